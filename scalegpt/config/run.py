@@ -1,0 +1,97 @@
+"""The whole configuration of a run: model, training, parallel layout and data."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from scalegpt.config.settings import Section, setting
+from scalegpt.config.shape import ModelConfig
+from scalegpt.config.train import TrainConfig
+from scalegpt.errors import InputError
+
+BACKENDS = ("plain", "fsdp", "deepspeed")
+OFFLOADS = ("none", "optimizer", "all")
+TOKENIZERS = ("gpt2", "byte", "char")
+
+STAGES = {"plain": (0,), "fsdp": (0, 2, 3), "deepspeed": (0, 1, 2, 3)}
+"""The ZeRO stages that each backend offers. FSDP2: 0 replicates, 2 gathers once a step and keeps, 3 reshards."""
+
+DEFAULT_STAGE = {"plain": 0, "fsdp": 3, "deepspeed": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Section):
+    """Who holds what: the backend, how far it shards, and what it keeps in host memory.
+
+    Raises:
+        InputError: a stage that the backend does not have, or an offload that the stage does not allow.
+    """
+
+    backend: str = setting("plain", "plain: one process; fsdp: FSDP2; deepspeed: ZeRO", choices=BACKENDS)
+    zero_stage: int | None = setting(
+        None, "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "
+              "none: 3 for fsdp, 2 for deepspeed", minimum=0, maximum=3)
+    offload: str = setting("none", "keep the optimizer's state, or parameters too (all), in host memory",
+                           choices=OFFLOADS)
+    ds_config: str | None = setting(
+        None, "DeepSpeed configuration: a file in ds_configs/ or a path; none: the stage's own")
+
+    def check(self) -> None:
+        """Refuse combinations that no library runs."""
+        if self.stage not in STAGES[self.backend]:
+            offered = ", ".join(map(str, STAGES[self.backend]))
+            raise InputError(f"zero_stage {self.stage} does not exist for backend {self.backend}; it has {offered}")
+        if self.offload != "none":
+            self._check_offload()
+        if self.ds_config is not None and self.backend != "deepspeed":
+            raise InputError(f"ds_config {self.ds_config!r} needs backend deepspeed, not {self.backend}")
+
+    def _check_offload(self) -> None:
+        if self.backend == "plain":
+            raise InputError(f"offload {self.offload} needs backend fsdp or deepspeed, not plain")
+        if self.backend == "fsdp" and (self.offload != "all" or self.stage != 3):
+            raise InputError("fsdp offloads parameters and optimizer state together, at stage 3: "
+                             "use --offload all --zero_stage 3")
+        if self.backend == "deepspeed" and self.stage == 0:
+            raise InputError("deepspeed offloads from stage 1 on: use --zero_stage 1, 2 or 3")
+        if self.backend == "deepspeed" and self.offload == "all" and self.stage != 3:
+            raise InputError("deepspeed offloads parameters at stage 3 only: use --zero_stage 3 or --offload optimizer")
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage in force, the backend's own where none is set."""
+        return DEFAULT_STAGE[self.backend] if self.zero_stage is None else self.zero_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Where the tokens come from."""
+
+    input_file: str | None = setting(None, "text or code, a folder of it, or a folder made by `scalegpt data prepare`")
+    tokenizer: str = setting("gpt2", "gpt2 BPE, byte or char level", choices=TOKENIZERS)
+    encoding: str = setting("utf-8", "encoding of the text files; auto detects it")
+    val_fraction: float | None = setting(
+        None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelConfig, "train": TrainConfig, "data": DataConfig, "parallel": ParallelConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes. Made by :func:`scalegpt.config.presets.resolve`."""
+
+    name: str
+    preset: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON or YAML."""
+        return asdict(self)
+
+    def with_vocab(self, vocab_size: int) -> "RunConfig":
+        """The same run with the vocabulary's size fixed."""
+        return replace(self, model=self.model.changed(vocab_size=vocab_size))

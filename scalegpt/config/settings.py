@@ -1,0 +1,157 @@
+"""How one setting is described, read from text or JSON, and checked.
+
+A setting is a dataclass field made by :func:`setting`. Its description serves the command line's ``--help`` and the error
+messages, so that a setting is written down once. Sections of a configuration derive from :class:`Section`, which checks
+every field when it is made: a configuration that exists is valid.
+"""
+
+import dataclasses
+import math
+import operator
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Self, get_args
+
+from scalegpt.errors import InputError, nearest
+
+Scalar = str | int | float | bool | None
+
+_BOUNDS = {
+    "minimum": (operator.ge, "at least"),
+    "maximum": (operator.le, "at most"),
+    "above": (operator.gt, "more than"),
+    "below": (operator.lt, "less than"),
+}
+
+
+def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None,  # noqa: A002
+            maximum: float | None = None, above: float | None = None, below: float | None = None) -> Any:
+    """A dataclass field with its description and its bounds.
+
+    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
+    A value of None is always within the bounds: it stands for "not set", which only an optional field can be.
+    """
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "above": above,
+                "below": below}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the configuration: frozen, and checked when it is made.
+
+    Raises:
+        InputError: a value lies outside its bounds or choices.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_bounds(field, getattr(self, field.name))
+        self.check()
+
+    def check(self) -> None:
+        """Check what concerns several fields at once; sections override it."""
+
+    @classmethod
+    def keys(cls) -> dict[str, "dataclasses.Field[Any]"]:
+        """The section's settings by name."""
+        return {field.name: field for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any], where: str) -> Self:
+        """Make the section from parsed JSON, YAML or command-line values.
+
+        Args:
+            values: setting → value; text is converted to the setting's type.
+            where: what to call the source in an error message, such as ``configs/small.json``.
+
+        Raises:
+            InputError: an unknown key, or a value of the wrong type or outside its bounds.
+        """
+        known = cls.keys()
+        for key in values:
+            if key not in known:
+                raise InputError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        try:
+            return cls(**{key: coerce(known[key], value) for key, value in values.items()})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with some settings replaced, checked again."""
+        return dataclasses.replace(self, **values)
+
+
+def field_types(field: "dataclasses.Field[Any]") -> tuple[type, ...]:
+    """The plain types a setting takes: ``(int,)``, or ``(int, NoneType)`` for an optional one."""
+    kind = field.type
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)  # type: ignore[return-value]
+
+
+def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """Convert a value from JSON, YAML or the command line to the field's type.
+
+    Whole numbers may be written ``5e5`` or ``500_000``; booleans ``true/false/on/off/yes/no/1/0``; ``none`` or null unsets
+    an optional setting.
+
+    Raises:
+        InputError: the value is not of that type.
+    """
+    kinds = field_types(field)
+    if value is None or (isinstance(value, str) and value.lower() in {"none", "null"} and str not in kinds):
+        if type(None) in kinds:
+            return None
+        raise InputError(f"{field.name} must be set to {_describe(field)}, not {value!r}")
+    for kind in kinds:
+        converted = _convert(kind, value)
+        if converted is not None:
+            return converted
+    raise InputError(f"{field.name} must be {_describe(field)}, not {value!r}")
+
+
+def _convert(kind: type, value: Any) -> Scalar:
+    """The value as ``kind``, or None where it is not one."""
+    if kind is bool:
+        return _as_bool(value)
+    if kind is str:
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+    if not math.isfinite(number):
+        return None
+    if kind is float:
+        return float(number)
+    return int(number) if kind is int and number == int(number) else None
+
+
+def _as_bool(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+    return words.get(str(value).lower())
+
+
+def _describe(field: "dataclasses.Field[Any]") -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "none"}
+    if field.metadata["choices"]:
+        return "one of " + ", ".join(field.metadata["choices"])
+    return " or ".join(names[kind] for kind in field_types(field))
+
+
+def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
+    if value is None:
+        return
+    bounds = field.metadata
+    if bounds["choices"] and value not in bounds["choices"]:
+        raise InputError(f"{field.name} {value!r} is not known{nearest(str(value), bounds['choices'])}")
+    for name, (holds, words) in _BOUNDS.items():
+        limit = bounds[name]
+        if limit is not None and not holds(value, limit):
+            raise InputError(f"{field.name} must be {words} {limit}, not {value}")

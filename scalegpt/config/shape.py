@@ -1,0 +1,42 @@
+"""The shape of the model: everything that decides which parameters exist."""
+
+from dataclasses import dataclass
+
+from scalegpt.config.settings import Section, setting
+from scalegpt.errors import InputError
+
+AUTO_VOCAB = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """A GPT-2 style decoder: pre-norm blocks, learned positions, a feed-forward layer four times as wide.
+
+    Raises:
+        InputError: a size below one, or a width that the heads do not divide.
+    """
+
+    n_layer: int = setting(4, "number of transformer blocks", minimum=1)
+    n_embd: int = setting(192, "width of the residual stream", minimum=1)
+    n_head: int = setting(3, "attention heads; must divide n_embd", minimum=1)
+    block_size: int = setting(256, "longest context in tokens, and the training sequence length T", minimum=1)
+    vocab_size: int = setting(
+        50304, "size of the vocabulary; 50304 is GPT-2's 50257 padded to a multiple of 64; 0 or auto takes the tokenizer's",
+        minimum=0)
+    bias: bool = setting(False, "biases in the linear layers and layer norms, as GPT-2 has them")
+    tie_head: bool = setting(True, "the LM head shares the token embedding's matrix")
+    dropout: float = setting(0.0, "dropout after embeddings, attention and feed-forward", minimum=0.0, below=1.0)
+    activation: str = setting("gelu", "exact GELU, or GPT-2's tanh form (which llama.cpp reads)",
+                              choices=("gelu", "gelu_tanh"))
+
+    def check(self) -> None:
+        """Refuse a width that the heads do not divide."""
+        if self.n_embd % self.n_head:
+            fitting = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            near = min(fitting, key=lambda n: abs(n - self.n_head))
+            raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; n_head {near} would work")
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head

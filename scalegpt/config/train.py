@@ -1,0 +1,69 @@
+"""How the model is trained: batch, schedule, optimizer, precision, and when to evaluate, sample and save."""
+
+from dataclasses import dataclass
+
+from scalegpt.config.settings import Section, setting
+from scalegpt.errors import InputError
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+RECOMPUTE = ("none", "selective", "full")
+LOSSES = ("full", "chunked")
+ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
+SCHEDULES = ("cosine", "wsd", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """The training settings. Batches are counted in sequences of ``block_size`` tokens, per rank.
+
+    Raises:
+        InputError: a value outside its bounds, or a schedule that its steps cannot hold.
+    """
+
+    micro_batch: int = setting(8, "sequences per rank in one forward and backward pass", minimum=1)
+    tokens_per_step: int | None = setting(
+        None, "tokens of one optimizer step over all ranks; gradient accumulation follows from it; "
+              "none: one micro batch on every rank", minimum=1)
+    max_iters: int | None = setting(1000, "stop after so many optimizer steps; none: no limit", minimum=0)
+    max_tokens: int | None = setting(None, "stop after so many tokens", minimum=1)
+    max_minutes: float | None = setting(None, "stop after so many minutes of this process", above=0)
+
+    optimizer: str = setting("adamw", "the optimizer", choices=("adamw",))
+    fused: bool = setting(True, "the fused form of the optimizer; false: the foreach form, which holds more memory")
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0)
+    min_lr_ratio: float = setting(0.1, "the last learning rate as a share of the peak", minimum=0, maximum=1)
+    warmup_steps: int = setting(100, "steps of linear warm-up", minimum=0)
+    schedule: str = setting("cosine", "cosine; wsd: warm up, stay, then decay linearly; constant", choices=SCHEDULES)
+    decay_fraction: float = setting(0.2, "share of the steps that wsd decays over", above=0, maximum=1)
+    weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", minimum=0)
+    beta1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
+    beta2: float = setting(0.95, "decay of AdamW's second moment", minimum=0, below=1)
+    adam_eps: float = setting(1e-8, "AdamW's epsilon", above=0)
+    grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0)
+
+    precision: str = setting("auto", "compute dtype; weights, moments and reductions stay fp32; "
+                                     "auto: bf16 where the device has it, else fp16 on CUDA and fp32 on CPU",
+                             choices=PRECISIONS)
+    residual_dtype: str = setting("compute", "dtype of the residual stream: the compute dtype, or fp32",
+                                  choices=("compute", "fp32"))
+    recompute: str = setting("none", "activation checkpointing: none; selective keeps matmul and attention outputs; "
+                                     "full keeps each block's input", choices=RECOMPUTE)
+    loss: str = setting("chunked", "cross entropy over full logits, or over chunks of tokens so that they never exist",
+                        choices=LOSSES)
+    loss_chunk: int = setting(512, "tokens per chunk of the chunked loss", minimum=1)
+    attention: str = setting("auto", "backend of scaled_dot_product_attention", choices=ATTENTION)
+    compile: str = setting("auto", "torch.compile of each block; auto: on CUDA", choices=("auto", "on", "off"))
+
+    eval_every: int = setting(250, "steps between evaluations; 0: only at the end", minimum=0)
+    eval_tokens: int = setting(131_072, "held-out tokens per evaluation", minimum=1)
+    sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0)
+    sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0)
+    checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
+    log_every: int = setting(10, "steps between printed lines; metrics.jsonl has every step", minimum=1)
+    seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0)
+
+    def check(self) -> None:
+        """Refuse a run with no end."""
+        if self.max_iters is None and self.max_tokens is None:
+            raise InputError("the schedule needs an end: set max_iters or max_tokens (max_minutes alone gives none)")
