@@ -1,0 +1,1 @@
+"""The commands. Each module reads arguments, calls, prints; no logic lives here."""

@@ -1,0 +1,83 @@
+"""``scalegpt COMMAND …``: finds the command, runs it, and turns what it raises into a line and an exit status."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from scalegpt import __version__
+from scalegpt.errors import InputError, RunError, nearest
+
+COMMANDS = {
+    "params": "count a model's parameters, part by part",
+    "presets": "list the presets, or compare two",
+    "data": "prepare text for training, or look at prepared tokens",
+    "train": "train a GPT",
+    "sample": "continue a prompt with a trained model",
+}
+"""Command → what it does. Each is a module of this package with ``main(argv) -> int``, imported only when it is named."""
+
+EXAMPLE = """\
+scalegpt: plans the memory of a GPT training run, then trains it
+
+example:
+  scalegpt params --preset 150M_1024
+  scalegpt train --preset tiny --tokenizer byte --vocab_size auto --input_file my_text.txt
+  scalegpt sample runs/tiny --prompt "Once upon a time"
+
+commands (each has --help):
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except (InputError, RunError) as error:
+        _complain(words, str(error), error.exit_status)
+        _show_traceback(words)
+        return error.exit_status
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        _complain(words, "interrupted", 130)
+        return 130
+    except Exception as error:
+        _complain(words, f"{type(error).__name__}: {error} (an error of ours; --debug shows where)", 1)
+        _show_traceback(words)
+        return 1
+
+
+def run_and_exit() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(EXAMPLE + "\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items()))
+        return 0 if words else 2
+    if words[0] in {"-V", "--version"}:
+        print(f"scalegpt {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise InputError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}")
+    status: int = importlib.import_module(f"scalegpt.cli.{words[0]}").main(words[1:])
+    return status
+
+
+def _complain(words: Sequence[str], message: str, status: int) -> None:
+    """Print one line; of several ranks on a machine that fail alike over bad input, only the first speaks."""
+    if status == InputError.exit_status and os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
+    line = " ".join(message.split())
+    print(f"{command}: error: {line}", file=sys.stderr, flush=True)
+
+
+def _show_traceback(words: Sequence[str]) -> None:
+    if "--debug" in words:
+        traceback.print_exc()

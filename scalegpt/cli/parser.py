@@ -1,0 +1,90 @@
+"""The command line's manners: ``_`` or ``-`` in every flag, one-line errors with the nearest flag, an example first."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from scalegpt.config.settings import Section, field_types
+from scalegpt.errors import InputError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose mistakes raise :class:`InputError` and whose help opens with an example."""
+
+    def __init__(self, command: str, summary: str, example: str) -> None:
+        super().__init__(prog=f"scalegpt {command}".strip(), allow_abbrev=False, add_help=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter,
+                         description=f"{summary}\n\nexample:\n  " + "\n  ".join(example.splitlines()))
+        self.add_argument("-h", "--help", action="help", help="show this and exit")
+        self.add_argument("--debug", action="store_true", help="show a traceback with an error")
+
+    def format_help(self) -> str:
+        """The description with its example, then the usage: argparse has them the other way round."""
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        return formatter.format_help()
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse with flags spelled either way; an unknown flag names the nearest known one."""
+        words = with_underscores(sys.argv[1:] if args is None else args)
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            self._refuse(unknown[0])
+        return parsed
+
+    def _refuse(self, word: str) -> NoReturn:
+        if not word.startswith("-"):
+            raise InputError(f"unexpected argument {word!r}; see {self.prog} --help")
+        flag = word.split("=")[0]
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        hint = nearest(flag, known)
+        raise InputError(f"unknown flag {flag}{hint if 'did you mean' in hint else f'; see {self.prog} --help'}")
+
+    def error(self, message: str) -> NoReturn:
+        """Argparse's own complaints, as ours."""
+        raise InputError(message)
+
+
+def with_underscores(words: Iterable[str]) -> list[str]:
+    """The words with the ``-`` inside flag names turned into ``_``; values stay as they are."""
+    result = []
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            word = f"--{name.replace('-', '_')}{equals}{value}"
+        result.append(word)
+    return result
+
+
+def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Section],
+                 skip: Iterable[str] = ()) -> None:
+    """A flag for every setting of a section; absent flags leave no trace in the parsed arguments.
+
+    Values stay text here: the section converts and checks them, with the same messages as for a file.
+    """
+    group = parser.add_argument_group(title)
+    for name, field in section.keys().items():
+        if name in skip:
+            continue
+        default = "none" if field.default is None else str(field.default).lower()
+        words = field.metadata["help"].replace("%", "%%")
+        choices = "|".join(field.metadata["choices"])
+        is_switch = field_types(field) == (bool,)
+        takes_bare = is_switch or name == "compile"
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{words} [{default}]",
+                           metavar=choices or ("true|false" if is_switch else "N" if int in field_types(field) else "X"),
+                           nargs="?" if takes_bare else None, const="on" if takes_bare else None)
+
+
+def given_settings(arguments: argparse.Namespace, *sections: type[Section]) -> dict[str, Any]:
+    """The settings that the command line gave, by name."""
+    names = {field.name for section in sections for field in dataclasses.fields(section)}
+    return {name: value for name, value in vars(arguments).items() if name in names}

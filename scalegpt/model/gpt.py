@@ -1,0 +1,257 @@
+"""The GPT. Read top-down: layers, attention, feed-forward, block, model.
+
+What it is made of:
+
+- GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
+- One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``.
+- The LM head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss can keep the
+  logits from ever existing as a whole.
+- **Precision is explicit.** Each layer casts its weight to the dtype of what comes in, at the place where it is used, and
+  the embedding decides that dtype. Weights may therefore be fp32 masters (``plain``) or already bf16 (FSDP2 and DeepSpeed
+  cast them beforehand): the arithmetic is the same, no autocast is involved, and the backends agree.
+
+Sizes in comments: B micro batch, T sequence, H ``n_embd``, a heads, D = H/a, V vocabulary. Parameter names are part of the
+checkpoint format and are listed by :func:`scalegpt.planner.parameters.parameter_shapes`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scalegpt.config import ModelConfig
+from scalegpt.errors import InputError
+from scalegpt.model.loss import Loss, full_cross_entropy
+
+LAYER_NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+SDPA_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "mem_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, for one block: two tensors [B, a, t, D], grown by each call."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new tokens' keys and values [B, a, t, D] and return all of them."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+        else:
+            self.keys = torch.cat((self.keys, keys), dim=2)
+            self.values = torch.cat((self.values, values), dim=2)
+        return self.keys, self.values
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+
+@dataclass
+class GenerationCache:
+    """One :class:`KeyValueCache` per block."""
+
+    n_layer: int
+    blocks: list[KeyValueCache] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.blocks = [KeyValueCache() for _ in range(self.n_layer)]
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self.blocks[0].length
+
+
+def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(like.dtype)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weights are cast to the input's dtype where they are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out], in x's dtype."""
+        return F.linear(x, self.weight.to(x.dtype), _cast(self.bias, x))
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm that takes any dtype and returns ``dtype``; the statistics are fp32 inside torch's kernel."""
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[..., H] → [..., H], in ``dtype`` or x's own."""
+        y = F.layer_norm(x, self.normalized_shape, _cast(self.weight, x), _cast(self.bias, x), self.eps)
+        return y if dtype is None else y.to(dtype)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.backend: SDPBackend | None = None  # None: torch chooses
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
+        B, T, H = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, H // self.n_head).permute(2, 0, 3, 1, 4)  # 3 × [B, a, T, D]
+        past = cache.length if cache is not None else 0
+        if cache is not None:
+            k, v = cache.append(k, v)
+        # One new token sees everything; a longer continuation sees the past and, causally, itself.
+        mask = _continuation_mask(T, past, x.device) if past and T > 1 else None
+        chosen: AbstractContextManager[None] = sdpa_kernel(self.backend) if self.backend is not None else nullcontext()
+        with chosen:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=past == 0, dropout_p=self.dropout if self.training else 0.0
+            )
+        return self.proj(y.transpose(1, 2).reshape(B, T, H))  # type: ignore[no-any-return]
+
+
+def _continuation_mask(new: int, past: int, device: torch.device) -> Tensor:
+    """[new, past + new]: True where a new token may look."""
+    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)
+
+
+class FeedForward(nn.Module):
+    """H → 4H → GELU → H."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, H] → [B, T, H]."""
+        return self.proj(F.gelu(self.fc(x), approximate=self.approximate))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
+
+    ``recompute`` is how activation checkpointing wraps the block's body, see :mod:`scalegpt.model.recompute`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
+        self.attn = Attention(config)
+        self.ln2 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
+        self.mlp = FeedForward(config)
+        self.dropout = config.dropout
+        self.compute_dtype = torch.float32
+        self.recompute: Callable[..., Tensor] | None = None
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """[B, T, H] → [B, T, H]."""
+        if self.recompute is None or not torch.is_grad_enabled():
+            return self.body(x, cache)
+        return self.recompute(self.body, x)
+
+    def body(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """The block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
+        x = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
+        return x + self._drop(self.mlp(self.ln2(x, self.compute_dtype)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class GPT(nn.Module):
+    """The language model.
+
+    Args:
+        config: the shape; its vocabulary must be known.
+        loss: what turns the last hidden states and the head into a loss.
+
+    Raises:
+        InputError: the vocabulary is still ``auto``.
+    """
+
+    def __init__(self, config: ModelConfig, loss: Loss = full_cross_entropy) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise InputError("vocab_size auto needs data to take it from; give --vocab_size N")
+        self.config = config
+        self.loss = loss
+        self.compute_dtype = torch.float32
+        self.residual_dtype = torch.float32
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
+        self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """GPT-2's initialisation, one fp32 CPU tensor at a time, by parameter name.
+
+        N(0, 0.02) for matrices, with projections into the residual stream scaled by 1/√(2L); ones and zeros for norms
+        and biases. The draws follow one another in the order of the names, so that a seed gives the same model on every
+        device, backend and number of ranks; and no rank need ever hold more than one whole matrix.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        scaled = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                yield name, torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
+            else:
+                std = scaled if name.endswith("proj.weight") else INIT_STD
+                yield name, torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+
+    def set_precision(self, compute: torch.dtype, residual: torch.dtype | None = None) -> None:
+        """Compute in ``compute``, with the residual stream in ``residual`` (default: the same)."""
+        self.compute_dtype = compute
+        self.residual_dtype = residual or compute
+        for block in self.blocks:
+            block.compute_dtype = compute
+
+    def set_attention(self, name: str) -> None:
+        """Fix the attention backend (``auto`` leaves the choice to torch)."""
+        for block in self.blocks:
+            block.attn.backend = SDPA_BACKENDS.get(name)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: GenerationCache | None = None) -> Tensor:
+        """Loss or logits.
+
+        Args:
+            tokens: [B, T] int64 ids, T at most ``block_size`` (less what the cache holds).
+            targets: [B, T] int64 ids, -1 where a position does not count. Given: returns the mean loss, a scalar in fp32.
+            cache: keys and values of earlier tokens; ``tokens`` continue them.
+
+        Returns:
+            The loss, or without targets the logits [B, V] of the last position, in fp32.
+        """
+        past = cache.length if cache is not None else 0
+        x = self.embed(tokens, past)
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache.blocks[i]) if cache is not None else block(x)
+        head = self.wte.weight if self.head is None else self.head.weight
+        if targets is None:
+            return F.linear(self.ln_f(x[:, -1], self.compute_dtype), head.to(self.compute_dtype)).float()
+        return self.loss(self.ln_f(x, self.compute_dtype), head, targets)
+
+    def embed(self, tokens: Tensor, past: int = 0) -> Tensor:
+        """[B, T] ids at positions past … past + T - 1 → the residual stream [B, T, H]."""
+        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        token, position = self.wte(tokens).to(self.compute_dtype), self.wpe(positions).to(self.compute_dtype)
+        x: Tensor = (token + position).to(self.residual_dtype)
+        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x

@@ -1,0 +1,122 @@
+"""Cross entropy of the LM head: over full logits, or over chunks of tokens so that the logits never exist as a whole.
+
+Both take the hidden states and the head's matrix, and compute the same thing: logits in the compute dtype (as the matmul
+gives them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1.
+
+Memory beyond the inputs, for n tokens, vocabulary V, compute dtype of c bytes, chunk of k tokens:
+
+- full: c·n·V logits, then their fp32 copy 4·n·V and log-softmax 4·n·V, and as much again in the backward.
+- chunked: (c + 4 + c)·k·V at a time, the hidden states' gradient c·n·H, and the head's gradient 4·V·H in fp32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from scalegpt.errors import InputError
+
+IGNORED = -1
+"""Target of a position that does not count."""
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(hidden [..., H], head [V, H], targets [...] int64) → mean loss, an fp32 scalar."""
+
+
+def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy over full logits [n, V]; the mean over counted positions, 0 where none counts."""
+    logits = F.linear(hidden, head.to(hidden.dtype)).view(-1, head.shape[0])
+    targets = targets.reshape(-1)
+    total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return total / _counted(targets)
+
+
+def chunked_cross_entropy(chunk: int) -> Loss:
+    """A loss that forms the logits of ``chunk`` tokens at a time.
+
+    The gradients are computed in the forward pass, while a chunk's logits exist, so nothing is recomputed and the
+    backward pass only scales them. It follows that the loss cannot be differentiated twice.
+
+    Raises:
+        InputError: a chunk below one token.
+    """
+    if chunk < 1:
+        raise InputError(f"loss_chunk must be at least 1 token, not {chunk}")
+
+    def loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        result: Tensor = _ChunkedCrossEntropy.apply(flat, head, targets.reshape(-1), chunk, torch.is_grad_enabled())
+        return result
+
+    return loss
+
+
+def make_loss(kind: str, chunk: int) -> Loss:
+    """The loss that the settings ``loss`` and ``loss_chunk`` name."""
+    return full_cross_entropy if kind == "full" else chunked_cross_entropy(chunk)
+
+
+def _counted(targets: Tensor) -> Tensor:
+    """How many positions count, at least one so that an empty batch gives 0 and not NaN."""
+    return (targets != IGNORED).sum().clamp(min=1)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward divides by the count.
+
+    Dividing late keeps the fp16 gradients of single logits away from underflow: p / n is beyond fp16's range for n in
+    the thousands, p is not, and a loss scale arrives with the incoming gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int, with_gradients: bool
+    ) -> Tensor:
+        weight = head.to(hidden.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if with_gradients and ctx.needs_input_grad[0] else None
+        head_grad = torch.zeros_like(head, dtype=torch.float32) if with_gradients and ctx.needs_input_grad[1] else None
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            logits = F.linear(hidden[rows], weight)
+            losses, logits_grad = _losses_and_gradients(logits, targets[rows])
+            total += losses
+            if hidden_grad is not None:
+                torch.mm(logits_grad, weight, out=hidden_grad[rows])
+            if head_grad is not None:
+                head_grad += logits_grad.t() @ hidden[rows]
+        count = _counted(targets)
+        ctx.save_for_backward(hidden_grad, head_grad, count)
+        ctx.head_dtype = head.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_grad, head_grad, count = ctx.saved_tensors
+        scale = grad / count
+        if hidden_grad is not None:
+            hidden_grad.mul_(scale)
+        if head_grad is not None:
+            head_grad = head_grad.mul_(scale).to(ctx.head_dtype)
+        return hidden_grad, head_grad, None, None, None
+
+
+def _losses_and_gradients(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of some rows (fp32) and its gradient by the logits, in the logits' dtype.
+
+    Args:
+        logits: [k, V] in the compute dtype.
+        targets: [k] int64; rows with target -1 give neither loss nor gradient.
+    """
+    counts = targets != IGNORED
+    rows = torch.where(counts, targets, 0).unsqueeze(1)
+    log_sum = torch.logsumexp(logits.float(), dim=-1, keepdim=True)
+    losses = (log_sum - logits.gather(1, rows).float()).squeeze(1)
+    grad = torch.exp(logits.float() - log_sum)
+    grad.scatter_add_(1, rows, torch.full_like(rows, -1.0, dtype=torch.float32))
+    return (losses * counts).sum(), (grad * counts.unsqueeze(1)).to(logits.dtype)
+
