@@ -13,12 +13,10 @@ The selective policy keeps the results that are dear to compute and drops those 
 block is not kept: nothing in the block's backward needs its result.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -66,26 +64,25 @@ def _selective_contexts() -> Any:
     return create_selective_checkpoint_contexts(_KeepDearResults())
 
 
-def apply_recompute(model: GPT, kind: str, *, preserve_rng: bool, checks: bool = True) -> None:
+def apply_recompute(model: GPT, kind: str, *, whole: bool = False) -> None:
     """Make every block of the model recompute as ``kind`` says; apply before compile and before sharding.
+
+    The random state is replayed where the model has dropout.
 
     Args:
         model: the model, changed in place.
         kind: ``none``, ``selective`` or ``full``.
-        preserve_rng: replay the random state, which dropout needs.
-        checks: compare the recomputed tensors' shapes with the first ones'. A backend that frees weights under the model
-            (ZeRO-3) must turn this off.
+        whole: recompute to the end of the block, though its last results are not needed, and do not compare the
+            recomputed tensors with the first ones. ZeRO-3 needs both: it frees weights when a module's forward pass
+            ends, and it swaps the memory of saved weights.
     """
-    for block in model.blocks:
-        block.recompute = None if kind == "none" else _recompute(kind, preserve_rng, checks)
-
-
-def _recompute(kind: str, preserve_rng: bool, checks: bool) -> Callable[..., Tensor]:
     options: dict[str, Any] = {
         "use_reentrant": False,
-        "preserve_rng_state": preserve_rng,
-        "determinism_check": "default" if checks else "none",
+        "preserve_rng_state": model.config.dropout > 0,
+        "determinism_check": "none" if whole else "default",
+        "early_stop": not whole,
     }
     if kind == "selective":
         options["context_fn"] = _selective_contexts
-    return partial(checkpoint, **options)
+    for block in model.blocks:
+        block.recompute = None if kind == "none" else partial(checkpoint, **options)

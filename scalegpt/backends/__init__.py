@@ -1,0 +1,70 @@
+"""Everything parallel: the ranks, and the backends that shard a model over them behind one interface."""
+
+from typing import Any
+
+import torch
+
+from scalegpt.backends.base import DTYPES, Backend, OptimizerFactory
+from scalegpt.backends.world import World
+from scalegpt.config import RunConfig
+from scalegpt.model.gpt import GPT
+from scalegpt.model.loss import make_loss
+from scalegpt.model.recompute import apply_recompute
+
+__all__ = ["Backend", "World", "build_model", "make_backend"]
+
+
+def build_model(run: RunConfig, *, compiled: bool) -> GPT:
+    """The model of a run on the ``meta`` device, in the order that sharding needs: recompute, compile; then the backend.
+
+    Args:
+        run: a run whose precision is resolved.
+        compiled: compile each block.
+    """
+    train = run.train
+    with torch.device("meta"):
+        model = GPT(run.model, make_loss(train.loss, train.loss_chunk))
+    compute = DTYPES[train.precision]
+    model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)
+    model.set_attention(train.attention)
+    zero3 = run.parallel.backend == "deepspeed" and run.parallel.stage == 3
+    apply_recompute(model, train.recompute, whole=zero3)
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+    return model
+
+
+def make_backend(
+    run: RunConfig,
+    world: World,
+    grad_accum: int,
+    model: GPT,
+    make_optimizer: OptimizerFactory,
+    deepspeed_settings: dict[str, Any] | None = None,
+) -> Backend:
+    """The backend that the run names, around a model still on ``meta``; its weights must be loaded afterwards.
+
+    Args:
+        run: a resolved run.
+        world: the ranks.
+        grad_accum: micro batches per optimizer step.
+        model: from :func:`build_model`.
+        make_optimizer: makes the optimizer from the backend's own parameters.
+        deepspeed_settings: DeepSpeed's complete configuration, for that backend.
+
+    Raises:
+        InputError: the backend cannot run on these ranks.
+    """
+    if run.parallel.backend == "plain":
+        from scalegpt.backends.plain import PlainBackend
+
+        return PlainBackend(run, world, grad_accum, model, make_optimizer)
+    if run.parallel.backend == "fsdp":
+        from scalegpt.backends.fsdp import FSDPBackend
+
+        return FSDPBackend(run, world, grad_accum, model, make_optimizer)
+    from scalegpt.backends.deepspeed import DeepSpeedBackend
+
+    assert deepspeed_settings is not None
+    return DeepSpeedBackend(run, world, grad_accum, model, make_optimizer, deepspeed_settings)

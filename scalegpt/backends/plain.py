@@ -1,0 +1,141 @@
+"""One process, one device, no sharding: fp32 weights, which the model casts where it uses them."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalegpt.backends.base import (
+    MOMENTS,
+    Backend,
+    LossScaler,
+    OptimizerFactory,
+    ParameterState,
+    StepResult,
+    clip_factor,
+    is_finite,
+    local_square_norm,
+)
+from scalegpt.backends.world import World
+from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
+from scalegpt.model.gpt import GPT
+
+
+class TorchBackend(Backend):
+    """The step that ``plain`` and ``fsdp`` share: torch's optimizer over tensors that live on this rank."""
+
+    def __init__(self, run: RunConfig, world: World, grad_accum: int) -> None:
+        super().__init__(run, world, grad_accum)
+        self._scaler = LossScaler.for_precision(run.train.precision)
+
+    def micro_step(self, tokens: Tensor, targets: Tensor, *, last: bool) -> Tensor:
+        """See :meth:`Backend.micro_step`."""
+        self.before_micro_step(last)
+        loss = self.model(tokens, targets)
+        (loss * (self._scaler.scale / self.grad_accum)).backward()
+        return loss.detach()
+
+    def before_micro_step(self, last: bool) -> None:
+        """What a sharded model must be told before each micro batch."""
+
+    def step(self, learning_rate: float) -> StepResult:
+        """See :meth:`Backend.step`."""
+        gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
+        square = self.sum_over_shards(local_square_norm(gradients, self.world.device))
+        norm = square.sqrt().item() / self._scaler.scale
+        skipped = not is_finite(norm)
+        if not skipped:
+            factor = clip_factor(norm, self.run.train.grad_clip, self._scaler.scale)
+            if factor != 1.0:
+                torch._foreach_mul_(gradients, factor)
+            self.set_learning_rate(learning_rate)
+            self.optimizer.step()
+        self._scaler.update(overflow=skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(norm, skipped)
+
+    def sum_over_shards(self, square: Tensor) -> Tensor:
+        """The square norm of the whole gradient from that of this rank's part."""
+        return square
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See :meth:`Backend.load_weights`."""
+        for name, value in weights:
+            self.put(self.model.get_parameter(name), value)
+
+    def states(self) -> Iterator[ParameterState]:
+        """See :meth:`Backend.states`."""
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            moments = {key: self.whole(state[key]) for key in MOMENTS if key in state}
+            yield ParameterState(name, self.whole(parameter), moments)
+
+    def load_states(self, states: Iterable[ParameterState], steps: int) -> None:
+        """See :meth:`Backend.load_states`."""
+        for entry in states:
+            parameter = self.model.get_parameter(entry.name)
+            self.put(parameter, entry.weight)
+            if entry.moments:
+                state = self.optimizer.state[parameter]
+                for key, value in entry.moments.items():
+                    state[key] = torch.zeros_like(parameter, requires_grad=False)
+                    self.put(state[key], value)
+                state["step"] = step_count(self.optimizer, parameter, steps)
+
+    @torch.no_grad()
+    def put(self, tensor: Tensor, value: Tensor) -> None:
+        """Copy a whole CPU tensor into this rank's tensor, or its part of it."""
+        tensor.copy_(value)
+
+    @torch.no_grad()
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The whole of a tensor as a CPU copy."""
+        return tensor.detach().to("cpu", copy=True)
+
+    @property
+    def scaler(self) -> LossScaler:
+        """See :attr:`Backend.scaler`."""
+        return self._scaler
+
+    def load_scaler(self, scale: float, good_steps: int) -> None:
+        """See :meth:`Backend.load_scaler`."""
+        self._scaler.scale, self._scaler.good_steps = scale, good_steps
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a (possibly sharded) tensor that lives on this rank, sharing its memory."""
+    to_local = getattr(tensor, "to_local", None)
+    part: Tensor = to_local() if to_local is not None else tensor
+    return part
+
+
+def step_count(optimizer: Optimizer, parameter: Tensor, steps: int) -> Tensor:
+    """The step counter as torch's AdamW keeps it: on the device for the fused form, else on the CPU."""
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    return torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")
+
+
+class PlainBackend(TorchBackend):
+    """One process without collectives.
+
+    Raises:
+        InputError: started with several ranks.
+    """
+
+    def __init__(
+        self, run: RunConfig, world: World, grad_accum: int, model: GPT, make_optimizer: OptimizerFactory
+    ) -> None:
+        if world.size > 1:
+            raise InputError(
+                f"backend plain runs in one process, not {world.size}; use --backend fsdp or --backend deepspeed"
+            )
+        super().__init__(run, world, grad_accum)
+        self.model = model.to_empty(device=world.device)
+        self.optimizer = make_optimizer(named(self.model))
+
+
+def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters by name."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

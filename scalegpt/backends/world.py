@@ -1,0 +1,149 @@
+"""The ranks of a run and the device of each: joined once, passed on to whoever needs it.
+
+``python`` starts one process without ranks; ``torchrun`` and ``deepspeed`` set ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psutil
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from scalegpt.errors import InputError, RunError
+
+Result = TypeVar("Result")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Long enough for rank 0 to tokenise a large corpus while the others wait."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Who we are among the ranks, and the device we compute on.
+
+    ``size`` is the number of data-parallel ranks W; a single process has rank 0 of 1 and needs no collectives.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str = "auto") -> "World":
+        """Find our rank from the launcher's environment, choose the device, and meet the other ranks.
+
+        Args:
+            device: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
+
+        Raises:
+            InputError: CUDA is wanted but absent, or more ranks than devices.
+        """
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
+        chosen = choose_device(device, local_rank, local_size)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        else:
+            _share_cores(local_size)
+        if size > 1:
+            # CPU tensors travel too: offloaded gradients, checkpoints.
+            backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        return cls(rank, size, local_rank, local_size, chosen)
+
+    def ensure_group(self) -> None:
+        """Make a process group even for a single process: FSDP2 and DeepSpeed want one. No port is opened for it."""
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+    def leave(self) -> None:
+        """Part from the other ranks; safe to call twice."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether we are rank 0, which writes and prints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def on_first(self, work: Callable[[], Result]) -> Result:
+        """Do something on rank 0 alone and give its result to every rank.
+
+        An error of rank 0 is raised on every rank, so that none waits for a message that never comes.
+        """
+        if self.size == 1:
+            return work()
+        message: list[Any] = [None]
+        if self.is_first:
+            try:
+                message = [(True, work())]
+            except (InputError, RunError, OSError) as error:
+                message = [(False, error)]
+        dist.broadcast_object_list(message, src=0)
+        succeeded, outcome = message[0]
+        if not succeeded:
+            raise outcome
+        result: Result = outcome
+        return result
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a small tensor over all ranks, on every rank."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so: how ranks agree to stop."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
+
+
+def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device:
+    """The device of this rank.
+
+    Raises:
+        InputError: CUDA is wanted but absent, or this machine has fewer devices or cores than ranks.
+    """
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise InputError("device cuda: torch finds no CUDA device here; use --device cpu, or install torch's CUDA build")
+    if wanted != "cpu" and has_cuda:
+        devices = torch.cuda.device_count()
+        if local_size > devices:
+            raise InputError(f"{local_size} ranks on this machine but {devices} CUDA devices; start at most {devices}")
+        return torch.device("cuda", local_rank)
+    cores = usable_cores()
+    if local_size > cores:
+        raise InputError(f"{local_size} ranks on this machine but {cores} CPU cores; start at most {cores}")
+    return torch.device("cpu")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on; a container or a batch system may allow fewer than the machine has."""
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    return len(affinity()) if affinity is not None else os.cpu_count() or 1
+
+
+def _share_cores(local_size: int) -> None:
+    """Divide the cores among the machine's ranks, unless the user has set the number of threads.
+
+    torchrun sets ``OMP_NUM_THREADS=1`` for want of a better idea; that is not the user's word.
+    """
+    users_word = "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    if local_size > 1 and not users_word:
+        torch.set_num_threads(max(1, usable_cores() // local_size))

@@ -1,0 +1,1 @@
+"""Checkpoints: one canonical form that every backend reads and writes."""

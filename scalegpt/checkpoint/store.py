@@ -1,0 +1,198 @@
+"""Where checkpoints lie, how they are written, and how they are found again.
+
+A checkpoint is a directory ``checkpoints/step_00001000`` of three files, none of them a pickle::
+
+    checkpoint.json           step, tokens, best loss, loss scale, tokenizer, configuration, SHA-256 of the other files
+    weights.safetensors       fp32 master weights by parameter name
+    optimizer.safetensors     "exp_avg/NAME" and "exp_avg_sq/NAME", fp32
+
+It is written under a temporary name, synced to disk and renamed, so that a directory with this name is complete. Which is
+the newest follows from the names alone.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scalegpt.backends.base import MOMENTS, ParameterState
+from scalegpt.errors import InputError, RunError
+
+FORMAT = "scalegpt-checkpoint"
+VERSION = 1
+HEADER, WEIGHTS, OPTIMIZER = "checkpoint.json", "weights.safetensors", "optimizer.safetensors"
+
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: everything besides weights and moments that a resumed run needs.
+
+    The order of the data and the random numbers of dropout follow from the seed and the step, so the step says it all.
+    """
+
+    step: int
+    tokens: int
+    best_val_loss: float | None = None
+    loss_scale: float = 1.0
+    good_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What ``checkpoint.json`` holds.
+
+    Attributes:
+        progress: how far the run was.
+        config: the run's configuration in the form of a configuration file.
+        tokenizer: the tokenizer, as its ``as_dict`` gives it.
+        files: file name → SHA-256.
+    """
+
+    progress: Progress
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def checkpoint_name(step: int) -> str:
+    """The directory's name: zero-padded, so that names sort by step."""
+    return f"step_{step:08d}"
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest first."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name) and (path / HEADER).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def save(folder: Path, header: Header, states: Iterable[ParameterState]) -> Path:
+    """Write a checkpoint; only the first rank calls this.
+
+    Args:
+        folder: the run's ``checkpoints`` directory.
+        header: what to write beside the tensors; its ``files`` are filled in here.
+        states: every parameter's canonical state.
+
+    Returns:
+        The new directory; an existing one of that step is left as it is.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    final = folder / checkpoint_name(header.progress.step)
+    if final.exists():
+        return final
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        digests = _write_tensors(temporary, states)
+        document = {"format": FORMAT, "version": VERSION, **asdict(header), "files": digests}
+        _write_synced(temporary / HEADER, json.dumps(document, indent=1).encode())
+        _sync(temporary)
+        temporary.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        raise RunError(
+            f"checkpoint {final}: {error} ({free / 1e9:.1f} GB free); earlier checkpoints are whole: "
+            "free some space and run the same command again"
+        ) from error
+    return final
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints, and what interrupted writes left behind."""
+    for path in find_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+    for leftover in folder.glob(".step_*.tmp"):
+        shutil.rmtree(leftover)
+
+
+def read_header(checkpoint: Path) -> Header:
+    """The header of a checkpoint, after checking that its files are whole.
+
+    Raises:
+        InputError: not a checkpoint, of an unknown version, or with a file missing or changed.
+    """
+    path = checkpoint / HEADER
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if (document["format"], document["version"]) != (FORMAT, VERSION):
+            raise InputError(f"{path}: format {document['format']} {document['version']}; known is {FORMAT} {VERSION}")
+        header = Header(
+            Progress(**document["progress"]), document["config"], document["tokenizer"], document["files"]
+        )
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; is {checkpoint} a checkpoint?") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error}); delete {checkpoint} to fall back to an earlier one") from None
+    for name, digest in header.files.items():
+        file = checkpoint / name
+        if not file.is_file() or _digest(file) != digest:
+            raise InputError(f"{file} is missing or damaged; delete {checkpoint} to fall back to an earlier checkpoint")
+    return header
+
+
+def read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """The fp32 weights by name, one at a time."""
+    with safe_open(checkpoint / WEIGHTS, framework="pt", device="cpu") as file:
+        for name in file.keys():  # noqa: SIM118 - safetensors' file is no mapping
+            yield name, file.get_tensor(name)
+
+
+def read_states(checkpoint: Path) -> Iterator[ParameterState]:
+    """Weights and moments, one parameter at a time."""
+    with safe_open(checkpoint / OPTIMIZER, framework="pt", device="cpu") as moments:
+        stored = set(moments.keys())
+        for name, weight in read_weights(checkpoint):
+            keys = {key: f"{key}/{name}" for key in MOMENTS}
+            yield ParameterState(
+                name, weight, {key: moments.get_tensor(entry) for key, entry in keys.items() if entry in stored}
+            )
+
+
+def _write_tensors(folder: Path, states: Iterable[ParameterState]) -> dict[str, str]:
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    for state in states:
+        weights[state.name] = state.weight.contiguous()
+        moments |= {f"{key}/{state.name}": value.contiguous() for key, value in state.moments.items()}
+    digests = {}
+    for name, tensors in ((WEIGHTS, weights), (OPTIMIZER, moments)):
+        save_file(tensors, folder / name)
+        _sync(folder / name)
+        digests[name] = _digest(folder / name)
+    return digests
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to keep a file's or directory's content through a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

