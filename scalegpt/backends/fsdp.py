@@ -12,6 +12,8 @@ Stages 0 and 2 do not communicate on inner micro steps, at the price of a whole 
 one. fp32 masters and moments are sharded at stages 2 and 3; compute is in bf16 or fp16, gradients are reduced in fp32.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -24,7 +26,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from scalegpt.backends.base import DTYPES, OptimizerFactory
+from scalegpt.backends.base import DTYPES, OptimizerFactory, ParameterState
 from scalegpt.backends.plain import TorchBackend, named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
@@ -82,6 +84,27 @@ class FSDPBackend(TorchBackend):
     def sum_over_shards(self, square: Tensor) -> Tensor:
         """Each rank holds a part of every gradient, or at stage 0 all of it."""
         return self.world.sum(square) if self.shards_weights else square
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See :meth:`Backend.load_weights`."""
+        self._reshard()
+        super().load_weights(weights)
+
+    def states(self) -> Iterator[ParameterState]:
+        """See :meth:`Backend.states`."""
+        self._reshard()
+        yield from super().states()
+
+    def load_states(self, states: Iterable[ParameterState], steps: int) -> None:
+        """See :meth:`Backend.load_states`."""
+        self._reshard()
+        super().load_states(states, steps)
+
+    def _reshard(self) -> None:
+        """Put the shards back in the modules: after an evaluation the gathered weights may still be in their place."""
+        for module in (self.model, *self.model.blocks):
+            assert isinstance(module, FSDPModule)
+            module.reshard()
 
     @torch.no_grad()
     def put(self, tensor: Tensor, value: Tensor) -> None:

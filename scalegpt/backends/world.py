@@ -100,6 +100,27 @@ class World:
         result: Result = outcome
         return result
 
+    def on_each_machine(self, work: Callable[[], Result]) -> Result:
+        """Do something on the first rank of each machine, and give its result to the machine's other ranks.
+
+        What fails on one machine is raised on all.
+        """
+        if self.size == 1:
+            return work()
+        outcome: tuple[bool, Any] | None = None
+        if self.local_rank == 0:
+            try:
+                outcome = (True, work())
+            except (InputError, RunError, OSError) as error:
+                outcome = (False, error)
+        outcomes: list[Any] = [None] * self.size
+        dist.all_gather_object(outcomes, outcome)
+        for known in outcomes:
+            if known is not None and not known[0]:
+                raise known[1]
+        mine: Result = outcomes[self.rank - self.local_rank][1]
+        return mine
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks, on every rank."""
         if self.size > 1:

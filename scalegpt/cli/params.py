@@ -34,7 +34,7 @@ QUESTIONS = {
     "n_head": "heads: into how many parts attention splits the width; must divide it; parts of 64 are usual",
     "block_size": "block: how many tokens the model sees at once",
     "vocab_size": "vocabulary: how many different tokens there are; GPT-2's, padded, is 50304, bytes are 257",
-    "bias": "biases in linear layers and norms, as GPT-2 has them; without is a little smaller and as good",
+    "bias": "biases in linear layers and norms, as GPT-2 has them; a model without is a little smaller",
     "tie_head": "tied: the head reads the token embedding's matrix instead of having its own",
 }
 """What the dialogue asks for, in its order, and each explained in a phrase."""
@@ -176,12 +176,13 @@ def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict
     """
     count = count_parameters(model)
     parameters, states = count.total, training_bytes(count.total)
+    layer = {**dataclasses.asdict(count.layer), "total": count.layer.total}
     values: dict[str, Any] = {
         "name": name,
         "parameters": parameters,
         "model": dataclasses.asdict(model),
-        "breakdown": {**count.parts(), "per_layer": {**dataclasses.asdict(count.layer), "total": count.layer.total}},
-        "shares": {part: count.share(value) for part, value in count.parts().items()},
+        "breakdown": {**count.parts(), "per_layer": layer},
+        "shares": {**_shares(count, count.parts()), "per_layer": _shares(count, layer)},
         "head_is_shared": count.head_is_shared,
         "weight_bytes": weight_bytes(parameters),
         "training_bytes": {**states, "total": sum(states.values())},
@@ -190,6 +191,10 @@ def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict
         steps = [dataclasses.asdict(step) | {"part": step.part.strip()} for step in formula_steps(model)]
         values["formula"] = {"closed_form": closed_form(model), "steps": steps}
     return values
+
+
+def _shares(count: ParameterCount, parts: dict[str, int]) -> dict[str, float]:
+    return {part: count.share(value) for part, value in parts.items()}
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
@@ -203,8 +208,8 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:
-        cells = (cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths)))  # noqa: B905
-        return "  ".join(cells).rstrip()
+        places = enumerate(zip(row, widths, strict=True))
+        return "  ".join(cell.rjust(w) if column in right else cell.ljust(w) for column, (cell, w) in places).rstrip()
 
     return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])
 

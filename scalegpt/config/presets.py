@@ -122,7 +122,7 @@ def resolve(*, preset: str | None = None, config_file: str | None = None, flags:
     sections = {}
     for part, section in SECTIONS.items():
         over = {key: flags.pop(key) for key in list(flags) if key in section.keys()}
-        section.from_mapping(file_values[part], where)  # a mistake in the file is the file's, whatever the flags say
+        section.from_mapping(_with_vocab_word(file_values[part]), where)  # a mistake in the file is the file's, whatever the flags say
         sections[part] = section.from_mapping(
             _with_vocab_word({**file_values[part], **over}), "command line" if over else where)
     if flags:

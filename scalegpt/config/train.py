@@ -58,6 +58,7 @@ class TrainConfig(Section):
     eval_tokens: int = setting(131_072, "held-out tokens per evaluation", minimum=1)
     sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0)
     sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0)
+    sample_prompt: str | None = setting(None, "what the samples continue; none: the end-of-text token, or held-out text")
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
     log_every: int = setting(10, "steps between printed lines; metrics.jsonl has every step", minimum=1)

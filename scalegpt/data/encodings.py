@@ -37,10 +37,11 @@ _MAX_CONTROL_SHARE = 0.3
 
 
 def codec_name(encoding: str) -> str:
-    """One name for all the spellings of an encoding: ``latin-1``, ``ISO-8859-1`` and ``l1`` are all ``iso8859-1``.
+    """Return one name for all the spellings of an encoding: ``latin-1``, ``ISO-8859-1`` and ``l1`` are all ``iso8859-1``.
 
     Raises:
         InputError: Python has no such text encoding.
+
     """
     if encoding.lower() == AUTO:
         return AUTO
@@ -59,12 +60,12 @@ def codec_name(encoding: str) -> str:
 
 
 def byte_order_mark(head: bytes) -> str | None:
-    """The encoding that the first bytes of a file announce, if they do."""
+    """Return the encoding that the first bytes of a file announce, if they do."""
     return next((name for mark, name in _BOMS.items() if head.startswith(mark)), None)
 
 
 def looks_binary(sample: bytes) -> bool:
-    """Whether bytes are no text in any encoding that keeps ASCII: a NUL, or mostly control characters."""
+    """Say whether bytes are no text in any encoding that keeps ASCII: a NUL, or mostly control characters."""
     if not sample:
         return False
     controls = len(sample) - len(sample.translate(None, _CONTROL_BYTES))
@@ -72,7 +73,7 @@ def looks_binary(sample: bytes) -> bool:
 
 
 def guess_encoding(path: Path, offset: int) -> str | None:
-    """What a file that is not UTF-8 probably is.
+    """Guess what a file that is not UTF-8 probably is.
 
     Args:
         path: the file.
@@ -80,6 +81,7 @@ def guess_encoding(path: Path, offset: int) -> str | None:
 
     Returns:
         A codec's name, or None where the file looks binary or like nothing known.
+
     """
     with path.open("rb") as file:
         mark = byte_order_mark(file.read(4))
@@ -95,7 +97,7 @@ def guess_encoding(path: Path, offset: int) -> str | None:
 
 
 def _sample_around(file: BinaryIO, offset: int) -> bytes:
-    """Up to 128 KiB from the start of the offset's line, so that no multi-byte character is cut in front."""
+    """Read up to 128 KiB from the start of the offset's line, so that no multi-byte character is cut in front."""
     reach = min(offset, 4096)
     file.seek(offset - reach)
     sample = file.read(_SAMPLE_BYTES)
@@ -106,7 +108,7 @@ def _sample_around(file: BinaryIO, offset: int) -> bytes:
 
 
 def _guess_sample(sample: bytes) -> str | None:
-    """charset-normalizer's best match among the encodings in use.
+    """Choose charset-normalizer's best match among the encodings in use.
 
     Its own first choice can be an exotic code page that differs from the right one in one letter (Italian latin-1 reads
     as Vietnamese cp1258, with every ``ì`` spoilt), so that the usual encodings go first wherever they read as cleanly.

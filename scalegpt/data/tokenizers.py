@@ -42,7 +42,8 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 
 # tiktoken's regex engine overflows its stack where `\s+(?!\S)` has to step back from a run of some 300,000 spaces.
 # U+001C to U+001F are spaces for Python and not for that engine.
-_LONG_BLANK = re.compile(r"[^\S\x1c-\x1f]{50000,}(?=[\S\x1c-\x1f])")
+# The look-behind and the possessive count keep the search linear.
+_LONG_BLANK = re.compile(r"(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{50000,}+(?=[\S\x1c-\x1f])")
 
 
 class Tokenizer(ABC):
@@ -52,6 +53,7 @@ class Tokenizer(ABC):
         kind: ``gpt2``, ``byte`` or ``char``.
         vocab_size: ids lie in [0, vocab_size).
         end_of_text: the id that ends a document, or None where there is none.
+
     """
 
     kind: str
@@ -60,53 +62,55 @@ class Tokenizer(ABC):
 
     @property
     def padded_vocab_size(self) -> int:
-        """The vocabulary that ``vocab_size: auto`` gives the model, at least ``vocab_size``."""
+        """Say which vocabulary ``vocab_size: auto`` gives the model, at least ``vocab_size``."""
         return self.vocab_size
 
     @abstractmethod
     def encode(self, text: str) -> TokenIds:
-        """The ids of the text, 1-D uint16. The text of a special token is ordinary text here.
+        """Return the ids of the text, 1-D uint16. The text of a special token is ordinary text here.
 
         Raises:
             InputError: the vocabulary lacks a character (``char`` only).
+
         """
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that one id stands for; a replacement character for an id outside the vocabulary."""
+        """Return the UTF-8 bytes that one id stands for; a replacement character for an id outside the vocabulary."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of a sequence of ids; they need not be valid UTF-8."""
+        """Return the bytes of a sequence of ids; they need not be valid UTF-8."""
         return b"".join(self.token_bytes(int(token)) for token in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of a sequence of ids, with a replacement character where the bytes are not UTF-8."""
+        """Return the text of a sequence of ids, with a replacement character where the bytes are not UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def stream(self) -> "StreamDecoder":
-        """A decoder for ids that arrive one by one."""
+        """Make a decoder for ids that arrive one by one."""
         return StreamDecoder(self)
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """What, in plain JSON values, decides every id."""
+        """Return what decides every id, in plain JSON values."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex over all that decides an id: equal digests mean equal ids."""
+        """Return the SHA-256 in hex of all that decides an id: equal digests mean equal ids."""
         text = json.dumps(self._identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values from which :meth:`from_dict` makes the tokenizer again."""
+        """Return plain JSON values from which :meth:`from_dict` makes the tokenizer again."""
         return {"kind": self.kind, "vocab_size": self.vocab_size, "digest": self.digest}
 
     @staticmethod
     def from_dict(values: Any) -> "Tokenizer":
-        """The tokenizer that :meth:`as_dict` described.
+        """Make the tokenizer that :meth:`as_dict` described.
 
         Raises:
             InputError: the description is malformed, or its digest is not that of the tokenizer it makes.
+
         """
         if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
             raise InputError("the tokenizer's description must be an object with a kind; prepare the data again")
@@ -130,11 +134,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """The text that this id completes; empty while a character is still unfinished."""
+        """Return the text that this id completes; empty while a character is still unfinished."""
         return self._decoder.decode(self._tokenizer.token_bytes(int(token)))
 
     def finish(self) -> str:
-        """What is left: a replacement character where the last one stayed unfinished, else nothing."""
+        """Return what is left: a replacement character where the last one stayed unfinished, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -150,11 +154,11 @@ class GPT2Tokenizer(Tokenizer):
 
     @property
     def padded_vocab_size(self) -> int:
-        """50304: the presets' vocabulary."""
+        """Return 50304, the presets' vocabulary."""
         return GPT2_PADDED_VOCAB_SIZE
 
     def encode(self, text: str) -> TokenIds:
-        """The ids of the text; threads may call it at once, since tiktoken works outside Python's lock."""
+        """Return the ids; threads may call it at once, since tiktoken works outside Python's lock."""
         text = _without_surrogates(text)
         try:
             return self._encode_piece(text)
@@ -166,7 +170,7 @@ class GPT2Tokenizer(Tokenizer):
         return ids.astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """The id's bytes; ids from 50257 on only pad the model's vocabulary."""
+        """Return the id's bytes; ids from 50257 on only pad the model's vocabulary."""
         if not 0 <= token < self.vocab_size:
             return REPLACEMENT.encode()
         single: bytes = self._encoding.decode_single_token_bytes(token)
@@ -184,11 +188,11 @@ class ByteTokenizer(Tokenizer):
     end_of_text: int | None = 256
 
     def encode(self, text: str) -> TokenIds:
-        """The text's UTF-8 bytes."""
+        """Return the text's UTF-8 bytes as ids."""
         return np.frombuffer(_without_surrogates(text).encode(), dtype=np.uint8).astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """The byte itself."""
+        """Return the byte itself."""
         if 0 <= token < 256:
             return bytes((token,))
         return (END_OF_TEXT if token == self.end_of_text else REPLACEMENT).encode()
@@ -205,6 +209,7 @@ class CharTokenizer(Tokenizer):
 
     Raises:
         InputError: no characters, one of them twice, or more than 65,535.
+
     """
 
     kind = "char"
@@ -228,7 +233,7 @@ class CharTokenizer(Tokenizer):
             raise InputError("a character occurs twice in the char tokenizer's vocabulary; prepare the data again")
 
     def encode(self, text: str) -> TokenIds:
-        """The place of each character in the vocabulary."""
+        """Return the place of each character in the vocabulary."""
         points = code_points(text)
         places = self._place[np.minimum(points, len(self._place) - 1)]
         unknown = np.flatnonzero((points >= len(self._place)) | (places < 0))
@@ -243,12 +248,12 @@ class CharTokenizer(Tokenizer):
         )
 
     def token_bytes(self, token: int) -> bytes:
-        """The character's UTF-8."""
+        """Return the character's UTF-8."""
         inside = 0 <= token < self.vocab_size
         return (self.characters[token] if inside else REPLACEMENT).encode()
 
     def as_dict(self) -> dict[str, Any]:
-        """As for any tokenizer, with the characters as one string."""
+        """Return what any tokenizer does, with the characters as one string."""
         return {**super().as_dict(), "characters": self.characters}
 
     def _identity(self) -> dict[str, Any]:
@@ -256,7 +261,7 @@ class CharTokenizer(Tokenizer):
 
 
 def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
-    """The tokenizer of that kind.
+    """Make a tokenizer of that kind.
 
     Args:
         kind: ``gpt2``, ``byte`` or ``char``.
@@ -264,6 +269,7 @@ def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
 
     Raises:
         InputError: an unknown kind, a ``char`` without characters, or GPT-2's vocabulary files are not installed.
+
     """
     if kind == "char":
         if not isinstance(characters, str):
@@ -276,22 +282,22 @@ def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """The text's Unicode code points, one per character."""
+    """Return the text's Unicode code points, one per character."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def _without_surrogates(text: str) -> str:
-    """Lone surrogates, which a command line in another encoding brings along, as replacement characters."""
+    """Replace lone surrogates, which a command line in another encoding brings along."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _cut_at_long_blanks(text: str) -> Iterator[str]:
-    """The text in pieces whose ids, joined, are those of the whole, none with a long run of blanks inside.
+    r"""Cut the text into pieces whose ids, joined, are those of the whole, none with a long run of blanks inside.
 
-    A run of blanks before a word gives up its last one: ``\\s+(?!\\S)`` takes the others. Cut before that last one and the
-    others are taken by ``\\s++$`` instead, as one match all the same.
+    A run of blanks before a word gives up its last one: ``\s+(?!\S)`` takes the others. Cut before that last one, and
+    the others are taken by ``\s++$`` instead, as one match all the same.
     """
     start = 0
     for blank in _LONG_BLANK.finditer(text):
@@ -302,7 +308,7 @@ def _cut_at_long_blanks(text: str) -> Iterator[str]:
 
 @cache
 def _gpt2_encoding() -> Any:
-    """tiktoken's GPT-2, made from the installed vocabulary files in about 0.1 s."""
+    """Make tiktoken's GPT-2 from the installed vocabulary files in about 0.1 s."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
@@ -321,10 +327,11 @@ def _gpt2_encoding() -> Any:
 
 
 def _gpt2_vocabulary() -> Iterator[tuple[str, str]]:
-    """Path and SHA-256 of vocab.bpe and encoder.json, checked.
+    """Find vocab.bpe and encoder.json and check them; yields the path and SHA-256 of each.
 
     Raises:
         InputError: the distribution or one of its files is missing or altered.
+
     """
     remedy = f"install it anew: pip install --force-reinstall {_GPT2_DISTRIBUTION}"
     try:

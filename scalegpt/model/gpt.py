@@ -17,7 +17,6 @@ checkpoint format and are listed by :func:`scalegpt.planner.parameters.parameter
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,42 +38,50 @@ SDPA_BACKENDS = {
 }
 
 
-@dataclass
 class KeyValueCache:
-    """Keys and values of the tokens seen so far, for one block: two tensors [B, a, t, D], grown by each call."""
+    """Keys and values of the tokens seen so far, for one block.
 
-    keys: Tensor | None = None
-    values: Tensor | None = None
+    The buffers [B, a, capacity, D] are made by the first call, in its dtype and on its device, and filled in place: a
+    cache that grew by concatenation would copy itself for every token.
+
+    Args:
+        capacity: most tokens held.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        """Tokens held."""
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new tokens' keys and values [B, a, t, D] and return all of them."""
-        if self.keys is None or self.values is None:
-            self.keys, self.values = keys, values
-        else:
-            self.keys = torch.cat((self.keys, keys), dim=2)
-            self.values = torch.cat((self.values, values), dim=2)
-        return self.keys, self.values
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        """Add the new tokens' keys and values [B, a, t, D] and return those of all tokens, as views of the buffers."""
+        if self._keys is None or self._values is None:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        start, self.length = self.length, self.length + keys.shape[2]
+        assert self.length <= self.capacity, f"{self.length} tokens in a cache for {self.capacity}"
+        self._keys[:, :, start : self.length] = keys
+        self._values[:, :, start : self.length] = values
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
 
-@dataclass
 class GenerationCache:
-    """One :class:`KeyValueCache` per block."""
+    """One :class:`KeyValueCache` per block: 2·L·B·H·capacity numbers in the compute dtype."""
 
-    n_layer: int
-    blocks: list[KeyValueCache] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.blocks = [KeyValueCache() for _ in range(self.n_layer)]
+    def __init__(self, n_layer: int, capacity: int) -> None:
+        self.blocks = [KeyValueCache(capacity) for _ in range(n_layer)]
 
     @property
     def length(self) -> int:
         """Tokens held."""
         return self.blocks[0].length
+
+    def clear(self) -> None:
+        """Forget the tokens; the buffers stay for the next ones."""
+        for block in self.blocks:
+            block.length = 0
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,0 +1,149 @@
+"""``scalegpt presets``: list the presets by size, or show in what two of them differ."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scalegpt.cli.params import aligned
+from scalegpt.cli.parser import Parser
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import load_preset, preset_names, resolve
+from scalegpt.errors import InputError
+from scalegpt.planner.parameters import count_parameters
+
+EXAMPLE = """\
+scalegpt presets
+scalegpt presets 150M 150M_1024"""
+
+UNSET = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A preset with everything resolved, and its number of parameters."""
+
+    name: str
+    description: str
+    parameters: int
+    run: RunConfig
+
+    @classmethod
+    def load(cls, name: str) -> "Preset":
+        """Read a preset.
+
+        Raises:
+            InputError: there is none of that name; the message offers the nearest.
+
+        """
+        description = str(load_preset(name).get("description", ""))
+        run = resolve(preset=name)
+        return cls(name=name, description=description, parameters=count_parameters(run.model).total, run=run)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the preset as plain values, the settings that its file leaves out included."""
+        run = self.run
+        return {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+            "model": asdict(run.model),
+            "train": asdict(run.train),
+            "data": asdict(run.data),
+            **asdict(run.parallel),
+            "zero_stage": run.parallel.stage,
+        }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the list, or the comparison of the two presets named."""
+    parser = Parser("presets", "List the presets by size, or show in what two of them differ.", EXAMPLE)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="two presets to compare; none: list all")
+    parser.add_argument("--json", action="store_true", help="print JSON: a list of the presets, or the comparison")
+    arguments = parser.parse_args(argv)
+    chosen = [Preset.load(name) for name in arguments.names]
+    if len(chosen) not in {0, 2}:
+        raise InputError(
+            f"presets compares two, not {len(chosen)}: name two, or none for the list; "
+            f"`scalegpt params --preset {chosen[0].name}` shows one"
+        )
+    if chosen:
+        first, second = chosen
+        print(_json(comparison(first, second)) if arguments.json else _comparison_table(first, second))
+        return 0
+    presets = sorted(map(Preset.load, preset_names()), key=lambda preset: (preset.parameters, preset.name))
+    print(_json([preset.as_dict() for preset in presets]) if arguments.json else _list_table(presets))
+    return 0
+
+
+def comparison(first: Preset, second: Preset) -> dict[str, Any]:
+    """Return in what two presets differ.
+
+    Returns:
+        ``names`` and ``parameters`` of both, ``ratio`` of the second's parameters to the first's, and ``differences``:
+        ``section.setting`` to the pair of values, for the settings that differ.
+
+    """
+    one, other = _settings(first), _settings(second)
+    return {
+        "names": [first.name, second.name],
+        "parameters": [first.parameters, second.parameters],
+        "ratio": second.parameters / first.parameters,
+        "differences": {key: [value, other[key]] for key, value in one.items() if value != other[key]},
+    }
+
+
+def _settings(preset: Preset) -> dict[str, Any]:
+    """Return every setting by ``section.setting``; those of the parallel layout stand alone, as in a file."""
+    values = preset.as_dict()
+    settings: dict[str, Any] = {}
+    for section in ("model", "train", "data"):
+        settings |= {f"{section}.{key}": value for key, value in values.pop(section).items()}
+    labels = ("name", "description", "parameters")
+    return {**settings, **{key: value for key, value in values.items() if key not in labels}}
+
+
+def _comparison_table(first: Preset, second: Preset) -> str:
+    difference = comparison(first, second)
+    rows = [("setting", first.name, second.name)]
+    rows.append(("parameters", f"{first.parameters:,}", f"{second.parameters:,}"))
+    rows += [(key, _plain(one), _plain(other)) for key, (one, other) in difference["differences"].items()]
+    ratio = f"{second.name} has {difference['ratio']:.3f} times the parameters of {first.name}."
+    return f"{aligned(rows, right={1, 2})}\n\n{ratio} All other settings are the same."
+
+
+def _list_table(presets: Sequence[Preset]) -> str:
+    heading = ("preset", "parameters", "layers", "width", "heads", "block", "vocab", "batch", "tokens/step", "backend")
+    rows = [(*heading, "description"), *map(_row, presets)]
+    notes = (
+        "batch: sequences of one block per GPU in a forward pass. tokens/step: over all GPUs, whatever their number.\n"
+        "`scalegpt presets A B` shows in what two differ, `scalegpt params --preset A` what one is made of."
+    )
+    return f"{aligned(rows, right=range(1, 9))}\n\n{notes}"
+
+
+def _row(preset: Preset) -> tuple[str, ...]:
+    model, train = preset.run.model, preset.run.train
+    micro = f"{train.micro_batch * model.block_size:,} a GPU"
+    shape = (model.n_layer, model.n_embd, model.n_head, model.block_size, model.vocab_size, train.micro_batch)
+    tokens = micro if train.tokens_per_step is None else f"{train.tokens_per_step:,}"
+    return (preset.name, f"{preset.parameters:,}", *map(str, shape), tokens, _layout(preset.run), preset.description)
+
+
+def _layout(run: RunConfig) -> str:
+    """Return the backend and its stage in the backend's own words."""
+    words = {"plain": "plain", "fsdp": f"fsdp, stage {run.parallel.stage}"}
+    return words.get(run.parallel.backend, f"{run.parallel.backend}, ZeRO-{run.parallel.stage}")
+
+
+def _plain(value: Any) -> str:
+    """Write a setting as a file or a flag would have it, large numbers grouped."""
+    if value is None:
+        return UNSET
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False)

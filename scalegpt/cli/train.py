@@ -1,0 +1,50 @@
+"""``scalegpt train``, which ``launch/train.py`` is too: reads the flags, prepares, trains."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.config.presets import resolve
+from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
+from scalegpt.config.shape import ModelConfig
+from scalegpt.config.train import TrainConfig
+
+EXAMPLE = """\
+python launch/train.py --preset tiny --input_file my_text.txt
+torchrun --nproc_per_node 8 launch/train.py --preset 350M_1024 --input_file data/
+deepspeed launch/train.py --preset 500M_1024 --input_file data/"""
+
+
+def make_parser() -> Parser:
+    """The trainer's flags: the run's own, and every setting of a preset."""
+    parser = Parser("train", "Train a GPT. The same command resumes an unfinished run.", EXAMPLE)
+    run = parser.add_argument_group("run")
+    run.add_argument("--preset", help="a named configuration, see `scalegpt presets`")
+    run.add_argument("--config_file", metavar="FILE", help="a JSON or YAML file of the same form as a preset")
+    run.add_argument("--model_name", metavar="NAME", help="the run's folder in --runs_dir [the preset's name]")
+    run.add_argument("--runs_dir", default="runs", metavar="DIR", help="folder of all runs [runs]")
+    run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto: CUDA if there is any]")
+    run.add_argument("--fresh", action="store_true", help="start anew, beside an earlier run of the same name")
+    # The deepspeed launcher adds this flag; the ranks are read from the environment, which it sets too.
+    run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    add_settings(parser, "data", DataConfig)
+    add_settings(parser, "parallel layout", ParallelConfig)
+    add_settings(parser, "training", TrainConfig)
+    add_settings(parser, "model", ModelConfig)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train to the end and return 0."""
+    arguments = make_parser().parse_args(argv)
+    flags = given_settings(arguments, *SECTIONS.values())
+    # Everything that needs no torch is checked before torch is imported.
+    run = resolve(
+        preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name
+    )
+    from scalegpt.training.run import train
+    from scalegpt.training.setup import Request
+
+    train(Request(run, Path(arguments.runs_dir), arguments.fresh, "micro_batch" in flags), arguments.device)
+    return 0

@@ -1,0 +1,25 @@
+"""How a trained model's next token is chosen."""
+
+from dataclasses import dataclass
+
+from scalegpt.config.settings import Section, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Section):
+    """How each token is drawn: the temperature reshapes the distribution, top-k cuts it, top-p cuts what is left.
+
+    Raises:
+        InputError: a value outside its bounds.
+
+    """
+
+    temperature: float = setting(
+        1.0, "below 1 is safer, above 1 is wilder; 0 always takes the likeliest token", minimum=0
+    )
+    top_k: int | None = setting(None, "draw among the k likeliest tokens; none: among all", minimum=1)
+    top_p: float | None = setting(
+        None, "draw among the fewest likeliest tokens whose probabilities reach p together; none: among all",
+        above=0, maximum=1,
+    )  # fmt: skip
+    seed: int = setting(1337, "seed of the draws: the same seed gives the same text", minimum=0, maximum=2**63 - 1)

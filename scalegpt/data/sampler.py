@@ -1,0 +1,184 @@
+"""Which windows of the tokens a step trains on: a pure function of the seed and the step.
+
+No state is kept and no permutation is stored, so that a run may resume at any step, on any number of ranks, and see the
+windows that it would have seen. Every window occurs exactly once an epoch.
+"""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from scalegpt.errors import InputError
+
+Starts = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.uint16]
+Window = npt.NDArray[np.int64]
+_Words = npt.NDArray[np.uint64]
+
+_ROUNDS = 8
+
+
+class WindowSampler:
+    """The order of training windows.
+
+    A window spans ``block_size + 1`` tokens, inputs and targets being shifted by one; neighbours are ``block_size`` apart,
+    so that every token is a target once. The grid of windows is moved by another pseudo-random offset in each epoch: the
+    boundaries differ, and tokens that one epoch leaves out at the ends are seen in another.
+
+    Args:
+        tokens: how many there are.
+        block_size: T, the model's context.
+        seed: any integer.
+
+    Attributes:
+        windows: how many windows an epoch has.
+
+    Raises:
+        InputError: the tokens do not fill one window.
+
+    """
+
+    def __init__(self, tokens: int, block_size: int, seed: int) -> None:
+        _check_length(tokens, block_size)
+        self.tokens, self.block_size, self.seed = tokens, block_size, seed
+        # One window fewer than fits leaves the grid room to move by a whole block.
+        self.windows = max(1, (tokens - 1) // block_size - 1)
+
+    def starts(self, first: int, count: int) -> Starts:
+        """Return the first token of each of the samples ``first … first + count - 1``, counted from the run's beginning.
+
+        Sample g lies in epoch ``g // windows``.
+        """
+        assert first >= 0
+        assert count >= 0
+        samples = np.arange(first, first + count, dtype=np.int64)
+        epochs, places = np.divmod(samples, self.windows)
+        result = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            inside = epochs == epoch
+            result[inside] = self._epoch_starts(int(epoch), places[inside])
+        return result
+
+    def for_step(self, step: int, sequences: int) -> Starts:
+        """Return the starts of one optimizer step's windows, over all ranks and micro steps.
+
+        Args:
+            step: counted from 0.
+            sequences: windows a step, the same at every step.
+
+        """
+        return self.starts(step * sequences, sequences)
+
+    def _epoch_starts(self, epoch: int, places: Starts) -> Starts:
+        order = permute(places, self.windows, self._key("order", epoch, 8 * _ROUNDS))
+        room = self.tokens - 1 - self.windows * self.block_size
+        offset = int.from_bytes(self._key("offset", epoch, 16), "little") % (room + 1)
+        return order * self.block_size + offset
+
+    def _key(self, purpose: str, epoch: int, size: int) -> bytes:
+        """Derive bytes from seed, epoch and purpose by a hash: unlike a generator's, its output never changes."""
+        return hashlib.blake2b(f"{purpose} {self.seed} {epoch}".encode(), digest_size=size).digest()
+
+
+def permute(places: Starts, size: int, key: bytes) -> Starts:
+    """Map places to places, one to one, within [0, size): a pseudo-random permutation that is computed, not stored.
+
+    A Feistel network permutes the numbers of 2k bits, the fewest that hold ``size``. Whatever lands past the end goes
+    through it again until it lands inside (cycle walking); since the network permutes, this ends and keeps one to one.
+
+    Args:
+        places: int64, any shape, each in [0, size).
+        size: how many there are.
+        key: 8 bytes for each of the 8 rounds.
+
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    keys = np.frombuffer(key, dtype="<u8")
+    result = _feistel(places.astype(np.uint64), half, keys)
+    outside = np.flatnonzero(result >= size)
+    while len(outside):  # at most four times as many numbers as places: a few turns
+        result[outside] = _feistel(result[outside], half, keys)
+        outside = outside[result[outside] >= size]
+    return result.astype(np.int64)
+
+
+def _feistel(numbers: _Words, half: np.uint64, keys: _Words) -> _Words:
+    """Permute numbers of ``2 * half`` bits: each round swaps the halves and masks one by a hash of the other."""
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = numbers >> half, numbers & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << half) | right
+
+
+def _mix(words: _Words) -> _Words:
+    """Spread every bit over the whole word: the finisher of splitmix64, arithmetic modulo 2^64."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def rank_share(starts: Starts, rank: int, ranks: int, micro_step: int, micro_batch: int) -> Starts:
+    """Return what one rank takes of a step's windows in one micro step.
+
+    Sequence j of the step is the b-th of rank r in micro step m for j = (m·W + r)·B + b. Whatever W, B and the
+    accumulation are, the ranks together take all windows of the step, each once.
+
+    Args:
+        starts: of the whole step, W·B·accumulation of them.
+        rank: r, in [0, W).
+        ranks: W.
+        micro_step: m, counted from 0.
+        micro_batch: B, windows per rank and micro step.
+
+    """
+    first = (micro_step * ranks + rank) * micro_batch
+    assert 0 <= rank < ranks
+    assert first + micro_batch <= len(starts)
+    return starts[first : first + micro_batch]
+
+
+def cut_windows(tokens: Tokens, starts: Starts, block_size: int) -> tuple[Window, Window]:
+    """Read windows from the tokens.
+
+    Args:
+        tokens: memory-mapped or in memory; only the windows are read.
+        starts: [B], as the sampler gives them.
+        block_size: T.
+
+    Returns:
+        Inputs and targets, each int64 [B, T], contiguous, writable and independent of each other.
+
+    """
+    inputs = np.empty((len(starts), block_size), dtype=np.int64)
+    targets = np.empty_like(inputs)
+    for row, start in enumerate(starts):
+        window = tokens[start : start + block_size + 1]
+        inputs[row], targets[row] = window[:-1], window[1:]
+    return inputs, targets
+
+
+def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
+    """Return the windows to evaluate on: consecutive, without overlap, from the beginning.
+
+    Args:
+        tokens: how many are held out.
+        block_size: T.
+        limit_tokens: take the fewest windows that hold so many targets, all windows where there are fewer.
+
+    Raises:
+        InputError: the tokens do not fill one window.
+
+    """
+    _check_length(tokens, block_size)
+    wanted = max(1, -(-limit_tokens // block_size))
+    return np.arange(min(wanted, (tokens - 1) // block_size), dtype=np.int64) * block_size
+
+
+def _check_length(tokens: int, block_size: int) -> None:
+    if tokens < block_size + 1:
+        raise InputError(
+            f"{tokens} tokens do not fill one window of block_size {block_size} + 1; "
+            "use a shorter --block_size or more text"
+        )

@@ -1,0 +1,150 @@
+"""Drawing new tokens from a model, one after another, with a key-value cache.
+
+Nothing here knows of ranks, tokenizers or files. The model is any callable with :meth:`scalegpt.model.gpt.GPT.forward`'s
+arguments, so that a sharded backend can pass its own; then all ranks call :func:`generate` together and, because the draws
+follow from the logits and the seed alone, all draw the same tokens.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scalegpt.config import ModelConfig
+from scalegpt.config.sampling import SamplingSettings
+from scalegpt.errors import InputError, RunError
+from scalegpt.model.gpt import GenerationCache
+
+__all__ = ["Forward", "SamplingSettings", "draw", "generate"]
+
+
+class Forward(Protocol):
+    """A model in evaluation mode, or what stands in for one."""
+
+    def __call__(self, tokens: Tensor, targets: None, cache: GenerationCache, /) -> Tensor:
+        """Return the logits [B, V] of the last position, fp32, for ids [B, t] that continue what the cache holds."""
+        ...
+
+
+@torch.no_grad()  # not inference_mode: the hooks that gather sharded weights keep tensors that training uses again
+def generate(
+    forward: Forward,
+    config: ModelConfig,
+    prompt: Tensor,
+    count: int,
+    settings: SamplingSettings,
+    *,
+    stop_token: int | None = None,
+    limit_vocab: int | None = None,
+) -> Iterator[Tensor]:
+    """Continue each row of the prompt by up to ``count`` tokens, yielding every token as soon as it is drawn.
+
+    The context grows to ``block_size``. Then it cannot slide: learned positions tie every cached key to the place where
+    its token stood. So the cache is dropped and the newest half of the window is read again from position 0. That costs
+    one pass over T/2 tokens for every T/2 tokens drawn, a constant factor of about two on the arithmetic, where sliding by
+    one token would cost a pass over all T tokens for each; the context is between T/2 and T tokens long from there on.
+
+    The draws depend on the logits, ``settings`` and nothing else: they come from a generator of their own on the CPU,
+    whatever the device, and leave torch's global random state alone.
+
+    Args:
+        forward: the model, in evaluation mode (dropout would act otherwise).
+        config: the model's shape.
+        prompt: [B, t] int64 ids with t at least 1, on the model's device. Of a prompt longer than ``block_size``, only the
+            last ``block_size`` tokens are read.
+        count: most tokens to draw.
+        settings: how to draw.
+        stop_token: the id that ends a row. It is yielded, and repeated while other rows go on; the iteration ends when
+            every row has met it.
+        limit_vocab: ids from here on are never drawn: a vocabulary is padded beyond the tokenizer's.
+
+    Yields:
+        [B] int64 ids on the CPU.
+
+    Raises:
+        InputError: an empty prompt, or an id outside the model's vocabulary.
+        RunError: the model's logits are not finite.
+
+    """
+    _check_prompt(prompt, config)
+    window = config.block_size
+    context = prompt[:, -window:]
+    cache = GenerationCache(config.n_layer, min(window, context.shape[1] + max(count, 1) - 1))
+    generator = torch.Generator().manual_seed(settings.seed)
+    ended = torch.zeros(prompt.shape[0], dtype=torch.bool)
+    fresh = context
+    for _ in range(count):
+        if cache.length + fresh.shape[1] > window:
+            cache.clear()
+            fresh = context = context[:, -max(1, window // 2) :]
+        logits = forward(fresh, None, cache)[:, :limit_vocab]
+        drawn = draw(logits, settings, generator)
+        if stop_token is not None:
+            drawn = drawn.masked_fill(ended, stop_token)
+            ended |= drawn == stop_token
+        yield drawn
+        if ended.all():
+            return
+        fresh = drawn.unsqueeze(1).to(context.device)
+        context = torch.cat((context[:, -window:], fresh), dim=1)
+
+
+def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
+    """Draw one token per row, on the CPU.
+
+    Args:
+        logits: [B, V], any device and dtype.
+        settings: how to draw.
+        generator: a CPU generator; a greedy draw leaves it alone.
+
+    Returns:
+        [B] int64 ids on the CPU.
+
+    Raises:
+        RunError: a row holds NaN, +infinity, or nothing but -infinity.
+
+    """
+    logits = logits.double().cpu()
+    peak = logits.amax(dim=-1, keepdim=True)
+    if not peak.isfinite().all():  # amax hands NaN on
+        raise RunError("the model's logits are not finite: it diverged; use an earlier checkpoint, or train it anew")
+    if settings.temperature == 0 or settings.top_k == 1:
+        return logits.argmax(dim=-1)
+    # With the peak at 0, even the tiniest temperature divides without overflow or NaN at the top.
+    probabilities, ids = _candidates((logits - peak) / settings.temperature, settings)
+    chosen = torch.multinomial(probabilities, 1, generator=generator)
+    return (chosen if ids is None else ids.gather(1, chosen)).squeeze(1)
+
+
+def _candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
+    """Apply top-k, then top-p to the probabilities among those k.
+
+    Args:
+        logits: [B, V], already divided by the temperature.
+        settings: how to draw.
+
+    Returns:
+        Probabilities [B, k], which need not add up to one, and their ids [B, k], or None where column i is id i.
+
+    """
+    k = min(settings.top_k or logits.shape[-1], logits.shape[-1])
+    if settings.top_p is None and k == logits.shape[-1]:
+        return logits.softmax(dim=-1), None
+    kept, ids = logits.topk(k, sorted=True)
+    probabilities = kept.softmax(dim=-1)
+    if settings.top_p is not None:
+        # A token stays while those before it have not reached p: the one that reaches it is in, as is always the first.
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= settings.top_p, 0.0)
+    return probabilities, ids
+
+
+def _check_prompt(prompt: Tensor, config: ModelConfig) -> None:
+    if prompt.shape[1] == 0:
+        raise InputError("the prompt is empty; give at least one token to continue")
+    low, high = int(prompt.min()), int(prompt.max())
+    if low < 0 or high >= config.vocab_size:
+        worst = low if low < 0 else high
+        raise InputError(f"the prompt holds token {worst}, but the model knows 0 to {config.vocab_size - 1}; "
+                         "use the tokenizer that it was trained with")  # fmt: skip

@@ -1,0 +1,36 @@
+"""What is known of each GPU: for now its dense peak, which MFU is a share of."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_HALF_PRECISION = ("bf16", "fp16")
+
+_VARIANTS = (" ti", "super", "laptop", "max-q", "nvl", "mobile")
+"""Words that make another card of a name: an RTX 3080 Ti is no RTX 3080."""
+
+
+def peak_flops(card: str, precision: str) -> float | None:
+    """The card's dense peak in FLOP/s.
+
+    Args:
+        card: the driver's name of the card, such as ``NVIDIA A100-SXM4-40GB``.
+        precision: the compute dtype, ``bf16`` or ``fp16``.
+
+    Returns:
+        The peak, or None for a card or dtype that is not in ``gpus.yaml``: MFU is then not shown rather than wrong.
+    """
+    words = card.lower()
+    for entry in _catalogue():
+        if all(word in words for word in entry["match"]) and not any(variant in words for variant in _VARIANTS):
+            has_dtype = precision in entry.get("dtypes", _HALF_PRECISION)
+            return float(entry["tflops"]) * 1e12 if has_dtype else None
+    return None
+
+
+@cache
+def _catalogue() -> list[dict[str, Any]]:
+    import yaml
+
+    entries: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("gpus.yaml").read_text(encoding="utf-8"))
+    return entries

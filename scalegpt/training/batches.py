@@ -1,0 +1,63 @@
+"""How the tokens of one optimizer step are divided: ranks, micro batches, accumulation."""
+
+from dataclasses import dataclass
+
+from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One optimizer step: ``ranks × micro_batch × grad_accum`` sequences of ``block_size`` tokens."""
+
+    micro_batch: int
+    grad_accum: int
+    ranks: int
+    block_size: int
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one optimizer step over all ranks."""
+        return self.micro_batch * self.grad_accum * self.ranks
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one optimizer step over all ranks."""
+        return self.sequences * self.block_size
+
+
+def plan_batches(run: RunConfig, ranks: int, *, micro_fixed: bool) -> BatchPlan:
+    """Keep the tokens per step, let accumulation follow.
+
+    Args:
+        run: the run; without ``tokens_per_step`` a step is one micro batch on every rank.
+        ranks: data-parallel ranks W.
+        micro_fixed: whether the user gave the micro batch. Otherwise it may be lowered to the largest that divides the
+            step, which the caller should print.
+
+    Raises:
+        InputError: the tokens per step cannot be divided so; the message names values that work.
+    """
+    train, block = run.train, run.model.block_size
+    if train.tokens_per_step is None:
+        return BatchPlan(train.micro_batch, 1, ranks, block)
+    per_rank, rest = divmod(train.tokens_per_step, ranks * block)
+    if rest or per_rank == 0:
+        unit = ranks * block
+        below = train.tokens_per_step // unit * unit
+        near = f"{below} or {below + unit}" if below else str(unit)
+        raise InputError(
+            f"tokens_per_step {train.tokens_per_step} is not a multiple of ranks {ranks} × block_size {block} = {unit}; "
+            f"{near} would work"
+        )
+    fitting = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
+    if micro_fixed and train.micro_batch not in fitting:
+        near = min(fitting, key=lambda size: abs(size - train.micro_batch))
+        nearest_tokens = max(1, round(per_rank / train.micro_batch)) * train.micro_batch * ranks * block
+        raise InputError(
+            f"micro_batch {train.micro_batch} does not divide the {per_rank} sequences per rank of tokens_per_step "
+            f"{train.tokens_per_step}; use --micro_batch {near}, or --tokens_per_step {nearest_tokens}"
+        )
+    micro = max(size for size in fitting if size <= train.micro_batch)
+    return BatchPlan(micro, per_rank // micro, ranks, block)
+

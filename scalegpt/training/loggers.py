@@ -1,0 +1,99 @@
+"""What a run shows while it runs: a live line on a terminal, plain lines in a log file. Only the first rank speaks."""
+
+import sys
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """What one step's line says."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    mfu: float | None
+    seconds_left: float
+    skipped: int = 0
+
+    def text(self) -> str:
+        """Loss, speed, and what else is worth a glance."""
+        parts = [f"loss {self.loss:.4f}", f"{human_count(self.tokens_per_second)} tok/s"]
+        if self.mfu is not None:
+            parts.append(f"MFU {self.mfu:.1%}")
+        parts += [f"lr {self.learning_rate:.2e}", f"norm {self.grad_norm:.2f}"]
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped")
+        return "  ".join([*parts, f"{human_time(self.seconds_left)} left"])
+
+
+class Logger:
+    """Prints for the first rank and is silent on the others.
+
+    Args:
+        speaks: whether this rank prints.
+        total: steps of the run.
+        every: steps between lines where there is no terminal to draw on.
+    """
+
+    def __init__(self, *, speaks: bool, total: int, every: int) -> None:
+        self.speaks, self.total, self.every = speaks, total, every
+        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not speaks)
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+
+    def say(self, message: str) -> None:
+        """Print a line of its own; above the live line, where there is one."""
+        self.console.print(message, markup=False)
+
+    def start(self, step: int) -> None:
+        """Begin to show progress from this step on."""
+        if self.speaks and self.console.is_terminal:
+            self._live = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}", markup=False),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._live.add_task("first step: kernels are chosen, or compiled", total=self.total, completed=step)
+            self._live.start()
+
+    def step(self, line: StepLine) -> None:
+        """Show a finished step."""
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=line.step, description=line.text())
+        elif line.step % self.every == 0 or line.step == self.total:
+            self.say(f"step {line.step}/{self.total}  {line.text()}")
+
+    def stop(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def human_time(seconds: float) -> str:
+    """``2 d 3 h``, ``1 h 05 min``, ``3 min 20 s`` or ``12 s``; ``?`` before anything is known."""
+    if seconds != seconds:  # NaN
+        return "?"
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
+
+
+def human_count(number: float) -> str:
+    """``950``, ``12.3k`` or ``1.25M``."""
+    if number != number:
+        return "?"
+    if number >= 1e6:
+        return f"{number / 1e6:.2f}M"
+    return f"{number / 1e3:.1f}k" if number >= 1e4 else f"{number:.0f}"

@@ -1,0 +1,103 @@
+"""What a run measures of itself: throughput, MFU, memory; and the file that keeps it, a line a step."""
+
+import json
+import math
+import statistics
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+import torch
+
+from scalegpt.config import ModelConfig
+from scalegpt.planner.parameters import count_parameters
+
+
+def flops_per_token(model: ModelConfig) -> int:
+    """FLOPs of one token's forward and backward pass: 6P + 12·L·H·T.
+
+    6P for the weights' matmuls (2 forward, 4 backward), 12·L·H·T for attention's two products over T positions (PaLM,
+    arXiv 2204.02311, appendix B). Recompute is not counted: MFU counts the work that the model needs.
+    """
+    return 6 * count_parameters(model) + 12 * model.n_layer * model.n_embd * model.block_size
+
+
+class Throughput:
+    """Tokens per second over the last steps: the median, which a slow step (compile, a checkpoint) does not move."""
+
+    def __init__(self, tokens_per_step: int, window: int = 20) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.seconds: deque[float] = deque(maxlen=window)
+
+    def add(self, seconds: float) -> None:
+        """Count a step."""
+        self.seconds.append(seconds)
+
+    @property
+    def step_seconds(self) -> float:
+        """Median seconds per step; NaN before the first."""
+        return statistics.median(self.seconds) if self.seconds else math.nan
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second over all ranks."""
+        return self.tokens_per_step / self.step_seconds
+
+
+def mfu(tokens_per_second: float, flops: int, peak: float | None, ranks: int) -> float | None:
+    """Share of the devices' dense peak that the model's own FLOPs use; None where the device's peak is not known."""
+    return tokens_per_second * flops / (peak * ranks) if peak else None
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The largest memory that this process has held: the CUDA allocator's peak, or on CPU the resident set's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    import resource
+
+    unit = 1 if psutil.MACOS else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line, flushed as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        """Append a line; what is not finite becomes null, since JSON has no word for it."""
+        clean = {key: _finite(value) for key, value in values.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Stopwatch:
+    """Seconds since it was made, and since it was last asked."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+    @property
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start

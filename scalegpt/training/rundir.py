@@ -1,0 +1,136 @@
+"""The directory of a run, ``runs/MODEL_NAME/``: who owns it, and the files that it ends up with.
+
+``config.yaml`` everything resolved · ``plan.json`` batch and memory · ``metrics.jsonl`` a line a step ·
+``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalegpt.checkpoint.store import find_checkpoints
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import as_file
+from scalegpt.errors import InputError, RunError
+
+FREE_TO_CHANGE = frozenset({
+    "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
+    "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
+    "sample_every", "sample_tokens", "checkpoint_every", "keep_checkpoints", "log_every", "input_file",
+})  # fmt: skip
+"""Settings that a resumed run may have otherwise: they do not change what is computed, or only how long."""
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: ``runs/MODEL_NAME``; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.plan = path / "plan.json"
+        self.metrics = path / "metrics.jsonl"
+        self.status = path / "run_status.json"
+        self.samples = path / "samples.txt"
+        self.report = path / "report.html"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def choose(cls, root: Path, run: RunConfig, *, fresh: bool) -> "RunDirectory":
+        """The directory for a run: its own if it is to be resumed, a new one otherwise.
+
+        Args:
+            root: the folder of all runs.
+            run: the resolved run.
+            fresh: start anew beside an earlier run of this name, in ``NAME-2``, ``NAME-3`` …
+
+        Raises:
+            InputError: the directory holds another run, or things that are no run.
+        """
+        directory = cls(root / run.name)
+        if not directory.path.exists() or not any(directory.path.iterdir()):
+            return directory
+        if fresh:
+            number = 2
+            while (root / f"{run.name}-{number}").exists():
+                number += 1
+            return cls(root / f"{run.name}-{number}")
+        directory.check_same_run(run)
+        return directory
+
+    def check_same_run(self, run: RunConfig) -> None:
+        """Refuse to go on in a directory whose run was configured otherwise.
+
+        Raises:
+            InputError: there is no run here, or its settings differ; the message lists the differences.
+        """
+        if not self.config.is_file():
+            raise InputError(f"{self.path} exists but holds no run; choose another --model_name")
+        try:
+            theirs = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{self.config} cannot be read ({error}); choose another --model_name, or --fresh") from None
+        changes = differences(theirs, as_file(run))
+        if changes:
+            listed = ", ".join(changes[:6]) + (f" and {len(changes) - 6} more" if len(changes) > 6 else "")
+            raise InputError(
+                f"{self.path} holds another run: {listed}; choose another --model_name, or --fresh to start anew beside it"
+            )
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint, if there is one."""
+        found = find_checkpoints(self.checkpoints)
+        return found[-1] if found else None
+
+    def create(self, run: RunConfig, plan: dict[str, Any]) -> None:
+        """Make the directory with its configuration and plan.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
+            write_whole(self.plan, json.dumps(plan, indent=1))
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --runs_dir") from None
+
+    def write_status(self, **values: Any) -> None:
+        """Replace ``run_status.json``; readers never see half of it."""
+        write_whole(self.status, json.dumps(values, indent=1))
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run will take again."""
+        if not self.metrics.is_file():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if len(kept) != len(lines):
+            write_whole(self.metrics, "".join(kept))
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """The settings that two configurations have otherwise and must not, as ``key: old → new``."""
+    old, new = _flat(theirs), _flat(ours)
+    keys = [key for key in {**old, **new} if key not in FREE_TO_CHANGE]
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader or a crash finds the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
