@@ -27,8 +27,7 @@ def build_model(run: RunConfig, *, compiled: bool) -> GPT:
     compute = DTYPES[train.precision]
     model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)
     model.set_attention(train.attention)
-    zero3 = run.parallel.backend == "deepspeed" and run.parallel.stage == 3
-    apply_recompute(model, train.recompute, whole=zero3)
+    apply_recompute(model, train.recompute)
     if compiled:
         for block in model.blocks:
             block.compile()

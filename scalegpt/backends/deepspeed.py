@@ -13,6 +13,7 @@ What is made to agree with the other backends:
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ from scalegpt.backends.base import (
 from scalegpt.backends.plain import named, step_count
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
-from scalegpt.model.gpt import GPT
+from scalegpt.model.gpt import GPT, Block
 
 
 class DeepSpeedBackend(Backend):
@@ -63,10 +64,17 @@ class DeepSpeedBackend(Backend):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
+        if self.stage == 3:
+            # A block's weights come and go together. By default ZeRO-3 releases each layer's after its forward pass, also
+            # when that pass is a recomputation whose results the backward needs next.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(named(model)), config=settings
         )
         self.model = model
+        # torch makes the moments in the first step. DeepSpeed links them to parameters after the first group's step, when
+        # the second group's do not exist yet, and never again: they must all be there beforehand.
+        self._make_moments(steps=0)
         if self.stage == 3 and model.head is None:
             # The loss uses the embedding's matrix outside of the embedding: ZeRO-3 must gather it there too.
             deepspeed.zero.register_external_parameter(model, model.wte.weight)
@@ -162,15 +170,13 @@ class DeepSpeedBackend(Backend):
         """See :meth:`Backend.states`."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        has_moments = any("exp_avg" in state for state in self._inner_optimizer().state.values())
         for name, parameter in named(self.model):
             if self.stage == 0:
                 master = self._master(parameter)
-                state = self._inner_optimizer().state.get(master, {})
-                weight, moments = master, {key: state[key] for key in MOMENTS if key in state}
+                weight, moments = master, {key: self._inner_optimizer().state[master][key] for key in MOMENTS}
             else:
                 weight = safe_get_full_fp32_param(parameter)
-                moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS if has_moments}
+                moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             yield ParameterState(
                 name,
                 weight.detach().to("cpu", torch.float32, copy=True),
@@ -185,7 +191,8 @@ class DeepSpeedBackend(Backend):
         """See :meth:`Backend.load_states`."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        self._make_moments(steps)
+        for state in self._inner_optimizer().state.values():
+            state["step"].fill_(steps)
         for entry in states:
             parameter = self.model.get_parameter(entry.name)
             self._put_weight(parameter, entry.weight)
@@ -200,7 +207,7 @@ class DeepSpeedBackend(Backend):
                     )
 
     def _make_moments(self, steps: int) -> None:
-        """Make AdamW's state for every master that DeepSpeed keeps; torch makes it only in the first step."""
+        """Make AdamW's state for every master that DeepSpeed keeps."""
         inner, wrapper = self._inner_optimizer(), self.optimizer
         masters: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
             master for group in inner.param_groups for master in group["params"]
@@ -247,6 +254,8 @@ def _import_deepspeed(world: World) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
         os.environ.setdefault(name, str(value))
+    # DeepSpeed calls collectives by names that newer torch releases deprecate; that is between the two.
+    warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

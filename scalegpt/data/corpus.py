@@ -1,4 +1,4 @@
-"""Find text files, check them, and read them piece by piece in bounded memory.
+"""Check that files are text, and read them piece by piece in bounded memory.
 
 A file that the user named must be text, or the command ends. Inside a folder, what is not text is left out, counted and
 reported by reason.
@@ -6,7 +6,6 @@ reported by reason.
 
 import codecs
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scalegpt.data.documents import Document, find_documents, is_folder, real_path
 from scalegpt.data.encodings import AUTO, UTF8, byte_order_mark, codec_name, guess_encoding, looks_binary
 from scalegpt.data.tokenizers import code_points
 from scalegpt.errors import InputError
@@ -30,7 +30,7 @@ _CUT = re.compile(r"[ \n](?=\S)")
 _UNICODE_SIZE = 0x110000
 
 
-class UnusableText(InputError):
+class UnusableTextError(InputError):
     """A file that cannot be trained on.
 
     Attributes:
@@ -41,22 +41,6 @@ class UnusableText(InputError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class Document:
-    """A file to read.
-
-    Attributes:
-        path: where it is.
-        name: how it is called whatever folder it lies in: its path inside the folder that the user named.
-        folder: that folder, or None for a file that the user named.
-
-    """
-
-    path: Path
-    name: str
-    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -104,65 +88,6 @@ class Corpus:
         return sum(source.bytes for source in self.sources)
 
 
-def find_documents(inputs: Sequence[str | Path]) -> list[Document]:
-    """List the files that the inputs name or hold, sorted by name, none twice.
-
-    Folders are searched to any depth, through symbolic links too, each folder once. Hidden files and folders are left
-    out, and folders of prepared tokens, which are no text.
-
-    Args:
-        inputs: files and folders.
-
-    Raises:
-        InputError: no input, or one that does not exist.
-
-    """
-    if not inputs:
-        raise InputError("no input was given; name text files or folders of them")
-    found: dict[Path, Document] = {}
-    for given in map(Path, inputs):
-        if is_prepared(given):
-            raise InputError(
-                f"{given} holds tokens already prepared; give it alone as --input_file, or name text files"
-            )
-        if given.is_dir():
-            seen: set[Path] = set()
-            for path in _walk(given, seen):
-                found.setdefault(path.resolve(), Document(path, path.relative_to(given).as_posix(), given))
-        elif given.exists():
-            # A named file is held to more than one that lies in a folder: the name wins.
-            found[given.resolve()] = Document(given, given.name)
-        else:
-            raise InputError(f"input {given} does not exist; name a text file or a folder of them")
-    return sorted(found.values(), key=lambda document: (document.name, str(document.path)))
-
-
-def is_prepared(folder: Path) -> bool:
-    """Say whether a folder holds token files, ours or nanoGPT's."""
-    return (folder / "train.bin").is_file()
-
-
-def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Yield the files below a folder in sorted order; a folder that cannot be listed is yielded itself, to be counted."""
-    real = folder.resolve()
-    if real in seen:  # a symbolic link back to where we have been
-        return
-    seen.add(real)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            yield path
-        elif not is_prepared(path):
-            yield from _walk(path, seen)
-
-
 def survey(
     inputs: Sequence[str | Path],
     encoding: str,
@@ -189,7 +114,7 @@ def survey(
     for document in documents:
         try:
             source = _examine(document, corpus.encoding, seen)
-        except UnusableText as error:
+        except UnusableTextError as error:
             if document.folder is None:
                 raise
             corpus.skipped[error.reason] += 1
@@ -209,8 +134,9 @@ def survey(
 
 def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequence[Document]) -> None:
     usable = {source.path for source in corpus.sources}
-    for folder in (Path(given) for given in inputs if Path(given).is_dir()):
-        inside = [document for document in documents if document.path.is_relative_to(folder)]
+    for folder in (Path(given) for given in inputs if is_folder(Path(given))):
+        real = real_path(folder)
+        inside = [each for each in documents if each.folder == folder or each.real.is_relative_to(real)]
         if not any(document.path in usable for document in inside):
             left_out = f"; left out: {describe_skipped(corpus)}" if corpus.skipped else ""
             raise InputError(
@@ -230,20 +156,22 @@ def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool
     """Read a document through in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding detected."""
     try:
         if not document.path.is_file():
-            raise UnusableText("unreadable", f"input {document.path} is not a regular file; copy its text into one")
+            raise UnusableTextError(
+                "unreadable", f"input {document.path} is not a regular file; copy its text into one"
+            )
         if encoding != AUTO:
             return _read_through(document, encoding, seen)
         with document.path.open("rb") as file:
             mark = byte_order_mark(file.read(4))
         try:
             return _read_through(document, mark or UTF8, seen)
-        except NotInEncoding as error:
+        except NotInEncodingError as error:
             guess = guess_encoding(document.path, error.offset)
             if guess is None:
                 raise _binary(document.path) from None
             return _read_through(document, codec_name(guess), seen)
     except OSError as error:
-        raise UnusableText("unreadable", f"input {document.path} cannot be read: {error.strerror}") from None
+        raise UnusableTextError("unreadable", f"input {document.path} cannot be read: {error.strerror}") from None
 
 
 def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
@@ -259,17 +187,19 @@ def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np
         if here is not None:
             here[code_points(text)] = True
     if not characters:
-        raise UnusableText("empty", f"input {document.path} is empty; name a file with text in it")
+        raise UnusableTextError("empty", f"input {document.path} is empty; name a file with text in it")
     if seen is not None and here is not None:
         seen |= here
     return Source(document.path, document.name, encoding, size, digest.hexdigest())
 
 
-def _binary(path: Path) -> UnusableText:
-    return UnusableText("binary", f"input {path} is binary, not text; name a text file, or --encoding if it is one")
+def _binary(path: Path) -> UnusableTextError:
+    return UnusableTextError(
+        "binary", f"input {path} is binary, not text; name a text file, or --encoding if it is one"
+    )
 
 
-class NotInEncoding(UnusableText):
+class NotInEncodingError(UnusableTextError):
     """Bytes that the encoding does not have.
 
     Attributes:
@@ -290,28 +220,28 @@ def _byte_at(path: Path, offset: int) -> str:
     return f"byte 0x{byte[0]:02x} at byte offset {offset}" if byte else f"it breaks off at byte offset {offset}"
 
 
-def _refuse_bytes(path: Path, encoding: str, offset: int) -> UnusableText:
+def _refuse_bytes(path: Path, encoding: str, offset: int) -> UnusableTextError:
     """Say what is wrong with the bytes and, for a file that should be UTF-8, what it probably is."""
     if encoding != UTF8:
-        return NotInEncoding(path, encoding, offset, "give its own --encoding, or --encoding auto to detect it")
+        return NotInEncodingError(path, encoding, offset, "give its own --encoding, or --encoding auto to detect it")
     guess = guess_encoding(path, offset)
     if guess is None:
         with path.open("rb") as file:
             head = file.read(65536)
-        if looks_binary(head) or offset == 0:
+        if looks_binary(head):
             return _binary(path)
         advice = "mend the file, or give its --encoding"
     else:
         known = "ISO-8859-1 (latin-1)" if guess == "latin-1" else guess
         advice = f"it is probably {known}: use --encoding {guess}, or --encoding auto"
-    return NotInEncoding(path, encoding, offset, advice)
+    return NotInEncodingError(path, encoding, offset, advice)
 
 
 def _decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
     """Yield a file's chunks, each with the text that it completes; line ends are left as they are.
 
     Raises:
-        UnusableText: bytes that are not of the encoding.
+        UnusableTextError: bytes that are not of the encoding.
         OSError: the file cannot be read.
 
     """
@@ -365,14 +295,14 @@ def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
 
 
 def cut_place(text: str) -> int:
-    """Find the last place where text may be cut without changing its GPT-2 ids, or 0 where there is none yet.
+    r"""Find the last place where text may be cut without changing its GPT-2 ids, or 0 where there is none yet.
 
-    That is before a space or newline that a non-space follows. GPT-2's pattern matches words, numbers, signs, each with at
-    most one space in front, and runs of white space without the last one (``\\s+(?!\\S)``), which is left to the word behind
-    or stands alone. So no match ever crosses such a place; none looks ahead across it to another effect (a run at the end
-    of a piece is taken whole by ``\\s++$``, as ``\\s+(?!\\S)`` took it before); and none looks behind. A newline between two
-    full lines is the usual case; ``\\r\\n`` and text without lines are served as well. Python's ``\\S`` excludes a few
-    control characters that tiktoken's engine does not call spaces: that only makes the search more careful.
+    That is before a space or newline that a non-space follows. GPT-2's pattern matches words, numbers and signs, each
+    with at most one space in front, and runs of white space without their last one (``\s+(?!\S)``), which stands alone
+    or belongs to the word behind it. So no match crosses such a place. None looks across it either, except a run of
+    white space that ends there: ``\s++$`` takes at the piece's end what ``\s+(?!\S)`` took before. And none looks back.
+    A newline between two full lines is the usual case; ``\r\n`` and text without lines are served too. Python's
+    ``\S`` excludes a few control characters that tiktoken's engine does not call spaces: it is only more careful.
     """
     for window in (4096, len(text)):
         places = [match.start() for match in _CUT.finditer(text, max(1, len(text) - window))]

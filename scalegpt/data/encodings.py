@@ -37,7 +37,7 @@ _MAX_CONTROL_SHARE = 0.3
 
 
 def codec_name(encoding: str) -> str:
-    """Return one name for all the spellings of an encoding: ``latin-1``, ``ISO-8859-1`` and ``l1`` are all ``iso8859-1``.
+    """Return one name for all spellings of an encoding: ``latin-1``, ``ISO-8859-1``, ``l1`` are all ``iso8859-1``.
 
     Raises:
         InputError: Python has no such text encoding.

@@ -22,9 +22,9 @@ _ROUNDS = 8
 class WindowSampler:
     """The order of training windows.
 
-    A window spans ``block_size + 1`` tokens, inputs and targets being shifted by one; neighbours are ``block_size`` apart,
-    so that every token is a target once. The grid of windows is moved by another pseudo-random offset in each epoch: the
-    boundaries differ, and tokens that one epoch leaves out at the ends are seen in another.
+    A window spans ``block_size + 1`` tokens, inputs and targets being shifted by one; neighbours are ``block_size``
+    apart, so that every token is a target once. Each epoch moves the grid of windows by another pseudo-random offset:
+    the boundaries differ, and tokens that one epoch leaves out at the ends are seen in another.
 
     Args:
         tokens: how many there are.
@@ -46,7 +46,7 @@ class WindowSampler:
         self.windows = max(1, (tokens - 1) // block_size - 1)
 
     def starts(self, first: int, count: int) -> Starts:
-        """Return the first token of each of the samples ``first … first + count - 1``, counted from the run's beginning.
+        """Return the first token of each of the samples ``first … first + count - 1``, counted over the whole run.
 
         Sample g lies in epoch ``g // windows``.
         """
@@ -153,8 +153,9 @@ def cut_windows(tokens: Tokens, starts: Starts, block_size: int) -> tuple[Window
     """
     inputs = np.empty((len(starts), block_size), dtype=np.int64)
     targets = np.empty_like(inputs)
+    plain = np.asarray(tokens)  # slices of a memmap object itself cost several microseconds each
     for row, start in enumerate(starts):
-        window = tokens[start : start + block_size + 1]
+        window = plain[start : start + block_size + 1]
         inputs[row], targets[row] = window[:-1], window[1:]
     return inputs, targets
 

@@ -1,8 +1,8 @@
 """Drawing new tokens from a model, one after another, with a key-value cache.
 
-Nothing here knows of ranks, tokenizers or files. The model is any callable with :meth:`scalegpt.model.gpt.GPT.forward`'s
-arguments, so that a sharded backend can pass its own; then all ranks call :func:`generate` together and, because the draws
-follow from the logits and the seed alone, all draw the same tokens.
+Nothing here knows of ranks, tokenizers or files. The model is any callable with the arguments of
+:meth:`scalegpt.model.gpt.GPT.forward`, so that a sharded backend can pass its own; then all ranks call :func:`generate`
+together and, because the draws follow from the logits and the seed alone, all draw the same tokens.
 """
 
 from collections.abc import Iterator
@@ -40,10 +40,10 @@ def generate(
 ) -> Iterator[Tensor]:
     """Continue each row of the prompt by up to ``count`` tokens, yielding every token as soon as it is drawn.
 
-    The context grows to ``block_size``. Then it cannot slide: learned positions tie every cached key to the place where
-    its token stood. So the cache is dropped and the newest half of the window is read again from position 0. That costs
-    one pass over T/2 tokens for every T/2 tokens drawn, a constant factor of about two on the arithmetic, where sliding by
-    one token would cost a pass over all T tokens for each; the context is between T/2 and T tokens long from there on.
+    The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the place
+    where its token stood. So the cache is dropped and the newest half of the window is read again from position 0. That
+    is one pass over T/2 tokens for every T/2 tokens drawn, at most twice the arithmetic, where sliding by one token
+    would cost a pass over all T tokens each time. From there on the context is between T/2 and T tokens long.
 
     The draws depend on the logits, ``settings`` and nothing else: they come from a generator of their own on the CPU,
     whatever the device, and leave torch's global random state alone.
@@ -51,8 +51,8 @@ def generate(
     Args:
         forward: the model, in evaluation mode (dropout would act otherwise).
         config: the model's shape.
-        prompt: [B, t] int64 ids with t at least 1, on the model's device. Of a prompt longer than ``block_size``, only the
-            last ``block_size`` tokens are read.
+        prompt: [B, t] int64 ids with t at least 1, on the model's device. Of a prompt longer than ``block_size``, only
+            the last ``block_size`` tokens are read.
         count: most tokens to draw.
         settings: how to draw.
         stop_token: the id that ends a row. It is yielded, and repeated while other rows go on; the iteration ends when
@@ -87,7 +87,7 @@ def generate(
         if ended.all():
             return
         fresh = drawn.unsqueeze(1).to(context.device)
-        context = torch.cat((context[:, -window:], fresh), dim=1)
+        context = torch.cat((context, fresh), dim=1)[:, -window:]
 
 
 def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
@@ -105,7 +105,7 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
         RunError: a row holds NaN, +infinity, or nothing but -infinity.
 
     """
-    logits = logits.double().cpu()
+    logits = logits.cpu().double()
     peak = logits.amax(dim=-1, keepdim=True)
     if not peak.isfinite().all():  # amax hands NaN on
         raise RunError("the model's logits are not finite: it diverged; use an earlier checkpoint, or train it anew")

@@ -4,19 +4,20 @@ What it is made of:
 
 - GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
 - One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``.
-- The LM head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss can keep the
-  logits from ever existing as a whole.
-- **Precision is explicit.** Each layer casts its weight to the dtype of what comes in, at the place where it is used, and
-  the embedding decides that dtype. Weights may therefore be fp32 masters (``plain``) or already bf16 (FSDP2 and DeepSpeed
-  cast them beforehand): the arithmetic is the same, no autocast is involved, and the backends agree.
+- The LM head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss can keep
+  the logits from ever existing as a whole.
+- **Precision is explicit.** Each layer casts its weight to the dtype of what comes in, at the place where it is used,
+  and the embedding decides that dtype. Weights may therefore be fp32 masters (``plain``) or already bf16 (FSDP2 and
+  DeepSpeed cast them beforehand): the arithmetic is the same, no autocast is involved, and the backends agree.
 
-Sizes in comments: B micro batch, T sequence, H ``n_embd``, a heads, D = H/a, V vocabulary. Parameter names are part of the
-checkpoint format and are listed by :func:`scalegpt.planner.parameters.parameter_shapes`.
+Sizes in comments: B micro batch, T sequence, H ``n_embd``, a heads, D = H/a, V vocabulary. Parameter names are part of
+the checkpoint format and are listed by :func:`scalegpt.planner.parameters.parameter_shapes`.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class KeyValueCache:
 
     Args:
         capacity: most tokens held.
+
     """
 
     def __init__(self, capacity: int) -> None:
@@ -119,7 +121,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
         B, T, H = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, H // self.n_head).permute(2, 0, 3, 1, 4)  # 3 × [B, a, T, D]
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, H // self.n_head).permute(2, 0, 3, 1, 4)  # each [B, a, T, D]
         past = cache.length if cache is not None else 0
         if cache is not None:
             k, v = cache.append(k, v)
@@ -134,7 +136,7 @@ class Attention(nn.Module):
 
 
 def _continuation_mask(new: int, past: int, device: torch.device) -> Tensor:
-    """[new, past + new]: True where a new token may look."""
+    """Return a mask [new, past + new], True where a new token may look."""
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)
 
 
@@ -175,7 +177,7 @@ class Block(nn.Module):
         return self.recompute(self.body, x)
 
     def body(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """The block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
+        """Do the block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
         x = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
         return x + self._drop(self.mlp(self.ln2(x, self.compute_dtype)))
 
@@ -192,6 +194,7 @@ class GPT(nn.Module):
 
     Raises:
         InputError: the vocabulary is still ``auto``.
+
     """
 
     def __init__(self, config: ModelConfig, loss: Loss = full_cross_entropy) -> None:
@@ -207,6 +210,13 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
         self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
+        # Sharding changes what the parameters say of themselves: ZeRO-3 leaves them empty.
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, by their type: a ``ModuleList`` only knows that they are modules."""
+        return cast(list[Block], list(self.blocks))
 
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """GPT-2's initialisation, one fp32 CPU tensor at a time, by parameter name.
@@ -217,23 +227,23 @@ class GPT(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         scaled = INIT_STD / math.sqrt(2 * self.config.n_layer)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:
-                yield name, torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
+        for name, shape in self.shapes.items():
+            if len(shape) == 1:
+                yield name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
             else:
                 std = scaled if name.endswith("proj.weight") else INIT_STD
-                yield name, torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+                yield name, torch.empty(shape).normal_(0.0, std, generator=generator)
 
     def set_precision(self, compute: torch.dtype, residual: torch.dtype | None = None) -> None:
         """Compute in ``compute``, with the residual stream in ``residual`` (default: the same)."""
         self.compute_dtype = compute
         self.residual_dtype = residual or compute
-        for block in self.blocks:
+        for block in self.layers:
             block.compute_dtype = compute
 
     def set_attention(self, name: str) -> None:
         """Fix the attention backend (``auto`` leaves the choice to torch)."""
-        for block in self.blocks:
+        for block in self.layers:
             block.attn.backend = SDPA_BACKENDS.get(name)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: GenerationCache | None = None) -> Tensor:
@@ -241,11 +251,12 @@ class GPT(nn.Module):
 
         Args:
             tokens: [B, T] int64 ids, T at most ``block_size`` (less what the cache holds).
-            targets: [B, T] int64 ids, -1 where a position does not count. Given: returns the mean loss, a scalar in fp32.
+            targets: [B, T] int64 ids, -1 where a position does not count; with them the result is the mean loss.
             cache: keys and values of earlier tokens; ``tokens`` continue them.
 
         Returns:
-            The loss, or without targets the logits [B, V] of the last position, in fp32.
+            The loss, an fp32 scalar, or without targets the logits [B, V] of the last position, in fp32.
+
         """
         past = cache.length if cache is not None else 0
         x = self.embed(tokens, past)

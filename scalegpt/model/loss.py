@@ -1,7 +1,7 @@
 """Cross entropy of the LM head: over full logits, or over chunks of tokens so that the logits never exist as a whole.
 
-Both take the hidden states and the head's matrix, and compute the same thing: logits in the compute dtype (as the matmul
-gives them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1.
+Both take the hidden states and the head's matrix, and compute the same thing: logits in the compute dtype (as the
+matmul gives them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1.
 
 Memory beyond the inputs, for n tokens, vocabulary V, compute dtype of c bytes, chunk of k tokens:
 
@@ -35,27 +35,30 @@ def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 
 def chunked_cross_entropy(chunk: int) -> Loss:
-    """A loss that forms the logits of ``chunk`` tokens at a time.
+    """Make a loss that forms the logits of ``chunk`` tokens at a time.
 
     The gradients are computed in the forward pass, while a chunk's logits exist, so nothing is recomputed and the
     backward pass only scales them. It follows that the loss cannot be differentiated twice.
 
     Raises:
         InputError: a chunk below one token.
+
     """
     if chunk < 1:
         raise InputError(f"loss_chunk must be at least 1 token, not {chunk}")
 
     def loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        result: Tensor = _ChunkedCrossEntropy.apply(flat, head, targets.reshape(-1), chunk, torch.is_grad_enabled())
+        result: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            flat, head, targets.reshape(-1), chunk, torch.is_grad_enabled()
+        )
         return result
 
     return loss
 
 
 def make_loss(kind: str, chunk: int) -> Loss:
-    """The loss that the settings ``loss`` and ``loss_chunk`` name."""
+    """Return the loss that the settings ``loss`` and ``loss_chunk`` name."""
     return full_cross_entropy if kind == "full" else chunked_cross_entropy(chunk)
 
 
@@ -72,22 +75,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int, with_gradients: bool
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int, with_gradients: bool) -> Tensor:
         weight = head.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if with_gradients and ctx.needs_input_grad[0] else None
         head_grad = torch.zeros_like(head, dtype=torch.float32) if with_gradients and ctx.needs_input_grad[1] else None
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits = F.linear(hidden[rows], weight)
-            losses, logits_grad = _losses_and_gradients(logits, targets[rows])
-            total += losses
-            if hidden_grad is not None:
-                torch.mm(logits_grad, weight, out=hidden_grad[rows])
-            if head_grad is not None:
-                head_grad += logits_grad.t() @ hidden[rows]
+            total += _add_chunk(
+                hidden[rows], weight, targets[rows], hidden_grad[rows] if hidden_grad is not None else None, head_grad
+            )
         count = _counted(targets)
         ctx.save_for_backward(hidden_grad, head_grad, count)
         ctx.head_dtype = head.dtype
@@ -105,18 +102,45 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden_grad, head_grad, None, None, None
 
 
+def _add_chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, hidden_grad: Tensor | None, head_grad: Tensor | None
+) -> Tensor:
+    """Return the sum of the losses of some rows, and add to the gradients. What it allocates dies with the call.
+
+    Args:
+        hidden: [k, H] in the compute dtype.
+        weight: [V, H] in the compute dtype.
+        targets: [k] int64.
+        hidden_grad: [k, H] to write the gradient of these rows to, or None.
+        head_grad: [V, H] fp32 to add these rows' gradient to, or None.
+
+    """
+    losses, logits_grad = _losses_and_gradients(F.linear(hidden, weight), targets)
+    if hidden_grad is not None:
+        torch.mm(logits_grad, weight, out=hidden_grad)
+    if head_grad is not None:
+        if head_grad.dtype == hidden.dtype:
+            head_grad.addmm_(logits_grad.t(), hidden)  # without a temporary as large as the head
+        else:
+            head_grad += logits_grad.t() @ hidden
+    return losses
+
+
 def _losses_and_gradients(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the losses of some rows (fp32) and its gradient by the logits, in the logits' dtype.
+    """Return the sum of the losses of some rows (fp32) and its gradient by the logits, in the logits' dtype.
+
+    One fp32 tensor of the logits' size becomes the exponentials, then the gradient, in place.
 
     Args:
         logits: [k, V] in the compute dtype.
         targets: [k] int64; rows with target -1 give neither loss nor gradient.
-    """
-    counts = targets != IGNORED
-    rows = torch.where(counts, targets, 0).unsqueeze(1)
-    log_sum = torch.logsumexp(logits.float(), dim=-1, keepdim=True)
-    losses = (log_sum - logits.gather(1, rows).float()).squeeze(1)
-    grad = torch.exp(logits.float() - log_sum)
-    grad.scatter_add_(1, rows, torch.full_like(rows, -1.0, dtype=torch.float32))
-    return (losses * counts).sum(), (grad * counts.unsqueeze(1)).to(logits.dtype)
 
+    """
+    counts = (targets != IGNORED).unsqueeze(1)
+    columns = torch.where(counts, targets.unsqueeze(1), 0)
+    peak = logits.amax(dim=-1, keepdim=True).float()
+    grad = (logits - peak).exp_()  # promotes to fp32
+    total = grad.sum(dim=-1, keepdim=True)
+    losses = (total.log() + peak - logits.gather(1, columns)) * counts
+    grad.mul_(counts / total).scatter_add_(1, columns, -counts.float())
+    return losses.sum(), grad.to(logits.dtype)

@@ -50,7 +50,7 @@ class _KeepDearResults:
     def __init__(self) -> None:
         self.matmuls = {False: 0, True: 0}  # by whether it is the recomputation
 
-    def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    def __call__(self, context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
         if op in _ATTENTION:
             return CheckpointPolicy.MUST_SAVE
         if op in _MATMULS:
@@ -61,10 +61,10 @@ class _KeepDearResults:
 
 
 def _selective_contexts() -> Any:
-    return create_selective_checkpoint_contexts(_KeepDearResults())
+    return create_selective_checkpoint_contexts(_KeepDearResults())  # type: ignore[no-untyped-call]
 
 
-def apply_recompute(model: GPT, kind: str, *, whole: bool = False) -> None:
+def apply_recompute(model: GPT, kind: str) -> None:
     """Make every block of the model recompute as ``kind`` says; apply before compile and before sharding.
 
     The random state is replayed where the model has dropout.
@@ -72,16 +72,8 @@ def apply_recompute(model: GPT, kind: str, *, whole: bool = False) -> None:
     Args:
         model: the model, changed in place.
         kind: ``none``, ``selective`` or ``full``.
-        whole: recompute to the end of the block, though its last results are not needed, and do not compare the
-            recomputed tensors with the first ones. ZeRO-3 needs both: it frees weights when a module's forward pass
-            ends, and it swaps the memory of saved weights.
     """
-    options: dict[str, Any] = {
-        "use_reentrant": False,
-        "preserve_rng_state": model.config.dropout > 0,
-        "determinism_check": "none" if whole else "default",
-        "early_stop": not whole,
-    }
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": model.config.dropout > 0}
     if kind == "selective":
         options["context_fn"] = _selective_contexts
     for block in model.blocks:

@@ -1,0 +1,48 @@
+# make demo: set up and train a small model on what this machine has.   make test: lint, types, architecture, tests.
+.PHONY: demo test lint types architecture tests clean help
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# DeepSpeed compiles its extensions when they are used, not when it is installed.
+export DS_BUILD_OPS := 0
+
+help:
+	@echo "make demo   set up .venv and train a small model on the Python library's own sources"
+	@echo "make test   set up .venv and run lint, types, architecture rules and all tests"
+
+demo: .venv/installed
+	$(BIN)/python launch/demo.py
+
+test: lint types architecture tests
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+architecture: .venv/installed-dev
+	$(BIN)/lint-imports
+
+tests: .venv/installed-dev
+	$(BIN)/pytest -n 2
+
+# torch comes first and alone: DeepSpeed's own set-up looks for it, outside of a build environment.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ScaleGPT needs Python 3.11 or newer; make demo PYTHON=python3.12')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q torch numpy ninja setuptools wheel packaging
+	$(BIN)/pip install -q --no-build-isolation deepspeed
+	$(BIN)/pip install -q -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,187 @@
+"""``scalegpt sample``: continue a prompt with a trained model, printing the text as it is drawn."""
+
+import io
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.config.sampling import SamplingSettings
+from scalegpt.config.settings import setting
+from scalegpt.errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds, which --help and a mistyped flag need not pay
+    from scalegpt.data.tokenizers import Tokenizer
+    from scalegpt.training.inference import LoadedModel
+
+EXAMPLE = """\
+scalegpt sample runs/tiny --prompt "Once upon a time"
+scalegpt sample runs/tiny --prompt_file start.txt --temperature 0.8 --top_k 50 --num_samples 3
+scalegpt sample runs/tiny/checkpoints/step_00001000 --temperature 0 --json"""
+
+SEPARATOR = "-" * 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(SamplingSettings):
+    """How to draw, how much, and where."""
+
+    max_new_tokens: int = setting(
+        256, "most tokens of a sample; it ends earlier where the model ends the text", minimum=1
+    )
+    num_samples: int = setting(1, "how many samples; each has the seed of the one before plus one", minimum=1)
+    device: str = setting("auto", "where to compute; auto: CUDA where there is any", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass
+class Totals:
+    """What all samples took together."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens over the time spent on them, reading the prompt included."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the samples that the arguments ask for."""
+    arguments = _parser().parse_args(argv)
+    settings = SampleSettings.from_mapping(given_settings(arguments, SampleSettings), "command line")
+    prompt = _prompt(arguments)
+
+    from scalegpt.training.inference import load_model
+
+    loaded = load_model(Path(arguments.run), settings.device)
+    ids = _prompt_ids(prompt, loaded.tokenizer)
+    block = loaded.model.config.block_size
+    if len(ids) > block:
+        _note(f"the prompt has {len(ids)} tokens; the model sees the last {block}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not end the sample
+    totals = Totals()
+    if arguments.json:
+        samples = ["".join(_pieces(loaded, ids, settings, i, totals)) for i in range(settings.num_samples)]
+        print(
+            json.dumps(_report(arguments.run, loaded, prompt, settings, samples, totals), ensure_ascii=False, indent=2)
+        )
+        return 0
+    _print_samples(prompt, (_pieces(loaded, ids, settings, i, totals) for i in range(settings.num_samples)))
+    _note(f"{totals.tokens} tokens, {totals.tokens_per_second:.1f} tokens/s")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("sample", "Continue a prompt with a trained model; the text appears as it is drawn.", EXAMPLE)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, whose newest checkpoint is used, or a checkpoint's")
+    parser.add_argument("--prompt", metavar="TEXT", help="text to continue; none: the start of a text of its own")
+    parser.add_argument("--prompt_file", metavar="FILE", help="UTF-8 file to continue instead")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    add_settings(parser, "sampling", SampleSettings)
+    return parser
+
+
+def _prompt(arguments: Namespace) -> str:
+    """Return the text to continue, empty where none is given.
+
+    Raises:
+        InputError: two prompts, or a file that cannot be read.
+
+    """
+    if arguments.prompt_file is None:
+        return arguments.prompt or ""
+    if arguments.prompt is not None:
+        raise InputError("give --prompt or --prompt_file, not both")
+    try:
+        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"prompt_file {arguments.prompt_file}: {error.strerror}; give a text file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"prompt_file {arguments.prompt_file} is not UTF-8 at byte {error.start}; convert it"
+        ) from None
+
+
+def _prompt_ids(prompt: str, tokenizer: "Tokenizer") -> list[int]:
+    """Return the prompt's tokens; without a prompt, what comes before a text: its end's token, or a newline.
+
+    Raises:
+        InputError: the vocabulary lacks a character.
+
+    """
+    if prompt:
+        return [int(token) for token in tokenizer.encode(prompt)]
+    if tokenizer.end_of_text is not None:
+        return [tokenizer.end_of_text]
+    try:
+        return [int(token) for token in tokenizer.encode("\n")]
+    except InputError:
+        raise InputError("this model's vocabulary has no newline to start from; give --prompt TEXT") from None
+
+
+def _pieces(
+    loaded: "LoadedModel", ids: list[int], settings: SampleSettings, index: int, totals: Totals
+) -> Iterator[str]:
+    """Draw one sample and yield its text in whole characters, without the token that ends it."""
+    import torch
+
+    from scalegpt.model.generation import generate
+
+    model, tokenizer, _ = loaded
+    prompt = torch.tensor([ids], device=model.wte.weight.device)
+    decoder = tokenizer.stream()
+    start = time.perf_counter()
+    for drawn in generate(
+        model,
+        model.config,
+        prompt,
+        settings.max_new_tokens,
+        replace(settings, seed=settings.seed + index),
+        stop_token=tokenizer.end_of_text,
+        limit_vocab=tokenizer.vocab_size,
+    ):
+        token = int(drawn)
+        totals.tokens += 1
+        if token != tokenizer.end_of_text:
+            yield decoder.push(token)
+    yield decoder.finish()
+    totals.seconds += time.perf_counter() - start
+
+
+def _print_samples(prompt: str, samples: Iterator[Iterator[str]]) -> None:
+    """Write each sample after its prompt, piece by piece."""
+    for i, pieces in enumerate(samples):
+        if i:
+            print(SEPARATOR)
+        print(prompt, end="", flush=True)
+        for piece in pieces:
+            if piece:
+                print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def _report(
+    run: str, loaded: "LoadedModel", prompt: str, settings: SampleSettings, samples: list[str], totals: Totals
+) -> dict[str, Any]:
+    """Return what ``--json`` prints; ``samples`` are continuations, without the prompt."""
+    return {
+        "run": run,
+        "step": loaded.header.progress.step,
+        "prompt": prompt,
+        "seed": settings.seed,
+        "samples": samples,
+        "tokens": totals.tokens,
+        "tokens_per_second": totals.tokens_per_second,
+    }
+
+
+def _note(line: str) -> None:
+    """Say something beside the text: stdout holds the samples alone and can go to a file."""
+    print(f"scalegpt sample: {line}", file=sys.stderr, flush=True)

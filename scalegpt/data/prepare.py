@@ -1,0 +1,295 @@
+"""From text files to token files: tokenise, hold out a part, and cache by content."""
+
+import hashlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalegpt.config import DataConfig
+from scalegpt.data.corpus import Corpus, Source, describe_skipped, read_pieces, survey
+from scalegpt.data.documents import is_prepared
+from scalegpt.data.shards import VERSION, TokenSet, open_tokens
+from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
+from scalegpt.data.writer import TokenWriter, check_space, disk_errors, remove_folder
+from scalegpt.errors import InputError
+
+Progress = Callable[[int, int], None]
+_Encoded = tuple[int, TokenIds, int, bool]
+
+DEFAULT_VAL_FRACTION = 0.1
+DEFAULT_VAL_BYTES = 8_000_000
+WHOLE_DOCUMENTS_FROM = 20
+"""With so many documents whole ones are held out; with fewer, the end of each."""
+
+_BYTES_PER_BYTE = {"gpt2": 1.0, "byte": 2.0, "char": 2.0}
+"""Bytes of tokens per byte of text. GPT-2's ids stand for 2.5 bytes of code or 4 of English: 1.0 leaves a margin."""
+
+_MAX_THREADS = 8
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is held out for validation.
+
+    Attributes:
+        method: ``documents``: whole ones; ``tails``: the end of each document.
+        fraction: the share aimed at.
+        held_out: indices of the documents held out whole.
+
+    """
+
+    method: str
+    fraction: float
+    held_out: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A surveyed corpus, what to make of it, and the key that both decide."""
+
+    corpus: Corpus
+    kind: str
+    split: Split
+    key: str
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokenizer: str = "gpt2",
+    encoding: str = "utf-8",
+    val_fraction: float | None = None,
+    progress: Progress | None = None,
+) -> TokenSet:
+    """Tokenise text into a folder.
+
+    Args:
+        inputs: text files and folders of them.
+        out: the folder to make. One that holds the same preparation already is used as it is.
+        tokenizer: ``gpt2``, ``byte`` or ``char``.
+        encoding: of the files; ``auto`` detects it for each.
+        val_fraction: share held out, in (0, 1); None: a tenth, at most about 8 MB.
+        progress: called with the bytes tokenised and the bytes in all.
+
+    Raises:
+        InputError: no usable text, ``out`` holds something else, no disk space, a bad setting.
+
+    """
+    settings = DataConfig(tokenizer=tokenizer, encoding=encoding, val_fraction=val_fraction)
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file; choose another --out")
+    plan = _plan(inputs, settings)
+    return _existing(out, plan) or _make(plan, out, progress)
+
+
+def prepare_cached(data: DataConfig, *, progress: Progress | None = None) -> TokenSet:
+    """Return the tokens of the trainer's ``--input_file``, made now or by an earlier run.
+
+    Args:
+        data: ``input_file`` is a text file, a folder, several with commas between, or a folder of prepared tokens,
+            whose own tokenizer then holds. The other settings are :func:`prepare`'s.
+        progress: as for :func:`prepare`; not called where nothing has to be tokenised.
+
+    Raises:
+        InputError: as for :func:`prepare`, or no ``input_file``.
+
+    """
+    if data.input_file is None:
+        raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
+    if is_prepared(Path(data.input_file)):
+        return open_tokens(data.input_file)
+    plan = _plan(_split_inputs(data.input_file), data)
+    out = cache_folder() / plan.key
+    try:
+        found = _existing(out, plan)
+    except InputError as error:
+        _log.warning("the cached tokens are damaged and are made again: %s", error)
+        remove_folder(out)
+        found = None
+    return found or _make(plan, out, progress)
+
+
+def cache_folder() -> Path:
+    """Return where prepared tokens are kept: ``$SCALEGPT_CACHE``, else ``~/.cache/scalegpt/data``."""
+    chosen = os.environ.get("SCALEGPT_CACHE")
+    try:
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "scalegpt" / "data"
+    except RuntimeError as error:
+        raise InputError(f"no folder for prepared tokens: {error}; set SCALEGPT_CACHE to one") from None
+
+
+def _split_inputs(text: str) -> list[str]:
+    """Split at commas, unless a file is called so."""
+    if Path(text).exists():
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _plan(inputs: Sequence[str | Path], settings: DataConfig) -> _Plan:
+    corpus = survey(inputs, settings.encoding, want_characters=settings.tokenizer == "char")
+    if corpus.skipped:
+        _log.warning("left out: %s", describe_skipped(corpus))
+    split = choose_split(corpus.sources, settings.val_fraction)
+    identity = {
+        "version": VERSION,
+        "tokenizer": settings.tokenizer,
+        "encoding": corpus.encoding,
+        "val_fraction": settings.val_fraction,
+        "sources": [(source.name, source.sha256) for source in corpus.sources],
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return _Plan(corpus, settings.tokenizer, split, key)
+
+
+def choose_split(sources: Sequence[Source], val_fraction: float | None) -> Split:
+    """Decide what is held out, by contents alone: neither names nor chance.
+
+    Whole documents are taken in the order of their SHA-256, copies of one together, until the share is reached. One
+    that would overshoot it by half is passed over: among many small files a giant must not become the validation set.
+    Where that leaves less than half of the share, the end of each document is held out after all.
+
+    Args:
+        sources: the documents.
+        val_fraction: the share of bytes, or None for a tenth, at most about 8 MB.
+
+    """
+    total = sum(source.bytes for source in sources)
+    fraction = min(DEFAULT_VAL_FRACTION, DEFAULT_VAL_BYTES / total) if val_fraction is None else val_fraction
+    if len(sources) < WHOLE_DOCUMENTS_FROM:
+        return Split("tails", fraction)
+    target, held, size = fraction * total, set[int](), 0
+    order = sorted(range(len(sources)), key=lambda index: sources[index].sha256)
+    for _, group in groupby(order, key=lambda index: sources[index].sha256):
+        copies = list(group)
+        more = sum(sources[index].bytes for index in copies)
+        if size + more <= 1.5 * target:
+            held.update(copies)
+            size += more
+        if size >= target:
+            break
+    if size < 0.5 * target:
+        return Split("tails", fraction)
+    return Split("documents", fraction, frozenset(held))
+
+
+def _existing(out: Path, plan: _Plan) -> TokenSet | None:
+    """Open the folder where it holds this preparation; None where there is nothing yet.
+
+    Raises:
+        InputError: it holds something else, or is damaged.
+
+    """
+    with disk_errors(out):
+        if not out.exists() or not any(out.iterdir()):
+            return None
+    if is_prepared(out):
+        tokens = open_tokens(out)
+        if tokens.meta.get("key") == plan.key:
+            return tokens
+    raise InputError(f"out {out} already holds something else; choose another --out, or remove it first")
+
+
+def _make(plan: _Plan, out: Path, progress: Progress | None) -> TokenSet:
+    """Tokenise the corpus into a folder; where another process finished first, take its."""
+    tokenizer = make_tokenizer(plan.kind, plan.corpus.characters)
+    total = plan.corpus.bytes
+    check_space(out, int(total * _BYTES_PER_BYTE[plan.kind]))
+    with TokenWriter(out) as writer:
+        with closing(_encoded(plan.corpus.sources, tokenizer)) as stream:  # stops its threads when writing fails
+            _write_tokens(plan, tokenizer, stream, writer, progress)
+        for split, count in writer.counts.items():
+            if not count:
+                raise InputError(f"{plan.corpus.sources[0].path}: no tokens are left for {split}; give more text")
+        if writer.commit(_sidecar(plan, tokenizer)):
+            return open_tokens(out)
+    won = _existing(out, plan)
+    if won is None:
+        raise InputError(f"out {out} was changed by another process meanwhile; run the command again")
+    return won
+
+
+def _write_tokens(
+    plan: _Plan, tokenizer: Tokenizer, stream: Iterator[_Encoded], writer: TokenWriter, progress: Progress | None
+) -> None:
+    total, before = plan.corpus.bytes, 0
+    ending = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    first = 0  # of the document's tokens among the training tokens
+    for index, ids, read, is_last in stream:
+        split = "val" if index in plan.split.held_out else "train"
+        writer.append(split, ids)
+        if is_last:
+            writer.append(split, np.array(ending, dtype=np.uint16))
+            before += plan.corpus.sources[index].bytes
+            if plan.split.method == "tails":
+                count = writer.counts["train"] - first
+                # nanoGPT cuts at int(n * 0.9): the same formula gives the same split.
+                writer.hold_out_tail(first + int(count * (1 - plan.split.fraction)))
+            first = writer.counts["train"]
+        if progress is not None:
+            progress(before + (0 if is_last else read), total)
+
+
+def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Encoded, None, None]:
+    """Encode all documents in order, on several threads, a bounded number of pieces ahead.
+
+    Yields:
+        The document's index, the ids of its next piece, the bytes of it read so far, and whether it is the last piece.
+
+    """
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    waiting: deque[tuple[int, Future[TokenIds], int, bool]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for index, piece, read, is_last in _pieces(sources):
+                waiting.append((index, pool.submit(tokenizer.encode, piece), read, is_last))
+                if len(waiting) > threads + 2:
+                    index, ids, read, is_last = waiting.popleft()
+                    yield index, ids.result(), read, is_last
+            while waiting:
+                index, ids, read, is_last = waiting.popleft()
+                yield index, ids.result(), read, is_last
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _pieces(sources: Sequence[Source]) -> Iterator[tuple[int, str, int, bool]]:
+    """Yield every document's pieces, and tell the last one, which is known only when the reader stops."""
+    for index, source in enumerate(sources):
+        held: tuple[str, int] | None = None
+        for piece in read_pieces(source):
+            if held is not None:
+                yield index, *held, False
+            held = piece
+        assert held is not None, "the survey let no empty document pass"
+        yield index, *held, True
+
+
+def _sidecar(plan: _Plan, tokenizer: Tokenizer) -> dict[str, Any]:
+    split: dict[str, Any] = {"method": plan.split.method, "val_fraction": plan.split.fraction}
+    if plan.split.method == "documents":
+        split["held_out_documents"] = len(plan.split.held_out)
+    return {
+        "key": plan.key,
+        "tokenizer": tokenizer.as_dict(),
+        "documents": len(plan.corpus.sources),
+        "split": split,
+        "encoding": plan.corpus.encoding,
+        "skipped": dict(plan.corpus.skipped),
+        "sources": [
+            {"path": str(source.path), "bytes": source.bytes, "sha256": source.sha256, "encoding": source.encoding}
+            for source in plan.corpus.sources
+        ],
+    }

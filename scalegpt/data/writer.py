@@ -1,0 +1,203 @@
+"""Write a folder of tokens whole or not at all: into a folder beside it, synced, then renamed."""
+
+import errno
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from scalegpt.data.shards import DTYPE, FORMAT, SIDECAR, SPLITS, VERSION, TokenFile, Tokens
+from scalegpt.errors import InputError
+
+_COPY_BYTES = 8 << 20
+_ABANDONED_SECONDS = 24 * 3600
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses, inside the block, into one line.
+
+    Raises:
+        InputError: no space is left, or the place cannot be written.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(f"no disk space is left for {out}; free some, or choose another disk") from None
+        raise InputError(f"{out} cannot be written: {error.strerror}; choose another place") from None
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        out: the folder to be written; it need not exist.
+        needed: bytes.
+
+    Raises:
+        InputError: names the bytes needed and those free.
+
+    """
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    with disk_errors(out):
+        free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"not enough disk space for {out}: about {needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB free in "
+            f"{place}; free some, or choose another disk"
+        )
+
+
+class TokenWriter:
+    """A folder of tokens in the making.
+
+    As a context manager it makes a hidden folder beside ``out``; :meth:`commit` renames it. Where the block ends
+    without that, nothing stays behind.
+
+    Attributes:
+        counts: tokens written so far, by split.
+
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out.absolute()
+        self.counts = dict.fromkeys(SPLITS, 0)
+        self._folder = self.out.with_name(f".{self.out.name}.tmp-{uuid.uuid4().hex[:12]}")
+        self._files: dict[str, BinaryIO] = {}
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Self:
+        self._made = [parent for parent in self.out.parents if not parent.exists()]
+        try:
+            with disk_errors(self.out):
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                _remove_abandoned(self.out)
+                self._folder.mkdir()
+                self._files = {split: (self._folder / f"{split}.bin").open("w+b") for split in SPLITS}
+        except InputError:
+            self._clear()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._clear()
+
+    def append(self, split: str, ids: Tokens) -> None:
+        """Add tokens to the end of a split.
+
+        Raises:
+            InputError: the disk is full.
+
+        """
+        with disk_errors(self.out):
+            self._files[split].write(ids.astype(DTYPE, copy=False).tobytes())
+        self.counts[split] += len(ids)
+
+    def hold_out_tail(self, first: int) -> None:
+        """Move the training tokens from place ``first`` on to the end of the held-out ones."""
+        train, val = (self._files[split] for split in SPLITS)
+        with disk_errors(self.out):
+            train.seek(first * DTYPE.itemsize)
+            while block := train.read(_COPY_BYTES):
+                val.write(block)
+            train.seek(first * DTYPE.itemsize)
+            train.truncate()
+        self.counts["val"] += self.counts["train"] - first
+        self.counts["train"] = first
+
+    def commit(self, meta: dict[str, Any]) -> bool:
+        """Write the sidecar, sync everything, and rename the folder into place.
+
+        Args:
+            meta: the sidecar, less the format and what the files themselves tell.
+
+        Returns:
+            Whether the folder is now ours; False where another has taken the place meanwhile.
+
+        Raises:
+            InputError: the disk is full, or the place cannot be written.
+
+        """
+        with disk_errors(self.out):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            written = {split: TokenFile.open(self._folder / f"{split}.bin", self.counts[split]) for split in SPLITS}
+            sidecar = {
+                "format": FORMAT,
+                "version": VERSION,
+                "dtype": DTYPE.name,
+                **{f"{split}_tokens": self.counts[split] for split in SPLITS},
+                "files": {split: file.sha256() for split, file in written.items()},
+                **meta,
+            }
+            with (self._folder / SIDECAR).open("w", encoding="utf-8") as stream:
+                json.dump(sidecar, stream, indent=1)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            _sync_folder(self._folder)
+            try:
+                self._folder.rename(self.out)  # replaces an empty folder, and nothing else
+            except OSError as error:
+                if error.errno in _TAKEN:
+                    return False
+                raise
+            _sync_folder(self.out.parent)
+        return True
+
+    def _clear(self) -> None:
+        """Remove what was not committed; after a commit there is nothing to remove."""
+        for file in self._files.values():
+            try:
+                file.close()
+            except OSError:  # closing flushes: a full disk says so again, and the first error is on its way
+                continue
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for parent in self._made:
+            try:
+                parent.rmdir()
+            except OSError:  # not empty: it holds the committed folder, or another has come to use it
+                return
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of tokens at once for all who look: it is renamed first."""
+    aside = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:12]}")
+    with disk_errors(folder):
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:  # another process removed it first
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what killed preparations of the same folder left: nothing was written there for a day."""
+    for folder in out.parent.glob(f".{out.name}.tmp-*"):
+        try:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        except OSError:  # gone meanwhile: its owner finished
+            continue
+        if time.time() - newest > _ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a folder's entries outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
