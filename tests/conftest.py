@@ -1,6 +1,7 @@
 """Fixtures that several folders share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,18 @@ TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 16, "vocab_size":
 
 
 @pytest.fixture
-def tiny_model() -> Callable[..., Any]:
+def one_thread() -> Iterator[None]:
+    """For models this small, threads only wait for each other: on a busy machine ten times as long as they compute."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_model(one_thread: None) -> Callable[..., Any]:
     """A factory of small GPTs with their initial weights; keywords change the shape, the loss and the seed."""
 
     def make(*, seed: int = 0, loss: Any = None, **shape: Any) -> Any:
@@ -24,5 +36,32 @@ def tiny_model() -> Callable[..., Any]:
             for name, value in model.initial_weights(seed):
                 model.get_parameter(name).copy_(value)
         return model
+
+    return make
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Path]:
+    """A factory of run folders with untrained checkpoints, as training leaves them."""
+
+    def make(
+        name: str = "tiny", *, tokenizer: Any = None, steps: tuple[int, ...] = (10,), train: Any = None, **shape: Any
+    ) -> Path:
+        from scalegpt.backends.base import ParameterState
+        from scalegpt.checkpoint.store import Header, Progress, save
+        from scalegpt.config.presets import as_file, resolve
+        from scalegpt.data.tokenizers import make_tokenizer
+
+        tokenizer = tokenizer or make_tokenizer("byte")
+        run_folder = tmp_path / name
+        (run_folder / "checkpoints").mkdir(parents=True)
+        for step in steps:
+            model = tiny_model(**{"seed": step, "vocab_size": tokenizer.padded_vocab_size, **shape})
+            flags = {key: getattr(model.config, key) for key in type(model.config).keys()}  # noqa: SIM118 - a method of ours
+            config = as_file(resolve(flags={**flags, **(train or {})}, name=name))
+            header = Header(Progress(step=step, tokens=step * 100), config, tokenizer.as_dict())
+            states = (ParameterState(key, value.detach(), {}) for key, value in model.named_parameters())
+            save(run_folder / "checkpoints", header, states)
+        return run_folder
 
     return make

@@ -29,11 +29,8 @@ SEPARATOR = "-" * 40
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings(SamplingSettings):
-    """How to draw, how much, and where."""
+    """How to draw, how often, and where."""
 
-    max_new_tokens: int = setting(
-        256, "most tokens of a sample; it ends earlier where the model ends the text", minimum=1
-    )
     num_samples: int = setting(1, "how many samples; each has the seed of the one before plus one", minimum=1)
     device: str = setting("auto", "where to compute; auto: CUDA where there is any", choices=("auto", "cpu", "cuda"))
 
@@ -142,7 +139,6 @@ def _pieces(
         model,
         model.config,
         prompt,
-        settings.max_new_tokens,
         replace(settings, seed=settings.seed + index),
         stop_token=tokenizer.end_of_text,
         limit_vocab=tokenizer.vocab_size,

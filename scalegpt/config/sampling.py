@@ -1,4 +1,4 @@
-"""How a trained model's next token is chosen."""
+"""How text is drawn from a trained model."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,18 @@ from scalegpt.config.settings import Section, setting
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Section):
-    """How each token is drawn: the temperature reshapes the distribution, top-k cuts it, top-p cuts what is left.
+    """How many tokens, and how each is drawn.
+
+    The temperature reshapes the distribution, top-k cuts it, and top-p cuts what top-k left.
 
     Raises:
         InputError: a value outside its bounds.
 
     """
 
+    max_new_tokens: int = setting(
+        256, "most tokens of a sample; it ends earlier where the model ends the text", minimum=1
+    )
     temperature: float = setting(
         1.0, "below 1 is safer, above 1 is wilder; 0 always takes the likeliest token", minimum=0
     )

@@ -32,7 +32,8 @@ class ModelConfig(Section):
     def check(self) -> None:
         """Refuse a width that the heads do not divide."""
         if self.n_embd % self.n_head:
-            fitting = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            # No model has more heads than this; a mistyped width of 1e12 must not be searched to its end.
+            fitting = [n for n in range(1, min(self.n_embd, 4096) + 1) if self.n_embd % n == 0]
             near = min(fitting, key=lambda n: abs(n - self.n_head))
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; n_head {near} would work")
 

@@ -141,7 +141,8 @@ def _split_inputs(text: str) -> list[str]:
 def _plan(inputs: Sequence[str | Path], settings: DataConfig) -> _Plan:
     corpus = survey(inputs, settings.encoding, want_characters=settings.tokenizer == "char")
     if corpus.skipped:
-        _log.warning("left out: %s", describe_skipped(corpus))
+        remedy = "; --encoding auto detects encodings" if f"not {corpus.encoding}" in corpus.skipped else ""
+        _log.warning("left out: %s%s", describe_skipped(corpus), remedy)
     split = choose_split(corpus.sources, settings.val_fraction)
     identity = {
         "version": VERSION,

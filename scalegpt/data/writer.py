@@ -53,7 +53,7 @@ def check_space(out: Path, needed: int) -> None:
         free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"not enough disk space for {out}: about {needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB free in "
+            f"not enough disk space for {out}: about {needed:,} bytes are needed and {free:,} free in "
             f"{place}; free some, or choose another disk"
         )
 

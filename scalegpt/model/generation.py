@@ -32,13 +32,12 @@ def generate(
     forward: Forward,
     config: ModelConfig,
     prompt: Tensor,
-    count: int,
     settings: SamplingSettings,
     *,
     stop_token: int | None = None,
     limit_vocab: int | None = None,
 ) -> Iterator[Tensor]:
-    """Continue each row of the prompt by up to ``count`` tokens, yielding every token as soon as it is drawn.
+    """Continue each row of the prompt by up to ``max_new_tokens``, yielding every token as soon as it is drawn.
 
     The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the place
     where its token stood. So the cache is dropped and the newest half of the window is read again from position 0. That
@@ -53,8 +52,7 @@ def generate(
         config: the model's shape.
         prompt: [B, t] int64 ids with t at least 1, on the model's device. Of a prompt longer than ``block_size``, only
             the last ``block_size`` tokens are read.
-        count: most tokens to draw.
-        settings: how to draw.
+        settings: how many tokens to draw, and how.
         stop_token: the id that ends a row. It is yielded, and repeated while other rows go on; the iteration ends when
             every row has met it.
         limit_vocab: ids from here on are never drawn: a vocabulary is padded beyond the tokenizer's.
@@ -70,11 +68,11 @@ def generate(
     _check_prompt(prompt, config)
     window = config.block_size
     context = prompt[:, -window:]
-    cache = GenerationCache(config.n_layer, min(window, context.shape[1] + max(count, 1) - 1))
+    cache = GenerationCache(config.n_layer, min(window, context.shape[1] + settings.max_new_tokens - 1))
     generator = torch.Generator().manual_seed(settings.seed)
     ended = torch.zeros(prompt.shape[0], dtype=torch.bool)
     fresh = context
-    for _ in range(count):
+    for _ in range(settings.max_new_tokens):
         if cache.length + fresh.shape[1] > window:
             cache.clear()
             fresh = context = context[:, -max(1, window // 2) :]

@@ -229,10 +229,10 @@ class GPT(nn.Module):
         scaled = INIT_STD / math.sqrt(2 * self.config.n_layer)
         for name, shape in self.shapes.items():
             if len(shape) == 1:
-                yield name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+                yield name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0, device="cpu")
             else:
                 std = scaled if name.endswith("proj.weight") else INIT_STD
-                yield name, torch.empty(shape).normal_(0.0, std, generator=generator)
+                yield name, torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
 
     def set_precision(self, compute: torch.dtype, residual: torch.dtype | None = None) -> None:
         """Compute in ``compute``, with the residual stream in ``residual`` (default: the same)."""

@@ -5,8 +5,12 @@ matmul gives them), log-sum-exp and loss in fp32, the mean over the positions wh
 
 Memory beyond the inputs, for n tokens, vocabulary V, compute dtype of c bytes, chunk of k tokens:
 
-- full: c·n·V logits, then their fp32 copy 4·n·V and log-softmax 4·n·V, and as much again in the backward.
-- chunked: (c + 4 + c)·k·V at a time, the hidden states' gradient c·n·H, and the head's gradient 4·V·H in fp32.
+- full: in the forward c·n·V logits, their fp32 copy 4·n·V (none in fp32) and the log-softmax 4·n·V; at the backward's
+  peak 12·n·V: the log-softmax, its gradient and the fp32 logits' gradient.
+- chunked: the hidden states' gradient c·n·H and the head's 4·V·H in fp32, which stay for the backward; the head cast to
+  the compute dtype c·V·H, where it is not in it already; and for each chunk the larger of (2c + 4)·k·V (8·k·V in fp32),
+  its logits, their exponentials and their gradient, and c·k·V + c·V·H, its part of the head's gradient, which fp32 adds
+  without a temporary: c·k·V.
 """
 
 from collections.abc import Callable

@@ -11,6 +11,10 @@ full         the block's input                                               the
 
 The selective policy keeps the results that are dear to compute and drops those that are cheap. The last matmul of a
 block is not kept: nothing in the block's backward needs its result.
+
+Dropout changes that. For the masks to come out the same, everything that draws random numbers must run again in the
+same order: attention draws its own, so it is then computed again and not kept. And the last mask stands behind the last
+matmul, whose result is then kept rather than computed again.
 """
 
 from functools import partial
@@ -45,23 +49,31 @@ _ATTENTION = _attention_ops()
 
 
 class _KeepDearResults:
-    """The selective policy for one pass over a block: it counts the matmuls to leave out the last."""
+    """The selective policy for one pass over a block: it counts the matmuls to leave out the last.
 
-    def __init__(self) -> None:
+    Args:
+        with_dropout: whether the block draws random numbers.
+
+    """
+
+    def __init__(self, *, with_dropout: bool) -> None:
+        self.attention = frozenset() if with_dropout else _ATTENTION
+        self.kept_matmuls = _MATMULS_PER_BLOCK if with_dropout else _MATMULS_PER_BLOCK - 1
         self.matmuls = {False: 0, True: 0}  # by whether it is the recomputation
 
     def __call__(self, context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        if op in _ATTENTION:
+        if op in self.attention:
             return CheckpointPolicy.MUST_SAVE
         if op in _MATMULS:
             self.matmuls[context.is_recompute] += 1
-            if self.matmuls[context.is_recompute] < _MATMULS_PER_BLOCK:
+            if self.matmuls[context.is_recompute] <= self.kept_matmuls:
                 return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _selective_contexts() -> Any:
-    return create_selective_checkpoint_contexts(_KeepDearResults())  # type: ignore[no-untyped-call]
+def _selective_contexts(*, with_dropout: bool) -> Any:
+    policy = _KeepDearResults(with_dropout=with_dropout)
+    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
 
 
 def apply_recompute(model: GPT, kind: str) -> None:
@@ -72,9 +84,11 @@ def apply_recompute(model: GPT, kind: str) -> None:
     Args:
         model: the model, changed in place.
         kind: ``none``, ``selective`` or ``full``.
+
     """
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": model.config.dropout > 0}
+    with_dropout = model.config.dropout > 0
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": with_dropout}
     if kind == "selective":
-        options["context_fn"] = _selective_contexts
-    for block in model.blocks:
+        options["context_fn"] = partial(_selective_contexts, with_dropout=with_dropout)
+    for block in model.layers:
         block.recompute = None if kind == "none" else partial(checkpoint, **options)

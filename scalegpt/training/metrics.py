@@ -21,7 +21,7 @@ def flops_per_token(model: ModelConfig) -> int:
     6P for the weights' matmuls (2 forward, 4 backward), 12·L·H·T for attention's two products over T positions (PaLM,
     arXiv 2204.02311, appendix B). Recompute is not counted: MFU counts the work that the model needs.
     """
-    return 6 * count_parameters(model) + 12 * model.n_layer * model.n_embd * model.block_size
+    return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_embd * model.block_size
 
 
 class Throughput:

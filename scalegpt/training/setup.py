@@ -115,7 +115,7 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
         f"{plan.micro_batch} × accumulation {plan.grad_accum} × block {plan.block_size}; {steps:,} steps",
         f"machine  {world.size} × {device_name(world.device)}, {parallel.backend}{stage}{offload}, {train.precision}, "
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
-        f"states   {format_bytes(training_bytes(parameters)['total'])} for weights, gradients and moments in all",
+        f"states   {format_bytes(sum(training_bytes(parameters).values()))} for weights, gradients and moments in all",
     ))  # fmt: skip
 
 

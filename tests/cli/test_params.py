@@ -243,7 +243,7 @@ def test_help_shows_an_example_first(capsys: Printed) -> None:
         main(["params", "--help"])
     out = capsys.readouterr().out
     assert ended.value.code == 0
-    assert out.index("example:") < out.index("usage:") < out.index("--n_layer")
+    assert out.index("example:") < out.index("usage:") < out.index("shape:")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Drawing tokens: the semantics of each setting, the cache and its restart, stopping, determinism."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.model.generation import SamplingSettings, draw, generate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GREEDY = SamplingSettings(temperature=0)
 CONFIG = ModelConfig(n_layer=1, n_embd=4, n_head=1, block_size=8, vocab_size=61)
 
 
 def run(model: Any, prompt: Tensor, count: int, settings: SamplingSettings, **options: Any) -> Tensor:
     """All drawn tokens, [B, count]."""
-    drawn = list(generate(model, model.config, prompt, count, settings, **options))
+    drawn = list(generate(model, model.config, prompt, replace(settings, max_new_tokens=count), **options))
     return torch.stack(drawn, dim=1)
 
 
@@ -59,7 +62,7 @@ def test_passes_are_short_and_the_window_restarts_from_its_half(tiny_model: Any)
         result: Tensor = model(tokens, targets, cache)
         return result
 
-    list(generate(forward, model.config, torch.zeros(1, 10, dtype=torch.long), 20, GREEDY))
+    list(generate(forward, model.config, torch.zeros(1, 10, dtype=torch.long), replace(GREEDY, max_new_tokens=20)))
     expected = [(10, 0)] + [(1, past) for past in range(10, 16)] + [(8, 0)] + [(1, past) for past in range(8, 16)]
     assert lengths[: len(expected)] == expected
     assert lengths[len(expected)] == (8, 0)
@@ -92,7 +95,7 @@ def test_tokens_come_one_by_one_and_gradients_stay_on_for_the_caller(tiny_model:
         result: Tensor = model(tokens, targets, cache)
         return result
 
-    stream = generate(forward, model.config, torch.zeros(2, 3, dtype=torch.long), 5, GREEDY)
+    stream = generate(forward, model.config, torch.zeros(2, 3, dtype=torch.long), replace(GREEDY, max_new_tokens=5))
     for i in range(5):
         token = next(stream)
         assert calls == i + 1
@@ -126,7 +129,15 @@ def test_top_k_keeps_k_and_their_proportions() -> None:
 
 @pytest.mark.parametrize(
     ("top_p", "kept"),
-    [(0.01, {1}), (0.5, {1}), (0.51, {1, 3}), (0.8, {1, 3}), (0.81, {1, 3, 0}), (0.96, {0, 1, 2, 3}), (1.0, {0, 1, 2, 3})],
+    [
+        (0.01, {1}),
+        (0.5, {1}),
+        (0.51, {1, 3}),
+        (0.8, {1, 3}),
+        (0.81, {1, 3, 0}),
+        (0.96, {0, 1, 2, 3}),
+        (1.0, {0, 1, 2, 3}),
+    ],
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: set[int]) -> None:
     logits = torch.tensor([0.15, 0.5, 0.05, 0.3], dtype=torch.float64).log()
@@ -171,13 +182,10 @@ def scripted(rows: list[list[int]]) -> Any:
 
 def test_rows_end_at_the_stop_token_and_wait_for_each_other() -> None:
     forward = scripted([[5, 9, 7, 7, 7], [4, 4, 4, 9, 3]])
-    drawn = list(generate(forward, CONFIG, torch.zeros(2, 1, dtype=torch.long), 5, GREEDY, stop_token=9))
+    drawn = list(
+        generate(forward, CONFIG, torch.zeros(2, 1, dtype=torch.long), replace(GREEDY, max_new_tokens=5), stop_token=9)
+    )
     assert torch.stack(drawn, dim=1).tolist() == [[5, 9, 9, 9], [4, 4, 4, 9]]
-
-
-def test_no_tokens_are_drawn_for_a_count_of_none(tiny_model: Any) -> None:
-    model = tiny_model()
-    assert list(generate(model, model.config, torch.zeros(1, 1, dtype=torch.long), 0, GREEDY)) == []
 
 
 def test_bad_prompts_are_refused(tiny_model: Any) -> None:
@@ -196,10 +204,12 @@ def test_a_diverged_model_is_an_error_and_no_text(value: float, settings: Sampli
         return torch.tensor([[0.0, value, 1.0]])
 
     with pytest.raises(RunError, match="not finite"):
-        next(generate(forward, CONFIG, torch.zeros(1, 1, dtype=torch.long), 1, settings))
+        next(generate(forward, CONFIG, torch.zeros(1, 1, dtype=torch.long), settings))
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}, {"seed": -1}, {"max_new_tokens": 0}]
+)
 def test_settings_outside_their_bounds_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
         SamplingSettings(**bad)

@@ -44,7 +44,7 @@ def test_names_are_the_checkpoint_format(tiny_model: Any) -> None:
     ]  # fmt: skip
 
 
-def test_initial_weights_have_gpt2s_statistics() -> None:
+def test_initial_weights_have_gpt2s_statistics(one_thread: None) -> None:
     config = ModelConfig(n_layer=8, n_embd=128, n_head=2, block_size=64, vocab_size=2000, bias=True, tie_head=False)
     with torch.device("meta"):
         model = GPT(config)
@@ -181,9 +181,7 @@ def test_attention_backends_agree_with_math(tiny_model: Any) -> None:
 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", VARIANTS)
-def test_weights_cast_beforehand_compute_the_same(
-    tiny_model: Any, shape: dict[str, Any], compute: torch.dtype
-) -> None:
+def test_weights_cast_beforehand_compute_the_same(tiny_model: Any, shape: dict[str, Any], compute: torch.dtype) -> None:
     masters, cast = tiny_model(**shape), tiny_model(**shape).to(compute)
     x = tokens(2, 17)
     results = []

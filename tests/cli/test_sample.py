@@ -1,0 +1,209 @@
+"""``scalegpt sample``: the text and how it arrives, determinism, and the error lines."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scalegpt.cli.main import main
+from scalegpt.data.tokenizers import REPLACEMENT, make_tokenizer
+
+Sample = Any
+
+
+@pytest.fixture
+def sample(capsys: pytest.CaptureFixture[str]) -> Sample:
+    """Run the command; its standard output."""
+
+    def run(folder: Path, *words: str) -> str:
+        capsys.readouterr()
+        status = main(["sample", str(folder), "--device", "cpu", *words])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Sample:
+    """Run the command in vain; its one line of complaint."""
+
+    def run(*words: str, status: int = 2) -> str:
+        assert main(["sample", *map(str, words)]) == status
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert "Traceback" not in captured.err
+        return captured.err
+
+    return run
+
+
+@pytest.fixture
+def letters(tiny_run: Any) -> Path:
+    """A run with a character-level tokenizer."""
+    return tiny_run(tokenizer=make_tokenizer("char", "\n abcdefghijklmnopqrstuvwxyzè"))
+
+
+def test_the_seed_decides_the_text(letters: Path, sample: Sample) -> None:
+    first = sample(letters, "--prompt", "abc", "--max_new_tokens", "60", "--seed", "3")
+    assert first.startswith("abc")
+    assert len(first) == len("abc") + 60 + 1
+    assert sample(letters, "--prompt", "abc", "--max_new_tokens", "60", "--seed", "3") == first
+    assert sample(letters, "--prompt", "abc", "--max_new_tokens", "60", "--seed", "4") != first
+
+
+def test_greedy_takes_the_likeliest_and_top_k_of_one_is_greedy(letters: Path, sample: Sample) -> None:
+    words = ("--prompt", "abc", "--max_new_tokens", "40")
+    greedy = sample(letters, *words, "--temperature", "0")
+    assert sample(letters, *words, "--temperature", "0", "--seed", "9") == greedy
+    assert sample(letters, *words, "--top_k", "1", "--seed", "9") == greedy
+    assert sample(letters, *words, "--top-p", "1e-9") == greedy
+    assert sample(letters, *words) != greedy
+
+
+@pytest.mark.parametrize("kind", ["byte", "gpt2"])
+def test_streamed_text_is_the_json_text(tiny_run: Any, sample: Sample, kind: str) -> None:
+    run = tiny_run(tokenizer=make_tokenizer(kind), n_embd=8)
+    words = ("--prompt", "Città 🎉", "--max_new_tokens", "40", "--num_samples", "3", "--temperature", "2")
+    streamed = sample(run, *words)
+    document = json.loads(sample(run, *words, "--json"))
+    separator = "\n" + "-" * 40 + "\n"
+    assert streamed == separator.join("Città 🎉" + text for text in document["samples"]) + "\n"
+    assert document["step"] == 10
+    assert document["prompt"] == "Città 🎉"
+    assert document["tokens"] <= 120
+    assert document["tokens_per_second"] > 0
+    assert len(set(document["samples"])) == 3
+
+
+def test_a_later_sample_is_that_of_the_next_seed(letters: Path, sample: Sample) -> None:
+    words = ("--prompt", "a", "--max_new_tokens", "20", "--json")
+    both = json.loads(sample(letters, *words, "--seed", "5", "--num_samples", "2"))["samples"]
+    assert json.loads(sample(letters, *words, "--seed", "6"))["samples"] == both[1:]
+
+
+class Recorder(io.TextIOBase):
+    """A standard output that remembers each write, and what was flushed when a token was drawn."""
+
+    def __init__(self) -> None:
+        self.text = self.flushed = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        self.flushed = self.text
+
+
+def test_text_appears_as_it_is_drawn_and_in_whole_characters(tiny_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run()
+    recorder = Recorder()
+    shown: list[str] = []
+
+    def scripted(*_arguments: Any, **_options: Any) -> Iterator[torch.Tensor]:
+        for byte in "è 🎉!".encode() + b"\xf0\x9f":  # ends within a character
+            yield torch.tensor([byte])
+            shown.append(recorder.flushed)
+
+    monkeypatch.setattr("scalegpt.model.generation.generate", scripted)
+    monkeypatch.setattr(sys, "stdout", recorder)
+    assert main(["sample", str(run), "--prompt", ">", "--device", "cpu"]) == 0
+    assert shown == [">", ">è", ">è ", ">è ", ">è ", ">è ", ">è 🎉", ">è 🎉!", ">è 🎉!", ">è 🎉!"]
+    assert recorder.text == f">è 🎉!{REPLACEMENT}\n"
+
+
+def test_the_end_of_the_text_ends_the_sample_and_is_not_shown(
+    tiny_run: Any, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run()
+    seen: dict[str, Any] = {}
+
+    def scripted(_model: Any, _config: Any, prompt: torch.Tensor, _settings: Any, **options: Any) -> Iterator[Any]:
+        seen.update(options, prompt=prompt.tolist())
+        yield from (torch.tensor([token]) for token in (104, 105, 256))
+
+    monkeypatch.setattr("scalegpt.model.generation.generate", scripted)
+    assert sample(run) == "hi\n"
+    assert seen == {"prompt": [[256]], "stop_token": 256, "limit_vocab": 257}
+
+
+def test_without_a_prompt_a_char_model_starts_at_a_newline(letters: Path, sample: Sample) -> None:
+    assert sample(letters, "--temperature", "0", "--max_new_tokens", "30") == sample(
+        letters, "--prompt", "\n", "--temperature", "0", "--max_new_tokens", "30"
+    ).removeprefix("\n")
+
+
+def test_the_prompt_may_be_a_file(letters: Path, sample: Sample, tmp_path: Path) -> None:
+    file = tmp_path / "start.txt"
+    file.write_text("è\n", encoding="utf-8")
+    words = ("--max_new_tokens", "20")
+    assert sample(letters, "--prompt_file", str(file), *words) == sample(letters, "--prompt", "è\n", *words)
+
+
+def test_a_prompt_longer_than_the_block_is_cropped_with_a_word(
+    letters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, words = "abcdefgh" * 5, ["--json", "--device", "cpu", "--max_new_tokens", "10"]
+    assert main(["sample", str(letters), "--prompt", long, *words]) == 0
+    captured = capsys.readouterr()
+    assert "the prompt has 40 tokens; the model sees the last 16" in captured.err
+    assert main(["sample", str(letters), "--prompt", long[-16:], *words]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == json.loads(captured.out)["samples"]
+
+
+def test_the_speed_is_told_beside_the_text(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(letters), "--max-new-tokens", "5", "--device", "cpu"]) == 0
+    assert "5 tokens, " in capsys.readouterr().err
+
+
+def test_a_terminal_without_unicode_ends_nothing(letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["sample", str(letters), "--prompt", "è", "--max_new_tokens", "2", "--device", "cpu"]) == 0
+    sys.stdout.flush()
+    assert raw.getvalue().startswith(b"?")
+
+
+def test_error_lines(letters: Path, refused: Sample, tmp_path: Path) -> None:
+    assert "did you mean tiny?" in refused(letters.with_name("tinny"))
+    assert "'!' (U+0021)" in refused(letters, "--prompt", "a!", "--device", "cpu")
+    assert "not both" in refused(letters, "--prompt", "a", "--prompt_file", "b")
+    assert "No such file" in refused(letters, "--prompt_file", tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"citt\xe0")
+    assert "not UTF-8 at byte 4" in refused(letters, "--prompt_file", tmp_path / "latin.txt")
+    assert "did you mean --temperature?" in refused(letters, "--temprature", "1")
+    assert "top_p must be at most 1" in refused(letters, "--top_p", "1.5")
+    assert "max_new_tokens" in refused(letters, "--max_new_tokens", "many")
+    assert "did you mean cpu?" in refused(letters, "--device", "gpu")
+    assert "RUN" in refused()
+
+
+def test_a_vocabulary_without_a_newline_asks_for_a_prompt(tiny_run: Any, refused: Sample) -> None:
+    run = tiny_run(tokenizer=make_tokenizer("char", "abc"))
+    assert "give --prompt TEXT" in refused(run, "--device", "cpu")
+
+
+def test_a_diverged_model_fails_in_one_line(
+    tiny_run: Any, capsys: pytest.CaptureFixture[str], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run()
+    monkeypatch.setattr("scalegpt.model.gpt.GPT.forward", lambda *_: torch.full((1, 257), float("nan")))
+    assert main(["sample", str(run), "--prompt", "a", "--device", "cpu", "--json"]) == 1
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_help_shows_examples_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["sample", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.index("scalegpt sample runs/tiny --prompt") < text.index("usage:")
+    assert "--max_new_tokens" in text

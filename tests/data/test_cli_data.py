@@ -1,0 +1,115 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scalegpt.cli import data as command
+from scalegpt.cli.main import main
+from scalegpt.errors import InputError
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Tomorrow, and tomorrow, and tomorrow.\n" * 30)
+    return path
+
+
+def test_prepare_and_inspect(text, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert command.main(["prepare", str(text), "--out", out, "--tokenizer", "char", "--val-fraction", "0.2"]) == 0
+    shown = capsys.readouterr().out
+    assert "912 tokens" in shown
+    assert "228 tokens, 20.0%" in shown
+    assert command.main(["inspect", out]) == 0
+    shown = capsys.readouterr().out
+    assert "'Tomorrow, and tomorrow" in shown
+    assert "every id" in shown
+
+
+def test_json(text, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert command.main(["prepare", str(text), "--out", out, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["tokenizer"], made["vocab_size"], made["padded_vocab_size"]) == ("gpt2", 50257, 50304)
+    assert command.main(["inspect", out, "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["train_text"].startswith("Tomorrow")
+    assert {key: seen[key] for key in made} == made
+
+
+def test_help_shows_an_example_first(capsys):
+    assert command.main(["--help"]) == 0
+    assert capsys.readouterr().out.index("example") < 50
+    assert command.main([]) == 2
+    capsys.readouterr()
+    for action in ("prepare", "inspect"):
+        with pytest.raises(SystemExit) as stopped:
+            command.main([action, "--help"])
+        assert stopped.value.code == 0
+        shown = capsys.readouterr().out
+        assert shown.index("example:") < shown.index("usage:")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prepair"], "did you mean prepare"),
+        (["prepare", "x"], "--out"),
+        (["prepare", "x", "--out", "y", "--tokeniser", "byte"], "did you mean --tokenizer"),
+        (["prepare", "x", "--out", "y", "--tokenizer", "bite"], "did you mean byte"),
+        (["prepare", "x", "--out", "y", "--val_fraction", "2"], "val_fraction must be less than 1"),
+        (["prepare", "missing.txt", "--out", "y"], "does not exist"),
+        (["inspect", "missing"], "not a folder of prepared tokens"),
+    ],
+)
+def test_bad_input(words, message):
+    with pytest.raises(InputError, match=message):
+        command.main(words)
+
+
+def test_inspect_finds_changed_tokens(text, tmp_path):
+    out = tmp_path / "out"
+    command.main(["prepare", str(text), "--out", str(out), "--tokenizer", "byte"])
+    (out / "train.bin").write_bytes(b"\xff" * (out / "train.bin").stat().st_size)
+    with pytest.raises(InputError, match="has changed"):
+        command.main(["inspect", str(out)])
+
+
+def test_errors_are_one_line_and_status_2(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9 au lait\n")
+    assert main(["data", "prepare", str(path), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "not UTF-8" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_line_is_rewritten_at_most_ten_times_a_second(capsys):
+    times = iter([0.0, 1.0, 1.05, 1.2, 1.21])
+    line = command._ProgressLine(lambda: next(times))
+    for done in (1, 2, 3, 10):
+        line(done * 10**6, 10 * 10**6)
+    line.clear()
+    shown = capsys.readouterr().err
+    assert shown.count("tokenising") == 3
+    assert "100%  10.0 of 10.0 MB" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = "import sys; from scalegpt.cli import data; data.main(['-h']); print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"'numpy'", "'torch'", "'tiktoken'"} & set(loaded.strip("[]\n").split(", "))
+
+
+def test_no_torch_in_the_data_package():
+    code = (
+        "import sys\n"
+        "from scalegpt.data import corpus, prepare, sampler, shards, tokenizers, writer\n"
+        "tokenizers.make_tokenizer('gpt2').encode('x')\n"
+        "print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

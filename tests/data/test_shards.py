@@ -1,0 +1,180 @@
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from scalegpt.data.prepare import prepare
+from scalegpt.data.shards import TokenFile, open_tokens
+from scalegpt.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Prepared bytes: 900 training tokens and 101 held out."""
+    text = tmp_path / "text.txt"
+    text.write_text("0123456789" * 100)
+    return prepare([text], tmp_path / "tokens", tokenizer="byte").path
+
+
+def plain(folder, train, val):
+    folder.mkdir(exist_ok=True)
+    for name, ids in (("train.bin", train), ("val.bin", val)):
+        np.asarray(ids, dtype="<u2").tofile(folder / name)
+    return folder
+
+
+def test_sidecar(folder, tmp_path):
+    meta = json.loads((folder / "meta.json").read_text())
+    assert {key: meta[key] for key in ("format", "version", "dtype", "train_tokens", "val_tokens", "documents")} == {
+        "format": "scalegpt-tokens",
+        "version": 1,
+        "dtype": "uint16",
+        "train_tokens": 900,
+        "val_tokens": 101,
+        "documents": 1,
+    }
+    assert meta["tokenizer"]["kind"] == "byte"
+    assert len(meta["tokenizer"]["digest"]) == 64
+    assert meta["encoding"] == "utf-8"
+    (source,) = meta["sources"]
+    assert (source["path"], source["bytes"], len(source["sha256"])) == (str(tmp_path / "text.txt"), 1000, 64)
+
+
+def test_files_are_little_endian_without_a_header(folder):
+    assert (folder / "train.bin").read_bytes() == b"".join(bytes((c, 0)) for c in b"0123456789" * 90)
+    tokens = open_tokens(folder)
+    assert tokens.tokenizer.decode(tokens.train[:5]) == "01234"
+    assert tokens.val[-1] == 256
+    assert not tokens.train.flags.writeable
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+def test_sizes_must_match_the_sidecar(folder, name):
+    size = (folder / name).stat().st_size
+    for change in (-3, -2, 2):
+        os.truncate(folder / name, size + change)
+        with pytest.raises(InputError, match=rf"{name} holds {size + change} bytes where .* says {size}"):
+            open_tokens(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}: No such file"):
+        open_tokens(folder)
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b"abc", "odd number")])
+def test_token_files_that_cannot_be(tmp_path, content, words):
+    path = tmp_path / "train.bin"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        TokenFile.open(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "else"}, "not the sidecar"),
+        ({"version": 2}, "version 2"),
+        ({"dtype": "uint32"}, "uint32"),
+        ({"train_tokens": "many"}, "train_tokens is missing"),
+        ({"sources": None}, "sources is missing"),
+        ({"tokenizer": {"kind": "word"}}, "'word' is not known"),
+    ],
+)
+def test_malformed_sidecars(folder, change, words):
+    sidecar = folder / "meta.json"
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **change}))
+    with pytest.raises(InputError, match=words):
+        open_tokens(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]"])
+def test_sidecars_that_are_not_json(folder, content):
+    (folder / "meta.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"meta\.json is not"):
+        open_tokens(folder)
+
+
+def test_not_a_folder_of_tokens(tmp_path):
+    with pytest.raises(InputError, match="not a folder of prepared tokens"):
+        open_tokens(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"train\.bin: No such file"):
+        open_tokens(tmp_path)
+
+
+def test_ids_past_the_vocabulary_are_found_in_any_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr("scalegpt.data.shards._CHUNK_TOKENS", 10)
+    tokens = open_tokens(plain(tmp_path / "t", range(100), [*range(25), 500, 600]))
+    tokens.check_vocabulary(601)
+    tokens.check_vocabulary(1 << 20)
+    with pytest.raises(InputError, match=r"val\.bin holds id 500 at token offset 25, past the vocabulary of 500"):
+        tokens.check_vocabulary(500)
+    with pytest.raises(InputError, match=r"train\.bin holds id 50 at token offset 50"):
+        tokens.check_vocabulary(50)
+
+
+def test_block_size(folder):
+    tokens = open_tokens(folder)
+    tokens.check_block_size(100)
+    with pytest.raises(InputError, match=r"text\.txt gives 101 held-out tokens.*--block_size 100 .*larger --val_fract"):
+        tokens.check_block_size(101)
+    with pytest.raises(InputError, match=r"900 training tokens.*smaller --val_fraction"):
+        tokens.check_block_size(900)
+
+
+def test_changed_contents_are_noticed(folder):
+    tokens = open_tokens(folder)
+    tokens.check_contents()
+    content = bytearray((folder / "val.bin").read_bytes())
+    content[10] ^= 1
+    (folder / "val.bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"val\.bin has changed"):
+        open_tokens(folder).check_contents()
+
+
+def test_nanogpt_folder_without_anything_is_gpt2(tmp_path):
+    tokens = open_tokens(plain(tmp_path / "t", [15496, 995, 50256], [15496, 995]))
+    assert tokens.tokenizer.kind == "gpt2"
+    assert tokens.tokenizer.decode(tokens.val) == "Hello world"
+    assert len(tokens.digest) == 64
+    tokens.check_contents()
+
+
+def test_nanogpt_characters(tmp_path):
+    folder, characters = plain(tmp_path / "t", [0, 1, 2], [2, 1]), "ab\n"
+    table = dict(enumerate(characters))
+    meta = {"vocab_size": 3, "itos": table, "stoi": {text: token for token, text in table.items()}}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (folder / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
+        tokens = open_tokens(folder)
+        assert tokens.tokenizer.decode(tokens.train) == characters
+
+
+class Harmful:
+    def __reduce__(self):
+        return (os.system, ("touch harmed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (pickle.dumps(Harmful()), "system"),
+        (pickle.dumps({"itos": {0: Harmful()}}), "system"),
+        (pickle.dumps(np.arange(3)), "numpy"),
+        (pickle.dumps(os.path.join), "posixpath"),
+        (b"", "not nanoGPT's"),
+        (b"garbage", "not nanoGPT's"),
+        (pickle.dumps({"itos": {0: "a"}})[:-4], "not nanoGPT's"),
+        (pickle.dumps([1]), "no table"),
+        (pickle.dumps({"itos": {0: "ab"}}), "no table"),
+        (pickle.dumps({"itos": {1: "a"}}), "no table"),
+        (pickle.dumps({"itos": {0: "a", 1: "a"}}), "twice"),
+    ],
+)
+def test_pickles_that_are_refused(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    folder = plain(tmp_path / "t", [0, 1], [0])
+    (folder / "meta.pkl").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        open_tokens(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]

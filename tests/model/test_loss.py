@@ -1,0 +1,214 @@
+"""The losses against an fp64 reference, and the chunked one's promise that the logits never exist as a whole."""
+
+from typing import Any
+
+import pytest
+import torch
+from live_bytes import LiveBytes
+from torch import Tensor
+from torch.nn import functional as F
+
+from scalegpt.errors import InputError
+from scalegpt.model.loss import IGNORED, chunked_cross_entropy, full_cross_entropy, make_loss
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N, H, V = 37, 24, 101
+CHUNKS = [1, 8, N - 1, N, N + 7]
+
+# Relative errors, in norm: what a few roundings of the compute dtype amount to.
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+
+
+def problem(dtype: torch.dtype, ignored: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states [N, H] in the compute dtype, an fp32 head whose values that dtype holds, and targets [N]."""
+    generator = torch.Generator().manual_seed(11)
+    hidden = torch.randn(N, H, generator=generator).to(dtype)
+    head = (0.3 * torch.randn(V, H, generator=generator)).to(dtype).float()
+    targets = torch.randint(V, (N,), generator=generator)
+    targets[torch.rand(N, generator=generator) < ignored] = IGNORED
+    return hidden, head, targets
+
+
+def solve(loss: Any, hidden: Tensor, head: Tensor, targets: Tensor, scale: float = 1.0) -> list[Tensor]:
+    """Loss and gradients by hidden states and head, in fp64, the gradients without ``scale``."""
+    hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    value = loss(hidden, head, targets)
+    (value * scale).backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    return [value.detach().double(), hidden.grad.double() / scale, head.grad.double() / scale]
+
+
+def reference(hidden: Tensor, head: Tensor, targets: Tensor) -> list[Tensor]:
+    def loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(hidden @ head.T, targets, ignore_index=IGNORED)
+
+    return solve(loss, hidden.double(), head.double(), targets)
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("chunk", [None, *CHUNKS])
+@pytest.mark.parametrize("ignored", [0.0, 0.2])
+def test_loss_and_gradients_are_exact_within_rounding(dtype: torch.dtype, chunk: int | None, ignored: float) -> None:
+    inputs = problem(dtype, ignored)
+    loss = full_cross_entropy if chunk is None else chunked_cross_entropy(chunk)
+    # fp16 trains with a loss scale: without one, p/n of a single logit is below its smallest number.
+    found = solve(loss, *inputs, scale=1024.0 if dtype == torch.float16 else 1.0)
+    for value, exact in zip(found, reference(*inputs), strict=True):
+        assert error(value, exact) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_chunking_does_not_matter(dtype: torch.dtype) -> None:
+    inputs = problem(dtype)
+    whole = solve(full_cross_entropy, *inputs)
+    for chunk in CHUNKS:
+        for value, exact in zip(solve(chunked_cross_entropy(chunk), *inputs), whole, strict=True):
+            assert error(value, exact) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("loss", [full_cross_entropy, chunked_cross_entropy(8)])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_dtypes_are_those_of_the_inputs(loss: Any, dtype: torch.dtype) -> None:
+    hidden, head, targets = problem(dtype)
+    for head_dtype in (torch.float32, dtype):
+        x, w = hidden.clone().requires_grad_(), head.detach().clone().to(head_dtype).requires_grad_()
+        value = loss(x, w, targets)
+        value.backward()
+        assert (value.dtype, value.shape) == (torch.float32, ())
+        assert x.grad is not None
+        assert w.grad is not None
+        assert (x.grad.dtype, w.grad.dtype) == (dtype, head_dtype)
+
+
+@pytest.mark.parametrize("loss", [full_cross_entropy, chunked_cross_entropy(8)])
+def test_nothing_to_count_gives_zero_and_no_gradient(loss: Any) -> None:
+    hidden, head, targets = problem(torch.float32)
+    found = solve(loss, hidden, head, torch.full_like(targets, IGNORED))
+    assert [value.abs().max().item() for value in found] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("loss", [full_cross_entropy, chunked_cross_entropy(8)])
+def test_ignored_rows_have_no_gradient(loss: Any) -> None:
+    hidden, head, targets = problem(torch.float32)
+    gradient = solve(loss, hidden, head, targets)[1]
+    assert gradient[targets == IGNORED].abs().max() == 0
+    assert gradient[targets != IGNORED].abs().amin(dim=0).min() > 0
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+@pytest.mark.parametrize("loss", [full_cross_entropy, chunked_cross_entropy(8)])
+def test_huge_logits_overflow_nothing(loss: Any, size: float) -> None:
+    hidden, head, targets = problem(torch.float32)
+    found = solve(loss, hidden * size, head, targets)
+    exact = reference(hidden * size, head, targets)
+    for value, expected in zip(found, exact, strict=True):
+        assert error(value, expected) < 1e-3
+        assert value.isfinite().all()
+
+
+def test_the_loss_scale_keeps_fp16_gradients_of_many_tokens() -> None:
+    """A single logit's p/n is below fp16's smallest number; the scale must act before the rounding."""
+    n = 4096
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, 8, generator=generator).half()
+    head = (0.1 * torch.randn(V, 8, generator=generator)).half().float()
+    targets = torch.randint(V, (n,), generator=generator)
+    found = solve(chunked_cross_entropy(512), hidden, head, targets, scale=2.0**16)
+    for value, exact in zip(found, reference(hidden, head, targets), strict=True):
+        assert error(value, exact) < TOLERANCES[torch.float16]
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_a_tied_head_collects_the_same_gradients(tiny_model: Any, chunk: int) -> None:
+    x = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for loss in (full_cross_entropy, chunked_cross_entropy(chunk)):
+        model = tiny_model(loss=loss)
+        model(x[:, :-1], x[:, 1:]).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name], gradient, atol=1e-7, rtol=1e-5), name
+
+
+def test_gradients_accumulate_over_micro_batches(tiny_model: Any) -> None:
+    model = tiny_model(loss=chunked_cross_entropy(5))
+    x = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(3))
+    model(x[:, :-1], x[:, 1:]).backward()
+    once = model.wte.weight.grad.clone()
+    model(x[:, :-1], x[:, 1:]).backward()
+    assert torch.allclose(model.wte.weight.grad, 2 * once, atol=1e-7)
+
+
+def test_a_frozen_head_costs_no_gradient() -> None:
+    hidden, head, targets = problem(torch.float32)
+    x = hidden.clone().requires_grad_()
+    chunked_cross_entropy(8)(x, head, targets).backward()
+    exact = reference(hidden, head, targets)[1]
+    assert x.grad is not None
+    assert error(x.grad.double(), exact) < 1e-5
+    w = head.clone().requires_grad_()
+    chunked_cross_entropy(8)(hidden, w, targets).backward()
+    assert w.grad is not None
+
+
+def test_without_gradients_the_loss_is_the_same_and_keeps_nothing() -> None:
+    hidden, head, targets = problem(torch.float32)
+    hidden.requires_grad_()
+    loss = chunked_cross_entropy(8)
+    with torch.no_grad():
+        value = loss(hidden, head, targets)
+    assert not value.requires_grad
+    assert torch.equal(value, loss(hidden, head, targets).detach())
+
+
+def test_a_second_backward_is_refused_rather_than_wrong() -> None:
+    hidden, head, targets = problem(torch.float32)
+    value = chunked_cross_entropy(8)(hidden.requires_grad_(), head, targets)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chunked_loss_holds_what_its_docstring_says(dtype: torch.dtype) -> None:
+    n, width, vocabulary, chunk = 256, 8, 997, 32
+    hidden = torch.randn(n, width).to(dtype).requires_grad_()
+    head = torch.randn(vocabulary, width).requires_grad_()
+    targets = torch.randint(vocabulary, (n,))
+    with LiveBytes() as made:
+        value = chunked_cross_entropy(chunk)(hidden, head, targets)
+        forward_peak = made.peak
+        value.backward()
+    assert made.largest < n * vocabulary / 7, "a tensor as large as all the logits"
+    c = dtype.itemsize
+    cast = c * vocabulary * width if dtype != torch.float32 else 0
+    at_once = 8 if dtype == torch.float32 else 2 * c + 4
+    formula = c * n * width + 4 * vocabulary * width + cast + at_once * chunk * vocabulary
+    assert formula <= forward_peak <= formula + 64 * chunk + 1024
+    assert made.peak <= forward_peak, "the backward makes nothing of size"
+
+
+def test_the_full_loss_holds_what_its_docstring_says() -> None:
+    n, width, vocabulary = 64, 8, 997
+    hidden = torch.randn(n, width).bfloat16().requires_grad_()
+    head = torch.randn(vocabulary, width).requires_grad_()
+    with LiveBytes() as made:
+        value = full_cross_entropy(hidden, head, torch.randint(vocabulary, (n,)))
+        forward_peak = made.peak
+        value.backward()
+    assert forward_peak / (n * vocabulary) == pytest.approx(10, rel=0.05)
+    assert made.peak / (n * vocabulary) == pytest.approx(12, rel=0.05)
+
+
+def test_the_settings_choose_the_loss() -> None:
+    assert make_loss("full", 512) is full_cross_entropy
+    inputs = problem(torch.float32)
+    assert torch.equal(make_loss("chunked", 8)(*inputs), chunked_cross_entropy(8)(*inputs))
+    with pytest.raises(InputError, match="loss_chunk must be at least 1"):
+        make_loss("chunked", 0)

@@ -1,0 +1,122 @@
+"""Loading a trained model: which checkpoint, in what precision, and the errors."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scalegpt.checkpoint.store import WEIGHTS, find_checkpoints
+from scalegpt.data.tokenizers import make_tokenizer
+from scalegpt.errors import InputError
+from scalegpt.training.inference import load_model, newest_checkpoint
+
+
+def test_the_newest_checkpoint_of_a_run_is_loaded_exactly(tiny_run: Any, tiny_model: Any) -> None:
+    run = tiny_run(steps=(10, 30, 20))
+    model, tokenizer, header = load_model(run, "cpu")
+    assert header.progress.step == 30
+    assert tokenizer.kind == "byte"
+    assert not model.training
+    expected = dict(tiny_model(seed=30, vocab_size=257).named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+        assert not parameter.requires_grad
+
+
+def test_a_checkpoint_and_the_folder_of_checkpoints_work_too(tiny_run: Any) -> None:
+    run = tiny_run(steps=(10, 20))
+    older = find_checkpoints(run / "checkpoints")[0]
+    assert load_model(older, "cpu").header.progress.step == 10
+    assert newest_checkpoint(run / "checkpoints").name == "step_00000020"
+
+
+@pytest.mark.parametrize("shape", [{"bias": True, "tie_head": False}, {"activation": "gelu_tanh", "dropout": 0.2}])
+def test_every_variant_of_the_model_comes_back(tiny_run: Any, tiny_model: Any, shape: dict[str, Any]) -> None:
+    loaded = load_model(tiny_run(**shape), "cpu")
+    original = tiny_model(seed=10, vocab_size=257, **shape).eval()
+    x = torch.arange(16).view(1, 16)
+    assert loaded.model.config == original.config
+    assert torch.equal(loaded.model(x), original(x))
+
+
+def test_a_gpt2_tokenizer_comes_with_its_padding(tiny_run: Any) -> None:
+    loaded = load_model(tiny_run(tokenizer=make_tokenizer("gpt2"), n_embd=4), "cpu")
+    assert (loaded.tokenizer.vocab_size, loaded.model.config.vocab_size) == (50257, 50304)
+
+
+def test_matrices_lie_in_the_compute_dtype_and_give_the_same_logits(
+    tiny_run: Any, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalegpt.training.inference.compute_dtype", lambda device: torch.bfloat16)
+    x = torch.arange(16).view(1, 16)
+    for name, residual in (("one", torch.bfloat16), ("two", torch.float32)):
+        word = "fp32" if residual == torch.float32 else "compute"
+        model = load_model(tiny_run(name, bias=True, train={"residual_dtype": word}), "cpu").model
+        assert {parameter.dtype for parameter in model.parameters() if parameter.dim() > 1} == {torch.bfloat16}
+        masters = tiny_model(seed=10, vocab_size=257, bias=True).eval()
+        masters.set_precision(torch.bfloat16, residual)
+        assert torch.equal(model(x), masters(x))
+
+
+def error_line(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_model(path, "cpu")
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_missing_run_names_the_nearest(tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run("shakespeare")
+    assert "did you mean shakespeare?" in error_line(run.with_name("shakespear"))
+    assert "train one first" in error_line(tmp_path / "nowhere" / "tiny")
+    tiny_run("runs/dante")
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean runs/dante?" in error_line(Path("dante"))
+
+
+def test_a_run_without_checkpoints_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.yaml").write_text("{}")
+    line = error_line(tmp_path / "new")
+    assert "no checkpoint yet" in line
+    assert "--checkpoint_every" in line
+
+
+def test_a_folder_of_runs_is_not_a_run(tiny_run: Any, tmp_path: Path) -> None:
+    tiny_run("a")
+    tiny_run("b")
+    assert error_line(tmp_path).endswith("but holds some: a, b")
+    (tmp_path / "empty").mkdir()
+    assert "runs/NAME" in error_line(tmp_path / "empty")
+    (tmp_path / "file.txt").write_text("text")
+    assert "neither a run nor a checkpoint" in error_line(tmp_path / "file.txt")
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_run: Any) -> None:
+    run = tiny_run()
+    checkpoint = newest_checkpoint(run)
+    file = checkpoint / WEIGHTS
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert "damaged" in error_line(run)
+    header = checkpoint / "checkpoint.json"
+    header.write_text(header.read_text().replace('"model"', '"muddle"'))
+    file.unlink()
+    assert "missing or damaged" in error_line(run)
+
+
+def test_weights_of_another_shape_are_refused(tiny_run: Any) -> None:
+    for before, after, words in (
+        ('"n_embd": 32', '"n_embd": 64', "weight blocks.0.attn.proj.weight has shape (32, 32)"),
+        ('"n_layer": 2', '"n_layer": 1', "describes no such weight"),
+        ('"n_layer": 2', '"n_layer": 3', "weight blocks.2.ln1.weight is missing"),
+        ('"model"', '"muddle"', "has no model"),
+        ('"n_head": 2', '"n_head": 5', "not divisible"),
+    ):
+        run = tiny_run(after.strip('"').replace('": ', ""))
+        header = newest_checkpoint(run) / "checkpoint.json"
+        header.write_text(header.read_text().replace(before, after))
+        assert words in error_line(run)
