@@ -40,8 +40,10 @@ def main() -> None:
     run(*launcher, "launch/train.py", "--preset", "demo", "--input_file", str(tokens), "--fresh")
     newest = max((ROOT / "runs").glob("demo*/run_status.json"), key=lambda path: path.stat().st_mtime).parent
     run(*scalegpt, "sample", str(newest), "--prompt", PROMPT, "--max_new_tokens", "200")
-    print(f"\nThe run's files are in {newest}/: open report.html, or go on with\n"
-          f"  .venv/bin/scalegpt sample {newest.relative_to(ROOT)} --prompt 'import '")
+    print(
+        f"\nThe run's files are in {newest}/: open report.html, or go on with\n"
+        f"  .venv/bin/scalegpt sample {newest.relative_to(ROOT)} --prompt 'import '"
+    )
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ class RunError(RuntimeError):
     exit_status = 1
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[str]) -> str:
     """A hint that names the closest known words, ready to append to a message.
 
     Returns ``"; did you mean a, b?"``, or ``"; known: …"`` when nothing is close.
     """
     candidates = sorted(known)
     folded = {candidate.lower(): candidate for candidate in reversed(candidates)}
-    close = [folded[match] for match in difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.6)]
+    close = [folded[match] for match in difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.6)]
     if close:
         return f"; did you mean {', '.join(close)}?"
     return f"; known: {', '.join(candidates)}"

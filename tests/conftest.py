@@ -57,7 +57,7 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
         (run_folder / "checkpoints").mkdir(parents=True)
         for step in steps:
             model = tiny_model(**{"seed": step, "vocab_size": tokenizer.padded_vocab_size, **shape})
-            flags = {key: getattr(model.config, key) for key in type(model.config).keys()}  # noqa: SIM118 - a method of ours
+            flags = {key: getattr(model.config, key) for key in type(model.config).settings()}
             config = as_file(resolve(flags={**flags, **(train or {})}, name=name))
             header = Header(Progress(step=step, tokens=step * 100), config, tokenizer.as_dict())
             states = (ParameterState(key, value.detach(), {}) for key, value in model.named_parameters())

@@ -38,10 +38,8 @@ def run_ranks(worker: Path, size: int, task: Any, folder: Path, timeout: float =
         )
         for rank in range(size)
     ]  # fmt: skip
-    outputs = []
     try:
-        for process in processes:
-            outputs.append(process.communicate(timeout=timeout)[0])
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

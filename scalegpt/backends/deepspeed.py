@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from scalegpt.backends.base import (
-    DTYPES,
     MOMENTS,
     Backend,
     LossScaler,
@@ -135,7 +134,9 @@ class DeepSpeedBackend(Backend):
         value = value.to(self.world.device)
         if self.stage < 3:
             parameter.copy_(value)
-            safe_set_full_fp32_param(parameter, value)  # does nothing at stage 0 in fp32, where there is no other master
+            safe_set_full_fp32_param(
+                parameter, value
+            )  # does nothing at stage 0 in fp32, where there is no other master
             if self.stage == 0 and self.run.train.precision == "fp16":
                 self._put_fp16_master(parameter, value)
             return
@@ -260,5 +261,3 @@ def _import_deepspeed(world: World) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
-
-

@@ -116,8 +116,10 @@ class FSDPBackend(TorchBackend):
 
     def _rows(self, tensor: DTensor) -> slice:
         """The rows that FSDP2 gave this rank: it cuts the first dimension into ⌈rows / W⌉, the last ranks getting less."""
-        if not any(isinstance(placement, Shard) and tensor.device_mesh.size(i) > 1
-                   for i, placement in enumerate(tensor.placements)):
+        if not any(
+            isinstance(placement, Shard) and tensor.device_mesh.size(i) > 1
+            for i, placement in enumerate(tensor.placements)
+        ):
             return slice(None)
         per_rank = -(-tensor.shape[0] // self.world.size)
         start = min(self.world.rank * per_rank, tensor.shape[0])
@@ -127,6 +129,7 @@ class FSDPBackend(TorchBackend):
     def whole(self, tensor: Tensor) -> Tensor:
         """Gather a tensor from all ranks to a CPU copy."""
         assert isinstance(tensor, DTensor)
-        if tensor.device.type != self.world.device.type:  # offloaded: the mesh's collectives run on the device
-            tensor = tensor.to(self.world.device)  # type: ignore[assignment]
-        return tensor.full_tensor().to("cpu", copy=True)
+        # Where parameters are offloaded, the mesh's collectives still run on the device.
+        moved = tensor.to(self.world.device)
+        assert isinstance(moved, DTensor)
+        return moved.full_tensor().to("cpu", copy=True)

@@ -33,8 +33,8 @@ class TorchBackend(Backend):
     def micro_step(self, tokens: Tensor, targets: Tensor, *, last: bool) -> Tensor:
         """See :meth:`Backend.micro_step`."""
         self.before_micro_step(last)
-        loss = self.model(tokens, targets)
-        (loss * (self._scaler.scale / self.grad_accum)).backward()
+        loss: Tensor = self.model(tokens, targets)
+        (loss * (self._scaler.scale / self.grad_accum)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def before_micro_step(self, last: bool) -> None:

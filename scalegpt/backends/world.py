@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from scalegpt.errors import InputError, RunError
 
@@ -63,7 +64,7 @@ class World:
         """Make a process group even for a single process: FSDP2 and DeepSpeed want one. No port is opened for it."""
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
     def leave(self) -> None:
         """Part from the other ranks; safe to call twice."""
@@ -142,7 +143,9 @@ def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device
     """
     has_cuda = torch.cuda.is_available()
     if wanted == "cuda" and not has_cuda:
-        raise InputError("device cuda: torch finds no CUDA device here; use --device cpu, or install torch's CUDA build")
+        raise InputError(
+            "device cuda: torch finds no CUDA device here; use --device cpu, or install torch's CUDA build"
+        )
     if wanted != "cpu" and has_cuda:
         devices = torch.cuda.device_count()
         if local_size > devices:

@@ -131,9 +131,7 @@ def read_header(checkpoint: Path) -> Header:
         document = json.loads(path.read_text(encoding="utf-8"))
         if (document["format"], document["version"]) != (FORMAT, VERSION):
             raise InputError(f"{path}: format {document['format']} {document['version']}; known is {FORMAT} {VERSION}")
-        header = Header(
-            Progress(**document["progress"]), document["config"], document["tokenizer"], document["files"]
-        )
+        header = Header(Progress(**document["progress"]), document["config"], document["tokenizer"], document["files"])
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; is {checkpoint} a checkpoint?") from None
     except (ValueError, KeyError, TypeError) as error:

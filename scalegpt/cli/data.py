@@ -53,14 +53,14 @@ def _prepare(words: list[str]) -> int:
         "scalegpt data prepare book.txt --out tokens\n"
         "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05",
     )
-    keys = DataConfig.keys()
+    keys = DataConfig.settings()
     parser.add_argument("input", nargs="+", metavar="INPUT", help="text files and folders of them")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--tokenizer", default="gpt2", metavar="|".join(TOKENIZERS), help="[gpt2]")
     parser.add_argument("--encoding", default="utf-8", metavar="E", help=f"{keys['encoding'].metadata['help']} [utf-8]")
     parser.add_argument("--val_fraction", metavar="X", help=keys["val_fraction"].metadata["help"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse(words)
     settings = DataConfig.from_mapping(
         {key: getattr(arguments, key) for key in ("tokenizer", "encoding", "val_fraction")}, "command line"
     )
@@ -89,7 +89,7 @@ def _inspect(words: list[str]) -> int:
     )
     parser.add_argument("folder", metavar="DIR", help="made by scalegpt data prepare, or nanoGPT's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse(words)
     from scalegpt.data.shards import open_tokens
 
     tokens = open_tokens(arguments.folder)

@@ -1,6 +1,7 @@
 """``scalegpt COMMAND …``: finds the command, runs it, and turns what it raises into a line and an exit status."""
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -33,8 +34,13 @@ commands (each has --help):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? where it must, and no traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python exits
+        return status
     except (InputError, RunError) as error:
         _complain(words, str(error), error.exit_status)
         _show_traceback(words)

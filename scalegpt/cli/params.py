@@ -4,10 +4,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.cli.table import aligned
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.errors import InputError
@@ -45,7 +46,7 @@ COUNTLESS = ("dropout", "activation")
 
 def main(argv: Sequence[str]) -> int:
     """Print the count of the model that the arguments or the dialogue describe."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse(argv)
     flags = given_settings(arguments, ModelConfig)
     try:
         name, model = _chosen_model(arguments, flags)
@@ -195,23 +196,6 @@ def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict
 
 def _shares(count: ParameterCount, parts: dict[str, int]) -> dict[str, float]:
     return {part: count.share(value) for part, value in parts.items()}
-
-
-def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Lay out rows of text in columns, the first row as the heading with a rule under it.
-
-    Args:
-        rows: the cells; every row has as many as the first.
-        right: the columns whose cells end, rather than begin, at the same place: those of numbers.
-
-    """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        places = enumerate(zip(row, widths, strict=True))
-        return "  ".join(cell.rjust(w) if column in right else cell.ljust(w) for column, (cell, w) in places).rstrip()
-
-    return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])
 
 
 def _title(name: str, model: ModelConfig) -> str:

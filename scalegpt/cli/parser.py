@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -14,9 +13,13 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose mistakes raise :class:`InputError` and whose help opens with an example."""
 
     def __init__(self, command: str, summary: str, example: str) -> None:
-        super().__init__(prog=f"scalegpt {command}".strip(), allow_abbrev=False, add_help=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter,
-                         description=f"{summary}\n\nexample:\n  " + "\n  ".join(example.splitlines()))
+        super().__init__(
+            prog=f"scalegpt {command}".strip(),
+            allow_abbrev=False,
+            add_help=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=f"{summary}\n\nexample:\n  " + "\n  ".join(example.splitlines()),
+        )
         self.add_argument("-h", "--help", action="help", help="show this and exit")
         self.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
@@ -32,10 +35,9 @@ class Parser(argparse.ArgumentParser):
             formatter.end_section()
         return formatter.format_help()
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
         """Parse with flags spelled either way; an unknown flag names the nearest known one."""
-        words = with_underscores(sys.argv[1:] if args is None else args)
-        parsed, unknown = self.parse_known_args(words, namespace)
+        parsed, unknown = self.parse_known_args(with_underscores(args))
         if unknown:
             self._refuse(unknown[0])
         return parsed
@@ -64,14 +66,13 @@ def with_underscores(words: Iterable[str]) -> list[str]:
     return result
 
 
-def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Section],
-                 skip: Iterable[str] = ()) -> None:
+def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Section], skip: Iterable[str] = ()) -> None:
     """A flag for every setting of a section; absent flags leave no trace in the parsed arguments.
 
     Values stay text here: the section converts and checks them, with the same messages as for a file.
     """
     group = parser.add_argument_group(title)
-    for name, field in section.keys().items():
+    for name, field in section.settings().items():
         if name in skip:
             continue
         default = "none" if field.default is None else str(field.default).lower()
@@ -79,9 +80,14 @@ def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Sect
         choices = "|".join(field.metadata["choices"])
         is_switch = field_types(field) == (bool,)
         takes_bare = is_switch or name == "compile"
-        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{words} [{default}]",
-                           metavar=choices or ("true|false" if is_switch else "N" if int in field_types(field) else "X"),
-                           nargs="?" if takes_bare else None, const="on" if takes_bare else None)
+        group.add_argument(
+            f"--{name}",
+            default=argparse.SUPPRESS,
+            help=f"{words} [{default}]",
+            metavar=choices or ("true|false" if is_switch else "N" if int in field_types(field) else "X"),
+            nargs="?" if takes_bare else None,
+            const="on" if takes_bare else None,
+        )
 
 
 def given_settings(arguments: argparse.Namespace, *sections: type[Section]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scalegpt.cli.params import aligned
 from scalegpt.cli.parser import Parser
+from scalegpt.cli.table import aligned
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import load_preset, preset_names, resolve
 from scalegpt.errors import InputError
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("presets", "List the presets by size, or show in what two of them differ.", EXAMPLE)
     parser.add_argument("names", nargs="*", metavar="NAME", help="two presets to compare; none: list all")
     parser.add_argument("--json", action="store_true", help="print JSON: a list of the presets, or the comparison")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     chosen = [Preset.load(name) for name in arguments.names]
     if len(chosen) not in {0, 2}:
         raise InputError(

@@ -50,7 +50,7 @@ class Totals:
 
 def main(argv: Sequence[str]) -> int:
     """Print the samples that the arguments ask for."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse(argv)
     settings = SampleSettings.from_mapping(given_settings(arguments, SampleSettings), "command line")
     prompt = _prompt(arguments)
 
@@ -90,7 +90,6 @@ def _prompt(arguments: Namespace) -> str:
 
     Raises:
         InputError: two prompts, or a file that cannot be read.
-
     """
     if arguments.prompt_file is None:
         return arguments.prompt or ""
@@ -111,7 +110,6 @@ def _prompt_ids(prompt: str, tokenizer: "Tokenizer") -> list[int]:
 
     Raises:
         InputError: the vocabulary lacks a character.
-
     """
     if prompt:
         return [int(token) for token in tokenizer.encode(prompt)]

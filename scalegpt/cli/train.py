@@ -37,12 +37,10 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Train to the end and return 0."""
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser().parse(argv)
     flags = given_settings(arguments, *SECTIONS.values())
     # Everything that needs no torch is checked before torch is imported.
-    run = resolve(
-        preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name
-    )
+    run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
     from scalegpt.training.run import train
     from scalegpt.training.setup import Request
 

@@ -33,7 +33,7 @@ def bundled(folder: str) -> Path:
 
 @cache
 def preset_names() -> tuple[str, ...]:
-    """The names of all presets, smallest file order first: by parameters is the caller's matter."""
+    """The names of all presets, in alphabetical order."""
     return tuple(sorted(path.stem for path in bundled("configs").glob("*.json")))
 
 
@@ -64,7 +64,7 @@ def load_config_file(path: str | Path) -> Values:
     values = _parse(text, path)
     if not isinstance(values, dict):
         raise InputError(f"config_file {path} must hold an object with the parts {', '.join(_PARTS)}")
-    known = {*_PARTS, *_LABELS, *ParallelConfig.keys()}
+    known = {*_PARTS, *_LABELS, *ParallelConfig.settings()}
     for key, value in values.items():
         if key not in known:
             raise InputError(f"{path}: unknown key {key!r}{nearest(key, known | _setting_names())}{_home(key)}")
@@ -89,17 +89,18 @@ def _parse(text: str, path: Path) -> Any:
 
 
 def _setting_names() -> set[str]:
-    return {key for section in SECTIONS.values() for key in section.keys()}
+    return {key for section in SECTIONS.values() for key in section.settings()}
 
 
 def _home(key: str) -> str:
     """Where a setting belongs that stands at the top of a file by mistake."""
-    homes = [part for part in _PARTS if key in SECTIONS[part].keys()]
+    homes = [part for part in _PARTS if key in SECTIONS[part].settings()]
     return f" ({key} belongs under {homes[0]!r})" if homes else ""
 
 
-def resolve(*, preset: str | None = None, config_file: str | None = None, flags: Values | None = None,
-            name: str | None = None) -> RunConfig:
+def resolve(
+    *, preset: str | None = None, config_file: str | None = None, flags: Values | None = None, name: str | None = None
+) -> RunConfig:
     """The configuration that a preset or file and the flags over it describe.
 
     Args:
@@ -112,19 +113,26 @@ def resolve(*, preset: str | None = None, config_file: str | None = None, flags:
         InputError: an unknown name or key, a bad value, or settings that do not go together.
     """
     flags = dict(flags or {})
-    if preset and config_file:
+    if preset is not None and config_file is not None:
         raise InputError(f"give --preset {preset} or --config_file {config_file}, not both")
-    base = load_preset(preset) if preset else load_config_file(config_file) if config_file else {}
+    base: Values = {}
+    if preset is not None:
+        base = load_preset(preset)
+    elif config_file is not None:
+        base = load_config_file(config_file)
     where = f"preset {preset}" if preset else str(config_file or "command line")
     file_values = {part: dict(base.get(part, {})) for part in _PARTS}
-    file_values["parallel"] = {key: base[key] for key in ParallelConfig.keys() if key in base}
+    file_values["parallel"] = {key: base[key] for key in ParallelConfig.settings() if key in base}
     _drop_overridden_layout(file_values["parallel"], flags)
     sections = {}
     for part, section in SECTIONS.items():
-        over = {key: flags.pop(key) for key in list(flags) if key in section.keys()}
-        section.from_mapping(_with_vocab_word(file_values[part]), where)  # a mistake in the file is the file's, whatever the flags say
+        over = {key: flags.pop(key) for key in list(flags) if key in section.settings()}
+        section.from_mapping(
+            _with_vocab_word(file_values[part]), where
+        )  # a mistake in the file is the file's, whatever the flags say
         sections[part] = section.from_mapping(
-            _with_vocab_word({**file_values[part], **over}), "command line" if over else where)
+            _with_vocab_word({**file_values[part], **over}), "command line" if over else where
+        )
     if flags:
         key = next(iter(flags))
         raise InputError(f"unknown setting {key!r}{nearest(key, _setting_names())}")

@@ -28,12 +28,18 @@ class ParallelConfig(Section):
 
     backend: str = setting("plain", "plain: one process; fsdp: FSDP2; deepspeed: ZeRO", choices=BACKENDS)
     zero_stage: int | None = setting(
-        None, "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "
-              "none: 3 for fsdp, 2 for deepspeed", minimum=0, maximum=3)
-    offload: str = setting("none", "keep the optimizer's state, or parameters too (all), in host memory",
-                           choices=OFFLOADS)
+        None,
+        "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "
+        "none: 3 for fsdp, 2 for deepspeed",
+        minimum=0,
+        maximum=3,
+    )
+    offload: str = setting(
+        "none", "keep the optimizer's state, or parameters too (all), in host memory", choices=OFFLOADS
+    )
     ds_config: str | None = setting(
-        None, "DeepSpeed configuration: a file in ds_configs/ or a path; none: the stage's own")
+        None, "DeepSpeed configuration: a file in ds_configs/ or a path; none: the stage's own"
+    )
 
     def check(self) -> None:
         """Refuse combinations that no library runs."""
@@ -49,8 +55,9 @@ class ParallelConfig(Section):
         if self.backend == "plain":
             raise InputError(f"offload {self.offload} needs backend fsdp or deepspeed, not plain")
         if self.backend == "fsdp" and (self.offload != "all" or self.stage != 3):
-            raise InputError("fsdp offloads parameters and optimizer state together, at stage 3: "
-                             "use --offload all --zero_stage 3")
+            raise InputError(
+                "fsdp offloads parameters and optimizer state together, at stage 3: use --offload all --zero_stage 3"
+            )
         if self.backend == "deepspeed" and self.stage == 0:
             raise InputError("deepspeed offloads from stage 1 on: use --zero_stage 1, 2 or 3")
         if self.backend == "deepspeed" and self.offload == "all" and self.stage != 3:
@@ -70,11 +77,16 @@ class DataConfig(Section):
     tokenizer: str = setting("gpt2", "gpt2 BPE, byte or char level", choices=TOKENIZERS)
     encoding: str = setting("utf-8", "encoding of the text files; auto detects it")
     val_fraction: float | None = setting(
-        None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1)
+        None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "model": ModelConfig, "train": TrainConfig, "data": DataConfig, "parallel": ParallelConfig}
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "data": DataConfig,
+    "parallel": ParallelConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ class SamplingSettings(Section):
 
     Raises:
         InputError: a value outside its bounds.
-
     """
 
     max_new_tokens: int = setting(

@@ -24,15 +24,29 @@ _BOUNDS = {
 }
 
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None,  # noqa: A002
-            maximum: float | None = None, above: float | None = None, below: float | None = None) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
     """A dataclass field with its description and its bounds.
 
     ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
     A value of None is always within the bounds: it stands for "not set", which only an optional field can be.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "above": above,
-                "below": below}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -53,7 +67,7 @@ class Section:
         """Check what concerns several fields at once; sections override it."""
 
     @classmethod
-    def keys(cls) -> dict[str, "dataclasses.Field[Any]"]:
+    def settings(cls) -> dict[str, "dataclasses.Field[Any]"]:
         """The section's settings by name."""
         return {field.name: field for field in dataclasses.fields(cls)}
 
@@ -68,7 +82,7 @@ class Section:
         Raises:
             InputError: an unknown key, or a value of the wrong type or outside its bounds.
         """
-        known = cls.keys()
+        known = cls.settings()
         for key in values:
             if key not in known:
                 raise InputError(f"{where}: unknown key {key!r}{nearest(key, known)}")
@@ -85,7 +99,7 @@ class Section:
 def field_types(field: "dataclasses.Field[Any]") -> tuple[type, ...]:
     """The plain types a setting takes: ``(int,)``, or ``(int, NoneType)`` for an optional one."""
     kind = field.type
-    return get_args(kind) if isinstance(kind, UnionType) else (kind,)  # type: ignore[return-value]
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
 
 def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
@@ -98,10 +112,10 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
         InputError: the value is not of that type.
     """
     kinds = field_types(field)
-    if value is None or (isinstance(value, str) and value.lower() in {"none", "null"} and str not in kinds):
-        if type(None) in kinds:
-            return None
-        raise InputError(f"{field.name} must be set to {_describe(field)}, not {value!r}")
+    if type(None) in kinds and (value is None or str(value).lower() in {"none", "null"}):
+        return None
+    if isinstance(value, bool) and {"on", "off"} <= set(field.metadata["choices"]):
+        value = "on" if value else "off"  # YAML reads these words as booleans
     for kind in kinds:
         converted = _convert(kind, value)
         if converted is not None:

@@ -21,13 +21,16 @@ class ModelConfig(Section):
     n_head: int = setting(3, "attention heads; must divide n_embd", minimum=1)
     block_size: int = setting(256, "longest context in tokens, and the training sequence length T", minimum=1)
     vocab_size: int = setting(
-        50304, "size of the vocabulary; 50304 is GPT-2's 50257 padded to a multiple of 64; 0 or auto takes the tokenizer's",
-        minimum=0)
+        50304,
+        "size of the vocabulary; 50304 is GPT-2's 50257 padded to a multiple of 64; 0 or auto takes the tokenizer's",
+        minimum=0,
+    )
     bias: bool = setting(False, "biases in the linear layers and layer norms, as GPT-2 has them")
     tie_head: bool = setting(True, "the LM head shares the token embedding's matrix")
     dropout: float = setting(0.0, "dropout after embeddings, attention and feed-forward", minimum=0.0, below=1.0)
-    activation: str = setting("gelu", "exact GELU, or GPT-2's tanh form (which llama.cpp reads)",
-                              choices=("gelu", "gelu_tanh"))
+    activation: str = setting(
+        "gelu", "exact GELU, or GPT-2's tanh form (which llama.cpp reads)", choices=("gelu", "gelu_tanh")
+    )
 
     def check(self) -> None:
         """Refuse a width that the heads do not divide."""

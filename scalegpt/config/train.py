@@ -22,8 +22,11 @@ class TrainConfig(Section):
 
     micro_batch: int = setting(8, "sequences per rank in one forward and backward pass", minimum=1)
     tokens_per_step: int | None = setting(
-        None, "tokens of one optimizer step over all ranks; gradient accumulation follows from it; "
-              "none: one micro batch on every rank", minimum=1)
+        None,
+        "tokens of one optimizer step over all ranks; gradient accumulation follows from it; "
+        "none: one micro batch on every rank",
+        minimum=1,
+    )
     max_iters: int | None = setting(1000, "stop after so many optimizer steps; none: no limit", minimum=0)
     max_tokens: int | None = setting(None, "stop after so many tokens", minimum=1)
     max_minutes: float | None = setting(None, "stop after so many minutes of this process", above=0)
@@ -41,15 +44,23 @@ class TrainConfig(Section):
     adam_eps: float = setting(1e-8, "AdamW's epsilon", above=0)
     grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0)
 
-    precision: str = setting("auto", "compute dtype; weights, moments and reductions stay fp32; "
-                                     "auto: bf16 where the device has it, else fp16 on CUDA and fp32 on CPU",
-                             choices=PRECISIONS)
-    residual_dtype: str = setting("compute", "dtype of the residual stream: the compute dtype, or fp32",
-                                  choices=("compute", "fp32"))
-    recompute: str = setting("none", "activation checkpointing: none; selective keeps matmul and attention outputs; "
-                                     "full keeps each block's input", choices=RECOMPUTE)
-    loss: str = setting("chunked", "cross entropy over full logits, or over chunks of tokens so that they never exist",
-                        choices=LOSSES)
+    precision: str = setting(
+        "auto",
+        "compute dtype; weights, moments and reductions stay fp32; "
+        "auto: bf16 where the device has it, else fp16 on CUDA and fp32 on CPU",
+        choices=PRECISIONS,
+    )
+    residual_dtype: str = setting(
+        "compute", "dtype of the residual stream: the compute dtype, or fp32", choices=("compute", "fp32")
+    )
+    recompute: str = setting(
+        "none",
+        "activation checkpointing: none; selective keeps matmul and attention outputs; full keeps each block's input",
+        choices=RECOMPUTE,
+    )
+    loss: str = setting(
+        "chunked", "cross entropy over full logits, or over chunks of tokens so that they never exist", choices=LOSSES
+    )
     loss_chunk: int = setting(512, "tokens per chunk of the chunked loss", minimum=1)
     attention: str = setting("auto", "backend of scaled_dot_product_attention", choices=ATTENTION)
     compile: str = setting("auto", "torch.compile of each block; auto: on CUDA", choices=("auto", "on", "off"))
@@ -58,7 +69,9 @@ class TrainConfig(Section):
     eval_tokens: int = setting(131_072, "held-out tokens per evaluation", minimum=1)
     sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0)
     sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0)
-    sample_prompt: str | None = setting(None, "what the samples continue; none: the end-of-text token, or held-out text")
+    sample_prompt: str | None = setting(
+        None, "what the samples continue; none: the end-of-text token, or held-out text"
+    )
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
     log_every: int = setting(10, "steps between printed lines; metrics.jsonl has every step", minimum=1)

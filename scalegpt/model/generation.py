@@ -63,7 +63,6 @@ def generate(
     Raises:
         InputError: an empty prompt, or an id outside the model's vocabulary.
         RunError: the model's logits are not finite.
-
     """
     _check_prompt(prompt, config)
     window = config.block_size
@@ -101,7 +100,6 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
 
     Raises:
         RunError: a row holds NaN, +infinity, or nothing but -infinity.
-
     """
     logits = logits.cpu().double()
     peak = logits.amax(dim=-1, keepdim=True)
@@ -124,7 +122,6 @@ def _candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Ten
 
     Returns:
         Probabilities [B, k], which need not add up to one, and their ids [B, k], or None where column i is id i.
-
     """
     k = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     if settings.top_p is None and k == logits.shape[-1]:

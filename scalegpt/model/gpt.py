@@ -47,7 +47,6 @@ class KeyValueCache:
 
     Args:
         capacity: most tokens held.
-
     """
 
     def __init__(self, capacity: int) -> None:
@@ -194,7 +193,6 @@ class GPT(nn.Module):
 
     Raises:
         InputError: the vocabulary is still ``auto``.
-
     """
 
     def __init__(self, config: ModelConfig, loss: Loss = full_cross_entropy) -> None:
@@ -256,7 +254,6 @@ class GPT(nn.Module):
 
         Returns:
             The loss, an fp32 scalar, or without targets the logits [B, V] of the last position, in fp32.
-
         """
         past = cache.length if cache is not None else 0
         x = self.embed(tokens, past)

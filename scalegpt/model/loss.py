@@ -46,7 +46,6 @@ def chunked_cross_entropy(chunk: int) -> Loss:
 
     Raises:
         InputError: a chunk below one token.
-
     """
     if chunk < 1:
         raise InputError(f"loss_chunk must be at least 1 token, not {chunk}")
@@ -117,7 +116,6 @@ def _add_chunk(
         targets: [k] int64.
         hidden_grad: [k, H] to write the gradient of these rows to, or None.
         head_grad: [V, H] fp32 to add these rows' gradient to, or None.
-
     """
     losses, logits_grad = _losses_and_gradients(F.linear(hidden, weight), targets)
     if hidden_grad is not None:
@@ -138,7 +136,6 @@ def _losses_and_gradients(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     Args:
         logits: [k, V] in the compute dtype.
         targets: [k] int64; rows with target -1 give neither loss nor gradient.
-
     """
     counts = (targets != IGNORED).unsqueeze(1)
     columns = torch.where(counts, targets.unsqueeze(1), 0)

@@ -53,7 +53,6 @@ class _KeepDearResults:
 
     Args:
         with_dropout: whether the block draws random numbers.
-
     """
 
     def __init__(self, *, with_dropout: bool) -> None:
@@ -84,7 +83,6 @@ def apply_recompute(model: GPT, kind: str) -> None:
     Args:
         model: the model, changed in place.
         kind: ``none``, ``selective`` or ``full``.
-
     """
     with_dropout = model.config.dropout > 0
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": with_dropout}

@@ -43,7 +43,9 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
     _fill_offload(settings["zero_optimization"], run.parallel, pin=on_cuda)
     left = sorted(_autos(settings))
     if left:
-        raise InputError(f"ds_config {_name(run.parallel)}: nothing is known to fill in for {', '.join(left)}; set a value")
+        raise InputError(
+            f"ds_config {_name(run.parallel)}: nothing is known to fill in for {', '.join(left)}; set a value"
+        )
     return settings
 
 
@@ -87,7 +89,7 @@ def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> 
     if fixed == AUTO:
         settings[key] = value
     elif what is not None and fixed != value:
-        raise InputError(f"ds_config fixes {key} at {fixed}, but {what} makes it {value}; write \"auto\" there")
+        raise InputError(f'ds_config fixes {key} at {fixed}, but {what} makes it {value}; write "auto" there')
 
 
 def _fill_batch(settings: Settings, run: RunConfig, grad_accum: int, ranks: int) -> None:

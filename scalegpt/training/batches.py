@@ -52,12 +52,11 @@ def plan_batches(run: RunConfig, ranks: int, *, micro_fixed: bool) -> BatchPlan:
         )
     fitting = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
     if micro_fixed and train.micro_batch not in fitting:
-        near = min(fitting, key=lambda size: abs(size - train.micro_batch))
+        fits = min(fitting, key=lambda size: abs(size - train.micro_batch))
         nearest_tokens = max(1, round(per_rank / train.micro_batch)) * train.micro_batch * ranks * block
         raise InputError(
             f"micro_batch {train.micro_batch} does not divide the {per_rank} sequences per rank of tokens_per_step "
-            f"{train.tokens_per_step}; use --micro_batch {near}, or --tokens_per_step {nearest_tokens}"
+            f"{train.tokens_per_step}; use --micro_batch {fits}, or --tokens_per_step {nearest_tokens}"
         )
     micro = max(size for size in fitting if size <= train.micro_batch)
     return BatchPlan(micro, per_rank // micro, ranks, block)
-

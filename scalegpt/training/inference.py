@@ -44,7 +44,6 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
 
     Raises:
         InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
-
     """
     checkpoint = newest_checkpoint(path)
     header = read_header(checkpoint)
@@ -69,7 +68,6 @@ def newest_checkpoint(path: Path) -> Path:
 
     Raises:
         InputError: nothing there, something else there, or a run that has none yet.
-
     """
     if not path.exists():
         raise InputError(f"run {path} does not exist{_nearest_run(path)}")
@@ -113,7 +111,6 @@ def _section(header: Header, part: str, kind: type[SectionT], checkpoint: Path) 
 
     Raises:
         InputError: it is missing or does not describe a run.
-
     """
     values = header.config.get(part) if isinstance(header.config, dict) else None
     if not isinstance(values, dict):
@@ -127,7 +124,6 @@ def _put_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], checkp
 
     Raises:
         InputError: they are not those of this shape of model.
-
     """
     missing = dict(model.named_parameters())
     for name, value in weights:

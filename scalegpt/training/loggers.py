@@ -60,7 +60,9 @@ class Logger:
                 console=self.console,
                 transient=True,
             )
-            self._task = self._live.add_task("first step: kernels are chosen, or compiled", total=self.total, completed=step)
+            self._task = self._live.add_task(
+                "first step: kernels are chosen, or compiled", total=self.total, completed=step
+            )
             self._live.start()
 
     def step(self, line: StepLine) -> None:

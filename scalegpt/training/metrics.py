@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import statistics
 import time
 from collections import deque
@@ -55,12 +56,7 @@ def peak_bytes(device: torch.device) -> int:
     """The largest memory that this process has held: the CUDA allocator's peak, or on CPU the resident set's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return int(info.peak_wset)
-    import resource
-
-    unit = 1 if psutil.MACOS else 1024
+    unit = 1 if psutil.MACOS else 1024  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 

@@ -23,13 +23,13 @@ def optimizer_factory(train: TrainConfig) -> OptimizerFactory:
             {"params": [p for p in listed if p.dim() >= 2], "weight_decay": train.weight_decay},
             {"params": [p for p in listed if p.dim() < 2], "weight_decay": 0.0},
         ]
-        form = {"fused": True} if train.fused else {"foreach": True}
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=train.learning_rate,
             betas=(train.beta1, train.beta2),
             eps=train.adam_eps,
-            **form,  # type: ignore[arg-type]
+            fused=train.fused,
+            foreach=not train.fused,
         )
 
     return make

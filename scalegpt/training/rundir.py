@@ -6,6 +6,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +71,50 @@ class RunDirectory:
         Raises:
             InputError: there is no run here, or its settings differ; the message lists the differences.
         """
-        if not self.config.is_file():
+        theirs = self.read_config()
+        if theirs is None:
             raise InputError(f"{self.path} exists but holds no run; choose another --model_name")
-        try:
-            theirs = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{self.config} cannot be read ({error}); choose another --model_name, or --fresh") from None
         changes = differences(theirs, as_file(run))
         if changes:
             listed = ", ".join(changes[:6]) + (f" and {len(changes) - 6} more" if len(changes) > 6 else "")
             raise InputError(
                 f"{self.path} holds another run: {listed}; choose another --model_name, or --fresh to start anew beside it"
             )
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The configuration of the run that is here, in the form of a configuration file; None if there is none.
+
+        Raises:
+            InputError: ``config.yaml`` cannot be read.
+        """
+        if not self.config.is_file():
+            return None
+        try:
+            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self.config} cannot be read ({reason}); choose another --model_name, or --fresh"
+            ) from None
+        if not isinstance(values, dict) or not isinstance(values.get("train"), dict):
+            raise InputError(f"{self.config} holds no configuration; choose another --model_name, or --fresh")
+        return values
+
+    def settle(self, run: RunConfig) -> RunConfig:
+        """The run with ``precision auto`` and an open ``tokens_per_step`` as the run that is here settled them.
+
+        Raises:
+            InputError: ``config.yaml`` cannot be read.
+        """
+        theirs = self.read_config()
+        if theirs is None:
+            return run
+        settled = {}
+        if run.train.precision == "auto":
+            settled["precision"] = theirs["train"].get("precision", "auto")
+        if run.train.tokens_per_step is None:
+            settled["tokens_per_step"] = theirs["train"].get("tokens_per_step")
+        return replace(run, train=run.train.changed(**settled))
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, if there is one."""

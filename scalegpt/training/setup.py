@@ -53,7 +53,8 @@ def prepare(request: Request, world: World) -> Job:
         InputError: a setting, the data or the run's directory will not do.
     """
     check_name(request.run.name)
-    run, compiled, warning = _resolve_device_settings(request.run, world)
+    settled = world.on_first(lambda: _settled(request))
+    run, compiled, warning = _resolve_device_settings(settled, world)
     plan = plan_batches(run, world.size, micro_fixed=request.micro_fixed)
     lowered = run.train.micro_batch if plan.micro_batch < run.train.micro_batch else None
     run = replace(run, train=run.train.changed(micro_batch=plan.micro_batch, tokens_per_step=plan.tokens))
@@ -149,20 +150,23 @@ def _resolve_device_settings(run: RunConfig, world: World) -> tuple[RunConfig, b
         raise InputError(
             f"backend plain runs in one process, not {world.size}; use --backend fsdp or --backend deepspeed"
         )
-    precision = resolve_precision(train.precision, world.device)
-    check_attention(
-        train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0
-    )
+    # Measured on a CPU, so one rank decides for all.
+    precision = world.on_first(lambda: resolve_precision(train.precision, world.device))
+    check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)
     compiled, warning = resolve_compile(train.compile, world.device)
     return replace(run, train=train.changed(precision=precision)), compiled, warning
+
+
+def _settled(request: Request) -> RunConfig:
+    """The run, with what it leaves open as an earlier process of the same run settled it."""
+    directory = RunDirectory(request.runs_dir / request.run.name)
+    return request.run if request.fresh else directory.settle(request.run)
 
 
 def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[str, Any] | None:
     if run.parallel.backend != "deepspeed":
         return None
-    return deepspeed_settings(
-        run, grad_accum=plan.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda"
-    )
+    return deepspeed_settings(run, grad_accum=plan.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda")
 
 
 def _open_data(run: RunConfig, world: World, logger: Logger) -> TokenSet:
@@ -225,5 +229,3 @@ def _load(
     backend.load_scaler(progress.loss_scale, progress.good_steps)
     logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
     return progress
-
-

@@ -139,9 +139,7 @@ class Trainer:
             )
         left = self._seconds_left()
         job.logger.step(
-            StepLine(
-                self.step, loss, lr, grad_norm, self.throughput.tokens_per_second, share, left, self.skipped
-            )
+            StepLine(self.step, loss, lr, grad_norm, self.throughput.tokens_per_second, share, left, self.skipped)
         )
 
     # --- around the steps --------------------------------------------------------------------------------------------
@@ -157,15 +155,15 @@ class Trainer:
             self._save()
         self.clock.lap()  # what was done here is no part of the next step's time
 
-    def _evaluate(self) -> float:
-        """The mean loss over the held-out windows, the same on every rank."""
+    def _evaluate(self) -> None:
+        """Find and report the mean loss over the held-out windows, the same on every rank."""
         job = self.job
         sums = torch.zeros(2, dtype=torch.float64, device=job.world.device)  # loss × tokens, tokens
         for tokens, targets, count in self.held_out:
             loss = job.backend.evaluate(tokens, targets)
             sums += torch.stack([loss.double() * count, torch.tensor(float(count), device=loss.device).double()])
         total, counted = job.world.sum(sums).tolist()
-        value = total / counted
+        value = float(total / counted)
         is_best = self.best_val_loss is None or value < self.best_val_loss
         self.last_val_loss = value
         if is_best and math.isfinite(value):
@@ -174,22 +172,19 @@ class Trainer:
             self.metrics.write(step=self.step, tokens=self.tokens, val_loss=value, val_tokens=int(counted))
         best = "the best so far" if is_best else f"best {self.best_val_loss:.4f}"
         job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {int(counted):,} tokens ({best})")
-        return value
 
     def _sample(self, *, show: bool) -> None:
         """Continue the sample prompt; every rank generates the same tokens, since a sharded model needs all of them."""
         job, tokenizer = self.job, self.job.data.tokenizer
         prompt = self._prompt_ids()
-        settings = SamplingSettings(temperature=0.8, top_k=200, seed=self.train.seed, max_new_tokens=self.train.sample_tokens)
+        settings = SamplingSettings(
+            temperature=0.8, top_k=200, seed=self.train.seed, max_new_tokens=self.train.sample_tokens
+        )
         job.backend.model.eval()
-        ids = list(prompt)
         tokens = torch.tensor([prompt], device=job.world.device)
-        for token in generate(
-            job.backend.forward, job.run.model, tokens, settings, stop_token=None, limit_vocab=tokenizer.vocab_size
-        ):
-            ids.append(int(token[0]))
+        drawn = generate(job.backend.forward, job.run.model, tokens, settings, limit_vocab=tokenizer.vocab_size)
+        text = tokenizer.decode([*prompt, *(int(token[0]) for token in drawn)])
         job.backend.model.train()
-        text = tokenizer.decode(ids)
         if job.world.is_first:
             with job.directory.samples.open("a", encoding="utf-8") as file:
                 file.write(f"--- step {self.step}\n{text}\n")
@@ -252,7 +247,9 @@ class Trainer:
             )
 
     def _cause_of_end(self) -> str:
-        return "all steps taken" if self.step >= self.job.total_steps else f"max_minutes {self.train.max_minutes} reached"
+        return (
+            "all steps taken" if self.step >= self.job.total_steps else f"max_minutes {self.train.max_minutes} reached"
+        )
 
 
 def _is_due(step: int, every: int, last: bool) -> bool:

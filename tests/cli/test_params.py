@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalegpt.cli.main import main
-from scalegpt.cli.params import aligned
+from scalegpt.cli.table import aligned
 from scalegpt.config import ModelConfig
 from scalegpt.planner.parameters import count_parameters
 

@@ -72,7 +72,7 @@ def test_rate_falls_as_the_model_grows() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_preset_files_spell_out_the_model_and_the_layout(name: str) -> None:
     values = load_preset(name)
-    assert set(values["model"]) == set(resolve(preset=name).model.keys())
+    assert set(values["model"]) == set(resolve(preset=name).model.settings())
     assert {"description", "train", "backend", "zero_stage"} <= set(values)
     assert (values["backend"] == "deepspeed") == ("ds_config" in values)
     assert resolve(preset=name).train.schedule == "cosine"

@@ -169,7 +169,7 @@ def test_codecs_that_make_lone_surrogates_are_refused(tmp_path):
 
 
 GERMAN = "Die Straße war naß und kalt. Früher hörte man schöne Mädchen über Äpfel reden, natürlich in München.\n" * 5
-RUSSIAN = "Все люди рождаются свободными и равными в своем достоинстве и правах.\n" * 5  # noqa: RUF001
+RUSSIAN = "Все люди рождаются свободными и равными в своем достоинстве и правах.\n" * 5
 POLISH = "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw. Zażółć gęślą jaźń.\n" * 5
 JAPANESE = "すべての人間は、生まれながらにして自由であり、尊厳と権利とについて平等である。\n" * 5
 
@@ -178,7 +178,7 @@ JAPANESE = "すべての人間は、生まれながらにして自由であり�
     ("text", "encoding"),
     [
         (GERMAN, "latin-1"),
-        (GERMAN + "“Äh – nein”, sagte er.\n", "cp1252"),  # noqa: RUF001
+        (GERMAN + "“Äh – nein”, sagte er.\n", "cp1252"),
         (RUSSIAN, "cp1251"),
         (RUSSIAN, "koi8-r"),
         (POLISH, "cp1250"),

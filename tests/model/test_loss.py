@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from torch import Tensor
 from torch.nn import functional as F
 
+from live_bytes import LiveBytes
 from scalegpt.errors import InputError
 from scalegpt.model.loss import IGNORED, chunked_cross_entropy, full_cross_entropy, make_loss
 

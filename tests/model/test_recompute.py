@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from live_bytes import LiveBytes
 from scalegpt.model.gpt import GPT
 from scalegpt.model.recompute import apply_recompute
 
