@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPT = "def main("
+LIMIT = ("--max_minutes", "3")
+"""On a slow machine the demonstration ends early rather than late."""
 
 
 def library_sources() -> list[str]:
@@ -31,19 +32,25 @@ def main() -> None:
     tokens = ROOT / "runs" / "demo-data"
     run(*scalegpt, "params", "--preset", "demo")
     run(*scalegpt, "data", "prepare", "--tokenizer", "byte", "--out", str(tokens), *library_sources())
-    gpus = torch.cuda.device_count()
-    launcher = (
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
-        if gpus > 1
-        else [sys.executable]
-    )
-    run(*launcher, "launch/train.py", "--preset", "demo", "--input_file", str(tokens), "--fresh")
+    run(*launcher(), "launch/train.py", "--preset", "demo", "--input_file", str(tokens), *LIMIT, "--fresh", *layout())
     newest = max((ROOT / "runs").glob("demo*/run_status.json"), key=lambda path: path.stat().st_mtime).parent
-    run(*scalegpt, "sample", str(newest), "--prompt", PROMPT, "--max_new_tokens", "200")
     print(
-        f"\nThe run's files are in {newest}/: open report.html, or go on with\n"
+        f"\nThe run's files are in {newest}/: open report.html in a browser, or let the model write more with\n"
         f"  .venv/bin/scalegpt sample {newest.relative_to(ROOT)} --prompt 'import '"
     )
+
+
+def launcher() -> list[str]:
+    """Python for one device, torchrun for several."""
+    gpus = torch.cuda.device_count()
+    if gpus < 2:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+
+
+def layout() -> list[str]:
+    """Several GPUs train together; the model is too small to be worth sharding."""
+    return ["--backend", "fsdp", "--zero_stage", "0"] if torch.cuda.device_count() > 1 else []
 
 
 if __name__ == "__main__":

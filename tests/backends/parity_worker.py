@@ -1,4 +1,4 @@
-"""Trains the same tiny model on the same batches under each layout of a list, and reports every step's loss."""
+"""Trains the same tiny model on the same batches under each of several layouts, and reports every step's loss."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scalegpt.backends import World, build_model, make_backend
+from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
@@ -16,44 +16,56 @@ from scalegpt.training.optimizers import optimizer_factory
 SEQUENCES = 8  # of each step, over all ranks and micro batches
 
 
-def losses(run: RunConfig, world: World, steps: int, grad_accum: int) -> dict[str, Any]:
-    micro = SEQUENCES // (world.size * grad_accum)
-    run = RunConfig(
-        name=run.name, model=run.model, parallel=run.parallel, data=run.data, train=run.train.changed(micro_batch=micro)
-    )
+def make(run: RunConfig, world: World, grad_accum: int) -> Backend:
     settings = None
     if run.parallel.backend == "deepspeed":
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=world.size, on_cuda=False)
-    model = build_model(run, compiled=False)
-    backend = make_backend(run, world, grad_accum, model, optimizer_factory(run.train), settings)
-    backend.load_weights(backend.model.initial_weights(run.train.seed))
+    model = build_model(run, compiled=run.train.compile == "on")
+    return make_backend(run, world, grad_accum, model, optimizer_factory(run.train), settings)
+
+
+def train(legs: list[dict[str, Any]], shared: dict[str, Any], world: World, steps: int, grad_accum: int) -> Any:
+    """Train ``steps`` steps, an equal part under each of the layouts; state passes from one to the next."""
+    micro = SEQUENCES // (world.size * grad_accum)
     generator = torch.Generator().manual_seed(0)
-    values, norms = [], []
-    for _ in range(steps):
-        tokens = torch.randint(run.model.vocab_size, (SEQUENCES, run.model.block_size + 1), generator=generator)
-        tokens[:, 1::2] = tokens[:, :-1:2]  # something to learn: every second token repeats
-        total = torch.zeros(())
-        for m in range(grad_accum):
-            first = (m * world.size + world.rank) * micro
-            mine = tokens[first : first + micro]
-            total += backend.micro_step(mine[:, :-1], mine[:, 1:], last=m == grad_accum - 1)
-        result = backend.step(run.train.learning_rate)
-        assert not result.skipped
-        norms.append(result.grad_norm)
-        values.append((world.sum(total) / (grad_accum * world.size)).item())
-    held_out = backend.evaluate(tokens[:, :-1], tokens[:, 1:]).item()
-    weights = {state.name: state.weight for state in backend.states()}
-    digest = sum(float(weight.double().abs().sum()) for weight in weights.values())
-    return {"losses": values, "norms": norms, "held_out": held_out, "digest": digest}
+    values, norms, states = [], [], None
+    for number, flags in enumerate(legs):
+        run = resolve(flags={**shared, **flags, "micro_batch": micro})
+        backend = make(run, world, grad_accum)
+        if states is None:
+            backend.load_weights(backend.model.initial_weights(run.train.seed))
+        else:
+            backend.load_states(states, steps * number // len(legs))
+        for _ in range(steps // len(legs)):
+            tokens = torch.randint(run.model.vocab_size, (SEQUENCES, run.model.block_size + 1), generator=generator)
+            tokens[:, 1::2] = tokens[:, :-1:2]  # something to learn: every second token repeats
+            total = torch.zeros(())
+            for m in range(grad_accum):
+                first = (m * world.size + world.rank) * micro
+                mine = tokens[first : first + micro]
+                total += backend.micro_step(mine[:, :-1], mine[:, 1:], last=m == grad_accum - 1)
+            result = backend.step(run.train.learning_rate)
+            assert not result.skipped
+            norms.append(result.grad_norm)
+            values.append((world.sum(total) / (grad_accum * world.size)).item())
+        held_out = backend.evaluate(tokens[:, :-1], tokens[:, 1:]).item()
+        states = list(backend.states())
+    assert states is not None
+    parts = [tensor for state in states for tensor in (state.weight, *state.moments.values())]
+    return {
+        "losses": values,
+        "norms": norms,
+        "held_out": held_out,
+        "sizes": [float(part.double().abs().sum()) for part in parts],
+    }
 
 
 def main(task_path: str, result_path: str) -> None:
     task = json.loads(Path(task_path).read_text())
     world = World.join("cpu")
     results = {}
-    for label, flags in task["layouts"].items():
-        run = resolve(flags={**task["shared"], **flags})
-        results[label] = losses(run, world, task["steps"], task["grad_accum"])
+    for label, legs in task["layouts"].items():
+        results[label] = train(legs, task["shared"], world, task["steps"], task["grad_accum"])
     if world.is_first:
         Path(result_path).write_text(json.dumps(results))
     world.barrier()

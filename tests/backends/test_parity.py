@@ -1,0 +1,103 @@
+"""All backends and stages compute the same, from the same state, on the same batches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import run_ranks
+
+WORKER = Path(__file__).with_name("parity_worker.py")
+STEPS = 20
+# Odd sizes: neither the width nor the vocabulary divides by the ranks, so that padded shards are met.
+SHAPE = {"n_layer": 2, "n_embd": 45, "n_head": 3, "block_size": 16, "vocab_size": 67, "learning_rate": 3e-3}
+PLAIN = {"backend": "plain"}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    **{f"fsdp-{stage}": {"backend": "fsdp", "zero_stage": stage} for stage in (0, 2, 3)},
+    **{f"deepspeed-{stage}": {"backend": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2, 3)},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "selective": {"recompute": "selective"},
+    "full": {"recompute": "full"},
+    "full logits": {"loss": "full"},
+    "fp32 residual": {"residual_dtype": "fp32"},
+}
+
+
+def run(layouts: dict[str, list[dict[str, Any]]], folder: Path, ranks: int, **shared: Any) -> Any:
+    grad_accum = shared.pop("grad_accum", 2)
+    task = {"layouts": layouts, "shared": {**SHAPE, **shared}, "steps": STEPS, "grad_accum": grad_accum}
+    folder.mkdir(exist_ok=True)
+    return run_ranks(WORKER, ranks, task, folder)
+
+
+def worst(found: list[float], expected: list[float]) -> float:
+    assert len(found) == len(expected)
+    return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+
+
+def assert_equal_runs(found: Any, expected: Any, tolerance: float) -> None:
+    assert worst(found["losses"], expected["losses"]) <= tolerance
+    assert worst([found["held_out"]], [expected["held_out"]]) <= tolerance
+    assert expected["losses"][-1] < 0.95 * expected["losses"][0], "nothing was learnt: the comparison would say nothing"
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_every_stage_follows_one_plain_process(tmp_path: Path, precision: str, tolerance: float) -> None:
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1)["plain"]
+    results = run({name: [flags] for name, flags in LAYOUTS.items()}, tmp_path / "two", 2, precision=precision)
+    for name in LAYOUTS:
+        assert_equal_runs(results[name], plain, tolerance)
+        assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
+
+
+def test_recompute_and_loss_change_nothing(tmp_path: Path) -> None:
+    layouts = {
+        f"{name}, {variant}": [{**LAYOUTS[name], **flags}]
+        for name in ("fsdp-2", "fsdp-3", "deepspeed-1", "deepspeed-3")
+        for variant, flags in VARIANTS.items()
+    }
+    plain_layouts = {variant: [{**PLAIN, **flags}] for variant, flags in VARIANTS.items()} | {"plain": [PLAIN]}
+    plain = run(plain_layouts, tmp_path / "one", 1, precision="fp32")
+    results = run(layouts, tmp_path / "two", 2, precision="fp32")
+    for name, result in {**results, **plain}.items():
+        assert worst(result["losses"], plain["plain"]["losses"]) <= 1e-5, name
+
+
+def test_state_moves_between_backends(tmp_path: Path) -> None:
+    """Half the steps under one layout, half under another: weights, moments and counts all travel."""
+    pairs = [
+        ("deepspeed-2", "fsdp-3"),
+        ("fsdp-3", "deepspeed-3"),
+        ("deepspeed-3", "deepspeed-1"),
+        ("fsdp-0", "deepspeed-0"),
+        ("deepspeed-0", "fsdp-2"),
+        ("fsdp-2", "deepspeed-2"),
+    ]
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1)["plain"]
+    layouts = {f"{a} to {b}": [LAYOUTS[a], LAYOUTS[b]] for a, b in pairs}
+    results = run(layouts, tmp_path / "two", 2, precision="fp32")
+    for name, result in results.items():
+        assert_equal_runs(result, plain, 1e-5)
+        assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
+
+
+def test_offload_changes_where_not_what(tmp_path: Path) -> None:
+    layouts = {
+        "fsdp": [{**LAYOUTS["fsdp-3"], "offload": "all"}],
+        "zero-1": [{**LAYOUTS["deepspeed-1"], "offload": "optimizer"}],
+        "zero-2": [{**LAYOUTS["deepspeed-2"], "offload": "optimizer"}],
+        "zero-3": [{**LAYOUTS["deepspeed-3"], "offload": "optimizer"}],
+        "zero-3, parameters too": [{**LAYOUTS["deepspeed-3"], "offload": "all"}],
+    }
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="bf16", grad_accum=1)["plain"]
+    results = run(layouts, tmp_path / "two", 2, precision="bf16")
+    for result in results.values():
+        assert_equal_runs(result, plain, 1e-2)
+
+
+def test_fp16_scales_its_loss_alike(tmp_path: Path) -> None:
+    layouts = {name: [LAYOUTS[name]] for name in ("fsdp-2", "deepspeed-0", "deepspeed-1", "deepspeed-2", "deepspeed-3")}
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp16", grad_accum=1)["plain"]
+    results = run(layouts, tmp_path / "two", 2, precision="fp16")
+    for result in results.values():
+        assert_equal_runs(result, plain, 1e-2)
