@@ -2,12 +2,12 @@
 
 A checkpoint is a directory ``checkpoints/step_00001000`` of three files, none of them a pickle::
 
-    checkpoint.json           step, tokens, best loss, loss scale, tokenizer, configuration, SHA-256 of the other files
+    checkpoint.json           step, losses, loss scale, tokenizer, data, configuration, SHA-256 of the other files
     weights.safetensors       fp32 master weights by parameter name
     optimizer.safetensors     "exp_avg/NAME" and "exp_avg_sq/NAME", fp32
 
-It is written under a temporary name, synced to disk and renamed, so that a directory with this name is complete. Which is
-the newest follows from the names alone.
+It is written under a temporary name, synced to disk and renamed, and goes by a temporary name again before it is deleted,
+so that a directory with this name is complete. Which is the newest follows from the names alone.
 """
 
 import hashlib
@@ -39,11 +39,17 @@ class Progress:
     """How far a run is: everything besides weights and moments that a resumed run needs.
 
     The order of the data and the random numbers of dropout follow from the seed and the step, so the step says it all.
+
+    Attributes:
+        val_loss: of the last evaluation.
+        skipped_steps: those that a non-finite gradient kept from counting in the optimizer.
     """
 
     step: int
     tokens: int
+    val_loss: float | None = None
     best_val_loss: float | None = None
+    skipped_steps: int = 0
     loss_scale: float = 1.0
     good_steps: int = 0
 
@@ -56,12 +62,14 @@ class Header:
         progress: how far the run was.
         config: the run's configuration in the form of a configuration file.
         tokenizer: the tokenizer, as its ``as_dict`` gives it.
+        data: SHA-256 of the tokens it was trained on.
         files: file name → SHA-256.
     """
 
     progress: Progress
     config: dict[str, Any]
     tokenizer: dict[str, Any]
+    data: str | None = None
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -88,13 +96,14 @@ def save(folder: Path, header: Header, states: Iterable[ParameterState]) -> Path
         The new directory; an existing one of that step is left as it is.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written.
+        RunError: the disk is full or the folder cannot be written; nothing is left of the attempt.
     """
     final = folder / checkpoint_name(header.progress.step)
     if final.exists():
         return final
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    temporary = _temporary(final)
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # in a container every process may have the same number
         temporary.mkdir(parents=True)
         digests = _write_tensors(temporary, states)
         document = {"format": FORMAT, "version": VERSION, **asdict(header), "files": digests}
@@ -102,12 +111,14 @@ def save(folder: Path, header: Header, states: Iterable[ParameterState]) -> Path
         _sync(temporary)
         temporary.rename(final)
         _sync(folder)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        if not isinstance(error, OSError | SafetensorError):
+            raise
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"checkpoint {final}: {error} ({free / 1e9:.1f} GB free); earlier checkpoints are whole: "
-            "free some space and run the same command again"
+            f"checkpoint {final} cannot be written: {reason}{_free_space(folder)}; earlier checkpoints are whole: "
+            "make room, or the folder writable, and run the same command again"
         ) from error
     return final
 
@@ -115,13 +126,17 @@ def save(folder: Path, header: Header, states: Iterable[ParameterState]) -> Path
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest checkpoints, and what interrupted writes left behind."""
     for path in find_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+        path.rename(_temporary(path))  # half deleted, it must not pass for a checkpoint
     for leftover in folder.glob(".step_*.tmp"):
         shutil.rmtree(leftover)
 
 
-def read_header(checkpoint: Path) -> Header:
-    """The header of a checkpoint, after checking that its files are whole.
+def read_header(checkpoint: Path, *, files: Iterable[str] = (WEIGHTS, OPTIMIZER)) -> Header:
+    """The header of a checkpoint, after checking that the files about to be read are whole.
+
+    Args:
+        checkpoint: its directory.
+        files: those to check. A large model's moments take minutes to read, and only training needs them.
 
     Raises:
         InputError: not a checkpoint, of an unknown version, or with a file missing or changed.
@@ -131,18 +146,34 @@ def read_header(checkpoint: Path) -> Header:
         document = json.loads(path.read_text(encoding="utf-8"))
         if (document["format"], document["version"]) != (FORMAT, VERSION):
             raise InputError(f"{path}: format {document['format']} {document['version']}; known is {FORMAT} {VERSION}")
-        header = Header(Progress(**document["progress"]), document["config"], document["tokenizer"], document["files"])
+        fields = {key: document[key] for key in ("config", "tokenizer", "data", "files")}
+        header = Header(Progress(**document["progress"]), **fields)
+        digests = {name: header.files[name] for name in files}
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; is {checkpoint} a checkpoint?") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({error}); delete {checkpoint} to fall back to an earlier one") from None
-    for name, digest in header.files.items():
-        file = checkpoint / name
-        if not file.is_file() or _digest(file) != digest:
-            raise InputError(f"{file} is missing or damaged; delete {checkpoint} to fall back to an earlier checkpoint")
+    for name, digest in digests.items():
+        _check(checkpoint / name, digest)
     return header
+
+
+def _check(file: Path, digest: str) -> None:
+    """Refuse a file that is not what was written.
+
+    Raises:
+        InputError: it is missing, cannot be read, or has changed.
+    """
+    remedy = f"delete {file.parent} to fall back to an earlier checkpoint"
+    try:
+        if _digest(file) != digest:
+            raise InputError(f"{file} is damaged: its SHA-256 is not the one in {HEADER}; {remedy}")
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}; mend that, or {remedy}") from None
 
 
 def read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
@@ -175,6 +206,16 @@ def _write_tensors(folder: Path, states: Iterable[ParameterState]) -> dict[str, 
         _sync(folder / name)
         digests[name] = _digest(folder / name)
     return digests
+
+
+def _temporary(final: Path) -> Path:
+    """The name under which this process writes or deletes a checkpoint; :func:`prune` finds it by its ending."""
+    return final.with_name(f".{final.name}.{os.getpid()}.tmp")
+
+
+def _free_space(folder: Path) -> str:
+    place = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
+    return f" ({shutil.disk_usage(place).free / 1e9:.1f} GB free)" if place else ""
 
 
 def _digest(path: Path) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegpt.backends.world import choose_device
-from scalegpt.checkpoint.store import HEADER, Header, find_checkpoints, read_header, read_weights
+from scalegpt.checkpoint.store import HEADER, WEIGHTS, Header, find_checkpoints, read_header, read_weights
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
@@ -46,7 +46,7 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
         InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
     """
     checkpoint = newest_checkpoint(path)
-    header = read_header(checkpoint)
+    header = read_header(checkpoint, files=(WEIGHTS,))
     config = _section(header, "model", ModelConfig, checkpoint)
     train = _section(header, "train", TrainConfig, checkpoint)
     target = choose_device(device, 0, 1)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ranks import run_ranks
 
 WORKER = Path(__file__).with_name("parity_worker.py")

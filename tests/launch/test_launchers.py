@@ -1,0 +1,103 @@
+"""The command lines of the README, word for word as a user starts them, on two ranks of this machine's CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+TEXT = "\n".join(f"{i} green bottles hanging on the wall, and if one should fall, {i - 1} are left" for i in range(400))
+SHAPE = (
+    "--tokenizer byte --vocab-size auto --n_layer 2 --n_embd 32 --n-head 2 --block_size 32 --device cpu --seed 3 "
+    "--learning_rate 1e-2 --warmup_steps 2 --tokens_per_step 512 --eval_every 5 --checkpoint_every 5 --sample_tokens 8 "
+    "--eval_tokens 512 --precision fp32"
+).split()
+LAUNCHERS = {
+    "python": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2"],
+}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "bottles.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def launch(launcher: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "SCALEGPT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*LAUNCHERS[launcher], str(ROOT / "launch" / "train.py"), *flags],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def losses(folder: Path, name: str) -> dict[int, float]:
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines) if "loss" in entry}
+
+
+def status(folder: Path, name: str) -> Any:
+    return json.loads((folder / "runs" / name / "run_status.json").read_text())
+
+
+def test_three_launchers_train_the_same_run(tmp_path: Path, text: Path) -> None:
+    layouts = {
+        "python": ["--backend", "plain"],
+        "torchrun": ["--backend", "fsdp", "--zero-stage", "2"],
+        "deepspeed": ["--backend", "deepspeed", "--zero-stage", "1"],
+    }
+    for name, layout in layouts.items():
+        flags = [*SHAPE, *layout, "--input_file", str(text), "--model_name", name, "--max_iters", "10"]
+        done = launch(name, tmp_path, *flags, "--micro_batch", "4")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert status(tmp_path, name)["state"] == "finished"
+        assert (tmp_path / "runs" / name / "checkpoints" / "step_00000010" / "weights.safetensors").is_file()
+    expected = losses(tmp_path, "python")
+    assert sorted(expected) == list(range(1, 11))
+    for name in ("torchrun", "deepspeed"):
+        found = losses(tmp_path, name)
+        assert all(abs(found[step] - loss) <= 1e-4 * loss for step, loss in expected.items()), (found, expected)
+
+
+def test_a_run_goes_on_under_another_launcher(tmp_path: Path, text: Path) -> None:
+    common = [*SHAPE, "--input_file", str(text), "--schedule", "constant"]
+    undisturbed = launch("python", tmp_path, *common, "--model_name", "whole", "--max_iters", "15")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    legs = [("deepspeed", "deepspeed", "5"), ("torchrun", "fsdp", "10"), ("python", "plain", "15")]
+    for launcher, backend, until in legs:
+        done = launch(launcher, tmp_path, *common, "--model_name", "relay", "--backend", backend, "--max_iters", until)
+        assert done.returncode == 0, done.stdout + done.stderr
+    expected, found = losses(tmp_path, "whole"), losses(tmp_path, "relay")
+    assert found.keys() == expected.keys()
+    assert all(abs(found[step] - loss) <= 1e-4 * loss for step, loss in expected.items()), (found, expected)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_bad_input_ends_every_rank_with_one_line(tmp_path: Path, launcher: str) -> None:
+    done = launch(launcher, tmp_path, *SHAPE, "--input_file", "missing.txt", "--backend", "fsdp")
+    assert done.returncode != 0
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "scalegpt train: error:" in line]
+    assert len(lines) == 1, done.stdout + done.stderr
+    assert "missing.txt" in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_ranks_than_devices_are_refused(tmp_path: Path, text: Path) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {
+        **os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(cores + 1), "LOCAL_WORLD_SIZE": str(cores + 1)
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "train.py"), *SHAPE, "--input_file", str(text), "--backend", "fsdp"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{cores + 1} ranks on this machine but {cores} CPU cores" in done.stderr
