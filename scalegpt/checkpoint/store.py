@@ -125,10 +125,11 @@ def save(folder: Path, header: Header, states: Iterable[ParameterState]) -> Path
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest checkpoints, and what interrupted writes left behind."""
-    for path in find_checkpoints(folder)[:-keep]:
-        path.rename(_temporary(path))  # half deleted, it must not pass for a checkpoint
     for leftover in folder.glob(".step_*.tmp"):
         shutil.rmtree(leftover)
+    for path in find_checkpoints(folder)[:-keep]:
+        doomed = path.rename(_temporary(path))  # half deleted, it must not pass for a checkpoint
+        shutil.rmtree(doomed)
 
 
 def read_header(checkpoint: Path, *, files: Iterable[str] = (WEIGHTS, OPTIMIZER)) -> Header:
@@ -146,8 +147,8 @@ def read_header(checkpoint: Path, *, files: Iterable[str] = (WEIGHTS, OPTIMIZER)
         document = json.loads(path.read_text(encoding="utf-8"))
         if (document["format"], document["version"]) != (FORMAT, VERSION):
             raise InputError(f"{path}: format {document['format']} {document['version']}; known is {FORMAT} {VERSION}")
-        fields = {key: document[key] for key in ("config", "tokenizer", "data", "files")}
-        header = Header(Progress(**document["progress"]), **fields)
+        parts = document["config"], document["tokenizer"], document.get("data"), document["files"]
+        header = Header(Progress(**document["progress"]), *parts)
         digests = {name: header.files[name] for name in files}
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; is {checkpoint} a checkpoint?") from None

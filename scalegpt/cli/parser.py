@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 from scalegpt.config.settings import Section, field_types
 from scalegpt.errors import InputError, nearest
 
+FLAGS_IN_USAGE = 12
+"""With more flags than these the usage line would be a page of its own; the groups below it list them all."""
+
 
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose mistakes raise :class:`InputError` and whose help opens with an example."""
@@ -27,7 +30,9 @@ class Parser(argparse.ArgumentParser):
         """The description with its example, then the usage: argparse has them the other way round."""
         formatter = self._get_formatter()
         formatter.add_text(self.description)
-        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        many = sum(bool(action.option_strings) for action in self._actions) > FLAGS_IN_USAGE
+        usage = f"{self.prog} [flags]" if many else self.usage
+        formatter.add_usage(usage, self._actions, self._mutually_exclusive_groups)
         for group in self._action_groups:
             formatter.start_section(group.title)
             formatter.add_text(group.description)

@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     """Train to the end and return 0."""
     arguments = make_parser().parse(argv)
     flags = given_settings(arguments, *SECTIONS.values())
+    if flags.get("micro_batch") == "auto":
+        del flags["micro_batch"]  # the preset's, lowered until it divides the step
     # Everything that needs no torch is checked before torch is imported.
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
     from scalegpt.training.run import train

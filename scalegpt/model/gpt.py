@@ -120,7 +120,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
         B, T, H = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, H // self.n_head).permute(2, 0, 3, 1, 4)  # each [B, a, T, D]
+        # Split before shaping into heads [B, a, T, D]: nothing is copied, and the backward pass joins the three gradients
+        # in one copy where a permuted view would take two.
+        q, k, v = (part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in self.qkv(x).split(H, dim=2))
         past = cache.length if cache is not None else 0
         if cache is not None:
             k, v = cache.append(k, v)

@@ -21,6 +21,9 @@ from scalegpt.errors import InputError, nearest
 
 AUTO = "auto"
 
+_OURS = ("optimizer", "scheduler")
+"""Parts of a DeepSpeed file that would do again what the trainer does."""
+
 Settings = dict[str, Any]
 
 
@@ -63,15 +66,34 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
         raise InputError(f"ds_config {path}: {error.strerror}{nearest(path.name, ours)}") from None
     except ValueError as error:
         raise InputError(f"ds_config {path} is not JSON: {error}") from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):
-        raise InputError(f"ds_config {path} must hold an object, with an object zero_optimization in it")
-    stage = settings.setdefault("zero_optimization", {}).setdefault("stage", parallel.stage)
+    if not isinstance(settings, dict):
+        raise InputError(f"ds_config {path} must hold an object, such as ds_configs/zero{parallel.stage}.json")
+    for key in _OURS:
+        if settings.get(key):
+            raise InputError(f"ds_config {path}: {key} is decided by the run's own flags; remove it there")
+    zero = _part(settings, "zero_optimization")
+    _fill(zero, "stage", parallel.stage)
+    stage = zero["stage"]
     if stage != parallel.stage:
         raise InputError(
             f"ds_config {path} is for ZeRO stage {stage}, the run for {parallel.stage}; "
             f"use --zero_stage {stage} or another --ds_config"
         )
     return settings
+
+
+def _part(settings: Settings, key: str) -> Settings:
+    """The object of that key, made where there is none.
+
+    Raises:
+        InputError: something else is there.
+    """
+    if settings.get(key) is None:
+        settings[key] = {}
+    part = settings[key]
+    if not isinstance(part, dict):
+        raise InputError(f"ds_config: {key} must be an object of settings, not {part!r}")
+    return part
 
 
 def _path(parallel: ParallelConfig) -> Path:
@@ -106,13 +128,13 @@ def _fill_precision(settings: Settings, run: RunConfig) -> None:
     precision, stage = run.train.precision, run.parallel.stage
     # At stage 0 the engine stays fp32 and the model computes in bf16 by itself.
     in_bf16 = precision == "bf16" and stage > 0
-    _fill(settings.setdefault("bf16", {}), "enabled", in_bf16, "--precision")
-    fp16 = settings.setdefault("fp16", {})
+    _fill(_part(settings, "bf16"), "enabled", in_bf16, "--precision")
+    fp16 = _part(settings, "fp16")
     _fill(fp16, "enabled", precision == "fp16", "--precision")
     for key, value in (("loss_scale", 0), ("initial_scale_power", 16), ("loss_scale_window", 1000), ("hysteresis", 1)):
         _fill(fp16, key, value)
     accumulate = "fp16" if precision == "fp16" and stage == 0 else "fp32"  # the unfused fp16 wrapper knows no other
-    _fill(settings.setdefault("data_types", {}), "grad_accum_dtype", accumulate)
+    _fill(_part(settings, "data_types"), "grad_accum_dtype", accumulate)
     _fill(settings, "communication_data_type", "fp32")
 
 
@@ -139,12 +161,13 @@ def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
 
 
 def _fill_offload(zero: Settings, parallel: ParallelConfig, *, pin: bool) -> None:
-    if parallel.offload in {"optimizer", "all"}:
-        _fill(zero.setdefault("offload_optimizer", {}), "device", "cpu", "--offload")
-        _fill(zero["offload_optimizer"], "pin_memory", pin)
-    if parallel.offload == "all":
-        _fill(zero.setdefault("offload_param", {}), "device", "cpu", "--offload")
-        _fill(zero["offload_param"], "pin_memory", pin)
+    wanted = {"offload_optimizer": parallel.offload != "none", "offload_param": parallel.offload == "all"}
+    for key, offloaded in wanted.items():
+        if offloaded:
+            _fill(_part(zero, key), "device", "cpu", "--offload")
+            _fill(_part(zero, key), "pin_memory", pin)
+        elif zero.get(key) is not None:
+            _fill(_part(zero, key), "device", "none", "--offload")
 
 
 def block_parameters(model: ModelConfig) -> int:

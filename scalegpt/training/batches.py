@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 
+LARGEST_MICRO_BATCH = 65_536
+"""Where the search for one that divides the step begins at most: a mistyped number must not be searched to its end."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -50,13 +53,14 @@ def plan_batches(run: RunConfig, ranks: int, *, micro_fixed: bool) -> BatchPlan:
             f"tokens_per_step {train.tokens_per_step} is not a multiple of ranks {ranks} × block_size {block} = {unit}; "
             f"{near} would work"
         )
-    fitting = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
-    if micro_fixed and train.micro_batch not in fitting:
-        fits = min(fitting, key=lambda size: abs(size - train.micro_batch))
+    micro = train.micro_batch
+    if per_rank % micro:
+        most = min(micro, per_rank, LARGEST_MICRO_BATCH)
+        micro = next(size for size in range(most, 0, -1) if per_rank % size == 0)
+    if micro_fixed and micro != train.micro_batch:
         nearest_tokens = max(1, round(per_rank / train.micro_batch)) * train.micro_batch * ranks * block
         raise InputError(
             f"micro_batch {train.micro_batch} does not divide the {per_rank} sequences per rank of tokens_per_step "
-            f"{train.tokens_per_step}; use --micro_batch {fits}, or --tokens_per_step {nearest_tokens}"
+            f"{train.tokens_per_step}; use --micro_batch {micro}, or --tokens_per_step {nearest_tokens}"
         )
-    micro = max(size for size in fitting if size <= train.micro_batch)
     return BatchPlan(micro, per_rank // micro, ranks, block)

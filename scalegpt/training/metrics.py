@@ -6,6 +6,7 @@ import resource
 import statistics
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +15,7 @@ import torch
 
 from scalegpt.config import ModelConfig
 from scalegpt.planner.parameters import count_parameters
+from scalegpt.training.rundir import finite, writing
 
 
 def flops_per_token(model: ModelConfig) -> int:
@@ -61,24 +63,28 @@ def peak_bytes(device: torch.device) -> int:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, flushed as it is written."""
+    """``metrics.jsonl``: one JSON object a line, flushed as it is written.
+
+    Raises:
+        RunError: it cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self.path = path
+        with writing(path):
+            self._file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, **values: Any) -> None:
         """Append a line; what is not finite becomes null, since JSON has no word for it."""
-        clean = {key: _finite(value) for key, value in values.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        clean = {key: finite(value) for key, value in values.items()}
+        with writing(self.path):
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        """Close the file; what could not be written has been said already."""
+        with suppress(OSError):
+            self._file.close()
 
 
 class Stopwatch:

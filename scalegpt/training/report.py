@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scalegpt.training.loggers import human_count, human_time
-from scalegpt.training.rundir import RunDirectory, write_whole
+from scalegpt.training.rundir import RunDirectory, write_whole, writing
 
 Point = tuple[float, float]
 
@@ -30,7 +30,11 @@ svg{width:100%;height:auto}svg text{fill:var(--soft);font-size:12px}
 
 
 def write_report(directory: RunDirectory) -> None:
-    """Write the report of a run from the files in its directory."""
+    """Write the report of a run from the files in its directory.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     steps, evaluations = read_metrics(directory)
     status = json.loads(directory.status.read_text(encoding="utf-8"))
     losses = [(entry["step"], entry["loss"]) for entry in steps if entry["loss"] is not None]
@@ -51,7 +55,8 @@ def write_report(directory: RunDirectory) -> None:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{name}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
-    write_whole(directory.report, page)
+    with writing(directory.report):
+        write_whole(directory.report, page)
 
 
 def read_metrics(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -136,8 +141,8 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def _sample(directory: RunDirectory) -> str:
-    if not directory.samples.is_file():
+    samples = directory.read_samples()
+    if not samples:
         return ""
-    last = directory.samples.read_text(encoding="utf-8").split("--- step ")[-1]
-    step, _, text = last.partition("\n")
-    return f"<h2>Sample after {html.escape(step)} steps</h2><pre>{html.escape(text)}</pre>"
+    step, text = samples[-1]
+    return f"<h2>Sample after {step:,} steps</h2><pre>{html.escape(text)}</pre>"

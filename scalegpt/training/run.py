@@ -14,7 +14,7 @@ def train(request: Request, device: str) -> None:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: the request cannot be met; nothing was written.
+        InputError: the request cannot be met; nothing was changed.
         RunError: the run failed; its status says why.
     """
     world = World.join(device)
@@ -26,6 +26,8 @@ def train(request: Request, device: str) -> None:
         except BaseException as error:
             trainer.fail(error)
             raise
+        finally:
+            trainer.close()
         if world.is_first:
             write_report(job.directory)
             job.logger.say(f"done: {job.directory.path}/ holds {trainer.files()}")

@@ -5,7 +5,11 @@
 """
 
 import json
+import math
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +19,19 @@ import yaml
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file
+from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError, RunError
 
 FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
-    "sample_every", "sample_tokens", "checkpoint_every", "keep_checkpoints", "log_every", "input_file",
+    "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "keep_checkpoints", "log_every", "input_file",
 })  # fmt: skip
-"""Settings that a resumed run may have otherwise: they do not change what is computed, or only how long."""
+"""Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
+
+The file of the text may have moved; that its tokens are the same is checked by themselves."""
+
+_SAMPLE_MARK = "--- step "
 
 
 class RunDirectory:
@@ -55,8 +64,13 @@ class RunDirectory:
             InputError: the directory holds another run, or things that are no run.
         """
         directory = cls(root / run.name)
-        if not directory.path.exists() or not any(directory.path.iterdir()):
-            return directory
+        try:
+            if not directory.path.exists() or not any(directory.path.iterdir()):
+                return directory
+        except OSError as error:
+            raise InputError(
+                f"{directory.path} cannot hold a run: {error.strerror}; choose another --model_name"
+            ) from None
         if fresh:
             number = 2
             while (root / f"{run.name}-{number}").exists():
@@ -125,27 +139,61 @@ class RunDirectory:
         """Make the directory with its configuration and plan.
 
         Raises:
-            RunError: it cannot be written.
+            InputError: it cannot be written.
         """
-        try:
+        with disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
             write_whole(self.plan, json.dumps(plan, indent=1))
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --runs_dir") from None
 
     def write_status(self, **values: Any) -> None:
-        """Replace ``run_status.json``; readers never see half of it."""
-        write_whole(self.status, json.dumps(values, indent=1))
+        """Replace ``run_status.json``; readers never see half of it.
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run will take again."""
-        if not self.metrics.is_file():
-            return
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        if len(kept) != len(lines):
-            write_whole(self.metrics, "".join(kept))
+        Raises:
+            RunError: it cannot be written.
+        """
+        with writing(self.status):
+            write_whole(self.status, json.dumps({key: finite(value) for key, value in values.items()}, indent=1))
+
+    def read_state(self) -> str | None:
+        """The state in ``run_status.json``; None where there is no such file, or a broken one."""
+        try:
+            return str(json.loads(self.status.read_text(encoding="utf-8"))["state"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics and samples of steps that a resumed run will take again.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        with disk_errors(self.path):
+            if self.metrics.is_file():
+                lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+                if len(kept) != len(lines):
+                    write_whole(self.metrics, "".join(kept))
+            samples = self.read_samples()
+            if any(after > step for after, _ in samples):
+                write_whole(self.samples, "".join(_sample_text(*each) for each in samples if each[0] <= step))
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Append a sample to ``samples.txt``.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        with writing(self.samples), self.samples.open("a", encoding="utf-8") as file:
+            file.write(_sample_text(step, text))
+
+    def read_samples(self) -> list[tuple[int, str]]:
+        """The steps of ``samples.txt`` with their texts; none where there is no such file."""
+        if not self.samples.is_file():
+            return []
+        whole = self.samples.read_text(encoding="utf-8", errors="replace")
+        parts = re.split(rf"^{_SAMPLE_MARK}(\d+)\n", whole, flags=re.MULTILINE)
+        return [(int(step), text.removesuffix("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -155,6 +203,23 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinity for what is no such line, as a crash may leave."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _sample_text(step: int, text: str) -> str:
+    return f"{_SAMPLE_MARK}{step}\n{text}\n"
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for a number that JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -162,8 +227,27 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file of the run could not be written.
+
+    Raises:
+        RunError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}; make room, or the folder writable, and run the same command again"
+        ) from error
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader or a crash finds the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from scalegpt.backends import Backend, World, build_model, make_backend
+from scalegpt.backends import World, build_model, make_backend
 from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.store import Progress
 from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.data.prepare import prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.parameters import count_parameters, format_bytes, training_bytes
@@ -50,21 +51,26 @@ def prepare(request: Request, world: World) -> Job:
     """Resolve, check and build everything, in the order in which a user wants to hear of mistakes.
 
     Raises:
-        InputError: a setting, the data or the run's directory will not do.
+        InputError: a setting, the data or the run's directory will not do; then nothing in that directory was changed.
     """
     check_name(request.run.name)
     settled = world.on_first(lambda: _settled(request))
     run, compiled, warning = _resolve_device_settings(settled, world)
     plan = plan_batches(run, world.size, micro_fixed=request.micro_fixed)
     lowered = run.train.micro_batch if plan.micro_batch < run.train.micro_batch else None
-    run = replace(run, train=run.train.changed(micro_batch=plan.micro_batch, tokens_per_step=plan.tokens))
+    run = replace(
+        run,
+        train=run.train.changed(micro_batch=plan.micro_batch, tokens_per_step=plan.tokens),
+        parallel=run.parallel.changed(zero_stage=run.parallel.stage),
+    )
     settings = _deepspeed_settings(run, plan, world)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, plan), every=run.train.log_every)
     data = _open_data(run, world, logger)
-    run = _fix_vocabulary(run, data)
-    data.check_vocabulary(run.model.vocab_size)
-    data.check_block_size(run.model.block_size)
-    directory, checkpoint = world.on_first(lambda: _claim_directory(request, run))
+    run = _fix_data(run, data)
+    prompt = _prompt(run, data)
+    digest = world.on_first(lambda: data.digest)
+    directory, checkpoint, progress = world.on_first(lambda: _claim_directory(request, run, plan, data, digest))
+    run = replace(run, name=directory.path.name)
     if warning:
         logger.say(f"warning: {warning}")
     if lowered:
@@ -75,12 +81,28 @@ def prepare(request: Request, world: World) -> Job:
     logger.say(describe(run, plan, world, data, compiled=compiled))
     model = build_model(run, compiled=compiled)
     backend = make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
-    progress = _load(backend, run, data, checkpoint, plan, logger)
-    if world.is_first:
-        directory.create(run, plan_summary(run, plan, world, settings))
-        directory.forget_metrics_after(progress.step)
-    world.barrier()
-    return Job(run, world, plan, data, backend, directory, logger, total_steps(run.train, plan), progress)
+    if checkpoint is None:
+        backend.load_weights(backend.model.initial_weights(run.train.seed))
+    else:
+        # The optimizer's own count leaves out the steps that were skipped.
+        backend.load_states(store.read_states(checkpoint), progress.step - progress.skipped_steps)
+        backend.load_scaler(progress.loss_scale, progress.good_steps)
+        logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
+    world.on_first(lambda: _write_directory(directory, run, plan_summary(run, plan, world, settings), progress.step))
+    return Job(
+        run=run,
+        world=world,
+        plan=plan,
+        data=data,
+        data_digest=digest,
+        prompt=prompt,
+        backend=backend,
+        directory=directory,
+        logger=logger,
+        total_steps=total_steps(run.train, plan),
+        progress=progress,
+        resumed=checkpoint is not None,
+    )
 
 
 def check_name(name: str) -> None:
@@ -90,7 +112,9 @@ def check_name(name: str) -> None:
         InputError: it holds a separator, or starts with a dot.
     """
     if not _FOLDER_NAME.fullmatch(name):
-        raise InputError(f"model_name {name!r} must be a plain folder name: letters, digits, '.', '_' and '-'")
+        raise InputError(
+            f"model_name {name!r} must be a plain folder name: give a --model_name of letters, digits, '.', '_', '-'"
+        )
 
 
 def total_steps(train: TrainConfig, plan: BatchPlan) -> int:
@@ -170,12 +194,16 @@ def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[s
 
 
 def _open_data(run: RunConfig, world: World, logger: Logger) -> TokenSet:
-    """Prepare the data once on each machine, then open it on every rank."""
+    """Prepare and check the data once on each machine, then open it on every rank."""
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
     def work() -> str:
-        return str(prepare_cached(run.data, progress=_progress(logger)).path)
+        data = prepare_cached(run.data, progress=_progress(logger))
+        model = _fix_data(run, data).model
+        data.check_vocabulary(model.vocab_size)
+        data.check_block_size(model.block_size)
+        return str(data.path)
 
     return open_tokens(Path(world.on_each_machine(work)))
 
@@ -193,13 +221,38 @@ def _progress(logger: Logger) -> Callable[[int, int], None]:
     return show
 
 
-def _fix_vocabulary(run: RunConfig, data: TokenSet) -> RunConfig:
-    """Take the tokenizer's vocabulary where the configuration leaves it open."""
+def _fix_data(run: RunConfig, data: TokenSet) -> RunConfig:
+    """Name the tokenizer that prepared data have, and take its vocabulary where the configuration leaves it open."""
+    run = replace(run, data=run.data.changed(tokenizer=data.tokenizer.kind))
     return run if run.model.vocab_size else run.with_vocab(data.tokenizer.padded_vocab_size)
 
 
-def _claim_directory(request: Request, run: RunConfig) -> tuple[RunDirectory, Path | None]:
-    """The run's directory, and the checkpoint to go on from; first rank only."""
+def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
+    """What the samples continue: the prompt given, else the end of a text, else the first held-out token.
+
+    Raises:
+        InputError: the vocabulary lacks a part of the prompt.
+    """
+    given, tokenizer = run.train.sample_prompt, data.tokenizer
+    if not given:
+        end = tokenizer.end_of_text
+        return [end if end is not None and end < run.model.vocab_size else int(data.val[0])]
+    try:
+        tokens = [int(token) for token in tokenizer.encode(given)]
+    except InputError as error:
+        raise InputError(f"sample_prompt: {error}") from None
+    if max(tokens) >= run.model.vocab_size:
+        raise InputError(
+            f"sample_prompt {given!r} holds token {max(tokens)}, past the vocabulary of {run.model.vocab_size}; "
+            "give another --sample_prompt"
+        )
+    return tokens
+
+
+def _claim_directory(
+    request: Request, run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str
+) -> tuple[RunDirectory, Path | None, Progress]:
+    """The run's directory, the checkpoint to go on from, and where that stands; first rank only."""
     directory = RunDirectory.choose(request.runs_dir, run, fresh=request.fresh)
     parent = request.runs_dir
     try:
@@ -208,24 +261,43 @@ def _claim_directory(request: Request, run: RunConfig) -> tuple[RunDirectory, Pa
         raise InputError(f"runs_dir {parent}: {error.strerror}; choose another --runs_dir") from None
     if not os.access(parent, os.W_OK):
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
-    return directory, directory.newest_checkpoint()
-
-
-def _load(
-    backend: Backend, run: RunConfig, data: TokenSet, checkpoint: Path | None, plan: BatchPlan, logger: Logger
-) -> Progress:
-    """Initial weights, or a checkpoint's state."""
+    _check_space(directory, run, plan)
+    checkpoint = directory.newest_checkpoint()
     if checkpoint is None:
-        backend.load_weights(backend.model.initial_weights(run.train.seed))
-        return Progress(step=0, tokens=0)
+        return directory, None, Progress(step=0, tokens=0)
+    return directory, checkpoint, _read_progress(checkpoint, run, data, digest)
+
+
+def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> None:
+    """Refuse a run whose checkpoints the disk cannot hold: those it keeps, and one more while the oldest is replaced.
+
+    Raises:
+        InputError: too little is free.
+    """
+    train = run.train
+    ever = 1 + (total_steps(train, plan) // train.checkpoint_every if train.checkpoint_every else 0)
+    more = min(ever, train.keep_checkpoints + 1) - len(store.find_checkpoints(directory.checkpoints))
+    states = training_bytes(count_parameters(run.model).total)
+    check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
+
+
+def _read_progress(checkpoint: Path, run: RunConfig, data: TokenSet, digest: str) -> Progress:
+    """How far a checkpoint is, if it is whole and of this data.
+
+    Raises:
+        InputError: it is damaged, or was trained on other tokens.
+    """
     header = store.read_header(checkpoint)
-    if json.dumps(header.tokenizer, sort_keys=True) != json.dumps(data.tokenizer.as_dict(), sort_keys=True):
+    trained_with = json.dumps(header.tokenizer, sort_keys=True)
+    if trained_with != json.dumps(data.tokenizer.as_dict(), sort_keys=True) or header.data not in {None, digest}:
         raise InputError(
-            f"{checkpoint} was trained with another tokenizer or vocabulary than {run.data.input_file} has; "
-            "use the data it was trained on, or --fresh"
+            f"{checkpoint} was trained on other tokens than {run.data.input_file} gives; use the data it was trained "
+            "on, another --model_name, or --fresh to start anew beside it"
         )
-    progress = header.progress
-    backend.load_states(store.read_states(checkpoint), progress.step)
-    backend.load_scaler(progress.loss_scale, progress.good_steps)
-    logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
-    return progress
+    return header.progress
+
+
+def _write_directory(directory: RunDirectory, run: RunConfig, plan: dict[str, Any], step: int) -> None:
+    """The first change to the run's directory; first rank only."""
+    directory.create(run, plan)
+    directory.forget_after(step)

@@ -1,11 +1,14 @@
 """The training loop. Read :meth:`Trainer.fit` first: evaluate, sample, save, step, log, until the end."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from scalegpt.backends import Backend, World
+from scalegpt.backends.base import ParameterState
 from scalegpt.backends.capabilities import device_name
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.store import Header, Progress
@@ -19,7 +22,7 @@ from scalegpt.training.batches import BatchPlan
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import Logger, StepLine
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, flops_per_token, mfu, peak_bytes
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.rundir import RunDirectory, finite
 from scalegpt.training.schedules import learning_rate
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -31,18 +34,24 @@ class Job:
     """Everything a run needs, made by :func:`scalegpt.training.setup.prepare`.
 
     Attributes:
+        data_digest: SHA-256 of the data's tokens.
+        prompt: ids that the samples continue.
         progress: where the run stands: step 0, or where a checkpoint left it.
+        resumed: whether a checkpoint left it there.
     """
 
     run: RunConfig
     world: World
     plan: BatchPlan
     data: TokenSet
+    data_digest: str
+    prompt: list[int]
     backend: Backend
     directory: RunDirectory
     logger: Logger
     total_steps: int
     progress: Progress
+    resumed: bool
 
 
 class Trainer:
@@ -52,9 +61,8 @@ class Trainer:
         self.job = job
         self.train = job.run.train
         self.step = job.progress.step
-        self.best_val_loss = job.progress.best_val_loss
-        self.last_val_loss: float | None = None
-        self.skipped = self.skipped_in_a_row = 0
+        self.val_loss, self.best_val_loss = job.progress.val_loss, job.progress.best_val_loss
+        self.skipped, self.skipped_in_a_row = job.progress.skipped_steps, 0
         self.batches = TrainingBatches(job.data.train, job.plan, job.world, self.train.seed)
         self.held_out = HeldOutBatches(job.data.val, job.plan, job.world, self.train.eval_tokens)
         self.metrics = MetricsFile(job.directory.metrics) if job.world.is_first else None
@@ -67,24 +75,48 @@ class Trainer:
         """Train until the last step or minute; leave a checkpoint, a sample and a status.
 
         Raises:
-            RunError: the loss stays non-finite, or a checkpoint cannot be written.
+            RunError: the loss stays non-finite, or a file cannot be written.
         """
+        all_taken = self.step >= self.job.total_steps
+        if all_taken and self.job.resumed:
+            self._nothing_left()
+            return
         self._status("running")
         self.job.logger.start(self.step)
         self.clock.lap()
-        while not self._is_over():
+        if all_taken:  # of none
+            self._housekeeping(last=True)
+        over = all_taken
+        while not over:
             self._take_step()
-            self._housekeeping(last=False)
-        self._housekeeping(last=True)
+            over = self._is_over()
+            self._housekeeping(last=over)
         self.job.logger.stop()
         self._status("finished", self._cause_of_end())
+
+    def _nothing_left(self) -> None:
+        """Leave a finished run as it is."""
+        job = self.job
+        job.logger.say(
+            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; "
+            "a higher --max_iters (or --max_tokens) trains on, --fresh starts anew"
+        )
+        if job.world.is_first and job.directory.read_state() != "finished":
+            # It was ended between its last checkpoint and its last status.
+            self._status("finished", self._cause_of_end())
 
     def fail(self, error: BaseException) -> None:
         """Leave a status that tells how the run ended, in place of an exception that ends it."""
         self.job.logger.stop()
         stopped = isinstance(error, KeyboardInterrupt)
         cause = "interrupted" if stopped else f"{type(error).__name__}: {error}"
-        self._status("stopped" if stopped else "failed", cause)
+        with suppress(RunError):  # the first error is the one to tell
+            self._status("stopped" if stopped else "failed", cause)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.metrics is not None:
+            self.metrics.close()
 
     def files(self) -> str:
         """What the run has left, for its last line."""
@@ -110,7 +142,7 @@ class Trainer:
     def _seed_dropout(self) -> None:
         """Make dropout a function of seed, step and rank, so that a resumed run draws what the first would have."""
         if self.job.run.model.dropout:
-            torch.manual_seed((self.train.seed * 1_000_003 + self.step) * 1_009 + self.job.world.rank)
+            torch.manual_seed(((self.train.seed * 1_000_003 + self.step) * 1_009 + self.job.world.rank) % 2**63)
 
     def _count_skipped(self, *, skipped: bool, loss: float) -> None:
         self.skipped += skipped
@@ -145,13 +177,13 @@ class Trainer:
     # --- around the steps --------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Evaluate, sample and save where they are due; everything once more at the end."""
+        """Evaluate, sample and save where they are due, and at the end; save last, so that a checkpoint means all three."""
         train = self.train
-        if _is_due(self.step, train.eval_every, last):
+        if last or _is_due(self.step, train.eval_every):
             self._evaluate()
-        if train.sample_tokens and _is_due(self.step, train.sample_every, last):
+        if train.sample_tokens and (last or _is_due(self.step, train.sample_every)):
             self._sample(show=last)
-        if _is_due(self.step, train.checkpoint_every, last):
+        if last or _is_due(self.step, train.checkpoint_every):
             self._save()
         self.clock.lap()  # what was done here is no part of the next step's time
 
@@ -164,19 +196,18 @@ class Trainer:
             sums += torch.stack([loss.double() * count, torch.tensor(float(count), device=loss.device).double()])
         total, counted = job.world.sum(sums).tolist()
         value = float(total / counted)
-        is_best = self.best_val_loss is None or value < self.best_val_loss
-        self.last_val_loss = value
-        if is_best and math.isfinite(value):
+        is_best = math.isfinite(value) and (self.best_val_loss is None or value < self.best_val_loss)
+        self.val_loss = value
+        if is_best:
             self.best_val_loss = value
         if self.metrics is not None:
             self.metrics.write(step=self.step, tokens=self.tokens, val_loss=value, val_tokens=int(counted))
-        best = "the best so far" if is_best else f"best {self.best_val_loss:.4f}"
+        best = "the best so far" if is_best else f"best {self.best_val_loss or math.nan:.4f}"
         job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {int(counted):,} tokens ({best})")
 
     def _sample(self, *, show: bool) -> None:
         """Continue the sample prompt; every rank generates the same tokens, since a sharded model needs all of them."""
-        job, tokenizer = self.job, self.job.data.tokenizer
-        prompt = self._prompt_ids()
+        job, tokenizer, prompt = self.job, self.job.data.tokenizer, self.job.prompt
         settings = SamplingSettings(
             temperature=0.8, top_k=200, seed=self.train.seed, max_new_tokens=self.train.sample_tokens
         )
@@ -186,33 +217,33 @@ class Trainer:
         text = tokenizer.decode([*prompt, *(int(token[0]) for token in drawn)])
         job.backend.model.train()
         if job.world.is_first:
-            with job.directory.samples.open("a", encoding="utf-8") as file:
-                file.write(f"--- step {self.step}\n{text}\n")
+            job.directory.add_sample(self.step, text)
         if show:
             job.logger.say(f"\nsample after {self.step} steps:\n{text}\n")
 
-    def _prompt_ids(self) -> list[int]:
-        tokenizer = self.job.data.tokenizer
-        if self.train.sample_prompt:
-            return [int(token) for token in tokenizer.encode(self.train.sample_prompt)]
-        if tokenizer.end_of_text is not None:
-            return [tokenizer.end_of_text]
-        return [int(self.job.data.val[0])]
-
     def _save(self) -> None:
-        """Gather the canonical state on the first rank, which writes it."""
-        job, scaler = self.job, self.job.backend.scaler
-        progress = Progress(self.step, self.tokens, self.best_val_loss, scaler.scale, scaler.good_steps)
-        header = Header(progress, as_file(job.run), job.data.tokenizer.as_dict())
-        if job.world.is_first:
-            path = store.save(job.directory.checkpoints, header, job.backend.states())
-            store.prune(job.directory.checkpoints, self.train.keep_checkpoints)
-            job.logger.say(f"step {self.step}  checkpoint {path}")
-        else:
-            for _ in job.backend.states():
-                pass  # takes part in gathering
-        job.world.barrier()
+        """Gather the canonical state on the first rank, which writes it; where it cannot, every rank learns of it."""
+        job, is_first = self.job, self.job.world.is_first
+        states = [state for state in job.backend.states() if is_first]  # all ranks take part in gathering
+        path = job.world.on_first(lambda: self._write_checkpoint(states))
+        job.logger.say(f"step {self.step}  checkpoint {path}")
         self._status("running")
+
+    def _write_checkpoint(self, states: list[ParameterState]) -> Path:
+        job, scaler = self.job, self.job.backend.scaler
+        progress = Progress(
+            step=self.step,
+            tokens=self.tokens,
+            val_loss=finite(self.val_loss),
+            best_val_loss=self.best_val_loss,
+            skipped_steps=self.skipped,
+            loss_scale=scaler.scale,
+            good_steps=scaler.good_steps,
+        )
+        header = Header(progress, as_file(job.run), job.data.tokenizer.as_dict(), job.data_digest)
+        path = store.save(job.directory.checkpoints, header, states)
+        store.prune(job.directory.checkpoints, self.train.keep_checkpoints)
+        return path
 
     # --- where we are ------------------------------------------------------------------------------------------------
 
@@ -222,6 +253,7 @@ class Trainer:
         return self.step * self.job.plan.tokens
 
     def _is_over(self) -> bool:
+        """Whether the steps are taken or the time is up; asked after a step, so that there is always one."""
         if self.step >= self.job.total_steps:
             return True
         limit = self.train.max_minutes
@@ -239,7 +271,7 @@ class Trainer:
                 state=state,
                 step=self.step,
                 cause=cause,
-                val_loss=self.last_val_loss,
+                val_loss=self.val_loss,
                 best_val_loss=self.best_val_loss,
                 skipped_steps=self.skipped,
                 predicted_peak_bytes=None,
@@ -252,7 +284,6 @@ class Trainer:
         )
 
 
-def _is_due(step: int, every: int, last: bool) -> bool:
-    """Whether something is due that happens every so many steps and, if it has not just happened, at the end."""
-    on_schedule = every > 0 and step > 0 and step % every == 0
-    return not on_schedule if last else on_schedule
+def _is_due(step: int, every: int) -> bool:
+    """Whether something is due that happens every so many steps; never where that is 0."""
+    return every > 0 and step % every == 0

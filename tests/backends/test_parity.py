@@ -64,6 +64,15 @@ def test_recompute_and_loss_change_nothing(tmp_path: Path) -> None:
         assert worst(result["losses"], plain["plain"]["losses"]) <= 1e-5, name
 
 
+def test_compile_changes_nothing(tmp_path: Path) -> None:
+    compiled = {"compile": "on", "recompute": "selective"}
+    plain = run({"plain": [PLAIN], "compiled": [{**PLAIN, **compiled}]}, tmp_path / "one", 1, precision="fp32")
+    layouts = {name: [{**LAYOUTS[name], **compiled}] for name in ("fsdp-3", "deepspeed-2")}
+    results = run(layouts, tmp_path / "two", 2, precision="fp32")
+    for result in (plain["compiled"], *results.values()):
+        assert worst(result["losses"], plain["plain"]["losses"]) <= 1e-5
+
+
 def test_state_moves_between_backends(tmp_path: Path) -> None:
     """Half the steps under one layout, half under another: weights, moments and counts all travel."""
     pairs = [

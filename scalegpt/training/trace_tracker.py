@@ -1,0 +1,279 @@
+"""Following every storage that a piece of code makes: how many bytes live, what they are, and when there were most.
+
+A :class:`Tracker` sees each operator's results below autograd and DTensor, where they are plain tensors. It writes a log
+of births, deaths and changes of size, and learns on the way what each storage is for: a weight, a gradient, something
+saved for the backward. When the code is done, :meth:`Tracker.replay` goes through the log once more and says for every
+phase how many bytes lived at its fullest moment, and which. What a storage turned out to be counts from its birth.
+
+Sizes are those of CUDA's caching allocator: each storage in whole blocks of 512 bytes.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false as is_dense
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+BLOCK = 512
+"""The caching allocator's smallest unit, in bytes (``kMinBlockSize`` in c10/cuda/CUDACachingAllocator.cpp)."""
+
+SCALAR = 2.0
+"""What a tensor without data answers to ``.item()``: finite, and above the usual clipping norm, so that gradients are
+clipped."""
+
+TEMPORARY = "temporaries"
+"""The kind of what nobody claimed."""
+
+aten = torch.ops.aten
+
+
+def rounded(size: int) -> int:
+    """The bytes that the caching allocator counts for a tensor of ``size`` bytes."""
+    return -(-size // BLOCK) * BLOCK
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Storages that live at one moment, alike in all but their place.
+
+    Attributes:
+        kind: what they are for.
+        made_by: the operator that made them.
+        shape: of the tensor that they were made for.
+        dtype: of that tensor.
+        count: how many.
+        size: bytes of all of them together.
+    """
+
+    kind: str
+    made_by: str
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The fullest moment of a phase."""
+
+    size: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Bytes by kind, the largest first."""
+        kinds: Counter[str] = Counter()
+        for piece in self.pieces:
+            kinds[piece.kind] += piece.size
+        return dict(kinds.most_common())
+
+
+@dataclass
+class _Storage:
+    size: int
+    made_by: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str | None = None
+
+
+@dataclass
+class _Log:
+    """Changes of the number of live bytes, in order: which storage, by how much, in which phase."""
+
+    changes: list[tuple[int, int, str]] = field(default_factory=list)
+    at_start: dict[int, int] = field(default_factory=dict)
+
+
+Replacement = Callable[[Any, Any, Any], Any]
+Extras = Callable[[Any, Any, Any], Iterable[tuple[str, int]]]
+
+
+class Tracker(TorchDispatchMode):
+    """While active, follows every storage that an operator makes.
+
+    It answers ``.item()`` with :data:`SCALAR`, so that code which reads a number from the device runs on tensors without
+    data; everything else it hands on.
+
+    Args:
+        replace: called as (operator, args, kwargs) to run an operator.
+        extras: called as (operator, args, result) for what the operator's kernel allocates besides its results and frees
+            before it returns: labels and bytes.
+    """
+
+    def __init__(self, replace: Replacement | None = None, extras: Extras | None = None) -> None:
+        super().__init__()
+        self.phase = ""
+        self._replace = replace or _run
+        self._extras = extras
+        self._storages: list[_Storage] = []
+        self._living: dict[int, int] = {}  # address of the storage → its number
+        self._log = _Log()
+        self._unique: tuple[int, int] | None = None  # how often a tensor and its storage are referred to at the least
+
+    # --- what the code does ------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # DTensor comes back with what it makes of it
+        if func is aten._local_scalar_dense.default:
+            return SCALAR
+        if func is aten.add.Tensor and self._engine_adds_in_place(*args[:2]):
+            return args[0].add_(args[1])
+        result = self._replace(func, args, kwargs)
+        self._follow_all(result, func, args)
+        for label, size in self._extras(func, args, result) if self._extras else ():
+            number = self._born(_Storage(rounded(size), label, (), "", TEMPORARY))
+            self._change(number, -rounded(size))
+        self._learn(func, args)
+        return result
+
+    def _engine_adds_in_place(self, old: Any, _new: Any) -> bool:
+        """Whether this sum of two gradients of one tensor would overwrite the first, were there no dispatch mode.
+
+        Autograd's engine adds in place what no one else refers to, but never while a dispatch mode is active
+        (``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp). In our backward passes only the engine adds
+        tensors with gradients off.
+        """
+        if torch.is_grad_enabled() or torch._C._current_autograd_node() is None or not isinstance(old, Tensor):
+            return False
+        counts = old._use_count(), torch._C._storage_Use_Count(old.untyped_storage()._cdata)  # type: ignore[attr-defined]
+        if self._unique is None:  # the very first is our own
+            self._unique = counts
+        return counts <= self._unique and counts[1] <= self._unique[1] and is_dense(old)
+
+    def calibrate(self) -> None:
+        """Learn how often a gradient is referred to that the engine alone holds, seen from in here; call while active."""
+        source = torch.ones(4, requires_grad=True)
+        shared = source * 2.0
+        (shared.sin() + shared.cos()).exp().sum().backward()  # type: ignore[no-untyped-call]
+        assert self._unique is not None
+
+    def _follow_all(self, result: Any, func: Any, args: Any) -> None:
+        for leaf in tree_iter((result, args) if isinstance(args, tuple) and func.is_view is False else result):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
+                self._follow(leaf, func)
+
+    def _follow(self, tensor: Tensor, func: Any) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._living:
+            made = _Storage(rounded(storage.nbytes()), str(func), tuple(tensor.shape), str(tensor.dtype)[6:])
+            self._living[key] = self._born(made)
+            weakref.finalize(storage, self._died, key).atexit = False
+
+    def _born(self, storage: _Storage) -> int:
+        self._storages.append(storage)
+        number = len(self._storages) - 1
+        self._log.changes.append((number, storage.size, self.phase))
+        return number
+
+    def _died(self, key: int) -> None:
+        number = self._living.pop(key)
+        self._change(number, -self._storages[number].size)
+
+    def _change(self, number: int, by: int) -> None:
+        self._log.changes.append((number, by, self.phase))
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage that exists has changed its size, which no operator tells."""
+        number = self._living.get(storage._cdata)
+        if number is not None:
+            known = self._storages[number]
+            size = rounded(storage.nbytes())
+            self._change(number, size - known.size)
+            known.size = size
+            known.kind = "gathered weights"  # only FSDP2 does so, with whole weights
+
+    # --- what storages are for ---------------------------------------------------------------------------------------
+
+    def mark(self, tensor: Tensor | None, kind: str) -> None:
+        """Say what a tensor's storage is for; follow it if it is new."""
+        if tensor is None:
+            return
+        part = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        self._follow(part, "before")
+        self._storages[self._living[part.untyped_storage()._cdata]].kind = kind
+
+    def ignore(self, tensor: Tensor) -> None:
+        """Count a tensor no more: on a GPU it would live in host memory."""
+        number = self._living.get(tensor.untyped_storage()._cdata)
+        if number is not None:
+            self._change(number, -self._storages[number].size)
+            self._storages[number].size = 0
+
+    @contextmanager
+    def keeping(self, kind: str) -> Iterator[None]:
+        """What is made within and lives at the end is of this kind, unless it is known to be of another."""
+        first = len(self._storages)
+        try:
+            yield
+        finally:
+            self.mark_since(first, kind)
+
+    def mark_since(self, first: int, kind: str) -> None:
+        """What was made since storage number ``first`` and still lives is of this kind, unless known otherwise."""
+        for number in self._living.values():
+            if number >= first and self._storages[number].kind is None:
+                self._storages[number].kind = kind
+
+    @property
+    def made(self) -> int:
+        """How many storages were made so far."""
+        return len(self._storages)
+
+    def _learn(self, func: Any, args: Any) -> None:
+        """Recognise weights cast to the compute dtype, gradients that are accumulated, and FSDP2's buffers."""
+
+    # --- what it comes to --------------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Forget the log, not what lives."""
+        alive = {number: self._storages[number].size for number in self._living.values()}
+        self._log = _Log(at_start=alive)
+
+    def replay(self) -> tuple[Moment, dict[str, Moment]]:
+        """Go through the log since the last restart.
+
+        Returns:
+            What lived at the restart, and the fullest moment of each phase.
+        """
+        now, largest, at = sum(self._log.at_start.values()), dict[str, int](), dict[str, int]()
+        for i, (_, by, phase) in enumerate(self._log.changes):
+            before, now = now, now + by
+            if max(before, now) > largest.get(phase, -1):
+                largest[phase], at[phase] = max(before, now), i if now >= before else i - 1
+        alive = Counter(self._log.at_start)
+        start = self._moment(alive)
+        wanted = {i: [phase for phase in at if at[phase] == i] for i in at.values()}
+        moments = {phase: start for phase in wanted.get(-1, [])}
+        for i, (number, by, _) in enumerate(self._log.changes):
+            alive[number] += by
+            for phase in wanted.get(i, ()):
+                moments[phase] = self._moment(alive)
+        return start, {phase: moments[phase] for phase in largest}
+
+    def _moment(self, alive: Counter[int]) -> Moment:
+        counts, sizes = Counter[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
+        for number, size in alive.items():
+            if size:
+                storage = self._storages[number]
+                key = storage.kind or TEMPORARY, storage.made_by, storage.shape, storage.dtype
+                counts[key] += 1
+                sizes[key] += size
+        pieces = tuple(Piece(*key, counts[key], size) for key, size in sizes.most_common())
+        return Moment(sum(sizes.values()), pieces)
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)

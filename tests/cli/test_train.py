@@ -1,0 +1,499 @@
+"""``scalegpt train``: what a run leaves, going on where it was interrupted, and every bad input's one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from scalegpt.backends.base import LossScaler
+from scalegpt.checkpoint.store import find_checkpoints, read_header, read_states
+from scalegpt.cli.main import main
+from scalegpt.training import trainer
+
+TEXT = "".join(f"{n} green bottles hanging on the wall, and if one should fall, {n - 1}.\n" for n in range(200, 0, -1))
+
+RUN = {
+    "input_file": "text.txt", "model_name": "run", "tokenizer": "byte", "vocab_size": "auto", "device": "cpu",
+    "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 16, "precision": "fp32", "learning_rate": "1e-2",
+    "micro_batch": 4, "tokens_per_step": 128, "max_iters": 12, "warmup_steps": 2, "eval_every": 4, "eval_tokens": 200,
+    "checkpoint_every": 4, "sample_every": 4, "sample_tokens": 8, "log_every": 1,
+}  # fmt: skip
+
+LEFT = {
+    "checkpoints", "config.yaml", "metrics.jsonl", "plan.json", "report.html", "run_status.json", "samples.txt",
+}  # fmt: skip
+
+Words = list[str]
+
+
+def command(**changes: Any) -> Words:
+    """The words of a small run's command; a change to None drops the flag, to True makes it a bare one."""
+    flags = {key: value for key, value in {**RUN, **changes}.items() if value is not None}
+    return ["train", *(word for key, value in flags.items() for word in _words(key, value))]
+
+
+def _words(key: str, value: Any) -> Words:
+    return [f"--{key}"] if value is True else [f"--{key}", str(value)]
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
+    Path("text.txt").write_text(TEXT)
+
+
+@pytest.fixture
+def train(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command; its standard output."""
+
+    def run(**changes: Any) -> str:
+        capsys.readouterr()
+        status = main(command(**changes))
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command in vain; its one line of complaint. Nothing under ``runs`` may have changed."""
+
+    def run(words: Words) -> str:
+        before = snapshot()
+        capsys.readouterr()
+        assert main(words) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("scalegpt train: error: ")
+        assert captured.err.count("\n") == 1
+        assert snapshot() == before
+        return captured.err
+
+    return run
+
+
+def snapshot(folder: Path = Path("runs")) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def metrics(run: str = "run") -> tuple[list[Any], list[Any]]:
+    """The lines of steps and those of evaluations."""
+    lines = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line], [line for line in lines if "val_loss" in line]
+
+
+def status(run: str = "run") -> Any:
+    return json.loads(Path("runs", run, "run_status.json").read_text())
+
+
+def final_state(run: str = "run") -> dict[str, torch.Tensor]:
+    newest = find_checkpoints(Path("runs", run, "checkpoints"))[-1]
+    states = read_states(newest)
+    return {
+        f"{state.name} {key}": value for state in states for key, value in [("", state.weight), *state.moments.items()]
+    }
+
+
+def assert_same_run(one: str, other: str) -> None:
+    """Losses, rates, norms and evaluations, in order, and every weight and moment, to the last bit."""
+    for mine, theirs in zip(metrics(one), metrics(other), strict=True):
+        kept = [
+            {key: line.get(key) for key in ("step", "tokens", "loss", "lr", "grad_norm", "val_loss")} for line in mine
+        ]
+        assert kept == [{key: line.get(key) for key in kept[0]} for line in theirs]
+    first, second = final_state(one), final_state(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    assert Path("runs", one, "samples.txt").read_text() == Path("runs", other, "samples.txt").read_text()
+    timeless = ("state", "step", "cause", "val_loss", "best_val_loss", "skipped_steps")
+    assert [status(one)[key] for key in timeless] == [status(other)[key] for key in timeless]
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = KeyboardInterrupt) -> None:
+    """Let the next run be interrupted as it is about to take a step."""
+    real = trainer.learning_rate
+
+    def rate(settings: Any, at: int, total: int) -> float:
+        if at == step:
+            monkeypatch.setattr(trainer, "learning_rate", real)
+            raise error
+        return real(settings, at, total)
+
+    monkeypatch.setattr(trainer, "learning_rate", rate)
+
+
+# --- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
+    out = train()
+    folder = Path("runs/run")
+    assert {path.name for path in folder.iterdir()} == LEFT
+    assert [path.name for path in find_checkpoints(folder / "checkpoints")] == ["step_00000008", "step_00000012"]
+    steps, evaluations = metrics()
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert [line["tokens"] for line in steps] == list(range(128, 128 * 13, 128))
+    promised = {
+        "step", "tokens", "loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "mfu", "peak_bytes",
+    }  # fmt: skip
+    assert all(set(line) == promised for line in steps)
+    assert all(line["mfu"] is None for line in steps)  # a CPU's peak is not known
+    assert [line["step"] for line in evaluations] == [4, 8, 12]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+    left = status()
+    assert (left["state"], left["step"], left["cause"]) == ("finished", 12, "all steps taken")
+    assert {"predicted_peak_bytes", "measured_peak_bytes"} <= set(left)
+    assert left["val_loss"] == evaluations[-1]["val_loss"]
+    plan = json.loads((folder / "plan.json").read_text())
+    assert (plan["micro_batch"], plan["grad_accum"], plan["tokens_per_step"], plan["steps"]) == (4, 2, 128, 12)
+    assert (folder / "samples.txt").read_text().count("--- step ") == 3
+    assert "12 steps" in (folder / "report.html").read_text()
+    assert f"done: {folder}/ holds {', '.join(sorted(LEFT))}" in out
+    assert "step 12/12  loss" in out
+
+
+def test_the_configuration_is_resolved_and_repeats_the_run(train: Callable[..., str]) -> None:
+    train(precision="auto", tokens_per_step=None)
+    config = yaml.safe_load(Path("runs/run/config.yaml").read_text())
+    assert config["model"]["vocab_size"] == 257
+    assert config["train"]["precision"] in {"fp32", "bf16"}
+    assert config["train"]["tokens_per_step"] == 64
+    assert config["zero_stage"] == 0
+    Path("again.yaml").write_text(Path("runs/run/config.yaml").read_text())
+    assert main(["train", "--config_file", "again.yaml", "--model_name", "again", "--device", "cpu"]) == 0
+    assert_same_run("run", "again")
+
+
+def test_flags_may_be_spelled_either_way(train: Callable[..., str]) -> None:
+    train()
+    words = command(model_name="hyphens")
+    assert main([word.replace("_", "-") if word.startswith("--") else word for word in words]) == 0
+    assert_same_run("run", "hyphens")
+
+
+def test_a_folder_of_prepared_tokens_names_the_tokenizer(train: Callable[..., str]) -> None:
+    assert main(["data", "prepare", "text.txt", "--tokenizer", "char", "--out", "tokens"]) == 0
+    train(input_file="tokens", tokenizer=None, model_name="prepared")
+    assert yaml.safe_load(Path("runs/prepared/config.yaml").read_text())["data"]["tokenizer"] == "char"
+    train(tokenizer="char")
+    assert_same_run("run", "prepared")
+
+
+def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) -> None:
+    train(max_tokens=128 * 5 + 1)
+    assert status()["step"] == 6
+    train(max_iters=None, max_tokens=256, model_name="tokens")
+    assert status("tokens")["step"] == 2
+    train(max_minutes=1e-9, model_name="minutes")
+    left = status("minutes")
+    assert (left["state"], left["step"], left["cause"]) == ("finished", 1, "max_minutes 1e-09 reached")
+    assert "resumed" in train(max_minutes=1e-9, model_name="minutes")
+    assert status("minutes")["step"] == 2  # one step at least: running the command again gets on
+    train(model_name="minutes")
+    train(model_name="undisturbed")
+    steps, _ = metrics("minutes")
+    assert [line["loss"] for line in steps] == [line["loss"] for line in metrics("undisturbed")[0]]
+
+
+def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) -> None:
+    train(max_iters=0)
+    assert {path.name for path in Path("runs/run").iterdir()} == LEFT
+    assert status()["step"] == 0
+    assert metrics()[0] == []
+    before = snapshot()
+    assert "nothing left to do" in train(max_iters=0)
+    assert snapshot() == before
+    train()
+    train(model_name="undisturbed")
+    assert metrics()[0][-1]["loss"] == metrics("undisturbed")[0][-1]["loss"]
+
+
+def test_neither_samples_nor_schedules_are_a_must(train: Callable[..., str]) -> None:
+    train(sample_tokens=0, eval_every=0, checkpoint_every=0, sample_every=0)
+    assert {path.name for path in Path("runs/run").iterdir()} == LEFT - {"samples.txt"}
+    assert [line["step"] for line in metrics()[1]] == [12]
+    assert [path.name for path in find_checkpoints(Path("runs/run/checkpoints"))] == ["step_00000012"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "wsd", "activation": "gelu_tanh", "tie_head": "false", "bias": "true"},
+        {"recompute": "full", "loss": "full", "fused": "false", "attention": "math", "compile": "off"},
+        {"micro_batch": "auto", "sample_prompt": "ten green", "residual_dtype": "fp32", "optimizer": "adamw"},
+        {"backend": "plain", "zero_stage": 0, "offload": "none", "max_minutes": 60, "seed": 2**62, "dropout": 0.1},
+    ],
+)
+def test_settings_of_every_kind_are_taken(train: Callable[..., str], changes: dict[str, Any]) -> None:
+    train(**changes)
+    assert status()["state"] == "finished"
+    if "sample_prompt" in changes:
+        assert "--- step 12\nten green" in Path("runs/run/samples.txt").read_text()
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fp16 begin with a loss scale so large that the first steps must be skipped."""
+    real = LossScaler.for_precision
+
+    def start(precision: str) -> LossScaler:
+        scaler = real(precision)
+        scaler.scale = 2.0**22 if scaler.dynamic else 1.0
+        return scaler
+
+    monkeypatch.setattr(LossScaler, "for_precision", start)
+
+
+@pytest.mark.usefixtures("large_scale")
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (2, {}),
+        (6, {}),
+        (11, {}),
+        (6, {"dropout": 0.1}),
+        (6, {"precision": "fp16"}),
+        (6, {"precision": "bf16", "fused": "false"}),
+    ],
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, step: int, changes: dict[str, Any]
+) -> None:
+    train(model_name="undisturbed", **changes)
+    interrupt_at(step, monkeypatch)
+    assert main(command(**changes)) == 130
+    assert (status()["state"], status()["step"], status()["cause"]) == ("stopped", step, "interrupted")
+    out = train(**changes)
+    assert ("resumed  from" in out) == (step >= 4)
+    assert_same_run("undisturbed", "run")
+
+
+@pytest.mark.usefixtures("large_scale")
+def test_fp16_finds_its_loss_scale_by_skipping_steps(train: Callable[..., str]) -> None:
+    out = train(precision="fp16")
+    progress = read_header(find_checkpoints(Path("runs/run/checkpoints"))[-1]).progress
+    assert status()["skipped_steps"] == progress.skipped_steps > 0
+    assert progress.loss_scale == 2.0 ** (22 - progress.skipped_steps)
+    assert f"{progress.skipped_steps} skipped" in out
+    steps, _ = metrics()
+    assert [line["grad_norm"] for line in steps].count(None) == progress.skipped_steps
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
+
+
+def test_a_run_that_failed_says_why_and_can_go_on(
+    train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(model_name="undisturbed")
+    interrupt_at(10, monkeypatch, OverflowError)
+    assert main(command()) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert status()["state"] == "failed"
+    assert status()["cause"].startswith("OverflowError")
+    train()
+    assert_same_run("undisturbed", "run")
+
+
+def test_a_finished_run_is_left_alone(train: Callable[..., str]) -> None:
+    train()
+    before = snapshot()
+    out = train()
+    assert "nothing left to do: 12 of 12 steps are taken" in out
+    assert "loss" not in out.split("nothing left to do")[1]
+    assert snapshot() == before
+
+
+def test_a_finished_run_killed_before_its_last_words_gets_them(train: Callable[..., str]) -> None:
+    train()
+    whole = status()
+    Path("runs/run/report.html").unlink()
+    Path("runs/run/run_status.json").write_text(json.dumps({**whole, "state": "running", "cause": None}))
+    train()
+    timeless = {key: value for key, value in status().items() if key != "measured_peak_bytes"}
+    assert timeless == {key: value for key, value in whole.items() if key != "measured_peak_bytes"}
+    assert Path("runs/run/report.html").is_file()
+
+
+def test_more_steps_and_another_layout_of_the_step_go_on(train: Callable[..., str]) -> None:
+    train(schedule="constant", max_iters=8, micro_batch=8, sample_prompt="1")
+    assert "resumed  from runs/run/checkpoints/step_00000008, step 8 of 12" in train(schedule="constant", micro_batch=2)
+    train(schedule="constant", model_name="undisturbed")
+    for one, other in zip(metrics()[0], metrics("undisturbed")[0], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_a_moved_text_is_the_same_text(train: Callable[..., str]) -> None:
+    train(max_iters=4)
+    Path("text.txt").rename("moved.txt")
+    assert "resumed" in train(input_file="moved.txt")
+
+
+def test_fresh_starts_beside_and_its_configuration_leads_back_to_it(train: Callable[..., str]) -> None:
+    train()
+    before = snapshot()
+    train(fresh=True, learning_rate="2e-2")
+    assert before.items() <= snapshot().items()
+    config = yaml.safe_load(Path("runs/run-2/config.yaml").read_text())
+    assert config["name"] == "run-2"
+    train(fresh=True)
+    assert_same_run("run", "run-3")
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_names_the_file(
+    train: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    train()
+    file = Path("runs/run/checkpoints/step_00000012/optimizer.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4
+    file.write_bytes(content)
+    line = refused(command())
+    assert f"{file} is damaged" in line
+    assert "delete runs/run/checkpoints/step_00000012" in line
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "no input": ({"input_file": None}, ("no data", "--input_file")),
+    "missing": ({"input_file": "text.tx"}, ("text.tx",)),
+    "empty": ({"input_file": "empty.txt"}, ("empty.txt is empty", "name a file with text")),
+    "binary": ({"input_file": "binary.dat"}, ("binary.dat is binary", "name a text file")),
+    "latin-1": ({"input_file": "latin.txt"}, ("latin.txt is not UTF-8", "byte 0xec", "--encoding latin-1")),
+    "short": ({"input_file": "short.txt"}, ("short.txt gives", "--block_size")),
+    "few held out": ({"input_file": "middling.txt"}, ("held-out tokens", "--val_fraction")),
+    "vocabulary": ({"vocab_size": 10}, ("past the vocabulary of 10", "--vocab_size auto")),
+    "heads": ({"n_head": 3}, ("n_embd 16 is not divisible by n_head 3", "would work")),
+    "preset": ({"preset": "tinny"}, ("'tinny'", "did you mean tiny?")),
+    "two sources": ({"preset": "tiny", "config_file": "x.json"}, ("not both",)),
+    "config missing": ({"config_file": "absent.json"}, ("absent.json", "--preset NAME")),
+    "config key": ({"config_file": "typo.json"}, ("typo.json", "'n_layers'", "did you mean n_layer?")),
+    "flag": ({"n_layers": 2}, ("unknown flag --n_layers", "did you mean --n_layer?")),
+    "not a number": ({"n_layer": "two"}, ("n_layer must be a whole number", "'two'")),
+    "out of bounds": ({"learning_rate": 0}, ("learning_rate must be more than 0",)),
+    "precision": ({"precision": "fp8"}, ("precision 'fp8'", "fp16")),
+    "offload": ({"offload": "optimizer"}, ("needs backend fsdp or deepspeed",)),
+    "stage": ({"zero_stage": 3}, ("zero_stage 3 does not exist for backend plain",)),
+    "ds_config of plain": ({"ds_config": "zero2.json"}, ("needs backend deepspeed",)),
+    "ds_config missing": ({"backend": "deepspeed", "ds_config": "zero9.json"}, ("zero9.json", "did you mean zero")),
+    "ds_config stage": (
+        {"backend": "deepspeed", "zero_stage": 1, "ds_config": "zero2.json"}, ("is for ZeRO stage 2", "--zero_stage 2"),
+    ),
+    "attention": ({"attention": "cudnn"}, ("attention cudnn does not run here (cpu", "--attention auto")),
+    "slashes": ({"model_name": "../run"}, ("'../run'", "--model_name")),
+    "dots": ({"model_name": ".."}, ("'..'", "--model_name")),
+    "micro batch": ({"micro_batch": 3}, ("micro_batch 3 does not divide", "--micro_batch 2", "--tokens_per_step")),
+    "tokens per step": ({"tokens_per_step": 100}, ("tokens_per_step 100", "96 or 112 would work")),
+    "no end": ({"max_iters": "none"}, ("max_iters or max_tokens",)),
+    "prompt": ({"tokenizer": "char", "sample_prompt": "É"}, ("sample_prompt", "'É'")),
+    "runs_dir": ({"runs_dir": "text.txt/runs"}, ("runs_dir text.txt/runs", "--runs_dir")),
+    "runs_dir is a file": ({"runs_dir": "text.txt"}, ("runs_dir text.txt", "--runs_dir")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_refused_in_one_line(refused: Callable[..., str], kind: str) -> None:
+    Path("empty.txt").touch()
+    Path("binary.dat").write_bytes(bytes(range(256)) * 8)
+    Path("latin.txt").write_bytes("così è la vita, perché no\n".encode("latin-1") * 40)
+    Path("short.txt").write_text("short")
+    Path("middling.txt").write_text(TEXT[:100])
+    Path("typo.json").write_text('{"model": {"n_layers": 2}}')
+    changes, fragments = BAD[kind]
+    line = refused(command(**changes))
+    for fragment in fragments:
+        assert fragment in line
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_that_is_not_there_is_refused(refused: Callable[..., str]) -> None:
+    assert "--device cpu" in refused(command(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"learning_rate": "2e-2"}, "learning_rate: 0.01 → 0.02"),
+        ({"n_layer": 2}, "n_layer: 1 → 2"),
+        ({"precision": "bf16"}, "precision: fp32 → bf16"),
+        ({"tokens_per_step": 256}, "tokens_per_step: 128 → 256"),
+        ({"tokenizer": "char"}, "vocab_size: 257 → 30, tokenizer: byte → char"),
+        ({"seed": 1}, "seed: 1337 → 1"),
+    ],
+)
+def test_another_run_of_that_name_is_refused(
+    train: Callable[..., str], refused: Callable[..., str], changes: dict[str, Any], shown: str
+) -> None:
+    train()
+    line = refused(command(**changes))
+    assert f"runs/run holds another run: {shown}" in line
+    assert "--fresh" in line
+
+
+def test_another_text_under_that_name_is_refused(train: Callable[..., str], refused: Callable[..., str]) -> None:
+    train()
+    Path("text.txt").write_text(TEXT.replace("green", "brown"))
+    line = refused(command())
+    assert "was trained on other tokens than text.txt gives" in line
+    assert "--fresh" in line
+
+
+def test_a_strangers_files_are_left_alone(refused: Callable[..., str]) -> None:
+    Path("runs/run").mkdir(parents=True)
+    Path("runs/run/thesis.tex").write_text("years of work")
+    assert "runs/run exists but holds no run; choose another --model_name" in refused(command())
+    Path("runs/file").write_text("a file")
+    assert "runs/file cannot hold a run" in refused(command(model_name="file"))
+    Path("runs/run/config.yaml").write_text("[1, 2")
+    assert "runs/run/config.yaml" in refused(command())
+
+
+def test_a_full_disk_is_noticed_beforehand(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["data", "prepare", "text.txt", "--tokenizer", "byte", "--out", "tokens"]) == 0
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    line = refused(command(input_file="tokens"))
+    assert "not enough disk space for runs/run/checkpoints" in line
+    assert "1,000 free" in line
+
+
+def test_what_fails_on_the_way_is_one_line_and_status_1(
+    train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(max_iters=4)
+    samples = Path("runs/run/samples.txt")
+    kept = samples.read_text()
+    samples.unlink()
+    samples.mkdir()  # nothing can be appended to it
+    assert main(command()) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "runs/run/samples.txt cannot be written" in line
+    assert status()["state"] == "failed"
+    samples.rmdir()
+    samples.write_text(kept)
+    train()
+    assert status()["state"] == "finished"
+
+
+def test_a_gradient_that_stays_non_finite_ends_the_run(
+    train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "MAX_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr("scalegpt.backends.plain.is_finite", lambda norm: False)
+    assert main(command()) == 1
+    line = capsys.readouterr().err
+    assert "not finite in 3 steps in a row up to step 3" in line
+    assert "--learning_rate" in line
+    assert (status()["state"], status()["skipped_steps"]) == ("failed", 3)

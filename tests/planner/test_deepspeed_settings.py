@@ -1,0 +1,231 @@
+"""DeepSpeed's configuration: complete, in keeping with the run, and with nothing left at sizes made for giants."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import bundled, preset_names, resolve
+from scalegpt.errors import InputError
+from scalegpt.planner.deepspeed_settings import block_parameters, deepspeed_settings, load_ds_config
+from scalegpt.planner.parameters import parameter_shapes
+
+LAYOUTS = [*((stage, "none") for stage in range(4)), (1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+
+SIZES = {
+    "reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters",
+    "stage3_param_persistence_threshold",
+}  # fmt: skip
+"""The sizes that DeepSpeed sets to hundreds of millions unless told otherwise."""
+
+
+def run(**flags: Any) -> RunConfig:
+    return resolve(flags={"backend": "deepspeed", "precision": "bf16", "micro_batch": 3, **flags})
+
+
+def settings(given: RunConfig, *, grad_accum: int = 2, ranks: int = 4, on_cuda: bool = True) -> dict[str, Any]:
+    return deepspeed_settings(given, grad_accum=grad_accum, ranks=ranks, on_cuda=on_cuda)
+
+
+def values(tree: Any) -> list[Any]:
+    return [leaf for value in tree.values() for leaf in values(value)] if isinstance(tree, dict) else [tree]
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Any:
+    """A factory of DeepSpeed files of a user's."""
+
+    def make(content: Any) -> str:
+        path = tmp_path / "mine.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return make
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "offload"), LAYOUTS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_auto_is_filled(stage: int, offload: str, precision: str) -> None:
+    filled = settings(run(zero_stage=stage, offload=offload, precision=precision))
+    assert "auto" not in values(filled)
+    assert filled["zero_optimization"]["stage"] == stage
+    assert filled["train_batch_size"] == 3 * 2 * 4
+    assert filled["train_micro_batch_size_per_gpu"] * filled["gradient_accumulation_steps"] * 4 == 24
+    assert filled["fp16"]["enabled"] == (precision == "fp16")
+    assert filled["bf16"]["enabled"] == (precision == "bf16" and stage > 0)
+    assert filled["communication_data_type"] == "fp32"
+    fp32_gradients = not (precision == "fp16" and stage == 0)
+    assert filled["data_types"]["grad_accum_dtype"] == ("fp32" if fp32_gradients else "fp16")
+    zero = filled["zero_optimization"]
+    assert ("offload_optimizer" in zero) == (offload != "none")
+    assert ("offload_param" in zero) == (offload == "all")
+    json.dumps(filled)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [{}, {"n_embd": 768, "n_head": 12, "bias": "true"}])
+def test_sizes_follow_the_model(stage: int, shape: dict[str, Any]) -> None:
+    given = run(zero_stage=stage, **shape)
+    zero = settings(given)["zero_optimization"]
+    block = block_parameters(given.model)
+    assert zero["reduce_bucket_size"] == block
+    if stage == 3:
+        assert SIZES - {"allgather_bucket_size"} <= zero.keys()
+        assert zero["stage3_prefetch_bucket_size"] == block
+        embeddings = (given.model.vocab_size + given.model.block_size) * given.model.n_embd
+        assert zero["stage3_max_live_parameters"] == 2 * block + embeddings
+        assert zero["stage3_max_reuse_distance"] == 0
+        assert zero["stage3_param_persistence_threshold"] == 4 * given.model.n_embd
+    else:
+        assert zero["allgather_bucket_size"] == block
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "file", [{}, {"zero_optimization": {}}, {"zero_optimization": None, "bf16": None, "fp16": None}]
+)
+def test_what_a_file_leaves_out_is_not_left_to_deepspeed(stage: int, file: Any, own_file: Any) -> None:
+    """A user's file that says nothing gets what ours get."""
+    ours = settings(run(zero_stage=stage))
+    theirs = settings(run(zero_stage=stage, ds_config=own_file(file)))
+    printing = {"steps_per_print", "wall_clock_breakdown"}
+    assert {key: value for key, value in ours.items() if key not in printing} == theirs
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.booleans())
+def test_a_block_is_counted_as_the_calculator_does(width: int, heads: int, bias: bool) -> None:
+    model = run(n_embd=width * heads, n_head=heads, bias=bias, n_layer=2).model
+    sizes = {}
+    for name, shape in parameter_shapes(model).items():
+        size = 1
+        for side in shape:
+            size *= side
+        sizes[name] = size
+    assert block_parameters(model) == sum(size for name, size in sizes.items() if name.startswith("blocks.1."))
+
+
+def test_overlap_and_pinned_memory_are_for_cuda() -> None:
+    given = run(zero_stage=3, offload="all")
+    for on_cuda, ranks, overlap in ((True, 4, True), (True, 1, False), (False, 4, False)):
+        zero = settings(given, on_cuda=on_cuda, ranks=ranks)["zero_optimization"]
+        assert zero["overlap_comm"] is overlap
+        assert zero["offload_optimizer"] == zero["offload_param"] == {"device": "cpu", "pin_memory": on_cuda}
+
+
+def test_clipping_is_ours_where_deepspeed_hides_the_norm() -> None:
+    assert settings(run(zero_stage=0, grad_clip=0.5))["gradient_clipping"] == 0.0
+    assert settings(run(zero_stage=0, grad_clip=0.5, precision="fp16"))["gradient_clipping"] == 0.5
+    assert settings(run(zero_stage=2, grad_clip=0.5))["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_and_their_files_agree(name: str) -> None:
+    given = resolve(preset=name)
+    if given.parallel.backend == "deepspeed":
+        assert given.parallel.ds_config == f"zero{given.parallel.stage}.json"
+        assert load_ds_config(given.parallel)["zero_optimization"]["stage"] == given.parallel.stage
+        settings(resolve(preset=name, flags={"precision": "bf16"}))
+    else:
+        assert given.parallel.ds_config is None
+
+
+def test_there_is_a_file_for_each_stage_and_it_is_for_that_stage() -> None:
+    found = {
+        path.name: json.loads(path.read_text())["zero_optimization"]["stage"]
+        for path in bundled("ds_configs").glob("*")
+    }
+    assert found == {f"zero{stage}.json": stage for stage in range(4)}
+
+
+# --- a user's --------------------------------------------------------------------------------------------------------
+
+
+def test_a_users_values_are_kept(own_file: Any) -> None:
+    path = own_file({
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 12_345, "overlap_comm": False},
+        "fp16": {"initial_scale_power": 8},
+        "comms_logger": {"enabled": True},
+    })  # fmt: skip
+    filled = settings(run(zero_stage=2, ds_config=path))
+    assert filled["zero_optimization"]["reduce_bucket_size"] == 12_345
+    assert filled["zero_optimization"]["overlap_comm"] is False
+    assert filled["fp16"]["initial_scale_power"] == 8
+    assert filled["comms_logger"] == {"enabled": True}
+
+
+def test_a_file_of_that_name_here_comes_before_ours(
+    own_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(own_file({"wall_clock_breakdown": True})).rename(tmp_path / "zero1.json")
+    assert settings(run(zero_stage=1, ds_config="zero1.json"))["wall_clock_breakdown"] is False
+    monkeypatch.chdir(tmp_path)
+    assert settings(run(zero_stage=1, ds_config="zero1.json"))["wall_clock_breakdown"] is True
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ({"train_micro_batch_size_per_gpu": 5}, ("train_micro_batch_size_per_gpu at 5", "--micro_batch makes it 3")),
+        ({"gradient_accumulation_steps": 5}, ("gradient_accumulation_steps at 5", "--tokens_per_step makes it 2")),
+        ({"train_batch_size": 5}, ("train_batch_size at 5", "makes it 24")),
+        ({"gradient_clipping": 0.25}, ("gradient_clipping at 0.25", "--grad_clip makes it 1.0")),
+        ({"bf16": {"enabled": False}}, ("enabled at False", "--precision makes it True")),
+        ({"fp16": {"enabled": True}}, ("enabled at True", "--precision makes it False")),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ("device at cpu", "--offload makes it none")),
+        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, ("device at nvme", "--offload")),
+    ],
+)
+def test_contradictions_are_refused_with_a_way_out(file: Any, words: tuple[str, ...], own_file: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        settings(run(zero_stage=2, ds_config=own_file(file)))
+    for fragment in (*words, 'write "auto" there'):
+        assert fragment in str(caught.value)
+
+
+def test_an_offload_of_the_file_and_the_flag_together_are_fine(own_file: Any) -> None:
+    file = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
+    zero = settings(run(zero_stage=2, offload="optimizer", ds_config=own_file(file)))["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    file = {"zero_optimization": {"offload_optimizer": {"device": "none"}, "offload_param": None}}
+    settings(run(zero_stage=2, ds_config=own_file(file)))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must hold an object"),
+        ({"zero_optimization": True}, "zero_optimization must be an object"),
+        ({"bf16": True}, "bf16 must be an object"),
+        ({"fp16": "auto"}, "fp16 must be an object"),
+        ({"data_types": 1}, "data_types must be an object"),
+        ({"zero_optimization": {"stage": 3}}, "is for ZeRO stage 3, the run for 2; use --zero_stage 3"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer is decided by the run's own flags; remove it"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler is decided by the run's own flags; remove it"),
+        ({"aio": {"block_size": "auto"}}, "nothing is known to fill in for aio.block_size; set a value"),
+    ],
+)
+def test_a_file_that_will_not_do_is_refused(file: Any, words: str, own_file: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        settings(run(zero_stage=2, ds_config=own_file(file)))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_names_ours(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"zero22.json: No such file or directory; did you mean zero2.json"):
+        settings(run(zero_stage=2, ds_config="zero22.json"))
+    with pytest.raises(InputError, match="Is a directory"):
+        settings(run(zero_stage=2, ds_config=str(tmp_path)))
+
+
+def test_an_auto_stage_is_the_runs(own_file: Any) -> None:
+    filled = settings(run(zero_stage=3, ds_config=own_file({"zero_optimization": {"stage": "auto"}})))
+    assert filled["zero_optimization"]["stage"] == 3

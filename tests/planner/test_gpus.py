@@ -1,0 +1,68 @@
+"""Peaks of cards by the driver's names: the right one, or none."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalegpt.planner import gpus
+from scalegpt.planner.gpus import peak_flops
+
+CATALOGUE = yaml.safe_load(Path(gpus.__file__).with_name("gpus.yaml").read_text(encoding="utf-8"))
+
+# As torch.cuda.get_device_name gives them.
+NAMES = {
+    "NVIDIA GeForce RTX 2060": 26, "NVIDIA GeForce RTX 3060": 25.5, "NVIDIA GeForce RTX 3080": 59.5,
+    "NVIDIA GeForce RTX 3090": 71, "NVIDIA GeForce RTX 4080": 97.5, "NVIDIA GeForce RTX 4090": 165,
+    "NVIDIA GeForce RTX 5090": 209.5, "Tesla T4": 65, "Tesla V100-PCIE-16GB": 112, "Tesla V100-SXM2-32GB": 125,
+    "NVIDIA A10G": 70, "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100 80GB PCIe": 312, "NVIDIA A10": 125, "NVIDIA L40S": 362,
+    "NVIDIA L4": 121, "NVIDIA A40": 149.7, "NVIDIA RTX A6000": 154.8, "NVIDIA RTX 6000 Ada Generation": 364,
+    "NVIDIA H200": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 80GB HBM3": 989, "NVIDIA B200": 2250,
+    "AMD Instinct MI250X": 191.5, "AMD Instinct MI300X": 1307,
+}  # fmt: skip
+
+OTHERS = (
+    "cpu", "", "NVIDIA GeForce GTX 1080", "NVIDIA GeForce RTX 3080 Ti", "NVIDIA GeForce RTX 4080 SUPER",
+    "NVIDIA GeForce RTX 3060 Laptop GPU", "NVIDIA GeForce RTX 2060 with Max-Q Design", "NVIDIA GeForce RTX 4090 D",
+    "NVIDIA RTX A4000", "NVIDIA RTX A1000", "NVIDIA L40", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB",
+    "NVIDIA GB200", "Tesla V100S-PCIE-32GB", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA T400", "Quadro RTX 6000",
+    "NVIDIA H20", "NVIDIA H800",
+)  # fmt: skip
+
+
+def entries(name: str) -> list[Any]:
+    words = set(re.findall("[a-z0-9]+", name.lower()))
+    return [entry for entry in CATALOGUE if words.issuperset(entry["match"])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_card_has_its_own_peak(name: str) -> None:
+    (entry,) = entries(name)
+    for precision in ("bf16", "fp16"):
+        has_it = precision in entry.get("dtypes", ("bf16", "fp16"))
+        assert peak_flops(name, precision) == (NAMES[name] * 1e12 if has_it else None)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_card_of_a_similar_name_is_unknown(name: str) -> None:
+    assert peak_flops(name, "fp16") is None
+
+
+def test_fp32_has_no_peak_here() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") is None
+
+
+def test_no_name_matches_two_entries() -> None:
+    assert all(len(entries(name)) <= 1 for name in (*NAMES, *OTHERS))
+
+
+def test_every_entry_is_named_sourced_and_matched() -> None:
+    assert len({entry["name"] for entry in CATALOGUE}) == len(CATALOGUE)
+    for entry in CATALOGUE:
+        assert entry.keys() <= {"name", "match", "tflops", "dtypes", "source"}
+        assert entry["source"]
+        assert 10 < entry["tflops"] < 5000
+        assert all(isinstance(word, str) and re.fullmatch("[a-z0-9]+", word) for word in entry["match"])
+    assert {peak_flops(name, "fp16") for name in NAMES} == {entry["tflops"] * 1e12 for entry in CATALOGUE}

@@ -1,0 +1,81 @@
+"""Batches on their way to the device: the ranks together take a step's windows, and evaluation sees the same ones."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalegpt.backends import World
+from scalegpt.data.sampler import WindowSampler
+from scalegpt.model.loss import IGNORED
+from scalegpt.training.batches import BatchPlan
+from scalegpt.training.loader import HeldOutBatches, TrainingBatches
+
+BLOCK = 8
+TOKENS = np.arange(5000, dtype=np.uint16)  # each token is its own place
+
+
+def worlds(size: int) -> list[World]:
+    return [World(rank, size, rank, size, torch.device("cpu")) for rank in range(size)]
+
+
+LAYOUTS = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 2, 4), (2, 1, 4), (4, 1, 2), (2, 2, 2)]
+
+
+@pytest.mark.parametrize(("micro", "accum", "ranks"), LAYOUTS)
+def test_all_layouts_train_on_the_same_windows(micro: int, accum: int, ranks: int) -> None:
+    plan = BatchPlan(micro, accum, ranks, BLOCK)
+    loaders = [TrainingBatches(TOKENS, plan, world, seed=3) for world in worlds(ranks)]
+    for step in (0, 1, 80):  # the last one lies in another epoch
+        firsts = []
+        for loader in loaders:
+            batches = list(loader.step(step))
+            assert len(batches) == accum
+            for inputs, targets in batches:
+                assert inputs.shape == targets.shape == (micro, BLOCK)
+                assert inputs.dtype == targets.dtype == torch.int64
+                assert torch.equal(targets, inputs + 1)
+                firsts += inputs[:, 0].tolist()
+        assert sorted(firsts) == sorted(WindowSampler(len(TOKENS), BLOCK, 3).for_step(step, 8).tolist())
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 600), st.integers(BLOCK + 1, 500))
+def test_evaluation_sees_each_window_once_however_it_is_divided(
+    micro: int, ranks: int, limit: int, tokens: int
+) -> None:
+    plan = BatchPlan(micro, 1, ranks, BLOCK)
+    windows = min(max(1, -(-limit // BLOCK)), (tokens - 1) // BLOCK)
+    seen, rounds = [], set()
+    for world in worlds(ranks):
+        batches = list(HeldOutBatches(TOKENS[:tokens], plan, world, limit))
+        rounds.add(len(batches))
+        for inputs, targets, count in batches:
+            assert inputs.shape == targets.shape == (micro, BLOCK)
+            counts = targets != IGNORED
+            assert int(counts.sum()) == count
+            assert torch.equal(targets[counts], inputs[counts] + 1)
+            assert bool((counts.all(dim=1) | ~counts.any(dim=1)).all())  # whole windows
+            seen += targets[counts].tolist()
+    assert len(rounds) == 1  # sharded models need every rank in every forward pass
+    assert sorted(seen) == list(range(1, windows * BLOCK + 1))
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_the_held_out_loss_does_not_depend_on_the_layout(tiny_model: Any, chunk: int | None) -> None:
+    from scalegpt.model.loss import chunked_cross_entropy
+
+    model = tiny_model(block_size=BLOCK, loss=chunk and chunked_cross_entropy(chunk)).eval()
+    tokens = TOKENS[:200] % 61
+    losses = []
+    for micro, ranks in ((1, 1), (25, 1), (7, 1), (3, 3), (4, 16)):  # of the last, most ranks hold padding alone
+        total = torch.zeros(2, dtype=torch.float64)
+        for world in worlds(ranks):
+            for inputs, targets, count in HeldOutBatches(tokens, BatchPlan(micro, 1, ranks, BLOCK), world, 10**6):
+                with torch.no_grad():
+                    total += torch.stack([model(inputs, targets).double() * count, torch.tensor(float(count)).double()])
+        assert total[1] == 24 * BLOCK
+        losses.append((total[0] / total[1]).item())
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)

@@ -1,0 +1,148 @@
+"""``report.html``: one page that is well formed, needs nothing else, and shows what the run's files say."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalegpt.config.presets import resolve
+from scalegpt.training.report import chart, read_metrics, smoothed, write_report
+from scalegpt.training.rundir import RunDirectory
+
+VOID = {"meta", "line", "circle", "polyline"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced; collects tags, attributes and text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+        assert self.open in ([], ["html", "body"], ["html"]), self.open  # HTML lets the last two stay open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    made = RunDirectory(tmp_path / "a-run")
+    made.create(resolve(flags={"sample_prompt": "</pre><script>alert(1)</script>"}, name="a-run"), {})
+    made.write_status(
+        state="finished", step=3, cause="all <steps> taken & done", val_loss=2.5, best_val_loss=2.25,
+        measured_peak_bytes=300 * 2**20,
+    )  # fmt: skip
+    return made
+
+
+def add_steps(directory: RunDirectory, count: int, **changes: Any) -> None:
+    line = {"loss": 3.0, "tokens_per_second": 20_000.0, "step_seconds": 0.5, **changes}
+    with directory.metrics.open("a") as file:
+        for step in range(1, count + 1):
+            file.write(json.dumps({"step": step, "tokens": step * 100, **line}) + "\n")
+        file.write(json.dumps({"step": count, "tokens": count * 100, "val_loss": 2.5}) + "\n")
+
+
+def page_of(directory: RunDirectory) -> tuple[str, Page]:
+    write_report(directory)
+    source = directory.report.read_text(encoding="utf-8")
+    return source, Page(source)
+
+
+def test_the_figures_are_those_of_the_files(directory: RunDirectory) -> None:
+    add_steps(directory, 3)
+    directory.add_sample(1, "early")
+    directory.add_sample(3, "late")
+    _, page = page_of(directory)
+    for words in (
+        "a-run: finished after 3 steps", "all <steps> taken & done", "tokens300", "time in steps2 s",
+        "median tokens per second20.0k", "last training loss3.0000", "held-out loss2.5000", "best held-out loss2.2500",
+        "peak memory of rank 0300 MiB", "Sample after 3 stepslate", "learning_rate: 0.001",
+    ):  # fmt: skip
+        assert words in page.text
+    assert "early" not in page.text
+    assert page.tags.count("svg") == 2
+    assert page.tags.count("circle") == 1
+
+
+def test_the_page_needs_nothing_else(directory: RunDirectory) -> None:
+    add_steps(directory, 3)
+    source, page = page_of(directory)
+    assert source.startswith("<!doctype html>")
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "onclick", "onload"} & {name for name, _ in page.attributes}
+    assert not re.search(r"https?:|//|@import|url\(", source)
+
+
+def test_light_and_dark(directory: RunDirectory) -> None:
+    source, _ = page_of(directory)
+    assert "color-scheme:light dark" in source
+    assert "prefers-color-scheme:dark" in source
+    colours = re.findall(r"(--[a-z]+):#", source)
+    assert all(colours.count(name) == 2 for name in colours)  # each has one for either
+
+
+def test_what_a_model_or_a_user_wrote_stays_text(directory: RunDirectory) -> None:
+    directory.add_sample(3, "</pre><script>alert('sample')</script>&amp;")
+    source, page = page_of(directory)
+    assert "script" not in page.tags
+    assert "<script" not in source
+    assert "</pre><script>alert('sample')</script>&amp;" in page.text
+
+
+def test_without_steps_or_numbers_there_is_still_a_page(directory: RunDirectory) -> None:
+    _, page = page_of(directory)
+    assert page.text.count("No steps were taken.") == 2
+    add_steps(directory, 2, loss=None)
+    directory.write_status(state="failed", step=0, cause=None, val_loss=None, best_val_loss=None, measured_peak_bytes=0)
+    _, page = page_of(directory)
+    assert "last training loss?" in page.text
+    assert "held-out loss?" in page.text
+
+
+def test_metrics_are_told_apart(directory: RunDirectory) -> None:
+    assert read_metrics(directory) == ([], [])
+    add_steps(directory, 2)
+    steps, evaluations = read_metrics(directory)
+    assert ([line["step"] for line in steps], [line["val_loss"] for line in evaluations]) == ([1, 2], [2.5])
+
+
+def test_means_of_neighbours_are_drawn() -> None:
+    points = [(float(step), float(step)) for step in range(1, 1001)]
+    drawn = smoothed(points, most=100)
+    assert len(drawn) == 100
+    assert drawn[0] == (10.0, 5.5)
+    assert drawn[-1][0] == 1000.0
+    assert smoothed(points[:50], most=100) == points[:50]
+    assert smoothed([]) == []
+
+
+@pytest.mark.parametrize("points", [[(0.0, 1.0)], [(5.0, 2.0), (10.0, 2.0)], [(1.0, -1e9), (2.0, 1e9)]])
+def test_every_point_lies_within_the_picture(points: list[tuple[float, float]]) -> None:
+    picture = chart(points, points, "{:.2f}".format)
+    Page(picture)
+    assert "nan" not in picture
+    for x, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", " ".join(re.findall('points="([^"]*)"', picture))):
+        assert 0 <= float(x) <= 760
+        assert 0 <= float(y) <= 300

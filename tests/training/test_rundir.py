@@ -1,0 +1,211 @@
+"""The run's directory: whose it is, what a resumed run may change, and what it keeps of an interrupted one's files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import as_file, resolve
+from scalegpt.config.run import SECTIONS
+from scalegpt.errors import InputError, RunError
+from scalegpt.training.rundir import FREE_TO_CHANGE, RunDirectory, differences, finite, write_whole, writing
+
+
+def run(**flags: Any) -> RunConfig:
+    return resolve(flags=flags, name="run")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    made = RunDirectory(tmp_path / "run")
+    made.create(run(precision="bf16", tokens_per_step=4096), {"steps": 3})
+    return made
+
+
+# --- whose it is -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_or_an_empty_folder_is_the_runs_own(tmp_path: Path) -> None:
+    assert RunDirectory.choose(tmp_path, run(), fresh=False).path == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    assert RunDirectory.choose(tmp_path, run(), fresh=True).path == tmp_path / "run"
+
+
+def test_the_same_run_gets_its_folder_back(directory: RunDirectory, tmp_path: Path) -> None:
+    same = run(precision="bf16", tokens_per_step=4096)
+    assert RunDirectory.choose(tmp_path, same, fresh=False).path == directory.path
+
+
+def test_fresh_takes_the_next_free_number(directory: RunDirectory, tmp_path: Path) -> None:
+    assert RunDirectory.choose(tmp_path, run(), fresh=True).path.name == "run-2"
+    (tmp_path / "run-2").mkdir()
+    (tmp_path / "run-3").touch()
+    assert RunDirectory.choose(tmp_path, run(), fresh=True).path.name == "run-4"
+
+
+def test_the_differences_to_another_run_are_shown(directory: RunDirectory, tmp_path: Path) -> None:
+    other = run(precision="bf16", tokens_per_step=4096, n_layer=9, learning_rate=0.5)
+    with pytest.raises(InputError, match=r"n_layer: 4 → 9, learning_rate: 0.001 → 0.5; choose another") as caught:
+        RunDirectory.choose(tmp_path, other, fresh=False)
+    assert "more" not in str(caught.value)
+    many = run(n_layer=9, n_embd=8, n_head=1, block_size=5, vocab_size=7, dropout=0.5, seed=5, beta1=0.5)
+    with pytest.raises(InputError, match=r"dropout: 0.0 → 0.5 and 4 more; choose another"):
+        RunDirectory.choose(tmp_path, many, fresh=False)
+
+
+def test_a_folder_without_a_run_or_with_a_broken_configuration_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(InputError, match="holds no run; choose another --model_name"):
+        RunDirectory.choose(tmp_path, run(), fresh=False)
+    for content in (b"a: [", b"\xff", b"", b"text", b"train: 3"):
+        (tmp_path / "run" / "config.yaml").write_bytes(content)
+        with pytest.raises(InputError, match=r"config.yaml .*; choose another --model_name, or --fresh") as caught:
+            RunDirectory.choose(tmp_path, run(), fresh=False)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    for fresh in (True, False):
+        with pytest.raises(InputError, match="cannot hold a run: Not a directory"):
+            RunDirectory.choose(tmp_path, run(), fresh=fresh)
+
+
+def test_what_is_free_to_change_are_settings() -> None:
+    settings = {key for section in SECTIONS.values() for key in section.settings()}
+    assert settings | {"name", "preset"} >= FREE_TO_CHANGE
+
+
+@pytest.mark.parametrize(
+    "key", ["n_layer", "vocab_size", "dropout", "learning_rate", "schedule", "seed", "precision", "tokens_per_step",
+            "tokenizer", "val_fraction", "weight_decay", "residual_dtype"],
+)  # fmt: skip
+def test_what_decides_the_result_is_not_free(key: str) -> None:
+    assert key not in FREE_TO_CHANGE
+
+
+def test_differences_leave_out_what_is_free() -> None:
+    ours, theirs = as_file(run()), as_file(run(max_iters=5, backend="fsdp", micro_batch=1, checkpoint_every=1))
+    assert differences(ours, theirs) == []
+    del ours["model"]["n_layer"]
+    assert differences(ours, theirs) == ["n_layer: None → 4"]
+    assert differences(theirs, ours) == ["n_layer: 4 → None"]
+
+
+# --- what an earlier process settled ---------------------------------------------------------------------------------
+
+
+def test_what_was_left_open_stays_as_it_was_settled(directory: RunDirectory) -> None:
+    settled = directory.settle(run()).train
+    assert (settled.precision, settled.tokens_per_step) == ("bf16", 4096)
+
+
+def test_what_is_given_is_not_overruled(directory: RunDirectory) -> None:
+    given = directory.settle(run(precision="fp32", tokens_per_step=512)).train
+    assert (given.precision, given.tokens_per_step) == ("fp32", 512)
+
+
+def test_without_an_earlier_run_nothing_is_settled(tmp_path: Path) -> None:
+    assert RunDirectory(tmp_path / "new").settle(run()) == run()
+    (tmp_path / "file").touch()
+    assert RunDirectory(tmp_path / "file").settle(run()) == run()
+
+
+# --- its files -------------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_that_is_written_is_the_run(directory: RunDirectory) -> None:
+    again = resolve(config_file=str(directory.config))
+    assert again == replace(run(precision="bf16", tokens_per_step=4096), name="run")
+    assert yaml.safe_load(directory.config.read_text()) == as_file(again)
+    assert json.loads(directory.plan.read_text()) == {"steps": 3}
+
+
+def test_what_cannot_be_created_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written: Not a directory; choose another place"):
+        RunDirectory(tmp_path / "file" / "run").create(run(), {})
+
+
+def test_the_status_is_json_even_without_numbers(directory: RunDirectory) -> None:
+    assert directory.read_state() is None
+    directory.write_status(state="failed", val_loss=float("nan"), best_val_loss=float("inf"), step=3)
+    assert json.loads(directory.status.read_text(), parse_constant=pytest.fail) == {
+        "state": "failed", "val_loss": None, "best_val_loss": None, "step": 3,
+    }  # fmt: skip
+    assert directory.read_state() == "failed"
+    directory.status.write_text("[]")
+    assert directory.read_state() is None
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    write_whole(path, "old")
+
+    def full(self: Path, *_: object, **__: object) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            write_whole(path, "new")
+    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+    assert path.read_text() == "old"
+
+
+def test_an_error_of_the_disk_names_the_file() -> None:
+    told = pytest.raises(RunError, match=r"metrics.jsonl cannot be written: No space left on device; make room")
+    with told, writing(Path("metrics.jsonl")):
+        raise OSError(28, "No space left on device")
+
+
+def test_metrics_of_steps_to_come_again_are_forgotten(directory: RunDirectory) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 8)]
+    lines.insert(4, json.dumps({"step": 4, "val_loss": 1.0}))
+    lines.insert(8, json.dumps({"step": 7, "val_loss": 1.0}))
+    directory.metrics.write_text("\n".join(lines) + '\n{"step": 3, "los')
+    directory.forget_after(4)
+    kept = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert [line["step"] for line in kept] == [1, 2, 3, 4, 4]
+    before = directory.metrics.stat().st_mtime_ns
+    directory.forget_after(4)
+    assert directory.metrics.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["\0\0\0\n", "[]\n", "{}\n", "\xff\n", "null\n", '{"step": "x"}\n'])
+def test_a_damaged_line_of_metrics_is_dropped(directory: RunDirectory, damage: str) -> None:
+    line = '{"step": 1}\n'
+    directory.metrics.write_bytes(line.encode() + damage.encode("latin-1") + line.encode())
+    directory.forget_after(1)
+    assert directory.metrics.read_text() == line * 2
+
+
+def test_samples_are_read_back_and_forgotten(directory: RunDirectory) -> None:
+    assert directory.read_samples() == []
+    texts = [(5, "one\n\ntwo --- step 3\n"), (10, ""), (15, "è � <b>\n")]
+    for step, text in texts:
+        directory.add_sample(step, text)
+    assert directory.read_samples() == texts
+    directory.forget_after(10)
+    assert directory.read_samples() == texts[:2]
+    directory.forget_after(0)
+    assert directory.samples.read_text() == ""
+
+
+def test_nothing_to_forget(directory: RunDirectory) -> None:
+    directory.forget_after(0)
+    assert not directory.metrics.exists()
+    assert not directory.samples.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(1.5, 1.5), (float("inf"), None), (float("nan"), None), (3, 3), ("x", "x"), (None, None)]
+)
+def test_only_finite_numbers_are_kept(value: Any, kept: Any) -> None:
+    assert finite(value) == kept

@@ -1,0 +1,118 @@
+"""Preparing a run: names, the number of steps, and what is resolved, checked and built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scalegpt.backends import World
+from scalegpt.config import RunConfig, TrainConfig
+from scalegpt.config.presets import resolve
+from scalegpt.errors import InputError
+from scalegpt.training.batches import BatchPlan
+from scalegpt.training.setup import Request, check_name, plan_summary, prepare, total_steps
+from scalegpt.training.trainer import Job
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+FLAGS = {
+    "tokenizer": "byte", "vocab_size": 0, "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 16, "micro_batch": 4,
+    "max_iters": 3, "precision": "fp32",
+}  # fmt: skip
+
+
+class OneOfTwo(World):
+    """The first of two ranks that have not met."""
+
+    def on_first(self, work: Any) -> Any:
+        return work()
+
+
+@pytest.fixture
+def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Any:
+    """A factory of requests on a small text."""
+    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("abcdefgh\n" * 60)
+
+    def make(*, fresh: bool = False, micro_fixed: bool = False, **flags: Any) -> Request:
+        run = resolve(flags={**FLAGS, "input_file": str(tmp_path / "text.txt"), **flags}, name="run")
+        return Request(run, tmp_path / "runs", fresh, micro_fixed)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["a", "150M_1024", "v1.2-b", "0"])
+def test_plain_names_are_taken(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a b", "-x", "é", "a\n", "a\0"])
+def test_names_that_are_no_plain_folder_names_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="--model_name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("iters", "tokens", "steps"),
+    [(10, None, 10), (None, 1000, 10), (None, 1001, 11), (10, 10**9, 10), (10, 300, 3), (0, 1, 0)],
+)
+def test_steps_until_whichever_limit_comes_first(iters: int | None, tokens: int | None, steps: int) -> None:
+    assert total_steps(TrainConfig(max_iters=iters, max_tokens=tokens), BatchPlan(5, 2, 1, 10)) == steps
+
+
+def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    job = prepare(request_for(precision="auto", micro_batch=12, tokens_per_step=16 * 10), ALONE)
+    assert isinstance(job, Job)
+    train = job.run.train
+    assert train.precision in {"fp32", "bf16"}
+    assert (train.micro_batch, train.tokens_per_step, job.plan) == (10, 160, BatchPlan(10, 1, 1, 16))
+    assert job.run.model.vocab_size == job.data.tokenizer.padded_vocab_size == 257
+    assert job.run.parallel.zero_stage == 0
+    assert (job.progress.step, job.resumed, job.total_steps) == (0, False, 3)
+    assert job.prompt == [256]  # the end of a text
+    out = capsys.readouterr().out
+    assert "micro batch 10 rather than 12" in out
+    expected = dict(job.backend.model.initial_weights(train.seed))
+    for name, value in job.backend.model.named_parameters():
+        assert torch.equal(value, expected[name])
+    assert {path.name for path in job.directory.path.iterdir()} == {"checkpoints", "config.yaml", "plan.json"}
+
+
+def test_a_prompt_comes_from_the_settings_or_the_data(request_for: Any) -> None:
+    assert prepare(request_for(sample_prompt="ab"), ALONE).prompt == [97, 98]
+    char = prepare(request_for(tokenizer="char", fresh=True), ALONE)
+    assert char.prompt == [int(char.data.val[0])]
+
+
+def test_a_prompt_past_a_small_vocabulary_is_refused(request_for: Any, tmp_path: Path) -> None:
+    from scalegpt.data.shards import open_tokens
+
+    folder = tmp_path / "gpt2"  # nanoGPT's files without a sidecar hold GPT-2's ids
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / f"{split}.bin").write_bytes(bytes([5, 0] * 100))
+    assert open_tokens(folder).tokenizer.kind == "gpt2"
+    request = request_for(input_file=str(folder), vocab_size=100)
+    assert prepare(request, ALONE).prompt == [5]
+    with pytest.raises(InputError, match="past the vocabulary of 100; give another --sample_prompt"):
+        prepare(request_for(input_file=str(folder), vocab_size=100, sample_prompt="hello world"), ALONE)
+
+
+def test_one_process_is_all_that_plain_takes(request_for: Any) -> None:
+    with pytest.raises(InputError, match="plain runs in one process, not 2; use --backend fsdp"):
+        prepare(request_for(), OneOfTwo(0, 2, 0, 2, torch.device("cpu")))
+
+
+def test_a_compiler_that_is_not_there_is_a_warning(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    prepare(request_for(compile="on"), ALONE)
+    assert "warning: compile: there is no C++ compiler" in capsys.readouterr().out
+
+
+def test_the_plan_tells_the_layout() -> None:
+    run = RunConfig(name="run")
+    summary = plan_summary(run, BatchPlan(8, 2, 4, 256), ALONE, {"zero": 1})
+    assert (summary["grad_accum"], summary["tokens_per_step"], summary["deepspeed"]) == (2, 16384, {"zero": 1})
+    assert sum(summary["model_state_bytes"].values()) == 16 * summary["parameters"]

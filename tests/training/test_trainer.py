@@ -1,0 +1,130 @@
+"""The loop itself, on a prepared job: evaluation, dropout's seeds, and errors on the way."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scalegpt.backends import World
+from scalegpt.config.presets import resolve
+from scalegpt.errors import InputError, RunError
+from scalegpt.training.setup import Request, prepare
+from scalegpt.training.trainer import Trainer
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+FLAGS = {
+    "tokenizer": "byte", "vocab_size": 0, "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 16, "micro_batch": 4,
+    "max_iters": 4, "precision": "fp32", "sample_tokens": 0, "eval_every": 0, "eval_tokens": 100,
+}  # fmt: skip
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Any:
+    """A factory of trainers on a small text."""
+    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("abcdefgh\n" * 200)
+    made = []
+
+    def make(**flags: Any) -> Trainer:
+        run = resolve(flags={**FLAGS, "input_file": str(tmp_path / "text.txt"), **flags}, name="run")
+        made.append(Trainer(prepare(Request(run, tmp_path / "runs", True, False), ALONE)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def status(trainer: Trainer) -> Any:
+    return json.loads(trainer.job.directory.status.read_text())
+
+
+def test_the_held_out_loss_is_the_mean_over_its_windows(trainer: Any) -> None:
+    one = trainer(micro_batch=3)  # 7 windows in batches of 3
+    one._evaluate()
+    job = one.job
+    rows = torch.from_numpy(job.data.val[: 7 * 16 + 1].astype("int64"))
+    expected = job.backend.evaluate(rows[:-1].view(7, 16), rows[1:].view(7, 16)).item()
+    assert one.val_loss == pytest.approx(expected, rel=1e-6)
+    assert one.best_val_loss == one.val_loss
+    assert job.backend.model.training
+
+
+def test_the_best_is_the_lowest_finite_loss(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer()
+    losses = iter([math.nan, 3.0, 2.0, 2.5, math.nan])
+    monkeypatch.setattr(one, "held_out", [(torch.zeros(1, 1), torch.zeros(1, 1), 1)])
+    monkeypatch.setattr(one.job.backend, "evaluate", lambda *_: torch.tensor(next(losses)))
+    seen = []
+    for _ in range(5):
+        one._evaluate()
+        seen.append(one.best_val_loss)
+    assert seen == [None, 3.0, 2.0, 2.0, 2.0]
+    one._status("running")
+    assert (status(one)["val_loss"], status(one)["best_val_loss"]) == (None, 2.0)
+
+
+def test_dropout_is_drawn_anew_at_every_step_and_rank(trainer: Any) -> None:
+    one = trainer(dropout=0.5)
+    draws = set()
+    for rank in range(3):
+        one.job.world = replace(ALONE, rank=rank)
+        for one.step in range(5):
+            one._seed_dropout()
+            draws.add(torch.rand(1).item())
+    assert len(draws) == 15
+
+
+def test_accumulation_changes_the_arithmetic_only(trainer: Any) -> None:
+    whole, parts = trainer(micro_batch=8, tokens_per_step=128), trainer(micro_batch=2, tokens_per_step=128)
+    for one in (whole, parts):
+        one.fit()
+    lines = [
+        [json.loads(line) for line in one.job.directory.metrics.read_text().splitlines()] for one in (whole, parts)
+    ]
+    for mine, theirs in zip(*lines, strict=True):
+        for key in mine.keys() & {"loss", "grad_norm", "val_loss"}:
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+def test_an_error_is_told_and_a_second_one_does_not_hide_it(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer()
+    one.fail(RunError("the disk is full"))
+    assert (status(one)["state"], status(one)["cause"]) == ("failed", "RunError: the disk is full")
+    one.fail(KeyboardInterrupt())
+    assert (status(one)["state"], status(one)["cause"]) == ("stopped", "interrupted")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    one.fail(RunError("the first error"))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(trainer: Any) -> None:
+    one = trainer(checkpoint_every=2)
+    folder = one.job.directory.checkpoints
+    folder.rmdir()
+    folder.touch()
+    with pytest.raises(RunError, match="step_00000002 cannot be written"):
+        one.fit()
+
+
+def test_time_left_is_the_nearer_of_steps_and_minutes(trainer: Any) -> None:
+    one = trainer(max_minutes=0.5, max_iters=100)
+    assert math.isnan(one._seconds_left())
+    one.throughput.add(10.0)
+    assert 0 < one._seconds_left() <= 30
+    one.throughput.seconds.clear()
+    one.throughput.add(0.01)
+    assert one._seconds_left() == pytest.approx(1.0)
+
+
+def test_input_errors_come_before_the_directory_exists(trainer: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        trainer(block_size=10_000)
+    assert not (tmp_path / "runs").exists()
