@@ -5,7 +5,7 @@ of births, deaths and changes of size, and learns on the way what each storage i
 saved for the backward. When the code is done, :meth:`Tracker.replay` goes through the log once more and says for every
 phase how many bytes lived at its fullest moment, and which. What a storage turned out to be counts from its birth.
 
-Sizes are those of CUDA's caching allocator: each storage in whole blocks of 512 bytes.
+Sizes are those of CUDA's caching allocator, unless told otherwise: each storage in whole blocks of 512 bytes.
 """
 
 import weakref
@@ -33,11 +33,6 @@ TEMPORARY = "temporaries"
 """The kind of what nobody claimed."""
 
 aten = torch.ops.aten
-
-
-def rounded(size: int) -> int:
-    """The bytes that the caching allocator counts for a tensor of ``size`` bytes."""
-    return -(-size // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
@@ -81,8 +76,8 @@ class Moment:
 class _Storage:
     size: int
     made_by: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
     kind: str | None = None
 
 
@@ -94,8 +89,9 @@ class _Log:
     at_start: dict[int, int] = field(default_factory=dict)
 
 
+_Likeness = tuple[str, str, tuple[int, ...], str]
 Replacement = Callable[[Any, Any, Any], Any]
-Extras = Callable[[Any, Any, Any], Iterable[tuple[str, int]]]
+Extras = Callable[[Any, Any], Iterable[tuple[str, int]]]
 
 
 class Tracker(TorchDispatchMode):
@@ -106,15 +102,17 @@ class Tracker(TorchDispatchMode):
 
     Args:
         replace: called as (operator, args, kwargs) to run an operator.
-        extras: called as (operator, args, result) for what the operator's kernel allocates besides its results and frees
+        extras: called as (operator, args) for what the operator's kernel allocates besides its results and frees
             before it returns: labels and bytes.
+        block: sizes are rounded up to a multiple of so many bytes.
     """
 
-    def __init__(self, replace: Replacement | None = None, extras: Extras | None = None) -> None:
-        super().__init__()
+    def __init__(self, replace: Replacement | None = None, extras: Extras | None = None, *, block: int = BLOCK) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._block = block
         self.phase = ""
         self._replace = replace or _run
-        self._extras = extras
+        self._extras = extras or _nothing
         self._storages: list[_Storage] = []
         self._living: dict[int, int] = {}  # address of the storage → its number
         self._log = _Log()
@@ -131,11 +129,13 @@ class Tracker(TorchDispatchMode):
         if func is aten.add.Tensor and self._engine_adds_in_place(*args[:2]):
             return args[0].add_(args[1])
         result = self._replace(func, args, kwargs)
-        self._follow_all(result, func, args)
-        for label, size in self._extras(func, args, result) if self._extras else ():
-            number = self._born(_Storage(rounded(size), label, (), "", TEMPORARY))
-            self._change(number, -rounded(size))
-        self._learn(func, args)
+        for leaf in tree_iter((result, kwargs.get("out"))):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf, func)
+        extra = [self._born(_Storage(self._rounded(size), label)) for label, size in self._extras(func, args)]
+        for number in extra:
+            self._change(number, -self._storages[number].size)
+        self._learn(func, args, kwargs, result)
         return result
 
     def _engine_adds_in_place(self, old: Any, _new: Any) -> bool:
@@ -159,16 +159,13 @@ class Tracker(TorchDispatchMode):
         (shared.sin() + shared.cos()).exp().sum().backward()  # type: ignore[no-untyped-call]
         assert self._unique is not None
 
-    def _follow_all(self, result: Any, func: Any, args: Any) -> None:
-        for leaf in tree_iter((result, args) if isinstance(args, tuple) and func.is_view is False else result):
-            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
-                self._follow(leaf, func)
-
     def _follow(self, tensor: Tensor, func: Any) -> None:
+        if tensor.device.type == "meta":
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._living:
-            made = _Storage(rounded(storage.nbytes()), str(func), tuple(tensor.shape), str(tensor.dtype)[6:])
+            made = _Storage(self._rounded(storage.nbytes()), str(func), tuple(tensor.shape), str(tensor.dtype)[6:])
             self._living[key] = self._born(made)
             weakref.finalize(storage, self._died, key).atexit = False
 
@@ -182,6 +179,9 @@ class Tracker(TorchDispatchMode):
         number = self._living.pop(key)
         self._change(number, -self._storages[number].size)
 
+    def _rounded(self, size: int) -> int:
+        return -(-size // self._block) * self._block
+
     def _change(self, number: int, by: int) -> None:
         self._log.changes.append((number, by, self.phase))
 
@@ -190,7 +190,7 @@ class Tracker(TorchDispatchMode):
         number = self._living.get(storage._cdata)
         if number is not None:
             known = self._storages[number]
-            size = rounded(storage.nbytes())
+            size = self._rounded(storage.nbytes())
             self._change(number, size - known.size)
             known.size = size
             known.kind = "gathered weights"  # only FSDP2 does so, with whole weights
@@ -232,8 +232,30 @@ class Tracker(TorchDispatchMode):
         """How many storages were made so far."""
         return len(self._storages)
 
-    def _learn(self, func: Any, args: Any) -> None:
-        """Recognise weights cast to the compute dtype, gradients that are accumulated, and FSDP2's buffers."""
+    def _learn(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Recognise weights cast to the compute dtype, gradients that are added to others, and FSDP2's buffers."""
+        if func is aten._to_copy.default:
+            if self._kind(args[0]) == "weights":
+                self.mark(result, "cast weights")
+        elif func is aten.add_.Tensor:
+            if type(torch._C._current_autograd_node()).__name__ == "AccumulateGrad":
+                self.mark(args[0], "gradients")
+                self.mark(args[1], "gradients")
+        elif func.namespace == "fsdp":
+            self._learn_from_fsdp(func, args, kwargs)
+
+    def _learn_from_fsdp(self, func: Any, args: Any, kwargs: Any) -> None:
+        name = func.overloadpacket.__name__
+        if name == "all_gather_copy_in":
+            self.mark(args[1], "gather buffers")
+        elif name == "chunk_cat":
+            for gradient in args[0]:
+                self.mark(gradient, "gradients")
+            self.mark(kwargs.get("out", args[-1]), "reduce buffers")
+
+    def _kind(self, tensor: Tensor) -> str | None:
+        number = self._living.get(tensor.untyped_storage()._cdata)
+        return None if number is None else self._storages[number].kind
 
     # --- what it comes to --------------------------------------------------------------------------------------------
 
@@ -256,7 +278,7 @@ class Tracker(TorchDispatchMode):
         alive = Counter(self._log.at_start)
         start = self._moment(alive)
         wanted = {i: [phase for phase in at if at[phase] == i] for i in at.values()}
-        moments = {phase: start for phase in wanted.get(-1, [])}
+        moments = dict.fromkeys(wanted.get(-1, ()), start)
         for i, (number, by, _) in enumerate(self._log.changes):
             alive[number] += by
             for phase in wanted.get(i, ()):
@@ -264,16 +286,20 @@ class Tracker(TorchDispatchMode):
         return start, {phase: moments[phase] for phase in largest}
 
     def _moment(self, alive: Counter[int]) -> Moment:
-        counts, sizes = Counter[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
+        counts, sizes = Counter[_Likeness](), Counter[_Likeness]()
         for number, size in alive.items():
             if size:
                 storage = self._storages[number]
                 key = storage.kind or TEMPORARY, storage.made_by, storage.shape, storage.dtype
                 counts[key] += 1
                 sizes[key] += size
-        pieces = tuple(Piece(*key, counts[key], size) for key, size in sizes.most_common())
+        pieces = tuple(Piece(*key, count=counts[key], size=size) for key, size in sizes.most_common())
         return Moment(sum(sizes.values()), pieces)
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
+
+
+def _nothing(_func: Any, _args: Any) -> Iterable[tuple[str, int]]:
+    return ()
