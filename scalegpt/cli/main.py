@@ -19,6 +19,9 @@ COMMANDS = {
 }
 """Command → what it does. Each is a module of this package with ``main(argv) -> int``, imported only when it is named."""
 
+SIGPIPE_STATUS = 141
+"""What a shell gives a command that was ended by writing to a closed pipe."""
+
 EXAMPLE = """\
 scalegpt: plans the memory of a GPT training run, then trains it
 
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return SIGPIPE_STATUS
     except KeyboardInterrupt:
         _complain(words, "interrupted", 130)
         return 130
@@ -80,6 +83,8 @@ def _complain(words: Sequence[str], message: str, status: int) -> None:
     if status == InputError.exit_status and os.environ.get("LOCAL_RANK", "0") != "0":
         return
     command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
+    if os.environ.get("RANK", "0") != "0":
+        command += f": rank {os.environ['RANK']}"
     line = " ".join(message.split())
     print(f"{command}: error: {line}", file=sys.stderr, flush=True)
 

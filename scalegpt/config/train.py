@@ -75,7 +75,7 @@ class TrainConfig(Section):
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
     log_every: int = setting(10, "steps between printed lines; metrics.jsonl has every step", minimum=1)
-    seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0)
+    seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0, maximum=2**63 - 1)
 
     def check(self) -> None:
         """Refuse a run with no end."""

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config import RunConfig
@@ -119,6 +120,7 @@ def trace_step(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, as_cuda: 
         context.enter_context(tracker)
         tracker.calibrate()
         context.enter_context(_resizing(tracker))
+        context.enter_context(_shapes_apart(tracker))
         if as_cuda:
             context.enter_context(CudaFunctions(kernel))
         _watch(backend.model, tracker)
@@ -271,3 +273,23 @@ def _resizing(tracker: Tracker) -> Iterator[None]:
         yield
     finally:
         del torch.UntypedStorage.resize_  # back to the base class's
+
+
+@contextmanager
+def _shapes_apart(tracker: Tracker) -> Iterator[None]:
+    """Do not count what DTensor makes to find out its results' shapes; it makes that because we trace, of whole tensors."""
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    inherited = propagator._propagate_tensor_meta_non_cached
+
+    def propagate(*args: Any) -> Any:
+        was_paused, tracker.paused = tracker.paused, True
+        try:
+            return inherited(*args)
+        finally:
+            tracker.paused = was_paused
+
+    propagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del propagator._propagate_tensor_meta_non_cached

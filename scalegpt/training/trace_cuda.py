@@ -82,7 +82,7 @@ class CudaFunctions(TorchFunctionMode):
             func is Tensor.backward
         ):  # torch suspends the mode within; but what is computed again in the backward needs it
             with self:
-                return torch.autograd.backward(*args, **kwargs)
+                return torch.autograd.backward(args[0])
         if func is F.dropout:
             return _dropout(*args, **kwargs)
         if func is F.scaled_dot_product_attention and self.kernel != "math":

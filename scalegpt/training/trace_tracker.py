@@ -100,6 +100,10 @@ class Tracker(TorchDispatchMode):
     It answers ``.item()`` with :data:`SCALAR`, so that code which reads a number from the device runs on tensors without
     data; everything else it hands on.
 
+    Attributes:
+        phase: what the code is doing, as it says itself.
+        paused: while true, what is made does not count.
+
     Args:
         replace: called as (operator, args, kwargs) to run an operator.
         extras: called as (operator, args) for what the operator's kernel allocates besides its results and frees
@@ -111,6 +115,7 @@ class Tracker(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._block = block
         self.phase = ""
+        self.paused = False
         self._replace = replace or _run
         self._extras = extras or _nothing
         self._storages: list[_Storage] = []
@@ -124,6 +129,8 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # DTensor comes back with what it makes of it
+        if self.paused:
+            return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             return SCALAR
         if func is aten.add.Tensor and self._engine_adds_in_place(*args[:2]):
