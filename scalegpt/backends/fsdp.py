@@ -79,7 +79,9 @@ class FSDPBackend(TorchBackend):
             root.set_requires_gradient_sync(last)
         if self.stage == 2:
             root.set_reshard_after_backward(last)
-        root.set_is_last_backward(last)
+        # At stage 3 every backward pass is complete in itself: told otherwise, FSDP2 would keep the root's fp32 reduce
+        # buffer, four bytes for each of its parameters, through the next micro batch.
+        root.set_is_last_backward(last or self.stage == 3)
 
     def sum_over_shards(self, square: Tensor) -> Tensor:
         """Each rank holds a part of every gradient, or at stage 0 all of it."""

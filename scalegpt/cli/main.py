@@ -11,6 +11,7 @@ from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
 
 COMMANDS = {
+    "plan": "predict the memory of a run, on any GPU",
     "params": "count a model's parameters, part by part",
     "presets": "list the presets, or compare two",
     "data": "prepare text for training, or look at prepared tokens",
@@ -26,7 +27,7 @@ EXAMPLE = """\
 scalegpt: plans the memory of a GPT training run, then trains it
 
 example:
-  scalegpt params --preset 150M_1024
+  scalegpt plan --preset 150M_1024 --gpu rtx4090
   scalegpt train --preset tiny --tokenizer byte --vocab_size auto --input_file my_text.txt
   scalegpt sample runs/tiny --prompt "Once upon a time"
 

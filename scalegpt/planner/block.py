@@ -232,5 +232,4 @@ class BlockLedger:
         t.give(TEMPORARIES, arriving)
         t.give(ACTIVATIONS, s.residual_stream)
         t.drop(ACTIVATIONS, self.statistics)
-        t.take(TEMPORARIES, s.residual_stream)  # the sum of the branch's gradient and the stream's
-        t.give(TEMPORARIES, s.residual_stream, s.residual_stream)
+        t.give(TEMPORARIES, s.residual_stream)  # autograd adds the branch's gradient to the stream's in place

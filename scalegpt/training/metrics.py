@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import statistics
 import time
 from collections import deque
@@ -10,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
 import torch
 
 from scalegpt.config import ModelConfig
 from scalegpt.planner.parameters import count_parameters
+from scalegpt.training.memory import largest_resident
 from scalegpt.training.rundir import finite, writing
 
 
@@ -58,8 +57,7 @@ def peak_bytes(device: torch.device) -> int:
     """The largest memory that this process has held: the CUDA allocator's peak, or on CPU the resident set's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if psutil.MACOS else 1024  # macOS counts bytes, Linux kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return largest_resident()
 
 
 class MetricsFile:

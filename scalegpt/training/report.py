@@ -128,6 +128,8 @@ def _figures(steps: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, s
         "best held-out loss": _number(status["best_val_loss"]),
         "peak memory of rank 0": f"{status['measured_peak_bytes'] / 2**20:,.0f} MiB",
     }
+    if status.get("predicted_peak_bytes"):
+        figures["predicted peak memory of a GPU"] = f"{status['predicted_peak_bytes'] / 2**20:,.0f} MiB"
     return figures
 
 

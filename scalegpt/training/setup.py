@@ -19,10 +19,14 @@ from scalegpt.data.prepare import prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
+from scalegpt.planner import calibration
+from scalegpt.planner.batches import BatchPlan, plan_batches
+from scalegpt.planner.checks import check_ranks
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.parameters import count_parameters, format_bytes, training_bytes
-from scalegpt.training.batches import BatchPlan, plan_batches
+from scalegpt.planner.plan import make_plan
 from scalegpt.training.loggers import Logger, human_count
+from scalegpt.training.memory import MemoryWatch, machine_of, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.trainer import Job
@@ -79,6 +83,9 @@ def prepare(request: Request, world: World) -> Job:
             f"sequences per rank of a step"
         )
     logger.say(describe(run, plan, world, data, compiled=compiled))
+    memory = make_plan(run, machine_of(world), plan, calibration.load())
+    logger.say(predicted_line(memory))
+    watch = MemoryWatch(world.device)
     model = build_model(run, compiled=compiled)
     backend = make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
     if checkpoint is None:
@@ -88,7 +95,8 @@ def prepare(request: Request, world: World) -> Job:
         backend.load_states(store.read_states(checkpoint), progress.step - progress.skipped_steps)
         backend.load_scaler(progress.loss_scale, progress.good_steps)
         logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
-    world.on_first(lambda: _write_directory(directory, run, plan_summary(run, plan, world, settings), progress.step))
+    summary = {**plan_summary(run, plan, world, settings), "memory": memory.memory()}
+    world.on_first(lambda: _write_directory(directory, run, summary, progress.step))
     return Job(
         run=run,
         world=world,
@@ -102,6 +110,8 @@ def prepare(request: Request, world: World) -> Job:
         total_steps=total_steps(run.train, plan),
         progress=progress,
         resumed=checkpoint is not None,
+        memory=memory,
+        watch=watch,
     )
 
 
@@ -170,10 +180,7 @@ def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[s
 def _resolve_device_settings(run: RunConfig, world: World) -> tuple[RunConfig, bool, str | None]:
     """Fix the precision, try the attention backend, decide on compiling."""
     train = run.train
-    if run.parallel.backend == "plain" and world.size > 1:
-        raise InputError(
-            f"backend plain runs in one process, not {world.size}; use --backend fsdp or --backend deepspeed"
-        )
+    check_ranks(run, world.size)
     # Measured on a CPU, so one rank decides for all.
     precision = world.on_first(lambda: resolve_precision(train.precision, world.device))
     check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)

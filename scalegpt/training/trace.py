@@ -39,7 +39,7 @@ from scalegpt.config import RunConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.model.gpt import GPT, Block
 from scalegpt.training.optimizers import optimizer_factory
-from scalegpt.training.trace_cuda import CudaFunctions, attention_kernel, extras, run_as_cuda
+from scalegpt.training.trace_cuda import attention_kernel, cuda_functions, extras, run_as_cuda, shared_extras
 from scalegpt.training.trace_tracker import Moment, Tracker
 
 PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
@@ -116,13 +116,13 @@ def trace_step(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, as_cuda: 
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         backend = _make_backend(run, ranks, grad_accum, fake)
         context.enter_context(fake)
-        tracker = Tracker(run_as_cuda, extras) if as_cuda else Tracker(block=1)
+        tracker = Tracker(run_as_cuda, extras) if as_cuda else Tracker(extras=shared_extras, block=1)
         context.enter_context(tracker)
         tracker.calibrate()
         context.enter_context(_resizing(tracker))
         context.enter_context(_shapes_apart(tracker))
         if as_cuda:
-            context.enter_context(CudaFunctions(kernel))
+            context.enter_context(cuda_functions(kernel))
         _watch(backend.model, tracker)
         for _ in range(2):
             _mark_states(backend, tracker, fused=run.train.fused)
@@ -143,7 +143,7 @@ def _check(run: RunConfig) -> None:
 
 
 def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
-    """The run, asking for the math kernel where CUDA would take it; else :class:`CudaFunctions` has the word."""
+    """The run, asking for the math kernel where CUDA would take it; else :func:`cuda_functions` has the word."""
     return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
 
 
@@ -249,12 +249,14 @@ def _process_group(ranks: int) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No garbage collection: when it comes is chance, and a step must not need it."""
+    """Collect no garbage unless asked, since when it comes is chance; and then only look at what was made within."""
     was_enabled = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
@@ -288,7 +290,7 @@ def _shapes_apart(tracker: Tracker) -> Iterator[None]:
         finally:
             tracker.paused = was_paused
 
-    propagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign]
+    propagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

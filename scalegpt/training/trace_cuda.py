@@ -21,12 +21,13 @@ Not here, because it is the same in every step: the workspaces of cuBLAS, which 
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from scalegpt.backends.base import DTYPES
 from scalegpt.config import RunConfig
@@ -65,29 +66,24 @@ def attention_kernel(run: RunConfig) -> str:
     return "flash" if half and run.model.head_size <= FLASH_WIDEST else "mem_efficient"
 
 
-class CudaFunctions(TorchFunctionMode):
-    """While active, attention and dropout call the kernels that CUDA would.
+@contextmanager
+def cuda_functions(kernel: str) -> Iterator[None]:
+    """While it lasts, attention and dropout call the kernels that CUDA would.
+
+    The two functions are replaced where the model looks them up: torch suspends a ``TorchFunctionMode`` in the backward,
+    where what is computed again needs it too.
 
     Args:
         kernel: what :func:`attention_kernel` says.
     """
-
-    def __init__(self, kernel: str) -> None:
-        super().__init__()
-        self.kernel = kernel
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (
-            func is Tensor.backward
-        ):  # torch suspends the mode within; but what is computed again in the backward needs it
-            with self:
-                return torch.autograd.backward(args[0])
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and self.kernel != "math":
-            return _attend(self.kernel, *args, **kwargs)
-        return func(*args, **kwargs)
+    dropout, attention = F.dropout, F.scaled_dot_product_attention
+    F.dropout = _dropout  # type: ignore[assignment]
+    if kernel != "math":
+        F.scaled_dot_product_attention = partial(_attend, kernel)
+    try:
+        yield
+    finally:
+        F.dropout, F.scaled_dot_product_attention = dropout, attention
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -143,6 +139,16 @@ def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
         yield from _embedding_backward(*args[:3])
     elif func is aten._foreach_norm.Scalar:
         yield from _norms(args[0])
+    else:
+        yield from shared_extras(func, args)
+
+
+def shared_extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
+    """The same for operators that are made of others, on every device alike."""
+    if func is aten._safe_softmax.default:
+        scores = args[0]
+        yield "safe softmax: what is masked", scores.numel()
+        yield "safe softmax: rows that are", scores.numel() // scores.shape[-1]
 
 
 def _flash_backward(B: int, heads: int, T: int, D: int) -> Iterator[tuple[str, int]]:

@@ -17,10 +17,12 @@ from scalegpt.config.presets import as_file
 from scalegpt.data.shards import TokenSet
 from scalegpt.errors import RunError
 from scalegpt.model.generation import SamplingSettings, generate
+from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import peak_flops
-from scalegpt.training.batches import BatchPlan
+from scalegpt.planner.plan import Plan
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import Logger, StepLine
+from scalegpt.training.memory import MemoryWatch, comparison, keep_for_later
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, flops_per_token, mfu, peak_bytes
 from scalegpt.training.rundir import RunDirectory, finite
 from scalegpt.training.schedules import learning_rate
@@ -38,6 +40,8 @@ class Job:
         prompt: ids that the samples continue.
         progress: where the run stands: step 0, or where a checkpoint left it.
         resumed: whether a checkpoint left it there.
+        memory: the prediction.
+        watch: measures what is held.
     """
 
     run: RunConfig
@@ -52,6 +56,8 @@ class Job:
     total_steps: int
     progress: Progress
     resumed: bool
+    memory: Plan
+    watch: MemoryWatch
 
 
 class Trainer:
@@ -92,6 +98,7 @@ class Trainer:
             over = self._is_over()
             self._housekeeping(last=over)
         self.job.logger.stop()
+        self._compare_memory()
         self._status("finished", self._cause_of_end())
 
     def _nothing_left(self) -> None:
@@ -274,9 +281,20 @@ class Trainer:
                 val_loss=self.val_loss,
                 best_val_loss=self.best_val_loss,
                 skipped_steps=self.skipped,
-                predicted_peak_bytes=None,
-                measured_peak_bytes=peak_bytes(self.job.world.device),
+                predicted_peak_bytes=self.job.memory.peak_bytes,
+                **self.job.watch.measure().as_status(),
             )
+
+    def _compare_memory(self) -> None:
+        """Show the prediction beside what was held, and keep that for later plans."""
+        job = self.job
+        if not job.world.is_first or self.step == job.progress.step:
+            return
+        measured = job.watch.measure()
+        job.logger.say(comparison(job.memory, measured))
+        lost = keep_for_later(job.memory, measured)
+        if lost:
+            job.logger.say(f"warning: calibration {lost}")
 
     def _cause_of_end(self) -> str:
         return (

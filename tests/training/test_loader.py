@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scalegpt.backends import World
 from scalegpt.data.sampler import WindowSampler
 from scalegpt.model.loss import IGNORED
-from scalegpt.training.batches import BatchPlan
+from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 
 BLOCK = 8

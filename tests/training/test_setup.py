@@ -10,7 +10,7 @@ from scalegpt.backends import World
 from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
-from scalegpt.training.batches import BatchPlan
+from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.setup import Request, check_name, plan_summary, prepare, total_steps
 from scalegpt.training.trainer import Job
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.errors import InputError
-from scalegpt.training.batches import BatchPlan, plan_batches
+from scalegpt.planner.batches import BatchPlan, plan_batches
 
 SIZES = st.integers(1, 200)
 

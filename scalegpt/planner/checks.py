@@ -1,0 +1,79 @@
+"""What cannot work on a machine, refused before anything is computed: what is wrong, and what would work.
+
+What cannot work on any machine, such as a stage that the backend does not have, the configuration itself refuses.
+"""
+
+from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
+from scalegpt.planner.gpus import Card
+
+FLASH_LARGEST_HEAD = 256
+"""FlashAttention-2's limit (torch, ``sdp_utils.cpp: check_flash_attention_head_dim_size``)."""
+
+_SMALL_SHARED_MEMORY = frozenset({"8.6", "8.9", "12.0"})
+"""Cards on which flash cannot train heads of (192, 224], nor of (224, 256] with dropout (torch, ``sdp_utils.cpp:
+check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120``)."""
+
+
+def resolve_precision(wanted: str, card: Card | None) -> str:
+    """The compute dtype's name on a card; ``auto`` is bf16 where the card has it, else fp16.
+
+    Raises:
+        InputError: bf16 on a card that has none.
+    """
+    native = card is None or card.has_bf16
+    if wanted == "bf16" and card is not None and not native:
+        raise InputError(f"precision bf16: {card.name} has no bf16; use --precision fp16")
+    return wanted if wanted != "auto" else "bf16" if native else "fp16"
+
+
+def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str | None:
+    """Refuse a layout that so many ranks cannot have.
+
+    Args:
+        run: the run.
+        ranks: data-parallel ranks W.
+        stage_fixed: whether the user himself asked for the stage; a preset's own stage over one rank is only remarked on.
+
+    Returns:
+        A remark on a layout that works and gains nothing, if it is one.
+
+    Raises:
+        InputError: several ranks without a backend for them, or sharding over one.
+    """
+    parallel = run.parallel
+    if parallel.backend == "plain" and ranks > 1:
+        raise InputError(f"backend plain runs in one process, not {ranks}; use --backend fsdp or --backend deepspeed")
+    if ranks > 1 or parallel.stage == 0 or parallel.offload != "none":
+        return None
+    if stage_fixed:
+        raise InputError(
+            f"zero_stage {parallel.stage} shards over ranks, and there is one; give --gpus 2 or more, "
+            "or --backend plain (or --zero_stage 0)"
+        )
+    return f"{parallel.backend} stage {parallel.stage} shards nothing over one rank; --backend plain is simpler there"
+
+
+def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
+    """Refuse an attention kernel that was asked for and that the card has not; ``auto`` takes one that it has.
+
+    Raises:
+        InputError: the card, dtype, head size or dropout is not one that the kernel serves.
+    """
+    wanted, head = run.train.attention, run.model.head_size
+    if wanted not in {"flash", "cudnn"}:
+        return
+    reason = None
+    if precision == "fp32":
+        reason = "computes in bf16 or fp16, not fp32"
+    elif card is not None and not card.has_flash:
+        reason = f"does not run on {card.name}, which has --attention mem_efficient"
+    elif wanted == "flash" and head > FLASH_LARGEST_HEAD:
+        reason = f"takes heads of at most {FLASH_LARGEST_HEAD}, not {head}"
+    elif wanted == "flash" and card is not None and card.capability in _SMALL_SHARED_MEMORY and head > 192:
+        if head <= 224:
+            reason = f"cannot train heads of {head} on {card.name}"
+        elif run.model.dropout:
+            reason = f"cannot train heads of {head} with dropout on {card.name}"
+    if reason:
+        raise InputError(f"attention {wanted} {reason}; use --attention auto")

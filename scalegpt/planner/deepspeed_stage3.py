@@ -1,0 +1,228 @@
+"""ZeRO-3's part of the ledger: every tensor cut over the ranks, and gathered where it is needed.
+
+Beyond what :mod:`scalegpt.planner.deepspeed_gather` says, from deepspeed 0.19's ``stage3.py``:
+
+- Between steps live the parts of weights, masters, moments and gradients, the bucket, and whole tensors of at most
+  ``stage3_param_persistence_threshold`` elements.
+- A block's gradients wait until its backward pass is over (blocks are leaf modules), pass through the bucket in the dtype of
+  communication, and are joined in a copy of it to be reduced and cut.
+- The optimizer steps through the groups, each with a flat copy of its gradients.
+"""
+
+from collections.abc import Callable, Sequence
+
+from scalegpt.config import RunConfig
+from scalegpt.planner.block import TEMPORARIES
+from scalegpt.planner.deepspeed_gather import Gathering, Schedule, Visit, schedule
+from scalegpt.planner.deepspeed_memory import BUCKETS, NORM_BYTES, Settings, ShardedStep, host_size, offloaded, padded, pinned
+from scalegpt.planner.parameters import Shape
+from scalegpt.planner.step import GRADIENTS, WEIGHTS, numel
+from scalegpt.planner.timeline import rounded
+
+GATHERED = "gathered weights"
+
+
+class Stage3(ShardedStep):
+    """One optimizer step of stage 3."""
+
+    def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
+        super().__init__(run, ranks, grad_accum, settings)
+        self.on_host = offloaded(self.zero, "param")
+        threshold = int(self.zero["stage3_param_persistence_threshold"])
+        self.whole = [shape for shape in self.shapes.values() if numel(shape) <= threshold]
+        self.parts = [part for group in self.groups for part in self._sub_groups(group)]
+        sharded = [size if size > threshold else 0 for size in (self.head, self.s.block * self.s.hidden)]
+        self.gathering = Gathering(
+            blocks=run.model.n_layer,
+            matrices=tuple(numel(shape) for shape in self.block_shapes if numel(shape) > threshold),
+            head=sharded[0],
+            positions=sharded[1],
+            tied=run.model.tie_head,
+            ranks=ranks,
+            width=self.width,
+            on_host=self.on_host,
+            prefetch=int(self.zero["stage3_prefetch_bucket_size"]),
+            live=int(self.zero["stage3_max_live_parameters"]),
+            reuse=int(self.zero["stage3_max_reuse_distance"]),
+        )
+        self.plan: Schedule = schedule(self.gathering)
+        self.large = 0  # bytes of the gradient that is too large for the bucket
+        self.in_block: list[int] | None = None
+
+    def part(self, group: list[Shape]) -> int:
+        """See :meth:`ShardedStep.part`; each tensor is cut by itself."""
+        return sum(padded(shape, self.ranks) for shape in group)
+
+    def _sub_groups(self, group: list[Shape]) -> list[int]:
+        """Elements of the parts that the optimizer steps through one after another."""
+        limit = int(self.zero["sub_group_size"])
+        if self.part(group) <= limit:
+            return [self.part(group)]
+        parts, size = [], 0
+        for shape in group:
+            size += padded(shape, self.ranks)
+            if size >= limit:
+                parts.append(size)
+                size = 0
+        return [*parts, size] if size else parts
+
+    # --- what lives between steps ------------------------------------------------------------------------------------
+
+    def hold_states(self) -> None:
+        """Hold all parts, the bucket, and the tensors that stay whole."""
+        total = sum(self.parts)
+        super().hold_states()
+        self.t.hold(WEIGHTS, sum(rounded(self.width * self.ranks * padded(shape, self.ranks)) for shape in self.whole))
+        self.t.take(BUCKETS, self.sent * self.bucket)
+        if self.offloads:
+            self.host += host_size(self.accumulated * total, pin=self.pins)
+            self.host += sum(host_size(4 * part, pin=self.pins) for part in self.parts)  # and the gradient in fp32
+            self.host -= sum(host_size(4 * part, pin=self.pins) - 4 * part for part in self.parts)  # masters are not pinned
+        else:
+            self.t.take(GRADIENTS, self.accumulated * total)
+
+    def hold_weights(self) -> None:
+        """Hold the parts in one buffer, or a buffer for each group in host memory."""
+        if self.on_host:
+            self.host += sum(host_size(self.width * self.part(group), pin=pinned(self.zero, "param")) for group in self.groups)
+        else:
+            self.t.take(WEIGHTS, self.width * sum(self.parts))
+
+    # --- gathered weights --------------------------------------------------------------------------------------------
+
+    def _gathered(self, size: int) -> None:
+        now = self.t.live[GATHERED]
+        if size >= now:
+            self.t.hold(GATHERED, size - now)
+        else:
+            self.t.drop(GATHERED, now - size)
+
+    def _enter(self, visit: Visit) -> None:
+        self._gathered(visit.fetching)
+        self._gathered(visit.during)
+
+    def before_forward(self) -> None:
+        """The model's own: the head."""
+        self._enter(self.plan.start)
+
+    def _embed(self) -> None:
+        for visit in self.plan.embeddings:
+            self._enter(visit)
+        super()._embed()
+        self._gathered(self.plan.embeddings[1].after)
+
+    def _final_norm(self) -> None:
+        self._enter(self.plan.norm)
+        super()._final_norm()
+        self._gathered(self.plan.norm.after)
+
+    def _loss(self) -> None:
+        super()._loss()
+        self._gathered(self.plan.end)
+
+    def _loss_backward(self) -> None:
+        self._enter(self.plan.back)
+        self._enter(self.plan.norm_back)
+        super()._loss_backward()
+        self._gathered(self.plan.norm_back.after)
+
+    def _blocks(self, play: Callable[[], None]) -> None:
+        """Play each block with what is gathered around it; those in the middle that stand out."""
+        forward = play == self.block_forward
+        visits = self.plan.blocks if forward else self.plan.blocks_back[::-1]
+        number, count = 0, len(visits)
+        while number < count:
+            before, state = self._others(), self.filled
+            self._play(visits[number], play)
+            number += 1
+            if state == self.filled and number < count - 1:
+                self._play_middle(visits, number, before, play)
+                number = count - 1
+        self._gathered(visits[-1].after)
+
+    def _play_middle(self, visits: Sequence[Visit], number: int, before: dict[str, int], play: Callable[[], None]) -> None:
+        """From here on only gathered weights differ: play the blocks in which most lives, and leave the last one."""
+        after = self._others()
+        change = {kind: size - before.get(kind, 0) for kind, size in after.items()}
+        grows, middle = sum(change.values()), range(number, len(visits) - 1)
+        fullest = max(middle, key=lambda i: (i - number) * grows + visits[i].during)
+        widest = max(middle, key=lambda i: (i - number) * grows + visits[i].fetching)
+        for i in {fullest, widest}:
+            self._jump(after, change, i - number, visits[i - 1].after)
+            self._play(visits[i], play)
+        self._jump(after, change, len(visits) - 1 - number, visits[-2].after)
+
+    def _play(self, visit: Visit, play: Callable[[], None]) -> None:
+        self._enter(visit)
+        play()
+        self._gathered(visit.after)
+
+    def _others(self) -> dict[str, int]:
+        """What lives besides gathered weights."""
+        return {kind: size for kind, size in self.t.live.items() if kind != GATHERED}
+
+    def _jump(self, start: dict[str, int], change: dict[str, int], times: int, gathered: int) -> None:
+        """Set what lives to the state after so many more blocks."""
+        for kind, size in start.items():
+            self.t.live[kind] = size + times * change[kind]
+        self.t.live[GATHERED] = gathered
+        self.t.total = sum(self.t.live.values())
+
+    # --- gradients ---------------------------------------------------------------------------------------------------
+
+    def block_backward(self) -> None:
+        """A block's gradients are reduced when all of them are there, matrices first."""
+        self.in_block = []
+        self.block.backward()
+        self.in_block = None
+        for shape in sorted(self.block_shapes, key=lambda shape: len(shape) == 1):
+            self.arrive(numel(shape), self.width if len(shape) > 1 else 0)
+
+    def arrive(self, elements: int, width: int) -> None:
+        """Into the bucket, or waiting beside it."""
+        if self.in_block is not None:
+            self.in_block.append(elements)
+            return
+        if self.filled and self.filled + elements > self.bucket:
+            self._reduce()
+        if self.filled + elements <= self.bucket:
+            self.t.give(TEMPORARIES, width * elements)
+        else:
+            self.large = self.width * elements
+        self.filled += elements
+
+    def _reduce(self) -> None:
+        """Join, reduce and cut what is in the bucket."""
+        elements, self.filled = self.filled, 0
+        if not elements:
+            return
+        cast = self.sent * elements if self.large and self.sent != self.width else 0
+        alone = self.large and elements % self.ranks == 0
+        joined = 0 if alone else self.sent * elements
+        back = self.accumulated * -(-elements // self.ranks) if self.offloads and self.copies_between else 0
+        self.t.touch(BUCKETS, cast, joined, back)
+        if self.offloads and self.last_micro:
+            largest = elements if self.large else min(elements, max(map(numel, self.block_shapes)))
+            self.t.touch(BUCKETS, joined, back, NORM_BYTES * -(-largest // self.ranks))
+        self.t.give(TEMPORARIES, self.large)
+        self.large = 0
+
+    def after_backward(self) -> None:
+        """Let go of the embeddings and reduce the rest."""
+        for visit in self.plan.embeddings_back:
+            self._enter(visit)
+        self._reduce()
+        self._gathered(0)
+
+    def _optimizer_step(self) -> None:
+        """The norm, the overflow check of fp16, and a flat copy of a group's gradients."""
+        if self.offloads:
+            return
+        total = sum(self.parts)
+        if self.run.train.precision == "fp16":
+            self.t.touch(TEMPORARIES, 4 * total, total)
+        largest = max(padded(shape, self.ranks) for shape in self.shapes.values())
+        self.t.touch(TEMPORARIES, NORM_BYTES * largest)
+        self.t.take(TEMPORARIES, 4 * max(self.parts))
+        self._step_in_groups()
+        self.t.give(TEMPORARIES, 4 * max(self.parts))

@@ -1,0 +1,295 @@
+"""One optimizer step as a ledger: what the trainer allocates and frees, in order, from state to state."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from scalegpt.config import RunConfig
+from scalegpt.planner.block import ACTIVATIONS, COPIES, TEMPORARIES, BlockLedger, Sizes
+from scalegpt.planner.memory import Prediction
+from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.planner.timeline import Timeline, rounded
+
+WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
+
+MOMENTS = 2
+"""AdamW's moments, fp32 each."""
+
+
+class Step:
+    """One optimizer step under ``plain``: one process, fp32 weights that are cast where they are used.
+
+    Sharded backends derive from it: they change what is held between steps, what a weight's gradient becomes, and what
+    happens before and after a block.
+
+    Args:
+        run: a run whose precision and micro batch are fixed.
+        ranks: data-parallel ranks W.
+        grad_accum: micro batches per optimizer step.
+    """
+
+    casts_weights = True
+
+    def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
+        self.run, self.ranks, self.grad_accum = run, ranks, grad_accum
+        self.t, self.s = Timeline(), Sizes.of(run)
+        self.shapes = parameter_shapes(run.model)
+        self.copies = self.casts_weights and self.s.compute != 4
+        self.gradient_bytes = 4 if self.casts_weights else self.s.compute
+        self.has_gradients, self.last_micro = False, True
+        self.block = BlockLedger(run, self.t, copies_weights=self.casts_weights, accumulate=self.accumulate)
+        self.block_shapes = [shape for name, shape in self.shapes.items() if name.startswith("blocks.0.")]
+        self.block_vectors = [shape for shape in self.block_shapes if len(shape) == 1]
+        self.root_shapes = [shape for name, shape in self.shapes.items() if not name.startswith("blocks.")]
+        self.head = numel(self.shapes["wte.weight"])
+
+    def play(self) -> Prediction:
+        """Play the states, the micro steps and the optimizer."""
+        t = self.t
+        self.hold_states()
+        steady = t.total
+        # The second micro step meets gradients; those between it and the last are like it.
+        steps = min(self.grad_accum, 3)
+        for number in range(steps):
+            self.last_micro = number == steps - 1
+            self._micro_step()
+            self.has_gradients = True
+        t.enter("optimizer_step")
+        self._optimizer_step()
+        return Prediction.of(t, steady)
+
+    # --- what a sharded backend does otherwise -----------------------------------------------------------------------
+
+    def held(self, shape: Shape) -> int:
+        """Bytes of an fp32 tensor of this shape on a rank, as the allocator counts them."""
+        return rounded(4 * numel(shape))
+
+    def hold_states(self) -> None:
+        """Hold what lives between steps: fp32 weights and moments, and the step counters on the device."""
+        whole = sum(self.held(shape) for shape in self.shapes.values())
+        self.t.hold(WEIGHTS, whole)
+        self.t.hold(OPTIMIZER, MOMENTS * whole)
+        if self.run.train.fused:
+            self.t.hold(OPTIMIZER, rounded(4) * len(self.shapes))
+
+    def accumulate(self, elements: int) -> None:
+        """Bring a weight's gradient, made in the compute dtype and counted as temporary, to where gradients add up.
+
+        Here: cast to fp32, and it becomes the parameter's, or is added to it in place.
+        """
+        self.t.take(GRADIENTS, 4 * elements)
+        self.t.give(TEMPORARIES, self.s.compute * elements)
+        if self.has_gradients:
+            self.t.give(GRADIENTS, 4 * elements)
+
+    def small_gradients(self, shapes: Iterable[Shape]) -> None:
+        """Hold gradients that are too small to follow one by one: of norms and biases."""
+        if not self.has_gradients:
+            self.t.hold(GRADIENTS, sum(rounded(self.gradient_bytes * numel(shape)) for shape in shapes))
+
+    def before_forward(self) -> None:
+        """Gather what a forward pass needs from the start."""
+
+    def block_forward(self) -> None:
+        """One block's forward pass."""
+        self.block.forward()
+
+    def before_backward(self) -> None:
+        """What precedes the backward pass."""
+
+    def block_backward(self) -> None:
+        """One block's backward pass, and what follows it."""
+        self.block.backward()
+        self.small_gradients(self.block_vectors)
+
+    def after_backward(self) -> None:
+        """What follows the last gradient."""
+
+    # --- one micro step ----------------------------------------------------------------------------------------------
+
+    def _micro_step(self) -> None:
+        t, s = self.t, self.s
+        t.enter("forward")
+        t.take(INPUTS, 8 * s.n, 8 * s.n)
+        self.before_forward()
+        self._embed()
+        self._blocks(self.block_forward)
+        self._final_norm()
+        t.enter("loss")
+        self._loss()
+        t.enter("loss_backward")
+        self.before_backward()
+        self._loss_backward()
+        t.enter("block_backward")
+        self._blocks(self.block_backward)
+        t.enter("backward_tail")
+        self._tail()
+        self.after_backward()
+        t.give(INPUTS, 8 * s.n, 8 * s.n)
+
+    def _blocks(self, play: Callable[[], None]) -> None:
+        """Play the first two blocks and the last, and between them as many times the second one's effect.
+
+        From the second on, what lives grows or shrinks by the same amount from block to block, so that the fullest moment
+        falls in the first, the second or the last.
+        """
+        layers = self.run.model.n_layer
+        for _ in range(min(layers, 2)):
+            before = self.t.live.copy()
+            play()
+        if layers > 3:
+            for kind in list(self.t.live):
+                change = (self.t.live[kind] - before[kind]) * (layers - 3)
+                self.t.live[kind] += change
+                self.t.total += change
+        if layers > 2:
+            play()
+
+    def _embed(self) -> None:
+        t, s = self.t, self.s
+        positions = 8 * s.block
+        table = s.block * s.hidden
+        if self.copies:
+            t.touch(TEMPORARIES, 4 * s.n * s.hidden, s.stream())
+        t.take(TEMPORARIES, s.stream(), positions, s.compute * table)
+        t.take(ACTIVATIONS, s.residual_stream)
+        if s.residual != s.compute:
+            t.touch(TEMPORARIES, s.stream())
+        t.give(TEMPORARIES, s.stream(), s.compute * table)
+        t.give(TEMPORARIES, positions)
+        t.take(ACTIVATIONS, positions)  # the indices are kept for the embedding's gradient
+
+    def _final_norm(self) -> None:
+        t, s = self.t, self.s
+        t.hold(ACTIVATIONS, self.block.statistics)
+        if s.residual != s.compute:
+            t.take(TEMPORARIES, s.residual_stream)
+        t.take(LOSS, s.stream())
+        if s.residual != s.compute:
+            t.give(TEMPORARIES, s.residual_stream)
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def _loss(self) -> None:
+        if self.run.train.loss == "full":
+            self._full_loss()
+        else:
+            self._chunked_loss()
+
+    def _full_loss(self) -> None:
+        """Logits, their fp32 copy and the log-softmax, of which the last is kept."""
+        t, s = self.t, self.s
+        logits = s.n * s.vocab
+        if self.copies:
+            t.take(COPIES, s.compute * self.head)
+        t.take(LOSS, s.compute * logits)
+        if s.compute != 4:
+            t.take(LOSS, 4 * logits)
+        t.take(LOSS, 4 * logits)
+        t.give(LOSS, s.compute * logits)
+        if s.compute != 4:
+            t.give(LOSS, 4 * logits)
+
+    def _chunked_loss(self) -> None:
+        """Both gradients, and a chunk's logits at a time; the hidden states are not kept."""
+        t, s = self.t, self.s
+        chunk = min(self.run.train.loss_chunk, s.n)
+        copy = s.compute * self.head if self.copies else 0
+        t.take(COPIES, copy)
+        t.take(LOSS, s.stream())
+        t.take(LOSS, 4 * self.head)
+        kv, vh = chunk * s.vocab, self.head
+        t.touch(LOSS, s.compute * kv, 4 * kv, s.compute * kv if s.compute != 4 else 0)
+        t.touch(LOSS, s.compute * kv, s.compute * vh if s.compute != 4 else 0)
+        t.give(COPIES, copy)
+        t.give(LOSS, s.stream())  # the hidden states
+
+    def _loss_backward(self) -> None:
+        """From the loss to the residual stream's gradient, through the final norm."""
+        t, s = self.t, self.s
+        if self.run.train.loss == "full":
+            self._full_loss_backward()
+        else:
+            self._chunked_loss_backward()
+        if not self.run.model.tie_head:
+            self.settle_head()
+        t.take(TEMPORARIES, s.residual_stream)
+        if s.residual != s.compute:
+            t.touch(TEMPORARIES, s.residual_stream)
+        t.give(LOSS, s.stream())
+        t.give(ACTIVATIONS, s.residual_stream)
+        t.drop(ACTIVATIONS, self.block.statistics)
+
+    def _chunked_loss_backward(self) -> None:
+        """The head's gradient, fp32, in the dtype of the weights that the loss was given."""
+        if self.gradient_bytes != 4:
+            self.t.take(GRADIENTS, self.gradient_bytes * self.head)
+            self.t.give(LOSS, 4 * self.head)
+        else:
+            self.t.give(LOSS, 4 * self.head)
+            self.t.take(GRADIENTS, 4 * self.head)
+
+    def _full_loss_backward(self) -> None:
+        t, s = self.t, self.s
+        logits = s.n * s.vocab
+        t.take(LOSS, 4 * logits)  # of the log-softmax
+        t.take(LOSS, 4 * logits)  # of the fp32 logits
+        t.give(LOSS, 4 * logits, 4 * logits)
+        if s.compute != 4:
+            t.take(LOSS, s.compute * logits)
+            t.give(LOSS, 4 * logits)
+        t.take(TEMPORARIES, s.compute * self.head)
+        t.take(LOSS, s.stream())  # of the hidden states
+        t.give(LOSS, s.compute * logits)
+        t.give(LOSS, s.stream())  # the hidden states themselves
+        if self.copies:
+            t.give(COPIES, s.compute * self.head)
+        if self.gradient_bytes != s.compute:
+            t.take(GRADIENTS, self.gradient_bytes * self.head)
+            t.give(TEMPORARIES, s.compute * self.head)
+        else:
+            t.give(TEMPORARIES, s.compute * self.head)
+            t.take(GRADIENTS, s.compute * self.head)
+
+    def settle_head(self) -> None:
+        """An untied head's gradient is complete at once, and is added to one that exists."""
+        if self.has_gradients:
+            self.t.give(GRADIENTS, 4 * self.head)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _tail(self) -> None:
+        """The embeddings' gradients; a tied head's is added to the token embedding's."""
+        t, s = self.t, self.s
+        bytes_each = self.gradient_bytes
+        self.small_gradients(shape for name, shape in self.shapes.items() if name.startswith(("wpe", "ln_f")))
+        stream = s.stream()
+        if self.copies:
+            t.take(TEMPORARIES, 4 * s.n * s.hidden)
+            t.give(TEMPORARIES, s.residual_stream)
+            stream = 4 * s.n * s.hidden
+        elif s.residual != s.compute:
+            t.take(TEMPORARIES, stream)
+            t.give(TEMPORARIES, s.residual_stream)
+        t.take(GRADIENTS, bytes_each * self.head)
+        t.give(TEMPORARIES, stream)
+        if self.run.model.tie_head:
+            t.give(GRADIENTS, bytes_each * self.head)  # autograd adds one to the other in place
+        self.settle_embedding()
+        t.give(ACTIVATIONS, 8 * s.block)
+
+    def settle_embedding(self) -> None:
+        """The token embedding's gradient is added to one that exists."""
+        if self.has_gradients:
+            self.t.give(GRADIENTS, 4 * self.head)
+
+    def _optimizer_step(self) -> None:
+        """The fused form works in place; the foreach form holds a copy of all matrices' second moments' roots."""
+        if not self.run.train.fused:
+            matrices = sum(self.held(shape) for shape in self.shapes.values() if len(shape) > 1)
+            self.t.hold(TEMPORARIES, matrices)
+            self.t.drop(TEMPORARIES, matrices)
+
+
+def numel(shape: Shape) -> int:
+    """The number of elements of a shape."""
+    return math.prod(shape)

@@ -1,0 +1,190 @@
+"""The memory of a real run beside the planner's prediction: what was promised at the start, and what was held at the end."""
+
+import os
+import resource
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+import torch
+
+from scalegpt.backends import World
+from scalegpt.backends.capabilities import device_name
+from scalegpt.planner import calibration
+from scalegpt.planner.calibration import Measurement
+from scalegpt.planner.gpus import GIB, known_card
+from scalegpt.planner.plan import Machine, Plan
+
+ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "growth of the process's resident memory"
+
+
+def machine_of(world: World) -> Machine:
+    """The machine at hand, as the planner sees it: the driver's figures, not the catalogue's."""
+    gpus, nodes = world.local_size, max(1, world.size // world.local_size)
+    if world.device.type != "cuda":
+        return Machine(name="cpu", gpus=gpus, nodes=nodes, is_gpu=False)
+    name = device_name(world.device)
+    return Machine(
+        name=name,
+        usable_bytes=torch.cuda.get_device_properties(world.device).total_memory,
+        card=known_card(name),
+        gpus=gpus,
+        nodes=nodes,
+        torch=torch.__version__,
+        driver=_driver_version(),
+    )
+
+
+def predicted_line(plan: Plan) -> str:
+    """What a run says of its memory before it starts."""
+    phase = plan.prediction.phase.replace("_", " ")
+    peak = f"memory   {plan.peak_bytes / GIB:.2f} GiB predicted peak"
+    if not plan.machine.is_gpu:
+        return f"{peak} (phase {phase}), as a GPU would hold it"
+    host = f", {plan.host_bytes / GIB:.2f} GiB in host memory" if plan.host_bytes else ""
+    line = f"{peak} per GPU (phase {phase}), {plan.total_bytes / GIB:.2f} GiB with overheads{host}"
+    usable = plan.machine.usable_bytes
+    if usable is None or plan.fits:
+        return line
+    missing = plan.missing_bytes / GIB
+    return f"{line}\nwarning: that is {missing:.2f} GiB more than the {usable / GIB:.2f} GiB of this card"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process has held so far.
+
+    Attributes:
+        peak: the allocator's peak, or the growth of the resident memory.
+        by: which of the two.
+        reserved: the allocator's largest reservation; None on the CPU.
+        driver: what the driver counts; None on the CPU.
+        driver_is_ours: whether that is this process alone, as far as can be seen.
+    """
+
+    peak: int
+    by: str
+    reserved: int | None = None
+    driver: int | None = None
+    driver_is_ours: bool = False
+
+    def as_status(self) -> dict[str, Any]:
+        """The entries of ``run_status.json``."""
+        return {
+            "measured_peak_bytes": self.peak,
+            "measured_by": self.by,
+            "measured_reserved_bytes": self.reserved,
+            "measured_driver_bytes": self.driver,
+        }
+
+
+class MemoryWatch:
+    """Watches the memory of this process from before its model is made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.resident_before = psutil.Process().memory_info().rss
+
+    def measure(self) -> Measured:
+        """What has been held so far."""
+        if self.device.type != "cuda":
+            return Measured(max(0, largest_resident() - self.resident_before), RESIDENT)
+        driver, is_ours = _driver_bytes(self.device)
+        return Measured(
+            torch.cuda.max_memory_allocated(self.device),
+            ALLOCATOR,
+            torch.cuda.max_memory_reserved(self.device),
+            driver,
+            is_ours,
+        )
+
+
+def largest_resident() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    unit = 1 if psutil.MACOS else 1024  # macOS counts bytes, Linux kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def comparison(plan: Plan, measured: Measured) -> str:
+    """Predicted beside measured, in a line or two."""
+    line = f"memory   {plan.peak_bytes / GIB:.2f} GiB predicted, {measured.peak / GIB:.2f} GiB measured ({measured.by}"
+    if measured.reserved is None or measured.driver is None:
+        return f"{line}; it holds libraries too, and the CPU's own temporaries)"
+    off = f", prediction {plan.peak_bytes / measured.peak - 1:+.1%}" if measured.peak else ""
+    whose = "" if measured.driver_is_ours else ", other processes included"
+    return (
+        f"{line}{off})\n"
+        f"         reserved {plan.reserved_bytes / GIB:.2f} predicted, {measured.reserved / GIB:.2f} GiB measured; "
+        f"driver {plan.total_bytes / GIB:.2f} predicted, {measured.driver / GIB:.2f} GiB measured{whose}"
+    )
+
+
+def keep_for_later(plan: Plan, measured: Measured) -> str | None:
+    """Add a GPU run to the measurements that later plans use.
+
+    Returns:
+        Why it could not be kept, if it should have been.
+    """
+    machine = plan.machine
+    if measured.reserved is None or measured.driver is None or not measured.driver_is_ours:
+        return None
+    return calibration.record(
+        Measurement(
+            card=str(machine.name),
+            driver=str(machine.driver),
+            torch=str(machine.torch),
+            backend=plan.run.parallel.backend,
+            ranks=machine.ranks,
+            predicted_peak_bytes=plan.peak_bytes,
+            allocated_bytes=measured.peak,
+            reserved_bytes=measured.reserved,
+            driver_bytes=measured.driver,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+    )
+
+
+def _driver_version() -> str | None:
+    """The driver's version; None where there is no NVML, as under ROCm."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # the library is missing, or has errors of its own: a run goes on without
+        return None
+
+
+def _driver_bytes(device: torch.device) -> tuple[int, bool]:
+    """What the driver counts for this process, and whether it is for this process alone.
+
+    Where NVML does not single us out, as in most containers, it is what is in use on the whole card.
+    """
+    used = _listed_bytes(device)
+    pid = os.getpid()
+    if used and used.get(pid):
+        return used[pid], True
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, used is not None and len(used) <= 1
+
+
+def _listed_bytes(device: torch.device) -> dict[int, int] | None:
+    """Process → bytes on the card by NVML, 0 where it does not say; None where there is no NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            listed: Iterable[Any] = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            return {each.pid: each.usedGpuMemory or 0 for each in listed}
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # as above
+        return None
