@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Train once for each learning rate and print the held-out losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--learning_rates", default="1e-3,3e-3")
-    parser.add_argument("--seeds", default="1337")
+    parser.add_argument("text", type=Path, help="a text file")
+    parser.add_argument("--learning_rates", default="1e-3,3e-3", help="one run for each, separated by commas")
+    parser.add_argument("--seeds", default="1337", help="one run for each, separated by commas")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs/convergence"))
     parser.add_argument("flags", nargs="*", help="further flags of the trainer, after --")
     arguments = parser.parse_args()

@@ -1,11 +1,12 @@
 """``scalegpt train``, which ``launch/train.py`` is too: reads the flags, prepares, trains."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from scalegpt.cli.parser import Parser, add_settings, given_settings
-from scalegpt.config.presets import resolve
+from scalegpt.config.presets import load_config_file, resolve
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
@@ -41,10 +42,15 @@ def main(argv: Sequence[str]) -> int:
     flags = given_settings(arguments, *SECTIONS.values())
     if flags.get("micro_batch") == "auto":
         del flags["micro_batch"]  # the preset's, lowered until it divides the step
+    values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}
+    given = {*flags, *(key for part in values.values() if isinstance(part, dict) for key in part)}
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and arguments.preset is None and "backend" not in {*flags, *values}:
+        flags["backend"] = "fsdp"  # several ranks were started, and nobody said what for
     # Everything that needs no torch is checked before torch is imported.
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
     from scalegpt.training.run import train
     from scalegpt.training.setup import Request
 
-    train(Request(run, Path(arguments.runs_dir), arguments.fresh, "micro_batch" in flags), arguments.device)
+    train(Request(run, Path(arguments.runs_dir), arguments.fresh, frozenset(given)), arguments.device)
     return 0

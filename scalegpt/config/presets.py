@@ -67,7 +67,8 @@ def load_config_file(path: str | Path) -> Values:
     known = {*_PARTS, *_LABELS, *ParallelConfig.settings()}
     for key, value in values.items():
         if key not in known:
-            raise InputError(f"{path}: unknown key {key!r}{nearest(key, known | _setting_names())}{_home(key)}")
+            hint = _home(key) or nearest(key, known | _setting_names())
+            raise InputError(f"{path}: unknown key {key!r}{hint}")
         if key in _PARTS and not isinstance(value, dict):
             raise InputError(f"{path}: {key} must be an object of settings, not {value!r}")
     return values
@@ -95,7 +96,7 @@ def _setting_names() -> set[str]:
 def _home(key: str) -> str:
     """Where a setting belongs that stands at the top of a file by mistake."""
     homes = [part for part in _PARTS if key in SECTIONS[part].settings()]
-    return f" ({key} belongs under {homes[0]!r})" if homes else ""
+    return f": {key} belongs under {homes[0]!r}" if homes else ""
 
 
 def resolve(

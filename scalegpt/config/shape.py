@@ -16,7 +16,7 @@ class ModelConfig(Section):
         InputError: a size below one, or a width that the heads do not divide.
     """
 
-    n_layer: int = setting(4, "number of transformer blocks", minimum=1)
+    n_layer: int = setting(4, "number of transformer blocks", minimum=1, maximum=10_000)
     n_embd: int = setting(192, "width of the residual stream", minimum=1)
     n_head: int = setting(3, "attention heads; must divide n_embd", minimum=1)
     block_size: int = setting(256, "longest context in tokens, and the training sequence length T", minimum=1)

@@ -122,7 +122,9 @@ class Attention(nn.Module):
         B, T, H = x.shape
         # Split before shaping into heads [B, a, T, D]: nothing is copied, and the backward pass joins the three gradients
         # in one copy where a permuted view would take two.
-        q, k, v = (part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in self.qkv(x).split(H, dim=2))
+        q, k, v = (
+            part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in self.qkv(x).split(H, dim=2)
+        )
         past = cache.length if cache is not None else 0
         if cache is not None:
             k, v = cache.append(k, v)

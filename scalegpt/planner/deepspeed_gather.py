@@ -1,13 +1,14 @@
 """Which weights ZeRO-3 holds gathered at each moment of a micro step: DeepSpeed's coordinator, played without torch.
 
 Follows deepspeed 0.19, ``partitioned_param_coordinator.py`` (``fetch_sub_module``, ``release_sub_module``) and
-``partition_parameters.py`` (``all_gather_coalesced``), in the steady state, when the coordinator knows the order of the modules:
+``partition_parameters.py`` (``all_gather_coalesced``), in the steady state, when the order of the modules is known:
 
-- A module's weights are gathered before its forward pass and before its backward pass. What lies next in the order is prefetched:
-  parameters are added until they reach the bucket, so that a bucket that ends inside a block reaches into the next one.
+- A module's weights are gathered before its forward pass and before its backward pass. What lies next in the order is
+  prefetched: parameters are added until they reach the bucket, which may therefore reach into the block after the next.
 - Weights that are gathered together arrive in one flat buffer and are copied out of it when the first module needs them; the
   buffer lives until the last of them has been asked for. A single tensor needs no copy.
-- A module's weights are let go after it, unless the prefetch has met them again already: the last block's stay for its backward.
+- A module's weights are let go after it, unless the prefetch has met them again already: the last block's stay for its
+  backward pass.
 - The model itself counts as a module whose weights are those it uses outside of their own module: the head's matrix. It stays
   for the whole of the forward pass and again of the backward pass.
 """

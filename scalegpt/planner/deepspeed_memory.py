@@ -14,12 +14,13 @@ stage  optimizer                     gradients
 3      ZeRO's, stage 3               each rank its part in fp32, from the start; an fp32 bucket, from the start
 =====  ============================  ==================================================================================
 
-ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. Predicted is the fullest
-rank of each phase: the last one in blocks' backward pass, where it is the first to own what is reduced, and the first one at the
-end, where the token embedding is its own.
+ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. Predicted is the
+fullest rank of each phase: the last one in the blocks' backward pass, where it is the first to own what is reduced, and
+the first one at the end, where the token embedding is its own.
 
-With optimizer offload masters, moments and a gradient live in host memory; at stages 1 and 2 the device still holds the part of the
-fp32 gradient and a buffer for the largest tensor. Pinned host memory comes in powers of two (torch's ``CachingHostAllocator``).
+With optimizer offload masters, moments and a gradient live in host memory; at stages 1 and 2 the device still holds the
+part of the fp32 gradient and a buffer for the largest tensor. Pinned host memory comes in powers of two (torch's
+``CachingHostAllocator``).
 """
 
 import math
@@ -73,7 +74,7 @@ def make_step(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings
 
 
 def offloaded(zero: Settings, what: str) -> bool:
-    """Whether ``optimizer`` state or ``param``\\ eters live in host memory."""
+    """Whether the states of the ``optimizer``, or each ``param``, live in host memory."""
     return ((zero.get(f"offload_{what}") or {}).get("device") or "none") != "none"
 
 
@@ -152,6 +153,7 @@ class ShardedStep(Step):
     """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
 
     casts_weights = False
+    pins_masters = True
 
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
         super().__init__(run, ranks, grad_accum)
@@ -164,11 +166,13 @@ class ShardedStep(Step):
         self.overlaps = bool(self.zero["overlap_comm"])
         self.copies_between = True  # to host memory and back; false where the device is the host
         every = list(self.shapes.values())
-        self.groups = [group for group in ([x for x in every if len(x) > 1], [x for x in every if len(x) == 1]) if group]
+        self.groups = [
+            group for group in ([x for x in every if len(x) > 1], [x for x in every if len(x) == 1]) if group
+        ]
         self.parts = [self.part(group) for group in self.groups]
         self.filled = 0  # elements in the bucket
         self.host = 0
-        self.in_tail = False
+        self.in_tail = self.norm_waits = False
 
     def part(self, group: list[Shape]) -> int:
         """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
@@ -189,7 +193,7 @@ class ShardedStep(Step):
         self.hold_weights()
         for part in self.parts:
             if self.offloads:
-                self.host += host_size(4 * part, pin=self.pins) + MOMENTS * 4 * part + 4
+                self.host += host_size(4 * part, pin=self.pins and self.pins_masters) + MOMENTS * 4 * part + 4
             else:
                 self.t.take(OPTIMIZER, *[4 * part] * (1 + MOMENTS))
                 if self.run.train.fused:
@@ -245,9 +249,20 @@ class ShardedStep(Step):
 
     def _loss_backward(self) -> None:
         super()._loss_backward()
-        for name, shape in self.shapes.items():
-            if name.startswith("ln_f"):
-                self.arrive(numel(shape), 0)
+        self.norm_waits = True
+
+    def block_backward(self) -> None:
+        """See :meth:`Step.block_backward`; before the first block the last norm's gradients come."""
+        self.last_norm()
+        super().block_backward()
+
+    def last_norm(self) -> None:
+        """The last norm's gradients, once."""
+        if self.norm_waits:
+            self.norm_waits = False
+            for name, shape in self.shapes.items():
+                if name.startswith("ln_f"):
+                    self.arrive(numel(shape), 0)
 
     def _tail(self) -> None:
         self.in_tail = True
@@ -301,6 +316,7 @@ class PartStep(ShardedStep):
         self.compact = self.accumulated == 4 and self.width != 4
         self.open = self.owned = 0  # bytes of the buckets and of this rank's gradients
         self.waiting = 0  # bytes of a gradient that is too large for the bucket
+        self.kept = 0  # of one that has been reduced and is not let go before the end of the backward pass
 
     def hold_states(self) -> None:
         """See :meth:`ShardedStep.hold_states`; with offload a buffer for the largest tensor, there and here."""
@@ -345,6 +361,8 @@ class PartStep(ShardedStep):
             if kind != BUCKETS:
                 self.t.give(kind, self.waiting)
                 self.t.take(BUCKETS, self.waiting)
+            if self.offloads:  # it is cloned, lest its memory be used for something else
+                self.t.touch(BUCKETS, self.waiting)
         else:
             self.t.give(kind, width * elements)
         self.filled += elements
@@ -355,7 +373,9 @@ class PartStep(ShardedStep):
         if not elements:
             return
         if not self.owned and not (self.offloads and not self.compact):
-            self.owned = sum(rounded(4 * part) for part in self.parts) if self.compact else rounded(4 * self.overlapping)
+            self.owned = (
+                sum(rounded(4 * part) for part in self.parts) if self.compact else rounded(4 * self.overlapping)
+            )
             self.t.hold(GRADIENTS, self.owned)
         alone = self.waiting and elements <= self.parts[0]
         joined = 0 if alone else self.staged * elements
@@ -364,7 +384,10 @@ class PartStep(ShardedStep):
             self.t.touch(TEMPORARIES, NORM_BYTES * min(max(map(numel, self.block_shapes)), self.parts[0]))
             if alone:
                 self.t.touch(TEMPORARIES, NORM_BYTES * elements)
-        self.t.give(BUCKETS, self.waiting)
+        if self.compact and self.staged != 4 and not (self.offloads and self.last_micro):
+            self.kept += rounded(self.waiting)
+        else:
+            self.t.give(BUCKETS, self.waiting)
         self.waiting = 0
 
     @property
@@ -399,6 +422,8 @@ class Stage2(PartStep):
     def after_backward(self) -> None:
         """Reduce the rest."""
         self.reduce()
+        self.t.drop(BUCKETS, self.kept)
+        self.kept = 0
         self.close_buckets()
         if not self.compact and self.has_gradients:
             self.t.drop(GRADIENTS, self.owned)  # added to the first micro step's
@@ -440,8 +465,11 @@ class Stage1(PartStep):
             yield from map(numel, group)
 
     def _optimizer_step(self) -> None:
-        """The gradients of other ranks' parameters still look into the bucket."""
+        """The gradients of other ranks' parameters are still there: in the bucket, or a very large one by itself."""
+        foreign = 4 * self.head if self.offloads and self.ranks > 1 and self.head > self.bucket else 0
+        self.t.take(TEMPORARIES, foreign)
         super()._optimizer_step()
+        self.t.give(TEMPORARIES, foreign)
         self.close_buckets()
 
 

@@ -14,7 +14,16 @@ from collections.abc import Callable, Sequence
 from scalegpt.config import RunConfig
 from scalegpt.planner.block import TEMPORARIES
 from scalegpt.planner.deepspeed_gather import Gathering, Schedule, Visit, schedule
-from scalegpt.planner.deepspeed_memory import BUCKETS, NORM_BYTES, Settings, ShardedStep, host_size, offloaded, padded, pinned
+from scalegpt.planner.deepspeed_memory import (
+    BUCKETS,
+    NORM_BYTES,
+    Settings,
+    ShardedStep,
+    host_size,
+    offloaded,
+    padded,
+    pinned,
+)
 from scalegpt.planner.parameters import Shape
 from scalegpt.planner.step import GRADIENTS, WEIGHTS, numel
 from scalegpt.planner.timeline import rounded
@@ -25,11 +34,14 @@ GATHERED = "gathered weights"
 class Stage3(ShardedStep):
     """One optimizer step of stage 3."""
 
+    pins_masters = False
+
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
         super().__init__(run, ranks, grad_accum, settings)
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
-        self.whole = [shape for shape in self.shapes.values() if numel(shape) <= threshold]
+        whole = [padded(shape, ranks) for shape in self.shapes.values() if numel(shape) <= threshold]
+        self.kept_whole = sum(rounded(self.width * ranks * part) for part in whole)
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
         sharded = [size if size > threshold else 0 for size in (self.head, self.s.block * self.s.hidden)]
         self.gathering = Gathering(
@@ -72,19 +84,19 @@ class Stage3(ShardedStep):
         """Hold all parts, the bucket, and the tensors that stay whole."""
         total = sum(self.parts)
         super().hold_states()
-        self.t.hold(WEIGHTS, sum(rounded(self.width * self.ranks * padded(shape, self.ranks)) for shape in self.whole))
+        self.t.hold(WEIGHTS, self.kept_whole)
         self.t.take(BUCKETS, self.sent * self.bucket)
         if self.offloads:
             self.host += host_size(self.accumulated * total, pin=self.pins)
-            self.host += sum(host_size(4 * part, pin=self.pins) for part in self.parts)  # and the gradient in fp32
-            self.host -= sum(host_size(4 * part, pin=self.pins) - 4 * part for part in self.parts)  # masters are not pinned
+            self.host += sum(host_size(4 * part, pin=self.pins) for part in self.parts)  # and the fp32 one for the step
         else:
             self.t.take(GRADIENTS, self.accumulated * total)
 
     def hold_weights(self) -> None:
         """Hold the parts in one buffer, or a buffer for each group in host memory."""
         if self.on_host:
-            self.host += sum(host_size(self.width * self.part(group), pin=pinned(self.zero, "param")) for group in self.groups)
+            pin = pinned(self.zero, "param")
+            self.host += sum(host_size(self.width * self.part(group), pin=pin) for group in self.groups)
         else:
             self.t.take(WEIGHTS, self.width * sum(self.parts))
 
@@ -140,7 +152,9 @@ class Stage3(ShardedStep):
                 number = count - 1
         self._gathered(visits[-1].after)
 
-    def _play_middle(self, visits: Sequence[Visit], number: int, before: dict[str, int], play: Callable[[], None]) -> None:
+    def _play_middle(
+        self, visits: Sequence[Visit], number: int, before: dict[str, int], play: Callable[[], None]
+    ) -> None:
         """From here on only gathered weights differ: play the blocks in which most lives, and leave the last one."""
         after = self._others()
         change = {kind: size - before.get(kind, 0) for kind, size in after.items()}
@@ -172,6 +186,7 @@ class Stage3(ShardedStep):
 
     def block_backward(self) -> None:
         """A block's gradients are reduced when all of them are there, matrices first."""
+        self.last_norm()
         self.in_block = []
         self.block.backward()
         self.in_block = None
@@ -201,23 +216,28 @@ class Stage3(ShardedStep):
         joined = 0 if alone else self.sent * elements
         back = self.accumulated * -(-elements // self.ranks) if self.offloads and self.copies_between else 0
         self.t.touch(BUCKETS, cast, joined, back)
+        kept = cast if alone else joined
         if self.offloads and self.last_micro:
             largest = elements if self.large else min(elements, max(map(numel, self.block_shapes)))
-            self.t.touch(BUCKETS, joined, back, NORM_BYTES * -(-largest // self.ranks))
+            self.t.touch(BUCKETS, kept, back, NORM_BYTES * -(-largest // self.ranks))
         self.t.give(TEMPORARIES, self.large)
         self.large = 0
 
-    def after_backward(self) -> None:
-        """Let go of the embeddings and reduce the rest."""
+    def _tail(self) -> None:
         for visit in self.plan.embeddings_back:
             self._enter(visit)
+        super()._tail()
+
+    def after_backward(self) -> None:
+        """Reduce the rest and let go of the embeddings."""
         self._reduce()
         self._gathered(0)
 
     def _optimizer_step(self) -> None:
-        """The norm, the overflow check of fp16, and a flat copy of a group's gradients."""
+        """The norm, the overflow check of fp16, and a flat copy of a group's gradients; meanwhile nothing is kept whole."""
         if self.offloads:
             return
+        self.t.drop(WEIGHTS, self.kept_whole)
         total = sum(self.parts)
         if self.run.train.precision == "fp16":
             self.t.touch(TEMPORARIES, 4 * total, total)
@@ -226,3 +246,4 @@ class Stage3(ShardedStep):
         self.t.take(TEMPORARIES, 4 * max(self.parts))
         self._step_in_groups()
         self.t.give(TEMPORARIES, 4 * max(self.parts))
+        self.t.hold(WEIGHTS, self.kept_whole)

@@ -30,6 +30,7 @@ def train(request: Request, device: str) -> None:
             trainer.close()
         if world.is_first:
             write_report(job.directory)
-            job.logger.say(f"done: {job.directory.path}/ holds {trainer.files()}")
+            job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
+            job.directory.unlock()
     finally:
         world.leave()

@@ -4,6 +4,7 @@
 ``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -30,6 +31,9 @@ FREE_TO_CHANGE = frozenset({
 """Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
 
 The file of the text may have moved; that its tokens are the same is checked by themselves."""
+
+LOCK = ".lock"
+"""A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
 
 _SAMPLE_MARK = "--- step "
 
@@ -50,6 +54,7 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
+        self._lock: TextIO | None = None
 
     @classmethod
     def choose(cls, root: Path, run: RunConfig, *, fresh: bool) -> "RunDirectory":
@@ -65,7 +70,7 @@ class RunDirectory:
         """
         directory = cls(root / run.name)
         try:
-            if not directory.path.exists() or not any(directory.path.iterdir()):
+            if not directory.path.exists() or all(path.name == LOCK for path in directory.path.iterdir()):
                 return directory
         except OSError as error:
             raise InputError(
@@ -78,6 +83,38 @@ class RunDirectory:
             return cls(root / f"{run.name}-{number}")
         directory.check_same_run(run)
         return directory
+
+    def lock(self) -> None:
+        """Keep other processes out of this run until this process ends, however it ends.
+
+        Raises:
+            InputError: another process is training this run.
+            RunError: the directory cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("a+", encoding="ascii")
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --runs_dir") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "of another user"
+            file.close()
+            raise InputError(
+                f"{self.path} is being trained by process {owner}; wait for it, or choose another --model_name or --fresh"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file  # the system releases it with the process, if nobody does before
+
+    def unlock(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def check_same_run(self, run: RunConfig) -> None:
         """Refuse to go on in a directory whose run was configured otherwise.

@@ -42,13 +42,13 @@ class Request:
         run: the configuration, with ``auto`` where the machine or the data decide.
         runs_dir: the folder of all runs.
         fresh: start anew beside an earlier run of this name.
-        micro_fixed: whether the user gave the micro batch.
+        given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
     """
 
     run: RunConfig
     runs_dir: Path
     fresh: bool
-    micro_fixed: bool
+    given: frozenset[str] = frozenset()
 
 
 def prepare(request: Request, world: World) -> Job:
@@ -60,7 +60,7 @@ def prepare(request: Request, world: World) -> Job:
     check_name(request.run.name)
     settled = world.on_first(lambda: _settled(request))
     run, compiled, warning = _resolve_device_settings(settled, world)
-    plan = plan_batches(run, world.size, micro_fixed=request.micro_fixed)
+    plan = plan_batches(run, world.size, micro_fixed="micro_batch" in request.given)
     lowered = run.train.micro_batch if plan.micro_batch < run.train.micro_batch else None
     run = replace(
         run,
@@ -69,14 +69,17 @@ def prepare(request: Request, world: World) -> Job:
     )
     settings = _deepspeed_settings(run, plan, world)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, plan), every=run.train.log_every)
-    data = _open_data(run, world, logger)
-    run = _fix_data(run, data)
+    data = _open_data(run, request.given, world, logger)
+    run = _fix_data(run, request.given, data)
     prompt = _prompt(run, data)
     digest = world.on_first(lambda: data.digest)
     directory, checkpoint, progress = world.on_first(lambda: _claim_directory(request, run, plan, data, digest))
     run = replace(run, name=directory.path.name)
+    world.on_first(directory.lock)
     if warning:
         logger.say(f"warning: {warning}")
+    if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
+        logger.say(f"warning: the warm-up of {run.train.warmup_steps} steps never ends; use a smaller --warmup_steps")
     if lowered:
         logger.say(
             f"micro batch {plan.micro_batch} rather than {lowered}: it divides the {plan.sequences // world.size} "
@@ -200,14 +203,14 @@ def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[s
     return deepspeed_settings(run, grad_accum=plan.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda")
 
 
-def _open_data(run: RunConfig, world: World, logger: Logger) -> TokenSet:
+def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger) -> TokenSet:
     """Prepare and check the data once on each machine, then open it on every rank."""
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
     def work() -> str:
         data = prepare_cached(run.data, progress=_progress(logger))
-        model = _fix_data(run, data).model
+        model = _fix_data(run, given, data).model
         data.check_vocabulary(model.vocab_size)
         data.check_block_size(model.block_size)
         return str(data.path)
@@ -228,10 +231,24 @@ def _progress(logger: Logger) -> Callable[[int, int], None]:
     return show
 
 
-def _fix_data(run: RunConfig, data: TokenSet) -> RunConfig:
-    """Name the tokenizer that prepared data have, and take its vocabulary where the configuration leaves it open."""
-    run = replace(run, data=run.data.changed(tokenizer=data.tokenizer.kind))
-    return run if run.model.vocab_size else run.with_vocab(data.tokenizer.padded_vocab_size)
+def _fix_data(run: RunConfig, given: frozenset[str], data: TokenSet) -> RunConfig:
+    """Name the tokenizer that prepared data have, and take its vocabulary where the user has not given one.
+
+    A preset's 50,304 rows are GPT-2's vocabulary: of no use to bytes or characters, and thirty times as slow.
+
+    Raises:
+        InputError: the user asks for another tokenizer than prepared data have.
+    """
+    kind = data.tokenizer.kind
+    if "tokenizer" in given and run.data.tokenizer != kind:
+        raise InputError(
+            f"{run.data.input_file} was prepared with the {kind} tokenizer, not {run.data.tokenizer}; "
+            f"leave out --tokenizer, or give the text itself as --input_file"
+        )
+    run = replace(run, data=run.data.changed(tokenizer=kind))
+    if run.model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
+        return run
+    return run.with_vocab(data.tokenizer.padded_vocab_size)
 
 
 def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
@@ -305,6 +322,8 @@ def _read_progress(checkpoint: Path, run: RunConfig, data: TokenSet, digest: str
 
 
 def _write_directory(directory: RunDirectory, run: RunConfig, plan: dict[str, Any], step: int) -> None:
-    """The first change to the run's directory; first rank only."""
+    """Write what a run that goes on begins with; a finished one keeps its own. First rank only."""
+    if step >= plan["steps"] > 0 and directory.config.is_file():
+        return
     directory.create(run, plan)
     directory.forget_after(step)

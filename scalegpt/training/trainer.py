@@ -99,7 +99,14 @@ class Trainer:
             self._housekeeping(last=over)
         self.job.logger.stop()
         self._compare_memory()
-        self._status("finished", self._cause_of_end())
+        self._status("finished" if self.step >= self.job.total_steps else "stopped", self._cause_of_end())
+
+    def outcome(self) -> str:
+        """How the run ended, in words for its last line."""
+        if self.step >= self.job.total_steps:
+            return "done"
+        left = f"stopped at step {self.step} of {self.job.total_steps}: max_minutes {self.train.max_minutes} reached"
+        return f"{left}; the same command goes on from there"
 
     def _nothing_left(self) -> None:
         """Leave a finished run as it is."""
@@ -119,6 +126,12 @@ class Trainer:
         cause = "interrupted" if stopped else f"{type(error).__name__}: {error}"
         with suppress(RunError):  # the first error is the one to tell
             self._status("stopped" if stopped else "failed", cause)
+        self.job.directory.unlock()
+        saved = self.job.directory.newest_checkpoint()
+        since = (
+            f"the checkpoint of step {int(saved.name.removeprefix('step_'))}" if saved else "the start: none was saved"
+        )
+        self.job.logger.say(f"ended at step {self.step}; the same command goes on from {since}")
 
     def close(self) -> None:
         """Close what is open."""
@@ -127,7 +140,7 @@ class Trainer:
 
     def files(self) -> str:
         """What the run has left, for its last line."""
-        left = sorted(path.name for path in self.job.directory.path.iterdir())
+        left = sorted(path.name for path in self.job.directory.path.iterdir() if not path.name.startswith("."))
         return ", ".join(left)
 
     # --- one step ----------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_bad_words_are_one_line_and_status_2(capsys: Printed, words: list[str], 
 BAD_FILES = {
     "an unknown key": ('{"model": {"n_layers": 3}}', "unknown key 'n_layers'; did you mean n_layer"),
     "an unknown part": ('{"modle": {}}', "unknown key 'modle'; did you mean model"),
-    "a setting at the top": ('{"learning_rate": 1e-3}', "(learning_rate belongs under 'train')"),
+    "a setting at the top": ('{"learning_rate": 1e-3}', "learning_rate belongs under 'train'"),
     "a number for a part": ('{"model": 3}', "model must be an object of settings, not 3"),
     "a list": ("[]", "must hold an object"),
     "nothing": ("", "line 1: not JSON"),

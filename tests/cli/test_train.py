@@ -27,6 +27,12 @@ LEFT = {
     "checkpoints", "config.yaml", "metrics.jsonl", "plan.json", "report.html", "run_status.json", "samples.txt",
 }  # fmt: skip
 
+
+def seen(folder: Path) -> set[str]:
+    """What a user sees in a folder: its lock is hidden."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 Words = list[str]
 
 
@@ -135,7 +141,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseExc
 def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     out = train()
     folder = Path("runs/run")
-    assert {path.name for path in folder.iterdir()} == LEFT
+    assert seen(folder) == LEFT
     assert [path.name for path in find_checkpoints(folder / "checkpoints")] == ["step_00000008", "step_00000012"]
     steps, evaluations = metrics()
     assert [line["step"] for line in steps] == list(range(1, 13))
@@ -193,7 +199,7 @@ def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) ->
     assert status("tokens")["step"] == 2
     train(max_minutes=1e-9, model_name="minutes")
     left = status("minutes")
-    assert (left["state"], left["step"], left["cause"]) == ("finished", 1, "max_minutes 1e-09 reached")
+    assert (left["state"], left["step"], left["cause"]) == ("stopped", 1, "max_minutes 1e-09 reached")
     assert "resumed" in train(max_minutes=1e-9, model_name="minutes")
     assert status("minutes")["step"] == 2  # one step at least: running the command again gets on
     train(model_name="minutes")
@@ -204,7 +210,7 @@ def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) ->
 
 def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) -> None:
     train(max_iters=0)
-    assert {path.name for path in Path("runs/run").iterdir()} == LEFT
+    assert seen(Path("runs/run")) == LEFT
     assert status()["step"] == 0
     assert metrics()[0] == []
     before = snapshot()
@@ -217,7 +223,7 @@ def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) ->
 
 def test_neither_samples_nor_schedules_are_a_must(train: Callable[..., str]) -> None:
     train(sample_tokens=0, eval_every=0, checkpoint_every=0, sample_every=0)
-    assert {path.name for path in Path("runs/run").iterdir()} == LEFT - {"samples.txt"}
+    assert seen(Path("runs/run")) == LEFT - {"samples.txt"}
     assert [line["step"] for line in metrics()[1]] == [12]
     assert [path.name for path in find_checkpoints(Path("runs/run/checkpoints"))] == ["step_00000012"]
 

@@ -33,7 +33,12 @@ def text(tmp_path: Path) -> Path:
 
 
 def launch(launcher: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "SCALEGPT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "SCALEGPT_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.run(
         [*LAUNCHERS[launcher], str(ROOT / "launch" / "train.py"), *flags],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=240,

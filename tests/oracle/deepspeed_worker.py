@@ -41,14 +41,17 @@ class RealTensors(Tracker):
 
 
 def tensors_alive() -> Iterator[Tensor]:
+    """All that Python refers to; between steps nothing is held by C++ alone."""
     for thing in gc.get_objects():
         if issubclass(type(thing), Tensor) and thing.device.type == "cpu":
             yield thing
 
 
 def measure(flags: dict[str, Any], grad_accum: int, world: World) -> dict[str, Any]:
+    """Some steps, then one that is followed."""
     gc.collect()
     older = [tensor.untyped_storage() for tensor in tensors_alive()]  # of earlier engines
+    known = {storage._cdata for storage in older}
     run = resolve(flags=flags)
     settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=world.size, on_cuda=False)
     model = build_model(run, compiled=False)
@@ -58,39 +61,89 @@ def measure(flags: dict[str, Any], grad_accum: int, world: World) -> dict[str, A
     tracker = RealTensors()
     _watch(backend.model, tracker)
     for _ in range(WARM_UP):
-        tracker.phase = "warm up"
         step(backend, tracker)
     gc.collect()
     gc.disable()
+    buckets = follow_buckets(backend, tracker)
     with tracker:
         tracker.calibrate()
-        known = {storage._cdata for storage in older}
         for tensor in tensors_alive():
             if tensor.untyped_storage()._cdata not in known:
                 tracker.mark(tensor, "others")
         mark_states(backend, tracker)
         tracker.restart()
-        tracker.phase = "forward"
-        step(backend, tracker)
+        gradients = step(backend, tracker)
         steady, moments = tracker.replay()
     gc.enable()
     return {
         "steady": described(steady),
         "phases": {phase: described(moment) for phase, moment in moments.items()},
+        "gradients": gradients,
+        "buckets": max(buckets, default=0),
     }
 
 
-def mark_states(backend: DeepSpeedBackend, tracker: Tracker) -> None:
+def follow_buckets(backend: DeepSpeedBackend, tracker: Tracker) -> list[int]:
+    """Have the bytes of the buckets noted whenever stages 1 and 2 make them; stage 3 has them from the start."""
     wrapper: Any = backend.optimizer
+    sizes: list[int] = []
+
+    def note() -> None:
+        for bucket in getattr(wrapper, "ipg_buckets", {}).values():
+            made = [bucket.buffer] if isinstance(bucket.buffer, Tensor) else bucket.buffer
+            largest = getattr(wrapper, "temp_grad_buffer_for_gpu_offload", None)
+            made = [*made, largest] if largest is not None else made
+            for tensor in made:
+                tracker.mark(tensor, "buckets")
+            sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in made))
+
+    original = getattr(wrapper, "setup_buckets", None)
+    if original is None:
+        with tracker:
+            note()
+        return sizes
+
+    def setup_buckets() -> None:
+        original()
+        note()
+
+    wrapper.setup_buckets = setup_buckets
+    return sizes
+
+
+def mark_states(backend: DeepSpeedBackend, tracker: Tracker) -> None:
+    """Say what lives between steps; what offload would put into host memory is known by who holds it."""
+    wrapper, offload = backend.optimizer, backend.run.parallel.offload
     for parameter in backend.model.parameters():
         tracker.mark(parameter, "weights")
-        tracker.mark(getattr(parameter, "ds_tensor", None), "weights")
-    inner = backend._inner_optimizer()
-    for master, state in inner.state.items():
-        tracker.mark(master, "optimizer")
-        tracker.mark(master.grad, "gradients")
-        for value in state.values():
-            tracker.mark(value, "optimizer")
+        if offload != "all":
+            tracker.mark(getattr(parameter, "ds_tensor", None), "weights")
+    for master, state in backend._inner_optimizer().state.items():
+        for value in (master, master.grad, *state.values()):
+            tracker.mark(value, "optimizer" if offload == "none" else HOST)
+    tracker.mark(getattr(wrapper, "grad_partitions_flat_buffer", None), "gradients" if offload == "none" else HOST)
+    for gradient in getattr(wrapper, "fp32_groups_gradients_flat", ()):
+        tracker.mark(gradient, "gradients")
+    if offload != "none":
+        for name in ("param_buffer_of_bit16_for_cpu_offload_groups", "param_groups_fp16_flat_cpu_memory"):
+            for tensor in getattr(wrapper, name, ()):
+                tracker.mark(tensor, HOST)
+        tracker.mark(getattr(wrapper, "temp_grad_buffer_for_cpu_offload", None), HOST)
+        for tensor in getattr(wrapper, "accumulated_grads_in_cpu", {}).values():
+            tracker.mark(tensor, HOST)
+
+
+def reduced_gradients(backend: DeepSpeedBackend, tracker: Tracker) -> int:
+    """Bytes of what the ranks hold of the gradients when the backward passes are over."""
+    wrapper: Any = backend.optimizer
+    held = list(getattr(wrapper, "fp32_groups_gradients_flat", ()))
+    held += [group.flat_partition for group in getattr(wrapper, "averaged_gradients", {}).values()
+             if hasattr(group, "flat_partition")]  # fmt: skip
+    flat = getattr(wrapper, "grad_partitions_flat_buffer", None)
+    held += [flat] if flat is not None and backend.run.parallel.offload == "none" else []
+    for tensor in held:
+        tracker.mark(tensor, "gradients")
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def described(moment: Moment) -> dict[str, Any]:
@@ -100,7 +153,8 @@ def described(moment: Moment) -> dict[str, Any]:
     }
 
 
-def step(backend: DeepSpeedBackend, tracker: Tracker) -> None:
+def step(backend: DeepSpeedBackend, tracker: Tracker) -> int:
+    """What the trainer does in a step; returns the bytes of the reduced gradients."""
     run = backend.run
     shape = run.train.micro_batch, run.model.block_size
     for micro in range(backend.grad_accum):
@@ -109,13 +163,29 @@ def step(backend: DeepSpeedBackend, tracker: Tracker) -> None:
         for tensor in (tokens, targets):
             tracker.mark(tensor, "inputs")
         backend.micro_step(tokens, targets, last=micro == backend.grad_accum - 1)
+    gradients = reduced_gradients(backend, tracker)
     tracker.phase = "optimizer_step"
     assert not backend.step(run.train.learning_rate).skipped
+    return gradients
+
+
+def forget_what_was_reduced() -> None:
+    """Make gloo, which holds on to what it reduced last until it is called again, hold on to next to nothing."""
+    inherited = torch.distributed.all_reduce
+
+    def all_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        work = inherited(tensor, *args, **kwargs)
+        if work is None:
+            inherited(torch.zeros(1))
+        return work
+
+    torch.distributed.all_reduce = all_reduce
 
 
 def main(task_path: str, result_path: str) -> None:
     task = json.loads(Path(task_path).read_text())
     world = World.join("cpu")
+    forget_what_was_reduced()
     results: dict[str, Any] = {}
     linear = torch.nn.functional.linear
     for label, case in task.items():

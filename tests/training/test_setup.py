@@ -36,7 +36,7 @@ def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: Non
 
     def make(*, fresh: bool = False, micro_fixed: bool = False, **flags: Any) -> Request:
         run = resolve(flags={**FLAGS, "input_file": str(tmp_path / "text.txt"), **flags}, name="run")
-        return Request(run, tmp_path / "runs", fresh, micro_fixed)
+        return Request(run, tmp_path / "runs", fresh, frozenset({"micro_batch"} if micro_fixed else {}))
 
     return make
 
@@ -75,7 +75,8 @@ def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureF
     expected = dict(job.backend.model.initial_weights(train.seed))
     for name, value in job.backend.model.named_parameters():
         assert torch.equal(value, expected[name])
-    assert {path.name for path in job.directory.path.iterdir()} == {"checkpoints", "config.yaml", "plan.json"}
+    left = {path.name for path in job.directory.path.iterdir()}
+    assert left == {".lock", "checkpoints", "config.yaml", "plan.json"}
 
 
 def test_a_prompt_comes_from_the_settings_or_the_data(request_for: Any) -> None:

@@ -31,7 +31,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -
 
     def make(**flags: Any) -> Trainer:
         run = resolve(flags={**FLAGS, "input_file": str(tmp_path / "text.txt"), **flags}, name="run")
-        made.append(Trainer(prepare(Request(run, tmp_path / "runs", True, False), ALONE)))
+        made.append(Trainer(prepare(Request(run, tmp_path / "runs", True), ALONE)))
         return made[-1]
 
     yield make

@@ -1,0 +1,173 @@
+"""What DeepSpeed really holds, held against the ledger: real steps of two ranks, every storage followed.
+
+The ranks run on CPUs with gloo. What that changes is said here, and nowhere in the ledger:
+
+- attention runs the CPU's kernel, which shows no fp32 sum of dQ; LayerNorm's statistics have the compute dtype;
+- nothing overlaps, as the settings for a CPU say;
+- host and device are one. What offload would keep in host memory is known by who holds it: the masters, their gradients
+  and moments, and the buffers that DeepSpeed makes with ``device="cpu"`` (see ``mark_states`` in the worker). They are
+  compared with ``host_bytes`` and are not part of the device's figures. Copies from one to the other do not happen.
+
+Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole matrix instead of six configurations.
+"""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ranks import run_ranks
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import resolve
+from scalegpt.planner.block import BlockLedger
+from scalegpt.planner.deepspeed_memory import BUCKETS, PartStep, ShardedStep, make_step
+from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.memory import Prediction
+from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS
+from scalegpt.planner.timeline import rounded
+
+RANKS = 2
+MODEL = {
+    "backend": "deepspeed", "n_layer": 5, "n_embd": 128, "n_head": 4, "block_size": 128, "vocab_size": 1500,
+    "micro_batch": 2, "dropout": 0.0, "learning_rate": 1e-4,
+}  # fmt: skip
+
+Case = tuple[dict[str, Any], int]
+
+
+def case(stage: int, offload: str = "none", grad_accum: int = 1, precision: str = "bf16", **more: Any) -> Case:
+    return {**MODEL, "zero_stage": stage, "offload": offload, "precision": precision, **more}, grad_accum
+
+
+FEW = {
+    "stage 1": case(1, grad_accum=2),
+    "stage 2": case(2, grad_accum=2),
+    "stage 3": case(3, grad_accum=2),
+    "stage 1, offload": case(1, "optimizer"),
+    "stage 2, offload": case(2, "optimizer", recompute="full", tie_head=False),
+    "stage 3, offload": case(3, "optimizer", bias=True),
+}
+ALL = FEW | {
+    f"stage {stage} {precision} {offload} x{grad_accum} {'tied' if tied else 'untied'} {recompute}": case(
+        stage, offload, grad_accum, precision, tie_head=tied, recompute=recompute
+    )
+    for stage in (1, 2, 3)
+    for precision in ("bf16", "fp16", "fp32")
+    for offload in ("none", "optimizer", *(["all"] if stage == 3 else []))
+    for grad_accum, tied, recompute in ((1, True, "none"), (2, False, "full"))
+}
+CASES = ALL if os.environ.get("SCALEGPT_ORACLE") == "all" else FEW
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Every rank's figures, by case."""
+    task = {label: {"flags": flags, "grad_accum": grad_accum} for label, (flags, grad_accum) in CASES.items()}
+    worker = Path(__file__).with_name("deepspeed_worker.py")
+    figures: dict[str, list[dict[str, Any]]] = run_ranks(
+        worker, RANKS, task, tmp_path_factory.mktemp("ranks"), timeout=1200
+    )
+    return figures
+
+
+class Played:
+    """A prediction for these CPUs, with the components that a prediction does not name."""
+
+    def __init__(self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(BlockLedger, "_flash_temporaries", lambda ledger: ())
+        run: RunConfig = resolve(flags=flags)
+        settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=RANKS, on_cuda=False)
+        step = make_step(run, ranks=RANKS, grad_accum=grad_accum, settings=settings)
+        assert isinstance(step, ShardedStep)
+        step.copies_between = False
+        step.block.statistics = 2 * rounded(step.s.compute * step.s.n)
+        self.live: Counter[str] = Counter()
+        self.buckets = 0
+        self._listen(step, run.parallel.stage)
+        self.prediction: Prediction = step.play()
+        if run.parallel.stage == 3:
+            self.buckets = rounded(step.sent * step.bucket)
+
+    def _listen(self, step: ShardedStep, stage: int) -> None:
+        update, hold = step._optimizer_step, step.hold_states
+
+        def before_update() -> None:
+            self.gradients = step.t.live[GRADIENTS]
+            update()
+
+        def states() -> None:
+            hold()
+            self.live.update(step.t.live)
+
+        step._optimizer_step, step.hold_states = before_update, states  # type: ignore[method-assign]
+        if isinstance(step, PartStep):
+            opened = step.open_buckets
+
+            def open_buckets() -> None:
+                opened()
+                self.buckets = self.buckets or step.t.live[BUCKETS]
+
+            step.open_buckets = open_buckets  # type: ignore[method-assign]
+
+
+@pytest.fixture(params=CASES)
+def label(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def played(label: str, monkeypatch: pytest.MonkeyPatch) -> Played:
+    return Played(*CASES[label], monkeypatch)
+
+
+@pytest.fixture
+def ranks(label: str, measured: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return measured[label]
+
+
+def of_kind(moment: dict[str, Any], *kinds: str) -> int:
+    return sum(piece[-1] for piece in moment["pieces"] if piece[0] in kinds)
+
+
+def on_device(moment: dict[str, Any]) -> int:
+    return int(moment["total"]) - of_kind(moment, "host")
+
+
+def fullest(ranks: list[dict[str, Any]], phase: str) -> int:
+    return max(on_device(rank["phases"][phase]) for rank in ranks)
+
+
+def test_the_peak(played: Played, ranks: list[dict[str, Any]]) -> None:
+    real = max(fullest(ranks, phase) for phase in ranks[0]["phases"])
+    assert played.prediction.peak_bytes == pytest.approx(real, rel=0.01)
+
+
+def test_every_phase(played: Played, ranks: list[dict[str, Any]]) -> None:
+    real = {phase: fullest(ranks, phase) for phase in played.prediction.phases}
+    assert played.prediction.phases == pytest.approx(real, rel=0.03)
+
+
+def test_parameters_and_optimizer_state(played: Played, ranks: list[dict[str, Any]]) -> None:
+    steady = max((rank["steady"] for rank in ranks), key=on_device)
+    assert played.live[WEIGHTS] == pytest.approx(of_kind(steady, "weights"), rel=0.02, abs=1024)
+    assert played.live[OPTIMIZER] == pytest.approx(of_kind(steady, "optimizer"), rel=0.02)
+    assert played.prediction.steady_bytes == pytest.approx(on_device(steady), rel=0.02)
+
+
+def test_gradients_and_buckets(label: str, played: Played, ranks: list[dict[str, Any]]) -> None:
+    flags = CASES[label][0]
+    if flags["precision"] != "fp32":  # there a rank's gradients are views of what came out of the buckets
+        plus_bf16 = ranks[0]["gradients"] / 2 if flags["zero_stage"] == 1 and "offload" not in label else 0
+        real = max(rank["gradients"] for rank in ranks)
+        whole = flags["zero_stage"] == 1 and flags["precision"] == "bf16" and flags["offload"] == "none"
+        assert played.gradients == pytest.approx(real + (plus_bf16 if whole else 0), rel=0.02)
+    assert played.buckets == pytest.approx(max(rank["buckets"] for rank in ranks), rel=0.02)
+
+
+def test_host_memory(label: str, played: Played, ranks: list[dict[str, Any]]) -> None:
+    real = max(of_kind(rank["steady"], "host") for rank in ranks)
+    assert played.prediction.host_bytes == pytest.approx(real, rel=0.02)
+    assert bool(real) == (CASES[label][0]["offload"] != "none")
