@@ -39,7 +39,13 @@ def test_a_module_can_be_read_at_a_sitting(path: Path) -> None:
     assert lines <= MOST_LINES, f"{path} has {lines} lines: split it where it falls apart by itself"
 
 
-@pytest.mark.parametrize("command", ["--help", "params --preset tiny", "presets", "train --help", "sample --help"])
+COMMANDS = (
+    "--help", "params --preset tiny", "presets", "train --help", "sample --help", "plan --help",
+    "plan --preset tiny --gpu 4090",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_that_need_no_torch_do_not_load_it(command: str) -> None:
     program = (
         "import sys; from scalegpt.cli.main import main\n"

@@ -12,7 +12,7 @@ from scalegpt.cli.plan_report import report
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
-from scalegpt.config.run import SECTIONS, ParallelConfig
+from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.planner import calibration
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.checks import check_attention, check_ranks, resolve_precision
@@ -106,6 +106,7 @@ def _parser() -> Parser:
     run.add_argument("--trace", action="store_true", help="trace the same step with torch too (seconds) and compare")
     run.add_argument("--no_calibration", action="store_true", help="leave measurements of earlier runs out")
     add_settings(parser, "machine", MachineConfig)
+    add_settings(parser, "data", DataConfig)
     add_settings(parser, "parallel layout", ParallelConfig)
     add_settings(parser, "training", TrainConfig)
     add_settings(parser, "model", ModelConfig)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from scalegpt.cli.table import aligned
-from scalegpt.planner.gpus import GIB
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Plan
+from scalegpt.planner.plan import Plan, gib
 
 BAR_WIDTH = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -39,11 +38,6 @@ def report(
         parts.append(f"to train so:\n  {command}")
     lines = [f"note: {note}" for note in (*notes, _sources(plan)) if not note.startswith("warning")]
     return "\n\n".join([*parts, "\n".join(lines)])
-
-
-def gib(count: int) -> str:
-    """A size in GiB, or in MiB where that would read as next to nothing."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -117,7 +111,7 @@ def _verdict(plan: Plan) -> str:
         return f"{gib(plan.total_bytes)} needed on each GPU; --gpu NAME or --memory_gb N says whether that is there"
     share = plan.total_bytes / usable
     picture = bar(share) if plan.fits else _FULL * BAR_WIDTH
-    line = f"[{picture.ljust(BAR_WIDTH)}] {gib(plan.total_bytes)} of the {gib(usable)} that {name} has ({share:.1%})"
+    line = f"[{picture.ljust(BAR_WIDTH)}] {gib(plan.total_bytes)} of {gib(usable)} ({name}), {share:.1%}"
     left = gib(abs(plan.missing_bytes))
     return f"{line}\nfits, with {left} to spare" if plan.fits else f"{line}\ndoes not fit: {left} too much"
 

@@ -194,7 +194,9 @@ def open_tokens(path: str | Path) -> TokenSet:
 
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or not any(
+        (path / name).exists() for name in (SIDECAR, *(f"{split}.bin" for split in SPLITS))
+    ):
         raise InputError(f"{path} is not a folder of prepared tokens; make one with scalegpt data prepare")
     meta = _read_sidecar(path / SIDECAR) if (path / SIDECAR).exists() else {}
     files = {split: TokenFile.open(path / f"{split}.bin", meta.get(f"{split}_tokens")) for split in SPLITS}

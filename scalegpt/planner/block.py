@@ -1,9 +1,10 @@
 """The live bytes of one transformer block, operation by operation: what ``scalegpt.model.gpt.Block`` allocates and keeps.
 
-Symbols: B micro batch, T block size, n = B·T, H width, a heads; c bytes of the compute dtype, r of the residual stream. What
-autograd keeps of a block, without dropout and with flash attention, is (2r + 14c)·n·H + 4·a·n + 16·n bytes: two inputs of norms
-(r each), two outputs of norms, QKV (3c), attention's output, the wide layer before and after GELU (4c each), attention's
-log-sum-exp and the norms' statistics in fp32. Weights that are fp32 are cast where they are used, and the copies kept: 12·c·H².
+Symbols: B micro batch, T block size, n = B·T, H width, a heads; c bytes of the compute dtype, r of the residual stream.
+What autograd keeps of a block, without dropout and with flash attention, is (2r + 14c)·n·H + 4·a·n + 16·n bytes: two
+inputs of norms (r each), two outputs of norms, QKV (3c), attention's output, the wide layer before and after GELU (4c
+each), attention's log-sum-exp and the norms' statistics in fp32. Weights that are fp32 are cast where they are used, and
+the copies kept: 12·c·H².
 """
 
 from collections.abc import Callable
@@ -84,6 +85,9 @@ class BlockLedger:
         self.t, self.s, self.accumulate = timeline, Sizes.of(run), accumulate
         s = self.s
         self.recompute = run.train.recompute
+        self.mask = (
+            s.n * s.hidden if run.model.dropout > 0 else 0
+        )  # a byte for each element, kept for the backward pass
         self.copies = copies_weights and s.compute != 4
         self.mixed = s.residual != s.compute  # norms then give fp32, which is cast to the compute dtype
         self.statistics = 2 * rounded(4 * s.n)
@@ -102,7 +106,10 @@ class BlockLedger:
         elif self.recompute == "selective":
             self._body_once()
             t.take(ACTIVATIONS, s.stream(3), s.stream(), s.stream(), s.stream(4))
-            t.hold(ACTIVATIONS, self.lse)
+            if (
+                not self.mask
+            ):  # with dropout attention is computed again, and the last matmul's result kept in its place
+                t.hold(ACTIVATIONS, self.lse)
             t.take(ACTIVATIONS, s.residual_stream)
         else:
             self._body_once()
@@ -143,10 +150,15 @@ class BlockLedger:
             t.give(TEMPORARIES, s.residual_stream)
 
     def _sum(self, kind: str) -> None:
-        """A branch's result and its sum with the residual stream, of which the sum stays."""
-        self.t.take(TEMPORARIES, self.s.stream())
-        self.t.take(kind, self.s.residual_stream)
-        self.t.give(TEMPORARIES, self.s.stream())
+        """A branch's result, dropped out, and its sum with the residual stream, of which the sum and the mask stay."""
+        t, s = self.t, self.s
+        t.take(TEMPORARIES, s.stream())
+        if self.mask:
+            t.take(TEMPORARIES, s.stream())
+            t.take(kind, self.mask)
+            t.give(TEMPORARIES, s.stream())
+        t.take(kind, s.residual_stream)
+        t.give(TEMPORARIES, s.stream())
 
     def _cast(self, numel: int) -> None:
         if self.copies:
@@ -170,16 +182,38 @@ class BlockLedger:
         t, s = self.t, self.s
         if self.recompute == "full":
             self._body(ACTIVATIONS)
+            if self.mask:
+                self._last_mask()
             return
         self._norm(ACTIVATIONS)
         self._cast(self.qkv)
+        if self.mask:
+            t.take(ACTIVATIONS, s.stream())
+            t.hold(ACTIVATIONS, self.lse)
         self._cast(self.proj)
+        if self.mask:
+            t.take(TEMPORARIES, s.stream())
+            t.take(ACTIVATIONS, self.mask)
         t.take(ACTIVATIONS, s.residual_stream)
+        if self.mask:
+            t.give(TEMPORARIES, s.stream())
         t.give(ACTIVATIONS, s.stream())  # the projection's result, which was kept for this sum
         self._norm(ACTIVATIONS)
         self._cast(self.fc)
         t.take(ACTIVATIONS, s.stream(4))
         self._cast(self.out)
+        if self.mask:
+            t.take(TEMPORARIES, s.stream())
+            t.take(ACTIVATIONS, self.mask)
+            t.give(TEMPORARIES, s.stream())
+            t.give(ACTIVATIONS, s.stream())  # the last matmul's result
+
+    def _last_mask(self) -> None:
+        """The last matmul and its dropout, computed again for the mask alone."""
+        t, s = self.t, self.s
+        t.take(TEMPORARIES, s.stream(), s.stream())
+        t.take(ACTIVATIONS, self.mask)
+        t.give(TEMPORARIES, s.stream(), s.stream())
 
     def _feed_forward_backward(self) -> None:
         t, s = self.t, self.s
@@ -215,6 +249,11 @@ class BlockLedger:
         t, s = self.t, self.s
         cast = s.stream() if self.mixed and not incoming else 0
         t.take(TEMPORARIES, cast)
+        if self.mask and not incoming:  # the gradient behind the dropout
+            t.take(TEMPORARIES, s.stream())
+            t.give(TEMPORARIES, cast)
+            t.give(ACTIVATIONS, self.mask)
+            cast = s.stream()
         t.take(TEMPORARIES, s.compute * numel)
         t.take(TEMPORARIES, outgoing)
         t.give(ACTIVATIONS, saved)

@@ -32,6 +32,8 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...]) -> str:
                 if plan.run.parallel.backend == "plain":
                     continue
                 value = plan.run.parallel.stage
+            if field.name == "ds_config" and value is None:
+                continue  # follows from the backend or the stage
             if field.name in DECIDED or value != getattr(theirs, field.name):
                 words += [f"--{field.name}", _word(value)]
     if plan.run.data.input_file is None:

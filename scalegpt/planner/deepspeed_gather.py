@@ -175,25 +175,31 @@ class _Coordinator:
         return soon
 
     def _whole(self, p: int) -> int:
-        return rounded(self.given.width * self.numel[p])
+        """Bytes of a gathered parameter; a single rank looks into the part that it holds, which is the whole."""
+        return 0 if self.given.ranks == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
 
     def _part(self, p: int) -> int:
         return -(-self.numel[p] // self.given.ranks)
+
+    def _buffer(self, wanted: Sequence[int]) -> int:
+        """Bytes of what parameters are gathered into."""
+        if self.given.ranks == 1:
+            return sum(map(self._whole, wanted))
+        return rounded(self.given.width * self.given.ranks * sum(map(self._part, wanted)))
 
     def _gather(self, wanted: Sequence[int]) -> None:
         """Start to gather parameters into one buffer."""
         if not wanted:
             return
-        parts = [self._part(p) for p in wanted]
-        size = rounded(self.given.width * self.given.ranks * sum(parts))
         key = wanted[0]
         for p in wanted:
             self.state[p] = _COMING
             self.group[p] = key
             self.available += self.numel[p]
         self.groups[key], self.waiting[key] = list(wanted), len(wanted)
-        copies = sum(rounded(self.given.width * part) for part in parts) if self.given.on_host else 0
-        self._hold(size + copies)
+        away = self.given.on_host and self.given.ranks > 1
+        copies = sum(rounded(self.given.width * self._part(p)) for p in wanted) if away else 0
+        self._hold(self._buffer(wanted) + copies)
         self.bytes -= copies
 
     def _wait(self, p: int) -> None:
@@ -202,16 +208,15 @@ class _Coordinator:
         if key is None:
             return
         wanted = self.groups[key]
-        single = len(wanted) == 1
+        copied = len(wanted) > 1 and self.given.ranks > 1
         if self.state[p] == _COMING:
             for other in wanted:
                 self.state[other] = _HERE
-            if not single:
-                self._hold(sum(self._whole(other) for other in wanted))
+            if copied:
+                self._hold(sum(map(self._whole, wanted)))
         self.waiting[key] -= 1
         if not self.waiting[key]:
-            buffer = rounded(self.given.width * self.given.ranks * sum(self._part(other) for other in wanted))
-            self.bytes -= buffer - (self._whole(wanted[0]) if single else 0)
+            self.bytes -= self._buffer(wanted) - (0 if copied else sum(map(self._whole, wanted)))
 
     def _hold(self, size: int) -> None:
         self.bytes += size

@@ -23,26 +23,18 @@ part of the fp32 gradient and a buffer for the largest tensor. Pinned host memor
 ``CachingHostAllocator``).
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.block import BYTES, TEMPORARIES
+from scalegpt.planner.block import TEMPORARIES
+from scalegpt.planner.deepspeed_stage3 import Stage3
+from scalegpt.planner.deepspeed_step import BUCKETS, NORM_BYTES, Settings, ShardedStep, host_size, offloaded
 from scalegpt.planner.memory import Prediction
-from scalegpt.planner.parameters import Shape
-from scalegpt.planner.step import GRADIENTS, MOMENTS, OPTIMIZER, WEIGHTS, Step, numel
+from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step, numel
 from scalegpt.planner.timeline import rounded
-
-BUCKETS = "buckets"
 
 FALLBACK_BUCKET = 500_000_000
 """Elements after which the engine reduces what it has collected (``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``)."""
-
-NORM_BYTES = 8
-"""Gradients' norms are taken in fp64 (``zero/utils.py: get_norm_dtype``), one tensor's at a time."""
-
-Settings = dict[str, Any]
 
 
 def play_deepspeed(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings) -> Prediction:
@@ -62,8 +54,6 @@ def make_step(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings
     zero = settings["zero_optimization"]
     fp16, offload = settings["fp16"]["enabled"], offloaded(zero, "optimizer")
     if zero["stage"] == 3:
-        from scalegpt.planner.deepspeed_stage3 import Stage3
-
         return Stage3(run, ranks, grad_accum, settings)
     if zero["stage"] == 0:
         return UnfusedStep(run, ranks, grad_accum) if fp16 else EngineStep(run, ranks, grad_accum)
@@ -71,21 +61,6 @@ def make_step(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings
     if zero["stage"] == 1 and settings["bf16"]["enabled"] and in_fp32 and not offload:
         return BF16Step(run, ranks, grad_accum, settings)
     return (Stage1 if zero["stage"] == 1 else Stage2)(run, ranks, grad_accum, settings)
-
-
-def offloaded(zero: Settings, what: str) -> bool:
-    """Whether the states of the ``optimizer``, or each ``param``, live in host memory."""
-    return ((zero.get(f"offload_{what}") or {}).get("device") or "none") != "none"
-
-
-def pinned(zero: Settings, what: str) -> bool:
-    """Whether what is offloaded lies in pinned memory."""
-    return bool((zero.get(f"offload_{what}") or {}).get("pin_memory"))
-
-
-def host_size(count: int, *, pin: bool) -> int:
-    """Host memory for a tensor of so many bytes."""
-    return 1 << (count - 1).bit_length() if pin and count else count
 
 
 class EngineStep(Step):
@@ -149,132 +124,6 @@ def largest_pile(sizes: Iterable[int]) -> int:
     return largest
 
 
-class ShardedStep(Step):
-    """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
-
-    casts_weights = False
-    pins_masters = True
-
-    def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, ranks, grad_accum)
-        self.zero = settings["zero_optimization"]
-        self.width = self.s.compute
-        self.accumulated = BYTES[settings["data_types"]["grad_accum_dtype"]]
-        self.sent = BYTES[settings["communication_data_type"]]
-        self.offloads, self.pins = offloaded(self.zero, "optimizer"), pinned(self.zero, "optimizer")
-        self.bucket = int(self.zero["reduce_bucket_size"])
-        self.overlaps = bool(self.zero["overlap_comm"])
-        self.copies_between = True  # to host memory and back; false where the device is the host
-        every = list(self.shapes.values())
-        self.groups = [
-            group for group in ([x for x in every if len(x) > 1], [x for x in every if len(x) == 1]) if group
-        ]
-        self.parts = [self.part(group) for group in self.groups]
-        self.filled = 0  # elements in the bucket
-        self.host = 0
-        self.in_tail = self.norm_waits = False
-
-    def part(self, group: list[Shape]) -> int:
-        """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
-        total, align = sum(map(numel, group)), 2 * self.ranks
-        return -(-total // align) * 2
-
-    def play(self) -> Prediction:
-        """See :meth:`Step.play`; adds the host's memory."""
-        self.hold_states()
-        steady = self.t.total
-        super_states, self.hold_states = self.hold_states, lambda: None  # type: ignore[method-assign]
-        super().play()
-        self.hold_states = super_states  # type: ignore[method-assign]
-        return Prediction.of(self.t, steady, self.host)
-
-    def hold_states(self) -> None:
-        """Hold flat weights, and masters and moments in parts."""
-        self.hold_weights()
-        for part in self.parts:
-            if self.offloads:
-                self.host += host_size(4 * part, pin=self.pins and self.pins_masters) + MOMENTS * 4 * part + 4
-            else:
-                self.t.take(OPTIMIZER, *[4 * part] * (1 + MOMENTS))
-                if self.run.train.fused:
-                    self.t.take(OPTIMIZER, 4)
-
-    def hold_weights(self) -> None:
-        """Hold flat weights, a buffer for each group."""
-        for part in self.parts:
-            self.t.take(WEIGHTS, self.width * part * self.ranks)
-
-    def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """See :meth:`Step.small_gradients`; here they are followed like the others, and so small that only buckets notice."""
-        for shape in shapes:
-            if not self.in_tail or len(shape) > 1:  # the last norm's came long before
-                self.arrive(numel(shape), 0)
-
-    def settle_head(self) -> None:
-        """See :meth:`Step.settle_head`."""
-        self.t.give(GRADIENTS, self.width * self.head)
-        self.t.take(TEMPORARIES, self.width * self.head)
-        self.arrive(self.head, self.width)
-
-    settle_embedding = settle_head
-
-    def accumulate(self, elements: int) -> None:
-        """See :meth:`Step.accumulate`."""
-        self.arrive(elements, self.width)
-
-    def arrive(self, elements: int, width: int) -> None:
-        """A parameter's gradient is there, in so many bytes per element and counted as temporary; 0: not followed."""
-        raise NotImplementedError
-
-    def _blocks(self, play: Callable[[], None]) -> None:
-        """See :meth:`Step._blocks`; blocks are alike from the first that leaves the bucket as it found it."""
-        layers, played, alike = self.run.model.n_layer, 0, False
-        while played < layers:
-            before, state = self.t.live.copy(), self.bucket_state
-            if alike:
-                played = layers - 1
-            play()
-            played, alike = played + 1, False
-            if state == self.bucket_state and played < layers - 1:
-                for kind in list(self.t.live):
-                    change = (self.t.live[kind] - before[kind]) * (layers - 1 - played)
-                    self.t.live[kind] += change
-                    self.t.total += change
-                alike = True
-
-    @property
-    def bucket_state(self) -> tuple[int, ...]:
-        """What decides what the next gradient does."""
-        return (self.filled,)
-
-    def _loss_backward(self) -> None:
-        super()._loss_backward()
-        self.norm_waits = True
-
-    def block_backward(self) -> None:
-        """See :meth:`Step.block_backward`; before the first block the last norm's gradients come."""
-        self.last_norm()
-        super().block_backward()
-
-    def last_norm(self) -> None:
-        """The last norm's gradients, once."""
-        if self.norm_waits:
-            self.norm_waits = False
-            for name, shape in self.shapes.items():
-                if name.startswith("ln_f"):
-                    self.arrive(numel(shape), 0)
-
-    def _tail(self) -> None:
-        self.in_tail = True
-        super()._tail()
-        self.in_tail = False
-
-    def _step_in_groups(self) -> None:
-        """The foreach form's copy of a group's second moments' roots."""
-        if not self.run.train.fused and not self.offloads:
-            self.t.touch(TEMPORARIES, 4 * max(self.parts))
-
-
 class BF16Step(ShardedStep):
     """Stage 1 in bf16: ``BF16_Optimizer``, which reduces all gradients everywhere, whole and in fp32."""
 
@@ -327,8 +176,6 @@ class PartStep(ShardedStep):
             self.host += host_size(largest, pin=self.pins)
             for part in self.parts:  # the gradient, and the weights on their way back
                 self.host += host_size(4 * part, pin=self.pins) + host_size(self.width * part, pin=self.pins)
-            if not self.compact and self.grad_accum > 1:
-                self.host += host_size(self.width * self.overlapping, pin=self.pins)
 
     @property
     def staged(self) -> int:
@@ -338,7 +185,7 @@ class PartStep(ShardedStep):
     @property
     def bucket_state(self) -> tuple[int, ...]:
         """See :attr:`ShardedStep.bucket_state`."""
-        return self.filled, self.open, self.owned, self.waiting
+        return self.filled, self.largest, self.open, self.owned, self.waiting
 
     def open_buckets(self) -> None:
         """Allocate the buckets, once in a backward pass."""
@@ -366,6 +213,8 @@ class PartStep(ShardedStep):
         else:
             self.t.give(kind, width * elements)
         self.filled += elements
+        self.largest = max(self.largest, elements)
+        self.tensors += 1
 
     def reduce(self) -> None:
         """Reduce what is in the bucket, and keep this rank's part of it."""
@@ -377,13 +226,12 @@ class PartStep(ShardedStep):
                 sum(rounded(4 * part) for part in self.parts) if self.compact else rounded(4 * self.overlapping)
             )
             self.t.hold(GRADIENTS, self.owned)
-        alone = self.waiting and elements <= self.parts[0]
+        alone = self.tensors == 1 and elements <= self.parts[0]
         joined = 0 if alone else self.staged * elements
         self.t.touch(BUCKETS, joined, self.sent * elements if self.sent != self.staged else 0)
         if self.offloads and self.last_micro:
-            self.t.touch(TEMPORARIES, NORM_BYTES * min(max(map(numel, self.block_shapes)), self.parts[0]))
-            if alone:
-                self.t.touch(TEMPORARIES, NORM_BYTES * elements)
+            self.t.touch(TEMPORARIES, NORM_BYTES * min(self.largest, self.parts[0]))
+        self.largest = self.tensors = 0
         if self.compact and self.staged != 4 and not (self.offloads and self.last_micro):
             self.kept += rounded(self.waiting)
         else:
@@ -414,6 +262,12 @@ class PartStep(ShardedStep):
 class Stage2(PartStep):
     """Stage 2: gradients pass through the bucket as they are made, in every micro step."""
 
+    def hold_states(self) -> None:
+        """See :meth:`PartStep.hold_states`; in fp32 gradients add up in host memory."""
+        super().hold_states()
+        if self.offloads and not self.compact and self.grad_accum > 1:
+            self.host += host_size(self.width * self.overlapping, pin=self.pins)
+
     def arrive(self, elements: int, width: int) -> None:
         """Into the bucket."""
         self.open_buckets()
@@ -442,8 +296,11 @@ class Stage1(PartStep):
     def arrive(self, elements: int, width: int) -> None:
         """Cast to fp32 and added up; with overlapping communication reduced at once."""
         self.open_buckets()
+        if width == 4:
+            self.t.give(TEMPORARIES, width * elements)
         self.t.take(GRADIENTS, 4 * elements)
-        self.t.give(TEMPORARIES, width * elements)
+        if width != 4:
+            self.t.give(TEMPORARIES, width * elements)
         if self.has_gradients:
             self.t.give(GRADIENTS, 4 * elements)
         if self.overlaps and self.last_micro:
@@ -457,7 +314,7 @@ class Stage1(PartStep):
             for elements in self._in_order():
                 self.into_bucket(elements, 4, GRADIENTS)
         self.reduce()
-        if not self.compact:
+        if not self.compact or self.ranks == 1:
             self.close_buckets()
 
     def _in_order(self) -> Iterator[int]:
@@ -466,13 +323,9 @@ class Stage1(PartStep):
 
     def _optimizer_step(self) -> None:
         """The gradients of other ranks' parameters are still there: in the bucket, or a very large one by itself."""
-        foreign = 4 * self.head if self.offloads and self.ranks > 1 and self.head > self.bucket else 0
+        fuller = self.offloads or not self.run.model.tie_head  # than the rank whose the token embedding is
+        foreign = 4 * self.head if fuller and self.ranks > 1 and self.head > self.bucket else 0
         self.t.take(TEMPORARIES, foreign)
         super()._optimizer_step()
         self.t.give(TEMPORARIES, foreign)
         self.close_buckets()
-
-
-def padded(shape: Shape, ranks: int) -> int:
-    """Elements of a tensor that stage 3 has cut into equal parts, each rank one."""
-    return math.ceil(numel(shape) / ranks)

@@ -9,12 +9,12 @@ Beyond what :mod:`scalegpt.planner.deepspeed_gather` says, from deepspeed 0.19's
 - The optimizer steps through the groups, each with a flat copy of its gradients.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from scalegpt.config import RunConfig
 from scalegpt.planner.block import TEMPORARIES
 from scalegpt.planner.deepspeed_gather import Gathering, Schedule, Visit, schedule
-from scalegpt.planner.deepspeed_memory import (
+from scalegpt.planner.deepspeed_step import (
     BUCKETS,
     NORM_BYTES,
     Settings,
@@ -41,7 +41,8 @@ class Stage3(ShardedStep):
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
         whole = [padded(shape, ranks) for shape in self.shapes.values() if numel(shape) <= threshold]
-        self.kept_whole = sum(rounded(self.width * ranks * part) for part in whole)
+        apart = ranks > 1 or offloaded(self.zero, "param")  # else they look into the part, which is the whole
+        self.kept_whole = sum(rounded(self.width * ranks * part) for part in whole) if apart else 0
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
         sharded = [size if size > threshold else 0 for size in (self.head, self.s.block * self.s.hidden)]
         self.gathering = Gathering(
@@ -205,6 +206,8 @@ class Stage3(ShardedStep):
         else:
             self.large = self.width * elements
         self.filled += elements
+        self.largest = max(self.largest, elements)
+        self.tensors += 1
 
     def _reduce(self) -> None:
         """Join, reduce and cut what is in the bucket."""
@@ -212,21 +215,25 @@ class Stage3(ShardedStep):
         if not elements:
             return
         cast = self.sent * elements if self.large and self.sent != self.width else 0
-        alone = self.large and elements % self.ranks == 0
+        alone = self.tensors == 1 and elements % self.ranks == 0
         joined = 0 if alone else self.sent * elements
         back = self.accumulated * -(-elements // self.ranks) if self.offloads and self.copies_between else 0
         self.t.touch(BUCKETS, cast, joined, back)
         kept = cast if alone else joined
         if self.offloads and self.last_micro:
-            largest = elements if self.large else min(elements, max(map(numel, self.block_shapes)))
-            self.t.touch(BUCKETS, kept, back, NORM_BYTES * -(-largest // self.ranks))
+            self.t.touch(BUCKETS, kept, back, NORM_BYTES * -(-self.largest // self.ranks))
         self.t.give(TEMPORARIES, self.large)
-        self.large = 0
+        self.large = self.largest = self.tensors = 0
 
     def _tail(self) -> None:
-        for visit in self.plan.embeddings_back:
-            self._enter(visit)
+        self._enter(self.plan.embeddings_back[0])
         super()._tail()
+
+    def small_gradients(self, shapes: Iterable[Shape]) -> None:
+        """See :meth:`ShardedStep.small_gradients`; the position embedding's comes before the token embedding is gathered."""
+        super().small_gradients(shapes)
+        if self.in_tail:
+            self._enter(self.plan.embeddings_back[1])
 
     def after_backward(self) -> None:
         """Reduce the rest and let go of the embeddings."""

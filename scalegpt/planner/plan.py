@@ -15,7 +15,7 @@ from scalegpt.config.train import RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import LARGEST_MICRO_BATCH, BatchPlan, plan_batches
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.gpus import GB, Card, find_card
+from scalegpt.planner.gpus import GB, GIB, Card, find_card
 from scalegpt.planner.memory import Prediction, predict
 from scalegpt.planner.overheads import Overheads
 
@@ -170,6 +170,11 @@ def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: C
                 overheads, run, machine.card, machine.ranks, torch=machine.torch, driver=machine.driver
             )
     return Plan(run=run, machine=machine, batch=batch, prediction=prediction, overheads=overheads)
+
+
+def gib(count: int) -> str:
+    """A size in GiB, or in MiB where that would read as next to nothing."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
 def first_that_fits(plan: Plan, calibration: Calibration | None = None) -> Plan | None:

@@ -157,6 +157,9 @@ class Step:
         t.give(TEMPORARIES, s.stream(), s.compute * table)
         t.give(TEMPORARIES, positions)
         t.take(ACTIVATIONS, positions)  # the indices are kept for the embedding's gradient
+        if self.block.mask:
+            t.take(ACTIVATIONS, self.block.mask)
+            t.touch(ACTIVATIONS, s.residual_stream)
 
     def _final_norm(self) -> None:
         t, s = self.t, self.s
@@ -263,6 +266,9 @@ class Step:
         bytes_each = self.gradient_bytes
         self.small_gradients(shape for name, shape in self.shapes.items() if name.startswith(("wpe", "ln_f")))
         stream = s.stream()
+        if self.block.mask:
+            t.touch(TEMPORARIES, s.residual_stream)
+            t.give(ACTIVATIONS, self.block.mask)
         if self.copies:
             t.take(TEMPORARIES, 4 * s.n * s.hidden)
             t.give(TEMPORARIES, s.residual_stream)

@@ -14,8 +14,8 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.planner import calibration
 from scalegpt.planner.calibration import Measurement
-from scalegpt.planner.gpus import GIB, known_card
-from scalegpt.planner.plan import Machine, Plan
+from scalegpt.planner.gpus import known_card
+from scalegpt.planner.plan import Machine, Plan, gib
 
 ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "growth of the process's resident memory"
 
@@ -40,16 +40,15 @@ def machine_of(world: World) -> Machine:
 def predicted_line(plan: Plan) -> str:
     """What a run says of its memory before it starts."""
     phase = plan.prediction.phase.replace("_", " ")
-    peak = f"memory   {plan.peak_bytes / GIB:.2f} GiB predicted peak"
+    peak = f"memory   {gib(plan.peak_bytes)} predicted peak"
     if not plan.machine.is_gpu:
         return f"{peak} (phase {phase}), as a GPU would hold it"
-    host = f", {plan.host_bytes / GIB:.2f} GiB in host memory" if plan.host_bytes else ""
-    line = f"{peak} per GPU (phase {phase}), {plan.total_bytes / GIB:.2f} GiB with overheads{host}"
+    host = f", {gib(plan.host_bytes)} in host memory" if plan.host_bytes else ""
+    line = f"{peak} per GPU (phase {phase}), {gib(plan.total_bytes)} with overheads{host}"
     usable = plan.machine.usable_bytes
     if usable is None or plan.fits:
         return line
-    missing = plan.missing_bytes / GIB
-    return f"{line}\nwarning: that is {missing:.2f} GiB more than the {usable / GIB:.2f} GiB of this card"
+    return f"{line}\nwarning: that is {gib(plan.missing_bytes)} more than the {gib(usable)} of this card"
 
 
 @dataclass(frozen=True)
@@ -109,15 +108,15 @@ def largest_resident() -> int:
 
 def comparison(plan: Plan, measured: Measured) -> str:
     """Predicted beside measured, in a line or two."""
-    line = f"memory   {plan.peak_bytes / GIB:.2f} GiB predicted, {measured.peak / GIB:.2f} GiB measured ({measured.by}"
+    line = f"memory   {gib(plan.peak_bytes)} predicted, {gib(measured.peak)} measured ({measured.by}"
     if measured.reserved is None or measured.driver is None:
         return f"{line}; it holds libraries too, and the CPU's own temporaries)"
     off = f", prediction {plan.peak_bytes / measured.peak - 1:+.1%}" if measured.peak else ""
     whose = "" if measured.driver_is_ours else ", other processes included"
     return (
         f"{line}{off})\n"
-        f"         reserved {plan.reserved_bytes / GIB:.2f} predicted, {measured.reserved / GIB:.2f} GiB measured; "
-        f"driver {plan.total_bytes / GIB:.2f} predicted, {measured.driver / GIB:.2f} GiB measured{whose}"
+        f"         reserved {gib(plan.reserved_bytes)} predicted, {gib(measured.reserved)} measured; "
+        f"driver {gib(plan.total_bytes)} predicted, {gib(measured.driver)} measured{whose}"
     )
 
 

@@ -98,6 +98,7 @@ def test_sidecars_that_are_not_json(folder, content):
 def test_not_a_folder_of_tokens(tmp_path):
     with pytest.raises(InputError, match="not a folder of prepared tokens"):
         open_tokens(tmp_path / "nothing")
+    (tmp_path / "val.bin").write_bytes(b"\0\0")
     with pytest.raises(InputError, match=r"train\.bin: No such file"):
         open_tokens(tmp_path)
 

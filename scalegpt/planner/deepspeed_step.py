@@ -1,0 +1,159 @@
+"""What DeepSpeed's sharding optimizers share in the ledger: states cut over the ranks, a bucket, host memory."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from scalegpt.config import RunConfig
+from scalegpt.planner.block import BYTES, TEMPORARIES
+from scalegpt.planner.memory import Prediction
+from scalegpt.planner.parameters import Shape
+from scalegpt.planner.step import GRADIENTS, MOMENTS, OPTIMIZER, WEIGHTS, Step, numel
+
+BUCKETS = "buckets"
+
+NORM_BYTES = 8
+"""Gradients' norms are taken in fp64 (``zero/utils.py: get_norm_dtype``), one tensor's at a time."""
+
+Settings = dict[str, Any]
+
+
+def offloaded(zero: Settings, what: str) -> bool:
+    """Whether the states of the ``optimizer``, or each ``param``, live in host memory."""
+    return ((zero.get(f"offload_{what}") or {}).get("device") or "none") != "none"
+
+
+def pinned(zero: Settings, what: str) -> bool:
+    """Whether what is offloaded lies in pinned memory."""
+    return bool((zero.get(f"offload_{what}") or {}).get("pin_memory"))
+
+
+def host_size(count: int, *, pin: bool) -> int:
+    """Host memory for a tensor of so many bytes."""
+    return 1 << (count - 1).bit_length() if pin and count else count
+
+
+class ShardedStep(Step):
+    """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
+
+    casts_weights = False
+    pins_masters = True
+
+    def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
+        super().__init__(run, ranks, grad_accum)
+        self.zero = settings["zero_optimization"]
+        self.width = self.s.compute
+        self.accumulated = BYTES[settings["data_types"]["grad_accum_dtype"]]
+        self.sent = BYTES[settings["communication_data_type"]]
+        self.offloads, self.pins = offloaded(self.zero, "optimizer"), pinned(self.zero, "optimizer")
+        self.bucket = int(self.zero["reduce_bucket_size"])
+        self.overlaps = bool(self.zero["overlap_comm"])
+        self.copies_between = True  # to host memory and back; false where the device is the host
+        self.groups: list[list[Shape]] = [[], []]
+        for shape in self.shapes.values():
+            self.groups[0 if len(shape) > 1 else 1].append(shape)
+        self.parts = [self.part(group) for group in self.groups]
+        self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
+        self.host = 0
+        self.in_tail = self.norm_waits = False
+
+    def part(self, group: list[Shape]) -> int:
+        """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
+        total, align = sum(map(numel, group)), 2 * self.ranks
+        return -(-total // align) * 2
+
+    def play(self) -> Prediction:
+        """See :meth:`Step.play`; adds the host's memory."""
+        return replace(super().play(), host_bytes=self.host)
+
+    def hold_states(self) -> None:
+        """Hold flat weights, and masters and moments in parts."""
+        self.hold_weights()
+        for part in self.parts:
+            if self.offloads:
+                self.host += host_size(4 * part, pin=self.pins and self.pins_masters) + MOMENTS * 4 * part + 4
+            else:
+                self.t.take(OPTIMIZER, *[4 * part] * (1 + MOMENTS))
+                if self.run.train.fused:
+                    self.t.take(OPTIMIZER, 4)
+
+    def hold_weights(self) -> None:
+        """Hold flat weights, a buffer for each group."""
+        for part in self.parts:
+            self.t.take(WEIGHTS, self.width * part * self.ranks)
+
+    def small_gradients(self, shapes: Iterable[Shape]) -> None:
+        """See :meth:`Step.small_gradients`; here they are followed like the others, and so small that only buckets notice."""
+        for shape in shapes:
+            if not self.in_tail or len(shape) > 1:  # the last norm's came long before
+                self.arrive(numel(shape), 0)
+
+    def settle_head(self) -> None:
+        """See :meth:`Step.settle_head`."""
+        self.t.give(GRADIENTS, self.width * self.head)
+        self.t.take(TEMPORARIES, self.width * self.head)
+        self.arrive(self.head, self.width)
+
+    settle_embedding = settle_head
+
+    def accumulate(self, elements: int) -> None:
+        """See :meth:`Step.accumulate`."""
+        self.arrive(elements, self.width)
+
+    def arrive(self, elements: int, width: int) -> None:
+        """A parameter's gradient is there, in so many bytes per element and counted as temporary; 0: not followed."""
+        raise NotImplementedError
+
+    def _blocks(self, play: Callable[[], None]) -> None:
+        """See :meth:`Step._blocks`; blocks are alike from the first that leaves the bucket as it found it."""
+        layers, played, alike = self.run.model.n_layer, 0, False
+        while played < layers:
+            before, state = self.t.live.copy(), self.bucket_state
+            if alike:
+                played = layers - 1
+            play()
+            played, alike = played + 1, False
+            if state == self.bucket_state and played < layers - 1:
+                for kind in list(self.t.live):
+                    change = (self.t.live[kind] - before[kind]) * (layers - 1 - played)
+                    self.t.live[kind] += change
+                    self.t.total += change
+                alike = True
+
+    @property
+    def bucket_state(self) -> tuple[int, ...]:
+        """What decides what the next gradient does."""
+        return (self.filled,)
+
+    def _loss_backward(self) -> None:
+        super()._loss_backward()
+        self.norm_waits = True
+
+    def block_backward(self) -> None:
+        """See :meth:`Step.block_backward`; before the first block the last norm's gradients come."""
+        self.last_norm()
+        super().block_backward()
+
+    def last_norm(self) -> None:
+        """The last norm's gradients, once."""
+        if self.norm_waits:
+            self.norm_waits = False
+            for name, shape in self.shapes.items():
+                if name.startswith("ln_f"):
+                    self.arrive(numel(shape), 0)
+
+    def _tail(self) -> None:
+        self.in_tail = True
+        super()._tail()
+        self.in_tail = False
+
+    def _step_in_groups(self) -> None:
+        """The foreach form's copy of a group's second moments' roots."""
+        if not self.run.train.fused and not self.offloads:
+            self.t.touch(TEMPORARIES, 4 * max(self.parts))
+
+
+def padded(shape: Shape, ranks: int) -> int:
+    """Elements of a tensor that stage 3 has cut into equal parts, each rank one."""
+    return math.ceil(numel(shape) / ranks)

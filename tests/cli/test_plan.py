@@ -1,0 +1,401 @@
+"""``scalegpt plan``: its promises in JSON and text, its exit statuses, and the one line of every bad input."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalegpt.cli import plan as command
+from scalegpt.cli.main import main
+from scalegpt.cli.plan_report import bar
+from scalegpt.cli.train import make_parser
+from scalegpt.planner import calibration, memory
+from scalegpt.planner.batches import plan_batches
+from scalegpt.planner.calibration import Measurement
+from scalegpt.planner.parameters import parameter_shapes
+from scalegpt.planner.plan import gib
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = "--preset tiny --backend plain --gpu 4090"
+LARGE = "--preset 500M_1024 --backend plain"
+
+CHOICE = {
+    "fits", "backend", "zero_stage", "micro_batch", "grad_accum", "recompute", "loss", "precision", "optimizer", "offload",
+    "peak_bytes", "reserved_bytes", "total_bytes", "host_bytes", "breakdown", "phases", "step_seconds", "tokens_per_second",
+    "mfu", "command",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run the command with ``--json``; the parsed object."""
+
+    def run(words: str, status: int = 0) -> Any:
+        capsys.readouterr()
+        assert main(["plan", *shlex.split(words), "--json"]) == status
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command; its standard output."""
+
+    def run(words: str, status: int = 0) -> str:
+        capsys.readouterr()
+        assert main(["plan", *shlex.split(words)]) == status
+        return capsys.readouterr().out
+
+    return run
+
+
+# --- what is promised ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [SMALL, "", f"{LARGE} --gpu rtx3060", "--preset small --backend plain --memory_gb 1e3"]
+)
+def test_the_json_has_what_is_promised(plan: Any, words: str) -> None:
+    found = plan(words, status=3 if "3060" in words else 0)
+    choice = found["choice"]
+    assert {"model", "gpu", "choice", "alternatives"} <= set(found)
+    assert {"name", "parameters"} <= set(found["model"])
+    assert {"name", "usable_bytes", "count", "nodes"} == set(found["gpu"])
+    assert set(choice) >= CHOICE
+    assert found["alternatives"] == []
+    assert choice["peak_bytes"] <= choice["reserved_bytes"] <= choice["total_bytes"]
+    assert choice["peak_bytes"] == max(choice["phases"].values()) == sum(choice["breakdown"].values())
+    assert choice["peak_bytes"] + sum(choice["overheads"].values()) == choice["total_bytes"]
+    assert choice["phases"][choice["binding_phase"]] == choice["peak_bytes"]
+    assert (choice["step_seconds"], choice["tokens_per_second"], choice["mfu"]) == (None, None, None)
+    usable = found["gpu"]["usable_bytes"]
+    assert choice["fits"] == (None if usable is None else choice["total_bytes"] <= usable)
+
+
+def test_it_is_the_prediction_of_what_was_fixed(plan: Any) -> None:
+    words = f"{SMALL} --micro_batch 4 --recompute full --loss full --precision fp32 --tokens_per_step 16384"
+    choice = plan(words)["choice"]
+    arguments = command._parser().parse(shlex.split(words))
+    run = command._answer(arguments).plan.run
+    predicted = memory.predict(run, ranks=1, grad_accum=choice["grad_accum"])
+    assert choice["peak_bytes"] == predicted.peak_bytes
+    fixed = {"micro_batch": 4, "recompute": "full", "loss": "full", "precision": "fp32", "backend": "plain"}
+    assert {key: choice[key] for key in fixed} == fixed
+    assert choice["grad_accum"] * 4 * run.model.block_size == 16384 == choice["tokens_per_step"]
+
+
+def test_the_model_is_the_presets(plan: Any) -> None:
+    model = plan("--preset 150M_1024 --backend plain")["model"]
+    assert (model["name"], model["parameters"], model["n_layer"]) == ("150M_1024", 152_691_456, 16)
+
+
+def test_every_setting_is_a_flag_in_either_spelling(plan: Any) -> None:
+    shape = "--n-layer 2 --n_embd 64 --n-head 2 --block_size 32 --vocab-size 100 --tie_head false --bias --dropout 0.1"
+    assert plan(f"{shape} --micro-batch 2")["model"]["parameters"] == sum(
+        _size(each) for each in parameter_shapes(command.resolve(flags=_flags(shape)).model).values()
+    )
+
+
+def _flags(words: str) -> dict[str, Any]:
+    return command.given_settings(command._parser().parse(shlex.split(words)), command.ModelConfig)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def test_auto_leaves_the_word_to_the_preset(plan: Any) -> None:
+    preset = plan("--preset 500M_1024 --gpu h100")
+    auto = "--micro_batch auto --backend auto --zero_stage auto --recompute auto --loss auto --offload auto"
+    assert plan(f"--preset 500M_1024 --gpu h100 {auto}") == preset
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision"), [("4090", "bf16"), ("t4", "fp16"), ("v100-32gb", "fp16"), ("mi300x", "bf16")]
+)
+def test_auto_precision_is_what_the_card_is_fast_in(plan: Any, gpu: str, precision: str) -> None:
+    assert plan(f"--preset tiny --backend plain --gpu {gpu}")["choice"]["precision"] == precision
+
+
+def test_the_step_keeps_its_tokens_over_any_number_of_gpus(plan: Any) -> None:
+    for layout, ranks in (("--gpus 1", 1), ("--gpus 8", 8), ("--gpus 4 --nodes 2", 8), ("--gpus 64", 64)):
+        found = plan(f"--preset 150M_1024 --gpu a100-80gb {layout}")
+        choice = found["choice"]
+        assert choice["micro_batch"] * choice["grad_accum"] * ranks * 1024 == choice["tokens_per_step"] == 393_216
+        assert found["gpu"]["count"] * found["gpu"]["nodes"] == ranks
+
+
+def test_a_micro_batch_that_does_not_divide_is_lowered_and_said(plan: Any) -> None:
+    found = plan("--preset 150M_1024 --gpu a100-80gb --gpus 64")
+    assert found["choice"]["micro_batch"] == 6
+    assert "micro batch 6 rather than 24" in found["notes"][0]
+
+
+# --- fits or not -----------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(plan: Any, printed: Any) -> None:
+    found = plan(f"{LARGE} --memory_gb 12", status=3)
+    choice, lighter = found["choice"], found["would_fit"]
+    assert choice["fits"] is False
+    assert choice["missing_bytes"] == choice["total_bytes"] - 12 * 10**9 > 0
+    assert lighter["fits"] is True
+    assert lighter["tokens_per_step"] == choice["tokens_per_step"]
+    assert lighter["micro_batch"] < choice["micro_batch"]
+    text = printed(f"{LARGE} --memory_gb 12", status=3)
+    assert f"does not fit: {gib(choice['missing_bytes'])} too much" in text
+    assert f"would fit, with {gib(lighter['total_bytes'])}: --micro_batch {lighter['micro_batch']}" in text
+    assert lighter["command"] in text
+
+
+def test_what_would_fit_does_when_asked_for(plan: Any) -> None:
+    lighter = plan(f"{LARGE} --memory_gb 12 --loss full", status=3)["would_fit"]
+    words = lighter["command"].split("launch/train.py ")[1].replace(" --input_file your_text.txt", "")
+    again = plan(f"{words} --memory_gb 12")["choice"]
+    assert again == lighter
+
+
+def test_where_nothing_fits_it_says_so(plan: Any, printed: Any) -> None:
+    assert plan(f"{LARGE} --memory_gb 2", status=3)["would_fit"] is None
+    assert "nothing lighter on this machine fits either" in printed(f"{LARGE} --memory_gb 2", status=3)
+
+
+def test_the_limit_is_the_total_to_the_byte(plan: Any) -> None:
+    total = plan(SMALL)["choice"]["total_bytes"]
+    plan(f"{SMALL} --memory_gb {total / 1e9:.9f}")
+    plan(f"{SMALL} --memory_gb {(total - 1) / 1e9:.9f}", status=3)
+
+
+@pytest.mark.parametrize("flags", ["", "--recompute full", "--loss full", "--precision fp32", "--fused false"])
+def test_a_larger_micro_batch_never_takes_less(plan: Any, flags: str) -> None:
+    sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    totals = [plan(f"--preset tiny --backend plain --micro_batch {n} --tokens_per_step 49152 {flags}") for n in sizes]
+    peaks = [found["choice"]["peak_bytes"] for found in totals]
+    # Accumulating, of which the largest micro batch here needs none, holds the gradients besides.
+    assert peaks[:-1] == sorted(peaks[:-1])
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_adds_up(printed: Any, plan: Any) -> None:
+    choice = plan(f"{LARGE} --gpu a100-40gb")["choice"]
+    text = printed(f"{LARGE} --gpu a100-40gb")
+    rows = re.findall(r"^(\S.*?) +([\d.]+) ([GM])iB +([\d.]+)%", text, flags=re.MULTILINE)
+    sizes = {name: float(size) * (2**30 if unit == "G" else 2**20) for name, size, unit, _ in rows}
+    sums = {name: sizes.pop(name) for name in ("= the allocator's peak", "= reserved", "= total")}
+    assert sum(sizes.values()) == pytest.approx(choice["total_bytes"], rel=0.01)
+    assert sums["= total"] == pytest.approx(choice["total_bytes"], rel=0.001)
+    shares = [float(share) for name, _, _, share in rows if name in sizes]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    bars = {name: len(drawn) for name, drawn in re.findall(r"^(\w.*?) +[\d.]+ .iB +[\d.]+% *(█*)", text, re.MULTILINE)}
+    largest = max(sizes.values())
+    for name, size in sizes.items():
+        assert bars[name] == pytest.approx(40 * size / largest, abs=1.1)
+
+
+def test_the_text_says_what_is_planned(printed: Any) -> None:
+    text = printed(f"{LARGE} --gpu a100-40gb --gpus 1")
+    assert "500M_1024: 537,621,760 parameters, 24 layers, 1280 wide" in text
+    assert "1 × A100 40GB, plain, bf16" in text
+    assert len(re.findall("◀ binds", text)) == 1
+    assert "of 39.50 GiB (A100 40GB)" in text
+    assert "fits, with " in text
+    assert max(map(len, text.split("to train so:")[0].splitlines())) <= 120
+    assert "not on runs of this trainer yet" in text  # nothing here pretends to be measured
+    assert "the usable memory of H200 is estimated" in printed(f"{LARGE} --gpu h200")
+    assert "--gpu NAME or --memory_gb N" in printed(LARGE)
+
+
+def test_bars() -> None:
+    assert [bar(share, 4) for share in (0, 1 / 32, 0.25, 0.5, 1, 2, -1)] == ["", "▏", "█", "██", "████", "████", ""]
+
+
+@pytest.mark.parametrize(
+    ("words", "launcher"),
+    [
+        ("--preset tiny --backend plain", "python launch/train.py --preset tiny "),
+        ("--preset tiny --gpus 8 --backend fsdp", "torchrun --nproc_per_node 8 launch/train.py --preset tiny "),
+        ("--preset tiny --gpus 8 --backend deepspeed", "deepspeed --num_gpus 8 launch/train.py --preset tiny "),
+        (
+            "--preset tiny --gpus 8 --nodes 2 --backend fsdp",
+            "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d",
+        ),
+    ],
+)
+def test_the_command_starts_the_right_launcher(plan: Any, words: str, launcher: str) -> None:
+    assert plan(words)["choice"]["command"].startswith(launcher)
+
+
+def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
+    file = tmp_path / "my run.json"
+    file.write_text(json.dumps({"model": {"n_layer": 3, "n_embd": 96}, "train": {"learning_rate": 2e-3}}))
+    words = (
+        f"--config_file '{file}' --n_head 6 --bias --dropout 0.1 --micro_batch 4 --max_tokens 4096 --input_file a.txt"
+    )
+    found = plan(words)
+    arguments = make_parser().parse(shlex.split(found["choice"]["command"].split("launch/train.py ")[1]))
+    flags = command.given_settings(arguments, *command.SECTIONS.values())
+    run = command.resolve(config_file=arguments.config_file, flags=flags)
+    ours = command._answer(command._parser().parse(shlex.split(words))).plan.run
+    assert asdict(run) == asdict(ours)
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def test_runs_like_it_correct_all_but_the_peak(plan: Any, printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = plan(SMALL)["choice"]
+    measured = Measurement(
+        card="NVIDIA GeForce RTX 4090", driver="1", torch=str(calibration.installed_torch()), backend="plain", ranks=1,
+        predicted_peak_bytes=10**9, allocated_bytes=10**9, reserved_bytes=2 * 10**9, driver_bytes=5 * 10**9, date="now",
+    )  # fmt: skip
+    assert calibration.record(measured) is None
+    corrected = plan(SMALL)["choice"]
+    assert corrected["peak_bytes"] == tables["peak_bytes"]
+    assert corrected["overheads"]["CUDA context"] == 3 * 10**9
+    assert corrected["overheads_measured_on_runs"] == 1
+    assert "corrected by 1 measured run like this one" in printed(SMALL)
+    assert plan(f"{SMALL} --no-calibration")["choice"] == tables
+
+
+def test_a_broken_file_of_measurements_is_a_warning(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = plan(SMALL)["choice"]
+    path = calibration.calibration_path()
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert plan(SMALL)["choice"] == expected
+    main(["plan", *SMALL.split()])
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("scalegpt plan: warning: calibration ")
+    assert path.read_text() == "{"
+    main(["plan", *SMALL.split(), "--no_calibration"])
+    assert capsys.readouterr().err == ""
+
+
+# --- trace -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_stands_beside_the_arithmetic(plan: Any, printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--preset tiny --backend plain --micro_batch 2 --tokens_per_step 1024"
+    traced = plan(words)["choice"]["phases"]
+    traced = {phase: size + 2**20 for phase, size in traced.items()}
+    monkeypatch.setattr(command, "_trace", lambda plan: traced)
+    choice = plan(f"{words} --trace")["choice"]
+    assert choice["trace"] == {"peak_bytes": max(traced.values()), "phases": traced}
+    text = printed(f"{words} --trace")
+    assert re.search(r"^phase +peak +traced +error", text, re.MULTILINE)
+    assert re.search(r"^forward +[\d.]+ .iB +[\d.]+ .iB +-\d+\.\d\d%", text, re.MULTILINE)
+    assert "by arithmetic" in text
+
+
+@pytest.mark.slow
+def test_the_trace_is_of_the_same_step(plan: Any) -> None:
+    shape = "--n_layer 2 --n_embd 128 --n_head 2 --block_size 64 --vocab_size 512 --backend plain"
+    choice = plan(f"{shape} --precision bf16 --micro_batch 4 --trace")["choice"]
+    assert choice["trace"]["phases"].keys() == choice["phases"].keys()
+    assert choice["trace"]["peak_bytes"] == pytest.approx(choice["peak_bytes"], rel=0.05)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "--preset nope": "preset 'nope' does not exist",
+    "--preset tiny --gpu rtx4091": "RTX 4090",
+    "--preset tiny --gpu a100": "A100 40GB, A100 80GB",
+    "--preset tiny --gpus 0": "gpus must be at least 1, not 0",
+    "--preset tiny --gpus -1": "gpus must be at least 1",
+    "--preset tiny --gpus two": "gpus must be a whole number",
+    "--preset tiny --nodes 0": "nodes must be at least 1, not 0",
+    "--preset tiny --memory_gb 0": "memory_gb must be more than 0",
+    "--preset tiny --memory_gb nan": "memory_gb must be a number",
+    "--preset tiny --gpu 4090 --memory_gb 80": "RTX 4090 has 25.25 GB",
+    "--preset tiny --micro_batch 0": "micro_batch must be at least 1, not 0",
+    "--preset tiny --backend plain --zero_stage 3": "zero_stage 3 does not exist for backend plain; it has 0",
+    "--preset tiny --backend fsdp --zero_stage 1": "it has 0, 2, 3",
+    "--preset tiny --backend plain --gpus 2": "use --backend fsdp or --backend deepspeed",
+    "--preset tiny --backend fsdp --zero_stage 3": "give --gpus 2 or more, or --backend plain",
+    "--preset tiny --backend deepspeed --zero_stage 1": "give --gpus 2 or more",
+    "--preset tiny --gpu t4 --precision bf16": "T4 has no bf16; use --precision fp16",
+    "--preset tiny --gpu v100-32gb --precision bf16": "use --precision fp16",
+    "--preset tiny --gpu t4 --attention flash": "mem_efficient",
+    "--preset tiny --gpu t4 --attention cudnn": "use --attention auto",
+    "--preset tiny --precision fp32 --attention flash": "not fp32; use --attention auto",
+    "--n_embd 1024 --n_head 2 --attention flash": "heads of at most 256, not 512; use --attention auto",
+    "--n_embd 240 --n_head 1 --dropout 0.1 --gpu 4090 --attention flash": "heads of 240 with dropout",
+    "--n_embd 208 --n_head 1 --gpu 4090 --attention flash": "heads of 208",
+    "--preset tiny --backend plain --offload all": "offload all needs backend fsdp or deepspeed",
+    "--preset tiny --backend fsdp --offload optimizer": "use --offload all --zero_stage 3",
+    "--preset tiny --backend deepspeed --zero_stage 2 --offload all": "--offload optimizer",
+    "--preset tiny --backend deepspeed --ds_config nope.json": "nope.json",
+    "--preset tiny --backend fsdp --ds_config zero2.json": "needs backend deepspeed",
+    "--preset tiny --gpus 3 --tokens_per_step 1000": "would work",
+    "--preset tiny --tokens_per_step 32768 --micro_batch 7": "use --micro_batch",
+    "--preset tiny --vocab_size auto": "vocab_size is auto",
+    "--preset tiny --optimizer sgd": "optimizer 'sgd' is not known",
+    "--preset tiny --recompute some": "recompute 'some' is not known",
+    "--preset tiny --precision fp8": "precision 'fp8' is not known",
+    "--preset tiny --config_file x.json": "not both",
+    "--config_file /no/such/file": "/no/such/file",
+    "--preset tiny --micro_bath 4": "did you mean --micro_batch",
+    "--preset tiny extra": "unexpected argument 'extra'",
+    "--gpu": "expected one argument",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_line_and_says_what_would_work(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("scalegpt plan: error: ")
+    assert BAD[words] in captured.err
+
+
+def test_heads_that_dropout_forbids_train_without_it_and_elsewhere(plan: Any) -> None:
+    shape = "--n_embd 240 --n_head 1 --attention flash --backend plain"
+    plan(f"{shape} --gpu 4090")
+    plan(f"{shape} --gpu h100 --dropout 0.1")
+
+
+def test_a_presets_own_stage_over_one_rank_is_only_remarked_on(plan: Any) -> None:
+    found = plan("--preset 150M_1024 --gpu a100-80gb")
+    assert (found["choice"]["backend"], found["choice"]["zero_stage"]) == ("fsdp", 2)
+    assert any("shards nothing over one rank" in note for note in found["notes"])
+
+
+def test_the_trainer_refuses_the_same_division(plan: Any) -> None:
+    with pytest.raises(ValueError, match="not a multiple"):
+        plan_batches(command.resolve(preset="tiny", flags={"tokens_per_step": 1000}), 3, micro_fixed=True)
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_heavy_is_loaded() -> None:
+    program = (
+        "import sys; from scalegpt.cli.main import main\n"
+        f"main(['plan', *{SMALL.split()!r}, '--json'])\n"
+        f"main(['plan', *{LARGE.split()!r}, '--memory_gb', '12'])\n"
+        "print(sorted({'torch', 'numpy', 'deepspeed', 'rich', 'tiktoken'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,67 @@
+"""Draws configurations of every kind and compares the arithmetic with a trace of the real step.
+
+``python tests/oracle/draws.py 120`` prints the errors of so many, the worst last.
+"""
+
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scalegpt.config.presets import resolve
+from scalegpt.config.run import RunConfig
+from scalegpt.planner.memory import Prediction, predict
+
+
+@dataclass(frozen=True)
+class Case:
+    run: RunConfig
+    ranks: int
+    grad_accum: int
+    label: str
+
+
+def draw(number: int) -> Case:
+    """The configuration of this number: the same every time."""
+    pick = random.Random(number).choice
+    heads = pick((2, 4, 6, 12))
+    backend, stage, ranks = pick([("plain", 0, 1)] * 3 + [("fsdp", s, w) for s in (0, 2, 3) for w in (8, 64)])
+    flags: dict[str, Any] = {
+        "n_layer": pick((1, 2, 3, 4, 6)), "n_head": heads, "n_embd": heads * pick((32, 64)),
+        "block_size": pick((64, 256, 512)), "vocab_size": pick((257, 5000, 50304)), "bias": pick((False, True)),
+        "tie_head": pick((True, False)), "dropout": pick((0.0, 0.0, 0.1)), "micro_batch": pick((1, 2, 4, 8)),
+        "precision": pick(("bf16", "bf16", "fp32", "fp16")), "residual_dtype": pick(("compute", "compute", "fp32")),
+        "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")),
+        "loss_chunk": pick((64, 512)), "fused": pick((True, False)), "backend": backend, "zero_stage": stage,
+    }  # fmt: skip
+    grad_accum = pick((1, 2))
+    label = " ".join(f"{key}={value}" for key, value in flags.items()) + f" ranks={ranks} accum={grad_accum}"
+    return Case(resolve(flags=flags), ranks, grad_accum, label)
+
+
+def compare(case: Case) -> tuple[float, Prediction, Any]:
+    """The arithmetic's error against the trace, as a share of the traced peak."""
+    from scalegpt.training.trace import trace_step
+
+    planned = predict(case.run, ranks=case.ranks, grad_accum=case.grad_accum)
+    traced = trace_step(case.run, ranks=case.ranks, grad_accum=case.grad_accum)
+    return planned.peak_bytes / traced.peak_bytes - 1, planned, traced
+
+
+def main(count: int) -> None:
+    results = []
+    for number in range(count):
+        case = draw(number)
+        error, planned, traced = compare(case)
+        results.append((abs(error), number, error, planned.phase, traced.peak_phase, case.label))
+    for _, number, error, planned_phase, traced_phase, label in sorted(results):
+        print(f"{error:+8.3%}  #{number:<4} {planned_phase}/{traced_phase}  {label}")
+    errors = sorted(result[0] for result in results)
+    print(f"{count} configurations: median {errors[count // 2]:.3%}, largest {errors[-1]:.3%}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 120)
