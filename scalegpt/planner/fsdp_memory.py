@@ -106,7 +106,8 @@ class FSDPStep(Step):
         if self.stage == 3:
             self._free_buffer()
             self._gather(self.block_shapes, keep_buffer=False)
-            prefetch = self._flat(self.block_shapes, self.s.compute) if self.shards > 1 else 0
+            fetches = self.shards > 1 and not self.at_last_block  # the next block's weights, meanwhile
+            prefetch = self._flat(self.block_shapes, self.s.compute) if fetches else 0
             t.hold(GATHER_BUFFERS, prefetch)
         self.block.backward()
         if self.stage == 3:

@@ -35,7 +35,7 @@ class Step:
         self.shapes = parameter_shapes(run.model)
         self.copies = self.casts_weights and self.s.compute != 4
         self.gradient_bytes = 4 if self.casts_weights else self.s.compute
-        self.has_gradients, self.last_micro = False, True
+        self.has_gradients, self.last_micro, self.at_last_block = False, True, False
         self.block = BlockLedger(run, self.t, copies_weights=self.casts_weights, accumulate=self.accumulate)
         self.block_shapes = [shape for name, shape in self.shapes.items() if name.startswith("blocks.0.")]
         self.block_vectors = [shape for shape in self.block_shapes if len(shape) == 1]
@@ -133,8 +133,9 @@ class Step:
         falls in the first, the second or the last.
         """
         layers = self.run.model.n_layer
-        for _ in range(min(layers, 2)):
+        for index in range(min(layers, 2)):
             before = self.t.live.copy()
+            self.at_last_block = index == layers - 1
             play()
         if layers > 3:
             for kind in list(self.t.live):
@@ -142,6 +143,7 @@ class Step:
                 self.t.live[kind] += change
                 self.t.total += change
         if layers > 2:
+            self.at_last_block = True
             play()
 
     def _embed(self) -> None:

@@ -13,6 +13,7 @@ Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from ranks import run_ranks
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.planner.block import BlockLedger
+from scalegpt.planner.deepspeed_gather import schedule
 from scalegpt.planner.deepspeed_memory import PartStep, make_step
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.deepspeed_stage3 import Stage3
 from scalegpt.planner.deepspeed_step import BUCKETS, ShardedStep
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS
@@ -83,6 +86,8 @@ class Played:
         step = make_step(run, ranks=RANKS, grad_accum=grad_accum, settings=settings)
         assert isinstance(step, ShardedStep)
         step.copies_between = False
+        if isinstance(step, Stage3):
+            step.plan = schedule(replace(step.gathering, on_host=False))
         step.block.statistics = 2 * rounded(step.s.compute * step.s.n)
         self.live: Counter[str] = Counter()
         self.buckets = 0
