@@ -6,7 +6,9 @@ parameters means that stage 3 saves no parameter memory at all (deepspeed 0.19, 
 ``stage_1_and_2.py: setup_buckets``, ``partitioned_param_coordinator.py``). The values here follow from the model:
 
 - a bucket holds one block's parameters: communication still comes in pieces of tens of megabytes;
-- stage 3 prefetches one block, and keeps two blocks and the embeddings alive; nothing is kept for reuse;
+- stage 3 prefetches one block, and may keep two blocks and the embedding alive; nothing is kept for reuse. DeepSpeed's
+  limit leaves out its flat gather buffers, so that up to a block and a quarter more is live (see ``deepspeed_gather``);
+- stage 1 adds each gradient to its fp32 sum as soon as it is there, which frees 2 bytes a parameter;
 - stage 3 keeps norms and biases whole on every rank: too small to be worth a message.
 """
 
@@ -129,6 +131,8 @@ def _fill_precision(settings: Settings, run: RunConfig) -> None:
     # At stage 0 the engine stays fp32 and the model computes in bf16 by itself.
     in_bf16 = precision == "bf16" and stage > 0
     _fill(_part(settings, "bf16"), "enabled", in_bf16, "--precision")
+    # At stage 1 DeepSpeed would hold all bf16 gradients until the backward pass ends, beside the fp32 ones they go to.
+    _fill(_part(settings, "bf16"), "immediate_grad_update", in_bf16 and stage == 1)
     fp16 = _part(settings, "fp16")
     _fill(fp16, "enabled", precision == "fp16", "--precision")
     for key, value in (("loss_scale", 0), ("initial_scale_power", 16), ("loss_scale_window", 1000), ("hysteresis", 1)):
@@ -143,10 +147,9 @@ def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
     block = block_parameters(model)
     values = {"overlap_comm": overlap, "contiguous_gradients": True, "reduce_bucket_size": block}
     if run.parallel.stage == 3:
-        embeddings = (model.vocab_size + model.block_size) * model.n_embd
         values |= {
             "stage3_prefetch_bucket_size": block,
-            "stage3_max_live_parameters": 2 * block + embeddings,
+            "stage3_max_live_parameters": 2 * block + model.vocab_size * model.n_embd,
             "stage3_max_reuse_distance": 0,
             "stage3_param_persistence_threshold": 4 * model.n_embd,
             "sub_group_size": 1_000_000_000,
