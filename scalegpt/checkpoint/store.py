@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scalegpt.backends.base import MOMENTS, ParameterState
+from scalegpt.data.writer import sync
 from scalegpt.errors import InputError, RunError
 
 FORMAT = "scalegpt-checkpoint"
@@ -108,9 +109,9 @@ def save(folder: Path, header: Header, states: Iterable[ParameterState]) -> Path
         digests = _write_tensors(temporary, states)
         document = {"format": FORMAT, "version": VERSION, **asdict(header), "files": digests}
         _write_synced(temporary / HEADER, json.dumps(document, indent=1).encode())
-        _sync(temporary)
+        sync(temporary)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not isinstance(error, OSError | SafetensorError):
@@ -204,7 +205,7 @@ def _write_tensors(folder: Path, states: Iterable[ParameterState]) -> dict[str, 
     digests = {}
     for name, tensors in ((WEIGHTS, weights), (OPTIMIZER, moments)):
         save_file(tensors, folder / name)
-        _sync(folder / name)
+        sync(folder / name)
         digests[name] = _digest(folder / name)
     return digests
 
@@ -226,13 +227,4 @@ def _digest(path: Path) -> str:
 
 def _write_synced(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Ask the disk to keep a file's or directory's content through a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)

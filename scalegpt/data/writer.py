@@ -147,14 +147,14 @@ class TokenWriter:
                 stream.write("\n")
                 stream.flush()
                 os.fsync(stream.fileno())
-            _sync_folder(self._folder)
+            sync(self._folder)
             try:
                 self._folder.rename(self.out)  # replaces an empty folder, and nothing else
             except OSError as error:
                 if error.errno in _TAKEN:
                     return False
                 raise
-            _sync_folder(self.out.parent)
+            sync(self.out.parent)
         return True
 
     def _clear(self) -> None:
@@ -194,9 +194,9 @@ def _remove_abandoned(out: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a folder's entries outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,6 +1,7 @@
 """What DeepSpeed's sharding optimizers share in the ledger: states cut over the ranks, a bucket, host memory."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ def host_size(count: int, *, pin: bool) -> int:
     return 1 << (count - 1).bit_length() if pin and count else count
 
 
-class ShardedStep(Step):
+class ShardedStep(Step, ABC):
     """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
 
     casts_weights = False
@@ -101,9 +102,9 @@ class ShardedStep(Step):
         """See :meth:`Step.accumulate`."""
         self.arrive(elements, self.width)
 
+    @abstractmethod
     def arrive(self, elements: int, width: int) -> None:
         """A parameter's gradient is there, in so many bytes per element and counted as temporary; 0: not followed."""
-        raise NotImplementedError
 
     def _blocks(self, play: Callable[[], None]) -> None:
         """See :meth:`Step._blocks`; blocks are alike from the first that leaves the bucket as it found it."""
