@@ -11,7 +11,7 @@ from pathlib import Path
 # Launchers run this file by path: the repository's package must be found without an installed one.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scalegpt.cli.main import main
+from scalegpt.cli.main import run_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    run_and_exit(["train", *sys.argv[1:]])

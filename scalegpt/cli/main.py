@@ -61,9 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run_and_exit() -> None:
-    """The console script."""
-    sys.exit(main())
+def run_and_exit(argv: Sequence[str] | None = None) -> None:
+    """Run a command as a process of its own: the console script, and ``launch/train.py``.
+
+    A rank of several ends without Python's finalization: there, a native thread of the communication libraries that asks
+    for the interpreter's lock is ended by force, which now and then aborts a process that has done all its work ("terminate
+    called without an active exception", exit status -6), and its launcher then reports a failure.
+    """
+    status = main(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _dispatch(words: list[str]) -> int:

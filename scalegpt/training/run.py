@@ -32,5 +32,6 @@ def train(request: Request, device: str) -> None:
             write_report(job.directory)
             job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
             job.directory.unlock()
+        world.barrier()  # part together: nobody waits for a rank that has gone
     finally:
         world.leave()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -203,3 +204,4 @@ def main(task_path: str, result_path: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # without finalization, as `run_and_exit` explains
