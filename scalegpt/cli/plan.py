@@ -17,8 +17,9 @@ from scalegpt.planner import calibration
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.checks import check_attention, check_ranks, resolve_precision
 from scalegpt.planner.command import launch_command
+from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Machine, Plan, first_that_fits, make_plan
+from scalegpt.planner.plan import Plan, first_that_fits, make_plan
 
 EXAMPLE = """\
 scalegpt plan --preset 500M_1024 --gpu a100-40gb

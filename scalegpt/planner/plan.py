@@ -9,64 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scalegpt.config import RunConfig
-from scalegpt.config.machine import MachineConfig
 from scalegpt.config.run import STAGES
 from scalegpt.config.train import RECOMPUTE
-from scalegpt.errors import InputError
 from scalegpt.planner.batches import LARGEST_MICRO_BATCH, BatchPlan, plan_batches
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.gpus import GB, GIB, Card, find_card
+from scalegpt.planner.gpus import GIB
+from scalegpt.planner.machine import Machine
 from scalegpt.planner.memory import Prediction, predict
 from scalegpt.planner.overheads import Overheads
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a run is planned for.
-
-    Attributes:
-        name: what to call the card; None where none is named.
-        usable_bytes: memory of one card that a run may fill; None: not known.
-        card: its entry in the catalogue, if it has one.
-        gpus: cards in each machine.
-        nodes: machines.
-        is_gpu: false for a run on the CPU, which has no overheads of a card.
-        torch: version of torch that will run, if known.
-        driver: version of the driver, if known.
-    """
-
-    name: str | None = None
-    usable_bytes: int | None = None
-    card: Card | None = None
-    gpus: int = 1
-    nodes: int = 1
-    is_gpu: bool = True
-    torch: str | None = None
-    driver: str | None = None
-
-    @classmethod
-    def of(cls, settings: MachineConfig, *, torch: str | None = None) -> "Machine":
-        """The machine that the settings describe.
-
-        Raises:
-            InputError: the card is not known, or has less memory than is to be used.
-        """
-        card = None if settings.gpu is None else find_card(settings.gpu)
-        usable = None if card is None else card.usable_bytes
-        name = None if card is None else card.name
-        if settings.memory_gb is not None:
-            given = int(settings.memory_gb * GB)
-            if usable is not None and card is not None and given > usable:
-                raise InputError(
-                    f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or leave it out"
-                )
-            usable, name = given, name or f"{settings.memory_gb:g} GB card"
-        return cls(name=name, usable_bytes=usable, card=card, gpus=settings.gpus, nodes=settings.nodes, torch=torch)
-
-    @property
-    def ranks(self) -> int:
-        """Data-parallel ranks W: one for each card."""
-        return self.gpus * self.nodes
 
 
 @dataclass(frozen=True, kw_only=True)

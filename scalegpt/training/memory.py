@@ -15,7 +15,8 @@ from scalegpt.backends.capabilities import device_name
 from scalegpt.planner import calibration
 from scalegpt.planner.calibration import Measurement
 from scalegpt.planner.gpus import known_card
-from scalegpt.planner.plan import Machine, Plan, gib
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import Plan, gib
 
 ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "growth of the process's resident memory"
 

@@ -12,7 +12,8 @@ from scalegpt.config.presets import resolve
 from scalegpt.planner import calibration
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import find_card
-from scalegpt.planner.plan import Machine, Plan, make_plan
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.training import memory
 from scalegpt.training.memory import Measured, MemoryWatch, comparison, keep_for_later, machine_of, predicted_line
 
