@@ -55,9 +55,6 @@ FP32_SHARE = {"7": 1 / 8, "8.0": 1 / 16, "8": 1 / 4, "9": 1 / 15, "1": 1 / 30, "
 """fp32's peak as a share of the half-precision one, by the beginning of the capability (vendors' data sheets; of families
 with several ratios the lowest)."""
 
-HOST_LINK = {"7": 16e9, "8": 32e9, "9": 64e9, "1": 64e9, "gfx": 32e9}
-"""Bytes a second between card and host in one direction: PCIe 3, 4 and 5 with 16 lanes (PCI-SIG)."""
-
 HOST_COPY = Figure(0.75, "~share of the host link that pinned copies reach")
 HOST_UPDATE = Figure(20e9, "~bytes a second that AdamW moves through a rank's share of host memory")
 THROUGH_HOST = Figure(0.4, "~share of its link that a card reaches which can only reach others through host memory")
@@ -70,7 +67,7 @@ MESSAGE_BETWEEN = Figure(40e-6, "~seconds of a collective between machines, howe
 
 NETWORK = {"nvlink": Figure(200, "~Gbit/s for each card: 1600 for eight A100 in the published runs"),
            "xgmi": Figure(200, "~as NVLink's"),
-           "pcie": Figure(10, "~Gbit/s for each card")}  # fmt: skip
+           "pcie": Figure(10, "~Gbit/s for each card"), "host": Figure(10, "~Gbit/s for each rank")}  # fmt: skip
 """A machine's network where nobody says what it is, by what links its cards."""
 
 
@@ -126,7 +123,7 @@ class Rates:
             message=MESSAGE.value if machine.nodes == 1 else MESSAGE_BETWEEN.value,
             overlap=shares.overlap.value if on_gpu else 0.0,
             interference=shares.interference.value,
-            host_link=_by_capability(HOST_LINK, card.capability) * HOST_COPY.value if on_gpu else card.gbps * 1e9,
+            host_link=card.host_gbps * 1e9 / 2 * HOST_COPY.value,
             host_update=HOST_UPDATE.value if on_gpu else card.gbps * 1e9 * shares.memory.value,
             peak=peak,
         )
@@ -148,9 +145,8 @@ def _link(card: Card, machine: Machine, share: float) -> float:
         return 0.0
     inside = float("inf")
     if machine.gpus > 1:
-        link = machine.link
-        kind, gbps, peer = (link.kind, link.gbps, link.peer) if link else (card.link, card.link_gbps, card.peer)
-        inside = gbps * 1e9 / 2 * (share if peer or kind != "pcie" else THROUGH_HOST.value)
+        link = machine.link or card.link_of(machine.gpus)
+        inside = link.gbps * 1e9 / 2 * (share if link.peer else THROUGH_HOST.value)
     if machine.nodes == 1:
         return inside
     return min(inside, network_gbit(card, machine) * 1e9 / 8 * share)
@@ -160,7 +156,7 @@ def network_gbit(card: Card, machine: Machine) -> float:
     """The network of each machine in Gbit/s, as given, or as is common where cards are linked so."""
     if machine.network_gbps is not None:
         return machine.network_gbps
-    return NETWORK[card.link].value * machine.gpus
+    return NETWORK[card.link_of(machine.gpus).kind].value * machine.gpus
 
 
 def _by_capability(table: dict[str, float], capability: str) -> float:

@@ -4,6 +4,10 @@ What a user has fixed is kept; of everything else all combinations are considere
 loss, every micro batch that divides the step, and fewer cards than there are, where sending would cost more than they bring.
 Tokens per step stay as they are.
 
+Times within :data:`TIE` of each other are a tie, since the time model cannot tell them apart: the simpler setting wins, in this
+order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before ``deepspeed``, a
+lower stage, the preset's loss. To that end times are sorted into classes, each so much wider than the one before.
+
 All of it is never predicted. Of one layout, recompute and loss a larger micro batch is never slower, heavier recompute and
 offload never faster at the same micro batch, and no more than the fastest is asked for. So the search takes what would be
 fastest if memory were endless, finds its largest micro batch that fits, and goes on only where that was not the largest of
@@ -12,6 +16,7 @@ all. ``tests/planner/test_search.py`` holds it to brute force over the whole spa
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -24,12 +29,44 @@ from scalegpt.planner.batches import BatchPlan, divisors, sequences_per_rank
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Estimator, Plan
+from scalegpt.planner.states import rank_states
 
 OPEN = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompute", "loss"})
 """The settings that the search may choose."""
 
 MARGIN = 0.03
 """Share of a card's memory that a chosen plan leaves free: what lies outside the step's tensors is known less exactly."""
+
+TIE = 0.02
+"""Relative width of a class of times that count as equal."""
+
+Simplicity = tuple[int, int, bool, int, int, bool]
+Key = tuple[int, Simplicity, float]
+"""What plans are sorted by: class of time, simplicity, seconds."""
+
+
+def time_class(seconds: float) -> int:
+    """The class of times that count as equal."""
+    return math.floor(math.log(seconds) / math.log1p(TIE))
+
+
+def simplicity(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig) -> Simplicity:
+    """A key that sorts simpler settings first; ``run`` names the layout and the loss that count as simplest."""
+    own = run.parallel
+    return (
+        OFFLOADS.index(layout.offload),
+        RECOMPUTE.index(recompute),
+        (layout.backend, layout.stage) != (own.backend, own.stage),
+        BACKENDS.index(layout.backend),
+        layout.stage,
+        loss != run.train.loss,
+    )
+
+
+def plan_key(plan: Plan, run: RunConfig) -> Key:
+    """What a plan is sorted by, among plans for the same run."""
+    train = plan.run.train
+    return time_class(plan.seconds), simplicity(plan.run.parallel, train.recompute, train.loss, run), plan.seconds
 
 
 @dataclass(frozen=True)
@@ -78,14 +115,15 @@ def choose(question: Question) -> Found:
     Raises:
         InputError: the tokens of a step cannot be divided among the ranks, or what is fixed does not go together.
     """
-    found = _search(question, layouts(question), float("inf"))
+    question = _with_tokens(question)
+    found = _Search(question, layouts(question)).run()
     for machine in _smaller_machines(question) if question.fewer else ():
-        limit = found.best.seconds if found.best else float("inf")
-        if _least_seconds(question, machine) >= limit:
+        limit = time_class(found.best.seconds) if found.best else math.inf
+        if time_class(_least_seconds(question, machine)) >= limit:
             continue
         smaller = replace(question, machine=machine)
         try:
-            other = _search(smaller, layouts(smaller), limit)
+            other = _Search(smaller, layouts(smaller)).run(limit)
         except InputError:  # the step's tokens cannot be divided so
             continue
         if other.best is not None:
@@ -93,9 +131,18 @@ def choose(question: Question) -> Found:
     return found
 
 
+def _with_tokens(question: Question) -> Question:
+    """The question with the tokens of its step written down: they stay, however many cards are used."""
+    run = question.run
+    if run.train.tokens_per_step is not None:
+        return question
+    tokens = run.train.micro_batch * question.machine.ranks * run.model.block_size
+    return replace(question, run=replace(run, train=run.train.changed(tokens_per_step=tokens)))
+
+
 def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
     """The fastest plan that fits and is laid out so."""
-    return _search(question, (layout,), float("inf"))
+    return _Search(_with_tokens(question), (layout,)).run()
 
 
 def layouts(question: Question) -> tuple[ParallelConfig, ...]:
@@ -112,7 +159,9 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
     for backend in backends:
         if backend == "plain" and ranks > 1:
             continue
-        stages = STAGES[backend] if "zero_stage" in open_ else (own.zero_stage if own.zero_stage is not None else own.stage,)
+        stages = (
+            STAGES[backend] if "zero_stage" in open_ else (own.zero_stage if own.zero_stage is not None else own.stage,)
+        )
         offloads = OFFLOADS if "offload" in open_ else (own.offload,)
         for stage, offload in itertools.product(stages, offloads):
             layout = _layout(own, backend, stage, offload)
@@ -123,7 +172,7 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
             f"no backend does this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
             f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; leave one of them open"
         )
-    return tuple(sorted(found, key=lambda layout: _simplicity(layout, own)))
+    return tuple(found)
 
 
 def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:
@@ -143,12 +192,6 @@ def _makes_sense_alone(layout: ParallelConfig, open_: frozenset[str]) -> bool:
     return layout.stage == 0 and (layout.backend == "plain" or "backend" not in open_)
 
 
-def _simplicity(layout: ParallelConfig, own: ParallelConfig) -> tuple[int, bool, int, int]:
-    """A key that sorts simpler layouts first; the one that the preset names is simplest of those that offload as much."""
-    is_own = (layout.backend, layout.stage) == (own.backend, own.stage)
-    return OFFLOADS.index(layout.offload), not is_own, BACKENDS.index(layout.backend), layout.stage
-
-
 # --- the search over one number of ranks -----------------------------------------------------------------------------
 
 
@@ -163,21 +206,25 @@ class _Line:
 
 @dataclass(order=True)
 class _Entry:
-    """A line in the queue: with the time it can take at best, or with its plan."""
+    """A line in the queue: with the least that its key can be, or with its plan and that one's key."""
 
-    seconds: float
-    simplicity: int
+    key: Key
+    order: int
     line: _Line = field(compare=False)
     plan: Plan | None = field(compare=False, default=None)
 
 
-def _search(question: Question, over: tuple[ParallelConfig, ...], limit: float) -> Found:
-    """The fastest plan that takes less than ``limit`` seconds."""
-    search = _Search(question, over)
-    return search.run(limit)
-
-
 class _Search:
+    """The search over the ranks of one machine.
+
+    Args:
+        question: what is to be chosen, with its tokens per step.
+        over: the layouts to choose among.
+
+    Raises:
+        InputError: the step cannot be divided so.
+    """
+
     def __init__(self, question: Question, over: tuple[ParallelConfig, ...]) -> None:
         self.question = question
         self.estimator = Estimator(question.machine, question.calibration)
@@ -190,7 +237,9 @@ class _Search:
             )
         self.per_rank = per_rank
         self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
-        losses = tuple(sorted(LOSSES, key=lambda loss: loss != run.train.loss)) if "loss" in open_ else (run.train.loss,)
+        losses = (
+            tuple(sorted(LOSSES, key=lambda loss: loss != run.train.loss)) if "loss" in open_ else (run.train.loss,)
+        )
         self.queue: list[_Entry] = []
         self.order = itertools.count()
         self.closest: Plan | None = None
@@ -204,10 +253,11 @@ class _Search:
                 continue
             self._push(_Line(layout, self.recomputes[0], loss))
 
-    def run(self, limit: float) -> Found:
+    def run(self, limit: float = math.inf) -> Found:
+        """The best plan whose class of time is below the limit."""
         while self.queue:
             entry = heapq.heappop(self.queue)
-            if entry.seconds >= limit:
+            if entry.key[0] >= limit:
                 return Found(None, self.closest)
             if entry.plan is not None:
                 return Found(entry.plan)
@@ -221,7 +271,8 @@ class _Search:
 
     def _push(self, line: _Line, plan: Plan | None = None) -> None:
         seconds = plan.seconds if plan else self._seconds(line, self.micro_batches[-1])
-        heapq.heappush(self.queue, _Entry(seconds, next(self.order), line, plan))
+        simple = simplicity(line.layout, line.recompute, line.loss, self.question.run)
+        heapq.heappush(self.queue, _Entry((time_class(seconds), simple, seconds), next(self.order), line, plan))
 
     def _heavier(self, line: _Line) -> Iterator[_Line]:
         """What takes less memory and, at the same micro batch, no less time."""
@@ -237,6 +288,8 @@ class _Search:
 
         Memory grows with the micro batch, but for the largest: without accumulation no gradients wait meanwhile.
         """
+        if self._states(line.layout) > self.question.limit:
+            return None
         plan = self._plan(line, self.micro_batches[-1])
         if self._fits(plan):
             return plan
@@ -249,6 +302,13 @@ class _Search:
             else:
                 high = middle
         return fitting
+
+    def _states(self, layout: ParallelConfig) -> float:
+        """Bytes that any plan with this layout holds at least: the model states, unless they are offloaded."""
+        if layout.offload != "none":
+            return 0.0
+        run = replace(self.question.run, parallel=layout)
+        return sum(rank_states(run, self.question.machine.ranks).values())
 
     def _fits(self, plan: Plan) -> bool:
         if plan.total_bytes <= self.question.limit and plan.fits_host:

@@ -38,8 +38,8 @@ KERNELS_FORWARD, KERNELS_BACKWARD = 11, 23
 KERNELS_FORWARD_COMPILED, KERNELS_BACKWARD_COMPILED = 9, 19
 """The same where inductor has fused a norm with the sum before it."""
 
-KERNELS_OF_CASTS = 18
-"""And where weights are cast where they are used: their casts, those of their gradients, and adding these up."""
+KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
+"""Kernels that a block's weights and gradients take: casts, sums and buckets tensor by tensor, or FSDP2's grouped copies."""
 
 KERNELS_OF_CHUNK = 14
 """Kernels of a chunk of the loss."""
@@ -91,16 +91,12 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool) -> W
     """
     s, layers = Sizes.of(run), run.model.n_layer
     parameters = count_parameters(run.model).total
-    casts = run.parallel.backend == "plain" or (run.parallel.backend == "deepspeed" and run.parallel.stage == 0)
     forward, backward = _block_matmuls(s, layers)
     attend, attend_back = _attention(s, kernel, layers)
     move, move_back = _elementwise(s, run.model.dropout > 0, compiled)
     kernels, kernels_back = (
         (KERNELS_FORWARD_COMPILED, KERNELS_BACKWARD_COMPILED) if compiled else (KERNELS_FORWARD, KERNELS_BACKWARD)
     )
-    if casts and s.compute != 4:
-        kernels_back += KERNELS_OF_CASTS
-    weights = _weights(run, parameters, casts=casts, sharded=shards > 1)
     return Work(
         forward={
             MATMULS: forward,
@@ -112,8 +108,8 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool) -> W
             MATMULS: backward,
             ATTENTION: attend_back,
             ELEMENTWISE: Load(bytes=move_back * layers, kernels=kernels_back * layers),
-            RECOMPUTE: _recompute(run, s, forward, attend, Load(bytes=move * layers, kernels=kernels * layers)),
-            WEIGHTS: Load(bytes=weights),
+            RECOMPUTE: _recompute(run, forward, attend, Load(bytes=move * layers, kernels=kernels * layers)),
+            WEIGHTS: _weights(run, parameters, shards),
         },
         update={OPTIMIZER: _update(run, parameters / shards)},
     )
@@ -181,7 +177,7 @@ def _loss(run: RunConfig, s: Sizes) -> Load:
     )
 
 
-def _recompute(run: RunConfig, s: Sizes, matmuls: Load, attention: Load, moved: Load) -> Load:
+def _recompute(run: RunConfig, matmuls: Load, attention: Load, moved: Load) -> Load:
     """What the backward pass computes again."""
     if run.train.recompute == "none":
         return Load()
@@ -196,20 +192,33 @@ def _recompute(run: RunConfig, s: Sizes, matmuls: Load, attention: Load, moved: 
     )
 
 
-def _weights(run: RunConfig, parameters: float, *, casts: bool, sharded: bool) -> float:
-    """Bytes that a micro step moves for weights and gradients themselves, whatever the number of tokens.
+def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
+    """What a micro step does to weights and gradients themselves, whatever the number of tokens.
 
-    Weights that are fp32 are read and cast (4 + c), again where a block is recomputed; gradients in c are cast to fp32 and
-    added up (c + 4, 12). Gathered weights are copied into and out of a buffer (4c), again in the backward pass where they
-    were given back; gradients are copied into an fp32 buffer (c + 4).
+    Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights are
+    copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast to fp32
+    (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
     """
-    c = Sizes.of(run).compute
-    gradients = (c + 4 if c != 4 else 0) + 12
-    if casts:
+    backend, stage, c = run.parallel.backend, run.parallel.stage, Sizes.of(run).compute
+    cast = c + 4 if c != 4 else 0
+    if casts_weights(run):
         passes = 2 if run.train.recompute == "full" else 1
-        return parameters * ((4 + c) * passes + gradients if c != 4 else gradients)
-    gathers = (2 if run.parallel.stage == 3 else 1) if sharded else 0
-    return parameters * (4 * c * gathers + gradients)
+        return Load(bytes=parameters * (cast * passes + cast + 12), kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
+    gathers = (2 if stage == 3 else 1) if shards > 1 and (backend == "fsdp" or stage == 3) else 0
+    each = 4 * c * gathers + cast
+    if backend == "fsdp":
+        each += 12 if stage != 3 else 12 / shards
+        return Load(bytes=parameters * each, kernels=KERNELS_OF_GROUP * run.model.n_layer)
+    each += 12 if stage == 1 else 2 * c + 12 / shards
+    return Load(bytes=parameters * each, kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
+
+
+def casts_weights(run: RunConfig) -> bool:
+    """Whether weights are fp32 and cast where they are used: under ``plain``, and DeepSpeed's stage 0 but for fp16."""
+    parallel = run.parallel
+    if parallel.backend == "deepspeed":
+        return parallel.stage == 0 and run.train.precision != "fp16"
+    return parallel.backend == "plain"
 
 
 def _update(run: RunConfig, mine: float) -> Load:
@@ -226,7 +235,7 @@ def _update(run: RunConfig, mine: float) -> Load:
 
 @dataclass(frozen=True, slots=True)
 class HostTraffic:
-    """Bytes that offload moves in one step: ``copied`` between card and host, ``updated`` in host memory. Hidden by nothing."""
+    """Bytes that offload moves in one step: ``copied`` between card and host, ``updated`` in host memory."""
 
     copied: float = 0.0
     updated: float = 0.0
