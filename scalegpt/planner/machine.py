@@ -76,6 +76,13 @@ class Machine:
             network_gbps=settings.network_gbps,
         )
 
+    @classmethod
+    def with_card(cls, card: Card, *, gpus: int = 1, nodes: int = 1) -> "Machine":
+        """Machines of a card of the catalogue, built as such are."""
+        return cls(
+            name=card.name, usable_bytes=card.usable_bytes, card=card, gpus=gpus, nodes=nodes, link=card.link_of(gpus)
+        )
+
     def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
         """The same with another number of cards, joined as such a number is."""
         link = self.link

@@ -1,7 +1,7 @@
 """How fast a card computes, moves and sends: the figures of the catalogue times the share of them that training reaches.
 
-The shares of Ampere and Hopper, and those of memory and overlap, are fitted to published runs of GPT-shaped models under FSDP:
-``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them (docs/PLANNER.md has its errors). All others are
+The shares of Ampere and Hopper, and those of memory and overlap, are fitted to published runs of GPT-shaped models under
+FSDP: ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them (docs/PLANNER.md has its errors). All others are
 estimates, marked with ~. None has been measured with our own trainer on a GPU yet.
 """
 
@@ -30,19 +30,19 @@ class Shares:
 
     matmul: Figure
     attention: Figure
-    memory: Figure = Figure(0.425, FITTED)
+    memory: Figure = Figure(0.398, FITTED)
     link: Figure = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
     overlap: Figure = Figure(0.9, "~the first gathering and the last reduction stand alone")
-    interference: Figure = Figure(0.084, FITTED)
+    interference: Figure = Figure(0.098, FITTED)
 
 
 SHARES = {
     "7.0": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
     "7.5": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
-    "8.0": Shares(Figure(0.789, FITTED), Figure(0.313, FITTED)),
-    "8.6": Shares(Figure(0.789, "~as 8.0"), Figure(0.313, "~as 8.0")),
-    "8.9": Shares(Figure(0.789, "~as 8.0"), Figure(0.313, "~as 8.0")),
-    "9.0": Shares(Figure(0.677, FITTED), Figure(0.180, FITTED)),
+    "8.0": Shares(Figure(0.782, FITTED), Figure(0.317, FITTED)),
+    "8.6": Shares(Figure(0.782, "~as 8.0"), Figure(0.317, "~as 8.0")),
+    "8.9": Shares(Figure(0.782, "~as 8.0"), Figure(0.317, "~as 8.0")),
+    "9.0": Shares(Figure(0.664, FITTED), Figure(0.183, FITTED)),
     "10.0": Shares(Figure(0.60, "~"), Figure(0.15, "~")),
     "12.0": Shares(Figure(0.75, "~"), Figure(0.30, "~")),
     "gfx90a": Shares(Figure(0.50, "~"), Figure(0.15, "~")),

@@ -4,8 +4,8 @@ What a user has fixed is kept; of everything else all combinations are considere
 loss, every micro batch that divides the step, and fewer cards than there are, where sending would cost more than they bring.
 Tokens per step stay as they are.
 
-Times within :data:`TIE` of each other are a tie, since the time model cannot tell them apart: the simpler setting wins, in this
-order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before ``deepspeed``, a
+Times within :data:`TIE` of each other are a tie, since the time model cannot tell them apart: the simpler setting wins, in
+this order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before ``deepspeed``, a
 lower stage, the preset's loss. To that end times are sorted into classes, each so much wider than the one before.
 
 All of it is never predicted. Of one layout, recompute and loss a larger micro batch is never slower, heavier recompute and

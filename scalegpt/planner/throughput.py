@@ -1,8 +1,8 @@
 """How long one optimizer step takes, part by part.
 
 A pass takes as long as its work at the card's rates, or as long as Python needs to start its kernels, whichever is more.
-Collectives hide behind it as far as it lasts; a part of their time is felt all the same. Every term falls, or stays, as a card
-gets faster, so that no faster card is ever planned slower. docs/PLANNER.md has the errors against published runs.
+Collectives hide behind it as far as it lasts; a part of their time is felt all the same. Every term falls, or stays, as a
+card gets faster, so that no faster card is ever planned slower. docs/PLANNER.md has the errors against published runs.
 """
 
 from collections.abc import Iterable, Mapping

@@ -195,8 +195,8 @@ def _recompute(run: RunConfig, matmuls: Load, attention: Load, moved: Load) -> L
 def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
     """What a micro step does to weights and gradients themselves, whatever the number of tokens.
 
-    Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights are
-    copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast to fp32
+    Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights
+    are copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast to fp32
     (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
     """
     backend, stage, c = run.parallel.backend, run.parallel.stage, Sizes.of(run).compute
@@ -205,7 +205,7 @@ def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
         passes = 2 if run.train.recompute == "full" else 1
         return Load(bytes=parameters * (cast * passes + cast + 12), kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
     gathers = (2 if stage == 3 else 1) if shards > 1 and (backend == "fsdp" or stage == 3) else 0
-    each = 4 * c * gathers + cast
+    each = float(4 * c * gathers + cast)
     if backend == "fsdp":
         each += 12 if stage != 3 else 12 / shards
         return Load(bytes=parameters * each, kernels=KERNELS_OF_GROUP * run.model.n_layer)
