@@ -24,8 +24,8 @@ _VARIANTS = frozenset({"ti", "super", "laptop", "max", "mobile", "nvl", "d", "mi
 _DECORATION = re.compile("nvidia|geforce|tesla|quadro|amd|instinct|rtx|generation|gpu|graphics")
 """What may be left out of a card's name, or be there, without meaning another card."""
 
-_FP16_ONLY = frozenset({"7.0", "7.5"})
-"""Volta and Turing have neither bf16 matmuls nor a flash kernel in torch's attention (``sdp_utils.cpp``: from 8.0 on)."""
+_FIRST_WITH_BF16 = 8.0
+"""Before it, Volta and Turing have neither bf16 matmuls nor a flash kernel in torch's attention (``sdp_utils.cpp``)."""
 
 _NEEDED = ("gib", "capability", "tflops", "gbps", "host_gbps")
 """What a new card cannot do without."""
@@ -102,12 +102,12 @@ class Card:
     @property
     def has_bf16(self) -> bool:
         """Whether it multiplies in bf16."""
-        return self.capability not in _FP16_ONLY
+        return has_bf16(self.capability)
 
     @property
     def has_flash(self) -> bool:
         """Whether torch has a flash attention kernel for it."""
-        return self.capability not in _FP16_ONLY
+        return has_bf16(self.capability)
 
     @property
     def is_amd(self) -> bool:
@@ -126,6 +126,11 @@ class Card:
         if self.link_cards is not None and gpus > self.link_cards:
             return Link(kind="pcie", gbps=self.host_gbps, peer=self.peer)
         return Link(kind=self.link, gbps=self.link_gbps, peer=True)
+
+
+def has_bf16(capability: str) -> bool:
+    """Whether cards of a capability multiply in bf16."""
+    return not capability[:1].isdecimal() or float(capability) >= _FIRST_WITH_BF16
 
 
 def user_file() -> Path | None:

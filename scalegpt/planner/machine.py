@@ -18,6 +18,7 @@ class Machine:
         name: what to call the card; None where none is named.
         usable_bytes: memory of one card that a run may fill; None: not known.
         card: its entry in the catalogue, if it has one.
+        capability: NVIDIA's compute capability, AMD's architecture, or ``cpu``; None: not known.
         gpus: cards in each machine.
         nodes: machines.
         is_gpu: false for a run on the CPU, which has no overheads of a card.
@@ -34,6 +35,7 @@ class Machine:
     name: str | None = None
     usable_bytes: int | None = None
     card: Card | None = None
+    capability: str | None = None
     gpus: int = 1
     nodes: int = 1
     is_gpu: bool = True
@@ -68,6 +70,7 @@ class Machine:
             name=name,
             usable_bytes=usable,
             card=card,
+            capability=None if card is None else card.capability,
             gpus=gpus,
             nodes=settings.nodes,
             torch=torch,
