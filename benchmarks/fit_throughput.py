@@ -1,12 +1,12 @@
 """Fits the planner's shares of a card's figures to published runs, and tells how well they predict runs left out.
 
 ``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares, which ``scalegpt/planner/rates.py``
-holds, and the errors of predicted tokens a second in ten-fold cross-validation, by card and by model: each run is predicted with
-shares that were fitted without it.
+holds, and the errors of predicted tokens a second in ten-fold cross-validation, by card and by model: each run is
+predicted with shares that were fitted without it.
 
 Six numbers are fitted, by least squares on the logarithm of tokens a second (Gauss-Newton with Levenberg's damping): the
-share of the dense peak that matmuls reach on Ampere and on Hopper, that of attention on each, the share of the memory's bandwidth,
-and how much hidden communication is felt. A weak prior keeps them near the start where the runs say nothing.
+share of the dense peak that matmuls reach on Ampere and on Hopper, that of attention on each, the share of the memory's
+bandwidth, and how much hidden communication is felt. A weak prior keeps them near the start where the runs say nothing.
 """
 
 import argparse

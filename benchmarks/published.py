@@ -3,11 +3,12 @@
 Source: github.com/mosaicml/llm-foundry, scripts/train/benchmarking/README.md.
 
 Columns: model, n_layer, n_embd, n_head, vocab_size, block_size, gpu, gpus, micro_batch, grad_accum, precision, mp_mode,
-sharding, activation_checkpointing, num_params, tokens_per_s_per_gpu. The models have biases, learned positions and a tied head.
+sharding, activation_checkpointing, num_params, tokens_per_s_per_gpu. The models have biases, learned positions and a
+tied head.
 
 Their trainer is not ours: FSDP1, an attention kernel in Triton, a fused cross entropy on logits in bf16, no compiling;
-``mp_mode`` PURE keeps weights, gradients and moments in bf16. :meth:`PublishedRun.time` counts that; what our trainer would do
-in their place :meth:`PublishedRun.plan` says.
+``mp_mode`` PURE keeps weights, gradients and moments in bf16. :meth:`PublishedRun.time` counts that; what our trainer
+would do in their place :meth:`PublishedRun.plan` says.
 """
 
 import csv

@@ -1,8 +1,8 @@
 """How fast a card computes, moves and sends: the figures of the catalogue times the share of them that training reaches.
 
 The shares of Ampere and Hopper, and those of memory and overlap, are fitted to published runs of GPT-shaped models under
-FSDP: ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them (docs/PLANNER.md has its errors). All others are
-estimates, marked with ~. None has been measured with our own trainer on a GPU yet.
+FSDP: ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them (docs/PLANNER.md has its errors). All
+others are estimates, marked with ~. None has been measured with our own trainer on a GPU yet.
 """
 
 from dataclasses import dataclass, replace

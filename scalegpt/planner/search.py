@@ -5,8 +5,9 @@ loss, every micro batch that divides the step, and fewer cards than there are, w
 Tokens per step stay as they are.
 
 Times within :data:`TIE` of each other are a tie, since the time model cannot tell them apart: the simpler setting wins, in
-this order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before ``deepspeed``, a
-lower stage, the preset's loss. To that end times are sorted into classes, each so much wider than the one before.
+this order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before
+``deepspeed``, a lower stage, the preset's loss. To that end times are sorted into classes, each so much wider than the
+one before.
 
 All of it is never predicted. Of one layout, recompute and loss a larger micro batch is never slower, heavier recompute and
 offload never faster at the same micro batch, and no more than the fastest is asked for. So the search takes what would be

@@ -196,8 +196,8 @@ def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
     """What a micro step does to weights and gradients themselves, whatever the number of tokens.
 
     Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights
-    are copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast to fp32
-    (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
+    are copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast
+    to fp32 (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
     """
     backend, stage, c = run.parallel.backend, run.parallel.stage, Sizes.of(run).compute
     cast = c + 4 if c != 4 else 0
