@@ -234,6 +234,8 @@ class _Search:
             raise InputError(
                 f"micro_batch {run.train.micro_batch} does not divide the {per_rank} sequences per rank of a step"
             )
+        if not question.machine.is_gpu:  # a processor gains nothing from more than the run itself asks for
+            self.micro_batches = tuple(size for size in self.micro_batches if size <= run.train.micro_batch)
         self.per_rank = per_rank
         self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
         losses = (
