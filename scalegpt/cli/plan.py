@@ -17,7 +17,6 @@ from scalegpt.planner import calibration
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.checks import check_attention, check_ranks, resolve_precision
 from scalegpt.planner.command import launch_command
-from scalegpt.planner.detect import planned_machine
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, first_that_fits, make_plan
@@ -137,6 +136,10 @@ def _answer(arguments: argparse.Namespace) -> Answer:
 
 def _machine(settings: MachineConfig, torch: str | None) -> Machine:
     """The machine that is meant; of one without a GPU, its processor only where that was asked for."""
+    if not settings.at_hand:
+        return Machine.of(settings, torch=torch)
+    from scalegpt.planner.detect import planned_machine  # imported here: a card that is named need not be looked for
+
     machine = planned_machine(settings, torch=torch)
     if machine.is_gpu or settings.gpu is not None:
         return machine
