@@ -36,4 +36,4 @@ class MachineConfig(Section):
     @property
     def at_hand(self) -> bool:
         """Whether the machine at hand is meant."""
-        return self.memory_gb is None and self.gpu in {None, CPU}
+        return self.gpu == CPU or (self.gpu is None and self.memory_gb is None)
