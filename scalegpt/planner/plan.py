@@ -161,7 +161,7 @@ def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: C
         InputError: something that the prediction needs is left open, or DeepSpeed's configuration will not do.
     """
     run = replace(run, train=run.train.changed(micro_batch=batch.micro_batch, tokens_per_step=batch.tokens))
-    prediction = predict(run, ranks=machine.ranks, grad_accum=batch.grad_accum)
+    prediction = predict(run, ranks=machine.ranks, grad_accum=batch.grad_accum, card=machine.card)
     overheads = Overheads()
     if machine.is_gpu:
         overheads = Overheads.of(run, machine.card, machine.ranks)
