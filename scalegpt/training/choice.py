@@ -102,8 +102,8 @@ def _said(question: Question, plan: Plan) -> tuple[str, ...]:
     wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
     if not question.machine.is_gpu and question.open == {"micro_batch"}:
         sequences = plan.batch.sequences // plan.batch.ranks
-        lowered = f"micro batch {taken} rather than {wanted}: it fits, and divides the {sequences} sequences per rank of a step"
-        return (lowered,) if taken < wanted else ()
+        why = f"it fits, and divides the {sequences} sequences per rank of a step"
+        return (f"micro batch {taken} rather than {wanted}: {why}",) if taken < wanted else ()
     train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
     words = {
         "micro_batch": f"micro batch {plan.batch.micro_batch}",

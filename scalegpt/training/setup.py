@@ -26,8 +26,8 @@ from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.parameters import count_parameters, format_bytes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
-from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.choice import settle_layout
+from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.rundir import RunDirectory
