@@ -13,16 +13,15 @@ from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.errors import InputError
 from scalegpt.planner.parameters import (
-    TRAINING_BYTES,
     WEIGHT_BYTES,
     ParameterCount,
     closed_form,
     count_parameters,
     format_bytes,
     formula_steps,
-    training_bytes,
     weight_bytes,
 )
+from scalegpt.planner.states import training_bytes
 
 EXAMPLE = """\
 scalegpt params --preset 150M_1024
@@ -176,7 +175,7 @@ def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict
     The numbers directly under ``breakdown`` add up to ``parameters``; its ``per_layer`` describes one layer.
     """
     count = count_parameters(model)
-    parameters, states = count.total, training_bytes(count.total)
+    parameters, states = count.total, training_bytes(model)
     layer = {**dataclasses.asdict(count.layer), "total": count.layer.total}
     values: dict[str, Any] = {
         "name": name,
@@ -236,10 +235,11 @@ def _memory_table(model: ModelConfig) -> str:
     rows = [("memory", "bytes each", "size")]
     for dtype, size in weight_bytes(parameters).items():
         rows.append((f"weights in {dtype}", str(WEIGHT_BYTES[dtype]), format_bytes(size)))
-    states = training_bytes(parameters)
-    rows.append(("training", str(sum(TRAINING_BYTES.values())), format_bytes(sum(states.values()))))
+    states = training_bytes(model)
+    total = sum(states.values())
+    rows.append(("training", f"{total / parameters:g}", format_bytes(total)))
     for part, size in states.items():
-        rows.append((f"  fp32 {part.replace('_', ' ')}", str(TRAINING_BYTES[part]), format_bytes(size)))
+        rows.append((f"  fp32 {part.replace('_', ' ')}", f"{size / parameters:g}", format_bytes(size)))
     note = (
         "Training is the model states with AdamW on one GPU, before any sharding. Activations, the loss, buffers and\n"
         "the device's own context come on top."

@@ -10,7 +10,8 @@ from scalegpt.config import RunConfig
 from scalegpt.planner.block import BYTES, TEMPORARIES
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape
-from scalegpt.planner.step import GRADIENTS, MOMENTS, OPTIMIZER, WEIGHTS, Step, numel
+from scalegpt.planner.states import FP32
+from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step, numel
 
 BUCKETS = "buckets"
 
@@ -55,6 +56,7 @@ class ShardedStep(Step, ABC):
         for shape in self.shapes.values():
             self.groups[0 if len(shape) > 1 else 1].append(shape)
         self.parts = [self.part(group) for group in self.groups]
+        self.part_state = self.optimizer.alike
         self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
         self.host = 0
         self.in_tail = self.norm_waits = False
@@ -73,11 +75,12 @@ class ShardedStep(Step, ABC):
         self.hold_weights()
         for part in self.parts:
             if self.offloads:
-                self.host += host_size(4 * part, pin=self.pins and self.pins_masters) + MOMENTS * 4 * part + 4
+                self.host += host_size(FP32 * part, pin=self.pins and self.pins_masters)
+                self.host += self.part_state.state_bytes * part + FP32
             else:
-                self.t.take(OPTIMIZER, *[4 * part] * (1 + MOMENTS))
-                if self.run.train.fused:
-                    self.t.take(OPTIMIZER, 4)
+                self.t.take(OPTIMIZER, FP32 * part, *(size * part for size in self.part_state.states.values()))
+                if self.optimizer.counters_on_device:
+                    self.t.take(OPTIMIZER, FP32)
 
     def hold_weights(self) -> None:
         """Hold flat weights, a buffer for each group."""
@@ -150,9 +153,9 @@ class ShardedStep(Step, ABC):
         self.in_tail = False
 
     def _step_in_groups(self) -> None:
-        """The foreach form's copy of a group's second moments' roots."""
-        if not self.run.train.fused and not self.offloads:
-            self.t.touch(TEMPORARIES, 4 * max(self.parts))
+        """What the update of a part allocates for a while."""
+        if not self.offloads:
+            self.t.touch(TEMPORARIES, (self.part_state.together + self.part_state.one_by_one) * max(self.parts))
 
 
 def padded(shape: Shape, ranks: int) -> int:

@@ -3,7 +3,7 @@
 :meth:`Machine.of` takes a card from the catalogue. :mod:`scalegpt.planner.detect` looks at the machine at hand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scalegpt.config.machine import MachineConfig
 from scalegpt.errors import InputError
@@ -78,6 +78,20 @@ class Machine:
             host_gbps=None if card is None else card.host_gbps,
             network_gbps=settings.network_gbps,
         )
+
+    @classmethod
+    def with_card(cls, card: Card, *, gpus: int = 1, nodes: int = 1) -> "Machine":
+        """Machines of a card of the catalogue, built as such are."""
+        return cls(
+            name=card.name, usable_bytes=card.usable_bytes, card=card, gpus=gpus, nodes=nodes, link=card.link_of(gpus)
+        )
+
+    def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
+        """The same with another number of cards, joined as such a number is."""
+        link = self.link
+        if self.card is not None and link == self.card.link_of(self.gpus):
+            link = self.card.link_of(gpus)
+        return replace(self, gpus=gpus, nodes=nodes, link=link)
 
     @property
     def ranks(self) -> int:

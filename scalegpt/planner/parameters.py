@@ -1,4 +1,4 @@
-"""How many parameters a model has, tensor by tensor, and the memory of its weights and training states.
+"""How many parameters a model has, tensor by tensor, and the memory of its weights.
 
 Symbols: L = n_layer, H = n_embd, T = block_size, V = vocab_size, P = all parameters.
 
@@ -44,9 +44,6 @@ _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of one weight, by dtype."""
-
-TRAINING_BYTES = {"master_weights": 4, "gradients": 4, "first_moment": 4, "second_moment": 4}
-"""Bytes per parameter that training keeps from step to step, all fp32: weights, gradients and AdamW's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +149,6 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 def weight_bytes(parameters: int) -> dict[str, int]:
     """Return the bytes that so many weights take, by dtype."""
     return {dtype: size * parameters for dtype, size in WEIGHT_BYTES.items()}
-
-
-def training_bytes(parameters: int) -> dict[str, int]:
-    """Return the bytes of the model states of training by part, before any sharding: 16 a parameter in all.
-
-    Activations, the loss, communication buffers and the device's own context are not in it.
-    Source of the bytes: Rajbhandari et al. 2020 (arXiv 1910.02054), section 3.1, with gradients in fp32.
-    """
-    return {part: size * parameters for part, size in TRAINING_BYTES.items()}
 
 
 def closed_form(model: ModelConfig) -> str:

@@ -7,12 +7,10 @@ from scalegpt.config import RunConfig
 from scalegpt.planner.block import ACTIVATIONS, COPIES, TEMPORARIES, BlockLedger, Sizes
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.planner.states import optimizer_row, tensors_of
 from scalegpt.planner.timeline import Timeline, rounded
 
 WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
-
-MOMENTS = 2
-"""AdamW's moments, fp32 each."""
 
 
 class Step:
@@ -32,7 +30,8 @@ class Step:
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
         self.run, self.ranks, self.grad_accum = run, ranks, grad_accum
         self.t, self.s = Timeline(), Sizes.of(run)
-        self.shapes = parameter_shapes(run.model)
+        self.shapes, self.parameters = parameter_shapes(run.model), tensors_of(run.model)
+        self.optimizer = optimizer_row(run.train)
         self.copies = self.casts_weights and self.s.compute != 4
         self.gradient_bytes = 4 if self.casts_weights else self.s.compute
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
@@ -64,11 +63,11 @@ class Step:
         return rounded(4 * numel(shape))
 
     def hold_states(self) -> None:
-        """Hold what lives between steps: fp32 weights and moments, and the step counters on the device."""
-        whole = sum(self.held(shape) for shape in self.shapes.values())
+        """Hold what lives between steps: fp32 weights, the optimizer's state, and the step counters on the device."""
+        whole = sum(self.held(shape) * count for (_, shape), count in self.parameters.items())
         self.t.hold(WEIGHTS, whole)
-        self.t.hold(OPTIMIZER, MOMENTS * whole)
-        if self.run.train.fused:
+        self.t.hold(OPTIMIZER, self.optimizer.state_bytes(self.parameters, self.held))
+        if self.optimizer.counters_on_device:
             self.t.hold(OPTIMIZER, rounded(4) * len(self.shapes))
 
     def accumulate(self, elements: int) -> None:
@@ -291,11 +290,10 @@ class Step:
             self.t.give(GRADIENTS, 4 * self.head)
 
     def _optimizer_step(self) -> None:
-        """The fused form works in place; the foreach form holds a copy of all matrices' second moments' roots."""
-        if not self.run.train.fused:
-            matrices = sum(self.held(shape) for shape in self.shapes.values() if len(shape) > 1)
-            self.t.hold(TEMPORARIES, matrices)
-            self.t.drop(TEMPORARIES, matrices)
+        """What the update allocates for a while."""
+        temporaries = self.optimizer.temporary_bytes(self.parameters, self.held)
+        self.t.hold(TEMPORARIES, temporaries)
+        self.t.drop(TEMPORARIES, temporaries)
 
 
 def numel(shape: Shape) -> int:

@@ -23,8 +23,9 @@ from scalegpt.planner import calibration
 from scalegpt.planner.batches import BatchPlan, plan_batches
 from scalegpt.planner.checks import check_ranks
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
-from scalegpt.planner.parameters import count_parameters, format_bytes, training_bytes
+from scalegpt.planner.parameters import count_parameters, format_bytes
 from scalegpt.planner.plan import make_plan
+from scalegpt.planner.states import training_bytes
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, machine_of, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
@@ -153,7 +154,7 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
         f"{plan.micro_batch} × accumulation {plan.grad_accum} × block {plan.block_size}; {steps:,} steps",
         f"machine  {world.size} × {device_name(world.device)}, {parallel.backend}{stage}{offload}, {train.precision}, "
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
-        f"states   {format_bytes(sum(training_bytes(parameters).values()))} for weights, gradients and moments in all",
+        f"states   {format_bytes(sum(training_bytes(model, train).values()))} for weights, gradients and moments in all",
     ))  # fmt: skip
 
 
@@ -174,7 +175,7 @@ def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[s
         "precision": run.train.precision,
         "recompute": run.train.recompute,
         "loss": run.train.loss,
-        "model_state_bytes": training_bytes(count.total),
+        "model_state_bytes": training_bytes(run.model, run.train),
         "deepspeed": settings,
         "torch": torch.__version__,
     }
@@ -301,7 +302,7 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
     train = run.train
     ever = 1 + (total_steps(train, plan) // train.checkpoint_every if train.checkpoint_every else 0)
     more = min(ever, train.keep_checkpoints + 1) - len(store.find_checkpoints(directory.checkpoints))
-    states = training_bytes(count_parameters(run.model).total)
+    states = training_bytes(run.model, train)
     check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
 
 

@@ -9,7 +9,8 @@ import pytest
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file, bundled, load_config_file, load_preset, preset_names, resolve
 from scalegpt.errors import InputError
-from scalegpt.planner.parameters import count_parameters, format_bytes, training_bytes, weight_bytes
+from scalegpt.planner.parameters import count_parameters, format_bytes, weight_bytes
+from scalegpt.planner.states import training_bytes
 
 # layers, width, heads, block, micro batch (None: free), parameters, backend, stage
 PROMISED: dict[str, tuple[int, int, int, int, int | None, int, str, int]] = {
@@ -129,7 +130,7 @@ def test_readme_states_the_memory() -> None:
     for run in in_order_of_size():
         parameters = count_parameters(run.model).total
         weights = weight_bytes(parameters)
-        sizes = [weights["fp32"], weights["bf16"], sum(training_bytes(parameters).values())]
+        sizes = [weights["fp32"], weights["bf16"], sum(training_bytes(run.model).values())]
         expected.append([f"`{run.name}`", *map(format_bytes, sizes)])
     assert readme_tables()[1] == expected
 

@@ -15,7 +15,6 @@ from scalegpt.planner.parameters import (
     format_bytes,
     formula_steps,
     parameter_shapes,
-    training_bytes,
     weight_bytes,
 )
 
@@ -150,9 +149,8 @@ def test_count_cannot_be_changed() -> None:
         count_parameters(ModelConfig()).head = 1  # type: ignore[misc]
 
 
-def test_memory_of_weights_and_training() -> None:
+def test_memory_of_weights() -> None:
     assert weight_bytes(1000) == {"fp32": 4000, "bf16": 2000}
-    assert training_bytes(1000) == dict.fromkeys(("master_weights", "gradients", "first_moment", "second_moment"), 4000)
 
 
 @pytest.mark.parametrize(
