@@ -17,7 +17,6 @@ from scalegpt.errors import InputError
 from scalegpt.planner import calibration
 from scalegpt.planner.answer import Answer, Asked, answer, largest, machine_as_dict, over_cards, over_presets
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.detect import planned_machine
 from scalegpt.planner.machine import Machine
 
 EXAMPLE = """\
@@ -80,6 +79,10 @@ def _parser() -> Parser:
 
 def _machine(settings: MachineConfig, torch: str | None) -> Machine:
     """The machine that is meant; of one without a GPU, its processor only where that was asked for."""
+    if not settings.at_hand:
+        return Machine.of(settings, torch=torch)
+    from scalegpt.planner.detect import planned_machine  # imported here: a card that is named need not be looked for
+
     machine = planned_machine(settings, torch=torch)
     if machine.is_gpu or settings.gpu is not None:
         return machine

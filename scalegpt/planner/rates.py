@@ -14,6 +14,12 @@ from scalegpt.planner.overheads import Figure
 FITTED = "python benchmarks/fit_throughput.py published_runs.csv"
 
 
+_MEMORY = Figure(0.398, FITTED)
+_LINK = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
+_OVERLAP = Figure(0.9, "~the first gathering and the last reduction stand alone")
+_INTERFERENCE = Figure(0.098, FITTED)
+
+
 @dataclass(frozen=True)
 class Shares:
     """The parts of a card's figures that a training step reaches.
@@ -30,10 +36,10 @@ class Shares:
 
     matmul: Figure
     attention: Figure
-    memory: Figure = Figure(0.398, FITTED)
-    link: Figure = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
-    overlap: Figure = Figure(0.9, "~the first gathering and the last reduction stand alone")
-    interference: Figure = Figure(0.098, FITTED)
+    memory: Figure = _MEMORY
+    link: Figure = _LINK
+    overlap: Figure = _OVERLAP
+    interference: Figure = _INTERFERENCE
 
 
 SHARES = {
