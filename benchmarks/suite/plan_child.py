@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks.suite.children import Values, serve
 from scalegpt.backends import Backend, World, build_model, make_backend
-from scalegpt.backends.capabilities import check_attention, device_name, resolve_precision
+from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
 from scalegpt.backends.plain import local
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
@@ -94,9 +94,7 @@ class Station:
                 "driver": machine.driver,
                 "cuda": torch.version.cuda,
                 "hip": torch.version.hip,
-                "nccl": ".".join(map(str, torch.cuda.nccl.version()))
-                if torch.distributed.is_nccl_available()
-                else None,
+                "nccl": _nccl_version(),
                 "processor": platform.machine(),
                 "allocator_settings": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
                 "context_bytes": context.driver,
@@ -168,6 +166,10 @@ class Station:
             precision = resolve_precision(precision, self.device)
             dropout = run.model.dropout > 0
             check_attention(run.train.attention, precision, self.device, run.model.head_size, dropout=dropout)
+            if job["compiled"]:
+                _, lacking = resolve_compile("on", self.device)
+                if lacking is not None:
+                    raise InputError(lacking)
         return replace(run, train=run.train.changed(precision=precision))
 
     def _plan(self, run: RunConfig, job: Values) -> Plan:
@@ -216,7 +218,7 @@ class Station:
             )
         finally:
             if run.parallel.backend == "deepspeed":
-                backend.engine.destroy()  # type: ignore[attr-defined]
+                _dismantle(backend)
 
     def _build(self, run: RunConfig, world: World, batch: BatchPlan, *, compiled: bool) -> Backend:
         """Model, backend and weights as the trainer makes them."""
@@ -351,6 +353,27 @@ def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor,
         yield on_device(windows[:, :-1].copy(), windows[:, 1:].copy(), backend.world.device)
 
 
+def _nccl_version() -> str | None:
+    if not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+
+
+def _dismantle(backend: Any) -> None:
+    """Take DeepSpeed's engine apart.
+
+    It leaves circles through C++ that Python's garbage collector does not see, and stage 3 keeps the model in a module's list
+    and in a cache: both would hold the weights, and all that hangs on them, beside the next configuration's.
+    """
+    backend.engine.destroy()
+    parameters = list(backend.model.parameters())
+    for thing in (*parameters, backend.optimizer, backend.engine):
+        vars(thing).clear()
+    for parameter in parameters:
+        parameter.grad = None
+        parameter.data = parameter.data.new_empty(0)
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]
 
@@ -379,7 +402,9 @@ def main(arguments: list[str]) -> None:
     on_cuda = not dry and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(0)
-    station: Any = Station(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dry=dry)
+    if dry:
+        torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
+    station = Station(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dry=dry)
     serve(station.greet, station.answer)
 
 
