@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.generate_tables import DOCUMENTS, OF_PUBLISHED_RUNS, ROOT, TABLES, main, names_in, rewritten, stale
+from benchmarks.tables.asking import fits_with_margin
+from benchmarks.tables.cards import CLAIMS, Claim
+from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.rates import FITTED, SHARES
+from scalegpt.planner.search import MARGIN
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "published_runs.csv"
 
@@ -23,6 +27,11 @@ def test_every_table_is_current_whatever_cards_the_user_has(
 def test_every_table_stands_in_a_document() -> None:
     there = [name for document in DOCUMENTS for name in names_in((ROOT / document).read_text(encoding="utf-8"))]
     assert sorted(there) == sorted({*TABLES, *OF_PUBLISHED_RUNS})
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.preset)
+def test_a_preset_trains_with_its_own_batch_on_the_card_it_was_made_for(claim: Claim) -> None:
+    assert any(fits_with_margin(claim.plan(recompute), MARGIN) for recompute in RECOMPUTE)
 
 
 def test_what_is_not_generated_stays_as_it_is() -> None:
