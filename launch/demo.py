@@ -1,4 +1,4 @@
-"""``make demo``: plans and trains a small model on the Python library's own sources, on this machine's GPUs or its CPU."""
+"""``make demo``: trains a small model on the Python library's own sources, with all GPUs of this machine or its CPU."""
 
 import subprocess
 import sys
@@ -27,11 +27,11 @@ def run(*words: str) -> None:
 
 
 def main() -> None:
-    """Count, plan, prepare, train; say how to sample."""
+    """Count, plan, prepare, train, sample."""
     scalegpt = (sys.executable, "-m", "scalegpt")
     tokens = ROOT / "runs" / "demo-data"
     run(*scalegpt, "params", "--preset", "demo")
-    run(*scalegpt, "plan", "--preset", "demo", *machine(), *layout())
+    run(*scalegpt, "plan", "--preset", "demo", *([] if torch.cuda.is_available() else ["--gpu", "cpu"]))
     run(*scalegpt, "data", "prepare", "--tokenizer", "byte", "--out", str(tokens), *library_sources())
     run(*launcher(), "launch/train.py", "--preset", "demo", "--input_file", str(tokens), *LIMIT, "--fresh", *layout())
     newest = max((ROOT / "runs").glob("demo*/run_status.json"), key=lambda path: path.stat().st_mtime).parent
@@ -39,11 +39,6 @@ def main() -> None:
         f"\nThe run's files are in {newest}/: open report.html in a browser, or let the model write more with\n"
         f"  .venv/bin/scalegpt sample {newest.relative_to(ROOT)} --prompt 'import '"
     )
-
-
-def machine() -> list[str]:
-    """What to plan for: the GPUs at hand, or the processor, which is meant only where it is named."""
-    return [] if torch.cuda.is_available() else ["--gpu", "cpu"]
 
 
 def launcher() -> list[str]:
