@@ -1,10 +1,13 @@
 """Fixtures that several folders share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["SCALEGPT_GPUS"] = ""  # a developer's own catalogue is none of the tests' business
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 16, "vocab_size": 61}
 

@@ -17,8 +17,10 @@ from scalegpt.planner import calibration
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.checks import check_attention, check_ranks, resolve_precision
 from scalegpt.planner.command import launch_command
+from scalegpt.planner.detect import planned_machine
+from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Machine, Plan, first_that_fits, make_plan
+from scalegpt.planner.plan import Plan, first_that_fits, make_plan
 
 EXAMPLE = """\
 scalegpt plan --preset 500M_1024 --gpu a100-40gb
@@ -121,8 +123,8 @@ def _answer(arguments: argparse.Namespace) -> Answer:
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags)
     measured = _calibration(arguments)
     torch = calibration.installed_torch() if measured.measurements else None
-    machine = Machine.of(settings, torch=torch)
-    precision = resolve_precision(run.train.precision, machine.card)
+    machine = _machine(settings, torch)
+    precision = resolve_precision(run.train.precision, machine.card, machine.capability)
     check_attention(run, precision, machine.card)
     remark = check_ranks(run, machine.ranks, stage_fixed="zero_stage" in flags)
     run = replace(run, train=run.train.changed(precision=precision))
@@ -131,6 +133,14 @@ def _answer(arguments: argparse.Namespace) -> Answer:
     named = {"--preset": arguments.preset, "--config_file": arguments.config_file}
     source = next(((flag, value) for flag, value in named.items() if value is not None), ())
     return Answer(plan, base, source, _notes(run, plan, remark, measured))
+
+
+def _machine(settings: MachineConfig, torch: str | None) -> Machine:
+    """The machine that is meant; of one without a GPU, its processor only where that was asked for."""
+    machine = planned_machine(settings, torch=torch)
+    if machine.is_gpu or settings.gpu is not None:
+        return machine
+    return replace(Machine.of(settings, torch=torch), notes=machine.notes)
 
 
 def _calibration(arguments: argparse.Namespace) -> calibration.Calibration:
@@ -145,6 +155,7 @@ def _notes(run: RunConfig, plan: Plan, remark: str | None, measured: calibration
         )
     if remark:
         notes.append(remark)
+    notes += plan.machine.notes
     card = plan.machine.card
     if card is not None and card.is_estimated:
         notes.append(f"the usable memory of {card.name} is estimated")

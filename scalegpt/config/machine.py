@@ -1,4 +1,4 @@
-"""The machine that a run is planned for, where it is not the one at hand."""
+"""The machine that a run is planned for: the one at hand, or another."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,33 @@ from scalegpt.config.settings import Section, setting
 
 MOST_GPUS = 1_000_000
 
+CPU = "cpu"
+"""What ``gpu`` says for the processor at hand."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig(Section):
-    """Which cards, and how many.
+    """Which cards, and how many. Where neither a card nor a memory is named, the machine at hand is looked at.
 
     Raises:
         InputError: a count below one, or no memory.
     """
 
-    gpu: str | None = setting(None, "the card, such as a100-40gb, rtx4090 or 'H100 SXM'")
+    gpu: str | None = setting(
+        None, "the card, such as a100-40gb, rtx4090 or 'H100 SXM', see `scalegpt gpus`; cpu: this processor"
+    )
     memory_gb: float | None = setting(
         None, "memory to plan for, GB of 10⁹ bytes: of a card that is not known, or the part of --gpu to use", above=0
     )
-    gpus: int = setting(1, "GPUs in each machine", minimum=1, maximum=MOST_GPUS)
+    gpus: int | None = setting(
+        None, "GPUs in each machine; none: those found here, or 1 of --gpu", minimum=1, maximum=MOST_GPUS
+    )
     nodes: int = setting(1, "machines", minimum=1, maximum=MOST_GPUS)
+    network_gbps: float | None = setting(
+        None, "network of each machine, Gbit/s in each direction, such as 100 or 3200; none: not known", above=0
+    )
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the machine at hand is meant."""
+        return self.memory_gb is None and self.gpu in {None, CPU}

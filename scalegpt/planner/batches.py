@@ -1,6 +1,8 @@
 """How the tokens of one optimizer step are divided: ranks, micro batches, accumulation."""
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
@@ -29,6 +31,34 @@ class BatchPlan:
         return self.sequences * self.block_size
 
 
+def sequences_per_rank(run: RunConfig, ranks: int) -> int:
+    """Sequences of one optimizer step on each rank: micro batch × accumulation.
+
+    Raises:
+        InputError: the tokens per step cannot be divided among the ranks; the message names values that can.
+    """
+    train, block = run.train, run.model.block_size
+    if train.tokens_per_step is None:
+        return train.micro_batch
+    per_rank, rest = divmod(train.tokens_per_step, ranks * block)
+    if rest or per_rank == 0:
+        unit = ranks * block
+        below = train.tokens_per_step // unit * unit
+        near = f"{below} or {below + unit}" if below else str(unit)
+        raise InputError(
+            f"tokens_per_step {train.tokens_per_step} is not a multiple of ranks {ranks} × block_size {block} = {unit}; "
+            f"{near} would work"
+        )
+    return per_rank
+
+
+@lru_cache(maxsize=1024)
+def divisors(count: int) -> tuple[int, ...]:
+    """The divisors of a number up to :data:`LARGEST_MICRO_BATCH`, in rising order."""
+    small = [size for size in range(1, math.isqrt(count) + 1) if count % size == 0]
+    return tuple(sorted({size for low in small for size in (low, count // low) if size <= LARGEST_MICRO_BATCH}))
+
+
 def plan_batches(run: RunConfig, ranks: int, *, micro_fixed: bool) -> BatchPlan:
     """Keep the tokens per step, let accumulation follow.
 
@@ -42,21 +72,10 @@ def plan_batches(run: RunConfig, ranks: int, *, micro_fixed: bool) -> BatchPlan:
         InputError: the tokens per step cannot be divided so; the message names values that work.
     """
     train, block = run.train, run.model.block_size
-    if train.tokens_per_step is None:
-        return BatchPlan(train.micro_batch, 1, ranks, block)
-    per_rank, rest = divmod(train.tokens_per_step, ranks * block)
-    if rest or per_rank == 0:
-        unit = ranks * block
-        below = train.tokens_per_step // unit * unit
-        near = f"{below} or {below + unit}" if below else str(unit)
-        raise InputError(
-            f"tokens_per_step {train.tokens_per_step} is not a multiple of ranks {ranks} × block_size {block} = {unit}; "
-            f"{near} would work"
-        )
+    per_rank = sequences_per_rank(run, ranks)
     micro = train.micro_batch
     if per_rank % micro:
-        most = min(micro, per_rank, LARGEST_MICRO_BATCH)
-        micro = next(size for size in range(most, 0, -1) if per_rank % size == 0)
+        micro = max(size for size in divisors(per_rank) if size <= micro)
     if micro_fixed and micro != train.micro_batch:
         nearest_tokens = max(1, round(per_rank / train.micro_batch)) * train.micro_batch * ranks * block
         raise InputError(

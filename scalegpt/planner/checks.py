@@ -5,7 +5,7 @@ What cannot work on any machine, such as a stage that the backend does not have,
 
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.gpus import Card
+from scalegpt.planner.gpus import CPU_CAPABILITY, Card, has_bf16
 
 FLASH_LARGEST_HEAD = 256
 """FlashAttention-2's limit (torch, ``sdp_utils.cpp: check_flash_attention_head_dim_size``)."""
@@ -15,16 +15,28 @@ _SMALL_SHARED_MEMORY = frozenset({"8.6", "8.9", "12.0"})
 check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120``)."""
 
 
-def resolve_precision(wanted: str, card: Card | None) -> str:
-    """The compute dtype's name on a card; ``auto`` is bf16 where the card has it, else fp16.
+def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
+    """The compute dtype's name on a card; ``auto`` is bf16 where the card has it, else fp16, and fp32 on a processor.
+
+    On a processor the trainer measures whether bf16 pays; the plan counts the larger of the two.
+
+    Args:
+        wanted: what was asked for.
+        card: the card, if it is in the catalogue.
+        capability: that of a card that is not; None: not known, it counts as one that has bf16.
 
     Raises:
         InputError: bf16 on a card that has none.
     """
-    native = card is None or card.has_bf16
-    if wanted == "bf16" and card is not None and not native:
-        raise InputError(f"precision bf16: {card.name} has no bf16; use --precision fp16")
-    return wanted if wanted != "auto" else "bf16" if native else "fp16"
+    capability = card.capability if card is not None else capability
+    native = capability is None or has_bf16(capability)
+    if wanted == "bf16" and not native:
+        raise InputError(f"precision bf16: {card.name if card else 'this card'} has no bf16; use --precision fp16")
+    if wanted != "auto":
+        return wanted
+    if capability == CPU_CAPABILITY:
+        return "fp32"
+    return "bf16" if native else "fp16"
 
 
 def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str | None:

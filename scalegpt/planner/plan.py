@@ -1,83 +1,38 @@
-"""A plan: a configuration on a machine, with the memory that it takes there.
+"""A plan: a configuration on a machine, with the memory and the time that it takes there.
 
-:func:`make_plan` predicts what is fixed. :func:`first_that_fits` looks for the nearest configuration that fits where it does
-not.
+:func:`make_plan` predicts what is fixed; :mod:`scalegpt.planner.search` chooses what is not.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import RunConfig
-from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import STAGES
-from scalegpt.config.train import RECOMPUTE
-from scalegpt.errors import InputError
-from scalegpt.planner.batches import LARGEST_MICRO_BATCH, BatchPlan, plan_batches
+from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.gpus import GB, GIB, Card, find_card
+from scalegpt.planner.gpus import GIB, Card, find_card
+from scalegpt.planner.machine import Machine
 from scalegpt.planner.memory import Prediction, predict
 from scalegpt.planner.overheads import Overheads
+from scalegpt.planner.rates import Rates
+from scalegpt.planner.throughput import StepTime, step_time
+from scalegpt.planner.work import flops_per_token
 
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a run is planned for.
-
-    Attributes:
-        name: what to call the card; None where none is named.
-        usable_bytes: memory of one card that a run may fill; None: not known.
-        card: its entry in the catalogue, if it has one.
-        gpus: cards in each machine.
-        nodes: machines.
-        is_gpu: false for a run on the CPU, which has no overheads of a card.
-        torch: version of torch that will run, if known.
-        driver: version of the driver, if known.
-    """
-
-    name: str | None = None
-    usable_bytes: int | None = None
-    card: Card | None = None
-    gpus: int = 1
-    nodes: int = 1
-    is_gpu: bool = True
-    torch: str | None = None
-    driver: str | None = None
-
-    @classmethod
-    def of(cls, settings: MachineConfig, *, torch: str | None = None) -> "Machine":
-        """The machine that the settings describe.
-
-        Raises:
-            InputError: the card is not known, or has less memory than is to be used.
-        """
-        card = None if settings.gpu is None else find_card(settings.gpu)
-        usable = None if card is None else card.usable_bytes
-        name = None if card is None else card.name
-        if settings.memory_gb is not None:
-            given = int(settings.memory_gb * GB)
-            if usable is not None and card is not None and given > usable:
-                raise InputError(
-                    f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or leave it out"
-                )
-            usable, name = given, name or f"{settings.memory_gb:g} GB card"
-        return cls(name=name, usable_bytes=usable, card=card, gpus=settings.gpus, nodes=settings.nodes, torch=torch)
-
-    @property
-    def ranks(self) -> int:
-        """Data-parallel ranks W: one for each card."""
-        return self.gpus * self.nodes
+STAND_IN = "a100-80gb"
+"""The card whose rates decide what is faster where nobody says which card it is; no time is told then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A configuration, the machine, and the memory that it takes on each card."""
+    """A configuration, the machine, and the memory and the time that it takes there."""
 
     run: RunConfig
     machine: Machine
     batch: BatchPlan
     prediction: Prediction
     overheads: Overheads
+    time: StepTime
+    peak_flops: float
 
     @property
     def peak_bytes(self) -> int:
@@ -110,6 +65,27 @@ class Plan:
         """Whether the total stays within the card's memory; None where that is not known."""
         return None if self.machine.usable_bytes is None else self.missing_bytes <= 0
 
+    @property
+    def fits_host(self) -> bool:
+        """Whether what is offloaded has room in host memory, as far as that is known."""
+        there = self.machine.host_bytes
+        return there is None or self.host_bytes * self.machine.gpus <= there
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a step at the rates of the card, or of the one that stands in for it."""
+        return self.time.seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second over all ranks, likewise."""
+        return self.batch.tokens / self.time.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Share of the cards' dense peak that the model's own operations use."""
+        return self.tokens_per_second / self.machine.ranks * flops_per_token(self.run.model) / self.peak_flops
+
     def memory(self) -> dict[str, Any]:
         """The memory as plain values, in bytes."""
         return {
@@ -122,6 +98,16 @@ class Plan:
             "overheads_measured_on_runs": self.overheads.measured,
             "phases": self.prediction.phases,
             "binding_phase": self.prediction.phase,
+        }
+
+    def speed(self) -> dict[str, Any]:
+        """The time as plain values; None where the card is not known."""
+        known = self.machine.card is not None
+        return {
+            "step_seconds": self.seconds if known else None,
+            "tokens_per_second": self.tokens_per_second if known else None,
+            "mfu": self.mfu if known else None,
+            "time": dict(self.time.parts) if known else None,
         }
 
     def as_choice(self, command: str) -> dict[str, Any]:
@@ -141,11 +127,71 @@ class Plan:
             "optimizer": train.optimizer,
             "offload": parallel.offload,
             **self.memory(),
-            "step_seconds": None,
-            "tokens_per_second": None,
-            "mfu": None,
+            **self.speed(),
             "command": command,
         }
+
+
+class Estimator:
+    """Predicts memory and time of configurations on one machine.
+
+    Args:
+        machine: what they run on.
+        calibration: measurements that correct the overheads; None: none.
+    """
+
+    def __init__(self, machine: Machine, calibration: Calibration | None = None) -> None:
+        self.machine, self.calibration = machine, calibration
+        self.card = machine.card or find_card(STAND_IN)
+        self._rates: dict[str, Rates] = {}
+        self._overheads: dict[tuple[str, int], Overheads] = {}
+
+    def plan(self, run: RunConfig, batch: BatchPlan) -> Plan:
+        """Predict a configuration; arguments as for :func:`make_plan`, with the batch entered in the run."""
+        return Plan(
+            run=run,
+            machine=self.machine,
+            batch=batch,
+            prediction=_predicted(run, batch.ranks, batch.grad_accum, self.machine.card),
+            overheads=self.overheads(run, batch.ranks),
+            time=self.time(run, batch),
+            peak_flops=self.rates(run).peak,
+        )
+
+    def time(self, run: RunConfig, batch: BatchPlan) -> StepTime:
+        """Predict the time alone."""
+        return step_time(
+            run, self.rates(run), ranks=batch.ranks, grad_accum=batch.grad_accum, kernel="flash",
+            compiled=self.machine.is_gpu and run.train.compile != "off",
+        )  # fmt: skip
+
+    def rates(self, run: RunConfig) -> Rates:
+        """What the card does in a second in the run's compute dtype."""
+        precision = run.train.precision
+        if precision not in self._rates:
+            self._rates[precision] = Rates.of(self.card, self.machine, precision)
+        return self._rates[precision]
+
+    def overheads(self, run: RunConfig, ranks: int) -> Overheads:
+        """What lies outside the step's tensors."""
+        if not self.machine.is_gpu:
+            return Overheads()
+        key = run.parallel.backend, ranks
+        if key not in self._overheads:
+            self._overheads[key] = self._overheads_of(run, ranks)
+        return self._overheads[key]
+
+    def _overheads_of(self, run: RunConfig, ranks: int) -> Overheads:
+        machine, tables = self.machine, Overheads.of(run, self.machine.card, ranks)
+        if self.calibration is None:
+            return tables
+        return self.calibration.corrected(tables, run, machine.card, ranks, torch=machine.torch, driver=machine.driver)
+
+
+@lru_cache(maxsize=65_536)
+def _predicted(run: RunConfig, ranks: int, grad_accum: int, card: Card | None) -> Prediction:
+    """Remembered: cards that compute alike hold alike."""
+    return predict(run, ranks=ranks, grad_accum=grad_accum)
 
 
 def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: Calibration | None = None) -> Plan:
@@ -161,61 +207,9 @@ def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: C
         InputError: something that the prediction needs is left open, or DeepSpeed's configuration will not do.
     """
     run = replace(run, train=run.train.changed(micro_batch=batch.micro_batch, tokens_per_step=batch.tokens))
-    prediction = predict(run, ranks=machine.ranks, grad_accum=batch.grad_accum)
-    overheads = Overheads()
-    if machine.is_gpu:
-        overheads = Overheads.of(run, machine.card, machine.ranks)
-        if calibration is not None:
-            overheads = calibration.corrected(
-                overheads, run, machine.card, machine.ranks, torch=machine.torch, driver=machine.driver
-            )
-    return Plan(run=run, machine=machine, batch=batch, prediction=prediction, overheads=overheads)
+    return Estimator(machine, calibration).plan(run, batch)
 
 
 def gib(count: int) -> str:
     """A size in GiB, or in MiB where that would read as next to nothing."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
-
-
-def first_that_fits(plan: Plan, calibration: Calibration | None = None) -> Plan | None:
-    """The first configuration that fits, going from what costs nothing to what costs time; None: none of them does.
-
-    Tried are a loss in chunks, smaller micro batches, heavier recompute, higher stages and offload, each with what came
-    before it. The tokens of a step stay as they are.
-    """
-    for run in _lighter(plan.run, plan.machine.ranks):
-        for micro in _smaller(plan.batch):
-            batch = plan_batches(
-                replace(run, train=run.train.changed(micro_batch=micro)), plan.machine.ranks, micro_fixed=False
-            )
-            tried = make_plan(run, plan.machine, batch, calibration)
-            if tried.fits:
-                return tried
-    return None
-
-
-def _smaller(batch: BatchPlan) -> Iterator[int]:
-    """The micro batch and all smaller ones that divide the step, by falling size."""
-    per_rank = batch.micro_batch * batch.grad_accum
-    most = min(batch.micro_batch, LARGEST_MICRO_BATCH)
-    return (size for size in range(most, 0, -1) if per_rank % size == 0)
-
-
-def _lighter(run: RunConfig, ranks: int) -> Iterator[RunConfig]:
-    """The run, and then ever lighter ones."""
-    if run.train.loss == "full":
-        run = replace(run, train=run.train.changed(loss="chunked"))
-    yield run
-    for kind in RECOMPUTE[RECOMPUTE.index(run.train.recompute) + 1 :]:
-        run = replace(run, train=run.train.changed(recompute=kind))
-        yield run
-    parallel = run.parallel
-    if ranks > 1:
-        for stage in STAGES[parallel.backend]:
-            if stage > parallel.stage:
-                run = replace(run, parallel=parallel.changed(zero_stage=stage, ds_config=None))
-                yield run
-    if run.parallel.offload == "none" and run.parallel.backend != "plain":
-        kind = "all" if run.parallel.backend == "fsdp" else "optimizer"
-        stage = 3 if run.parallel.backend == "fsdp" else max(1, run.parallel.stage)
-        yield replace(run, parallel=run.parallel.changed(offload=kind, zero_stage=stage, ds_config=None))

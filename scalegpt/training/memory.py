@@ -2,8 +2,7 @@
 
 import os
 import resource
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,28 +11,37 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
-from scalegpt.planner import calibration
+from scalegpt.config.machine import MachineConfig
+from scalegpt.planner import calibration, nvml
 from scalegpt.planner.calibration import Measurement
+from scalegpt.planner.detect import cpu_machine, machine_at_hand
 from scalegpt.planner.gpus import known_card
-from scalegpt.planner.plan import Machine, Plan, gib
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import Plan, gib
 
 ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "growth of the process's resident memory"
 
 
 def machine_of(world: World) -> Machine:
-    """The machine at hand, as the planner sees it: the driver's figures, not the catalogue's."""
-    gpus, nodes = world.local_size, max(1, world.size // world.local_size)
+    """The machine at hand, as the planner sees it: the driver's figures, not the catalogue's.
+
+    The card and its memory are what torch says of this rank's. That other processes hold some of it is not looked at: by now
+    they may be ranks of this run.
+    """
+    settings = MachineConfig(gpus=world.local_size, nodes=max(1, world.size // world.local_size))
     if world.device.type != "cuda":
-        return Machine(name="cpu", gpus=gpus, nodes=nodes, is_gpu=False)
+        return cpu_machine(settings, torch=torch.__version__)
     name = device_name(world.device)
-    return Machine(
+    major, minor = torch.cuda.get_device_capability(world.device)
+    return replace(
+        machine_at_hand(settings, torch=torch.__version__),
         name=name,
         usable_bytes=torch.cuda.get_device_properties(world.device).total_memory,
         card=known_card(name),
-        gpus=gpus,
-        nodes=nodes,
-        torch=torch.__version__,
-        driver=_driver_version(),
+        capability=f"{major}.{minor}",
+        is_gpu=True,
+        driver=nvml.driver_version(),
+        notes=(),
     )
 
 
@@ -145,20 +153,6 @@ def keep_for_later(plan: Plan, measured: Measured) -> str | None:
     )
 
 
-def _driver_version() -> str | None:
-    """The driver's version; None where there is no NVML, as under ROCm."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            return str(pynvml.nvmlSystemGetDriverVersion())
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:  # the library is missing, or has errors of its own: a run goes on without
-        return None
-
-
 def _driver_bytes(device: torch.device) -> tuple[int, bool]:
     """What the driver counts for this process, and whether it is for this process alone.
 
@@ -174,16 +168,5 @@ def _driver_bytes(device: torch.device) -> tuple[int, bool]:
 
 def _listed_bytes(device: torch.device) -> dict[int, int] | None:
     """Process → bytes on the card by NVML, 0 where it does not say; None where there is no NVML."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            listed: Iterable[Any] = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            return {each.pid: each.usedGpuMemory or 0 for each in listed}
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:  # as above
-        return None
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return None if uuid is None else nvml.listed_bytes(f"GPU-{uuid}")

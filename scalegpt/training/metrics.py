@@ -11,19 +11,8 @@ from typing import Any, TextIO
 
 import torch
 
-from scalegpt.config import ModelConfig
-from scalegpt.planner.parameters import count_parameters
 from scalegpt.training.memory import largest_resident
 from scalegpt.training.rundir import finite, writing
-
-
-def flops_per_token(model: ModelConfig) -> int:
-    """FLOPs of one token's forward and backward pass: 6P + 12·L·H·T.
-
-    6P for the weights' matmuls (2 forward, 4 backward), 12·L·H·T for attention's two products over T positions (PaLM,
-    arXiv 2204.02311, appendix B). Recompute is not counted: MFU counts the work that the model needs.
-    """
-    return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_embd * model.block_size
 
 
 class Throughput:

@@ -111,7 +111,7 @@ def trace_step(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, as_cuda: 
         run = _with_attention(run, kernel)
     with ExitStack() as context:
         if run.parallel.backend == "fsdp":
-            context.enter_context(_process_group(ranks))
+            context.enter_context(fake_process_group(ranks))
         context.enter_context(_no_collection())
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         backend = _make_backend(run, ranks, grad_accum, fake)
@@ -233,8 +233,12 @@ def _watch_block(block: Block, tracker: Tracker) -> None:
 
 
 @contextmanager
-def _process_group(ranks: int) -> Iterator[None]:
-    """Belong, for a while, to a group of so many ranks, of which only we exist."""
+def fake_process_group(ranks: int) -> Iterator[None]:
+    """Belong, for a while, to a group of so many ranks, of which only we exist: its collectives move nothing.
+
+    Raises:
+        RunError: the process has joined a group already.
+    """
     import torch.distributed._tools.fake_collectives  # noqa: F401  # collectives on tensors without data
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

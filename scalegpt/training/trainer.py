@@ -20,10 +20,11 @@ from scalegpt.model.generation import SamplingSettings, generate
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.plan import Plan
+from scalegpt.planner.work import flops_per_token
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import Logger, StepLine
 from scalegpt.training.memory import MemoryWatch, comparison, keep_for_later
-from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, flops_per_token, mfu, peak_bytes
+from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.rundir import RunDirectory, finite
 from scalegpt.training.schedules import learning_rate
 

@@ -9,10 +9,11 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
-from scalegpt.planner import calibration
+from scalegpt.planner import calibration, nvml
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import find_card
-from scalegpt.planner.plan import Machine, Plan, make_plan
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.training import memory
 from scalegpt.training.memory import Measured, MemoryWatch, comparison, keep_for_later, machine_of, predicted_line
 
@@ -104,5 +105,5 @@ def test_the_drivers_figure_is_ours_where_nvml_says_so(
 
 def test_without_nvml_nothing_is_known_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    assert memory._driver_version() is None
-    assert memory._listed_bytes(torch.device("cuda", 0)) is None
+    assert nvml.driver_version() is None
+    assert nvml.listed_bytes("GPU-1") is None

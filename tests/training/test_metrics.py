@@ -10,7 +10,8 @@ import torch
 
 from scalegpt.config import ModelConfig
 from scalegpt.errors import RunError
-from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, flops_per_token, mfu, peak_bytes
+from scalegpt.planner.work import flops_per_token
+from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 
 
 def test_flops_of_gpt2() -> None:

@@ -65,7 +65,7 @@ class PhaseMarks:
 
 def measure(run: RunConfig, ranks: int, grad_accum: int) -> dict[str, int]:
     """The most bytes of each phase of a real step on the CPU, from the allocator's own events."""
-    group = trace._process_group(ranks) if run.parallel.backend == "fsdp" else nullcontext()
+    group = trace.fake_process_group(ranks) if run.parallel.backend == "fsdp" else nullcontext()
     with group:
         model = build_model(run, compiled=False)
         world = World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=torch.device("cpu"))
@@ -212,7 +212,7 @@ def test_what_cannot_be_traced_is_refused(flags: dict[str, Any], word: str) -> N
 
 
 def test_a_process_with_ranks_is_refused() -> None:
-    with trace._process_group(2):
+    with trace.fake_process_group(2):
         with pytest.raises(RunError, match="process group"):
             traced(backend="fsdp", ranks=2)
         assert dist.is_initialized()

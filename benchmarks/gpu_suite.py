@@ -1,0 +1,51 @@
+"""Measures on a CUDA card what the rest of the project predicts. Each suite is one command of under 9 minutes.
+
+python benchmarks/gpu_suite.py plan          predicted memory against the allocator's and the driver's figures
+python benchmarks/gpu_suite.py plan --dry    the same configurations, tiny and on the CPU: do they all build and step?
+
+``plan`` takes some sixty configurations through three or more optimizer steps of the trainer's own backends, on random
+tokens: the presets, plain, FSDP2 and DeepSpeed on one GPU, FSDP2 as rank 0 of a fake process group of eight (its allocations
+are real, nothing is sent), micro batches, recompute, loss, accumulation, optimizer, attention, dtypes, dropout. For each
+it compares, by the planner's tables alone and without earlier measurements,
+
+- the predicted peak and cuBLAS workspaces with ``torch.cuda.max_memory_allocated``,
+- the predicted reservation with ``torch.cuda.max_memory_reserved``,
+- the predicted total with what the driver counts: by NVML for the process, else what is in use on the card.
+
+What is not predicted to fit the card, with a tenth to spare for an error, is left out; running out of memory is a result like
+any other, held against the prediction. At the end of ``--minutes`` what is left is named and left out. JSON and Markdown go
+into ``benchmarks/results/``, named by date and card; an earlier file is never replaced.
+
+Exit status: 0 done, 1 a configuration failed in a way that is no result, 2 bad arguments, 3 there is no CUDA device,
+130 interrupted (what was measured by then is written).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Run by path: the repository's packages must be found without installed ones.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.suite import plan_suite
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suite that is named.
+
+    Args:
+        arguments: the command line; None: the process's own.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
+    plan_suite.add_arguments(suites.add_parser("plan", help="predicted memory against measured"))
+    given = parser.parse_args(arguments)
+    status: int = given.run(given)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

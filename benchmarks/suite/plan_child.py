@@ -1,0 +1,387 @@
+"""The child process of ``gpu_suite.py plan``: takes configurations through real optimizer steps and says what they held.
+
+``python -m benchmarks.suite.plan_child cuda|dry``; a job is :meth:`Configuration.as_dict`. What an answer holds:
+
+===================  ==================================================================================================
+``outcome``          ``measured``; ``stepped``, in a dry run; ``out of memory``; ``left out``, ``skipped`` or
+                     ``failed``, each with a ``reason``
+``predicted``        the plan's memory by the tables alone, for the configuration in full size, also in a dry run
+``measured``         what the allocator and the driver said
+``notes``            what was done otherwise than asked
+``left_over_bytes``  what was not given back afterwards
+``seconds``          from the first byte to the last
+``restart``          whether this process is no longer fit to measure in
+===================  ==================================================================================================
+"""
+
+import gc
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.suite.children import Values, serve
+from scalegpt.backends import Backend, World, build_model, make_backend
+from scalegpt.backends.capabilities import check_attention, device_name, resolve_precision
+from scalegpt.backends.plain import local
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import resolve
+from scalegpt.errors import InputError
+from scalegpt.model.gpt import GPT
+from scalegpt.planner.batches import BatchPlan
+from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.plan import Machine, Plan, gib, make_plan
+from scalegpt.training.loader import on_device
+from scalegpt.training.memory import MemoryWatch, machine_of
+from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.training.trace import fake_process_group
+
+TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 128}
+"""The shape of every model in a dry run."""
+
+TINY_BATCH, TINY_CHUNK = 2, 16
+
+ROOM_FOR_ERROR = 1.1
+"""What is predicted to fill the card so many times is not tried: it would only show that memory runs out."""
+
+MOST_LEFT_OVER = 64 * 2**20
+"""Bytes that may stay allocated after a configuration; with more, a new process measures the next."""
+
+WARM_STEPS, MOST_STEPS = 2, 12
+"""Steps before the one that is watched; more where fp16 looks for its loss scale and skips some."""
+
+DRIVER_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How it reads when a library asks the driver itself for memory, past torch's allocator."""
+
+
+class Station:
+    """Where configurations are measured, one after another.
+
+    Args:
+        device: where they run.
+        dry: tiny ones, to see that they do.
+    """
+
+    def __init__(self, device: torch.device, *, dry: bool) -> None:
+        self.device, self.dry = device, dry
+        self._weights: dict[str, Tensor] = {}
+
+    def greet(self) -> Values:
+        """What this process finds."""
+        if self.device.type != "cuda":
+            return {"gpu": None, "torch": torch.__version__}
+        properties = torch.cuda.get_device_properties(self.device)
+        machine = machine_of(self._world(1))
+        torch.zeros(1, device=self.device)
+        self.release()
+        context = MemoryWatch(self.device).measure()
+        return {
+            "torch": torch.__version__,
+            "gpu": {
+                "name": device_name(self.device),
+                "total_bytes": properties.total_memory,
+                "capability": f"{properties.major}.{properties.minor}",
+                "catalogue_entry": machine.card.name if machine.card else None,
+                "driver": machine.driver,
+                "cuda": torch.version.cuda,
+                "hip": torch.version.hip,
+                "nccl": ".".join(map(str, torch.cuda.nccl.version()))
+                if torch.distributed.is_nccl_available()
+                else None,
+                "processor": platform.machine(),
+                "allocator_settings": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+                "context_bytes": context.driver,
+                "driver_bytes_are_ours": context.driver_is_ours,
+            },
+        }
+
+    def answer(self, job: Values) -> Values:
+        """Measure one configuration; whatever becomes of it is an answer."""
+        start = time.perf_counter()
+        found: Values = {"notes": []}
+        try:
+            self._measure(job, found)
+        except InputError as error:
+            found |= {"outcome": "skipped", "reason": str(error)}
+        except Exception as error:  # a library's errors have no common class, and one of them must not end the suite
+            found |= self._failure(error)
+        found["left_over_bytes"] = self.release()
+        if found["left_over_bytes"] > MOST_LEFT_OVER:
+            found["restart"] = True
+        found["seconds"] = round(time.perf_counter() - start, 2)
+        return found
+
+    def _failure(self, error: Exception) -> Values:
+        """What an exception means for the configuration and for this process."""
+        errors: list[BaseException] = [error]
+        while errors[-1].__context__ is not None:  # cleaning up after the first may have raised others
+            errors.append(errors[-1].__context__)
+        for each in errors:
+            if isinstance(each, torch.OutOfMemoryError):
+                reason = _first_line(each).removesuffix(".")
+                return {"outcome": "out of memory", "reason": reason, "restart": each is not error}
+            if any(sign in str(each) for sign in DRIVER_OUT_OF_MEMORY):
+                return {"outcome": "out of memory", "reason": _first_line(each), "restart": True}
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        return {"outcome": "failed", "reason": reason, "restart": True}
+
+    # --- one configuration -------------------------------------------------------------------------------------------
+
+    def _measure(self, job: Values, found: Values) -> None:
+        run = self._resolved(job)
+        plan = self._plan(run, job)
+        found["predicted"] = {**plan.memory(), "workspace_bytes": plan.overheads.workspaces, "fits": plan.fits}
+        usable = plan.machine.usable_bytes
+        if usable is not None and plan.total_bytes > ROOM_FOR_ERROR * usable:
+            reason = f"{gib(plan.total_bytes)} predicted, the card has {gib(usable)}"
+            found |= {"outcome": "left out", "reason": reason}
+            return
+        run = self._shrunk(run, found["notes"]) if self.dry else run
+        world = self._world(job["ranks"])
+        if world.size > 1:
+            with fake_process_group(world.size):
+                self._take_steps(run, world, job, found)
+            return
+        try:
+            self._take_steps(run, world, job, found)
+        finally:
+            if run.parallel.backend != "deepspeed":  # which keeps its own record of the group
+                world.leave()
+
+    def _resolved(self, job: Values) -> RunConfig:
+        layout = {"backend": job["backend"], "zero_stage": job["zero_stage"], "ds_config": None}
+        run = resolve(preset=job["preset"], flags={**layout, **job["flags"]})
+        precision = run.train.precision
+        if self.dry:
+            precision = "bf16" if precision == "auto" else precision
+        else:
+            precision = resolve_precision(precision, self.device)
+            dropout = run.model.dropout > 0
+            check_attention(run.train.attention, precision, self.device, run.model.head_size, dropout=dropout)
+        return replace(run, train=run.train.changed(precision=precision))
+
+    def _plan(self, run: RunConfig, job: Values) -> Plan:
+        """The prediction, without earlier measurements. A fake group has no communicator."""
+        ranks = job["ranks"]
+        machine = Machine(gpus=ranks, torch=torch.__version__) if self.dry else machine_of(self._world(ranks))
+        plan = make_plan(run, machine, _batch(run, job))
+        return plan if ranks == 1 else replace(plan, overheads=replace(plan.overheads, nccl=0))
+
+    def _shrunk(self, run: RunConfig, notes: list[str]) -> RunConfig:
+        """The same settings around a tiny model, as far as this CPU has them."""
+        train = run.train.changed(micro_batch=min(TINY_BATCH, run.train.micro_batch), loss_chunk=TINY_CHUNK)
+        run = replace(run, model=run.model.changed(**TINY), train=train)
+        try:
+            dropout = run.model.dropout > 0
+            check_attention(train.attention, train.precision, self.device, run.model.head_size, dropout=dropout)
+        except InputError:
+            notes.append(f"attention auto: the CPU has no {train.attention}")
+            return replace(run, train=train.changed(attention="auto"))
+        return run
+
+    def _world(self, ranks: int) -> World:
+        """We are the first of so many ranks on this machine."""
+        return World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=self.device)
+
+    def _take_steps(self, run: RunConfig, world: World, job: Values, found: Values) -> None:
+        before = self._held()
+        peaks = Peaks(self.device)
+        batch = _batch(run, job)
+        if job["compiled"] and self.dry:
+            found["notes"].append("compiled blocks run eagerly")
+        backend = self._build(run, world, batch, compiled=job["compiled"])
+        try:
+            peaks.lap("set-up")
+            eagerly = self.dry and job["compiled"]
+            with torch.compiler.set_stance("force_eager") if eagerly else nullcontext():
+                self._warm_up(backend, batch, peaks)
+                skipped = take_step(backend, batch, peaks)
+            if skipped:
+                raise RuntimeError(f"every one of {MOST_STEPS} steps was skipped for a gradient that is not finite")
+            after = self._held()
+            found |= (
+                {"outcome": "stepped"}
+                if self.dry
+                else {"outcome": "measured", "measured": peaks.summary(before, after)}
+            )
+        finally:
+            if run.parallel.backend == "deepspeed":
+                backend.engine.destroy()  # type: ignore[attr-defined]
+
+    def _build(self, run: RunConfig, world: World, batch: BatchPlan, *, compiled: bool) -> Backend:
+        """Model, backend and weights as the trainer makes them."""
+        settings = None
+        if run.parallel.backend == "deepspeed":
+            on_cuda = self.device.type == "cuda"
+            settings = deepspeed_settings(run, grad_accum=batch.grad_accum, ranks=world.size, on_cuda=on_cuda)
+        run = replace(run, train=run.train.changed(tokens_per_step=batch.tokens))
+        model = build_model(run, compiled=compiled)
+        weights = self._initial_weights(model, run.train.seed)
+        backend = make_backend(run, world, batch.grad_accum, model, optimizer_factory(run.train), settings)
+        backend.load_weights(weights.items())
+        return backend
+
+    def _initial_weights(self, model: GPT, seed: int) -> dict[str, Tensor]:
+        """The model's weights in host memory, kept for the next configuration of the same shape."""
+        shapes = {name: tuple(value.shape) for name, value in self._weights.items()}
+        if shapes != {name: tuple(shape) for name, shape in model.shapes.items()}:
+            self._weights.clear()
+            self._weights.update(model.initial_weights(seed))
+        return self._weights
+
+    def _warm_up(self, backend: Backend, batch: BatchPlan, peaks: "Peaks") -> None:
+        """Steps until the optimizer has its state."""
+        taken = 0
+        for _ in range(MOST_STEPS):
+            taken += not take_step(backend, batch)
+            if taken == WARM_STEPS:
+                break
+        peaks.lap("first steps")
+
+    def _held(self) -> Values:
+        """What is held at this moment."""
+        if self.device.type != "cuda":
+            return {}
+        torch.cuda.synchronize(self.device)
+        measured = MemoryWatch(self.device).measure()
+        return {
+            "allocated_bytes": torch.cuda.memory_allocated(self.device),
+            "reserved_bytes": torch.cuda.memory_reserved(self.device),
+            "driver_bytes": measured.driver,
+            "driver_bytes_are_ours": measured.driver_is_ours,
+            "allocation_retries": torch.cuda.memory_stats(self.device).get("num_alloc_retries", 0),
+        }
+
+    def release(self) -> int:
+        """Give back what a configuration held, workspaces included, as if the process were new.
+
+        Returns:
+            Bytes that are still allocated on the device, or in a dry run the tensors that Python still knows.
+        """
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()
+        gc.collect()
+        if self.device.type != "cuda":
+            return _living_bytes({tensor.data_ptr() for tensor in self._weights.values()})
+        torch.cuda.synchronize(self.device)
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_allocated(self.device)
+
+
+class Peaks:
+    """The allocator's peaks, part of a run by part; on the CPU it has none.
+
+    Args:
+        device: whose allocator.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.allocated: dict[str, int] = {}
+        self.reserved: dict[str, int] = {}
+
+    def lap(self, part: str) -> None:
+        """What was held since the last lap belongs to this part; a part may come several times."""
+        if self.device.type != "cuda":
+            return
+        for peaks, peak in (
+            (self.allocated, torch.cuda.max_memory_allocated(self.device)),
+            (self.reserved, torch.cuda.max_memory_reserved(self.device)),
+        ):
+            peaks[part] = max(peak, peaks.get(part, 0))
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def summary(self, before: Values, after: Values) -> Values:
+        """The measurement: the largest of all parts, and what was held before and after."""
+        return {
+            "allocated_bytes": max(self.allocated.values()),
+            "reserved_bytes": max(self.reserved.values()),
+            "driver_bytes": after["driver_bytes"],
+            "outside_bytes": after["driver_bytes"] - after["reserved_bytes"],
+            "allocated_by_part": self.allocated,
+            "allocation_retries": after["allocation_retries"] - before["allocation_retries"],
+            "before": before,
+            "after": after,
+        }
+
+
+def take_step(backend: Backend, batch: BatchPlan, peaks: Peaks | None = None) -> bool:
+    """What the trainer does in a step, on random tokens.
+
+    Over a fake group gathered weights are whatever the memory held, and so are the gradients: they are set to zero, lest the
+    step be skipped for one that is not finite.
+
+    Returns:
+        Whether the step was skipped.
+    """
+    world = backend.world
+    total = torch.zeros((), device=world.device)
+    for micro, (tokens, targets) in enumerate(_micro_batches(backend, batch)):
+        total += backend.micro_step(tokens, targets, last=micro == batch.grad_accum - 1)
+    if world.size > 1:
+        for parameter in backend.model.parameters():
+            if parameter.grad is not None:
+                local(parameter.grad).zero_()
+    if peaks is not None:
+        peaks.lap("micro steps")
+    result = backend.step(backend.run.train.learning_rate)
+    world.sum(total).item()
+    if peaks is not None:
+        peaks.lap("optimizer step")
+    return result.skipped
+
+
+def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random tokens, handed to the device as the trainer does."""
+    generator = np.random.default_rng(backend.run.train.seed)
+    for _ in range(batch.grad_accum):
+        windows = generator.integers(0, backend.run.model.vocab_size, (batch.micro_batch, batch.block_size + 1))
+        yield on_device(windows[:, :-1].copy(), windows[:, 1:].copy(), backend.world.device)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _batch(run: RunConfig, job: Values) -> BatchPlan:
+    return BatchPlan(run.train.micro_batch, job["grad_accum"], job["ranks"], run.model.block_size)
+
+
+def _living_bytes(known: set[int]) -> int:
+    """Bytes of the CPU's tensors that Python can reach, apart from those at the known addresses."""
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), Tensor) and thing.device.type == "cpu":
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(size for address, size in storages.items() if address and address not in known)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve on the first CUDA device, or on the CPU in a dry run or where there is no other.
+
+    Args:
+        arguments: ``cuda`` or ``dry``.
+    """
+    dry = arguments == ["dry"]
+    on_cuda = not dry and torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(0)
+    station: Any = Station(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dry=dry)
+    serve(station.greet, station.answer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,187 @@
+"""Why a plan and not another: what each alternative would bring, and what would fit where nothing does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from scalegpt.config.run import ParallelConfig
+from scalegpt.config.train import LOSSES, RECOMPUTE
+from scalegpt.errors import InputError
+from scalegpt.planner.batches import divisors
+from scalegpt.planner.gpus import catalogue
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.search import OPEN, Found, Question, Simplicity, best_of_layout, choose, layouts, simplicity
+
+MOST_CARDS = 64
+"""Up to so many cards of a kind are tried where a model does not fit."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A plan that was not chosen.
+
+    Attributes:
+        plan: the best of its kind, or where none fits the one that lacks least.
+        differs: what it has otherwise, as flags.
+        why_not: why it was not chosen.
+    """
+
+    plan: Plan
+    differs: str
+    why_not: str
+
+
+def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
+    """The best plan of each other kind, in the order: other layouts, recompute, loss, a larger micro batch, fewer cards.
+
+    A kind is one setting fixed at another value than the chosen plan has; settings that the user fixed are not varied.
+    """
+    seen = {_signature(chosen)}
+    listed = []
+    for found in _others(question, chosen):
+        plan = found.best or found.closest
+        if plan is None or _signature(plan) in seen:
+            continue
+        seen.add(_signature(plan))
+        listed.append(
+            Alternative(plan, differences(chosen, plan), _why_not(question, chosen, plan, fits=bool(found.best)))
+        )
+    return listed
+
+
+def _others(question: Question, chosen: Plan) -> Iterator[Found]:
+    own, train, asked = chosen.run.parallel, chosen.run.train, replace(question, machine=chosen.machine, fewer=False)
+    for layout in layouts(asked):
+        if _place(layout) != _place(own):
+            yield best_of_layout(asked, layout)
+    fixed = replace(
+        asked, run=replace(question.run, parallel=own), open=asked.open - {"backend", "zero_stage", "offload"}
+    )
+    for name, values in (("recompute", RECOMPUTE), ("loss", LOSSES)):
+        for value in values if name in question.open else ():
+            if value != getattr(train, name):
+                run = replace(fixed.run, train=fixed.run.train.changed(**{name: value}))
+                yield choose(replace(fixed, run=run, open=fixed.open - {name}))
+    if "micro_batch" in question.open:
+        larger = [
+            size
+            for size in divisors(chosen.batch.micro_batch * chosen.batch.grad_accum)
+            if size > chosen.batch.micro_batch
+        ]
+        if larger:
+            changed = train.changed(micro_batch=larger[0], tokens_per_step=chosen.batch.tokens)
+            run = replace(question.run, train=changed, parallel=own)
+            yield choose(replace(fixed, run=run, open=frozenset()))
+    if chosen.machine.ranks != question.machine.ranks:
+        yield choose(replace(question, fewer=False))
+
+
+def _place(layout: ParallelConfig) -> tuple[str, int, str]:
+    return layout.backend, layout.stage, layout.offload
+
+
+def _signature(plan: Plan) -> tuple[object, ...]:
+    train = plan.run.train
+    return (*_place(plan.run.parallel), train.recompute, train.loss, plan.batch.micro_batch, plan.machine.ranks)
+
+
+def differences(chosen: Plan, other: Plan) -> str:
+    """What another plan has otherwise, as flags."""
+    pairs = {
+        "gpus": (chosen.machine.gpus, other.machine.gpus),
+        "nodes": (chosen.machine.nodes, other.machine.nodes),
+        "backend": (chosen.run.parallel.backend, other.run.parallel.backend),
+        "zero_stage": (chosen.run.parallel.stage, other.run.parallel.stage),
+        "offload": (chosen.run.parallel.offload, other.run.parallel.offload),
+        "micro_batch": (chosen.batch.micro_batch, other.batch.micro_batch),
+        "recompute": (chosen.run.train.recompute, other.run.train.recompute),
+        "loss": (chosen.run.train.loss, other.run.train.loss),
+    }
+    return " ".join(f"--{name} {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs)
+
+
+def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str:
+    if not fits:
+        over = plan.total_bytes - question.limit
+        if not plan.fits_host:
+            return f"needs {gib(plan.host_bytes)} of host memory for each GPU, more than there is"
+        if over <= 0 or plan.fits:
+            return "fits only without the safety margin"
+        smallest = ", even with one sequence at a time" if plan.batch.micro_batch == 1 else ""
+        return f"does not fit: {gib(plan.missing_bytes)} too much{smallest}"
+    slower = plan.seconds / chosen.seconds - 1
+    if slower > 0.0005:
+        return f"{slower:.1%} slower"
+    return (
+        "as fast, less simple"
+        if _simple(plan, question) >= _simple(chosen, question)
+        else f"{-slower:.1%} faster: a tie"
+    )
+
+
+def _simple(plan: Plan, question: Question) -> Simplicity:
+    train = plan.run.train
+    return simplicity(plan.run.parallel, train.recompute, train.loss, question.run)
+
+
+# --- where nothing fits ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What would fit.
+
+    Attributes:
+        what: in words.
+        plan: the plan.
+    """
+
+    what: str
+    plan: Plan
+
+
+def remedies(question: Question) -> list[Remedy]:
+    """What would make a run fit that does not: settings set free, more of these cards, the smallest card that holds it."""
+    found = [_set_free(question), _more_cards(question), _larger_card(question)]
+    return [remedy for remedy in found if remedy is not None]
+
+
+def _set_free(question: Question) -> Remedy | None:
+    fixed = OPEN - question.open
+    if not fixed:
+        return None
+    best = _try(replace(question, open=OPEN))
+    return None if best is None else Remedy("with other settings", best)
+
+
+def _more_cards(question: Question) -> Remedy | None:
+    machine, count = question.machine, 2 * question.machine.gpus
+    if machine.is_gpu and question.run.parallel.backend == "plain" and "backend" not in question.open:
+        return None
+    while machine.is_gpu and count * machine.nodes <= MOST_CARDS:
+        gpus, nodes = (count, machine.nodes) if count <= 8 else (8, machine.nodes * count // 8)
+        more = machine.with_cards(gpus=gpus, nodes=nodes)
+        best = _try(replace(question, machine=more))
+        if best is not None:
+            return Remedy(f"on {more.ranks} of these GPUs", best)
+        count *= 2
+    return None
+
+
+def _larger_card(question: Question) -> Remedy | None:
+    machine = question.machine
+    usable = machine.usable_bytes or 0
+    for card in sorted(catalogue(), key=lambda card: card.usable_bytes):
+        if card.usable_bytes <= usable or (machine.card is not None and card.has_bf16 != machine.card.has_bf16):
+            continue
+        best = _try(replace(question, machine=Machine.with_card(card, gpus=machine.gpus, nodes=machine.nodes)))
+        if best is not None:
+            return Remedy(f"on {'an' if card.name[0] in 'AHLR' else 'a'} {card.name}", best)
+    return None
+
+
+def _try(question: Question) -> Plan | None:
+    try:
+        return choose(question).best
+    except InputError:  # so many cards do not divide the step, or the backend cannot do it
+        return None

@@ -1,0 +1,115 @@
+"""What the ranks send each other in one optimizer step, collective by collective.
+
+W ranks exchange a tensor of S bytes by rings, in which each rank sends (W - 1)/W·S to gather or to reduce and scatter it, and
+twice that to reduce it for everyone (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). Who sends what, and when, is
+that of our backends, read from torch 2.13 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19
+(``runtime/zero/stage_1_and_2.py: average_tensor``, ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
+
+================  =========================================  ==============================================  =============
+backend, stage    weights are gathered                       gradients, fp32                                 hidden behind
+================  =========================================  ==============================================  =============
+fsdp 0            never                                      all-reduced after the last micro step           backward
+fsdp 2            in a step's first forward pass             reduce-scattered in the last micro step         both passes
+fsdp 3            for every forward and backward pass        reduce-scattered in every micro step            both passes
+deepspeed 0       never                                      all-reduced after the last micro step           nothing
+deepspeed 1       after the update                           all-reduced after the last micro step           nothing [1]_
+deepspeed 2       after the update                           all-reduced in every micro step                 backward [2]_
+deepspeed 3       for every forward and backward pass        reduce-scattered in every micro step            both passes
+================  =========================================  ==============================================  =============
+
+.. [1] In fp16 and fp32 with ``overlap_comm`` behind the last backward pass.
+.. [2] The gradients; gathering the weights is hidden behind nothing. ZeRO-2 all-reduces because its buckets hold the
+   parts of several ranks (``use_multi_rank_bucket_allreduce``).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scalegpt.config import RunConfig
+from scalegpt.planner.block import BYTES
+from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.planner.step import numel
+
+FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
+FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """Collectives of one kind.
+
+    Attributes:
+        kind: ``all_gather``, ``reduce_scatter`` or ``all_reduce``.
+        size: bytes of what is gathered or reduced, whole, at each occasion.
+        messages: into how many collectives that is divided.
+        when: at which occasions: the first, the last or every micro step, or once a step.
+        behind: the pass whose computation hides it, or ``exposed``.
+    """
+
+    kind: str
+    size: int
+    messages: int
+    when: str
+    behind: str
+
+    def sent(self, ranks: int) -> float:
+        """Bytes that each rank sends at one occasion."""
+        return (2 if self.kind == "all_reduce" else 1) * self.size * (ranks - 1) / ranks
+
+
+def collectives(run: RunConfig, ranks: int) -> tuple[Collective, ...]:
+    """The collectives of a step over so many ranks; none for a single one.
+
+    Args:
+        run: a run whose precision is resolved.
+        ranks: data-parallel ranks W.
+    """
+    if ranks == 1:
+        return ()
+    if run.parallel.backend == "fsdp":
+        return tuple(_fsdp(run, ranks))
+    return tuple(_deepspeed(run, ranks)) if run.parallel.backend == "deepspeed" else ()
+
+
+def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
+    """Bytes that each rank sends in one optimizer step."""
+    times = {EVERY: grad_accum}
+    return sum(each.sent(ranks) * times.get(each.when, 1) for each in collectives(run, ranks))
+
+
+def _fsdp(run: RunConfig, ranks: int) -> Iterator[Collective]:
+    """A collective for each block and one for the root; tensors are padded to ⌈rows / W⌉ rows a rank."""
+    stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
+    shapes = parameter_shapes(run.model)
+    if stage == 0:
+        yield Collective("all_reduce", 4 * sum(map(numel, shapes.values())), groups, LAST, BACKWARD)
+        return
+    padded = {name: _padded(shape, ranks) for name, shape in shapes.items()}
+    whole = sum(padded.values())
+    inner = sum(size for name, size in padded.items() if name.startswith("blocks."))
+    yield Collective("all_gather", width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD)
+    if stage == 3:
+        yield Collective("all_gather", width * inner, groups - 1, EVERY, BACKWARD)
+    yield Collective("reduce_scatter", 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD)
+
+
+def _deepspeed(run: RunConfig, ranks: int) -> Iterator[Collective]:
+    stage, width, layers = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer
+    sizes = [numel(shape) for shape in parameter_shapes(run.model).values()]
+    whole, buckets = sum(sizes), layers + 2
+    if stage == 3:
+        whole = sum(-(-size // ranks) * ranks for size in sizes)
+        yield Collective("all_gather", width * whole, buckets, EVERY, FORWARD)
+        yield Collective("all_gather", width * whole, buckets, EVERY, BACKWARD)
+        yield Collective("reduce_scatter", 4 * whole, buckets, EVERY, BACKWARD)
+        return
+    late = stage == 0 or (stage == 1 and run.train.precision == "bf16" and run.parallel.offload == "none")
+    yield Collective(
+        "all_reduce", 4 * whole, 1 if late else buckets, EVERY if stage == 2 else LAST, EXPOSED if late else BACKWARD
+    )
+    if stage:
+        yield Collective("all_gather", width * whole, buckets, STEP, EXPOSED)
+
+
+def _padded(shape: Shape, ranks: int) -> int:
+    return -(-shape[0] // ranks) * ranks * numel(shape[1:])
