@@ -343,10 +343,10 @@ LENGTHS = (256, 512, 1024, 2048)
 
 
 def length_row(length: int) -> list[str]:
-    """What a block keeps of one sequence of so many tokens, with flash and with math attention."""
+    """What a block keeps at such a block size, with flash and with math attention."""
     sizes = {}
     for kernel in ("flash", "math"):
-        setting = Setting(f"attention {kernel} block_size {length} micro_batch 1")
+        setting = Setting(f"attention {kernel} block_size {length}")
         sizes[kernel] = a_block("activations")(setting)
     return [
         f"{length:,}",
