@@ -39,7 +39,8 @@ from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
-from scalegpt.planner.plan import Machine, Plan, gib, make_plan
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import Plan, gib, make_plan
 from scalegpt.training.loader import on_device
 from scalegpt.training.memory import MemoryWatch, machine_of
 from scalegpt.training.optimizers import optimizer_factory

@@ -39,8 +39,8 @@ WORST_SHOWN = 5
 
 DRIVER_NOTE = (
     "One process measures many configurations, one after the other, and what it has loaded stays loaded (kernels, NCCL): "
-    "the driver's figures hold that too. `outside` is what the driver counts beyond what the allocator has reserved; a run of "
-    "its own would show no more. The allocator is emptied between configurations, workspaces included."
+    "the driver's figures hold that too. `outside` is what the driver counts beyond what the allocator has reserved; a run "
+    "of its own would show no more. The allocator is emptied between configurations, workspaces included."
 )
 FAKE_NOTE = (
     "W > 1 is rank 0 of a fake process group: its allocations are real, nothing is sent, there is no communicator, and the "

@@ -128,6 +128,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def largest(self, value: int) -> int:
+        """The largest of a number over all ranks, on every rank."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return int(values.item())
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so: how ranks agree to stop."""
         if self.size == 1:

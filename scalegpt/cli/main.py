@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": "predict the memory of a run, on any GPU",
     "params": "count a model's parameters, part by part",
     "presets": "list the presets, or compare two",
+    "gpus": "list the GPUs that are known, or show one with its sources",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
     "sample": "continue a prompt with a trained model",

@@ -1,110 +1,72 @@
-"""``scalegpt plan``: the memory that a configuration takes on a GPU, part by part, and whether it fits."""
+"""``scalegpt plan``: the fastest way to train a run that fits a GPU, with the memory and the time that it takes there."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from scalegpt.cli.parser import Parser, add_settings, given_settings
 from scalegpt.cli.plan_report import report
-from scalegpt.config import ModelConfig, RunConfig, TrainConfig
+from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.presets import resolve
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
+from scalegpt.errors import InputError
 from scalegpt.planner import calibration
-from scalegpt.planner.batches import plan_batches
-from scalegpt.planner.checks import check_attention, check_ranks, resolve_precision
-from scalegpt.planner.command import launch_command
-from scalegpt.planner.detect import planned_machine
+from scalegpt.planner.answer import Answer, Asked, answer, largest, machine_as_dict, over_cards, over_presets
+from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.machine import Machine
-from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Plan, first_that_fits, make_plan
 
 EXAMPLE = """\
-scalegpt plan --preset 500M_1024 --gpu a100-40gb
-scalegpt plan --preset 350M_1024 --gpu rtx4090 --gpus 8 --micro_batch 12 --recompute selective
+scalegpt plan --preset 500M_1024 --gpu a100-40gb     the fastest way to train it there
+scalegpt plan --gpu rtx4090                          every preset on that GPU, and the largest that fits
+scalegpt plan --preset 350M_1024 --gpu 4090 --gpus 8 --micro_batch 12 --recompute selective
 scalegpt plan --preset 150M_1024 --memory_gb 12 --json"""
 
 DOES_NOT_FIT = 3
 """Exit status of a plan that its card cannot hold."""
 
-OPEN = ("backend", "zero_stage", "offload", "micro_batch", "recompute", "loss")
-"""Settings for which ``auto`` leaves the word to the preset."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was asked, as a plan, and what is to be said about it.
-
-    Attributes:
-        base: the run as the preset or file has it.
-        source: the flag that names preset or file.
-        notes: remarks, a line each.
-        lighter: the nearest plan that fits, where this one does not.
-        trace: phase → bytes by the trace, where one was asked for.
-    """
-
-    plan: Plan
-    base: RunConfig
-    source: tuple[str, ...]
-    notes: tuple[str, ...]
-    lighter: Plan | None = None
-    trace: dict[str, int] | None = None
-
-    def command(self, plan: Plan | None = None) -> str:
-        """The command that trains by the plan, or by another of the same run."""
-        return launch_command(plan or self.plan, self.base, self.source)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The answer as ``--json`` prints it."""
-        run, machine = self.plan.run, self.plan.machine
-        choice = self.plan.as_choice(self.command())
-        if self.trace is not None:
-            choice["trace"] = {"peak_bytes": max(self.trace.values()), "phases": self.trace}
-        lighter = None if self.lighter is None else self.lighter.as_choice(self.command(self.lighter))
-        return {
-            "model": {
-                "name": run.name,
-                "parameters": count_parameters(run.model).total,
-                **{key: getattr(run.model, key) for key in ModelConfig.settings()},
-            },
-            "gpu": {
-                "name": machine.name,
-                "usable_bytes": machine.usable_bytes,
-                "count": machine.gpus,
-                "nodes": machine.nodes,
-            },
-            "choice": choice,
-            "alternatives": [],
-            "would_fit": lighter,
-            "notes": list(self.notes),
-        }
-
 
 def main(argv: Sequence[str]) -> int:
     """Print the plan; 0 where it fits or nothing says what it must fit in, 3 where it does not."""
     arguments = _parser().parse(argv)
-    answer = _answer(arguments)
-    if answer.plan.fits is False:
-        answer = replace(answer, lighter=first_that_fits(answer.plan, _calibration(arguments)))
+    settings = MachineConfig.from_mapping(given_settings(arguments, MachineConfig), "command line")
+    measured = Calibration() if arguments.no_calibration else calibration.load()
+    if measured.warning:
+        print(f"scalegpt plan: warning: calibration {measured.warning}", file=sys.stderr)
+    machine = _machine(settings, calibration.installed_torch() if measured.measurements else None)
+    flags = given_settings(arguments, *SECTIONS.values())
+    asks_for_a_run = arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig)
+    if not asks_for_a_run and machine.usable_bytes is not None:
+        return _print_presets(arguments, machine, flags, measured, settings.margin)
+    asked = Asked.of(
+        preset=arguments.preset,
+        config_file=arguments.config_file,
+        flags=flags,
+        machine=machine,
+        calibration=measured,
+        margin=settings.margin,
+    )
+    given = answer(asked)
     if arguments.trace:
-        answer = replace(answer, trace=_trace(answer.plan))
-    if arguments.json:
-        print(json.dumps(answer.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        advice = None if answer.lighter is None else answer.command(answer.lighter)
-        print(report(answer.plan, answer.command(), answer.notes, answer.lighter, advice, answer.trace))
-    return DOES_NOT_FIT if answer.plan.fits is False else 0
+        given = replace(given, trace=_trace(given))
+    if arguments.html:
+        _write_page(arguments.html, given)
+    cards = machine.usable_bytes is None and not arguments.trace
+    return _print_cards(arguments, asked, given) if cards else _print_answer(arguments, given)
 
 
 def _parser() -> Parser:
-    parser = Parser("plan", "Predict the memory that a training run takes on each GPU, part by part.", EXAMPLE)
+    parser = Parser("plan", "Choose the fastest way to train that fits; what you fix is kept.", EXAMPLE)
     run = parser.add_argument_group("what to plan")
-    run.add_argument("--preset", metavar="NAME", help="a named configuration, see `scalegpt presets`")
+    run.add_argument(
+        "--preset", metavar="NAME", help="a named configuration, see `scalegpt presets`; none: all of them"
+    )
     run.add_argument("--config_file", metavar="FILE", help="a JSON or YAML file of the same form as a preset")
     run.add_argument("--json", action="store_true", help="print one JSON object")
+    run.add_argument("--html", metavar="FILE", help="write the plan as a page with pictures, too")
     run.add_argument("--trace", action="store_true", help="trace the same step with torch too (seconds) and compare")
     run.add_argument("--no_calibration", action="store_true", help="leave measurements of earlier runs out")
     add_settings(parser, "machine", MachineConfig)
@@ -115,57 +77,19 @@ def _parser() -> Parser:
     return parser
 
 
-def _answer(arguments: argparse.Namespace) -> Answer:
-    flags = given_settings(arguments, *SECTIONS.values())
-    flags = {key: value for key, value in flags.items() if key not in OPEN or value != "auto"}
-    settings = MachineConfig.from_mapping(given_settings(arguments, MachineConfig), "command line")
-    base = resolve(preset=arguments.preset, config_file=arguments.config_file)
-    run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags)
-    measured = _calibration(arguments)
-    torch = calibration.installed_torch() if measured.measurements else None
-    machine = _machine(settings, torch)
-    precision = resolve_precision(run.train.precision, machine.card, machine.capability)
-    check_attention(run, precision, machine.card)
-    remark = check_ranks(run, machine.ranks, stage_fixed="zero_stage" in flags)
-    run = replace(run, train=run.train.changed(precision=precision))
-    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" in flags)
-    plan = make_plan(run, machine, batch, measured)
-    named = {"--preset": arguments.preset, "--config_file": arguments.config_file}
-    source = next(((flag, value) for flag, value in named.items() if value is not None), ())
-    return Answer(plan, base, source, _notes(run, plan, remark, measured))
-
-
 def _machine(settings: MachineConfig, torch: str | None) -> Machine:
     """The machine that is meant; of one without a GPU, its processor only where that was asked for."""
+    if not settings.at_hand:
+        return Machine.of(settings, torch=torch)
+    from scalegpt.planner.detect import planned_machine  # imported here: a card that is named need not be looked for
+
     machine = planned_machine(settings, torch=torch)
     if machine.is_gpu or settings.gpu is not None:
         return machine
     return replace(Machine.of(settings, torch=torch), notes=machine.notes)
 
 
-def _calibration(arguments: argparse.Namespace) -> calibration.Calibration:
-    return calibration.Calibration() if arguments.no_calibration else calibration.load()
-
-
-def _notes(run: RunConfig, plan: Plan, remark: str | None, measured: calibration.Calibration) -> tuple[str, ...]:
-    notes = []
-    if plan.batch.micro_batch < run.train.micro_batch:
-        notes.append(
-            f"micro batch {plan.batch.micro_batch} rather than {run.train.micro_batch}: it divides the tokens of a step"
-        )
-    if remark:
-        notes.append(remark)
-    notes += plan.machine.notes
-    card = plan.machine.card
-    if card is not None and card.is_estimated:
-        notes.append(f"the usable memory of {card.name} is estimated")
-    if measured.warning:
-        notes.append(f"warning: calibration {measured.warning}")
-        print(f"scalegpt plan: warning: calibration {measured.warning}", file=sys.stderr)
-    return tuple(notes)
-
-
-def _trace(plan: Plan) -> dict[str, int]:
+def _trace(given: Answer) -> dict[str, int]:
     """The same step, traced with the trainer's own code.
 
     Raises:
@@ -173,4 +97,60 @@ def _trace(plan: Plan) -> dict[str, int]:
     """
     from scalegpt.training.trace import trace_step
 
+    plan = given.plan
     return trace_step(plan.run, ranks=plan.machine.ranks, grad_accum=plan.batch.grad_accum).phases
+
+
+def _write_page(path: str, given: Answer) -> None:
+    """Write the page.
+
+    Raises:
+        InputError: it cannot be written, or no machine is known to show the plan on.
+    """
+    from scalegpt.cli.plan_page import page
+
+    if given.question.machine.usable_bytes is None:
+        raise InputError("html shows one run on one machine; give --gpu NAME or --memory_gb N too")
+    try:
+        Path(path).write_text(page(given), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"html {path}: {error.strerror}; give a file that can be written") from None
+
+
+def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
+    print(_json(given.as_dict()) if arguments.json else report(given))
+    return DOES_NOT_FIT if given.plan.fits is False or not given.plan.fits_host else 0
+
+
+def _print_presets(
+    arguments: argparse.Namespace, machine: Machine, flags: dict[str, Any], measured: Calibration, margin: float
+) -> int:
+    """Every preset on the machine; the choice in JSON is that of the largest that fits."""
+    if arguments.html or arguments.trace:
+        raise InputError("html and trace show one run; give --preset NAME too")
+    rows = over_presets(machine, flags, measured, margin)
+    if not arguments.json:
+        from scalegpt.cli.plan_tables import presets_table
+
+        print(presets_table(machine, rows))
+        return 0 if largest(rows) else DOES_NOT_FIT
+    best = largest(rows) or rows[0]
+    whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": list(machine.notes)}
+    print(_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]}))
+    return 0 if best.fits else DOES_NOT_FIT
+
+
+def _print_cards(arguments: argparse.Namespace, asked: Asked, given: Answer) -> int:
+    """The run on every card; the choice in JSON is the run as it stands, on no card in particular."""
+    rows = over_cards(asked)
+    if arguments.json:
+        print(_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]}))
+    else:
+        from scalegpt.cli.plan_tables import cards_table
+
+        print(cards_table(given, rows))
+    return 0
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False)

@@ -1,8 +1,8 @@
-"""What ``scalegpt plan`` prints: the model, the layout, the phases, and where the memory goes."""
-
-from collections.abc import Sequence
+"""What ``scalegpt plan`` prints: the plan, where its memory and its time go, and why not the others."""
 
 from scalegpt.cli.table import aligned
+from scalegpt.planner.advice import differences
+from scalegpt.planner.answer import Answer
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
 
@@ -11,32 +11,19 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"
 
 
-def report(
-    plan: Plan,
-    command: str,
-    notes: Sequence[str],
-    lighter: Plan | None,
-    advice: str | None,
-    trace: dict[str, int] | None,
-) -> str:
-    """The whole answer as text.
-
-    Args:
-        plan: the plan.
-        command: what trains by it.
-        notes: remarks, a line each.
-        lighter: the nearest plan that fits, where this one does not.
-        advice: what trains by that one.
-        trace: phase → bytes by the trace, where there is one.
-    """
-    parts = [_heading(plan), _phases(plan, trace), _memory(plan), _verdict(plan)]
-    if lighter is not None and advice is not None:
-        parts.append(f"would fit, with {gib(lighter.total_bytes)}: {_changes(plan, lighter)}\n  {advice}")
-    elif plan.fits is False:
-        parts.append("nothing lighter on this machine fits either: a smaller model, more GPUs, or a larger card")
-    if plan.fits is not False:
-        parts.append(f"to train so:\n  {command}")
-    lines = [f"note: {note}" for note in (*notes, _sources(plan)) if not note.startswith("warning")]
+def report(given: Answer) -> str:
+    """The whole answer as text: the plan, its memory, its time, the command, and why not the others."""
+    plan = given.plan
+    parts = [_heading(plan), _phases(plan, given.trace), _memory(plan), _verdict(plan)]
+    if plan.machine.card is not None:
+        parts.append(_time(plan))
+    if plan.fits is False or not plan.fits_host:
+        parts.append(_remedies(given))
+    else:
+        parts.append(f"to train so:\n  {given.command()}")
+    if given.alternatives:
+        parts.append(_alternatives(given))
+    lines = [f"note: {note}" for note in (*given.notes, *_sources(plan)) if not note.startswith("warning")]
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
@@ -116,20 +103,85 @@ def _verdict(plan: Plan) -> str:
     return f"{line}\nfits, with {left} to spare" if plan.fits else f"{line}\ndoes not fit: {left} too much"
 
 
-def _changes(plan: Plan, lighter: Plan) -> str:
-    """What the lighter plan has otherwise."""
-    pairs = {
-        "loss": (plan.run.train.loss, lighter.run.train.loss),
-        "micro_batch": (plan.batch.micro_batch, lighter.batch.micro_batch),
-        "recompute": (plan.run.train.recompute, lighter.run.train.recompute),
-        "zero_stage": (plan.run.parallel.stage, lighter.run.parallel.stage),
-        "offload": (plan.run.parallel.offload, lighter.run.parallel.offload),
-    }
-    return " ".join(f"--{name} {new}" for name, (old, new) in pairs.items() if old != new)
+def _time(plan: Plan) -> str:
+    """What a step's time goes into, the largest part first."""
+    parts = sorted(plan.time.parts.items(), key=lambda item: -item[1])
+    longest = max(seconds for _, seconds in parts)
+    rows = [("of each step", "time", "share", "")]
+    rows += [
+        (name, duration(seconds), f"{seconds / plan.seconds:.1%}", bar(seconds / longest, BAR_WIDTH // 2))
+        for name, seconds in parts
+        if seconds >= 0.0005 * plan.seconds
+    ]
+    rows.append(("= a step", duration(plan.seconds), "", ""))
+    share = f", {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
+    speed = (
+        f"{plan.tokens_per_second:,.0f} tokens/s on all GPUs{share}"
+        if plan.machine.is_gpu
+        else f"{plan.tokens_per_second:,.0f} tokens/s"
+    )
+    return f"{aligned(rows, right={1, 2})}\n\n{speed}{_whole_run(plan)}"
 
 
-def _sources(plan: Plan) -> str:
+def _whole_run(plan: Plan) -> str:
+    """How long the run takes from beginning to end."""
+    train = plan.run.train
+    by_steps = None if train.max_iters is None else train.max_iters * plan.batch.tokens
+    limits = [limit for limit in (by_steps, train.max_tokens) if limit is not None]
+    if not limits:
+        return ""
+    tokens = min(limits)
+    return f"; {tokens:.3g} tokens in {duration(tokens / plan.tokens_per_second)}"
+
+
+def duration(seconds: float) -> str:
+    """A time with its unit, to three digits.
+
+    >>> [duration(each) for each in (0.0123, 1.5, 7200, 864000)]
+    ['12.3 ms', '1.5 s', '2 h', '10 days']
+    """
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= size * (2 if unit in {"days", "min"} else 1):
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1000:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
+
+
+def _remedies(given: Answer) -> str:
+    if not given.remedies:
+        return "nothing lighter on this machine fits either: a smaller model, more GPUs, or a larger card"
+    lines = []
+    for remedy in given.remedies:
+        plan = remedy.plan
+        changes = differences(given.plan, plan) if plan.machine.card == given.plan.machine.card else ""
+        where = f" {remedy.what}" if changes.find("--gpus") < 0 and not remedy.what.startswith("with") else ""
+        what = f"would fit{where}, with {gib(plan.total_bytes)}" + (f": {changes}" if changes else "")
+        lines.append(f"{what}\n  {given.command(plan)}")
+    return "\n".join(lines)
+
+
+def _alternatives(given: Answer) -> str:
+    """Why not the others, a line each."""
+    rows = [("instead", "total", "tokens/s", "why not")]
+    for each in given.alternatives:
+        plan = each.plan
+        speed = f"{plan.tokens_per_second:,.0f}" if plan.machine.card is not None and plan.fits else ""
+        rows.append((each.differs, gib(plan.total_bytes), speed, each.why_not))
+    return aligned(rows, right={1, 2})
+
+
+def _sources(plan: Plan) -> tuple[str, ...]:
+    """What the figures rest on."""
+    if not plan.machine.is_gpu:
+        return ("memory is what a GPU would hold; a processor's libraries and temporaries come on top",)
     runs = plan.overheads.measured
+    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer yet"
     if runs:
-        return f"what lies outside the peak is corrected by {runs} measured run{'s' if runs > 1 else ''} like this one"
-    return "what lies outside the peak rests on published figures and estimates, not on runs of this trainer yet"
+        memory = (
+            f"what lies outside the peak is corrected by {runs} measured run{'s' if runs > 1 else ''} like this one"
+        )
+    if plan.machine.card is None:
+        return (
+            memory,
+            "a card that is not named has no rates: no time is told, and what is faster is judged by an A100's",
+        )
+    return memory, "times rest on rates fitted to published runs of other trainers, see docs/PLANNER.md"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import load_config_file, resolve
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
@@ -27,6 +28,9 @@ def make_parser() -> Parser:
     run.add_argument("--runs_dir", default="runs", metavar="DIR", help="folder of all runs [runs]")
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto: CUDA if there is any]")
     run.add_argument("--fresh", action="store_true", help="start anew, beside an earlier run of the same name")
+    run.add_argument(
+        "--margin", metavar="X", help="share of a GPU's memory that a chosen micro batch leaves free [0.03]"
+    )
     # The deepspeed launcher adds this flag; the ranks are read from the environment, which it sets too.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_settings(parser, "data", DataConfig)
@@ -40,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Train to the end and return 0."""
     arguments = make_parser().parse(argv)
     flags = given_settings(arguments, *SECTIONS.values())
-    if flags.get("micro_batch") == "auto":
-        del flags["micro_batch"]  # the preset's, lowered until it divides the step
+    margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
     values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}
     given = {*flags, *(key for part in values.values() if isinstance(part, dict) for key in part)}
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -52,5 +55,6 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.training.run import train
     from scalegpt.training.setup import Request
 
-    train(Request(run, Path(arguments.runs_dir), arguments.fresh, frozenset(given)), arguments.device)
+    fixed = frozenset(given) - run.auto
+    train(Request(run, Path(arguments.runs_dir), arguments.fresh, fixed, margin), arguments.device)
     return 0

@@ -31,8 +31,9 @@ class MachineConfig(Section):
     network_gbps: float | None = setting(
         None, "network of each machine, Gbit/s in each direction, such as 100 or 3200; none: not known", above=0
     )
+    margin: float = setting(0.03, "share of each card's memory that a chosen plan leaves free", minimum=0, below=1)
 
     @property
     def at_hand(self) -> bool:
         """Whether the machine at hand is meant."""
-        return self.memory_gb is None and self.gpu in {None, CPU}
+        return self.gpu == CPU or (self.gpu is None and self.memory_gb is None)

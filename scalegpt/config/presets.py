@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scalegpt.config.run import SECTIONS, ParallelConfig, RunConfig
+from scalegpt.config.run import AUTO, PLANNED, SECTIONS, ParallelConfig, RunConfig
 from scalegpt.errors import InputError, nearest
 
 _PARTS = ("model", "train", "data")
@@ -107,13 +107,14 @@ def resolve(
     Args:
         preset: name of a preset; not together with ``config_file``. With neither, the settings' own defaults hold.
         config_file: path of a JSON or YAML file.
-        flags: setting → value for any setting of any section; they win over the file's.
+        flags: setting → value for any setting of any section; they win over the file's. Those of
+            :data:`~scalegpt.config.run.PLANNED` may be ``auto``, in a file too.
         name: the run's name; by default the file's, or the preset's.
 
     Raises:
         InputError: an unknown name or key, a bad value, or settings that do not go together.
     """
-    flags = dict(flags or {})
+    flags, auto = _without_auto(flags or {})
     if preset is not None and config_file is not None:
         raise InputError(f"give --preset {preset} or --config_file {config_file}, not both")
     base: Values = {}
@@ -124,6 +125,9 @@ def resolve(
     where = f"preset {preset}" if preset else str(config_file or "command line")
     file_values = {part: dict(base.get(part, {})) for part in _PARTS}
     file_values["parallel"] = {key: base[key] for key in ParallelConfig.settings() if key in base}
+    for part, values in file_values.items():
+        file_values[part], open_there = _without_auto(values)
+        auto |= open_there - flags.keys()
     _drop_overridden_layout(file_values["parallel"], flags)
     sections = {}
     for part, section in SECTIONS.items():
@@ -138,7 +142,13 @@ def resolve(
         key = next(iter(flags))
         raise InputError(f"unknown setting {key!r}{nearest(key, _setting_names())}")
     label = name or base.get("name") or preset or (Path(config_file).stem if config_file else "custom")
-    return RunConfig(name=label, preset=base.get("preset"), **sections)  # type: ignore[arg-type]
+    return RunConfig(name=label, preset=base.get("preset"), auto=auto, **sections)  # type: ignore[arg-type]
+
+
+def _without_auto(values: Values) -> tuple[Values, frozenset[str]]:
+    """The values that are set, and the names of those that the planner is to choose."""
+    auto = frozenset(key for key, value in values.items() if key in PLANNED and value == AUTO)
+    return {key: value for key, value in values.items() if key not in auto}, auto
 
 
 def _with_vocab_word(values: Values) -> Values:

@@ -8,6 +8,10 @@ from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError
 
+AUTO = "auto"
+PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompute", "loss"})
+"""The settings that may be ``auto``: the planner chooses them."""
+
 BACKENDS = ("plain", "fsdp", "deepspeed")
 OFFLOADS = ("none", "optimizer", "all")
 TOKENIZERS = ("gpt2", "byte", "char")
@@ -91,7 +95,12 @@ SECTIONS: dict[str, type[Section]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides what a run computes. Made by :func:`scalegpt.config.presets.resolve`."""
+    """Everything that decides what a run computes. Made by :func:`scalegpt.config.presets.resolve`.
+
+    Attributes:
+        auto: which of :data:`PLANNED` the planner has yet to choose; the values that they have meanwhile are a preset's, or
+            defaults.
+    """
 
     name: str
     preset: str | None = None
@@ -99,10 +108,13 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    auto: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON or YAML."""
-        return asdict(self)
+        """Plain values, ready for JSON or YAML; what is ``auto`` has the value that it has meanwhile."""
+        values = asdict(self)
+        del values["auto"]
+        return values
 
     def with_vocab(self, vocab_size: int) -> "RunConfig":
         """The same run with the vocabulary's size fixed."""

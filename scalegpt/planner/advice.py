@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from scalegpt.config.run import ParallelConfig
+from scalegpt.config.run import PLANNED, ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors
 from scalegpt.planner.gpus import catalogue
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, gib
-from scalegpt.planner.search import OPEN, Found, Question, Simplicity, best_of_layout, choose, layouts, simplicity
+from scalegpt.planner.search import Found, Question, Simplicity, best_of_layout, choose, layouts, simplicity
 
 MOST_CARDS = 64
 """Up to so many cards of a kind are tried where a model does not fit."""
@@ -111,7 +111,7 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
         return f"does not fit: {gib(plan.missing_bytes)} too much{smallest}"
     slower = plan.seconds / chosen.seconds - 1
     if slower > 0.0005:
-        return f"{slower:.1%} slower"
+        return f"takes {slower:.1%} longer"
     return (
         "as fast, less simple"
         if _simple(plan, question) >= _simple(chosen, question)
@@ -147,10 +147,10 @@ def remedies(question: Question) -> list[Remedy]:
 
 
 def _set_free(question: Question) -> Remedy | None:
-    fixed = OPEN - question.open
+    fixed = PLANNED - question.open
     if not fixed:
         return None
-    best = _try(replace(question, open=OPEN))
+    best = _try(replace(question, open=PLANNED))
     return None if best is None else Remedy("with other settings", best)
 
 

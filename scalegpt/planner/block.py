@@ -4,161 +4,133 @@ Symbols: B micro batch, T block size, n = B·T, H width, a heads; c bytes of the
 What autograd keeps of a block, without dropout and with flash attention, is (2r + 14c)·n·H + 4·a·n + 16·n bytes: two
 inputs of norms (r each), two outputs of norms, QKV (3c), attention's output, the wide layer before and after GELU (4c
 each), attention's log-sum-exp and the norms' statistics in fp32. Weights that are fp32 are cast where they are used, and
-the copies kept: 12·c·H².
+the copies kept: 12·c·H². Other attention kernels keep other tensors: :mod:`scalegpt.planner.attention_ledger`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from scalegpt.config import RunConfig
+from scalegpt.planner.attention_ledger import attention_ledger
+from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES, Sizes
 from scalegpt.planner.timeline import Timeline, rounded
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-
-ACTIVATIONS, TEMPORARIES, COPIES = "activations", "temporaries", "weight copies"
-
-FLASH_BACKWARD_ACCUMULATOR = 4
-"""Bytes per element of dQ's fp32 accumulator in flash attention's backward (FlashAttention-2, ``flash_api.cpp: mha_bwd``,
-``dq_accum``). Its sequence is rounded up to 128 and its head to 32; it lives during that one call."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes that a step's tensors are made of.
-
-    Attributes:
-        n: tokens of a micro batch, B·T.
-        compute: bytes of the compute dtype, c.
-        residual: bytes of the residual stream's dtype, r.
-    """
-
-    n: int
-    hidden: int
-    heads: int
-    block: int
-    batch: int
-    vocab: int
-    compute: int
-    residual: int
-    bias: bool
-
-    @classmethod
-    def of(cls, run: RunConfig) -> "Sizes":
-        """The sizes of a run whose precision, micro batch and vocabulary are fixed."""
-        compute = BYTES[run.train.precision]
-        return cls(
-            n=run.train.micro_batch * run.model.block_size,
-            hidden=run.model.n_embd,
-            heads=run.model.n_head,
-            block=run.model.block_size,
-            batch=run.train.micro_batch,
-            vocab=run.model.vocab_size,
-            compute=compute,
-            residual=4 if run.train.residual_dtype == "fp32" else compute,
-            bias=run.model.bias,
-        )
-
-    def stream(self, width: int = 1) -> int:
-        """Bytes of [n, width·H] in the compute dtype."""
-        return self.compute * self.n * self.hidden * width
-
-    @property
-    def residual_stream(self) -> int:
-        """Bytes of the residual stream [n, H]."""
-        return self.residual * self.n * self.hidden
 
 
 class BlockLedger:
     """One block, forward and backward, on a timeline.
 
+    Attributes:
+        attention: the ledger of attention, which the kernel decides on.
+
     Args:
         run: a run whose precision and micro batch are fixed.
+        kernel: of attention, by the name that :func:`~scalegpt.planner.attention.attention_kernel` gives it.
         timeline: where it is played.
+        sizes: the run's.
         copies_weights: whether weights are fp32 and cast where they are used, as under ``plain``.
         accumulate: called with a parameter's elements when its gradient has been made, in the compute dtype and counted as
             temporary; it must account for where the gradient goes.
     """
 
     def __init__(
-        self, run: RunConfig, timeline: Timeline, *, copies_weights: bool, accumulate: Callable[[int], None]
+        self,
+        run: RunConfig,
+        kernel: str,
+        timeline: Timeline,
+        sizes: Sizes,
+        *,
+        copies_weights: bool,
+        accumulate: Callable[[int], None],
     ) -> None:
-        self.t, self.s, self.accumulate = timeline, Sizes.of(run), accumulate
-        s = self.s
+        self.t, self.s, self.accumulate = timeline, sizes, accumulate
+        s = sizes
+        self.attention = attention_ledger(kernel, timeline, s)
         self.recompute = run.train.recompute
-        self.mask = (
-            s.n * s.hidden if run.model.dropout > 0 else 0
-        )  # a byte for each element, kept for the backward pass
+        self.mask = s.n * s.hidden if s.dropout else 0  # a byte for each element, kept for the backward pass
         self.copies = copies_weights and s.compute != 4
         self.mixed = s.residual != s.compute  # norms then give fp32, which is cast to the compute dtype
         self.statistics = 2 * rounded(4 * s.n)
-        self.lse = rounded(4 * s.heads * s.n)
         square = s.hidden**2
         self.qkv, self.proj, self.fc, self.out = 3 * square, square, 4 * square, 4 * square
+        self.one, self.four, self.stream = s.stream(), s.stream(4), s.residual_stream
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self) -> None:
         """Play the forward pass; afterwards live what the backward needs and the new residual stream."""
-        t, s = self.t, self.s
         if self.recompute == "none":
             self._body(ACTIVATIONS)
-            self._last_sum()
+            self._sum(ACTIVATIONS)
         elif self.recompute == "selective":
-            self._body_once()
-            t.take(ACTIVATIONS, s.stream(3), s.stream(), s.stream(), s.stream(4))
-            if (
-                not self.mask
-            ):  # with dropout attention is computed again, and the last matmul's result kept in its place
-                t.hold(ACTIVATIONS, self.lse)
-            t.take(ACTIVATIONS, s.residual_stream)
+            self._keep_dear_results()
         else:
-            self._body_once()
-            t.take(ACTIVATIONS, s.residual_stream)
+            self._keep_nothing()
 
     def _body(self, kind: str) -> None:
         """All but the last matmul, with everything that autograd saves kept."""
-        t, s = self.t, self.s
+        t = self.t
         self._norm(kind)
         self._cast(self.qkv)
-        t.take(kind, s.stream(3))
-        t.take(kind, s.stream())
-        t.hold(kind, self.lse)
+        self.attention.forward(kind)
         self._cast(self.proj)
-        self._sum(kind)
+        self._sum(kind, lambda: self.attention.leave(kind))
         self._norm(kind)
         self._cast(self.fc)
-        t.take(kind, s.stream(4))
-        t.take(kind, s.stream(4))
+        t.take(kind, self.four)
+        t.take(kind, self.four)
         self._cast(self.out)
 
-    def _body_once(self) -> None:
-        """The fullest moment of a pass that keeps nothing: GELU, with its input, the norm's output and the sum before."""
-        t, s = self.t, self.s
-        cast = s.compute * self.fc if self.copies else 0
-        t.touch(TEMPORARIES, s.residual_stream, s.stream(), s.stream(4), s.stream(4), cast)
+    def _keep_dear_results(self) -> None:
+        """A pass that keeps QKV, attention unless it has dropout, its projection and the wide layer."""
+        t, dropped = self.t, (self.one,) if self.mask else ()
+        t.take(TEMPORARIES, self.one)  # the norm's output
+        t.take(ACTIVATIONS, self.attention.qkv)
+        t.touch(TEMPORARIES, *self.attention.moment)
+        t.take(ACTIVATIONS, *self.attention.kept, self.one)
+        t.give(TEMPORARIES, self.one)
+        t.take(TEMPORARIES, self.stream, self.one)  # the sum, and its norm
+        t.take(ACTIVATIONS, self.four)
+        t.touch(TEMPORARIES, self.four, self._copy(self.out), self.one)
+        t.give(TEMPORARIES, self.one)
+        t.take(ACTIVATIONS, *dropped)  # with dropout the last matmul's result is kept, and not computed again
+        t.take(ACTIVATIONS, self.stream)
+        t.give(TEMPORARIES, self.stream)
 
-    def _last_sum(self) -> None:
-        self._sum(ACTIVATIONS)
+    def _keep_nothing(self) -> None:
+        """A pass whose fullest moment is attention's, GELU's or the last matmul's, each with a norm's output beside it."""
+        t = self.t
+        t.touch(TEMPORARIES, self.one, self.attention.qkv, *self.attention.moment)
+        t.touch(TEMPORARIES, self.stream, self.one, self.four, self.four)
+        t.touch(TEMPORARIES, self.stream, self.one, self.four, self._copy(self.out), self.one)
+        t.take(ACTIVATIONS, self.stream)
 
     def _norm(self, kind: str) -> None:
-        t, s = self.t, self.s
+        t = self.t
         t.hold(kind, self.statistics)
         if self.mixed:
-            t.take(TEMPORARIES, s.residual_stream)
-        t.take(kind, s.stream())
+            t.take(TEMPORARIES, self.stream)
+        t.take(kind, self.one)
         if self.mixed:
-            t.give(TEMPORARIES, s.residual_stream)
+            t.give(TEMPORARIES, self.stream)
 
-    def _sum(self, kind: str) -> None:
-        """A branch's result, dropped out, and its sum with the residual stream, of which the sum and the mask stay."""
-        t, s = self.t, self.s
-        t.take(TEMPORARIES, s.stream())
+    def _sum(self, kind: str, leave: Callable[[], None] | None = None) -> None:
+        """A branch's result, dropped out, and its sum with the residual stream, of which the sum and the mask stay.
+
+        ``leave`` is called when the result is there.
+        """
+        t = self.t
+        t.take(TEMPORARIES, self.one)
+        if leave is not None:
+            leave()
         if self.mask:
-            t.take(TEMPORARIES, s.stream())
+            t.take(TEMPORARIES, self.one)
             t.take(kind, self.mask)
-            t.give(TEMPORARIES, s.stream())
-        t.take(kind, s.residual_stream)
-        t.give(TEMPORARIES, s.stream())
+            t.give(TEMPORARIES, self.one)
+        t.take(kind, self.stream)
+        t.give(TEMPORARIES, self.one)
+
+    def _copy(self, numel: int) -> int:
+        """Bytes of a weight's copy in the compute dtype."""
+        return self.s.compute * numel if self.copies else 0
 
     def _cast(self, numel: int) -> None:
         if self.copies:
@@ -179,7 +151,7 @@ class BlockLedger:
 
     def _again(self) -> None:
         """Compute again what was not kept."""
-        t, s = self.t, self.s
+        t = self.t
         if self.recompute == "full":
             self._body(ACTIVATIONS)
             if self.mask:
@@ -187,74 +159,60 @@ class BlockLedger:
             return
         self._norm(ACTIVATIONS)
         self._cast(self.qkv)
-        if self.mask:
-            t.take(ACTIVATIONS, s.stream())
-            t.hold(ACTIVATIONS, self.lse)
+        self.attention.again()
         self._cast(self.proj)
+        self.attention.leave(ACTIVATIONS)
         if self.mask:
-            t.take(TEMPORARIES, s.stream())
+            t.take(TEMPORARIES, self.one)
             t.take(ACTIVATIONS, self.mask)
-        t.take(ACTIVATIONS, s.residual_stream)
+        t.take(ACTIVATIONS, self.stream)
         if self.mask:
-            t.give(TEMPORARIES, s.stream())
-        t.give(ACTIVATIONS, s.stream())  # the projection's result, which was kept for this sum
+            t.give(TEMPORARIES, self.one)
+        t.give(ACTIVATIONS, self.one)  # the projection's result, which was kept for this sum
         self._norm(ACTIVATIONS)
         self._cast(self.fc)
-        t.take(ACTIVATIONS, s.stream(4))
+        t.take(ACTIVATIONS, self.four)
         self._cast(self.out)
         if self.mask:
-            t.take(TEMPORARIES, s.stream())
+            t.take(TEMPORARIES, self.one)
             t.take(ACTIVATIONS, self.mask)
-            t.give(TEMPORARIES, s.stream())
-            t.give(ACTIVATIONS, s.stream())  # the last matmul's result
+            t.give(TEMPORARIES, self.one)
+            t.give(ACTIVATIONS, self.one)  # the last matmul's result
 
     def _last_mask(self) -> None:
         """The last matmul and its dropout, computed again for the mask alone."""
-        t, s = self.t, self.s
-        t.take(TEMPORARIES, s.stream(), s.stream())
+        t = self.t
+        t.take(TEMPORARIES, self.one, self.one)
         t.take(ACTIVATIONS, self.mask)
-        t.give(TEMPORARIES, s.stream(), s.stream())
+        t.give(TEMPORARIES, self.one, self.one)
 
     def _feed_forward_backward(self) -> None:
-        t, s = self.t, self.s
-        self._matmul_backward(self.out, incoming=0, outgoing=s.stream(4), saved=s.stream(4))
-        t.take(TEMPORARIES, s.stream(4))
-        t.give(ACTIVATIONS, s.stream(4))
-        t.give(TEMPORARIES, s.stream(4))
-        self._matmul_backward(self.fc, incoming=s.stream(4), outgoing=s.stream(), saved=s.stream())
+        t = self.t
+        self._matmul_backward(self.out, incoming=0, outgoing=self.four, saved=self.four)
+        t.take(TEMPORARIES, self.four)
+        t.give(ACTIVATIONS, self.four)
+        t.give(TEMPORARIES, self.four)
+        self._matmul_backward(self.fc, incoming=self.four, outgoing=self.one, saved=self.one)
         self._norm_backward()
 
     def _attention_backward(self) -> None:
-        t, s = self.t, self.s
-        self._matmul_backward(self.proj, incoming=0, outgoing=s.stream(), saved=0)
-        t.take(TEMPORARIES, s.stream(), s.stream(), s.stream())
-        t.touch(TEMPORARIES, *self._flash_temporaries())
-        t.give(ACTIVATIONS, s.stream(3), s.stream())
-        t.drop(ACTIVATIONS, self.lse)
-        t.give(TEMPORARIES, s.stream())
-        t.take(TEMPORARIES, s.stream(3))  # the three gradients side by side
-        t.give(TEMPORARIES, s.stream(), s.stream(), s.stream())
-        self._matmul_backward(self.qkv, incoming=s.stream(3), outgoing=s.stream(), saved=s.stream())
+        attention = self.attention
+        self._matmul_backward(self.proj, incoming=0, outgoing=self.one, saved=attention.saved_input)
+        attention.backward()
+        self._matmul_backward(self.qkv, incoming=attention.qkv, outgoing=self.one, saved=self.one)
         self._norm_backward()
-
-    def _flash_temporaries(self) -> tuple[int, ...]:
-        s = self.s
-        rows = -(-s.block // 128) * 128
-        head = -(-s.hidden // s.heads // 32) * 32
-        accumulator = FLASH_BACKWARD_ACCUMULATOR * s.batch * rows * s.heads * head
-        return accumulator, 4 * s.batch * s.heads * rows  # and the rows' sums of dO·O
 
     def _matmul_backward(self, numel: int, *, incoming: int, outgoing: int, saved: int) -> None:
         """Both gradients of a linear layer; ``incoming`` 0 is the residual stream's gradient, which stays."""
-        t, s = self.t, self.s
-        cast = s.stream() if self.mixed and not incoming else 0
+        t = self.t
+        cast = self.one if self.mixed and not incoming else 0
         t.take(TEMPORARIES, cast)
         if self.mask and not incoming:  # the gradient behind the dropout
-            t.take(TEMPORARIES, s.stream())
+            t.take(TEMPORARIES, self.one)
             t.give(TEMPORARIES, cast)
             t.give(ACTIVATIONS, self.mask)
-            cast = s.stream()
-        t.take(TEMPORARIES, s.compute * numel)
+            cast = self.one
+        t.take(TEMPORARIES, self.s.compute * numel)
         t.take(TEMPORARIES, outgoing)
         t.give(ACTIVATIONS, saved)
         self._uncast(numel)
@@ -262,13 +220,13 @@ class BlockLedger:
         self.accumulate(numel)
 
     def _norm_backward(self) -> None:
-        t, s = self.t, self.s
+        t = self.t
         if self.mixed:
-            t.take(TEMPORARIES, s.residual_stream)
-            t.give(TEMPORARIES, s.stream())
-        arriving = s.residual_stream if self.mixed else s.stream()
-        t.take(TEMPORARIES, s.residual_stream)
+            t.take(TEMPORARIES, self.stream)
+            t.give(TEMPORARIES, self.one)
+        arriving = self.stream if self.mixed else self.one
+        t.take(TEMPORARIES, self.stream)
         t.give(TEMPORARIES, arriving)
-        t.give(ACTIVATIONS, s.residual_stream)
+        t.give(ACTIVATIONS, self.stream)
         t.drop(ACTIVATIONS, self.statistics)
-        t.give(TEMPORARIES, s.residual_stream)  # autograd adds the branch's gradient to the stream's in place
+        t.give(TEMPORARIES, self.stream)  # autograd adds the branch's gradient to the stream's in place

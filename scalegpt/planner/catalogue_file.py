@@ -72,7 +72,7 @@ def _compose(path: Path) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); mend it, or unset SCALEGPT_GPUS") from None
@@ -93,7 +93,9 @@ def _items(path: Path, node: Any, what: str, of: str) -> list[Any]:
 
 def _text(path: Path, node: Any, what: str) -> str:
     if node.id != "scalar" or not node.value.strip():
-        raise InputError(f"{_where(path, node)}: {what} must be a word")
+        raise InputError(
+            f"{_where(path, node)}: {what} must be one value, not {'nothing' if node.id == 'scalar' else 'several'}"
+        )
     return str(node.value).strip()
 
 

@@ -3,16 +3,12 @@
 What cannot work on any machine, such as a stage that the backend does not have, the configuration itself refuses.
 """
 
+from dataclasses import replace
+
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
+from scalegpt.planner.attention import unfit
 from scalegpt.planner.gpus import CPU_CAPABILITY, Card, has_bf16
-
-FLASH_LARGEST_HEAD = 256
-"""FlashAttention-2's limit (torch, ``sdp_utils.cpp: check_flash_attention_head_dim_size``)."""
-
-_SMALL_SHARED_MEMORY = frozenset({"8.6", "8.9", "12.0"})
-"""Cards on which flash cannot train heads of (192, 224], nor of (224, 256] with dropout (torch, ``sdp_utils.cpp:
-check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120``)."""
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
@@ -72,20 +68,7 @@ def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
     Raises:
         InputError: the card, dtype, head size or dropout is not one that the kernel serves.
     """
-    wanted, head = run.train.attention, run.model.head_size
-    if wanted not in {"flash", "cudnn"}:
-        return
-    reason = None
-    if precision == "fp32":
-        reason = "computes in bf16 or fp16, not fp32"
-    elif card is not None and not card.has_flash:
-        reason = f"does not run on {card.name}, which has --attention mem_efficient"
-    elif wanted == "flash" and head > FLASH_LARGEST_HEAD:
-        reason = f"takes heads of at most {FLASH_LARGEST_HEAD}, not {head}"
-    elif wanted == "flash" and card is not None and card.capability in _SMALL_SHARED_MEMORY and head > 192:
-        if head <= 224:
-            reason = f"cannot train heads of {head} on {card.name}"
-        elif run.model.dropout:
-            reason = f"cannot train heads of {head} with dropout on {card.name}"
+    wanted = run.train.attention
+    reason = unfit(wanted, replace(run, train=run.train.changed(precision=precision)), card)
     if reason:
         raise InputError(f"attention {wanted} {reason}; use --attention auto")

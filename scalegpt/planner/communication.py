@@ -26,8 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.block import BYTES
 from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.planner.sizes import BYTES
 from scalegpt.planner.step import numel
 
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"

@@ -26,10 +26,9 @@ part of the fp32 gradient and a buffer for the largest tensor. Pinned host memor
 from collections.abc import Iterable, Iterator
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.block import TEMPORARIES
 from scalegpt.planner.deepspeed_stage3 import Stage3
-from scalegpt.planner.deepspeed_step import BUCKETS, NORM_BYTES, Settings, ShardedStep, host_size, offloaded
-from scalegpt.planner.memory import Prediction
+from scalegpt.planner.deepspeed_step import BUCKETS, NORM_BYTES, Settings, ShardedStep, offloaded
+from scalegpt.planner.sizes import TEMPORARIES, host_size
 from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step, numel
 from scalegpt.planner.timeline import rounded
 
@@ -37,8 +36,8 @@ FALLBACK_BUCKET = 500_000_000
 """Elements after which the engine reduces what it has collected (``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
 
-def play_deepspeed(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings) -> Prediction:
-    """Predict the memory of the fullest rank under DeepSpeed.
+def make_step(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings) -> "Step":
+    """The step of the fullest rank that these settings make DeepSpeed take.
 
     Args:
         run: a run whose precision and micro batch are fixed.
@@ -46,11 +45,6 @@ def play_deepspeed(run: RunConfig, *, ranks: int, grad_accum: int, settings: Set
         grad_accum: micro batches per optimizer step.
         settings: DeepSpeed's configuration from :func:`~scalegpt.planner.deepspeed_settings.deepspeed_settings`.
     """
-    return make_step(run, ranks=ranks, grad_accum=grad_accum, settings=settings).play()
-
-
-def make_step(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings) -> "Step":
-    """The step that these settings make DeepSpeed take; see :func:`play_deepspeed`."""
     zero = settings["zero_optimization"]
     fp16, offload = settings["fp16"]["enabled"], offloaded(zero, "optimizer")
     if zero["stage"] == 3:

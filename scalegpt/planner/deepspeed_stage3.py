@@ -12,19 +12,18 @@ Beyond what :mod:`scalegpt.planner.deepspeed_gather` says, from deepspeed 0.19's
 from collections.abc import Callable, Iterable, Sequence
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.block import TEMPORARIES
 from scalegpt.planner.deepspeed_gather import Gathering, Schedule, Visit, schedule
 from scalegpt.planner.deepspeed_step import (
     BUCKETS,
     NORM_BYTES,
     Settings,
     ShardedStep,
-    host_size,
     offloaded,
     padded,
     pinned,
 )
 from scalegpt.planner.parameters import Shape
+from scalegpt.planner.sizes import TEMPORARIES, host_size
 from scalegpt.planner.step import GRADIENTS, WEIGHTS, numel
 from scalegpt.planner.timeline import rounded
 
@@ -178,10 +177,7 @@ class Stage3(ShardedStep):
 
     def _jump(self, start: dict[str, int], change: dict[str, int], times: int, gathered: int) -> None:
         """Set what lives to the state after so many more blocks."""
-        for kind, size in start.items():
-            self.t.live[kind] = size + times * change[kind]
-        self.t.live[GATHERED] = gathered
-        self.t.total = sum(self.t.live.values())
+        self.t.become({kind: size + times * change[kind] for kind, size in start.items()} | {GATHERED: gathered})
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 

@@ -4,12 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.block import BYTES, TEMPORARIES
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape
+from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
 from scalegpt.planner.states import FP32
 from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step, numel
 
@@ -29,11 +30,6 @@ def offloaded(zero: Settings, what: str) -> bool:
 def pinned(zero: Settings, what: str) -> bool:
     """Whether what is offloaded lies in pinned memory."""
     return bool((zero.get(f"offload_{what}") or {}).get("pin_memory"))
-
-
-def host_size(count: int, *, pin: bool) -> int:
-    """Host memory for a tensor of so many bytes."""
-    return 1 << (count - 1).bit_length() if pin and count else count
 
 
 class ShardedStep(Step, ABC):
@@ -119,10 +115,7 @@ class ShardedStep(Step, ABC):
             play()
             played, alike = played + 1, False
             if state == self.bucket_state and played < layers - 1:
-                for kind in list(self.t.live):
-                    change = (self.t.live[kind] - before[kind]) * (layers - 1 - played)
-                    self.t.live[kind] += change
-                    self.t.total += change
+                self.t.repeat(before, layers - 1 - played)
                 alike = True
 
     @property
@@ -158,6 +151,7 @@ class ShardedStep(Step, ABC):
             self.t.touch(TEMPORARIES, (self.part_state.together + self.part_state.one_by_one) * max(self.parts))
 
 
+@lru_cache(maxsize=4096)
 def padded(shape: Shape, ranks: int) -> int:
     """Elements of a tensor that stage 3 has cut into equal parts, each rank one."""
     return math.ceil(numel(shape) / ranks)

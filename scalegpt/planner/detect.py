@@ -6,9 +6,10 @@ What is planned for is what the cards have free. Of cards that differ the smalle
 from pathlib import Path
 
 from scalegpt.config.machine import CPU, MachineConfig
+from scalegpt.errors import InputError
 from scalegpt.planner import nvml, rocm
 from scalegpt.planner.devices import Device, Found
-from scalegpt.planner.gpus import CPU_CAPABILITY, GIB, Card
+from scalegpt.planner.gpus import CPU_CAPABILITY, GB, GIB, Card
 from scalegpt.planner.host import ROOT, available_bytes, usable_cores
 from scalegpt.planner.machine import Machine
 
@@ -86,12 +87,22 @@ def find(root: Path = ROOT, most: int | None = None) -> Found:
 def cpu_machine(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, notes: tuple[str, ...] = ()
 ) -> Machine:
-    """The processor at hand as a machine whose ranks share the host's memory, one rank where the settings do not say."""
+    """The processor at hand as a machine whose ranks share the host's memory, one rank where the settings do not say.
+
+    Raises:
+        InputError: a rank is to use more memory than its share.
+    """
     ranks, cores, memory = settings.gpus or 1, usable_cores(root), available_bytes(root)
     card = cpu_card(cores, memory, ranks)
+    usable = card.usable_bytes if settings.memory_gb is None else int(settings.memory_gb * GB)
+    if usable > card.usable_bytes:
+        raise InputError(
+            f"memory_gb {settings.memory_gb:g}: each of {ranks} ranks on the cpu has {card.usable_bytes / GB:.2f} GB; "
+            "give less, or leave it out"
+        )
     return Machine(
         name=card.name,
-        usable_bytes=card.usable_bytes,
+        usable_bytes=usable,
         card=card,
         capability=card.capability,
         gpus=ranks,

@@ -233,8 +233,12 @@ def known_card(name: str) -> Card | None:
     return best
 
 
-def find_card(name: str) -> Card:
+def find_card(name: str, advice: str = " (or give --memory_gb)") -> Card:
     """The card that a user means: ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or ``RTX 4090``.
+
+    Args:
+        name: what he calls it.
+        advice: what else he can do where there is no such card.
 
     Raises:
         InputError: no such card, or several; the message offers the nearest.
@@ -248,7 +252,7 @@ def find_card(name: str) -> Card:
         meant = [card.name for card in catalogue() if key and key == _key(card.match[0])]
         if len(meant) > 1:
             raise InputError(f"gpu {name!r} could be {', '.join(meant)}; say which, such as --gpu '{meant[0]}'")
-        raise InputError(f"gpu {name!r} is not in the catalogue{_near(name)} (or give --memory_gb)")
+        raise InputError(f"gpu {name!r} is not in the catalogue{_near(name)}{advice}")
     _check_size(name, card)
     return card
 

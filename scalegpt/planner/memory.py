@@ -7,11 +7,17 @@ is added elsewhere.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.block import BYTES
+from scalegpt.planner.attention import attention_kernel
+from scalegpt.planner.gpus import Card
+from scalegpt.planner.sizes import BYTES
 from scalegpt.planner.timeline import Timeline
+
+if TYPE_CHECKING:
+    from scalegpt.planner.step import Step
 
 PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
 """The phases of a step, in order; with accumulation a phase's figure is the largest over all micro steps."""
@@ -41,33 +47,44 @@ class Prediction:
     def of(cls, timeline: Timeline, steady: int, host: int = 0) -> "Prediction":
         """What a played timeline shows."""
         phase, moment = timeline.peak()
-        phases = {name: timeline.peaks[name].total for name in PHASES if name in timeline.peaks}
-        return cls(moment.total, phase, phases, dict(moment.kinds), steady, host)
+        peaks = timeline.peaks
+        phases = {name: peaks[name].total for name in PHASES if name in peaks}
+        return cls(moment.total, phase, phases, moment.kinds, steady, host)
 
 
-def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1) -> Prediction:
+def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card | None = None) -> Prediction:
     """Predict the memory of each rank.
 
     Args:
         run: a run whose precision is resolved, with its vocabulary and micro batch fixed.
         ranks: data-parallel ranks W.
         grad_accum: micro batches per optimizer step.
+        card: what it runs on, which decides on the attention kernel where the run leaves that to torch; None: a recent one.
 
     Raises:
         InputError: the precision is still ``auto``, or the vocabulary is.
     """
     if run.train.precision not in BYTES:
         raise InputError("precision auto: say which, bf16, fp16 or fp32")
+    return predict_with(attention_kernel(run, card), run, ranks=ranks, grad_accum=grad_accum)
+
+
+def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
+    """The same with the attention kernel named, which is all that a card decides."""
+    return _step(run, ranks, grad_accum).attending_with(kernel).play()
+
+
+def _step(run: RunConfig, ranks: int, grad_accum: int) -> "Step":
     if run.parallel.backend == "fsdp":
         from scalegpt.planner.fsdp_memory import FSDPStep
 
-        return FSDPStep(run, ranks, grad_accum).play()
+        return FSDPStep(run, ranks, grad_accum)
     if run.parallel.backend == "deepspeed":
-        from scalegpt.planner.deepspeed_memory import play_deepspeed
+        from scalegpt.planner.deepspeed_memory import make_step
         from scalegpt.planner.deepspeed_settings import deepspeed_settings
 
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=ranks, on_cuda=True)
-        return play_deepspeed(run, ranks=ranks, grad_accum=grad_accum, settings=settings)
+        return make_step(run, ranks=ranks, grad_accum=grad_accum, settings=settings)
     from scalegpt.planner.step import Step
 
-    return Step(run, ranks, grad_accum).play()
+    return Step(run, ranks, grad_accum)

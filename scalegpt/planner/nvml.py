@@ -116,45 +116,38 @@ def _text(value: Any) -> str | None:
 def _find(nvml: Any, most: int | None) -> Found:
     wholes = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     parts = [_mig_devices(nvml, handle) for handle in wholes]
-    names = [
-        [_uuid(nvml, handle), *(_uuid(nvml, part) for part in own)] for handle, own in zip(wholes, parts, strict=True)
-    ]
+    names = [[_uuid(nvml, each) for each in (handle, *(own or ()))] for handle, own in zip(wholes, parts, strict=True)]
     text = os.environ.get("CUDA_VISIBLE_DEVICES")
     places = visible(text, names)
-    whole = [place for place in places if not parts[place]]
-    notes: list[str] = []
+    whole = [place for place in places if parts[place] is None]
+    driver = _text(ask(nvml, "nvmlSystemGetDriverVersion"))
     if whole:
-        handles = [wholes[place] for place in whole]
-        devices = [_device(nvml, str(place), wholes[place]) for place in whole]
-        if _order_is_uncertain(text, [device.name for device in devices], nvml, wholes):
-            notes.append(
-                "the GPUs differ, and CUDA may count them otherwise; set CUDA_DEVICE_ORDER=PCI_BUS_ID to be sure"
-            )
-    else:
-        handles, devices = [], []
-        for place in places[:1]:  # CUDA shows one MIG device to a process
-            index = _part_meant(text, names[place])
-            handles = [parts[place][index]]
-            devices = [_device(nvml, f"{place}:{index}", handles[0], of=wholes[place])]
-        if sum(map(len, parts)) > 1 and devices:
-            notes.append(f"planned for MIG device {devices[0].label} alone: CUDA shows a process one of them")
-    return Found(
-        devices=tuple(devices),
-        link=_link(nvml, handles[:most], devices[0]) if devices else None,
-        driver=_text(ask(nvml, "nvmlSystemGetDriverVersion")),
-        notes=tuple(notes),
-    )
+        devices = tuple(_device(nvml, str(place), wholes[place]) for place in whole)
+        return Found(
+            devices=devices,
+            link=_link(nvml, [wholes[place] for place in whole[:most]], devices[0]),
+            driver=driver,
+            notes=_uncertain_order(nvml, wholes, text, len(whole)),
+        )
+    divided = next((place for place in places if parts[place]), None)
+    if divided is None:
+        return Found(driver=driver)
+    own = parts[divided] or []
+    part = _part_meant(text, names[divided])
+    device = _device(nvml, f"{divided}:{part}", own[part], of=wholes[divided])
+    alone = f"planned for MIG device {device.label} alone: CUDA shows a process one of them"
+    return Found(devices=(device,), driver=driver, notes=(alone,) if sum(len(each or ()) for each in parts) > 1 else ())
 
 
 def _uuid(nvml: Any, handle: Any) -> str:
     return _text(ask(nvml, "nvmlDeviceGetUUID", handle)) or ""
 
 
-def _mig_devices(nvml: Any, handle: Any) -> list[Any]:
-    """The MIG devices of a card that is divided; none for one that is whole."""
+def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
+    """The MIG devices of a card that is divided; None for one that is whole."""
     mode = ask(nvml, "nvmlDeviceGetMigMode", handle)
     if not mode or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
-        return []
+        return None
     most = ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
     found = [ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in range(most)]
     return [part for part in found if part is not None]
@@ -166,12 +159,13 @@ def _part_meant(text: str | None, names: list[str]) -> int:
     return next((place for place, name in enumerate(names[1:]) if word.startswith("MIG") and name.startswith(word)), 0)
 
 
-def _order_is_uncertain(text: str | None, names: list[str], nvml: Any, wholes: list[Any]) -> bool:
-    """Whether an index may mean another card to CUDA, which by default counts the fastest first, than to NVML."""
-    if text is None or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or "GPU-" in text:
-        return False
-    every = {_text(ask(nvml, "nvmlDeviceGetName", handle)) for handle in wholes}
-    return len(every) > 1 and len(names) < len(wholes)
+def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int) -> tuple[str, ...]:
+    """A remark where an index may mean another card to CUDA, which by default counts the fastest first, than to NVML."""
+    if text is None or shown == len(wholes) or "GPU-" in text or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return ()
+    if len({ask(nvml, "nvmlDeviceGetName", handle) for handle in wholes}) == 1:
+        return ()
+    return ("the GPUs differ, and CUDA may count them otherwise; set CUDA_DEVICE_ORDER=PCI_BUS_ID to be sure",)
 
 
 def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:

@@ -8,11 +8,12 @@ from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import RunConfig
+from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.gpus import GIB, Card, find_card
+from scalegpt.planner.gpus import GIB, find_card
 from scalegpt.planner.machine import Machine
-from scalegpt.planner.memory import Prediction, predict
+from scalegpt.planner.memory import Prediction, predict_with
 from scalegpt.planner.overheads import Overheads
 from scalegpt.planner.rates import Rates
 from scalegpt.planner.throughput import StepTime, step_time
@@ -152,7 +153,7 @@ class Estimator:
             run=run,
             machine=self.machine,
             batch=batch,
-            prediction=_predicted(run, batch.ranks, batch.grad_accum, self.machine.card),
+            prediction=_predicted(run, batch.ranks, batch.grad_accum, self.kernel(run)),
             overheads=self.overheads(run, batch.ranks),
             time=self.time(run, batch),
             peak_flops=self.rates(run).peak,
@@ -161,9 +162,13 @@ class Estimator:
     def time(self, run: RunConfig, batch: BatchPlan) -> StepTime:
         """Predict the time alone."""
         return step_time(
-            run, self.rates(run), ranks=batch.ranks, grad_accum=batch.grad_accum, kernel="flash",
+            run, self.rates(run), ranks=batch.ranks, grad_accum=batch.grad_accum, kernel=self.kernel(run),
             compiled=self.machine.is_gpu and run.train.compile != "off",
         )  # fmt: skip
+
+    def kernel(self, run: RunConfig) -> str:
+        """The attention kernel that the card computes the run with."""
+        return attention_kernel(run, self.machine.card)
 
     def rates(self, run: RunConfig) -> Rates:
         """What the card does in a second in the run's compute dtype."""
@@ -189,9 +194,9 @@ class Estimator:
 
 
 @lru_cache(maxsize=65_536)
-def _predicted(run: RunConfig, ranks: int, grad_accum: int, card: Card | None) -> Prediction:
-    """Remembered: cards that compute alike hold alike."""
-    return predict(run, ranks=ranks, grad_accum=grad_accum)
+def _predicted(run: RunConfig, ranks: int, grad_accum: int, kernel: str) -> Prediction:
+    """Remembered: cards with the same attention kernel hold the same."""
+    return predict_with(kernel, run, ranks=ranks, grad_accum=grad_accum)
 
 
 def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: Calibration | None = None) -> Plan:

@@ -14,6 +14,12 @@ from scalegpt.planner.overheads import Figure
 FITTED = "python benchmarks/fit_throughput.py published_runs.csv"
 
 
+_MEMORY = Figure(0.398, FITTED)
+_LINK = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
+_OVERLAP = Figure(0.9, "~the first gathering and the last reduction stand alone")
+_INTERFERENCE = Figure(0.098, FITTED)
+
+
 @dataclass(frozen=True)
 class Shares:
     """The parts of a card's figures that a training step reaches.
@@ -30,10 +36,10 @@ class Shares:
 
     matmul: Figure
     attention: Figure
-    memory: Figure = Figure(0.398, FITTED)
-    link: Figure = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
-    overlap: Figure = Figure(0.9, "~the first gathering and the last reduction stand alone")
-    interference: Figure = Figure(0.098, FITTED)
+    memory: Figure = _MEMORY
+    link: Figure = _LINK
+    overlap: Figure = _OVERLAP
+    interference: Figure = _INTERFERENCE
 
 
 SHARES = {
@@ -56,7 +62,9 @@ FP32_SHARE = {"7": 1 / 8, "8.0": 1 / 16, "8": 1 / 4, "9": 1 / 15, "1": 1 / 30, "
 with several ratios the lowest)."""
 
 HOST_COPY = Figure(0.75, "~share of the host link that pinned copies reach")
-HOST_UPDATE = Figure(20e9, "~bytes a second that AdamW moves through a rank's share of host memory")
+HOST_UPDATE = Figure(
+    20e9, "~torch's fused AdamW over 5e7 fp32 parameters moved so many bytes a second on two cores of a server"
+)
 THROUGH_HOST = Figure(0.4, "~share of its link that a card reaches which can only reach others through host memory")
 
 KERNEL = Figure(4e-6, "~seconds of a kernel before it works and after: the GPU's share of starting it")
@@ -123,7 +131,7 @@ class Rates:
             message=MESSAGE.value if machine.nodes == 1 else MESSAGE_BETWEEN.value,
             overlap=shares.overlap.value if on_gpu else 0.0,
             interference=shares.interference.value,
-            host_link=card.host_gbps * 1e9 / 2 * HOST_COPY.value,
+            host_link=(machine.host_gbps or card.host_gbps) * 1e9 / 2 * HOST_COPY.value,
             host_update=HOST_UPDATE.value if on_gpu else card.gbps * 1e9 * shares.memory.value,
             peak=peak,
         )

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from scalegpt.config import RunConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS, STAGES, ParallelConfig
+from scalegpt.config.machine import MachineConfig
+from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, divisors, sequences_per_rank
@@ -32,10 +33,7 @@ from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Estimator, Plan
 from scalegpt.planner.states import rank_states
 
-OPEN = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompute", "loss"})
-"""The settings that the search may choose."""
-
-MARGIN = 0.03
+MARGIN = MachineConfig().margin
 """Share of a card's memory that a chosen plan leaves free: what lies outside the step's tensors is known less exactly."""
 
 TIE = 0.02
@@ -77,7 +75,7 @@ class Question:
     Attributes:
         run: the run; of settings that are open it says which value is the simplest, since a preset names it.
         machine: what it runs on.
-        open: which settings may be chosen, of :data:`OPEN`.
+        open: which settings may be chosen.
         margin: share of the card's memory to leave free.
         calibration: measurements that correct the overheads.
         fewer: whether fewer cards than the machine has may be used.
@@ -85,7 +83,7 @@ class Question:
 
     run: RunConfig
     machine: Machine
-    open: frozenset[str] = OPEN
+    open: frozenset[str] = PLANNED
     margin: float = MARGIN
     calibration: Calibration = field(default_factory=Calibration)
     fewer: bool = True
@@ -236,6 +234,8 @@ class _Search:
             raise InputError(
                 f"micro_batch {run.train.micro_batch} does not divide the {per_rank} sequences per rank of a step"
             )
+        if not question.machine.is_gpu:  # a processor gains nothing from more than the run itself asks for
+            self.micro_batches = tuple(size for size in self.micro_batches if size <= run.train.micro_batch)
         self.per_rank = per_rank
         self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
         losses = (

@@ -26,11 +26,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.block import BYTES
 from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.planner.sizes import BYTES
 
 MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
 """What an optimizer may treat apart: matrices of blocks; embeddings and an untied head; norms and biases."""
@@ -53,6 +54,7 @@ def kind_of(name: str, shape: Shape) -> str:
     return MATRIX if name.startswith("blocks.") else EMBEDDING
 
 
+@lru_cache(maxsize=256)
 def tensors_of(model: ModelConfig) -> Tensors:
     """How many tensors a model has of each kind and shape; all blocks are alike, so one is counted and multiplied.
 

@@ -2,15 +2,58 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
 
-from scalegpt.config import RunConfig
-from scalegpt.planner.block import ACTIVATIONS, COPIES, TEMPORARIES, BlockLedger, Sizes
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.planner import kernels
+from scalegpt.planner.attention import attention_kernel
+from scalegpt.planner.block import BlockLedger
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES, Sizes
 from scalegpt.planner.states import optimizer_row, tensors_of
 from scalegpt.planner.timeline import Timeline, rounded
 
 WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A model's parameters, sorted once: a search asks for the same models again and again.
+
+    Attributes:
+        shapes: every parameter's, by name.
+        block: those of one block; all are alike.
+        vectors: the block's norms and biases.
+        root: those outside the blocks.
+        largest: elements of the largest.
+    """
+
+    shapes: dict[str, Shape]
+    block: tuple[Shape, ...]
+    vectors: tuple[Shape, ...]
+    root: tuple[Shape, ...]
+    largest: int
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def of(cls, model: ModelConfig) -> "Tensors":
+        """The tensors of a model.
+
+        Raises:
+            InputError: its vocabulary is not known.
+        """
+        shapes = parameter_shapes(model)
+        block = tuple(shape for name, shape in shapes.items() if name.startswith("blocks.0."))
+        return cls(
+            shapes=shapes,
+            block=block,
+            vectors=tuple(shape for shape in block if len(shape) == 1),
+            root=tuple(shape for name, shape in shapes.items() if not name.startswith("blocks.")),
+            largest=max(map(numel, shapes.values())),
+        )
 
 
 class Step:
@@ -29,27 +72,38 @@ class Step:
 
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
         self.run, self.ranks, self.grad_accum = run, ranks, grad_accum
+        # The second micro step meets gradients; those between it and the last are like it.
+        self.micro_steps = min(grad_accum, 3)
         self.t, self.s = Timeline(), Sizes.of(run)
-        self.shapes, self.parameters = parameter_shapes(run.model), tensors_of(run.model)
+        self.parameters, self.counted = Tensors.of(run.model), tensors_of(run.model)
+        self.shapes = self.parameters.shapes
         self.optimizer = optimizer_row(run.train)
         self.copies = self.casts_weights and self.s.compute != 4
         self.gradient_bytes = 4 if self.casts_weights else self.s.compute
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
-        self.block = BlockLedger(run, self.t, copies_weights=self.casts_weights, accumulate=self.accumulate)
-        self.block_shapes = [shape for name, shape in self.shapes.items() if name.startswith("blocks.0.")]
-        self.block_vectors = [shape for shape in self.block_shapes if len(shape) == 1]
-        self.root_shapes = [shape for name, shape in self.shapes.items() if not name.startswith("blocks.")]
+        self.block_shapes, self.root_shapes = self.parameters.block, self.parameters.root
         self.head = numel(self.shapes["wte.weight"])
+        self._attend(attention_kernel(run))
+
+    def attending_with(self, kernel: str) -> Self:
+        """The step with this attention kernel; itself."""
+        if kernel != self.kernel:
+            self._attend(kernel)
+        return self
+
+    def _attend(self, kernel: str) -> None:
+        self.kernel = kernel
+        self.block = BlockLedger(
+            self.run, kernel, self.t, self.s, copies_weights=self.casts_weights, accumulate=self.accumulate
+        )
 
     def play(self) -> Prediction:
         """Play the states, the micro steps and the optimizer."""
         t = self.t
         self.hold_states()
         steady = t.total
-        # The second micro step meets gradients; those between it and the last are like it.
-        steps = min(self.grad_accum, 3)
-        for number in range(steps):
-            self.last_micro = number == steps - 1
+        for number in range(self.micro_steps):
+            self.last_micro = number == self.micro_steps - 1
             self._micro_step()
             self.has_gradients = True
         t.enter("optimizer_step")
@@ -62,11 +116,16 @@ class Step:
         """Bytes of an fp32 tensor of this shape on a rank, as the allocator counts them."""
         return rounded(4 * numel(shape))
 
+    def over_all(self, size: Callable[[Shape], int]) -> int:
+        """The sum of a size over all parameters."""
+        block = sum(map(size, self.parameters.block))
+        return sum(map(size, self.parameters.root)) + self.run.model.n_layer * block
+
     def hold_states(self) -> None:
         """Hold what lives between steps: fp32 weights, the optimizer's state, and the step counters on the device."""
-        whole = sum(self.held(shape) * count for (_, shape), count in self.parameters.items())
+        whole = self.over_all(self.held)
         self.t.hold(WEIGHTS, whole)
-        self.t.hold(OPTIMIZER, self.optimizer.state_bytes(self.parameters, self.held))
+        self.t.hold(OPTIMIZER, self.optimizer.state_bytes(self.counted, self.held))
         if self.optimizer.counters_on_device:
             self.t.hold(OPTIMIZER, rounded(4) * len(self.shapes))
 
@@ -98,7 +157,7 @@ class Step:
     def block_backward(self) -> None:
         """One block's backward pass, and what follows it."""
         self.block.backward()
-        self.small_gradients(self.block_vectors)
+        self.small_gradients(self.parameters.vectors)
 
     def after_backward(self) -> None:
         """What follows the last gradient."""
@@ -137,10 +196,7 @@ class Step:
             self.at_last_block = index == layers - 1
             play()
         if layers > 3:
-            for kind in list(self.t.live):
-                change = (self.t.live[kind] - before[kind]) * (layers - 3)
-                self.t.live[kind] += change
-                self.t.total += change
+            self.t.repeat(before, layers - 3)
         if layers > 2:
             self.at_last_block = True
             play()
@@ -278,6 +334,7 @@ class Step:
             t.take(TEMPORARIES, stream)
             t.give(TEMPORARIES, s.residual_stream)
         t.take(GRADIENTS, bytes_each * self.head)
+        t.touch(TEMPORARIES, *kernels.sizes(kernels.embedding_backward(s.n, s.vocab, s.hidden)))
         t.give(TEMPORARIES, stream)
         if self.run.model.tie_head:
             t.give(GRADIENTS, bytes_each * self.head)  # autograd adds one to the other in place
@@ -290,12 +347,20 @@ class Step:
             self.t.give(GRADIENTS, 4 * self.head)
 
     def _optimizer_step(self) -> None:
-        """What the update allocates for a while."""
-        temporaries = self.optimizer.temporary_bytes(self.parameters, self.held)
+        """The norm, and then what the update allocates for a while."""
+        norm = kernels.grouped_norm(len(self.shapes), self.largest_held)
+        self.t.touch(TEMPORARIES, *kernels.sizes(norm))
+        temporaries = self.optimizer.temporary_bytes(self.counted, self.held)
         self.t.hold(TEMPORARIES, temporaries)
         self.t.drop(TEMPORARIES, temporaries)
 
+    @property
+    def largest_held(self) -> int:
+        """Elements of the largest gradient of which the norm is taken."""
+        return self.parameters.largest
 
+
+@lru_cache(maxsize=4096)
 def numel(shape: Shape) -> int:
     """The number of elements of a shape."""
     return math.prod(shape)

@@ -5,7 +5,8 @@ Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 UNIT = 512
 
@@ -23,58 +24,103 @@ class Moment:
     kinds: dict[str, int]
 
 
-@dataclass
 class Timeline:
     """A running sum of live bytes that remembers the fullest moment of each phase.
+
+    It is played thousands of times in a search. A moment is therefore written down only when it is over: when bytes are
+    freed, or the phase changes.
 
     Attributes:
         phase: the phase that moments are counted in now.
         live: bytes live now, by kind.
-        peaks: phase → its fullest moment so far.
+        total: bytes live now, in all.
     """
 
-    phase: str = "idle"
-    live: Counter[str] = field(default_factory=Counter)
-    peaks: dict[str, Moment] = field(default_factory=dict)
-    total: int = 0
+    __slots__ = ("_at_peak", "_highest", "_peaks", "live", "phase", "total")
+
+    def __init__(self) -> None:
+        self.phase, self.live, self.total = "idle", Counter[str](), 0
+        self._highest = 0  # of this phase, this moment included
+        self._at_peak = False  # whether this is it, and not written down
+        self._peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def enter(self, phase: str) -> None:
         """Begin or return to a phase; what is live now counts in it."""
-        self.phase = phase
         self._note()
+        self.phase = phase
+        known = self._peaks.get(phase)
+        if known is None or self.total > known[0]:
+            self._highest, self._at_peak = self.total, True
+        else:
+            self._highest = known[0]
 
     def take(self, kind: str, *sizes: int) -> None:
         """Allocate tensors of these sizes in bytes, one after another, and keep them."""
+        exact = 0
         for size in sizes:
-            self.hold(kind, rounded(size))
+            exact += (size + 511) & -512  # rounded, without a call
+        self.hold(kind, exact)
 
     def give(self, kind: str, *sizes: int) -> None:
         """Free tensors of these sizes in bytes."""
+        exact = 0
         for size in sizes:
-            self.drop(kind, rounded(size))
+            exact += (size + 511) & -512
+        self.drop(kind, exact)
 
     def hold(self, kind: str, exact: int) -> None:
         """Add bytes that are rounded already, such as a sum over many tensors."""
         self.live[kind] += exact
-        self.total += exact
-        self._note()
+        self.total = total = self.total + exact
+        if total > self._highest:
+            self._highest, self._at_peak = total, True
 
     def drop(self, kind: str, exact: int) -> None:
         """Take away bytes that are rounded already."""
-        self.live[kind] -= exact
+        if self._at_peak and exact:
+            self._note()
+        live = self.live[kind] - exact
+        assert live >= 0, f"more {kind} freed than held in {self.phase}"
+        self.live[kind] = live
         self.total -= exact
-        assert self.live[kind] >= 0, f"more {kind} freed than held in {self.phase}"
 
     def touch(self, kind: str, *sizes: int) -> None:
         """Allocate tensors together and free them again: temporaries."""
-        self.take(kind, *sizes)
-        self.give(kind, *sizes)
+        exact = 0
+        for size in sizes:
+            exact += (size + 511) & -512
+        if self.total + exact > self._highest:
+            self.hold(kind, exact)
+            self.drop(kind, exact)
+
+    def repeat(self, before: "Counter[str]", times: int) -> None:
+        """Let what has changed since ``before``, a copy of :attr:`live`, change so many times more.
+
+        No moment in between counts: the fullest must be one that counts already, or come later.
+        """
+        self.become({kind: size + (size - before[kind]) * times for kind, size in self.live.items()})
+
+    def become(self, live: Mapping[str, int]) -> None:
+        """Set what lives of these kinds, as if time had passed that holds no fullest moment."""
+        self._note()
+        for kind, size in live.items():
+            self.live[kind] = size
+        self.total = sum(self.live.values())
+
+    @property
+    def peaks(self) -> dict[str, Moment]:
+        """Phase → its fullest moment so far."""
+        self._note()
+        return {
+            phase: Moment(total, {kind: size for kind, size in kinds.items() if size})
+            for phase, (total, kinds) in self._peaks.items()
+        }
 
     def peak(self) -> tuple[str, Moment]:
         """The fullest moment of all and the phase it falls in; of equal ones the earlier."""
         return max(self.peaks.items(), key=lambda item: item[1].total)
 
     def _note(self) -> None:
-        known = self.peaks.get(self.phase)
-        if known is None or self.total > known.total:
-            self.peaks[self.phase] = Moment(self.total, {kind: size for kind, size in self.live.items() if size})
+        if self._at_peak:
+            self._peaks[self.phase] = self.total, dict(self.live)
+            self._at_peak = False

@@ -25,8 +25,8 @@ matmuls and attention (:mod:`scalegpt.model.recompute`).
 from dataclasses import dataclass
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.planner.block import BYTES, Sizes
 from scalegpt.planner.parameters import count_parameters
+from scalegpt.planner.sizes import BYTES, Sizes
 
 MATMULS, ATTENTION, ELEMENTWISE, LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = (
     "matmuls", "attention", "elementwise", "loss", "recompute", "weights and gradients", "optimizer",

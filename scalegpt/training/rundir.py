@@ -167,6 +167,26 @@ class RunDirectory:
             settled["tokens_per_step"] = theirs["train"].get("tokens_per_step")
         return replace(run, train=run.train.changed(**settled))
 
+    def read_plan(self) -> dict[str, Any] | None:
+        """How the run that is here was laid out; None where that is not known: then it is laid out anew."""
+        try:
+            values = json.loads(self.plan.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return values if isinstance(values, dict) else None
+
+    def settled_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
+        """What an earlier process on as many ranks of the same device chose of the settings that are open.
+
+        Raises:
+            InputError: ``config.yaml`` or ``plan.json`` cannot be read.
+        """
+        theirs, plan = self.read_config(), self.read_plan()
+        if theirs is None or plan is None or (plan.get("ranks"), plan.get("device")) != (ranks, device):
+            return {}
+        values = {**theirs, **theirs["train"]}
+        return {key: values[key] for key in open_ if key in values}
+
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, if there is one."""
         found = find_checkpoints(self.checkpoints)

@@ -14,20 +14,21 @@ from scalegpt.backends import World, build_model, make_backend
 from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.store import Progress
-from scalegpt.config import RunConfig, TrainConfig
+from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.data.prepare import prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
-from scalegpt.planner import calibration
-from scalegpt.planner.batches import BatchPlan, plan_batches
+from scalegpt.planner.batches import BatchPlan, sequences_per_rank
 from scalegpt.planner.checks import check_ranks
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.parameters import count_parameters, format_bytes
-from scalegpt.planner.plan import make_plan
+from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
+from scalegpt.training.choice import settle_layout
 from scalegpt.training.loggers import Logger, human_count
-from scalegpt.training.memory import MemoryWatch, machine_of, predicted_line
+from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.trainer import Job
@@ -43,13 +44,20 @@ class Request:
         run: the configuration, with ``auto`` where the machine or the data decide.
         runs_dir: the folder of all runs.
         fresh: start anew beside an earlier run of this name.
-        given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
+        given: the settings that the user fixed on the command line or in a file; the others are a preset's or defaults.
+        margin: share of a card's memory that what is chosen leaves free.
     """
 
     run: RunConfig
     runs_dir: Path
     fresh: bool
     given: frozenset[str] = frozenset()
+    margin: float = MARGIN
+
+    @property
+    def open(self) -> frozenset[str]:
+        """The settings that the planner chooses: what is ``auto``, and the micro batch unless it is given."""
+        return self.run.auto | ({"micro_batch"} - self.given)
 
 
 def prepare(request: Request, world: World) -> Job:
@@ -59,19 +67,18 @@ def prepare(request: Request, world: World) -> Job:
         InputError: a setting, the data or the run's directory will not do; then nothing in that directory was changed.
     """
     check_name(request.run.name)
-    settled = world.on_first(lambda: _settled(request))
-    run, compiled, warning = _resolve_device_settings(settled, world)
-    plan = plan_batches(run, world.size, micro_fixed="micro_batch" in request.given)
-    lowered = run.train.micro_batch if plan.micro_batch < run.train.micro_batch else None
-    run = replace(
-        run,
-        train=run.train.changed(micro_batch=plan.micro_batch, tokens_per_step=plan.tokens),
-        parallel=run.parallel.changed(zero_stage=run.parallel.stage),
-    )
-    settings = _deepspeed_settings(run, plan, world)
-    logger = Logger(speaks=world.is_first, total=total_steps(run.train, plan), every=run.train.log_every)
+    settled, open_ = world.on_first(lambda: _settled(request, world))
+    run, compiled, warning = _resolve_device_settings(settled, world, open_)
+    # Before any data are read, so that a run that cannot fit is refused at once.
+    chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
+    logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
     data = _open_data(run, request.given, world, logger)
     run = _fix_data(run, request.given, data)
+    if run.model.vocab_size != chosen.run.model.vocab_size:
+        chosen = settle_layout(run, world, open_=open_, margin=request.margin)
+    run, plan = replace(chosen.run, data=run.data), chosen.batch
+    run = replace(run, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
+    settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
     digest = world.on_first(lambda: data.digest)
     directory, checkpoint, progress = world.on_first(lambda: _claim_directory(request, run, plan, data, digest))
@@ -81,14 +88,10 @@ def prepare(request: Request, world: World) -> Job:
         logger.say(f"warning: {warning}")
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
         logger.say(f"warning: the warm-up of {run.train.warmup_steps} steps never ends; use a smaller --warmup_steps")
-    if lowered:
-        logger.say(
-            f"micro batch {plan.micro_batch} rather than {lowered}: it divides the {plan.sequences // world.size} "
-            f"sequences per rank of a step"
-        )
     logger.say(describe(run, plan, world, data, compiled=compiled))
-    memory = make_plan(run, machine_of(world), plan, calibration.load())
-    logger.say(predicted_line(memory))
+    for note in chosen.notes:
+        logger.say(note)
+    logger.say(predicted_line(chosen.plan))
     watch = MemoryWatch(world.device)
     model = build_model(run, compiled=compiled)
     backend = make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
@@ -99,7 +102,7 @@ def prepare(request: Request, world: World) -> Job:
         backend.load_states(store.read_states(checkpoint), progress.step - progress.skipped_steps)
         backend.load_scaler(progress.loss_scale, progress.good_steps)
         logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
-    summary = {**plan_summary(run, plan, world, settings), "memory": memory.memory()}
+    summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     world.on_first(lambda: _write_directory(directory, run, summary, progress.step))
     return Job(
         run=run,
@@ -114,7 +117,7 @@ def prepare(request: Request, world: World) -> Job:
         total_steps=total_steps(run.train, plan),
         progress=progress,
         resumed=checkpoint is not None,
-        memory=memory,
+        memory=chosen.plan,
         watch=watch,
     )
 
@@ -181,10 +184,11 @@ def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[s
     }
 
 
-def _resolve_device_settings(run: RunConfig, world: World) -> tuple[RunConfig, bool, str | None]:
+def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]) -> tuple[RunConfig, bool, str | None]:
     """Fix the precision, try the attention backend, decide on compiling."""
     train = run.train
-    check_ranks(run, world.size)
+    if "backend" not in open_:
+        check_ranks(run, world.size)
     # Measured on a CPU, so one rank decides for all.
     precision = world.on_first(lambda: resolve_precision(train.precision, world.device))
     check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)
@@ -192,10 +196,34 @@ def _resolve_device_settings(run: RunConfig, world: World) -> tuple[RunConfig, b
     return replace(run, train=train.changed(precision=precision)), compiled, warning
 
 
-def _settled(request: Request) -> RunConfig:
-    """The run, with what it leaves open as an earlier process of the same run settled it."""
+def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str]]:
+    """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
+    if request.fresh:
+        return request.run, request.open
     directory = RunDirectory(request.runs_dir / request.run.name)
-    return request.run if request.fresh else directory.settle(request.run)
+    run = directory.settle(request.run)
+    found = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
+    layout = {key: found[key] for key in ParallelConfig.settings() if key in found}
+    tried = replace(
+        run,
+        train=run.train.changed(**{key: value for key, value in found.items() if key not in layout}),
+        parallel=run.parallel.changed(**layout, **({"ds_config": None} if layout else {})),
+    )
+    if sequences_per_rank(tried, world.size) % tried.train.micro_batch:
+        return run, request.open  # the step is divided otherwise now
+    return tried, request.open - found.keys()
+
+
+def _with_expected_vocab(run: RunConfig, given: frozenset[str]) -> RunConfig:
+    """The run with the vocabulary that its data will give it, as far as that is known before they are read.
+
+    Characters bring a vocabulary that only the text knows; until then it is taken to be as large as that of bytes.
+    """
+    kind, size = run.data.tokenizer, run.model.vocab_size
+    if size and ("vocab_size" in given or kind == "gpt2"):
+        return run
+    expected = ModelConfig().vocab_size if kind == "gpt2" else make_tokenizer("byte").padded_vocab_size
+    return run.with_vocab(expected)
 
 
 def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[str, Any] | None:

@@ -38,8 +38,10 @@ from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.model.gpt import GPT, Block
+from scalegpt.planner.attention import attention_kernel
+from scalegpt.planner.gpus import Card
 from scalegpt.training.optimizers import optimizer_factory
-from scalegpt.training.trace_cuda import attention_kernel, cuda_functions, extras, run_as_cuda, shared_extras
+from scalegpt.training.trace_cuda import cuda_functions, extras, run_as_cuda, shared_extras
 from scalegpt.training.trace_tracker import Moment, Tracker
 
 PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
@@ -90,7 +92,9 @@ class Trace:
         return self.steady.size
 
 
-def trace_step(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, as_cuda: bool = True) -> Trace:
+def trace_step(
+    run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card | None = None, as_cuda: bool = True
+) -> Trace:
     """Trace one step in the steady state, on rank 0.
 
     The process must not belong to a process group. Nothing of the trace stays behind in it.
@@ -99,6 +103,7 @@ def trace_step(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, as_cuda: 
         run: a run whose precision and vocabulary are known; ``micro_batch`` is taken as it stands.
         ranks: data-parallel ranks W.
         grad_accum: micro batches per step.
+        card: what it would run on, which decides on the attention kernel where the run leaves that to torch.
         as_cuda: allocate as CUDA's kernels do; false: as the CPU's do, apart from the space inside an operator.
 
     Raises:
@@ -106,7 +111,7 @@ def trace_step(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, as_cuda: 
         RunError: the process has joined a process group.
     """
     _check(run)
-    kernel = attention_kernel(run)
+    kernel = attention_kernel(run, card)
     if as_cuda:
         run = _with_attention(run, kernel)
     with ExitStack() as context:

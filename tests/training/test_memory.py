@@ -1,12 +1,15 @@
 """Predicted beside measured: what is said, what is written, and what is kept for later plans."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from nvml_fake import Fake, a100
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
 from scalegpt.planner import calibration, nvml
@@ -47,6 +50,23 @@ def test_a_cpu_has_no_overheads_and_leaves_no_measurement() -> None:
     assert "growth of the process's resident memory" in comparison(plan, measured)
     assert keep_for_later(plan, measured) is None
     assert not calibration.calibration_path().exists()
+
+
+def test_a_gpus_machine_has_torchs_figures_and_nvmls_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([a100(0, held=2**33), a100(1)], nvlink="all"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=42_285_268_992)
+    )
+    machine = machine_of(World(0, 4, 0, 2, torch.device("cuda", 0)))
+    assert (machine.card, machine.usable_bytes) == (find_card("a100-40gb"), 42_285_268_992)
+    assert (machine.gpus, machine.nodes, machine.is_gpu, machine.notes) == (2, 2, True, ())
+    assert (machine.driver, machine.torch, machine.capability) == ("580.65.06", torch.__version__, "8.0")
+    assert machine.link is not None
+    assert machine.link.kind == "nvlink"
+    assert machine.host_bytes
 
 
 def test_the_growth_is_counted_from_before_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,123 @@
+"""``scalegpt gpus``: the catalogue of cards, or all that is known of one and where it comes from."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from scalegpt.cli.parser import Parser
+from scalegpt.cli.table import aligned
+from scalegpt.planner.catalogue_file import FIGURES
+from scalegpt.planner.gpus import GB, Card, catalogue, find_card, user_file
+
+EXAMPLE = """\
+scalegpt gpus
+scalegpt gpus a100-40gb
+
+cards of your own, and other figures for known ones, in ~/.config/scalegpt/gpus.yaml or the file that SCALEGPT_GPUS names:
+  - name: RTX 3080 Ti                      # a new card; link, link_gbps, link_cards, peer, match and aliases may follow
+    capability: 8.6
+    gib: [11.76, nvidia-smi on my machine] # the memory that torch reports, GiB; a source, such as this, may be left out
+    tflops: 68.2                           # dense half-precision peak with fp32 accumulation
+    gbps: 912                              # bandwidth of its memory, GB/s
+    host_gbps: 64                          # PCIe, both directions together, GB/s
+  - name: RTX 4090                         # a known card: only what is otherwise
+    peer: true"""
+
+UNITS = {
+    "gib": "GiB of memory, as torch reports it",
+    "tflops": "TFLOP/s, dense half precision with fp32 accumulation",
+    "gbps": "GB/s, its memory",
+    "host_gbps": "GB/s to the host, both directions together",
+    "link_gbps": "GB/s to other cards, both directions together",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the catalogue, or one card of it."""
+    parser = Parser("gpus", "List the GPUs that are known, or show one with the sources of its figures.", EXAMPLE)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a card, such as a100-40gb; none: list all")
+    parser.add_argument("--json", action="store_true", help="print JSON: a list of the cards, or one, with all sources")
+    arguments = parser.parse(argv)
+    if arguments.name is not None:
+        card = find_card(arguments.name, advice="")
+        print(_json(as_dict(card)) if arguments.json else one_card(card))
+    else:
+        cards = catalogue()
+        print(_json([as_dict(card) for card in cards]) if arguments.json else table(cards))
+    return 0
+
+
+def as_dict(card: Card) -> dict[str, Any]:
+    """A card as plain values, with the source of each figure."""
+    return {
+        "name": card.name,
+        "aliases": list(card.aliases),
+        "match": list(card.match),
+        "capability": card.capability,
+        "has_bf16": card.has_bf16,
+        "gb": card.gb,
+        "usable_bytes": card.usable_bytes,
+        **{figure: getattr(card, figure) for figure in FIGURES},
+        "link": card.link,
+        "link_cards": card.link_cards,
+        "peer": card.peer,
+        "estimated": list(card.estimated),
+        "sources": dict(card.sources),
+    }
+
+
+def table(cards: Sequence[Card]) -> str:
+    """The cards, a row each; ~ marks what is estimated."""
+    heading = ("gpu", "GiB", "TFLOP/s", "GB/s", "link", "link GB/s", "copies", "capability", "bf16")
+    rows = [heading, *map(_row, cards)]
+    own = user_file()
+    notes = [
+        "GiB: the memory that torch reports. TFLOP/s: dense half precision. link GB/s: both directions together; pairs:",
+        "a bridge joins two cards, more use PCIe. copies: between cards over PCIe, directly or by way of the host.",
+        "~ marks a figure that is estimated; `scalegpt gpus NAME` shows the sources.",
+    ]
+    if own is not None:
+        notes.append(f"{own} is read too.")
+    return f"{aligned(rows, right={1, 2, 3, 5})}\n\n" + "\n".join(notes)
+
+
+def one_card(card: Card) -> str:
+    """All that is known of one card."""
+    rows = [("figure", "value", "", "source")]
+    rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
+    rows.append(("peer", _yes(card.peer), "copies directly to others over PCIe", _source(card, "peer")))
+    link = card.link if card.link_cards is None else f"{card.link} for {card.link_cards} cards, else pcie"
+    words = {
+        "also called": ", ".join(card.aliases) or "-",
+        "driver's name": f"has the words {', '.join(card.match)}",
+        "capability": f"{card.capability}, {'bf16' if card.has_bf16 else 'fp16 only, no flash attention'}",
+        "usable": f"{card.usable_bytes:,} bytes = {card.usable_bytes / GB:.2f} GB",
+        "link": link,
+    }
+    described = "\n".join(f"{key:<15}{value}" for key, value in words.items())
+    return f"{card.name}\n\n{described}\n\n{aligned(rows, right={1})}"
+
+
+def _row(card: Card) -> tuple[str, ...]:
+    link = card.link if card.link_cards is None else f"{card.link}, pairs"
+    copies = ("direct" if card.peer else "by host") + ("~" if "peer" in card.estimated else "")
+    figures = (_figure(card, figure) for figure in ("gib", "tflops", "gbps"))
+    bf16 = "yes" if card.has_bf16 else "fp16"
+    return (card.name, *figures, link, _figure(card, "link_gbps"), copies, card.capability, bf16)
+
+
+def _figure(card: Card, figure: str) -> str:
+    return f"{'~' if figure in card.estimated else ''}{getattr(card, figure):g}"
+
+
+def _source(card: Card, figure: str) -> str:
+    source = card.sources[figure]
+    return f"estimated: {source[1:]}" if source.startswith("~") else source
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False)

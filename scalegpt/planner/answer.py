@@ -1,0 +1,362 @@
+"""From what is asked to what is answered: one run on one machine, every preset on a machine, or a run on every card.
+
+The command line reads flags into an :class:`Asked` and prints an :class:`Answer` or :class:`Row` objects; the trainer
+asks the same way. A run on a machine of which nothing is known, neither card nor memory, is predicted as it stands:
+there is nothing to choose by.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.presets import preset_names, resolve
+from scalegpt.config.run import BACKENDS, PLANNED, STAGES
+from scalegpt.errors import InputError
+from scalegpt.planner.advice import Alternative, Remedy, alternatives, remedies
+from scalegpt.planner.batches import plan_batches
+from scalegpt.planner.calibration import Calibration
+from scalegpt.planner.checks import check_attention, check_ranks, resolve_precision
+from scalegpt.planner.command import launch_command
+from scalegpt.planner.gpus import catalogue
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.parameters import count_parameters
+from scalegpt.planner.plan import Plan, make_plan
+from scalegpt.planner.rates import network_gbit
+from scalegpt.planner.search import MARGIN, Question, choose
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked.
+
+    Attributes:
+        run: the run with all that was said; what is ``auto``, or was not said, the planner may choose.
+        base: the run as preset or file have it.
+        source: the flag that names those, such as ``("--preset", "tiny")``; empty: none.
+        fixed: the settings that must stay as they are.
+        machine: what it shall run on.
+        calibration: measurements that correct the overheads.
+        margin: share of a card's memory to leave free.
+    """
+
+    run: RunConfig
+    base: RunConfig
+    source: tuple[str, ...]
+    fixed: frozenset[str]
+    machine: Machine
+    calibration: Calibration = field(default_factory=Calibration)
+    margin: float = MARGIN
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        preset: str | None,
+        config_file: str | None,
+        flags: Values,
+        machine: Machine,
+        calibration: Calibration | None = None,
+        margin: float = MARGIN,
+    ) -> "Asked":
+        """What the flags of a command ask.
+
+        Raises:
+            InputError: an unknown name, or settings that do not go together.
+        """
+        base = resolve(preset=preset, config_file=config_file)
+        run = _resolved(preset, config_file, flags)
+        fixed = frozenset(flags) - run.auto
+        if "ds_config" in fixed:  # it is for one stage and one offload
+            fixed |= {"backend", "zero_stage", "offload"}
+        named = {"--preset": preset, "--config_file": config_file}
+        source = next(((flag, value) for flag, value in named.items() if value is not None), ())
+        return cls(
+            run=run,
+            base=base,
+            source=source,
+            fixed=fixed,
+            machine=machine,
+            calibration=calibration or Calibration(),
+            margin=margin,
+        )
+
+    def question(self) -> tuple[Question, tuple[str, ...]]:
+        """What the search is to choose, with everything checked that can be, and remarks.
+
+        Raises:
+            InputError: what is fixed cannot work on this machine.
+        """
+        machine, notes = self.machine, list[str]()
+        run = replace(self.run, auto=frozenset())
+        precision = resolve_precision(run.train.precision, machine.card, machine.capability)
+        run = replace(run, train=run.train.changed(precision=precision))
+        check_attention(run, precision, machine.card)
+        if "backend" in self.fixed or "zero_stage" in self.fixed or machine.usable_bytes is None:
+            remark = check_ranks(run, machine.ranks, stage_fixed="zero_stage" in self.fixed)
+            notes += [remark] if remark and machine.usable_bytes is not None else []
+        plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
+        return (
+            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
+            (*notes, *_machine_notes(machine), *_warnings(self.calibration)),
+        )
+
+
+def _resolved(preset: str | None, config_file: str | None, flags: Values) -> RunConfig:
+    """The run that the flags describe; a stage or an offload without a backend may ask for another backend than the preset's.
+
+    Raises:
+        InputError: no backend does it.
+    """
+    try:
+        return resolve(preset=preset, config_file=config_file, flags=flags)
+    except InputError:
+        if flags.get("backend", "auto") != "auto" or not flags.keys() & {"zero_stage", "offload"}:
+            raise
+        for backend in BACKENDS:
+            for stage in (flags["zero_stage"],) if "zero_stage" in flags else STAGES[backend]:
+                try:
+                    run = resolve(
+                        preset=preset,
+                        config_file=config_file,
+                        flags={**flags, "backend": backend, "zero_stage": stage},
+                    )
+                except InputError:
+                    continue
+                return replace(run, auto=run.auto | ({"backend", "zero_stage"} - (flags.keys() - run.auto)))
+        raise
+
+
+def _machine_notes(machine: Machine) -> Iterator[str]:
+    yield from machine.notes
+    card = machine.card
+    if card is None:
+        return
+    if card.is_estimated and not card.is_cpu:
+        yield f"the usable memory of {card.name} is estimated"
+    if machine.nodes > 1 and machine.network_gbps is None:
+        yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network_gbps says another"
+
+
+def _warnings(measured: Calibration) -> Iterator[str]:
+    if measured.warning:
+        yield f"warning: calibration {measured.warning}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One run on one machine.
+
+    Attributes:
+        asked: what was asked.
+        question: the same, as the search was given it.
+        plan: the plan; where none fits, the one that lacks least.
+        notes: remarks, a line each.
+        alternatives: why not the others.
+        remedies: where none fits, what would.
+        trace: phase → bytes by the trace, where one was asked for.
+    """
+
+    asked: Asked
+    question: Question
+    plan: Plan
+    notes: tuple[str, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    trace: dict[str, int] | None = None
+
+    def command(self, plan: Plan | None = None) -> str:
+        """The command that trains by the plan, or by another of the same run."""
+        return launch_command(plan or self.plan, self.asked.base, self.asked.source)
+
+    def as_dict(self) -> Values:
+        """The answer as ``--json`` prints it."""
+        choice = self.plan.as_choice(self.command())
+        if self.trace is not None:
+            choice["trace"] = {"peak_bytes": max(self.trace.values()), "phases": self.trace}
+        return {
+            "model": model_as_dict(self.plan.run),
+            "gpu": machine_as_dict(self.question.machine),
+            "margin": self.question.margin,
+            "choice": choice,
+            "alternatives": [
+                {**each.plan.as_choice(self.command(each.plan)), "differs": each.differs, "why_not": each.why_not}
+                for each in self.alternatives
+            ],
+            "would_fit": self.remedies[0].plan.as_choice(self.command(self.remedies[0].plan))
+            if self.remedies
+            else None,
+            "remedies": [
+                {
+                    "what": each.what,
+                    "gpu": machine_as_dict(each.plan.machine),
+                    **each.plan.as_choice(self.command(each.plan)),
+                }
+                for each in self.remedies
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def model_as_dict(run: RunConfig) -> Values:
+    """A model as ``--json`` prints it."""
+    shape = {key: getattr(run.model, key) for key in ModelConfig.settings()}
+    return {"name": run.name, "parameters": count_parameters(run.model).total, **shape}
+
+
+def machine_as_dict(machine: Machine) -> Values:
+    """A machine as ``--json`` prints it."""
+    return {
+        "name": machine.name,
+        "usable_bytes": machine.usable_bytes,
+        "count": machine.gpus,
+        "nodes": machine.nodes,
+    }
+
+
+def answer(asked: Asked, *, explain: bool = True) -> Answer:
+    """Choose, and say why.
+
+    Args:
+        asked: what is asked.
+        explain: whether alternatives and remedies are wanted: each is a search of its own.
+
+    Raises:
+        InputError: what is fixed cannot work.
+    """
+    question, notes = asked.question()
+    if question.machine.usable_bytes is None or not question.open:
+        plan, said = _as_it_stands(question, notes)
+    else:
+        plan, said = _chosen(question, notes)
+    given = Answer(asked, question, plan, said)
+    if not explain or question.machine.usable_bytes is None:
+        return given
+    if plan.fits is False or not plan.fits_host:
+        return replace(given, remedies=tuple(remedies(question)))
+    return replace(given, alternatives=tuple(alternatives(question, plan)) if question.open else ())
+
+
+def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a run in which nothing is to be chosen, or can be."""
+    run, machine = question.run, question.machine
+    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
+    plan = make_plan(run, machine, batch, question.calibration)
+    if batch.micro_batch < run.train.micro_batch:
+        notes = (
+            f"micro batch {batch.micro_batch} rather than {run.train.micro_batch}: it divides the tokens of a step",
+            *notes,
+        )
+    if plan.fits and plan.total_bytes > question.limit:
+        notes = (*notes, f"less than the safety margin of {question.margin:.0%} is left")
+    return plan, notes
+
+
+def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
+    """The plan that the search finds, without the safety margin where none fits with it."""
+    found = choose(question)
+    if found.best is None and question.margin:
+        tight = choose(replace(question, margin=0.0))
+        if tight.best is not None:
+            return tight.best, (*notes, f"it fits only without the safety margin of {question.margin:.0%}")
+    plan = found.best or found.closest
+    if plan is None:  # not even the states fit, so that nothing was predicted: the lightest there is
+        plan = _lightest(question)
+    used, there = plan.machine.ranks, question.machine.ranks
+    if used < there:
+        notes = (*notes, f"{used} of the {there} GPUs: with more, sending costs more than they bring")
+    return plan, notes
+
+
+def _lightest(question: Question) -> Plan:
+    """The plan that lacks least, memory being no object to the search."""
+    endless = replace(question, machine=replace(question.machine, usable_bytes=2**62), margin=0.0)
+    heaviest = "full" if "recompute" in question.open else question.run.train.recompute
+    loss = "chunked" if "loss" in question.open else question.run.train.loss
+    train = question.run.train.changed(recompute=heaviest, loss=loss)
+    if "micro_batch" in question.open and train.tokens_per_step is not None:
+        train = train.changed(micro_batch=1)
+    lightest = replace(
+        endless, run=replace(question.run, train=train), open=question.open - {"recompute", "loss", "micro_batch"}
+    )
+    best = choose(lightest).best
+    assert best is not None
+    return make_plan(best.run, question.machine, best.batch, question.calibration)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a run on a machine.
+
+    Attributes:
+        name: of the preset, or of the card.
+        run: the run.
+        machine: the machine.
+        plan: the plan; None where the question does not arise.
+        why_not: why there is none.
+    """
+
+    name: str
+    run: RunConfig
+    machine: Machine
+    plan: Plan | None
+    why_not: str | None = None
+    command: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.plan is not None and self.plan.fits is True and self.plan.fits_host
+
+    def as_dict(self) -> Values:
+        """The line as ``--json`` prints it."""
+        return {
+            "name": self.name,
+            "model": model_as_dict(self.run),
+            "gpu": machine_as_dict(self.machine),
+            "choice": None if self.plan is None else self.plan.as_choice(self.command or ""),
+            "why_not": self.why_not,
+        }
+
+
+def over_presets(machine: Machine, flags: Values, calibration: Calibration, margin: float = MARGIN) -> list[Row]:
+    """Every preset on a machine, the smallest model first."""
+    rows = []
+    for name in preset_names():
+        asked = Asked.of(
+            preset=name, config_file=None, flags=flags, machine=machine, calibration=calibration, margin=margin
+        )
+        rows.append(_row(name, asked))
+    return sorted(rows, key=lambda row: (count_parameters(row.run.model).total, row.run.model.block_size))
+
+
+def over_cards(asked: Asked) -> list[Row]:
+    """A run on as many of every card of the catalogue, the smallest memory first."""
+    machine = asked.machine
+    rows = []
+    for card in sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops)):
+        built = Machine.with_card(card, gpus=machine.gpus, nodes=machine.nodes)
+        built = replace(built, network_gbps=machine.network_gbps, torch=machine.torch)
+        rows.append(_row(card.name, replace(asked, machine=built)))
+    return rows
+
+
+def _row(name: str, asked: Asked) -> Row:
+    try:
+        given = answer(asked, explain=False)
+    except InputError as error:
+        return Row(name, asked.run, asked.machine, None, str(error))
+    return Row(name, given.plan.run, asked.machine, given.plan, command=given.command())
+
+
+def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
+    """The line with the largest model that fits."""
+    fitting = [row for row in rows if row.fits]
+    if without_offload:
+        fitting = [row for row in fitting if row.plan is not None and row.plan.run.parallel.offload == "none"]
+    return max(fitting, key=lambda row: count_parameters(row.run.model).total, default=None)

@@ -1,0 +1,97 @@
+"""Which attention kernel CUDA takes: for the ledger, the trace, and the check of what the user asks for.
+
+Torch tries its kernels in an order and takes the first that serves (``sdp_utils.cpp: select_sdp_backend``, torch 2.13):
+cuDNN's first on Hopper and on data-centre Blackwell, then flash, the memory-efficient one, and math, which always serves.
+Builds with a cuDNN before 9.15.1 put flash first there too; what is kept, and by our estimate what is temporary, is the same.
+"""
+
+from scalegpt.config import RunConfig
+from scalegpt.planner.gpus import Card
+
+FLASH_LARGEST_HEAD = 256
+"""FlashAttention-2's limit (torch, ``sdp_utils.cpp: check_head_dim_size_flash``)."""
+
+CUDNN_LARGEST_HEAD = 128
+"""Of cuDNN's kernel, but for heads of 256 on the cards that prefer it (``check_cudnn_d256_bprop_head_dim``)."""
+
+_SMALL_SHARED_MEMORY = frozenset({"8.6", "8.7", "8.9", "12.0", "12.1"})
+"""Cards on which flash cannot train heads of (192, 224], nor of (224, 256] with dropout (torch, ``sdp_utils.cpp:
+check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120``)."""
+
+_PREFERS_CUDNN = frozenset({"9.0", "10.0", "10.3"})
+"""``check_prefer_cudnn_attention``."""
+
+
+def attention_kernel(run: RunConfig, card: Card | None = None) -> str:
+    """The kernel that CUDA computes the run's attention with: ``flash``, ``mem_efficient``, ``cudnn`` or ``math``.
+
+    Args:
+        run: a run whose precision is resolved.
+        card: what it runs on; None: any card of compute capability 8.0 or later that prefers flash.
+    """
+    if run.train.attention != "auto":
+        return run.train.attention
+    order = ["flash", "mem_efficient"]
+    if card is not None and card.capability in _PREFERS_CUDNN:
+        order.insert(0, "cudnn")
+    return next((kernel for kernel in order if unfit(kernel, run, card) is None), "math")
+
+
+def unfit(kernel: str, run: RunConfig, card: Card | None = None) -> str | None:
+    """Why a kernel cannot train the run, as a sentence without its subject; None where it can.
+
+    Args:
+        kernel: one of torch's four.
+        run: a run whose precision is resolved.
+        card: what it runs on; None: a card of compute capability 8.0 or later.
+    """
+    if kernel == "flash":
+        return _unfit_for_tensor_cores(run, card) or _unfit_for_flash(run, card)
+    if kernel == "cudnn":
+        return _unfit_for_tensor_cores(run, card) or _unfit_for_cudnn(run, card)
+    if kernel == "mem_efficient":
+        return _unfit_for_mem_efficient(run, card)
+    return None
+
+
+def _unfit_for_tensor_cores(run: RunConfig, card: Card | None) -> str | None:
+    if run.train.precision == "fp32":
+        return "computes in bf16 or fp16, not fp32"
+    if card is not None and not card.has_flash:
+        return f"does not run on {card.name}, which has --attention mem_efficient"
+    return None
+
+
+def _unfit_for_flash(run: RunConfig, card: Card | None) -> str | None:
+    head = run.model.head_size
+    if head > FLASH_LARGEST_HEAD:
+        return f"takes heads of at most {FLASH_LARGEST_HEAD}, not {head}"
+    if card is None or card.capability not in _SMALL_SHARED_MEMORY or head <= 192:
+        return None
+    if head <= 224:
+        return f"cannot train heads of {head} on {card.name}"
+    return f"cannot train heads of {head} with dropout on {card.name}" if run.model.dropout else None
+
+
+def _unfit_for_cudnn(run: RunConfig, card: Card | None) -> str | None:
+    head = run.model.head_size
+    if card is not None and card.is_amd:
+        return f"does not run on {card.name}, which is not Nvidia's"
+    if head % 8:
+        return f"takes heads that are a multiple of 8, not {head}"
+    wide = head == 2 * CUDNN_LARGEST_HEAD and (card is None or card.capability in _PREFERS_CUDNN)
+    if head > CUDNN_LARGEST_HEAD and not wide:
+        return f"takes heads of at most {CUDNN_LARGEST_HEAD}, not {head}"
+    if (16 * run.model.dropout) % 1:
+        return f"takes dropout in sixteenths, such as 0.125, not {run.model.dropout}"
+    return None
+
+
+def _unfit_for_mem_efficient(run: RunConfig, card: Card | None) -> str | None:
+    """See ``minimum_gemm_alignment``: 16 bytes for tensor cores, which fp32 uses from compute capability 8.0 on."""
+    old = card is not None and not card.has_flash
+    aligned = 8 if run.train.precision != "fp32" else 1 if old else 4
+    head = run.model.head_size
+    if head % aligned:
+        return f"takes heads that are a multiple of {aligned} in {run.train.precision}, not {head}"
+    return None

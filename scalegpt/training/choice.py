@@ -1,0 +1,144 @@
+"""What the planner chooses for a run that is about to start: the first rank plans, all ranks go by its answer.
+
+The micro batch is chosen unless the user gives one; backend, ZeRO stage, offload, recompute and loss only where they are
+``auto``: otherwise a preset's own hold.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from scalegpt.backends import World
+from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
+from scalegpt.planner import calibration
+from scalegpt.planner.advice import Remedy, differences, remedies
+from scalegpt.planner.batches import BatchPlan, plan_batches
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.overheads import Overheads
+from scalegpt.planner.plan import Plan, gib, make_plan
+from scalegpt.planner.search import Question, choose
+from scalegpt.training.memory import machine_of
+
+TAKEN = 0.02
+"""Share of a card's memory below which what other processes hold is not worth a word."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The run with nothing left open.
+
+    Attributes:
+        run: as it will be trained.
+        plan: the prediction for it.
+        notes: what to say about it, a line each.
+    """
+
+    run: RunConfig
+    plan: Plan
+    notes: tuple[str, ...]
+
+    @property
+    def batch(self) -> BatchPlan:
+        """How a step is divided."""
+        return self.plan.batch
+
+
+def settle_layout(run: RunConfig, world: World, *, open_: frozenset[str], margin: float) -> Chosen:
+    """Choose what is open, on the first rank for all.
+
+    Args:
+        run: a run whose precision and vocabulary are known.
+        world: the ranks.
+        open_: the settings to choose.
+        margin: share of a card's memory to leave free.
+
+    Raises:
+        InputError: the step cannot be divided among the ranks, or with what is open nothing fits.
+    """
+    machine, notes = _machine(run, world)
+    run = replace(run, auto=frozenset())
+    return world.on_first(
+        lambda: _settle(Question(run, machine, open_, margin, calibration.load(), fewer=False), notes)
+    )
+
+
+def _settle(question: Question, notes: tuple[str, ...]) -> Chosen:
+    run, machine = question.run, question.machine
+    if not question.open:
+        batch = plan_batches(run, machine.ranks, micro_fixed=True)
+        plan = make_plan(run, machine, batch, question.calibration)
+        return Chosen(plan.run, plan, notes)
+    found = choose(question)
+    if found.best is None:
+        found = choose(replace(question, margin=0.0))
+        notes = (*notes, f"what fits leaves less than the safety margin of {question.margin:.0%} free")
+    if found.best is None:
+        raise InputError(_refusal(question, found.closest))
+    return Chosen(found.best.run, found.best, (*notes, *_said(question, found.best)))
+
+
+def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
+    """The machine at hand, with the memory that the fullest card has left for us."""
+    machine = machine_of(world)
+    if not machine.is_gpu or machine.usable_bytes is None:
+        return machine, ()
+    free, total = torch.cuda.mem_get_info(world.device)
+    ours = Overheads.of(run, machine.card, 1).context  # torch has made its context to answer
+    taken = world.largest(max(0, total - free - ours))
+    usable = machine.usable_bytes
+    smallest = -world.largest(-usable)
+    notes = []
+    if smallest < usable:
+        notes.append(f"the smallest card of the ranks has {gib(smallest)}: all are planned for that")
+    if taken > TAKEN * smallest:
+        notes.append(f"other processes hold {gib(taken)} of a card: {gib(smallest - taken)} is planned for")
+        smallest -= taken
+    return replace(machine, usable_bytes=smallest), tuple(notes)
+
+
+def _said(question: Question, plan: Plan) -> tuple[str, ...]:
+    """What was chosen, in a line; nothing where a processor takes the micro batch as it is."""
+    wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
+    if not question.machine.is_gpu and question.open == {"micro_batch"}:
+        sequences = plan.batch.sequences // plan.batch.ranks
+        why = f"it fits, and divides the {sequences} sequences per rank of a step"
+        return (f"micro batch {taken} rather than {wanted}: {why}",) if taken < wanted else ()
+    train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
+    words = {
+        "micro_batch": f"micro batch {plan.batch.micro_batch}",
+        "backend": parallel.backend,
+        "zero_stage": f"stage {parallel.stage}",
+        "offload": f"offload {parallel.offload}",
+        "recompute": f"recompute {train.recompute}",
+        "loss": f"{train.loss} loss",
+    }
+    chosen = ", ".join(text for name, text in words.items() if name in question.open)
+    room = "" if machine.usable_bytes is None else f", {gib(plan.total_bytes)} of {gib(machine.usable_bytes)}"
+    return (f"chosen   {chosen}: the fastest that fits{room}",)
+
+
+def _refusal(question: Question, closest: Plan | None) -> str:
+    """Why a run is not started, and what would fit."""
+    machine, run = question.machine, question.run
+    needs = f"needs {gib(closest.total_bytes)} at least" if closest else "needs more for its model states alone"
+    room = gib(machine.usable_bytes or 0)
+    fixed = "" if "recompute" in question.open else f" with recompute {run.train.recompute}"
+    return (
+        f"{run.name} does not fit{fixed}: it {needs}, {machine.name} has {room}; {_advice(remedies(question), closest)}"
+    )
+
+
+def _advice(found: list[Remedy], closest: Plan | None) -> str:
+    if not found:
+        return "use a smaller model, more GPUs, or --offload"
+    said = []
+    for remedy in found:
+        same_machine = closest is not None and remedy.plan.machine.ranks == closest.machine.ranks
+        flags = (
+            differences(closest, remedy.plan)
+            if closest is not None and same_machine and remedy.what[:4] == "with"
+            else ""
+        )
+        said.append(f"use {flags}" if flags else f"run it {remedy.what}")
+    return ", or ".join(said)

@@ -1,0 +1,167 @@
+"""A user's own file of cards: what it adds and overrides, and the one line that each of its mistakes gets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalegpt.errors import InputError
+from scalegpt.planner.gpus import catalogue, find_card, known_card, peak_flops, user_file
+
+NEW = """\
+- name: RTX 3080 Ti
+  capability: 8.6
+  gib: [11.76, nvidia-smi on my machine]
+  tflops: 68.2
+  gbps: 912
+  host_gbps: 64
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Put a text into the file that ``SCALEGPT_GPUS`` names."""
+
+    def put(text: str) -> Path:
+        path = tmp_path / "gpus.yaml"
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setenv("SCALEGPT_GPUS", str(path))
+        return path
+
+    return put
+
+
+def test_a_card_is_added(own: Any) -> None:
+    before = len(catalogue())
+    path = own(NEW)
+    card = find_card("rtx3080ti")
+    assert (card.name, card.gb, card.tflops, card.link, card.link_gbps) == ("RTX 3080 Ti", 12, 68.2, "pcie", 64)
+    assert card.peer is False
+    assert card.sources == {
+        "gib": "nvidia-smi on my machine", "tflops": f"{path}:1", "gbps": f"{path}:1", "host_gbps": f"{path}:1",
+        "link_gbps": f"{path}:1", "peer": "~assumed",
+    }  # fmt: skip
+    assert len(catalogue()) == before + 1
+    assert known_card("NVIDIA GeForce RTX 3080 Ti") == card
+    assert known_card("NVIDIA GeForce RTX 3080") == find_card("3080")
+    assert peak_flops("NVIDIA GeForce RTX 3080 Ti", "bf16") == 68.2e12
+
+
+def test_a_card_may_say_all_of_it(own: Any) -> None:
+    own(NEW + "  link: nvlink\n  link_gbps: [100, me]\n  link_cards: 2\n  peer: [true, me]\n  gb: 13\n"
+        "  match: [mine]\n  aliases: [my-card]\n")  # fmt: skip
+    card = find_card("my-card")
+    assert (card.link, card.link_gbps, card.link_cards, card.peer, card.gb) == ("nvlink", 100, 2, True, 13)
+    assert known_card("MINE 5") == card
+    assert card.link_of(4).gbps == 64
+
+
+@pytest.mark.parametrize("name", ["RTX 4090", "rtx4090", "4090", "GeForce RTX 4090"])
+def test_figures_of_a_known_card_are_overridden(own: Any, name: str) -> None:
+    before = find_card("4090")
+    path = own(f"# mine\n\n- name: {name}\n  peer: true\n  host_gbps: [32, x8 slot]\n")
+    card = find_card("4090")
+    assert (card.name, card.peer, card.host_gbps, card.link_gbps) == ("RTX 4090", True, 32, 32)
+    assert (card.sources["peer"], card.sources["host_gbps"]) == (f"{path}:3", "x8 slot")
+    assert (card.gib, card.tflops, card.gbps, card.sources["gib"]) == (
+        before.gib,
+        before.tflops,
+        before.gbps,
+        before.sources["gib"],
+    )
+    assert len(catalogue()) == len({each.name for each in catalogue()})
+
+
+def test_more_memory_than_the_name_says_is_a_larger_card(own: Any) -> None:
+    own("- name: RTX 4090\n  gib: 47.4\n")
+    assert find_card("rtx4090-48gb").usable_bytes == int(47.4 * 2**30)
+
+
+def test_an_override_keeps_a_link_that_is_not_pcie(own: Any) -> None:
+    own("- {name: A100 40GB, host_gbps: 32}\n- {name: H100 SXM, link: pcie}\n")
+    assert (find_card("a100-40gb").link_gbps, find_card("a100-40gb").host_gbps) == (600, 32)
+    assert (find_card("h100").link, find_card("h100").link_gbps) == ("pcie", 128)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "[]"])
+def test_an_empty_file_changes_nothing(own: Any, text: str) -> None:
+    before = catalogue()
+    own(text)
+    assert catalogue() == before
+
+
+def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SCALEGPT_GPUS")
+    assert user_file() is None
+    path = tmp_path / ".config/scalegpt/gpus.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(NEW)
+    assert user_file() == path
+    assert find_card("3080ti").gbps == 912
+    monkeypatch.setenv("SCALEGPT_GPUS", "~/other.yaml")
+    assert user_file() == tmp_path / "other.yaml"
+    monkeypatch.setenv("SCALEGPT_GPUS", "")
+    assert user_file() is None
+
+
+BAD = {
+    "name: RTX 4090": ":1: the file must be a list of cards, as in `scalegpt gpus --help`",
+    "- RTX 4090": ":1: a card must be a mapping such as `name: RTX 4090`",
+    "- gbps: 5": ":1: a card without a name",
+    "- name: RTX 4090\n  gbsp: 5": ":2: unknown key 'gbsp'; did you mean gbps",
+    "- name: RTX 4090\n  gbps: fast": ":2: gbps must be a number above 0 and below 1,000,000, not 'fast'",
+    "- name: RTX 4090\n  gbps: 0": ":2: gbps must be a number above 0",
+    "- name: RTX 4090\n  gbps: -5": ":2: gbps must be a number above 0",
+    "- name: RTX 4090\n  gbps: nan": ":2: gbps must be a number above 0",
+    "- name: RTX 4090\n  gbps: .inf": ":2: gbps must be a number above 0",
+    "- name: RTX 4090\n  gbps: 1e12": ":2: gbps must be a number above 0 and below 1,000,000",
+    "- name: RTX 4090\n  gbps:": ":2: gbps must be one value, not nothing",
+    "- name: RTX 4090\n  gbps: [5]": ":2: gbps must be a value, or [value, source]",
+    "- name: RTX 4090\n  gbps: [5, a, b]": ":2: gbps must be a value, or [value, source]",
+    "- name: RTX 4090\n  gbps: {a: 5}": ":2: gbps must be one value, not several",
+    "- name: RTX 4090\n  gb: 1.5": ":2: gb must be a whole number above 0, not '1.5'",
+    "- name: RTX 4090\n  link: bus": ":2: link must be one of nvlink, xgmi, pcie, not 'bus'",
+    "- name: RTX 4090\n  link_cards: 0": ":2: link_cards must be a whole number above 0",
+    "- name: RTX 4090\n  peer: maybe": ":2: peer must be true or false, not 'maybe'",
+    "- name: RTX 4090\n  capability: sm_89": ":2: capability must be such as 8.6, or gfx942",
+    "- name: RTX 4090\n  match: 4090": ":2: match must be a list of words",
+    "- name: RTX 4090\n  gbps: 5\n  gbps: 6": ":3: gbps is there twice; leave one of them",
+    "- name: RTX 4090\n  gbps: 5\n- name: rtx 4090\n  tflops: 6": ":3: rtx 4090 is there already, at ",
+    "- name: T4\n  gbps: 5\n\n- name: Mine\n  gib: 8": ":4: Mine is a new card and lacks capability, tflops, gbps, host_gbps",
+    NEW + "  link: nvlink": ":1: RTX 3080 Ti is a new card and lacks link_gbps; add them",
+    NEW + "  aliases: ['4090']": ":1: RTX 3080 Ti is given a name that RTX 4090 has; take another",
+    "- name: T4\n  aliases: [l4]": ":1: T4 is given a name that L4 has; take another",
+    "- name: RTX 4090\n\tgbps: 5": ":2: not YAML: found ",
+    "- name: [RTX 4090": ":2: not YAML: ",
+    "- name: RTX 4090\n  gbps: *speed": ":2: not YAML: found undefined alias",
+    "- name: RTX 4090\n  gbps: \x01": ": not YAML: unacceptable character",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_broken_file_is_one_line_with_its_place(own: Any, text: str) -> None:
+    path = own(text)
+    with pytest.raises(InputError) as caught:
+        find_card("4090")
+    assert str(caught.value).startswith(f"{path}{BAD[text]}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, message in {
+        "absent.yaml": "cannot be read (No such file or directory); mend it, or unset SCALEGPT_GPUS",
+        "folder": "cannot be read (Is a directory)",
+        "latin.yaml": "cannot be read ('utf-8' codec can't decode",
+        "large.yaml": "larger than 1048576 bytes",
+    }.items():
+        path = tmp_path / name
+        if name == "folder":
+            path.mkdir()
+        elif name != "absent.yaml":
+            path.write_bytes(b"# \xff" if name == "latin.yaml" else b"#" * (2**20 + 1))
+        monkeypatch.setenv("SCALEGPT_GPUS", str(path))
+        with pytest.raises(InputError) as caught:
+            catalogue()
+        assert str(caught.value).startswith(f"{path}: {message}")
