@@ -229,111 +229,63 @@ FORMULAS = (
     Formula("weights", "4P", STEP, PLAIN, of_states("weights"), between_steps("weights")),
     Formula("moments", "8P", STEP, PLAIN, of_states("optimizer"), between_steps("optimizer")),
     Formula("gradients", "4P", STEP, PLAIN, of_states("gradients"), at("optimizer_step", "gradients")),
-    Formula(
-        "update, foreach", "4·(matrices)", "torch `_multi_tensor_adam`", Setting("fused false"),
-        lambda s: 4 * s.P2, at("optimizer_step", "temporaries"),
+    Formula("update, foreach", "4·(matrices)", "torch `_multi_tensor_adam`", Setting("fused false"),
+        lambda s: 4 * s.P2, at("optimizer_step", "temporaries")),
+    *(
+        Formula("block, none", "(2r + 14c)·n·H + 16n + 4·a·n", BLOCK, Setting(flags), kept, a_block("activations"))
+        for flags in ("", "residual_dtype fp32", "precision fp32")
     ),
-    Formula("block, none", "(2r + 14c)·n·H + 16n + 4·a·n", BLOCK, PLAIN, kept, a_block("activations")),
-    Formula(
-        "block, none", "(2r + 14c)·n·H + 16n + 4·a·n", BLOCK, Setting("residual_dtype fp32"), kept,
-        a_block("activations"),
-    ),
-    Formula(
-        "block, none", "(2r + 14c)·n·H + 16n + 4·a·n", BLOCK, Setting("precision fp32"), kept, a_block("activations")
-    ),
-    Formula(
-        "block, none, dropout", "(2r + 14c + 2)·n·H + 16n + 4·a·n", "torch `native_dropout`", Setting("dropout 0.1"),
-        lambda s: kept(s) + 2 * s.n * s.H, a_block("activations"),
-    ),
-    Formula(
-        "block, none, math", "(2r + 11c + 12)·n·H + 16n + 4·B·a·T²", MATH, Setting("attention math"),
-        lambda s: (2 * s.r + 11 * s.c + 12) * s.n * s.H + 16 * s.n + 4 * s.B * s.a * s.T**2, a_block("activations"),
-    ),
-    Formula(
-        "block, selective", "(r + 9c)·n·H + 4·a·n", RECOMPUTE, Setting("recompute selective"),
-        lambda s: (s.r + 9 * s.c) * s.n * s.H + 4 * s.a * s.n, a_block("activations"),
-    ),
-    Formula(
-        "block, selective, dropout", "(r + 9c)·n·H", RECOMPUTE, Setting("recompute selective dropout 0.1"),
-        lambda s: (s.r + 9 * s.c) * s.n * s.H, a_block("activations"),
-    ),
-    Formula(
-        "block, selective, math", "(r + 8c)·n·H", RECOMPUTE, Setting("recompute selective attention math"),
-        lambda s: (s.r + 8 * s.c) * s.n * s.H, a_block("activations"),
-    ),
-    Formula(
-        "block, full", "r·n·H", RECOMPUTE, Setting("recompute full"),
-        lambda s: s.r * s.n * s.H, a_block("activations"),
-    ),
-    Formula(
-        "block computed again, full", "(r + 14c)·n·H + 16n + 4·a·n", RECOMPUTE, Setting("recompute full"),
-        lambda s: kept(s) - s.r * s.n * s.H, at("block_backward", "recomputed"),
-    ),
-    Formula(
-        "block's weight copies", "c·(12H² + 2H)", BLOCK, PLAIN,
-        lambda s: s.c * s.P_block, a_block("cast weights"),
-    ),
-    Formula(
-        "full logits, forward", "(c + 8)·n·V", LOSS, FULL_LOSS,
-        lambda s: (s.c + 8) * s.n * s.V, as_wide_as_the_vocabulary("loss"),
-    ),
-    Formula(
-        "full logits, backward", "12·n·V", LOSS, FULL_LOSS,
-        lambda s: 12 * s.n * s.V, as_wide_as_the_vocabulary("loss_backward"),
-    ),
-    Formula(
-        "a chunk's logits", "(2c + 4)·k·V", LOSS, PLAIN,
-        lambda s: (2 * s.c + 4) * s.k * s.V, as_wide_as_the_vocabulary("loss"),
-    ),
-    Formula(
-        "chunked loss, gradients", "c·n·H + 4·V·H", LOSS, PLAIN,
-        lambda s: s.c * s.n * s.H + 4 * s.V * s.H, at("loss", "loss", "gradients"),
-    ),
-    Formula(
-        "fsdp 3, weights and moments", "12·(shards of ⌈rows / W⌉ rows)", FULLY_SHARD,
+    Formula("block, none, dropout", "(2r + 14c + 2)·n·H + 16n + 4·a·n", "torch `native_dropout`", Setting("dropout 0.1"),
+        lambda s: kept(s) + 2 * s.n * s.H, a_block("activations")),
+    Formula("block, none, math", "(2r + 11c + 12)·n·H + 16n + 4·B·a·T²", MATH, Setting("attention math"),
+        lambda s: (2 * s.r + 11 * s.c + 12) * s.n * s.H + 16 * s.n + 4 * s.B * s.a * s.T**2, a_block("activations")),
+    Formula("block, selective", "(r + 9c)·n·H + 4·a·n", RECOMPUTE, Setting("recompute selective"),
+        lambda s: (s.r + 9 * s.c) * s.n * s.H + 4 * s.a * s.n, a_block("activations")),
+    Formula("block, selective, dropout", "(r + 9c)·n·H", RECOMPUTE, Setting("recompute selective dropout 0.1"),
+        lambda s: (s.r + 9 * s.c) * s.n * s.H, a_block("activations")),
+    Formula("block, selective, math", "(r + 8c)·n·H", RECOMPUTE, Setting("recompute selective attention math"),
+        lambda s: (s.r + 8 * s.c) * s.n * s.H, a_block("activations")),
+    Formula("block, full", "r·n·H", RECOMPUTE, Setting("recompute full"),
+        lambda s: s.r * s.n * s.H, a_block("activations")),
+    Formula("block computed again, full", "(r + 14c)·n·H + 16n + 4·a·n", RECOMPUTE, Setting("recompute full"),
+        lambda s: kept(s) - s.r * s.n * s.H, at("block_backward", "recomputed")),
+    Formula("block's weight copies", "c·(12H² + 2H)", BLOCK, PLAIN,
+        lambda s: s.c * s.P_block, a_block("cast weights")),
+    Formula("full logits, forward", "(c + 8)·n·V", LOSS, FULL_LOSS,
+        lambda s: (s.c + 8) * s.n * s.V, as_wide_as_the_vocabulary("loss")),
+    Formula("full logits, backward", "12·n·V", LOSS, FULL_LOSS,
+        lambda s: 12 * s.n * s.V, as_wide_as_the_vocabulary("loss_backward")),
+    Formula("a chunk's logits", "(2c + 4)·k·V", LOSS, PLAIN,
+        lambda s: (2 * s.c + 4) * s.k * s.V, as_wide_as_the_vocabulary("loss")),
+    Formula("chunked loss, gradients", "c·n·H + 4·V·H", LOSS, PLAIN,
+        lambda s: s.c * s.n * s.H + 4 * s.V * s.H, at("loss", "loss", "gradients")),
+    Formula("fsdp 3, weights and moments", "12·(shards of ⌈rows / W⌉ rows)", FULLY_SHARD,
         Setting(f"{FSDP3.flags} vocab_size 5003", 8),
-        lambda s: 12 * s.shards(), lambda setting: traced(setting).steady_bytes,
-    ),
-    Formula(
-        "fsdp 3, gathered, forward", "c·(root + block)", FULLY_SHARD, FSDP3,
-        lambda s: s.c * (s.P_root + s.P_block), at("forward", "gathered weights"),
-    ),
-    Formula(
-        "fsdp 3, gather buffer", "c·(block)", FULLY_SHARD, FSDP3,
-        lambda s: s.c * s.P_block, at("block_backward", "gather buffers"),
-    ),
-    Formula(
-        "fsdp 3, reduce buffer", "4·(block)", FULLY_SHARD, FSDP3,
-        lambda s: 4 * s.P_block, at("backward_tail", "reduce buffers"),
-    ),
-    Formula(
-        "fsdp 2, gathered", "c·P", FULLY_SHARD, FSDP2,
-        lambda s: s.c * s.P, at("forward", "gathered weights"),
-    ),
-    Formula(
-        "fsdp 2, gradients of inner micro steps", "4P", FULLY_SHARD, FSDP2_TWICE,
-        lambda s: 4 * s.P, at("forward", "gradients"),
-    ),
+        lambda s: 12 * s.shards(), lambda setting: traced(setting).steady_bytes),
+    Formula("fsdp 3, gathered, forward", "c·(root + block)", FULLY_SHARD, FSDP3,
+        lambda s: s.c * (s.P_root + s.P_block), at("forward", "gathered weights")),
+    Formula("fsdp 3, gather buffer", "c·(block)", FULLY_SHARD, FSDP3,
+        lambda s: s.c * s.P_block, at("block_backward", "gather buffers")),
+    Formula("fsdp 3, reduce buffer", "4·(block)", FULLY_SHARD, FSDP3,
+        lambda s: 4 * s.P_block, at("backward_tail", "reduce buffers")),
+    Formula("fsdp 2, gathered", "c·P", FULLY_SHARD, FSDP2,
+        lambda s: s.c * s.P, at("forward", "gathered weights")),
+    Formula("fsdp 2, gradients of inner micro steps", "4P", FULLY_SHARD, FSDP2_TWICE,
+        lambda s: 4 * s.P, at("forward", "gradients")),
     Formula("ZeRO-1, weights", "c·P", ZERO_CODE, ZERO1, of_states("weights"), tracked("weights")),
     Formula("ZeRO-1, masters and moments", "12P/W", ZERO_CODE, ZERO1, of_states("optimizer"), tracked("optimizer")),
     Formula("ZeRO-1, gradients", "4P", "DeepSpeed `bf16_optimizer.py`", ZERO1, of_states("gradients"),
             tracked("gradients")),
     Formula("ZeRO-2, gradients", "4P/W", ZERO_CODE, ZERO2, of_states("gradients"), tracked_figure("gradients")),
-    Formula(
-        "ZeRO-2, bucket; two with `overlap_comm`", "c·(block)", ZERO_CODE, ZERO2,
-        lambda s: s.c * s.P_block, tracked_figure("buckets"),
-    ),
-    Formula(
-        "ZeRO-3, weights, vectors whole", "c·(P/W + vectors)", ZERO3_CODE, ZERO3,
-        lambda s: s.c * (s.P / s.W + s.P1), tracked("weights"),
-    ),
+    Formula("ZeRO-2, bucket; two with `overlap_comm`", "c·(block)", ZERO_CODE, ZERO2,
+        lambda s: s.c * s.P_block, tracked_figure("buckets")),
+    Formula("ZeRO-3, weights, vectors whole", "c·(P/W + vectors)", ZERO3_CODE, ZERO3,
+        lambda s: s.c * (s.P / s.W + s.P1), tracked("weights")),
     Formula("ZeRO-3, masters and moments", "12P/W", ZERO3_CODE, ZERO3, of_states("optimizer"), tracked("optimizer")),
     Formula("ZeRO-3, gradients", "4P/W", ZERO3_CODE, ZERO3, of_states("gradients"), tracked_figure("gradients")),
     Formula("ZeRO-3, bucket", "4·(block)", ZERO3_CODE, ZERO3, lambda s: 4 * s.P_block, tracked_figure("buckets")),
-    Formula(
-        "ZeRO-3, offload: masters, moments, gradients", "host: (12 + 8)·P/W", ZERO3_CODE,
-        Setting(f"{ZERO3.flags} offload optimizer", 2), lambda s: 20 * s.P / s.W, tracked("host"),
-    ),
+    Formula("ZeRO-3, offload: masters, moments, gradients", "host: (12 + 8)·P/W", ZERO3_CODE,
+        Setting(f"{ZERO3.flags} offload optimizer", 2), lambda s: 20 * s.P / s.W, tracked("host")),
 )  # fmt: skip
 
 
