@@ -239,6 +239,8 @@ FORMULAS = (
         lambda s: kept(s) + 2 * s.n * s.H, a_block("activations")),
     Formula("block, none, math", "(2r + 11c + 12)·n·H + 16n + 4·B·a·T²", MATH, Setting("attention math"),
         lambda s: (2 * s.r + 11 * s.c + 12) * s.n * s.H + 16 * s.n + 4 * s.B * s.a * s.T**2, a_block("activations")),
+    Formula("block, none, math, dropout", "(2r + 11c + 14)·n·H + 16n + 9·B·a·T²", MATH, Setting("attention math dropout 0.1"),
+        lambda s: (2 * s.r + 11 * s.c + 14) * s.n * s.H + 16 * s.n + 9 * s.B * s.a * s.T**2, a_block("activations")),
     Formula("block, selective", "(r + 9c)·n·H + 4·a·n", RECOMPUTE, Setting("recompute selective"),
         lambda s: (s.r + 9 * s.c) * s.n * s.H + 4 * s.a * s.n, a_block("activations")),
     Formula("block, selective, dropout", "(r + 9c)·n·H", RECOMPUTE, Setting("recompute selective dropout 0.1"),
