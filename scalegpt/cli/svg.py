@@ -292,7 +292,7 @@ class Chart:
         x, y = self._x(self.chosen.x), self._y(self.chosen.y)
         yield f'<circle class="ring" {self._place(self.chosen)} r="8"><title>{escape(self.chosen.label)}</title></circle>'
         near = self._near_a_mark()
-        away, rise = (14, -4.0) if near else (-8, 14.0)  # beside the ring, or over it where nothing else is
+        away, rise = (14, -4.0) if near else (0, 14.0)  # beside the ring, or over it where nothing else is
         anchor, shift = ("end", -away) if x > 28 else ("start", away)
         yield (
             f'<text class="strong halo" x="{x:.3f}%" dx="{shift}" y="{y - rise:.1f}" text-anchor="{anchor}">'
