@@ -7,6 +7,7 @@ from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
 
 BAR_WIDTH = 40
+_LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"
 
@@ -131,7 +132,8 @@ def _whole_run(plan: Plan) -> str:
     if not limits:
         return ""
     tokens = min(limits)
-    return f"; {tokens:.3g} tokens in {duration(tokens / plan.tokens_per_second)}"
+    amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
+    return f"; {amount} tokens in {duration(tokens / plan.tokens_per_second)}"
 
 
 def duration(seconds: float) -> str:
