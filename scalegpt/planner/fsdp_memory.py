@@ -16,6 +16,7 @@ and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, 
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 from scalegpt.config import RunConfig
 from scalegpt.planner.memory import Prediction
@@ -42,8 +43,8 @@ class Group:
         casts: of each shard in the compute dtype; with fp32 weights only what is copied to the device.
         shards: of each shard in fp32, beside its cast; 0 where there is none.
         gradients: of the gradients in the compute dtype.
-        small: of those among them that are counted with the group alone.
         accumulated: of whole fp32 gradients.
+        converting: at most, over the gradients, while they become fp32 one after another.
         reduced: of all gradients in one, in fp32.
         shard: of this rank's part of it.
     """
@@ -53,26 +54,28 @@ class Group:
     casts: tuple[int, ...]
     shards: tuple[int, ...]
     gradients: int
-    small: int
     accumulated: int
+    converting: int
     reduced: int
     shard: int
 
     @classmethod
     @lru_cache(maxsize=512)
-    def of(cls, shapes: tuple[Shape, ...], counted: tuple[Shape, ...], shards: int, compute: int) -> "Group":
-        """The group of these tensors; the gradients of ``counted`` ones are on the ledger before their group's turn."""
+    def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int) -> "Group":
+        """The group of these tensors."""
         sizes = [padded(shape, shards) for shape in shapes]
         flat = sum(sizes)
-        gradients = {shape: rounded(compute * numel(shape)) for shape in shapes}
+        low = [rounded(compute * numel(shape)) for shape in shapes]
+        high = [rounded(4 * numel(shape)) for shape in shapes]
+        grown = accumulate(high_ - low_ for high_, low_ in zip(high, low, strict=True))
         return cls(
             gathered=sum(rounded(compute * size) for size in sizes),
             buffer=rounded(compute * flat) if shards > 1 else 0,
             casts=tuple(rounded(compute * size // shards) for size in sizes),
             shards=tuple(rounded(4 * size // shards) if compute != 4 else 0 for size in sizes),
-            gradients=sum(gradients[shape] for shape in shapes),
-            small=sum(gradients[shape] for shape in shapes if shape not in counted),
-            accumulated=sum(rounded(4 * numel(shape)) for shape in shapes),
+            gradients=sum(low),
+            accumulated=sum(high),
+            converting=max(more + size for more, size in zip(grown, low, strict=True)),
             reduced=rounded(4 * flat),
             shard=rounded(4 * flat // shards),
         )
@@ -90,12 +93,12 @@ class FSDPStep(Step):
         self.shards = ranks if self.stage > 0 else 1
         if self.stage == 3:
             self.micro_steps = min(grad_accum, 2)  # each reduces, also the last
-        matrices = tuple(shape for shape in self.block_shapes if len(shape) > 1)
-        tables = tuple(self.shapes[name] for name in ("wte.weight", "head.weight") if name in self.shapes)
-        self.block_group = Group.of(self.block_shapes, matrices, self.shards, self.s.compute)
-        self.root_group = Group.of(self.root_shapes, tables, self.shards, self.s.compute)
+        self.block_group = Group.of(self.block_shapes, self.shards, self.s.compute)
+        self.root_group = Group.of(self.root_shapes, self.shards, self.s.compute)
+        self.small = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.small)
+        self.vectors = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.vectors)
         self.buffered = self.reducing = 0  # bytes of the buffers that wait to be freed
-        self.stays_gathered = False  # from an inner micro step to the next
+        self.stays_gathered = False  # at stage 2, from an inner micro step to the next
 
     def play(self) -> Prediction:
         """See :meth:`Step.play`; adds the host's memory."""
@@ -170,7 +173,7 @@ class FSDPStep(Step):
         """Gather, compute, and at stage 3 give back; stages 0 and 2 keep the weights to the step's end."""
         if not self.stays_gathered:
             self._gather(self.block_group, keep_buffer=True)
-        self.block.forward()
+        self.alike("forward", self.block.forward)
         if self.stage == 3:
             self.t.drop(GATHERED, self.block_group.gathered)
 
@@ -186,19 +189,28 @@ class FSDPStep(Step):
         """Whether this micro step reduces its gradients."""
         return self.stage == 3 or self.last_micro
 
+    @property
+    def adds_at_once(self) -> bool:
+        """Whether autograd adds a gradient to one that is there; in other dtypes FSDP2 adds the group's, in fp32."""
+        return self.s.compute == 4 and self.has_gradients and self.stage != 3
+
     def accumulate(self, elements: int) -> None:
         """The gradient stays as it is until the block's are all there."""
         self.t.give(TEMPORARIES, self.s.compute * elements)
-        self.t.take(GRADIENTS, self.s.compute * elements)
+        if not self.adds_at_once:
+            self.t.take(GRADIENTS, self.s.compute * elements)
 
-    def small_gradients(self, shapes: object) -> None:
-        """Counted with their group."""
+    def small_gradients(self, _shapes: object) -> None:
+        """See :meth:`Step.small_gradients`: the position embedding's and the last norm's."""
+        if not self.adds_at_once:
+            self.t.hold(GRADIENTS, self.small)
 
     def settle_head(self) -> None:
         """An untied head's gradient waits for the root's."""
+        if self.adds_at_once:
+            self.t.give(GRADIENTS, 4 * self.head)
 
-    def settle_embedding(self) -> None:
-        """The token embedding's gradient waits for the root's."""
+    settle_embedding = settle_head
 
     def block_backward(self) -> None:
         """Gather, compute, reduce."""
@@ -209,16 +221,18 @@ class FSDPStep(Step):
             fetches = self.shards > 1 and not self.at_last_block  # the next block's weights, meanwhile
             if fetches:
                 self._send(self.block_group)
-        self.block.backward()
+        self.alike(("backward", self.adds_at_once), self.block.backward)
         if self.stage == 3 and fetches:
             t.drop(GATHER_BUFFERS, self.block_group.buffer)
+        if not self.adds_at_once:
+            t.hold(GRADIENTS, self.vectors)
         self._finish_group(self.block_group)
 
     def after_backward(self) -> None:
         """The root's gradients, reduced or added up."""
         self._finish_group(self.root_group)
         self._free_buffer()
-        self.stays_gathered = not self.reduces
+        self.stays_gathered = self.stage == 2 and not self.reduces
         if self.reduces:
             self.t.drop(REDUCE_BUFFERS, self.reducing)
             self.reducing = 0
@@ -226,17 +240,17 @@ class FSDPStep(Step):
     def _finish_group(self, group: Group) -> None:
         """Give the weights back where the stage says so, and turn the group's gradients into what is kept."""
         t, mine = self.t, group.gradients
-        t.hold(GRADIENTS, group.small)
+        joins = self.has_gradients and self.stage != 3  # what has added up
         if not self.reduces:
+            t.drop(GATHERED, 0 if self.stage == 2 else group.gathered)
             if self.s.compute != 4:
-                t.hold(GRADIENTS, group.accumulated)
-                t.drop(GRADIENTS, mine)
-            if self.has_gradients:
-                t.drop(GRADIENTS, group.accumulated)
+                t.hold(GRADIENTS, 0 if joins else group.converting)
+                t.drop(GRADIENTS, mine if joins else group.converting + mine - group.accumulated)
             return
         t.drop(GATHERED, group.gathered)
-        if self.stage != 3 and self.has_gradients:  # they join what has added up
+        if joins and self.s.compute != 4:
             t.drop(GRADIENTS, mine)
+        if joins:
             mine = group.accumulated
         t.drop(REDUCE_BUFFERS, self.reducing)
         self.reducing = group.reduced
