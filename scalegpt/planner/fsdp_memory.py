@@ -7,8 +7,10 @@ and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, 
 - Gathering a group allocates a buffer of all its weights in the compute dtype and the weights themselves. In the forward pass
   the buffer lives until the next gather has begun; in the backward pass it is freed at once, but the next block's is already
   on its way.
-- Reducing a group copies its gradients into an fp32 buffer, which lives until the next reduction, and leaves an fp32 shard.
-- On inner micro steps of stages 0 and 2 nothing is reduced: whole fp32 gradients add up.
+- Reducing a group copies its gradients into a buffer in the dtype of reduction, which lives until the next reduction, and
+  leaves an fp32 shard.
+- On inner micro steps of stages 0 and 2 nothing is reduced: whole gradients add up in that dtype. Stage 0 gathers, which is
+  to copy, for each of them; stage 2 once for all.
 - With offload (stage 3) shards of weights, moments and gradients live in host memory, weights and gradients in pinned memory,
   where an allocation is a power of two. To gather a group its fp32 shards are copied to the device one by one and cast, and
   the casts live until all have been sent. The fp32 shard of a reduced group goes to the host before the next one is made.
@@ -21,9 +23,12 @@ from itertools import accumulate
 from scalegpt.config import RunConfig
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape
-from scalegpt.planner.sizes import TEMPORARIES, host_size
+from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
 from scalegpt.planner.step import GRADIENTS, MOMENTS, Step, numel
 from scalegpt.planner.timeline import rounded
+
+REDUCE_DTYPE = "fp32"
+"""What gradients are reduced and added up in. The backend, and with it the trace, read it here."""
 
 GATHERED, GATHER_BUFFERS, REDUCE_BUFFERS = "gathered weights", "gather buffers", "reduce buffers"
 
@@ -43,10 +48,11 @@ class Group:
         casts: of each shard in the compute dtype; with fp32 weights only what is copied to the device.
         shards: of each shard in fp32, beside its cast; 0 where there is none.
         gradients: of the gradients in the compute dtype.
-        accumulated: of whole fp32 gradients.
-        converting: at most, over the gradients, while they become fp32 one after another.
-        reduced: of all gradients in one, in fp32.
-        shard: of this rank's part of it.
+        accumulated: of whole gradients in the dtype of reduction.
+        converting: at most, over the gradients, while they are cast to it one after another.
+        reduced: of all gradients in one, in that dtype.
+        part: of this rank's part of it; 0 where that is in fp32 already.
+        shard: of this rank's part in fp32.
     """
 
     gathered: int
@@ -57,16 +63,17 @@ class Group:
     accumulated: int
     converting: int
     reduced: int
+    part: int
     shard: int
 
     @classmethod
     @lru_cache(maxsize=512)
-    def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int) -> "Group":
+    def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int, reduce: int) -> "Group":
         """The group of these tensors."""
         sizes = [padded(shape, shards) for shape in shapes]
         flat = sum(sizes)
         low = [rounded(compute * numel(shape)) for shape in shapes]
-        high = [rounded(4 * numel(shape)) for shape in shapes]
+        high = [rounded(reduce * numel(shape)) for shape in shapes]
         grown = accumulate(high_ - low_ for high_, low_ in zip(high, low, strict=True))
         return cls(
             gathered=sum(rounded(compute * size) for size in sizes),
@@ -76,7 +83,8 @@ class Group:
             gradients=sum(low),
             accumulated=sum(high),
             converting=max(more + size for more, size in zip(grown, low, strict=True)),
-            reduced=rounded(4 * flat),
+            reduced=rounded(reduce * flat),
+            part=rounded(reduce * flat // shards) if reduce != 4 else 0,
             shard=rounded(4 * flat // shards),
         )
 
@@ -93,11 +101,13 @@ class FSDPStep(Step):
         self.shards = ranks if self.stage > 0 else 1
         if self.stage == 3:
             self.micro_steps = min(grad_accum, 2)  # each reduces, also the last
-        self.block_group = Group.of(self.block_shapes, self.shards, self.s.compute)
-        self.root_group = Group.of(self.root_shapes, self.shards, self.s.compute)
+        self.reduce = BYTES[REDUCE_DTYPE]
+        self.block_group = Group.of(self.block_shapes, self.shards, self.s.compute, self.reduce)
+        self.root_group = Group.of(self.root_shapes, self.shards, self.s.compute, self.reduce)
         self.small = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.small)
         self.vectors = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.vectors)
         self.buffered = self.reducing = 0  # bytes of the buffers that wait to be freed
+        self.held_parts = 0  # at stage 0, of what has been reduced and then cast
         self.stays_gathered = False  # at stage 2, from an inner micro step to the next
 
     def play(self) -> Prediction:
@@ -191,8 +201,8 @@ class FSDPStep(Step):
 
     @property
     def adds_at_once(self) -> bool:
-        """Whether autograd adds a gradient to one that is there; in other dtypes FSDP2 adds the group's, in fp32."""
-        return self.s.compute == 4 and self.has_gradients and self.stage != 3
+        """Whether autograd adds a gradient to one that is there; where dtypes differ FSDP2 adds the group's."""
+        return self.s.compute == self.reduce and self.has_gradients and self.stage != 3
 
     def accumulate(self, elements: int) -> None:
         """The gradient stays as it is until the block's are all there."""
@@ -208,7 +218,7 @@ class FSDPStep(Step):
     def settle_head(self) -> None:
         """An untied head's gradient waits for the root's."""
         if self.adds_at_once:
-            self.t.give(GRADIENTS, 4 * self.head)
+            self.t.give(GRADIENTS, self.s.compute * self.head)
 
     settle_embedding = settle_head
 
@@ -234,8 +244,8 @@ class FSDPStep(Step):
         self._free_buffer()
         self.stays_gathered = self.stage == 2 and not self.reduces
         if self.reduces:
-            self.t.drop(REDUCE_BUFFERS, self.reducing)
-            self.reducing = 0
+            self.t.drop(REDUCE_BUFFERS, self.reducing + self.held_parts)
+            self.reducing = self.held_parts = 0
 
     def _finish_group(self, group: Group) -> None:
         """Give the weights back where the stage says so, and turn the group's gradients into what is kept."""
@@ -243,12 +253,12 @@ class FSDPStep(Step):
         joins = self.has_gradients and self.stage != 3  # what has added up
         if not self.reduces:
             t.drop(GATHERED, 0 if self.stage == 2 else group.gathered)
-            if self.s.compute != 4:
+            if self.s.compute != self.reduce:
                 t.hold(GRADIENTS, 0 if joins else group.converting)
                 t.drop(GRADIENTS, mine if joins else group.converting + mine - group.accumulated)
             return
         t.drop(GATHERED, group.gathered)
-        if joins and self.s.compute != 4:
+        if joins and self.s.compute != self.reduce:
             t.drop(GRADIENTS, mine)
         if joins:
             mine = group.accumulated
@@ -256,7 +266,12 @@ class FSDPStep(Step):
         self.reducing = group.reduced
         t.hold(REDUCE_BUFFERS, self.reducing)
         t.drop(GRADIENTS, mine)
+        t.hold(REDUCE_BUFFERS, group.part)
         t.hold(GRADIENTS, group.shard)
+        if self.stage == 0:
+            self.held_parts += group.part
+        else:
+            t.drop(REDUCE_BUFFERS, group.part)
         if self.offloads or (self.stage == 3 and self.has_gradients):
             t.drop(GRADIENTS, group.shard)
 
