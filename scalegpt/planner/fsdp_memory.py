@@ -5,8 +5,8 @@ Read from torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_ga
 and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, so a rank may hold padding.
 
 - Gathering a group allocates a buffer of all its weights in the compute dtype and the weights themselves. In the forward pass
-  the buffer lives until the next gather has begun; in the backward pass it is freed at once, but the next block's is already
-  on its way.
+  the buffer lives until the next group's weights are there; in the backward pass a block's buffer is made when the block
+  before begins, and lives until its weights are there.
 - Reducing a group copies its gradients into a buffer in the dtype of reduction, which lives until the next reduction, and
   leaves an fp32 shard.
 - On inner micro steps of stages 0 and 2 nothing is reduced: whole gradients add up in that dtype. Stage 0 gathers, which is
@@ -135,17 +135,24 @@ class FSDPStep(Step):
 
     # --- gathering ---------------------------------------------------------------------------------------------------
 
-    def _gather(self, group: Group, *, keep_buffer: bool) -> None:
+    def _gather(self, group: Group) -> None:
+        """Gather in the forward pass, where the buffer stays until the next gather has copied out of its own."""
         self._send(group)
+        self._copy_out(group)
+        self._free_buffer()
+        self.buffered = group.buffer
+
+    def _copy_out(self, group: Group) -> None:
         if self.shards == 1:
             self._copy(group)
         else:
             self.t.hold(GATHERED, group.gathered)
-        self._free_buffer()
-        if keep_buffer:
-            self.buffered = group.buffer
-        else:
-            self.t.drop(GATHER_BUFFERS, group.buffer)
+
+    def _fetch(self) -> None:
+        """Gather a block ahead of its backward pass."""
+        if self.shards > 1:
+            self._send(self.block_group)
+            self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
         """Begin to gather: the buffer, with what it is filled from beside it."""
@@ -177,20 +184,21 @@ class FSDPStep(Step):
     def before_forward(self) -> None:
         """Gather the root, unless an inner micro step has left it gathered."""
         if not self.stays_gathered:
-            self._gather(self.root_group, keep_buffer=True)
+            self._gather(self.root_group)
 
     def block_forward(self) -> None:
         """Gather, compute, and at stage 3 give back; stages 0 and 2 keep the weights to the step's end."""
         if not self.stays_gathered:
-            self._gather(self.block_group, keep_buffer=True)
+            self._gather(self.block_group)
         self.alike("forward", self.block.forward)
         if self.stage == 3:
             self.t.drop(GATHERED, self.block_group.gathered)
 
     def before_backward(self) -> None:
-        """At stages 0 and 2 the root's backward hook finds nothing to gather, and lets the last buffer go."""
-        if self.stage != 3:
-            self._free_buffer()
+        """The root's hook finds nothing to gather, lets the last buffer go, and at stage 3 fetches the last block."""
+        self._free_buffer()
+        if self.stage == 3:
+            self._fetch()
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -226,14 +234,11 @@ class FSDPStep(Step):
         """Gather, compute, reduce."""
         t = self.t
         if self.stage == 3:
+            self._copy_out(self.block_group)
             self._free_buffer()
-            self._gather(self.block_group, keep_buffer=False)
-            fetches = self.shards > 1 and not self.at_last_block  # the next block's weights, meanwhile
-            if fetches:
-                self._send(self.block_group)
+            if not self.at_last_block:
+                self._fetch()
         self.alike(("backward", self.adds_at_once), self.block.backward)
-        if self.stage == 3 and fetches:
-            t.drop(GATHER_BUFFERS, self.block_group.buffer)
         if not self.adds_at_once:
             t.hold(GRADIENTS, self.vectors)
         self._finish_group(self.block_group)

@@ -198,6 +198,8 @@ class Step:
         t.enter("loss")
         self._loss()
         t.enter("loss_backward")
+        if self.run.train.loss == "chunked":
+            t.give(LOSS, s.stream())  # the hidden states, of which the loss has made the gradient
         self.before_backward()
         self._loss_backward()
         t.enter("block_backward")
@@ -305,8 +307,7 @@ class Step:
         t.give(COPIES, *self.block.norm_copies)
 
     def _chunked_loss_backward(self) -> None:
-        """The head's gradient, fp32, in the dtype of the weights that the loss was given; the hidden states are let go."""
-        self.t.give(LOSS, self.s.stream())
+        """The head's gradient, fp32, in the dtype of the weights that the loss was given."""
         if self.gradient_bytes != 4:
             self.t.take(GRADIENTS, self.gradient_bytes * self.head)
             self.t.give(LOSS, 4 * self.head)
