@@ -185,7 +185,7 @@ class Stage3(ShardedStep):
         """A block's gradients are reduced when all of them are there, matrices first."""
         self.last_norm()
         self.in_block = []
-        self.block.backward()
+        self.alike("backward", self.block.backward)
         self.in_block = None
         for shape in sorted(self.block_shapes, key=lambda shape: len(shape) == 1):
             self.arrive(numel(shape), self.width if len(shape) > 1 else 0)
