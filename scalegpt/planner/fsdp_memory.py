@@ -71,7 +71,7 @@ class Group:
             casts=tuple(rounded(compute * size // shards) for size in sizes),
             shards=tuple(rounded(4 * size // shards) if compute != 4 else 0 for size in sizes),
             gradients=sum(gradients[shape] for shape in shapes),
-            small=sum(gradients[shape] for shape in shapes if shape not in counted),
+            small=sum(gradients[shape] for shape in shapes) - sum(gradients[shape] for shape in counted),
             accumulated=sum(rounded(4 * numel(shape)) for shape in shapes),
             reduced=rounded(4 * flat),
             shard=rounded(4 * flat // shards),
