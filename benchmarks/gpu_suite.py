@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.suite import plan_suite
+from benchmarks.suite.frame import INTERRUPTED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     plan_suite.add_arguments(suites.add_parser("plan", help="predicted memory against measured"))
     given = parser.parse_args(arguments)
-    status: int = given.run(given)
+    try:
+        status: int = given.run(given)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return status
 
 

@@ -28,6 +28,8 @@ START_SECONDS = 120.0
 GRACE_SECONDS = 15.0
 """A job that was begun in time may go on so long after the budget's end."""
 
+LEFT_OUT = {"outcome": "left out", "reason": "the minutes were used up"}
+
 _LOG_LINES = 8
 
 
@@ -131,7 +133,7 @@ class Child:
 
 def work_through(
     jobs: list[Values],
-    start: Callable[[], Child],
+    start: Callable[[float], Child],
     budget: Budget,
     *,
     usual_seconds: Callable[[Values], float],
@@ -145,7 +147,7 @@ def work_through(
 
     Args:
         jobs: in order.
-        start: makes a child.
+        start: makes a child within so many seconds.
         budget: how long all may take.
         usual_seconds: what a job takes; it is not begun when less is left.
         most_seconds: when to end the child that is at it.
@@ -158,21 +160,25 @@ def work_through(
     try:
         for job in jobs:
             if budget.left < usual_seconds(job):
-                yield job, {"outcome": "left out", "reason": "the minutes were used up"}
+                yield job, LEFT_OUT
                 continue
             if broken:
                 yield job, {"outcome": "failed", "reason": broken}
                 continue
             try:
-                child = child or start()
+                child = child or start(min(START_SECONDS, budget.left + GRACE_SECONDS))
             except ChildGoneError as gone:
                 broken = f"no process could be started for it: {gone}"
                 yield job, {"outcome": "failed", "reason": broken}
                 continue
+            if budget.left < usual_seconds(job):  # starting took the rest
+                yield job, LEFT_OUT
+                continue
             try:
                 answer = child.ask(job, min(most_seconds(job), budget.left + GRACE_SECONDS))
             except ChildGoneError as gone:
-                answer = {"outcome": "failed", "reason": str(gone), "restart": True}
+                late = budget.left <= 0
+                answer = {**(LEFT_OUT if late else {"outcome": "failed", "reason": str(gone)}), "restart": True}
             if answer.pop("restart", False):
                 child.close()
                 child = None

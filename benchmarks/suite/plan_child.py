@@ -20,19 +20,16 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.suite.children import Values, serve
+from benchmarks.suite.steps import Peaks, dismantle, living_bytes, take_step
 from scalegpt.backends import Backend, World, build_model, make_backend
-from scalegpt.backends.capabilities import check_attention, device_name, resolve_precision
-from scalegpt.backends.plain import local
+from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
@@ -41,7 +38,6 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, gib, make_plan
-from scalegpt.training.loader import on_device
 from scalegpt.training.memory import MemoryWatch, machine_of
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace import fake_process_group
@@ -95,9 +91,7 @@ class Station:
                 "driver": machine.driver,
                 "cuda": torch.version.cuda,
                 "hip": torch.version.hip,
-                "nccl": ".".join(map(str, torch.cuda.nccl.version()))
-                if torch.distributed.is_nccl_available()
-                else None,
+                "nccl": _nccl_version(),
                 "processor": platform.machine(),
                 "allocator_settings": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
                 "context_bytes": context.driver,
@@ -169,6 +163,10 @@ class Station:
             precision = resolve_precision(precision, self.device)
             dropout = run.model.dropout > 0
             check_attention(run.train.attention, precision, self.device, run.model.head_size, dropout=dropout)
+            if job["compiled"]:
+                _, lacking = resolve_compile("on", self.device)
+                if lacking is not None:
+                    raise InputError(lacking)
         return replace(run, train=run.train.changed(precision=precision))
 
     def _plan(self, run: RunConfig, job: Values) -> Plan:
@@ -217,7 +215,7 @@ class Station:
             )
         finally:
             if run.parallel.backend == "deepspeed":
-                backend.engine.destroy()  # type: ignore[attr-defined]
+                dismantle(backend)
 
     def _build(self, run: RunConfig, world: World, batch: BatchPlan, *, compiled: bool) -> Backend:
         """Model, backend and weights as the trainer makes them."""
@@ -240,7 +238,7 @@ class Station:
             self._weights.update(model.initial_weights(seed))
         return self._weights
 
-    def _warm_up(self, backend: Backend, batch: BatchPlan, peaks: "Peaks") -> None:
+    def _warm_up(self, backend: Backend, batch: BatchPlan, peaks: Peaks) -> None:
         """Steps until the optimizer has its state."""
         taken = 0
         for _ in range(MOST_STEPS):
@@ -273,7 +271,7 @@ class Station:
             torch._dynamo.reset()
         gc.collect()
         if self.device.type != "cuda":
-            return _living_bytes({tensor.data_ptr() for tensor in self._weights.values()})
+            return living_bytes({tensor.data_ptr() for tensor in self._weights.values()})
         torch.cuda.synchronize(self.device)
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
@@ -281,75 +279,10 @@ class Station:
         return torch.cuda.memory_allocated(self.device)
 
 
-class Peaks:
-    """The allocator's peaks, part of a run by part; on the CPU it has none.
-
-    Args:
-        device: whose allocator.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.allocated: dict[str, int] = {}
-        self.reserved: dict[str, int] = {}
-
-    def lap(self, part: str) -> None:
-        """What was held since the last lap belongs to this part; a part may come several times."""
-        if self.device.type != "cuda":
-            return
-        for peaks, peak in (
-            (self.allocated, torch.cuda.max_memory_allocated(self.device)),
-            (self.reserved, torch.cuda.max_memory_reserved(self.device)),
-        ):
-            peaks[part] = max(peak, peaks.get(part, 0))
-        torch.cuda.reset_peak_memory_stats(self.device)
-
-    def summary(self, before: Values, after: Values) -> Values:
-        """The measurement: the largest of all parts, and what was held before and after."""
-        return {
-            "allocated_bytes": max(self.allocated.values()),
-            "reserved_bytes": max(self.reserved.values()),
-            "driver_bytes": after["driver_bytes"],
-            "outside_bytes": after["driver_bytes"] - after["reserved_bytes"],
-            "allocated_by_part": self.allocated,
-            "allocation_retries": after["allocation_retries"] - before["allocation_retries"],
-            "before": before,
-            "after": after,
-        }
-
-
-def take_step(backend: Backend, batch: BatchPlan, peaks: Peaks | None = None) -> bool:
-    """What the trainer does in a step, on random tokens.
-
-    Over a fake group gathered weights are whatever the memory held, and so are the gradients: they are set to zero, lest the
-    step be skipped for one that is not finite.
-
-    Returns:
-        Whether the step was skipped.
-    """
-    world = backend.world
-    total = torch.zeros((), device=world.device)
-    for micro, (tokens, targets) in enumerate(_micro_batches(backend, batch)):
-        total += backend.micro_step(tokens, targets, last=micro == batch.grad_accum - 1)
-    if world.size > 1:
-        for parameter in backend.model.parameters():
-            if parameter.grad is not None:
-                local(parameter.grad).zero_()
-    if peaks is not None:
-        peaks.lap("micro steps")
-    result = backend.step(backend.run.train.learning_rate)
-    world.sum(total).item()
-    if peaks is not None:
-        peaks.lap("optimizer step")
-    return result.skipped
-
-
-def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random tokens, handed to the device as the trainer does."""
-    generator = np.random.default_rng(backend.run.train.seed)
-    for _ in range(batch.grad_accum):
-        windows = generator.integers(0, backend.run.model.vocab_size, (batch.micro_batch, batch.block_size + 1))
-        yield on_device(windows[:, :-1].copy(), windows[:, 1:].copy(), backend.world.device)
+def _nccl_version() -> str | None:
+    if not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
 
 
 def _first_line(error: BaseException) -> str:
@@ -358,16 +291,6 @@ def _first_line(error: BaseException) -> str:
 
 def _batch(run: RunConfig, job: Values) -> BatchPlan:
     return BatchPlan(run.train.micro_batch, job["grad_accum"], job["ranks"], run.model.block_size)
-
-
-def _living_bytes(known: set[int]) -> int:
-    """Bytes of the CPU's tensors that Python can reach, apart from those at the known addresses."""
-    storages: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(size for address, size in storages.items() if address and address not in known)
 
 
 def main(arguments: list[str]) -> None:
@@ -380,7 +303,9 @@ def main(arguments: list[str]) -> None:
     on_cuda = not dry and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(0)
-    station: Any = Station(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dry=dry)
+    if dry:
+        torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
+    station = Station(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dry=dry)
     serve(station.greet, station.answer)
 
 

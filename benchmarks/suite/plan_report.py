@@ -133,7 +133,7 @@ def _machine(gpu: Values, software: Values) -> str:
         "in the catalogue": gpu["catalogue_entry"] or "no: overheads of the most demanding card",
         "driver": gpu["driver"] or "not known: no NVML",
         "CUDA": gpu["cuda"] or f"ROCm {gpu['hip']}",
-        "NCCL": gpu["nccl"],
+        "NCCL": gpu["nccl"] or "none in this torch",
         "torch": software["torch"],
         "deepspeed": software["deepspeed"] or "not installed",
         "python": software["python"],
@@ -218,7 +218,7 @@ def _all(rows: list[Values]) -> str:
                 f"{found['error']:+.2%}",
             ]
         body.append([*cells, f"{row['measured']['outside_bytes'] / GIB:.3f}", f"{row['seconds']:.1f}"])
-    head = ["GiB", "binds"]
+    head = ["configuration (sizes in GiB)", "binds"]
     for figure in FIGURES:
         head += [f"{figure} predicted", "measured", "error"]
     return table([*head, "outside", "seconds"], body, left=2)

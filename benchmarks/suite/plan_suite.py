@@ -68,19 +68,38 @@ def run(arguments: argparse.Namespace) -> int:
         return BAD_INPUT
     mode = "dry" if arguments.dry else "cuda"
     try:
-        waiting = [Child(MODULE, [mode])]
+        child = Child(MODULE, [mode])
     except ChildGoneError as gone:
         print(f"gpu_suite plan: error: the measuring process does not start: {gone}", file=sys.stderr)
         return FAILED
-    gpu, torch_version = waiting[0].greeting["gpu"], waiting[0].greeting["torch"]
+    gpu, torch_version = child.greeting["gpu"], child.greeting["torch"]
+    if gpu is None and not arguments.dry:
+        child.close()
+        return no_gpu("plan", torch_version)
+    _say(f"{len(in_torch) + len(in_deepspeed)} configurations on {'the CPU, tiny' if gpu is None else gpu['name']}")
+    rows, interrupted = _collect(in_torch, in_deepspeed, budget, child, mode)
+    _say(_counts(rows))
+    if arguments.dry:
+        _say("Nothing was measured: tiny models took real steps on the CPU. The figures are predictions for full size.")
+    else:
+        _report(rows, gpu, torch_version, budget)
+    failed = any(row["outcome"] == "failed" for row in rows)
+    return INTERRUPTED if interrupted else FAILED if failed else DONE
+
+
+def _collect(
+    in_torch: list[Values], in_deepspeed: list[Values], budget: Budget, first: Child, mode: str
+) -> tuple[list[Values], bool]:
+    """All rows with their answers, and whether an interrupt left some out."""
+    waiting = [first]
+
+    def start(seconds: float) -> Child:
+        return waiting.pop() if waiting else Child(MODULE, [mode], seconds)
+
     rows: list[Values] = []
     interrupted = False
     try:
-        if gpu is None and not arguments.dry:
-            return no_gpu("plan", torch_version)
-        where = "the CPU, tiny" if gpu is None else gpu["name"]
-        _say(f"{len(in_torch) + len(in_deepspeed)} configurations on {where}")
-        for row in _taken(in_torch, in_deepspeed, budget, lambda: waiting.pop() if waiting else Child(MODULE, [mode])):
+        for row in _taken(in_torch, in_deepspeed, budget, start):
             rows.append(row)
             _say(_line(row))
     except KeyboardInterrupt:
@@ -91,13 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         for child in waiting:
             child.close()
-    _say(_counts(rows))
-    if arguments.dry:
-        _say("Nothing was measured: tiny models took real steps on the CPU. The figures are predictions for full size.")
-    else:
-        _report(rows, gpu, torch_version, budget)
-    failed = any(row["outcome"] == "failed" for row in rows)
-    return INTERRUPTED if interrupted else FAILED if failed else DONE
+    return rows, interrupted
 
 
 def _chosen(rows: list[Configuration], only: re.Pattern[str] | None) -> list[Values]:
@@ -105,7 +118,7 @@ def _chosen(rows: list[Configuration], only: re.Pattern[str] | None) -> list[Val
 
 
 def _taken(
-    in_torch: list[Values], in_deepspeed: list[Values], budget: Budget, start: Callable[[], Child]
+    in_torch: list[Values], in_deepspeed: list[Values], budget: Budget, start: Callable[[float], Child]
 ) -> Iterator[Values]:
     """Each row with its answer. DeepSpeed has a process of its own, since it replaces functions of torch for good."""
     runs_deepspeed = installed("deepspeed") is not None

@@ -1,7 +1,7 @@
 """What the planner chooses for a run that is about to start: the first rank plans, all ranks go by its answer.
 
-The micro batch is chosen unless the user gives one; backend, ZeRO stage, offload, recompute and loss only where they are
-``auto``: otherwise a preset's own hold.
+The micro batch and what to recompute are chosen unless the user, or for the latter a preset, says otherwise; backend, ZeRO
+stage, offload and loss only where they are ``auto``: otherwise a preset's own hold.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.config import RunConfig
+from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.errors import InputError
 from scalegpt.planner import calibration
 from scalegpt.planner.advice import Remedy, differences, remedies
@@ -100,10 +101,12 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
 def _said(question: Question, plan: Plan) -> tuple[str, ...]:
     """What was chosen, in a line; nothing where a processor takes the micro batch as it is."""
     wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
-    if not question.machine.is_gpu and question.open == {"micro_batch"}:
+    if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:
         sequences = plan.batch.sequences // plan.batch.ranks
         why = f"it fits, and divides the {sequences} sequences per rank of a step"
-        return (f"micro batch {taken} rather than {wanted}: {why}",) if taken < wanted else ()
+        recompute = "" if plan.run.train.recompute == "none" else f", recompute {plan.run.train.recompute}"
+        lowered = f"micro batch {taken} rather than {wanted}{recompute}: {why}"
+        return (lowered,) if taken < wanted or recompute else ()
     train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
     words = {
         "micro_batch": f"micro batch {plan.batch.micro_batch}",
