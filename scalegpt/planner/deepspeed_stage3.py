@@ -199,8 +199,9 @@ class Stage3(ShardedStep):
             self._reduce()
         if self.filled + elements <= self.bucket:
             self.t.give(TEMPORARIES, width * elements)
-        else:
+        else:  # it lives until it is reduced: only the position embedding's is not followed, and may be as large
             self.large = self.width * elements
+            self.t.take(TEMPORARIES, self.large - width * elements)
         self.filled += elements
         self.largest = max(self.largest, elements)
         self.tensors += 1
