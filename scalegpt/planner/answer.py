@@ -95,7 +95,9 @@ class Asked:
         run = replace(run, train=run.train.changed(precision=precision))
         check_attention(run, precision, machine.card)
         if "backend" in self.fixed or "zero_stage" in self.fixed or machine.usable_bytes is None:
-            remark = check_ranks(run, machine.ranks, stage_fixed="zero_stage" in self.fixed)
+            remark = check_ranks(
+                run, machine.ranks, stage_fixed="zero_stage" in self.fixed and "ds_config" not in self.fixed
+            )
             notes += [remark] if remark and machine.usable_bytes is not None else []
         plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
         return (

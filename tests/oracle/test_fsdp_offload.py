@@ -54,7 +54,7 @@ class RealTensors(Tracker):
 @contextmanager
 def real_backend(run: RunConfig, ranks: int, grad_accum: int) -> Iterator[Backend]:
     """The trainer's backend on rank 0, with weights."""
-    with trace._process_group(ranks):
+    with trace.fake_process_group(ranks):
         world = World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=torch.device("cpu"))
         backend = make_backend(run, world, grad_accum, build_model(run, compiled=False), optimizer_factory(run.train))
         with torch.no_grad():

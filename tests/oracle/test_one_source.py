@@ -42,7 +42,7 @@ def configure(**flags: Any) -> RunConfig:
 
 def built(run: RunConfig) -> Backend:
     """The trainer's backend, on ranks that but for the first do not exist."""
-    with trace._process_group(RANKS):
+    with trace.fake_process_group(RANKS):
         model = build_model(run, compiled=False)
         return make_backend(run, CPU, 1, model, optimizer_factory(run.train))
 
@@ -177,7 +177,7 @@ def started_with(run: RunConfig, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     utils = SimpleNamespace(set_z3_leaf_modules=lambda *_: None)
     patch.setattr(deepspeed_backend, "_import_deepspeed", lambda _: SimpleNamespace(initialize=initialize, utils=utils))
     settings = setup._deepspeed_settings(run, plan_batches(run, RANKS, micro_fixed=True), CPU)
-    with trace._process_group(RANKS), pytest.raises(StartedError) as started:
+    with trace.fake_process_group(RANKS), pytest.raises(StartedError) as started:
         make_backend(run, CPU, 1, build_model(run, compiled=False), optimizer_factory(run.train), settings)
     told: dict[str, Any] = started.value.args[0]
     return told
