@@ -1,0 +1,79 @@
+"""How long the planner takes: the command as a whole process, and every preset on every card of the catalogue.
+
+``python benchmarks/plan_speed.py`` prints both, with the memory of the second. Each is measured in processes of its own
+whose bytecode is cached, as an installed package's is. Beside the wall clock stands processor time, which a busy machine
+disturbs less.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+COMMAND = ("plan", "--gpu", "a100-40gb", "--preset", "500M_1024")
+COUNTS = ((1, 1), (8, 1), (8, 8))
+"""Cards in each machine, and machines."""
+
+
+def sweep() -> tuple[int, int]:
+    """Plan every preset on every card of the catalogue, 1, 8 and 64 of it; how many plans were made and how many fit."""
+    from scalegpt.planner.answer import over_presets
+    from scalegpt.planner.calibration import Calibration
+    from scalegpt.planner.gpus import catalogue
+    from scalegpt.planner.machine import Machine
+
+    rows = [
+        row
+        for card in catalogue()
+        for gpus, nodes in COUNTS
+        for row in over_presets(Machine.with_card(card, gpus=gpus, nodes=nodes), {}, Calibration())
+    ]
+    return len(rows), sum(row.fits for row in rows)
+
+
+def measured(words: tuple[str, ...], bytecode: str) -> tuple[float, float, str]:
+    """Run Python in a process of its own.
+
+    Returns:
+        Seconds of the wall clock, seconds of processor time, and its standard output.
+    """
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": bytecode, "SCALEGPT_GPUS": ""}
+    settings.pop("PYTHONDONTWRITEBYTECODE", None)
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, *words], env=settings, capture_output=True, text=True, check=True)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stdout
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15, help="runs of the command, of which the median is printed")
+    parser.add_argument("--sweep", action="store_true", help="only sweep the catalogue, in this process")
+    arguments = parser.parse_args()
+    if arguments.sweep:
+        start = time.perf_counter()
+        made, fitting = sweep()
+        seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        print(f"{made} plans, {fitting} fit: {seconds:.2f} s after the imports, {peak:.0f} MB resident at most")
+        return
+    with tempfile.TemporaryDirectory() as bytecode:
+        command = ("-m", "scalegpt", *COMMAND)
+        measured(command, bytecode)  # writes the bytecode
+        times = [measured(command, bytecode)[:2] for _ in range(arguments.runs)]
+        walls, processor = (statistics.median(column) for column in zip(*times, strict=True))
+        print(f"scalegpt {' '.join(COMMAND)}: {walls:.3f} s, {processor:.3f} s of processor time, median of {len(times)}")
+        wall, processor, said = measured((__file__, "--sweep"), bytecode)
+        print(f"every preset on every card, 1, 8 and 64 of it: {wall:.2f} s, {processor:.2f} s of processor time; {said}", end="")
+
+
+if __name__ == "__main__":
+    main()
