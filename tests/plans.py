@@ -73,7 +73,7 @@ def draw_machine(draw: random.Random, *, gpus: int, nodes: int) -> Machine:
     return machine
 
 
-@dataclass(frozen=True)
+@dataclass
 class Candidate:
     """A configuration of the space: with how many cards fewer (0: all there are), and the seconds of a step."""
 
@@ -82,10 +82,13 @@ class Candidate:
     run: RunConfig
     batch: BatchPlan
     seconds: float
+    known: Plan | None = None
 
     def plan(self) -> Plan:
-        """The plan with its memory."""
-        return self.estimator.plan(self.run, self.batch)
+        """The plan with its memory, found out once."""
+        if self.known is None:
+            self.known = self.estimator.plan(self.run, self.batch)
+        return self.known
 
 
 def space(run: RunConfig, machine: Machine) -> list[Candidate]:
@@ -124,19 +127,17 @@ def is_allowed(each: Candidate, question: Question) -> bool:
     own, run, open_ = question.run, each.run, question.open
     if each.place and not question.fewer:
         return False
-    kept = {
-        "backend": run.parallel.backend == own.parallel.backend,
-        "zero_stage": run.parallel.stage == own.parallel.stage,
-        "offload": run.parallel.offload == own.parallel.offload,
-        "micro_batch": each.batch.micro_batch == own.train.micro_batch,
-        "recompute": run.train.recompute == own.train.recompute,
-        "loss": run.train.loss == own.train.loss,
-    }
-    if not all(kept[name] for name in PLANNED - open_):
+    if not all(_value(run, name) == _value(own, name) for name in PLANNED - open_):
         return False
     if each.batch.ranks > 1 or run.parallel.offload != "none" or "zero_stage" not in open_:
         return True
     return run.parallel.stage == 0 and (run.parallel.backend == "plain" or "backend" not in open_)
+
+
+def _value(run: RunConfig, name: str) -> object:
+    if name == "zero_stage":
+        return run.parallel.stage
+    return getattr(run.parallel if name in {"backend", "offload"} else run.train, name)
 
 
 def brute_force(question: Question, candidates: list[Candidate]) -> Plan | None:

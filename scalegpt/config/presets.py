@@ -24,6 +24,7 @@ _LABELS = ("description", "name", "preset")
 Values = dict[str, Any]
 
 
+@cache
 def bundled(folder: str) -> Path:
     """The folder of presets (``configs``) or DeepSpeed files (``ds_configs``): the wheel's copy or the repository's."""
     package = Path(__file__).resolve().parents[1]

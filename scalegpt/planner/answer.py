@@ -7,6 +7,7 @@ there is nothing to choose by.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import ModelConfig, RunConfig
@@ -66,8 +67,12 @@ class Asked:
         Raises:
             InputError: an unknown name, or settings that do not go together.
         """
-        base = resolve(preset=preset, config_file=config_file)
-        run = _resolved(preset, config_file, flags)
+        base = (
+            _preset(preset)
+            if preset is not None and config_file is None
+            else resolve(config_file=config_file, preset=preset)
+        )
+        run = _resolved(preset, config_file, flags) if flags else base
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # it is for one stage and one offload
             fixed |= {"backend", "zero_stage", "offload"}
@@ -104,6 +109,12 @@ class Asked:
             Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
             (*notes, *_machine_notes(machine), *_warnings(self.calibration)),
         )
+
+
+@lru_cache(maxsize=64)
+def _preset(name: str) -> RunConfig:
+    """A preset as it stands: remembered, since tables ask for all of them card by card."""
+    return resolve(preset=name)
 
 
 def _resolved(preset: str | None, config_file: str | None, flags: Values) -> RunConfig:

@@ -37,6 +37,11 @@ def attention_kernel(run: RunConfig, card: Card | None = None) -> str:
     return next((kernel for kernel in order if unfit(kernel, run, card) is None), "math")
 
 
+def counted_as(kernel: str) -> str:
+    """The kernel whose memory and work a kernel's are counted as, wherever both serve: cuDNN's as flash's."""
+    return "flash" if kernel == "cudnn" else kernel
+
+
 def unfit(kernel: str, run: RunConfig, card: Card | None = None) -> str | None:
     """Why a kernel cannot train the run, as a sentence without its subject; None where it can.
 

@@ -13,6 +13,7 @@ parameters means that stage 3 saves no parameter memory at all (deepspeed 0.19, 
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ AUTO = "auto"
 
 _OURS = ("optimizer", "scheduler")
 """Parts of a DeepSpeed file that would do again what the trainer does."""
+
+_BATCH = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 
 Settings = dict[str, Any]
 
@@ -62,7 +65,7 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
     """
     path = _path(parallel)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(_text(path, path.stat().st_mtime_ns))
     except OSError as error:
         ours = [entry.name for entry in bundled("ds_configs").glob("*.json")]
         raise InputError(f"ds_config {path}: {error.strerror}{nearest(path.name, ours)}") from None
@@ -84,6 +87,22 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
     return settings
 
 
+def fixes_batch(parallel: ParallelConfig) -> bool:
+    """Whether the file says how the step is divided, so that it may contradict a micro batch.
+
+    Raises:
+        InputError: as for :func:`load_ds_config`.
+    """
+    settings = load_ds_config(parallel)
+    return any(settings.get(key, AUTO) != AUTO for key in _BATCH)
+
+
+@lru_cache(maxsize=64)
+def _text(path: Path, _changed: int) -> str:
+    """The text of a file as it was at that time: a search asks for it hundreds of times."""
+    return path.read_text(encoding="utf-8")
+
+
 def _part(settings: Settings, key: str) -> Settings:
     """The object of that key, made where there is none.
 
@@ -100,6 +119,8 @@ def _part(settings: Settings, key: str) -> Settings:
 
 def _path(parallel: ParallelConfig) -> Path:
     given = Path(_name(parallel))
+    if parallel.ds_config is None:  # ours, whatever lies in the current folder
+        return bundled("ds_configs") / given
     return given if given.exists() else bundled("ds_configs") / given.name if given.name == str(given) else given
 
 

@@ -16,10 +16,12 @@ from scalegpt.planner.deepspeed_gather import Gathering, Schedule, Visit, schedu
 from scalegpt.planner.deepspeed_step import (
     BUCKETS,
     NORM_BYTES,
+    Group,
     Settings,
     ShardedStep,
     offloaded,
     padded,
+    padded_elements,
     pinned,
 )
 from scalegpt.planner.parameters import Shape
@@ -61,11 +63,11 @@ class Stage3(ShardedStep):
         self.large = 0  # bytes of the gradient that is too large for the bucket
         self.in_block: list[int] | None = None
 
-    def part(self, group: list[Shape]) -> int:
+    def part(self, group: Group) -> int:
         """See :meth:`ShardedStep.part`; each tensor is cut by itself."""
-        return sum(padded(shape, self.ranks) for shape in group)
+        return padded_elements(group, self.ranks)
 
-    def _sub_groups(self, group: list[Shape]) -> list[int]:
+    def _sub_groups(self, group: Group) -> list[int]:
         """Elements of the parts that the optimizer steps through one after another."""
         limit = int(self.zero["sub_group_size"])
         if self.part(group) <= limit:

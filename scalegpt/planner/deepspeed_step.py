@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from scalegpt.config import RunConfig
+from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.planner.memory import Prediction
-from scalegpt.planner.parameters import Shape
+from scalegpt.planner.parameters import Shape, parameter_shapes
 from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
 from scalegpt.planner.states import FP32
 from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step, numel
@@ -20,6 +20,7 @@ NORM_BYTES = 8
 """Gradients' norms are taken in fp64 (``zero/utils.py: get_norm_dtype``), one tensor's at a time."""
 
 Settings = dict[str, Any]
+Group = tuple[Shape, ...]
 
 
 def offloaded(zero: Settings, what: str) -> bool:
@@ -48,18 +49,16 @@ class ShardedStep(Step, ABC):
         self.bucket = int(self.zero["reduce_bucket_size"])
         self.overlaps = bool(self.zero["overlap_comm"])
         self.copies_between = True  # to host memory and back; false where the device is the host
-        self.groups: list[list[Shape]] = [[], []]
-        for shape in self.shapes.values():
-            self.groups[0 if len(shape) > 1 else 1].append(shape)
+        self.groups = _groups(run.model)
         self.parts = [self.part(group) for group in self.groups]
         self.part_state = self.optimizer.alike
         self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
         self.host = 0
         self.in_tail = self.norm_waits = False
 
-    def part(self, group: list[Shape]) -> int:
+    def part(self, group: Group) -> int:
         """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
-        total, align = sum(map(numel, group)), 2 * self.ranks
+        total, align = _elements(group), 2 * self.ranks
         return -(-total // align) * 2
 
     def play(self) -> Prediction:
@@ -153,6 +152,24 @@ class ShardedStep(Step, ABC):
         """What the update of a part allocates for a while."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, (self.part_state.together + self.part_state.one_by_one) * max(self.parts))
+
+
+@lru_cache(maxsize=64)
+def _groups(model: ModelConfig) -> tuple[Group, Group]:
+    """The shapes of matrices and of vectors, which DeepSpeed's optimizer keeps apart: with weight decay, and without."""
+    shapes = parameter_shapes(model).values()
+    return tuple(shape for shape in shapes if len(shape) > 1), tuple(shape for shape in shapes if len(shape) == 1)
+
+
+@lru_cache(maxsize=256)
+def _elements(group: Group) -> int:
+    return sum(map(numel, group))
+
+
+@lru_cache(maxsize=1024)
+def padded_elements(group: Group, ranks: int) -> int:
+    """Elements of each rank's parts of a group whose tensors are cut one by one."""
+    return sum(padded(shape, ranks) for shape in group)
 
 
 @lru_cache(maxsize=4096)

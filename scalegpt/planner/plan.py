@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import RunConfig
@@ -147,13 +146,24 @@ class Estimator:
         self._rates: dict[str, Rates] = {}
         self._overheads: dict[tuple[str, int], Overheads] = {}
 
-    def plan(self, run: RunConfig, batch: BatchPlan) -> Plan:
-        """Predict a configuration; arguments as for :func:`make_plan`, with the batch entered in the run."""
+    def plan(self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None) -> Plan:
+        """Predict a configuration.
+
+        Args:
+            run: as for :func:`make_plan`, with the batch entered in it.
+            batch: how its step is divided.
+            prediction: its memory, where that is known already.
+
+        Raises:
+            InputError: as for :func:`make_plan`.
+        """
+        if prediction is None:
+            prediction = predict_with(self.kernel(run), run, ranks=batch.ranks, grad_accum=batch.grad_accum)
         return Plan(
             run=run,
             machine=self.machine,
             batch=batch,
-            prediction=_predicted(run, batch.ranks, batch.grad_accum, self.kernel(run)),
+            prediction=prediction,
             overheads=self.overheads(run, batch.ranks),
             time=self.time(run, batch),
             peak_flops=self.rates(run).peak,
@@ -163,13 +173,17 @@ class Estimator:
         """Predict the time alone."""
         return step_time(
             run, self.rates(run), ranks=batch.ranks, grad_accum=batch.grad_accum, kernel=self.kernel(run),
-            compiled=self.machine.is_gpu and run.train.compile != "off",
+            compiled=self.compiles(run),
         )  # fmt: skip
 
     def least_seconds(self, run: RunConfig) -> float:
         """What a sequence takes at least on one card, however it is trained: the operations and what they move, no more."""
         run = replace(run, train=run.train.changed(micro_batch=1))
         return least_seconds(count_work(run, shards=1, kernel=self.kernel(run), compiled=True), self.rates(run))
+
+    def compiles(self, run: RunConfig) -> bool:
+        """Whether the run's blocks are compiled here."""
+        return self.machine.is_gpu and run.train.compile != "off"
 
     def kernel(self, run: RunConfig) -> str:
         """The attention kernel that the card computes the run with."""
@@ -196,12 +210,6 @@ class Estimator:
         if self.calibration is None:
             return tables
         return self.calibration.corrected(tables, run, machine.card, ranks, torch=machine.torch, driver=machine.driver)
-
-
-@lru_cache(maxsize=65_536)
-def _predicted(run: RunConfig, ranks: int, grad_accum: int, kernel: str) -> Prediction:
-    """Remembered: cards with the same attention kernel hold the same."""
-    return predict_with(kernel, run, ranks=ranks, grad_accum=grad_accum)
 
 
 def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: Calibration | None = None) -> Plan:

@@ -15,10 +15,10 @@ fastest if memory were endless, finds its fastest micro batch that fits, and tri
 the fastest of all. ``tests/planner/test_search.py`` holds it to brute force over the whole space.
 """
 
+import bisect
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -27,10 +27,12 @@ from scalegpt.config.machine import MachineConfig
 from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
-from scalegpt.planner.batches import BatchPlan, divisors, sequences_per_rank
+from scalegpt.planner.batches import divisors, sequences_per_rank
 from scalegpt.planner.calibration import Calibration
+from scalegpt.planner.deepspeed_settings import fixes_batch
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Estimator, Plan
+from scalegpt.planner.space import Setting, Space
 from scalegpt.planner.states import rank_states
 
 MARGIN = MachineConfig().margin
@@ -117,17 +119,7 @@ def choose(question: Question) -> Found:
     question = _with_tokens(question)
     whole = _Search(question, layouts(question))
     found = whole.run()
-    for machine in _smaller_machines(question) if question.fewer else ():
-        limit = time_class(found.best.seconds) if found.best else math.inf
-        if time_class(_least_seconds(question, machine)) >= limit:
-            continue
-        smaller = replace(question, machine=machine)
-        try:
-            other = _Search(smaller, layouts(smaller)).run(limit)
-        except InputError:  # what is fixed does not go with so many cards
-            continue
-        if other.best is not None:
-            found = other
+    found = _on_fewer_cards(question, found) if question.fewer else found
     return found if found.best is not None else Found(None, whole.closest())
 
 
@@ -201,23 +193,14 @@ def _makes_sense_alone(layout: ParallelConfig, open_: frozenset[str]) -> bool:
 # --- the search over one number of ranks -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Line:
-    """All micro batches of one layout, recompute and loss."""
-
-    layout: ParallelConfig
-    recompute: str
-    loss: str
-
-
 @dataclass(order=True)
 class _Entry:
-    """A line in the queue: with the least that its key can be, or with its plan and that one's key."""
+    """A setting in the queue: with the least that its key can be, or with the micro batch that it gets and its key then."""
 
     key: Key
     order: int
-    line: _Line = field(compare=False)
-    plan: Plan | None = field(compare=False, default=None)
+    setting: Setting = field(compare=False)
+    micro: int | None = field(compare=False, default=None)
 
 
 class _Search:
@@ -233,26 +216,49 @@ class _Search:
 
     def __init__(self, question: Question, over: tuple[ParallelConfig, ...]) -> None:
         self.question = question
-        self.estimator = Estimator(question.machine, question.calibration)
-        run, open_ = question.run, question.open
-        per_rank = sequences_per_rank(run, question.machine.ranks)
-        self.micro_batches = divisors(per_rank) if "micro_batch" in open_ else (run.train.micro_batch,)
-        if per_rank % self.micro_batches[0]:
+        run, machine, open_ = question.run, question.machine, question.open
+        self.estimator = Estimator(machine, question.calibration)
+        self.rates, self.limit = self.estimator.rates(run), question.limit
+        self.space = Space.of(run, machine.ranks, self.estimator.kernel(run), self.estimator.compiles(run))
+        self.micro_batches = self._micro_batches()
+        self.sizes: dict[ParallelConfig, tuple[int, ...]] = {}
+        self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
+        self.queue: list[_Entry] = []
+        self.order = itertools.count()
+        losses = LOSSES if "loss" in open_ else (run.train.loss,)
+        settings = [Setting(*each) for each in itertools.product(over, self.recomputes[:1], losses)]
+        self.settings = [each for each in settings if self._sizes(each)]
+        if not self.settings:
+            self.space.prediction(settings[0], self.micro_batches[0])  # says what its DeepSpeed file forbids
+        for each in self.settings:
+            self._push(each)
+
+    def _micro_batches(self) -> tuple[int, ...]:
+        run, per_rank = self.question.run, self.space.per_rank
+        if "micro_batch" in self.question.open:
+            # A processor gains nothing from more than the run itself asks for.
+            most = math.inf if self.question.machine.is_gpu else run.train.micro_batch
+            return tuple(size for size in divisors(per_rank) if size <= most)
+        if per_rank % run.train.micro_batch:
             raise InputError(
                 f"micro_batch {run.train.micro_batch} does not divide the {per_rank} sequences per rank of a step"
             )
-        if not question.machine.is_gpu:  # a processor gains nothing from more than the run itself asks for
-            self.micro_batches = tuple(size for size in self.micro_batches if size <= run.train.micro_batch)
-        self.per_rank = per_rank
-        self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
-        losses = (
-            tuple(sorted(LOSSES, key=lambda loss: loss != run.train.loss)) if "loss" in open_ else (run.train.loss,)
-        )
-        self.queue: list[_Entry] = []
-        self.order = itertools.count()
-        self.lines = [_Line(*each) for each in itertools.product(over, self.recomputes[:1], losses)]
-        for line in self.lines:
-            self._push(line)
+        return (run.train.micro_batch,)
+
+    def _sizes(self, setting: Setting) -> tuple[int, ...]:
+        """The micro batches to choose among: all, unless the run's own DeepSpeed file says which."""
+        layout = setting.layout
+        if layout not in self.sizes:
+            free = layout.ds_config is None or not fixes_batch(layout)
+            allowed = (size for size in self.micro_batches if free or self._is_allowed(setting, size))
+            self.sizes[layout] = tuple(allowed)
+        return self.sizes[layout]
+
+    def _is_allowed(self, setting: Setting, micro: int) -> bool:
+        try:
+            return bool(self.space.prediction(setting, micro))
+        except InputError:
+            return False
 
     def run(self, limit: float = math.inf) -> Found:
         """The best plan whose class of time is below the limit."""
@@ -260,116 +266,133 @@ class _Search:
             entry = heapq.heappop(self.queue)
             if entry.key[0] >= limit:
                 return Found(None)
-            if entry.plan is not None:
-                return Found(entry.plan)
-            plan = self._fastest_that_fits(entry.line)
-            if plan is not None:
-                self._push(entry.line, plan)
-            if plan is None or plan.batch.micro_batch != self._fastest(entry.line, self.micro_batches):
-                heavier = self.recomputes.index(entry.line.recompute) + 1
+            if entry.micro is not None:
+                return Found(self._plan(entry.setting, entry.micro))
+            micro = self._fastest_that_fits(entry.setting)
+            if micro is not None:
+                self._push(entry.setting, micro)
+            if micro != self._fastest(entry.setting):
+                heavier = self.recomputes.index(entry.setting.recompute) + 1
                 if heavier < len(self.recomputes):
-                    self._push(replace(entry.line, recompute=self.recomputes[heavier]))
+                    self._push(entry.setting._replace(recompute=self.recomputes[heavier]))
         return Found(None)
-
-    def _push(self, line: _Line, plan: Plan | None = None) -> None:
-        seconds = plan.seconds if plan else self._seconds(line, self._fastest(line, self.micro_batches))
-        simple = simplicity(line.layout, line.recompute, line.loss, self.question.run)
-        heapq.heappush(self.queue, _Entry((time_class(seconds), simple, seconds), next(self.order), line, plan))
-
-    def _fastest(self, line: _Line, sizes: tuple[int, ...]) -> int:
-        """The fastest of some micro batches: the largest, unless its tokens fill the chunks of the loss badly."""
-        train = self.question.run.train
-        if line.loss == "full" or self.question.run.model.block_size % train.loss_chunk == 0:
-            return sizes[-1]
-        return min(sizes, key=lambda size: (self._seconds(line, size), -size))
-
-    def _fastest_that_fits(self, line: _Line) -> Plan | None:
-        """The fastest plan that fits; None: not even one sequence does."""
-        plan = self._largest_that_fits(line)
-        if plan is None:
-            return None
-        largest = plan.batch.micro_batch
-        size = self._fastest(line, tuple(size for size in self.micro_batches if size <= largest))
-        return plan if size == largest else self._plan(line, size)
-
-    def _largest_that_fits(self, line: _Line) -> Plan | None:
-        """The plan with the largest micro batch that fits; None: not even one sequence does.
-
-        Memory grows with the micro batch as long as there are three micro steps or more. With two none lies between the first
-        and the last, and with one no gradients wait, so that either may take less than a smaller micro batch.
-        """
-        if self._states(line.layout) > self.question.limit:
-            return None
-        alike = len(self.micro_batches)
-        while alike and self.per_rank // self.micro_batches[alike - 1] < 3:
-            alike -= 1
-            plan = self._plan(line, self.micro_batches[alike])
-            if self._fits(plan):
-                return plan
-        fitting, low, high = None, 0, alike
-        while low < high:
-            middle = (low + high) // 2
-            plan = self._plan(line, self.micro_batches[middle])
-            if self._fits(plan):
-                fitting, low = plan, middle + 1
-            else:
-                high = middle
-        return fitting
-
-    def _states(self, layout: ParallelConfig) -> float:
-        """Bytes that any plan with this layout holds at least: the model states, unless they are offloaded."""
-        if layout.offload != "none":
-            return 0.0
-        run = replace(self.question.run, parallel=layout)
-        return sum(rank_states(run, self.question.machine.ranks).values())
-
-    def _fits(self, plan: Plan) -> bool:
-        return plan.total_bytes <= self.question.limit and plan.fits_host
 
     def closest(self) -> Plan:
         """The plan that lacks least: the smallest micro batch, with all recomputed that may be."""
-        plans = (self._plan(replace(line, recompute=self.recomputes[-1]), self.micro_batches[0]) for line in self.lines)
+        lightest = [each._replace(recompute=self.recomputes[-1]) for each in self.settings]
+        plans = (self._plan(each, self._sizes(each)[0]) for each in lightest)
         return min(plans, key=lambda plan: (not plan.fits_host, plan.total_bytes))
 
-    def _batch(self, micro: int) -> BatchPlan:
-        return BatchPlan(micro, self.per_rank // micro, self.question.machine.ranks, self.question.run.model.block_size)
+    def _push(self, setting: Setting, micro: int | None = None) -> None:
+        seconds = self._seconds(setting, micro or self._fastest(setting))
+        simple = simplicity(setting.layout, setting.recompute, setting.loss, self.question.run)
+        heapq.heappush(self.queue, _Entry((time_class(seconds), simple, seconds), next(self.order), setting, micro))
 
-    def _plan(self, line: _Line, micro: int) -> Plan:
-        batch = self._batch(micro)
-        return self.estimator.plan(candidate(self.question.run, line.layout, line.recompute, line.loss, batch), batch)
+    def _fastest(self, setting: Setting, most: float = math.inf) -> int:
+        """The fastest micro batch up to one: the largest, unless its tokens fill the chunks of the loss badly."""
+        sizes = [size for size in self._sizes(setting) if size <= most]
+        if setting.loss == "full":
+            return sizes[-1]
+        chunks = self._chunks(sizes[-1])
+        rivals = [size for size in sizes if self._chunks(size) < chunks]
+        return min((sizes[-1], *rivals), key=lambda size: self._seconds(setting, size)) if rivals else sizes[-1]
 
-    def _seconds(self, line: _Line, micro: int) -> float:
-        batch = self._batch(micro)
-        run = candidate(self.question.run, line.layout, line.recompute, line.loss, batch)
-        return self.estimator.time(run, batch).seconds
+    def _chunks(self, micro: int) -> int:
+        """Chunks of the loss in a step."""
+        run = self.question.run
+        return self.space.per_rank // micro * -(-micro * run.model.block_size // run.train.loss_chunk)
 
+    def _fastest_that_fits(self, setting: Setting) -> int | None:
+        """The fastest micro batch that fits; None: not even one sequence does."""
+        largest = self._largest_that_fits(setting)
+        return None if largest is None else self._fastest(setting, largest)
 
-@lru_cache(maxsize=65_536)
-def candidate(run: RunConfig, layout: ParallelConfig, recompute: str, loss: str, batch: BatchPlan) -> RunConfig:
-    """The run with these settings. Remembered: every card that is asked about meets the same ones."""
-    train = run.train.changed(
-        recompute=recompute, loss=loss, micro_batch=batch.micro_batch, tokens_per_step=batch.tokens
-    )
-    return replace(run, train=train, parallel=layout)
+    def _largest_that_fits(self, setting: Setting) -> int | None:
+        """The largest micro batch that fits; None: not even one sequence does.
+
+        Memory grows with the micro batch, and about evenly, which tells where to look. But with a single micro step no
+        gradients wait, and with two FSDP2 has none in which whole gradients wait and none is reduced, so that either may take
+        less than a smaller micro batch.
+        """
+        sizes, least = self._sizes(setting), self._least_bytes(setting.layout)
+        if least > self.limit:
+            return None
+        if not self._fits_host(setting, sizes[0]):
+            return None
+        high = len(sizes)
+        below, above = (0, least), (0, least)  # what a micro batch takes that fits, and one that does not
+        apart = 3 if setting.layout.backend == "fsdp" and setting.layout.stage != 3 else 2
+        while high and (high == len(sizes) or self.space.per_rank // sizes[high - 1] < apart):
+            high -= 1
+            above = sizes[high], self._total(setting, sizes[high])
+            if above[1] <= self.limit:
+                return sizes[high]
+        low = 0
+        while low < high:
+            place = self._between(sizes, below, above, low, high)
+            total = self._total(setting, sizes[place])
+            if total <= self.limit:
+                low, below = place + 1, (sizes[place], total)
+            else:
+                high, above = place, (sizes[place], total)
+        return sizes[low - 1] if low else None
+
+    def _between(
+        self, sizes: tuple[int, ...], below: tuple[int, float], above: tuple[int, float], low: int, high: int
+    ) -> int:
+        """The place in [low, high) of the micro batch that fills the card if memory grows evenly between two of them."""
+        slope = (above[1] - below[1]) / max(1, above[0] - below[0])
+        guess = below[0] + (self.limit - below[1]) / slope if slope > 0 else sizes[high - 1]
+        return min(high - 1, max(low, bisect.bisect_right(sizes, guess) - 1))
+
+    def _least_bytes(self, layout: ParallelConfig) -> float:
+        """Bytes that any plan with this layout holds at least: weights and optimizer state, unless they are offloaded."""
+        if layout.offload != "none":
+            return 0.0
+        states = rank_states(replace(self.question.run, parallel=layout), self.question.machine.ranks)
+        return states["weights"] + states["optimizer"]
+
+    def _total(self, setting: Setting, micro: int) -> int:
+        overheads = self.estimator.overheads(replace(self.question.run, parallel=setting.layout), self.space.ranks)
+        return overheads.total_bytes(self.space.prediction(setting, micro).peak_bytes)
+
+    def _fits_host(self, setting: Setting, micro: int) -> bool:
+        """Whether what is offloaded has room, whatever the micro batch."""
+        known = self.question.machine.host_bytes is not None
+        return not known or setting.layout.offload == "none" or self._plan(setting, micro).fits_host
+
+    def _plan(self, setting: Setting, micro: int) -> Plan:
+        space = self.space
+        prediction = space.prediction(setting, micro)
+        return self.estimator.plan(space.candidate(setting, micro), space.batch(micro), prediction)
+
+    def _seconds(self, setting: Setting, micro: int) -> float:
+        return self.space.step(setting, micro).time(self.rates).seconds
 
 
 # --- fewer cards -----------------------------------------------------------------------------------------------------
 
 
-def _smaller_machines(question: Question) -> Iterator[Machine]:
-    """The machine with fewer machines, or fewer cards in each, that divide the step; the most cards first."""
-    machine, run = question.machine, question.run
-    tokens, block = run.train.tokens_per_step or 0, run.model.block_size
+def _on_fewer_cards(question: Question, found: Found) -> Found:
+    """What is found, or a plan on fewer cards that is faster."""
+    machine = question.machine
+    sequences = sequences_per_rank(question.run, machine.ranks) * machine.ranks
+    least = Estimator(machine, question.calibration).least_seconds(question.run) * sequences
+    for nodes, gpus in _fewer_cards(machine, sequences):
+        limit = time_class(found.best.seconds) if found.best else math.inf
+        if time_class(least / (nodes * gpus)) >= limit:
+            break  # and so with fewer still
+        smaller = replace(question, machine=machine.with_cards(gpus=gpus, nodes=nodes))
+        try:
+            other = _Search(smaller, layouts(smaller)).run(limit)
+        except InputError:  # what is fixed does not go with so many cards
+            continue
+        found = other if other.best is not None else found
+    return found
+
+
+def _fewer_cards(machine: Machine, sequences: int) -> list[tuple[int, int]]:
+    """Fewer machines, or fewer cards in each, among which the sequences of a step can be divided; the most cards first."""
     sizes = itertools.product(range(1, machine.nodes + 1), range(1, machine.gpus + 1))
-    fewer = [
-        (nodes, gpus) for nodes, gpus in sizes if nodes * gpus < machine.ranks and tokens % (nodes * gpus * block) == 0
-    ]
-    for nodes, gpus in sorted(fewer, key=lambda size: (-size[0] * size[1], size[0])):
-        yield machine.with_cards(gpus=gpus, nodes=nodes)
-
-
-def _least_seconds(question: Question, machine: Machine) -> float:
-    """What a step takes at least on so many cards, however it is laid out: see :meth:`Estimator.least_seconds`."""
-    run = question.run
-    sequences = sequences_per_rank(run, machine.ranks)
-    return Estimator(machine, question.calibration).least_seconds(run) * sequences
+    fewer = [size for size in sizes if size[0] * size[1] < machine.ranks and sequences % (size[0] * size[1]) == 0]
+    return sorted(fewer, key=lambda size: (-size[0] * size[1], size[0]))

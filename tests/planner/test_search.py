@@ -59,7 +59,7 @@ def drawn_space(draw: random.Random) -> tuple[Question, list[Candidate]]:
     machine = draw_machine(draw, gpus=gpus, nodes=nodes)
     native = machine.card is None or machine.card.has_bf16
     run = draw_run(draw, precisions=("bf16", "bf16", "fp16", "fp32") if native else ("fp16", "fp32"))
-    per_rank = draw.choice([1, 2, 4, 6, 12, 1056 if run.model.block_size <= 100 and gpus * nodes == 1 else 36])
+    per_rank = draw.choice([1, 2, 4, 6, 6, 12, 12, 1056 if run.model.block_size <= 100 and gpus * nodes == 1 else 36])
     tokens = per_rank * machine.ranks * run.model.block_size
     return Question(with_tokens(run, tokens), machine), space(with_tokens(run, tokens), machine)
 
