@@ -39,6 +39,7 @@ class Stage3(ShardedStep):
 
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
         super().__init__(run, ranks, grad_accum, settings)
+        self.micro_steps = min(grad_accum, 2)  # gradients have their place from the start; the last step holds most
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
         whole = [padded(shape, ranks) for shape in self.shapes.values() if numel(shape) <= threshold]

@@ -188,6 +188,8 @@ class Step:
         t, s = self.t, self.s
         t.enter("forward")
         t.take(INPUTS, 8 * s.n, 8 * s.n)
+        if self.has_gradients:  # those of the micro step before were held until these were there
+            t.give(INPUTS, 8 * s.n, 8 * s.n)
         self.before_forward()
         self._embed()
         self._blocks(self.block_forward)
@@ -204,24 +206,21 @@ class Step:
         t.enter("backward_tail")
         self._tail()
         self.after_backward()
-        t.give(INPUTS, 8 * s.n, 8 * s.n)
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """Play the first two blocks and the last, and between them as many times the second one's effect.
+        """Play the first two blocks and the last two, and between them as many times the second one's effect.
 
-        From the second on, what lives grows or shrinks by the same amount from block to block, so that the fullest moment
-        falls in the first, the second or the last.
+        From the second to the last but one, what lives grows or shrinks by the same amount from block to block, so that the
+        fullest moment falls in one of these. The last is another matter: nothing is gathered ahead in it.
         """
         layers = self.run.model.n_layer
-        for index in range(min(layers, 2)):
+        played = [*range(min(layers, 2)), *range(max(2, layers - 2), layers)]
+        for index in played:
             before = self.t.live.copy()
             self.at_last_block = index == layers - 1
             play()
-        if layers > 3:
-            self.t.repeat(before, layers - 3)
-        if layers > 2:
-            self.at_last_block = True
-            play()
+            if index == 1 and layers > 4:
+                self.t.repeat(before, layers - 4)
 
     def _embed(self) -> None:
         t, s = self.t, self.s
@@ -344,19 +343,19 @@ class Step:
     def _tail(self) -> None:
         """The embeddings' gradients; a tied head's is added to the token embedding's."""
         t, s = self.t, self.s
-        bytes_each = self.gradient_bytes
-        self.small_gradients(self.parameters.small)
-        stream = s.stream()
+        bytes_each, stream = self.gradient_bytes, s.residual_stream
         if self.block.mask:
-            t.touch(TEMPORARIES, s.residual_stream)
+            t.touch(TEMPORARIES, stream)
             t.give(ACTIVATIONS, self.block.mask)
+        if s.residual != s.compute:
+            t.take(TEMPORARIES, s.stream())
+            t.give(TEMPORARIES, stream)
+            stream = s.stream()
+        self._positions()
         if self.copies:
             t.take(TEMPORARIES, 4 * s.n * s.hidden)
-            t.give(TEMPORARIES, s.residual_stream)
+            t.give(TEMPORARIES, stream)
             stream = 4 * s.n * s.hidden
-        elif s.residual != s.compute:
-            t.take(TEMPORARIES, stream)
-            t.give(TEMPORARIES, s.residual_stream)
         t.take(GRADIENTS, bytes_each * self.head)
         t.touch(TEMPORARIES, *kernels.sizes(kernels.embedding_backward(s.n, s.vocab, s.hidden)))
         t.give(TEMPORARIES, stream)
@@ -365,6 +364,20 @@ class Step:
                 t.touch(GRADIENTS, bytes_each * self.head)  # of the two a third is made
             t.give(GRADIENTS, bytes_each * self.head)  # else autograd adds one to the other in place
         self.settle_embedding()
+
+    def _positions(self) -> None:
+        """The position embedding's gradient: the sum over the batch, cast to the weights' dtype."""
+        t, s = self.t, self.s
+        table = s.block * s.hidden
+        arriving = s.compute * table
+        t.take(TEMPORARIES, arriving)
+        if self.copies:
+            t.take(TEMPORARIES, 4 * table)
+            t.give(TEMPORARIES, arriving)
+            arriving = 4 * table
+        t.touch(GRADIENTS, self.gradient_bytes * table)
+        t.give(TEMPORARIES, arriving)
+        self.small_gradients(self.parameters.small)
         t.give(ACTIVATIONS, 8 * s.block)
 
     def settle_embedding(self) -> None:

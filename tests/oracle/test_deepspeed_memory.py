@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from ranks import run_ranks
+from scalegpt.backends.capabilities import cpu_has_fp16
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.planner import kernels
@@ -58,7 +59,7 @@ ALL = FEW | {
         stage, offload, grad_accum, precision, tie_head=tied, recompute=recompute
     )
     for stage in (1, 2, 3)
-    for precision in ("bf16", "fp16", "fp32")
+    for precision in ("bf16", *(["fp16"] if cpu_has_fp16() else []), "fp32")
     for offload in ("none", "optimizer", *(["all"] if stage == 3 else []))
     for grad_accum, tied, recompute in ((1, True, "none"), (2, False, "full"))
 }

@@ -5,7 +5,7 @@ import pytest
 from oracle.draws import compare, draw
 from scalegpt.planner.attention import attention_kernel
 
-NUMBERS = (1, 4, 9, 17, 22, 24, 25, 27, 28, 31, 62, 69)
+NUMBERS = (1, 4, 9, 22, 24, 25, 27, 28, 31, 62, 69, 191)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
