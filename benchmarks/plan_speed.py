@@ -72,7 +72,8 @@ def main() -> None:
         walls, processor = (statistics.median(column) for column in zip(*times, strict=True))
         print(f"scalegpt {' '.join(COMMAND)}: {walls:.3f} s, {processor:.3f} s of processor time, median of {len(times)}")
         wall, processor, said = measured((__file__, "--sweep"), bytecode)
-        print(f"every preset on every card, 1, 8 and 64 of it: {wall:.2f} s, {processor:.2f} s of processor time; {said}", end="")
+        figures = f"{wall:.2f} s, {processor:.2f} s of processor time"
+        print(f"every preset on every card, 1, 8 and 64 of it: {figures}; {said}", end="")
 
 
 if __name__ == "__main__":
