@@ -27,7 +27,7 @@ from pathlib import Path
 # Run by path: the repository's packages must be found without installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.suite import plan_suite
+from benchmarks.suite import choice_suite, plan_suite
 from benchmarks.suite.frame import INTERRUPTED
 
 
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     plan_suite.add_arguments(suites.add_parser("plan", help="predicted memory against measured"))
+    choice_suite.add_arguments(suites.add_parser("choice", help="the planner's choices on emulated cards"))
     given = parser.parse_args(arguments)
     try:
         status: int = given.run(given)
