@@ -1,4 +1,4 @@
-"""What ``gpu_suite.py choice`` asks of the planner, presets on emulated cards, and how its answers are trained in little time."""
+"""What ``gpu_suite.py choice`` asks of the planner, presets on emulated cards, and how to train its answers briefly."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -21,6 +21,8 @@ SHORT_STEPS, TIMED_STEPS = 2, 10
 BASE_SECONDS, COMPILE_SECONDS, DEEPSPEED_SECONDS, FIRST_SECONDS = 4.0, 12.0, 6.0, 25.0
 """What a trial takes beside its steps, generously; the first of a backend starts a process and rehearses."""
 
+NOT_REACHED = {"outcome": "left out", "reason": "not reached"}
+
 EARLY_ROUNDS = 2
 """Rounds of cells before the alternatives of the first."""
 
@@ -49,8 +51,9 @@ class Trials:
         return [(self._need(with_deepspeed=kind), self.jobs(with_deepspeed=kind)) for kind in (False, True)]
 
     def jobs(self, *, with_deepspeed: bool) -> Trial:
-        """Jobs, the most telling first: two rounds of cells, the alternatives of the first, the other cells, single sequences.
+        """Jobs, the most telling first.
 
+        Two rounds of cells, the alternatives of the first, the other cells, then the limits to the single sequence.
         The answer to each must have been given to :meth:`take` before the next is asked for.
         """
         pairs = [
@@ -281,10 +284,8 @@ def _row(cell: Cell) -> Values:
         least = None if closest is None else {"total_bytes": closest.total_bytes}
         return {**row, "outcome": "does not fit", "reason": "by the planner", "chosen": None, "closest": least}
     if cell.order == 0:
-        row["alternatives"] = [
-            {**_described(plan), "outcome": "left out", "reason": "not reached"} for plan in cell.alternatives
-        ]
-    return {**row, "outcome": "left out", "reason": "not reached", "chosen": _described(chosen)}
+        row["alternatives"] = [{**_described(plan), **NOT_REACHED} for plan in cell.alternatives]
+    return {**row, **NOT_REACHED, "chosen": _described(chosen)}
 
 
 def _described(plan: Plan) -> Values:
