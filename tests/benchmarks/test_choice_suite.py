@@ -1,4 +1,4 @@
-"""``gpu_suite.py choice`` as far as a machine without a GPU can hold it: what is asked, in which order, and what becomes of it.
+"""``gpu_suite.py choice`` as far as a machine without a GPU can hold it: what is asked, in which order, what becomes of it.
 
 A card is stood in for by a law that says of each trial whether there is room, and how long it takes.
 """
