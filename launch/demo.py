@@ -27,10 +27,12 @@ def run(*words: str) -> None:
 
 
 def main() -> None:
-    """Count, prepare, train, sample."""
+    """Count, plan, prepare, train, sample."""
     scalegpt = (sys.executable, "-m", "scalegpt")
     tokens = ROOT / "runs" / "demo-data"
     run(*scalegpt, "params", "--preset", "demo")
+    machine = [] if torch.cuda.is_available() else ["--gpu", "cpu"]
+    run(*scalegpt, "plan", "--preset", "demo", *machine, *layout())
     run(*scalegpt, "data", "prepare", "--tokenizer", "byte", "--out", str(tokens), *library_sources())
     run(*launcher(), "launch/train.py", "--preset", "demo", "--input_file", str(tokens), *LIMIT, "--fresh", *layout())
     newest = max((ROOT / "runs").glob("demo*/run_status.json"), key=lambda path: path.stat().st_mtime).parent

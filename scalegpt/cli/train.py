@@ -4,10 +4,11 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scalegpt.cli.parser import Parser, add_settings, given_settings
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.presets import load_config_file, resolve
+from scalegpt.config.presets import load_config_file, load_preset, resolve
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
     values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}
-    given = {*flags, *(key for part in values.values() if isinstance(part, dict) for key in part)}
+    given = {*flags, *_keys(values)}
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and arguments.preset is None and "backend" not in {*flags, *values}:
         flags["backend"] = "fsdp"  # several ranks were started, and nobody said what for
@@ -55,6 +56,16 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.training.run import train
     from scalegpt.training.setup import Request
 
-    fixed = frozenset(given) - run.auto
-    train(Request(run, Path(arguments.runs_dir), arguments.fresh, fixed, margin), arguments.device)
+    stated = _stated(arguments.preset)
+    train(Request(run, Path(arguments.runs_dir), arguments.fresh, frozenset(given), stated, margin), arguments.device)
     return 0
+
+
+def _keys(values: dict[str, Any]) -> set[str]:
+    """The settings that a configuration file names."""
+    return {key for part in values.values() if isinstance(part, dict) for key in part}
+
+
+def _stated(preset: str | None) -> frozenset[str]:
+    """The settings that a preset names."""
+    return frozenset() if preset is None else frozenset(_keys(load_preset(preset)))

@@ -12,6 +12,9 @@ AUTO = "auto"
 PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompute", "loss"})
 """The settings that may be ``auto``: the planner chooses them."""
 
+PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
+"""Those that the trainer leaves to the planner where nobody says otherwise; a preset's micro batch is no more than a hint."""
+
 BACKENDS = ("plain", "fsdp", "deepspeed")
 OFFLOADS = ("none", "optimizer", "all")
 TOKENIZERS = ("gpt2", "byte", "char")
@@ -30,16 +33,20 @@ class ParallelConfig(Section):
         InputError: a stage that the backend does not have, or an offload that the stage does not allow.
     """
 
-    backend: str = setting("plain", "plain: one process; fsdp: FSDP2; deepspeed: ZeRO", choices=BACKENDS)
+    backend: str = setting(
+        "plain", "plain: one process; fsdp: FSDP2; deepspeed: ZeRO; auto: the fastest that fits", choices=BACKENDS
+    )
     zero_stage: int | None = setting(
         None,
         "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "
-        "none: 3 for fsdp, 2 for deepspeed",
+        "none: 3 for fsdp, 2 for deepspeed; auto: the fastest that fits",
         minimum=0,
         maximum=3,
     )
     offload: str = setting(
-        "none", "keep the optimizer's state, or parameters too (all), in host memory", choices=OFFLOADS
+        "none",
+        "keep the optimizer's state, or parameters too (all), in host memory; auto: if need be",
+        choices=OFFLOADS,
     )
     ds_config: str | None = setting(
         None, "DeepSpeed configuration: a file in ds_configs/ or a path; none: the stage's own"

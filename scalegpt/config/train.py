@@ -20,7 +20,11 @@ class TrainConfig(Section):
         InputError: a value outside its bounds, or a schedule that its steps cannot hold.
     """
 
-    micro_batch: int = setting(8, "sequences per rank in one forward and backward pass", minimum=1)
+    micro_batch: int = setting(
+        8,
+        "sequences per rank in one forward and backward pass; auto, the trainer's default: the fastest that fits",
+        minimum=1,
+    )
     tokens_per_step: int | None = setting(
         None,
         "tokens of one optimizer step over all ranks; gradient accumulation follows from it; "
@@ -55,11 +59,14 @@ class TrainConfig(Section):
     )
     recompute: str = setting(
         "none",
-        "activation checkpointing: none; selective keeps matmul and attention outputs; full keeps each block's input",
+        "activation checkpointing: none; selective keeps matmul and attention outputs; full keeps each block's input; "
+        "auto, the trainer's default: the fastest that fits",
         choices=RECOMPUTE,
     )
     loss: str = setting(
-        "chunked", "cross entropy over full logits, or over chunks of tokens so that they never exist", choices=LOSSES
+        "chunked",
+        "cross entropy over full logits, or over chunks of tokens so that they never exist; auto: the faster that fits",
+        choices=LOSSES,
     )
     loss_chunk: int = setting(512, "tokens per chunk of the chunked loss", minimum=1)
     attention: str = setting("auto", "backend of scaled_dot_product_attention", choices=ATTENTION)

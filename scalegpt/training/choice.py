@@ -1,7 +1,7 @@
 """What the planner chooses for a run that is about to start: the first rank plans, all ranks go by its answer.
 
-The micro batch is chosen unless the user gives one; backend, ZeRO stage, offload, recompute and loss only where they are
-``auto``: otherwise a preset's own hold.
+The micro batch and what to recompute are chosen unless the user, or for the latter a preset, says otherwise; backend, ZeRO
+stage, offload and loss only where they are ``auto``: otherwise a preset's own hold.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.config import RunConfig
+from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.errors import InputError
 from scalegpt.planner import calibration
 from scalegpt.planner.advice import Remedy, differences, remedies
@@ -65,8 +66,8 @@ def settle_layout(run: RunConfig, world: World, *, open_: frozenset[str], margin
 
 def _settle(question: Question, notes: tuple[str, ...]) -> Chosen:
     run, machine = question.run, question.machine
+    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     if not question.open:
-        batch = plan_batches(run, machine.ranks, micro_fixed=True)
         plan = make_plan(run, machine, batch, question.calibration)
         return Chosen(plan.run, plan, notes)
     found = choose(question)
@@ -100,10 +101,12 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
 def _said(question: Question, plan: Plan) -> tuple[str, ...]:
     """What was chosen, in a line; nothing where a processor takes the micro batch as it is."""
     wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
-    if not question.machine.is_gpu and question.open == {"micro_batch"}:
+    if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:
         sequences = plan.batch.sequences // plan.batch.ranks
         why = f"it fits, and divides the {sequences} sequences per rank of a step"
-        return (f"micro batch {taken} rather than {wanted}: {why}",) if taken < wanted else ()
+        recompute = "" if plan.run.train.recompute == "none" else f", recompute {plan.run.train.recompute}"
+        lowered = f"micro batch {taken} rather than {wanted}{recompute}: {why}"
+        return (lowered,) if taken < wanted or recompute else ()
     train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
     words = {
         "micro_batch": f"micro batch {plan.batch.micro_batch}",
@@ -121,12 +124,11 @@ def _said(question: Question, plan: Plan) -> tuple[str, ...]:
 def _refusal(question: Question, closest: Plan | None) -> str:
     """Why a run is not started, and what would fit."""
     machine, run = question.machine, question.run
-    needs = f"needs {gib(closest.total_bytes)} at least" if closest else "needs more for its model states alone"
     room = gib(machine.usable_bytes or 0)
+    needs = f"{gib(closest.total_bytes)} at least" if closest else "more than that for its model states alone"
     fixed = "" if "recompute" in question.open else f" with recompute {run.train.recompute}"
-    return (
-        f"{run.name} does not fit{fixed}: it {needs}, {machine.name} has {room}; {_advice(remedies(question), closest)}"
-    )
+    advice = _advice(remedies(question), closest)
+    return f"{run.name} does not fit{fixed}: {machine.name} has {room}, and it needs {needs}; {advice}"
 
 
 def _advice(found: list[Remedy], closest: Plan | None) -> str:

@@ -11,10 +11,17 @@ from typing import Any
 import torch
 
 from scalegpt.backends import World, build_model, make_backend
-from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
+from scalegpt.backends.capabilities import (
+    check_attention,
+    check_precision,
+    device_name,
+    resolve_compile,
+    resolve_precision,
+)
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.store import Progress
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.prepare import prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.tokenizers import make_tokenizer
@@ -44,7 +51,8 @@ class Request:
         run: the configuration, with ``auto`` where the machine or the data decide.
         runs_dir: the folder of all runs.
         fresh: start anew beside an earlier run of this name.
-        given: the settings that the user fixed on the command line or in a file; the others are a preset's or defaults.
+        given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
+        stated: those that the preset names.
         margin: share of a card's memory that what is chosen leaves free.
     """
 
@@ -52,12 +60,18 @@ class Request:
     runs_dir: Path
     fresh: bool
     given: frozenset[str] = frozenset()
+    stated: frozenset[str] = frozenset()
     margin: float = MARGIN
 
     @property
     def open(self) -> frozenset[str]:
-        """The settings that the planner chooses: what is ``auto``, and the micro batch unless it is given."""
-        return self.run.auto | ({"micro_batch"} - self.given)
+        """The settings that the planner chooses: what is ``auto``, and by default the micro batch and what to recompute.
+
+        A preset's stage is one of its backend's: with another backend it is open too.
+        """
+        by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
+        stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()
+        return self.run.auto | by_default | stage
 
 
 def prepare(request: Request, world: World) -> Job:
@@ -191,6 +205,8 @@ def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]
         check_ranks(run, world.size)
     # Measured on a CPU, so one rank decides for all.
     precision = world.on_first(lambda: resolve_precision(train.precision, world.device))
+    if "backend" not in open_:
+        check_precision(run.parallel.backend, precision, world.device)
     check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)
     compiled, warning = resolve_compile(train.compile, world.device)
     return replace(run, train=train.changed(precision=precision)), compiled, warning

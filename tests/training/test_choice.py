@@ -1,0 +1,100 @@
+"""What the planner chooses for a run that starts, and the line with which it refuses one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scalegpt.backends import World
+from scalegpt.config.presets import resolve
+from scalegpt.config.run import PLANNED, PLANNED_BY_DEFAULT
+from scalegpt.errors import InputError
+from scalegpt.planner.calibration import Calibration
+from scalegpt.planner.gpus import find_card
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.search import Question
+from scalegpt.training.choice import Chosen, _settle, settle_layout
+from scalegpt.training.setup import Request
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def settled(
+    preset: str, gpu: str, *, gpus: int = 1, open_: Any = PLANNED_BY_DEFAULT, margin: float = 0.03, **flags: Any
+) -> Chosen:
+    run = resolve(preset=preset, flags={"precision": "bf16", **flags})
+    machine = Machine.with_card(find_card(gpu), gpus=gpus)
+    return _settle(Question(run, machine, frozenset(open_), margin, Calibration(), fewer=False), ())
+
+
+def test_the_micro_batch_is_the_largest_that_fits_and_the_presets_layout_holds() -> None:
+    chosen = settled("350M_1024", "a100-40gb", gpus=8)
+    assert (chosen.run.parallel.backend, chosen.run.parallel.stage) == ("deepspeed", 2)
+    assert chosen.batch.tokens == 393_216
+    larger = settled("350M_1024", "a100-80gb", gpus=8)
+    assert larger.batch.micro_batch > chosen.batch.micro_batch
+    assert any("the fastest that fits" in note for note in chosen.notes)
+
+
+def test_a_presets_claim_holds_by_recompute() -> None:
+    """Batch 24 of 150M_1024 on a card of 12 GB."""
+    chosen = settled("150M_1024", "3060", open_={"recompute"}, backend="plain", micro_batch=24)
+    assert (chosen.batch.micro_batch, chosen.run.train.recompute) == (24, "selective")
+    assert chosen.plan.fits
+
+
+def test_what_is_fixed_stays_even_where_it_does_not_fit() -> None:
+    chosen = settled("150M_1024", "3060", open_=(), backend="plain", micro_batch=24, recompute="none")
+    assert chosen.plan.fits is False  # the caller warns
+    assert chosen.batch.micro_batch == 24
+
+
+def test_everything_open_finds_what_the_presets_layout_cannot() -> None:
+    with pytest.raises(InputError) as caught:
+        settled("500M_1024", "2060", backend="plain")
+    line = str(caught.value)
+    assert "500M_1024 does not fit" in line
+    assert "RTX 2060 has 5.79 GiB" in line
+    assert "use --" in line or "run it on" in line
+    assert "\n" not in line
+    chosen = settled("500M_1024", "2060", open_=PLANNED)
+    assert chosen.plan.fits
+    assert chosen.run.parallel.offload != "none"
+
+
+def test_the_margin_gives_way_before_the_run_does() -> None:
+    run = {"backend": "plain", "micro_batch": 24, "recompute": "selective"}
+    exact = settled("150M_1024", "3060", open_=(), **run).plan.total_bytes
+    card = replace(find_card("3060"), gib=(exact + 2**20) / 2**30)
+    asked = resolve(preset="150M_1024", flags={"precision": "bf16", **run})
+    question = Question(asked, Machine.with_card(card), frozenset({"recompute"}), 0.03, Calibration(), fewer=False)
+    question = replace(question, open=frozenset({"loss"}))
+    chosen = _settle(question, ())
+    assert chosen.plan.fits
+    assert any("safety margin of 3%" in note for note in chosen.notes)
+
+
+def test_a_processor_takes_the_micro_batch_as_it_is() -> None:
+    run = resolve(preset="tiny", flags={"precision": "fp32", "backend": "plain"})
+    chosen = settle_layout(run, ALONE, open_=PLANNED_BY_DEFAULT, margin=0.03)
+    assert (chosen.batch.micro_batch, chosen.run.train.recompute, chosen.notes) == (8, "none", ())
+
+
+def test_a_model_beyond_the_hosts_memory_is_refused() -> None:
+    huge = {"n_layer": 400, "n_embd": 16384, "n_head": 128, "precision": "fp32", "backend": "plain"}
+    with pytest.raises(InputError, match="does not fit"):
+        settle_layout(resolve(flags=huge), ALONE, open_=PLANNED_BY_DEFAULT, margin=0.03)
+
+
+def test_nothing_is_left_auto() -> None:
+    run = resolve(
+        preset="tiny", flags={"micro_batch": "auto", "backend": "auto", "recompute": "auto", "precision": "fp32"}
+    )
+    assert run.auto == {"micro_batch", "backend", "recompute"}
+    request = Request(run, Path("runs"), fresh=False, given=frozenset({"micro_batch", "backend", "recompute"}))
+    assert request.open == {"micro_batch", "backend", "recompute", "zero_stage"}
+    chosen = settle_layout(run, ALONE, open_=request.open, margin=0.03)
+    assert chosen.run.auto == frozenset()
+    assert chosen.run.parallel.backend == "plain"
