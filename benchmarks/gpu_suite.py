@@ -22,7 +22,7 @@ that, and presets of 150M to 500M. The allocator is held to the emulated card's 
 
 - the chosen plan takes twenty optimizer steps: none may run out of memory, and tokens per second are to be as predicted;
 - the largest micro batch that runs, all else as chosen, is found by bisection: how much of it was chosen?
-- for one preset of each size the next best plans are timed too: is the predicted order right?
+- for one preset of each size the next best plans are timed too, one of them laid out otherwise: is the predicted order right?
 
 What the planner says does not fit is listed and not tried. The blocks are compiled, as is the trainer's default
 (``--no_compile``: they are not). Rows come in rounds that hold every size and preset, so that what time leaves out is spread.

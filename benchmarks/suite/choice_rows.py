@@ -29,7 +29,8 @@ STEPS = 20
 SECONDS_OF_STEPS = 6.0
 """What they may take by prediction: accumulation is cut down to that, but to no less than two micro batches."""
 
-MOST_ALTERNATIVES = 2
+NEXT_BEST = 2
+"""So many of the next best plans are timed, and the best with another layout where that is not one of them."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,15 @@ class Cell:
 
     @cached_property
     def alternatives(self) -> list[Plan]:
-        """The best other plans that fit, each of another kind, the fastest first."""
+        """The next best plans that fit, each of another kind, the fastest first; one with another layout among them."""
         chosen = self.found.best
         if chosen is None:
             return []
         plans = [each.plan for each in alternatives(self.question, chosen)]
-        fitting = (plan for plan in plans if plan.total_bytes <= self.question.limit and plan.fits_host)
-        return sorted(fitting, key=lambda plan: plan.seconds)[:MOST_ALTERNATIVES]
+        fitting = [plan for plan in plans if plan.total_bytes <= self.question.limit and plan.fits_host]
+        fitting.sort(key=lambda plan: plan.seconds)
+        others = [plan for plan in fitting if plan.run.parallel != chosen.run.parallel]
+        return [plan for plan in fitting if plan in fitting[:NEXT_BEST] or plan in others[:1]]
 
 
 def emulated_sizes(total_bytes: int) -> dict[int, int]:

@@ -28,6 +28,7 @@ from benchmarks.suite.choice_rows import (
 from benchmarks.suite.choice_trials import Trials, speed
 from benchmarks.suite.frame import ROOT
 from scalegpt.config.presets import resolve
+from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import GIB, find_card
 from scalegpt.planner.machine import Machine
@@ -74,18 +75,19 @@ def test_a_name_that_no_row_has_exits_2() -> None:
 
 @pytest.mark.slow
 def test_dry_takes_what_is_chosen_through_real_steps() -> None:
-    """These rows hold torch's and DeepSpeed's backends, offload, every recompute and both losses."""
-    pattern = "^(150M_1024|250M_1024|500M_1024) on (8|10|12) GB$"
+    """These rows hold torch's and DeepSpeed's backends, offload, every recompute and both losses, as is asserted."""
+    pattern = "^(150M_1024|250M_1024|500M_1024) on (8|10) GB$"
     before = sorted((ROOT / "benchmarks").rglob("*.json"))
     done = suite("--dry", "--only", pattern)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert sum(", chosen: " in line for line in lines) == 9
+    assert sum(", chosen: " in line for line in lines) == 6
     assert any(", alternative: " in line for line in lines)
     assert all(line.startswith("stepped ") for line in lines if " GB, " in line), done.stdout
-    for words in (" plain ", " deepspeed ", "offload=", *(f"recompute={kind}" for kind in ("none", "full"))):
+    settings = (*(f"recompute={kind}" for kind in RECOMPUTE), *(f"loss={kind}" for kind in LOSSES))
+    for words in (" plain ", " deepspeed ", "offload=", *settings):
         assert words in done.stdout, words
-    assert "9 stepped" in lines
+    assert "6 stepped" in lines
     assert sorted((ROOT / "benchmarks").rglob("*.json")) == before
 
 
@@ -167,11 +169,12 @@ def test_shortened_plans_hold_as_much_as_the_plan_itself() -> None:
 
 
 def test_the_next_best_fit_and_come_in_order() -> None:
-    cell = planned()[0]
-    plans = cell.alternatives
-    assert len(plans) == 2
-    assert plans[0].seconds <= plans[1].seconds
-    assert all(plan.total_bytes <= cell.question.limit for plan in plans)
+    for cell in planned()[:7]:
+        plans = cell.alternatives
+        assert 2 <= len(plans) <= 3
+        assert [plan.seconds for plan in plans] == sorted(plan.seconds for plan in plans)
+        assert all(plan.total_bytes <= cell.question.limit for plan in plans)
+        assert any(plan.run.parallel != chosen(cell).run.parallel for plan in plans)
 
 
 def test_without_compiling_the_planner_reckons_with_that() -> None:
