@@ -1,6 +1,7 @@
 """Measures on a CUDA card what the rest of the project predicts. Each suite is one command of under 9 minutes.
 
 python benchmarks/gpu_suite.py plan          predicted memory against the allocator's and the driver's figures
+python benchmarks/gpu_suite.py choice        the planner's choices on emulated cards: do they run, and as fast as it says?
 python benchmarks/gpu_suite.py plan --dry    the same configurations, tiny and on the CPU: do they all build and step?
 
 ``plan`` takes some sixty configurations through three or more optimizer steps of the trainer's own backends, on random
@@ -13,8 +14,21 @@ it compares, by the planner's tables alone and without earlier measurements,
 - the predicted total with what the driver counts: by NVML for the process, else what is in use on the card.
 
 What is not predicted to fit the card, with a tenth to spare for an error, is left out; running out of memory is a result like
-any other, held against the prediction. At the end of ``--minutes`` what is left is named and left out. JSON and Markdown go
-into ``benchmarks/results/``, named by date and card; an earlier file is never replaced.
+any other, held against the prediction.
+
+``choice`` gives the planner the card at hand with the memory of cards of 8, 10, 12, 16, 24, 40 and 80 GB, as far as it has
+that, and presets of 150M to 500M. The allocator is held to the emulated card's memory less what lies outside the allocator
+(:mod:`benchmarks.suite.choice_child` says how). For each size and preset
+
+- the chosen plan takes twenty optimizer steps: none may run out of memory, and tokens per second are to be as predicted;
+- the largest micro batch that runs, all else as chosen, is found by bisection: how much of it was chosen?
+- for one preset of each size the next best plans are timed too, one of them laid out otherwise: is the predicted order right?
+
+What the planner says does not fit is listed and not tried. The blocks are compiled, as is the trainer's default
+(``--no_compile``: they are not). Rows come in rounds that hold every size and preset, so that what time leaves out is spread.
+
+At the end of ``--minutes`` what is left is named and left out. JSON and Markdown go into ``benchmarks/results/``, named by
+date and card; an earlier file is never replaced.
 
 Exit status: 0 done, 1 a configuration failed in a way that is no result, 2 bad arguments, 3 there is no CUDA device,
 130 interrupted (what was measured by then is written).
@@ -27,7 +41,7 @@ from pathlib import Path
 # Run by path: the repository's packages must be found without installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.suite import plan_suite
+from benchmarks.suite import choice_suite, plan_suite
 from benchmarks.suite.frame import INTERRUPTED
 
 
@@ -43,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     plan_suite.add_arguments(suites.add_parser("plan", help="predicted memory against measured"))
+    choice_suite.add_arguments(suites.add_parser("choice", help="the planner's choices on emulated cards"))
     given = parser.parse_args(arguments)
     try:
         status: int = given.run(given)

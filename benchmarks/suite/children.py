@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks.suite.frame import ROOT, Budget
@@ -132,7 +132,7 @@ class Child:
 
 
 def work_through(
-    jobs: list[Values],
+    jobs: Iterable[Values],
     start: Callable[[float], Child],
     budget: Budget,
     *,
@@ -146,7 +146,7 @@ def work_through(
     ``reason``.
 
     Args:
-        jobs: in order.
+        jobs: in order. Each is asked for after the answer to the one before it was given out, so that it may depend on that.
         start: makes a child within so many seconds.
         budget: how long all may take.
         usual_seconds: what a job takes; it is not begun when less is left.

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from scalegpt.planner.plan import gib
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -140,3 +142,26 @@ def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
     """A Markdown table; the first ``left`` columns are words, the others figures."""
     marks = ["---"] * left + ["--:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, marks, *rows))
+
+
+def machine_table(gpu: Mapping[str, Any], software: Mapping[str, Any]) -> str:
+    """What was measured on, and with what: the card as a station greets with it, and :func:`describe_software`."""
+    shown = {
+        "card": f"{gpu['name']}, {gib(gpu['total_bytes'])}, compute capability {gpu['capability']}",
+        "in the catalogue": gpu["catalogue_entry"] or "no: overheads of the most demanding card",
+        "driver": gpu["driver"] or "not known: no NVML",
+        "CUDA": gpu["cuda"] or f"ROCm {gpu['hip']}",
+        "NCCL": gpu["nccl"] or "none in this torch",
+        "torch": software["torch"],
+        "deepspeed": software["deepspeed"] or "not installed",
+        "python": software["python"],
+        "system": software["system"],
+        "commit": software["commit"] or "not known",
+        "allocator settings": gpu["allocator_settings"] or "torch's defaults",
+        "context alone": f"{gib(gpu['context_bytes'])} by the driver, {_whose(gpu['driver_bytes_are_ours'])}",
+    }
+    return table(["", ""], [[key, str(value)] for key, value in shown.items()], left=2)
+
+
+def _whose(ours: bool) -> str:
+    return "this process alone" if ours else "all that is in use on the card"

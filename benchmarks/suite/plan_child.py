@@ -1,138 +1,42 @@
 """The child process of ``gpu_suite.py plan``: takes configurations through real optimizer steps and says what they held.
 
-``python -m benchmarks.suite.plan_child cuda|dry``; a job is :meth:`Configuration.as_dict`. What an answer holds:
+``python -m benchmarks.suite.plan_child cuda|dry``; a job is :meth:`Configuration.as_dict`. What an answer holds beside what
+:mod:`benchmarks.suite.station` says:
 
 ===================  ==================================================================================================
-``outcome``          ``measured``; ``stepped``, in a dry run; ``out of memory``; ``left out``, ``skipped`` or
-                     ``failed``, each with a ``reason``
+``outcome``          ``measured``, too
 ``predicted``        the plan's memory by the tables alone, for the configuration in full size, also in a dry run
 ``measured``         what the allocator and the driver said
-``notes``            what was done otherwise than asked
-``left_over_bytes``  what was not given back afterwards
-``seconds``          from the first byte to the last
-``restart``          whether this process is no longer fit to measure in
 ===================  ==================================================================================================
 """
 
-import gc
-import os
-import platform
 import sys
-import time
-import traceback
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from benchmarks.suite.children import Values, serve
-from benchmarks.suite.steps import Peaks, dismantle, living_bytes, take_step
-from scalegpt.backends import Backend, World, build_model, make_backend
-from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
+from benchmarks.suite.children import Values
+from benchmarks.suite.station import Station, batch_of, serve_from
+from benchmarks.suite.steps import Peaks, take_step
+from scalegpt.backends import Backend, World
 from scalegpt.config import RunConfig
-from scalegpt.config.presets import resolve
-from scalegpt.errors import InputError
-from scalegpt.model.gpt import GPT
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, gib, make_plan
-from scalegpt.training.memory import MemoryWatch, machine_of
-from scalegpt.training.optimizers import optimizer_factory
-from scalegpt.training.trace import fake_process_group
-
-TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 128}
-"""The shape of every model in a dry run."""
-
-TINY_BATCH, TINY_CHUNK = 2, 16
+from scalegpt.training.memory import machine_of
 
 ROOM_FOR_ERROR = 1.1
 """What is predicted to fill the card so many times is not tried: it would only show that memory runs out."""
 
-MOST_LEFT_OVER = 64 * 2**20
-"""Bytes that may stay allocated after a configuration; with more, a new process measures the next."""
-
 WARM_STEPS, MOST_STEPS = 2, 12
 """Steps before the one that is watched; more where fp16 looks for its loss scale and skips some."""
 
-DRIVER_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How it reads when a library asks the driver itself for memory, past torch's allocator."""
 
+class PlanStation(Station):
+    """Holds what configurations take against what is predicted."""
 
-class Station:
-    """Where configurations are measured, one after another.
-
-    Args:
-        device: where they run.
-        dry: tiny ones, to see that they do.
-    """
-
-    def __init__(self, device: torch.device, *, dry: bool) -> None:
-        self.device, self.dry = device, dry
-        self._weights: dict[str, Tensor] = {}
-
-    def greet(self) -> Values:
-        """What this process finds."""
-        if self.device.type != "cuda":
-            return {"gpu": None, "torch": torch.__version__}
-        properties = torch.cuda.get_device_properties(self.device)
-        machine = machine_of(self._world(1))
-        torch.zeros(1, device=self.device)
-        self.release()
-        context = MemoryWatch(self.device).measure()
-        return {
-            "torch": torch.__version__,
-            "gpu": {
-                "name": device_name(self.device),
-                "total_bytes": properties.total_memory,
-                "capability": f"{properties.major}.{properties.minor}",
-                "catalogue_entry": machine.card.name if machine.card else None,
-                "driver": machine.driver,
-                "cuda": torch.version.cuda,
-                "hip": torch.version.hip,
-                "nccl": _nccl_version(),
-                "processor": platform.machine(),
-                "allocator_settings": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
-                "context_bytes": context.driver,
-                "driver_bytes_are_ours": context.driver_is_ours,
-            },
-        }
-
-    def answer(self, job: Values) -> Values:
-        """Measure one configuration; whatever becomes of it is an answer."""
-        start = time.perf_counter()
-        found: Values = {"notes": []}
-        try:
-            self._measure(job, found)
-        except InputError as error:
-            found |= {"outcome": "skipped", "reason": str(error)}
-        except Exception as error:  # a library's errors have no common class, and one of them must not end the suite
-            found |= self._failure(error)
-        found["left_over_bytes"] = self.release()
-        if found["left_over_bytes"] > MOST_LEFT_OVER:
-            found["restart"] = True
-        found["seconds"] = round(time.perf_counter() - start, 2)
-        return found
-
-    def _failure(self, error: Exception) -> Values:
-        """What an exception means for the configuration and for this process."""
-        errors: list[BaseException] = [error]
-        while errors[-1].__context__ is not None:  # cleaning up after the first may have raised others
-            errors.append(errors[-1].__context__)
-        for each in errors:
-            if isinstance(each, torch.OutOfMemoryError):
-                reason = _first_line(each).removesuffix(".")
-                return {"outcome": "out of memory", "reason": reason, "restart": each is not error}
-            if any(sign in str(each) for sign in DRIVER_OUT_OF_MEMORY):
-                return {"outcome": "out of memory", "reason": _first_line(each), "restart": True}
-        traceback.print_exc()
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        return {"outcome": "failed", "reason": reason, "restart": True}
-
-    # --- one configuration -------------------------------------------------------------------------------------------
-
-    def _measure(self, job: Values, found: Values) -> None:
+    def measure(self, job: Values, found: Values) -> None:
+        """Watch a step once the optimizer has its state."""
         run = self._resolved(job)
         plan = self._plan(run, job)
         found["predicted"] = {**plan.memory(), "workspace_bytes": plan.overheads.workspaces, "fits": plan.fits}
@@ -143,68 +47,24 @@ class Station:
             return
         run = self._shrunk(run, found["notes"]) if self.dry else run
         world = self._world(job["ranks"])
-        if world.size > 1:
-            with fake_process_group(world.size):
-                self._take_steps(run, world, job, found)
-            return
-        try:
+        with self._group(run, world):
             self._take_steps(run, world, job, found)
-        finally:
-            if run.parallel.backend != "deepspeed":  # which keeps its own record of the group
-                world.leave()
-
-    def _resolved(self, job: Values) -> RunConfig:
-        layout = {"backend": job["backend"], "zero_stage": job["zero_stage"], "ds_config": None}
-        run = resolve(preset=job["preset"], flags={**layout, **job["flags"]})
-        precision = run.train.precision
-        if self.dry:
-            precision = "bf16" if precision == "auto" else precision
-        else:
-            precision = resolve_precision(precision, self.device)
-            dropout = run.model.dropout > 0
-            check_attention(run.train.attention, precision, self.device, run.model.head_size, dropout=dropout)
-            if job["compiled"]:
-                _, lacking = resolve_compile("on", self.device)
-                if lacking is not None:
-                    raise InputError(lacking)
-        return replace(run, train=run.train.changed(precision=precision))
 
     def _plan(self, run: RunConfig, job: Values) -> Plan:
         """The prediction, without earlier measurements. A fake group has no communicator."""
         ranks = job["ranks"]
         machine = Machine(gpus=ranks, torch=torch.__version__) if self.dry else machine_of(self._world(ranks))
-        plan = make_plan(run, machine, _batch(run, job))
+        plan = make_plan(run, machine, batch_of(run, job))
         return plan if ranks == 1 else replace(plan, overheads=replace(plan.overheads, nccl=0))
-
-    def _shrunk(self, run: RunConfig, notes: list[str]) -> RunConfig:
-        """The same settings around a tiny model, as far as this CPU has them."""
-        train = run.train.changed(micro_batch=min(TINY_BATCH, run.train.micro_batch), loss_chunk=TINY_CHUNK)
-        run = replace(run, model=run.model.changed(**TINY), train=train)
-        try:
-            dropout = run.model.dropout > 0
-            check_attention(train.attention, train.precision, self.device, run.model.head_size, dropout=dropout)
-        except InputError:
-            notes.append(f"attention auto: the CPU has no {train.attention}")
-            return replace(run, train=train.changed(attention="auto"))
-        return run
-
-    def _world(self, ranks: int) -> World:
-        """We are the first of so many ranks on this machine."""
-        return World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=self.device)
 
     def _take_steps(self, run: RunConfig, world: World, job: Values, found: Values) -> None:
         before = self._held()
         peaks = Peaks(self.device)
-        batch = _batch(run, job)
-        if job["compiled"] and self.dry:
-            found["notes"].append("compiled blocks run eagerly")
-        backend = self._build(run, world, batch, compiled=job["compiled"])
-        try:
+        batch = batch_of(run, job)
+        with self._built(run, world, batch, compiled=job["compiled"], notes=found["notes"]) as backend:
             peaks.lap("set-up")
-            eagerly = self.dry and job["compiled"]
-            with torch.compiler.set_stance("force_eager") if eagerly else nullcontext():
-                self._warm_up(backend, batch, peaks)
-                skipped = take_step(backend, batch, peaks)
+            self._warm_up(backend, batch, peaks)
+            skipped = take_step(backend, batch, peaks)
             if skipped:
                 raise RuntimeError(f"every one of {MOST_STEPS} steps was skipped for a gradient that is not finite")
             after = self._held()
@@ -213,30 +73,6 @@ class Station:
                 if self.dry
                 else {"outcome": "measured", "measured": peaks.summary(before, after)}
             )
-        finally:
-            if run.parallel.backend == "deepspeed":
-                dismantle(backend)
-
-    def _build(self, run: RunConfig, world: World, batch: BatchPlan, *, compiled: bool) -> Backend:
-        """Model, backend and weights as the trainer makes them."""
-        settings = None
-        if run.parallel.backend == "deepspeed":
-            on_cuda = self.device.type == "cuda"
-            settings = deepspeed_settings(run, grad_accum=batch.grad_accum, ranks=world.size, on_cuda=on_cuda)
-        run = replace(run, train=run.train.changed(tokens_per_step=batch.tokens))
-        model = build_model(run, compiled=compiled)
-        weights = self._initial_weights(model, run.train.seed)
-        backend = make_backend(run, world, batch.grad_accum, model, optimizer_factory(run.train), settings)
-        backend.load_weights(weights.items())
-        return backend
-
-    def _initial_weights(self, model: GPT, seed: int) -> dict[str, Tensor]:
-        """The model's weights in host memory, kept for the next configuration of the same shape."""
-        shapes = {name: tuple(value.shape) for name, value in self._weights.items()}
-        if shapes != {name: tuple(shape) for name, shape in model.shapes.items()}:
-            self._weights.clear()
-            self._weights.update(model.initial_weights(seed))
-        return self._weights
 
     def _warm_up(self, backend: Backend, batch: BatchPlan, peaks: Peaks) -> None:
         """Steps until the optimizer has its state."""
@@ -247,67 +83,6 @@ class Station:
                 break
         peaks.lap("first steps")
 
-    def _held(self) -> Values:
-        """What is held at this moment."""
-        if self.device.type != "cuda":
-            return {}
-        torch.cuda.synchronize(self.device)
-        measured = MemoryWatch(self.device).measure()
-        return {
-            "allocated_bytes": torch.cuda.memory_allocated(self.device),
-            "reserved_bytes": torch.cuda.memory_reserved(self.device),
-            "driver_bytes": measured.driver,
-            "driver_bytes_are_ours": measured.driver_is_ours,
-            "allocation_retries": torch.cuda.memory_stats(self.device).get("num_alloc_retries", 0),
-        }
-
-    def release(self) -> int:
-        """Give back what a configuration held, workspaces included, as if the process were new.
-
-        Returns:
-            Bytes that are still allocated on the device, or in a dry run the tensors that Python still knows.
-        """
-        if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()
-        gc.collect()
-        if self.device.type != "cuda":
-            return living_bytes({tensor.data_ptr() for tensor in self._weights.values()})
-        torch.cuda.synchronize(self.device)
-        torch._C._cuda_clearCublasWorkspaces()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return torch.cuda.memory_allocated(self.device)
-
-
-def _nccl_version() -> str | None:
-    if not torch.distributed.is_nccl_available():
-        return None
-    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
-def _batch(run: RunConfig, job: Values) -> BatchPlan:
-    return BatchPlan(run.train.micro_batch, job["grad_accum"], job["ranks"], run.model.block_size)
-
-
-def main(arguments: list[str]) -> None:
-    """Serve on the first CUDA device, or on the CPU in a dry run or where there is no other.
-
-    Args:
-        arguments: ``cuda`` or ``dry``.
-    """
-    dry = arguments == ["dry"]
-    on_cuda = not dry and torch.cuda.is_available()
-    if on_cuda:
-        torch.cuda.set_device(0)
-    if dry:
-        torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
-    station = Station(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dry=dry)
-    serve(station.greet, station.answer)
-
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve_from(PlanStation, sys.argv[1:])

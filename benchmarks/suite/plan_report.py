@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.suite.frame import table
+from benchmarks.suite.frame import machine_table, table
 from scalegpt.planner.gpus import GIB
 from scalegpt.planner.plan import gib
 
@@ -114,7 +114,7 @@ def markdown(record: Values) -> str:
     parts = [
         f"# Predicted against measured memory: {gpu['name']}",
         f"`{software['command']}`, {software['date']}, {record['seconds']:.0f} s",
-        _machine(gpu, software),
+        machine_table(gpu, software),
         f"## Errors\n\nPredicted ÷ measured − 1.\n\n{_summary_table(record['summary'])}",
         _apart(rows),
         f"Whether it fits: {', '.join(f'{count} × {what}' for what, count in verdicts(rows).items() if count) or 'no row'}.",
@@ -125,28 +125,6 @@ def markdown(record: Values) -> str:
         *(f"- {row['name']}: {note}" for row in rows for note in row.get("notes", [])),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _machine(gpu: Values, software: Values) -> str:
-    shown = {
-        "card": f"{gpu['name']}, {gib(gpu['total_bytes'])}, compute capability {gpu['capability']}",
-        "in the catalogue": gpu["catalogue_entry"] or "no: overheads of the most demanding card",
-        "driver": gpu["driver"] or "not known: no NVML",
-        "CUDA": gpu["cuda"] or f"ROCm {gpu['hip']}",
-        "NCCL": gpu["nccl"] or "none in this torch",
-        "torch": software["torch"],
-        "deepspeed": software["deepspeed"] or "not installed",
-        "python": software["python"],
-        "system": software["system"],
-        "commit": software["commit"] or "not known",
-        "allocator settings": gpu["allocator_settings"] or "torch's defaults",
-        "context alone": f"{gib(gpu['context_bytes'])} by the driver, {_whose(gpu['driver_bytes_are_ours'])}",
-    }
-    return table(["", ""], [[key, str(value)] for key, value in shown.items()], left=2)
-
-
-def _whose(ours: bool) -> str:
-    return "this process alone" if ours else "all that is in use on the card"
 
 
 def _summary_table(summary: dict[str, Values]) -> str:

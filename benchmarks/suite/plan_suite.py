@@ -3,29 +3,18 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from benchmarks.suite import plan_report
-from benchmarks.suite.children import Child, ChildGoneError, Values, work_through
-from benchmarks.suite.frame import (
-    BAD_INPUT,
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    Budget,
-    describe_software,
-    installed,
-    no_gpu,
-    positive,
-    regular_expression,
-    write_results,
-)
-from benchmarks.suite.plan_rows import Configuration, deepspeed_rows, torch_rows
+from benchmarks.suite import plan_report, session
+from benchmarks.suite.children import Values
+from benchmarks.suite.configuration import Configuration
+from benchmarks.suite.frame import BAD_INPUT, Budget, describe_software, installed, write_results
+from benchmarks.suite.plan_rows import deepspeed_rows, torch_rows
+from benchmarks.suite.session import Session, counts, exit_status, matches, say
 from scalegpt.planner.plan import gib
 
 MODULE = "benchmarks.suite.plan_child"
 
-MINUTES = 8.5
 USUAL_SECONDS, COMPILED_SECONDS = 6.0, 60.0
 """What a configuration takes, generously; none is begun with less left."""
 
@@ -35,20 +24,7 @@ HANGS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The suite's command line."""
-    parser.add_argument(
-        "--minutes",
-        type=positive,
-        default=MINUTES,
-        help="leave out what does not fit in so many (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--only", type=regular_expression, help="only configurations in whose name this regular expression is found"
-    )
-    parser.add_argument(
-        "--dry",
-        action="store_true",
-        help="take the same configurations through real steps, tiny and on the CPU; measure and write nothing",
-    )
+    session.add_arguments(parser, "configurations")
     parser.set_defaults(run=run)
 
 
@@ -66,72 +42,53 @@ def run(arguments: argparse.Namespace) -> int:
     if not in_torch and not in_deepspeed:
         print(f"gpu_suite plan: error: --only {arguments.only.pattern}: found in no name", file=sys.stderr)
         return BAD_INPUT
-    mode = "dry" if arguments.dry else "cuda"
-    try:
-        child = Child(MODULE, [mode])
-    except ChildGoneError as gone:
-        print(f"gpu_suite plan: error: the measuring process does not start: {gone}", file=sys.stderr)
-        return FAILED
-    gpu, torch_version = child.greeting["gpu"], child.greeting["torch"]
-    if gpu is None and not arguments.dry:
-        child.close()
-        return no_gpu("plan", torch_version)
-    _say(f"{len(in_torch) + len(in_deepspeed)} configurations on {'the CPU, tiny' if gpu is None else gpu['name']}")
-    rows, interrupted = _collect(in_torch, in_deepspeed, budget, child, mode)
-    _say(_counts(rows))
-    if arguments.dry:
-        _say("Nothing was measured: tiny models took real steps on the CPU. The figures are predictions for full size.")
+    opened = Session.open("plan", MODULE, dry=arguments.dry)
+    if isinstance(opened, int):
+        return opened
+    say(f"{len(in_torch) + len(in_deepspeed)} configurations on {opened.where}")
+    rows, interrupted = _collect(in_torch, in_deepspeed, budget, opened)
+    say(counts(rows))
+    if opened.gpu is None:
+        say("Nothing was measured: tiny models took real steps on the CPU. The figures are predictions for full size.")
     else:
-        _report(rows, gpu, torch_version, budget)
-    failed = any(row["outcome"] == "failed" for row in rows)
-    return INTERRUPTED if interrupted else FAILED if failed else DONE
+        _report(rows, opened.gpu, opened.torch, budget)
+    return exit_status(rows, interrupted=interrupted)
 
 
 def _collect(
-    in_torch: list[Values], in_deepspeed: list[Values], budget: Budget, first: Child, mode: str
+    in_torch: list[Values], in_deepspeed: list[Values], budget: Budget, opened: Session
 ) -> tuple[list[Values], bool]:
     """All rows with their answers, and whether an interrupt left some out."""
-    waiting = [first]
-
-    def start(seconds: float) -> Child:
-        return waiting.pop() if waiting else Child(MODULE, [mode], seconds)
-
     rows: list[Values] = []
     interrupted = False
     try:
-        for row in _taken(in_torch, in_deepspeed, budget, start):
+        for row in _taken(in_torch, in_deepspeed, budget, opened):
             rows.append(row)
-            _say(_line(row))
+            say(_line(row))
     except KeyboardInterrupt:
         interrupted = True
         names = {row["name"] for row in rows}
         missing = (row for row in in_torch + in_deepspeed if row["name"] not in names)
         rows += ({**row, "outcome": "left out", "reason": "interrupted"} for row in missing)
     finally:
-        for child in waiting:
-            child.close()
+        opened.close()
     return rows, interrupted
 
 
 def _chosen(rows: list[Configuration], only: re.Pattern[str] | None) -> list[Values]:
-    return [row.as_dict() for row in rows if only is None or only.search(row.name)]
+    return [row.as_dict() for row in rows if matches(only, row.name)]
 
 
-def _taken(
-    in_torch: list[Values], in_deepspeed: list[Values], budget: Budget, start: Callable[[float], Child]
-) -> Iterator[Values]:
+def _taken(in_torch: list[Values], in_deepspeed: list[Values], budget: Budget, opened: Session) -> Iterator[Values]:
     """Each row with its answer. DeepSpeed has a process of its own, since it replaces functions of torch for good."""
     runs_deepspeed = installed("deepspeed") is not None
-    kinds = [in_torch, in_deepspeed] if runs_deepspeed else [in_torch]
-    for number, rows in enumerate(kinds):
-        needs = [sum(map(_usual_seconds, each)) for each in kinds[number:]]
-        part = budget.share(needs[0] / max(1.0, sum(needs)))
-        work = work_through(rows, start, part, usual_seconds=_usual_seconds, most_seconds=_most_seconds)
-        for row, answer in work:
-            answered = {**row, **answer}
-            if answered["outcome"] == "measured":
-                plan_report.add_errors(answered)
-            yield answered
+    kinds = [(sum(map(_usual_seconds, rows)), rows) for rows in (in_torch, in_deepspeed if runs_deepspeed else [])]
+    work = opened.work(kinds, budget, usual_seconds=_usual_seconds, most_seconds=_most_seconds)
+    for row, answer in work:
+        answered = {**row, **answer}
+        if answered["outcome"] == "measured":
+            plan_report.add_errors(answered)
+        yield answered
     if not runs_deepspeed:
         yield from ({**row, "outcome": "skipped", "reason": "DeepSpeed is not installed"} for row in in_deepspeed)
 
@@ -159,11 +116,6 @@ def _line(row: Values) -> str:
     return f"{words}: {row['reason']}" if row.get("reason") else words
 
 
-def _counts(rows: list[Values]) -> str:
-    outcomes = [row["outcome"] for row in rows]
-    return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
-
-
 def _report(rows: list[Values], gpu: Values, torch_version: str, budget: Budget) -> None:
     """Write the record and the report, and say how well the limits are kept."""
     counted = [row for row in rows if not row["apart"]]
@@ -181,10 +133,6 @@ def _report(rows: list[Values], gpu: Values, torch_version: str, budget: Budget)
     }
     for figure, found in summary.items():
         kept = "limits kept" if found["keeps_limits"] else "LIMITS NOT KEPT"
-        _say(f"{figure}: mean error {found['mean_error']:.2%}, worst {found['worst_error']:+.2%}; {kept}")
+        say(f"{figure}: mean error {found['mean_error']:.2%}, worst {found['worst_error']:+.2%}; {kept}")
     for path in write_results("plan", gpu["name"], record, plan_report.markdown(record)):
-        _say(str(path))
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+        say(str(path))

@@ -1,7 +1,9 @@
 """Real steps of a trainer's backend on random tokens, and what they hold. For every suite that trains."""
 
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,8 +54,45 @@ class Peaks:
         }
 
 
-def take_step(backend: Backend, batch: BatchPlan, peaks: Peaks | None = None) -> bool:
+class Marks:
+    """Moments of a step, on the card's own clock, which runs behind Python; on the CPU by the processor's.
+
+    Args:
+        device: whose clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._events: list[torch.cuda.Event] = []
+        self._times: list[float] = []
+
+    def mark(self) -> None:
+        """Mark the moment at which the card is done with all that it was given so far."""
+        if self.device.type != "cuda":
+            self._times.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self._events.append(event)
+
+    def spans(self) -> list[float]:
+        """Seconds from each mark to the next; waits for the card."""
+        if self.device.type != "cuda":
+            return [end - start for start, end in pairwise(self._times)]
+        torch.cuda.synchronize(self.device)
+        return [start.elapsed_time(end) / 1000 for start, end in pairwise(self._events)]
+
+
+def take_step(
+    backend: Backend, batch: BatchPlan, peaks: Peaks | None = None, after_micro: Callable[[], None] = lambda: None
+) -> bool:
     """What the trainer does in a step, on random tokens.
+
+    Args:
+        backend: with its weights.
+        batch: how the step is divided.
+        peaks: takes the allocator's peaks of its parts; None: nobody does.
+        after_micro: called after each micro step.
 
     Over a fake group gathered weights are whatever the memory held, and so are the gradients: they are set to zero, lest the
     step be skipped for one that is not finite.
@@ -65,6 +104,7 @@ def take_step(backend: Backend, batch: BatchPlan, peaks: Peaks | None = None) ->
     total = torch.zeros((), device=world.device)
     for micro, (tokens, targets) in enumerate(_micro_batches(backend, batch)):
         total += backend.micro_step(tokens, targets, last=micro == batch.grad_accum - 1)
+        after_micro()
     if world.size > 1:
         for parameter in backend.model.parameters():
             if parameter.grad is not None:
