@@ -1,8 +1,8 @@
 """Which windows of the data each optimizer step consumed.
 
 The windows of a run come in one order, a pure function of seed, block size and number of tokens (see
-:mod:`scalegpt.data.sampler`), whatever the ranks. A step consumes so many of them, from the place where the step before ended;
-only going back behind a loss spike leaves some out. So a run needs one line where its counting starts, and another where it
+:mod:`scalegpt.data.sampler`), whatever the ranks. A step consumes so many of them, from the place where the step before
+ended; only going back behind a loss spike leaves some out. So a run needs one line where its counting starts, and another where it
 changes: ``data_ledger.jsonl``, from which the windows of any step follow without the data being read.
 """
 
@@ -22,8 +22,8 @@ class Window:
     """One training sample.
 
     Attributes:
-        order: its place in the global batch of its step, from 0. Which rank takes it in which micro step depends on the layout;
-            the order does not.
+        order: its place in the global batch of its step, from 0. Which rank takes it in which micro step depends on the
+            layout; the order does not.
         number: its place in the run's order of windows, over all epochs.
         file: the token file.
         offset: of its first token in the file, in tokens.
@@ -148,7 +148,9 @@ class Ledger:
         for step in steps:
             stretch = next((each for each in reversed(known) if each.first_step <= step), None)
             if stretch is None:
-                raise InputError(f"{self.path} says nothing of step {step}; it was taken by an older version of ScaleGPT")
+                raise InputError(
+                    f"{self.path} says nothing of step {step}; it was taken by an older version of ScaleGPT"
+                )
             yield step, stretch.windows(step)
 
     def _write(self, stretches: list[Stretch]) -> None:
