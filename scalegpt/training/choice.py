@@ -66,8 +66,8 @@ def settle_layout(run: RunConfig, world: World, *, open_: frozenset[str], margin
 
 def _settle(question: Question, notes: tuple[str, ...]) -> Chosen:
     run, machine = question.run, question.machine
+    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     if not question.open:
-        batch = plan_batches(run, machine.ranks, micro_fixed=True)
         plan = make_plan(run, machine, batch, question.calibration)
         return Chosen(plan.run, plan, notes)
     found = choose(question)

@@ -17,6 +17,7 @@ from scalegpt.cli import plan as command
 from scalegpt.cli.main import main
 from scalegpt.cli.plan_report import duration
 from scalegpt.page import HUES, PALETTE
+from scalegpt.planner import detect
 from scalegpt.planner.gpus import GIB
 from scalegpt.planner.plan import gib
 
@@ -387,7 +388,7 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_no_page(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "planned_machine", lambda settings, torch=None: command.Machine.of(settings))
+    monkeypatch.setattr(detect, "planned_machine", lambda settings, torch=None: command.Machine.of(settings))
     assert main(["plan", *words.format(there=tmp_path).split()]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
