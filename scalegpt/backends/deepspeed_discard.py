@@ -14,8 +14,8 @@ none (stage 0 in fp32 and bf16)   nothing; the backend steps by itself
 ================================  ========================================================================================
 
 All are agreed by the ranks. Where we know before the step that it must not be taken, though its gradients may be finite, we
-answer for them: so DeepSpeed clears its buffers in the way that suits it. In fp16 it would halve the loss scale too, for which
-there is no cause.
+answer for them: so DeepSpeed clears its buffers in the way that suits it. In fp16 it would halve the loss scale too, for
+which there is no cause.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,8 @@
 
 The windows of a run come in one order, a pure function of seed, block size and number of tokens (see
 :mod:`scalegpt.data.sampler`), whatever the ranks. A step consumes so many of them, from the place where the step before
-ended; only going back behind a loss spike leaves some out. So a run needs one line where its counting starts, and another where it
-changes: ``data_ledger.jsonl``, from which the windows of any step follow without the data being read.
+ended; only going back behind a loss spike leaves some out. So a run needs one line where its counting starts, and another
+where it changes: ``data_ledger.jsonl``, from which the windows of any step follow without the data being read.
 """
 
 import json

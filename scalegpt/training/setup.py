@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scalegpt.backends import World, build_model, make_backend
+from scalegpt.backends.base import LossScaler
 from scalegpt.backends.capabilities import (
     check_attention,
     check_precision,
@@ -18,7 +19,7 @@ from scalegpt.backends.capabilities import (
     resolve_precision,
 )
 from scalegpt.checkpoint import store
-from scalegpt.checkpoint.store import Progress
+from scalegpt.checkpoint.store import Header, Progress
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.ledger import Stretch
@@ -347,7 +348,7 @@ def _claim_directory(
     header = store.read_header(checkpoint)
     others = other_tokens(header, data, digest, directory.ledger.stretch_of(header.progress.step))
     check_tokens(checkpoint, run, others.keys() - request.allow_change, others)
-    return directory, checkpoint, header.progress, {**changes, **others}
+    return directory, checkpoint, _with_scale(header, run), {**changes, **others}
 
 
 def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> None:
@@ -361,6 +362,14 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
     more = min(ever, train.keep_checkpoints + 1) - len(store.find_checkpoints(directory.checkpoints))
     states = training_bytes(run.model, train)
     check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
+
+
+def _with_scale(header: Header, run: RunConfig) -> Progress:
+    """Where a checkpoint left the run; a changed precision begins with its own loss scale."""
+    precision = run.train.precision
+    if header.config["train"].get("precision", precision) == precision:
+        return header.progress
+    return replace(header.progress, loss_scale=LossScaler.for_precision(precision).scale, good_steps=0)
 
 
 def _stretch(run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
