@@ -293,8 +293,8 @@ def test_other_tokens_and_another_tokenizer_are_named(train: Callable[..., str])
     Path("text.txt").write_text(TEXT.replace("green", "brown") * 2)
     line = train(fails=2)
     assert "was trained on other tokens than text.txt gives (data: " in line
-    tokens = len(TEXT) * 9 // 10
-    assert f"train.bin of {tokens:,} → {2 * len(TEXT) * 9 // 10:,} tokens)" in line
+    (before, after) = (int(len(TEXT) * times * 0.9) + 1 for times in (1, 2))
+    assert f"/train.bin of {before:,} → {after:,} tokens)" in line
     assert "--allow_change data goes on with these" in line
     out = train(allow_change="data", max_iters=8)
     assert "changed  data: " in out
@@ -327,9 +327,7 @@ def test_a_shard_cut_short_is_refused(train: Callable[..., str], shard: Path) ->
     assert f"goes on past token offset {len(content) // 2}" in train(fails=2, input_file="tokens")
 
 
-def test_a_changed_shard_is_refused_with_the_place(
-    train: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_shard_is_refused_with_the_place(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scalegpt.data.shards.BLOCK_BYTES", 1000)
     assert main(["data", "prepare", "text.txt", "--tokenizer", "byte", "--out", "small_blocks"]) == 0
     shard = Path("small_blocks/train.bin")
@@ -338,7 +336,8 @@ def test_a_changed_shard_is_refused_with_the_place(
     shard.write_bytes(content)
     line = train(fails=2, input_file="small_blocks")
     assert (
-        "token file small_blocks/train.bin has changed since, first between token offsets 1500 and 2000; prepare" in line
+        "token file small_blocks/train.bin has changed since, first between token offsets 1500 and 2000; prepare"
+        in line
     )
 
 

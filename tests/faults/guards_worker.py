@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from poison import garble, spoil
 
+from poison import garble, spoil
 from scalegpt.backends import World
 from scalegpt.cli.main import main as scalegpt
 from scalegpt.training import run

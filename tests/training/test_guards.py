@@ -120,7 +120,9 @@ def test_a_resumed_run_remembers_what_its_metrics_tell() -> None:
     lines = []
     for step, loss in enumerate(losses, start=1):
         told = whole.conclude(step, loss, skipped=not whole.allow(step, loss))
-        lines.append(json.loads(json.dumps({"step": step, "loss": None if loss != loss else loss, **told.as_metrics()})))
+        lines.append(
+            json.loads(json.dumps({"step": step, "loss": None if loss != loss else loss, **told.as_metrics()}))
+        )
         known = Recollection.of(whole.train, lines)
         assert (known.losses, known.spiking) == (whole.known.losses, whole.known.spiking)
         assert [(each.step, each.reason) for each in known.row] == [
