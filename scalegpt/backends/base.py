@@ -41,12 +41,24 @@ class ParameterState:
 class StepResult:
     """What an optimizer step did.
 
-    ``grad_norm`` is the global norm before clipping. ``skipped`` says that a non-finite gradient kept the weights as they
-    were, on all ranks alike.
+    Attributes:
+        grad_norm: the global norm before clipping; infinite where DeepSpeed found it not to be finite, NaN where it was not
+            asked since the caller refused the step.
+        skipped: weights, moments and step counts stayed as they were, on all ranks alike: a gradient was not finite, or the
+            caller refused.
     """
 
     grad_norm: float
     skipped: bool
+
+
+MayStep = Callable[[], bool]
+"""Asked once in each step when gradients are complete, before weights change; must give the same answer on every rank."""
+
+
+def always() -> bool:
+    """Refuse no step."""
+    return True
 
 
 @dataclass
@@ -109,8 +121,17 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def step(self, learning_rate: float) -> StepResult:
-        """Clip the accumulated gradients, update the weights, and forget the gradients."""
+    def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
+        """Clip the accumulated gradients, update the weights, and forget the gradients.
+
+        A gradient that is not finite on any rank is seen by all, through the norm: then no rank changes anything.
+
+        Args:
+            learning_rate: of this step.
+            may_step: the caller's word. It is asked where the backend has waited for the device anyway, or is about to, so
+                that it may read the loss without another wait. Where it refuses, all is as if the step had not been: the
+                loss scale stays too.
+        """
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
         """Call the model; where it is sharded, all ranks must call it together."""

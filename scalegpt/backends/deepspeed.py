@@ -24,13 +24,16 @@ from scalegpt.backends.base import (
     MOMENTS,
     Backend,
     LossScaler,
+    MayStep,
     OptimizerFactory,
     ParameterState,
     StepResult,
+    always,
     clip_factor,
     is_finite,
     local_square_norm,
 )
+from scalegpt.backends.deepspeed_discard import discarding, forget_gradients
 from scalegpt.backends.plain import named, step_count
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
@@ -91,26 +94,33 @@ class DeepSpeedBackend(Backend):
             self.engine.step()  # only counts
         return loss.detach()  # type: ignore[no-any-return]
 
-    def step(self, learning_rate: float) -> StepResult:
+    def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
         """See :meth:`Backend.step`."""
         self.set_learning_rate(learning_rate)
         if self._steps_whole_gradients:
-            return self._step_whole_gradients()
+            return self._step_whole_gradients(may_step)
+        if not may_step():
+            with discarding(self.optimizer):
+                self.engine.step()
+            assert not self.engine.was_step_applied()
+            forget_gradients(self.optimizer)
+            return StepResult(math.nan, skipped=True)
         self.engine.step()
-        skipped = not self.engine.was_step_applied()
-        norm = math.inf if skipped else float(self.engine.get_global_grad_norm())
-        return StepResult(norm, skipped or not is_finite(norm))
+        if self.engine.was_step_applied():
+            return StepResult(float(self.engine.get_global_grad_norm()), skipped=False)
+        forget_gradients(self.optimizer)
+        return StepResult(math.inf, skipped=True)
 
     @property
     def _steps_whole_gradients(self) -> bool:
         """Whether the engine leaves clipping to us: its fp32 stage 0 has no word for the norm it clipped."""
         return self.stage == 0 and self.run.train.precision != "fp16"
 
-    def _step_whole_gradients(self) -> StepResult:
+    def _step_whole_gradients(self, may_step: MayStep) -> StepResult:
         parameters = list(self.model.parameters())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = local_square_norm(gradients, self.world.device).sqrt().item()
-        skipped = not is_finite(norm)
+        skipped = not may_step() or not is_finite(norm)
         factor = clip_factor(norm, self.run.train.grad_clip, 1.0)
         if skipped:
             for parameter in parameters:

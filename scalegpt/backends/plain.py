@@ -10,9 +10,11 @@ from scalegpt.backends.base import (
     MOMENTS,
     Backend,
     LossScaler,
+    MayStep,
     OptimizerFactory,
     ParameterState,
     StepResult,
+    always,
     clip_factor,
     is_finite,
     local_square_norm,
@@ -40,21 +42,22 @@ class TorchBackend(Backend):
     def before_micro_step(self, last: bool) -> None:
         """What a sharded model must be told before each micro batch."""
 
-    def step(self, learning_rate: float) -> StepResult:
+    def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
         """See :meth:`Backend.step`."""
         gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
         square = self.sum_over_shards(local_square_norm(gradients, self.world.device))
         norm = square.sqrt().item() / self._scaler.scale
-        skipped = not is_finite(norm)
-        if not skipped:
+        allowed, overflow = may_step(), not is_finite(norm)
+        if allowed and not overflow:
             factor = clip_factor(norm, self.run.train.grad_clip, self._scaler.scale)
             if factor != 1.0:
                 torch._foreach_mul_(gradients, factor)
             self.set_learning_rate(learning_rate)
             self.optimizer.step()
-        self._scaler.update(overflow=skipped)
+        if allowed:
+            self._scaler.update(overflow)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(norm, skipped)
+        return StepResult(norm, overflow or not allowed)
 
     def sum_over_shards(self, square: Tensor) -> Tensor:
         """The square norm of the whole gradient from that of this rank's part."""

@@ -39,11 +39,15 @@ _NAME = re.compile(r"step_(\d{8,})")
 class Progress:
     """How far a run is: everything besides weights and moments that a resumed run needs.
 
-    The order of the data and the random numbers of dropout follow from the seed and the step, so the step says it all.
+    The random numbers of dropout follow from seed and step, and the order of the data from the seed.
 
     Attributes:
         val_loss: of the last evaluation.
-        skipped_steps: those that a non-finite gradient kept from counting in the optimizer.
+        skipped_steps: those that a guard kept from counting in the optimizer.
+        sequences: the place in the data's order where the next step begins, in windows: those consumed and those left out.
+            None, in checkpoints of older versions: as many as the tokens make.
+        left_out: windows of the data that rollbacks left out.
+        rollbacks: how often the run went back behind a loss spike.
     """
 
     step: int
@@ -53,6 +57,9 @@ class Progress:
     skipped_steps: int = 0
     loss_scale: float = 1.0
     good_steps: int = 0
+    sequences: int | None = None
+    left_out: int = 0
+    rollbacks: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,16 @@ def prune(folder: Path, keep: int) -> None:
     for path in find_checkpoints(folder)[:-keep]:
         doomed = path.rename(_temporary(path))  # half deleted, it must not pass for a checkpoint
         shutil.rmtree(doomed)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps, the newest first: a run that goes back takes these steps again."""
+    for path in reversed(find_checkpoints(folder)):
+        if int(path.name.removeprefix("step_")) > step:
+            doomed = path.rename(_temporary(path))
+            shutil.rmtree(doomed)
+    if folder.is_dir():
+        sync(folder)
 
 
 def read_header(checkpoint: Path, *, files: Iterable[str] = (WEIGHTS, OPTIMIZER)) -> Header:

@@ -24,20 +24,21 @@ example:
 actions (each has --help):
   prepare   tokenise text files and folders into a folder of tokens
   inspect   show what a folder of tokens holds, and check it
+  ledger    show which windows of the data a run's steps consumed
 """
 
 _PREVIEW_TOKENS = 60
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``prepare`` or ``inspect``; return the exit status.
+    """Run ``prepare``, ``inspect`` or ``ledger``; return the exit status.
 
     Raises:
         InputError: an unknown action or flag, or data that cannot be used.
 
     """
     words = list(argv)
-    actions = {"prepare": _prepare, "inspect": _inspect}
+    actions = {"prepare": _prepare, "inspect": _inspect, "ledger": _ledger}
     if not words or words[0] in {"-h", "--help"}:
         print(OVERVIEW, end="")
         return 0 if words else 2
@@ -97,6 +98,12 @@ def _inspect(words: list[str]) -> int:
     tokens.check_vocabulary(tokens.tokenizer.vocab_size)
     _print({**describe(tokens), "checked": True, **_previews(tokens)}, as_json=arguments.json)
     return 0
+
+
+def _ledger(words: list[str]) -> int:
+    from scalegpt.cli.data_ledger import main as ledger
+
+    return ledger(words)
 
 
 def describe(tokens: "TokenSet") -> dict[str, Any]:

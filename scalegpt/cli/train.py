@@ -9,9 +9,10 @@ from typing import Any
 from scalegpt.cli.parser import Parser, add_settings, given_settings
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import load_config_file, load_preset, resolve
-from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
+from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
+from scalegpt.errors import InputError, nearest
 
 EXAMPLE = """\
 python launch/train.py --preset tiny --input_file my_text.txt
@@ -32,6 +33,11 @@ def make_parser() -> Parser:
     run.add_argument(
         "--margin", metavar="X", help="share of a GPU's memory that a chosen micro batch leaves free [0.03]"
     )
+    run.add_argument(
+        "--allow_change",
+        metavar="KEY[,KEY…]",
+        help=f"settings that the run may have otherwise when it goes on; {DATA} and tokenizer: the tokens too",
+    )
     # The deepspeed launcher adds this flag; the ranks are read from the environment, which it sets too.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_settings(parser, "data", DataConfig)
@@ -51,14 +57,37 @@ def main(argv: Sequence[str]) -> int:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and arguments.preset is None and "backend" not in {*flags, *values}:
         flags["backend"] = "fsdp"  # several ranks were started, and nobody said what for
+    allowed = _allowed(arguments.allow_change)
     # Everything that needs no torch is checked before torch is imported.
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
     from scalegpt.training.run import train
     from scalegpt.training.setup import Request
 
-    stated = _stated(arguments.preset)
-    train(Request(run, Path(arguments.runs_dir), arguments.fresh, frozenset(given), stated, margin), arguments.device)
+    request = Request(
+        run=run,
+        runs_dir=Path(arguments.runs_dir),
+        fresh=arguments.fresh,
+        given=frozenset(given),
+        stated=_stated(arguments.preset),
+        margin=margin,
+        allow_change=allowed,
+    )
+    train(request, arguments.device)
     return 0
+
+
+def _allowed(text: str | None) -> frozenset[str]:
+    """The keys of ``--allow_change``.
+
+    Raises:
+        InputError: one of them is no setting.
+    """
+    keys = [key.strip().replace("-", "_") for key in (text or "").split(",") if key.strip()]
+    known = {DATA, *(key for section in SECTIONS.values() for key in section.settings())}
+    for key in keys:
+        if key not in known:
+            raise InputError(f"allow_change: unknown setting {key!r}{nearest(key, known)}")
+    return frozenset(keys)
 
 
 def _keys(values: dict[str, Any]) -> set[str]:

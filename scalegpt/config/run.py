@@ -92,6 +92,9 @@ class DataConfig(Section):
     )
 
 
+DATA = "data"
+"""What the tokens are, where it stands among settings that a run may change."""
+
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "train": TrainConfig,

@@ -10,6 +10,7 @@ RECOMPUTE = ("none", "selective", "full")
 LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
+ON_SPIKE = ("off", "warn", "skip", "rollback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,20 @@ class TrainConfig(Section):
     beta2: float = setting(0.95, "decay of AdamW's second moment", minimum=0, below=1)
     adam_eps: float = setting(1e-8, "AdamW's epsilon", above=0)
     grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0)
+
+    max_skipped_in_a_row: int = setting(
+        20, "end the run when so many steps in a row had a loss or gradient that was not finite, or a spike", minimum=1
+    )
+    on_spike: str = setting(
+        "warn",
+        "when the loss spikes: warn; skip leaves the step out; rollback goes back to a checkpoint and past the data",
+        choices=ON_SPIKE,
+    )
+    spike_window: int = setting(50, "steps before, whose losses a spike is measured by", minimum=4)
+    spike_factor: float = setting(
+        10.0, "a spike is above the median by so many median absolute deviations, and by a fifth", above=0
+    )
+    max_rollbacks: int = setting(3, "end the run at the next spike after so many rollbacks", minimum=1)
 
     precision: str = setting(
         "auto",

@@ -96,7 +96,7 @@ def prepare(
 
 
 def prepare_cached(data: DataConfig, *, progress: Progress | None = None) -> TokenSet:
-    """Return the tokens of the trainer's ``--input_file``, made now or by an earlier run.
+    """Return the tokens of the trainer's ``--input_file``, made now or by an earlier run, after reading all of them.
 
     Args:
         data: ``input_file`` is a text file, a folder, several with commas between, or a folder of prepared tokens,
@@ -104,17 +104,21 @@ def prepare_cached(data: DataConfig, *, progress: Progress | None = None) -> Tok
         progress: as for :func:`prepare`; not called where nothing has to be tokenised.
 
     Raises:
-        InputError: as for :func:`prepare`, or no ``input_file``.
+        InputError: as for :func:`prepare`, or no ``input_file``, or prepared tokens that have changed since.
 
     """
     if data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
     if is_prepared(Path(data.input_file)):
-        return open_tokens(data.input_file)
+        given = open_tokens(data.input_file)
+        given.check_contents()
+        return given
     plan = _plan(_split_inputs(data.input_file), data)
     out = cache_folder() / plan.key
     try:
         found = _existing(out, plan)
+        if found is not None:
+            found.check_contents()
     except InputError as error:
         _log.warning("the cached tokens are damaged and are made again: %s", error)
         remove_folder(out)

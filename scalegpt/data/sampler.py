@@ -1,7 +1,8 @@
-"""Which windows of the tokens a step trains on: a pure function of the seed and the step.
+"""The order of a run's training windows: a pure function of seed, block size and number of tokens.
 
-No state is kept and no permutation is stored, so that a run may resume at any step, on any number of ranks, and see the
-windows that it would have seen. Every window occurs exactly once an epoch.
+No state is kept and no permutation is stored, so that a run may resume at any window, on any number of ranks, and see the
+windows that it would have seen. Every window occurs exactly once an epoch. Which of them a step takes is in
+:mod:`scalegpt.data.ledger`.
 """
 
 import hashlib
@@ -59,16 +60,6 @@ class WindowSampler:
             inside = epochs == epoch
             result[inside] = self._epoch_starts(int(epoch), places[inside])
         return result
-
-    def for_step(self, step: int, sequences: int) -> Starts:
-        """Return the starts of one optimizer step's windows, over all ranks and micro steps.
-
-        Args:
-            step: counted from 0.
-            sequences: windows a step, the same at every step.
-
-        """
-        return self.starts(step * sequences, sequences)
 
     def _epoch_starts(self, epoch: int, places: Starts) -> Starts:
         order = permute(places, self.windows, self._key("order", epoch, 8 * _ROUNDS))

@@ -24,6 +24,9 @@ DTYPE = np.dtype("<u2")
 SPLITS = ("train", "val")
 SIDECAR = "meta.json"
 
+BLOCK_BYTES = 4 << 20
+"""Each so many bytes of a file have a digest of their own in the sidecar, so that a change can be found."""
+
 _CHUNK_TOKENS = 1 << 22
 _MAX_PICKLE_BYTES = 64 << 20
 _PLAIN_TYPES = {"dict", "list", "tuple", "set", "frozenset", "str", "int"}
@@ -62,8 +65,8 @@ class TokenFile:
             raise InputError(f"token file {path}: {error.strerror}; prepare the data again") from None
         if expected is not None and size != expected * DTYPE.itemsize:
             raise InputError(
-                f"token file {path} holds {size} bytes where its {SIDECAR} says {expected * DTYPE.itemsize}: it was "
-                "cut short or changed; prepare the data again"
+                f"token file {path} holds {size} bytes where its {SIDECAR} says {expected * DTYPE.itemsize}: it "
+                f"{_how_much(size // DTYPE.itemsize, expected)}; prepare the data again"
             )
         if size == 0:
             raise InputError(f"token file {path} is empty; prepare the data again")
@@ -96,8 +99,30 @@ class TokenFile:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file's bytes, in hex."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return self.digests()[0]
+
+    def digests(self) -> tuple[str, list[str]]:
+        """Return the SHA-256 of the file's bytes, and one of each :data:`BLOCK_BYTES` of them, in hex.
+
+        Raises:
+            InputError: the file cannot be read.
+
+        """
+        whole, blocks = hashlib.sha256(), []
+        try:
+            with self.path.open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    whole.update(block)
+                    blocks.append(hashlib.sha256(block).hexdigest())
+        except OSError as error:
+            raise InputError(f"token file {self.path} cannot be read: {error.strerror}") from None
+        return whole.hexdigest(), blocks
+
+
+def _how_much(tokens: int, expected: int) -> str:
+    if tokens < expected:
+        return f"was cut short at token offset {tokens}"
+    return f"goes on past token offset {expected}, where it ended"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,16 +195,28 @@ class TokenSet:
         """Read both files and compare them with what the sidecar recorded.
 
         Raises:
-            InputError: a file has changed since it was prepared.
+            InputError: a file has changed since it was prepared; names the file, and where the change lies.
 
         """
+        blocks = self.meta.get("blocks", {})
         for split, recorded in self.meta.get("files", {}).items():
-            if self.files[split].sha256() != recorded:
-                raise InputError(f"token file {self.files[split].path} has changed since; prepare the data again")
+            whole, found = self.files[split].digests()
+            if whole != recorded:
+                path, place = self.files[split].path, _first_difference(found, blocks.get(split))
+                raise InputError(f"token file {path} has changed since{place}; prepare the data again")
 
     def _origin(self) -> str:
         sources = self.meta.get("sources", [])
         return str(sources[0]["path"]) if len(sources) == 1 else str(self.path)
+
+
+def _first_difference(found: list[str], recorded: Any) -> str:
+    """Where the first block lies that is not what was recorded, in words; nothing where blocks were not recorded."""
+    if not isinstance(recorded, list) or len(recorded) != len(found) or found == recorded:
+        return ""
+    index = next(index for index, pair in enumerate(zip(found, recorded, strict=True)) if pair[0] != pair[1])
+    tokens = BLOCK_BYTES // DTYPE.itemsize
+    return f", first between token offsets {index * tokens} and {(index + 1) * tokens}"
 
 
 def open_tokens(path: str | Path) -> TokenSet:

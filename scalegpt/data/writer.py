@@ -134,12 +134,14 @@ class TokenWriter:
                 os.fsync(file.fileno())
                 file.close()
             written = {split: TokenFile.open(self._folder / f"{split}.bin", self.counts[split]) for split in SPLITS}
+            digests = {split: file.digests() for split, file in written.items()}
             sidecar = {
                 "format": FORMAT,
                 "version": VERSION,
                 "dtype": DTYPE.name,
                 **{f"{split}_tokens": self.counts[split] for split in SPLITS},
-                "files": {split: file.sha256() for split, file in written.items()},
+                "files": {split: whole for split, (whole, _) in digests.items()},
+                "blocks": {split: blocks for split, (_, blocks) in digests.items()},
                 **meta,
             }
             with (self._folder / SIDECAR).open("w", encoding="utf-8") as stream:

@@ -154,6 +154,8 @@ def _fill_precision(settings: Settings, run: RunConfig) -> None:
     _fill(_part(settings, "bf16"), "enabled", in_bf16, "--precision")
     # At stage 1 DeepSpeed would hold all bf16 gradients until the backward pass ends, beside the fp32 ones they go to.
     _fill(_part(settings, "bf16"), "immediate_grad_update", in_bf16 and stage == 1)
+    # Otherwise stages 1 and 2 would take a step with NaN in its gradients.
+    _fill(_part(settings, "bf16"), "check_grad_overflow", True, "the guard against non-finite gradients")
     fp16 = _part(settings, "fp16")
     _fill(fp16, "enabled", precision == "fp16", "--precision")
     for key, value in (("loss_scale", 0), ("initial_scale_power", 16), ("loss_scale_window", 1000), ("hysteresis", 1)):

@@ -22,16 +22,16 @@ class TrainingBatches:
         tokens: the training tokens, memory-mapped.
         plan: how a step is divided.
         world: the ranks.
-        seed: decides the order, together with the step alone.
+        seed: decides the order, alone.
     """
 
     def __init__(self, tokens: Tokens, plan: BatchPlan, world: World, seed: int) -> None:
         self.tokens, self.plan, self.world = tokens, plan, world
         self.sampler = WindowSampler(len(tokens), plan.block_size, seed)
 
-    def step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The step's micro batches: inputs and targets, int64 [B, T]."""
-        starts = self.sampler.for_step(step, self.plan.sequences)
+    def step(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The micro batches of the step that begins at a window: inputs and targets, int64 [B, T]."""
+        starts = self.sampler.starts(first, self.plan.sequences)
         for micro in range(self.plan.grad_accum):
             share = rank_share(starts, self.world.rank, self.world.size, micro, self.plan.micro_batch)
             yield on_device(*cut_windows(self.tokens, share, self.plan.block_size), self.world.device)

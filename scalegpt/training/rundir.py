@@ -1,6 +1,7 @@
 """The directory of a run, ``runs/MODEL_NAME/``: who owns it, and the files that it ends up with.
 
 ``config.yaml`` everything resolved · ``plan.json`` batch and memory · ``metrics.jsonl`` a line a step ·
+``data_ledger.jsonl`` which data a step consumed · ``bad_steps.jsonl`` the samples of the steps that ended the run ·
 ``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
 """
 
@@ -9,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file
+from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError, RunError
 
@@ -27,10 +29,14 @@ FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
     "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "keep_checkpoints", "log_every", "input_file",
+    "max_skipped_in_a_row", "on_spike", "spike_window", "spike_factor", "max_rollbacks",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
 
 The file of the text may have moved; that its tokens are the same is checked by themselves."""
+
+SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
+"""Settings that no word of the user can change in a run: its weights would not fit."""
 
 LOCK = ".lock"
 """A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
@@ -51,19 +57,24 @@ class RunDirectory:
         self.plan = path / "plan.json"
         self.metrics = path / "metrics.jsonl"
         self.status = path / "run_status.json"
+        self.ledger = Ledger(path / "data_ledger.jsonl")
+        self.bad_steps = path / "bad_steps.jsonl"
         self.samples = path / "samples.txt"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self._lock: TextIO | None = None
 
     @classmethod
-    def choose(cls, root: Path, run: RunConfig, *, fresh: bool) -> "RunDirectory":
+    def choose(
+        cls, root: Path, run: RunConfig, *, fresh: bool, allowed: frozenset[str] = frozenset()
+    ) -> "RunDirectory":
         """The directory for a run: its own if it is to be resumed, a new one otherwise.
 
         Args:
             root: the folder of all runs.
             run: the resolved run.
             fresh: start anew beside an earlier run of this name, in ``NAME-2``, ``NAME-3`` …
+            allowed: settings that may differ from the run that is there.
 
         Raises:
             InputError: the directory holds another run, or things that are no run.
@@ -81,7 +92,7 @@ class RunDirectory:
             while (root / f"{run.name}-{number}").exists():
                 number += 1
             return cls(root / f"{run.name}-{number}")
-        directory.check_same_run(run)
+        directory.check_same_run(run, allowed)
         return directory
 
     def lock(self) -> None:
@@ -116,8 +127,21 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def check_same_run(self, run: RunConfig) -> None:
+    def changes(self, run: RunConfig) -> dict[str, str]:
+        """The settings that the run that is here has otherwise, each as ``old → new``, without those that are free.
+
+        Raises:
+            InputError: ``config.yaml`` cannot be read.
+        """
+        theirs = self.read_config()
+        return {} if theirs is None else differences(theirs, as_file(run))
+
+    def check_same_run(self, run: RunConfig, allowed: frozenset[str] = frozenset()) -> None:
         """Refuse to go on in a directory whose run was configured otherwise.
+
+        Args:
+            run: as it is to go on.
+            allowed: settings that may differ.
 
         Raises:
             InputError: there is no run here, or its settings differ; the message lists the differences.
@@ -125,12 +149,17 @@ class RunDirectory:
         theirs = self.read_config()
         if theirs is None:
             raise InputError(f"{self.path} exists but holds no run; choose another --model_name")
-        changes = differences(theirs, as_file(run))
-        if changes:
-            listed = ", ".join(changes[:6]) + (f" and {len(changes) - 6} more" if len(changes) > 6 else "")
+        changes = {key: text for key, text in differences(theirs, as_file(run)).items() if key not in allowed}
+        shapes = sorted(SHAPES_THE_WEIGHTS & allowed & differences(theirs, as_file(run)).keys())
+        if shapes:
             raise InputError(
-                f"{self.path} holds another run: {listed}; choose another --model_name, or --fresh to start anew beside it"
+                f"{self.path}: {shapes[0]} cannot be changed, its weights have that shape; choose another --model_name, or "
+                "--fresh to start anew beside it"
             )
+        if changes:
+            told = [f"{key}: {text}" for key, text in changes.items()]
+            listed = ", ".join(told[:6]) + (f" and {len(told) - 6} more" if len(told) > 6 else "")
+            raise InputError(f"{self.path} holds another run: {listed}; {_ways_out(changes)}")
 
     def read_config(self) -> dict[str, Any] | None:
         """The configuration of the run that is here, in the form of a configuration file; None if there is none.
@@ -220,12 +249,13 @@ class RunDirectory:
             return None
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics and samples of steps that a resumed run will take again.
+        """Drop the metrics, samples and ledger of steps that a resumed run will take again.
 
         Raises:
             InputError: they cannot be written.
         """
         with disk_errors(self.path):
+            self.ledger.forget_after(step)
             if self.metrics.is_file():
                 lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
@@ -234,6 +264,15 @@ class RunDirectory:
             samples = self.read_samples()
             if any(after > step for after, _ in samples):
                 write_whole(self.samples, "".join(_sample_text(*each) for each in samples if each[0] <= step))
+
+    def read_steps(self) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl`` that are of steps, in their order; none where there is no such file."""
+        if not self.metrics.is_file():
+            return
+        with self.metrics.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if _step_of(line) < math.inf and "loss" in (values := json.loads(line)):
+                    yield values
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a sample to ``samples.txt``.
@@ -253,11 +292,20 @@ class RunDirectory:
         return [(int(step), text.removesuffix("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """The settings that two configurations have otherwise and must not, as ``key: old → new``."""
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
+    """The settings that two configurations have otherwise and must not, each as ``old → new``."""
     old, new = _flat(theirs), _flat(ours)
     keys = [key for key in {**old, **new} if key not in FREE_TO_CHANGE]
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    return {key: f"{old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
+
+
+def _ways_out(changes: Iterable[str]) -> str:
+    """What to do about differences."""
+    beside = "choose another --model_name, or --fresh to start anew beside it"
+    keys = list(changes)
+    if SHAPES_THE_WEIGHTS.isdisjoint(keys):
+        return f"--allow_change {','.join(keys)} goes on with {'them' if len(keys) > 1 else 'it'}; or {beside}"
+    return beside
 
 
 def _step_of(line: str) -> float:

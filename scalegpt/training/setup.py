@@ -1,6 +1,5 @@
 """From a configuration to a prepared job: everything that can be refused is refused here, before the first step."""
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from scalegpt.backends import World, build_model, make_backend
+from scalegpt.backends.base import LossScaler
 from scalegpt.backends.capabilities import (
     check_attention,
     check_precision,
@@ -19,9 +19,10 @@ from scalegpt.backends.capabilities import (
     resolve_precision,
 )
 from scalegpt.checkpoint import store
-from scalegpt.checkpoint.store import Progress
+from scalegpt.checkpoint.store import Header, Progress
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
+from scalegpt.data.ledger import Stretch
 from scalegpt.data.prepare import prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.tokenizers import make_tokenizer
@@ -37,7 +38,9 @@ from scalegpt.training.choice import settle_layout
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.rollback import next_window, restore
+from scalegpt.training.rundir import RunDirectory, writing
+from scalegpt.training.tokens import check_tokens, other_tokens
 from scalegpt.training.trainer import Job
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -54,6 +57,7 @@ class Request:
         given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
         stated: those that the preset names.
         margin: share of a card's memory that what is chosen leaves free.
+        allow_change: settings, or ``data``, that a resumed run may have otherwise than before.
     """
 
     run: RunConfig
@@ -62,6 +66,7 @@ class Request:
     given: frozenset[str] = frozenset()
     stated: frozenset[str] = frozenset()
     margin: float = MARGIN
+    allow_change: frozenset[str] = frozenset()
 
     @property
     def open(self) -> frozenset[str]:
@@ -95,7 +100,9 @@ def prepare(request: Request, world: World) -> Job:
     settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
     digest = world.on_first(lambda: data.digest)
-    directory, checkpoint, progress = world.on_first(lambda: _claim_directory(request, run, plan, data, digest))
+    directory, checkpoint, progress, changes = world.on_first(
+        lambda: _claim_directory(request, run, plan, data, digest)
+    )
     run = replace(run, name=directory.path.name)
     world.on_first(directory.lock)
     if warning:
@@ -112,12 +119,14 @@ def prepare(request: Request, world: World) -> Job:
     if checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
     else:
-        # The optimizer's own count leaves out the steps that were skipped.
-        backend.load_states(store.read_states(checkpoint), progress.step - progress.skipped_steps)
-        backend.load_scaler(progress.loss_scale, progress.good_steps)
-        logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
+        restore(backend, checkpoint, progress)
+        left_out = f"; {progress.left_out:,} windows of the data were left out before" if progress.left_out else ""
+        logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}{left_out}")
+    for key, change in changes.items():
+        logger.say(f"changed  {key}: {change}")
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
-    world.on_first(lambda: _write_directory(directory, run, summary, progress.step))
+    stretch = _stretch(run, plan, data, digest, progress)
+    world.on_first(lambda: _write_directory(directory, run, summary, stretch))
     return Job(
         run=run,
         world=world,
@@ -130,6 +139,7 @@ def prepare(request: Request, world: World) -> Job:
         logger=logger,
         total_steps=total_steps(run.train, plan),
         progress=progress,
+        stretch=stretch,
         resumed=checkpoint is not None,
         memory=chosen.plan,
         watch=watch,
@@ -320,9 +330,9 @@ def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
 
 def _claim_directory(
     request: Request, run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str
-) -> tuple[RunDirectory, Path | None, Progress]:
-    """The run's directory, the checkpoint to go on from, and where that stands; first rank only."""
-    directory = RunDirectory.choose(request.runs_dir, run, fresh=request.fresh)
+) -> tuple[RunDirectory, Path | None, Progress, dict[str, str]]:
+    """The run's directory, the checkpoint to go on from, where that stands, and what changes; first rank only."""
+    directory = RunDirectory.choose(request.runs_dir, run, fresh=request.fresh, allowed=request.allow_change)
     parent = request.runs_dir
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -332,9 +342,13 @@ def _claim_directory(
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
     _check_space(directory, run, plan)
     checkpoint = directory.newest_checkpoint()
+    changes = directory.changes(run)
     if checkpoint is None:
-        return directory, None, Progress(step=0, tokens=0)
-    return directory, checkpoint, _read_progress(checkpoint, run, data, digest)
+        return directory, None, Progress(step=0, tokens=0, sequences=0), changes
+    header = store.read_header(checkpoint)
+    others = other_tokens(header, data, digest, directory.ledger.stretch_of(header.progress.step))
+    check_tokens(checkpoint, run, others.keys() - request.allow_change, others)
+    return directory, checkpoint, _with_scale(header, run), {**changes, **others}
 
 
 def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> None:
@@ -350,25 +364,35 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
     check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
 
 
-def _read_progress(checkpoint: Path, run: RunConfig, data: TokenSet, digest: str) -> Progress:
-    """How far a checkpoint is, if it is whole and of this data.
-
-    Raises:
-        InputError: it is damaged, or was trained on other tokens.
-    """
-    header = store.read_header(checkpoint)
-    trained_with = json.dumps(header.tokenizer, sort_keys=True)
-    if trained_with != json.dumps(data.tokenizer.as_dict(), sort_keys=True) or header.data not in {None, digest}:
-        raise InputError(
-            f"{checkpoint} was trained on other tokens than {run.data.input_file} gives; use the data it was trained "
-            "on, another --model_name, or --fresh to start anew beside it"
-        )
-    return header.progress
+def _with_scale(header: Header, run: RunConfig) -> Progress:
+    """Where a checkpoint left the run; a changed precision begins with its own loss scale."""
+    precision = run.train.precision
+    if header.config["train"].get("precision", precision) == precision:
+        return header.progress
+    return replace(header.progress, loss_scale=LossScaler.for_precision(precision).scale, good_steps=0)
 
 
-def _write_directory(directory: RunDirectory, run: RunConfig, plan: dict[str, Any], step: int) -> None:
+def _stretch(run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
+    """From which window on the next steps take theirs."""
+    return Stretch(
+        first_step=progress.step + 1,
+        first_window=next_window(progress, plan.block_size),
+        windows_per_step=plan.sequences,
+        block_size=plan.block_size,
+        seed=run.train.seed,
+        tokens=len(data.train),
+        file=str(data.files["train"].path.absolute()),
+        data=digest,
+        reason="resumed with a change" if progress.step else "start",
+    )
+
+
+def _write_directory(directory: RunDirectory, run: RunConfig, plan: dict[str, Any], stretch: Stretch) -> None:
     """Write what a run that goes on begins with; a finished one keeps its own. First rank only."""
+    step = stretch.first_step - 1
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return
     directory.create(run, plan)
     directory.forget_after(step)
+    with writing(directory.ledger.path):
+        directory.ledger.append(stretch)

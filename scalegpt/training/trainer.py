@@ -14,6 +14,7 @@ from scalegpt.checkpoint import store
 from scalegpt.checkpoint.store import Header, Progress
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file
+from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
 from scalegpt.errors import RunError
 from scalegpt.model.generation import SamplingSettings, generate
@@ -21,15 +22,14 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.work import flops_per_token
+from scalegpt.training.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import Logger, StepLine
 from scalegpt.training.memory import MemoryWatch, comparison, keep_for_later
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
+from scalegpt.training.rollback import WayBack, go_back, restore
 from scalegpt.training.rundir import RunDirectory, finite
 from scalegpt.training.schedules import learning_rate
-
-MAX_SKIPPED_IN_A_ROW = 20
-"""Steps with a non-finite gradient after which a run is given up; fp16 needs a few to find its first loss scale."""
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Job:
         data_digest: SHA-256 of the data's tokens.
         prompt: ids that the samples continue.
         progress: where the run stands: step 0, or where a checkpoint left it.
+        stretch: which data the next steps consume.
         resumed: whether a checkpoint left it there.
         memory: the prediction.
         watch: measures what is held.
@@ -56,6 +57,7 @@ class Job:
     logger: Logger
     total_steps: int
     progress: Progress
+    stretch: Stretch
     resumed: bool
     memory: Plan
     watch: MemoryWatch
@@ -67,9 +69,7 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.train = job.run.train
-        self.step = job.progress.step
-        self.val_loss, self.best_val_loss = job.progress.val_loss, job.progress.best_val_loss
-        self.skipped, self.skipped_in_a_row = job.progress.skipped_steps, 0
+        self._stand_at(job.progress, job.stretch)
         self.batches = TrainingBatches(job.data.train, job.plan, job.world, self.train.seed)
         self.held_out = HeldOutBatches(job.data.val, job.plan, job.world, self.train.eval_tokens)
         self.metrics = MetricsFile(job.directory.metrics) if job.world.is_first else None
@@ -77,6 +77,16 @@ class Trainer:
         self.flops = flops_per_token(job.run.model)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
         self.clock = Stopwatch()
+
+    def _stand_at(self, progress: Progress, stretch: Stretch) -> None:
+        """Be where a checkpoint left the run, or where it begins."""
+        job = self.job
+        self.step, self.stretch = progress.step, stretch
+        self._step_before, self._tokens_before = progress.step, progress.tokens
+        self.val_loss, self.best_val_loss = progress.val_loss, progress.best_val_loss
+        self.left_out, self.rollbacks = progress.left_out, progress.rollbacks
+        known = job.world.on_first(lambda: Recollection.of(self.train, job.directory.read_steps()))
+        self.guards = Guards(self.train, known, progress.skipped_steps)
 
     def fit(self) -> None:
         """Train until the last step or minute; leave a checkpoint, a sample and a status.
@@ -95,7 +105,9 @@ class Trainer:
             self._housekeeping(last=True)
         over = all_taken
         while not over:
-            self._take_step()
+            spike = self._take_step()
+            if spike is not None and self._roll_back(spike):
+                continue
             over = self._is_over()
             self._housekeeping(last=over)
         self.job.logger.stop()
@@ -146,35 +158,72 @@ class Trainer:
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
-    def _take_step(self) -> None:
+    def _take_step(self) -> Spike | None:
+        """Take a step, or leave it out; the spike that the run is to go back behind, if there is one."""
         job, lr = self.job, learning_rate(self.train, self.step, self.job.total_steps)
         self._seed_dropout()
         total = torch.zeros((), device=job.world.device)
-        for micro, (tokens, targets) in enumerate(self.batches.step(self.step)):
+        for micro, (tokens, targets) in enumerate(self.batches.step(self.stretch.window_of(self.step + 1))):
             total += job.backend.micro_step(tokens, targets, last=micro == job.plan.grad_accum - 1)
-        result = job.backend.step(lr)
-        loss = (job.world.sum(total) / (job.plan.grad_accum * job.world.size)).item()
+        mean = job.world.sum(total) / (job.plan.grad_accum * job.world.size)
+        result = job.backend.step(lr, lambda: self.guards.allow(self.step + 1, mean.item()))
+        loss = mean.item()
         self.step += 1
-        self._count_skipped(skipped=result.skipped, loss=loss)
+        conclusion = self.guards.conclude(self.step, loss, skipped=result.skipped)
         seconds = self.clock.lap()
         self.throughput.add(seconds)
-        self._log(loss, lr, result.grad_norm, seconds)
+        self._log(loss, lr, result.grad_norm, seconds, conclusion)
+        return self._heed(conclusion)
 
     def _seed_dropout(self) -> None:
         """Make dropout a function of seed, step and rank, so that a resumed run draws what the first would have."""
         if self.job.run.model.dropout:
             torch.manual_seed(((self.train.seed * 1_000_003 + self.step) * 1_009 + self.job.world.rank) % 2**63)
 
-    def _count_skipped(self, *, skipped: bool, loss: float) -> None:
-        self.skipped += skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise RunError(
-                f"the gradient was not finite in {self.skipped_in_a_row} steps in a row up to step {self.step} "
-                f"(loss {loss}); lower --learning_rate, or use --precision bf16"
-            )
+    def _heed(self, conclusion: Conclusion) -> Spike | None:
+        """Tell of a bad step, end a run that has no other, and say whether to go back.
 
-    def _log(self, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
+        Raises:
+            RunError: too many steps in a row were left out.
+        """
+        job, warning = self.job, conclusion.warning(self.train.precision)
+        if warning:
+            job.logger.say(warning)
+        if self.guards.gives_up:
+            job.world.on_first(lambda: write_bad_steps(job.directory, self.guards.known.row))
+            self.guards.raise_row()
+        return conclusion.spike if self.train.on_spike == "rollback" else None
+
+    def _roll_back(self, spike: Spike) -> bool:
+        """Go back behind a spike; False where there is no checkpoint to go back to, so that the step is only left out.
+
+        Raises:
+            RunError: the run went back as often as it may.
+        """
+        job = self.job
+        back: WayBack | None = job.world.on_first(lambda: self._take_files_back(spike))
+        if back is None:
+            job.logger.say("warning: there is no checkpoint to go back to yet: training goes on without the step")
+            return False
+        restore(job.backend, back.checkpoint, back.progress)
+        self._stand_at(back.progress, back.stretch)
+        job.logger.say(
+            f"rolled back to {back.checkpoint}, rollback {self.rollbacks} of at most {self.train.max_rollbacks}; "
+            f"{self.left_out:,} windows of the data are left out"
+        )
+        self._status("running")
+        self.clock.lap()
+        return True
+
+    def _take_files_back(self, spike: Spike) -> WayBack | None:
+        job, train = self.job, self.train
+        self.close()
+        try:
+            return go_back(job.directory, spike, train, now=self._progress(), stretch=self.stretch)
+        finally:
+            self.metrics = MetricsFile(job.directory.metrics)
+
+    def _log(self, loss: float, lr: float, grad_norm: float, seconds: float, conclusion: Conclusion) -> None:
         job = self.job
         rate = job.plan.tokens / seconds
         share = mfu(self.throughput.tokens_per_second, self.flops, self.peak, job.world.size)
@@ -189,10 +238,13 @@ class Trainer:
                 tokens_per_second=rate,
                 mfu=mfu(rate, self.flops, self.peak, job.world.size),
                 peak_bytes=peak_bytes(job.world.device),
+                **conclusion.as_metrics(),
             )
         left = self._seconds_left()
         job.logger.step(
-            StepLine(self.step, loss, lr, grad_norm, self.throughput.tokens_per_second, share, left, self.skipped)
+            StepLine(
+                self.step, loss, lr, grad_norm, self.throughput.tokens_per_second, share, left, self.guards.skipped
+            )
         )
 
     # --- around the steps --------------------------------------------------------------------------------------------
@@ -250,18 +302,25 @@ class Trainer:
         job.logger.say(f"step {self.step}  checkpoint {path}")
         self._status("running")
 
-    def _write_checkpoint(self, states: list[ParameterState]) -> Path:
-        job, scaler = self.job, self.job.backend.scaler
-        progress = Progress(
+    def _progress(self) -> Progress:
+        """Where the run stands, for a checkpoint."""
+        scaler = self.job.backend.scaler
+        return Progress(
             step=self.step,
             tokens=self.tokens,
             val_loss=finite(self.val_loss),
             best_val_loss=self.best_val_loss,
-            skipped_steps=self.skipped,
+            skipped_steps=self.guards.skipped,
             loss_scale=scaler.scale,
             good_steps=scaler.good_steps,
+            sequences=self.stretch.window_of(self.step + 1),
+            left_out=self.left_out,
+            rollbacks=self.rollbacks,
         )
-        header = Header(progress, as_file(job.run), job.data.tokenizer.as_dict(), job.data_digest)
+
+    def _write_checkpoint(self, states: list[ParameterState]) -> Path:
+        job = self.job
+        header = Header(self._progress(), as_file(job.run), job.data.tokenizer.as_dict(), job.data_digest)
         path = store.save(job.directory.checkpoints, header, states)
         store.prune(job.directory.checkpoints, self.train.keep_checkpoints)
         return path
@@ -270,8 +329,8 @@ class Trainer:
 
     @property
     def tokens(self) -> int:
-        """Tokens consumed by the run so far."""
-        return self.step * self.job.plan.tokens
+        """Tokens that the run's steps consumed so far; what a rollback took back is not counted."""
+        return self._tokens_before + (self.step - self._step_before) * self.job.plan.tokens
 
     def _is_over(self) -> bool:
         """Whether the steps are taken or the time is up; asked after a step, so that there is always one."""
@@ -294,7 +353,9 @@ class Trainer:
                 cause=cause,
                 val_loss=self.val_loss,
                 best_val_loss=self.best_val_loss,
-                skipped_steps=self.skipped,
+                **self.guards.as_status(),
+                rollbacks=self.rollbacks,
+                windows_left_out=self.left_out,
                 predicted_peak_bytes=self.job.memory.peak_bytes,
                 **self.job.watch.measure().as_status(),
             )

@@ -24,7 +24,8 @@ RUN = {
 }  # fmt: skip
 
 LEFT = {
-    "checkpoints", "config.yaml", "metrics.jsonl", "plan.json", "report.html", "run_status.json", "samples.txt",
+    "checkpoints", "config.yaml", "data_ledger.jsonl", "metrics.jsonl", "plan.json", "report.html", "run_status.json",
+    "samples.txt",
 }  # fmt: skip
 
 
@@ -504,10 +505,9 @@ def test_what_fails_on_the_way_is_one_line_and_status_1(
 def test_a_gradient_that_stays_non_finite_ends_the_run(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trainer, "MAX_SKIPPED_IN_A_ROW", 3)
     monkeypatch.setattr("scalegpt.backends.plain.is_finite", lambda norm: False)
-    assert main(command()) == 1
+    assert main(command(max_skipped_in_a_row=3)) == 1
     line = capsys.readouterr().err
-    assert "not finite in 3 steps in a row up to step 3" in line
+    assert "3 steps in a row up to step 3 were left out (gradient not finite; last loss" in line
     assert "--learning_rate" in line
     assert (status()["state"], status()["skipped_steps"]) == ("failed", 3)

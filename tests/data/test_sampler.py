@@ -80,7 +80,7 @@ def test_all_ranks_together_take_the_same_windows(data, sequences, step):
     ranks = data.draw(st.sampled_from([n for n in range(1, sequences + 1) if sequences % n == 0]))
     per_rank = sequences // ranks
     batch = data.draw(st.sampled_from([n for n in range(1, per_rank + 1) if per_rank % n == 0]))
-    starts = WindowSampler(5000, 32, 3).for_step(step, sequences)
+    starts = WindowSampler(5000, 32, 3).starts(step * sequences, sequences)
     shares = [
         rank_share(starts, rank, ranks, micro, batch) for micro in range(per_rank // batch) for rank in range(ranks)
     ]
@@ -94,12 +94,6 @@ def test_rank_share_formula():
         for rank in range(3):
             expected = [(micro * ranks + rank) * batch + b for b in range(batch)]
             assert rank_share(starts, rank, ranks, micro, batch).tolist() == expected
-
-
-def test_steps_continue_one_another():
-    sampler = WindowSampler(5000, 32, 3)
-    steps = np.concatenate([sampler.for_step(step, 7) for step in range(5)])
-    assert steps.tolist() == sampler.starts(0, 35).tolist()
 
 
 def test_windows_are_shifted_by_one_and_independent(tmp_path):

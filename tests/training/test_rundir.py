@@ -91,10 +91,10 @@ def test_what_decides_the_result_is_not_free(key: str) -> None:
 
 def test_differences_leave_out_what_is_free() -> None:
     ours, theirs = as_file(run()), as_file(run(max_iters=5, backend="fsdp", micro_batch=1, checkpoint_every=1))
-    assert differences(ours, theirs) == []
+    assert differences(ours, theirs) == {}
     del ours["model"]["n_layer"]
-    assert differences(ours, theirs) == ["n_layer: None → 4"]
-    assert differences(theirs, ours) == ["n_layer: 4 → None"]
+    assert differences(ours, theirs) == {"n_layer": "None → 4"}
+    assert differences(theirs, ours) == {"n_layer": "4 → None"}
 
 
 # --- what an earlier process settled ---------------------------------------------------------------------------------

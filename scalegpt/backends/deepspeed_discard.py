@@ -1,0 +1,90 @@
+"""Make a DeepSpeed engine forget a step's gradients: weights, moments, counts and loss scale stay as they are.
+
+DeepSpeed (0.19.8) has one way to leave a step out, its own: it finds the gradients non-finite. What it looks at differs:
+
+================================  ========================================================================================
+wrapper                           what makes its ``step()`` return without a step
+================================  ========================================================================================
+none (stage 0 in fp32 and bf16)   nothing; the backend steps by itself
+``FP16_UnfusedOptimizer`` (0)     ``overflow_checker.check()``, or a norm that is not finite
+``BF16_Optimizer`` (1 in bf16)    a norm that is not finite
+``DeepSpeedZeroOptimizer`` (1, 2) ``has_overflow()`` where ``check_grad_overflow`` is set (fp16 always, bf16 by default, fp32
+                                  never), and a norm that is not finite, except in bf16 where that is not set
+``…ZeroOptimizer_Stage3``         a norm that is not finite, and in fp16 ``check_overflow()``
+================================  ========================================================================================
+
+All are agreed by the ranks. Where we know before the step that it must not be taken, though its gradients may be finite, we
+answer for them: so DeepSpeed clears its buffers in the way that suits it. In fp16 it would halve the loss scale too, for
+which there is no cause.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+
+@contextmanager
+def discarding(optimizer: Any) -> Iterator[None]:
+    """Let the next ``engine.step()`` leave the step out.
+
+    Args:
+        optimizer: DeepSpeed's wrapper around the optimizer.
+    """
+
+    def found(*_: Any, **__: Any) -> bool:
+        optimizer.overflow = True
+        return True
+
+    def forget(*_: Any, **__: Any) -> None:
+        found()
+        optimizer.clear_hp_grads()
+        optimizer.clear_lp_grads()
+
+    with ExitStack() as overridden:
+
+        def override(name: str, value: Any, owner: Any = optimizer) -> None:
+            overridden.enter_context(_overridden(owner, name, value))
+
+        if hasattr(optimizer, "clear_hp_grads"):  # BF16_Optimizer
+            override("step", forget)
+        else:
+            override("_update_scale", _nothing)
+            if hasattr(optimizer, "overflow_checker"):  # FP16_UnfusedOptimizer
+                override("check", found, optimizer.overflow_checker)
+            elif hasattr(optimizer, "check_grad_overflow"):  # stages 1 and 2
+                override("check_grad_overflow", True)
+                override("has_overflow", found)
+            else:
+                override("_overflow_check_and_loss_scale_update", found)
+        yield
+
+
+def forget_gradients(optimizer: Any) -> None:
+    """Clear what DeepSpeed leaves after a step that was left out.
+
+    With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients add up
+    (``averaged_gradients``): NaN would stay there, and every later step be left out too.
+    """
+    if hasattr(optimizer, "check_grad_overflow"):
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
+
+
+@contextmanager
+def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object's attribute another value for a while."""
+    assert hasattr(owner, name), f"this DeepSpeed's {type(owner).__name__} has no {name}"
+    own = vars(owner)
+    had, before = name in own, own.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Stands in for what must not be done."""

@@ -1,0 +1,176 @@
+"""Which windows of the data each optimizer step consumed.
+
+The windows of a run come in one order, a pure function of seed, block size and number of tokens (see
+:mod:`scalegpt.data.sampler`), whatever the ranks. A step consumes so many of them, from the place where the step before
+ended; only going back behind a loss spike leaves some out. So a run needs one line where its counting starts, and another
+where it changes: ``data_ledger.jsonl``, from which the windows of any step follow without the data being read.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scalegpt.data.sampler import WindowSampler
+from scalegpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Window:
+    """One training sample.
+
+    Attributes:
+        order: its place in the global batch of its step, from 0. Which rank takes it in which micro step depends on the
+            layout; the order does not.
+        number: its place in the run's order of windows, over all epochs.
+        file: the token file.
+        offset: of its first token in the file, in tokens.
+        length: in tokens, the last target included: ``block_size + 1``.
+    """
+
+    order: int
+    number: int
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that consume windows one after another: a line of the ledger.
+
+    Attributes:
+        first_step: the first of them, counted from 1 as in ``metrics.jsonl``.
+        first_window: the number of its first window.
+        windows_per_step: over all ranks and micro steps.
+        block_size: T.
+        seed: the run's.
+        tokens: how many the file has.
+        file: the training tokens.
+        data: the digest of the data.
+        reason: why the counting begins here.
+    """
+
+    first_step: int
+    first_window: int
+    windows_per_step: int
+    block_size: int
+    seed: int
+    tokens: int
+    file: str
+    data: str
+    reason: str
+
+    def window_of(self, step: int) -> int:
+        """The number of a step's first window."""
+        return self.first_window + (step - self.first_step) * self.windows_per_step
+
+    def starting_at(self, step: int) -> "Stretch":
+        """The same windows for the same steps, told from another step on."""
+        return replace(self, first_step=step, first_window=self.window_of(step))
+
+    def continues(self, before: "Stretch") -> bool:
+        """Whether another stretch says the same of our steps; the file may have moved."""
+        told = before.starting_at(self.first_step)
+        return replace(told, file=self.file, reason=self.reason) == self
+
+    def windows(self, step: int) -> list[Window]:
+        """The windows of one of its steps, in their order within the global batch."""
+        first = self.window_of(step)
+        starts = WindowSampler(self.tokens, self.block_size, self.seed).starts(first, self.windows_per_step)
+        return [
+            Window(order, first + order, self.file, int(start), self.block_size + 1)
+            for order, start in enumerate(starts)
+        ]
+
+
+class Ledger:
+    """``data_ledger.jsonl``.
+
+    Args:
+        path: of the file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Stretch]:
+        """All stretches, in the order of their steps; none where there is no file.
+
+        A line that a crash cut short is left out: its writer had not gone on yet.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
+        return [stretch for line in lines if (stretch := _parse(line)) is not None]
+
+    def append(self, stretch: Stretch) -> None:
+        """Add a stretch, on the disk when this returns; nothing where the last one says the same.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        known = self.read()
+        if known and stretch.continues(known[-1]):
+            return
+        self._write([*known, stretch])
+
+    def forget_after(self, step: int) -> None:
+        """Drop the stretches that begin after a step.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        known = self.read()
+        kept = [stretch for stretch in known if stretch.first_step <= step]
+        if len(kept) != len(known):
+            self._write(kept)
+
+    def stretch_of(self, step: int) -> Stretch | None:
+        """The stretch that a step belongs to; None where none is known."""
+        return next((stretch for stretch in reversed(self.read()) if stretch.first_step <= step), None)
+
+    def windows(self, steps: Iterable[int]) -> Iterator[tuple[int, list[Window]]]:
+        """Each of the steps with its windows.
+
+        Raises:
+            InputError: the ledger knows nothing of a step.
+        """
+        known = self.read()
+        for step in steps:
+            stretch = next((each for each in reversed(known) if each.first_step <= step), None)
+            if stretch is None:
+                raise InputError(
+                    f"{self.path} says nothing of step {step}; it was taken by an older version of ScaleGPT"
+                )
+            yield step, stretch.windows(step)
+
+    def _write(self, stretches: list[Stretch]) -> None:
+        """Replace the file: a reader or a crash finds the old or the new one. It has few lines."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(stretch)) + "\n" for stretch in stretches)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _parse(line: str) -> Stretch | None:
+    """A line as a stretch; None for what is none."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        return Stretch(**values) if line.endswith("\n") else None
+    except (ValueError, TypeError):
+        return None

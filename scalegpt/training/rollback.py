@@ -1,0 +1,111 @@
+"""Going back behind a loss spike: an earlier checkpoint, later data.
+
+What made the loss spike may be in the weights already when it is seen. So the run goes back to a checkpoint from before the
+window by which the spike was measured, and on from there with the data after the spike: steps and schedule go on from the
+checkpoint, and the windows of the steps in between, with those of the spike, are left out.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scalegpt.backends import Backend
+from scalegpt.checkpoint import store
+from scalegpt.checkpoint.store import Progress
+from scalegpt.config import TrainConfig
+from scalegpt.data.ledger import Stretch
+from scalegpt.errors import RunError
+from scalegpt.training.guards import Spike
+from scalegpt.training.rundir import RunDirectory, writing
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """Where a run goes back to.
+
+    Attributes:
+        checkpoint: what to load.
+        progress: where the run stands then, the data's place being past the spike.
+        stretch: the data that the next steps consume.
+    """
+
+    checkpoint: Path
+    progress: Progress
+    stretch: Stretch
+
+
+def restore(backend: Backend, checkpoint: Path, progress: Progress) -> None:
+    """Give a backend the state that a checkpoint holds; all ranks must call it together."""
+    # The optimizer's own count leaves out the steps that were skipped.
+    backend.load_states(store.read_states(checkpoint), progress.step - progress.skipped_steps)
+    backend.load_scaler(progress.loss_scale, progress.good_steps)
+
+
+def choose_checkpoint(folder: Path, spike: Spike, window: int) -> Path | None:
+    """The newest checkpoint that is older than the spike's window of steps, or else the oldest; None where there is none."""
+    found = [path for path in store.find_checkpoints(folder) if _step_of(path) < spike.step]
+    older = [path for path in found if _step_of(path) < spike.step - window]
+    if older:
+        return older[-1]
+    return found[0] if found else None
+
+
+def go_back(
+    directory: RunDirectory, spike: Spike, train: TrainConfig, *, now: Progress, stretch: Stretch
+) -> WayBack | None:
+    """Take a run's files back to an earlier checkpoint; the first rank does this, all load the state afterwards.
+
+    Whenever this is cut short, the run goes on from the checkpoint chosen, or from one after it, meets the same spike, and
+    goes back again.
+
+    Args:
+        directory: of the run; its metrics must not be open.
+        spike: why.
+        train: how long a spike's window is, and how often a run may go back.
+        now: where the run stands, the step of the spike included.
+        stretch: the ledger's line in force.
+
+    Returns:
+        None where there is no checkpoint to go back to.
+
+    Raises:
+        RunError: it went back as often as it may, or a file cannot be written.
+        InputError: the checkpoint is damaged.
+    """
+    if now.rollbacks >= train.max_rollbacks:
+        raise RunError(
+            f"{spike}, after {now.rollbacks} rollbacks; lower --learning_rate (with --allow-change learning_rate), look at "
+            "the data, or raise --max_rollbacks, and run the command again"
+        )
+    checkpoint = choose_checkpoint(directory.checkpoints, spike, train.spike_window)
+    if checkpoint is None:
+        return None
+    then = store.read_header(checkpoint).progress
+    place = next_window(then, stretch.block_size)
+    assert now.sequences is not None
+    progress = replace(
+        then,
+        sequences=now.sequences,
+        left_out=then.left_out + now.sequences - place,
+        rollbacks=now.rollbacks + 1,
+    )
+    with writing(directory.checkpoints):
+        store.forget_after(directory.checkpoints, then.step)
+    directory.forget_after(then.step)
+    later = replace(
+        stretch,
+        first_step=then.step + 1,
+        first_window=now.sequences,
+        reason=f"rolled back: {spike}; windows {place} to {now.sequences - 1} are left out",
+    )
+    with writing(directory.ledger.path):
+        directory.ledger.append(later)
+    return WayBack(checkpoint, progress, later)
+
+
+def next_window(progress: Progress, block_size: int) -> int:
+    """The number of the window that the next step begins with."""
+    return progress.tokens // block_size if progress.sequences is None else progress.sequences
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))

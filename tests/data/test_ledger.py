@@ -1,0 +1,75 @@
+"""Which windows a step consumed: the same for any layout, before and after a resume, and past a rollback."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scalegpt.data.ledger import Ledger, Stretch
+from scalegpt.data.sampler import WindowSampler
+from scalegpt.errors import InputError
+
+START = Stretch(1, 0, 6, 8, 1337, 5000, "/data/train.bin", "digest", "start")
+
+
+def test_windows_are_the_samplers_in_their_order() -> None:
+    stretch = replace(START, first_step=11, first_window=100)
+    windows = stretch.windows(13)
+    assert [each.order for each in windows] == list(range(6))
+    assert [each.number for each in windows] == list(range(112, 118))
+    assert [each.offset for each in windows] == WindowSampler(5000, 8, 1337).starts(112, 6).tolist()
+    assert {each.length for each in windows} == {9}
+
+
+def test_the_same_told_from_another_step_is_the_same() -> None:
+    later = START.starting_at(40)
+    assert later.windows(45) == START.windows(45)
+    assert replace(later, file="/moved/train.bin", reason="resumed").continues(START)
+    assert not replace(later, first_window=later.first_window + 1).continues(START)
+    for change in ({"seed": 1}, {"tokens": 4999}, {"windows_per_step": 7}, {"data": "other"}, {"block_size": 4}):
+        assert not replace(later, **change).continues(START)
+
+
+def test_what_is_appended_is_found_and_what_changes_nothing_is_not_appended(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "data_ledger.jsonl")
+    assert ledger.read() == []
+    assert ledger.stretch_of(1) is None
+    with pytest.raises(InputError, match="says nothing of step 1"):
+        list(ledger.windows([1]))
+    ledger.append(START)
+    ledger.append(replace(START.starting_at(20), reason="resumed"))
+    assert ledger.read() == [START]
+    back = replace(START, first_step=11, first_window=300, reason="rolled back")
+    ledger.append(back)
+    assert [ledger.stretch_of(step) for step in (1, 10, 11, 99)] == [START, START, back, back]
+    told = dict(ledger.windows([10, 11]))
+    assert [each.number for each in told[10] + told[11]] == [*range(54, 60), *range(300, 306)]
+
+
+def test_stretches_of_steps_to_come_again_are_forgotten(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "data_ledger.jsonl")
+    ledger.forget_after(5)
+    back = replace(START, first_step=11, first_window=300)
+    ledger.append(START)
+    ledger.append(back)
+    ledger.forget_after(11)
+    assert ledger.read() == [START, back]
+    ledger.forget_after(10)
+    assert ledger.read() == [START]
+    ledger.forget_after(0)
+    assert ledger.read() == []
+
+
+def test_a_line_that_was_cut_short_is_none(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "data_ledger.jsonl")
+    ledger.append(START)
+    whole = ledger.path.read_text()
+    for damage in (whole[:-1], whole[:20], "{}\n", "null\n", "\0\n"):
+        ledger.path.write_text(whole + damage)
+        assert ledger.read() == [START]
+    assert json.loads(whole)["reason"] == "start"
+    ledger.path.unlink()
+    ledger.path.mkdir()
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        ledger.read()
