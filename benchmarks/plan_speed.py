@@ -70,7 +70,9 @@ def main() -> None:
         measured(command, bytecode)  # writes the bytecode
         times = [measured(command, bytecode)[:2] for _ in range(arguments.runs)]
         walls, processor = (statistics.median(column) for column in zip(*times, strict=True))
-        print(f"scalegpt {' '.join(COMMAND)}: {walls:.3f} s, {processor:.3f} s of processor time, median of {len(times)}")
+        print(
+            f"scalegpt {' '.join(COMMAND)}: {walls:.3f} s, {processor:.3f} s of processor time, median of {len(times)}"
+        )
         wall, processor, said = measured((__file__, "--sweep"), bytecode)
         figures = f"{wall:.2f} s, {processor:.2f} s of processor time"
         print(f"every preset on every card, 1, 8 and 64 of it: {figures}; {said}", end="")

@@ -12,7 +12,8 @@ from scalegpt.planner.checks import resolve_precision
 from scalegpt.planner.gpus import find_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.search import Found, Question, candidate, choose
+from scalegpt.planner.search import Found, Question, choose
+from scalegpt.planner.space import Setting, candidate
 
 EMULATED = ("RTX 3070", "RTX 3080", "RTX 3060", "RTX A4000", "RTX 4090", "A100 40GB", "A100 80GB")
 """A card of each size, of 8, 10, 12, 16, 24, 40 and 80 GB, whose memory is emulated, as torch reports it; nothing else is."""
@@ -143,7 +144,9 @@ def shortest(plan: Plan) -> Plan:
 
 def _with_batch(plan: Plan, batch: BatchPlan) -> Plan:
     train = plan.run.train
-    return make_plan(candidate(plan.run, plan.run.parallel, train.recompute, train.loss, batch), plan.machine, batch)
+    return make_plan(
+        candidate(plan.run, Setting(plan.run.parallel, train.recompute, train.loss), batch), plan.machine, batch
+    )
 
 
 def key_of(plan: Plan) -> tuple[Any, ...]:
