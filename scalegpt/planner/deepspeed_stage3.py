@@ -26,7 +26,8 @@ from scalegpt.planner.deepspeed_step import (
 )
 from scalegpt.planner.parameters import Shape
 from scalegpt.planner.sizes import TEMPORARIES, host_size
-from scalegpt.planner.step import GRADIENTS, WEIGHTS, numel
+from scalegpt.planner.step import GRADIENTS, WEIGHTS
+from scalegpt.planner.tensors import numel
 from scalegpt.planner.timeline import rounded
 
 GATHERED = "gathered weights"

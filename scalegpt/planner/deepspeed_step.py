@@ -12,7 +12,8 @@ from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape, parameter_shapes
 from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
 from scalegpt.planner.states import FP32
-from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step, numel
+from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step
+from scalegpt.planner.tensors import numel
 
 BUCKETS = "buckets"
 

@@ -24,7 +24,8 @@ from scalegpt.config import RunConfig
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape
 from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
-from scalegpt.planner.step import GRADIENTS, Step, numel
+from scalegpt.planner.step import GRADIENTS, Step
+from scalegpt.planner.tensors import numel
 from scalegpt.planner.timeline import rounded
 
 REDUCE_DTYPE = "fp32"

@@ -1,62 +1,20 @@
 """One optimizer step as a ledger: what the trainer allocates and frees, in order, from state to state."""
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Self
 
-from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config import RunConfig
 from scalegpt.planner import kernels
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.block import BlockLedger
 from scalegpt.planner.memory import Prediction
-from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.planner.parameters import Shape
 from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES, Sizes
 from scalegpt.planner.states import optimizer_row, tensors_of
+from scalegpt.planner.tensors import Tensors, numel
 from scalegpt.planner.timeline import Effect, Timeline, rounded
 
 WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """A model's parameters, sorted once: a search asks for the same models again and again.
-
-    Attributes:
-        shapes: every parameter's, by name.
-        block: those of one block; all are alike.
-        vectors: the block's norms and biases.
-        root: those outside the blocks.
-        small: those outside the blocks whose gradients are counted together: the position embedding, the last norm.
-        largest: elements of the largest.
-    """
-
-    shapes: dict[str, Shape]
-    block: tuple[Shape, ...]
-    vectors: tuple[Shape, ...]
-    root: tuple[Shape, ...]
-    small: tuple[Shape, ...]
-    largest: int
-
-    @classmethod
-    @lru_cache(maxsize=256)
-    def of(cls, model: ModelConfig) -> "Tensors":
-        """The tensors of a model.
-
-        Raises:
-            InputError: its vocabulary is not known.
-        """
-        shapes = parameter_shapes(model)
-        block = tuple(shape for name, shape in shapes.items() if name.startswith("blocks.0."))
-        return cls(
-            shapes=shapes,
-            block=block,
-            vectors=tuple(shape for shape in block if len(shape) == 1),
-            root=tuple(shape for name, shape in shapes.items() if not name.startswith("blocks.")),
-            small=tuple(shape for name, shape in shapes.items() if name.startswith(("wpe", "ln_f"))),
-            largest=max(map(numel, shapes.values())),
-        )
 
 
 class Step:
@@ -397,9 +355,3 @@ class Step:
     def largest_held(self) -> int:
         """Elements of the largest gradient of which the norm is taken."""
         return self.parameters.largest
-
-
-@lru_cache(maxsize=4096)
-def numel(shape: Shape) -> int:
-    """The number of elements of a shape."""
-    return math.prod(shape)

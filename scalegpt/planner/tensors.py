@@ -1,0 +1,54 @@
+"""A model's parameters as the ledgers need them: their shapes, sorted once."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from scalegpt.config import ModelConfig
+from scalegpt.planner.parameters import Shape, parameter_shapes
+
+
+@lru_cache(maxsize=4096)
+def numel(shape: Shape) -> int:
+    """The number of elements of a shape."""
+    return math.prod(shape)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A model's parameters, sorted once: a search asks for the same models again and again.
+
+    Attributes:
+        shapes: every parameter's, by name.
+        block: those of one block; all are alike.
+        vectors: the block's norms and biases.
+        root: those outside the blocks.
+        small: those outside the blocks whose gradients are counted together: the position embedding, the last norm.
+        largest: elements of the largest.
+    """
+
+    shapes: dict[str, Shape]
+    block: tuple[Shape, ...]
+    vectors: tuple[Shape, ...]
+    root: tuple[Shape, ...]
+    small: tuple[Shape, ...]
+    largest: int
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def of(cls, model: ModelConfig) -> "Tensors":
+        """The tensors of a model.
+
+        Raises:
+            InputError: its vocabulary is not known.
+        """
+        shapes = parameter_shapes(model)
+        block = tuple(shape for name, shape in shapes.items() if name.startswith("blocks.0."))
+        return cls(
+            shapes=shapes,
+            block=block,
+            vectors=tuple(shape for shape in block if len(shape) == 1),
+            root=tuple(shape for name, shape in shapes.items() if not name.startswith("blocks.")),
+            small=tuple(shape for name, shape in shapes.items() if name.startswith(("wpe", "ln_f"))),
+            largest=max(map(numel, shapes.values())),
+        )
