@@ -30,6 +30,9 @@ def make_parser() -> Parser:
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto: CUDA if there is any]")
     run.add_argument("--fresh", action="store_true", help="start anew, beside an earlier run of the same name")
     run.add_argument(
+        "--trust_checkpoint", action="store_true", help="go on from a checkpoint that this run did not write itself"
+    )
+    run.add_argument(
         "--margin", metavar="X", help="share of a GPU's memory that a chosen micro batch leaves free [0.03]"
     )
     # The deepspeed launcher adds this flag; the ranks are read from the environment, which it sets too.
@@ -57,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.training.setup import Request
 
     stated = _stated(arguments.preset)
-    train(Request(run, Path(arguments.runs_dir), arguments.fresh, frozenset(given), stated, margin), arguments.device)
+    request = Request(
+        run, Path(arguments.runs_dir), arguments.fresh, frozenset(given), stated, margin, arguments.trust_checkpoint
+    )
+    train(request, arguments.device)
     return 0
 
 

@@ -13,7 +13,8 @@ import torch
 from scalegpt.backends import World, build_model, make_backend
 from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
 from scalegpt.checkpoint import store
-from scalegpt.checkpoint.store import Progress
+from scalegpt.checkpoint.manifest import Progress
+from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.prepare import prepare_cached
@@ -31,6 +32,7 @@ from scalegpt.training.choice import settle_layout
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.training.resume import Found, newest_whole_checkpoint
 from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.trainer import Job
 
@@ -48,6 +50,7 @@ class Request:
         given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
         stated: those that the preset names.
         margin: share of a card's memory that what is chosen leaves free.
+        trust_checkpoint: go on from a checkpoint that another run has written.
     """
 
     run: RunConfig
@@ -56,6 +59,7 @@ class Request:
     given: frozenset[str] = frozenset()
     stated: frozenset[str] = frozenset()
     margin: float = MARGIN
+    trust_checkpoint: bool = False
 
     @property
     def open(self) -> frozenset[str]:
@@ -89,9 +93,15 @@ def prepare(request: Request, world: World) -> Job:
     settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
     digest = world.on_first(lambda: data.digest)
-    directory, checkpoint, progress = world.on_first(lambda: _claim_directory(request, run, plan, data, digest))
+    directory = world.on_first(lambda: _claim_directory(request, run, plan))
     run = replace(run, name=directory.path.name)
-    world.on_first(directory.lock)
+    world.on_first(directory.lock)  # before the checkpoints are looked at: another process may be writing them
+    try:
+        found = newest_whole_checkpoint(directory, world, trusted=request.trust_checkpoint)
+        progress = _read_progress(found.checkpoint, run, data, digest)
+    except InputError:
+        directory.unlock()
+        raise
     if warning:
         logger.say(f"warning: {warning}")
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
@@ -100,18 +110,20 @@ def prepare(request: Request, world: World) -> Job:
     for note in chosen.notes:
         logger.say(note)
     logger.say(predicted_line(chosen.plan))
+    for note in found.notes:
+        logger.say(note)
     watch = MemoryWatch(world.device)
     model = build_model(run, compiled=compiled)
     backend = make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
-    if checkpoint is None:
+    if found.checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
     else:
         # The optimizer's own count leaves out the steps that were skipped.
-        backend.load_states(store.read_states(checkpoint), progress.step - progress.skipped_steps)
+        backend.load_pieces(found.checkpoint.read, progress.step - progress.skipped_steps)
         backend.load_scaler(progress.loss_scale, progress.good_steps)
-        logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
+        logger.say(f"resumed  from {found.checkpoint.path}, step {progress.step} of {total_steps(run.train, plan)}")
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
-    world.on_first(lambda: _write_directory(directory, run, summary, progress.step))
+    world.on_first(lambda: _write_directory(directory, run, summary, progress.step, found))
     return Job(
         run=run,
         world=world,
@@ -124,7 +136,7 @@ def prepare(request: Request, world: World) -> Job:
         logger=logger,
         total_steps=total_steps(run.train, plan),
         progress=progress,
-        resumed=checkpoint is not None,
+        resumed=found.checkpoint is not None,
         memory=chosen.plan,
         watch=watch,
     )
@@ -310,10 +322,8 @@ def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
     return tokens
 
 
-def _claim_directory(
-    request: Request, run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str
-) -> tuple[RunDirectory, Path | None, Progress]:
-    """The run's directory, the checkpoint to go on from, and where that stands; first rank only."""
+def _claim_directory(request: Request, run: RunConfig, plan: BatchPlan) -> RunDirectory:
+    """The run's directory, which can be written and has room; first rank only."""
     directory = RunDirectory.choose(request.runs_dir, run, fresh=request.fresh)
     parent = request.runs_dir
     try:
@@ -323,10 +333,7 @@ def _claim_directory(
     if not os.access(parent, os.W_OK):
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
     _check_space(directory, run, plan)
-    checkpoint = directory.newest_checkpoint()
-    if checkpoint is None:
-        return directory, None, Progress(step=0, tokens=0)
-    return directory, checkpoint, _read_progress(checkpoint, run, data, digest)
+    return directory
 
 
 def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> None:
@@ -337,29 +344,33 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
     """
     train = run.train
     ever = 1 + (total_steps(train, plan) // train.checkpoint_every if train.checkpoint_every else 0)
-    more = min(ever, train.keep_checkpoints + 1) - len(store.find_checkpoints(directory.checkpoints))
+    more = min(ever, train.keep_checkpoints + train.keep_best + 1) - len(store.find_checkpoints(directory.checkpoints))
     states = training_bytes(run.model, train)
     check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
 
 
-def _read_progress(checkpoint: Path, run: RunConfig, data: TokenSet, digest: str) -> Progress:
-    """How far a checkpoint is, if it is whole and of this data.
+def _read_progress(checkpoint: Checkpoint | None, run: RunConfig, data: TokenSet, digest: str) -> Progress:
+    """How far a checkpoint is, if it is of this data; the very beginning where there is none.
 
     Raises:
-        InputError: it is damaged, or was trained on other tokens.
+        InputError: it was trained on other tokens.
     """
-    header = store.read_header(checkpoint)
+    if checkpoint is None:
+        return Progress(step=0, tokens=0)
+    header = checkpoint.manifest.header
     trained_with = json.dumps(header.tokenizer, sort_keys=True)
     if trained_with != json.dumps(data.tokenizer.as_dict(), sort_keys=True) or header.data not in {None, digest}:
         raise InputError(
-            f"{checkpoint} was trained on other tokens than {run.data.input_file} gives; use the data it was trained "
+            f"{checkpoint.path} was trained on other tokens than {run.data.input_file} gives; use the data it was trained "
             "on, another --model_name, or --fresh to start anew beside it"
         )
     return header.progress
 
 
-def _write_directory(directory: RunDirectory, run: RunConfig, plan: dict[str, Any], step: int) -> None:
+def _write_directory(directory: RunDirectory, run: RunConfig, plan: dict[str, Any], step: int, found: Found) -> None:
     """Write what a run that goes on begins with; a finished one keeps its own. First rank only."""
+    for path, _ in found.damaged:
+        store.set_aside(path)  # their steps will be saved again
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return
     directory.create(run, plan)

@@ -3,15 +3,16 @@
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from scalegpt import __version__
 from scalegpt.backends import Backend, World
-from scalegpt.backends.base import ParameterState
 from scalegpt.backends.capabilities import device_name
-from scalegpt.checkpoint import store
-from scalegpt.checkpoint.store import Header, Progress
+from scalegpt.checkpoint.manifest import Header, Progress
+from scalegpt.checkpoint.saver import Keeping, Saver
+from scalegpt.checkpoint.store import step_of
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.data.shards import TokenSet
@@ -30,6 +31,9 @@ from scalegpt.training.schedules import learning_rate
 
 MAX_SKIPPED_IN_A_ROW = 20
 """Steps with a non-finite gradient after which a run is given up; fp16 needs a few to find its first loss scale."""
+
+SECONDS_TO_FINISH_A_SAVE = 60.0
+"""How long a run that ends by an error waits for the checkpoint that is being written."""
 
 
 @dataclass
@@ -77,6 +81,11 @@ class Trainer:
         self.flops = flops_per_token(job.run.model)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
         self.clock = Stopwatch()
+        keeping = Keeping(self.train.keep_checkpoints, self.train.keep_best)
+        self.saver = Saver(job.backend, job.directory.checkpoints, keeping, asynchronous=self.train.async_checkpoint)
+        self.run_id = job.directory.read_id() or ""
+        self.last_save = self.clock.total
+        self.save_is_due = False
 
     def fit(self) -> None:
         """Train until the last step or minute; leave a checkpoint, a sample and a status.
@@ -127,15 +136,15 @@ class Trainer:
         cause = "interrupted" if stopped else f"{type(error).__name__}: {error}"
         with suppress(RunError):  # the first error is the one to tell
             self._status("stopped" if stopped else "failed", cause)
+        self.saver.close(SECONDS_TO_FINISH_A_SAVE)
         self.job.directory.unlock()
         saved = self.job.directory.newest_checkpoint()
-        since = (
-            f"the checkpoint of step {int(saved.name.removeprefix('step_'))}" if saved else "the start: none was saved"
-        )
+        since = f"the checkpoint of step {step_of(saved)}" if saved else "the start: none was saved"
         self.job.logger.say(f"ended at step {self.step}; the same command goes on from {since}")
 
     def close(self) -> None:
         """Close what is open."""
+        self.saver.close()
         if self.metrics is not None:
             self.metrics.close()
 
@@ -153,12 +162,28 @@ class Trainer:
         for micro, (tokens, targets) in enumerate(self.batches.step(self.step)):
             total += job.backend.micro_step(tokens, targets, last=micro == job.plan.grad_accum - 1)
         result = job.backend.step(lr)
-        loss = (job.world.sum(total) / (job.plan.grad_accum * job.world.size)).item()
+        loss = self._agree(total) / (job.plan.grad_accum * job.world.size)
         self.step += 1
         self._count_skipped(skipped=result.skipped, loss=loss)
         seconds = self.clock.lap()
         self.throughput.add(seconds)
         self._log(loss, lr, result.grad_norm, seconds)
+
+    def _agree(self, total: Tensor) -> float:
+        """The sum of the ranks' losses; and in the same message, whether a save has failed, and whether one is due by time.
+
+        Raises:
+            RunError: a checkpoint could not be written; on all ranks alike.
+        """
+        minutes, world = self.train.checkpoint_minutes, self.job.world
+        is_due = world.is_first and minutes is not None and self.clock.total - self.last_save >= 60 * minutes
+        flags = torch.tensor([float(self.saver.failed), float(is_due)], device=total.device)
+        loss, failed, due = world.sum(torch.cat([total.reshape(1), flags])).tolist()
+        if failed:
+            self.saver.raise_failure()
+        self.save_is_due = due > 0
+        self._tell_of_saves()
+        return float(loss)
 
     def _seed_dropout(self) -> None:
         """Make dropout a function of seed, step and rank, so that a resumed run draws what the first would have."""
@@ -204,8 +229,8 @@ class Trainer:
             self._evaluate()
         if train.sample_tokens and (last or _is_due(self.step, train.sample_every)):
             self._sample(show=last)
-        if last or _is_due(self.step, train.checkpoint_every):
-            self._save()
+        if last or self.save_is_due or _is_due(self.step, train.checkpoint_every):
+            self._save(last=last)
         self.clock.lap()  # what was done here is no part of the next step's time
 
     def _evaluate(self) -> None:
@@ -242,15 +267,20 @@ class Trainer:
         if show:
             job.logger.say(f"\nsample after {self.step} steps:\n{text}\n")
 
-    def _save(self) -> None:
-        """Gather the canonical state on the first rank, which writes it; where it cannot, every rank learns of it."""
-        job, is_first = self.job, self.job.world.is_first
-        states = [state for state in job.backend.states() if is_first]  # all ranks take part in gathering
-        path = job.world.on_first(lambda: self._write_checkpoint(states))
-        job.logger.say(f"step {self.step}  checkpoint {path}")
+    def _save(self, *, last: bool) -> None:
+        """Save the state as it is now; the last time, wait until it is written."""
+        self.saver.save(self._header())
+        self.last_save = self.clock.total
+        if last:
+            self.saver.finish()
+        self._tell_of_saves()
         self._status("running")
 
-    def _write_checkpoint(self, states: list[ParameterState]) -> Path:
+    def _tell_of_saves(self) -> None:
+        for path in self.saver.committed():
+            self.job.logger.say(f"step {step_of(path)}  checkpoint {path}")
+
+    def _header(self) -> Header:
         job, scaler = self.job, self.job.backend.scaler
         progress = Progress(
             step=self.step,
@@ -260,11 +290,19 @@ class Trainer:
             skipped_steps=self.skipped,
             loss_scale=scaler.scale,
             good_steps=scaler.good_steps,
+            seed=self.train.seed,
+            sequences=self.step * job.plan.sequences,
         )
-        header = Header(progress, as_file(job.run), job.data.tokenizer.as_dict(), job.data_digest)
-        path = store.save(job.directory.checkpoints, header, states)
-        store.prune(job.directory.checkpoints, self.train.keep_checkpoints)
-        return path
+        written_by = {
+            "backend": job.run.parallel.backend,
+            "zero_stage": job.run.parallel.stage,
+            "ranks": job.world.size,
+            "scalegpt": __version__,
+            "torch": torch.__version__,
+        }
+        return Header(
+            progress, as_file(job.run), job.data.tokenizer.as_dict(), job.data_digest, self.run_id, written_by
+        )
 
     # --- where we are ------------------------------------------------------------------------------------------------
 

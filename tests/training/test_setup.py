@@ -76,7 +76,7 @@ def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureF
     for name, value in job.backend.model.named_parameters():
         assert torch.equal(value, expected[name])
     left = {path.name for path in job.directory.path.iterdir()}
-    assert left == {".lock", "checkpoints", "config.yaml", "plan.json"}
+    assert left == {".lock", ".run_id", "checkpoints", "config.yaml", "plan.json"}
 
 
 def test_a_prompt_comes_from_the_settings_or_the_data(request_for: Any) -> None:
