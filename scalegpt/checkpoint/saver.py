@@ -87,11 +87,15 @@ class Saver:
         folder: the run's checkpoints.
         keeping: which stay.
         asynchronous: write while training goes on; else :meth:`save` returns when all is written.
+
+    Attributes:
+        lacks_memory: whether the last save had to be waited for, since host memory has no room for the copy.
     """
 
     def __init__(self, backend: Backend, folder: Path, keeping: Keeping, *, asynchronous: bool) -> None:
         self.backend, self.world, self.folder, self.keeping = backend, backend.world, folder, keeping
         self.asynchronous = asynchronous
+        self.lacks_memory = False
         self._copy = HostCopy(self.world.device)
         self._save: Save | None = None
         self._thread: threading.Thread | None = None
@@ -112,10 +116,10 @@ class Saver:
         # Known by all before anybody starts: what does not fit on the disk is not begun.
         sizes = torch.tensor([bytes_of(pieces)], dtype=torch.int64, device=self.world.device)
         total = int(self.world.sum(sizes.clone()).item())
-        copies = self.asynchronous and not self.world.any(not self._has_room_for(pieces))
+        self.lacks_memory = self.asynchronous and self.world.any(not self._has_room_for(pieces))
         ranks, step = self.world.size, header.progress.step
         self._save = self.world.on_first(lambda: writer.begin(self.folder, step, ranks, total))
-        if not copies:
+        if not self.asynchronous or self.lacks_memory:
             self._run(pieces, header)
             self.finish()
             return

@@ -269,7 +269,12 @@ class Trainer:
 
     def _save(self, *, last: bool) -> None:
         """Save the state as it is now; the last time, wait until it is written."""
+        told = self.saver.lacks_memory
         self.saver.save(self._header())
+        if self.saver.lacks_memory and not told:
+            self.job.logger.say(
+                "warning: host memory has no room for a copy of the state: training waits for checkpoints"
+            )
         self.last_save = self.clock.total
         if last:
             self.saver.finish()
