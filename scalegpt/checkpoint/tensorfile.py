@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,20 +39,23 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(path: Path, entries: Sequence[Entry], values: Iterable[Tensor]) -> StoredFile:
+def write_tensors(
+    path: Path, entries: Sequence[Entry], values: Iterable[Tensor], metadata: Mapping[str, str] | None = None
+) -> StoredFile:
     """Write a new safetensors file and sync it to disk.
 
     Args:
         path: where; an existing file is an error.
         entries: what the file will hold, in order.
         values: a tensor for each entry, on any device; each is asked for when it is its turn.
+        metadata: words for the header's ``__metadata__``.
 
     Raises:
         OSError: the disk is full, or the place cannot be written.
     """
     with path.open("xb") as file:
         total = _Hashing(file)
-        total.write(memoryview(_header(entries)))
+        total.write(memoryview(_header(entries, metadata)))
         for entry, value in zip(entries, values, strict=True):
             assert (value.dtype, value.numel()) == (entry.dtype, math.prod(entry.shape))
             total.write(_bytes_of(value))
@@ -75,8 +78,9 @@ class _Hashing:
         self.bytes += len(content)
 
 
-def _header(entries: Sequence[Entry]) -> bytes:
-    document, offset = {}, 0
+def _header(entries: Sequence[Entry], metadata: Mapping[str, str] | None) -> bytes:
+    document: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
     for entry in entries:
         ends = [offset, offset + entry.bytes]
         document[entry.name] = {"dtype": DTYPES[entry.dtype], "shape": entry.shape, "data_offsets": ends}

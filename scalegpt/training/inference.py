@@ -86,13 +86,22 @@ def newest_checkpoint(path: Path) -> Path:
     Raises:
         InputError: nothing there, something else there, or a run that has none yet.
     """
+    return checkpoints_of(path)[-1]
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """Return the checkpoints that a path means, oldest first and at least one: itself, or those of a run.
+
+    Raises:
+        InputError: nothing there, something else there, or a run that has none yet.
+    """
     if not path.exists():
         raise InputError(f"run {path} does not exist{_nearest_run(path)}")
     if is_checkpoint(path):
-        return path
+        return [path]
     found = find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
     if found:
-        return found[-1]
+        return found
     if (path / CHECKPOINTS).is_dir() or any((path / name).is_file() for name in RUN_FILES):
         raise InputError(f"run {path} has no checkpoint yet: train it longer, or lower --checkpoint_every")
     inside = _runs_in(path)

@@ -27,7 +27,9 @@ def run(folder: Path, ranks: int, steps: tuple[int, int], legs: dict[str, Any]) 
 def test_twenty_pairs_of_layouts_train_one_run(tmp_path: Path) -> None:
     assert len(ALL) == 18
     pairs = random.Random(1).sample([(a, b) for a in ALL for b in ALL if a != b], PAIRS)
-    undisturbed = run(tmp_path / "whole", 1, (0, 2 * HALF), {"plain": {"flags": {"backend": "plain"}}})["plain"]["losses"]
+    undisturbed = run(tmp_path / "whole", 1, (0, 2 * HALF), {"plain": {"flags": {"backend": "plain"}}})["plain"][
+        "losses"
+    ]
     first: dict[tuple[str, int], Any] = {}
     for ranks in RANKS:
         names = sorted({layout for (layout, size), _ in pairs if size == ranks})
