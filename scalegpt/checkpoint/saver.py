@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from scalegpt.backends.base import Backend, Piece
+from scalegpt.backends.base import KEYS, WEIGHT, Backend, Piece
 from scalegpt.checkpoint import store, writer
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.writer import AbandonedError, Save, bytes_of, failing_as_a_run
@@ -45,11 +45,25 @@ class HostCopy:
         self.device = device
         self._room = torch.empty(0)
         self._pinned = False
+        self._preparing: threading.Thread | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the room is made, after waiting for what makes it."""
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
+        return self._room.numel() > 0
+
+    def prepare(self, count: int) -> None:
+        """Make room for so many elements meanwhile: the system takes as long to hand it out as we take to fill it."""
+        self._preparing = threading.Thread(target=self._make_room, args=(count,), name="room for a copy", daemon=True)
+        self._preparing.start()
 
     def take(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Copies of the pieces as they are now; the copies of an earlier call are overwritten."""
         count = sum(piece.values.numel() for piece in pieces)
-        if len(self._room) != count:
+        if not self.is_ready or len(self._room) != count:
             self._make_room(count)
         copies, end = [], 0
         for piece in pieces:
@@ -62,10 +76,12 @@ class HostCopy:
 
     def _make_room(self, count: int) -> None:
         self.release()
-        self._room = torch.empty(count)
+        room = torch.zeros(count)
+        room.fill_(0.0)  # zeros may be pages that the system has only promised
         if self.device.type == "cuda" and count:
-            status = _cuda().cudaHostRegister(self._room.data_ptr(), self._room.nbytes, 0)
+            status = _cuda().cudaHostRegister(room.data_ptr(), room.nbytes, 0)
             self._pinned = int(status) == 0  # refused, as a small limit on locked memory does: the copy is slower
+        self._room = room
 
     def release(self) -> None:
         """Give the memory back."""
@@ -89,6 +105,7 @@ class Saver:
         asynchronous: write while training goes on; else :meth:`save` returns when all is written.
 
     Attributes:
+        copy: what the thread writes from.
         lacks_memory: whether the last save had to be waited for, since host memory has no room for the copy.
     """
 
@@ -96,17 +113,28 @@ class Saver:
         self.backend, self.world, self.folder, self.keeping = backend, backend.world, folder, keeping
         self.asynchronous = asynchronous
         self.lacks_memory = False
-        self._copy = HostCopy(self.world.device)
+        self.copy = HostCopy(self.world.device)
         self._save: Save | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._abandoned = threading.Event()
         self._committed: list[Path] = []
 
-    def save(self, header: Header) -> None:
+    def prepare(self) -> None:
+        """Make room for the first copy while training goes on, where a save is to come before the end."""
+        weights = sum(piece.values.numel() for piece in self.backend.held((WEIGHT,)))
+        count = len(KEYS) * (weights // self.world.size if self.backend.replicated else weights)
+        if self.asynchronous and self._has_room_for(count * 4):
+            self.copy.prepare(count)
+
+    def save(self, header: Header, *, wait: bool = False) -> None:
         """Save the state as it is now; all ranks must call it together.
 
         An earlier save is waited for. When this returns, training may go on and change the state.
+
+        Args:
+            header: what the manifest says besides.
+            wait: return when the checkpoint is complete; no copy is made.
 
         Raises:
             RunError: an earlier save failed, this one cannot begin, or, where it is waited for, failed.
@@ -116,14 +144,15 @@ class Saver:
         # Known by all before anybody starts: what does not fit on the disk is not begun.
         sizes = torch.tensor([bytes_of(pieces)], dtype=torch.int64, device=self.world.device)
         total = int(self.world.sum(sizes.clone()).item())
-        self.lacks_memory = self.asynchronous and self.world.any(not self._has_room_for(pieces))
+        copies = self.asynchronous and not wait
+        self.lacks_memory = copies and self.world.any(not self._has_room_for(bytes_of(pieces)))
         ranks, step = self.world.size, header.progress.step
         self._save = self.world.on_first(lambda: writer.begin(self.folder, step, ranks, total))
-        if not self.asynchronous or self.lacks_memory:
+        if not copies or self.lacks_memory:
             self._run(pieces, header)
             self.finish()
             return
-        snapshot = self._copy.take(pieces)
+        snapshot = self.copy.take(pieces)
         self._thread = threading.Thread(
             target=self._run, args=(snapshot, header), name=f"checkpoint {header.progress.step}", daemon=True
         )
@@ -176,7 +205,7 @@ class Saver:
         self._join(seconds)
         self._abandoned.set()
         if self._thread is None:
-            self._copy.release()
+            self.copy.release()
 
     def _join(self, seconds: float | None = None) -> None:
         if self._thread is not None:
@@ -184,11 +213,9 @@ class Saver:
             if not self._thread.is_alive():
                 self._thread = None
 
-    def _has_room_for(self, pieces: Sequence[Piece]) -> bool:
-        """Whether all ranks of this machine can copy their pieces, as far as one of them can tell."""
-        if len(self._copy._room):
-            return True
-        return available_bytes() > COPY_MARGIN * bytes_of(pieces) * self.world.local_size
+    def _has_room_for(self, size: int) -> bool:
+        """Whether all ranks of this machine can copy so many bytes, as far as one of them can tell."""
+        return self.copy.is_ready or available_bytes() > COPY_MARGIN * size * self.world.local_size
 
     def _run(self, pieces: Sequence[Piece], header: Header) -> None:
         """Write this rank's part; on the first rank also wait for the others', commit, and delete what need not be kept."""

@@ -99,6 +99,8 @@ class Trainer:
             return
         self._status("running")
         self.job.logger.start(self.step)
+        if self._saves_on_the_way:
+            self.saver.prepare()
         self.clock.lap()
         if all_taken:  # of none
             self._housekeeping(last=True)
@@ -270,16 +272,20 @@ class Trainer:
     def _save(self, *, last: bool) -> None:
         """Save the state as it is now; the last time, wait until it is written."""
         told = self.saver.lacks_memory
-        self.saver.save(self._header())
+        self.saver.save(self._header(), wait=last)
         if self.saver.lacks_memory and not told:
             self.job.logger.say(
                 "warning: host memory has no room for a copy of the state: training waits for checkpoints"
             )
         self.last_save = self.clock.total
-        if last:
-            self.saver.finish()
         self._tell_of_saves()
         self._status("running")
+
+    @property
+    def _saves_on_the_way(self) -> bool:
+        """Whether a checkpoint is due before the last step."""
+        every = self.train.checkpoint_every
+        return self.train.checkpoint_minutes is not None or 0 < every < self.job.total_steps - self.step
 
     def _tell_of_saves(self) -> None:
         for path in self.saver.committed():

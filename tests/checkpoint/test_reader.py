@@ -3,6 +3,7 @@
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,3 +180,14 @@ def test_each_other_damage_is_caught_in_each_file(saved: Path, what: str) -> Non
 def test_a_shape_of_nothing_but_a_name(tmp_path: Path) -> None:
     path = save(tmp_path)
     assert sum(math.prod(shape) for shape in SHAPES.values()) * 12 < Checkpoint.open(path).manifest.size
+
+
+def test_the_program_in_the_documentation_reads_it(saved: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "CHECKPOINTS.md").read_text(encoding="utf-8")
+    program = page.split("```python\n")[1].split("```")[0]
+    assert "runs/NAME/checkpoints/step_00001000" in program
+    names: dict[str, Any] = {}
+    exec(program.replace("runs/NAME/checkpoints/step_00001000", str(saved)), names)
+    expected = {piece.name: piece.values.view(SHAPES[piece.name]) for piece in whole() if piece.key == "weight"}
+    assert names["weights"].keys() == expected.keys()
+    assert all(torch.equal(names["weights"][name], value) for name, value in expected.items())

@@ -121,13 +121,18 @@ def test_one_save_at_a_time(saver: Callable[..., Saver], gate: Gate, tmp_path: P
     assert [step_of(path) for path in one.committed()] == [1, 2]
 
 
-def test_the_room_for_the_copy_is_used_again(saver: Callable[..., Saver]) -> None:
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_room_for_the_copy_is_used_again(saver: Callable[..., Saver], prepared: bool) -> None:
     one = saver()
     rooms = set()
+    if prepared:
+        one.prepare()
+        assert one.copy.is_ready
+        rooms.add(one.copy._room.data_ptr())
     for step in (1, 2, 3):
         one.save(at(step))
         one.finish()
-        rooms.add(one._copy._room.data_ptr())
+        rooms.add(one.copy._room.data_ptr())
     assert len(rooms) == 1
 
 
@@ -171,10 +176,17 @@ def test_synchronous_saves_are_complete_and_fail_at_once(
     gate.open.set()
     one.save(at(1))
     assert find_checkpoints(tmp_path) == one.committed() == [tmp_path / "step_00000001"]
-    assert one._copy._room.numel() == 0
+    assert one.copy._room.numel() == 0
     gate.error = RunError("full")
     with pytest.raises(RunError, match="full"):
         one.save(at(2))
+
+
+def test_a_save_that_is_waited_for_needs_no_copy(saver: Callable[..., Saver], tmp_path: Path) -> None:
+    one = saver()
+    one.save(at(1), wait=True)
+    assert one.committed() == [tmp_path / "step_00000001"]
+    assert not one.copy.is_ready
 
 
 def test_without_memory_for_the_copy_the_save_is_waited_for(
@@ -182,6 +194,8 @@ def test_without_memory_for_the_copy_the_save_is_waited_for(
 ) -> None:
     one, size = saver(), writer.bytes_of(backend.pieces())
     monkeypatch.setattr(saver_module, "available_bytes", lambda: int(1.25 * size))
+    one.prepare()
+    assert not one.copy.is_ready
     one.save(at(1))
     assert one.lacks_memory
     assert one.committed() == [tmp_path / "step_00000001"]

@@ -123,8 +123,8 @@ def test_a_save_that_fails_meanwhile_ends_the_run_at_the_next_step(
     def full(*_: Any) -> None:
         raise RunError("checkpoint step_00000002 cannot be written: the disk is full")
 
-    def save(header: Any) -> None:
-        real(header)
+    def save(header: Any, *, wait: bool) -> None:
+        real(header, wait=wait)
         one.saver._thread.join()  # so that the failure is there when the next step looks
 
     monkeypatch.setattr("scalegpt.checkpoint.writer.write_part", full)
