@@ -110,6 +110,17 @@ def table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
+def in_their_place(runs: Sequence[PublishedRun]) -> str:
+    """How many of the runs fit as our trainer would do them, and its predicted tokens a second beside theirs, in Markdown."""
+    plans = [run.plan() for run in runs]
+    fitting = sum(plan.fits is True for plan in plans)
+    fullest = max(plan.total_bytes / plan.machine.usable_bytes for plan in plans if plan.machine.usable_bytes)
+    pairs = zip(plans, runs, strict=True)
+    errors = [plan.tokens_per_second / run.batch.ranks / run.tokens_per_second - 1 for plan, run in pairs]
+    said = f"{fitting} of the {len(runs)} runs fit with `--loss chunked`, the fullest at {fullest:.1%} of its card."
+    return f"{said}\n\n{table(runs, errors)}"
+
+
 def _by_size(name: str) -> tuple[int, float, str]:
     """Cards first, models by size, the rest last."""
     if not name.startswith("mpt-"):
@@ -126,14 +137,7 @@ def main() -> None:
     for name, value in fit(runs).items():
         print(f"{name:<16} {value:.3f}")
     print(f"\nten-fold cross-validation over {len(runs)} runs\n\n{table(runs, cross_validate(runs))}")
-    ours = [(run.plan(), run) for run in runs]
-    fitting = sum(plan.fits is True for plan, _ in ours)
-    fullest = max(plan.total_bytes / plan.machine.card.usable_bytes for plan, _ in ours if plan.machine.card)
-    print(
-        f"\nour trainer in their place, loss chunked: {fitting} of {len(runs)} fit, the fullest at {fullest:.1%} of its card"
-    )
-    errors = [plan.tokens_per_second / run.batch.ranks / run.tokens_per_second - 1 for plan, run in ours]
-    print(f"\nand its predicted tokens a second beside theirs\n\n{table(runs, errors)}")
+    print(f"\nour trainer in their place\n\n{in_their_place(runs)}")
 
 
 if __name__ == "__main__":

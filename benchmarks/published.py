@@ -127,15 +127,19 @@ class PublishedRun:
 
     def _work(self) -> Work:
         work = count_work(self.run, shards=self.batch.ranks, kernel="flash", compiled=False)
-        model = self.run.model
-        n = self.batch.micro_batch * model.block_size
-        matmuls = 6.0 * n * model.vocab_size * model.n_embd
-        work.forward[LOSS] = Load(
-            flops=matmuls, bytes=float(FUSED_LOSS_BYTES) * n * model.vocab_size + 4.0 * model.vocab_size * model.n_embd
-        )
+        work.forward[LOSS] = fused_loss(self.run, self.batch.micro_batch)
         if self.pure:
             work.update[OPTIMIZER] = work.update[OPTIMIZER].times(0.5)
         return work
+
+
+def fused_loss(run: RunConfig, micro_batch: int) -> Load:
+    """Head and cross entropy of a micro batch where they are fused and in place, which our trainer's are not."""
+    model = run.model
+    logits = float(micro_batch) * model.block_size * model.vocab_size
+    return Load(
+        flops=6.0 * logits * model.n_embd, bytes=FUSED_LOSS_BYTES * logits + 4.0 * model.vocab_size * model.n_embd
+    )
 
 
 def read_published(path: Path) -> list[PublishedRun]:

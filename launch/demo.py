@@ -31,7 +31,8 @@ def main() -> None:
     scalegpt = (sys.executable, "-m", "scalegpt")
     tokens = ROOT / "runs" / "demo-data"
     run(*scalegpt, "params", "--preset", "demo")
-    run(*scalegpt, "plan", "--preset", "demo", *([] if torch.cuda.is_available() else ["--gpu", "cpu"]))
+    machine = [] if torch.cuda.is_available() else ["--gpu", "cpu"]
+    run(*scalegpt, "plan", "--preset", "demo", *machine, *layout())
     run(*scalegpt, "data", "prepare", "--tokenizer", "byte", "--out", str(tokens), *library_sources())
     run(*launcher(), "launch/train.py", "--preset", "demo", "--input_file", str(tokens), *LIMIT, "--fresh", *layout())
     newest = max((ROOT / "runs").glob("demo*/run_status.json"), key=lambda path: path.stat().st_mtime).parent

@@ -36,6 +36,23 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     return wanted if wanted != "auto" else "bf16" if _bf16_pays_on_cpu() else "fp32"
 
 
+def check_precision(backend: str, precision: str, device: torch.device) -> None:
+    """Refuse a dtype that the backend's library does not take on this device.
+
+    Raises:
+        InputError: DeepSpeed in fp16 on a processor without instructions for it.
+    """
+    if (backend, precision, device.type) == ("deepspeed", "fp16", "cpu") and not cpu_has_fp16():
+        raise InputError(
+            "precision fp16: DeepSpeed does not take it on this processor; use --precision bf16, or --backend fsdp"
+        )
+
+
+def cpu_has_fp16() -> bool:
+    """Whether the processor multiplies in fp16, which is what DeepSpeed asks of it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def _bf16_pays_on_cpu(size: int = 768, times: int = 9, gain: float = 1.5) -> bool:
     """Whether a bf16 matmul is ``gain`` times as fast as an fp32 one: medians of alternating runs, some 50 ms in all.
 

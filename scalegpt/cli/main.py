@@ -11,7 +11,7 @@ from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
 
 COMMANDS = {
-    "plan": "predict the memory of a run, on any GPU",
+    "plan": "choose the fastest way to train that fits, on any GPU",
     "params": "count a model's parameters, part by part",
     "presets": "list the presets, or compare two",
     "gpus": "list the GPUs that are known, or show one with its sources",

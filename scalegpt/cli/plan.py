@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.trace:
         given = replace(given, trace=_trace(given))
     if arguments.html:
-        _write_page(arguments.html, given)
+        _write_page(arguments.html, given, shlex.join(["scalegpt", "plan", *argv]))
     cards = machine.usable_bytes is None and not arguments.trace
     return _print_cards(arguments, asked, given) if cards else _print_answer(arguments, given)
 
@@ -101,8 +103,8 @@ def _trace(given: Answer) -> dict[str, int]:
     return trace_step(plan.run, ranks=plan.machine.ranks, grad_accum=plan.batch.grad_accum).phases
 
 
-def _write_page(path: str, given: Answer) -> None:
-    """Write the page.
+def _write_page(path: str, given: Answer, words: str) -> None:
+    """Write the page, which names the words that asked for it.
 
     Raises:
         InputError: it cannot be written, or no machine is known to show the plan on.
@@ -112,7 +114,9 @@ def _write_page(path: str, given: Answer) -> None:
     if given.question.machine.usable_bytes is None:
         raise InputError("html shows one run on one machine; give --gpu NAME or --memory_gb N too")
     try:
-        Path(path).write_text(page(given), encoding="utf-8")
+        Path(path).write_text(
+            page(given, words, datetime.now().astimezone().date()), encoding="utf-8", errors="replace"
+        )
     except OSError as error:
         raise InputError(f"html {path}: {error.strerror}; give a file that can be written") from None
 

@@ -7,6 +7,7 @@ from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
 
 BAR_WIDTH = 40
+_LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"
 
@@ -23,7 +24,7 @@ def report(given: Answer) -> str:
         parts.append(f"to train so:\n  {given.command()}")
     if given.alternatives:
         parts.append(_alternatives(given))
-    lines = [f"note: {note}" for note in (*given.notes, *_sources(plan)) if not note.startswith("warning")]
+    lines = [f"note: {note}" for note in (*given.notes, *sources(plan)) if not note.startswith("warning")]
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
@@ -114,13 +115,13 @@ def _time(plan: Plan) -> str:
         if seconds >= 0.0005 * plan.seconds
     ]
     rows.append(("= a step", duration(plan.seconds), "", ""))
-    share = f", {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
-    speed = (
-        f"{plan.tokens_per_second:,.0f} tokens/s on all GPUs{share}"
-        if plan.machine.is_gpu
-        else f"{plan.tokens_per_second:,.0f} tokens/s"
-    )
-    return f"{aligned(rows, right={1, 2})}\n\n{speed}{_whole_run(plan)}"
+    return f"{aligned(rows, right={1, 2})}\n\n{speed(plan)}"
+
+
+def speed(plan: Plan) -> str:
+    """Tokens a second, the share of the cards' peak, and how long the whole run takes."""
+    share = f" on all GPUs, {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
+    return f"{plan.tokens_per_second:,.0f} tokens/s{share}{_whole_run(plan)}"
 
 
 def _whole_run(plan: Plan) -> str:
@@ -131,7 +132,8 @@ def _whole_run(plan: Plan) -> str:
     if not limits:
         return ""
     tokens = min(limits)
-    return f"; {tokens:.3g} tokens in {duration(tokens / plan.tokens_per_second)}"
+    amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
+    return f"; {amount} tokens in {duration(tokens / plan.tokens_per_second)}"
 
 
 def duration(seconds: float) -> str:
@@ -169,7 +171,7 @@ def _alternatives(given: Answer) -> str:
     return aligned(rows, right={1, 2})
 
 
-def _sources(plan: Plan) -> tuple[str, ...]:
+def sources(plan: Plan) -> tuple[str, ...]:
     """What the figures rest on."""
     if not plan.machine.is_gpu:
         return ("memory is what a GPU would hold; a processor's libraries and temporaries come on top",)

@@ -172,7 +172,8 @@ def _larger_card(question: Question) -> Remedy | None:
     machine = question.machine
     usable = machine.usable_bytes or 0
     for card in sorted(catalogue(), key=lambda card: card.usable_bytes):
-        if card.usable_bytes <= usable or (machine.card is not None and card.has_bf16 != machine.card.has_bf16):
+        lacks_dtype = question.run.train.precision == "bf16" and not card.has_bf16
+        if card.usable_bytes <= usable or lacks_dtype:
             continue
         best = _try(replace(question, machine=Machine.with_card(card, gpus=machine.gpus, nodes=machine.nodes)))
         if best is not None:

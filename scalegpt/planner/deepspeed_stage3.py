@@ -37,6 +37,7 @@ class Stage3(ShardedStep):
 
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
         super().__init__(run, ranks, grad_accum, settings)
+        self.micro_steps = min(grad_accum, 2)  # gradients have their place from the start; the last step holds most
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
         whole = [padded(shape, ranks) for shape in self.shapes.values() if numel(shape) <= threshold]
@@ -185,7 +186,7 @@ class Stage3(ShardedStep):
         """A block's gradients are reduced when all of them are there, matrices first."""
         self.last_norm()
         self.in_block = []
-        self.block.backward()
+        self.alike("backward", self.block.backward)
         self.in_block = None
         for shape in sorted(self.block_shapes, key=lambda shape: len(shape) == 1):
             self.arrive(numel(shape), self.width if len(shape) > 1 else 0)
@@ -199,8 +200,9 @@ class Stage3(ShardedStep):
             self._reduce()
         if self.filled + elements <= self.bucket:
             self.t.give(TEMPORARIES, width * elements)
-        else:
+        else:  # it lives until it is reduced: only the position embedding's is not followed, and may be as large
             self.large = self.width * elements
+            self.t.take(TEMPORARIES, self.large - width * elements)
         self.filled += elements
         self.largest = max(self.largest, elements)
         self.tensors += 1

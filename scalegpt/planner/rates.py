@@ -61,9 +61,9 @@ FP32_SHARE = {"7": 1 / 8, "8.0": 1 / 16, "8": 1 / 4, "9": 1 / 15, "1": 1 / 30, "
 """fp32's peak as a share of the half-precision one, by the beginning of the capability (vendors' data sheets; of families
 with several ratios the lowest)."""
 
-HOST_COPY = Figure(0.75, "~share of the host link that pinned copies reach")
+HOST_COPY = Figure(0.5, "~share of the host link that pinned copies reach beside the step's own traffic")
 HOST_UPDATE = Figure(
-    20e9, "~torch's fused AdamW over 5e7 fp32 parameters moved so many bytes a second on two cores of a server"
+    10e9, "~half of what torch's fused AdamW moved in a second on two cores of a server, over 5e7 fp32 parameters"
 )
 THROUGH_HOST = Figure(0.4, "~share of its link that a card reaches which can only reach others through host memory")
 

@@ -14,7 +14,7 @@ from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape, parameter_shapes
 from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES, Sizes
 from scalegpt.planner.states import optimizer_row, tensors_of
-from scalegpt.planner.timeline import Timeline, rounded
+from scalegpt.planner.timeline import Effect, Timeline, rounded
 
 WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
 
@@ -28,6 +28,7 @@ class Tensors:
         block: those of one block; all are alike.
         vectors: the block's norms and biases.
         root: those outside the blocks.
+        small: those outside the blocks whose gradients are counted together: the position embedding, the last norm.
         largest: elements of the largest.
     """
 
@@ -35,6 +36,7 @@ class Tensors:
     block: tuple[Shape, ...]
     vectors: tuple[Shape, ...]
     root: tuple[Shape, ...]
+    small: tuple[Shape, ...]
     largest: int
 
     @classmethod
@@ -52,6 +54,7 @@ class Tensors:
             block=block,
             vectors=tuple(shape for shape in block if len(shape) == 1),
             root=tuple(shape for name, shape in shapes.items() if not name.startswith("blocks.")),
+            small=tuple(shape for name, shape in shapes.items() if name.startswith(("wpe", "ln_f"))),
             largest=max(map(numel, shapes.values())),
         )
 
@@ -83,6 +86,7 @@ class Step:
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
         self.block_shapes, self.root_shapes = self.parameters.block, self.parameters.root
         self.head = numel(self.shapes["wte.weight"])
+        self._seen: dict[object, Effect] = {}
         self._attend(attention_kernel(run))
 
     def attending_with(self, kernel: str) -> Self:
@@ -94,7 +98,7 @@ class Step:
     def _attend(self, kernel: str) -> None:
         self.kernel = kernel
         self.block = BlockLedger(
-            self.run, kernel, self.t, self.s, copies_weights=self.casts_weights, accumulate=self.accumulate
+            self.run, kernel, self.t, self.s, fp32_weights=self.casts_weights, accumulate=self.accumulate
         )
 
     def play(self) -> Prediction:
@@ -134,6 +138,10 @@ class Step:
 
         Here: cast to fp32, and it becomes the parameter's, or is added to it in place.
         """
+        if self.s.compute == 4:
+            self.t.give(TEMPORARIES, 4 * elements)
+            self.t.take(GRADIENTS, 0 if self.has_gradients else 4 * elements)
+            return
         self.t.take(GRADIENTS, 4 * elements)
         self.t.give(TEMPORARIES, self.s.compute * elements)
         if self.has_gradients:
@@ -149,18 +157,30 @@ class Step:
 
     def block_forward(self) -> None:
         """One block's forward pass."""
-        self.block.forward()
+        self.alike("forward", self.block.forward)
 
     def before_backward(self) -> None:
         """What precedes the backward pass."""
 
     def block_backward(self) -> None:
         """One block's backward pass, and what follows it."""
-        self.block.backward()
+        self.play_backward()
         self.small_gradients(self.parameters.vectors)
+
+    def play_backward(self) -> None:
+        """The block's backward pass itself; it depends on the gradients that exist."""
+        self.alike(("backward", self.has_gradients), self.block.backward)
 
     def after_backward(self) -> None:
         """What follows the last gradient."""
+
+    def alike(self, name: object, play: Callable[[], None]) -> None:
+        """Play what does the same wherever it begins: the first time as it is, then its effect."""
+        effect = self._seen.get(name)
+        if effect is None:
+            self._seen[name] = self.t.observe(play)
+        else:
+            self.t.apply(effect)
 
     # --- one micro step ----------------------------------------------------------------------------------------------
 
@@ -168,6 +188,8 @@ class Step:
         t, s = self.t, self.s
         t.enter("forward")
         t.take(INPUTS, 8 * s.n, 8 * s.n)
+        if self.has_gradients:  # those of the micro step before were held until these were there
+            t.give(INPUTS, 8 * s.n, 8 * s.n)
         self.before_forward()
         self._embed()
         self._blocks(self.block_forward)
@@ -175,6 +197,8 @@ class Step:
         t.enter("loss")
         self._loss()
         t.enter("loss_backward")
+        if self.run.train.loss == "chunked":
+            t.give(LOSS, s.stream())  # the hidden states, of which the loss has made the gradient
         self.before_backward()
         self._loss_backward()
         t.enter("block_backward")
@@ -182,24 +206,21 @@ class Step:
         t.enter("backward_tail")
         self._tail()
         self.after_backward()
-        t.give(INPUTS, 8 * s.n, 8 * s.n)
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """Play the first two blocks and the last, and between them as many times the second one's effect.
+        """Play the first two blocks and the last two, and between them as many times the second one's effect.
 
-        From the second on, what lives grows or shrinks by the same amount from block to block, so that the fullest moment
-        falls in the first, the second or the last.
+        From the second to the last but one, what lives grows or shrinks by the same amount from block to block, so that the
+        fullest moment falls in one of these. The last is another matter: nothing is gathered ahead in it.
         """
         layers = self.run.model.n_layer
-        for index in range(min(layers, 2)):
+        played = [*range(min(layers, 2)), *range(max(2, layers - 2), layers)]
+        for index in played:
             before = self.t.live.copy()
             self.at_last_block = index == layers - 1
             play()
-        if layers > 3:
-            self.t.repeat(before, layers - 3)
-        if layers > 2:
-            self.at_last_block = True
-            play()
+            if index == 1 and layers > 4:
+                self.t.repeat(before, layers - 4)
 
     def _embed(self) -> None:
         t, s = self.t, self.s
@@ -220,6 +241,7 @@ class Step:
 
     def _final_norm(self) -> None:
         t, s = self.t, self.s
+        t.take(COPIES, *self.block.norm_copies)
         t.hold(ACTIVATIONS, self.block.statistics)
         if s.residual != s.compute:
             t.take(TEMPORARIES, s.residual_stream)
@@ -261,7 +283,6 @@ class Step:
         t.touch(LOSS, s.compute * kv, 4 * kv, s.compute * kv if s.compute != 4 else 0)
         t.touch(LOSS, s.compute * kv, s.compute * vh if s.compute != 4 else 0)
         t.give(COPIES, copy)
-        t.give(LOSS, s.stream())  # the hidden states
 
     def _loss_backward(self) -> None:
         """From the loss to the residual stream's gradient, through the final norm."""
@@ -272,12 +293,14 @@ class Step:
             self._chunked_loss_backward()
         if not self.run.model.tie_head:
             self.settle_head()
+        t.enter("block_backward")
         t.take(TEMPORARIES, s.residual_stream)
         if s.residual != s.compute:
             t.touch(TEMPORARIES, s.residual_stream)
         t.give(LOSS, s.stream())
         t.give(ACTIVATIONS, s.residual_stream)
         t.drop(ACTIVATIONS, self.block.statistics)
+        t.give(COPIES, *self.block.norm_copies)
 
     def _chunked_loss_backward(self) -> None:
         """The head's gradient, fp32, in the dtype of the weights that the loss was given."""
@@ -320,25 +343,41 @@ class Step:
     def _tail(self) -> None:
         """The embeddings' gradients; a tied head's is added to the token embedding's."""
         t, s = self.t, self.s
-        bytes_each = self.gradient_bytes
-        self.small_gradients(shape for name, shape in self.shapes.items() if name.startswith(("wpe", "ln_f")))
-        stream = s.stream()
+        bytes_each, stream = self.gradient_bytes, s.residual_stream
         if self.block.mask:
-            t.touch(TEMPORARIES, s.residual_stream)
+            t.touch(TEMPORARIES, stream)
             t.give(ACTIVATIONS, self.block.mask)
+        if s.residual != s.compute:
+            t.take(TEMPORARIES, s.stream())
+            t.give(TEMPORARIES, stream)
+            stream = s.stream()
+        self._positions()
         if self.copies:
             t.take(TEMPORARIES, 4 * s.n * s.hidden)
-            t.give(TEMPORARIES, s.residual_stream)
+            t.give(TEMPORARIES, stream)
             stream = 4 * s.n * s.hidden
-        elif s.residual != s.compute:
-            t.take(TEMPORARIES, stream)
-            t.give(TEMPORARIES, s.residual_stream)
         t.take(GRADIENTS, bytes_each * self.head)
         t.touch(TEMPORARIES, *kernels.sizes(kernels.embedding_backward(s.n, s.vocab, s.hidden)))
         t.give(TEMPORARIES, stream)
         if self.run.model.tie_head:
-            t.give(GRADIENTS, bytes_each * self.head)  # autograd adds one to the other in place
+            if self.run.train.loss == "full" and not self.copies:
+                t.touch(GRADIENTS, bytes_each * self.head)  # of the two a third is made
+            t.give(GRADIENTS, bytes_each * self.head)  # else autograd adds one to the other in place
         self.settle_embedding()
+
+    def _positions(self) -> None:
+        """The position embedding's gradient: the sum over the batch, cast to the weights' dtype."""
+        t, s = self.t, self.s
+        table = s.block * s.hidden
+        arriving = s.compute * table
+        t.take(TEMPORARIES, arriving)
+        if self.copies:
+            t.take(TEMPORARIES, 4 * table)
+            t.give(TEMPORARIES, arriving)
+            arriving = 4 * table
+        t.touch(GRADIENTS, self.gradient_bytes * table)
+        t.give(TEMPORARIES, arriving)
+        self.small_gradients(self.parameters.small)
         t.give(ACTIVATIONS, 8 * s.block)
 
     def settle_embedding(self) -> None:

@@ -66,8 +66,8 @@ def settle_layout(run: RunConfig, world: World, *, open_: frozenset[str], margin
 
 def _settle(question: Question, notes: tuple[str, ...]) -> Chosen:
     run, machine = question.run, question.machine
+    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     if not question.open:
-        batch = plan_batches(run, machine.ranks, micro_fixed=True)
         plan = make_plan(run, machine, batch, question.calibration)
         return Chosen(plan.run, plan, notes)
     found = choose(question)
@@ -124,12 +124,11 @@ def _said(question: Question, plan: Plan) -> tuple[str, ...]:
 def _refusal(question: Question, closest: Plan | None) -> str:
     """Why a run is not started, and what would fit."""
     machine, run = question.machine, question.run
-    needs = f"needs {gib(closest.total_bytes)} at least" if closest else "needs more for its model states alone"
     room = gib(machine.usable_bytes or 0)
+    needs = f"{gib(closest.total_bytes)} at least" if closest else "more than that for its model states alone"
     fixed = "" if "recompute" in question.open else f" with recompute {run.train.recompute}"
-    return (
-        f"{run.name} does not fit{fixed}: it {needs}, {machine.name} has {room}; {_advice(remedies(question), closest)}"
-    )
+    advice = _advice(remedies(question), closest)
+    return f"{run.name} does not fit{fixed}: {machine.name} has {room}, and it needs {needs}; {advice}"
 
 
 def _advice(found: list[Remedy], closest: Plan | None) -> str:

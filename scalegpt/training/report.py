@@ -1,12 +1,12 @@
 """``report.html``: a finished run on one page that needs nothing else: curves, figures, settings, the last sample."""
 
-import html
 import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scalegpt.page import document, escape, facts
 from scalegpt.training.loggers import human_count, human_time
 from scalegpt.training.rundir import RunDirectory, write_whole, writing
 
@@ -15,17 +15,9 @@ Point = tuple[float, float]
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 760, 300, 64, 32, 14
 
 _STYLE = """
-:root{--ink:#1c1e21;--soft:#687078;--line:#d9dde1;--page:#fff;--train:#2868c8;--val:#c8501e;color-scheme:light dark}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e8ea;--soft:#98a0a8;--line:#3a4046;--page:#16181b;--train:#6ea4f4;
---val:#f49060}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:820px;margin:2rem auto;
-padding:0 1rem}
-h1{font-size:1.4rem}h2{font-size:1.05rem;margin-top:2rem}
-table{border-collapse:collapse}td{padding:.1rem 1.2rem .1rem 0;vertical-align:top}td:first-child{color:var(--soft)}
-pre{white-space:pre-wrap;border-left:3px solid var(--line);padding-left:.8rem;font-size:13px}
-svg{width:100%;height:auto}svg text{fill:var(--soft);font-size:12px}
-.grid{stroke:var(--line)}.train{stroke:var(--train);fill:none;stroke-width:1.5}
-.val{stroke:var(--val);fill:none;stroke-width:2}.dot{fill:var(--val)}.key-train{color:var(--train)}.key-val{color:var(--val)}
+svg{width:100%;height:auto}
+.grid{stroke:var(--line)}.train{stroke:var(--c1);fill:none;stroke-width:1.5}
+.val{stroke:var(--c2);fill:none;stroke-width:2}.dot{fill:var(--c2)}.key-train{color:var(--c1)}.key-val{color:var(--c2)}
 """
 
 
@@ -40,23 +32,19 @@ def write_report(directory: RunDirectory) -> None:
     losses = [(entry["step"], entry["loss"]) for entry in steps if entry["loss"] is not None]
     held_out = [(entry["step"], entry["val_loss"]) for entry in evaluations if entry["val_loss"] is not None]
     speeds = [(entry["step"], entry["tokens_per_second"]) for entry in steps]
-    name = html.escape(directory.path.name)
+    name = directory.path.name
     parts = [
-        f"<h1>{name}: {html.escape(status['state'])} after {status['step']:,} steps</h1>",
-        _table(_figures(steps, status)),
+        f"<h1>{escape(name)}: {escape(status['state'])} after {status['step']:,} steps</h1>",
+        facts(_figures(steps, status)),
         '<h2>Loss (<span class="key-train">training</span>, <span class="key-val">held-out</span>)</h2>',
         chart(smoothed(losses), held_out, "{:.2f}".format),
         "<h2>Tokens per second</h2>",
         chart(smoothed(speeds), [], human_count, from_zero=True),
         _sample(directory),
-        f"<h2>Configuration</h2><pre>{html.escape(directory.config.read_text(encoding='utf-8'))}</pre>",
+        f"<h2>Configuration</h2><pre>{escape(directory.config.read_text(encoding='utf-8'))}</pre>",
     ]
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{name}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
     with writing(directory.report):
-        write_whole(directory.report, page)
+        write_whole(directory.report, document(name, "".join(parts), _STYLE))
 
 
 def read_metrics(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -137,14 +125,9 @@ def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:.4f}"
 
 
-def _table(rows: dict[str, str]) -> str:
-    cells = "".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
-    return f"<table>{cells}</table>"
-
-
 def _sample(directory: RunDirectory) -> str:
     samples = directory.read_samples()
     if not samples:
         return ""
     step, text = samples[-1]
-    return f"<h2>Sample after {step:,} steps</h2><pre>{html.escape(text)}</pre>"
+    return f"<h2>Sample after {step:,} steps</h2><pre>{escape(text)}</pre>"

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 
 from scalegpt.backends import World, build_model, make_backend
-from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
+from scalegpt.backends.capabilities import (
+    check_attention,
+    check_precision,
+    device_name,
+    resolve_compile,
+    resolve_precision,
+)
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import Progress
 from scalegpt.checkpoint.reader import Checkpoint
@@ -211,6 +217,8 @@ def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]
         check_ranks(run, world.size)
     # Measured on a CPU, so one rank decides for all.
     precision = world.on_first(lambda: resolve_precision(train.precision, world.device))
+    if "backend" not in open_:
+        check_precision(run.parallel.backend, precision, world.device)
     check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)
     compiled, warning = resolve_compile(train.compile, world.device)
     return replace(run, train=train.changed(precision=precision)), compiled, warning

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from scalegpt.backends import capabilities
-from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
+from scalegpt.backends.capabilities import (
+    check_attention,
+    check_precision,
+    device_name,
+    resolve_compile,
+    resolve_precision,
+)
 from scalegpt.errors import InputError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -84,3 +90,14 @@ def test_compiling_needs_its_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_compile("auto", CUDA) == (False, "compile: Triton is not installed; the blocks run uncompiled")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert resolve_compile("auto", CUDA) == (True, None)
+
+
+def test_fp16_under_deepspeed_needs_a_processor_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "cpu_has_fp16", lambda: False)
+    with pytest.raises(InputError, match="use --precision bf16, or --backend fsdp"):
+        check_precision("deepspeed", "fp16", CPU)
+    check_precision("fsdp", "fp16", CPU)
+    check_precision("deepspeed", "bf16", CPU)
+    check_precision("deepspeed", "fp16", CUDA)
+    monkeypatch.setattr(capabilities, "cpu_has_fp16", lambda: True)
+    check_precision("deepspeed", "fp16", CPU)

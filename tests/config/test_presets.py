@@ -132,7 +132,7 @@ def test_readme_states_the_memory() -> None:
         weights = weight_bytes(parameters)
         sizes = [weights["fp32"], weights["bf16"], sum(training_bytes(run.model).values())]
         expected.append([f"`{run.name}`", *map(format_bytes, sizes)])
-    assert readme_tables()[1] == expected
+    assert readme_tables()[2] == expected
 
 
 def test_readme_states_what_a_longer_block_costs() -> None:
@@ -146,8 +146,8 @@ def test_readme_states_what_a_longer_block_costs() -> None:
         more = count_parameters(long.model).total / count_parameters(short.model).total - 1
         row = [f"`{name}`, `{name}_1024`", f"{more:.2%}", f"{attention(short):.1%}", f"{attention(long):.1%}"]
         expected.append(row)
-    assert readme_tables()[2] == expected
-    assert len(readme_tables()) == 3
+    assert readme_tables()[3] == expected
+    assert len(readme_tables()) == 4
 
 
 def test_readme_example_file_is_one(tmp_path: Path) -> None:

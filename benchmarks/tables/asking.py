@@ -1,0 +1,65 @@
+"""Questions to the planner, as the tables ask them: one preset on one card, some settings fixed."""
+
+from functools import cache
+from typing import Any
+
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import preset_names, resolve
+from scalegpt.planner.answer import Asked
+from scalegpt.planner.batches import plan_batches
+from scalegpt.planner.gpus import Card, find_card
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.parameters import count_parameters
+from scalegpt.planner.plan import Plan, make_plan
+from scalegpt.planner.search import choose
+
+HIGH_CONTEXT = 1024
+"""The block size of the presets that are called so."""
+
+
+@cache
+def by_size() -> tuple[str, ...]:
+    """The names of all presets, the smallest model first."""
+    return tuple(sorted(preset_names(), key=lambda name: (parameters(name), name)))
+
+
+@cache
+def parameters(preset: str) -> int:
+    """A preset's number of parameters."""
+    return count_parameters(resolve(preset=preset).model).total
+
+
+@cache
+def block_size(preset: str) -> int:
+    """A preset's block size."""
+    return resolve(preset=preset).model.block_size
+
+
+def chosen(preset: str | None, machine: Machine | str, **fixed: Any) -> Plan | None:
+    """The plan that ``scalegpt plan`` chooses, its safety margin kept; None where nothing fits with it.
+
+    Args:
+        preset: the preset; None: a model that ``fixed`` describes.
+        machine: what it runs on, or the name of a single card.
+        fixed: settings that must stay as they are.
+    """
+    built = Machine.with_card(find_card(machine)) if isinstance(machine, str) else machine
+    question, _ = Asked.of(preset=preset, config_file=None, flags=fixed, machine=built).question()
+    return choose(question).best
+
+
+def as_it_stands(preset: str, card: Card | str, **flags: Any) -> Plan:
+    """The prediction for a preset on one card, with nothing chosen: its own micro batch, recompute and so on."""
+    machine = Machine.with_card(find_card(card) if isinstance(card, str) else card)
+    return predicted(resolve(preset=preset, flags={"precision": "bf16", **flags}), machine)
+
+
+def predicted(run: RunConfig, machine: Machine) -> Plan:
+    """The prediction for a run on a machine."""
+    return make_plan(run, machine, plan_batches(run, machine.ranks, micro_fixed=True))
+
+
+def fits_with_margin(plan: Plan, margin: float) -> bool:
+    """Whether a plan leaves the margin free."""
+    usable = plan.machine.usable_bytes
+    return usable is not None and plan.total_bytes <= usable * (1 - margin)

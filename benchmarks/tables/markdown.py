@@ -1,0 +1,37 @@
+"""Tables, numbers and blocks in Markdown."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from scalegpt.planner.gpus import GIB
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> str:
+    """A table in Markdown.
+
+    Args:
+        head: the headings.
+        rows: the cells, as many a row as there are headings.
+        right: the columns that hold numbers.
+    """
+    rule = "|" + "|".join("--:" if column in right else "---" for column in range(len(head))) + "|"
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def fenced(text: str) -> str:
+    """Text as a block of code."""
+    return f"```\n{text.strip()}\n```"
+
+
+def gib(size: float) -> str:
+    """A size in GiB.
+
+    >>> gib(2**30)
+    '1.00 GiB'
+    """
+    return f"{size / GIB:.2f} GiB"
+
+
+def code(name: str) -> str:
+    """A name as code."""
+    return f"`{name}`"

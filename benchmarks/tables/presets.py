@@ -1,0 +1,118 @@
+"""Tables of the presets: what they are, and the memory that they take on one GPU."""
+
+from benchmarks.tables.asking import as_it_stands, block_size, by_size, fits_with_margin, parameters
+from benchmarks.tables.markdown import code, gib, table
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import resolve
+from scalegpt.config.train import RECOMPUTE
+from scalegpt.planner.parameters import count_parameters, format_bytes
+from scalegpt.planner.search import MARGIN
+from scalegpt.planner.states import training_bytes
+from scalegpt.planner.work import flops_per_token
+
+COMMON = (
+    "RTX 3070",
+    "RTX 3080",
+    "RTX 3060",
+    "RTX 4080",
+    "RTX 4090",
+    "RTX 5090",
+    "A100 40GB",
+    "RTX A6000",
+    "A100 80GB",
+    "H200",
+)
+"""Cards that many have, one for each size, the smallest memory first; all compute in bf16."""
+
+PAIRS = (("150M", "150M_1024"), ("200M", "200M_1024"), ("250M", "250M_1024"))
+"""Presets of the same width and depth with blocks of 256 and of 1024."""
+
+
+def presets() -> str:
+    """What each preset is."""
+    head = (
+        "preset",
+        "layers",
+        "width",
+        "heads",
+        "block",
+        "batch",
+        "parameters",
+        "tokens per step",
+        "backend",
+        "learning rate",
+    )
+    return table(head, map(_row, by_size()), right={1, 2, 3, 4, 5, 6, 7, 9})
+
+
+def _row(name: str) -> tuple[str, ...]:
+    run = resolve(preset=name)
+    model, train = run.model, run.train
+    micro = f"{train.micro_batch * model.block_size:,} a GPU"
+    return (
+        code(name), *map(str, (model.n_layer, model.n_embd, model.n_head, model.block_size, train.micro_batch)),
+        f"{parameters(name):,}", micro if train.tokens_per_step is None else f"{train.tokens_per_step:,}",
+        layout(run), f"{train.learning_rate:g}",
+    )  # fmt: skip
+
+
+def layout(run: RunConfig) -> str:
+    """Backend and stage in the backend's own words."""
+    stages = {"plain": "plain", "fsdp": f"fsdp, stage {run.parallel.stage}"}
+    return stages.get(run.parallel.backend, f"{run.parallel.backend}, ZeRO-{run.parallel.stage}")
+
+
+def states() -> str:
+    """Weights and model states of each preset."""
+    rows = []
+    for name in by_size():
+        run = resolve(preset=name)
+        count = parameters(name)
+        whole = sum(training_bytes(run.model, run.train).values())
+        rows.append((code(name), format_bytes(4 * count), format_bytes(2 * count), format_bytes(whole)))
+    return table(("preset", "weights, fp32", "weights, bf16", "model states of training"), rows, right={1, 2, 3})
+
+
+def memory_on_one_gpu() -> str:
+    """The memory of each preset with its own micro batch, by recompute, and the smallest common card that holds it."""
+    head = ("preset", "batch", *(f"recompute {kind}" for kind in RECOMPUTE))
+    rows = [
+        (code(name), str(resolve(preset=name).train.micro_batch), *(_smallest(name, kind) for kind in RECOMPUTE))
+        for name in by_size()
+    ]
+    return table(head, rows, right={1})
+
+
+def _smallest(preset: str, recompute: str) -> str:
+    """The total on the smallest common card that holds it, and that card."""
+    for card in COMMON:
+        plan = as_it_stands(preset, card, backend="plain", recompute=recompute)
+        if fits_with_margin(plan, MARGIN):
+            return f"{gib(plan.total_bytes)}: {card}"
+    return f"{gib(plan.total_bytes)}: none of these"
+
+
+def common_cards() -> str:
+    """The cards that the table of memory chooses among."""
+    from scalegpt.planner.gpus import find_card
+
+    return ", ".join(f"{name} ({find_card(name).gib:g} GiB)" for name in COMMON)
+
+
+def attention_share() -> str:
+    """What a block of 1024 adds to models of the same width and depth."""
+    rows = []
+    for short, long in PAIRS:
+        more = parameters(long) / parameters(short) - 1
+        rows.append(
+            (f"`{short}`, `{long}`", f"{more:.2%}", f"{_over_matmuls(short):.1%}", f"{_over_matmuls(long):.1%}")
+        )
+    head = ("presets", f"more parameters at {block_size(PAIRS[0][1])}", "attention over 6·P at 256", "at 1024")
+    return table(head, rows, right={1, 2, 3})
+
+
+def _over_matmuls(preset: str) -> float:
+    """12·L·H·T over 6·P."""
+    model = resolve(preset=preset).model
+    matmuls = 6 * count_parameters(model).total
+    return flops_per_token(model) / matmuls - 1

@@ -1,0 +1,51 @@
+"""What ``scalegpt plan`` prints, as examples, and the keys of its JSON."""
+
+from typing import Any
+
+from benchmarks.tables.markdown import code, fenced
+from scalegpt.cli.plan_report import report
+from scalegpt.cli.plan_tables import presets_table
+from scalegpt.planner.answer import Answer, Asked, answer, over_presets
+from scalegpt.planner.calibration import Calibration
+from scalegpt.planner.gpus import find_card
+from scalegpt.planner.machine import Machine
+
+
+def _answer(preset: str, card: str, **flags: Any) -> Answer:
+    machine = Machine.with_card(find_card(card))
+    return answer(Asked.of(preset=preset, config_file=None, flags=flags, machine=machine))
+
+
+def whole() -> str:
+    """A whole report."""
+    return fenced("$ scalegpt plan --gpu a100-40gb --preset 500M_1024\n" + report(_answer("500M_1024", "a100-40gb")))
+
+
+def does_not_fit() -> str:
+    """The end of a report of what does not fit, from the bar on."""
+    flags = {"micro_batch": 8, "recompute": "none", "backend": "plain"}
+    text = report(_answer("500M_1024", "rtx3060", **flags))
+    said = " ".join(f"--{name} {value}" for name, value in flags.items())
+    end = text[text.index("\n[") :].strip()
+    return fenced(f"$ scalegpt plan --gpu rtx3060 --preset 500M_1024 {said}\n…\n{end}")
+
+
+def every_preset() -> str:
+    """Every preset on one card."""
+    machine = Machine.with_card(find_card("rtx4090"))
+    return fenced("$ scalegpt plan --gpu rtx4090\n" + presets_table(machine, over_presets(machine, {}, Calibration())))
+
+
+def json_keys() -> str:
+    """The keys of the JSON, and those of the choice."""
+    whole = _answer("500M_1024", "a100-40gb").as_dict()
+    alternative = set(whole["alternatives"][0]) - set(whole["choice"])
+    return "\n".join((
+        f"- the object: {_codes(whole)}",
+        f"- `choice`: {_codes(whole['choice'])}",
+        f"- an alternative has the same and {_codes(sorted(alternative))}",
+    ))  # fmt: skip
+
+
+def _codes(names: Any) -> str:
+    return ", ".join(map(code, names))

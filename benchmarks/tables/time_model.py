@@ -1,0 +1,87 @@
+"""Tables of the time model: its parameters, with values and sources, and other trainers' figures beside it."""
+
+from collections import defaultdict
+
+from benchmarks.cross_check import cross_check
+from benchmarks.tables.markdown import code, table
+from scalegpt.planner import rates, search
+from scalegpt.planner.gpus import catalogue
+from scalegpt.planner.overheads import Figure
+from scalegpt.planner.rates import FITTED, NETWORK, SHARES
+
+
+def shares() -> str:
+    """The shares of a card's figures that training reaches, by capability."""
+    names = defaultdict(list)
+    for card in catalogue():
+        names[card.capability].append(card.name)
+    rows = []
+    for capability, each in SHARES.items():
+        cards = ", ".join(names[capability]) or "a processor"
+        rows.append(
+            (code(capability), cards, *(_value(getattr(each, key)) for key in ("matmul", "attention", "memory")))
+        )
+    return table(("capability", "cards", "matmul", "attention", "memory"), rows, right={2, 3, 4})
+
+
+def _value(figure: Figure) -> str:
+    """A figure, an estimate with ~."""
+    return f"{'~' if figure.source.startswith('~') else ''}{figure.value:g}"
+
+
+_OF_SHARES = {
+    "link": "of a link's bandwidth in one direction, reached in collectives",
+    "overlap": "of a pass's computation, the part that collectives can hide behind",
+    "interference": "of hidden collectives' time, the part that is felt all the same",
+}
+
+_OTHERS = {
+    "THROUGH_HOST": (1.0, "", "the same as `link` for cards that reach each other only through host memory"),
+    "KERNEL": (1e6, " µs", "of each kernel on the card, before it works and after"),
+    "DISPATCH": (1e6, " µs", "Python's and autograd's time to start an eager kernel"),
+    "DISPATCH_COMPILED": (1e6, " µs", "compiled code's time to start a kernel"),
+    "MESSAGE": (1e6, " µs", "of each collective in one machine, however small"),
+    "MESSAGE_BETWEEN": (1e6, " µs", "of each collective between machines, however small"),
+    "HOST_COPY": (1.0, "", "of the link to the host, reached in copies of pinned memory"),
+    "HOST_UPDATE": (1e-9, " GB/s", "that an offloaded update moves in host memory"),
+}
+
+
+def figures() -> str:
+    """All other parameters: value, meaning, and whether they are fitted or estimated."""
+    rows = []
+    for name, meaning in _OF_SHARES.items():
+        figure: Figure = getattr(SHARES["8.0"], name)
+        rows.append((code(name), f"{figure.value:g}", meaning, _kind(figure)))
+    for name, (factor, unit, meaning) in _OTHERS.items():
+        figure = getattr(rates, name)
+        rows.append((code(name), f"{figure.value * factor:g}{unit}", meaning, _kind(figure)))
+    return table(("parameter", "value", "what it is", "source"), rows, right={1})
+
+
+def _kind(figure: Figure) -> str:
+    """Where a figure comes from."""
+    if figure.source == FITTED:
+        return "fitted"
+    return "estimated" if figure.source.startswith("~") else figure.source
+
+
+def networks() -> str:
+    """The network of a machine where nobody says what it is."""
+    words = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe", "host": "a processor's ranks"}
+    rows = [(words[kind], f"{figure.value:g}", figure.source.removeprefix("~")) for kind, figure in NETWORK.items()]
+    return table(("what links the cards of a machine", "Gbit/s for each card", "source"), rows, right={1})
+
+
+def other_trainers() -> str:
+    """Published figures of other trainers, predicted."""
+    return cross_check()
+
+
+def search_constants() -> str:
+    """The margin and the width of a tie."""
+    rows = [
+        ("safety margin", f"{search.MARGIN:.0%} of the card", "`--margin`"),
+        ("times that count as equal", f"within {search.TIE:.0%}", "`TIE` in `scalegpt/planner/search.py`"),
+    ]
+    return table(("what", "value", "where"), rows)

@@ -1,0 +1,126 @@
+"""What the project's pages have in common: one HTML file that needs nothing else, in one palette, for light and dark.
+
+A finished run's ``report.html`` and the page of ``scalegpt plan --html`` are built with it.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+PALETTE = {
+    "ink": ("#1c1e21", "#e6e8ea"),
+    "soft": ("#5f6770", "#a0a8b0"),
+    "line": ("#d9dde1", "#3a4046"),
+    "page": ("#ffffff", "#16181b"),
+    "on": ("#ffffff", "#16181b"),
+    "warn": ("#c0262d", "#ff8078"),
+    "good": ("#1d7a3c", "#6fcf8b"),
+    "rest": ("#565e66", "#a0a8b0"),
+    "rest2": ("#6d757d", "#848c94"),
+    "c1": ("#2868c8", "#6ea4f4"),
+    "c2": ("#c2481a", "#f49060"),
+    "c3": ("#0b7a6f", "#4cc0b0"),
+    "c4": ("#7b4fb5", "#b99af0"),
+    "c5": ("#8a6500", "#d9b83f"),
+    "c6": ("#b03a74", "#ef8ab8"),
+    "c7": ("#4a7423", "#9cc65e"),
+    "c8": ("#3d6b99", "#8fb9dd"),
+}
+"""Name → its colour on a light page and on a dark one. ``on`` is text on ``c1`` to ``c8``, which tell things apart,
+and on ``rest`` and ``rest2``, which stand for what is less of interest."""
+
+HUES = 8
+"""How many colours tell things apart."""
+
+
+def _variables(scheme: int) -> str:
+    return "".join(f"--{name}:{colours[scheme]};" for name, colours in PALETTE.items())
+
+
+_STYLE = f"""
+:root{{{_variables(0)}color-scheme:light dark}}
+@media screen and (prefers-color-scheme:dark){{:root{{{_variables(1)}}}}}
+body{{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:820px;margin:2rem auto;
+padding:0 1rem}}
+h1{{font-size:1.4rem}}h2{{font-size:1.05rem;margin-top:2rem}}
+.scroll{{overflow-x:auto}}table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
+td,th{{padding:.1rem 1.2rem .1rem 0;vertical-align:top;text-align:left;font-weight:400}}tbody th{{color:var(--soft)}}
+thead th{{font-weight:600;border-bottom:1px solid var(--line);vertical-align:bottom}}
+.number{{text-align:right}}td.number{{white-space:nowrap}}
+pre{{white-space:pre-wrap;border-left:3px solid var(--line);padding-left:.8rem;font-size:13px}}.flag{{white-space:nowrap}}
+svg text{{fill:var(--soft);font-size:12px}}
+@media (max-width:640px){{td,th{{padding-right:.7rem}}table{{font-size:13px}}}}
+@media print{{body{{max-width:none;margin:0}}h2{{break-after:avoid}}svg,tr{{break-inside:avoid}}.scroll{{overflow:visible}}}}
+"""
+
+
+def escape(text: str) -> str:
+    """Text as it may stand in a page, between tags and within attributes."""
+    return html.escape(text)
+
+
+def command(words: str) -> str:
+    """A command, or flags, as HTML: a line may end between words, but not after the hyphens that begin one."""
+    return " ".join(
+        f'<span class="flag">{escape(word)}</span>' if word.startswith("-") else escape(word)
+        for word in words.split(" ")
+    )
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: its title, as text.
+        body: what it shows, as HTML.
+        style: CSS of its own, after the common one. Colours are to be those of :data:`PALETTE`, ``var(--c1)``.
+    """
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>{body}</body></html>\n"
+    )
+
+
+def facts(rows: Mapping[str, str]) -> str:
+    """A table of names and values, both text."""
+    lines = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows.items())
+    return f"<table><tbody>{''.join(lines)}</tbody></table>"
+
+
+@dataclass
+class Table:
+    """A table with a heading over each column; it scrolls by itself where it is wider than the page.
+
+    Attributes:
+        label: what it shows.
+        heads: the headings, as text.
+        classes: the class of each column; ``number`` ends its cells at the same place.
+        rows: the rows so far, as HTML.
+    """
+
+    label: str
+    heads: Sequence[str]
+    classes: Sequence[str]
+    rows: list[str] = field(default_factory=list)
+
+    def add(self, name: str, *cells: str, kind: str = "") -> None:
+        """Add a row: its name and its other cells as HTML, and its class."""
+        columns = zip(self.classes[1:], cells, strict=True)
+        drawn = "".join(f"<td{_class(column)}>{cell}</td>" for column, cell in columns)
+        self.rows.append(f'<tr{_class(kind)}><th scope="row"{_class(self.classes[0])}>{name}</th>{drawn}</tr>')
+
+    def draw(self) -> str:
+        """The whole table."""
+        heads = "".join(
+            f'<th scope="col"{_class(column)}>{escape(head)}</th>' if head else "<td></td>"
+            for head, column in zip(self.heads, self.classes, strict=True)
+        )
+        return (
+            f'<div class="scroll" role="region" aria-label="{escape(self.label)}" tabindex="0"><table>'
+            f"<thead><tr>{heads}</tr></thead><tbody>{''.join(self.rows)}</tbody></table></div>"
+        )
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
