@@ -14,7 +14,6 @@ one. fp32 masters and moments are sharded at stages 2 and 3; compute is in bf16 
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (

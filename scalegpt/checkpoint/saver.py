@@ -148,21 +148,23 @@ class Saver:
         self.finish()
         pieces = list(self.backend.pieces())
         # Known by all before anybody starts: what does not fit on the disk is not begun.
-        sizes = torch.tensor([bytes_of(pieces)], dtype=torch.int64, device=self.world.device)
-        total = int(self.world.sum(sizes.clone()).item())
+        total = self._over_all_ranks(bytes_of(pieces))
         copies = self.asynchronous and not wait
         self.lacks_memory = copies and self.world.any(not self._has_room_for(bytes_of(pieces)))
         ranks, step = self.world.size, header.progress.step
         self._save = self.world.on_first(lambda: writer.begin(self.folder, step, ranks, total))
-        if not copies or self.lacks_memory:
-            self._run(pieces, header)
-            self.finish()
-            return
-        snapshot = self.copy.take(pieces)
-        self._thread = threading.Thread(
-            target=self._run, args=(snapshot, header), name=f"checkpoint {header.progress.step}", daemon=True
-        )
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)  # whichever stream the state was last changed on
+        goes_on = copies and not self.lacks_memory
+        source = self.copy.take(pieces) if goes_on else pieces
+        self._thread = threading.Thread(target=self._run, args=(source, header), name=f"checkpoint {step}", daemon=True)
         self._thread.start()
+        if not goes_on:
+            self.finish()
+
+    def _over_all_ranks(self, count: int) -> int:
+        """The sum of a number over all ranks, exact."""
+        return int(self.world.sum(torch.tensor([count], dtype=torch.int64, device=self.world.device)).item())
 
     @property
     def failed(self) -> bool:

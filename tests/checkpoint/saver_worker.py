@@ -25,7 +25,7 @@ def attempt(saver: Saver, world: World, rank: int, how: str) -> str:
     """Save once while the disk of that rank is full."""
     writer.write_tensors = failing if world.rank == rank else tensorfile.write_tensors
     try:
-        saver.save(at(1))
+        saver.save(at(1), wait=how == "waiting")
         while how == "loop" and not world.any(saver.failed):  # as the training loop does with every step
             time.sleep(0.01)
         if how == "loop":
@@ -48,7 +48,7 @@ def main(task_path: str, result_path: str) -> None:
     saver = Saver(backend, folder, Keeping(2, False), asynchronous=True)
     results: dict[str, Any] = {}
     for rank in (0, 1):
-        for how in ("loop", "next save"):
+        for how in ("loop", "next save", "waiting"):
             start = time.monotonic()
             lines = world.gather(attempt(saver, world, rank, how))
             left = world.on_first(lambda: sorted(path.name for path in folder.iterdir()))

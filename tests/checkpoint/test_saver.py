@@ -239,11 +239,11 @@ def test_leaving_waits_so_long_and_no_longer(saver: Callable[..., Saver], gate: 
 
 
 def test_a_failure_of_one_rank_is_raised_by_all(tmp_path: Path) -> None:
-    """Errors on either of two ranks, found by the loop or by the next save; and the first rank does not wait in vain."""
+    """On either of two ranks, found by the loop, by the next save, or at once; the first rank does not wait in vain."""
     found = run_ranks(
         Path(__file__).with_name("saver_worker.py"), 2, {"shape": SHAPE, "folder": str(tmp_path / "out")}, tmp_path
     )
-    for case in ("rank 0, loop", "rank 0, next save", "rank 1, loop", "rank 1, next save"):
+    for case in (f"rank {rank}, {how}" for rank in (0, 1) for how in ("loop", "next save", "waiting")):
         lines, left, seconds = found[case]
         assert len(lines) == 2
         assert lines[0] == lines[1]
