@@ -50,8 +50,9 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
     def make(
         name: str = "tiny", *, tokenizer: Any = None, steps: tuple[int, ...] = (10,), train: Any = None, **shape: Any
     ) -> Path:
-        from scalegpt.backends.base import ParameterState
-        from scalegpt.checkpoint.store import Header, Progress, save
+        from scalegpt.backends.base import WEIGHT, Piece
+        from scalegpt.checkpoint.manifest import Header, Progress
+        from scalegpt.checkpoint.writer import save_alone
         from scalegpt.config.presets import as_file, resolve
         from scalegpt.data.tokenizers import make_tokenizer
 
@@ -62,9 +63,9 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
             model = tiny_model(**{"seed": step, "vocab_size": tokenizer.padded_vocab_size, **shape})
             flags = {key: getattr(model.config, key) for key in type(model.config).settings()}
             config = as_file(resolve(flags={**flags, **(train or {})}, name=name))
-            header = Header(Progress(step=step, tokens=step * 100), config, tokenizer.as_dict())
-            states = (ParameterState(key, value.detach(), {}) for key, value in model.named_parameters())
-            save(run_folder / "checkpoints", header, states)
+            header = Header(Progress(step=step, tokens=step * 100, sequences=step * 6), config, tokenizer.as_dict())
+            pieces = [Piece(key, WEIGHT, 0, value.detach().view(-1)) for key, value in model.named_parameters()]
+            save_alone(run_folder / "checkpoints", header, pieces, model.shapes, keys=(WEIGHT,))
         return run_folder
 
     return make

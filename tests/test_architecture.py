@@ -41,6 +41,7 @@ def test_a_module_can_be_read_at_a_sitting(path: Path) -> None:
 
 COMMANDS = (
     "--help", "params --preset tiny", "presets", "gpus", "gpus 4090", "train --help", "sample --help", "plan --help",
+    "checkpoint --help", "checkpoint verify --help",
     "plan --preset tiny --gpu 4090", "plan --preset tiny --gpu cpu", "plan --preset tiny",
 )  # fmt: skip
 

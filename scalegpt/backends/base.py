@@ -1,13 +1,24 @@
 """What every backend does, and what they share: the interface, gradient clipping, loss scaling.
 
 A backend holds the model, its shards and its optimizer. The trainer drives it through :class:`Backend` alone and never
-learns who holds what. State goes in and out in one canonical form, whatever the sharding: for each parameter by its clean
-name the fp32 master weight and AdamW's two moments, as whole CPU tensors, one parameter at a time.
+learns who holds what.
+
+State goes in and out in one canonical form, whatever the sharding. It consists of fp32 tensors, three for each parameter by
+its clean name: the master weight and AdamW's two moments (:data:`KEYS`). No rank need hold a whole one. Each tensor is
+thought of as flattened, last dimension fastest, and a rank holds contiguous ranges of it, :class:`Piece`:
+
+- FSDP2 cuts tensors into rows, so that a rank's shard is one range;
+- ZeRO-1 and -2 lay a group's parameters end to end and cut the whole into equal parts: a rank holds many tensors whole, and
+  parts of at most two per group;
+- ZeRO-3 cuts every flattened tensor into equal parts;
+- where everything is replicated, each rank holds all of it, and writes an even part of each tensor.
+
+Padding that a layout adds is no part of any piece.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,16 +36,39 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state, by torch's own names."""
 
+WEIGHT = "weight"
+
+KEYS = (WEIGHT, *MOMENTS)
+"""The three canonical tensors of a parameter."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+Read = Callable[[str, str, int, int], Tensor]
+"""Gives elements ``start`` to ``start + count`` of a flattened canonical tensor: ``read(name, key, start, count)``, fp32."""
+
+
 @dataclass(frozen=True)
-class ParameterState:
-    """One parameter's canonical state: whole fp32 tensors on the CPU."""
+class Piece:
+    """A contiguous range of one flattened canonical tensor.
+
+    Attributes:
+        name: the parameter's.
+        key: one of :data:`KEYS`.
+        start: the range's first element.
+        values: fp32 [count], where training keeps them: a view, unless somebody copied it.
+    """
 
     name: str
-    weight: Tensor
-    moments: dict[str, Tensor]
+    key: str
+    start: int
+    values: Tensor
+
+    def share(self, rank: int, size: int) -> "Piece":
+        """The part of this range that falls to one of several ranks which all hold it; the parts differ by one at most."""
+        count = self.values.numel()
+        first, end = count * rank // size, count * (rank + 1) // size
+        return Piece(self.name, self.key, self.start + first, self.values[first:end])
 
 
 @dataclass(frozen=True)
@@ -148,16 +182,59 @@ class Backend(ABC):
             self.model.train()
 
     @abstractmethod
+    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+        """The parts of the canonical state that live on this rank, none of them empty, as views of the masters and moments.
+
+        In the order of the model's parameters. Nothing is communicated; ranks may call it at different times.
+
+        Args:
+            keys: which of :data:`KEYS`. Moments that the optimizer has not made yet are made first, of zeros.
+        """
+
+    @property
+    @abstractmethod
+    def replicated(self) -> bool:
+        """Whether every rank holds the whole of the canonical state."""
+
+    @abstractmethod
+    def set_steps(self, steps: int) -> None:
+        """Set the optimizer's count of the steps that it has taken, for every moment it keeps."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Make what is computed with agree with the masters; all ranks must call it together."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank writes into a checkpoint: those of all ranks together are every tensor exactly once.
+
+        Reads local memory alone; the values are views, which the next step changes.
+        """
+        for piece in self.held():
+            mine = piece.share(self.world.rank, self.world.size) if self.replicated else piece
+            if mine.values.numel():
+                yield mine
+
+    def load_pieces(self, read: Read, steps: int) -> None:
+        """Set masters, moments and step counts; all ranks must call it together.
+
+        Args:
+            read: asked once for every range that this rank holds; gives CPU tensors.
+            steps: those that the optimizer has taken.
+        """
+        for piece in self.held():
+            piece.values.copy_(read(piece.name, piece.key, piece.start, piece.values.numel()))
+        self.set_steps(steps)
+        self.refresh()
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Set the fp32 master weights, by name, from whole CPU tensors; every rank must be given the same."""
-
-    @abstractmethod
-    def states(self) -> Iterator[ParameterState]:
-        """Every parameter's canonical state, in the order of names; all ranks must iterate together."""
-
-    @abstractmethod
-    def load_states(self, states: Iterable[ParameterState], steps: int) -> None:
-        """Set weights and moments, and the optimizer's count of steps; every rank must be given the same."""
+        held = {piece.name: piece for piece in self.held((WEIGHT,))}
+        for name, value in weights:
+            piece = held.get(name)
+            if piece is not None:
+                end = piece.start + piece.values.numel()
+                piece.values.copy_(value.reshape(-1)[piece.start : end])
+        self.refresh()
 
     @property
     @abstractmethod

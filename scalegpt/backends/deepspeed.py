@@ -14,19 +14,21 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scalegpt.backends.base import (
+    KEYS,
     MOMENTS,
+    WEIGHT,
     Backend,
     LossScaler,
     MayStep,
     OptimizerFactory,
-    ParameterState,
+    Piece,
     StepResult,
     always,
     clip_factor,
@@ -132,90 +134,81 @@ class DeepSpeedBackend(Backend):
 
     # --- canonical state ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See :meth:`Backend.load_weights`."""
-        for name, value in weights:
-            self._put_weight(self.model.get_parameter(name), value)
-
-    def _put_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-        value = value.to(self.world.device)
-        if self.stage < 3:
-            parameter.copy_(value)
-            safe_set_full_fp32_param(
-                parameter, value
-            )  # does nothing at stage 0 in fp32, where there is no other master
-            if self.stage == 0 and self.run.train.precision == "fp16":
-                self._put_fp16_master(parameter, value)
-            return
-        part = self._partition(parameter, value)
-        safe_set_local_fp32_param(parameter, part)
-        parameter.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]
-        if parameter.numel() == value.numel():  # a small tensor, which ZeRO-3 keeps whole on every rank
-            parameter.copy_(value)
-
-    def _put_fp16_master(self, parameter: nn.Parameter, value: Tensor) -> None:
-        self._fp16_master(parameter).copy_(value)
-
-    def _fp16_master(self, parameter: nn.Parameter) -> Tensor:
-        """The fp32 master that DeepSpeed's unfused fp16 optimizer (stage 0) keeps beside an fp16 weight."""
-        wrapper: Any = self.optimizer
-        for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for candidate, master in zip(low, high, strict=True):
-                if candidate is parameter:
-                    return master  # type: ignore[no-any-return]
-        raise AssertionError("a parameter outside the optimizer")
-
-    def _partition(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's slice of a flattened tensor as ZeRO-3 cuts it: equal parts, the last one padded with zeros."""
-        size = parameter.ds_tensor.numel()
-        part = value.new_zeros(size)
-        piece = value.flatten()[self.world.rank * size : (self.world.rank + 1) * size]
-        part[: piece.numel()] = piece
-        return part
-
-    @torch.no_grad()
-    def states(self) -> Iterator[ParameterState]:
-        """See :meth:`Backend.states`."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
+    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+        """See :meth:`Backend.held`."""
+        holding = self._holding()
         for name, parameter in named(self.model):
-            if self.stage == 0:
-                master = self._master(parameter)
-                weight, moments = master, {key: self._inner_optimizer().state[master][key] for key in MOMENTS}
-            else:
-                weight = safe_get_full_fp32_param(parameter)
-                moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-            yield ParameterState(
-                name,
-                weight.detach().to("cpu", torch.float32, copy=True),
-                {key: moment.to("cpu", copy=True) for key, moment in moments.items()},
-            )
+            for key in keys:
+                piece = holding(name, parameter, key)
+                if piece is not None:
+                    yield piece
 
-    def _master(self, parameter: nn.Parameter) -> Tensor:
-        return self._fp16_master(parameter) if self.run.train.precision == "fp16" else parameter
+    def _holding(self) -> Callable[[str, nn.Parameter, str], Piece | None]:
+        """How to find the part of a parameter's tensor that is on this rank, which each stage keeps in another place."""
+        if self.stage == 0:
+            masters = self._masters()
+            return lambda name, parameter, key: self._whole(name, masters.get(parameter, parameter), key)
+        return self._fragment if self.stage < 3 else self._partition
 
-    @torch.no_grad()
-    def load_states(self, states: Iterable[ParameterState], steps: int) -> None:
-        """See :meth:`Backend.load_states`."""
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+    def _whole(self, name: str, master: Tensor, key: str) -> Piece:
+        """Stage 0: each rank has all of it, as in torch."""
+        values = master if key == WEIGHT else self._inner_optimizer().state[master][key]
+        return Piece(name, key, 0, values.detach().view(-1))
 
+    @staticmethod
+    def _fragment(name: str, parameter: nn.Parameter, key: str) -> Piece | None:
+        """Stages 1 and 2: DeepSpeed's own link from a parameter to the part of it in this rank's cut of the flat group."""
+        link: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if link is None:
+            return None
+        values = link.get_hp_fragment(None if key == WEIGHT else key)
+        return Piece(name, key, link.lp_fragment_address.start, values.detach().view(-1))
+
+    def _partition(self, name: str, parameter: nn.Parameter, key: str) -> Piece | None:
+        """Stage 3: equal parts of each flattened tensor, the last ones padded."""
+        wrapper: Any = self.optimizer
+        # Its public form copies to the GPU where the optimizer is offloaded; this is the memory itself.
+        part, _ = wrapper._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=True, optim_state_key=None if key == WEIGHT else key
+        )
+        start = self.world.rank * part.numel()
+        count = min(part.numel(), math.prod(self.model.shapes[name]) - start)
+        return Piece(name, key, start, part.detach().view(-1)[:count]) if count > 0 else None
+
+    def _masters(self) -> dict[nn.Parameter, Tensor]:
+        """The fp32 masters that DeepSpeed's unfused fp16 optimizer (stage 0) keeps beside fp16 weights; else none."""
+        wrapper: Any = self.optimizer
+        if self.stage > 0 or self.run.train.precision != "fp16":
+            return {}
+        groups = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+        return {parameter: master for low, high in groups for parameter, master in zip(low, high, strict=True)}
+
+    @property
+    def replicated(self) -> bool:
+        """See :attr:`Backend.replicated`."""
+        return self.stage == 0
+
+    def set_steps(self, steps: int) -> None:
+        """See :meth:`Backend.set_steps`."""
         for state in self._inner_optimizer().state.values():
             state["step"].fill_(steps)
-        for entry in states:
-            parameter = self.model.get_parameter(entry.name)
-            self._put_weight(parameter, entry.weight)
-            for key, value in entry.moments.items():
-                if self.stage == 0:
-                    self._inner_optimizer().state[self._master(parameter)][key].copy_(value)
-                elif self.stage < 3:
-                    safe_set_full_optimizer_state(parameter, value.to(self.world.device), key)
-                else:
-                    safe_set_local_optimizer_state(
-                        parameter, self._partition(parameter, value.to(self.world.device)), key
-                    )
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the masters into the weights that DeepSpeed computes with, as it does itself at the end of a step."""
+        wrapper: Any = self.optimizer
+        if self.stage == 0:
+            for parameter, master in self._masters().items():
+                parameter.copy_(master)
+        elif self.stage < 3:
+            wrapper.update_lp_params()
+        else:
+            wrapper._partition_all_parameters()
+            for group in range(len(wrapper.fp32_partitioned_groups_flat)):
+                wrapper._reassign_or_swap_out_partitioned_parameters(group)
+            kept = wrapper.persistent_parameters  # small tensors, whole on every rank
+            if kept:
+                kept[0].all_gather(kept)
 
     def _make_moments(self, steps: int) -> None:
         """Make AdamW's state for every master that DeepSpeed keeps."""

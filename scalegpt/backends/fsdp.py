@@ -12,10 +12,9 @@ Stages 0 and 2 do not communicate on inner micro steps, at the price of a whole 
 one. fp32 masters and moments are sharded at stages 2 and 3; compute is in bf16 or fp16, gradients are reduced in fp32.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -24,9 +23,8 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Shard
 
-from scalegpt.backends.base import DTYPES, OptimizerFactory, ParameterState
+from scalegpt.backends.base import DTYPES, KEYS, OptimizerFactory, Piece
 from scalegpt.backends.plain import TorchBackend, named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
@@ -90,51 +88,26 @@ class FSDPBackend(TorchBackend):
         """Each rank holds a part of every gradient, or at stage 0 all of it."""
         return self.world.sum(square) if self.shards_weights else square
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See :meth:`Backend.load_weights`."""
-        self._reshard()
-        super().load_weights(weights)
+    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+        """See :meth:`Backend.held`."""
+        self.refresh()
+        yield from super().held(keys)
 
-    def states(self) -> Iterator[ParameterState]:
-        """See :meth:`Backend.states`."""
-        self._reshard()
-        yield from super().states()
-
-    def load_states(self, states: Iterable[ParameterState], steps: int) -> None:
-        """See :meth:`Backend.load_states`."""
-        self._reshard()
-        super().load_states(states, steps)
-
-    def _reshard(self) -> None:
+    def refresh(self) -> None:
         """Put the shards back in the modules: after an evaluation the gathered weights may still be in their place."""
         for module in (self.model, *self.model.blocks):
             assert isinstance(module, FSDPModule)
             module.reshard()
 
-    @torch.no_grad()
-    def put(self, tensor: Tensor, value: Tensor) -> None:
-        """Copy this rank's rows of a whole CPU tensor."""
-        assert isinstance(tensor, DTensor)
-        part = tensor.to_local()
-        rows = self._rows(tensor)
-        part.copy_(value[rows])
+    @property
+    def replicated(self) -> bool:
+        """See :attr:`Backend.replicated`."""
+        return not self.shards_weights
 
-    def _rows(self, tensor: DTensor) -> slice:
-        """The rows that FSDP2 gave this rank: it cuts the first dimension into ⌈rows / W⌉, the last ranks getting less."""
-        if not any(
-            isinstance(placement, Shard) and tensor.device_mesh.size(i) > 1
-            for i, placement in enumerate(tensor.placements)
-        ):
-            return slice(None)
-        per_rank = -(-tensor.shape[0] // self.world.size)
-        start = min(self.world.rank * per_rank, tensor.shape[0])
-        return slice(start, min(start + per_rank, tensor.shape[0]))
-
-    @torch.no_grad()
-    def whole(self, tensor: Tensor) -> Tensor:
-        """Gather a tensor from all ranks to a CPU copy."""
-        assert isinstance(tensor, DTensor)
-        # Where parameters are offloaded, the mesh's collectives still run on the device.
-        moved = tensor.to(self.world.device)
-        assert isinstance(moved, DTensor)
-        return moved.full_tensor().to("cpu", copy=True)
+    def first_element(self, parameter: nn.Parameter) -> int:
+        """FSDP2 cuts the first dimension into ⌈rows / W⌉ for each rank, the last ranks getting less, or nothing."""
+        if not self.shards_weights:
+            return 0
+        rows = parameter.shape[0]
+        first_row = min(self.world.rank * -(-rows // self.world.size), rows)
+        return first_row * (parameter.numel() // rows)

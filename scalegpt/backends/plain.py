@@ -1,18 +1,20 @@
 """One process, one device, no sharding: fp32 weights, which the model casts where it uses them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalegpt.backends.base import (
+    KEYS,
     MOMENTS,
+    WEIGHT,
     Backend,
     LossScaler,
     MayStep,
     OptimizerFactory,
-    ParameterState,
+    Piece,
     StepResult,
     always,
     clip_factor,
@@ -63,39 +65,40 @@ class TorchBackend(Backend):
         """The square norm of the whole gradient from that of this rank's part."""
         return square
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See :meth:`Backend.load_weights`."""
-        for name, value in weights:
-            self.put(self.model.get_parameter(name), value)
-
-    def states(self) -> Iterator[ParameterState]:
-        """See :meth:`Backend.states`."""
+    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+        """See :meth:`Backend.held`."""
+        if any(key in MOMENTS for key in keys):
+            self._make_moments()
         for name, parameter in self.model.named_parameters():
-            state = self.optimizer.state.get(parameter, {})
-            moments = {key: self.whole(state[key]) for key in MOMENTS if key in state}
-            yield ParameterState(name, self.whole(parameter), moments)
+            for key in keys:
+                values = local(parameter if key == WEIGHT else self.optimizer.state[parameter][key]).detach().view(-1)
+                if values.numel():
+                    yield Piece(name, key, self.first_element(parameter), values)
 
-    def load_states(self, states: Iterable[ParameterState], steps: int) -> None:
-        """See :meth:`Backend.load_states`."""
-        for entry in states:
-            parameter = self.model.get_parameter(entry.name)
-            self.put(parameter, entry.weight)
-            if entry.moments:
-                state = self.optimizer.state[parameter]
-                for key, value in entry.moments.items():
-                    state[key] = torch.zeros_like(parameter, requires_grad=False)
-                    self.put(state[key], value)
-                state["step"] = step_count(self.optimizer, parameter, steps)
+    def first_element(self, parameter: nn.Parameter) -> int:  # noqa: ARG002 - of use where tensors are cut
+        """Where in the flattened tensor this rank's part of it begins."""
+        return 0
 
-    @torch.no_grad()
-    def put(self, tensor: Tensor, value: Tensor) -> None:
-        """Copy a whole CPU tensor into this rank's tensor, or its part of it."""
-        tensor.copy_(value)
+    @property
+    def replicated(self) -> bool:
+        """See :attr:`Backend.replicated`."""
+        return True
 
-    @torch.no_grad()
-    def whole(self, tensor: Tensor) -> Tensor:
-        """The whole of a tensor as a CPU copy."""
-        return tensor.detach().to("cpu", copy=True)
+    def _make_moments(self) -> None:
+        """Make, as zeros, the state that torch's AdamW makes in its first step, where it is not there yet."""
+        for parameter in self.model.parameters():
+            state = self.optimizer.state[parameter]
+            if not state:
+                state["step"] = step_count(self.optimizer, parameter, 0)
+                state.update({key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS})
+
+    def set_steps(self, steps: int) -> None:
+        """See :meth:`Backend.set_steps`."""
+        for state in self.optimizer.state.values():
+            state["step"].fill_(steps)
+
+    def refresh(self) -> None:
+        """Nothing to do: the model casts its masters where it uses them."""
 
     @property
     def scaler(self) -> LossScaler:

@@ -114,13 +114,21 @@ class World:
                 outcome = (True, work())
             except (InputError, RunError, OSError) as error:
                 outcome = (False, error)
-        outcomes: list[Any] = [None] * self.size
-        dist.all_gather_object(outcomes, outcome)
+        outcomes = self.gather(outcome)
         for known in outcomes:
             if known is not None and not known[0]:
                 raise known[1]
-        mine: Result = outcomes[self.rank - self.local_rank][1]
-        return mine
+        mine: Any = outcomes[self.rank - self.local_rank]
+        result: Result = mine[1]
+        return result
+
+    def gather(self, value: Result) -> list[Result]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks, on every rank."""

@@ -17,6 +17,7 @@ COMMANDS = {
     "gpus": "list the GPUs that are known, or show one with its sources",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
+    "checkpoint": "list, verify or show a run's checkpoints, or take their weights out",
     "sample": "continue a prompt with a trained model",
 }
 """Command → what it does. Each is a module of this package with ``main(argv) -> int``, imported only when it is named."""
@@ -79,7 +80,7 @@ def run_and_exit(argv: Sequence[str] | None = None) -> None:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in {"-h", "--help", "help"}:
-        print(EXAMPLE + "\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items()))
+        print(EXAMPLE + "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items()))
         return 0 if words else 2
     if words[0] in {"-V", "--version"}:
         print(f"scalegpt {__version__}")

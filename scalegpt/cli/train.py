@@ -31,6 +31,9 @@ def make_parser() -> Parser:
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto: CUDA if there is any]")
     run.add_argument("--fresh", action="store_true", help="start anew, beside an earlier run of the same name")
     run.add_argument(
+        "--trust_checkpoint", action="store_true", help="go on from a checkpoint that this run did not write itself"
+    )
+    run.add_argument(
         "--margin", metavar="X", help="share of a GPU's memory that a chosen micro batch leaves free [0.03]"
     )
     run.add_argument(
@@ -71,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
         stated=_stated(arguments.preset),
         margin=margin,
         allow_change=allowed,
+        trust_checkpoint=arguments.trust_checkpoint,
     )
     train(request, arguments.device)
     return 0

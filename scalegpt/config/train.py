@@ -95,7 +95,14 @@ class TrainConfig(Section):
         None, "what the samples continue; none: the end-of-text token, or held-out text"
     )
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0)
+    checkpoint_minutes: float | None = setting(
+        None, "save also when so many minutes have passed since the last checkpoint; none: by steps alone", above=0
+    )
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
+    keep_best: bool = setting(True, "keep the checkpoint with the lowest held-out loss too")
+    async_checkpoint: bool = setting(
+        True, "write checkpoints while training goes on, from a copy in host memory; false: training waits"
+    )
     log_every: int = setting(10, "steps between printed lines; metrics.jsonl has every step", minimum=1)
     seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0, maximum=2**63 - 1)
 

@@ -178,7 +178,8 @@ def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
             "sub_group_size": 1_000_000_000,
         }
     else:
-        values |= {"reduce_scatter": True, "allgather_bucket_size": block}
+        even = block + block % 2  # DeepSpeed refuses an odd one, which an odd width would make
+        values |= {"reduce_scatter": True, "allgather_bucket_size": even}
     for key, value in values.items():
         _fill(zero, key, value)
     # Ours is torch's fused AdamW, which DeepSpeed has not on its list, and which is as good on the CPU.

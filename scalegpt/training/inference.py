@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from scalegpt.backends.world import choose_device
-from scalegpt.checkpoint.store import HEADER, WEIGHTS, Header, find_checkpoints, read_header, read_weights
+from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError, Header
+from scalegpt.checkpoint.reader import Checkpoint
+from scalegpt.checkpoint.store import find_checkpoints, is_checkpoint
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
@@ -46,7 +48,8 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
         InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
     """
     checkpoint = newest_checkpoint(path)
-    header = read_header(checkpoint, files=(WEIGHTS,))
+    stored = open_weights(checkpoint)
+    header = stored.manifest.header
     config = _section(header, "model", ModelConfig, checkpoint)
     train = _section(header, "train", TrainConfig, checkpoint)
     target = choose_device(device, 0, 1)
@@ -58,9 +61,23 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
         if parameter.dim() > 1:
             parameter.data = parameter.data.to(compute)
     model.to_empty(device=target)
-    _put_weights(model, read_weights(checkpoint), checkpoint)
+    _put_weights(model, stored.weights(), checkpoint)
     tokenizer = Tokenizer.from_dict(header.tokenizer)
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, header)
+
+
+def open_weights(checkpoint: Path) -> Checkpoint:
+    """Open a checkpoint whose weights are to be read, and verify those.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one; an earlier one is not taken in its place, since nobody asked for it.
+    """
+    try:
+        stored = Checkpoint.open(checkpoint)
+        stored.verify((WEIGHTS,))
+    except DamagedError as error:
+        raise DamagedError(f"{error}; name an earlier checkpoint, if there is one") from None
+    return stored
 
 
 def newest_checkpoint(path: Path) -> Path:
@@ -69,13 +86,22 @@ def newest_checkpoint(path: Path) -> Path:
     Raises:
         InputError: nothing there, something else there, or a run that has none yet.
     """
+    return checkpoints_of(path)[-1]
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """Return the checkpoints that a path means, oldest first and at least one: itself, or those of a run.
+
+    Raises:
+        InputError: nothing there, something else there, or a run that has none yet.
+    """
     if not path.exists():
         raise InputError(f"run {path} does not exist{_nearest_run(path)}")
-    if (path / HEADER).is_file():
-        return path
+    if is_checkpoint(path):
+        return [path]
     found = find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
     if found:
-        return found[-1]
+        return found
     if (path / CHECKPOINTS).is_dir() or any((path / name).is_file() for name in RUN_FILES):
         raise InputError(f"run {path} has no checkpoint yet: train it longer, or lower --checkpoint_every")
     inside = _runs_in(path)
@@ -102,7 +128,7 @@ def _runs_in(folder: Path) -> list[str]:
     """Return the names of the runs and checkpoints in a folder."""
     if not folder.is_dir():
         return []
-    marks = (CHECKPOINTS, HEADER, *RUN_FILES)
+    marks = (CHECKPOINTS, MANIFEST, *RUN_FILES)
     return sorted(path.name for path in folder.iterdir() if any((path / mark).exists() for mark in marks))
 
 
@@ -114,8 +140,8 @@ def _section(header: Header, part: str, kind: type[SectionT], checkpoint: Path) 
     """
     values = header.config.get(part) if isinstance(header.config, dict) else None
     if not isinstance(values, dict):
-        raise InputError(f"{checkpoint / HEADER} is damaged: its configuration has no {part}; use another checkpoint")
-    return kind.from_mapping(values, f"{checkpoint / HEADER}, {part}")
+        raise InputError(f"{checkpoint / MANIFEST} is damaged: its configuration has no {part}; use another checkpoint")
+    return kind.from_mapping(values, f"{checkpoint / MANIFEST}, {part}")
 
 
 @torch.no_grad()

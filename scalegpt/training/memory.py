@@ -118,7 +118,7 @@ def comparison(plan: Plan, measured: Measured) -> str:
     """Predicted beside measured, in a line or two."""
     line = f"memory   {gib(plan.peak_bytes)} predicted, {gib(measured.peak)} measured ({measured.by}"
     if measured.reserved is None or measured.driver is None:
-        return f"{line}; it holds libraries too, and the CPU's own temporaries)"
+        return f"{line}; it holds libraries too, the CPU's own temporaries, and the copy that a checkpoint is written from)"
     off = f", prediction {plan.peak_bytes / measured.peak - 1:+.1%}" if measured.peak else ""
     whose = "" if measured.driver_is_ours else ", other processes included"
     return (

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from scalegpt.backends import Backend
 from scalegpt.checkpoint import store
-from scalegpt.checkpoint.store import Progress
+from scalegpt.checkpoint.manifest import Progress
+from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
@@ -33,17 +34,17 @@ class WayBack:
     stretch: Stretch
 
 
-def restore(backend: Backend, checkpoint: Path, progress: Progress) -> None:
-    """Give a backend the state that a checkpoint holds; all ranks must call it together."""
+def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> None:
+    """Give a backend the state that a verified checkpoint holds; all ranks must call it together."""
     # The optimizer's own count leaves out the steps that were skipped.
-    backend.load_states(store.read_states(checkpoint), progress.step - progress.skipped_steps)
+    backend.load_pieces(checkpoint.read, progress.step - progress.skipped_steps)
     backend.load_scaler(progress.loss_scale, progress.good_steps)
 
 
 def choose_checkpoint(folder: Path, spike: Spike, window: int) -> Path | None:
     """The newest checkpoint that is older than the spike's window of steps, or else the oldest; None where there is none."""
-    found = [path for path in store.find_checkpoints(folder) if _step_of(path) < spike.step]
-    older = [path for path in found if _step_of(path) < spike.step - window]
+    found = [path for path in store.find_checkpoints(folder) if store.step_of(path) < spike.step]
+    older = [path for path in found if store.step_of(path) < spike.step - window]
     if older:
         return older[-1]
     return found[0] if found else None
@@ -79,9 +80,8 @@ def go_back(
     checkpoint = choose_checkpoint(directory.checkpoints, spike, train.spike_window)
     if checkpoint is None:
         return None
-    then = store.read_header(checkpoint).progress
-    place = next_window(then, stretch.block_size)
-    assert now.sequences is not None
+    then = read_manifest(checkpoint).header.progress
+    place = then.sequences
     progress = replace(
         then,
         sequences=now.sequences,
@@ -100,12 +100,3 @@ def go_back(
     with writing(directory.ledger.path):
         directory.ledger.append(later)
     return WayBack(checkpoint, progress, later)
-
-
-def next_window(progress: Progress, block_size: int) -> int:
-    """The number of the window that the next step begins with."""
-    return progress.tokens // block_size if progress.sequences is None else progress.sequences
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))

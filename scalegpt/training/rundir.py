@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,8 +29,9 @@ from scalegpt.errors import InputError, RunError
 FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
-    "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "keep_checkpoints", "log_every", "input_file",
-    "max_skipped_in_a_row", "on_spike", "spike_window", "spike_factor", "max_rollbacks",
+    "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
+    "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
+    "spike_factor", "max_rollbacks",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
 
@@ -40,6 +42,9 @@ SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size",
 
 LOCK = ".lock"
 """A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
+
+RUN_ID = ".run_id"
+"""A file with a random number that the run is given at its start, and that its checkpoints carry."""
 
 _SAMPLE_MARK = "--- step "
 
@@ -81,7 +86,7 @@ class RunDirectory:
         """
         directory = cls(root / run.name)
         try:
-            if not directory.path.exists() or all(path.name == LOCK for path in directory.path.iterdir()):
+            if not directory.path.exists() or all(path.name in {LOCK, RUN_ID} for path in directory.path.iterdir()):
                 return directory
         except OSError as error:
             raise InputError(
@@ -216,6 +221,13 @@ class RunDirectory:
         values = {**theirs, **theirs["train"]}
         return {key: values[key] for key in open_ if key in values}
 
+    def read_id(self) -> str | None:
+        """The run's id; None before there is one."""
+        try:
+            return (self.path / RUN_ID).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, if there is one."""
         found = find_checkpoints(self.checkpoints)
@@ -229,6 +241,8 @@ class RunDirectory:
         """
         with disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if self.read_id() is None:
+                write_whole(self.path / RUN_ID, secrets.token_hex(16))
             write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
             write_whole(self.plan, json.dumps(plan, indent=1))
 

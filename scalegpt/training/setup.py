@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from scalegpt.backends import World, build_model, make_backend
-from scalegpt.backends.base import LossScaler
 from scalegpt.backends.capabilities import (
     check_attention,
     check_precision,
@@ -19,7 +18,6 @@ from scalegpt.backends.capabilities import (
     resolve_precision,
 )
 from scalegpt.checkpoint import store
-from scalegpt.checkpoint.store import Header, Progress
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.ledger import Stretch
@@ -35,13 +33,13 @@ from scalegpt.planner.parameters import count_parameters, format_bytes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
 from scalegpt.training.choice import settle_layout
+from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
-from scalegpt.training.rollback import next_window, restore
+from scalegpt.training.resume import Found, first_stretch, newest_whole_checkpoint, starting_point
+from scalegpt.training.rollback import restore
 from scalegpt.training.rundir import RunDirectory, writing
-from scalegpt.training.tokens import check_tokens, other_tokens
-from scalegpt.training.trainer import Job
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -58,6 +56,7 @@ class Request:
         stated: those that the preset names.
         margin: share of a card's memory that what is chosen leaves free.
         allow_change: settings, or ``data``, that a resumed run may have otherwise than before.
+        trust_checkpoint: go on from a checkpoint that another run has written.
     """
 
     run: RunConfig
@@ -67,6 +66,7 @@ class Request:
     stated: frozenset[str] = frozenset()
     margin: float = MARGIN
     allow_change: frozenset[str] = frozenset()
+    trust_checkpoint: bool = False
 
     @property
     def open(self) -> frozenset[str]:
@@ -100,11 +100,17 @@ def prepare(request: Request, world: World) -> Job:
     settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
     digest = world.on_first(lambda: data.digest)
-    directory, checkpoint, progress, changes = world.on_first(
-        lambda: _claim_directory(request, run, plan, data, digest)
-    )
+    directory, changes = world.on_first(lambda: _claim_directory(request, run, plan))
     run = replace(run, name=directory.path.name)
-    world.on_first(directory.lock)
+    world.on_first(directory.lock)  # before the checkpoints are looked at: another process may be writing them
+    try:
+        found = newest_whole_checkpoint(directory, world, trusted=request.trust_checkpoint)
+        progress, others = world.on_first(
+            lambda: starting_point(found, directory, run, data, digest, allowed=request.allow_change)
+        )
+    except InputError:
+        directory.unlock()
+        raise
     if warning:
         logger.say(f"warning: {warning}")
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
@@ -113,20 +119,23 @@ def prepare(request: Request, world: World) -> Job:
     for note in chosen.notes:
         logger.say(note)
     logger.say(predicted_line(chosen.plan))
+    for note in found.notes:
+        logger.say(note)
     watch = MemoryWatch(world.device)
     model = build_model(run, compiled=compiled)
     backend = make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
-    if checkpoint is None:
+    if found.checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
     else:
-        restore(backend, checkpoint, progress)
+        restore(backend, found.checkpoint, progress)
         left_out = f"; {progress.left_out:,} windows of the data were left out before" if progress.left_out else ""
-        logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}{left_out}")
-    for key, change in changes.items():
+        where = found.checkpoint.path
+        logger.say(f"resumed  from {where}, step {progress.step} of {total_steps(run.train, plan)}{left_out}")
+    for key, change in {**changes, **others}.items():
         logger.say(f"changed  {key}: {change}")
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
-    stretch = _stretch(run, plan, data, digest, progress)
-    world.on_first(lambda: _write_directory(directory, run, summary, stretch))
+    stretch = first_stretch(run, plan, data, digest, progress)
+    world.on_first(lambda: _write_directory(directory, run, summary, stretch, found))
     return Job(
         run=run,
         world=world,
@@ -140,7 +149,7 @@ def prepare(request: Request, world: World) -> Job:
         total_steps=total_steps(run.train, plan),
         progress=progress,
         stretch=stretch,
-        resumed=checkpoint is not None,
+        resumed=found.checkpoint is not None,
         memory=chosen.plan,
         watch=watch,
     )
@@ -328,10 +337,8 @@ def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
     return tokens
 
 
-def _claim_directory(
-    request: Request, run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str
-) -> tuple[RunDirectory, Path | None, Progress, dict[str, str]]:
-    """The run's directory, the checkpoint to go on from, where that stands, and what changes; first rank only."""
+def _claim_directory(request: Request, run: RunConfig, plan: BatchPlan) -> tuple[RunDirectory, dict[str, str]]:
+    """The run's directory, which can be written and has room, and what is otherwise than before; first rank only."""
     directory = RunDirectory.choose(request.runs_dir, run, fresh=request.fresh, allowed=request.allow_change)
     parent = request.runs_dir
     try:
@@ -341,14 +348,7 @@ def _claim_directory(
     if not os.access(parent, os.W_OK):
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
     _check_space(directory, run, plan)
-    checkpoint = directory.newest_checkpoint()
-    changes = directory.changes(run)
-    if checkpoint is None:
-        return directory, None, Progress(step=0, tokens=0, sequences=0), changes
-    header = store.read_header(checkpoint)
-    others = other_tokens(header, data, digest, directory.ledger.stretch_of(header.progress.step))
-    check_tokens(checkpoint, run, others.keys() - request.allow_change, others)
-    return directory, checkpoint, _with_scale(header, run), {**changes, **others}
+    return directory, directory.changes(run)
 
 
 def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> None:
@@ -359,36 +359,17 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
     """
     train = run.train
     ever = 1 + (total_steps(train, plan) // train.checkpoint_every if train.checkpoint_every else 0)
-    more = min(ever, train.keep_checkpoints + 1) - len(store.find_checkpoints(directory.checkpoints))
+    more = min(ever, train.keep_checkpoints + train.keep_best + 1) - len(store.find_checkpoints(directory.checkpoints))
     states = training_bytes(run.model, train)
     check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
 
 
-def _with_scale(header: Header, run: RunConfig) -> Progress:
-    """Where a checkpoint left the run; a changed precision begins with its own loss scale."""
-    precision = run.train.precision
-    if header.config["train"].get("precision", precision) == precision:
-        return header.progress
-    return replace(header.progress, loss_scale=LossScaler.for_precision(precision).scale, good_steps=0)
-
-
-def _stretch(run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
-    """From which window on the next steps take theirs."""
-    return Stretch(
-        first_step=progress.step + 1,
-        first_window=next_window(progress, plan.block_size),
-        windows_per_step=plan.sequences,
-        block_size=plan.block_size,
-        seed=run.train.seed,
-        tokens=len(data.train),
-        file=str(data.files["train"].path.absolute()),
-        data=digest,
-        reason="resumed with a change" if progress.step else "start",
-    )
-
-
-def _write_directory(directory: RunDirectory, run: RunConfig, plan: dict[str, Any], stretch: Stretch) -> None:
+def _write_directory(
+    directory: RunDirectory, run: RunConfig, plan: dict[str, Any], stretch: Stretch, found: Found
+) -> None:
     """Write what a run that goes on begins with; a finished one keeps its own. First rank only."""
+    for path, _ in found.damaged:
+        store.set_aside(path)  # their steps will be saved again
     step = stretch.first_step - 1
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return

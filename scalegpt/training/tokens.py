@@ -4,7 +4,7 @@ import json
 from collections.abc import Set
 from pathlib import Path
 
-from scalegpt.checkpoint.store import Header
+from scalegpt.checkpoint.manifest import Header
 from scalegpt.config import RunConfig
 from scalegpt.config.run import DATA
 from scalegpt.data.ledger import Stretch

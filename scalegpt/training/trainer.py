@@ -2,65 +2,33 @@
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from scalegpt.backends import Backend, World
-from scalegpt.backends.base import ParameterState
+from scalegpt import __version__
 from scalegpt.backends.capabilities import device_name
-from scalegpt.checkpoint import store
-from scalegpt.checkpoint.store import Header, Progress
-from scalegpt.config import RunConfig
+from scalegpt.checkpoint.manifest import Header, Progress
+from scalegpt.checkpoint.saver import Keeping, Saver
+from scalegpt.checkpoint.store import step_of
 from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Stretch
-from scalegpt.data.shards import TokenSet
 from scalegpt.errors import RunError
-from scalegpt.model.generation import SamplingSettings, generate
-from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import peak_flops
-from scalegpt.planner.plan import Plan
 from scalegpt.planner.work import flops_per_token
 from scalegpt.training.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
+from scalegpt.training.job import Job, held_out_loss, sample_text
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
-from scalegpt.training.loggers import Logger, StepLine
-from scalegpt.training.memory import MemoryWatch, comparison, keep_for_later
+from scalegpt.training.loggers import StepLine
+from scalegpt.training.memory import comparison, keep_for_later
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
+from scalegpt.training.resume import verified
 from scalegpt.training.rollback import WayBack, go_back, restore
-from scalegpt.training.rundir import RunDirectory, finite
+from scalegpt.training.rundir import finite
 from scalegpt.training.schedules import learning_rate
 
-
-@dataclass
-class Job:
-    """Everything a run needs, made by :func:`scalegpt.training.setup.prepare`.
-
-    Attributes:
-        data_digest: SHA-256 of the data's tokens.
-        prompt: ids that the samples continue.
-        progress: where the run stands: step 0, or where a checkpoint left it.
-        stretch: which data the next steps consume.
-        resumed: whether a checkpoint left it there.
-        memory: the prediction.
-        watch: measures what is held.
-    """
-
-    run: RunConfig
-    world: World
-    plan: BatchPlan
-    data: TokenSet
-    data_digest: str
-    prompt: list[int]
-    backend: Backend
-    directory: RunDirectory
-    logger: Logger
-    total_steps: int
-    progress: Progress
-    stretch: Stretch
-    resumed: bool
-    memory: Plan
-    watch: MemoryWatch
+SECONDS_TO_FINISH_A_SAVE = 60.0
+"""How long a run that ends by an error waits for the checkpoint that is being written."""
 
 
 class Trainer:
@@ -77,6 +45,11 @@ class Trainer:
         self.flops = flops_per_token(job.run.model)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
         self.clock = Stopwatch()
+        keeping = Keeping(self.train.keep_checkpoints, self.train.keep_best)
+        self.saver = Saver(job.backend, job.directory.checkpoints, keeping, asynchronous=self.train.async_checkpoint)
+        self.run_id = job.directory.read_id() or ""
+        self.last_save = self.clock.total
+        self.save_is_due = False
 
     def _stand_at(self, progress: Progress, stretch: Stretch) -> None:
         """Be where a checkpoint left the run, or where it begins."""
@@ -100,6 +73,8 @@ class Trainer:
             return
         self._status("running")
         self.job.logger.start(self.step)
+        if self._saves_on_the_way:
+            self.saver.prepare()
         self.clock.lap()
         if all_taken:  # of none
             self._housekeeping(last=True)
@@ -139,15 +114,15 @@ class Trainer:
         cause = "interrupted" if stopped else f"{type(error).__name__}: {error}"
         with suppress(RunError):  # the first error is the one to tell
             self._status("stopped" if stopped else "failed", cause)
+        self.saver.close(SECONDS_TO_FINISH_A_SAVE)
         self.job.directory.unlock()
         saved = self.job.directory.newest_checkpoint()
-        since = (
-            f"the checkpoint of step {int(saved.name.removeprefix('step_'))}" if saved else "the start: none was saved"
-        )
+        since = f"the checkpoint of step {step_of(saved)}" if saved else "the start: none was saved"
         self.job.logger.say(f"ended at step {self.step}; the same command goes on from {since}")
 
     def close(self) -> None:
         """Close what is open."""
+        self.saver.close()
         if self.metrics is not None:
             self.metrics.close()
 
@@ -165,15 +140,35 @@ class Trainer:
         total = torch.zeros((), device=job.world.device)
         for micro, (tokens, targets) in enumerate(self.batches.step(self.stretch.window_of(self.step + 1))):
             total += job.backend.micro_step(tokens, targets, last=micro == job.plan.grad_accum - 1)
-        mean = job.world.sum(total) / (job.plan.grad_accum * job.world.size)
-        result = job.backend.step(lr, lambda: self.guards.allow(self.step + 1, mean.item()))
-        loss = mean.item()
+        told, shares = job.world.sum(self._told(total)), job.plan.grad_accum * job.world.size
+        result = job.backend.step(lr, lambda: self.guards.allow(self.step + 1, told[0].item() / shares))
+        summed, failed, due = told.tolist()
+        self._hear_of_saves(failed=failed > 0, due=due > 0)
+        loss = summed / shares
         self.step += 1
         conclusion = self.guards.conclude(self.step, loss, skipped=result.skipped)
         seconds = self.clock.lap()
         self.throughput.add(seconds)
         self._log(loss, lr, result.grad_norm, seconds, conclusion)
         return self._heed(conclusion)
+
+    def _told(self, total: Tensor) -> Tensor:
+        """What this rank tells the others after its micro steps, in one message: its losses' sum; a failed save; one due."""
+        minutes, world = self.train.checkpoint_minutes, self.job.world
+        is_due = world.is_first and minutes is not None and self.clock.total - self.last_save >= 60 * minutes
+        flags = torch.tensor([float(self.saver.failed), float(is_due)], device=total.device)
+        return torch.cat([total.reshape(1), flags])
+
+    def _hear_of_saves(self, *, failed: bool, due: bool) -> None:
+        """Heed what all ranks have told of saves.
+
+        Raises:
+            RunError: a checkpoint could not be written; on all ranks alike.
+        """
+        if failed:
+            self.saver.raise_failure()
+        self.save_is_due = due
+        self._tell_of_saves()
 
     def _seed_dropout(self) -> None:
         """Make dropout a function of seed, step and rank, so that a resumed run draws what the first would have."""
@@ -201,11 +196,15 @@ class Trainer:
             RunError: the run went back as often as it may.
         """
         job = self.job
+        self.saver.finish()  # what is being saved lies behind the spike
         back: WayBack | None = job.world.on_first(lambda: self._take_files_back(spike))
         if back is None:
             job.logger.say("warning: there is no checkpoint to go back to yet: training goes on without the step")
             return False
-        restore(job.backend, back.checkpoint, back.progress)
+        checkpoint, reason = verified(back.checkpoint, job.world)
+        if checkpoint is None:
+            raise RunError(f"the run cannot go back: {reason}; run the same command again to go on from an earlier one")
+        restore(job.backend, checkpoint, back.progress)
         self._stand_at(back.progress, back.stretch)
         job.logger.say(
             f"rolled back to {back.checkpoint}, rollback {self.rollbacks} of at most {self.train.max_rollbacks}; "
@@ -217,7 +216,8 @@ class Trainer:
 
     def _take_files_back(self, spike: Spike) -> WayBack | None:
         job, train = self.job, self.train
-        self.close()
+        if self.metrics is not None:
+            self.metrics.close()
         try:
             return go_back(job.directory, spike, train, now=self._progress(), stretch=self.stretch)
         finally:
@@ -256,51 +256,51 @@ class Trainer:
             self._evaluate()
         if train.sample_tokens and (last or _is_due(self.step, train.sample_every)):
             self._sample(show=last)
-        if last or _is_due(self.step, train.checkpoint_every):
-            self._save()
+        if last or self.save_is_due or _is_due(self.step, train.checkpoint_every):
+            self._save(last=last)
         self.clock.lap()  # what was done here is no part of the next step's time
 
     def _evaluate(self) -> None:
         """Find and report the mean loss over the held-out windows, the same on every rank."""
-        job = self.job
-        sums = torch.zeros(2, dtype=torch.float64, device=job.world.device)  # loss × tokens, tokens
-        for tokens, targets, count in self.held_out:
-            loss = job.backend.evaluate(tokens, targets)
-            sums += torch.stack([loss.double() * count, torch.tensor(float(count), device=loss.device).double()])
-        total, counted = job.world.sum(sums).tolist()
-        value = float(total / counted)
+        value, counted = held_out_loss(self.job, self.held_out)
         is_best = math.isfinite(value) and (self.best_val_loss is None or value < self.best_val_loss)
         self.val_loss = value
         if is_best:
             self.best_val_loss = value
         if self.metrics is not None:
-            self.metrics.write(step=self.step, tokens=self.tokens, val_loss=value, val_tokens=int(counted))
+            self.metrics.write(step=self.step, tokens=self.tokens, val_loss=value, val_tokens=counted)
         best = "the best so far" if is_best else f"best {self.best_val_loss or math.nan:.4f}"
-        job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {int(counted):,} tokens ({best})")
+        self.job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {counted:,} tokens ({best})")
 
     def _sample(self, *, show: bool) -> None:
-        """Continue the sample prompt; every rank generates the same tokens, since a sharded model needs all of them."""
-        job, tokenizer, prompt = self.job, self.job.data.tokenizer, self.job.prompt
-        settings = SamplingSettings(
-            temperature=0.8, top_k=200, seed=self.train.seed, max_new_tokens=self.train.sample_tokens
-        )
-        job.backend.model.eval()
-        tokens = torch.tensor([prompt], device=job.world.device)
-        drawn = generate(job.backend.forward, job.run.model, tokens, settings, limit_vocab=tokenizer.vocab_size)
-        text = tokenizer.decode([*prompt, *(int(token[0]) for token in drawn)])
-        job.backend.model.train()
+        """Let the model write, keep it, and show it."""
+        job, text = self.job, sample_text(self.job)
         if job.world.is_first:
             job.directory.add_sample(self.step, text)
         if show:
             job.logger.say(f"\nsample after {self.step} steps:\n{text}\n")
 
-    def _save(self) -> None:
-        """Gather the canonical state on the first rank, which writes it; where it cannot, every rank learns of it."""
-        job, is_first = self.job, self.job.world.is_first
-        states = [state for state in job.backend.states() if is_first]  # all ranks take part in gathering
-        path = job.world.on_first(lambda: self._write_checkpoint(states))
-        job.logger.say(f"step {self.step}  checkpoint {path}")
+    def _save(self, *, last: bool) -> None:
+        """Save the state as it is now; the last time, wait until it is written."""
+        told = self.saver.lacks_memory
+        self.saver.save(self._header(), wait=last)
+        if self.saver.lacks_memory and not told:
+            self.job.logger.say(
+                "warning: host memory has no room for a copy of the state: training waits for checkpoints"
+            )
+        self.last_save = self.clock.total
+        self._tell_of_saves()
         self._status("running")
+
+    @property
+    def _saves_on_the_way(self) -> bool:
+        """Whether a checkpoint is due before the last step."""
+        every = self.train.checkpoint_every
+        return self.train.checkpoint_minutes is not None or 0 < every < self.job.total_steps - self.step
+
+    def _tell_of_saves(self) -> None:
+        for path in self.saver.committed():
+            self.job.logger.say(f"step {step_of(path)}  checkpoint {path}")
 
     def _progress(self) -> Progress:
         """Where the run stands, for a checkpoint."""
@@ -313,17 +313,23 @@ class Trainer:
             skipped_steps=self.guards.skipped,
             loss_scale=scaler.scale,
             good_steps=scaler.good_steps,
+            seed=self.train.seed,
             sequences=self.stretch.window_of(self.step + 1),
             left_out=self.left_out,
             rollbacks=self.rollbacks,
         )
 
-    def _write_checkpoint(self, states: list[ParameterState]) -> Path:
+    def _header(self) -> Header:
         job = self.job
-        header = Header(self._progress(), as_file(job.run), job.data.tokenizer.as_dict(), job.data_digest)
-        path = store.save(job.directory.checkpoints, header, states)
-        store.prune(job.directory.checkpoints, self.train.keep_checkpoints)
-        return path
+        written_by = {
+            "backend": job.run.parallel.backend,
+            "zero_stage": job.run.parallel.stage,
+            "ranks": job.world.size,
+            "scalegpt": __version__,
+            "torch": torch.__version__,
+        }
+        tokenizer = job.data.tokenizer.as_dict()
+        return Header(self._progress(), as_file(job.run), tokenizer, job.data_digest, self.run_id, written_by)
 
     # --- where we are ------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from backends.canonical import gathered, reader
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
@@ -20,6 +21,10 @@ SEQUENCES = 8  # of each step, over all ranks and micro batches
 def make(run: RunConfig, world: World, grad_accum: int) -> Backend:
     settings = None
     if run.parallel.backend == "deepspeed":
+        if run.train.precision == "fp16":
+            from deepspeed.accelerator import get_accelerator
+
+            get_accelerator().is_fp16_supported = lambda: True  # torch computes it on any CPU, however slowly
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=world.size, on_cuda=False)
     model = build_model(run, compiled=run.train.compile == "on")
     return make_backend(run, world, grad_accum, model, optimizer_factory(run.train), settings)
@@ -36,7 +41,7 @@ def train(legs: list[dict[str, Any]], shared: dict[str, Any], world: World, step
         if states is None:
             backend.load_weights(backend.model.initial_weights(run.train.seed))
         else:
-            backend.load_states(states, steps * number // len(legs))
+            backend.load_pieces(reader(states), steps * number // len(legs))
         for _ in range(steps // len(legs)):
             tokens = torch.randint(run.model.vocab_size, (SEQUENCES, run.model.block_size + 1), generator=generator)
             tokens[:, 1::2] = tokens[:, :-1:2]  # something to learn: every second token repeats
@@ -50,14 +55,13 @@ def train(legs: list[dict[str, Any]], shared: dict[str, Any], world: World, step
             norms.append(result.grad_norm)
             values.append((world.sum(total) / (grad_accum * world.size)).item())
         held_out = backend.evaluate(tokens[:, :-1], tokens[:, 1:]).item()
-        states = list(backend.states())
+        states = gathered(backend)
     assert states is not None
-    parts = [tensor for state in states for tensor in (state.weight, *state.moments.values())]
     return {
         "losses": values,
         "norms": norms,
         "held_out": held_out,
-        "sizes": [float(part.double().abs().sum()) for part in parts],
+        "sizes": [float(part.double().abs().sum()) for part in states.values()],
     }
 
 

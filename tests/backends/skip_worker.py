@@ -39,7 +39,7 @@ class Poison:
 
 
 def state(backend: Backend) -> list[torch.Tensor]:
-    return [part.clone() for each in backend.states() for part in (each.weight, *each.moments.values())]
+    return [piece.values.clone() for piece in backend.pieces()]
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:

@@ -1,6 +1,7 @@
 """``scalegpt train``: what a run leaves, going on where it was interrupted, and every bad input's one line."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 import yaml
 
 from scalegpt.backends.base import LossScaler
-from scalegpt.checkpoint.store import find_checkpoints, read_header, read_states
+from scalegpt.checkpoint.reader import Checkpoint, read_manifest
+from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.cli.main import main
 from scalegpt.training import trainer
 
@@ -100,11 +102,13 @@ def status(run: str = "run") -> Any:
 
 
 def final_state(run: str = "run") -> dict[str, torch.Tensor]:
-    newest = find_checkpoints(Path("runs", run, "checkpoints"))[-1]
-    states = read_states(newest)
-    return {
-        f"{state.name} {key}": value for state in states for key, value in [("", state.weight), *state.moments.items()]
-    }
+    newest = Checkpoint.open(find_checkpoints(Path("runs", run, "checkpoints"))[-1])
+    newest.verify()
+    state = {}
+    for entry, tensor in newest.manifest.tensors.items():
+        key, _, name = entry.partition("/")
+        state[entry] = newest.read(name, key, 0, math.prod(tensor.shape))
+    return state
 
 
 def assert_same_run(one: str, other: str) -> None:
@@ -296,7 +300,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 @pytest.mark.usefixtures("large_scale")
 def test_fp16_finds_its_loss_scale_by_skipping_steps(train: Callable[..., str]) -> None:
     out = train(precision="fp16")
-    progress = read_header(find_checkpoints(Path("runs/run/checkpoints"))[-1]).progress
+    progress = read_manifest(find_checkpoints(Path("runs/run/checkpoints"))[-1]).header.progress
     assert status()["skipped_steps"] == progress.skipped_steps > 0
     assert progress.loss_scale == 2.0 ** (22 - progress.skipped_steps)
     assert f"{progress.skipped_steps} skipped" in out
@@ -363,17 +367,72 @@ def test_fresh_starts_beside_and_its_configuration_leads_back_to_it(train: Calla
     assert_same_run("run", "run-3")
 
 
-def test_a_damaged_checkpoint_stops_the_run_and_names_the_file(
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["rank_00000.weights.safetensors", "rank_00000.moments.safetensors", "checkpoint.json"]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(train: Callable[..., str], name: str) -> None:
+    train(model_name="undisturbed")
+    train()
+    file = Path("runs/run/checkpoints/step_00000012", name)
+    flip(file)
+    out = train()
+    assert f"{file} is damaged" in out
+    assert "going back to runs/run/checkpoints/step_00000008, the last good checkpoint" in out
+    assert "resumed  from runs/run/checkpoints/step_00000008, step 8 of 12" in out
+    assert_same_run("undisturbed", "run")
+    assert Path("runs/run/checkpoints/step_00000012.damaged", name).is_file()
+
+
+def test_a_checkpoint_that_lost_its_manifest_is_a_damaged_one(train: Callable[..., str]) -> None:
+    train()
+    Path("runs/run/checkpoints/step_00000012/checkpoint.json").unlink()
+    assert "step_00000012/checkpoint.json is missing; going back to" in train()
+
+
+def test_without_a_good_checkpoint_nothing_is_trained_from_the_start(
     train: Callable[..., str], refused: Callable[..., str]
 ) -> None:
     train()
-    file = Path("runs/run/checkpoints/step_00000012/optimizer.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 4
-    file.write_bytes(content)
+    for checkpoint in find_checkpoints(Path("runs/run/checkpoints")):
+        flip(checkpoint / "rank_00000.weights.safetensors")
+    before = snapshot()
     line = refused(command())
-    assert f"{file} is damaged" in line
-    assert "delete runs/run/checkpoints/step_00000012" in line
+    assert "none of the 2 checkpoints is whole" in line
+    assert "step_00000012/rank_00000.weights.safetensors is damaged" in line
+    assert "--fresh starts anew" in line
+    assert snapshot() == before
+
+
+def test_a_strangers_checkpoint_needs_a_word(train: Callable[..., str], refused: Callable[..., str]) -> None:
+    train(max_iters=4)
+    train(model_name="other", max_iters=8)
+    stranger = Path("runs/run/checkpoints/step_00000008")
+    Path("runs/other/checkpoints/step_00000008").rename(stranger)
+    line = refused(command())
+    assert f"{stranger} was not written by this run; add --trust_checkpoint" in line
+    assert f"resumed  from {stranger}, step 8 of 12" in train(trust_checkpoint=True)
+    assert "nothing left to do" in train()  # the newest is its own again
+
+
+def test_writing_meanwhile_or_not_leaves_the_same(train: Callable[..., str]) -> None:
+    out = train(model_name="waited", async_checkpoint="false")
+    assert "step 8  checkpoint runs/waited/checkpoints/step_00000008" in out
+    out = train()
+    assert "step 12  checkpoint runs/run/checkpoints/step_00000012" in out
+    assert_same_run("waited", "run")
+
+
+def test_checkpoints_by_the_clock(train: Callable[..., str]) -> None:
+    train(checkpoint_every=0, checkpoint_minutes=1e-9, keep_checkpoints=100)
+    assert len(find_checkpoints(Path("runs/run/checkpoints"))) == 12
+    train(model_name="seldom", checkpoint_every=0, checkpoint_minutes=1000)
+    assert len(find_checkpoints(Path("runs/seldom/checkpoints"))) == 1
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

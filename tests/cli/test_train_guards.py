@@ -1,6 +1,7 @@
 """``scalegpt train`` with bad steps, spikes and changed settings; ``scalegpt data ledger``."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 import yaml
 
 from poison import garble, spoil
-from scalegpt.checkpoint.store import find_checkpoints, read_header, read_states
+from scalegpt.checkpoint.reader import Checkpoint, read_manifest
+from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.cli.main import main
 from scalegpt.training import trainer
 
@@ -62,7 +64,12 @@ def status(run: str = "run") -> Any:
 
 def state(run: str) -> list[torch.Tensor]:
     newest = find_checkpoints(Path("runs", run, "checkpoints"))[-1]
-    return [part for each in read_states(newest) for part in (each.weight, *each.moments.values())]
+    checkpoint = Checkpoint.open(newest)
+    checkpoint.verify()
+    shapes = {name: stored.shape for name, stored in checkpoint.manifest.tensors.items()}
+    return [
+        checkpoint.read(name.partition("/")[2], name.partition("/")[0], 0, math.prod(shapes[name])) for name in shapes
+    ]
 
 
 def same_state(one: str, other: str) -> bool:
@@ -160,7 +167,7 @@ def test_a_rollback_goes_on_with_the_data_past_the_spike(
     # whose turn comes as step 5, where the losses before are too few to judge. It is the checkpoint of step 4 each time.
     assert "rolled back to runs/run/checkpoints/step_00000004, rollback 1 of at most 3" in out
     assert [line["step"] for line in lines()] == list(range(1, 17))
-    progress = read_header(find_checkpoints(Path("runs/run/checkpoints"))[-1]).progress
+    progress = read_manifest(find_checkpoints(Path("runs/run/checkpoints"))[-1]).header.progress
     assert progress.step == 16
     assert progress.left_out == status()["windows_left_out"] == status()["rollbacks"] * 7 * WINDOWS
     assert progress.sequences == 16 * WINDOWS + progress.left_out
@@ -284,7 +291,7 @@ def test_a_step_of_another_size_goes_on_where_the_data_were_left(
 def test_another_precision_begins_with_its_own_loss_scale(train: Callable[..., str]) -> None:
     train(max_iters=4)
     train(max_iters=8, precision="fp16", allow_change="precision")
-    progress = read_header(find_checkpoints(Path("runs/run/checkpoints"))[-1]).progress
+    progress = read_manifest(find_checkpoints(Path("runs/run/checkpoints"))[-1]).header.progress
     assert progress.loss_scale > 1000
 
 

@@ -65,7 +65,7 @@ def test_three_launchers_train_the_same_run(tmp_path: Path, text: Path) -> None:
         done = launch(name, tmp_path, *flags, "--micro_batch", "4")
         assert done.returncode == 0, done.stdout + done.stderr
         assert status(tmp_path, name)["state"] == "finished"
-        assert (tmp_path / "runs" / name / "checkpoints" / "step_00000010" / "weights.safetensors").is_file()
+        assert (tmp_path / "runs" / name / "checkpoints" / "step_00000010" / "checkpoint.json").is_file()
     expected = losses(tmp_path, "python")
     assert sorted(expected) == list(range(1, 11))
     for name in ("torchrun", "deepspeed"):

@@ -70,7 +70,9 @@ def test_every_auto_is_filled(stage: int, offload: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("shape", [{}, {"n_embd": 768, "n_head": 12, "bias": "true"}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"n_embd": 768, "n_head": 12, "bias": "true"}, {"n_embd": 257, "n_head": 1, "bias": "true"}]
+)
 def test_sizes_follow_the_model(stage: int, shape: dict[str, Any]) -> None:
     given = run(zero_stage=stage, **shape)
     zero = settings(given)["zero_optimization"]
@@ -84,7 +86,7 @@ def test_sizes_follow_the_model(stage: int, shape: dict[str, Any]) -> None:
         assert zero["stage3_max_reuse_distance"] == 0
         assert zero["stage3_param_persistence_threshold"] == 4 * given.model.n_embd
     else:
-        assert zero["allgather_bucket_size"] == block
+        assert zero["allgather_bucket_size"] == block + block % 2
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

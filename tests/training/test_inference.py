@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from scalegpt.checkpoint.store import WEIGHTS, find_checkpoints
+from manifests import rewrite
+from scalegpt.checkpoint.manifest import WEIGHTS, file_name
+from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.training.inference import load_model, newest_checkpoint
@@ -97,26 +99,28 @@ def test_a_folder_of_runs_is_not_a_run(tiny_run: Any, tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused(tiny_run: Any) -> None:
     run = tiny_run()
     checkpoint = newest_checkpoint(run)
-    file = checkpoint / WEIGHTS
+    file = checkpoint / file_name(0, WEIGHTS)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert "damaged" in error_line(run)
-    header = checkpoint / "checkpoint.json"
-    header.write_text(header.read_text().replace('"model"', '"muddle"'))
+    assert "rank_00000.weights.safetensors is damaged" in error_line(run)
+    assert "name an earlier checkpoint" in error_line(run)
     file.unlink()
-    assert "weights.safetensors is missing" in error_line(run)
+    assert "rank_00000.weights.safetensors is missing" in error_line(run)
+    (checkpoint / "checkpoint.json").unlink()
+    assert "checkpoint.json is missing" in error_line(run)
 
 
 def test_weights_of_another_shape_are_refused(tiny_run: Any) -> None:
-    for before, after, words in (
-        ('"n_embd": 32', '"n_embd": 64', "weight blocks.0.attn.proj.weight has shape (32, 32)"),
-        ('"n_layer": 2', '"n_layer": 1', "describes no such weight"),
-        ('"n_layer": 2', '"n_layer": 3', "weight blocks.2.ln1.weight is missing"),
-        ('"model"', '"muddle"', "has no model"),
-        ('"n_head": 2', '"n_head": 5', "not divisible"),
+    for key, value, words in (
+        ("n_embd", 64, "weight blocks.0.attn.proj.weight has shape (32, 32)"),
+        ("n_layer", 1, "describes no such weight"),
+        ("n_layer", 3, "weight blocks.2.ln1.weight is missing"),
+        ("n_head", 5, "not divisible"),
     ):
-        run = tiny_run(after.strip('"').replace('": ', ""))
-        header = newest_checkpoint(run) / "checkpoint.json"
-        header.write_text(header.read_text().replace(before, after))
+        run = tiny_run(f"{key}{value}")
+        rewrite(newest_checkpoint(run), lambda document: document["config"]["model"].update({key: value}))  # noqa: B023
         assert words in error_line(run)
+    run = tiny_run("muddle")
+    rewrite(newest_checkpoint(run), lambda document: document["config"].pop("model"))
+    assert "has no model" in error_line(run)

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from scalegpt.checkpoint.store import Progress, find_checkpoints
+from scalegpt.checkpoint.manifest import Progress
+from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.guards import Spike
-from scalegpt.training.rollback import choose_checkpoint, go_back, next_window
+from scalegpt.training.rollback import choose_checkpoint, go_back
 from scalegpt.training.rundir import RunDirectory
 
 SPIKE = Spike(50, 9.0, 2.0, 2.4, begins=True)
@@ -43,13 +44,12 @@ def test_files_go_back_with_the_run_and_the_data_goes_on(tiny_run: Callable[...,
     assert back is not None
     assert [path.name for path in find_checkpoints(directory.checkpoints)] == ["step_00000020"]
     assert [line["step"] for line in directory.read_steps()] == list(range(1, 21))
-    # The checkpoint is of an older version, without a place in the data: 2000 tokens are 125 windows of 16.
     assert (back.progress.step, back.progress.sequences) == (20, 200)
-    assert (back.progress.left_out, back.progress.rollbacks) == (200 - 125, 2)
+    assert (back.progress.left_out, back.progress.rollbacks) == (200 - 120, 2)
     assert directory.ledger.read() == [STRETCH, back.stretch]
     assert back.stretch.window_of(21) == 200
     assert back.stretch.reason.startswith("rolled back: loss spike at step 50: 9.0000")
-    assert back.stretch.reason.endswith("windows 125 to 199 are left out")
+    assert back.stretch.reason.endswith("windows 120 to 199 are left out")
 
 
 def test_a_run_goes_back_so_often_only(tiny_run: Callable[..., Path]) -> None:
@@ -61,8 +61,3 @@ def test_a_run_goes_back_so_often_only(tiny_run: Callable[..., Path]) -> None:
 
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path) -> None:
     assert go_back(RunDirectory(tmp_path), SPIKE, TRAIN, now=now(), stretch=STRETCH) is None
-
-
-def test_the_place_in_the_data_is_known_or_follows_from_the_tokens() -> None:
-    assert next_window(Progress(step=3, tokens=480), 16) == 30
-    assert next_window(Progress(step=3, tokens=480, sequences=70), 16) == 70

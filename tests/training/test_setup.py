@@ -11,8 +11,8 @@ from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
+from scalegpt.training.job import Job
 from scalegpt.training.setup import Request, check_name, plan_summary, prepare, total_steps
-from scalegpt.training.trainer import Job
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 FLAGS = {
@@ -76,7 +76,7 @@ def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureF
     for name, value in job.backend.model.named_parameters():
         assert torch.equal(value, expected[name])
     left = {path.name for path in job.directory.path.iterdir()}
-    assert left == {".lock", "checkpoints", "config.yaml", "data_ledger.jsonl", "plan.json"}
+    assert left == {".lock", ".run_id", "checkpoints", "config.yaml", "data_ledger.jsonl", "plan.json"}
 
 
 def test_a_prompt_comes_from_the_settings_or_the_data(request_for: Any) -> None:

@@ -114,6 +114,27 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(trainer: Any) -> None:
         one.fit()
 
 
+def test_a_save_that_fails_meanwhile_ends_the_run_at_the_next_step(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(checkpoint_every=2, max_iters=10)
+    real = one.saver.save
+
+    def full(*_: Any) -> None:
+        raise RunError("checkpoint step_00000002 cannot be written: the disk is full")
+
+    def save(header: Any, *, wait: bool) -> None:
+        real(header, wait=wait)
+        one.saver._thread.join()  # so that the failure is there when the next step looks
+
+    monkeypatch.setattr("scalegpt.checkpoint.writer.write_part", full)
+    monkeypatch.setattr(one.saver, "save", save)
+    with pytest.raises(RunError, match="the disk is full"):
+        one.fit()
+    assert one.step == 2, "the third step was computed, and not counted"
+    assert list(one.job.directory.checkpoints.iterdir()) == []
+
+
 def test_time_left_is_the_nearer_of_steps_and_minutes(trainer: Any) -> None:
     one = trainer(max_minutes=0.5, max_iters=100)
     assert math.isnan(one._seconds_left())

@@ -1,0 +1,115 @@
+"""Measures how long a checkpoint holds the training loop up: a synchronous save beside a save that goes on meanwhile.
+
+python benchmarks/checkpoint_speed.py                        (from the repository's root; 150M_1024: 12 bytes a parameter)
+python benchmarks/checkpoint_speed.py --preset tiny --saves 5
+
+One process on the CPU. The state is what training would save: fp32 weights and both moments, of random numbers. Each kind of
+save is made several times. The room for the copy is made before, as training makes it during its first steps. Steps are not
+trained meanwhile: where writer and steps share the cores, steps take longer while it writes, and that is not in the pause.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from scalegpt.backends import Backend, World, build_model, make_backend
+from scalegpt.checkpoint.manifest import Header, Progress
+from scalegpt.checkpoint.saver import Keeping, Saver
+from scalegpt.checkpoint.writer import bytes_of
+from scalegpt.config.presets import resolve
+from scalegpt.training.optimizers import optimizer_factory
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one save.
+
+    Attributes:
+        pause: until training could go on.
+        whole: until the checkpoint was complete.
+    """
+
+    pause: float
+    whole: float
+
+
+def main() -> None:
+    """Measure, print a table, or one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="150M_1024")
+    parser.add_argument("--saves", type=int, default=3, help="of each kind [3]")
+    parser.add_argument("--folder", type=Path, help="where to write [a temporary folder]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    backend = filled_backend(arguments.preset)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        waited = saves(backend, Path(folder) / "waited", arguments.saves, asynchronous=False)
+        meanwhile = saves(backend, Path(folder) / "meanwhile", arguments.saves, asynchronous=True)
+    report(arguments.preset, bytes_of(backend.pieces()), waited, meanwhile, as_json=arguments.json)
+
+
+def filled_backend(preset: str) -> Backend:
+    """A backend with random weights and moments."""
+    run = resolve(preset=preset, flags={"backend": "plain", "precision": "fp32", "micro_batch": 1})
+    if not run.model.vocab_size:
+        run = run.with_vocab(257)
+    backend = make_backend(run, ALONE, 1, build_model(run, compiled=False), optimizer_factory(run.train))
+    generator = torch.Generator().manual_seed(1)
+    for piece in backend.held():
+        piece.values.normal_(generator=generator)
+    return backend
+
+
+def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> list[Times]:
+    """The times of so many saves, one after another."""
+    saver = Saver(backend, folder, Keeping(1, False), asynchronous=asynchronous)
+    if asynchronous:
+        saver.prepare()
+        assert saver.copy.is_ready
+    times = []
+    for step in range(1, count + 1):
+        start = time.perf_counter()
+        saver.save(Header(Progress(step=step, tokens=0), {}, {}))
+        pause = time.perf_counter() - start
+        if saver.lacks_memory:
+            sys.exit("host memory has no room for the copy: nothing to measure")
+        saver.finish()
+        times.append(Times(pause, time.perf_counter() - start))
+    saver.close()
+    return times
+
+
+def report(preset: str, size: int, waited: list[Times], meanwhile: list[Times], *, as_json: bool) -> None:
+    """Print what was measured; the shares are of the median synchronous save."""
+    before, after = statistics.median(t.pause for t in waited), statistics.median(t.pause for t in meanwhile)
+    longest = max(t.pause for t in meanwhile)
+    if as_json:
+        result = {
+            "preset": preset,
+            "bytes": size,
+            "threads": torch.get_num_threads(),
+            "synchronous": [asdict(times) for times in waited],
+            "asynchronous": [asdict(times) for times in meanwhile],
+            "pause_share": after / before,
+            "longest_pause_share": longest / before,
+        }
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{preset}: {size / 1e9:.3f} GB of state, one process on the CPU, {torch.get_num_threads()} threads")
+    print(f"synchronous save    {before:7.3f} s (median of {len(waited)})")
+    print(f"asynchronous pause  {after:7.3f} s (median of {len(meanwhile)}), {after / before:.1%} of it")
+    print(f"the longest pause   {longest:7.3f} s, {longest / before:.1%} of it")
+    print(f"asynchronous, whole {statistics.median(t.whole for t in meanwhile):7.3f} s")
+
+
+if __name__ == "__main__":
+    main()

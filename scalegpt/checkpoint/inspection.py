@@ -1,0 +1,97 @@
+"""What ``scalegpt checkpoint`` tells of checkpoints, and their weights as one file."""
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scalegpt.backends.base import WEIGHT
+from scalegpt.checkpoint.manifest import Manifest, StoredFile, tensors_of
+from scalegpt.checkpoint.reader import Checkpoint
+from scalegpt.checkpoint.tensorfile import Entry, write_tensors
+from scalegpt.data.writer import check_space, disk_errors, sync
+from scalegpt.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a thorough look at a checkpoint finds.
+
+    Attributes:
+        manifest: None where it cannot be read.
+        problems: a line for each thing that is wrong; none: it is whole.
+    """
+
+    path: Path
+    manifest: Manifest | None
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file is what was written, and every tensor is covered."""
+        return not self.problems
+
+
+def examine(path: Path) -> Verdict:
+    """Read all of a checkpoint: its manifest, its tensors' coverage, and every file's digest."""
+    try:
+        checkpoint = Checkpoint.open(path)
+    except InputError as error:
+        return Verdict(path, None, (str(error),))
+    return Verdict(path, checkpoint.manifest, tuple(str(problem) for problem in checkpoint.problems()))
+
+
+def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """What a manifest says, without the place of every piece."""
+    header = manifest.header
+    keys = Counter(name.partition("/")[0] for name in manifest.tensors)
+    return {
+        "checkpoint": str(path),
+        "run": header.run,
+        "written_by": header.written_by,
+        "progress": asdict(header.progress),
+        "data": header.data,
+        "tokenizer": header.tokenizer.get("kind"),
+        "parameters": sum(_count(tensor.shape) for _, tensor in tensors_of(manifest, WEIGHT)),
+        "tensors": dict(keys),
+        "pieces": sum(len(tensor.pieces) for tensor in manifest.tensors.values()),
+        "bytes": manifest.size,
+        "files": {name: asdict(file) for name, file in manifest.files.items()},
+        "config": header.config,
+    }
+
+
+def convert(checkpoint: Checkpoint, out: Path, dtype: str) -> StoredFile:
+    """Write the weights of a verified checkpoint as one safetensors file, tensor by tensor under their clean names.
+
+    Args:
+        checkpoint: its weights must be verified.
+        out: the new file.
+        dtype: of :data:`DTYPES`; bf16 rounds to nearest.
+
+    Raises:
+        InputError: the file is there already, there is no room, or the place cannot be written.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another --out")
+    entries = [Entry(name, DTYPES[dtype], tensor.shape) for name, tensor in tensors_of(checkpoint.manifest, WEIGHT)]
+    check_space(out, sum(entry.bytes for entry in entries))
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with disk_errors(out):
+        try:
+            values = (value.to(DTYPES[dtype]) for _, value in checkpoint.weights())
+            written = write_tensors(temporary, entries, values, {"format": "pt"})
+            os.link(temporary, out)  # unlike a rename, this replaces nothing
+            sync(out.absolute().parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return written
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

@@ -1,0 +1,267 @@
+"""``checkpoint.json``, a checkpoint's manifest: what it holds, where every piece lies, and the digest of every file.
+
+It is one JSON object in canonical form (keys sorted, no spaces, ASCII), so that its own digest, ``sha256``, over all of it
+but that entry, covers every byte: a file that is not exactly what we would write is damaged. ``docs/CHECKPOINTS.md``
+describes all entries. What is read here may come from anywhere: it can name nothing outside the checkpoint's directory.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scalegpt.backends.base import KEYS, WEIGHT
+from scalegpt.errors import InputError
+
+FORMAT, VERSION = "scalegpt-checkpoint", 2
+MANIFEST = "checkpoint.json"
+
+WEIGHTS, MOMENTS = "weights", "moments"
+KINDS = (WEIGHTS, MOMENTS)
+"""Each rank writes a file of each kind: to use a model one needs only its weights, a third of the bytes."""
+
+_FILE = re.compile(r"rank_[0-9]{5,}\.(weights|moments)\.safetensors")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class DamagedError(InputError):
+    """A checkpoint that is not what was written: an earlier one may be whole."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: everything besides weights and moments that a resumed run needs.
+
+    The data's order follows from the seed and the number of sequences consumed, and dropout's random numbers from seed, step
+    and rank, drawn anew at every step: there are no random states to keep.
+
+    Attributes:
+        val_loss: of the last evaluation.
+        skipped_steps: those that a guard kept from counting in the optimizer.
+        good_steps: since the last change of the loss scale.
+        seed: the run's.
+        sequences: the place in the data's order where the next step begins, in windows: those consumed and those left out.
+        left_out: windows of the data that rollbacks left out.
+        rollbacks: how often the run went back behind a loss spike.
+    """
+
+    step: int
+    tokens: int
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    skipped_steps: int = 0
+    loss_scale: float = 1.0
+    good_steps: int = 0
+    seed: int = 0
+    sequences: int = 0
+    left_out: int = 0
+    rollbacks: int = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of its run.
+
+    Attributes:
+        progress: how far the run was.
+        config: the run's configuration in the form of a configuration file.
+        tokenizer: the tokenizer, as its ``as_dict`` gives it.
+        data: SHA-256 of the tokens it was trained on.
+        run: the id of the run that wrote it.
+        written_by: backend, ZeRO stage, ranks and versions; for readers, not for us.
+    """
+
+    progress: Progress
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    data: str | None = None
+    run: str = ""
+    written_by: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, order=True)
+class Placed:
+    """Where elements ``start`` to ``start + count`` of a flattened tensor lie: in ``file``, entry ``KEY/NAME@start``."""
+
+    start: int
+    count: int
+    file: str
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A canonical tensor's shape, and its pieces by their start."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Placed, ...]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file's size and digest."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of ``checkpoint.json``.
+
+    Attributes:
+        tensors: ``KEY/NAME`` → the tensor, KEY being one of :data:`scalegpt.backends.base.KEYS`.
+        files: file name → size and digest.
+    """
+
+    header: Header
+    tensors: dict[str, StoredTensor]
+    files: dict[str, StoredFile]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files but the manifest."""
+        return sum(file.bytes for file in self.files.values())
+
+    def encode(self) -> bytes:
+        """The content of ``checkpoint.json``."""
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            **asdict(self.header),
+            "tensors": {
+                name: {"shape": tensor.shape, "pieces": [[piece.file, piece.start, piece.count] for piece in tensor.pieces]}
+                for name, tensor in self.tensors.items()
+            },
+            "files": {name: asdict(file) for name, file in self.files.items()},
+        }  # fmt: skip
+        return _canonical({**document, "sha256": _digest(document)})
+
+    def check_coverage(self) -> None:
+        """See that every tensor's pieces cover it without gap or overlap.
+
+        Raises:
+            DamagedError: names the tensor and the place.
+        """
+        for name, tensor in self.tensors.items():
+            end = 0
+            for piece in tensor.pieces:
+                if piece.start != end or piece.count < 1:
+                    what = "an overlap at" if piece.start < end else "a gap before"
+                    raise DamagedError(f"{name} has {what} element {piece.start}")
+                end += piece.count
+            if end != math.prod(tensor.shape):
+                raise DamagedError(f"{name} ends at element {end} of {math.prod(tensor.shape)}")
+
+
+def entry_name(tensor: str, start: int) -> str:
+    """The name of a piece inside its file."""
+    return f"{tensor}@{start}"
+
+
+def file_name(rank: int, kind: str) -> str:
+    """The name of a rank's file of a kind."""
+    return f"rank_{rank:05d}.{kind}.safetensors"
+
+
+def kind_of(file: str) -> str:
+    """The kind of a file, by its name."""
+    return file.split(".")[1]
+
+
+def kind_of_key(key: str) -> str:
+    """The kind of file that a canonical tensor lies in."""
+    return WEIGHTS if key == WEIGHT else MOMENTS
+
+
+def decode(content: bytes) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        DamagedError: it is not what was written, or names what it must not. The message has no subject yet.
+        InputError: it is whole, but of another format or version.
+    """
+    try:
+        document = json.loads(content)
+        if not isinstance(document, dict):
+            raise DamagedError("it is no object")
+        _check_digest(document, content)
+        if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
+            raise InputError(
+                f"is of format {document.get('format')} {document.get('version')}, known is {FORMAT} {VERSION}; "
+                "use the ScaleGPT that wrote it"
+            )
+        manifest = _parse(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise DamagedError(f"{type(error).__name__}: {error}") from None
+    manifest.check_coverage()
+    return manifest
+
+
+def _check_digest(document: dict[str, Any], content: bytes) -> None:
+    if "sha256" not in document and (document.get("format"), document.get("version")) == (FORMAT, 1):
+        raise InputError(
+            f"is of version 1, known is {VERSION}; use the ScaleGPT that wrote it, or train anew with --fresh"
+        )
+    said = document.get("sha256")
+    if said != _digest({key: value for key, value in document.items() if key != "sha256"}):
+        raise DamagedError("its SHA-256 is not the one it states")
+    if content != _canonical(document):
+        raise DamagedError("it is not in canonical form")
+
+
+def _parse(document: Mapping[str, Any]) -> Manifest:
+    files = {name: _file(name, **entry) for name, entry in document["files"].items()}
+    tensors = {name: _tensor(name, entry, files) for name, entry in document["tensors"].items()}
+    parts = {key: document[key] for key in ("config", "tokenizer", "data", "run", "written_by")}
+    for key in ("config", "tokenizer", "written_by"):
+        if not isinstance(parts[key], dict):
+            raise TypeError(f"{key} is no object")
+    return Manifest(Header(Progress(**document["progress"]), **parts), tensors, files)
+
+
+def _file(name: str, bytes: int, sha256: str) -> StoredFile:
+    if not _FILE.fullmatch(name):
+        raise DamagedError(f"it names {name!r}, which is no file of a checkpoint")
+    if not _is_count(bytes) or not _DIGEST.fullmatch(sha256):
+        raise DamagedError(f"its entry for {name} makes no sense")
+    return StoredFile(bytes, sha256)
+
+
+def _tensor(name: str, entry: Mapping[str, Any], files: Mapping[str, StoredFile]) -> StoredTensor:
+    key, _, parameter = name.partition("/")
+    if key not in KEYS or not parameter:
+        raise DamagedError(f"it names a tensor {name!r}")
+    kind, pieces = kind_of_key(key), []
+    for file, start, count in entry["pieces"]:
+        if file not in files or kind_of(file) != kind or not _is_count(start) or not _is_count(count):
+            raise DamagedError(f"it places {name} in {file!r}, {start}, {count}")
+        pieces.append(Placed(start, count, file))
+    if not all(_is_count(size) for size in entry["shape"]):
+        raise DamagedError(f"it gives {name} the shape {entry['shape']}")
+    return StoredTensor(tuple(entry["shape"]), tuple(pieces))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(document)).hexdigest()
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii")
+
+
+def tensors_of(manifest: Manifest, key: str) -> Iterator[tuple[str, StoredTensor]]:
+    """The parameters' names with their tensors of one key, in the order of the manifest."""
+    for name, tensor in manifest.tensors.items():
+        kind, _, parameter = name.partition("/")
+        if kind == key:
+            yield parameter, tensor

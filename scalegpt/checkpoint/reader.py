@@ -1,0 +1,191 @@
+"""Reading a checkpoint: its manifest, then the digests of its files, and only then what is in them."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from scalegpt.backends.base import WEIGHT
+from scalegpt.checkpoint.manifest import (
+    KINDS,
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    StoredFile,
+    StoredTensor,
+    decode,
+    entry_name,
+    kind_of,
+    tensors_of,
+)
+from scalegpt.errors import InputError
+
+Result = TypeVar("Result")
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Read and check a checkpoint's manifest, and that the directory holds no links; files are not looked into.
+
+    Raises:
+        DamagedError: it is missing, not what was written, or names what it must not.
+        InputError: no checkpoint, or one of another version.
+    """
+    path = checkpoint / MANIFEST
+    if not checkpoint.is_dir():
+        raise InputError(f"{checkpoint} is no checkpoint: there is no such directory")
+    for entry in os.scandir(checkpoint):
+        if entry.is_symlink():
+            raise DamagedError(f"{entry.path} is a link, which a checkpoint has none of")
+    content = _reading(path, lambda file: file.read())
+    try:
+        return decode(content)
+    except DamagedError as error:
+        raise DamagedError(f"{path} is damaged: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+
+
+class Checkpoint:
+    """A checkpoint to be read.
+
+    No file is used before :meth:`verify`; what is in a file that was not verified cannot be had from here.
+
+    Attributes:
+        path: its directory.
+        manifest: what it holds.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._verified: set[str] = set()
+        self._open: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> "Checkpoint":
+        """Read the manifest; see :func:`read_manifest`."""
+        return cls(path, read_manifest(path))
+
+    def verify(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> None:
+        """Compare files with their sizes and digests.
+
+        Args:
+            kinds: those about to be used. Moments take twice as long as weights, and only training needs them.
+            rank: of several ranks, each looks at its share of the files …
+            size: … so many; when all agree, :meth:`accept` tells this one.
+
+        Raises:
+            DamagedError: the first file that is missing or not what was written.
+        """
+        for problem in self.problems(kinds, rank=rank, size=size):
+            raise problem
+
+    def problems(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> Iterator[DamagedError]:
+        """The damage of each damaged file, as :meth:`verify` would raise it."""
+        named = [name for name in sorted(self.manifest.files) if kind_of(name) in kinds]
+        for name in named[rank::size]:
+            try:
+                _check(self.path / name, self.manifest.files[name])
+                self._verified.add(name)
+            except DamagedError as error:
+                yield error
+
+    def accept(self) -> None:
+        """Take all files as verified: other ranks have looked at those that this one has not."""
+        self._verified.update(self.manifest.files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A parameter's shape.
+
+        Raises:
+            InputError: there is no such parameter.
+        """
+        return self._tensor(name, WEIGHT).shape
+
+    def read(self, name: str, key: str, start: int, count: int) -> Tensor:
+        """Elements ``start`` to ``start + count`` of a flattened tensor, fp32 on the CPU, whoever wrote them.
+
+        Raises:
+            InputError: the checkpoint has no such tensor, or a shorter one.
+        """
+        stored, end = self._tensor(name, key), start + count
+        result, filled = torch.empty(count), 0
+        for piece in stored.pieces:
+            first, last = max(start, piece.start), min(end, piece.start + piece.count)
+            if first < last:
+                entry = entry_name(f"{key}/{name}", piece.start)
+                result[first - start : last - start] = self._slice(
+                    piece.file, entry, first - piece.start, last - piece.start
+                )
+                filled += last - first
+        if filled != count:
+            raise InputError(f"{self.path}: {key} of {name} ends before element {end}; it is of another shape of model")
+        return result
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole fp32 weights by name, one at a time."""
+        for name, stored in tensors_of(self.manifest, WEIGHT):
+            yield name, self.read(name, WEIGHT, 0, sum(piece.count for piece in stored.pieces)).view(stored.shape)
+
+    def _tensor(self, name: str, key: str) -> StoredTensor:
+        stored = self.manifest.tensors.get(f"{key}/{name}")
+        if stored is None:
+            raise InputError(f"{self.path} has no {key} of {name}; it is of another shape of model")
+        return stored
+
+    def _slice(self, name: str, entry: str, first: int, last: int) -> Tensor:
+        assert name in self._verified, f"{name} is used before it is verified"
+        try:
+            if name not in self._open:
+                self._open[name] = safe_open(self.path / name, framework="pt", device="cpu")
+            values: Tensor = self._open[name].get_slice(entry)[first:last]
+        except (SafetensorError, OSError) as error:
+            raise DamagedError(f"{self.path / name} cannot be read: {error}") from None
+        if (values.dtype, values.shape) != (torch.float32, (last - first,)):
+            raise DamagedError(f"{self.path / name}: {entry} is not what {MANIFEST} says")
+        return values
+
+
+def _check(path: Path, expected: StoredFile) -> None:
+    """Refuse a file that is not what was written.
+
+    Raises:
+        DamagedError: it is missing, no plain file, cannot be read, or has changed.
+    """
+
+    def digest(file: BufferedReader) -> tuple[int, str]:
+        size = os.fstat(file.fileno()).st_size
+        if size != expected.bytes:
+            return size, ""
+        return size, hashlib.file_digest(file, "sha256").hexdigest()
+
+    size, found = _reading(path, digest)
+    if size != expected.bytes:
+        raise DamagedError(f"{path} is damaged: it has {size:,} bytes of {expected.bytes:,}")
+    if found != expected.sha256:
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:
+    """Do something with a plain file, following no link.
+
+    Raises:
+        DamagedError: it is missing, not a plain file, or cannot be read.
+    """
+    try:
+        # A pipe in the file's place must not keep us waiting.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise DamagedError(f"{path} is no plain file")
+            return work(file)
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing") from None
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,242 @@
+"""Saving while training goes on: the step loop stops for a copy in host memory, a thread writes and commits it.
+
+All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together; the thread communicates with
+nobody but through the disk (see :mod:`scalegpt.checkpoint.writer`). One save is under way at a time: the next waits for it.
+A failure of the thread is this rank's alone until the ranks agree on :attr:`Saver.failed`, which the training loop does with
+every step; then all of them raise it.
+"""
+
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scalegpt.backends.base import KEYS, WEIGHT, Backend, Piece
+from scalegpt.checkpoint import store, writer
+from scalegpt.checkpoint.manifest import Header
+from scalegpt.checkpoint.writer import AbandonedError, Save, bytes_of, failing_as_a_run
+from scalegpt.errors import RunError
+from scalegpt.planner.host import available_bytes
+
+COPY_MARGIN = 1.25
+"""A copy is made only where so many times its size is free: the machine needs memory for more than us."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints stay: the newest so many, and the best."""
+
+    newest: int
+    best: bool
+
+
+class HostCopy:
+    """A copy of pieces in host memory, whose room is used again for the next.
+
+    On CUDA it is pinned, so that the copy runs at the bus's speed: the memory is registered with the driver, since torch's
+    own pinned memory comes in powers of two.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._room = torch.empty(0)
+        self._pinned = False
+        self._preparing: threading.Thread | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the room is made, after waiting for what makes it."""
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
+        return self._room.numel() > 0
+
+    def prepare(self, count: int) -> None:
+        """Make room for so many elements meanwhile: the system takes as long to hand it out as we take to fill it."""
+        self._preparing = threading.Thread(target=self._make_room, args=(count,), name="room for a copy", daemon=True)
+        self._preparing.start()
+
+    def take(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Copies of the pieces as they are now; the copies of an earlier call are overwritten."""
+        count = sum(piece.values.numel() for piece in pieces)
+        if not self.is_ready or len(self._room) != count:
+            self._make_room(count)
+        copies, end = [], 0
+        for piece in pieces:
+            start, end = end, end + piece.values.numel()
+            values = self._room[start:end]
+            if piece.values.device.type == "cpu":
+                # By one thread, as numpy does it: memory is the limit, and torch's threads would wait for each other at
+                # every piece where the cores are shared.
+                values.numpy()[:] = piece.values.numpy()
+            else:
+                values.copy_(piece.values, non_blocking=self._pinned)
+            copies.append(Piece(piece.name, piece.key, piece.start, values))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return copies
+
+    def _make_room(self, count: int) -> None:
+        self.release()
+        room = torch.zeros(count)
+        room.fill_(0.0)  # zeros may be pages that the system has only promised
+        if self.device.type == "cuda" and count:
+            status = _cuda().cudaHostRegister(room.data_ptr(), room.nbytes, 0)
+            self._pinned = int(status) == 0  # refused, as a small limit on locked memory does: the copy is slower
+        self._room = room
+
+    def release(self) -> None:
+        """Give the memory back."""
+        if self._pinned:
+            _cuda().cudaHostUnregister(self._room.data_ptr())
+        self._room, self._pinned = torch.empty(0), False
+
+
+def _cuda() -> Any:
+    """CUDA's runtime."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+class Saver:
+    """Writes a run's checkpoints.
+
+    Args:
+        backend: whose state is saved.
+        folder: the run's checkpoints.
+        keeping: which stay.
+        asynchronous: write while training goes on; else :meth:`save` returns when all is written.
+
+    Attributes:
+        copy: what the thread writes from.
+        lacks_memory: whether the last save had to be waited for, since host memory has no room for the copy.
+    """
+
+    def __init__(self, backend: Backend, folder: Path, keeping: Keeping, *, asynchronous: bool) -> None:
+        self.backend, self.world, self.folder, self.keeping = backend, backend.world, folder, keeping
+        self.asynchronous = asynchronous
+        self.lacks_memory = False
+        self.copy = HostCopy(self.world.device)
+        self._save: Save | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._abandoned = threading.Event()
+        self._committed: list[Path] = []
+
+    def prepare(self) -> None:
+        """Make room for the first copy while training goes on, where a save is to come before the end."""
+        weights = sum(piece.values.numel() for piece in self.backend.held((WEIGHT,)))
+        count = len(KEYS) * (weights // self.world.size if self.backend.replicated else weights)
+        if self.asynchronous and self._has_room_for(count * 4):
+            self.copy.prepare(count)
+
+    def save(self, header: Header, *, wait: bool = False) -> None:
+        """Save the state as it is now; all ranks must call it together.
+
+        An earlier save is waited for. When this returns, training may go on and change the state.
+
+        Args:
+            header: what the manifest says besides.
+            wait: return when the checkpoint is complete; no copy is made.
+
+        Raises:
+            RunError: an earlier save failed, this one cannot begin, or, where it is waited for, failed.
+        """
+        self.finish()
+        pieces = list(self.backend.pieces())
+        # Known by all before anybody starts: what does not fit on the disk is not begun.
+        total = self._over_all_ranks(bytes_of(pieces))
+        copies = self.asynchronous and not wait
+        self.lacks_memory = copies and self.world.any(not self._has_room_for(bytes_of(pieces)))
+        ranks, step = self.world.size, header.progress.step
+        self._save = self.world.on_first(lambda: writer.begin(self.folder, step, ranks, total))
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)  # whichever stream the state was last changed on
+        goes_on = copies and not self.lacks_memory
+        source = self.copy.take(pieces) if goes_on else pieces
+        self._thread = threading.Thread(target=self._run, args=(source, header), name=f"checkpoint {step}", daemon=True)
+        self._thread.start()
+        if not goes_on:
+            self.finish()
+
+    def _over_all_ranks(self, count: int) -> int:
+        """The sum of a number over all ranks, exact."""
+        return int(self.world.sum(torch.tensor([count], dtype=torch.int64, device=self.world.device)).item())
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank's part of the save under way has failed."""
+        return self._failure is not None
+
+    def committed(self) -> list[Path]:
+        """The checkpoints that have become complete since this was last asked; on the first rank alone."""
+        found = []
+        while self._committed:
+            found.append(self._committed.pop(0))
+        return found
+
+    def finish(self) -> None:
+        """Wait for the save under way, if there is one; all ranks must call it together.
+
+        Raises:
+            RunError: it failed on some rank; on all ranks alike.
+        """
+        save, self._save = self._save, None
+        if save is None:
+            return
+        if not self.world.is_first:
+            self._join()
+        # The first rank's thread waits for the others' parts: it must not where there will be none.
+        if self.world.any(self.failed):
+            self._abandoned.set()
+        self._join()
+        failures = [failure for failure in self.world.gather(self._failure) if failure is not None]
+        self._failure = None
+        self._abandoned.clear()
+        if not failures:
+            return
+        if self.world.is_first:
+            shutil.rmtree(save.temporary, ignore_errors=True)
+        known = [failure for failure in failures if isinstance(failure, RunError)]
+        raise known[0] if known else RunError(f"checkpoint {save.final} cannot be written: {failures[0]!r}")
+
+    def raise_failure(self) -> None:
+        """End the save that has failed on some rank, as :meth:`finish` does, without waiting for the parts still to come."""
+        self._abandoned.set()
+        self.finish()
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Leave without the other ranks: wait for what this rank writes for so long, then give it up."""
+        self._join(seconds)
+        self._abandoned.set()
+        if self._thread is None:
+            self.copy.release()
+
+    def _join(self, seconds: float | None = None) -> None:
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if not self._thread.is_alive():
+                self._thread = None
+
+    def _has_room_for(self, size: int) -> bool:
+        """Whether all ranks of this machine can copy so many bytes, as far as one of them can tell."""
+        return self.copy.is_ready or available_bytes() > COPY_MARGIN * size * self.world.local_size
+
+    def _run(self, pieces: Sequence[Piece], header: Header) -> None:
+        """Write this rank's part; on the first rank also wait for the others', commit, and delete what need not be kept."""
+        assert self._save is not None
+        save = self._save
+        try:
+            writer.write_part(save, self.world.rank, pieces)
+            if self.world.is_first:
+                path = writer.commit(save, header, self.backend.model.shapes, abandoned=self._abandoned.is_set)
+                self._committed.append(path)
+                with failing_as_a_run(save):
+                    store.prune(self.folder, self.keeping.newest, keep_best=self.keeping.best)
+        except AbandonedError:
+            return
+        except Exception as error:  # whatever it is, the loop must hear of it: see `failed`
+            self._failure = error

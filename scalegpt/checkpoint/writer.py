@@ -1,0 +1,310 @@
+"""Writing a checkpoint: every rank its part, then the first one the whole. Nothing here communicates but through the disk.
+
+1. The first rank calls :func:`begin`: it makes sure of the room and makes ``.step_00001000.NONCE.tmp``, named by a number
+   that belongs to this save alone, and tells the others (:class:`Save`).
+2. Every rank calls :func:`write_part`: its pieces go into ``rank_00000.weights.safetensors`` and
+   ``rank_00000.moments.safetensors``, synced; then ``rank_00000.json``, with their sizes, digests and pieces, appears.
+3. The first rank calls :func:`commit`: it waits for every rank's record, sees that they are of this save and that all
+   pieces together are every tensor exactly once, writes the manifest in place of the records, and renames the directory.
+
+The directory must be one that all ranks see. A checkpoint is never written into an existing directory.
+"""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scalegpt.backends.base import KEYS, Piece
+from scalegpt.checkpoint import store
+from scalegpt.checkpoint.manifest import (
+    KINDS,
+    MANIFEST,
+    DamagedError,
+    Header,
+    Manifest,
+    Placed,
+    StoredFile,
+    StoredTensor,
+    entry_name,
+    file_name,
+    kind_of_key,
+)
+from scalegpt.checkpoint.tensorfile import Entry, write_tensors
+from scalegpt.data.writer import sync
+from scalegpt.errors import RunError
+
+PEERS_SECONDS = 900.0
+"""How long the first rank waits for the others' parts after its own is written."""
+
+RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
+"""What a network's disk may say once and not again; a full disk is none of them."""
+
+RETRY_SECONDS = (0.5, 2.0)
+
+_POLL_SECONDS = 0.02
+_SPARE_BYTES = 1 << 20
+"""For the manifest and the file system's own needs."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """A save that all ranks have agreed on.
+
+    Attributes:
+        folder: the run's checkpoints.
+        step: the run's.
+        nonce: belongs to this save alone.
+        ranks: how many write.
+    """
+
+    folder: Path
+    step: int
+    nonce: str
+    ranks: int
+
+    @property
+    def final(self) -> Path:
+        """What the directory is called when it is complete."""
+        return self.folder / store.checkpoint_name(self.step)
+
+    @property
+    def temporary(self) -> Path:
+        """What it is called until then; :func:`store.remove_leftovers` knows it by its ending."""
+        return self.folder / f".{store.checkpoint_name(self.step)}.{self.nonce}.tmp"
+
+
+class AbandonedError(RuntimeError):
+    """The save was given up by this process itself."""
+
+
+def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
+    """Make the directory that all ranks write into; the first rank alone calls this.
+
+    Args:
+        folder: the run's checkpoints; no other save is under way there.
+        step: the run's.
+        ranks: how many will write.
+        needed: the bytes of all ranks' tensors.
+
+    Raises:
+        RunError: there is no room, the place cannot be written, or the step has a checkpoint already.
+    """
+    save = Save(folder, step, secrets.token_hex(8), ranks)
+    with failing_as_a_run(save):
+        folder.mkdir(parents=True, exist_ok=True)
+        store.remove_leftovers(folder)
+        if save.final.exists():
+            raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
+        needed += _SPARE_BYTES
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
+        save.temporary.mkdir()
+    return save
+
+
+def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
+    """Write a rank's pieces, and then the record that says so.
+
+    Raises:
+        RunError: the disk is full, or the place cannot be written; an error that may pass is met by trying again.
+    """
+    with failing_as_a_run(save):
+        for seconds in (*RETRY_SECONDS, None):
+            try:
+                _try_to_write(save, rank, pieces)
+                return
+            except OSError as error:
+                if seconds is None or error.errno not in RETRIED:
+                    raise
+                time.sleep(seconds)
+
+
+def commit(
+    save: Save,
+    header: Header,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    patience: float = PEERS_SECONDS,
+    abandoned: Callable[[], bool] = lambda: False,
+    keys: Sequence[str] = KEYS,
+) -> Path:
+    """Make a checkpoint of all ranks' parts; the first rank alone calls this.
+
+    Args:
+        save: from :func:`begin`.
+        header: what the manifest says besides.
+        shapes: the model's parameters.
+        patience: seconds to wait for the other ranks' parts.
+        abandoned: whether to give up.
+        keys: the canonical tensors that each parameter must have.
+
+    Returns:
+        The new directory.
+
+    Raises:
+        RunError: a part does not come or does not belong, or the place cannot be written.
+        AbandonedError: given up.
+    """
+    with failing_as_a_run(save):
+        records = [_await(save, rank, patience, abandoned) for rank in range(save.ranks)]
+        manifest = _assemble(save, header, shapes, records, keys)
+        _write_synced(save.temporary / MANIFEST, manifest.encode())
+        for rank in range(save.ranks):
+            _record(save, rank).unlink()
+        sync(save.temporary)
+        if abandoned():
+            raise AbandonedError
+        if save.final.exists():  # a rename would replace an empty one
+            raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
+        save.temporary.rename(save.final)
+        sync(save.folder)
+    return save.final
+
+
+def save_alone(
+    folder: Path, header: Header, pieces: Iterable[Piece], shapes: Mapping[str, tuple[int, ...]], **options: Any
+) -> Path:
+    """Write a checkpoint in one process, all of it; see :func:`begin` and :func:`commit`.
+
+    Raises:
+        RunError: it cannot be written; nothing is left of the attempt.
+    """
+    mine = list(pieces)
+    save = begin(folder, header.progress.step, 1, bytes_of(mine))
+    try:
+        write_part(save, 0, mine)
+        return commit(save, header, shapes, **options)
+    except BaseException:
+        shutil.rmtree(save.temporary, ignore_errors=True)
+        raise
+
+
+def bytes_of(pieces: Iterable[Piece]) -> int:
+    """The size of pieces, in memory and on the disk."""
+    return sum(piece.values.numel() * piece.values.element_size() for piece in pieces)
+
+
+@contextmanager
+def failing_as_a_run(save: Save) -> Iterator[None]:
+    """Turn what a disk refuses into one line.
+
+    Raises:
+        RunError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"checkpoint {save.final} cannot be written: {reason}{_free_space(save.folder)}; earlier checkpoints are "
+            "whole: make room, or the folder writable, and run the same command again"
+        ) from error
+
+
+def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
+    files: dict[str, StoredFile] = {}
+    placed: dict[str, list[Placed]] = {}
+    for kind in KINDS:
+        mine = [piece for piece in pieces if kind_of_key(piece.key) == kind]
+        if not mine:
+            continue
+        name = file_name(rank, kind)
+        (save.temporary / name).unlink(missing_ok=True)  # of an attempt that failed
+        files[name] = write_tensors(save.temporary / name, [_entry(piece) for piece in mine], (p.values for p in mine))
+        for piece in mine:
+            where = Placed(piece.start, piece.values.numel(), name)
+            placed.setdefault(f"{piece.key}/{piece.name}", []).append(where)
+    record = {
+        "nonce": save.nonce,
+        "rank": rank,
+        "files": {name: asdict(file) for name, file in files.items()},
+        "pieces": {tensor: [asdict(where) for where in places] for tensor, places in placed.items()},
+    }
+    path = _record(save, rank)
+    unfinished = path.with_suffix(".unfinished")
+    _write_synced(unfinished, json.dumps(record).encode())
+    unfinished.rename(path)
+    sync(save.temporary)
+
+
+def _entry(piece: Piece) -> Entry:
+    assert piece.values.dtype == torch.float32
+    return Entry(entry_name(f"{piece.key}/{piece.name}", piece.start), torch.float32, tuple(piece.values.shape))
+
+
+def _record(save: Save, rank: int) -> Path:
+    return save.temporary / f"rank_{rank:05d}.json"
+
+
+def _await(save: Save, rank: int, patience: float, abandoned: Callable[[], bool]) -> dict[str, Any]:
+    """The record of a rank, when it is there."""
+    path, deadline = _record(save, rank), time.monotonic() + patience
+    while not path.exists():
+        if abandoned():
+            raise AbandonedError
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"checkpoint {save.final} cannot be written: the part of rank {rank} did not come within "
+                f"{patience:.0f} s; is {save.folder} the same folder on all machines?"
+            )
+        time.sleep(_POLL_SECONDS)
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if (record["nonce"], record["rank"]) != (save.nonce, rank):
+        raise RunError(f"checkpoint {save.final} cannot be written: {path.name} belongs to another save")
+    return record
+
+
+def _assemble(
+    save: Save,
+    header: Header,
+    shapes: Mapping[str, tuple[int, ...]],
+    records: Iterable[dict[str, Any]],
+    keys: Sequence[str],
+) -> Manifest:
+    """The manifest of all ranks' records.
+
+    Raises:
+        RunError: the pieces are not every tensor exactly once, or a file is not as long as its record says.
+    """
+    files: dict[str, StoredFile] = {}
+    placed: dict[str, list[Placed]] = {f"{key}/{name}": [] for name in shapes for key in keys}
+    for record in records:
+        files |= {name: StoredFile(**file) for name, file in record["files"].items()}
+        for tensor, places in record["pieces"].items():
+            placed[tensor] += [Placed(**where) for where in places]
+    tensors = {
+        tensor: StoredTensor(tuple(shapes[tensor.partition("/")[2]]), tuple(sorted(places)))
+        for tensor, places in placed.items()
+    }
+    manifest = Manifest(header, tensors, files)
+    try:
+        manifest.check_coverage()
+    except DamagedError as error:
+        raise RunError(f"checkpoint {save.final} cannot be written: {error} (an error of ours)") from None
+    for name, file in files.items():
+        if (save.temporary / name).stat().st_size != file.bytes:
+            raise RunError(f"checkpoint {save.final} cannot be written: {name} changed after it was written")
+    return manifest
+
+
+def _free_space(folder: Path) -> str:
+    place = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
+    return f" ({shutil.disk_usage(place).free / 1e9:.1f} GB free)" if place else ""
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

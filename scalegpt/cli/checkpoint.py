@@ -1,0 +1,181 @@
+"""``scalegpt checkpoint``: look at a run's checkpoints, and take their weights out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalegpt.cli.parser import Parser
+from scalegpt.cli.table import aligned
+from scalegpt.errors import InputError, nearest
+
+if TYPE_CHECKING:  # torch takes seconds, which --help need not pay
+    from scalegpt.checkpoint.inspection import Verdict
+
+OVERVIEW = """\
+scalegpt checkpoint: look at a run's checkpoints, and take their weights out
+
+example:
+  scalegpt checkpoint list runs/tiny
+  scalegpt checkpoint verify runs/tiny
+  scalegpt checkpoint show runs/tiny/checkpoints/step_00001000
+  scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16
+
+actions (each has --help):
+  list      a run's checkpoints: step, size, held-out loss, whole or damaged
+  verify    read every byte; name what is damaged (exit status 1)
+  show      what a checkpoint says of itself
+  convert   the weights as one safetensors file
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run an action; return the exit status.
+
+    Raises:
+        InputError: an unknown action or flag, no checkpoint, or one that cannot be used.
+    """
+    words = list(argv)
+    actions = {"list": _list, "verify": _verify, "show": _show, "convert": _convert}
+    if not words or words[0] in {"-h", "--help"}:
+        print(OVERVIEW, end="")
+        return 0 if words else 2
+    if words[0] not in actions:
+        raise InputError(f"unknown action {words[0]!r}{nearest(words[0], actions)}")
+    return actions[words[0]](words[1:])
+
+
+def _parser(action: str, summary: str, example: str) -> Parser:
+    parser = Parser(f"checkpoint {action}", summary, example)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _examine(run: str) -> "list[Verdict]":
+    from scalegpt.checkpoint.inspection import examine
+    from scalegpt.training.inference import checkpoints_of
+
+    return [examine(path) for path in checkpoints_of(Path(run))]
+
+
+def _list(words: list[str]) -> int:
+    parser = _parser("list", "List a run's checkpoints, reading all of each.", "scalegpt checkpoint list runs/tiny")
+    arguments = parser.parse(words)
+    verdicts = _examine(arguments.run)
+    from scalegpt.checkpoint.store import best_checkpoint
+
+    best = best_checkpoint([verdict.path for verdict in verdicts if verdict.is_whole])
+    if arguments.json:
+        print(json.dumps([{**_entry(verdict), "best": verdict.path == best} for verdict in verdicts], indent=2))
+        return 0
+    rows = [("checkpoint", "step", "GB", "held-out loss", "state")]
+    for verdict in verdicts:
+        entry = _entry(verdict)
+        loss = "-" if entry["val_loss"] is None else f"{entry['val_loss']:.4f}"
+        state = "; ".join(verdict.problems) or ("whole, the best" if verdict.path == best else "whole")
+        size = "-" if entry["bytes"] is None else f"{entry['bytes'] / 1e9:.3f}"
+        rows.append((verdict.path.name, "-" if entry["step"] is None else f"{entry['step']:,}", size, loss, state))
+    print(aligned(rows, right={1, 2, 3}))
+    return 0
+
+
+def _entry(verdict: "Verdict") -> dict[str, Any]:
+    manifest = verdict.manifest
+    progress = None if manifest is None else manifest.header.progress
+    return {
+        "checkpoint": str(verdict.path),
+        "step": None if progress is None else progress.step,
+        "tokens": None if progress is None else progress.tokens,
+        "val_loss": None if progress is None else progress.val_loss,
+        "bytes": None if manifest is None else manifest.size,
+        "files": None if manifest is None else len(manifest.files),
+        "whole": verdict.is_whole,
+        "problems": list(verdict.problems),
+    }
+
+
+def _verify(words: list[str]) -> int:
+    parser = _parser(
+        "verify",
+        "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; see that every tensor "
+        "is covered.\nExit status 1 where something is damaged.",
+        "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
+    )
+    arguments = parser.parse(words)
+    verdicts = _examine(arguments.run)
+    if arguments.json:
+        print(json.dumps([_entry(verdict) for verdict in verdicts], indent=2))
+    else:
+        for verdict in verdicts:
+            for problem in verdict.problems:
+                print(problem)
+            if verdict.manifest is not None and verdict.is_whole:
+                size, files = verdict.manifest.size / 1e9, len(verdict.manifest.files)
+                print(f"{verdict.path} is whole: {files} files, {size:.3f} GB, {len(verdict.manifest.tensors)} tensors")
+    return 0 if all(verdict.is_whole for verdict in verdicts) else 1
+
+
+def _show(words: list[str]) -> int:
+    parser = _parser(
+        "show",
+        "Show what a checkpoint, or the newest of a run, says of itself; its files are not read.",
+        "scalegpt checkpoint show runs/tiny --json",
+    )
+    arguments = parser.parse(words)
+    from scalegpt.checkpoint.inspection import summary
+    from scalegpt.checkpoint.reader import read_manifest
+    from scalegpt.training.inference import newest_checkpoint
+
+    path = newest_checkpoint(Path(arguments.run))
+    facts = summary(path, read_manifest(path))
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    model = facts["config"].get("model", {})
+    rows = {
+        "checkpoint": facts["checkpoint"],
+        "run": facts["run"],
+        "written by": _words(facts["written_by"]),
+        "model": f"{facts['parameters']:,} parameters: {_words(model)}",
+        **{key.replace("_", " "): value for key, value in facts["progress"].items() if value is not None},
+        "tokenizer": facts["tokenizer"],
+        "data": facts["data"],
+        "size": f"{facts['bytes'] / 1e9:.3f} GB in {len(facts['files'])} files, {facts['pieces']:,} pieces",
+    }
+    for name, value in rows.items():
+        print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}")
+    return 0
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def _convert(words: list[str]) -> int:
+    parser = _parser(
+        "convert",
+        "Write the weights of a checkpoint, or of a run's newest, as one safetensors file under their clean names.",
+        "scalegpt checkpoint convert runs/tiny --out tiny.safetensors\n"
+        "scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to make")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
+    arguments = parser.parse(words)
+    from scalegpt.checkpoint.inspection import convert
+    from scalegpt.training.inference import newest_checkpoint, open_weights
+
+    checkpoint = open_weights(newest_checkpoint(Path(arguments.run)))
+    written = convert(checkpoint, Path(arguments.out), arguments.dtype)
+    facts = {
+        "checkpoint": str(checkpoint.path),
+        "out": arguments.out,
+        "dtype": arguments.dtype,
+        "bytes": written.bytes,
+        "sha256": written.sha256,
+    }
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print(f"{arguments.out}: {arguments.dtype} weights of {checkpoint.path}, {written.bytes / 1e9:.3f} GB")
+    return 0

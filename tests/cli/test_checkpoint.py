@@ -1,0 +1,139 @@
+"""``scalegpt checkpoint``: what is whole and what is damaged, what a checkpoint says, and its weights as one file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from manifests import rewrite
+from scalegpt.cli.main import main
+from scalegpt.training.inference import checkpoints_of
+
+WEIGHTS = "rank_00000.weights.safetensors"
+
+
+@pytest.fixture
+def run(tiny_run: Any) -> Path:
+    """A run with the checkpoints of steps 10, 20 and 30, of which 20 is the best."""
+    folder: Path = tiny_run(steps=(10, 20, 30))
+    for path, loss in zip(checkpoints_of(folder), (3.0, 2.0, 2.5), strict=True):
+        rewrite(path, lambda document: document["progress"].update(val_loss=loss))  # noqa: B023
+    return folder
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run an action; return what it prints."""
+
+    def call(*words: Any, status: int = 0) -> str:
+        assert main(["checkpoint", *map(str, words)]) == status
+        seen = capsys.readouterr()
+        return seen.out + seen.err
+
+    return call
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_list_has_a_line_for_each(run: Path, say: Callable[..., str]) -> None:
+    damage(run / "checkpoints" / "step_00000020" / WEIGHTS)
+    (run / "checkpoints" / "step_00000010" / "checkpoint.json").write_text("{}")
+    heading, _, *lines = say("list", run).splitlines()
+    assert heading.split() == ["checkpoint", "step", "GB", "held-out", "loss", "state"]
+    assert [line.split()[0] for line in lines] == ["step_00000010", "step_00000020", "step_00000030"]
+    assert "checkpoint.json is damaged" in lines[0]
+    assert "2.0000" in lines[1]
+    assert f"{WEIGHTS} is damaged" in lines[1]
+    assert lines[2].endswith("2.5000  whole, the best")
+    found = json.loads(say("list", run, "--json"))
+    assert [entry["whole"] for entry in found] == [False, False, True]
+    assert [entry["step"] for entry in found] == [None, 20, 30]
+    assert [entry["best"] for entry in found] == [False, False, True]
+
+
+def test_what_is_whole_is_verified(run: Path, say: Callable[..., str]) -> None:
+    lines = say("verify", run).splitlines()
+    assert len(lines) == 3
+    assert all("is whole: 1 files" in line for line in lines)
+    assert "step_00000010" in say("verify", run / "checkpoints" / "step_00000010")
+
+
+def test_what_is_damaged_is_named_and_status_1(run: Path, say: Callable[..., str]) -> None:
+    file = run / "checkpoints" / "step_00000020" / WEIGHTS
+    damage(file)
+    lines = say("verify", run, status=1).splitlines()
+    assert lines[1] == f"{file} is damaged: its SHA-256 is not the one in checkpoint.json"
+    assert sum("is whole" in line for line in lines) == 2
+    assert len(say("verify", file.parent, status=1).splitlines()) == 1
+    found = json.loads(say("verify", run, "--json", status=1))
+    assert found[1]["problems"] == [lines[1]]
+
+
+def test_tensors_that_are_not_covered_are_damage(run: Path, say: Callable[..., str]) -> None:
+    path = run / "checkpoints" / "step_00000030"
+    rewrite(path, lambda document: document["tensors"]["weight/wte.weight"]["pieces"].clear())
+    assert "weight/wte.weight ends at element 0 of" in say("verify", path, status=1)
+
+
+def test_a_checkpoint_tells_of_itself(run: Path, say: Callable[..., str]) -> None:
+    text = say("show", run)
+    assert "step_00000030" in text
+    assert "n_layer 2" in text
+    facts = json.loads(say("show", run / "checkpoints" / "step_00000010", "--json"))
+    assert facts["progress"]["step"] == 10
+    assert facts["tensors"] == {"weight": facts["pieces"]}
+    assert facts["parameters"] == (257 + 16) * 32 + 2 * (12 * 32**2 + 2 * 32) + 32
+    assert facts["files"].keys() == {WEIGHTS}
+
+
+def test_weights_as_one_file(run: Path, say: Callable[..., str], tiny_model: Any, tmp_path: Path) -> None:
+    expected = dict(tiny_model(seed=30, vocab_size=257).named_parameters())
+    for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        out = tmp_path / f"{dtype}.safetensors"
+        say("convert", run, "--out", out, "--dtype", dtype)
+        found = load_file(out)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            assert value.dtype == kind
+            assert torch.equal(value, expected[name].to(kind))
+    facts = json.loads(say("convert", run / "checkpoints" / "step_00000010", "--out", tmp_path / "x", "--json"))
+    assert facts["bytes"] == (tmp_path / "x").stat().st_size
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == []
+
+
+def test_nothing_is_replaced_and_nothing_damaged_is_converted(
+    run: Path, say: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert "exists already; choose another --out" in say("convert", run, "--out", tmp_path / "mine", status=2)
+    assert (tmp_path / "mine").read_text() == "mine"
+    damage(run / "checkpoints" / "step_00000030" / WEIGHTS)
+    assert f"{WEIGHTS} is damaged" in say("convert", run, "--out", tmp_path / "new", status=2)
+    assert not (tmp_path / "new").exists()
+    older = run / "checkpoints" / "step_00000010"
+    assert "cannot be written" in say("convert", older, "--out", older / WEIGHTS / "x", status=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "expected"),
+    [
+        ((), 2, "example:"),
+        (("--help",), 0, "verify    read every byte"),
+        (("lisst",), 2, "unknown action 'lisst'; did you mean list?"),
+        (("list", "nowhere"), 2, "run nowhere does not exist"),
+        (("convert", "nowhere"), 2, "--out"),
+        (("show", "nowhere", "--jsn"), 2, "did you mean --json?"),
+    ],
+)
+def test_the_manners_of_the_command_line(
+    say: Callable[..., str], words: tuple[str, ...], status: int, expected: str
+) -> None:
+    assert expected in say(*words, status=status)
