@@ -37,11 +37,12 @@ class World:
     device: torch.device
 
     @classmethod
-    def join(cls, device: str = "auto") -> "World":
+    def join(cls, device: str = "auto", timeout: timedelta = COLLECTIVE_TIMEOUT) -> "World":
         """Find our rank from the launcher's environment, choose the device, and meet the other ranks.
 
         Args:
             device: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
+            timeout: how long a collective may take before torch ends it.
 
         Raises:
             InputError: CUDA is wanted but absent, or more ranks than devices.
@@ -57,7 +58,7 @@ class World:
         if size > 1:
             # CPU tensors travel too: offloaded gradients, checkpoints.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            dist.init_process_group(backend, timeout=timeout)
         return cls(rank, size, local_rank, local_size, chosen)
 
     def ensure_group(self) -> None:

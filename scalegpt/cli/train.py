@@ -42,7 +42,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train to the end and return 0."""
+    """Train to the end and return 0, or 128 and the number of the signal that stopped it."""
     arguments = make_parser().parse(argv)
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.training.setup import Request
 
     stated = _stated(arguments.preset)
-    train(Request(run, Path(arguments.runs_dir), arguments.fresh, frozenset(given), stated, margin), arguments.device)
-    return 0
+    request = Request(run, Path(arguments.runs_dir), arguments.fresh, frozenset(given), stated, margin)
+    return train(request, arguments.device)
 
 
 def _keys(values: dict[str, Any]) -> set[str]:

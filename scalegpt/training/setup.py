@@ -27,11 +27,13 @@ from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.parameters import count_parameters, format_bytes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
+from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.stopping import StopRequest
 from scalegpt.training.trainer import Job
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -68,19 +70,26 @@ class Request:
         return self.run.auto | by_default | stage
 
 
-def prepare(request: Request, world: World) -> Job:
+def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:
     """Resolve, check and build everything, in the order in which a user wants to hear of mistakes.
+
+    Args:
+        request: what to train.
+        world: the ranks.
+        stop: whether this process was asked to stop meanwhile; None: nobody can.
 
     Raises:
         InputError: a setting, the data or the run's directory will not do; then nothing in that directory was changed.
+        Stopped: a rank was asked to stop; likewise, its lock aside.
     """
+    stop = stop or StopRequest()
     check_name(request.run.name)
-    settled, open_ = world.on_first(lambda: _settled(request, world))
+    settled, open_, shrunk = world.on_first(lambda: _settled(request, world))
     run, compiled, warning = _resolve_device_settings(settled, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
-    data = _open_data(run, request.given, world, logger)
+    data = _open_data(run, request.given, world, logger, stop)
     run = _fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
         chosen = settle_layout(run, world, open_=open_, margin=request.margin)
@@ -91,6 +100,7 @@ def prepare(request: Request, world: World) -> Job:
     digest = world.on_first(lambda: data.digest)
     directory, checkpoint, progress = world.on_first(lambda: _claim_directory(request, run, plan, data, digest))
     run = replace(run, name=directory.path.name)
+    stop.check(world)
     world.on_first(directory.lock)
     if warning:
         logger.say(f"warning: {warning}")
@@ -99,6 +109,8 @@ def prepare(request: Request, world: World) -> Job:
     logger.say(describe(run, plan, world, data, compiled=compiled))
     for note in chosen.notes:
         logger.say(note)
+    if shrunk:
+        logger.say(shrunk)
     logger.say(predicted_line(chosen.plan))
     watch = MemoryWatch(world.device)
     model = build_model(run, compiled=compiled)
@@ -111,6 +123,7 @@ def prepare(request: Request, world: World) -> Job:
         backend.load_scaler(progress.loss_scale, progress.good_steps)
         logger.say(f"resumed  from {checkpoint}, step {progress.step} of {total_steps(run.train, plan)}")
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
+    stop.check(world)
     world.on_first(lambda: _write_directory(directory, run, summary, progress.step))
     return Job(
         run=run,
@@ -127,6 +140,7 @@ def prepare(request: Request, world: World) -> Job:
         resumed=checkpoint is not None,
         memory=chosen.plan,
         watch=watch,
+        stop=stop,
     )
 
 
@@ -204,11 +218,18 @@ def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]
     return replace(run, train=train.changed(precision=precision)), compiled, warning
 
 
-def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str]]:
-    """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
+def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str], str | None]:
+    """The run as earlier processes of it settled it, what is open still, and a word on a micro batch that was too large."""
     if request.fresh:
-        return request.run, request.open
+        return request.run, request.open, None
     directory = RunDirectory(request.runs_dir / request.run.name)
+    run, open_ = _settled_layout(request, directory, world)
+    found = oom.shrunk(run, directory, ranks=world.size, device=device_name(world.device))
+    return (run, open_, None) if found is None else (found[0], open_ - {"micro_batch"}, found[1])
+
+
+def _settled_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
+    """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
     run = directory.settle(request.run)
     found = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
     layout = {key: found[key] for key in ParallelConfig.settings() if key in found}
@@ -240,13 +261,13 @@ def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[s
     return deepspeed_settings(run, grad_accum=plan.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda")
 
 
-def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger) -> TokenSet:
+def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger, stop: StopRequest) -> TokenSet:
     """Prepare and check the data once on each machine, then open it on every rank."""
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
     def work() -> str:
-        data = prepare_cached(run.data, progress=_progress(logger))
+        data = prepare_cached(run.data, progress=_progress(logger, stop))
         model = _fix_data(run, given, data).model
         data.check_vocabulary(model.vocab_size)
         data.check_block_size(model.block_size)
@@ -255,11 +276,12 @@ def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logg
     return open_tokens(Path(world.on_each_machine(work)))
 
 
-def _progress(logger: Logger) -> Callable[[int, int], None]:
-    """Say how far a long preparation is, at each tenth."""
+def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
+    """Say how far a long preparation is, at each tenth; end it where that is asked."""
     said = {0}
 
     def show(done: int, total: int) -> None:
+        stop.check_alone()
         tenth = 10 * done // max(total, 1)
         if total > 50_000_000 and tenth not in said:
             said.add(tenth)

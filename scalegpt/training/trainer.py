@@ -2,7 +2,7 @@
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,12 +21,16 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.work import flops_per_token
+from scalegpt.training.ending import end
+from scalegpt.training.heartbeat import Heartbeats
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import Logger, StepLine
 from scalegpt.training.memory import MemoryWatch, comparison, keep_for_later
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.rundir import RunDirectory, finite
 from scalegpt.training.schedules import learning_rate
+from scalegpt.training.stopping import Reason, StopRequest
+from scalegpt.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 20
 """Steps with a non-finite gradient after which a run is given up; fp16 needs a few to find its first loss scale."""
@@ -43,6 +47,7 @@ class Job:
         resumed: whether a checkpoint left it there.
         memory: the prediction.
         watch: measures what is held.
+        stop: whether this process was asked to stop.
     """
 
     run: RunConfig
@@ -59,6 +64,7 @@ class Job:
     resumed: bool
     memory: Plan
     watch: MemoryWatch
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 class Trainer:
@@ -77,6 +83,13 @@ class Trainer:
         self.flops = flops_per_token(job.run.model)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
         self.clock = Stopwatch()
+        self.reason: Reason | None = None
+        self.watchdog = Watchdog(
+            job.directory,
+            Heartbeats(job.directory.path, job.world),
+            first=self.train.first_step_timeout,
+            later=self.train.step_timeout,
+        )
 
     def fit(self) -> None:
         """Train until the last step or minute; leave a checkpoint, a sample and a status.
@@ -89,6 +102,8 @@ class Trainer:
             self._nothing_left()
             return
         self._status("running")
+        self.watchdog.start(self.step)
+        self.job.stop.last_words = self._interrupted_again
         self.job.logger.start(self.step)
         self.clock.lap()
         if all_taken:  # of none
@@ -98,6 +113,7 @@ class Trainer:
             self._take_step()
             over = self._is_over()
             self._housekeeping(last=over)
+        self.watchdog.stop()
         self.job.logger.stop()
         self._compare_memory()
         self._status("finished" if self.step >= self.job.total_steps else "stopped", self._cause_of_end())
@@ -106,8 +122,13 @@ class Trainer:
         """How the run ended, in words for its last line."""
         if self.step >= self.job.total_steps:
             return "done"
-        left = f"stopped at step {self.step} of {self.job.total_steps}: max_minutes {self.train.max_minutes} reached"
+        left = f"stopped at step {self.step} of {self.job.total_steps}: {self._cause_of_end()}"
         return f"{left}; the same command goes on from there"
+
+    @property
+    def exit_status(self) -> int:
+        """What the process returns: 0, or that of the signal that stopped it."""
+        return 0 if self.step >= self.job.total_steps or self.reason is None else self.reason.exit_status
 
     def _nothing_left(self) -> None:
         """Leave a finished run as it is."""
@@ -120,19 +141,33 @@ class Trainer:
             # It was ended between its last checkpoint and its last status.
             self._status("finished", self._cause_of_end())
 
-    def fail(self, error: BaseException) -> None:
-        """Leave a status that tells how the run ended, in place of an exception that ends it."""
+    def fail(self, error: BaseException) -> BaseException:
+        """Leave a status that tells how the run ended, and tell the other ranks to end too.
+
+        Args:
+            error: what ended this rank.
+
+        Returns:
+            What to raise for it: the error itself, or what is behind it, which may have begun on another rank.
+        """
         self.job.logger.stop()
-        stopped = isinstance(error, KeyboardInterrupt)
-        cause = "interrupted" if stopped else f"{type(error).__name__}: {error}"
-        with suppress(RunError):  # the first error is the one to tell
-            self._status("stopped" if stopped else "failed", cause)
+        ending = end(error, self.watchdog, self.job.memory, on_oom=self.train.on_oom)
+        if ending.is_ours:
+            with suppress(RunError):  # the first error is the one to tell
+                self._status(ending.halt.state, ending.halt.cause)
         self.job.directory.unlock()
         saved = self.job.directory.newest_checkpoint()
         since = (
             f"the checkpoint of step {int(saved.name.removeprefix('step_'))}" if saved else "the start: none was saved"
         )
         self.job.logger.say(f"ended at step {self.step}; the same command goes on from {since}")
+        return ending.error
+
+    def _interrupted_again(self) -> None:
+        """What a second SIGINT leaves, before the process ends at once."""
+        self.watchdog.halt(
+            "SIGINT, twice: left at once, without a checkpoint", status=Reason.INT.exit_status, state="stopped"
+        )
 
     def close(self) -> None:
         """Close what is open."""
@@ -149,16 +184,29 @@ class Trainer:
     def _take_step(self) -> None:
         job, lr = self.job, learning_rate(self.train, self.step, self.job.total_steps)
         self._seed_dropout()
+        self.watchdog.begin_step(self.step + 1)
         total = torch.zeros((), device=job.world.device)
-        for micro, (tokens, targets) in enumerate(self.batches.step(self.step)):
+        for micro, (tokens, targets) in enumerate(self.watchdog.loading(self.batches.step(self.step))):
             total += job.backend.micro_step(tokens, targets, last=micro == job.plan.grad_accum - 1)
         result = job.backend.step(lr)
-        loss = (job.world.sum(total) / (job.plan.grad_accum * job.world.size)).item()
+        loss = self._reduce(total)
         self.step += 1
         self._count_skipped(skipped=result.skipped, loss=loss)
         seconds = self.clock.lap()
         self.throughput.add(seconds)
         self._log(loss, lr, result.grad_norm, seconds)
+
+    def _reduce(self, total: torch.Tensor) -> float:
+        """The step's mean loss, and whether any rank was asked to stop: one reduction for both."""
+        job, limit = self.job, self.train.max_minutes
+        self.watchdog.at("reduction of the loss")
+        time_is_up = limit is not None and self.clock.total >= 60 * limit
+        marks = job.stop.marks(total.device, time_is_up=time_is_up)
+        summed = job.world.sum(torch.cat([total.reshape(1), marks]))
+        summed[0] /= job.plan.grad_accum * job.world.size
+        loss, *counts = summed.tolist()
+        self.reason = job.stop.agreed(counts)
+        return float(loss)
 
     def _seed_dropout(self) -> None:
         """Make dropout a function of seed, step and rank, so that a resumed run draws what the first would have."""
@@ -198,13 +246,20 @@ class Trainer:
     # --- around the steps --------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Evaluate, sample and save where they are due, and at the end; save last, so that a checkpoint means all three."""
+        """Evaluate, sample and save where they are due, and at the end; save last, so that a checkpoint means all three.
+
+        Where a signal ends the run, somebody waits: then only what is due anyway comes before the checkpoint.
+        """
         train = self.train
-        if last or _is_due(self.step, train.eval_every):
+        at_leisure = last and (self.step >= self.job.total_steps or self.reason is Reason.TIME)
+        if at_leisure or _is_due(self.step, train.eval_every):
+            self.watchdog.outside("evaluation")
             self._evaluate()
-        if train.sample_tokens and (last or _is_due(self.step, train.sample_every)):
+        if train.sample_tokens and (at_leisure or _is_due(self.step, train.sample_every)):
+            self.watchdog.outside("sampling")
             self._sample(show=last)
         if last or _is_due(self.step, train.checkpoint_every):
+            self.watchdog.outside("saving")
             self._save()
         self.clock.lap()  # what was done here is no part of the next step's time
 
@@ -274,11 +329,8 @@ class Trainer:
         return self.step * self.job.plan.tokens
 
     def _is_over(self) -> bool:
-        """Whether the steps are taken or the time is up; asked after a step, so that there is always one."""
-        if self.step >= self.job.total_steps:
-            return True
-        limit = self.train.max_minutes
-        return limit is not None and self.job.world.any(self.clock.total >= 60 * limit)
+        """Whether the steps are taken, or any rank was asked to stop; asked after a step, so that there is always one."""
+        return self.step >= self.job.total_steps or self.reason is not None
 
     def _seconds_left(self) -> float:
         by_steps = (self.job.total_steps - self.step) * self.throughput.step_seconds
@@ -311,9 +363,9 @@ class Trainer:
             job.logger.say(f"warning: calibration {lost}")
 
     def _cause_of_end(self) -> str:
-        return (
-            "all steps taken" if self.step >= self.job.total_steps else f"max_minutes {self.train.max_minutes} reached"
-        )
+        if self.step >= self.job.total_steps or self.reason is None:
+            return "all steps taken"
+        return f"max_minutes {self.train.max_minutes} reached" if self.reason is Reason.TIME else self.reason.words
 
 
 def _is_due(step: int, every: int) -> bool:
