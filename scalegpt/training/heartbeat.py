@@ -1,8 +1,8 @@
 """What the ranks of a run know of each other without talking: a small file of each, and one that ends them all.
 
-Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json``, where it is and that it lives. Collectives cannot tell this: a rank
-that waits in one hears nothing. The first rank that must end, and would leave the others waiting, writes ``halt.json`` beside
-them; the others look for it as often as they write.
+Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json``, where it is and that it lives. Collectives cannot tell this: a
+rank that waits in one hears nothing. The first rank that must end, and would leave the others waiting, writes ``halt.json``
+beside them; the others look for it as often as they write.
 """
 
 import json
@@ -139,8 +139,10 @@ class Heartbeats:
 
     def read(self) -> dict[int, Beat]:
         """What each rank last said; a rank that never said anything is absent."""
-        found = {}
-        for rank in range(self.world.size) if self.folder is not None else ():
+        found: dict[int, Beat] = {}
+        if self.folder is None:
+            return found
+        for rank in range(self.world.size):
             try:
                 found[rank] = Beat(**json.loads((self.folder / f"rank_{rank}.json").read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):  # not there, or half there on a disk that is full

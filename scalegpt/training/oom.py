@@ -1,8 +1,8 @@
 """Out of memory on a rank: known as such, told with what would hold, and remembered by the run's next start.
 
-The process cannot go on: after a failed allocation in the middle of a sharded forward or backward pass the ranks no longer agree
-on what is gathered. So all end together, and ``--on_oom shrink`` leaves a note in the run's directory by which the next start,
-be it the launcher's or the user's, takes half the micro batch and twice the accumulation.
+The process cannot go on: after a failed allocation in the middle of a sharded forward or backward pass the ranks no longer
+agree on what is gathered. So all end together, and ``--on_oom shrink`` leaves a note in the run's directory by which the next
+start, be it the launcher's or the user's, takes half the micro batch and twice the accumulation.
 """
 
 import json

@@ -71,7 +71,10 @@ def _run(request: Request, world: World, stop: StopRequest) -> int:
     try:
         trainer.fit()
     except BaseException as error:
-        raise trainer.fail(error) from None
+        failure = trainer.fail(error)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         trainer.close()
     if world.is_first:

@@ -65,7 +65,7 @@ class Reason(Enum):
 SIGNALS = {signal.SIGTERM: Reason.TERM, signal.SIGINT: Reason.INT, signal.SIGUSR1: Reason.USR1}
 
 
-class Stopped(RunError):
+class Stopped(RunError):  # noqa: N818 - being asked is no error
     """The run was asked to stop before it began; nothing was written.
 
     Attributes:

@@ -1,9 +1,9 @@
 """A step that never ends, and a rank that ends alone: seen, told, and ended on all ranks, so that a launcher can start again.
 
 The trainer tells its watchdog where it is (:meth:`Watchdog.at`). A thread of its own passes that on to the other ranks
-(:mod:`scalegpt.training.heartbeat`). Where a step takes longer than it may, the rank that sees it first tells all to end, names
-the slow one, and every rank writes its stacks to ``stacks_rank_N.txt`` before its process ends: a rank that waits in a collective
-cannot be brought back, and one that ends makes ``torchrun --max-restarts`` begin again from the last checkpoint.
+(:mod:`scalegpt.training.heartbeat`). Where a step takes longer than it may, the rank that sees it first tells all to end,
+names the slow one, and every rank writes its stacks to ``stacks_rank_N.txt`` before its process ends: a rank that waits in a
+collective cannot be brought back, and one that ends makes ``torchrun --max-restarts`` begin again from the last checkpoint.
 
 The first step may take long: it compiles, and tunes kernels. Evaluating, sampling and saving are given as long.
 """
@@ -26,7 +26,7 @@ HUNG_STATUS = 75
 """Exit status of ranks that their watchdog ended: EX_TEMPFAIL of sysexits.h, try again."""
 
 FAREWELL_BEATS = 6
-"""So many beats a rank that others told to end may take to end by itself; the one that told them needs four to find out why."""
+"""So many beats a rank that others told to end may take to end by itself; the one that told them needs four to say why."""
 
 Item = TypeVar("Item")
 
