@@ -31,6 +31,7 @@ from scalegpt.backends.plain import TorchBackend, named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT
+from scalegpt.planner import fsdp_memory
 
 
 class FSDPBackend(TorchBackend):
@@ -57,7 +58,9 @@ class FSDPBackend(TorchBackend):
         mesh = self._mesh()
         # The model casts its activations itself: FSDP must not cast what passes between blocks, or an fp32 residual
         # stream would be lost.
-        precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        precision = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=DTYPES[fsdp_memory.REDUCE_DTYPE], cast_forward_inputs=False
+        )
         for block in model.blocks:
             fully_shard(
                 block, mesh=mesh, reshard_after_forward=self.stage == 3, mp_policy=precision, offload_policy=offload

@@ -95,7 +95,9 @@ class Asked:
         run = replace(run, train=run.train.changed(precision=precision))
         check_attention(run, precision, machine.card)
         if "backend" in self.fixed or "zero_stage" in self.fixed or machine.usable_bytes is None:
-            remark = check_ranks(run, machine.ranks, stage_fixed="zero_stage" in self.fixed)
+            remark = check_ranks(
+                run, machine.ranks, stage_fixed="zero_stage" in self.fixed and "ds_config" not in self.fixed
+            )
             notes += [remark] if remark and machine.usable_bytes is not None else []
         plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
         return (
@@ -262,28 +264,11 @@ def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str
         if tight.best is not None:
             return tight.best, (*notes, f"it fits only without the safety margin of {question.margin:.0%}")
     plan = found.best or found.closest
-    if plan is None:  # not even the states fit, so that nothing was predicted: the lightest there is
-        plan = _lightest(question)
+    assert plan is not None
     used, there = plan.machine.ranks, question.machine.ranks
     if used < there:
         notes = (*notes, f"{used} of the {there} GPUs: with more, sending costs more than they bring")
     return plan, notes
-
-
-def _lightest(question: Question) -> Plan:
-    """The plan that lacks least, memory being no object to the search."""
-    endless = replace(question, machine=replace(question.machine, usable_bytes=2**62), margin=0.0)
-    heaviest = "full" if "recompute" in question.open else question.run.train.recompute
-    loss = "chunked" if "loss" in question.open else question.run.train.loss
-    train = question.run.train.changed(recompute=heaviest, loss=loss)
-    if "micro_batch" in question.open and train.tokens_per_step is not None:
-        train = train.changed(micro_batch=1)
-    lightest = replace(
-        endless, run=replace(question.run, train=train), open=question.open - {"recompute", "loss", "micro_batch"}
-    )
-    best = choose(lightest).best
-    assert best is not None
-    return make_plan(best.run, question.machine, best.batch, question.calibration)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

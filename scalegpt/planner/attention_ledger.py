@@ -21,6 +21,9 @@ from scalegpt.planner.kernels import Heads
 from scalegpt.planner.sizes import ACTIVATIONS, TEMPORARIES, Sizes
 from scalegpt.planner.timeline import Timeline
 
+RANDOM_STATE = (1, 1)
+"""The fused kernels return the state of the random numbers, two tensors of a few bytes, and keep it also without dropout."""
+
 
 def attention_ledger(kernel: str, timeline: Timeline, sizes: Sizes) -> "AttentionLedger":
     """The ledger of the kernel that :func:`~scalegpt.planner.attention.attention_kernel` names."""
@@ -86,16 +89,18 @@ class FusedAttention(AttentionLedger):
         self.each = heads.element * heads.numel
         rows = kernels.multiple(heads.rows, kernels.EFFICIENT_ROWS) if kernel == "mem_efficient" else heads.rows
         self.lse = 4 * heads.batch * heads.number * rows
+        self.saved = (self.each, self.lse, *RANDOM_STATE)
         self.in_forward = tuple(kernels.sizes(kernels.attention_forward(kernel, heads)))
         self.in_backward = tuple(kernels.sizes(kernels.attention_backward(kernel, heads)))
         self.copies = (self.each,) * 3 if self.padded else ()
-        self.kept = (self.each, self.lse) if not sizes.dropout else ()
-        self.saved_input = self.one if self.padded else 0
-        self.moment = (*self.copies, self.each, self.lse, *self.in_forward, self.saved_input)
+        self.kept = () if sizes.dropout else self.saved
+        # Cut to the heads' width, a single head is a view; several are laid out anew.
+        self.saved_input = self.one if self.padded and not self.alone else 0
+        self.moment = (*self.copies, *self.saved, *self.in_forward, self.saved_input)
 
     def compute(self, kind: str) -> None:
         """See :meth:`AttentionLedger.compute`."""
-        self.t.take(kind, *self.copies, self.each, self.lse)
+        self.t.take(kind, *self.copies, *self.saved)
         self.t.touch(TEMPORARIES, *self.in_forward)
         self.t.take(kind, self.saved_input)
 
@@ -120,7 +125,7 @@ class FusedAttention(AttentionLedger):
             t.give(TEMPORARIES, self.one)
         t.take(TEMPORARIES, *each)
         t.touch(TEMPORARIES, *self.in_backward)
-        t.give(ACTIVATIONS, *(self.copies or (self.qkv,)), self.each, self.lse)
+        t.give(ACTIVATIONS, *(self.copies or (self.qkv,)), *self.saved)
         t.give(TEMPORARIES, self.each)
         for size in self.copies:
             t.take(TEMPORARIES, self.one)

@@ -26,7 +26,8 @@ class BlockLedger:
         kernel: of attention, by the name that :func:`~scalegpt.planner.attention.attention_kernel` gives it.
         timeline: where it is played.
         sizes: the run's.
-        copies_weights: whether weights are fp32 and cast where they are used, as under ``plain``.
+        fp32_weights: whether weights are fp32 and cast where they are used, as under ``plain``; else they come in the
+            compute dtype.
         accumulate: called with a parameter's elements when its gradient has been made, in the compute dtype and counted as
             temporary; it must account for where the gradient goes.
     """
@@ -38,7 +39,7 @@ class BlockLedger:
         timeline: Timeline,
         sizes: Sizes,
         *,
-        copies_weights: bool,
+        fp32_weights: bool,
         accumulate: Callable[[int], None],
     ) -> None:
         self.t, self.s, self.accumulate = timeline, sizes, accumulate
@@ -46,9 +47,12 @@ class BlockLedger:
         self.attention = attention_ledger(kernel, timeline, s)
         self.recompute = run.train.recompute
         self.mask = s.n * s.hidden if s.dropout else 0  # a byte for each element, kept for the backward pass
-        self.copies = copies_weights and s.compute != 4
+        self.copies = fp32_weights and s.compute != 4
         self.mixed = s.residual != s.compute  # norms then give fp32, which is cast to the compute dtype
         self.statistics = 2 * rounded(4 * s.n)
+        # A norm casts its weights to the dtype of what comes in, and autograd keeps the copies.
+        cast = s.residual != (4 if fp32_weights else s.compute)
+        self.norm_copies = (s.residual * s.hidden,) * (2 if s.bias else 1) if cast else ()
         square = s.hidden**2
         self.qkv, self.proj, self.fc, self.out = 3 * square, square, 4 * square, 4 * square
         self.one, self.four, self.stream = s.stream(), s.stream(4), s.residual_stream
@@ -105,6 +109,7 @@ class BlockLedger:
 
     def _norm(self, kind: str) -> None:
         t = self.t
+        t.take(COPIES, *self.norm_copies)
         t.hold(kind, self.statistics)
         if self.mixed:
             t.take(TEMPORARIES, self.stream)
@@ -144,6 +149,7 @@ class BlockLedger:
 
     def backward(self) -> None:
         """Play the backward pass; the residual stream's gradient is live before and after, counted as temporary."""
+        self._receive()
         if self.recompute != "none":
             self._again()
         self._feed_forward_backward()
@@ -197,16 +203,21 @@ class BlockLedger:
 
     def _attention_backward(self) -> None:
         attention = self.attention
+        self._receive()
         self._matmul_backward(self.proj, incoming=0, outgoing=self.one, saved=attention.saved_input)
         attention.backward()
         self._matmul_backward(self.qkv, incoming=attention.qkv, outgoing=self.one, saved=self.one)
         self._norm_backward()
 
+    def _receive(self) -> None:
+        """The stream's gradient, cast to the compute dtype for a branch."""
+        if self.mixed:
+            self.t.take(TEMPORARIES, self.one)
+
     def _matmul_backward(self, numel: int, *, incoming: int, outgoing: int, saved: int) -> None:
         """Both gradients of a linear layer; ``incoming`` 0 is the residual stream's gradient, which stays."""
         t = self.t
         cast = self.one if self.mixed and not incoming else 0
-        t.take(TEMPORARIES, cast)
         if self.mask and not incoming:  # the gradient behind the dropout
             t.take(TEMPORARIES, self.one)
             t.give(TEMPORARIES, cast)
@@ -229,4 +240,5 @@ class BlockLedger:
         t.give(TEMPORARIES, arriving)
         t.give(ACTIVATIONS, self.stream)
         t.drop(ACTIVATIONS, self.statistics)
+        t.give(COPIES, *self.norm_copies)
         t.give(TEMPORARIES, self.stream)  # autograd adds the branch's gradient to the stream's in place

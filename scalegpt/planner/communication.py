@@ -24,11 +24,13 @@ deepspeed 3       for every forward and backward pass        reduce-scattered in
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from scalegpt.config import RunConfig
-from scalegpt.planner.parameters import Shape, parameter_shapes
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.planner import deepspeed_step, fsdp_memory
+from scalegpt.planner.parameters import count_parameters, parameter_shapes
 from scalegpt.planner.sizes import BYTES
-from scalegpt.planner.step import numel
+from scalegpt.planner.states import tensors_of
 
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
@@ -80,13 +82,10 @@ def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
 def _fsdp(run: RunConfig, ranks: int) -> Iterator[Collective]:
     """A collective for each block and one for the root; tensors are padded to ⌈rows / W⌉ rows a rank."""
     stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
-    shapes = parameter_shapes(run.model)
     if stage == 0:
-        yield Collective("all_reduce", 4 * sum(map(numel, shapes.values())), groups, LAST, BACKWARD)
+        yield Collective("all_reduce", 4 * count_parameters(run.model).total, groups, LAST, BACKWARD)
         return
-    padded = {name: _padded(shape, ranks) for name, shape in shapes.items()}
-    whole = sum(padded.values())
-    inner = sum(size for name, size in padded.items() if name.startswith("blocks."))
+    whole, inner = _in_rows(run.model, ranks)
     yield Collective("all_gather", width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD)
     if stage == 3:
         yield Collective("all_gather", width * inner, groups - 1, EVERY, BACKWARD)
@@ -95,10 +94,9 @@ def _fsdp(run: RunConfig, ranks: int) -> Iterator[Collective]:
 
 def _deepspeed(run: RunConfig, ranks: int) -> Iterator[Collective]:
     stage, width, layers = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer
-    sizes = [numel(shape) for shape in parameter_shapes(run.model).values()]
-    whole, buckets = sum(sizes), layers + 2
+    whole, buckets = count_parameters(run.model).total, layers + 2
     if stage == 3:
-        whole = sum(-(-size // ranks) * ranks for size in sizes)
+        whole = _in_parts(run.model, ranks)
         yield Collective("all_gather", width * whole, buckets, EVERY, FORWARD)
         yield Collective("all_gather", width * whole, buckets, EVERY, BACKWARD)
         yield Collective("reduce_scatter", 4 * whole, buckets, EVERY, BACKWARD)
@@ -111,5 +109,20 @@ def _deepspeed(run: RunConfig, ranks: int) -> Iterator[Collective]:
         yield Collective("all_gather", width * whole, buckets, STEP, EXPOSED)
 
 
-def _padded(shape: Shape, ranks: int) -> int:
-    return -(-shape[0] // ranks) * ranks * numel(shape[1:])
+@lru_cache(maxsize=1024)
+def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
+    """Elements of all tensors, and of the blocks' among them, where rows are made a multiple of the ranks."""
+    whole = blocks = 0
+    for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
+        in_block = name.startswith("blocks.")
+        size = fsdp_memory.padded(shape, ranks) * (model.n_layer if in_block else 1)
+        whole += size
+        blocks += size if in_block else 0
+    return whole, blocks
+
+
+@lru_cache(maxsize=1024)
+def _in_parts(model: ModelConfig, ranks: int) -> int:
+    """Elements of all tensors, each cut into equal parts by itself."""
+    parts = (deepspeed_step.padded(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
+    return ranks * sum(parts)

@@ -185,7 +185,7 @@ class Stage3(ShardedStep):
         """A block's gradients are reduced when all of them are there, matrices first."""
         self.last_norm()
         self.in_block = []
-        self.block.backward()
+        self.alike("backward", self.block.backward)
         self.in_block = None
         for shape in sorted(self.block_shapes, key=lambda shape: len(shape) == 1):
             self.arrive(numel(shape), self.width if len(shape) > 1 else 0)
@@ -199,8 +199,9 @@ class Stage3(ShardedStep):
             self._reduce()
         if self.filled + elements <= self.bucket:
             self.t.give(TEMPORARIES, width * elements)
-        else:
+        else:  # it lives until it is reduced: only the position embedding's is not followed, and may be as large
             self.large = self.width * elements
+            self.t.take(TEMPORARIES, self.large - width * elements)
         self.filled += elements
         self.largest = max(self.largest, elements)
         self.tensors += 1

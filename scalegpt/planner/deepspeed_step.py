@@ -132,12 +132,16 @@ class ShardedStep(Step, ABC):
         self.last_norm()
         super().block_backward()
 
+    def play_backward(self) -> None:
+        """See :meth:`Step.play_backward`; here it depends on what is in the bucket, so that each is played."""
+        self.block.backward()
+
     def last_norm(self) -> None:
         """The last norm's gradients, once."""
         if self.norm_waits:
             self.norm_waits = False
-            for name, shape in self.shapes.items():
-                if name.startswith("ln_f"):
+            for shape in self.parameters.small:
+                if len(shape) == 1:
                     self.arrive(numel(shape), 0)
 
     def _tail(self) -> None:

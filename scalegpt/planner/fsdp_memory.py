@@ -5,10 +5,12 @@ Read from torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_ga
 and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, so a rank may hold padding.
 
 - Gathering a group allocates a buffer of all its weights in the compute dtype and the weights themselves. In the forward pass
-  the buffer lives until the next gather has begun; in the backward pass it is freed at once, but the next block's is already
-  on its way.
-- Reducing a group copies its gradients into an fp32 buffer, which lives until the next reduction, and leaves an fp32 shard.
-- On inner micro steps of stages 0 and 2 nothing is reduced: whole fp32 gradients add up.
+  the buffer lives until the next group's weights are there; in the backward pass a block's buffer is made when the block
+  before begins, and lives until its weights are there.
+- Reducing a group copies its gradients into a buffer in the dtype of reduction, which lives until the next reduction, and
+  leaves an fp32 shard.
+- On inner micro steps of stages 0 and 2 nothing is reduced: whole gradients add up in that dtype. Stage 0 gathers, which is
+  to copy, for each of them; stage 2 once for all.
 - With offload (stage 3) shards of weights, moments and gradients live in host memory, weights and gradients in pinned memory,
   where an allocation is a power of two. To gather a group its fp32 shards are copied to the device one by one and cast, and
   the casts live until all have been sent. The fp32 shard of a reduced group goes to the host before the next one is made.
@@ -16,13 +18,17 @@ and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, 
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 from scalegpt.config import RunConfig
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape
-from scalegpt.planner.sizes import TEMPORARIES, host_size
+from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
 from scalegpt.planner.step import GRADIENTS, Step, numel
 from scalegpt.planner.timeline import rounded
+
+REDUCE_DTYPE = "fp32"
+"""What gradients are reduced and added up in. The backend, and with it the trace, read it here."""
 
 GATHERED, GATHER_BUFFERS, REDUCE_BUFFERS = "gathered weights", "gather buffers", "reduce buffers"
 
@@ -42,10 +48,11 @@ class Group:
         casts: of each shard in the compute dtype; with fp32 weights only what is copied to the device.
         shards: of each shard in fp32, beside its cast; 0 where there is none.
         gradients: of the gradients in the compute dtype.
-        small: of those among them that are counted with the group alone.
-        accumulated: of whole fp32 gradients.
-        reduced: of all gradients in one, in fp32.
-        shard: of this rank's part of it.
+        accumulated: of whole gradients in the dtype of reduction.
+        converting: at most, over the gradients, while they are cast to it one after another.
+        reduced: of all gradients in one, in that dtype.
+        part: of this rank's part of it; 0 where that is in fp32 already.
+        shard: of this rank's part in fp32.
     """
 
     gathered: int
@@ -53,27 +60,31 @@ class Group:
     casts: tuple[int, ...]
     shards: tuple[int, ...]
     gradients: int
-    small: int
     accumulated: int
+    converting: int
     reduced: int
+    part: int
     shard: int
 
     @classmethod
     @lru_cache(maxsize=512)
-    def of(cls, shapes: tuple[Shape, ...], counted: tuple[Shape, ...], shards: int, compute: int) -> "Group":
-        """The group of these tensors; the gradients of ``counted`` ones are on the ledger before their group's turn."""
+    def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int, reduce: int) -> "Group":
+        """The group of these tensors."""
         sizes = [padded(shape, shards) for shape in shapes]
         flat = sum(sizes)
-        gradients = {shape: rounded(compute * numel(shape)) for shape in shapes}
+        low = [rounded(compute * numel(shape)) for shape in shapes]
+        high = [rounded(reduce * numel(shape)) for shape in shapes]
+        grown = accumulate(high_ - low_ for high_, low_ in zip(high, low, strict=True))
         return cls(
             gathered=sum(rounded(compute * size) for size in sizes),
             buffer=rounded(compute * flat) if shards > 1 else 0,
             casts=tuple(rounded(compute * size // shards) for size in sizes),
             shards=tuple(rounded(4 * size // shards) if compute != 4 else 0 for size in sizes),
-            gradients=sum(gradients[shape] for shape in shapes),
-            small=sum(gradients[shape] for shape in shapes if shape not in counted),
-            accumulated=sum(rounded(4 * numel(shape)) for shape in shapes),
-            reduced=rounded(4 * flat),
+            gradients=sum(low),
+            accumulated=sum(high),
+            converting=max(more + size for more, size in zip(grown, low, strict=True)),
+            reduced=rounded(reduce * flat),
+            part=rounded(reduce * flat // shards) if reduce != 4 else 0,
             shard=rounded(4 * flat // shards),
         )
 
@@ -90,12 +101,14 @@ class FSDPStep(Step):
         self.shards = ranks if self.stage > 0 else 1
         if self.stage == 3:
             self.micro_steps = min(grad_accum, 2)  # each reduces, also the last
-        matrices = tuple(shape for shape in self.block_shapes if len(shape) > 1)
-        tables = tuple(self.shapes[name] for name in ("wte.weight", "head.weight") if name in self.shapes)
-        self.block_group = Group.of(self.block_shapes, matrices, self.shards, self.s.compute)
-        self.root_group = Group.of(self.root_shapes, tables, self.shards, self.s.compute)
+        self.reduce = BYTES[REDUCE_DTYPE]
+        self.block_group = Group.of(self.block_shapes, self.shards, self.s.compute, self.reduce)
+        self.root_group = Group.of(self.root_shapes, self.shards, self.s.compute, self.reduce)
+        self.small = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.small)
+        self.vectors = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.vectors)
         self.buffered = self.reducing = 0  # bytes of the buffers that wait to be freed
-        self.stays_gathered = False  # from an inner micro step to the next
+        self.held_parts = 0  # at stage 0, of what has been reduced and then cast
+        self.stays_gathered = False  # at stage 2, from an inner micro step to the next
 
     def play(self) -> Prediction:
         """See :meth:`Step.play`; adds the host's memory."""
@@ -126,17 +139,24 @@ class FSDPStep(Step):
 
     # --- gathering ---------------------------------------------------------------------------------------------------
 
-    def _gather(self, group: Group, *, keep_buffer: bool) -> None:
+    def _gather(self, group: Group) -> None:
+        """Gather in the forward pass, where the buffer stays until the next gather has copied out of its own."""
         self._send(group)
+        self._copy_out(group)
+        self._free_buffer()
+        self.buffered = group.buffer
+
+    def _copy_out(self, group: Group) -> None:
         if self.shards == 1:
             self._copy(group)
         else:
             self.t.hold(GATHERED, group.gathered)
-        self._free_buffer()
-        if keep_buffer:
-            self.buffered = group.buffer
-        else:
-            self.t.drop(GATHER_BUFFERS, group.buffer)
+
+    def _fetch(self) -> None:
+        """Gather a block ahead of its backward pass."""
+        if self.shards > 1:
+            self._send(self.block_group)
+            self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
         """Begin to gather: the buffer, with what it is filled from beside it."""
@@ -168,20 +188,21 @@ class FSDPStep(Step):
     def before_forward(self) -> None:
         """Gather the root, unless an inner micro step has left it gathered."""
         if not self.stays_gathered:
-            self._gather(self.root_group, keep_buffer=True)
+            self._gather(self.root_group)
 
     def block_forward(self) -> None:
         """Gather, compute, and at stage 3 give back; stages 0 and 2 keep the weights to the step's end."""
         if not self.stays_gathered:
-            self._gather(self.block_group, keep_buffer=True)
-        self.block.forward()
+            self._gather(self.block_group)
+        self.alike("forward", self.block.forward)
         if self.stage == 3:
             self.t.drop(GATHERED, self.block_group.gathered)
 
     def before_backward(self) -> None:
-        """At stages 0 and 2 the root's backward hook finds nothing to gather, and lets the last buffer go."""
-        if self.stage != 3:
-            self._free_buffer()
+        """The root's hook finds nothing to gather, lets the last buffer go, and at stage 3 fetches the last block."""
+        self._free_buffer()
+        if self.stage == 3:
+            self._fetch()
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -190,63 +211,76 @@ class FSDPStep(Step):
         """Whether this micro step reduces its gradients."""
         return self.stage == 3 or self.last_micro
 
+    @property
+    def adds_at_once(self) -> bool:
+        """Whether autograd adds a gradient to one that is there; where dtypes differ FSDP2 adds the group's."""
+        return self.s.compute == self.reduce and self.has_gradients and self.stage != 3
+
     def accumulate(self, elements: int) -> None:
         """The gradient stays as it is until the block's are all there."""
         self.t.give(TEMPORARIES, self.s.compute * elements)
-        self.t.take(GRADIENTS, self.s.compute * elements)
+        if not self.adds_at_once:
+            self.t.take(GRADIENTS, self.s.compute * elements)
 
-    def small_gradients(self, shapes: object) -> None:
-        """Counted with their group."""
+    def small_gradients(self, _shapes: object) -> None:
+        """See :meth:`Step.small_gradients`: the position embedding's and the last norm's."""
+        if not self.adds_at_once:
+            self.t.hold(GRADIENTS, self.small)
 
     def settle_head(self) -> None:
         """An untied head's gradient waits for the root's."""
+        if self.adds_at_once:
+            self.t.give(GRADIENTS, self.s.compute * self.head)
 
-    def settle_embedding(self) -> None:
-        """The token embedding's gradient waits for the root's."""
+    settle_embedding = settle_head
 
     def block_backward(self) -> None:
         """Gather, compute, reduce."""
         t = self.t
         if self.stage == 3:
+            self._copy_out(self.block_group)
             self._free_buffer()
-            self._gather(self.block_group, keep_buffer=False)
-            fetches = self.shards > 1 and not self.at_last_block  # the next block's weights, meanwhile
-            if fetches:
-                self._send(self.block_group)
-        self.block.backward()
-        if self.stage == 3 and fetches:
-            t.drop(GATHER_BUFFERS, self.block_group.buffer)
+            if not self.at_last_block:
+                self._fetch()
+        self.alike(("backward", self.adds_at_once), self.block.backward)
+        if not self.adds_at_once:
+            t.hold(GRADIENTS, self.vectors)
         self._finish_group(self.block_group)
 
     def after_backward(self) -> None:
         """The root's gradients, reduced or added up."""
         self._finish_group(self.root_group)
         self._free_buffer()
-        self.stays_gathered = not self.reduces
+        self.stays_gathered = self.stage == 2 and not self.reduces
         if self.reduces:
-            self.t.drop(REDUCE_BUFFERS, self.reducing)
-            self.reducing = 0
+            self.t.drop(REDUCE_BUFFERS, self.reducing + self.held_parts)
+            self.reducing = self.held_parts = 0
 
     def _finish_group(self, group: Group) -> None:
         """Give the weights back where the stage says so, and turn the group's gradients into what is kept."""
         t, mine = self.t, group.gradients
-        t.hold(GRADIENTS, group.small)
+        joins = self.has_gradients and self.stage != 3  # what has added up
         if not self.reduces:
-            if self.s.compute != 4:
-                t.hold(GRADIENTS, group.accumulated)
-                t.drop(GRADIENTS, mine)
-            if self.has_gradients:
-                t.drop(GRADIENTS, group.accumulated)
+            t.drop(GATHERED, 0 if self.stage == 2 else group.gathered)
+            if self.s.compute != self.reduce:
+                t.hold(GRADIENTS, 0 if joins else group.converting)
+                t.drop(GRADIENTS, mine if joins else group.converting + mine - group.accumulated)
             return
         t.drop(GATHERED, group.gathered)
-        if self.stage != 3 and self.has_gradients:  # they join what has added up
+        if joins and self.s.compute != self.reduce:
             t.drop(GRADIENTS, mine)
+        if joins:
             mine = group.accumulated
         t.drop(REDUCE_BUFFERS, self.reducing)
         self.reducing = group.reduced
         t.hold(REDUCE_BUFFERS, self.reducing)
         t.drop(GRADIENTS, mine)
+        t.hold(REDUCE_BUFFERS, group.part)
         t.hold(GRADIENTS, group.shard)
+        if self.stage == 0:
+            self.held_parts += group.part
+        else:
+            t.drop(REDUCE_BUFFERS, group.part)
         if self.offloads or (self.stage == 3 and self.has_gradients):
             t.drop(GRADIENTS, group.shard)
 

@@ -32,6 +32,7 @@ and the module itself are what the tests hold the counts to.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scalegpt.config import ModelConfig
 from scalegpt.config.shape import AUTO_VOCAB
@@ -121,6 +122,7 @@ def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
     return {**before, **blocks, **after}
 
 
+@lru_cache(maxsize=1024)
 def count_parameters(model: ModelConfig) -> ParameterCount:
     """Count the parameters of a model exactly, part by part; a shared matrix counts once.
 

@@ -16,8 +16,8 @@ from scalegpt.planner.machine import Machine
 from scalegpt.planner.memory import Prediction, predict_with
 from scalegpt.planner.overheads import Overheads
 from scalegpt.planner.rates import Rates
-from scalegpt.planner.throughput import StepTime, step_time
-from scalegpt.planner.work import flops_per_token
+from scalegpt.planner.throughput import StepTime, least_seconds, step_time
+from scalegpt.planner.work import count_work, flops_per_token
 
 STAND_IN = "a100-80gb"
 """The card whose rates decide what is faster where nobody says which card it is; no time is told then."""
@@ -165,6 +165,11 @@ class Estimator:
             run, self.rates(run), ranks=batch.ranks, grad_accum=batch.grad_accum, kernel=self.kernel(run),
             compiled=self.machine.is_gpu and run.train.compile != "off",
         )  # fmt: skip
+
+    def least_seconds(self, run: RunConfig) -> float:
+        """What a sequence takes at least on one card, however it is trained: the operations and what they move, no more."""
+        run = replace(run, train=run.train.changed(micro_batch=1))
+        return least_seconds(count_work(run, shards=1, kernel=self.kernel(run), compiled=True), self.rates(run))
 
     def kernel(self, run: RunConfig) -> str:
         """The attention kernel that the card computes the run with."""

@@ -9,10 +9,10 @@ this order: nothing offloaded, less recompute, the layout that the preset names,
 ``deepspeed``, a lower stage, the preset's loss. To that end times are sorted into classes, each so much wider than the
 one before.
 
-All of it is never predicted. Of one layout, recompute and loss a larger micro batch is never slower, heavier recompute and
-offload never faster at the same micro batch, and no more than the fastest is asked for. So the search takes what would be
-fastest if memory were endless, finds its largest micro batch that fits, and goes on only where that was not the largest of
-all. ``tests/planner/test_search.py`` holds it to brute force over the whole space.
+All of it is never predicted. Heavier recompute is never faster at the same micro batch, memory grows with the micro batch
+(but see :meth:`_Search._largest_that_fits`), and no more than the fastest is asked for. So the search takes what would be
+fastest if memory were endless, finds its fastest micro batch that fits, and tries heavier recompute only where that was not
+the fastest of all. ``tests/planner/test_search.py`` holds it to brute force over the whole space.
 """
 
 import heapq
@@ -101,7 +101,7 @@ class Found:
 
     Attributes:
         best: the fastest plan that fits; None: none does.
-        closest: the plan with the smallest total that was met, where none fits.
+        closest: where none fits, the plan on all cards that lacks least.
     """
 
     best: Plan | None
@@ -115,7 +115,8 @@ def choose(question: Question) -> Found:
         InputError: the tokens of a step cannot be divided among the ranks, or what is fixed does not go together.
     """
     question = _with_tokens(question)
-    found = _Search(question, layouts(question)).run()
+    whole = _Search(question, layouts(question))
+    found = whole.run()
     for machine in _smaller_machines(question) if question.fewer else ():
         limit = time_class(found.best.seconds) if found.best else math.inf
         if time_class(_least_seconds(question, machine)) >= limit:
@@ -123,11 +124,11 @@ def choose(question: Question) -> Found:
         smaller = replace(question, machine=machine)
         try:
             other = _Search(smaller, layouts(smaller)).run(limit)
-        except InputError:  # the step's tokens cannot be divided so
+        except InputError:  # what is fixed does not go with so many cards
             continue
         if other.best is not None:
             found = other
-    return found
+    return found if found.best is not None else Found(None, whole.closest())
 
 
 def _with_tokens(question: Question) -> Question:
@@ -141,13 +142,16 @@ def _with_tokens(question: Question) -> Question:
 
 def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
     """The fastest plan that fits and is laid out so."""
-    return _Search(_with_tokens(question), (layout,)).run()
+    search = _Search(_with_tokens(question), (layout,))
+    found = search.run()
+    return found if found.best is not None else Found(None, search.closest())
 
 
 def layouts(question: Question) -> tuple[ParallelConfig, ...]:
     """Who may hold what: the run's own layout where nothing is open, else all that work; the simplest first.
 
-    Over one rank sharding divides nothing: it is considered only with offload, or where it is fixed.
+    Over one rank sharding divides nothing: it is considered only with offload, or where it is fixed. A processor has
+    nothing to gain from offload, since its memory is the host's.
 
     Raises:
         InputError: nothing that is fixed together works.
@@ -161,7 +165,7 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
         stages = (
             STAGES[backend] if "zero_stage" in open_ else (own.zero_stage if own.zero_stage is not None else own.stage,)
         )
-        offloads = OFFLOADS if "offload" in open_ else (own.offload,)
+        offloads = (own.offload,) if "offload" not in open_ else OFFLOADS if question.machine.is_gpu else ("none",)
         for stage, offload in itertools.product(stages, offloads):
             layout = _layout(own, backend, stage, offload)
             if layout is not None and (ranks > 1 or _makes_sense_alone(layout, open_)):
@@ -177,10 +181,13 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
 def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:
     """A layout, with the run's own DeepSpeed file where it is of the same kind; None where no library runs it."""
     same = backend == own.backend and stage == own.stage and offload == own.offload
+    return _made(backend, stage, offload, own.ds_config if same else None)
+
+
+@lru_cache(maxsize=256)
+def _made(backend: str, stage: int, offload: str, ds_config: str | None) -> ParallelConfig | None:
     try:
-        return ParallelConfig(
-            backend=backend, zero_stage=stage, offload=offload, ds_config=own.ds_config if same else None
-        )
+        return ParallelConfig(backend=backend, zero_stage=stage, offload=offload, ds_config=ds_config)
     except InputError:  # the configuration knows what does not go together
         return None
 
@@ -243,58 +250,63 @@ class _Search:
         )
         self.queue: list[_Entry] = []
         self.order = itertools.count()
-        self.closest: Plan | None = None
-        self.offloading: dict[tuple[str, int], list[ParallelConfig]] = {}
-        whole = {(layout.backend, layout.stage) for layout in over if layout.offload == "none"}
-        for layout, loss in itertools.product(over, losses):
-            key = layout.backend, layout.stage
-            if layout.offload != "none" and key in whole:
-                if loss == losses[0]:
-                    self.offloading.setdefault(key, []).append(layout)
-                continue
-            self._push(_Line(layout, self.recomputes[0], loss))
+        self.lines = [_Line(*each) for each in itertools.product(over, self.recomputes[:1], losses)]
+        for line in self.lines:
+            self._push(line)
 
     def run(self, limit: float = math.inf) -> Found:
         """The best plan whose class of time is below the limit."""
         while self.queue:
             entry = heapq.heappop(self.queue)
             if entry.key[0] >= limit:
-                return Found(None, self.closest)
+                return Found(None)
             if entry.plan is not None:
                 return Found(entry.plan)
-            plan = self._largest_that_fits(entry.line)
+            plan = self._fastest_that_fits(entry.line)
             if plan is not None:
                 self._push(entry.line, plan)
-            if plan is None or plan.batch.micro_batch < self.micro_batches[-1]:
-                for line in self._heavier(entry.line):
-                    self._push(line)
-        return Found(None, self.closest)
+            if plan is None or plan.batch.micro_batch != self._fastest(entry.line, self.micro_batches):
+                heavier = self.recomputes.index(entry.line.recompute) + 1
+                if heavier < len(self.recomputes):
+                    self._push(replace(entry.line, recompute=self.recomputes[heavier]))
+        return Found(None)
 
     def _push(self, line: _Line, plan: Plan | None = None) -> None:
-        seconds = plan.seconds if plan else self._seconds(line, self.micro_batches[-1])
+        seconds = plan.seconds if plan else self._seconds(line, self._fastest(line, self.micro_batches))
         simple = simplicity(line.layout, line.recompute, line.loss, self.question.run)
         heapq.heappush(self.queue, _Entry((time_class(seconds), simple, seconds), next(self.order), line, plan))
 
-    def _heavier(self, line: _Line) -> Iterator[_Line]:
-        """What takes less memory and, at the same micro batch, no less time."""
-        place = self.recomputes.index(line.recompute)
-        if place + 1 < len(self.recomputes):
-            yield replace(line, recompute=self.recomputes[place + 1])
-        if place == 0 and line.layout.offload == "none":
-            for layout in self.offloading.get((line.layout.backend, line.layout.stage), ()):
-                yield replace(line, layout=layout)
+    def _fastest(self, line: _Line, sizes: tuple[int, ...]) -> int:
+        """The fastest of some micro batches: the largest, unless its tokens fill the chunks of the loss badly."""
+        train = self.question.run.train
+        if line.loss == "full" or self.question.run.model.block_size % train.loss_chunk == 0:
+            return sizes[-1]
+        return min(sizes, key=lambda size: (self._seconds(line, size), -size))
+
+    def _fastest_that_fits(self, line: _Line) -> Plan | None:
+        """The fastest plan that fits; None: not even one sequence does."""
+        plan = self._largest_that_fits(line)
+        if plan is None:
+            return None
+        largest = plan.batch.micro_batch
+        size = self._fastest(line, tuple(size for size in self.micro_batches if size <= largest))
+        return plan if size == largest else self._plan(line, size)
 
     def _largest_that_fits(self, line: _Line) -> Plan | None:
         """The plan with the largest micro batch that fits; None: not even one sequence does.
 
-        Memory grows with the micro batch, but for the largest: without accumulation no gradients wait meanwhile.
+        Memory grows with the micro batch as long as there are three micro steps or more. With two none lies between the first
+        and the last, and with one no gradients wait, so that either may take less than a smaller micro batch.
         """
         if self._states(line.layout) > self.question.limit:
             return None
-        plan = self._plan(line, self.micro_batches[-1])
-        if self._fits(plan):
-            return plan
-        fitting, low, high = None, 0, len(self.micro_batches) - 1
+        alike = len(self.micro_batches)
+        while alike and self.per_rank // self.micro_batches[alike - 1] < 3:
+            alike -= 1
+            plan = self._plan(line, self.micro_batches[alike])
+            if self._fits(plan):
+                return plan
+        fitting, low, high = None, 0, alike
         while low < high:
             middle = (low + high) // 2
             plan = self._plan(line, self.micro_batches[middle])
@@ -312,11 +324,12 @@ class _Search:
         return sum(rank_states(run, self.question.machine.ranks).values())
 
     def _fits(self, plan: Plan) -> bool:
-        if plan.total_bytes <= self.question.limit and plan.fits_host:
-            return True
-        if self.closest is None or plan.total_bytes < self.closest.total_bytes:
-            self.closest = plan
-        return False
+        return plan.total_bytes <= self.question.limit and plan.fits_host
+
+    def closest(self) -> Plan:
+        """The plan that lacks least: the smallest micro batch, with all recomputed that may be."""
+        plans = (self._plan(replace(line, recompute=self.recomputes[-1]), self.micro_batches[0]) for line in self.lines)
+        return min(plans, key=lambda plan: (not plan.fits_host, plan.total_bytes))
 
     def _batch(self, micro: int) -> BatchPlan:
         return BatchPlan(micro, self.per_rank // micro, self.question.machine.ranks, self.question.run.model.block_size)
@@ -344,22 +357,19 @@ def candidate(run: RunConfig, layout: ParallelConfig, recompute: str, loss: str,
 
 
 def _smaller_machines(question: Question) -> Iterator[Machine]:
-    """The machine with fewer cards: halved down to one machine, then to one card."""
-    machine = question.machine
-    nodes, gpus = machine.nodes, machine.gpus
-    while nodes * gpus > 1:
-        nodes, gpus = (nodes // 2, gpus) if nodes > 1 else (1, gpus // 2)
+    """The machine with fewer machines, or fewer cards in each, that divide the step; the most cards first."""
+    machine, run = question.machine, question.run
+    tokens, block = run.train.tokens_per_step or 0, run.model.block_size
+    sizes = itertools.product(range(1, machine.nodes + 1), range(1, machine.gpus + 1))
+    fewer = [
+        (nodes, gpus) for nodes, gpus in sizes if nodes * gpus < machine.ranks and tokens % (nodes * gpus * block) == 0
+    ]
+    for nodes, gpus in sorted(fewer, key=lambda size: (-size[0] * size[1], size[0])):
         yield machine.with_cards(gpus=gpus, nodes=nodes)
 
 
 def _least_seconds(question: Question, machine: Machine) -> float:
-    """What a step takes at least on so many cards: its matmuls alone."""
+    """What a step takes at least on so many cards, however it is laid out: see :meth:`Estimator.least_seconds`."""
     run = question.run
-    rates = Estimator(machine, question.calibration).rates(run)
-    tokens = sequences_per_rank(run, question.machine.ranks) * question.machine.ranks * run.model.block_size
-    return 6.0 * matmul_parameters(run) * tokens / machine.ranks / rates.matmul
-
-
-def matmul_parameters(run: RunConfig) -> float:
-    """Parameters that every token is multiplied with: the blocks' matrices and the head."""
-    return 12.0 * run.model.n_layer * run.model.n_embd**2 + float(run.model.vocab_size) * run.model.n_embd
+    sequences = sequences_per_rank(run, machine.ranks)
+    return Estimator(machine, question.calibration).least_seconds(run) * sequences

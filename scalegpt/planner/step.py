@@ -14,7 +14,7 @@ from scalegpt.planner.memory import Prediction
 from scalegpt.planner.parameters import Shape, parameter_shapes
 from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES, Sizes
 from scalegpt.planner.states import optimizer_row, tensors_of
-from scalegpt.planner.timeline import Timeline, rounded
+from scalegpt.planner.timeline import Effect, Timeline, rounded
 
 WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
 
@@ -28,6 +28,7 @@ class Tensors:
         block: those of one block; all are alike.
         vectors: the block's norms and biases.
         root: those outside the blocks.
+        small: those outside the blocks whose gradients are counted together: the position embedding, the last norm.
         largest: elements of the largest.
     """
 
@@ -35,6 +36,7 @@ class Tensors:
     block: tuple[Shape, ...]
     vectors: tuple[Shape, ...]
     root: tuple[Shape, ...]
+    small: tuple[Shape, ...]
     largest: int
 
     @classmethod
@@ -52,6 +54,7 @@ class Tensors:
             block=block,
             vectors=tuple(shape for shape in block if len(shape) == 1),
             root=tuple(shape for name, shape in shapes.items() if not name.startswith("blocks.")),
+            small=tuple(shape for name, shape in shapes.items() if name.startswith(("wpe", "ln_f"))),
             largest=max(map(numel, shapes.values())),
         )
 
@@ -83,6 +86,7 @@ class Step:
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
         self.block_shapes, self.root_shapes = self.parameters.block, self.parameters.root
         self.head = numel(self.shapes["wte.weight"])
+        self._seen: dict[object, Effect] = {}
         self._attend(attention_kernel(run))
 
     def attending_with(self, kernel: str) -> Self:
@@ -94,7 +98,7 @@ class Step:
     def _attend(self, kernel: str) -> None:
         self.kernel = kernel
         self.block = BlockLedger(
-            self.run, kernel, self.t, self.s, copies_weights=self.casts_weights, accumulate=self.accumulate
+            self.run, kernel, self.t, self.s, fp32_weights=self.casts_weights, accumulate=self.accumulate
         )
 
     def play(self) -> Prediction:
@@ -134,6 +138,10 @@ class Step:
 
         Here: cast to fp32, and it becomes the parameter's, or is added to it in place.
         """
+        if self.s.compute == 4:
+            self.t.give(TEMPORARIES, 4 * elements)
+            self.t.take(GRADIENTS, 0 if self.has_gradients else 4 * elements)
+            return
         self.t.take(GRADIENTS, 4 * elements)
         self.t.give(TEMPORARIES, self.s.compute * elements)
         if self.has_gradients:
@@ -149,18 +157,30 @@ class Step:
 
     def block_forward(self) -> None:
         """One block's forward pass."""
-        self.block.forward()
+        self.alike("forward", self.block.forward)
 
     def before_backward(self) -> None:
         """What precedes the backward pass."""
 
     def block_backward(self) -> None:
         """One block's backward pass, and what follows it."""
-        self.block.backward()
+        self.play_backward()
         self.small_gradients(self.parameters.vectors)
+
+    def play_backward(self) -> None:
+        """The block's backward pass itself; it depends on the gradients that exist."""
+        self.alike(("backward", self.has_gradients), self.block.backward)
 
     def after_backward(self) -> None:
         """What follows the last gradient."""
+
+    def alike(self, name: object, play: Callable[[], None]) -> None:
+        """Play what does the same wherever it begins: the first time as it is, then its effect."""
+        effect = self._seen.get(name)
+        if effect is None:
+            self._seen[name] = self.t.observe(play)
+        else:
+            self.t.apply(effect)
 
     # --- one micro step ----------------------------------------------------------------------------------------------
 
@@ -175,6 +195,8 @@ class Step:
         t.enter("loss")
         self._loss()
         t.enter("loss_backward")
+        if self.run.train.loss == "chunked":
+            t.give(LOSS, s.stream())  # the hidden states, of which the loss has made the gradient
         self.before_backward()
         self._loss_backward()
         t.enter("block_backward")
@@ -220,6 +242,7 @@ class Step:
 
     def _final_norm(self) -> None:
         t, s = self.t, self.s
+        t.take(COPIES, *self.block.norm_copies)
         t.hold(ACTIVATIONS, self.block.statistics)
         if s.residual != s.compute:
             t.take(TEMPORARIES, s.residual_stream)
@@ -261,7 +284,6 @@ class Step:
         t.touch(LOSS, s.compute * kv, 4 * kv, s.compute * kv if s.compute != 4 else 0)
         t.touch(LOSS, s.compute * kv, s.compute * vh if s.compute != 4 else 0)
         t.give(COPIES, copy)
-        t.give(LOSS, s.stream())  # the hidden states
 
     def _loss_backward(self) -> None:
         """From the loss to the residual stream's gradient, through the final norm."""
@@ -272,12 +294,14 @@ class Step:
             self._chunked_loss_backward()
         if not self.run.model.tie_head:
             self.settle_head()
+        t.enter("block_backward")
         t.take(TEMPORARIES, s.residual_stream)
         if s.residual != s.compute:
             t.touch(TEMPORARIES, s.residual_stream)
         t.give(LOSS, s.stream())
         t.give(ACTIVATIONS, s.residual_stream)
         t.drop(ACTIVATIONS, self.block.statistics)
+        t.give(COPIES, *self.block.norm_copies)
 
     def _chunked_loss_backward(self) -> None:
         """The head's gradient, fp32, in the dtype of the weights that the loss was given."""
@@ -321,7 +345,7 @@ class Step:
         """The embeddings' gradients; a tied head's is added to the token embedding's."""
         t, s = self.t, self.s
         bytes_each = self.gradient_bytes
-        self.small_gradients(shape for name, shape in self.shapes.items() if name.startswith(("wpe", "ln_f")))
+        self.small_gradients(self.parameters.small)
         stream = s.stream()
         if self.block.mask:
             t.touch(TEMPORARIES, s.residual_stream)
@@ -337,7 +361,9 @@ class Step:
         t.touch(TEMPORARIES, *kernels.sizes(kernels.embedding_backward(s.n, s.vocab, s.hidden)))
         t.give(TEMPORARIES, stream)
         if self.run.model.tie_head:
-            t.give(GRADIENTS, bytes_each * self.head)  # autograd adds one to the other in place
+            if self.run.train.loss == "full" and not self.copies:
+                t.touch(GRADIENTS, bytes_each * self.head)  # of the two a third is made
+            t.give(GRADIENTS, bytes_each * self.head)  # else autograd adds one to the other in place
         self.settle_embedding()
         t.give(ACTIVATIONS, 8 * s.block)
 

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from scalegpt.config import RunConfig
 from scalegpt.planner.communication import BACKWARD, EVERY, EXPOSED, FIRST, FORWARD, LAST, Collective, collectives
 from scalegpt.planner.rates import DISPATCH, DISPATCH_COMPILED, Rates
-from scalegpt.planner.work import HostTraffic, Load, Work, count_work, host_traffic
+from scalegpt.planner.work import (
+    ATTENTION,
+    ELEMENTWISE,
+    LOSS,
+    MATMULS,
+    HostTraffic,
+    Load,
+    Work,
+    count_work,
+    host_traffic,
+)
 
 LAUNCHES, COMMUNICATION, HOST = "waiting for Python", "communication", "host memory"
 
@@ -65,6 +75,19 @@ def time_of(
     clock.play(work, tuple(sends), ranks, grad_accum)
     clock.add(HOST, host.copied / rates.host_link + host.updated / rates.host_update)
     return StepTime(sum(clock.parts.values()), clock.parts)
+
+
+def least_seconds(work: Work, rates: Rates) -> float:
+    """What a micro step's tokens take at least, however large the micro batch and whoever holds the weights.
+
+    That is what grows with the tokens alone: operations, and the traffic of elementwise kernels and attention.
+    """
+    seconds = work.forward[LOSS].flops / rates.matmul
+    for loads in (work.forward, work.backward):
+        for part in (MATMULS, ATTENTION, ELEMENTWISE):
+            load = loads[part]
+            seconds += load.flops / rates.matmul + load.attention / rates.attention + load.bytes / rates.memory
+    return seconds
 
 
 class _Clock:

@@ -5,7 +5,7 @@ Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 UNIT = 512
@@ -22,6 +22,23 @@ class Moment:
 
     total: int
     kinds: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a piece of a timeline does, wherever it begins.
+
+    Attributes:
+        rise: bytes of its fullest moment over those at its beginning.
+        at_peak: the same by kind.
+        change: bytes by kind at its end over those at its beginning.
+        grows: the same in all.
+    """
+
+    rise: int
+    at_peak: dict[str, int]
+    change: dict[str, int]
+    grows: int
 
 
 class Timeline:
@@ -58,15 +75,23 @@ class Timeline:
         """Allocate tensors of these sizes in bytes, one after another, and keep them."""
         exact = 0
         for size in sizes:
-            exact += (size + 511) & -512  # rounded, without a call
-        self.hold(kind, exact)
+            exact += (size + 511) & -512  # rounded, and below hold and drop, without a call: it adds up
+        self.live[kind] += exact
+        self.total = total = self.total + exact
+        if total > self._highest:
+            self._highest, self._at_peak = total, True
 
     def give(self, kind: str, *sizes: int) -> None:
         """Free tensors of these sizes in bytes."""
         exact = 0
         for size in sizes:
             exact += (size + 511) & -512
-        self.drop(kind, exact)
+        if self._at_peak and exact:
+            self._note()
+        live = self.live[kind] - exact
+        assert live >= 0, f"more {kind} freed than held in {self.phase}"
+        self.live[kind] = live
+        self.total -= exact
 
     def hold(self, kind: str, exact: int) -> None:
         """Add bytes that are rounded already, such as a sum over many tensors."""
@@ -92,6 +117,37 @@ class Timeline:
         if self.total + exact > self._highest:
             self.hold(kind, exact)
             self.drop(kind, exact)
+
+    def observe(self, play: Callable[[], None]) -> "Effect":
+        """Play something within this phase, and say what it does wherever it begins."""
+        self._note()
+        start, total, known, highest = self.live.copy(), self.total, self._peaks.get(self.phase), self._highest
+        self._highest, self._at_peak = total, True
+        play()
+        self._note()
+        peak, kinds = self._peaks[self.phase]
+        if known is not None and highest >= peak:
+            self._peaks[self.phase], self._highest = known, highest
+        return Effect(
+            rise=peak - total,
+            at_peak={kind: size - start[kind] for kind, size in kinds.items()},
+            change={kind: size - start[kind] for kind, size in self.live.items()},
+            grows=self.total - total,
+        )
+
+    def apply(self, effect: "Effect") -> None:
+        """Play again what was observed."""
+        self._note()
+        live, peak = self.live, self.total + effect.rise
+        if peak > self._highest:
+            self._highest = peak
+            kinds = dict(live)
+            for kind, more in effect.at_peak.items():
+                kinds[kind] = kinds.get(kind, 0) + more
+            self._peaks[self.phase] = peak, kinds
+        for kind, more in effect.change.items():
+            live[kind] += more
+        self.total += effect.grows
 
     def repeat(self, before: "Counter[str]", times: int) -> None:
         """Let what has changed since ``before``, a copy of :attr:`live`, change so many times more.

@@ -104,10 +104,11 @@ def trace_step(
         ranks: data-parallel ranks W.
         grad_accum: micro batches per step.
         card: what it would run on, which decides on the attention kernel where the run leaves that to torch.
-        as_cuda: allocate as CUDA's kernels do; false: as the CPU's do, apart from the space inside an operator.
+        as_cuda: allocate as CUDA's kernels do, and tell host memory, which does not count, from the device's; false: as the
+            CPU's do, apart from the space inside an operator, and with offload both together.
 
     Raises:
-        InputError: a backend or an offload that cannot be traced, or the settings do not go together.
+        InputError: a backend that cannot be traced, or the settings do not go together.
         RunError: the process has joined a process group.
     """
     _check(run)
@@ -128,12 +129,15 @@ def trace_step(
         context.enter_context(_shapes_apart(tracker))
         if as_cuda:
             context.enter_context(cuda_functions(kernel))
+        offloads = as_cuda and run.parallel.offload == "all"
+        if offloads:
+            context.enter_context(_host_apart(tracker))
         _watch(backend.model, tracker)
         for _ in range(2):
-            _mark_states(backend, tracker, fused=run.train.fused)
+            _mark_states(backend, tracker, fused=run.train.fused, on_host=offloads)
             gc.collect()
             tracker.restart()
-            _take_step(backend, tracker)
+            _take_step(backend, tracker, on_host=offloads)
         steady, moments = tracker.replay()
         return Trace(moments, steady)
 
@@ -141,8 +145,6 @@ def trace_step(
 def _check(run: RunConfig) -> None:
     if run.parallel.backend == "deepspeed":
         raise InputError("backend deepspeed cannot be traced, its memory is not torch's to follow; trace plain or fsdp")
-    if run.parallel.offload != "none":
-        raise InputError(f"offload {run.parallel.offload} cannot be traced: without a GPU, host and device are one")
     if run.train.precision == "auto":
         raise InputError("precision auto cannot be traced; give --precision bf16, fp16 or fp32")
 
@@ -165,8 +167,8 @@ def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorM
     return make_backend(run, world, grad_accum, model, optimizer_factory(run.train))
 
 
-def _take_step(backend: Backend, tracker: Tracker) -> None:
-    """What the trainer does in a step."""
+def _take_step(backend: Backend, tracker: Tracker, *, on_host: bool = False) -> None:
+    """What the trainer does in a step; ``on_host`` says that the optimizer updates what is offloaded."""
     shape = backend.run.train.micro_batch, backend.run.model.block_size
     tracker.phase = "forward"
     total = torch.zeros(())
@@ -179,11 +181,14 @@ def _take_step(backend: Backend, tracker: Tracker) -> None:
         for parameter in backend.model.parameters():
             tracker.mark(parameter.grad, "gradients")
     tracker.phase = "optimizer_step"
+    tracker.on_host = on_host
     backend.step(backend.run.train.learning_rate)
+    tracker.on_host = False
 
 
-def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool) -> None:
+def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bool) -> None:
     """Say what lives between two steps."""
+    tracker.on_host = on_host
     for parameter in backend.model.parameters():
         tracker.mark(parameter, "weights")
     for state in backend.optimizer.state.values():
@@ -192,6 +197,7 @@ def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool) -> None:
                 tracker.ignore(value)  # a number in host memory
             else:
                 tracker.mark(value, "optimizer")
+    tracker.on_host = False
 
 
 def _watch(model: GPT, tracker: Tracker) -> None:
@@ -284,6 +290,32 @@ def _resizing(tracker: Tracker) -> Iterator[None]:
         yield
     finally:
         del torch.UntypedStorage.resize_  # back to the base class's
+
+
+@contextmanager
+def _host_apart(tracker: Tracker) -> Iterator[None]:
+    """Make FSDP2's copies between host and device, which are none where the two are one.
+
+    It copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
+    all_gather_inputs``), reduced gradients to the host, where they do not count (``_fsdp_collectives.py: foreach_reduce``).
+    The latter block because memory is not pinned here; nothing else in a step says whether to block.
+    """
+    inherited = torch.Tensor.to
+
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if "non_blocking" not in kwargs:
+            return inherited(tensor, *args, **kwargs)
+        was_on_host, tracker.on_host = tracker.on_host, not kwargs["non_blocking"]
+        try:
+            return tensor.clone()
+        finally:
+            tracker.on_host = was_on_host
+
+    torch.Tensor.to = to  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        del torch.Tensor.to  # back to the base class's
 
 
 @contextmanager

@@ -103,6 +103,7 @@ class Tracker(TorchDispatchMode):
     Attributes:
         phase: what the code is doing, as it says itself.
         paused: while true, what is made does not count.
+        on_host: while true, what is made would be in host memory on a GPU, and is followed with a size of 0.
 
     Args:
         replace: called as (operator, args, kwargs) to run an operator.
@@ -115,7 +116,7 @@ class Tracker(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._block = block
         self.phase = ""
-        self.paused = False
+        self.paused = self.on_host = False
         self._replace = replace or _run
         self._extras = extras or _nothing
         self._storages: list[_Storage] = []
@@ -187,7 +188,7 @@ class Tracker(TorchDispatchMode):
         self._change(number, -self._storages[number].size)
 
     def _rounded(self, size: int) -> int:
-        return -(-size // self._block) * self._block
+        return 0 if self.on_host else -(-size // self._block) * self._block
 
     def _change(self, number: int, by: int) -> None:
         self._log.changes.append((number, by, self.phase))

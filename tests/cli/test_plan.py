@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,21 @@ from scalegpt.cli import plan as command
 from scalegpt.cli.main import main
 from scalegpt.cli.plan_report import bar
 from scalegpt.cli.train import make_parser
+from scalegpt.config.presets import preset_names, resolve
 from scalegpt.planner import calibration, memory
+from scalegpt.planner.answer import Asked, answer
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.calibration import Measurement
+from scalegpt.planner.gpus import catalogue
+from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import parameter_shapes
 from scalegpt.planner.plan import gib
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "--preset tiny --backend plain --gpu 4090"
 LARGE = "--preset 500M_1024 --backend plain"
+PRESETS_OWN = "--micro_batch 8 --recompute none --loss chunked"
+"""What 500M_1024 trains with where nothing is chosen."""
 
 CHOICE = {
     "fits", "backend", "zero_stage", "micro_batch", "grad_accum", "recompute", "loss", "precision", "optimizer", "offload",
@@ -71,7 +77,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(
-    "words", [SMALL, "", f"{LARGE} --gpu rtx3060", "--preset small --backend plain --memory_gb 1e3"]
+    "words",
+    [SMALL, "", f"{LARGE} {PRESETS_OWN} --gpu rtx3060", "--preset small --backend plain --memory_gb 1e3"],
 )
 def test_the_json_has_what_is_promised(plan: Any, words: str) -> None:
     found = plan(words, status=3 if "3060" in words else 0)
@@ -80,26 +87,39 @@ def test_the_json_has_what_is_promised(plan: Any, words: str) -> None:
     assert {"name", "parameters"} <= set(found["model"])
     assert {"name", "usable_bytes", "count", "nodes"} == set(found["gpu"])
     assert set(choice) >= CHOICE
-    assert found["alternatives"] == []
+    usable = found["gpu"]["usable_bytes"]
+    assert bool(found["alternatives"]) == (usable is not None and choice["fits"])
+    assert all({*CHOICE, "why_not", "differs"} <= set(each) for each in found["alternatives"])
     assert choice["peak_bytes"] <= choice["reserved_bytes"] <= choice["total_bytes"]
     assert choice["peak_bytes"] == max(choice["phases"].values()) == sum(choice["breakdown"].values())
     assert choice["peak_bytes"] + sum(choice["overheads"].values()) == choice["total_bytes"]
     assert choice["phases"][choice["binding_phase"]] == choice["peak_bytes"]
-    assert (choice["step_seconds"], choice["tokens_per_second"], choice["mfu"]) == (None, None, None)
-    usable = found["gpu"]["usable_bytes"]
+    if "--gpu" in words:
+        assert choice["tokens_per_second"] == pytest.approx(choice["tokens_per_step"] / choice["step_seconds"])
+        assert sum(choice["time"].values()) == pytest.approx(choice["step_seconds"])
+        assert 0 < choice["mfu"] < 1
+    else:  # no card is named, so that no time is told
+        assert (choice["step_seconds"], choice["tokens_per_second"], choice["mfu"]) == (None, None, None)
     assert choice["fits"] == (None if usable is None else choice["total_bytes"] <= usable)
 
 
 def test_it_is_the_prediction_of_what_was_fixed(plan: Any) -> None:
     words = f"{SMALL} --micro_batch 4 --recompute full --loss full --precision fp32 --tokens_per_step 16384"
     choice = plan(words)["choice"]
-    arguments = command._parser().parse(shlex.split(words))
-    run = command._answer(arguments).plan.run
+    run = asked(words).run
+    run = replace(run, train=run.train.changed(micro_batch=4))
     predicted = memory.predict(run, ranks=1, grad_accum=choice["grad_accum"])
     assert choice["peak_bytes"] == predicted.peak_bytes
     fixed = {"micro_batch": 4, "recompute": "full", "loss": "full", "precision": "fp32", "backend": "plain"}
     assert {key: choice[key] for key in fixed} == fixed
     assert choice["grad_accum"] * 4 * run.model.block_size == 16384 == choice["tokens_per_step"]
+
+
+def asked(words: str) -> Asked:
+    """What these words ask, of no machine in particular."""
+    arguments = command._parser().parse(shlex.split(words))
+    flags = command.given_settings(arguments, *command.SECTIONS.values())
+    return Asked.of(preset=arguments.preset, config_file=arguments.config_file, flags=flags, machine=Machine())
 
 
 def test_the_model_is_the_presets(plan: Any) -> None:
@@ -110,7 +130,7 @@ def test_the_model_is_the_presets(plan: Any) -> None:
 def test_every_setting_is_a_flag_in_either_spelling(plan: Any) -> None:
     shape = "--n-layer 2 --n_embd 64 --n-head 2 --block_size 32 --vocab-size 100 --tie_head false --bias --dropout 0.1"
     assert plan(f"{shape} --micro-batch 2")["model"]["parameters"] == sum(
-        _size(each) for each in parameter_shapes(command.resolve(flags=_flags(shape)).model).values()
+        _size(each) for each in parameter_shapes(resolve(flags=_flags(shape)).model).values()
     )
 
 
@@ -125,7 +145,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return product
 
 
-def test_auto_leaves_the_word_to_the_preset(plan: Any) -> None:
+def test_auto_is_what_is_not_said(plan: Any) -> None:
     preset = plan("--preset 500M_1024 --gpu h100")
     auto = "--micro_batch auto --backend auto --zero_stage auto --recompute auto --loss auto --offload auto"
     assert plan(f"--preset 500M_1024 --gpu h100 {auto}") == preset
@@ -146,8 +166,8 @@ def test_the_step_keeps_its_tokens_over_any_number_of_gpus(plan: Any) -> None:
         assert found["gpu"]["count"] * found["gpu"]["nodes"] == ranks
 
 
-def test_a_micro_batch_that_does_not_divide_is_lowered_and_said(plan: Any) -> None:
-    found = plan("--preset 150M_1024 --gpu a100-80gb --gpus 64")
+def test_a_micro_batch_that_does_not_divide_is_lowered_and_said_where_nothing_is_chosen(plan: Any) -> None:
+    found = plan("--preset 150M_1024 --gpus 64")
     assert found["choice"]["micro_batch"] == 6
     assert "micro batch 6 rather than 24" in found["notes"][0]
 
@@ -156,35 +176,38 @@ def test_a_micro_batch_that_does_not_divide_is_lowered_and_said(plan: Any) -> No
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(plan: Any, printed: Any) -> None:
-    found = plan(f"{LARGE} --memory_gb 12", status=3)
+    found = plan(f"{LARGE} {PRESETS_OWN} --memory_gb 12", status=3)
     choice, lighter = found["choice"], found["would_fit"]
     assert choice["fits"] is False
     assert choice["missing_bytes"] == choice["total_bytes"] - 12 * 10**9 > 0
     assert lighter["fits"] is True
     assert lighter["tokens_per_step"] == choice["tokens_per_step"]
-    assert lighter["micro_batch"] < choice["micro_batch"]
-    text = printed(f"{LARGE} --memory_gb 12", status=3)
+    text = printed(f"{LARGE} {PRESETS_OWN} --memory_gb 12", status=3)
     assert f"does not fit: {gib(choice['missing_bytes'])} too much" in text
-    assert f"would fit, with {gib(lighter['total_bytes'])}: --micro_batch {lighter['micro_batch']}" in text
+    assert f"would fit, with {gib(lighter['total_bytes'])}: --" in text
+    assert found["remedies"][0]["command"] == lighter["command"]
+    assert any("on an A100 40GB" in each["what"] or "on a" in each["what"] for each in found["remedies"])
     assert lighter["command"] in text
 
 
 def test_what_would_fit_does_when_asked_for(plan: Any) -> None:
-    lighter = plan(f"{LARGE} --memory_gb 12 --loss full", status=3)["would_fit"]
+    lighter = plan(f"{LARGE} {PRESETS_OWN} --memory_gb 12", status=3)["would_fit"]
     words = lighter["command"].split("launch/train.py ")[1].replace(" --input_file your_text.txt", "")
     again = plan(f"{words} --memory_gb 12")["choice"]
     assert again == lighter
 
 
 def test_where_nothing_fits_it_says_so(plan: Any, printed: Any) -> None:
-    assert plan(f"{LARGE} --memory_gb 2", status=3)["would_fit"] is None
-    assert "nothing lighter on this machine fits either" in printed(f"{LARGE} --memory_gb 2", status=3)
+    impossible = "--n_layer 400 --n_embd 16384 --n_head 128 --backend plain --memory_gb 2"
+    assert plan(impossible, status=3)["would_fit"] is None
+    assert "nothing lighter on this machine fits either" in printed(impossible, status=3)
 
 
 def test_the_limit_is_the_total_to_the_byte(plan: Any) -> None:
-    total = plan(SMALL)["choice"]["total_bytes"]
-    plan(f"{SMALL} --memory_gb {total / 1e9:.9f}")
-    plan(f"{SMALL} --memory_gb {(total - 1) / 1e9:.9f}", status=3)
+    fixed = f"{SMALL} --micro_batch 8 --recompute none --loss chunked --zero_stage 0 --offload none"
+    total = plan(fixed)["choice"]["total_bytes"]
+    plan(f"{fixed} --memory_gb {total / 1e9:.9f}")
+    plan(f"{fixed} --memory_gb {(total - 1) / 1e9:.9f}", status=3)
 
 
 @pytest.mark.parametrize("flags", ["", "--recompute full", "--loss full", "--precision fp32", "--fused false"])
@@ -223,9 +246,13 @@ def test_the_text_says_what_is_planned(printed: Any) -> None:
     assert "of 39.50 GiB (A100 40GB)" in text
     assert "fits, with " in text
     assert max(map(len, text.split("to train so:")[0].splitlines())) <= 120
+    assert "tokens/s on all GPUs, " in text
+    assert re.search(r"^instead +total +tokens/s +why not", text, re.MULTILINE)
     assert "not on runs of this trainer yet" in text  # nothing here pretends to be measured
     assert "the usable memory of A40 is estimated" in printed(f"{LARGE} --gpu a40")
-    assert "--gpu NAME or --memory_gb N" in printed(LARGE)
+    table = printed(LARGE)  # without a GPU, and none named: on every card
+    assert {card.name for card in catalogue()} <= {line.split("  ")[0] for line in table.splitlines()}
+    assert "--gpu NAME shows one of them in full" in table
 
 
 def test_bars() -> None:
@@ -257,8 +284,10 @@ def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     found = plan(words)
     arguments = make_parser().parse(shlex.split(found["choice"]["command"].split("launch/train.py ")[1]))
     flags = command.given_settings(arguments, *command.SECTIONS.values())
-    run = command.resolve(config_file=arguments.config_file, flags=flags)
-    ours = command._answer(command._parser().parse(shlex.split(words))).plan.run
+    run = resolve(config_file=arguments.config_file, flags=flags)
+    question, _ = asked(words).question()
+    ours = answer(asked(words), explain=False).plan.run
+    assert question.run.train.precision == "bf16"
     assert asdict(run) == asdict(ours)
 
 
@@ -266,18 +295,19 @@ def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
 
 
 def test_runs_like_it_correct_all_but_the_peak(plan: Any, printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    tables = plan(SMALL)["choice"]
+    words = f"{SMALL} --micro_batch 8 --recompute none"
+    tables = plan(words)["choice"]
     measured = Measurement(
         card="NVIDIA GeForce RTX 4090", driver="1", torch=str(calibration.installed_torch()), backend="plain", ranks=1,
         predicted_peak_bytes=10**9, allocated_bytes=10**9, reserved_bytes=2 * 10**9, driver_bytes=5 * 10**9, date="now",
     )  # fmt: skip
     assert calibration.record(measured) is None
-    corrected = plan(SMALL)["choice"]
+    corrected = plan(words)["choice"]
     assert corrected["peak_bytes"] == tables["peak_bytes"]
     assert corrected["overheads"]["CUDA context"] == 3 * 10**9
     assert corrected["overheads_measured_on_runs"] == 1
-    assert "corrected by 1 measured run like this one" in printed(SMALL)
-    assert plan(f"{SMALL} --no-calibration")["choice"] == tables
+    assert "corrected by 1 measured run like this one" in printed(words)
+    assert plan(f"{words} --no-calibration")["choice"] == tables
 
 
 def test_a_broken_file_of_measurements_is_a_warning(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -381,15 +411,41 @@ def test_heads_that_dropout_forbids_train_without_it_and_elsewhere(plan: Any) ->
     plan(f"{shape} --gpu h100 --dropout 0.1")
 
 
-def test_a_presets_own_stage_over_one_rank_is_only_remarked_on(plan: Any) -> None:
+def test_over_one_rank_nothing_is_sharded(plan: Any) -> None:
     found = plan("--preset 150M_1024 --gpu a100-80gb")
-    assert (found["choice"]["backend"], found["choice"]["zero_stage"]) == ("fsdp", 2)
-    assert any("shards nothing over one rank" in note for note in found["notes"])
+    assert (found["choice"]["backend"], found["choice"]["zero_stage"]) == ("plain", 0)
+
+
+def test_one_gpu_alone_shows_every_preset_and_the_largest(plan: Any, printed: Any) -> None:
+    found = plan("--gpu 4090")
+    assert {row["name"] for row in found["presets"]} == set(preset_names())
+    assert found["largest"] == "500M_1024" == found["model"]["name"]
+    assert found["choice"]["fits"] is True
+    assert "the largest that fits: 500M_1024" in printed("--gpu 4090")
+    assert plan("--memory_gb 0.5", status=3)["largest"] is None
+
+
+def test_a_preset_without_a_gpu_shows_every_card(plan: Any) -> None:
+    found = plan("--preset 150M_1024 --gpus 8")
+    assert [row["name"] for row in found["gpus"]] == [
+        card.name for card in sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
+    ]
+    assert found["choice"]["fits"] is None
+    assert all(row["gpu"]["count"] == 8 for row in found["gpus"])
+
+
+def test_the_choice_leaves_the_margin_and_says_why_not_the_others(plan: Any) -> None:
+    found = plan("--preset 350M_1024 --gpu 4090 --gpus 8 --margin 0.1")
+    choice, usable = found["choice"], found["gpu"]["usable_bytes"]
+    assert choice["total_bytes"] <= 0.9 * usable
+    assert all(each["why_not"] for each in found["alternatives"])
+    layouts = {(each["backend"], each["zero_stage"], each["offload"]) for each in found["alternatives"]}
+    assert {("fsdp", 3, "none"), ("deepspeed", 1, "none"), ("deepspeed", 3, "none")} <= layouts
 
 
 def test_the_trainer_refuses_the_same_division(plan: Any) -> None:
     with pytest.raises(ValueError, match="not a multiple"):
-        plan_batches(command.resolve(preset="tiny", flags={"tokens_per_step": 1000}), 3, micro_fixed=True)
+        plan_batches(resolve(preset="tiny", flags={"tokens_per_step": 1000}), 3, micro_fixed=True)
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

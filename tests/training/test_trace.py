@@ -16,6 +16,7 @@ from scalegpt.backends import World, build_model, make_backend, plain
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError, RunError
+from scalegpt.planner.gpus import find_card
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.training import trace
 from scalegpt.training.optimizers import optimizer_factory
@@ -51,8 +52,9 @@ class PhaseMarks:
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        with record_function(f"phase {value}"):
-            pass
+        if name == "phase":
+            with record_function(f"phase {value}"):
+                pass
 
     def mark(self, *_: Any) -> None: ...
 
@@ -103,6 +105,8 @@ REAL = {
     "fsdp 0, foreach": {"backend": "fsdp", "zero_stage": 0, "ranks": 8, "fused": False},
     "fsdp 2, accumulated": {"backend": "fsdp", "zero_stage": 2, "ranks": 8, "grad_accum": 2},
     "fsdp 3, recomputed": {"backend": "fsdp", "zero_stage": 3, "ranks": 8, "recompute": "full"},
+    "fsdp 3, offloaded": {"backend": "fsdp", "zero_stage": 3, "ranks": 8, "offload": "all", "grad_accum": 2},
+    "fsdp 2, full loss": {"backend": "fsdp", "zero_stage": 2, "ranks": 8, "loss": "full"},
 }
 
 
@@ -170,19 +174,51 @@ def test_dropout_keeps_a_byte_for_each_element() -> None:
 
 @pytest.mark.parametrize("attention", ["flash", "mem_efficient", "cudnn", "math"])
 def test_every_attention_kernel_can_be_traced(attention: str) -> None:
-    told = traced(attention=attention, dropout=0.1 if attention == "flash" else 0.0, n_embd=60, recompute="selective")
+    width = 60 if attention in {"flash", "math"} else 64
+    told = traced(attention=attention, dropout=0.125, n_embd=width, recompute="selective")
     assert told.peak_bytes > 0
     scores = [piece for piece in told.moments["forward"].pieces if piece.shape[-2:] == (128, 128)]
     assert bool(scores) == (attention == "math")
 
 
+def test_the_card_decides_on_the_kernel() -> None:
+    """A T4 has no flash attention, and its memory-efficient kernel does not take heads of 20."""
+    run = configure(precision="fp16", n_embd=80, recompute="none")
+    recent, old = trace_step(run), trace_step(run, card=find_card("t4"))
+    made_by = [{piece.made_by for piece in told.moments["forward"].pieces} for told in (recent, old)]
+    assert "aten._scaled_dot_product_flash_attention.default" in made_by[0]
+    assert "aten._safe_softmax.default" in made_by[1]
+
+
+def test_math_attention_drops_out_as_cuda_does() -> None:
+    """Kept are the softmax, what dropout leaves of it, and a mask of a byte: the CPU's mask has four."""
+    B, T, heads, layers = 4, 128, 4, 2
+    masks = 4 * 128 * 128 * (1 + 2 * layers)  # of the embedding, and of each branch
+    kept = [
+        traced(dropout=dropout, attention="math").moments["loss"].by_kind["activations"] for dropout in (0.0, 0.125)
+    ]
+    assert kept[1] - kept[0] == pytest.approx(layers * 5 * B * heads * T * T + masks, rel=0.01)
+
+
+def test_what_is_offloaded_is_not_on_the_device() -> None:
+    sharded = {"backend": "fsdp", "zero_stage": 3, "ranks": 8, "vocab_size": 8000}
+    here, there = traced(**sharded), traced(offload="all", **sharded)
+    assert there.steady_bytes == 0
+    assert set(there.moments["optimizer_step"].by_kind) <= {"inputs", "temporaries"}
+    assert there.phases["optimizer_step"] < 16 * 4 * 128 + 1024  # the last micro batch and its loss
+    assert 0 < there.peak_bytes < here.peak_bytes
+
+
 def test_a_trace_is_the_same_every_time_and_leaves_nothing_behind() -> None:
     before = F.dropout, F.scaled_dot_product_attention, torch.get_rng_state()
-    first = traced.__wrapped__(backend="fsdp", zero_stage=3, ranks=8, dropout=0.1)
-    assert first == traced.__wrapped__(backend="fsdp", zero_stage=3, ranks=8, dropout=0.1)
+    offloaded = {"backend": "fsdp", "zero_stage": 3, "offload": "all", "ranks": 8, "dropout": 0.1}
+    first = traced.__wrapped__(**offloaded)
+    assert first == traced.__wrapped__(**offloaded)
     assert not dist.is_initialized()
     assert gc.isenabled()
     assert "resize_" not in vars(torch.UntypedStorage)
+    assert "to" not in vars(torch.Tensor)
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::dropout", "AutogradCPU")
     assert (F.dropout, F.scaled_dot_product_attention) == before[:2]
     assert torch.equal(before[2], torch.get_rng_state())
     assert type(torch.zeros(1)) is torch.Tensor
@@ -201,7 +237,6 @@ def test_the_breakdown_is_all_there_is() -> None:
     ("flags", "word"),
     [
         ({"backend": "deepspeed"}, "deepspeed"),
-        ({"backend": "fsdp", "zero_stage": 3, "offload": "all"}, "offload"),
         ({"precision": "auto"}, "precision"),
         ({"ranks": 2}, "plain"),
     ],
