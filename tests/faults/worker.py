@@ -3,7 +3,7 @@
 ``FAULTS`` in the environment holds them as JSON. Each rank reads:
 
 ``pace``   seconds that every step takes longer, so that there is a middle to hit
-``slow``   ``{"place": …, "seconds": …}``: entering the place for the first time takes that long, and leaves a file ``at_PLACE.N``
+``slow``   ``{"place": …, "seconds": …}``: entering the place first takes that long, and leaves a file ``at_PLACE.RANK``
 ``stall``  ``{"rank": …, "step": …}``: that rank's loader does not return, once: not after a restart
 ``oom``    ``{"rank": …, "step": …, "above": …}``: that rank asks for 2^50 bytes if its micro batch is larger than ``above``
 """
