@@ -3,7 +3,7 @@
 torchrun keeps one store for all restarts (torch's ``rendezvous.py`` says that there is a new one for each; with the c10d
 rendezvous, which is the default, there is not). A rank that comes early reads where its neighbour was before the restart,
 and fails with "Connection refused". The count of restarts does not tell the starts apart, since agents on several machines
-count for themselves. So the ranks that are there now find each other first, and then use a corner of the store that is theirs.
+count for themselves. So the ranks that are there now find each other first, and then use a corner of the store of their own.
 """
 
 import secrets

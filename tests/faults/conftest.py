@@ -23,19 +23,19 @@ def start_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Job]:
-    """A factory of finished runs that nothing happened to; one for each layout."""
-    done: dict[str, Job] = {}
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """A factory of finished runs that nothing happened to; one for each layout and flags."""
+    done: dict[tuple[str, ...], Job] = {}
 
-    def get(layout: str) -> Job:
-        if layout not in done:
+    def get(layout: str, *flags: str) -> Job:
+        if (layout, *flags) not in done:
             job = Job(tmp_path_factory.mktemp(layout), layout)
             try:
-                job.finish()
+                job.finish(*flags)
             finally:
                 job.end()
-            done[layout] = job
-        return done[layout]
+            done[layout, *flags] = job
+        return done[layout, *flags]
 
     return get
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from ranks import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 MARK = "FAULT_JOB"
@@ -65,7 +67,8 @@ class Job:
             **os.environ, MARK: self.mark, "FAULTS": json.dumps(faults), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
             "SCALEGPT_CACHE": str(self.folder / "cache"),
         }  # fmt: skip
-        launcher = [*LAUNCHERS[self.launcher], *(["--max-restarts", str(restarts)] if restarts else [])]
+        port = ["--master_port", str(free_port())] if self.launcher == "deepspeed" else []
+        launcher = [*LAUNCHERS[self.launcher], *port, *(["--max-restarts", str(restarts)] if restarts else [])]
         command = [*launcher, str(ROOT / "tests" / "faults" / "worker.py"), *FLAGS, *LAYOUTS[self.layout], *flags]
         with (self.folder / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(

@@ -15,7 +15,7 @@ BOUND = 60.0
 """Seconds within which everything must have ended: a step, a save, and ten times that for a busy machine."""
 
 Start = Callable[..., Job]
-Undisturbed = Callable[[str], Job]
+Undisturbed = Callable[..., Job]
 
 
 def assert_stopped(job: Job, cause: str, *, after: int) -> None:
@@ -94,7 +94,7 @@ def test_row_8_sigterm_before_the_loop_leaves_nothing(start_job: Start, layout: 
 @pytest.mark.faults
 def test_row_9_a_second_sigint_leaves_at_once(start_job: Start, undisturbed: Undisturbed, layout: str) -> None:
     job = start_job(layout)
-    job.start(slow={"place": "write", "seconds": 600.0})  # the first checkpoint's, half written
+    job.start(slow={"place": "write", "seconds": 600.0, "step": 1})  # the first checkpoint's, half written
     job.wait_for_place("write", rank=0)
     first = job.rank(0)
     first.send_signal(signal.SIGINT)

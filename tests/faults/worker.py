@@ -3,7 +3,7 @@
 ``FAULTS`` in the environment holds them as JSON. Each rank reads:
 
 ``pace``   seconds that every step takes longer, so that there is a middle to hit
-``slow``   ``{"place": …, "seconds": …}``: entering the place first takes that long, and leaves a file ``at_PLACE.RANK``
+``slow``   ``{"place": …, "seconds": …}``: entering it first takes that long, from ``step`` on; leaves ``at_PLACE.RANK``
 ``stall``  ``{"rank": …, "step": …}``: that rank's loader does not return, once: not after a restart
 ``oom``    ``{"rank": …, "step": …, "above": …}``: that rank asks for 2^50 bytes if its micro batch is larger than ``above``
 """
@@ -19,12 +19,12 @@ FAULTS: dict[str, Any] = json.loads(os.environ.get("FAULTS", "{}"))
 RANK = int(os.environ.get("RANK", "0"))
 
 
-def slow_down(owner: Any, name: str, *, place: str, seconds: float) -> None:
+def slow_down(owner: Any, name: str, now: list[int], *, place: str, seconds: float, step: int = 0) -> None:
     real = getattr(owner, name)
     taken = []
 
     def slowed(*arguments: Any, **options: Any) -> Any:
-        if not taken:
+        if not taken and now[0] >= step:
             taken.append(True)
             Path(f"at_{place}.{RANK}").touch()
             time.sleep(seconds)
@@ -40,13 +40,14 @@ def lay_faults() -> None:
     from scalegpt.training.loader import TrainingBatches
     from scalegpt.training.trainer import Trainer
 
+    now = [0]
     places = {
         "setup": (setup, "build_model"), "compile": (Trainer, "_take_step"), "save": (Trainer, "_save"),
         "evaluate": (Trainer, "_evaluate"), "write": (os, "fsync"),
     }  # fmt: skip
     if "slow" in FAULTS:
-        slow_down(*places[FAULTS["slow"]["place"]], **FAULTS["slow"])
-    batches, now = TrainingBatches.step, [0]
+        slow_down(*places[FAULTS["slow"]["place"]], now, **FAULTS["slow"])
+    batches = TrainingBatches.step
 
     def step(self: TrainingBatches, number: int) -> Iterator[Any]:
         now[0] = number + 1
