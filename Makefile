@@ -1,5 +1,5 @@
 # make demo: set up and train a small model on what this machine has.   make test: lint, types, architecture, tests.
-.PHONY: demo test lint types architecture tests clean help
+.PHONY: demo test lint types architecture tests faults clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,11 +12,15 @@ export DS_BUILD_OPS := 0
 help:
 	@echo "make demo   set up .venv and train a small model on the Python library's own sources"
 	@echo "make test   set up .venv and run lint, types, architecture rules and all tests"
+	@echo "make faults kill, stop and starve real jobs of two ranks, and see that they go on"
 
 demo: .venv/installed
 	$(BIN)/python launch/demo.py
 
 test: lint types architecture tests
+
+faults: .venv/installed-dev
+	$(BIN)/pytest tests/faults -m "faults or not faults"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

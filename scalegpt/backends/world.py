@@ -13,8 +13,9 @@ import psutil
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
+from scalegpt.backends.meeting import meet
 from scalegpt.errors import InputError, RunError
 
 Result = TypeVar("Result")
@@ -37,11 +38,12 @@ class World:
     device: torch.device
 
     @classmethod
-    def join(cls, device: str = "auto") -> "World":
+    def join(cls, device: str = "auto", timeout: timedelta = COLLECTIVE_TIMEOUT) -> "World":
         """Find our rank from the launcher's environment, choose the device, and meet the other ranks.
 
         Args:
             device: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
+            timeout: how long a collective may take before torch ends it.
 
         Raises:
             InputError: CUDA is wanted but absent, or more ranks than devices.
@@ -57,7 +59,11 @@ class World:
         if size > 1:
             # CPU tensors travel too: offloaded gradients, checkpoints.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                store = meet(_agents_store(size, timeout), rank, size, timeout)
+                dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
+            else:
+                dist.init_process_group(backend, timeout=timeout)
         return cls(rank, size, local_rank, local_size, chosen)
 
     def ensure_group(self) -> None:
@@ -149,6 +155,12 @@ class World:
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
+
+
+def _agents_store(size: int, timeout: timedelta) -> Store:
+    """The store that torchrun keeps."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, size, is_master=False, timeout=timeout)
 
 
 def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device:

@@ -51,7 +51,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train to the end and return 0."""
+    """Train to the end and return 0, or 128 and the number of the signal that stopped it."""
     arguments = make_parser().parse(argv)
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
@@ -76,8 +76,7 @@ def main(argv: Sequence[str]) -> int:
         allow_change=allowed,
         trust_checkpoint=arguments.trust_checkpoint,
     )
-    train(request, arguments.device)
-    return 0
+    return train(request, arguments.device)
 
 
 def _allowed(text: str | None) -> frozenset[str]:

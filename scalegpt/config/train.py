@@ -104,6 +104,18 @@ class TrainConfig(Section):
         True, "write checkpoints while training goes on, from a copy in host memory; false: training waits"
     )
     log_every: int = setting(10, "steps between printed lines; metrics.jsonl has every step", minimum=1)
+    first_step_timeout: float = setting(
+        1800.0,
+        "seconds that the first step, or an evaluation or a save, may take before the run is ended; 0: endless",
+        minimum=0,
+    )
+    step_timeout: float = setting(300.0, "seconds that any later step may take; 0: endless", minimum=0)
+    on_oom: str = setting(
+        "stop",
+        "out of memory on any rank ends the run; shrink: the next start goes on with half the micro batch, and the same "
+        "tokens per step",
+        choices=("stop", "shrink"),
+    )
     seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0, maximum=2**63 - 1)
 
     def check(self) -> None:

@@ -7,9 +7,10 @@ from scalegpt.config.run import PLANNED, ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors
+from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.gpus import catalogue
 from scalegpt.planner.machine import Machine
-from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.plan import Plan, gib, make_plan
 from scalegpt.planner.search import Found, Question, Simplicity, best_of_layout, choose, layouts, simplicity
 
 MOST_CARDS = 64
@@ -74,6 +75,31 @@ def _others(question: Question, chosen: Plan) -> Iterator[Found]:
             yield choose(replace(fixed, run=run, open=frozenset()))
     if chosen.machine.ranks != question.machine.ranks:
         yield choose(replace(question, fewer=False))
+
+
+def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
+    """What may hold where a plan did not, whatever was predicted: a smaller micro batch, a heavier recompute.
+
+    Of each kind the one nearest to the plan that is predicted to hold less than it, and to fit, as far as that is known. The
+    tokens of a step stay.
+    """
+    batch, train = plan.batch, plan.run.train
+    per_rank = batch.micro_batch * batch.grad_accum
+    sizes = [size for size in reversed(divisors(per_rank)) if size < batch.micro_batch]
+    smaller = (replace(batch, micro_batch=size, grad_accum=per_rank // size) for size in sizes)
+    heavier = (
+        replace(plan.run, train=train.changed(recompute=kind))
+        for kind in RECOMPUTE[RECOMPUTE.index(train.recompute) + 1 :]
+    )
+    kinds = (
+        (make_plan(plan.run, plan.machine, other, calibration) for other in smaller),
+        (make_plan(run, plan.machine, batch, calibration) for run in heavier),
+    )
+    found = (
+        next((other for other in kind if other.peak_bytes < plan.peak_bytes and other.fits is not False), None)
+        for kind in kinds
+    )
+    return [other for other in found if other is not None]
 
 
 def _place(layout: ParallelConfig) -> tuple[str, int, str]:

@@ -1,6 +1,6 @@
 """A prepared run, and the two looks that are taken at its model: the held-out loss, and a sample."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +16,7 @@ from scalegpt.training.loader import HeldOutBatches
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch
 from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.stopping import StopRequest
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Job:
         resumed: whether a checkpoint left it there.
         memory: the prediction.
         watch: measures what is held.
+        stop: whether this process was asked to stop.
     """
 
     run: RunConfig
@@ -47,6 +49,7 @@ class Job:
     resumed: bool
     memory: Plan
     watch: MemoryWatch
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:

@@ -1,5 +1,6 @@
 """What a run shows while it runs: a live line on a terminal, plain lines in a log file. Only the first rank speaks."""
 
+import os
 import sys
 from dataclasses import dataclass
 
@@ -31,6 +32,17 @@ class StepLine:
         return "  ".join([*parts, f"{human_time(self.seconds_left)} left"])
 
 
+class RunConsole(Console):
+    """A console whose reader may go: a run does not end with the ``tee`` that its Ctrl-C has ended too."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence, where rich would exit."""
+        self.quiet = True
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, sys.stdout.fileno())
+        os.close(silence)
+
+
 class Logger:
     """Prints for the first rank and is silent on the others.
 
@@ -42,7 +54,7 @@ class Logger:
 
     def __init__(self, *, speaks: bool, total: int, every: int) -> None:
         self.speaks, self.total, self.every = speaks, total, every
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not speaks)
+        self.console = RunConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not speaks)
         self._live: Progress | None = None
         self._task: TaskID | None = None
 

@@ -1,37 +1,87 @@
 """One run from joining the ranks to leaving them."""
 
+import math
+from datetime import timedelta
+
 from scalegpt.backends import World
+from scalegpt.backends.world import COLLECTIVE_TIMEOUT
+from scalegpt.config import TrainConfig
 from scalegpt.training.report import write_report
 from scalegpt.training.setup import Request, prepare
+from scalegpt.training.stopping import LauncherWatch, Stopped, StopRequest
 from scalegpt.training.trainer import Trainer
 
+ROOM = timedelta(minutes=5)
+"""What torch's own time-out leaves to the watchdog: it names who is late, and torch only what was waited for."""
 
-def train(request: Request, device: str) -> None:
+ENDLESS = timedelta(days=30)
+"""torch must be given a number."""
+
+
+def train(request: Request, device: str) -> int:
     """Prepare and train; afterwards say where the run's files are.
 
     Args:
         request: what to train.
         device: ``auto``, ``cpu`` or ``cuda``.
 
+    Returns:
+        The exit status: 0, or 128 and the number of the signal that stopped the run.
+
     Raises:
         InputError: the request cannot be met; nothing was changed.
         RunError: the run failed; its status says why.
     """
-    world = World.join(device)
-    try:
-        job = prepare(request, world)
-        trainer = Trainer(job)
+    stop = StopRequest()
+    with stop.listening():
+        launcher = LauncherWatch(stop)
+        launcher.start()
         try:
-            trainer.fit()
-        except BaseException as error:
-            trainer.fail(error)
-            raise
+            return _among_ranks(request, device, stop)
         finally:
-            trainer.close()
+            launcher.stop()
+
+
+def collective_timeout(train: TrainConfig) -> timedelta:
+    """How long a collective may take: longer than the watchdog waits for any step."""
+    longest = max(limit or math.inf for limit in (train.first_step_timeout, train.step_timeout))
+    return ENDLESS if math.isinf(longest) else max(COLLECTIVE_TIMEOUT, timedelta(seconds=longest)) + ROOM
+
+
+def _among_ranks(request: Request, device: str, stop: StopRequest) -> int:
+    world = World.join(device, collective_timeout(request.run.train))
+    try:
+        status = _run(request, world, stop)
+    except BaseException:
+        if world.size == 1:  # of several, one that ends alone must not wait for the others to part, as NCCL would
+            world.leave()
+        raise
+    world.leave()
+    return status
+
+
+def _run(request: Request, world: World, stop: StopRequest) -> int:
+    try:
+        job = prepare(request, world, stop)
+    except Stopped as stopped:
         if world.is_first:
-            write_report(job.directory)
-            job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
-            job.directory.unlock()
-        world.barrier()  # part together: nobody waits for a rank that has gone
+            print(stopped, flush=True)
+        return stopped.exit_status
+    trainer = Trainer(job)
+    try:
+        trainer.fit()
+    except BaseException as error:
+        failure = trainer.fail(error)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
-        world.leave()
+        trainer.close()
+    if world.is_first:
+        write_report(job.directory)
+        job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
+        job.directory.unlock()
+    world.barrier()  # part together: nobody waits for a rank that has gone
+    if world.is_first:
+        trainer.watchdog.beats.remove()
+    return trainer.exit_status

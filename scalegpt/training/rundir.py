@@ -31,7 +31,7 @@ FREE_TO_CHANGE = frozenset({
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
     "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
     "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
-    "spike_factor", "max_rollbacks",
+    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
 
@@ -254,6 +254,18 @@ class RunDirectory:
         """
         with writing(self.status):
             write_whole(self.status, json.dumps({key: finite(value) for key, value in values.items()}, indent=1))
+
+    def amend_status(self, **values: Any) -> None:
+        """Change entries of ``run_status.json`` and leave the others; any rank may.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            known = json.loads(self.status.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        self.write_status(**{**(known if isinstance(known, dict) else {}), **values})
 
     def read_state(self) -> str | None:
         """The state in ``run_status.json``; None where there is no such file, or a broken one."""

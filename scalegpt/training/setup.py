@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scalegpt.backends import World, build_model, make_backend
 from scalegpt.backends.capabilities import (
     check_attention,
@@ -18,7 +16,7 @@ from scalegpt.backends.capabilities import (
     resolve_precision,
 )
 from scalegpt.checkpoint import store
-from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.ledger import Stretch
 from scalegpt.data.prepare import prepare_cached
@@ -29,17 +27,19 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
 from scalegpt.planner.checks import check_ranks
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
-from scalegpt.planner.parameters import count_parameters, format_bytes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
+from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
 from scalegpt.training.job import Job
+from scalegpt.training.layout import describe, plan_summary, total_steps
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.resume import Found, first_stretch, newest_whole_checkpoint, starting_point
 from scalegpt.training.rollback import restore
 from scalegpt.training.rundir import RunDirectory, writing
+from scalegpt.training.stopping import StopRequest
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -79,19 +79,26 @@ class Request:
         return self.run.auto | by_default | stage
 
 
-def prepare(request: Request, world: World) -> Job:
+def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:
     """Resolve, check and build everything, in the order in which a user wants to hear of mistakes.
+
+    Args:
+        request: what to train.
+        world: the ranks.
+        stop: whether this process was asked to stop meanwhile; None: nobody can.
 
     Raises:
         InputError: a setting, the data or the run's directory will not do; then nothing in that directory was changed.
+        Stopped: a rank was asked to stop; likewise, its lock aside.
     """
+    stop = stop or StopRequest()
     check_name(request.run.name)
-    settled, open_ = world.on_first(lambda: _settled(request, world))
+    settled, open_, shrunk = world.on_first(lambda: _settled(request, world))
     run, compiled, warning = _resolve_device_settings(settled, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
-    data = _open_data(run, request.given, world, logger)
+    data = _open_data(run, request.given, world, logger, stop)
     run = _fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
         chosen = settle_layout(run, world, open_=open_, margin=request.margin)
@@ -102,6 +109,7 @@ def prepare(request: Request, world: World) -> Job:
     digest = world.on_first(lambda: data.digest)
     directory, changes = world.on_first(lambda: _claim_directory(request, run, plan))
     run = replace(run, name=directory.path.name)
+    stop.check(world)
     world.on_first(directory.lock)  # before the checkpoints are looked at: another process may be writing them
     try:
         found = newest_whole_checkpoint(directory, world, trusted=request.trust_checkpoint)
@@ -118,6 +126,8 @@ def prepare(request: Request, world: World) -> Job:
     logger.say(describe(run, plan, world, data, compiled=compiled))
     for note in chosen.notes:
         logger.say(note)
+    if shrunk:
+        logger.say(shrunk)
     logger.say(predicted_line(chosen.plan))
     for note in found.notes:
         logger.say(note)
@@ -135,6 +145,7 @@ def prepare(request: Request, world: World) -> Job:
         logger.say(f"changed  {key}: {change}")
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
+    stop.check(world)
     world.on_first(lambda: _write_directory(directory, run, summary, stretch, found))
     return Job(
         run=run,
@@ -152,6 +163,7 @@ def prepare(request: Request, world: World) -> Job:
         resumed=found.checkpoint is not None,
         memory=chosen.plan,
         watch=watch,
+        stop=stop,
     )
 
 
@@ -165,56 +177,6 @@ def check_name(name: str) -> None:
         raise InputError(
             f"model_name {name!r} must be a plain folder name: give a --model_name of letters, digits, '.', '_', '-'"
         )
-
-
-def total_steps(train: TrainConfig, plan: BatchPlan) -> int:
-    """Optimizer steps until ``max_iters`` or ``max_tokens``, whichever comes first."""
-    by_tokens = None if train.max_tokens is None else -(-train.max_tokens // plan.tokens)
-    return min(limit for limit in (train.max_iters, by_tokens) if limit is not None)
-
-
-def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, compiled: bool) -> str:
-    """The lines that a run opens with."""
-    model, train, parallel = run.model, run.train, run.parallel
-    parameters = count_parameters(model).total
-    steps = total_steps(train, plan)
-    stage = "" if parallel.backend == "plain" else f" stage {parallel.stage}"
-    offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
-    epochs = steps * plan.tokens / max(1, len(data.train))
-    return "\n".join((
-        f"model    {parameters:,} parameters: {model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, "
-        f"block {model.block_size}, vocabulary {model.vocab_size:,}",
-        f"data     {len(data.train):,} training and {len(data.val):,} held-out tokens, "
-        f"{data.tokenizer.kind} tokenizer; {epochs:.2f} epochs",
-        f"step     {plan.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
-        f"{plan.micro_batch} × accumulation {plan.grad_accum} × block {plan.block_size}; {steps:,} steps",
-        f"machine  {world.size} × {device_name(world.device)}, {parallel.backend}{stage}{offload}, {train.precision}, "
-        f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
-        f"states   {format_bytes(sum(training_bytes(model, train).values()))} for weights, gradients and moments in all",
-    ))  # fmt: skip
-
-
-def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
-    """What ``plan.json`` holds: how the run is laid out."""
-    count = count_parameters(run.model)
-    return {
-        "parameters": count.total,
-        "ranks": world.size,
-        "device": device_name(world.device),
-        "backend": run.parallel.backend,
-        "zero_stage": run.parallel.stage,
-        "offload": run.parallel.offload,
-        "micro_batch": plan.micro_batch,
-        "grad_accum": plan.grad_accum,
-        "tokens_per_step": plan.tokens,
-        "steps": total_steps(run.train, plan),
-        "precision": run.train.precision,
-        "recompute": run.train.recompute,
-        "loss": run.train.loss,
-        "model_state_bytes": training_bytes(run.model, run.train),
-        "deepspeed": settings,
-        "torch": torch.__version__,
-    }
 
 
 def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]) -> tuple[RunConfig, bool, str | None]:
@@ -231,11 +193,18 @@ def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]
     return replace(run, train=train.changed(precision=precision)), compiled, warning
 
 
-def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str]]:
-    """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
+def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str], str | None]:
+    """The run as earlier processes of it settled it, what is open still, and a word on a micro batch that was too large."""
     if request.fresh:
-        return request.run, request.open
+        return request.run, request.open, None
     directory = RunDirectory(request.runs_dir / request.run.name)
+    run, open_ = _settled_layout(request, directory, world)
+    found = oom.shrunk(run, directory, ranks=world.size, device=device_name(world.device))
+    return (run, open_, None) if found is None else (found[0], open_ - {"micro_batch"}, found[1])
+
+
+def _settled_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
+    """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
     run = directory.settle(request.run)
     found = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
     layout = {key: found[key] for key in ParallelConfig.settings() if key in found}
@@ -267,13 +236,13 @@ def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[s
     return deepspeed_settings(run, grad_accum=plan.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda")
 
 
-def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger) -> TokenSet:
+def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger, stop: StopRequest) -> TokenSet:
     """Prepare and check the data once on each machine, then open it on every rank."""
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
     def work() -> str:
-        data = prepare_cached(run.data, progress=_progress(logger))
+        data = prepare_cached(run.data, progress=_progress(logger, stop))
         model = _fix_data(run, given, data).model
         data.check_vocabulary(model.vocab_size)
         data.check_block_size(model.block_size)
@@ -282,11 +251,12 @@ def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logg
     return open_tokens(Path(world.on_each_machine(work)))
 
 
-def _progress(logger: Logger) -> Callable[[int, int], None]:
-    """Say how far a long preparation is, at each tenth."""
+def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
+    """Say how far a long preparation is, at each tenth; end it where that is asked."""
     said = {0}
 
     def show(done: int, total: int) -> None:
+        stop.check_alone()
         tenth = 10 * done // max(total, 1)
         if total > 50_000_000 and tenth not in said:
             said.add(tenth)

@@ -1,6 +1,7 @@
 """The training loop. Read :meth:`Trainer.fit` first: evaluate, sample, save, step, log, until the end."""
 
 import math
+from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor
 from scalegpt import __version__
 from scalegpt.backends.capabilities import device_name
 from scalegpt.checkpoint.manifest import Header, Progress
-from scalegpt.checkpoint.saver import Keeping, Saver
 from scalegpt.checkpoint.store import step_of
 from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.work import flops_per_token
+from scalegpt.training.ending import end
 from scalegpt.training.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
+from scalegpt.training.heartbeat import Heartbeats
 from scalegpt.training.job import Job, held_out_loss, sample_text
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import StepLine
@@ -25,10 +27,10 @@ from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, p
 from scalegpt.training.resume import verified
 from scalegpt.training.rollback import WayBack, go_back, restore
 from scalegpt.training.rundir import finite
+from scalegpt.training.saving import SECONDS_TO_FINISH_A_SAVE, Saving
 from scalegpt.training.schedules import learning_rate
-
-SECONDS_TO_FINISH_A_SAVE = 60.0
-"""How long a run that ends by an error waits for the checkpoint that is being written."""
+from scalegpt.training.stopping import Reason
+from scalegpt.training.watchdog import Watchdog
 
 
 class Trainer:
@@ -45,11 +47,15 @@ class Trainer:
         self.flops = flops_per_token(job.run.model)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
         self.clock = Stopwatch()
-        keeping = Keeping(self.train.keep_checkpoints, self.train.keep_best)
-        self.saver = Saver(job.backend, job.directory.checkpoints, keeping, asynchronous=self.train.async_checkpoint)
+        self.saving = Saving(job, self.clock)
         self.run_id = job.directory.read_id() or ""
-        self.last_save = self.clock.total
-        self.save_is_due = False
+        self.reason: Reason | None = None
+        self.watchdog = Watchdog(
+            job.directory,
+            Heartbeats(job.directory.path, job.world),
+            first=self.train.first_step_timeout,
+            later=self.train.step_timeout,
+        )
 
     def _stand_at(self, progress: Progress, stretch: Stretch) -> None:
         """Be where a checkpoint left the run, or where it begins."""
@@ -72,9 +78,10 @@ class Trainer:
             self._nothing_left()
             return
         self._status("running")
+        self.watchdog.start(self.step)
+        self.job.stop.last_words = self._interrupted_again
         self.job.logger.start(self.step)
-        if self._saves_on_the_way:
-            self.saver.prepare()
+        self.saving.prepare(self.job.total_steps - self.step)
         self.clock.lap()
         if all_taken:  # of none
             self._housekeeping(last=True)
@@ -85,6 +92,7 @@ class Trainer:
                 continue
             over = self._is_over()
             self._housekeeping(last=over)
+        self.watchdog.stop()
         self.job.logger.stop()
         self._compare_memory()
         self._status("finished" if self.step >= self.job.total_steps else "stopped", self._cause_of_end())
@@ -93,8 +101,13 @@ class Trainer:
         """How the run ended, in words for its last line."""
         if self.step >= self.job.total_steps:
             return "done"
-        left = f"stopped at step {self.step} of {self.job.total_steps}: max_minutes {self.train.max_minutes} reached"
+        left = f"stopped at step {self.step} of {self.job.total_steps}: {self._cause_of_end()}"
         return f"{left}; the same command goes on from there"
+
+    @property
+    def exit_status(self) -> int:
+        """What the process returns: 0, or that of the signal that stopped it."""
+        return 0 if self.step >= self.job.total_steps or self.reason is None else self.reason.exit_status
 
     def _nothing_left(self) -> None:
         """Leave a finished run as it is."""
@@ -107,22 +120,36 @@ class Trainer:
             # It was ended between its last checkpoint and its last status.
             self._status("finished", self._cause_of_end())
 
-    def fail(self, error: BaseException) -> None:
-        """Leave a status that tells how the run ended, in place of an exception that ends it."""
+    def fail(self, error: BaseException) -> BaseException:
+        """Leave a status that tells how the run ended, and tell the other ranks to end too.
+
+        Args:
+            error: what ended this rank.
+
+        Returns:
+            What to raise for it: the error itself, or what is behind it, which may have begun on another rank.
+        """
         self.job.logger.stop()
-        stopped = isinstance(error, KeyboardInterrupt)
-        cause = "interrupted" if stopped else f"{type(error).__name__}: {error}"
-        with suppress(RunError):  # the first error is the one to tell
-            self._status("stopped" if stopped else "failed", cause)
-        self.saver.close(SECONDS_TO_FINISH_A_SAVE)
+        ending = end(error, self.watchdog, self.job.memory, on_oom=self.train.on_oom)
+        if ending.is_ours:
+            with suppress(RunError):  # the first error is the one to tell
+                self._status(ending.halt.state, ending.halt.cause)
+        self.saving.saver.close(SECONDS_TO_FINISH_A_SAVE)
         self.job.directory.unlock()
         saved = self.job.directory.newest_checkpoint()
         since = f"the checkpoint of step {step_of(saved)}" if saved else "the start: none was saved"
         self.job.logger.say(f"ended at step {self.step}; the same command goes on from {since}")
+        return ending.error
+
+    def _interrupted_again(self) -> None:
+        """What a second SIGINT leaves, before the process ends at once."""
+        self.watchdog.halt(
+            "SIGINT, twice: left at once, without a checkpoint", status=Reason.INT.exit_status, state="stopped"
+        )
 
     def close(self) -> None:
         """Close what is open."""
-        self.saver.close()
+        self.saving.saver.close()
         if self.metrics is not None:
             self.metrics.close()
 
@@ -137,13 +164,16 @@ class Trainer:
         """Take a step, or leave it out; the spike that the run is to go back behind, if there is one."""
         job, lr = self.job, learning_rate(self.train, self.step, self.job.total_steps)
         self._seed_dropout()
+        self.watchdog.begin_step(self.step + 1)
         total = torch.zeros((), device=job.world.device)
-        for micro, (tokens, targets) in enumerate(self.batches.step(self.stretch.window_of(self.step + 1))):
+        for micro, (tokens, targets) in enumerate(self.watchdog.loading(self._batches())):
             total += job.backend.micro_step(tokens, targets, last=micro == job.plan.grad_accum - 1)
+        self.watchdog.at("reduction of the loss")
         told, shares = job.world.sum(self._told(total)), job.plan.grad_accum * job.world.size
         result = job.backend.step(lr, lambda: self.guards.allow(self.step + 1, told[0].item() / shares))
-        summed, failed, due = told.tolist()
-        self._hear_of_saves(failed=failed > 0, due=due > 0)
+        summed, failed, due, *marks = told.tolist()
+        self.saving.hear(failed, due)
+        self.reason = job.stop.agreed(marks)
         loss = summed / shares
         self.step += 1
         conclusion = self.guards.conclude(self.step, loss, skipped=result.skipped)
@@ -152,23 +182,15 @@ class Trainer:
         self._log(loss, lr, result.grad_norm, seconds, conclusion)
         return self._heed(conclusion)
 
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches.step(self.stretch.window_of(self.step + 1))
+
     def _told(self, total: Tensor) -> Tensor:
-        """What this rank tells the others after its micro steps, in one message: its losses' sum; a failed save; one due."""
-        minutes, world = self.train.checkpoint_minutes, self.job.world
-        is_due = world.is_first and minutes is not None and self.clock.total - self.last_save >= 60 * minutes
-        flags = torch.tensor([float(self.saver.failed), float(is_due)], device=total.device)
-        return torch.cat([total.reshape(1), flags])
-
-    def _hear_of_saves(self, *, failed: bool, due: bool) -> None:
-        """Heed what all ranks have told of saves.
-
-        Raises:
-            RunError: a checkpoint could not be written; on all ranks alike.
-        """
-        if failed:
-            self.saver.raise_failure()
-        self.save_is_due = due
-        self._tell_of_saves()
+        """What this rank tells the others after its micro steps, in one message: its losses' sum, its saves, its signals."""
+        limit = self.train.max_minutes
+        time_is_up = limit is not None and self.clock.total >= 60 * limit
+        flags = torch.tensor(self.saving.flags(), device=total.device)
+        return torch.cat([total.reshape(1), flags, self.job.stop.marks(total.device, time_is_up=time_is_up)])
 
     def _seed_dropout(self) -> None:
         """Make dropout a function of seed, step and rank, so that a resumed run draws what the first would have."""
@@ -196,7 +218,8 @@ class Trainer:
             RunError: the run went back as often as it may.
         """
         job = self.job
-        self.saver.finish()  # what is being saved lies behind the spike
+        self.watchdog.outside("going back")
+        self.saving.finish()  # what is being saved lies behind the spike
         back: WayBack | None = job.world.on_first(lambda: self._take_files_back(spike))
         if back is None:
             job.logger.say("warning: there is no checkpoint to go back to yet: training goes on without the step")
@@ -250,14 +273,22 @@ class Trainer:
     # --- around the steps --------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Evaluate, sample and save where they are due, and at the end; save last, so that a checkpoint means all three."""
+        """Evaluate, sample and save where they are due, and at the end; save last, so that a checkpoint means all three.
+
+        Where a signal ends the run, somebody waits: then only what is due anyway comes before the checkpoint.
+        """
         train = self.train
-        if last or _is_due(self.step, train.eval_every):
+        at_leisure = last and (self.step >= self.job.total_steps or self.reason is Reason.TIME)
+        if at_leisure or _is_due(self.step, train.eval_every):
+            self.watchdog.outside("evaluation")
             self._evaluate()
-        if train.sample_tokens and (last or _is_due(self.step, train.sample_every)):
+        if train.sample_tokens and (at_leisure or _is_due(self.step, train.sample_every)):
+            self.watchdog.outside("sampling")
             self._sample(show=last)
-        if last or self.save_is_due or _is_due(self.step, train.checkpoint_every):
-            self._save(last=last)
+        if last or self.saving.is_due or _is_due(self.step, train.checkpoint_every):
+            self.watchdog.outside("saving")
+            self.saving.save(self._header(), last=last)
+            self._status("running")
         self.clock.lap()  # what was done here is no part of the next step's time
 
     def _evaluate(self) -> None:
@@ -279,28 +310,6 @@ class Trainer:
             job.directory.add_sample(self.step, text)
         if show:
             job.logger.say(f"\nsample after {self.step} steps:\n{text}\n")
-
-    def _save(self, *, last: bool) -> None:
-        """Save the state as it is now; the last time, wait until it is written."""
-        told = self.saver.lacks_memory
-        self.saver.save(self._header(), wait=last)
-        if self.saver.lacks_memory and not told:
-            self.job.logger.say(
-                "warning: host memory has no room for a copy of the state: training waits for checkpoints"
-            )
-        self.last_save = self.clock.total
-        self._tell_of_saves()
-        self._status("running")
-
-    @property
-    def _saves_on_the_way(self) -> bool:
-        """Whether a checkpoint is due before the last step."""
-        every = self.train.checkpoint_every
-        return self.train.checkpoint_minutes is not None or 0 < every < self.job.total_steps - self.step
-
-    def _tell_of_saves(self) -> None:
-        for path in self.saver.committed():
-            self.job.logger.say(f"step {step_of(path)}  checkpoint {path}")
 
     def _progress(self) -> Progress:
         """Where the run stands, for a checkpoint."""
@@ -339,11 +348,8 @@ class Trainer:
         return self._tokens_before + (self.step - self._step_before) * self.job.plan.tokens
 
     def _is_over(self) -> bool:
-        """Whether the steps are taken or the time is up; asked after a step, so that there is always one."""
-        if self.step >= self.job.total_steps:
-            return True
-        limit = self.train.max_minutes
-        return limit is not None and self.job.world.any(self.clock.total >= 60 * limit)
+        """Whether the steps are taken, or any rank was asked to stop; asked after a step, so that there is always one."""
+        return self.step >= self.job.total_steps or self.reason is not None
 
     def _seconds_left(self) -> float:
         by_steps = (self.job.total_steps - self.step) * self.throughput.step_seconds
@@ -378,9 +384,9 @@ class Trainer:
             job.logger.say(f"warning: calibration {lost}")
 
     def _cause_of_end(self) -> str:
-        return (
-            "all steps taken" if self.step >= self.job.total_steps else f"max_minutes {self.train.max_minutes} reached"
-        )
+        if self.step >= self.job.total_steps or self.reason is None:
+            return "all steps taken"
+        return f"max_minutes {self.train.max_minutes} reached" if self.reason is Reason.TIME else self.reason.words
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -1,6 +1,9 @@
 """What a run shows: numbers for people, plain lines where there is no terminal, silence on other ranks."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +76,24 @@ def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "2/3" in shown
     assert "loss 3.0000" in shown
     assert "above" in shown
+
+
+def test_a_reader_that_goes_ends_nothing() -> None:
+    code = (
+        "import sys\n"
+        "from scalegpt.training.loggers import Logger\n"
+        "logger = Logger(speaks=True, total=1, every=1)\n"
+        "logger.say('first'); sys.stdin.readline()\n"
+        "logger.say('second'); logger.say('third'); sys.exit(7)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "first\n"
+    process.stdout.close()
+    process.stdin.write("on\n")
+    process.stdin.close()
+    assert process.wait(60) == 7

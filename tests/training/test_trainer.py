@@ -2,7 +2,9 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import pytest
 import torch
 
 from scalegpt.backends import World
+from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError, RunError
+from scalegpt.training.run import collective_timeout
 from scalegpt.training.setup import Request, prepare
+from scalegpt.training.stopping import Reason, Stopped, StopRequest
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -118,21 +123,75 @@ def test_a_save_that_fails_meanwhile_ends_the_run_at_the_next_step(
     trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = trainer(checkpoint_every=2, max_iters=10)
-    real = one.saver.save
+    real = one.saving.saver.save
 
     def full(*_: Any) -> None:
         raise RunError("checkpoint step_00000002 cannot be written: the disk is full")
 
     def save(header: Any, *, wait: bool) -> None:
         real(header, wait=wait)
-        one.saver._thread.join()  # so that the failure is there when the next step looks
+        one.saving.saver._thread.join()  # so that the failure is there when the next step looks
 
     monkeypatch.setattr("scalegpt.checkpoint.writer.write_part", full)
-    monkeypatch.setattr(one.saver, "save", save)
+    monkeypatch.setattr(one.saving.saver, "save", save)
     with pytest.raises(RunError, match="the disk is full"):
         one.fit()
     assert one.step == 2, "the third step was computed, and not counted"
     assert list(one.job.directory.checkpoints.iterdir()) == []
+
+
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_nothing_else(trainer: Any) -> None:
+    one = trainer(sample_tokens=4)
+    one.batches.step, real = lambda first: one.job.stop.ask(Reason.USR1) or real(first), one.batches.step
+    one.fit()
+    assert (one.step, one.reason, one.exit_status) == (1, Reason.USR1, 128 + signal.SIGUSR1)
+    assert (status(one)["state"], status(one)["cause"], status(one)["val_loss"]) == ("stopped", "SIGUSR1", None)
+    assert one.outcome() == "stopped at step 1 of 4: SIGUSR1; the same command goes on from there"
+    assert [path.name for path in one.job.directory.checkpoints.iterdir()] == ["step_00000001"]
+    assert not one.job.directory.samples.exists()
+
+
+def test_a_signal_in_the_last_step_changes_nothing(trainer: Any) -> None:
+    one = trainer(max_iters=1)
+    one.job.stop.ask(Reason.TERM)
+    one.fit()
+    assert (one.exit_status, one.outcome(), status(one)["state"]) == (0, "done", "finished")
+    assert one.val_loss is not None
+
+
+def test_a_step_makes_one_reduction_for_loss_and_signals(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(max_iters=3, max_minutes=60, eval_every=0)
+    reduced = []
+    monkeypatch.setattr(World, "sum", lambda self, values: reduced.append(len(values)) or values)
+    one._take_step()
+    assert reduced == [3 + len(Reason)]
+
+
+def test_memory_that_lacks_in_the_loop_is_told_with_advice(trainer: Any) -> None:
+    one = trainer()
+    one.job.backend.micro_step = lambda *_, **__: torch.empty(2**50, dtype=torch.uint8)
+    with pytest.raises(RuntimeError) as raised:
+        one.fit()
+    failure = one.fail(raised.value)
+    assert isinstance(failure, RunError)
+    assert "out of memory on rank 0 in step 1, forward and backward" in status(one)["cause"]
+    assert "--micro_batch 2" in str(failure)
+
+
+def test_a_set_up_that_is_stopped_leaves_nothing(tmp_path: Path, trainer: Any) -> None:
+    one = trainer()
+    stop = StopRequest()
+    stop.ask(Reason.TERM)
+    run = replace(one.job.run, name="other")
+    with pytest.raises(Stopped):
+        prepare(Request(run, tmp_path / "runs", False), ALONE, stop)
+    assert not (tmp_path / "runs" / "other").exists()
+
+
+def test_torchs_own_time_out_leaves_room_to_the_watchdog() -> None:
+    assert collective_timeout(TrainConfig()) == timedelta(minutes=35)
+    assert collective_timeout(TrainConfig(first_step_timeout=60, step_timeout=7200)) == timedelta(minutes=125)
+    assert collective_timeout(TrainConfig(step_timeout=0)) > timedelta(days=7)
 
 
 def test_time_left_is_the_nearer_of_steps_and_minutes(trainer: Any) -> None:

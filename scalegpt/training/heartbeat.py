@@ -1,0 +1,209 @@
+"""What the ranks of a run know of each other without talking: a small file of each, and one that ends them all.
+
+Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json``, where it is and that it lives. Collectives cannot tell this: a
+rank that waits in one hears nothing. The first rank that must end, and would leave the others waiting, writes ``halt.json``
+beside them; the others look for it as often as they write.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from scalegpt.backends import World
+from scalegpt.errors import RunError
+from scalegpt.training.rundir import write_whole
+
+FOLDER = ".heartbeats"
+
+BEAT_SECONDS = 1.0
+"""How often a rank writes; of more than :data:`RANKS_PER_SECOND` ranks each writes less often, for the file server's sake."""
+
+RANKS_PER_SECOND = 64
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Where a rank is.
+
+    Attributes:
+        step: the step it works on.
+        place: such as ``loader``, ``forward and backward``.
+        moves: how many places it has been at; all ranks go through the same ones, so fewer means behind.
+        count: how often it has written.
+        pid: its process.
+        host: its machine.
+        born: when its process began, seconds since the epoch.
+    """
+
+    rank: int
+    step: int
+    place: str
+    moves: int
+    count: int
+    pid: int
+    host: str
+    born: float
+
+    def is_known_dead(self) -> bool:
+        """Whether its process has ended, as far as can be seen from here."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.born) > 1
+        except psutil.NoSuchProcess:
+            return True
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host}): step {self.step}, {self.place}"
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Why all ranks must end.
+
+    Attributes:
+        rank: who says so.
+        status: the exit status for all.
+        state: for ``run_status.json``, ``failed`` or ``stopped``.
+        cause: in words.
+    """
+
+    rank: int
+    status: int
+    state: str
+    cause: str
+
+
+class Heartbeats:
+    """The files of all ranks, seen from one.
+
+    Args:
+        folder: the run's directory, which all ranks see.
+        world: the ranks.
+    """
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self.parent, self.world = folder / FOLDER, world
+        self.folder: Path | None = None
+        self.seconds = max(BEAT_SECONDS, world.size / RANKS_PER_SECOND)
+        self._count = 0
+        self._born = psutil.Process().create_time()
+        self._host = socket.gethostname()
+
+    def open(self) -> None:
+        """Begin anew, in a folder that no earlier start has used; all ranks must call it together.
+
+        Raises:
+            RunError: the folder cannot be made.
+        """
+        self.folder = self.world.on_first(self._make)
+
+    def _make(self) -> Path:
+        """Make a folder, and take away what earlier starts left. First rank only."""
+        shutil.rmtree(self.parent, ignore_errors=True)
+        folder = self.parent / secrets.token_hex(8)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made: {error.strerror}; make room, or the folder writable") from None
+        return folder
+
+    def remove(self) -> None:
+        """Take everything away, once no rank looks any more. First rank only."""
+        shutil.rmtree(self.parent, ignore_errors=True)
+
+    def beat(self, step: int, place: str, moves: int) -> None:
+        """Say where this rank is.
+
+        A disk that cannot be written must not end a run by way of its heartbeat: the others will think that this rank stands
+        still, and only when they look for one that does.
+        """
+        if self.folder is None:
+            return
+        self._count += 1
+        rank = self.world.rank
+        mine = Beat(rank, step, place, moves, self._count, os.getpid(), self._host, self._born)
+        try:
+            write_whole(self.folder / f"rank_{rank}.json", json.dumps(asdict(mine)))
+        except OSError:
+            return
+
+    def read(self) -> dict[int, Beat]:
+        """What each rank last said; a rank that never said anything is absent."""
+        found: dict[int, Beat] = {}
+        if self.folder is None:
+            return found
+        for rank in range(self.world.size):
+            try:
+                found[rank] = Beat(**json.loads((self.folder / f"rank_{rank}.json").read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):  # not there, or half there on a disk that is full
+                continue
+        return found
+
+    # --- ending together ---------------------------------------------------------------------------------------------
+
+    def halt(self, halt: Halt) -> Halt:
+        """Tell all ranks to end.
+
+        Returns:
+            What they are told: ours, or what another rank has said before.
+        """
+        if self.folder is None:
+            return halt
+        path = self.folder / "halt.json"
+        mine = self.folder / f".halt.{self.world.rank}"
+        try:
+            mine.write_text(json.dumps(asdict(halt)), encoding="utf-8")
+            os.link(mine, path)  # whole at once, and only one can be the first
+        except FileExistsError:
+            return self.read_halt() or halt
+        except OSError:  # nobody can be told this way: they will learn from the launcher, or from their time-out
+            return halt
+        return halt
+
+    def read_halt(self) -> Halt | None:
+        """What all ranks are told; None: nothing."""
+        if self.folder is None:
+            return None
+        try:
+            return Halt(**json.loads((self.folder / "halt.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    # --- who is to blame ---------------------------------------------------------------------------------------------
+
+    def blame(self, wait: Callable[[float], object] = time.sleep) -> str:
+        """Which rank keeps the others waiting, and where it is; takes three beats.
+
+        A rank that says nothing more is stopped or dead; else the one that has come least far; else all wait for each other.
+        """
+        before = self.read()
+        wait(3 * self.seconds)
+        after = self.read()
+        missing = [rank for rank in range(self.world.size) if rank not in after]
+        if missing:
+            return f"rank {missing[0]} has never said anything in {self.folder}"
+        still = [beat for rank, beat in after.items() if rank in before and before[rank].count == beat.count]
+        dead = [beat for beat in still if beat.is_known_dead()]
+        if dead:
+            return f"{dead[0]}: the process has ended"
+        if still:
+            return f"{still[0]}: the process stands still"
+        behind = min(after.values(), key=lambda beat: beat.moves)
+        if all(beat.moves == behind.moves for beat in after.values()):
+            whole = "it is there" if self.world.size == 1 else f"all {self.world.size} ranks are there"
+            return f"{behind}: {whole}"
+        return f"{behind}: it keeps the others waiting"
+
+    def lost(self) -> Beat | None:
+        """A rank of this machine whose process has ended."""
+        return next((beat for beat in self.read().values() if beat.is_known_dead()), None)

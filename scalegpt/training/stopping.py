@@ -1,0 +1,265 @@
+"""Being asked to stop: by a signal, because the launcher has gone, or because the time is up.
+
+A request never stops anything by itself. It leaves a mark; after each step all ranks learn of each other's marks in the
+reduction that they make for the loss anyway, finish the same step, save and end. So what a step, an evaluation or a save is
+doing when a signal comes is finished first.
+
+======================  ===============================================================================================
+SIGTERM                 batch systems and launchers: stop
+SIGINT                  Ctrl-C: stop; a second one leaves at once, without a checkpoint
+SIGUSR1                 Slurm's warning before the time is up (``--signal=USR1@120``): stop
+the launcher has gone   nobody would end its workers: stop
+max_minutes             the run's own limit
+======================  ===============================================================================================
+
+Exit statuses are those of a shell for a process that a signal ended: 128 and the signal's number.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from types import FrameType
+
+import psutil
+import torch
+from torch import Tensor
+
+from scalegpt.backends import World
+from scalegpt.errors import RunError
+
+LAUNCHER_SECONDS = 1.0
+"""How often the launcher is looked for."""
+
+GRACE_SECONDS = 120.0
+"""How long a rank whose launcher has gone may take to save before it ends by force: nobody else would end it."""
+
+LAST_WORDS_SECONDS = 2.0
+"""How long a process that leaves at once may take to say so; a disk that hangs must not keep it."""
+
+Leave = Callable[[int], object]
+
+
+class Reason(Enum):
+    """Why a run stops before its last step: in words, and the exit status."""
+
+    TERM = ("SIGTERM", 128 + signal.SIGTERM)
+    INT = ("SIGINT", 128 + signal.SIGINT)
+    USR1 = ("SIGUSR1", 128 + signal.SIGUSR1)
+    LAUNCHER = ("the launcher has gone", 128 + signal.SIGTERM)
+    TIME = ("max_minutes reached", 0)
+
+    @property
+    def words(self) -> str:
+        """The reason in words."""
+        return self.value[0]
+
+    @property
+    def exit_status(self) -> int:
+        """What the process returns."""
+        return int(self.value[1])
+
+
+SIGNALS = {signal.SIGTERM: Reason.TERM, signal.SIGINT: Reason.INT, signal.SIGUSR1: Reason.USR1}
+
+
+class Stopped(RunError):  # noqa: N818 - being asked is no error
+    """The run was asked to stop before it began; nothing was written.
+
+    Attributes:
+        exit_status: that of the reason.
+    """
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.exit_status = reason.exit_status
+
+    def __str__(self) -> str:
+        return f"stopped before the first step: {self.reason.words}; nothing was changed, the same command starts again"
+
+
+class StopRequest:
+    """What this process was asked, if it was.
+
+    Args:
+        leave: ends the process at once.
+
+    Attributes:
+        reason: the first that was given; None: go on.
+        last_words: called before the process leaves at once, in a thread of its own.
+    """
+
+    def __init__(self, leave: Leave = os._exit) -> None:
+        self.reason: Reason | None = None
+        self.last_words: Callable[[], object] = lambda: None
+        self._leave = leave
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Take the signals while it lasts; afterwards they do again what they did before.
+
+        A thread reads them: Python itself would look at them only when the main thread returns from a collective, which may
+        be never. Outside of the main thread nothing is taken, since Python allows that nowhere else.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        listener = threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True)
+        listener.start()
+        wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _noted) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
+            os.close(writer)
+            listener.join()
+
+    def ask(self, reason: Reason) -> None:
+        """Leave a mark; the first one counts."""
+        if self.reason is None:
+            self.reason = reason
+
+    def _listen(self, reader: int) -> None:
+        """Take numbers of signals, each a byte, until the pipe is closed."""
+        interrupted = False
+        while told := os.read(reader, 1):
+            reason = SIGNALS.get(signal.Signals(told[0]))
+            if reason is Reason.INT and interrupted:
+                self._leave_at_once()
+            interrupted = interrupted or reason is Reason.INT
+            if reason is not None:
+                self.ask(reason)
+        os.close(reader)
+
+    def _leave_at_once(self) -> None:
+        """End the process. What is half written has no name yet, and is cleaned up by the next run."""
+        speaker = threading.Thread(target=self.last_words, daemon=True)
+        speaker.start()
+        speaker.join(LAST_WORDS_SECONDS)
+        self._leave(Reason.INT.exit_status)
+
+    # --- among ranks -------------------------------------------------------------------------------------------------
+
+    def marks(self, device: torch.device, *, time_is_up: bool = False) -> Tensor:
+        """This rank's mark as numbers [reasons], to be summed over the ranks."""
+        if time_is_up:
+            self.ask(Reason.TIME)
+        return torch.tensor([float(reason is self.reason) for reason in Reason], device=device)
+
+    @staticmethod
+    def agreed(counts: Sequence[float]) -> Reason | None:
+        """What the summed marks mean, the same on every rank; a signal goes before what is no hurry."""
+        return next((reason for reason, count in zip(Reason, counts, strict=True) if count), None)
+
+    def check(self, world: World) -> None:
+        """Ask all ranks, where there is no loss to reduce yet; all ranks must call it together.
+
+        Raises:
+            Stopped: one of them was asked to stop.
+        """
+        reason = self.agreed(world.sum(self.marks(world.device)).tolist())
+        if reason is not None:
+            raise Stopped(reason)
+
+    def check_alone(self) -> None:
+        """Ask this rank alone, in work whose errors reach the other ranks.
+
+        Raises:
+            Stopped: it was asked to stop.
+        """
+        if self.reason is not None:
+            raise Stopped(self.reason)
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """Python wants a handler; the listener has the signal already."""
+
+
+class LauncherWatch:
+    """Looks whether the processes that started this one are still there, and asks to stop when they are not.
+
+    Killing torchrun with SIGKILL, or DeepSpeed's runner with any signal, leaves their workers running. DeepSpeed has two
+    processes one above the other, of which the upper is the one that a user ends: both are watched. Workers of other
+    launchers, such as srun or a user's shell, are not watched: those end them, or are meant to go first.
+
+    Args:
+        request: whom to tell.
+        leave: ends the process by force once the grace is over.
+        seconds: how often to look.
+        grace: seconds between the first sight and the end by force.
+    """
+
+    def __init__(
+        self,
+        request: StopRequest,
+        *,
+        leave: Leave = os._exit,
+        seconds: float = LAUNCHER_SECONDS,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
+        self.request, self.leave, self.seconds, self.grace = request, leave, seconds, grace
+        self._over = threading.Event()
+        self._launchers = launchers()
+
+    def start(self) -> None:
+        """Begin to look, if there is a launcher."""
+        if self._launchers:
+            threading.Thread(target=self._look, name="launcher watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def _look(self) -> None:
+        while all(lives() for lives in self._launchers):
+            if self._over.wait(self.seconds):
+                return
+        self.request.ask(Reason.LAUNCHER)
+        if not self._over.wait(self.grace):
+            self.leave(Reason.LAUNCHER.exit_status)
+
+
+def launchers() -> list[Callable[[], bool]]:
+    """For each process above us whose end must be ours: whether it lives.
+
+    torchrun sets ``TORCHELASTIC_RUN_ID``, DeepSpeed's ``launch.py`` sets ``CROSS_SIZE`` and has the runner above it. One that
+    went before we looked has left us to a parent that is no launcher.
+    """
+    try:
+        parent = psutil.Process(os.getppid())
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            return [_lives(parent, "python", "torchrun")]
+        if "CROSS_SIZE" not in os.environ:
+            return []
+        above = parent.parent()
+        found = [_lives(parent, "deepspeed")]
+        if above is not None and _is_one_of(above, "deepspeed"):
+            found.append(_lives(above, "deepspeed"))
+        return found
+    except psutil.Error:  # it has gone between two looks
+        return [lambda: False]
+
+
+def _is_one_of(process: psutil.Process, *names: str) -> bool:
+    return any(name in word for word in process.cmdline() for name in names)
+
+
+def _lives(process: psutil.Process, *names: str) -> Callable[[], bool]:
+    """Whether it runs: the process that it was, no zombie, and a launcher by its command line."""
+    is_launcher = _is_one_of(process, *names)
+
+    def check() -> bool:
+        try:
+            return is_launcher and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    return check

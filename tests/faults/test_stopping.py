@@ -1,0 +1,128 @@
+"""Rows 5 to 10 of the fault matrix: signals to launchers and ranks, and launchers that die."""
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from faults.jobs import STEPS, Job, assert_same
+
+PACE = 0.4
+"""Seconds a step, so that a signal finds the run in its middle."""
+
+BOUND = 60.0
+"""Seconds within which everything must have ended: a step, a save, and ten times that for a busy machine."""
+
+Start = Callable[..., Job]
+Undisturbed = Callable[..., Job]
+
+
+def assert_stopped(job: Job, cause: str, *, after: int) -> None:
+    """Stopped for that cause soon after a step, at the step of its newest checkpoint, which no line is past."""
+    status = job.status()
+    assert (status["state"], status["cause"]) == ("stopped", cause)
+    assert after <= status["step"] <= after + 4 < STEPS
+    assert job.checkpoints()[-1] == max(job.losses()) == status["step"]
+
+
+def assert_goes_on(job: Job, reference: Job) -> None:
+    job.finish()
+    assert_same(job, reference)
+
+
+@pytest.mark.faults
+def test_row_5_sigterm_to_torchrun(start_job: Start, undisturbed: Undisturbed, layout: str) -> None:
+    job = start_job(layout)
+    job.start(pace=PACE)
+    job.wait_for_step(3)
+    job.send(signal.SIGTERM)
+    assert job.wait(BOUND) != 0
+    assert_stopped(job, "SIGTERM", after=3)
+    assert_goes_on(job, undisturbed(layout))
+
+
+@pytest.mark.faults
+def test_row_6_sigterm_to_deepspeed(start_job: Start, undisturbed: Undisturbed, layout: str) -> None:
+    job = start_job(layout, "deepspeed")
+    job.start(pace=PACE)
+    job.wait_for_step(3)
+    job.send(signal.SIGTERM)
+    job.wait(BOUND)
+    assert_stopped(job, "the launcher has gone", after=3)
+    assert_goes_on(job, undisturbed(layout))
+
+
+@pytest.mark.faults
+def test_row_7_sigterm_to_one_rank(start_job: Start, undisturbed: Undisturbed, layout: str) -> None:
+    job = start_job(layout)
+    job.start(pace=PACE)
+    job.wait_for_step(3)
+    job.rank(1).terminate()
+    assert job.wait(BOUND) != 0
+    assert_stopped(job, "SIGTERM", after=3)
+    assert_goes_on(job, undisturbed(layout))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("place", "after"), [("save", 6), ("evaluate", 6), ("compile", 1)])
+def test_row_8_sigterm_is_deferred(
+    start_job: Start, undisturbed: Undisturbed, layout: str, place: str, after: int
+) -> None:
+    job = start_job(layout)
+    job.start(slow={"place": place, "seconds": 2.0})
+    job.wait_for_place(place)
+    job.rank(1).send_signal(signal.SIGUSR1)
+    job.wait(BOUND)
+    assert job.status()["cause"] == "SIGUSR1"
+    assert job.status()["step"] == job.checkpoints()[-1] == after
+    assert_goes_on(job, undisturbed(layout))
+
+
+@pytest.mark.faults
+def test_row_8_sigterm_before_the_loop_leaves_nothing(start_job: Start, layout: str) -> None:
+    job = start_job(layout)
+    job.start(slow={"place": "setup", "seconds": 2.0})
+    job.wait_for_place("setup")
+    job.rank(1).terminate()
+    assert job.wait(BOUND) != 0
+    assert [path.name for path in job.run.iterdir() if not path.name.startswith(".")] == []
+    assert "stopped before the first step: SIGTERM" in job.output()
+    job.finish()
+
+
+@pytest.mark.faults
+def test_row_9_a_second_sigint_leaves_at_once(start_job: Start, undisturbed: Undisturbed, layout: str) -> None:
+    job = start_job(layout)
+    job.start(slow={"place": "write", "seconds": 600.0, "step": 1})  # the first checkpoint's, half written
+    job.wait_for_place("write", rank=0)
+    first = job.rank(0)
+    first.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert first.is_running()
+    first.send_signal(signal.SIGINT)
+    assert job.wait(BOUND) != 0
+    assert job.checkpoints() == []
+    assert job.status()["state"] == "stopped"
+    assert "SIGINT, twice" in job.status()["cause"]
+    assert_goes_on(job, undisturbed(layout))
+
+
+KILLED = {
+    "torchrun": ("torchrun", lambda job: job.send(signal.SIGKILL)),
+    "launch.py": ("deepspeed", lambda job: job.deepspeed_launch().kill()),
+    "runner": ("deepspeed", lambda job: job.send(signal.SIGKILL)),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", KILLED)
+def test_row_10_the_launcher_is_killed(start_job: Start, undisturbed: Undisturbed, layout: str, victim: str) -> None:
+    launcher, kill = KILLED[victim]
+    job = start_job(layout, launcher)
+    job.start(pace=PACE)
+    job.wait_for_step(3)
+    kill(job)
+    job.wait(BOUND)
+    assert_stopped(job, "the launcher has gone", after=3)
+    assert_goes_on(job, undisturbed(layout))
