@@ -57,7 +57,7 @@ def main(task_path: str, result_path: str) -> None:
     torch.set_num_threads(1)
     world = World.join("cpu")
     # The ranks stay together from one command to the next: nothing here is about joining and leaving.
-    run.World = type("Joined", (), {"join": staticmethod(lambda _: world)})  # type: ignore[misc]
+    run.World = type("Joined", (), {"join": staticmethod(lambda *_: world)})  # type: ignore[misc]
     leave, World.leave = World.leave, lambda _: None  # type: ignore[method-assign]
     results = [perform(each) for each in task["commands"]]
     gathered: list[Any] = [None] * world.size
