@@ -48,7 +48,13 @@ Key = tuple[int, Simplicity, float]
 
 
 def time_class(seconds: float) -> int:
-    """The class of times that count as equal."""
+    """The class of times that count as equal.
+
+    More memory, more cards or a faster card never raise the least time of all plans that fit. The chosen plan is in the class
+    of that least time, so that its class never rises either: its time may, by less than :data:`TIE`, where something simpler
+    has come to fit or to tie. That does not add up, through however many improvements. Only to take the fastest always, by
+    however little, would rule it out: what was the fastest and alone must stay chosen when something simpler joins it.
+    """
     return math.floor(math.log(seconds) / math.log1p(TIE))
 
 
@@ -117,14 +123,14 @@ def choose(question: Question) -> Found:
     Raises:
         InputError: the tokens of a step cannot be divided among the ranks, or what is fixed does not go together.
     """
-    question = _with_tokens(question)
+    question = with_tokens(question)
     whole = _Search(question, layouts(question))
     found = whole.run()
     found = _on_fewer_cards(question, found) if question.fewer else found
     return found if found.best is not None else Found(None, whole.closest())
 
 
-def _with_tokens(question: Question) -> Question:
+def with_tokens(question: Question) -> Question:
     """The question with the tokens of its step written down: they stay, however many cards are used."""
     run = question.run
     if run.train.tokens_per_step is not None:
@@ -135,7 +141,7 @@ def _with_tokens(question: Question) -> Question:
 
 def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
     """The fastest plan that fits and is laid out so."""
-    search = _Search(_with_tokens(question), (layout,))
+    search = _Search(with_tokens(question), (layout,))
     found = search.run()
     return found if found.best is not None else Found(None, search.closest())
 

@@ -178,7 +178,7 @@ def _loss(run: RunConfig, s: Sizes) -> Load:
 
 
 def _recompute(run: RunConfig, kernel: str, matmuls: Load, attention: Load, moved: Load) -> Load:
-    """What the backward pass computes again; "selective" attention too, with dropout or where no single kernel computes it."""
+    """What the backward pass computes again; "selective" attention too, with dropout or where many kernels compute it."""
     if run.train.recompute == "none":
         return Load()
     if run.train.recompute == "selective":
