@@ -226,8 +226,11 @@ class _Search:
         self.estimator = Estimator(machine, question.calibration)
         self.rates, self.limit = self.estimator.rates(run), question.limit
         self.space = Space.of(run, machine.ranks, self.estimator.kernel(run), self.estimator.compiles(run))
-        kinds = {layout.backend: replace(run, parallel=layout) for layout in over}
-        self.overheads = {kind: self.estimator.overheads(each, machine.ranks) for kind, each in kinds.items()}
+        kinds = {layout.backend: layout for layout in over}
+        self.overheads = {
+            kind: self.estimator.overheads(replace(run, parallel=layout), machine.ranks)
+            for kind, layout in kinds.items()
+        }
         self.micro_batches = self._micro_batches()
         self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
         self.queue: list[_Entry] = []
