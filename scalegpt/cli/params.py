@@ -13,7 +13,6 @@ from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.errors import InputError
 from scalegpt.planner.parameters import (
-    WEIGHT_BYTES,
     ParameterCount,
     closed_form,
     count_parameters,
@@ -21,6 +20,7 @@ from scalegpt.planner.parameters import (
     formula_steps,
     weight_bytes,
 )
+from scalegpt.planner.sizes import BYTES
 from scalegpt.planner.states import training_bytes
 
 EXAMPLE = """\
@@ -234,7 +234,7 @@ def _memory_table(model: ModelConfig) -> str:
     parameters = count_parameters(model).total
     rows = [("memory", "bytes each", "size")]
     for dtype, size in weight_bytes(parameters).items():
-        rows.append((f"weights in {dtype}", str(WEIGHT_BYTES[dtype]), format_bytes(size)))
+        rows.append((f"weights in {dtype}", str(BYTES[dtype]), format_bytes(size)))
     states = training_bytes(model)
     total = sum(states.values())
     rows.append(("training", f"{total / parameters:g}", format_bytes(total)))

@@ -11,7 +11,16 @@ from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.gpus import catalogue
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, gib, make_plan
-from scalegpt.planner.search import Found, Question, Simplicity, best_of_layout, choose, layouts, simplicity
+from scalegpt.planner.search import (
+    Found,
+    Question,
+    Simplicity,
+    best_of_layout,
+    choose,
+    layouts,
+    simplicity,
+    with_tokens,
+)
 
 MOST_CARDS = 64
 """Up to so many cards of a kind are tried where a model does not fit."""
@@ -37,6 +46,7 @@ def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
 
     A kind is one setting fixed at another value than the chosen plan has; settings that the user fixed are not varied.
     """
+    question = with_tokens(question)  # those of all its cards, also where the chosen plan uses fewer
     seen = {_signature(chosen)}
     listed = []
     for found in _others(question, chosen):

@@ -4,7 +4,8 @@ Symbols: B micro batch, T block size, n = B·T, H width, a heads; c bytes of the
 What autograd keeps of a block, without dropout and with flash attention, is (2r + 14c)·n·H + 4·a·n + 16·n bytes: two
 inputs of norms (r each), two outputs of norms, QKV (3c), attention's output, the wide layer before and after GELU (4c
 each), attention's log-sum-exp and the norms' statistics in fp32. Weights that are fp32 are cast where they are used, and
-the copies kept: 12·c·H². Other attention kernels keep other tensors: :mod:`scalegpt.planner.attention_ledger`.
+the copies kept: c·(12·H² + 2·H), the matrices and the norms' weights (with biases 4·H; none where what comes in is fp32).
+Other attention kernels keep other tensors: :mod:`scalegpt.planner.attention_ledger`.
 """
 
 from collections.abc import Callable

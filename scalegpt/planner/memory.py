@@ -13,7 +13,7 @@ from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.gpus import Card
-from scalegpt.planner.sizes import BYTES
+from scalegpt.planner.sizes import ACTIVATIONS, BYTES, Sizes
 from scalegpt.planner.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -72,6 +72,21 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
 def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
     """The same with the attention kernel named, which is all that a card decides."""
     return _step(run, ranks, grad_accum).attending_with(kernel).play()
+
+
+def kept_bytes(kernel: str, run: RunConfig) -> int:
+    """What a step holds at least when its loss has been computed, besides the states: whatever backend trains it.
+
+    All blocks then keep what their backward pass needs, and the full loss keeps its log-softmax in fp32. Far sooner told
+    than the peak; arguments as for :func:`predict_with`.
+    """
+    from scalegpt.planner.block import BlockLedger
+
+    timeline, sizes = Timeline(), Sizes.of(run)
+    block = BlockLedger(run, kernel, timeline, sizes, fp32_weights=False, accumulate=lambda _: None)
+    block.forward()
+    logits = 4 * sizes.n * sizes.vocab if run.train.loss == "full" else 0
+    return run.model.n_layer * timeline.live[ACTIVATIONS] + logits
 
 
 def _step(run: RunConfig, ranks: int, grad_accum: int) -> "Step":

@@ -37,14 +37,15 @@ from functools import lru_cache
 from scalegpt.config import ModelConfig
 from scalegpt.config.shape import AUTO_VOCAB
 from scalegpt.errors import InputError
+from scalegpt.planner.sizes import BYTES
 
 Shape = tuple[int, ...]
 
 _DECIMAL_UNITS = ("kB", "MB", "GB", "TB")
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
 
-WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
-"""Bytes of one weight, by dtype."""
+WEIGHT_DTYPES = ("fp32", "bf16")
+"""The dtypes that weights are trained and handed on in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 def weight_bytes(parameters: int) -> dict[str, int]:
     """Return the bytes that so many weights take, by dtype."""
-    return {dtype: size * parameters for dtype, size in WEIGHT_BYTES.items()}
+    return {dtype: BYTES[dtype] * parameters for dtype in WEIGHT_DTYPES}
 
 
 def closed_form(model: ModelConfig) -> str:

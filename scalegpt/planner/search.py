@@ -10,12 +10,13 @@ this order: nothing offloaded, less recompute, the layout that the preset names,
 one before.
 
 All of it is never predicted. Heavier recompute is never faster at the same micro batch, memory grows with the micro batch
-(but see :meth:`_Search._largest_that_fits`), and no more than the fastest is asked for. So the search takes what would be
-fastest if memory were endless, finds its fastest micro batch that fits, and tries heavier recompute only where that was not
-the fastest of all. ``tests/planner/test_search.py`` holds it to brute force over the whole space.
+(but see :mod:`scalegpt.planner.bracket`), and no more than the fastest is asked for. A queue holds lines of micro batches by
+the least time that each can still take: that of the fastest one which is not known to exceed the card. The first is looked
+at once more, which rules out some of its micro batches, or settles it; heavier recompute joins when a line cannot have the
+micro batch that it was hoped to. So memory is found out only where it may decide. ``tests/planner/test_search.py`` holds all
+this to brute force over the whole space.
 """
 
-import bisect
 import heapq
 import itertools
 import math
@@ -28,12 +29,12 @@ from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelCon
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors, sequences_per_rank
+from scalegpt.planner.bracket import Bracket
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.deepspeed_settings import fixes_batch
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.space import Setting, Space
-from scalegpt.planner.states import rank_states
+from scalegpt.planner.space import Line, Setting, Space
 
 MARGIN = MachineConfig().margin
 """Share of a card's memory that a chosen plan leaves free: what lies outside the step's tensors is known less exactly."""
@@ -47,7 +48,13 @@ Key = tuple[int, Simplicity, float]
 
 
 def time_class(seconds: float) -> int:
-    """The class of times that count as equal."""
+    """The class of times that count as equal.
+
+    More memory, more cards or a faster card never raise the least time of all plans that fit. The chosen plan is in the class
+    of that least time, so that its class never rises either: its time may, by less than :data:`TIE`, where something simpler
+    has come to fit or to tie. That does not add up, through however many improvements. Only to take the fastest always, by
+    however little, would rule it out: what was the fastest and alone must stay chosen when something simpler joins it.
+    """
     return math.floor(math.log(seconds) / math.log1p(TIE))
 
 
@@ -116,14 +123,14 @@ def choose(question: Question) -> Found:
     Raises:
         InputError: the tokens of a step cannot be divided among the ranks, or what is fixed does not go together.
     """
-    question = _with_tokens(question)
+    question = with_tokens(question)
     whole = _Search(question, layouts(question))
     found = whole.run()
     found = _on_fewer_cards(question, found) if question.fewer else found
     return found if found.best is not None else Found(None, whole.closest())
 
 
-def _with_tokens(question: Question) -> Question:
+def with_tokens(question: Question) -> Question:
     """The question with the tokens of its step written down: they stay, however many cards are used."""
     run = question.run
     if run.train.tokens_per_step is not None:
@@ -134,7 +141,7 @@ def _with_tokens(question: Question) -> Question:
 
 def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
     """The fastest plan that fits and is laid out so."""
-    search = _Search(_with_tokens(question), (layout,))
+    search = _Search(with_tokens(question), (layout,))
     found = search.run()
     return found if found.best is not None else Found(None, search.closest())
 
@@ -193,13 +200,12 @@ def _makes_sense_alone(layout: ParallelConfig, open_: frozenset[str]) -> bool:
 # --- the search over one number of ranks -----------------------------------------------------------------------------
 
 
-@dataclass(order=True)
+@dataclass(order=True, slots=True)
 class _Entry:
-    """A setting in the queue: with the least that its key can be, or with the micro batch that it gets and its key then."""
+    """A line in the queue: with the least that its key can be, or with the micro batch that it gets and its key then."""
 
     key: Key
-    order: int
-    setting: Setting = field(compare=False)
+    bracket: Bracket = field(compare=False)
     micro: int | None = field(compare=False, default=None)
 
 
@@ -220,18 +226,28 @@ class _Search:
         self.estimator = Estimator(machine, question.calibration)
         self.rates, self.limit = self.estimator.rates(run), question.limit
         self.space = Space.of(run, machine.ranks, self.estimator.kernel(run), self.estimator.compiles(run))
+        kinds = {layout.backend: layout for layout in over}
+        self.overheads = {
+            kind: self.estimator.overheads(replace(run, parallel=layout), machine.ranks)
+            for kind, layout in kinds.items()
+        }
         self.micro_batches = self._micro_batches()
-        self.sizes: dict[ParallelConfig, tuple[int, ...]] = {}
         self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
         self.queue: list[_Entry] = []
-        self.order = itertools.count()
         losses = LOSSES if "loss" in open_ else (run.train.loss,)
-        settings = [Setting(*each) for each in itertools.product(over, self.recomputes[:1], losses)]
-        self.settings = [each for each in settings if self._sizes(each)]
-        if not self.settings:
-            self.space.prediction(settings[0], self.micro_batches[0])  # says what its DeepSpeed file forbids
-        for each in self.settings:
+        self.made_heavier: set[Setting] = set()
+        self.opened: list[Bracket] = []
+        for layout in over:
+            sizes = self._sizes(Setting(layout, self.recomputes[0], losses[0]))
+            settings = (Setting(layout, self.recomputes[0], loss) for loss in losses)
+            self.opened += [self._bracket(self.space.line(each), sizes) for each in settings if sizes]
+        if not self.opened:  # let it say what its DeepSpeed file forbids
+            self.space.line(Setting(over[0], self.recomputes[0], losses[0])).prediction(self.micro_batches[0])
+        for each in self.opened:
             self._push(each)
+
+    def _bracket(self, line: Line, sizes: tuple[int, ...]) -> Bracket:
+        return Bracket(line, sizes, self.overheads[line.setting.layout.backend], self.limit)
 
     def _micro_batches(self) -> tuple[int, ...]:
         run, per_rank = self.question.run, self.space.per_rank
@@ -247,18 +263,9 @@ class _Search:
 
     def _sizes(self, setting: Setting) -> tuple[int, ...]:
         """The micro batches to choose among: all, unless the run's own DeepSpeed file says which."""
-        layout = setting.layout
-        if layout not in self.sizes:
-            free = layout.ds_config is None or not fixes_batch(layout)
-            allowed = (size for size in self.micro_batches if free or self._is_allowed(setting, size))
-            self.sizes[layout] = tuple(allowed)
-        return self.sizes[layout]
-
-    def _is_allowed(self, setting: Setting, micro: int) -> bool:
-        try:
-            return bool(self.space.prediction(setting, micro))
-        except InputError:
-            return False
+        if setting.layout.ds_config is None or not fixes_batch(setting.layout):
+            return self.micro_batches
+        return tuple(size for size in self.micro_batches if _is_allowed(self.space.line(setting), size))
 
     def run(self, limit: float = math.inf) -> Found:
         """The best plan whose class of time is below the limit."""
@@ -267,107 +274,83 @@ class _Search:
             if entry.key[0] >= limit:
                 return Found(None)
             if entry.micro is not None:
-                return Found(self._plan(entry.setting, entry.micro))
-            micro = self._fastest_that_fits(entry.setting)
-            if micro is not None:
-                self._push(entry.setting, micro)
-            if micro != self._fastest(entry.setting):
-                heavier = self.recomputes.index(entry.setting.recompute) + 1
-                if heavier < len(self.recomputes):
-                    self._push(entry.setting._replace(recompute=self.recomputes[heavier]))
+                return Found(self._plan(entry.bracket.line, entry.micro))
+            self._look(entry.bracket)
         return Found(None)
 
     def closest(self) -> Plan:
         """The plan that lacks least: the smallest micro batch, with all recomputed that may be."""
-        lightest = [each._replace(recompute=self.recomputes[-1]) for each in self.settings]
-        plans = (self._plan(each, self._sizes(each)[0]) for each in lightest)
+        plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
         return min(plans, key=lambda plan: (not plan.fits_host, plan.total_bytes))
 
-    def _push(self, setting: Setting, micro: int | None = None) -> None:
-        seconds = self._seconds(setting, micro or self._fastest(setting))
+    def _with(self, each: Bracket, recompute: str) -> Line:
+        return self.space.line(each.line.setting._replace(recompute=recompute))
+
+    def _push(self, each: Bracket, micro: int | None = None) -> None:
+        line, setting = each.line, each.line.setting
+        seconds = line.step(micro or self._fastest(each)).seconds(self.rates)
         simple = simplicity(setting.layout, setting.recompute, setting.loss, self.question.run)
-        heapq.heappush(self.queue, _Entry((time_class(seconds), simple, seconds), next(self.order), setting, micro))
+        heapq.heappush(self.queue, _Entry((time_class(seconds), simple, seconds), each, micro))
 
-    def _fastest(self, setting: Setting, most: float = math.inf) -> int:
-        """The fastest micro batch up to one: the largest, unless its tokens fill the chunks of the loss badly."""
-        sizes = [size for size in self._sizes(setting) if size <= most]
-        if setting.loss == "full":
-            return sizes[-1]
-        chunks = self._chunks(sizes[-1])
-        rivals = [size for size in sizes if self._chunks(size) < chunks]
-        return min((sizes[-1], *rivals), key=lambda size: self._seconds(setting, size)) if rivals else sizes[-1]
+    # --- the micro batches of a line -----------------------------------------------------------------------------------
 
-    def _chunks(self, micro: int) -> int:
-        """Chunks of the loss in a step."""
-        run = self.question.run
-        return self.space.per_rank // micro * -(-micro * run.model.block_size // run.train.loss_chunk)
+    def _fastest(self, each: Bracket) -> int:
+        """The fastest micro batch that may still fit."""
+        return self._by_speed(each)[0]
 
-    def _fastest_that_fits(self, setting: Setting) -> int | None:
-        """The fastest micro batch that fits; None: not even one sequence does."""
-        largest = self._largest_that_fits(setting)
-        return None if largest is None else self._fastest(setting, largest)
+    def _by_speed(self, each: Bracket) -> list[int]:
+        """The largest micro batch that may still fit and those that may be faster; the fastest first.
 
-    def _largest_that_fits(self, setting: Setting) -> int | None:
-        """The largest micro batch that fits; None: not even one sequence does.
-
-        Memory grows with the micro batch, and about evenly, which tells where to look. But with a single micro step no
-        gradients wait, and with two FSDP2 has none in which whole gradients wait and none is reduced, so that either may take
-        less than a smaller micro batch.
+        Faster than the largest are only those with which the tokens fill the chunks of the loss better.
         """
-        sizes, least = self._sizes(setting), self._least_bytes(setting.layout)
-        if least > self.limit:
-            return None
-        if not self._fits_host(setting, sizes[0]):
-            return None
-        high = len(sizes)
-        below, above = (0, least), (0, least)  # what a micro batch takes that fits, and one that does not
-        apart = 3 if setting.layout.backend == "fsdp" and setting.layout.stage != 3 else 2
-        while high and (high == len(sizes) or self.space.per_rank // sizes[high - 1] < apart):
-            high -= 1
-            above = sizes[high], self._total(setting, sizes[high])
-            if above[1] <= self.limit:
-                return sizes[high]
-        low = 0
-        while low < high:
-            place = self._between(sizes, below, above, low, high)
-            total = self._total(setting, sizes[place])
-            if total <= self.limit:
-                low, below = place + 1, (sizes[place], total)
-            else:
-                high, above = place, (sizes[place], total)
-        return sizes[low - 1] if low else None
+        line, largest = each.line, each.largest
+        rivals = self.space.fewer_chunks(each.sizes, each.high) if line.setting.loss == "chunked" else ()
+        if not rivals:
+            return [largest]
+        return sorted((largest, *rivals), key=lambda size: line.step(size).seconds(self.rates))
 
-    def _between(
-        self, sizes: tuple[int, ...], below: tuple[int, float], above: tuple[int, float], low: int, high: int
-    ) -> int:
-        """The place in [low, high) of the micro batch that fills the card if memory grows evenly between two of them."""
-        slope = (above[1] - below[1]) / max(1, above[0] - below[0])
-        guess = below[0] + (self.limit - below[1]) / slope if slope > 0 else sizes[high - 1]
-        return min(high - 1, max(low, bisect.bisect_right(sizes, guess) - 1))
+    def _look(self, each: Bracket) -> None:
+        """Find out about one more micro batch of a line, and put the line back where it belongs now."""
+        hoped = self._fastest(each)
+        if each.bounded:
+            each.probe()
+        elif self._fits_host(each):
+            each.bound()
+        else:
+            each.close()
+        now = None
+        if each.low < each.high:
+            now = self._fastest(each)
+            self._push(each)
+        elif each.high:
+            now = next(filter(each.fits, self._by_speed(each)))
+            self._push(each, now)
+        if now != hoped and each.line.setting not in self.made_heavier:
+            self._push_heavier(each)
 
-    def _least_bytes(self, layout: ParallelConfig) -> float:
-        """Bytes that any plan with this layout holds at least: weights and optimizer state, unless they are offloaded."""
-        if layout.offload != "none":
-            return 0.0
-        states = rank_states(replace(self.question.run, parallel=layout), self.question.machine.ranks)
-        return states["weights"] + states["optimizer"]
+    def _push_heavier(self, each: Bracket) -> None:
+        """Put the line with more recompute beside this one, which is not as fast as it could be."""
+        self.made_heavier.add(each.line.setting)
+        heavier = self.recomputes.index(each.line.setting.recompute) + 1
+        if heavier < len(self.recomputes):
+            self._push(self._bracket(self._with(each, self.recomputes[heavier]), each.sizes))
 
-    def _total(self, setting: Setting, micro: int) -> int:
-        overheads = self.estimator.overheads(replace(self.question.run, parallel=setting.layout), self.space.ranks)
-        return overheads.total_bytes(self.space.prediction(setting, micro).peak_bytes)
-
-    def _fits_host(self, setting: Setting, micro: int) -> bool:
+    def _fits_host(self, each: Bracket) -> bool:
         """Whether what is offloaded has room, whatever the micro batch."""
         known = self.question.machine.host_bytes is not None
-        return not known or setting.layout.offload == "none" or self._plan(setting, micro).fits_host
+        layout = each.line.setting.layout
+        return not known or layout.offload == "none" or self._plan(each.line, each.sizes[0]).fits_host
 
-    def _plan(self, setting: Setting, micro: int) -> Plan:
-        space = self.space
-        prediction = space.prediction(setting, micro)
-        return self.estimator.plan(space.candidate(setting, micro), space.batch(micro), prediction)
+    def _plan(self, line: Line, micro: int) -> Plan:
+        space, prediction = self.space, line.prediction(micro)
+        return self.estimator.plan(space.candidate(line.setting, micro), space.batch(micro), prediction)
 
-    def _seconds(self, setting: Setting, micro: int) -> float:
-        return self.space.step(setting, micro).time(self.rates).seconds
+
+def _is_allowed(line: Line, micro: int) -> bool:
+    try:
+        return bool(line.prediction(micro))
+    except InputError:
+        return False
 
 
 # --- fewer cards -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from scalegpt.config import RunConfig
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of one number, by dtype."""
 
 ACTIVATIONS, TEMPORARIES, COPIES = "activations", "temporaries", "weight copies"
 

@@ -108,7 +108,7 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool) -> W
             MATMULS: backward,
             ATTENTION: attend_back,
             ELEMENTWISE: Load(bytes=move_back * layers, kernels=kernels_back * layers),
-            RECOMPUTE: _recompute(run, forward, attend, Load(bytes=move * layers, kernels=kernels * layers)),
+            RECOMPUTE: _recompute(run, kernel, forward, attend, Load(bytes=move * layers, kernels=kernels * layers)),
             WEIGHTS: _weights(run, parameters, shards),
         },
         update={OPTIMIZER: _update(run, parameters / shards)},
@@ -177,13 +177,14 @@ def _loss(run: RunConfig, s: Sizes) -> Load:
     )
 
 
-def _recompute(run: RunConfig, matmuls: Load, attention: Load, moved: Load) -> Load:
-    """What the backward pass computes again."""
+def _recompute(run: RunConfig, kernel: str, matmuls: Load, attention: Load, moved: Load) -> Load:
+    """What the backward pass computes again; "selective" attention too, with dropout or where many kernels compute it."""
     if run.train.recompute == "none":
         return Load()
     if run.train.recompute == "selective":
-        again = attention if run.model.dropout else Load()
-        return Load(flops=again.flops, attention=again.attention, bytes=moved.bytes, kernels=moved.kernels)
+        again = attention if run.model.dropout or kernel == "math" else Load()
+        scores = again.bytes if kernel == "math" else 0.0
+        return Load(flops=again.flops, attention=again.attention, bytes=moved.bytes + scores, kernels=moved.kernels)
     return Load(
         flops=matmuls.flops * 2 / 3 + attention.flops,
         attention=attention.attention,

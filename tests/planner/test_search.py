@@ -40,6 +40,7 @@ from scalegpt.planner.search import (
     simplicity,
     time_class,
 )
+from scalegpt.planner.space import Setting, Space
 from scalegpt.planner.states import rank_states
 
 CASES = int(os.environ.get("SCALEGPT_SEARCH_CASES", "200"))
@@ -190,8 +191,8 @@ def test_offload_is_chosen_where_it_is_faster_though_all_would_fit() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_heavier_recompute_is_never_faster_and_states_never_weigh_more_than_a_plan(seed: int) -> None:
-    """Both of which the search relies on."""
+def test_heavier_recompute_is_never_faster_and_a_plan_holds_what_it_must(seed: int) -> None:
+    """All of which the search relies on."""
     draw = random.Random(seed)
     machine = draw_machine(draw, gpus=draw.choice([1, 2, 8]), nodes=draw.choice([1, 2]))
     run = draw_run(draw, precisions=("fp16", "fp32"))
@@ -203,6 +204,14 @@ def test_heavier_recompute_is_never_faster_and_states_never_weigh_more_than_a_pl
         assert times == sorted(times)
         if each.run.parallel.offload == "none":
             assert sum(rank_states(each.run, each.batch.ranks).values()) <= each.plan().total_bytes
+        assert least_bytes(each) <= each.plan().peak_bytes
+
+
+def least_bytes(each: Candidate) -> int:
+    """What the search takes a plan to hold at least, before it predicts one."""
+    train = each.run.train
+    space = Space.of(each.run, each.batch.ranks, each.estimator.kernel(each.run), each.estimator.compiles(each.run))
+    return space.line(Setting(each.run.parallel, train.recompute, train.loss)).least_bytes(each.batch.micro_batch)
 
 
 # --- nothing better makes a plan slower ------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""What is sent in a step: the volumes that the ZeRO paper counts, and when it happens."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import resolve
+from scalegpt.planner.communication import EXPOSED, collectives, sent_bytes
+from scalegpt.planner.parameters import count_parameters
+
+L, H, V, T = 24, 256, 512, 64
+"""All rows are multiples of 64, so that nothing is padded; 64 ranks divide every tensor."""
+
+RANKS = (2, 4, 8, 64)
+
+
+def made(backend: str, stage: int, **flags: Any) -> RunConfig:
+    """A run in fp32, where weights and gradients are four bytes a parameter."""
+    shape = {"n_layer": L, "n_embd": H, "n_head": 4, "vocab_size": V, "block_size": T}
+    return resolve(flags={**shape, "precision": "fp32", "backend": backend, "zero_stage": stage, **flags})
+
+
+PARAMETERS = V * H + T * H + L * (12 * H**2 + 2 * H) + H
+ROOT = V * H + T * H + H
+"""Parameters outside the blocks, which FSDP2 gathers once for both passes."""
+
+
+def models_sent(run: RunConfig, ranks: int, grad_accum: int = 1) -> float:
+    """What a rank sends, in models, if a ring sent all of a tensor rather than (W - 1) / W of it."""
+    return sent_bytes(run, ranks=ranks, grad_accum=grad_accum) / (4 * PARAMETERS) * ranks / (ranks - 1)
+
+
+def test_the_model_is_as_large_as_reckoned() -> None:
+    assert count_parameters(made("fsdp", 2).model).total == PARAMETERS
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_step_sends_the_model_twice_and_at_stage_3_three_times(ranks: int) -> None:
+    """Rajbhandari et al. 2020, arXiv 1910.02054, section 7: 2Ψ with parameters whole, 3Ψ with them cut."""
+    assert models_sent(made("fsdp", 0), ranks) == pytest.approx(2)
+    assert models_sent(made("fsdp", 2), ranks) == pytest.approx(2)
+    assert models_sent(made("fsdp", 3), ranks) == pytest.approx(3 - ROOT / PARAMETERS)
+    assert models_sent(made("deepspeed", 0), ranks) == pytest.approx(2)
+    assert models_sent(made("deepspeed", 3), ranks) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_deepspeed_reduces_gradients_for_everyone_where_the_paper_scatters_them(ranks: int) -> None:
+    """So that its stages 1 and 2 send Ψ more than the paper's 2Ψ."""
+    for stage in (1, 2):
+        assert models_sent(made("deepspeed", stage), ranks) == pytest.approx(3)
+
+
+def test_one_rank_sends_nothing() -> None:
+    for run in (made("fsdp", 0), made("fsdp", 3), made("deepspeed", 2), made("plain", 0)):
+        assert collectives(run, 1) == ()
+        assert sent_bytes(run, ranks=1, grad_accum=5) == 0
+
+
+def test_more_ranks_send_more_each_but_never_twice_as_much_as_two() -> None:
+    for run in (made("fsdp", 0), made("fsdp", 2), made("fsdp", 3), made("deepspeed", 1), made("deepspeed", 3)):
+        sent = [sent_bytes(run, ranks=ranks, grad_accum=1) for ranks in RANKS]
+        assert all(fewer < more for fewer, more in pairwise(sent))
+        assert sent[-1] < 2 * sent[0]
+
+
+@pytest.mark.parametrize(
+    ("backend", "stage", "again"),
+    [
+        ("fsdp", 0, 0), ("fsdp", 2, 0), ("fsdp", 3, 3 - ROOT / PARAMETERS),
+        ("deepspeed", 0, 0), ("deepspeed", 1, 0), ("deepspeed", 2, 2), ("deepspeed", 3, 3),
+    ],
+)  # fmt: skip
+def test_what_another_micro_step_sends(backend: str, stage: int, again: float) -> None:
+    run = made(backend, stage)
+    for grad_accum in (1, 2, 7):
+        more = models_sent(run, 8, grad_accum + 1) - models_sent(run, 8, grad_accum)
+        assert more == pytest.approx(again, abs=1e-9)
+
+
+def test_half_precision_halves_the_weights_and_leaves_gradients_fp32() -> None:
+    for backend, stage in (("fsdp", 3), ("deepspeed", 3), ("deepspeed", 2)):
+        full, half = (
+            {each.kind: each.size for each in collectives(made(backend, stage, precision=precision), 8)}
+            for precision in ("fp32", "bf16")
+        )
+        assert half["all_gather"] * 2 == full["all_gather"]
+        assert {kind: size for kind, size in half.items() if kind != "all_gather"} == {
+            kind: size for kind, size in full.items() if kind != "all_gather"
+        }
+
+
+def test_rows_that_ranks_do_not_divide_are_padded() -> None:
+    """FSDP2 gives each rank ⌈rows / W⌉ rows, DeepSpeed ⌈elements / W⌉ elements."""
+    for backend in ("fsdp", "deepspeed"):
+        gathered = next(each for each in collectives(made(backend, 3), 7) if each.kind == "all_gather")
+        assert PARAMETERS < gathered.size / 4 < 1.05 * PARAMETERS
+        assert gathered.size % (4 * 7) == 0
+
+
+def test_deepspeed_hides_no_gathering_after_the_update() -> None:
+    for stage in (1, 2):
+        (gather,) = (each for each in collectives(made("deepspeed", stage), 8) if each.kind == "all_gather")
+        assert gather.behind == EXPOSED
+    behind = {each.behind for backend in ("fsdp", "deepspeed") for each in collectives(made(backend, 3), 8)}
+    assert EXPOSED not in behind
+
+
+def test_stage_1_reduces_behind_the_backward_pass_unless_in_bf16_on_the_card() -> None:
+    def reduced_behind(**flags: Any) -> str:
+        run = made("deepspeed", 1, **flags)
+        return next(each.behind for each in collectives(run, 8) if each.kind == "all_reduce")
+
+    assert reduced_behind(precision="bf16") == EXPOSED
+    assert reduced_behind(precision="fp16") == reduced_behind(precision="bf16", offload="optimizer") != EXPOSED

@@ -1,0 +1,130 @@
+"""What a card reaches of its data sheet, and how fast a ring over several of them is."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from scalegpt.planner.detect import cpu_card
+from scalegpt.planner.gpus import GB, Card, catalogue, find_card
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.overheads import Figure
+from scalegpt.planner.rates import FITTED, NETWORK, SHARES, THROUGH_HOST, Rates, Shares, network_gbit
+
+A100 = find_card("a100-80gb")
+
+
+def rates(card: Card = A100, precision: str = "bf16", shares: Shares | None = None, **machine: Any) -> Rates:
+    counts = {name: machine.pop(name) for name in ("gpus", "nodes") if name in machine}
+    return Rates.of(card, replace(Machine.with_card(card, **counts), **machine), precision, shares)
+
+
+def all_of_it(link: float = 1.0) -> Shares:
+    """Shares by which a card reaches what its data sheet says."""
+    one = Figure(1.0, "")
+    return Shares(one, one, memory=one, link=Figure(link, ""), overlap=one, interference=Figure(0.0, ""))
+
+
+# --- one card --------------------------------------------------------------------------------------------------------
+
+
+def test_an_a100_with_nothing_lost_is_its_data_sheet() -> None:
+    """NVIDIA's: 312 TFLOP/s dense in bf16, 2039 GB/s."""
+    full = rates(shares=all_of_it())
+    assert full.matmul == full.attention == full.peak == 312e12
+    assert full.memory == 2039e9
+
+
+@pytest.mark.parametrize("card", catalogue(), ids=lambda card: card.name)
+def test_every_card_reaches_part_of_its_figures_and_attention_less_than_matmuls(card: Card) -> None:
+    got = rates(card, "fp16")
+    assert 0 < got.attention < got.matmul < got.peak == card.tflops * 1e12
+    assert 0 < got.memory < card.gbps * 1e9
+    assert card.capability in SHARES
+
+
+def test_fp32_has_a_share_of_the_peak() -> None:
+    """A100: 19.5 TFLOP/s without TF32, V100: 15.7, RTX 3090: 35.6; whitepapers of the three."""
+    for name, tflops in (("a100-40gb", 19.5), ("v100-32gb", 15.7)):
+        assert rates(find_card(name), "fp32").peak == pytest.approx(tflops * 1e12, rel=0.01)
+    assert rates(find_card("rtx3090"), "fp32").peak <= 35.6e12
+    assert rates(find_card("rtx3090"), "fp32").peak < rates(find_card("rtx3090"), "bf16").peak
+
+
+def test_a_faster_card_is_never_slower_in_anything() -> None:
+    for name in ("tflops", "gbps", "host_gbps", "link_gbps"):
+        faster = replace(A100, **{name: 2 * getattr(A100, name)})
+        for precision in ("bf16", "fp32"):
+            before, after = rates(precision=precision, gpus=8), rates(faster, precision, gpus=8)
+            for field in fields(Rates):
+                assert getattr(after, field.name) >= getattr(before, field.name), (name, field.name)
+            assert before != after
+
+
+def test_a_capability_that_nobody_has_seen_counts_as_the_a100s() -> None:
+    assert rates(replace(A100, capability="13.7")).matmul == rates().matmul
+
+
+def test_a_card_made_slower_computes_and_moves_less_and_keeps_its_links() -> None:
+    half = rates(gpus=8).scaled(0.5)
+    whole = rates(gpus=8)
+    assert (half.matmul, half.attention, half.memory) == (whole.matmul / 2, whole.attention / 2, whole.memory / 2)
+    assert (half.link, half.host_link, half.peak) == (whole.link, whole.host_link, whole.peak)
+
+
+def test_a_processor_hides_nothing_and_updates_where_it_computes() -> None:
+    card = cpu_card(4, 16 * GB)
+    got = rates(card, "fp32", is_gpu=False)
+    assert got.overlap == 0
+    assert got.host_update == got.memory
+    assert got.peak == card.tflops * 1e12  # of a processor, that of fp32
+
+
+def test_fitted_figures_say_so_and_the_others_are_marked() -> None:
+    figures = {figure for shares in SHARES.values() for figure in (shares.matmul, shares.attention, shares.memory)}
+    assert all(figure.source == FITTED or figure.source.startswith("~") for figure in figures)
+    assert all(0 < figure.value < 1 for figure in figures)
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_card_sends_nothing() -> None:
+    assert rates().link == 0
+
+
+def test_a_rank_sends_at_half_of_what_its_link_carries_both_ways() -> None:
+    """NVLink of the A100: 600 GB/s both directions together."""
+    assert rates(gpus=8, shares=all_of_it()).link == 300e9
+    assert rates(gpus=8, shares=all_of_it(0.8)).link == pytest.approx(240e9)
+
+
+def test_cards_that_cannot_reach_each_other_send_through_the_host() -> None:
+    card = find_card("4090")
+    link = Machine.with_card(card, gpus=2).link
+    assert link is not None
+    assert not link.peer
+    direct = rates(card, gpus=2, link=replace(link, peer=True), shares=all_of_it()).link
+    assert rates(card, gpus=2, shares=all_of_it()).link == pytest.approx(direct * THROUGH_HOST.value)
+
+
+def test_a_bridge_joins_two_cards_and_more_use_pcie() -> None:
+    card = find_card("rtx a6000")
+    assert card.link_cards == 2
+    assert rates(card, gpus=4).link < rates(card, gpus=2).link
+    assert rates(card, gpus=4).link <= card.host_gbps * 1e9 / 2
+
+
+def test_a_ring_over_machines_is_as_fast_as_its_narrowest_part() -> None:
+    """Each machine's whole network carries what one rank sends: a ring enters and leaves it once."""
+    for gbit in (10, 100, 1600, 9600):
+        got = rates(gpus=8, nodes=4, network_gbps=gbit, shares=all_of_it()).link
+        assert got == min(300e9, gbit / 8 * 1e9)
+    assert rates(gpus=1, nodes=4, network_gbps=9600, shares=all_of_it()).link == 1200e9  # nothing to pass inside
+    assert rates(gpus=8, nodes=4).message > rates(gpus=8).message
+
+
+def test_a_network_that_nobody_names_grows_with_the_cards() -> None:
+    one, eight = (network_gbit(A100, Machine.with_card(A100, gpus=gpus, nodes=2)) for gpus in (1, 8))
+    assert eight == 8 * one == 8 * NETWORK["nvlink"].value
+    assert network_gbit(A100, replace(Machine.with_card(A100, gpus=8, nodes=2), network_gbps=7)) == 7

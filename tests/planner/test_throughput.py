@@ -1,0 +1,194 @@
+"""The time of a step holds to arithmetic that can be done by hand, and to what physics allows."""
+
+import random
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from plans import draw_machine, draw_run, space
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import resolve
+from scalegpt.planner.communication import sent_bytes
+from scalegpt.planner.gpus import find_card
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import Estimator
+from scalegpt.planner.rates import Rates
+from scalegpt.planner.throughput import COMMUNICATION, HOST, LAUNCHES, Counted, StepTime, step_time
+from scalegpt.planner.work import ADAMW_BYTES, count_work
+
+INSTANT = Rates(
+    matmul=1e30, attention=1e30, memory=1e30, kernel=0.0, link=1e30, message=0.0, overlap=0.0, interference=0.0,
+    host_link=1e30, host_update=1e30, peak=1e30,
+)  # fmt: skip
+"""A card that needs no time for anything. Python still needs its own."""
+
+L, H, T, V = 12, 512, 256, 1024
+
+
+def made(**flags: Any) -> RunConfig:
+    shape = {"n_layer": L, "n_embd": H, "n_head": 8, "block_size": T, "vocab_size": V, "micro_batch": 16}
+    return resolve(flags={**shape, "precision": "fp32", "loss": "full", **flags})
+
+
+def fsdp(stage: int = 2, **flags: Any) -> RunConfig:
+    return made(backend="fsdp", zero_stage=stage, **flags)
+
+
+def time(run: RunConfig, ranks: int = 1, grad_accum: int = 1, **rates: float) -> StepTime:
+    return step_time(run, replace(INSTANT, **rates), ranks=ranks, grad_accum=grad_accum)
+
+
+@cache
+def random_steps(count: int = 48) -> list[tuple[Counted, Rates]]:
+    """Steps of the whole space, and the rates of the cards that they run on."""
+    drawn = []
+    for seed in range(4):
+        draw = random.Random(seed)
+        machine = draw_machine(draw, gpus=draw.choice([1, 2, 8]), nodes=draw.choice([1, 2]))
+        run = draw_run(draw, precisions=("fp16", "fp32"))
+        tokens = 12 * machine.ranks * run.model.block_size
+        run = replace(run, train=run.train.changed(tokens_per_step=tokens))
+        for each in draw.sample(space(run, machine), count // 4):
+            counted = Counted.of(
+                each.run, ranks=each.batch.ranks, grad_accum=each.batch.grad_accum,
+                kernel=each.estimator.kernel(each.run), compiled=each.estimator.compiles(each.run),
+            )  # fmt: skip
+            drawn.append((counted, each.estimator.rates(each.run)))
+    return drawn
+
+
+# --- the sum ---------------------------------------------------------------------------------------------------------
+
+
+def test_parts_add_up_and_the_whole_is_the_same_without_them() -> None:
+    for counted, rates in random_steps():
+        given = counted.time(rates)
+        assert min(given.parts.values()) > 0
+        assert sum(given.parts.values()) == pytest.approx(given.seconds, rel=1e-12)
+        assert counted.whole().seconds(rates) == pytest.approx(given.seconds, rel=1e-12)
+
+
+def test_a_card_and_a_host_twice_as_fast_in_all_take_half_as_long() -> None:
+    for counted, rates in random_steps():
+        twice = replace(
+            rates, matmul=2 * rates.matmul, attention=2 * rates.attention, memory=2 * rates.memory, link=2 * rates.link,
+            kernel=rates.kernel / 2, message=rates.message / 2, host_link=2 * rates.host_link,
+            host_update=2 * rates.host_update,
+        )  # fmt: skip
+        whole = replace(counted.whole(), dispatch=counted.dispatch / 2)
+        assert whole.seconds(twice) == pytest.approx(counted.time(rates).seconds / 2, rel=1e-12)
+
+
+# --- one card --------------------------------------------------------------------------------------------------------
+
+
+def test_matmuls_take_their_operations_over_the_rate() -> None:
+    """Slow enough at matmuls alone, a step takes 6 operations for each weight that multiplies and each token."""
+    operations = 6 * (12 * L * H**2 + V * H) * 16 * T
+    assert time(made(), matmul=1e9).seconds == pytest.approx(operations / 1e9, rel=1e-6)
+    assert time(made(), matmul=1e9, grad_accum=5).seconds == pytest.approx(5 * operations / 1e9, rel=1e-6)
+
+
+def test_attention_takes_its_operations_over_its_own_rate() -> None:
+    operations = 7 * 16 * T * T * H * L  # 2 forward and 5 backward for each pair, of which half are masked
+    assert time(made(), attention=1e8).seconds == pytest.approx(operations / 1e8, rel=1e-6)
+
+
+def test_the_update_waits_for_memory() -> None:
+    run = made()
+    moved = sum(load.bytes for load in count_work(run, shards=1, kernel="flash", compiled=True).update.values())
+    step, update = time(run, memory=1e9), moved / 1e9
+    assert step.parts["optimizer"] == pytest.approx(update)
+    assert step.seconds > 2 * update
+
+
+def test_each_micro_step_takes_as_long_and_the_update_comes_once() -> None:
+    rates = Estimator(Machine.with_card(find_card("4090"))).rates(made(precision="bf16"))
+    run = made(precision="bf16")
+    times = [step_time(run, rates, ranks=1, grad_accum=count).seconds for count in (1, 2, 3, 10)]
+    assert times[1] - times[0] == pytest.approx(times[2] - times[1])
+    assert times[3] - times[2] == pytest.approx(7 * (times[2] - times[1]))
+    assert 2 * times[0] > times[1]
+
+
+def test_a_pass_is_never_shorter_than_python_needs() -> None:
+    waiting = time(made())  # the card itself needs no time
+    assert waiting.parts[LAUNCHES] == pytest.approx(waiting.seconds)
+    eager = step_time(made(), INSTANT, ranks=1, grad_accum=1, compiled=False)
+    assert eager.seconds > 2 * waiting.seconds
+    busy = time(made(), matmul=1e9)
+    assert busy.parts.get(LAUNCHES, 0.0) < 0.001 * busy.seconds
+
+
+# --- several cards ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_sending_costs_its_bytes_over_the_link_where_nothing_hides_it(stage: int) -> None:
+    run = fsdp(stage)
+    for grad_accum in (1, 4):
+        alone = time(run, 8, grad_accum, matmul=1e9).seconds
+        sending = time(run, 8, grad_accum, matmul=1e9, link=1e6).seconds - alone
+        assert sending == pytest.approx(sent_bytes(run, ranks=8, grad_accum=grad_accum) / 1e6, rel=1e-6)
+
+
+def test_sending_costs_nothing_where_it_is_short_and_all_of_it_hides() -> None:
+    run = fsdp(3)
+    alone = time(run, 8, 2, matmul=1e9).seconds
+    hidden = time(run, 8, 2, matmul=1e9, link=1e10, overlap=1.0).seconds
+    assert hidden == pytest.approx(alone, rel=1e-9)
+
+
+def test_what_hides_is_felt_by_its_interference() -> None:
+    run = fsdp(3)
+    sending = sent_bytes(run, ranks=8, grad_accum=2) / 1e10
+    felt = time(run, 8, 2, matmul=1e9, link=1e10, overlap=1.0, interference=0.25).parts[COMMUNICATION]
+    assert felt == pytest.approx(0.25 * sending)
+
+
+def test_a_step_is_no_shorter_than_its_sending_and_no_longer_than_all_one_after_another() -> None:
+    run = fsdp(3)
+    for link in (1e6, 1e8, 1e9, 1e10, 1e12):
+        alone = time(run, 8, 2, matmul=1e11).seconds
+        sending = sent_bytes(run, ranks=8, grad_accum=2) / link
+        step = time(run, 8, 2, matmul=1e11, link=link, overlap=1.0).seconds
+        assert max(alone, sending) <= step * (1 + 1e-9)
+        assert step <= (alone + sending) * (1 + 1e-9)
+
+
+def test_every_collective_costs_a_message() -> None:
+    run = fsdp(2)  # the root and each block: gathered and reduced once a step
+    assert time(run, 8, 3, message=1.0).parts[COMMUNICATION] == pytest.approx(2 * (L + 1), rel=1e-6)
+
+
+def test_accumulating_spares_stage_2_the_sending_that_stage_3_repeats() -> None:
+    steps = {
+        stage: [time(fsdp(stage), 8, count, link=1e6).parts[COMMUNICATION] for count in (1, 8)] for stage in (2, 3)
+    }
+    assert steps[2][1] == pytest.approx(steps[2][0])
+    assert steps[3][1] == pytest.approx(8 * steps[3][0])
+
+
+# --- offload, and the least ------------------------------------------------------------------------------------------
+
+
+def test_what_is_offloaded_travels_and_is_updated_in_host_memory() -> None:
+    run = made(backend="deepspeed", zero_stage=2, offload="optimizer", precision="bf16")
+    parameters = V * H + T * H + L * (12 * H**2 + 2 * H) + H
+    travels = time(run, 4, host_link=1e6).parts[HOST]
+    assert travels == pytest.approx(parameters / 4 * (4 + 2) / 1e6)  # an fp32 gradient, a bf16 weight
+    assert time(run, 4, host_update=1e6).parts[HOST] == pytest.approx(parameters / 4 * ADAMW_BYTES / 1e6)
+
+
+def test_no_configuration_beats_the_least_that_its_sequences_take() -> None:
+    """By which the search tells how many fewer cards could be faster at all."""
+    for seed in range(4):
+        draw = random.Random(seed)
+        machine = draw_machine(draw, gpus=2, nodes=1)
+        run = draw_run(draw, precisions=("fp16",))
+        run = replace(run, train=run.train.changed(tokens_per_step=8 * run.model.block_size))
+        for each in space(run, machine):
+            least = each.estimator.least_seconds(each.run) * each.batch.sequences / each.batch.ranks
+            assert least <= each.seconds
