@@ -19,11 +19,11 @@ def build_model(run: RunConfig, *, compiled: bool) -> GPT:
 
     Args:
         run: a run whose precision is resolved.
-        compiled: compile each block.
+        compiled: compile each block, and the chunked loss between its matmuls.
     """
     train = run.train
     with torch.device("meta"):
-        model = GPT(run.model, make_loss(train.loss, train.loss_chunk))
+        model = GPT(run.model, make_loss(train.loss, train.loss_chunk, compiled=compiled))
     compute = DTYPES[train.precision]
     model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)
     model.set_attention(train.attention)

@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -135,6 +135,13 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def numbers(self, values: Sequence[float]) -> Tensor:
+        """A few numbers as an fp32 tensor on the device, without waiting for what the device is at."""
+        tensor = torch.tensor(values)
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks, on every rank."""

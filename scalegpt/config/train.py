@@ -7,6 +7,9 @@ from scalegpt.errors import InputError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 RECOMPUTE = ("none", "selective", "full")
+LOSS_ROWS = 512
+"""Rows of a chunk's logits that the chunked loss turns into gradients at once, in fp32, anywhere but on a CPU."""
+
 LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -83,7 +86,7 @@ class TrainConfig(Section):
         "cross entropy over full logits, or over chunks of tokens so that they never exist; auto: the faster that fits",
         choices=LOSSES,
     )
-    loss_chunk: int = setting(512, "tokens per chunk of the chunked loss", minimum=1)
+    loss_chunk: int = setting(1024, "tokens per chunk of the chunked loss", minimum=1)
     attention: str = setting("auto", "backend of scaled_dot_product_attention", choices=ATTENTION)
     compile: str = setting("auto", "torch.compile of each block; auto: on CUDA", choices=("auto", "on", "off"))
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Self
 
 from scalegpt.config import RunConfig
+from scalegpt.config.train import LOSS_ROWS
 from scalegpt.planner import kernels
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.block import BlockLedger
@@ -233,12 +234,13 @@ class Step:
         """Both gradients, and a chunk's logits at a time; the hidden states are not kept."""
         t, s = self.t, self.s
         chunk = min(self.run.train.loss_chunk, s.n)
+        rows = min(LOSS_ROWS, chunk)
         copy = s.compute * self.head if self.copies else 0
         t.take(COPIES, copy)
         t.take(LOSS, s.stream())
         t.take(LOSS, 4 * self.head)
         kv, vh = chunk * s.vocab, self.head
-        t.touch(LOSS, s.compute * kv, 4 * kv, s.compute * kv if s.compute != 4 else 0)
+        t.touch(LOSS, s.compute * kv, 4 * rows * s.vocab if s.compute != 4 else 0)
         t.touch(LOSS, s.compute * kv, s.compute * vh if s.compute != 4 else 0)
         t.give(COPIES, copy)
 

@@ -25,6 +25,7 @@ matmuls and attention (:mod:`scalegpt.model.recompute`).
 from dataclasses import dataclass
 
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.train import LOSS_ROWS
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.sizes import BYTES, Sizes
 
@@ -41,8 +42,9 @@ KERNELS_FORWARD_COMPILED, KERNELS_BACKWARD_COMPILED = 9, 19
 KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
 """Kernels that a block's weights and gradients take: casts, sums and buckets tensor by tensor, or FSDP2's grouped copies."""
 
-KERNELS_OF_CHUNK = 14
-"""Kernels of a chunk of the loss."""
+KERNELS_OF_FULL_LOSS = 14
+KERNELS_OF_CHUNK, KERNELS_OF_ROWS, KERNELS_OF_ROWS_COMPILED = 5, 18, 4
+"""Kernels of the loss: over full logits; of a chunk's matmuls; and of each :data:`LOSS_ROWS` rows between them."""
 
 KERNELS_OF_STEP = 60
 """Kernels of the norm, the clipping and the fused update, which take many tensors each."""
@@ -102,7 +104,7 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool) -> W
             MATMULS: forward,
             ATTENTION: attend,
             ELEMENTWISE: Load(bytes=move * layers, kernels=kernels * layers),
-            LOSS: _loss(run, s),
+            LOSS: _loss(run, s, compiled),
         },
         backward={
             MATMULS: backward,
@@ -155,26 +157,27 @@ def _elementwise(s: Sizes, dropout: bool, compiled: bool) -> tuple[float, float]
     return float(forward) * s.n * s.hidden, float(back) * s.n * s.hidden
 
 
-def _loss(run: RunConfig, s: Sizes) -> Load:
+def _loss(run: RunConfig, s: Sizes, compiled: bool) -> Load:
     """Head and cross entropy with their gradients, which the chunked loss computes at once.
 
-    Bytes a logit: the matmul writes c; chunked, it is read for its maximum (c), exponentiated (c + 4, and 8 in place), summed
-    (4), scaled (8), cast (4 + c) and read by two matmuls (2c). Full: cast to fp32 (c + 4), the log-softmax (8), its gradient
-    (4 and 12), and back (4 + c, 2c). Each chunk adds V·H numbers to the head's fp32 gradient.
+    Bytes a logit: the matmul writes c; chunked, it is read for its maximum (c) and cast to fp32 (c + 4), becomes the softmax
+    in place (8), whose maximum is sought (4), is cast back (4 + c) and read by two matmuls (2c). Compiled, what is between
+    the matmuls reads it twice and writes it once (3c). Full: cast to fp32 (c + 4), the log-softmax (8), its gradient (4 and
+    12), and back (4 + c, 2c). Each chunk adds V·H numbers to the head's fp32 gradient.
     """
     c, logits, head = s.compute, float(s.n) * s.vocab, float(s.vocab) * s.hidden
     flops = 6.0 * logits * s.hidden
     if run.train.loss == "full":
         return Load(
-            flops=flops, bytes=(5 * c + (32 if c != 4 else 24)) * logits + 2 * c * head, kernels=KERNELS_OF_CHUNK
+            flops=flops, bytes=(5 * c + (32 if c != 4 else 24)) * logits + 2 * c * head, kernels=KERNELS_OF_FULL_LOSS
         )
     chunks = -(-s.n // run.train.loss_chunk)
     once = 2 * c + 8 if c != 4 else 8
-    return Load(
-        flops=flops,
-        bytes=(6 * c + (28 if c != 4 else 20)) * logits + once * head * chunks,
-        kernels=KERNELS_OF_CHUNK * chunks,
-    )
+    between = 3 * c if compiled else 3 * c + 20 if c != 4 else 24
+    # Those of a whole chunk for the last one too, which may be smaller: then they only depend on how many there are.
+    kernels = KERNELS_OF_ROWS_COMPILED if compiled else KERNELS_OF_ROWS
+    kernels = KERNELS_OF_CHUNK + kernels * -(-run.train.loss_chunk // LOSS_ROWS)
+    return Load(flops=flops, bytes=(3 * c + between) * logits + once * head * chunks, kernels=float(kernels * chunks))
 
 
 def _recompute(run: RunConfig, kernel: str, matmuls: Load, attention: Load, moved: Load) -> Load:

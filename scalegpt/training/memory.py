@@ -114,6 +114,12 @@ def largest_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def compare(plan: Plan, measured: Measured) -> str:
+    """Keep what was measured for later plans; the prediction beside it, in a few lines."""
+    lost = keep_for_later(plan, measured)
+    return "\n".join([comparison(plan, measured), *([f"warning: calibration {lost}"] if lost else [])])
+
+
 def comparison(plan: Plan, measured: Measured) -> str:
     """Predicted beside measured, in a line or two."""
     line = f"memory   {gib(plan.peak_bytes)} predicted, {gib(measured.peak)} measured ({measured.by}"

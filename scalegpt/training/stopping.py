@@ -24,8 +24,6 @@ from enum import Enum
 from types import FrameType
 
 import psutil
-import torch
-from torch import Tensor
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
@@ -148,11 +146,11 @@ class StopRequest:
 
     # --- among ranks -------------------------------------------------------------------------------------------------
 
-    def marks(self, device: torch.device, *, time_is_up: bool = False) -> Tensor:
-        """This rank's mark as numbers [reasons], to be summed over the ranks."""
+    def marks(self, *, time_is_up: bool = False) -> list[float]:
+        """This rank's mark as a number for each reason, to be summed over the ranks."""
         if time_is_up:
             self.ask(Reason.TIME)
-        return torch.tensor([float(reason is self.reason) for reason in Reason], device=device)
+        return [float(reason is self.reason) for reason in Reason]
 
     @staticmethod
     def agreed(counts: Sequence[float]) -> Reason | None:
@@ -165,7 +163,7 @@ class StopRequest:
         Raises:
             Stopped: one of them was asked to stop.
         """
-        reason = self.agreed(world.sum(self.marks(world.device)).tolist())
+        reason = self.agreed(world.sum(world.numbers(self.marks())).tolist())
         if reason is not None:
             raise Stopped(reason)
 

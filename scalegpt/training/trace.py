@@ -36,8 +36,10 @@ from torch.distributed.tensor import DTensor
 
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config import RunConfig
+from scalegpt.config.train import LOSS_ROWS
 from scalegpt.errors import InputError, RunError
 from scalegpt.model.gpt import GPT, Block
+from scalegpt.model.loss import make_loss
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.gpus import Card
 from scalegpt.training.optimizers import optimizer_factory
@@ -120,7 +122,7 @@ def trace_step(
             context.enter_context(fake_process_group(ranks))
         context.enter_context(_no_collection())
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        backend = _make_backend(run, ranks, grad_accum, fake)
+        backend = _make_backend(run, ranks, grad_accum, fake, as_cuda=as_cuda)
         context.enter_context(fake)
         tracker = Tracker(run_as_cuda, extras) if as_cuda else Tracker(extras=shared_extras, block=1)
         context.enter_context(tracker)
@@ -154,9 +156,11 @@ def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
     return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
 
 
-def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorMode) -> Backend:
+def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorMode, *, as_cuda: bool) -> Backend:
     """The trainer's backend. Only the allocation of its weights is without memory; sharding a ``meta`` model needs none."""
     model = build_model(run, compiled=False)
+    if as_cuda:
+        model.loss = make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS)
 
     def to_empty(*, device: torch.device, recurse: bool = True) -> GPT:
         with fake:

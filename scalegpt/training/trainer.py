@@ -16,13 +16,14 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.work import flops_per_token
+from scalegpt.training import interpreter
 from scalegpt.training.ending import end
 from scalegpt.training.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
 from scalegpt.training.heartbeat import Heartbeats
 from scalegpt.training.job import Job, held_out_loss, sample_text
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import StepLine
-from scalegpt.training.memory import comparison, keep_for_later
+from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.resume import verified
 from scalegpt.training.rollback import WayBack, go_back, restore
@@ -90,6 +91,8 @@ class Trainer:
             spike = self._take_step()
             if spike is not None and self._roll_back(spike):
                 continue
+            if self.step == self._step_before + 1:
+                interpreter.spare_the_collector()
             over = self._is_over()
             self._housekeeping(last=over)
         self.watchdog.stop()
@@ -143,12 +146,13 @@ class Trainer:
 
     def _interrupted_again(self) -> None:
         """What a second SIGINT leaves, before the process ends at once."""
-        self.watchdog.halt(
-            "SIGINT, twice: left at once, without a checkpoint", status=Reason.INT.exit_status, state="stopped"
-        )
+        cause = "SIGINT, twice: left at once, without a checkpoint"
+        self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
 
     def close(self) -> None:
         """Close what is open."""
+        interpreter.unspare()
+        self.batches.close()
         self.saving.saver.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -169,12 +173,18 @@ class Trainer:
         for micro, (tokens, targets) in enumerate(self.watchdog.loading(self._batches())):
             total += job.backend.micro_step(tokens, targets, last=micro == job.plan.grad_accum - 1)
         self.watchdog.at("reduction of the loss")
-        told, shares = job.world.sum(self._told(total)), job.plan.grad_accum * job.world.size
-        result = job.backend.step(lr, lambda: self.guards.allow(self.step + 1, told[0].item() / shares))
-        summed, failed, due, *marks = told.tolist()
+        told, heard = job.world.sum(self._told(total)), list[float]()
+
+        def may_step() -> bool:
+            # Fetched here, where the device has been waited for: after the optimizer's step it would be waited for again.
+            heard.extend(told.tolist())
+            heard[0] /= job.plan.grad_accum * job.world.size
+            return self.guards.allow(self.step + 1, heard[0])
+
+        result = job.backend.step(lr, may_step)
+        loss, failed, due, *marks = heard
         self.saving.hear(failed, due)
         self.reason = job.stop.agreed(marks)
-        loss = summed / shares
         self.step += 1
         conclusion = self.guards.conclude(self.step, loss, skipped=result.skipped)
         seconds = self.clock.lap()
@@ -189,8 +199,8 @@ class Trainer:
         """What this rank tells the others after its micro steps, in one message: its losses' sum, its saves, its signals."""
         limit = self.train.max_minutes
         time_is_up = limit is not None and self.clock.total >= 60 * limit
-        flags = torch.tensor(self.saving.flags(), device=total.device)
-        return torch.cat([total.reshape(1), flags, self.job.stop.marks(total.device, time_is_up=time_is_up)])
+        told = [*self.saving.flags(), *self.job.stop.marks(time_is_up=time_is_up)]
+        return torch.cat([total.reshape(1), self.job.world.numbers(told)])
 
     def _seed_dropout(self) -> None:
         """Make dropout a function of seed, step and rank, so that a resumed run draws what the first would have."""
@@ -377,11 +387,7 @@ class Trainer:
         job = self.job
         if not job.world.is_first or self.step == job.progress.step:
             return
-        measured = job.watch.measure()
-        job.logger.say(comparison(job.memory, measured))
-        lost = keep_for_later(job.memory, measured)
-        if lost:
-            job.logger.say(f"warning: calibration {lost}")
+        job.logger.say(compare(job.memory, job.watch.measure()))
 
     def _cause_of_end(self) -> str:
         if self.step >= self.job.total_steps or self.reason is None:

@@ -21,6 +21,7 @@ from oracle.test_deepspeed_memory import MODEL, RANKS
 from ranks import run_ranks
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
+from scalegpt.config.train import LOSS_ROWS
 from scalegpt.planner.deepspeed_settings import block_parameters
 from scalegpt.planner.parameters import Shape, parameter_shapes
 from scalegpt.planner.states import EMBEDDING, MATRIX, VECTOR, parameters_by_kind, rank_states
@@ -83,7 +84,8 @@ class Symbols:
         self.B, self.T, self.H, self.a, self.V = (
             train.micro_batch, model.block_size, model.n_embd, model.n_head, model.vocab_size,
         )  # fmt: skip
-        self.n, self.k = self.B * self.T, train.loss_chunk
+        self.n = self.B * self.T
+        self.k = min(train.loss_chunk, self.n)
         self.c = 4 if train.precision == "fp32" else 2
         self.r = 4 if train.residual_dtype == "fp32" else self.c
         kinds = parameters_by_kind(model)
@@ -257,8 +259,8 @@ FORMULAS = (
         lambda s: (s.c + 8) * s.n * s.V, as_wide_as_the_vocabulary("loss")),
     Formula("full logits, backward", "12·n·V", LOSS, FULL_LOSS,
         lambda s: 12 * s.n * s.V, as_wide_as_the_vocabulary("loss_backward")),
-    Formula("a chunk's logits", "(2c + 4)·k·V", LOSS, PLAIN,
-        lambda s: (2 * s.c + 4) * s.k * s.V, as_wide_as_the_vocabulary("loss")),
+    Formula("a chunk's logits", "c·k·V + 4·min(k, 512)·V", LOSS, PLAIN,
+        lambda s: s.c * s.k * s.V + 4 * min(s.k, LOSS_ROWS) * s.V, as_wide_as_the_vocabulary("loss")),
     Formula("chunked loss, gradients", "c·n·H + 4·V·H", LOSS, PLAIN,
         lambda s: s.c * s.n * s.H + 4 * s.V * s.H, at("loss", "loss", "gradients")),
     Formula("fsdp 3, weights and moments", "12·(shards of ⌈rows / W⌉ rows)", FULLY_SHARD,

@@ -12,7 +12,7 @@ from scalegpt.backends import World
 from scalegpt.data.sampler import WindowSampler
 from scalegpt.model.loss import IGNORED
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.training.loader import HeldOutBatches, TrainingBatches
+from scalegpt.training.loader import HeldOutBatches, ReadAhead, TrainingBatches
 
 BLOCK = 8
 TOKENS = np.arange(5000, dtype=np.uint16)  # each token is its own place
@@ -79,3 +79,43 @@ def test_the_held_out_loss_does_not_depend_on_the_layout(tiny_model: Any, chunk:
         assert total[1] == 24 * BLOCK
         losses.append((total[0] / total[1]).item())
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
+
+
+def test_steps_are_read_ahead_and_another_beginning_is_heeded() -> None:
+    plan = BatchPlan(2, 3, 1, BLOCK)
+    loader = TrainingBatches(TOKENS, plan, worlds(1)[0], seed=3)
+    fresh = lambda first: TrainingBatches(TOKENS, plan, worlds(1)[0], seed=3).step(first)  # noqa: E731
+
+    def same(first: int) -> None:
+        for (inputs, targets), (expected, wanted) in zip(loader.step(first), fresh(first), strict=True):
+            assert torch.equal(inputs, expected)
+            assert torch.equal(targets, wanted)
+
+    same(0)
+    ahead = loader._ahead
+    same(6)
+    assert loader._ahead is ahead, "the second step was read ahead"
+    same(30)  # as after a rollback
+    next(loader.step(36))  # a step that is left in its middle …
+    same(36)  # … begins anew
+    last = loader._ahead
+    loader.close()
+    assert not any(each._thread.is_alive() for each in (ahead, last))
+
+
+def test_what_the_reading_raises_is_raised_where_the_batch_is_asked_for() -> None:
+    def broken() -> Any:
+        yield np.zeros((1, 2), dtype=np.int64), np.ones((1, 2), dtype=np.int64)
+        raise OSError(5, "Input/output error")
+
+    ahead = ReadAhead(broken(), 0, on_cuda=False)
+    assert ahead.next()[1].sum() == 2
+    with pytest.raises(OSError, match="Input/output error"):
+        ahead.next()
+    ahead.close()
+
+
+def test_reading_ahead_ends_though_nobody_takes_what_is_ready() -> None:
+    ahead = ReadAhead(iter(lambda: (np.zeros((1, 2), dtype=np.int64),) * 2, None), 0, on_cuda=False, depth=1)
+    ahead.close()
+    assert not ahead._thread.is_alive()

@@ -115,10 +115,9 @@ def test_outside_of_the_main_thread_nothing_is_taken() -> None:
 
 def test_marks_are_agreed_whoever_was_asked() -> None:
     ranks = [StopRequest() for _ in range(4)]
-    device = torch.device("cpu")
 
     def agreed(**late: bool) -> Reason | None:
-        marks = [stop.marks(device, time_is_up=late.get(f"rank{rank}", False)) for rank, stop in enumerate(ranks)]
+        marks = [torch.tensor(stop.marks(time_is_up=late.get(f"rank{rank}", False))) for rank, stop in enumerate(ranks)]
         return StopRequest.agreed(torch.stack(marks).sum(dim=0).tolist())
 
     assert agreed() is None
