@@ -28,7 +28,7 @@ from benchmarks.suite.choice_rows import (
 from benchmarks.suite.choice_trials import Trials, speed
 from benchmarks.suite.frame import ROOT
 from scalegpt.config.presets import resolve
-from scalegpt.config.train import LOSSES, RECOMPUTE
+from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import GIB, find_card
 from scalegpt.planner.machine import Machine
@@ -75,7 +75,7 @@ def test_a_name_that_no_row_has_exits_2() -> None:
 
 @pytest.mark.slow
 def test_dry_takes_what_is_chosen_through_real_steps() -> None:
-    """These rows hold torch's and DeepSpeed's backends, offload, every recompute and both losses, as is asserted."""
+    """These rows hold torch's and DeepSpeed's backends, offload and every recompute, as is asserted."""
     pattern = "^(150M_1024|250M_1024|500M_1024) on (8|10) GB$"
     before = sorted((ROOT / "benchmarks").rglob("*.json"))
     done = suite("--dry", "--only", pattern)
@@ -84,8 +84,7 @@ def test_dry_takes_what_is_chosen_through_real_steps() -> None:
     assert sum(", chosen: " in line for line in lines) == 6
     assert any(", alternative: " in line for line in lines)
     assert all(line.startswith("stepped ") for line in lines if " GB, " in line), done.stdout
-    settings = (*(f"recompute={kind}" for kind in RECOMPUTE), *(f"loss={kind}" for kind in LOSSES))
-    for words in (" plain ", " deepspeed ", "offload=", *settings):
+    for words in (" plain ", " deepspeed ", "offload=", *(f"recompute={kind}" for kind in RECOMPUTE)):
         assert words in done.stdout, words
     assert "6 stepped" in lines
     assert sorted((ROOT / "benchmarks").rglob("*.json")) == before
@@ -335,7 +334,7 @@ def test_nothing_measured_keeps_no_limit() -> None:
 
 
 def test_the_report_has_every_row_and_names_what_breaks_a_limit() -> None:
-    rows, _ = carried_out(list(planned()[:7]), law(more=1.3, slower=1.3))
+    rows, _ = carried_out(list(planned()[:7]), law(more=1.25, slower=1.3))
     left = {**rows[0], "name": "late", "outcome": "left out", "reason": "no | time", "alternatives": [], "notes": []}
     left = {key: value for key, value in left.items() if key not in {"trained", "speed", "largest", "single_sequences"}}
     gpu = dict.fromkeys(("catalogue_entry", "driver", "cuda", "hip", "nccl", "allocator_settings"))

@@ -15,6 +15,8 @@ from torch import Tensor
 from scalegpt.backends import World, build_model, make_backend
 from scalegpt.backends.deepspeed import DeepSpeedBackend
 from scalegpt.config.presets import resolve
+from scalegpt.config.train import LOSS_ROWS
+from scalegpt.model.loss import make_loss
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace import _watch
@@ -57,6 +59,7 @@ def measure(flags: dict[str, Any], grad_accum: int, world: World) -> dict[str, A
     run = resolve(flags=flags)
     settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=world.size, on_cuda=False)
     model = build_model(run, compiled=False)
+    model.loss = make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS)  # as on a GPU
     backend = make_backend(run, world, grad_accum, model, optimizer_factory(run.train), settings)
     assert isinstance(backend, DeepSpeedBackend)
     backend.load_weights(backend.model.initial_weights(run.train.seed))

@@ -45,7 +45,7 @@ def draw(number: int) -> Case:
         "tie_head": pick((True, False)), "dropout": pick((0.0, 0.0, 0.1, 0.125)), "micro_batch": pick((1, 2, 4, 8)),
         "precision": pick(("bf16", "bf16", "fp32", "fp16")), "residual_dtype": pick(("compute", "compute", "fp32")),
         "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")),
-        "loss_chunk": pick((64, 512, 2048)), "fused": pick((True, False)), "backend": backend, "zero_stage": stage,
+        "loss_chunk": pick((64, 1024)), "fused": pick((True, False)), "backend": backend, "zero_stage": stage,
         "offload": offload, "attention": pick(("auto", "flash", "mem_efficient", "cudnn", "math")),
     }  # fmt: skip
     grad_accum = pick((1, 2))
