@@ -50,6 +50,8 @@ RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
 """What a network's disk may say once and not again; a full disk is none of them."""
 
 RETRY_SECONDS = (0.5, 2.0)
+"""How long to wait before each further attempt. Each writes its files anew: after a failed sync the system takes what it
+could not write for written, and to sync the same file again says nothing."""
 
 _POLL_SECONDS = 0.02
 _SPARE_BYTES = 1 << 20
@@ -101,15 +103,7 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
     """
     save = Save(folder, step, secrets.token_hex(8), ranks)
     with failing_as_a_run(save):
-        folder.mkdir(parents=True, exist_ok=True)
-        store.remove_leftovers(folder)
-        if save.final.exists():
-            raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
-        needed += _SPARE_BYTES
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
-        save.temporary.mkdir()
+        _patiently(lambda: _make_place(save, needed + _SPARE_BYTES))
     return save
 
 
@@ -120,14 +114,7 @@ def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
         RunError: the disk is full, or the place cannot be written; an error that may pass is met by trying again.
     """
     with failing_as_a_run(save):
-        for seconds in (*RETRY_SECONDS, None):
-            try:
-                _try_to_write(save, rank, pieces)
-                return
-            except OSError as error:
-                if seconds is None or error.errno not in RETRIED:
-                    raise
-                time.sleep(seconds)
+        _patiently(lambda: _try_to_write(save, rank, pieces))
 
 
 def commit(
@@ -159,16 +146,13 @@ def commit(
     with failing_as_a_run(save):
         records = [_await(save, rank, patience, abandoned) for rank in range(save.ranks)]
         manifest = _assemble(save, header, shapes, records, keys)
-        _write_synced(save.temporary / MANIFEST, manifest.encode())
-        for rank in range(save.ranks):
-            _record(save, rank).unlink()
-        sync(save.temporary)
+        _patiently(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
         if save.final.exists():  # a rename would replace an empty one
             raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
         save.temporary.rename(save.final)
-        sync(save.folder)
+        _patiently(lambda: sync(save.folder))
     return save.final
 
 
@@ -210,6 +194,42 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
             f"checkpoint {save.final} cannot be written: {reason}{_free_space(save.folder)}; earlier checkpoints are "
             "whole: make room, or the folder writable, and run the same command again"
         ) from error
+
+
+def _patiently(work: Callable[[], object]) -> None:
+    """Do something that may be done again, once more after each of :data:`RETRY_SECONDS` where a disk may mean otherwise.
+
+    Raises:
+        OSError: the last attempt's, or the first that is none of :data:`RETRIED`.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            work()
+            return
+        except OSError as error:
+            if error.errno not in RETRIED:
+                raise
+        time.sleep(seconds)
+    work()
+
+
+def _make_place(save: Save, needed: int) -> None:
+    """Make a save's directory where there is room for so many bytes."""
+    save.folder.mkdir(parents=True, exist_ok=True)
+    store.remove_leftovers(save.folder)
+    if save.final.exists():
+        raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
+    if shutil.disk_usage(save.folder).free < needed:
+        raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
+    save.temporary.mkdir()
+
+
+def _replace_records(save: Save, manifest: Manifest) -> None:
+    """Write the manifest in place of the ranks' records."""
+    _write_synced(save.temporary / MANIFEST, manifest.encode())
+    for rank in range(save.ranks):
+        _record(save, rank).unlink(missing_ok=True)  # an attempt before may have come as far as this
+    sync(save.temporary)
 
 
 def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:

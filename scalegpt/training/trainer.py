@@ -359,10 +359,12 @@ class Trainer:
 
     def _status(self, state: str, cause: str | None = None) -> None:
         if self.job.world.is_first:
+            saved = self.job.directory.newest_checkpoint()
             self.job.directory.write_status(
                 state=state,
                 step=self.step,
                 cause=cause,
+                checkpoint_step=None if saved is None else step_of(saved),
                 val_loss=self.val_loss,
                 best_val_loss=self.best_val_loss,
                 **self.guards.as_status(),

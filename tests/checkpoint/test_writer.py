@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -177,6 +178,33 @@ def test_an_error_that_may_pass_is_met_by_trying_again(tmp_path: Path, monkeypat
         with pytest.raises(RunError, match="Input/output error"):
             save(tmp_path / "more")
         assert len(tries) == expected
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_every_sync_of_a_save_may_fail_and_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Each of them in turn: of the two files, the record, the manifest, and the folders."""
+    monkeypatch.setattr(writer, "RETRY_SECONDS", (0.0, 0.0))
+    real, calls = os.fsync, [0]
+
+    def failing(descriptor: int) -> None:
+        calls[0] += 1
+        if first <= calls[0] < first + times:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    first = 1000
+    save(tmp_path / "undisturbed")
+    total, expected = calls[0], names(tmp_path / "undisturbed" / "step_00000007")
+    assert total == 7
+    for first in range(1, total + 1):
+        calls[0] = 0
+        path = save(tmp_path / str(first))
+        assert names(path) == expected
+        Checkpoint.open(path).verify()
+        assert names(path.parent) == [path.name]
 
 
 FULL_DISK = """
