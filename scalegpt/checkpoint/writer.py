@@ -124,6 +124,7 @@ def commit(
     *,
     patience: float = PEERS_SECONDS,
     abandoned: Callable[[], bool] = lambda: False,
+    gone: Callable[[int], bool] = lambda _rank: False,
     keys: Sequence[str] = KEYS,
 ) -> Path:
     """Make a checkpoint of all ranks' parts; the first rank alone calls this.
@@ -134,6 +135,7 @@ def commit(
         shapes: the model's parameters.
         patience: seconds to wait for the other ranks' parts.
         abandoned: whether to give up.
+        gone: whether a rank has ended, so that a part of it that is not there will not come.
         keys: the canonical tensors that each parameter must have.
 
     Returns:
@@ -144,7 +146,7 @@ def commit(
         AbandonedError: given up.
     """
     with failing_as_a_run(save):
-        records = [_await(save, rank, patience, abandoned) for rank in range(save.ranks)]
+        records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
         manifest = _assemble(save, header, shapes, records, keys)
         _patiently(lambda: _replace_records(save, manifest))
         if abandoned():
@@ -267,11 +269,13 @@ def _record(save: Save, rank: int) -> Path:
     return save.temporary / f"rank_{rank:05d}.json"
 
 
-def _await(save: Save, rank: int, patience: float, abandoned: Callable[[], bool]) -> dict[str, Any]:
+def _await(
+    save: Save, rank: int, patience: float, abandoned: Callable[[], bool], gone: Callable[[int], bool]
+) -> dict[str, Any]:
     """The record of a rank, when it is there."""
     path, deadline = _record(save, rank), time.monotonic() + patience
     while not path.exists():
-        if abandoned():
+        if abandoned() or (gone(rank) and not path.exists()):  # it may have been its last deed
             raise AbandonedError
         if time.monotonic() > deadline:
             raise RunError(

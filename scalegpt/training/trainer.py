@@ -134,7 +134,7 @@ class Trainer:
         if ending.is_ours:
             with suppress(RunError):  # the first error is the one to tell
                 self._status(ending.halt.state, ending.halt.cause)
-        self.saving.saver.close(SECONDS_TO_FINISH_A_SAVE)
+        self.saving.saver.close(SECONDS_TO_FINISH_A_SAVE, self.watchdog.beats.is_gone)
         self.job.directory.unlock()
         saved = self.job.directory.newest_checkpoint()
         since = f"the checkpoint of step {step_of(saved)}" if saved else "the start: none was saved"

@@ -41,6 +41,24 @@ def test_nothing_goes_by_the_name_of_a_checkpoint_before_it_is_one(tmp_path: Pat
     Checkpoint.open(path).verify()
 
 
+def test_a_part_of_a_rank_that_has_gone_is_used_if_it_is_there_and_not_waited_for_otherwise(tmp_path: Path) -> None:
+    ticket = writer.begin(tmp_path, 7, 3, 0)
+    shares, asked = cut(whole(), 3), []
+
+    def gone(rank: int) -> bool:
+        asked.append(rank)
+        if rank == 1 and not (ticket.temporary / "rank_00001.json").exists():
+            writer.write_part(ticket, 1, shares[1])  # its last deed, between two looks at it
+        return rank > 0
+
+    writer.write_part(ticket, 0, shares[0])
+    with pytest.raises(writer.AbandonedError):
+        writer.commit(ticket, header(), SHAPES, gone=gone)
+    assert asked == [1, 2]
+    writer.write_part(ticket, 2, shares[2])
+    Checkpoint.open(writer.commit(ticket, header(), SHAPES, gone=gone)).verify()
+
+
 def test_a_rank_that_holds_little_or_nothing_writes_little(tmp_path: Path) -> None:
     ticket = writer.begin(tmp_path, 7, 3, 0)
     pieces = whole()

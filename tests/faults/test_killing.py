@@ -17,13 +17,14 @@ Start = Callable[..., Job]
 Undisturbed = Callable[..., Job]
 
 SAVING = {
-    "row 2, shards": {"place": "write", "killed": 10, "left": [5], "files": 1},
-    "row 3, before the manifest": {"place": "assemble", "killed": 10, "left": [5], "files": 6},
-    "row 3, before the rename": {"place": "commit", "killed": 10, "left": [5], "files": 5},
-    "row 4, rotation": {"place": "rotate", "killed": 10, "left": [10], "files": 4},
+    "row 2, shards": {"place": "write", "left": [5], "files": 2},
+    "row 3, before the manifest": {"place": "assemble", "left": [5], "files": 6},
+    "row 3, before the rename": {"place": "commit", "left": [5], "files": 5},
+    "row 4, rotation": {"place": "rotate", "left": [10], "files": 4},
 }
 """Where all are killed while the checkpoint of step 10 is written or that of step 5 deleted, which checkpoints are whole
-then, and how many files the incomplete one has: of two ranks' parts, 4, records, 2, and the manifest."""
+then, and how many files the incomplete one has: of two ranks weights, moments and a record, and then the manifest for the
+records."""
 
 QUICK = [("zero2", "row 2, shards"), ("fsdp2", "row 3, before the rename")]
 """Those of ``make test``."""

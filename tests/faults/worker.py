@@ -97,6 +97,7 @@ def is_first_time(fault: str) -> bool:
 def lay_faults() -> None:
     import torch
 
+    from scalegpt.backends import World
     from scalegpt.checkpoint import writer
     from scalegpt.training import setup
     from scalegpt.training.loader import TrainingBatches
@@ -104,7 +105,7 @@ def lay_faults() -> None:
     from scalegpt.training.trainer import Trainer
 
     places: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-        "setup": (setup, "build_model", always), "compile": (Trainer, "_take_step", always),
+        "join": (World, "join", always), "setup": (setup, "build_model", always), "compile": (Trainer, "_take_step", always),
         "save": (Saving, "save", always), "evaluate": (Trainer, "_evaluate", always), "write": (os, "fsync", always),
         "reduce": (Trainer, "_told", always), "part": (writer, "write_part", always),
         "assemble": (writer, "_assemble", always), "commit": (Path, "rename", is_commit),
