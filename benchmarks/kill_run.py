@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -35,6 +34,7 @@ import psutil
 
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.store import find_checkpoints, step_of
+from scalegpt.training.rundir import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "KILL_RUN"
@@ -92,8 +92,8 @@ class Tally:
 
     def count(self, moment: str, victim: str) -> None:
         """One more."""
-        self.moments = dict(Counter(self.moments) + Counter([moment]))
-        self.victims = dict(Counter(self.victims) + Counter([victim]))
+        self.moments[moment] = self.moments.get(moment, 0) + 1
+        self.victims[victim] = self.victims.get(victim, 0) + 1
 
 
 class Run:
@@ -153,10 +153,8 @@ class Run:
         if self.launcher is not None:
             self.launcher.wait()
 
-    def wait_for_all(self) -> None:
-        """Until the launcher and whatever it has left have ended."""
-        assert self.launcher is not None
-        self.launcher.wait(PATIENCE)
+    def wait_for_orphans(self) -> None:
+        """Until the ranks have ended whose launcher has gone, by themselves."""
         wait_until(lambda: not self.processes(), "the end of all processes")
 
     def last_step(self) -> int:
@@ -209,13 +207,12 @@ class Run:
         Raises:
             RuntimeError: it does not come there.
         """
-        if self.is_finished():
-            return
-        self.start()
         try:
-            assert self.launcher is not None
-            if self.launcher.wait(20 * PATIENCE) or not self.is_finished():
-                raise RuntimeError(f"the run did not finish; see {self.folder / 'output.txt'}")
+            while not self.is_finished():
+                self.start()
+                assert self.launcher is not None
+                if self.launcher.wait(20 * PATIENCE):
+                    raise RuntimeError(f"the run did not finish; see {self.folder / 'output.txt'}")
         finally:
             self.end()
 
@@ -266,7 +263,7 @@ class Killer:
         self._see_that_nothing_is_lost()
         print(f"kill {self.tally.kills}: {victim}, {moment}, at step {self.run.last_step()}", flush=True)
         if victim in {"launcher", "all"}:
-            self.run.wait_for_all()
+            self.run.wait_for_orphans()
 
     def _next_ranks(self) -> dict[int, psutil.Process]:
         """The ranks of the next start; the command is started where the launcher has ended."""
@@ -362,9 +359,8 @@ def main() -> int:
 def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
     """One piece of the kills, and after the last the comparison."""
     folder.mkdir(parents=True, exist_ok=True)
-    text, state = folder / "text.txt", folder / "kills.json"
-    if not text.exists():
-        text.write_text(TEXT, encoding="utf-8")
+    state = folder / "kills.json"
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     steps = (MOST_STEPS + 4) * arguments.kills
     tally = Tally(arguments.seed, arguments.layout, steps)
     if state.exists():
@@ -373,7 +369,7 @@ def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
             raise SystemExit(f"{folder} holds other kills: seed {tally.seed}, {tally.layout}, {tally.steps} steps")
     run = Run(folder, arguments.layout, steps, "killed")
     until = arguments.kills if arguments.pause_after is None else tally.kills + arguments.pause_after
-    Killer(run, tally, lambda now: write_whole(state, asdict(now))).kill_until(min(until, arguments.kills))
+    Killer(run, tally, lambda now: write_whole(state, json.dumps(asdict(now)))).kill_until(min(until, arguments.kills))
     if tally.kills < arguments.kills and not run.is_finished():
         print(f"paused after {tally.kills} of {arguments.kills} kills; the same command goes on")
         return 0
@@ -393,17 +389,12 @@ def report(run: Run, undisturbed: Run, tally: Tally, kills: int) -> int:
         "same_weights": run.weights_hash() == undisturbed.weights_hash(),
         "weights_sha256": run.weights_hash(),
     }
+    if "is damaged" in (run.folder / "output.txt").read_text(errors="replace"):
+        result["failures"] = [*tally.failures, "a checkpoint was found damaged; see output.txt"]
     if tally.kills < kills:
-        result["failures"] = [*tally.failures, f"the run was over after {tally.kills} kills"]
+        result["failures"] = [*result["failures"], f"the run was over after {tally.kills} kills"]
     print(json.dumps(result))
     return 0 if result["same_losses"] and result["same_weights"] and not result["failures"] else 1
-
-
-def write_whole(path: Path, values: dict[str, Any]) -> None:
-    """Replace a file by a JSON object."""
-    temporary = path.with_suffix(".unfinished")
-    temporary.write_text(json.dumps(values))
-    temporary.replace(path)
 
 
 if __name__ == "__main__":
