@@ -37,6 +37,7 @@ from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.training.rundir import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "launch" / "train.py"
 MARK = "KILL_RUN"
 LAYOUTS = {
     "zero2": ["--backend", "deepspeed", "--zero_stage", "2"],
@@ -87,7 +88,7 @@ class Tally:
 
     @property
     def kills(self) -> int:
-        """How many there were."""
+        """In all."""
         return sum(self.moments.values())
 
     def count(self, moment: str, victim: str) -> None:
@@ -103,7 +104,7 @@ class Run:
         self.folder, self.path = folder, folder / "runs" / name
         self.command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "3",
-            str(ROOT / "launch" / "train.py"), *FLAGS, *LAYOUTS[layout], "--max_iters", str(steps), "--model_name", name,
+            str(TRAIN), *FLAGS, *LAYOUTS[layout], "--max_iters", str(steps), "--model_name", name,
         ]  # fmt: skip
         self.mark = f"{folder}:{name}"
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -134,12 +135,13 @@ class Run:
         return found
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The ranks that live."""
+        """The ranks that live, without what they have started."""
         found = {}
         for process in self.processes():
             with suppress(psutil.Error):
-                if "RANK" in (environment := process.environ()):
-                    found[int(environment["RANK"])] = process
+                rank = process.environ().get("RANK")
+                if rank is not None and str(TRAIN) in process.cmdline():
+                    found[int(rank)] = process
         return found
 
     def end(self) -> None:
@@ -159,7 +161,7 @@ class Run:
 
     def last_step(self) -> int:
         """The last step in ``metrics.jsonl``; 0: none."""
-        with suppress(OSError, IndexError):
+        with suppress(OSError, IndexError, ValueError):
             with (self.path / "metrics.jsonl").open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - 2000))
@@ -317,9 +319,7 @@ class Killer:
     def _see_that_nothing_is_lost(self) -> None:
         newest = self.run.newest()
         if newest < self.tally.newest:
-            self.tally.failures.append(
-                f"kill {self.tally.kills}: checkpoint {self.tally.newest} was lost, {newest} is left"
-            )
+            self.tally.failures.append(f"kill {self.tally.kills}: of checkpoint {self.tally.newest} {newest} is left")
         self.tally.newest = newest
 
 
