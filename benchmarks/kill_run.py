@@ -57,6 +57,7 @@ MOST_STEPS = 8
 STARTING, STEPPING, SAVING = "starting", "in steps", "saving"
 MOMENTS = {STARTING: 0.2, STEPPING: 0.4, SAVING: 0.4}
 VICTIMS = {"rank 0": 0.3, "rank 1": 0.3, "launcher": 0.2, "all": 0.2}
+
 PATIENCE = 300.0
 """Seconds until anything that is waited for is taken not to come."""
 
@@ -146,8 +147,7 @@ class Run:
 
     def end(self) -> None:
         """SIGKILL to all, until none is left."""
-        until = time.monotonic() + PATIENCE
-        while (left := self.processes()) and time.monotonic() < until:
+        while left := self.processes():
             for process in left:
                 with suppress(psutil.Error):
                     process.kill()
@@ -374,8 +374,8 @@ def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
         print(f"paused after {tally.kills} of {arguments.kills} kills; the same command goes on")
         return 0
     undisturbed = Run(folder, arguments.layout, steps, "undisturbed")
-    for each in (run, undisturbed):
-        each.finish()
+    run.finish()
+    undisturbed.finish()
     return report(run, undisturbed, tally, arguments.kills)
 
 
