@@ -250,14 +250,14 @@ class Killer:
         ranks = self._next_ranks()
         self.stale = self.run.unfinished()
         self.seen = time.time()
-        self._wait_for_moment(pick(chance, MOMENTS), chance)
+        self._wait_for_moment(chance.choices([*MOMENTS], [*MOMENTS.values()])[0], chance)
         if self.run.is_finished():
             return
         if not all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in ranks.values()):
             self.tally.failures.append(f"after kill {self.tally.kills} a rank ended by itself; see output.txt")
             self.dead |= {process.pid for process in ranks.values()}
             return
-        victim = pick(chance, VICTIMS)
+        victim = chance.choices([*VICTIMS], [*VICTIMS.values()])[0]
         moment = SAVING if self._saves() else STEPPING if self._has_begun() else STARTING
         self._strike(victim, ranks)
         self.tally.count(moment, victim)
@@ -323,11 +323,6 @@ class Killer:
         self.tally.newest = newest
 
 
-def pick(chance: random.Random, weights: dict[str, float]) -> str:
-    """One of the names, as often as its weight says."""
-    return chance.choices(list(weights), list(weights.values()))[0]
-
-
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = 0.05) -> None:
     """Look every so many seconds.
 
@@ -370,7 +365,7 @@ def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
     run = Run(folder, arguments.layout, steps, "killed")
     until = arguments.kills if arguments.pause_after is None else tally.kills + arguments.pause_after
     Killer(run, tally, lambda now: write_whole(state, json.dumps(asdict(now)))).kill_until(min(until, arguments.kills))
-    if tally.kills < arguments.kills and not run.is_finished():
+    if until < arguments.kills and not run.is_finished():
         print(f"paused after {tally.kills} of {arguments.kills} kills; the same command goes on")
         return 0
     undisturbed = Run(folder, arguments.layout, steps, "undisturbed")
