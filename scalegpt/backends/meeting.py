@@ -27,6 +27,9 @@ from scalegpt.errors import InputError, RunError
 
 POLL_SECONDS = 0.05
 
+BIRTH_SECONDS = 2.0
+"""By so much two processes may differ in when a third was born: the system tells it from its own birth, in whole seconds."""
+
 
 def meet(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
     """A corner of the store that no earlier start has used; all ranks must call it together.
@@ -64,13 +67,14 @@ def own_store(rank: int, size: int, port: int, timeout: timedelta) -> Store:
         InputError: the folder for the file that names the port is not ours alone.
         RunError: rank 0 does not come.
     """
-    parent = psutil.Process(os.getppid())
-    file = _private_folder() / f"{parent.pid}-{parent.create_time():.2f}.port"
+    parent, folder = psutil.Process(os.getppid()), _private_folder()
     if rank:
-        store = TCPStore("127.0.0.1", _port_in(file, timeout), size, is_master=False, timeout=timeout)
+        there = _port_of(parent, folder, timeout)
+        store = TCPStore("127.0.0.1", there, size, is_master=False, timeout=timeout)
         store.set(f"scalegpt/here/{rank}", "")
         return store
     store = _listening(port, size, timeout)
+    file = folder / f"{parent.pid}@{parent.create_time():.0f}.port"
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(str(store.port), encoding="ascii")
     unfinished.replace(file)
@@ -98,11 +102,17 @@ def is_taken(error: DistNetworkError) -> bool:
     return "EADDRINUSE" in str(error)
 
 
-def _port_in(file: Path, timeout: timedelta) -> int:
-    until = time.monotonic() + timeout.total_seconds()
+def _port_of(parent: psutil.Process, folder: Path, timeout: timedelta) -> int:
+    """The port that rank 0 of the same parent has named; a dead parent's number may have been the same, but not its birth.
+
+    Raises:
+        RunError: rank 0 does not come.
+    """
+    born, until = parent.create_time(), time.monotonic() + timeout.total_seconds()
     while time.monotonic() < until:
-        if file.exists():
-            return int(file.read_text(encoding="ascii"))
+        for file in folder.glob(f"{parent.pid}@*.port"):
+            if abs(float(file.stem.partition("@")[2]) - born) <= BIRTH_SECONDS:
+                return int(file.read_text(encoding="ascii"))
         time.sleep(POLL_SECONDS)
     raise RunError(f"rank 0 did not come within {timeout}; see what its process says")
 

@@ -69,6 +69,10 @@ def test_ranks_of_one_launcher_meet_at_another_port_where_theirs_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: int
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"scalegpt-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    of_the_dead = folder / f"{os.getppid()}@1000000.port"
+    of_the_dead.write_text("1")
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -77,9 +81,7 @@ def test_ranks_of_one_launcher_meet_at_another_port_where_theirs_is_taken(
     first.set("word", "given")
     assert second.get("word") == b"given"
     assert first.port == second.port != port  # type: ignore[attr-defined]
-    folder = tmp_path / f"scalegpt-{os.getuid()}"
-    assert list(folder.iterdir()) == []
-    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.iterdir()) == [of_the_dead]
 
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +95,12 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkey
     folder.symlink_to(tmp_path)
     with pytest.raises(InputError, match="not a folder of yours alone"):
         own_store(0, 2, 0, timedelta(seconds=1))
+
+
+def test_the_folder_is_made_for_its_owner_alone_and_rank_0_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RunError, match="rank 0 did not come"):
+        own_store(1, 2, 0, timedelta(seconds=0.1))
+    assert (tmp_path / f"scalegpt-{os.getuid()}").stat().st_mode & 0o777 == 0o700
