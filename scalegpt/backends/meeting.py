@@ -1,20 +1,34 @@
-"""Where the ranks of a restarted job meet: at a store in which the dead of the last start have left their addresses.
+"""Where the ranks of a job meet: under torchrun at its store, under DeepSpeed's launcher at one that rank 0 opens.
 
-torchrun keeps one store for all restarts (torch's ``rendezvous.py`` says that there is a new one for each; with the c10d
-rendezvous, which is the default, there is not). A rank that comes early reads where its neighbour was before the restart,
-and fails with "Connection refused". The count of restarts does not tell the starts apart, since agents on several machines
-count for themselves. So the ranks that are there now find each other first, and then use a corner of the store of their own.
+In torchrun's store the dead of the last start have left their addresses: torchrun keeps one store for all restarts (torch's
+``rendezvous.py`` says that there is a new one for each; with the c10d rendezvous, which is the default, there is not). A rank
+that comes early reads where its neighbour was before the restart, and fails with "Connection refused". The count of restarts
+does not tell the starts apart, since agents on several machines count for themselves. So the ranks that are there now find
+each other first, and then use a corner of the store of their own.
+
+DeepSpeed's launcher names port 29500 where the user names none, and does not look whether it is free: of a second run on the
+machine rank 0 would fail, and the other ranks ask the first run's store. On one machine rank 0 takes a free port instead, and
+tells the others by a file.
 """
 
+import os
 import secrets
+import stat
+import tempfile
 import time
 from datetime import timedelta
+from pathlib import Path
 
-from torch._C._distributed_c10d import PrefixStore, Store
+import psutil
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistNetworkError
 
-from scalegpt.errors import RunError
+from scalegpt.errors import InputError, RunError
 
 POLL_SECONDS = 0.05
+
+BIRTH_SECONDS = 2.0
+"""By so much two processes may differ in when a third was born: the system tells it from its own birth, in whole seconds."""
 
 
 def meet(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
@@ -44,3 +58,74 @@ def meet(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
             raise RunError(f"ranks {sorted(missing)} did not come within {timeout}; see what their processes say")
         time.sleep(POLL_SECONDS)
     return PrefixStore(f"scalegpt/{name}", store)
+
+
+def own_store(rank: int, size: int, port: int, timeout: timedelta) -> Store:
+    """The store of ranks that one process has started on this machine, at that port or, where it is taken, a free one.
+
+    Raises:
+        InputError: the folder for the file that names the port is not ours alone.
+        RunError: rank 0 does not come.
+    """
+    parent, folder = psutil.Process(os.getppid()), _private_folder()
+    if rank:
+        there = _port_of(parent, folder, timeout)
+        store = TCPStore("127.0.0.1", there, size, is_master=False, timeout=timeout)
+        store.set(f"scalegpt/here/{rank}", "")
+        return store
+    store = _listening(port, size, timeout)
+    file = folder / f"{parent.pid}@{parent.create_time():.0f}.port"
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(str(store.port), encoding="ascii")
+    unfinished.replace(file)
+    try:
+        store.wait([f"scalegpt/here/{each}" for each in range(1, size)], timeout)
+    finally:
+        file.unlink(missing_ok=True)
+    return store
+
+
+def _listening(port: int, size: int, timeout: timedelta) -> TCPStore:
+    def listen(at: int) -> TCPStore:
+        return TCPStore("127.0.0.1", at, size, is_master=True, timeout=timeout, wait_for_workers=False)
+
+    try:
+        return listen(port)
+    except DistNetworkError as error:
+        if not is_taken(error):
+            raise
+        return listen(0)
+
+
+def is_taken(error: DistNetworkError) -> bool:
+    """Whether another program listens at the port."""
+    return "EADDRINUSE" in str(error)
+
+
+def _port_of(parent: psutil.Process, folder: Path, timeout: timedelta) -> int:
+    """The port that rank 0 of the same parent has named; a dead parent's number may have been the same, but not its birth.
+
+    Raises:
+        RunError: rank 0 does not come.
+    """
+    born, until = parent.create_time(), time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < until:
+        for file in folder.glob(f"{parent.pid}@*.port"):
+            if abs(float(file.stem.partition("@")[2]) - born) <= BIRTH_SECONDS:
+                return int(file.read_text(encoding="ascii"))
+        time.sleep(POLL_SECONDS)
+    raise RunError(f"rank 0 did not come within {timeout}; see what its process says")
+
+
+def _private_folder() -> Path:
+    """A folder for short-lived files between processes of this user, which nobody else can write to.
+
+    Raises:
+        InputError: somebody else has made it, or can write there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"scalegpt-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise InputError(f"{folder} is not a folder of yours alone; remove it, or name another place in TMPDIR")
+    return folder

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
-from scalegpt.backends.meeting import meet
+from scalegpt.backends.meeting import is_taken, meet, own_store
 from scalegpt.errors import InputError, RunError
 
 Result = TypeVar("Result")
@@ -59,11 +59,7 @@ class World:
         if size > 1:
             # CPU tensors travel too: offloaded gradients, checkpoints.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-                store = meet(_agents_store(size, timeout), rank, size, timeout)
-                dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
-            else:
-                dist.init_process_group(backend, timeout=timeout)
+            _meet(backend, rank, size, timeout)
         return cls(rank, size, local_rank, local_size, chosen)
 
     def ensure_group(self) -> None:
@@ -162,6 +158,29 @@ class World:
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
+
+
+def _meet(backend: str, rank: int, size: int, timeout: timedelta) -> None:
+    """Make the process group, as the launcher makes it possible.
+
+    Raises:
+        InputError: the port that the launcher names is taken.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = meet(_agents_store(size, timeout), rank, size, timeout)
+    elif os.environ.get("CROSS_SIZE") == "1":  # DeepSpeed's launch.py, on one machine
+        store = own_store(rank, size, int(os.environ["MASTER_PORT"]), timeout)
+    else:
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except dist.DistNetworkError as error:
+            if not is_taken(error):
+                raise
+            raise InputError(
+                f"port {os.environ.get('MASTER_PORT')} is taken by another program; give the launcher another master port"
+            ) from None
+        return
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
 
 
 def _agents_store(size: int, timeout: timedelta) -> Store:

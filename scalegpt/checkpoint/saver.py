@@ -8,7 +8,7 @@ every step; then all of them raise it.
 
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,11 @@ def _cuda() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
+def nobody(_rank: int) -> bool:
+    """That no rank is known to have ended."""
+    return False
+
+
 class Saver:
     """Writes a run's checkpoints.
 
@@ -124,6 +129,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._abandoned = threading.Event()
+        self._gone: Callable[[int], bool] = nobody
         self._committed: list[Path] = []
 
     def prepare(self) -> None:
@@ -208,8 +214,14 @@ class Saver:
         self._abandoned.set()
         self.finish()
 
-    def close(self, seconds: float = 0.0) -> None:
-        """Leave without the other ranks: wait for what this rank writes for so long, then give it up."""
+    def close(self, seconds: float = 0.0, gone: Callable[[int], bool] = nobody) -> None:
+        """Leave without the other ranks: wait for what this rank writes for so long, then give it up.
+
+        Args:
+            seconds: how long.
+            gone: whether a rank has ended; of one that has, no part is waited for.
+        """
+        self._gone = gone
         self._join(seconds)
         self._abandoned.set()
         if self._thread is None:
@@ -232,7 +244,13 @@ class Saver:
         try:
             writer.write_part(save, self.world.rank, pieces)
             if self.world.is_first:
-                path = writer.commit(save, header, self.backend.model.shapes, abandoned=self._abandoned.is_set)
+                path = writer.commit(
+                    save,
+                    header,
+                    self.backend.model.shapes,
+                    abandoned=self._abandoned.is_set,
+                    gone=lambda rank: self._gone(rank),  # as it is then, not now
+                )
                 self._committed.append(path)
                 with failing_as_a_run(save):
                     store.prune(self.folder, self.keeping.newest, keep_best=self.keeping.best)

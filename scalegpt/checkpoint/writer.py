@@ -50,6 +50,8 @@ RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
 """What a network's disk may say once and not again; a full disk is none of them."""
 
 RETRY_SECONDS = (0.5, 2.0)
+"""How long to wait before each further attempt. Each writes its files anew: after a failed sync the system takes what it
+could not write for written, and to sync the same file again says nothing."""
 
 _POLL_SECONDS = 0.02
 _SPARE_BYTES = 1 << 20
@@ -101,15 +103,7 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
     """
     save = Save(folder, step, secrets.token_hex(8), ranks)
     with failing_as_a_run(save):
-        folder.mkdir(parents=True, exist_ok=True)
-        store.remove_leftovers(folder)
-        if save.final.exists():
-            raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
-        needed += _SPARE_BYTES
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
-        save.temporary.mkdir()
+        _patiently(lambda: _make_place(save, needed + _SPARE_BYTES))
     return save
 
 
@@ -120,14 +114,7 @@ def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
         RunError: the disk is full, or the place cannot be written; an error that may pass is met by trying again.
     """
     with failing_as_a_run(save):
-        for seconds in (*RETRY_SECONDS, None):
-            try:
-                _try_to_write(save, rank, pieces)
-                return
-            except OSError as error:
-                if seconds is None or error.errno not in RETRIED:
-                    raise
-                time.sleep(seconds)
+        _patiently(lambda: _try_to_write(save, rank, pieces))
 
 
 def commit(
@@ -137,6 +124,7 @@ def commit(
     *,
     patience: float = PEERS_SECONDS,
     abandoned: Callable[[], bool] = lambda: False,
+    gone: Callable[[int], bool] = lambda _rank: False,
     keys: Sequence[str] = KEYS,
 ) -> Path:
     """Make a checkpoint of all ranks' parts; the first rank alone calls this.
@@ -147,6 +135,7 @@ def commit(
         shapes: the model's parameters.
         patience: seconds to wait for the other ranks' parts.
         abandoned: whether to give up.
+        gone: whether a rank has ended, so that a part of it that is not there will not come.
         keys: the canonical tensors that each parameter must have.
 
     Returns:
@@ -157,18 +146,15 @@ def commit(
         AbandonedError: given up.
     """
     with failing_as_a_run(save):
-        records = [_await(save, rank, patience, abandoned) for rank in range(save.ranks)]
+        records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
         manifest = _assemble(save, header, shapes, records, keys)
-        _write_synced(save.temporary / MANIFEST, manifest.encode())
-        for rank in range(save.ranks):
-            _record(save, rank).unlink()
-        sync(save.temporary)
+        _patiently(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
         if save.final.exists():  # a rename would replace an empty one
             raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
         save.temporary.rename(save.final)
-        sync(save.folder)
+        _patiently(lambda: sync(save.folder))
     return save.final
 
 
@@ -212,6 +198,42 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
         ) from error
 
 
+def _patiently(work: Callable[[], object]) -> None:
+    """Do something that may be done again, once more after each of :data:`RETRY_SECONDS` where a disk may mean otherwise.
+
+    Raises:
+        OSError: the last attempt's, or the first that is none of :data:`RETRIED`.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            work()
+            return
+        except OSError as error:
+            if error.errno not in RETRIED:
+                raise
+        time.sleep(seconds)
+    work()
+
+
+def _make_place(save: Save, needed: int) -> None:
+    """Make a save's directory where there is room for so many bytes."""
+    save.folder.mkdir(parents=True, exist_ok=True)
+    store.remove_leftovers(save.folder)
+    if save.final.exists():
+        raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
+    if shutil.disk_usage(save.folder).free < needed:
+        raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
+    save.temporary.mkdir()
+
+
+def _replace_records(save: Save, manifest: Manifest) -> None:
+    """Write the manifest in place of the ranks' records."""
+    _write_synced(save.temporary / MANIFEST, manifest.encode())
+    for rank in range(save.ranks):
+        _record(save, rank).unlink(missing_ok=True)  # an attempt before may have come as far as this
+    sync(save.temporary)
+
+
 def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
     files: dict[str, StoredFile] = {}
     placed: dict[str, list[Placed]] = {}
@@ -247,11 +269,13 @@ def _record(save: Save, rank: int) -> Path:
     return save.temporary / f"rank_{rank:05d}.json"
 
 
-def _await(save: Save, rank: int, patience: float, abandoned: Callable[[], bool]) -> dict[str, Any]:
+def _await(
+    save: Save, rank: int, patience: float, abandoned: Callable[[], bool], gone: Callable[[int], bool]
+) -> dict[str, Any]:
     """The record of a rank, when it is there."""
     path, deadline = _record(save, rank), time.monotonic() + patience
     while not path.exists():
-        if abandoned():
+        if abandoned() or (gone(rank) and not path.exists()):  # it may have been its last deed
             raise AbandonedError
         if time.monotonic() > deadline:
             raise RunError(

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from scalegpt.backends.capabilities import device_name
-from scalegpt.errors import RunError
+from scalegpt.errors import InputError, RunError
 from scalegpt.planner.plan import Plan
 from scalegpt.training import oom
 from scalegpt.training.heartbeat import Beat, Halt
@@ -53,7 +53,9 @@ def end(error: BaseException, watchdog: Watchdog, memory: Plan, *, on_oom: str) 
     if lost is not None:
         failure = RunError(f"{lost}: its process has ended; the same command goes on from the last checkpoint")
         return _told(failure, watchdog, str(failure), status, "failed")
-    return _told(error, watchdog, f"{type(error).__name__}: {error}", status, "failed")
+    speaks_for_itself = isinstance(error, InputError | RunError)
+    cause = str(error) if speaks_for_itself else f"{type(error).__name__}: {error}"
+    return _told(error, watchdog, cause, status, "failed")
 
 
 def _told(error: BaseException, watchdog: Watchdog, cause: str, status: int, state: str) -> Ending:

@@ -204,6 +204,11 @@ class Heartbeats:
             return f"{behind}: {whole}"
         return f"{behind}: it keeps the others waiting"
 
+    def is_gone(self, rank: int) -> bool:
+        """Whether a rank is of this machine, and its process has ended."""
+        beat = self.read().get(rank)
+        return beat is not None and beat.is_known_dead()
+
     def lost(self) -> Beat | None:
         """A rank of this machine whose process has ended."""
         return next((beat for beat in self.read().values() if beat.is_known_dead()), None)

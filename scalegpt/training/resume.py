@@ -7,7 +7,7 @@ from scalegpt.backends import World
 from scalegpt.backends.base import LossScaler
 from scalegpt.checkpoint.manifest import DamagedError, Header, Progress
 from scalegpt.checkpoint.reader import Checkpoint
-from scalegpt.checkpoint.store import find_checkpoints
+from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
@@ -24,17 +24,23 @@ class Found:
     Attributes:
         checkpoint: verified; None where the run has none yet.
         damaged: newer ones that are not whole, and what is wrong with each.
+        missed: the step of a newer one still that the run is known to have had.
     """
 
     checkpoint: Checkpoint | None
     damaged: tuple[tuple[Path, str], ...] = ()
+    missed: int | None = None
 
     @property
     def notes(self) -> list[str]:
-        """What the user is told of the damaged ones."""
+        """What the user is told of the damaged ones and of those that are gone."""
         assert self.checkpoint is not None or not self.damaged
+        gone = [] if self.missed is None else [f"the checkpoint of step {self.missed} is gone"]
         where = self.checkpoint.path if self.checkpoint is not None else None
-        return [f"warning: {reason}; going back to {where}, the last good checkpoint" for _, reason in self.damaged]
+        return [
+            f"warning: {reason}; going back to {where}, the last good checkpoint"
+            for reason in (*gone, *(reason for _, reason in self.damaged))
+        ]
 
 
 def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: bool) -> Found:
@@ -46,9 +52,13 @@ def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: b
         trusted: take a checkpoint that another run has written.
 
     Raises:
-        InputError: there are checkpoints, but none that is whole; or one that is of another version, or of another run.
+        InputError: there are checkpoints, but none that is whole; or one that is of another version, or of another run; or
+            the run is known to have had some, and they are gone.
     """
-    candidates, run = world.on_first(lambda: (find_checkpoints(directory.checkpoints), directory.read_id()))
+    candidates, run, known = world.on_first(
+        lambda: (find_checkpoints(directory.checkpoints), directory.read_id(), directory.read_newest_step())
+    )
+    missed = known if known is not None and (not candidates or step_of(candidates[-1]) < known) else None
     damaged: list[tuple[Path, str]] = []
     for path in reversed(candidates):
         checkpoint, reason = verified(path, world)
@@ -60,10 +70,15 @@ def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: b
                 f"{path} was not written by this run; add --trust_checkpoint if you know where it comes from, "
                 "or --fresh to start anew beside it"
             )
-        return Found(checkpoint, tuple(damaged))
+        return Found(checkpoint, tuple(damaged), missed)
     if damaged:
         several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
         raise InputError(f"{several}{damaged[0][1]}, and there is no earlier one; --fresh starts anew beside this run")
+    if missed is not None:
+        raise InputError(
+            f"{directory.path} had a checkpoint of step {missed}, and there is none in {directory.checkpoints}; "
+            "put it back, or --fresh starts anew beside this run"
+        )
     return Found(None)
 
 

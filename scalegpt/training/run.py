@@ -37,7 +37,7 @@ def train(request: Request, device: str) -> int:
         launcher = LauncherWatch(stop)
         launcher.start()
         try:
-            return _among_ranks(request, device, stop)
+            return _among_ranks(request, device, stop, launcher)
         finally:
             launcher.stop()
 
@@ -48,8 +48,9 @@ def collective_timeout(train: TrainConfig) -> timedelta:
     return ENDLESS if math.isinf(longest) else max(COLLECTIVE_TIMEOUT, timedelta(seconds=longest)) + ROOM
 
 
-def _among_ranks(request: Request, device: str, stop: StopRequest) -> int:
+def _among_ranks(request: Request, device: str, stop: StopRequest, launcher: LauncherWatch) -> int:
     world = World.join(device, collective_timeout(request.run.train))
+    launcher.have_met()
     try:
         status = _run(request, world, stop)
     except BaseException:

@@ -274,6 +274,14 @@ class RunDirectory:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
+    def read_newest_step(self) -> int | None:
+        """The step of the newest checkpoint that ``run_status.json`` knows of; None where it knows of none."""
+        try:
+            step = json.loads(self.status.read_text(encoding="utf-8"))["checkpoint_step"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return step if isinstance(step, int) else None
+
     def forget_after(self, step: int) -> None:
         """Drop the metrics, samples and ledger of steps that a resumed run will take again.
 

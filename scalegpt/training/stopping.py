@@ -34,6 +34,9 @@ LAUNCHER_SECONDS = 1.0
 GRACE_SECONDS = 120.0
 """How long a rank whose launcher has gone may take to save before it ends by force: nobody else would end it."""
 
+GRACE_ALONE_SECONDS = 5.0
+"""The same before the ranks have met: nothing is there to be saved, and they would look for the launcher's store for long."""
+
 LAST_WORDS_SECONDS = 2.0
 """How long a process that leaves at once may take to say so; a disk that hangs must not keep it."""
 
@@ -192,7 +195,8 @@ class LauncherWatch:
         request: whom to tell.
         leave: ends the process by force once the grace is over.
         seconds: how often to look.
-        grace: seconds between the first sight and the end by force.
+        grace: seconds between the first sight and the end by force, once the ranks have met.
+        alone: the same before.
     """
 
     def __init__(
@@ -202,8 +206,10 @@ class LauncherWatch:
         leave: Leave = os._exit,
         seconds: float = LAUNCHER_SECONDS,
         grace: float = GRACE_SECONDS,
+        alone: float = GRACE_ALONE_SECONDS,
     ) -> None:
-        self.request, self.leave, self.seconds, self.grace = request, leave, seconds, grace
+        self.request, self.leave, self.seconds = request, leave, seconds
+        self._after_meeting, self._grace = grace, alone
         self._over = threading.Event()
         self._launchers = launchers()
 
@@ -211,6 +217,10 @@ class LauncherWatch:
         """Begin to look, if there is a launcher."""
         if self._launchers:
             threading.Thread(target=self._look, name="launcher watch", daemon=True).start()
+
+    def have_met(self) -> None:
+        """Say that the ranks have met."""
+        self._grace = self._after_meeting
 
     def stop(self) -> None:
         """Look no more."""
@@ -221,7 +231,7 @@ class LauncherWatch:
             if self._over.wait(self.seconds):
                 return
         self.request.ask(Reason.LAUNCHER)
-        if not self._over.wait(self.grace):
+        if not self._over.wait(self._grace):
             self.leave(Reason.LAUNCHER.exit_status)
 
 

@@ -137,7 +137,7 @@ class Trainer:
         if ending.is_ours:
             with suppress(RunError):  # the first error is the one to tell
                 self._status(ending.halt.state, ending.halt.cause)
-        self.saving.saver.close(SECONDS_TO_FINISH_A_SAVE)
+        self.saving.saver.close(SECONDS_TO_FINISH_A_SAVE, self.watchdog.beats.is_gone)
         self.job.directory.unlock()
         saved = self.job.directory.newest_checkpoint()
         since = f"the checkpoint of step {step_of(saved)}" if saved else "the start: none was saved"
@@ -369,10 +369,12 @@ class Trainer:
 
     def _status(self, state: str, cause: str | None = None) -> None:
         if self.job.world.is_first:
+            saved = self.job.directory.newest_checkpoint()
             self.job.directory.write_status(
                 state=state,
                 step=self.step,
                 cause=cause,
+                checkpoint_step=None if saved is None else step_of(saved),
                 val_loss=self.val_loss,
                 best_val_loss=self.best_val_loss,
                 **self.guards.as_status(),

@@ -1,13 +1,19 @@
-"""Ranks that meet at a store which an earlier start has used."""
+"""Ranks that meet at a store which an earlier start has used, and at a port which another program has."""
 
+import os
+import socket
+import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from torch import distributed as dist
 
-from scalegpt.backends.meeting import meet
-from scalegpt.errors import RunError
+from scalegpt.backends.meeting import meet, own_store
+from scalegpt.errors import InputError, RunError
 
 SOON = timedelta(seconds=30)
 
@@ -44,3 +50,57 @@ def test_ranks_that_never_come_are_named() -> None:
     store.set("scalegpt/hello/1", "left by a dead one")
     with pytest.raises(RunError, match=r"ranks \[1, 2\] did not come"):
         meet(store, 0, 3, timedelta(seconds=0.3))
+
+
+def meet_at(port: int, *, late: int | None = None) -> list[dist.Store]:
+    """The stores of two ranks of this process, as if it were their launcher; a rank comes late."""
+
+    def come(rank: int) -> dist.Store:
+        if rank == late:
+            time.sleep(0.3)
+        return own_store(rank, 2, port, timedelta(seconds=20))
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(come, (0, 1)))
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_ranks_of_one_launcher_meet_at_another_port_where_theirs_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"scalegpt-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    of_the_dead = folder / f"{os.getppid()}@1000000.port"
+    of_the_dead.write_text("1")
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        first, second = meet_at(port, late=late)
+    first.set("word", "given")
+    assert second.get("word") == b"given"
+    assert first.port == second.port != port  # type: ignore[attr-defined]
+    assert list(folder.iterdir()) == [of_the_dead]
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"scalegpt-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(InputError, match=f"{folder} is not a folder of yours alone"):
+        own_store(0, 2, 0, timedelta(seconds=1))
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(InputError, match="not a folder of yours alone"):
+        own_store(0, 2, 0, timedelta(seconds=1))
+
+
+def test_the_folder_is_made_for_its_owner_alone_and_rank_0_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RunError, match="rank 0 did not come"):
+        own_store(1, 2, 0, timedelta(seconds=0.1))
+    assert (tmp_path / f"scalegpt-{os.getuid()}").stat().st_mode & 0o777 == 0o700

@@ -1,5 +1,7 @@
 """Who we are among the ranks, and our device; collectives of a single process are the identity."""
 
+import socket
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -117,3 +119,15 @@ def test_ranks_share_the_cores(
     module._share_cores(4)
     module._share_cores(1)  # alone, torch knows best
     assert chosen == ([] if threads is None else [threads])
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ranks that no launcher of this machine has started, none can tell the others of another port."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for key, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(key, str(value))
+        with pytest.raises(InputError, match=f"port {port} is taken by another program; give the launcher another"):
+            module._meet("gloo", 0, 2, timedelta(seconds=5))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -38,6 +39,24 @@ def test_nothing_goes_by_the_name_of_a_checkpoint_before_it_is_one(tmp_path: Pat
         "rank_00001.moments.safetensors", "rank_00001.weights.safetensors",
     ]  # fmt: skip
     Checkpoint.open(path).verify()
+
+
+def test_a_part_of_a_rank_that_has_gone_is_used_if_it_is_there_and_not_waited_for_otherwise(tmp_path: Path) -> None:
+    ticket = writer.begin(tmp_path, 7, 3, 0)
+    shares, asked = cut(whole(), 3), []
+
+    def gone(rank: int) -> bool:
+        asked.append(rank)
+        if rank == 1 and not (ticket.temporary / "rank_00001.json").exists():
+            writer.write_part(ticket, 1, shares[1])  # its last deed, between two looks at it
+        return rank > 0
+
+    writer.write_part(ticket, 0, shares[0])
+    with pytest.raises(writer.AbandonedError):
+        writer.commit(ticket, header(), SHAPES, gone=gone)
+    assert asked == [1, 2]
+    writer.write_part(ticket, 2, shares[2])
+    Checkpoint.open(writer.commit(ticket, header(), SHAPES, gone=gone)).verify()
 
 
 def test_a_rank_that_holds_little_or_nothing_writes_little(tmp_path: Path) -> None:
@@ -177,6 +196,33 @@ def test_an_error_that_may_pass_is_met_by_trying_again(tmp_path: Path, monkeypat
         with pytest.raises(RunError, match="Input/output error"):
             save(tmp_path / "more")
         assert len(tries) == expected
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_every_sync_of_a_save_may_fail_and_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Each of them in turn: of the two files, the record, the manifest, and the folders."""
+    monkeypatch.setattr(writer, "RETRY_SECONDS", (0.0, 0.0))
+    real, calls = os.fsync, [0]
+
+    def failing(descriptor: int) -> None:
+        calls[0] += 1
+        if first <= calls[0] < first + times:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    first = 1000
+    save(tmp_path / "undisturbed")
+    total, expected = calls[0], names(tmp_path / "undisturbed" / "step_00000007")
+    assert total == 7
+    for first in range(1, total + 1):
+        calls[0] = 0
+        path = save(tmp_path / str(first))
+        assert names(path) == expected
+        Checkpoint.open(path).verify()
+        assert names(path.parent) == [path.name]
 
 
 FULL_DISK = """

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,9 +38,10 @@ FLAGS = [
     "--dropout", "0.1", "--log_every", "1", "--input_file", "text.txt", "--model_name", "run",
 ]  # fmt: skip
 LAUNCHERS = {
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators"],
 }
+PORTS = {"torchrun": lambda: ["--standalone"], "deepspeed": lambda: ["--master_port", str(free_port())]}
 START_SECONDS = 180.0
 """Until the first steps: on a busy machine imports alone take most of a minute."""
 
@@ -62,24 +64,49 @@ class Job:
 
     # --- start and end -----------------------------------------------------------------------------------------------
 
-    def start(self, *flags: str, restarts: int = 0, **faults: Any) -> None:
+    def start(
+        self,
+        *flags: str,
+        restarts: int = 0,
+        ranks: int = 2,
+        layout: str | None = None,
+        bare: bool = False,
+        **faults: Any,
+    ) -> None:
+        """Start the command, with faults as ``worker.py`` knows them.
+
+        Args:
+            flags: more of them; what is given twice counts as given last.
+            restarts: how often torchrun starts the ranks again.
+            ranks: how many.
+            layout: another than the job's.
+            bare: leave the port to the launcher.
+        """
         environment = {
             **os.environ, MARK: self.mark, "FAULTS": json.dumps(faults), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
             "SCALEGPT_CACHE": str(self.folder / "cache"),
         }  # fmt: skip
-        port = ["--master_port", str(free_port())] if self.launcher == "deepspeed" else []
-        launcher = [*LAUNCHERS[self.launcher], *port, *(["--max-restarts", str(restarts)] if restarts else [])]
-        command = [*launcher, str(ROOT / "tests" / "faults" / "worker.py"), *FLAGS, *LAYOUTS[self.layout], *flags]
+        port = [] if bare else PORTS[self.launcher]()
+        again = ["--max-restarts", str(restarts)] if restarts else []
+        launcher = [*LAUNCHERS[self.launcher], str(ranks), *port, *again]
+        settings = [*FLAGS, *LAYOUTS[layout or self.layout], *flags]
+        command = [*launcher, str(ROOT / "tests" / "faults" / "worker.py"), *settings]
         with (self.folder / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=output, stderr=output, start_new_session=True
             )
 
-    def finish(self, *flags: str) -> None:
+    def finish(self, *flags: str, **options: Any) -> None:
         """Run the same command, undisturbed, to its end."""
-        self.start(*flags)
+        self.start(*flags, **options)
         assert self.wait() == 0, self.output()
         assert self.status()["state"] == "finished"
+
+    def copy_to(self, folder: Path) -> "Job":
+        """The same run in another folder, as if it had been left there."""
+        copy = Job(folder, self.layout, self.launcher)
+        shutil.copytree(self.run, copy.run)
+        return copy
 
     def wait(self, seconds: float = START_SECONDS) -> int:
         """The launcher's exit status, once no process of the job is left."""
@@ -90,6 +117,11 @@ class Job:
             raise AssertionError(f"the launcher still runs after {seconds} s\n{self.output()}") from None
         self.wait_until(lambda: not self.processes(), seconds, "no process is left")
         return status
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes at once, as when the machine fails."""
+        self.end()
+        self.wait_until(lambda: not self.processes(), 30, "all are dead")
 
     def end(self) -> None:
         """Kill what is left of the job, process by process."""
@@ -176,6 +208,10 @@ class Job:
         assert len(steps) == len(set(steps)), f"a step twice: {steps}"
         return {entry["step"]: entry[key] for entry in entries if key in entry}
 
+    def leftovers(self) -> list[Path]:
+        """What interrupted saves and deletions have left."""
+        return sorted((self.run / "checkpoints").glob(".step_*.tmp"))
+
     def losses(self) -> dict[int, float]:
         return self.lines("loss")
 
@@ -185,12 +221,16 @@ class Job:
 
         return [int(path.name.removeprefix("step_")) for path in find_checkpoints(self.run / "checkpoints")]
 
+    def checkpoint(self, step: int) -> Path:
+        return self.run / "checkpoints" / f"step_{step:08d}"
+
     def weights_hash(self) -> str:
         """SHA-256 over names and values of the newest checkpoint's weights."""
-        from scalegpt.checkpoint.store import find_checkpoints, read_weights
+        from scalegpt.checkpoint.reader import Checkpoint
 
-        digest = hashlib.sha256()
-        for name, weight in sorted(read_weights(find_checkpoints(self.run / "checkpoints")[-1])):
+        digest, checkpoint = hashlib.sha256(), Checkpoint.open(self.checkpoint(self.checkpoints()[-1]))
+        checkpoint.verify()
+        for name, weight in sorted(checkpoint.weights()):
             digest.update(name.encode())
             digest.update(weight.numpy().tobytes())
         return digest.hexdigest()

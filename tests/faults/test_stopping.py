@@ -126,3 +126,16 @@ def test_row_10_the_launcher_is_killed(start_job: Start, undisturbed: Undisturbe
     job.wait(BOUND)
     assert_stopped(job, "the launcher has gone", after=3)
     assert_goes_on(job, undisturbed(layout))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", KILLED)
+def test_row_10_the_launcher_is_killed_before_the_ranks_have_met(start_job: Start, victim: str) -> None:
+    """The layout is not known yet."""
+    launcher, kill = KILLED[victim]
+    job = start_job("fsdp2", launcher)
+    job.start(slow={"place": "join", "seconds": 3.0})
+    job.wait_for_place("join")
+    kill(job)
+    job.wait(BOUND)
+    assert not job.run.exists()

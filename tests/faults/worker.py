@@ -2,14 +2,23 @@
 
 ``FAULTS`` in the environment holds them as JSON. Each rank reads:
 
-``pace``   seconds that every step takes longer, so that there is a middle to hit
-``slow``   ``{"place": …, "seconds": …}``: entering it first takes that long, from ``step`` on; leaves ``at_PLACE.RANK``
-``stall``  ``{"rank": …, "step": …}``: that rank's loader does not return, once: not after a restart
-``oom``    ``{"rank": …, "step": …, "above": …}``: that rank asks for 2^50 bytes if its micro batch is larger than ``above``
+``pace``    seconds that every step takes longer, so that there is a middle to hit
+``slow``    ``{"place": …, "seconds": …}``: entering it first takes that long, from ``step`` on and, where that is given, of
+            ``rank`` alone; leaves ``at_PLACE.RANK``, and then ``left_PLACE.RANK`` with the step that has come meanwhile
+``stall``   ``{"rank": …, "step": …}``: that rank's loader does not return, once: not after a restart
+``crash``   ``{"rank": …, "step": …}``: that rank is killed in that step, once
+``signal``  ``{"rank": …, "step": …}``: that rank is sent SIGUSR1 in that step
+``oom``     ``{"rank": …, "step": …, "above": …}``: that rank asks for 2^50 bytes if its micro batch is larger than ``above``
+``eio``     ``{"rank": …, "step": …, "times": …}``: that rank's disk says so many times that a file cannot be synced
+``writer``  ``{"rank": …, "step": …}``: that rank's writing of a checkpoint runs into an error that is not the disk's
+``limit``   ``{"step": …, "bytes": …}``: no file may become larger
 """
 
+import errno
 import json
 import os
+import resource
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,46 +26,103 @@ from typing import Any
 
 FAULTS: dict[str, Any] = json.loads(os.environ.get("FAULTS", "{}"))
 RANK = int(os.environ.get("RANK", "0"))
+NOW = [0]
+"""The step under way."""
 
 
-def slow_down(owner: Any, name: str, now: list[int], *, place: str, seconds: float, step: int = 0) -> None:
+def always(*_arguments: Any, **_options: Any) -> bool:
+    return True
+
+
+def is_commit(source: Path, target: Any) -> bool:
+    """Of ``Path.rename``: the one that makes a checkpoint."""
+    return source.name.endswith(".tmp") and Path(target).name.startswith("step_")
+
+
+class SecondOfTree:
+    """Of ``os.unlink``: the second file of a tree that is deleted."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, _path: Any, **options: Any) -> bool:
+        self.seen += "dir_fd" in options and NOW[0] > 0
+        return self.seen == 2
+
+
+def slow_down(
+    owner: Any, name: str, applies: Callable[..., bool], *, place: str, seconds: float, step: int = 0, rank: int = RANK
+) -> None:
     real = getattr(owner, name)
     taken = []
 
     def slowed(*arguments: Any, **options: Any) -> Any:
-        if not taken and now[0] >= step:
+        if not taken and NOW[0] >= step and rank == RANK and applies(*arguments, **options):
             taken.append(True)
             Path(f"at_{place}.{RANK}").touch()
             time.sleep(seconds)
+            Path(f"left_{place}.{RANK}").write_text(str(NOW[0]))
         return real(*arguments, **options)
 
     setattr(owner, name, slowed)
 
 
+def fail(owner: Any, name: str, error: Exception, *, step: int, times: int = 2**30, rank: int = RANK) -> None:
+    """Let a function raise instead so many times, from a step on."""
+    real, left = getattr(owner, name), [times]
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if left[0] and NOW[0] >= step and rank == RANK:
+            left[0] -= 1
+            raise error
+        return real(*arguments, **options)
+
+    setattr(owner, name, failing)
+
+
+def is_here(fault: str) -> bool:
+    """Whether a fault is of this rank and step."""
+    laid = FAULTS.get(fault, {})
+    return (laid.get("rank"), laid.get("step")) == (RANK, NOW[0])
+
+
+def is_first_time(fault: str) -> bool:
+    once = Path(f"{fault}.{RANK}")
+    if once.exists():
+        return False
+    once.touch()
+    return True
+
+
 def lay_faults() -> None:
     import torch
 
+    from scalegpt.backends import World
+    from scalegpt.checkpoint import writer
     from scalegpt.training import setup
     from scalegpt.training.loader import TrainingBatches
     from scalegpt.training.saving import Saving
     from scalegpt.training.trainer import Trainer
 
-    now = [0]
-    places = {
-        "setup": (setup, "build_model"), "compile": (Trainer, "_take_step"), "save": (Saving, "save"),
-        "evaluate": (Trainer, "_evaluate"), "write": (os, "fsync"),
+    places: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+        "join": (World, "join", always), "setup": (setup, "build_model", always), "compile": (Trainer, "_take_step", always),
+        "save": (Saving, "save", always), "evaluate": (Trainer, "_evaluate", always), "write": (os, "fsync", always),
+        "reduce": (Trainer, "_told", always), "part": (writer, "write_part", always),
+        "assemble": (writer, "_assemble", always), "commit": (Path, "rename", is_commit),
+        "rotate": (os, "unlink", SecondOfTree()),
     }  # fmt: skip
     if "slow" in FAULTS:
-        slow_down(*places[FAULTS["slow"]["place"]], now, **FAULTS["slow"])
+        slow_down(*places[FAULTS["slow"]["place"]], **FAULTS["slow"])
+    if "eio" in FAULTS:
+        fail(os, "fsync", OSError(errno.EIO, os.strerror(errno.EIO)), **FAULTS["eio"])
+    if "writer" in FAULTS:
+        fail(writer, "write_part", ValueError("no such luck"), **FAULTS["writer"])
     batches = TrainingBatches.step
 
     def step(self: TrainingBatches, first: int) -> Iterator[Any]:
-        now[0] = first // self.plan.sequences + 1  # no windows are left out here
+        NOW[0] = first // self.plan.sequences + 1  # no windows are left out here
         time.sleep(FAULTS.get("pace", 0.0))
-        stall, once = FAULTS.get("stall", {}), Path(f"stalled.{RANK}")
-        if (stall.get("rank"), stall.get("step")) == (RANK, now[0]) and not once.exists():
-            once.touch()
-            time.sleep(3600)
+        befall()
         return batches(self, first)
 
     TrainingBatches.step = step  # type: ignore[method-assign]
@@ -66,12 +132,24 @@ def lay_faults() -> None:
         from scalegpt.backends.fsdp import FSDPBackend
 
         for backend in (DeepSpeedBackend, FSDPBackend):
-            backend.micro_step = hungry(backend.micro_step, now, oom, torch)  # type: ignore[method-assign]
+            backend.micro_step = hungry(backend.micro_step, oom, torch)  # type: ignore[method-assign]
 
 
-def hungry(real: Callable[..., Any], now: list[int], oom: dict[str, int], torch: Any) -> Callable[..., Any]:
+def befall() -> None:
+    """What happens to a rank in a step, before its data come."""
+    if is_here("stall") and is_first_time("stall"):
+        time.sleep(3600)
+    if is_here("crash") and is_first_time("crash"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if is_here("signal"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    if NOW[0] == FAULTS.get("limit", {}).get("step"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FAULTS["limit"]["bytes"], resource.RLIM_INFINITY))
+
+
+def hungry(real: Callable[..., Any], oom: dict[str, int], torch: Any) -> Callable[..., Any]:
     def micro_step(self: Any, tokens: Any, targets: Any, *, last: bool) -> Any:
-        if now[0] == oom["step"] and len(tokens) > oom["above"]:
+        if NOW[0] == oom["step"] and len(tokens) > oom["above"]:
             torch.empty(2**50, dtype=torch.uint8)
         return real(self, tokens, targets, last=last)
 

@@ -155,3 +155,4 @@ def test_a_process_that_has_ended_is_known_by_its_number(ranks: list[Heartbeats]
     assert "rank 1" in ranks[0].blame(wait)
     assert ranks[0].blame(wait).endswith("the process has ended")
     assert ranks[0].lost() == dead
+    assert [ranks[0].is_gone(rank) for rank in range(4)] == [False, True, False, False]

@@ -219,7 +219,8 @@ def test_a_dead_launcher_asks_to_stop_and_after_the_grace_ends_the_process(
     monkeypatch.setattr(stopping, "launchers", lambda: [alive.is_set])
     alive, left, stop = threading.Event(), [], StopRequest()
     alive.set()
-    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=0.05)
+    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=0.05, alone=30)
+    watch.have_met()
     watch.start()
     time.sleep(0.05)
     assert stop.reason is None
@@ -228,10 +229,18 @@ def test_a_dead_launcher_asks_to_stop_and_after_the_grace_ends_the_process(
     assert (stop.reason, left) == (Reason.LAUNCHER, [143])
 
 
+def test_before_the_ranks_have_met_the_grace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "launchers", lambda: [lambda: False])
+    left: list[int] = []
+    LauncherWatch(StopRequest(), leave=left.append, seconds=0.01, grace=30, alone=0.05).start()
+    wait_until(lambda: left)
+    assert left == [143]
+
+
 def test_who_ends_within_the_grace_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "launchers", lambda: [lambda: False])
     left, stop = [], StopRequest()
-    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=30)
+    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=30, alone=30)
     watch.start()
     wait_until(lambda: stop.reason)
     watch.stop()

@@ -99,7 +99,7 @@ def test_accumulation_changes_the_arithmetic_only(trainer: Any) -> None:
 def test_an_error_is_told_and_a_second_one_does_not_hide_it(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer()
     one.fail(RunError("the disk is full"))
-    assert (status(one)["state"], status(one)["cause"]) == ("failed", "RunError: the disk is full")
+    assert (status(one)["state"], status(one)["cause"]) == ("failed", "the disk is full")
     one.fail(KeyboardInterrupt())
     assert (status(one)["state"], status(one)["cause"]) == ("stopped", "interrupted")
 
