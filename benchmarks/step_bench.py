@@ -5,8 +5,8 @@ torchrun --nproc_per_node 2 benchmarks/step_bench.py --preset tiny --backend fsd
 python benchmarks/step_bench.py --preset 350M_1024 --steps 20 --json step.json
 
 Every step is the trainer's own, with real data loading, guards, logging and metrics; the tokens are random, unless
---input_file says otherwise. First the whole steps are timed, then as many by phase, for which the device is waited for between
-the phases. Any flag of ``launch/train.py`` goes. Times are medians, with the middle half of the steps beside them.
+--input_file says otherwise. First the whole steps are timed, then as many by phase, for which the device is waited for
+between the phases. Any flag of ``launch/train.py`` goes. Times are medians, with the middle half of the steps beside them.
 """
 
 import json
