@@ -14,23 +14,28 @@ fsdp 3            for every forward and backward pass        reduce-scattered in
 deepspeed 0       never                                      all-reduced after the last micro step           nothing
 deepspeed 1       after the update                           all-reduced after the last micro step           nothing [1]_
 deepspeed 2       after the update                           all-reduced in every micro step                 backward [2]_
-deepspeed 3       for every forward and backward pass        reduce-scattered in every micro step            both passes
+deepspeed 3       for every forward and backward pass [3]_   reduce-scattered in every micro step            both passes
 ================  =========================================  ==============================================  =============
 
 .. [1] In fp16 and fp32 with ``overlap_comm`` behind the last backward pass.
 .. [2] The gradients; gathering the weights is hidden behind nothing. ZeRO-2 all-reduces because its buckets hold the
    parts of several ranks (``use_multi_rank_bucket_allreduce``).
+.. [3] But for what the prefetch keeps from the one for the other (:mod:`scalegpt.planner.deepspeed_gather`), and for norms
+   and biases, which every rank keeps whole: they are gathered once after the update, hidden behind nothing.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.planner import deepspeed_step, fsdp_memory
+from scalegpt.planner.deepspeed_gather import gathering, schedule
+from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.parameters import count_parameters, parameter_shapes
 from scalegpt.planner.sizes import BYTES
 from scalegpt.planner.states import tensors_of
+from scalegpt.planner.tensors import numel
 
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
@@ -96,10 +101,11 @@ def _deepspeed(run: RunConfig, ranks: int) -> Iterator[Collective]:
     stage, width, layers = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer
     whole, buckets = count_parameters(run.model).total, layers + 2
     if stage == 3:
-        whole = _in_parts(run.model, ranks)
-        yield Collective("all_gather", width * whole, buckets, EVERY, FORWARD)
-        yield Collective("all_gather", width * whole, buckets, EVERY, BACKWARD)
-        yield Collective("reduce_scatter", 4 * whole, buckets, EVERY, BACKWARD)
+        forward, back, kept_whole = _gathered_by_stage3(run.model, run.parallel, run.train.precision, ranks)
+        yield Collective("all_gather", width * forward, buckets, EVERY, FORWARD)
+        yield Collective("all_gather", width * back, buckets, EVERY, BACKWARD)
+        yield Collective("reduce_scatter", 4 * _in_parts(run.model, ranks), buckets, EVERY, BACKWARD)
+        yield Collective("all_gather", width * kept_whole, 1, STEP, EXPOSED)
         return
     late = stage == 0 or (stage == 1 and run.train.precision == "bf16" and run.parallel.offload == "none")
     yield Collective(
@@ -119,6 +125,19 @@ def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
         whole += size
         blocks += size if in_block else 0
     return whole, blocks
+
+
+@lru_cache(maxsize=1024)
+def _gathered_by_stage3(
+    model: ModelConfig, parallel: ParallelConfig, precision: str, ranks: int
+) -> tuple[int, int, int]:
+    """Elements that ZeRO-3 gathers in a forward pass, in a backward pass, and once a step: what is too small to be cut."""
+    run = RunConfig(name="", model=model, parallel=parallel, train=TrainConfig(precision=precision, micro_batch=1))
+    settings = deepspeed_settings(run, grad_accum=1, ranks=ranks, on_cuda=True)
+    threshold = int(settings["zero_optimization"]["stage3_param_persistence_threshold"])
+    small = (shape for shape in parameter_shapes(model).values() if numel(shape) <= threshold)
+    forward, back = schedule(gathering(run, ranks, settings)).fetched
+    return forward, back, ranks * sum(deepspeed_step.padded(shape, ranks) for shape in small)
 
 
 @lru_cache(maxsize=1024)

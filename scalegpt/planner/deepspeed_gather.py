@@ -18,6 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from scalegpt.config import RunConfig
+from scalegpt.planner.deepspeed_step import Settings, offloaded
+from scalegpt.planner.sizes import BYTES
+from scalegpt.planner.tensors import Tensors, numel
 from scalegpt.planner.timeline import rounded
 
 _AWAY, _COMING, _HERE = range(3)
@@ -81,6 +85,7 @@ class Schedule:
         norm_back: the last norm, backward.
         blocks_back: backward, in the order of the blocks, the first block first.
         embeddings_back: position embedding, then token embedding.
+        fetched: elements that are gathered on the way forward, and on the way back, with what fills their parts.
     """
 
     start: Visit
@@ -92,6 +97,33 @@ class Schedule:
     norm_back: Visit
     blocks_back: tuple[Visit, ...]
     embeddings_back: tuple[Visit, Visit]
+    fetched: tuple[int, int]
+
+
+def gathering(run: RunConfig, ranks: int, settings: Settings) -> Gathering:
+    """What decides in a run what is gathered when.
+
+    Args:
+        run: a run of stage 3.
+        ranks: data-parallel ranks W.
+        settings: DeepSpeed's complete configuration.
+    """
+    zero, model = settings["zero_optimization"], run.model
+    threshold, parameters = int(zero["stage3_param_persistence_threshold"]), Tensors.of(model)
+    head, positions = model.vocab_size * model.n_embd, model.block_size * model.n_embd
+    return Gathering(
+        blocks=model.n_layer,
+        matrices=tuple(numel(shape) for shape in parameters.block if numel(shape) > threshold),
+        head=head if head > threshold else 0,
+        positions=positions if positions > threshold else 0,
+        tied=model.tie_head,
+        ranks=ranks,
+        width=BYTES[run.train.precision],
+        on_host=offloaded(zero, "param"),
+        prefetch=int(zero["stage3_prefetch_bucket_size"]),
+        live=int(zero["stage3_max_live_parameters"]),
+        reuse=int(zero["stage3_max_reuse_distance"]),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -103,12 +135,13 @@ def schedule(given: Gathering) -> Schedule:
     forward = tuple(play.visit(3 + i) for i in range(blocks))
     norm = play.visit(3 + blocks)
     play.release(0, 4 + blocks)
-    end = play.bytes
+    end, fetched = play.bytes, play.fetched
     back = play.enter(0)
     norm_back = play.visit(3 + blocks)
     backward = tuple(play.visit(3 + i) for i in reversed(range(blocks)))
     tail = play.enter(2), play.enter(1)
-    return Schedule(start, embeddings, forward, norm, end, back, norm_back, backward[::-1], tail)
+    back_again = play.fetched - fetched
+    return Schedule(start, embeddings, forward, norm, end, back, norm_back, backward[::-1], tail, (fetched, back_again))
 
 
 class _Coordinator:
@@ -135,7 +168,7 @@ class _Coordinator:
         self.group: dict[int, int] = {}
         self.groups: dict[int, list[int]] = {}
         self.waiting: dict[int, int] = {}
-        self.available = self.bytes = self.highest = 0
+        self.available = self.bytes = self.highest = self.fetched = 0
 
     def visit(self, module: int) -> Visit:
         entered = self.enter(module)
@@ -196,6 +229,7 @@ class _Coordinator:
             self.state[p] = _COMING
             self.group[p] = key
             self.available += self.numel[p]
+            self.fetched += self.given.ranks * self._part(p)
         self.groups[key], self.waiting[key] = list(wanted), len(wanted)
         away = self.given.on_host and self.given.ranks > 1
         copies = sum(rounded(self.given.width * self._part(p)) for p in wanted) if away else 0

@@ -12,7 +12,7 @@ Beyond what :mod:`scalegpt.planner.deepspeed_gather` says, from deepspeed 0.19's
 from collections.abc import Callable, Iterable, Sequence
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.deepspeed_gather import Gathering, Schedule, Visit, schedule
+from scalegpt.planner.deepspeed_gather import Schedule, Visit, gathering, schedule
 from scalegpt.planner.deepspeed_step import (
     BUCKETS,
     NORM_BYTES,
@@ -47,20 +47,7 @@ class Stage3(ShardedStep):
         apart = ranks > 1 or offloaded(self.zero, "param")  # else they look into the part, which is the whole
         self.kept_whole = sum(rounded(self.width * ranks * part) for part in whole) if apart else 0
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
-        sharded = [size if size > threshold else 0 for size in (self.head, self.s.block * self.s.hidden)]
-        self.gathering = Gathering(
-            blocks=run.model.n_layer,
-            matrices=tuple(numel(shape) for shape in self.block_shapes if numel(shape) > threshold),
-            head=sharded[0],
-            positions=sharded[1],
-            tied=run.model.tie_head,
-            ranks=ranks,
-            width=self.width,
-            on_host=self.on_host,
-            prefetch=int(self.zero["stage3_prefetch_bucket_size"]),
-            live=int(self.zero["stage3_max_live_parameters"]),
-            reuse=int(self.zero["stage3_max_reuse_distance"]),
-        )
+        self.gathering = gathering(run, ranks, settings)
         self.plan: Schedule = schedule(self.gathering)
         self.large = 0  # bytes of the gradient that is too large for the bucket
         self.in_block: list[int] | None = None

@@ -1,0 +1,173 @@
+"""A plain loop in the style of nanoGPT, written afresh: its model's shape and its way to train, to be timed beside ours.
+
+What it does as such loops do: full logits and ``F.cross_entropy``, biases as told, tied head, autocast around fp32 weights,
+``clip_grad_norm_``, fused AdamW over two groups, a batch of random windows from a memory map, ``loss.item()`` once a step.
+"""
+
+import importlib.util
+import math
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and its batch."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    batch: int
+    bias: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.block_size
+
+
+class _Attention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.n_head = shape.n_head
+        self.c_attn = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=shape.bias)
+        self.c_proj = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, H = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(H, dim=2)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.c_proj(y.transpose(1, 2).contiguous().view(B, T, H))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(shape.n_embd, bias=shape.bias)
+        self.attn = _Attention(shape)
+        self.ln_2 = nn.LayerNorm(shape.n_embd, bias=shape.bias)
+        self.fc = nn.Linear(shape.n_embd, 4 * shape.n_embd, bias=shape.bias)
+        self.proj = nn.Linear(4 * shape.n_embd, shape.n_embd, bias=shape.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        out: Tensor = x + self.proj(F.gelu(self.fc(self.ln_2(x))))
+        return out
+
+
+class PlainGPT(nn.Module):
+    """GPT-2's shape; called with ids and targets it gives logits and loss, as nanoGPT's model does."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd)
+        self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.n_layer))
+        self.ln_f = nn.LayerNorm(shape.n_embd, bias=shape.bias)
+        self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
+        self.head.weight = self.wte.weight
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * shape.n_layer) if "proj" in name else 1))
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T] ids and targets → logits [B, T, V] and their mean cross entropy."""
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.ln_f(x))
+        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-1)
+
+
+def peers_model(checkout: Path, shape: Shape) -> nn.Module:
+    """The model of a nanoGPT checkout: ``model.py`` with ``GPT`` and ``GPTConfig``."""
+    spec = importlib.util.spec_from_file_location("peers_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(
+        n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd, block_size=shape.block_size,
+        vocab_size=shape.vocab_size, bias=shape.bias, dropout=0.0,
+    )  # fmt: skip
+    model: nn.Module = module.GPT(config)
+    return model
+
+
+class BaselineSteps:
+    """Steps of a plain loop.
+
+    Args:
+        shape: model and batch.
+        data: a folder with ``train.bin``, uint16.
+        device: where.
+        bf16: under autocast in bf16, else in fp32.
+        compiled: the whole model through ``torch.compile``.
+        checkout: take the model of this nanoGPT checkout instead of ours in its style.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        data: Path,
+        device: torch.device,
+        *,
+        bf16: bool,
+        compiled: bool,
+        checkout: Path | None = None,
+    ) -> None:
+        torch.manual_seed(1)
+        self.shape, self.device = shape, device
+        self.data = np.memmap(data / "train.bin", dtype=np.uint16, mode="r")
+        model = (peers_model(checkout, shape) if checkout is not None else PlainGPT(shape)).to(device)
+        self.parameters = list(model.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [each for each in groups if each["params"]], lr=6e-4, betas=(0.9, 0.95), fused=True
+        )
+        self.model: Any = torch.compile(model) if compiled else model
+        self.autocast: AbstractContextManager[Any] = (
+            torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+        )
+
+    def step(self) -> float:
+        """Take a step; seconds until the device has done it."""
+        begin = time.perf_counter()
+        tokens, targets = self._batch()
+        with self.autocast:
+            _, loss = self.model(tokens, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begin
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        T = self.shape.block_size
+        starts = torch.randint(len(self.data) - T, (self.shape.batch,)).tolist()
+        x = torch.stack([torch.from_numpy(self.data[i : i + T].astype(np.int64)) for i in starts])
+        y = torch.stack([torch.from_numpy(self.data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+        if self.device.type == "cuda":
+            return x.pin_memory().to(self.device, non_blocking=True), y.pin_memory().to(self.device, non_blocking=True)
+        return x, y
