@@ -159,8 +159,8 @@ class Trainer:
 
     def files(self) -> str:
         """What the run has left, for its last line."""
-        left = sorted(path.name for path in self.job.directory.path.iterdir() if not path.name.startswith("."))
-        return ", ".join(left)
+        names = (path.name for path in self.job.directory.path.iterdir())
+        return ", ".join(sorted(name for name in names if not name.startswith(".")))
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -273,10 +273,16 @@ class Trainer:
                 peak_bytes=peak_bytes(job.world.device),
                 **conclusion.as_metrics(),
             )
-        left = self._seconds_left()
         job.logger.step(
             StepLine(
-                self.step, loss, lr, grad_norm, self.throughput.tokens_per_second, share, left, self.guards.skipped
+                self.step,
+                loss,
+                lr,
+                grad_norm,
+                self.throughput.tokens_per_second,
+                share,
+                self._seconds_left(),
+                self.guards.skipped,
             )
         )
 
@@ -387,9 +393,8 @@ class Trainer:
     def _compare_memory(self) -> None:
         """Show the prediction beside what was held, and keep that for later plans."""
         job = self.job
-        if not job.world.is_first or self.step == job.progress.step:
-            return
-        job.logger.say(compare(job.memory, job.watch.measure()))
+        if job.world.is_first and self.step > job.progress.step:
+            job.logger.say(compare(job.memory, job.watch.measure()))
 
     def _cause_of_end(self) -> str:
         if self.step >= self.job.total_steps or self.reason is None:
