@@ -273,18 +273,8 @@ class Trainer:
                 peak_bytes=peak_bytes(job.world.device),
                 **conclusion.as_metrics(),
             )
-        job.logger.step(
-            StepLine(
-                self.step,
-                loss,
-                lr,
-                grad_norm,
-                self.throughput.tokens_per_second,
-                share,
-                self._seconds_left(),
-                self.guards.skipped,
-            )
-        )
+        speed, left = self.throughput.tokens_per_second, self._seconds_left()
+        job.logger.step(StepLine(self.step, loss, lr, grad_norm, speed, share, left, self.guards.skipped))
 
     # --- around the steps --------------------------------------------------------------------------------------------
 
