@@ -71,8 +71,8 @@ LOSS_SECONDS_TIMED = 0.25
 COMPARED_TOKENS = 4096
 """Over so many tokens at most a loss's gradients are held against those of full logits in fp32."""
 
-MOST_ERROR = 0.05
-"""Rounding to the compute dtype is a tenth of that."""
+MOST_ERROR = 0.2
+"""Rounding to the compute dtype gives a fortieth of that; with more a loss computes something else."""
 
 
 class SpeedStation(Station):
@@ -221,7 +221,7 @@ class SpeedStation(Station):
             loss = loss_of(job, self.device)
             found["gradient_error"] = distance(loss, hidden[some].detach().requires_grad_(), head, targets[some])
             if not found["gradient_error"] <= MOST_ERROR:
-                raise RuntimeError(f"its gradients are {found['gradient_error']:.1%} off: it computes something else")
+                raise RuntimeError(f"its gradients are {found['gradient_error']:.1%} off: it is another loss")
             if self.dry:
                 gradients(loss, hidden, head, targets)
                 return

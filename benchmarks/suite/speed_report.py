@@ -29,12 +29,14 @@ NOTES = (
     "Of each row a step or two come before those that count. These run in a row, and nobody waits for the device between "
     "them but the step itself, which reads the gradient's norm. Rates are of the median step.",
     "Steps of ours are those of the trainer's backends, on random tokens made on the host and copied to the card. The plain "
-    "loop is `benchmarks/steps/baseline.py`: nanoGPT's model and loop written afresh, of the same shape and with the same tokens "
-    "of a step, full logits, bf16 autocast, and its own micro batch, the largest up to 32 sequences that is predicted to fit.",
+    "loop is `benchmarks/steps/baseline.py`: nanoGPT's model and loop written afresh, of the same shape and with the same "
+    "tokens of a step, full logits, bf16 autocast, and its own micro batch, the largest up to 32 sequences that is predicted "
+    "to fit.",
     "MFU counts 6P + 12·L·H·T operations a token and the card's dense peak.",
     "Predictions are by the planner's tables alone, those of memory with cuBLAS's workspaces; errors are predicted ÷ "
     "measured − 1. For compiled blocks the predicted memory is an upper bound.",
-    "The loss alone: forward and backward, hidden states in the compute dtype, an fp32 master of the head and its gradient. "
+    "The loss alone, over as many tokens of the chosen micro batch as are predicted to fit with full logits: forward and "
+    "backward, hidden states in the compute dtype, an fp32 master of the head and its gradient. "
     "What others want in the compute dtype is cast, forth and back. Its extra memory is the peak beyond these inputs, "
     "gradients included. The distance is that of the gradients from those of full logits in fp32, over 4096 tokens at most.",
     "The profiler slows the processor down: where the card waits for it, the idle share is less without.",

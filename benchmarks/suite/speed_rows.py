@@ -284,7 +284,14 @@ WAYS: tuple[Values, ...] = (
 
 
 def loss_jobs(subject: Subject, micro: int) -> Iterator[Values]:
-    """The loss alone, over the tokens of a micro batch, in every way."""
+    """The loss alone, in every way, over the tokens of a micro batch.
+
+    Args:
+        subject: the preset.
+        micro: sequences of the chosen micro batch; fewer are taken where full logits of so many are not predicted to fit.
+    """
+    fitting = changed(subject, Change(loss="full"), micro)
+    micro = micro if fitting is None else fitting.batch.micro_batch
     for way in WAYS:
         flags = {"micro_batch": micro}
         chunk = f" {way['chunk']}" if "chunk" in way else ""
