@@ -25,7 +25,7 @@ KERNELS_SHOWN, NAME_SHOWN = 20, 90
 
 NOTES = (
     "All rows of a preset take steps of the same tokens: as many as keep a step short. A preset's own step has several times "
-    "as many, so that the optimizer weighs less in it; that would raise all of these rates by about a hundredth.",
+    "as many, so that the optimizer weighs less in it; by estimate that would raise all of these rates by about a hundredth.",
     "Of each row a step or two come before those that count. These run in a row, and nobody waits for the device between "
     "them but the step itself, which reads the gradient's norm. Rates are of the median step.",
     "Steps of ours are those of the trainer's backends, on random tokens made on the host and copied to the card. The plain "

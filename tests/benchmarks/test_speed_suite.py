@@ -5,16 +5,18 @@ import re
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.suite import speed_report
+from benchmarks.suite import speed_child, speed_report
 from benchmarks.suite.children import Child
+from benchmarks.suite.configuration import Configuration
 from benchmarks.suite.frame import ROOT
 from benchmarks.suite.profiling import Span, busy, summary
 from benchmarks.suite.session import MINUTES
-from benchmarks.suite.speed_child import steps_for
 from benchmarks.suite.speed_rows import (
     CHUNKS,
     LEAST_STEPS,
@@ -58,8 +60,6 @@ def jobs(card: str = "H100 SXM") -> list[Values]:
 
 
 def test_without_a_gpu_it_says_so_in_a_line_and_exits_3() -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     done = suite()
@@ -194,7 +194,29 @@ def test_what_is_interrupted_is_named() -> None:
 
 @pytest.mark.parametrize(("step", "count"), [(0.001, MOST_STEPS), (0.1, 15), (2.0, LEAST_STEPS)])
 def test_as_many_steps_as_take_so_long(step: float, count: int) -> None:
-    assert steps_for(1.5, step) == count
+    assert speed_child.steps_for(1.5, step) == count
+
+
+def test_what_is_timed_is_measured_and_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way that a card would go, on the CPU, with a model that takes no time."""
+    monkeypatch.setattr(speed_child, "TIMED_SECONDS", 0.01)
+    monkeypatch.setattr(speed_child, "LOSS_SECONDS_TIMED", 0.01)
+    station = speed_child.SpeedStation(torch.device("cpu"), dry=False)
+    flags = {"micro_batch": 2, "recompute": "none", "loss": "chunked", "precision": "bf16", "vocab_size": 128}
+    flags |= {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 32}
+    base = Configuration(preset="tiny", grad_accum=2, flags=flags).as_dict()
+    trace = tmp_path / "deep" / "trace.json"
+    for kind, tokens in ((TRAIN, 128), (LOOP, 128), (LOSS, 64), (PROFILE, 0)):
+        answer = station.answer({**base, "kind": kind, "way": "chunked", "chunk": 16, "trace": str(trace)})
+        assert (answer["outcome"], answer["notes"], answer["left_over_bytes"]) == ("ran", [], 0), answer
+        measured = json.loads(json.dumps(answer["measured"]))
+        assert measured["steps"] >= 3
+        assert measured.get("tokens_per_step", measured.get("tokens", 0)) == tokens
+        if kind in {TRAIN, LOOP}:
+            assert measured["tokens_per_second"] == pytest.approx(tokens / measured["step_seconds"])
+    assert 0 <= measured["idle_share"] < 1
+    assert sum(kernel["share"] for kernel in measured["kernels"]) <= 1.000001
+    assert json.loads(trace.read_text())["traceEvents"]
 
 
 # --- the profile -----------------------------------------------------------------------------------------------------
