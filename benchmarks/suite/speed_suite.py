@@ -87,10 +87,13 @@ def _collect(trials: Trials, needs: list[float], budget: Budget, opened: Session
         usual_seconds=lambda job: float(job["usual_seconds"] + job["reserve"]),
         most_seconds=lambda job: HANGS * float(job["usual_seconds"]) + SLOW_SECONDS,
     )
+    told = 0
     try:
         for job, answer in work:
             trials.take(job, answer)
-            say(_line(trials.rows[-1]))
+            for row in trials.rows[told:]:  # those that were not tried since they are not predicted to fit, too
+                say(_line(row))
+            told = len(trials.rows)
     except KeyboardInterrupt:
         for jobs in (in_torch, in_deepspeed):
             trials.give_up(jobs, {**LEFT_OUT, "reason": "interrupted"})

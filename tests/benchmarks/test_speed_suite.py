@@ -170,6 +170,18 @@ def test_what_runs_out_of_memory_is_followed_by_half_the_micro_batch() -> None:
     assert [job["flags"]["micro_batch"] for job in full] == [16]
 
 
+def test_what_is_not_predicted_to_fit_is_named_and_not_tried() -> None:
+    trials = Trials(planned())
+    asked = []
+    for kind in trials.kinds():
+        for job in kind:
+            asked.append(job["name"])
+            trials.take(job, {"outcome": "ran"})
+    left = [row for row in trials.rows if row["outcome"] == "left out"]
+    assert left
+    assert all("predicted, the card has" in row["reason"] and row["name"] not in asked for row in left)
+
+
 def test_the_fastest_row_is_profiled_and_time_is_kept_for_it() -> None:
     trials = Trials(planned()[-1:])
     best = "150M_1024 fsdp stage 2 recompute=none loss=chunked micro_batch=128 compiled"
