@@ -2,6 +2,7 @@
 
 python benchmarks/gpu_suite.py plan          predicted memory against the allocator's and the driver's figures
 python benchmarks/gpu_suite.py choice        the planner's choices on emulated cards: do they run, and as fast as it says?
+python benchmarks/gpu_suite.py speed         tokens per second, MFU and memory, beside a nanoGPT-style loop, and a profile
 python benchmarks/gpu_suite.py plan --dry    the same configurations, tiny and on the CPU: do they all build and step?
 
 ``plan`` takes some sixty configurations through three or more optimizer steps of the trainer's own backends, on random
@@ -27,6 +28,12 @@ that, and presets of 150M to 500M. The allocator is held to the emulated card's 
 What the planner says does not fit is listed and not tried. The blocks are compiled, as is the trainer's default
 (``--no_compile``: they are not). Rows come in rounds that hold every size and preset, so that what time leaves out is spread.
 
+``speed`` times 150M_1024, 350M_1024 and 500M_1024, all with the same tokens in a step: as the planner chooses them for one
+process, and beside that a nanoGPT-style loop, compiled; then one setting changed at a time: each backend over one rank,
+recompute, loss, compilation, attention kernels, micro batches. The head's loss is also timed alone, ours, torch's
+``linear_cross_entropy`` and, where ``liger-kernel`` is installed, Liger's. The best row is profiled; ``--trace FILE`` keeps
+the whole trace. Predicted speed and memory stand beside the measured ones, and each limit is said to be kept or not.
+
 At the end of ``--minutes`` what is left is named and left out. JSON and Markdown go into ``benchmarks/results/``, named by
 date and card; an earlier file is never replaced.
 
@@ -41,7 +48,7 @@ from pathlib import Path
 # Run by path: the repository's packages must be found without installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.suite import choice_suite, plan_suite
+from benchmarks.suite import choice_suite, plan_suite, speed_suite
 from benchmarks.suite.frame import INTERRUPTED
 
 
@@ -58,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     plan_suite.add_arguments(suites.add_parser("plan", help="predicted memory against measured"))
     choice_suite.add_arguments(suites.add_parser("choice", help="the planner's choices on emulated cards"))
+    speed_suite.add_arguments(suites.add_parser("speed", help="tokens per second, MFU and memory, and a profile"))
     given = parser.parse_args(arguments)
     try:
         status: int = given.run(given)

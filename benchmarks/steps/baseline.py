@@ -1,7 +1,8 @@
 """A plain loop in the style of nanoGPT, written afresh: its model's shape and its way to train, to be timed beside ours.
 
 What it does as such loops do: full logits and ``F.cross_entropy``, biases as told, tied head, autocast around fp32 weights,
-``clip_grad_norm_``, fused AdamW over two groups, a batch of random windows from a memory map, ``loss.item()`` once a step.
+``clip_grad_norm_``, fused AdamW over two groups, ``loss.item()`` once a step, random windows from a memory map, the next of
+which are read while the device works on the last.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its batch."""
+    """A model and its batch: sequences of a micro batch, and how many of these a step accumulates."""
 
     n_layer: int
     n_head: int
@@ -30,11 +31,12 @@ class Shape:
     vocab_size: int
     batch: int
     bias: bool = True
+    grad_accum: int = 1
 
     @property
     def tokens(self) -> int:
         """Tokens of a step."""
-        return self.batch * self.block_size
+        return self.batch * self.grad_accum * self.block_size
 
 
 class _Attention(nn.Module):
@@ -147,21 +149,29 @@ class BaselineSteps:
         self.autocast: AbstractContextManager[Any] = (
             torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
         )
+        self._next = self._batch()
 
     def step(self) -> float:
         """Take a step; seconds until the device has done it."""
         begin = time.perf_counter()
-        tokens, targets = self._batch()
-        with self.autocast:
-            _, loss = self.model(tokens, targets)
-        loss.backward()
+        self.take()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begin
+
+    def take(self) -> None:
+        """Take a step; the device may still be at its end."""
+        for _ in range(self.shape.grad_accum):
+            tokens, targets = self._next
+            with self.autocast:
+                _, loss = self.model(tokens, targets)
+                loss = loss / self.shape.grad_accum
+            self._next = self._batch()
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         loss.item()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - begin
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         T = self.shape.block_size

@@ -160,6 +160,8 @@ def configuration(plan: Plan) -> Configuration:
     """What a child trains."""
     parallel, train = plan.run.parallel, plan.run.train
     flags: dict[str, Any] = {"recompute": train.recompute, "loss": train.loss, "micro_batch": plan.batch.micro_batch}
+    if train.attention != "auto":
+        flags["attention"] = train.attention
     if parallel.offload != "none":
         flags["offload"] = parallel.offload
     if parallel.ds_config is not None:

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from dataclasses import replace
 
 from benchmarks.suite import choice_report, session
 from benchmarks.suite.children import Values
@@ -10,16 +9,10 @@ from benchmarks.suite.choice_rows import Cell, cells
 from benchmarks.suite.choice_trials import Trials
 from benchmarks.suite.frame import BAD_INPUT, Budget, describe_software, installed, write_results
 from benchmarks.suite.session import Session, counts, exit_status, matches, say
-from scalegpt.config.machine import MachineConfig
-from scalegpt.planner.detect import machine_at_hand
-from scalegpt.planner.gpus import find_card, known_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import gib
 
 MODULE = "benchmarks.suite.choice_child"
-
-IMAGINED = "H100 SXM"
-"""The card that a dry run plans for."""
 
 HANGS = 6
 """A trial that takes so many times as long as usual hangs, and its process is ended."""
@@ -49,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(opened, int):
         return opened
     try:
-        machine = planned_machine(opened)
+        machine = opened.machine()
         planned = cells(machine, compiled=not arguments.no_compile)
         kept = [cell for cell in planned if matches(arguments.only, cell.name)]
         if not kept:
@@ -65,24 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _report(rows, opened, machine, budget, compiled=not arguments.no_compile)
     return exit_status(_all_outcomes(rows), interrupted=interrupted)
-
-
-def planned_machine(opened: Session) -> Machine:
-    """The machine at hand as the trainer would plan for it, by what its process has found; in a dry run an imagined one."""
-    gpu = opened.gpu
-    if gpu is None:
-        return replace(Machine.with_card(find_card(IMAGINED)), torch=opened.torch)
-    at_hand = machine_at_hand(MachineConfig(gpus=1), torch=opened.torch)
-    return replace(
-        at_hand,
-        name=gpu["name"],
-        usable_bytes=gpu["total_bytes"],
-        card=known_card(gpu["name"]),
-        capability=gpu["capability"],
-        is_gpu=True,
-        driver=gpu["driver"],
-        notes=(),
-    )
 
 
 def _why_none(planned: list[Cell], arguments: argparse.Namespace, machine: Machine) -> str:

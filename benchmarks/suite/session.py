@@ -4,12 +4,20 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from benchmarks.suite.children import Child, ChildGoneError, Values, work_through
 from benchmarks.suite.frame import DONE, FAILED, INTERRUPTED, Budget, no_gpu, positive, regular_expression
+from scalegpt.config.machine import MachineConfig
+from scalegpt.planner.detect import machine_at_hand
+from scalegpt.planner.gpus import find_card, known_card
+from scalegpt.planner.machine import Machine
 
 MINUTES = 8.5
 """A suite is to take less than nine; starting and ending are not in these."""
+
+IMAGINED = "H100 SXM"
+"""The card that a dry run plans for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, things: str) -> None:
@@ -93,6 +101,22 @@ class Session:
     def where(self) -> str:
         """What the configurations run on."""
         return "the CPU, tiny" if self.gpu is None else str(self.gpu["name"])
+
+    def machine(self) -> Machine:
+        """The machine at hand as the trainer would plan for it, by what the child has found; in a dry run an imagined one."""
+        if self.gpu is None:
+            return replace(Machine.with_card(find_card(IMAGINED)), torch=self.torch)
+        at_hand = machine_at_hand(MachineConfig(gpus=1), torch=self.torch)
+        return replace(
+            at_hand,
+            name=self.gpu["name"],
+            usable_bytes=self.gpu["total_bytes"],
+            card=known_card(self.gpu["name"]),
+            capability=self.gpu["capability"],
+            is_gpu=True,
+            driver=self.gpu["driver"],
+            notes=(),
+        )
 
     def close(self) -> None:
         """End the first child where no work has taken it."""
