@@ -49,6 +49,8 @@ PEERS_SECONDS = 900.0
 RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
 """What a network's disk may say once and not again; a full disk is none of them."""
 
+KeysOf = Callable[[str], Sequence[str]]
+
 RETRY_SECONDS = (0.5, 2.0)
 
 _POLL_SECONDS = 0.02
@@ -137,7 +139,7 @@ def commit(
     *,
     patience: float = PEERS_SECONDS,
     abandoned: Callable[[], bool] = lambda: False,
-    keys: Sequence[str] = KEYS,
+    keys_of: KeysOf = lambda _: KEYS,
 ) -> Path:
     """Make a checkpoint of all ranks' parts; the first rank alone calls this.
 
@@ -147,7 +149,7 @@ def commit(
         shapes: the model's parameters.
         patience: seconds to wait for the other ranks' parts.
         abandoned: whether to give up.
-        keys: the canonical tensors that each parameter must have.
+        keys_of: the canonical tensors that each parameter must have, by its name.
 
     Returns:
         The new directory.
@@ -158,7 +160,7 @@ def commit(
     """
     with failing_as_a_run(save):
         records = [_await(save, rank, patience, abandoned) for rank in range(save.ranks)]
-        manifest = _assemble(save, header, shapes, records, keys)
+        manifest = _assemble(save, header, shapes, records, keys_of)
         _write_synced(save.temporary / MANIFEST, manifest.encode())
         for rank in range(save.ranks):
             _record(save, rank).unlink()
@@ -270,7 +272,7 @@ def _assemble(
     header: Header,
     shapes: Mapping[str, tuple[int, ...]],
     records: Iterable[dict[str, Any]],
-    keys: Sequence[str],
+    keys_of: KeysOf,
 ) -> Manifest:
     """The manifest of all ranks' records.
 
@@ -278,7 +280,7 @@ def _assemble(
         RunError: the pieces are not every tensor exactly once, or a file is not as long as its record says.
     """
     files: dict[str, StoredFile] = {}
-    placed: dict[str, list[Placed]] = {f"{key}/{name}": [] for name in shapes for key in keys}
+    placed: dict[str, list[Placed]] = {f"{key}/{name}": [] for name in shapes for key in keys_of(name)}
     for record in records:
         files |= {name: StoredFile(**file) for name, file in record["files"].items()}
         for tensor, places in record["pieces"].items():
