@@ -33,6 +33,9 @@ A, B, C = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
 """The least norm that a matrix is divided by."""
 
+_ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""By its new name, where torch has it: torch 2.13 warns of the old one."""
+
 Groups = list[dict[str, Any]]
 Shape = tuple[int, ...]
 
@@ -145,7 +148,7 @@ def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Seque
         if mine:
             results[: len(mine)] = _whole(exchange, mine, shape)
     everyones = results.new_empty(ranks * share, *shape)
-    dist.all_gather_into_tensor(everyones, results)
+    _ALL_GATHER(everyones, results)
     return [everyones[number % ranks * share + number // ranks] for number in range(len(matrices))]
 
 

@@ -164,6 +164,11 @@ class OptimizerRow:
         return fullest
 
     @property
+    def orthogonalises(self) -> bool:
+        """Whether a group does."""
+        return any(group.orthogonalises for group in self.groups)
+
+    @property
     def alike(self) -> UpdateGroup:
         """The group that stands for all, where all keep the same state; what ZeRO's flat parts need.
 
