@@ -214,7 +214,8 @@ class Backend(ABC):
         In the order of the model's parameters. Nothing is communicated; ranks may call it at different times.
 
         Args:
-            keys: of those that a parameter has (:meth:`keys_of`), the ones wanted. Moments that the optimizer has not made yet are made first, of zeros.
+            keys: of those that a parameter has (:meth:`keys_of`), the ones wanted. Moments that the optimizer has not made
+                yet are made first, of zeros.
         """
 
     def keys_of(self, name: str) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
     rows = -(-height // ranks)
     if height % ranks:
         whole = functional.pad(whole, (0, 0, 0, ranks * rows - height))
-    whole = whole.unflatten(1, (ranks, rows)).transpose(0, 1).contiguous()
+    whole = torch.unflatten(whole, 1, (ranks, rows)).transpose(0, 1).contiguous()
     results = whole.new_empty(sum(shares), rows, columns)
     size = rows * columns
     dist.all_to_all_single(results.view(-1), whole.view(-1), [share * size for share in shares], [mine * size] * ranks)
@@ -196,7 +196,7 @@ def _wire(exchange: Exchange) -> torch.dtype:
     return DTYPES[wire(exchange.precision)]
 
 
-def _stacked(parts: Sequence[Tensor], shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
     """Matrices as one tensor of this shape; where one has fewer rows, the rest is not filled."""
     stack = parts[0].new_empty(shape, dtype=dtype)
     torch._foreach_copy_([whole[: len(part)] for whole, part in zip(stack, parts, strict=True)], list(parts))

@@ -95,6 +95,21 @@ class DataConfig(Section):
 DATA = "data"
 """What the tokens are, where it stands among settings that a run may change."""
 
+
+def why_not_muon(parallel: ParallelConfig) -> str | None:
+    """Why Muon cannot be had with a layout, and what to use instead; None where it can."""
+    if parallel.offload != "none":
+        return (
+            f"optimizer muon cannot be offloaded (offload {parallel.offload}); use --offload none or --optimizer adamw"
+        )
+    if parallel.backend == "deepspeed" and parallel.stage > 0:
+        return (
+            f"optimizer muon cannot be had under DeepSpeed's stage {parallel.stage}, which would take another step than "
+            "Muon's; use --backend fsdp, or --zero_stage 0"
+        )
+    return None
+
+
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "train": TrainConfig,
