@@ -199,7 +199,9 @@ def _wire(exchange: Exchange) -> torch.dtype:
 def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
     """Matrices as one tensor of this shape; where one has fewer rows, the rest is not filled."""
     stack = parts[0].new_empty(shape, dtype=dtype)
-    torch._foreach_copy_([whole[: len(part)] for whole, part in zip(stack, parts, strict=True)], list(parts))
+    torch._foreach_copy_(
+        [whole.narrow(0, 0, len(part)) for whole, part in zip(stack.unbind(0), parts, strict=True)], list(parts)
+    )
     return stack
 
 

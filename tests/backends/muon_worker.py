@@ -72,9 +72,11 @@ def main(task_path: str, result_path: str) -> None:
     results = []
     for limit in (newton_schulz.ROUND_ELEMENTS, 60):
         newton_schulz.ROUND_ELEMENTS = limit
-        for placement in (None, Replicate(), Shard(0)):
-            for precision in ("fp32", "bf16", "fp16"):
-                results.append(compare(task["shapes"], task["count"], placement, precision))
+        results += [
+            compare(task["shapes"], task["count"], placement, precision)
+            for placement in (None, Replicate(), Shard(0))
+            for precision in ("fp32", "bf16", "fp16")
+        ]
     if dist.get_rank() == 0:
         Path(result_path).write_text(json.dumps(results))
     dist.barrier()
