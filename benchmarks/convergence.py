@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--runs_dir", type=Path, default=Path("runs/convergence"))
     parser.add_argument("flags", nargs="*", help="further flags of the trainer, after --")
     arguments = parser.parse_args()
-    optimizers = dict.fromkeys(("adamw", arguments.optimizer))
+    optimizers = dict.fromkeys((arguments.optimizer, "adamw"))
     for rate in arguments.learning_rates.split(","):
         losses: dict[str, list[float]] = {optimizer: [] for optimizer in optimizers}
         for seed in arguments.seeds.split(","):
