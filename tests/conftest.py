@@ -65,7 +65,7 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
             config = as_file(resolve(flags={**flags, **(train or {})}, name=name))
             header = Header(Progress(step=step, tokens=step * 100, sequences=step * 6), config, tokenizer.as_dict())
             pieces = [Piece(key, WEIGHT, 0, value.detach().view(-1)) for key, value in model.named_parameters()]
-            save_alone(run_folder / "checkpoints", header, pieces, model.shapes, keys=(WEIGHT,))
+            save_alone(run_folder / "checkpoints", header, pieces, model.shapes, keys_of=lambda _: (WEIGHT,))
         return run_folder
 
     return make

@@ -9,7 +9,7 @@ from typing import Any
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, ParallelConfig
-from scalegpt.config.train import LOSSES, RECOMPUTE
+from scalegpt.config.train import LOSSES, OPTIMIZERS, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import GB, find_card
@@ -44,6 +44,11 @@ def draw_run(draw: random.Random, *, precisions: tuple[str, ...] = ("bf16", "bf1
     return replace(run, train=run.train.changed(precision=draw.choice(precisions)))
 
 
+def draw_optimizer(draw: random.Random, run: RunConfig) -> RunConfig:
+    """The run with any optimizer."""
+    return replace(run, train=run.train.changed(optimizer=draw.choice(OPTIMIZERS)))
+
+
 def draw_layout(draw: random.Random) -> ParallelConfig:
     """Any layout that there is."""
     return draw.choice(LAYOUTS)
@@ -59,6 +64,13 @@ def all_layouts() -> Iterator[ParallelConfig]:
 
 
 LAYOUTS = tuple(all_layouts())
+
+
+def has_optimizer(run: RunConfig, layout: ParallelConfig) -> bool:
+    """Whether the run's optimizer can be had with a layout: Muon neither offloaded nor over DeepSpeed's flat parts."""
+    return run.train.optimizer == "adamw" or (
+        layout.offload == "none" and (layout.backend != "deepspeed" or layout.stage == 0)
+    )
 
 
 def draw_machine(draw: random.Random, *, gpus: int, nodes: int) -> Machine:
@@ -113,7 +125,7 @@ def _with_cards(run: RunConfig, machine: Machine, place: int, nodes: int, gpus: 
         return
     estimator = Estimator(there)
     for layout, recompute, loss in itertools.product(LAYOUTS, RECOMPUTE, LOSSES):
-        if layout.backend == "plain" and there.ranks > 1:
+        if (layout.backend == "plain" and there.ranks > 1) or not has_optimizer(run, layout):
             continue
         for micro in (size for size in range(1, sequences + 1) if sequences % size == 0):
             train = run.train.changed(recompute=recompute, loss=loss, micro_batch=micro)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.suite.children import Values
 from scalegpt.backends import Backend
-from scalegpt.backends.plain import local
+from scalegpt.backends.base import local
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.loader import on_device
 

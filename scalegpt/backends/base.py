@@ -3,8 +3,9 @@
 A backend holds the model, its shards and its optimizer. The trainer drives it through :class:`Backend` alone and never
 learns who holds what.
 
-State goes in and out in one canonical form, whatever the sharding. It consists of fp32 tensors, three for each parameter by
-its clean name: the master weight and AdamW's two moments (:data:`KEYS`). No rank need hold a whole one. Each tensor is
+State goes in and out in one canonical form, whatever the sharding. It consists of fp32 tensors, some for each parameter by
+its clean name: the master weight and the moments that its optimizer keeps, AdamW's two or Muon's one
+(:func:`canonical_keys`). No rank need hold a whole one. Each tensor is
 thought of as flattened, last dimension fastest, and a rank holds contiguous ranges of it, :class:`Piece`:
 
 - FSDP2 cuts tensors into rows, so that a rank's shard is one range;
@@ -29,6 +30,7 @@ from torch.optim import Optimizer
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT
+from scalegpt.planner.states import MATRIX, kind_of
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Makes the optimizer from named parameters, with its groups in a fixed order."""
@@ -39,7 +41,31 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHT = "weight"
 
 KEYS = (WEIGHT, *MOMENTS)
-"""The three canonical tensors of a parameter."""
+"""The three canonical tensors of a parameter that AdamW updates."""
+
+MOMENTUM = "momentum_buffer"
+"""Muon's state, by torch's own name."""
+
+MUON_KEYS = (WEIGHT, MOMENTUM)
+"""The two of a matrix that Muon updates."""
+
+ALL_KEYS = (*KEYS, MOMENTUM)
+"""All canonical tensors that there are; a parameter has some of them."""
+
+
+def canonical_keys(optimizer: str, name: str, shape: Sequence[int]) -> tuple[str, ...]:
+    """The canonical tensors of a parameter.
+
+    Args:
+        optimizer: the setting.
+        name: the parameter's.
+        shape: of the whole parameter.
+    """
+    return MUON_KEYS if optimizer == "muon" and kind_of(name, tuple(shape)) == MATRIX else KEYS
+
+
+LR_RATIO = "lr_ratio"
+"""In an optimizer's group: its learning rate over the one that the schedule gives; 1 where it is not there."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,7 +80,7 @@ class Piece:
 
     Attributes:
         name: the parameter's.
-        key: one of :data:`KEYS`.
+        key: one of :data:`ALL_KEYS`.
         start: the range's first element.
         values: fp32 [count], where training keeps them: a view, unless somebody copied it.
     """
@@ -182,14 +208,19 @@ class Backend(ABC):
             self.model.train()
 
     @abstractmethod
-    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+    def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """The parts of the canonical state that live on this rank, none of them empty, as views of the masters and moments.
 
         In the order of the model's parameters. Nothing is communicated; ranks may call it at different times.
 
         Args:
-            keys: which of :data:`KEYS`. Moments that the optimizer has not made yet are made first, of zeros.
+            keys: of those that a parameter has (:meth:`keys_of`), the ones wanted. Moments that the optimizer has not made
+                yet are made first, of zeros.
         """
+
+    def keys_of(self, name: str) -> tuple[str, ...]:
+        """The canonical tensors of a parameter."""
+        return canonical_keys(self.run.train.optimizer, name, self.model.shapes[name])
 
     @property
     @abstractmethod
@@ -246,9 +277,35 @@ class Backend(ABC):
         """Set the loss scale of an earlier process."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Give every parameter group the step's learning rate."""
+        """Give every parameter group the step's learning rate, or its own share of it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(LR_RATIO, 1.0)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a (possibly sharded) tensor that lives on this rank, sharing its memory."""
+    to_local = getattr(tensor, "to_local", None)
+    part: Tensor = to_local() if to_local is not None else tensor
+    return part
+
+
+def step_count(optimizer: Optimizer, parameter: Tensor, steps: int) -> Tensor:
+    """The step counter as torch's AdamW keeps it: on the device for the fused form, else on the CPU."""
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    return torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")
+
+
+def empty_state(optimizer: Optimizer, parameter: Tensor, keys: Sequence[str], steps: int) -> dict[str, Tensor]:
+    """What an optimizer makes of a parameter in its first step: moments of zeros, and AdamW's step counter.
+
+    Args:
+        optimizer: which keeps it.
+        parameter: the master.
+        keys: the parameter's canonical tensors.
+        steps: those taken.
+    """
+    moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in keys if key != WEIGHT}
+    return moments if MOMENTUM in moments else {"step": step_count(optimizer, parameter, steps), **moments}
 
 
 def local_square_norm(gradients: list[Tensor], device: torch.device) -> Tensor:

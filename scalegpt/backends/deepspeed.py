@@ -7,7 +7,8 @@ What is made to agree with the other backends:
 - **Gradients accumulate and travel in fp32**, at every stage.
 - **Stage 0** runs DeepSpeed's fp32 engine, and the model computes in bf16 by itself, as ``plain`` does: DeepSpeed's own
   bf16 path at stage 0 accumulates gradients in bf16.
-- **The optimizer is torch's**, fused, so that nothing is compiled at first use and all backends share one arithmetic.
+- **The optimizer is torch's**, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon is
+  ours, at stage 0: from stage 1 on DeepSpeed's optimizers hold flat parts of groups, in which there are no matrices.
 """
 
 import logging
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from scalegpt.backends.base import (
+    ALL_KEYS,
     KEYS,
-    MOMENTS,
     WEIGHT,
     Backend,
     LossScaler,
@@ -32,11 +33,12 @@ from scalegpt.backends.base import (
     StepResult,
     always,
     clip_factor,
+    empty_state,
     is_finite,
     local_square_norm,
 )
 from scalegpt.backends.deepspeed_discard import discarding, forget_gradients
-from scalegpt.backends.plain import named, step_count
+from scalegpt.backends.plain import named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT, Block
@@ -134,12 +136,12 @@ class DeepSpeedBackend(Backend):
 
     # --- canonical state ---------------------------------------------------------------------------------------------
 
-    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+    def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """See :meth:`Backend.held`."""
         holding = self._holding()
         for name, parameter in named(self.model):
-            for key in keys:
-                piece = holding(name, parameter, key)
+            for key in self.keys_of(name):
+                piece = holding(name, parameter, key) if key in keys else None
                 if piece is not None:
                     yield piece
 
@@ -191,7 +193,8 @@ class DeepSpeedBackend(Backend):
     def set_steps(self, steps: int) -> None:
         """See :meth:`Backend.set_steps`."""
         for state in self._inner_optimizer().state.values():
-            state["step"].fill_(steps)
+            if "step" in state:  # Muon counts none
+                state["step"].fill_(steps)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -211,16 +214,19 @@ class DeepSpeedBackend(Backend):
                 kept[0].all_gather(kept)
 
     def _make_moments(self, steps: int) -> None:
-        """Make AdamW's state for every master that DeepSpeed keeps."""
+        """Make the optimizer's state for every master that DeepSpeed keeps."""
         inner, wrapper = self._inner_optimizer(), self.optimizer
-        masters: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
-            master for group in inner.param_groups for master in group["params"]
+        if self.stage == 0:
+            masters = self._masters()
+            for name, parameter in named(self.model):
+                master = masters.get(parameter, parameter)
+                inner.state[master] = empty_state(inner, master, self.keys_of(name), steps)
+            return
+        parts: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
+            part for group in inner.param_groups for part in group["params"]
         ]
-        for master in masters:
-            inner.state[master] = {
-                "step": step_count(inner, master, steps),
-                **{key: torch.zeros_like(master, requires_grad=False) for key in MOMENTS},
-            }
+        for part in parts:
+            inner.state[part] = empty_state(inner, part, KEYS, steps)
         link = getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:  # stages 1 and 2 keep views of the state by parameter
             link()

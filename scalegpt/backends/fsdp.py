@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from scalegpt.backends.base import DTYPES, KEYS, OptimizerFactory, Piece
+from scalegpt.backends.base import ALL_KEYS, DTYPES, OptimizerFactory, Piece
 from scalegpt.backends.plain import TorchBackend, named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
@@ -88,7 +88,7 @@ class FSDPBackend(TorchBackend):
         """Each rank holds a part of every gradient, or at stage 0 all of it."""
         return self.world.sum(square) if self.shards_weights else square
 
-    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+    def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """See :meth:`Backend.held`."""
         self.refresh()
         yield from super().held(keys)

@@ -4,11 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from scalegpt.backends.base import (
-    KEYS,
-    MOMENTS,
+    ALL_KEYS,
     WEIGHT,
     Backend,
     LossScaler,
@@ -18,7 +16,9 @@ from scalegpt.backends.base import (
     StepResult,
     always,
     clip_factor,
+    empty_state,
     is_finite,
+    local,
     local_square_norm,
 )
 from scalegpt.backends.world import World
@@ -65,12 +65,14 @@ class TorchBackend(Backend):
         """The square norm of the whole gradient from that of this rank's part."""
         return square
 
-    def held(self, keys: Sequence[str] = KEYS) -> Iterator[Piece]:
+    def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """See :meth:`Backend.held`."""
-        if any(key in MOMENTS for key in keys):
+        if any(key != WEIGHT for key in keys):
             self._make_moments()
         for name, parameter in self.model.named_parameters():
-            for key in keys:
+            for key in self.keys_of(name):
+                if key not in keys:
+                    continue
                 values = local(parameter if key == WEIGHT else self.optimizer.state[parameter][key]).detach().view(-1)
                 if values.numel():
                     yield Piece(name, key, self.first_element(parameter), values)
@@ -85,17 +87,17 @@ class TorchBackend(Backend):
         return True
 
     def _make_moments(self) -> None:
-        """Make, as zeros, the state that torch's AdamW makes in its first step, where it is not there yet."""
-        for parameter in self.model.parameters():
+        """Make, as zeros, the state that torch's optimizers make in their first step, where it is not there yet."""
+        for name, parameter in self.model.named_parameters():
             state = self.optimizer.state[parameter]
             if not state:
-                state["step"] = step_count(self.optimizer, parameter, 0)
-                state.update({key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS})
+                state.update(empty_state(self.optimizer, parameter, self.keys_of(name), 0))
 
     def set_steps(self, steps: int) -> None:
         """See :meth:`Backend.set_steps`."""
         for state in self.optimizer.state.values():
-            state["step"].fill_(steps)
+            if "step" in state:  # Muon counts none
+                state["step"].fill_(steps)
 
     def refresh(self) -> None:
         """Nothing to do: the model casts its masters where it uses them."""
@@ -108,19 +110,6 @@ class TorchBackend(Backend):
     def load_scaler(self, scale: float, good_steps: int) -> None:
         """See :meth:`Backend.load_scaler`."""
         self._scaler.scale, self._scaler.good_steps = scale, good_steps
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a (possibly sharded) tensor that lives on this rank, sharing its memory."""
-    to_local = getattr(tensor, "to_local", None)
-    part: Tensor = to_local() if to_local is not None else tensor
-    return part
-
-
-def step_count(optimizer: Optimizer, parameter: Tensor, steps: int) -> Tensor:
-    """The step counter as torch's AdamW keeps it: on the device for the fused form, else on the CPU."""
-    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-    return torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")
 
 
 class PlainBackend(TorchBackend):

@@ -9,14 +9,17 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scalegpt.backends.base import KEYS, WEIGHT
+from scalegpt.backends.base import ALL_KEYS, MOMENTUM, WEIGHT
 from scalegpt.errors import InputError
 
-FORMAT, VERSION = "scalegpt-checkpoint", 2
+FORMAT, VERSION, MUONS_VERSION = "scalegpt-checkpoint", 2, 3
+"""A checkpoint with Muon's momentum is of a version of its own: who knows two moments for each parameter must not take it for
+a damaged one. Nothing else is different."""
+
 MANIFEST = "checkpoint.json"
 
 WEIGHTS, MOMENTS = "weights", "moments"
@@ -112,7 +115,7 @@ class Manifest:
     """All of ``checkpoint.json``.
 
     Attributes:
-        tensors: ``KEY/NAME`` → the tensor, KEY being one of :data:`scalegpt.backends.base.KEYS`.
+        tensors: ``KEY/NAME`` → the tensor, KEY being one of :data:`scalegpt.backends.base.ALL_KEYS`.
         files: file name → size and digest.
     """
 
@@ -129,7 +132,7 @@ class Manifest:
         """The content of ``checkpoint.json``."""
         document = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": _version(self.tensors),
             **asdict(self.header),
             "tensors": {
                 name: {"shape": tensor.shape, "pieces": [[piece.file, piece.start, piece.count] for piece in tensor.pieces]}
@@ -188,18 +191,25 @@ def decode(content: bytes) -> Manifest:
         if not isinstance(document, dict):
             raise DamagedError("it is no object")
         _check_digest(document, content)
-        if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
+        if document.get("format") != FORMAT or document.get("version") not in (VERSION, MUONS_VERSION):
             raise InputError(
-                f"is of format {document.get('format')} {document.get('version')}, known is {FORMAT} {VERSION}; "
-                "use the ScaleGPT that wrote it"
+                f"is of format {document.get('format')} {document.get('version')}, known is {FORMAT} {VERSION} and "
+                f"{MUONS_VERSION}; use the ScaleGPT that wrote it"
             )
         manifest = _parse(document)
+        if document["version"] != _version(manifest.tensors):
+            raise DamagedError(f"its version, {document['version']}, is not that of its tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise DamagedError(f"{type(error).__name__}: {error}") from None
     manifest.check_coverage()
     return manifest
+
+
+def _version(tensors: Iterable[str]) -> int:
+    """The version of a manifest that names these tensors."""
+    return MUONS_VERSION if any(name.startswith(f"{MOMENTUM}/") for name in tensors) else VERSION
 
 
 def _check_digest(document: dict[str, Any], content: bytes) -> None:
@@ -234,7 +244,7 @@ def _file(name: str, bytes: int, sha256: str) -> StoredFile:
 
 def _tensor(name: str, entry: Mapping[str, Any], files: Mapping[str, StoredFile]) -> StoredTensor:
     key, _, parameter = name.partition("/")
-    if key not in KEYS or not parameter:
+    if key not in ALL_KEYS or not parameter:
         raise DamagedError(f"it names a tensor {name!r}")
     kind, pieces = kind_of_key(key), []
     for file, start, count in entry["pieces"]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from scalegpt.backends.base import KEYS, WEIGHT, Backend, Piece
+from scalegpt.backends.base import WEIGHT, Backend, Piece
 from scalegpt.checkpoint import store, writer
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.writer import AbandonedError, Save, bytes_of, failing_as_a_run
@@ -134,8 +134,11 @@ class Saver:
 
     def prepare(self) -> None:
         """Make room for the first copy while training goes on, where a save is to come before the end."""
-        weights = sum(piece.values.numel() for piece in self.backend.held((WEIGHT,)))
-        count = len(KEYS) * (weights // self.world.size if self.backend.replicated else weights)
+        count = sum(
+            len(self.backend.keys_of(piece.name)) * piece.values.numel() for piece in self.backend.held((WEIGHT,))
+        )
+        if self.backend.replicated:
+            count //= self.world.size
         if self.asynchronous and self._has_room_for(count * 4):
             self.copy.prepare(count)
 
@@ -250,6 +253,7 @@ class Saver:
                     self.backend.model.shapes,
                     abandoned=self._abandoned.is_set,
                     gone=lambda rank: self._gone(rank),  # as it is then, not now
+                    keys_of=self.backend.keys_of,
                 )
                 self._committed.append(path)
                 with failing_as_a_run(save):

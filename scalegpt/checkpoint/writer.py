@@ -49,6 +49,8 @@ PEERS_SECONDS = 900.0
 RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
 """What a network's disk may say once and not again; a full disk is none of them."""
 
+KeysOf = Callable[[str], Sequence[str]]
+
 RETRY_SECONDS = (0.5, 2.0)
 """How long to wait before each further attempt. Each writes its files anew: after a failed sync the system takes what it
 could not write for written, and to sync the same file again says nothing."""
@@ -125,7 +127,7 @@ def commit(
     patience: float = PEERS_SECONDS,
     abandoned: Callable[[], bool] = lambda: False,
     gone: Callable[[int], bool] = lambda _rank: False,
-    keys: Sequence[str] = KEYS,
+    keys_of: KeysOf = lambda _: KEYS,
 ) -> Path:
     """Make a checkpoint of all ranks' parts; the first rank alone calls this.
 
@@ -136,7 +138,7 @@ def commit(
         patience: seconds to wait for the other ranks' parts.
         abandoned: whether to give up.
         gone: whether a rank has ended, so that a part of it that is not there will not come.
-        keys: the canonical tensors that each parameter must have.
+        keys_of: the canonical tensors that each parameter must have, by its name.
 
     Returns:
         The new directory.
@@ -147,7 +149,7 @@ def commit(
     """
     with failing_as_a_run(save):
         records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
-        manifest = _assemble(save, header, shapes, records, keys)
+        manifest = _assemble(save, header, shapes, records, keys_of)
         _patiently(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
@@ -294,7 +296,7 @@ def _assemble(
     header: Header,
     shapes: Mapping[str, tuple[int, ...]],
     records: Iterable[dict[str, Any]],
-    keys: Sequence[str],
+    keys_of: KeysOf,
 ) -> Manifest:
     """The manifest of all ranks' records.
 
@@ -302,7 +304,7 @@ def _assemble(
         RunError: the pieces are not every tensor exactly once, or a file is not as long as its record says.
     """
     files: dict[str, StoredFile] = {}
-    placed: dict[str, list[Placed]] = {f"{key}/{name}": [] for name in shapes for key in keys}
+    placed: dict[str, list[Placed]] = {f"{key}/{name}": [] for name in shapes for key in keys_of(name)}
     for record in records:
         files |= {name: StoredFile(**file) for name, file in record["files"].items()}
         for tensor, places in record["pieces"].items():

@@ -13,6 +13,7 @@ LOSS_ROWS = 512
 LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
+OPTIMIZERS = ("adamw", "muon")
 ON_SPIKE = ("off", "warn", "skip", "rollback")
 
 
@@ -39,7 +40,11 @@ class TrainConfig(Section):
     max_tokens: int | None = setting(None, "stop after so many tokens", minimum=1)
     max_minutes: float | None = setting(None, "stop after so many minutes of this process", above=0)
 
-    optimizer: str = setting("adamw", "the optimizer", choices=("adamw",))
+    optimizer: str = setting(
+        "adamw",
+        "the optimizer; muon: Muon for the blocks' matrices, AdamW for embeddings, head, norms and biases",
+        choices=OPTIMIZERS,
+    )
     fused: bool = setting(True, "the fused form of the optimizer; false: the foreach form, which holds more memory")
     learning_rate: float = setting(1e-3, "peak learning rate", above=0)
     min_lr_ratio: float = setting(0.1, "the last learning rate as a share of the peak", minimum=0, maximum=1)
@@ -50,6 +55,10 @@ class TrainConfig(Section):
     beta1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
     beta2: float = setting(0.95, "decay of AdamW's second moment", minimum=0, below=1)
     adam_eps: float = setting(1e-8, "AdamW's epsilon", above=0)
+    muon_lr: float = setting(
+        0.02, "muon: peak learning rate of the blocks' matrices; it follows the schedule of learning_rate", above=0
+    )
+    muon_momentum: float = setting(0.95, "muon: decay of the momentum, which is Nesterov's", minimum=0, below=1)
     grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0)
 
     max_skipped_in_a_row: int = setting(

@@ -17,7 +17,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.advice import Alternative, Remedy, alternatives, remedies
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.checks import check_attention, check_ranks, resolve_precision
+from scalegpt.planner.checks import check_attention, check_optimizer, check_ranks, resolve_precision
 from scalegpt.planner.command import launch_command
 from scalegpt.planner.gpus import catalogue
 from scalegpt.planner.machine import Machine
@@ -104,6 +104,8 @@ class Asked:
                 run, machine.ranks, stage_fixed="zero_stage" in self.fixed and "ds_config" not in self.fixed
             )
             notes += [remark] if remark and machine.usable_bytes is not None else []
+        if self.fixed >= {"backend", "zero_stage", "offload"} or machine.usable_bytes is None:
+            check_optimizer(run)
         plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
         return (
             Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),

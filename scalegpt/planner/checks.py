@@ -6,6 +6,7 @@ What cannot work on any machine, such as a stage that the backend does not have,
 from dataclasses import replace
 
 from scalegpt.config import RunConfig
+from scalegpt.config.run import why_not_muon
 from scalegpt.errors import InputError
 from scalegpt.planner.attention import unfit
 from scalegpt.planner.gpus import CPU_CAPABILITY, Card, has_bf16
@@ -60,6 +61,17 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
             "or --backend plain (or --zero_stage 0)"
         )
     return f"{parallel.backend} stage {parallel.stage} shards nothing over one rank; --backend plain is simpler there"
+
+
+def check_optimizer(run: RunConfig) -> None:
+    """Refuse a layout that would take another optimizer's step than the one asked for.
+
+    Raises:
+        InputError: Muon with offload, or under DeepSpeed's sharding.
+    """
+    reason = why_not_muon(run.parallel) if run.train.optimizer == "muon" else None
+    if reason:
+        raise InputError(reason)
 
 
 def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:

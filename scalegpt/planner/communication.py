@@ -32,9 +32,10 @@ from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.planner import deepspeed_step, fsdp_memory
 from scalegpt.planner.deepspeed_gather import gathering, schedule
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.newton_schulz import REPLICATED, exchange_of, wire
 from scalegpt.planner.parameters import count_parameters, parameter_shapes
 from scalegpt.planner.sizes import BYTES
-from scalegpt.planner.states import tensors_of
+from scalegpt.planner.states import MATRIX, optimizer_row, tensors_of
 from scalegpt.planner.tensors import numel
 
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
@@ -46,7 +47,7 @@ class Collective:
     """Collectives of one kind.
 
     Attributes:
-        kind: ``all_gather``, ``reduce_scatter`` or ``all_reduce``.
+        kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
         size: bytes of what is gathered or reduced, whole, at each occasion.
         messages: into how many collectives that is divided.
         when: at which occasions: the first, the last or every micro step, or once a step.
@@ -61,7 +62,8 @@ class Collective:
 
     def sent(self, ranks: int) -> float:
         """Bytes that each rank sends at one occasion."""
-        return (2 if self.kind == "all_reduce" else 1) * self.size * (ranks - 1) / ranks
+        factor = {"all_reduce": 2.0, "all_to_all": 1 / ranks}.get(self.kind, 1.0)
+        return factor * self.size * (ranks - 1) / ranks
 
 
 def collectives(run: RunConfig, ranks: int) -> tuple[Collective, ...]:
@@ -71,11 +73,10 @@ def collectives(run: RunConfig, ranks: int) -> tuple[Collective, ...]:
         run: a run whose precision is resolved.
         ranks: data-parallel ranks W.
     """
-    if ranks == 1:
+    if ranks == 1 or run.parallel.backend == "plain":
         return ()
-    if run.parallel.backend == "fsdp":
-        return tuple(_fsdp(run, ranks))
-    return tuple(_deepspeed(run, ranks)) if run.parallel.backend == "deepspeed" else ()
+    own = _fsdp if run.parallel.backend == "fsdp" else _deepspeed
+    return (*own(run, ranks), *_orthogonalisation(run, ranks))
 
 
 def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
@@ -95,6 +96,27 @@ def _fsdp(run: RunConfig, ranks: int) -> Iterator[Collective]:
     if stage == 3:
         yield Collective("all_gather", width * inner, groups - 1, EVERY, BACKWARD)
     yield Collective("reduce_scatter", 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD)
+
+
+def _orthogonalisation(run: RunConfig, ranks: int) -> Iterator[Collective]:
+    """Muon's, once a step and behind nothing; ``scalegpt.backends.muon`` makes them.
+
+    Where all ranks hold all matrices, results are gathered, in equal shares. Else rows are sent to the matrices' owners, and
+    the results' rows back: of S bytes each rank holds S/W, and sends (W - 1)/W of that.
+    """
+    if not optimizer_row(run.train).orthogonalises:
+        return
+    exchange, width, sent = exchange_of(run, ranks), BYTES[run.train.precision], BYTES[wire(run.train.precision)]
+    for (kind, shape), count in tensors_of(run.model).items():
+        if kind != MATRIX:
+            continue
+        messages = sum(1 for _ in exchange.rounds(shape, count))
+        if exchange.how == REPLICATED:
+            size = ranks * exchange.largest_share(shape, count) * shape[0] * shape[1]
+            yield Collective("all_gather", width * size, messages, STEP, EXPOSED)
+        else:
+            size = count * fsdp_memory.padded(shape, ranks)
+            yield Collective("all_to_all", (sent + width) * size, 2 * messages, STEP, EXPOSED)
 
 
 def _deepspeed(run: RunConfig, ranks: int) -> Iterator[Collective]:

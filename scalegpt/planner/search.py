@@ -25,7 +25,7 @@ from functools import lru_cache
 
 from scalegpt.config import RunConfig
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig
+from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig, why_not_muon
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors, sequences_per_rank
@@ -174,7 +174,22 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
             f"no backend does this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
             f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; leave one of them open"
         )
-    return tuple(found)
+    return _with_its_optimizer(question.run, tuple(found))
+
+
+def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tuple[ParallelConfig, ...]:
+    """Those under which the run's optimizer can be had.
+
+    Raises:
+        InputError: there is none.
+    """
+    if run.train.optimizer != "muon":
+        return found
+    reasons = {layout: why_not_muon(layout) for layout in found}
+    possible = tuple(layout for layout, reason in reasons.items() if reason is None)
+    if not possible:
+        raise InputError(str(reasons[found[0]]))
+    return possible
 
 
 def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:

@@ -25,7 +25,7 @@ out: what is cut unevenly, and the allocator's rounding.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
@@ -91,12 +91,16 @@ class UpdateGroup:
         states: state tensor → its bytes per parameter.
         together: bytes per parameter of what the update allocates for all tensors of the group at once.
         one_by_one: bytes per parameter of what it allocates for one tensor after another; the largest counts.
+        counts_steps: whether it keeps the number of steps of each tensor.
+        orthogonalises: whether it allocates what :mod:`scalegpt.planner.newton_schulz` says.
     """
 
     kinds: frozenset[str]
     states: Mapping[str, int]
     together: int = 0
     one_by_one: int = 0
+    counts_steps: bool = True
+    orthogonalises: bool = False
 
     @property
     def state_bytes(self) -> int:
@@ -133,20 +137,36 @@ class OptimizerRow:
             self.group_of(kind).state_bytes * held(shape) * count // FP32 for (kind, shape), count in tensors.items()
         )
 
-    def temporary_bytes(self, tensors: Tensors, held: Callable[[Shape], int]) -> int:
+    def counters(self, tensors: Tensors) -> int:
+        """How many step counters there are on the device."""
+        if not self.counters_on_device:
+            return 0
+        return sum(count for (kind, _), count in tensors.items() if self.group_of(kind).counts_steps)
+
+    def temporary_bytes(
+        self, tensors: Tensors, held: Callable[[Shape], int], orthogonalising: Callable[[Shape, int], int]
+    ) -> int:
         """The most that an update allocates at once besides the states; groups are updated one after another.
 
         Args:
             tensors: the parameters.
             held: the bytes of an fp32 tensor of a parameter's shape on a rank.
+            orthogonalising: the bytes that the update of so many matrices of a shape takes, where a group orthogonalises.
         """
         fullest = 0
         for group in self.groups:
-            mine = [(held(shape), count) for (kind, shape), count in tensors.items() if kind in group.kinds]
-            at_once = group.together * sum(size * count for size, count in mine)
-            largest = group.one_by_one * max((size for size, _ in mine), default=0)
+            mine = [(shape, held(shape), count) for (kind, shape), count in tensors.items() if kind in group.kinds]
+            at_once = group.together * sum(size * count for _, size, count in mine)
+            largest = group.one_by_one * max((size for _, size, _ in mine), default=0)
             fullest = max(fullest, (at_once + largest) // FP32)
+            if group.orthogonalises:
+                fullest = max(fullest, *(orthogonalising(shape, count) for shape, _, count in mine))
         return fullest
+
+    @property
+    def orthogonalises(self) -> bool:
+        """Whether a group does."""
+        return any(group.orthogonalises for group in self.groups)
 
     @property
     def alike(self) -> UpdateGroup:
@@ -181,7 +201,21 @@ def _adamw(*, fused: bool) -> OptimizerRow:
     )
 
 
-OPTIMIZERS = {("adamw", "fused"): _adamw(fused=True), ("adamw", "foreach"): _adamw(fused=False)}
+def _muon(*, fused: bool) -> OptimizerRow:
+    """Muon's one momentum for the blocks' matrices, whose gradient serves as its workspace; AdamW for the rest."""
+    adamw = _adamw(fused=fused)
+    momentum = UpdateGroup(
+        kinds=frozenset({MATRIX}), states={"momentum": FP32}, counts_steps=False, orthogonalises=True
+    )
+    others = (replace(group, kinds=group.kinds - momentum.kinds) for group in adamw.groups)
+    return replace(adamw, name="muon", groups=(momentum, *others))
+
+
+OPTIMIZERS = {
+    (row.name, "fused" if fused else "foreach"): row
+    for fused in (True, False)
+    for row in (_adamw(fused=fused), _muon(fused=fused))
+}
 """What the trainer offers, by optimizer and form. State, sums and counters are fp32 in every precision."""
 
 

@@ -9,6 +9,7 @@ from scalegpt.planner import kernels
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.block import BlockLedger
 from scalegpt.planner.memory import Prediction
+from scalegpt.planner.newton_schulz import exchange_of
 from scalegpt.planner.parameters import Shape
 from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES, Sizes
 from scalegpt.planner.states import optimizer_row, tensors_of
@@ -39,7 +40,7 @@ class Step:
         self.t, self.s = Timeline(), Sizes.of(run)
         self.parameters, self.counted = Tensors.of(run.model), tensors_of(run.model)
         self.shapes = self.parameters.shapes
-        self.optimizer = optimizer_row(run.train)
+        self.optimizer, self.exchange = optimizer_row(run.train), exchange_of(run, ranks)
         self.copies = self.casts_weights and self.s.compute != 4
         self.gradient_bytes = 4 if self.casts_weights else self.s.compute
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
@@ -89,8 +90,7 @@ class Step:
         whole = self.over_all(self.held)
         self.t.hold(WEIGHTS, whole)
         self.t.hold(OPTIMIZER, self.optimizer.state_bytes(self.counted, self.held))
-        if self.optimizer.counters_on_device:
-            self.t.hold(OPTIMIZER, rounded(4) * len(self.shapes))
+        self.t.hold(OPTIMIZER, rounded(4) * self.optimizer.counters(self.counted))
 
     def accumulate(self, elements: int) -> None:
         """Bring a weight's gradient, made in the compute dtype and counted as temporary, to where gradients add up.
@@ -349,7 +349,7 @@ class Step:
         """The norm, and then what the update allocates for a while."""
         norm = kernels.grouped_norm(len(self.shapes), self.largest_held)
         self.t.touch(TEMPORARIES, *kernels.sizes(norm))
-        temporaries = self.optimizer.temporary_bytes(self.counted, self.held)
+        temporaries = self.optimizer.temporary_bytes(self.counted, self.held, self.exchange.peak_bytes)
         self.t.hold(TEMPORARIES, temporaries)
         self.t.drop(TEMPORARIES, temporaries)
 

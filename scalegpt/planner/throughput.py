@@ -93,7 +93,7 @@ class Counted:
         """Count a step; arguments as for :func:`step_time`."""
         shards = ranks if run.parallel.stage > 0 else 1
         return cls(
-            count_work(run, shards=shards, kernel=kernel, compiled=compiled),
+            count_work(run, shards=shards, kernel=kernel, compiled=compiled, ranks=ranks),
             Sends.of(collectives(run, ranks), ranks, grad_accum),
             host_traffic(run, ranks, grad_accum),
             grad_accum,

@@ -26,8 +26,10 @@ from dataclasses import dataclass
 
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.train import LOSS_ROWS
+from scalegpt.planner.newton_schulz import exchange_of, flops, wire
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.sizes import BYTES, Sizes
+from scalegpt.planner.states import MATRIX, optimizer_row, tensors_of
 
 MATMULS, ATTENTION, ELEMENTWISE, LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = (
     "matmuls", "attention", "elementwise", "loss", "recompute", "weights and gradients", "optimizer",
@@ -48,6 +50,9 @@ KERNELS_OF_CHUNK, KERNELS_OF_ROWS, KERNELS_OF_ROWS_COMPILED = 5, 18, 4
 
 KERNELS_OF_STEP = 60
 """Kernels of the norm, the clipping and the fused update, which take many tensors each."""
+
+KERNELS_OF_ROUND = 22
+"""Kernels that orthogonalise the matrices of one shape: three a step of the iteration, the norm, copies."""
 
 ADAMW_BYTES = 28
 """Bytes an element that AdamW reads and writes: weight, gradient and two moments in fp32; all but the gradient back."""
@@ -82,12 +87,13 @@ class Work:
     update: dict[str, Load]
 
 
-def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool) -> Work:
+def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool, ranks: int | None = None) -> Work:
     """Count the work of a step.
 
     Args:
         run: a run whose precision is resolved and whose micro batch is fixed.
         shards: over how many ranks the optimizer's state is cut.
+        ranks: that hold the model, if they are more than it is cut over.
         kernel: the attention kernel, such as ``flash``.
         compiled: whether the blocks are compiled.
     """
@@ -113,7 +119,7 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool) -> W
             RECOMPUTE: _recompute(run, kernel, forward, attend, Load(bytes=move * layers, kernels=kernels * layers)),
             WEIGHTS: _weights(run, parameters, shards),
         },
-        update={OPTIMIZER: _update(run, parameters / shards)},
+        update={OPTIMIZER: _update(run, parameters, shards, ranks or shards)},
     )
 
 
@@ -225,8 +231,10 @@ def casts_weights(run: RunConfig) -> bool:
     return parallel.backend == "plain"
 
 
-def _update(run: RunConfig, mine: float) -> Load:
+def _update(run: RunConfig, parameters: float, shards: int, ranks: int) -> Load:
     """The update of this rank's part: norm and clipping (4 + 8), and AdamW, which reads 16 and writes 12 bytes an element.
+
+    Muon takes the blocks' matrices from it.
 
     The foreach form goes through memory for each of its operations: about two and a half times as much. What is offloaded
     is updated in host memory, see :func:`host_traffic`.
@@ -234,7 +242,31 @@ def _update(run: RunConfig, mine: float) -> Load:
     if run.parallel.offload != "none":
         return Load(kernels=KERNELS_OF_STEP)
     adamw = ADAMW_BYTES if run.train.fused else 2.5 * ADAMW_BYTES
-    return Load(bytes=mine * (12 + adamw), kernels=KERNELS_OF_STEP)
+    if optimizer_row(run.train).orthogonalises:
+        muon, matrices = _muon(run, shards, ranks)
+        rest = (parameters - matrices) / shards * (12 + adamw)
+        return Load(muon.flops, bytes=muon.bytes + rest, kernels=muon.kernels + KERNELS_OF_STEP)
+    return Load(bytes=parameters / shards * (12 + adamw), kernels=KERNELS_OF_STEP)
+
+
+def _muon(run: RunConfig, shards: int, ranks: int) -> tuple[Load, int]:
+    """Muon's part of the update on the rank that orthogonalises most, and how many parameters it updates.
+
+    Bytes an element of this rank's part: norm and clipping 12; the momentum reads 8 and writes 4, and so does Nesterov's sum;
+    decay 8; adding the result reads 4 + c and writes 4. Bytes an element that it orthogonalises: gathering reads 4 and writes
+    w, the dtype that is gathered in; dividing by the norm 3w. Operations: see :mod:`scalegpt.planner.newton_schulz`.
+    """
+    width, sent, exchange = BYTES[run.train.precision], BYTES[wire(run.train.precision)], exchange_of(run, ranks)
+    operations = moved = kernels = matrices = 0
+    for (kind, shape), count in tensors_of(run.model).items():
+        if kind != MATRIX:
+            continue
+        size, share = shape[0] * shape[1], exchange.largest_share(shape, count)
+        matrices += count * size
+        operations += share * flops(shape, width)
+        moved += share * size * (4 + 4 * sent)
+        kernels += KERNELS_OF_ROUND * sum(1 for _ in exchange.rounds(shape, count)) + count
+    return Load(operations, bytes=moved + matrices / shards * (12 + 24 + 8 + 8 + width), kernels=kernels), matrices
 
 
 @dataclass(frozen=True, slots=True)

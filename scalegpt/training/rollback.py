@@ -8,7 +8,11 @@ checkpoint, and the windows of the steps in between, with those of the spike, ar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from scalegpt.backends import Backend
+from scalegpt.backends.base import WEIGHT
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import Progress
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
@@ -35,9 +39,19 @@ class WayBack:
 
 
 def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> None:
-    """Give a backend the state that a verified checkpoint holds; all ranks must call it together."""
+    """Give a backend the state that a verified checkpoint holds; all ranks must call it together.
+
+    Where another optimizer wrote it, the weights alone: all moments begin at zero. The count of steps goes on, so that a run
+    resumed once more is the same run; AdamW's first updates are then smaller, by (1 - β₁)/√(1 - β₂) at first.
+    """
+    theirs = checkpoint.manifest.header.config["train"].get("optimizer", "adamw")
+
+    def read(name: str, key: str, start: int, count: int) -> Tensor:
+        restarts = key != WEIGHT and theirs != backend.run.train.optimizer
+        return torch.zeros(count) if restarts else checkpoint.read(name, key, start, count)
+
     # The optimizer's own count leaves out the steps that were skipped.
-    backend.load_pieces(checkpoint.read, progress.step - progress.skipped_steps)
+    backend.load_pieces(read, progress.step - progress.skipped_steps)
     backend.load_scaler(progress.loss_scale, progress.good_steps)
 
 

@@ -37,6 +37,9 @@ FREE_TO_CHANGE = frozenset({
 
 The file of the text may have moved; that its tokens are the same is checked by themselves."""
 
+MUONS = frozenset({"muon_lr", "muon_momentum"})
+"""Settings of Muon alone."""
+
 SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
 """Settings that no word of the user can change in a run: its weights would not fit."""
 
@@ -329,7 +332,10 @@ class RunDirectory:
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
     """The settings that two configurations have otherwise and must not, each as ``old → new``."""
     old, new = _flat(theirs), _flat(ours)
-    keys = [key for key in {**old, **new} if key not in FREE_TO_CHANGE]
+    free = FREE_TO_CHANGE
+    if {old.get("optimizer"), new.get("optimizer")} != {"muon"}:
+        free |= MUONS  # without Muon they say nothing; where it comes or goes, that says all
+    keys = [key for key in {**old, **new} if key not in free]
     return {key: f"{old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
 
 

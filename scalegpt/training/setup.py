@@ -25,7 +25,7 @@ from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.checks import check_ranks
+from scalegpt.planner.checks import check_optimizer, check_ranks
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
@@ -97,6 +97,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     run, compiled, warning = _resolve_device_settings(settled, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
+    check_optimizer(chosen.run)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
     data = _open_data(run, request.given, world, logger, stop)
     run = _fix_data(run, request.given, data)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from scalegpt.backends import Backend
-from scalegpt.backends.base import KEYS, Piece, Read
+from scalegpt.backends.base import Piece, Read
 
 Whole = dict[tuple[str, str], Tensor]
 """(name, key) → the whole tensor, flattened."""
@@ -22,7 +22,11 @@ def gathered(backend: Backend) -> Whole:
     if backend.world.size > 1:
         parts = [[] for _ in range(backend.world.size)]
         dist.all_gather_object(parts, mine)
-    whole = {(name, key): torch.full((math.prod(shape),), math.nan) for name, shape in shapes(backend) for key in KEYS}
+    whole = {
+        (name, key): torch.full((math.prod(shape),), math.nan)
+        for name, shape in shapes(backend)
+        for key in backend.keys_of(name)
+    }
     counts = {entry: torch.zeros(len(values), dtype=torch.int64) for entry, values in whole.items()}
     for name, key, start, values in (piece for part in parts for piece in part):
         assert values.dtype == torch.float32
@@ -43,9 +47,10 @@ def drawn(backend: Backend, seed: int) -> Whole:
     generator = torch.Generator().manual_seed(seed)
     whole = {}
     for name, shape in shapes(backend):
-        values = torch.randn(3, math.prod(shape), generator=generator) * 0.02
-        whole |= {(name, key): value for key, value in zip(KEYS, values, strict=True)}
-        whole[name, "exp_avg_sq"] = whole[name, "exp_avg_sq"].square()
+        keys = backend.keys_of(name)
+        values = torch.randn(len(keys), math.prod(shape), generator=generator) * 0.02
+        values = [value.square() if key == "exp_avg_sq" else value for key, value in zip(keys, values, strict=True)]
+        whole |= {(name, key): value for key, value in zip(keys, values, strict=True)}
     return whole
 
 

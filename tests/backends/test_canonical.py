@@ -50,6 +50,19 @@ def test_each_layout_takes_in_and_gives_out_the_same_state(tmp_path: Path, ranks
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_muons_state_is_one_moment_of_matrices(tmp_path: Path, ranks: int) -> None:
+    plain = {"plain": {"backend": "plain"}} if ranks == 1 else {}
+    layouts = {name: LAYOUTS[name] for name in ("fsdp-0", "fsdp-2", "fsdp-3", "deepspeed-0")}
+    results = probe({**plain, **layouts}, tmp_path, ranks, precision="fp32", optimizer="muon")
+    assert_exact(results, 1e-6)
+    # 12 H² elements of a block have two tensors, all others three.
+    total = {result["total"] for result in results.values()}
+    parameters = (67 + 7 + 67) * 257 + 12 * 257**2 + 13 * 257 + 2 * 257
+    assert total == {3 * parameters - 12 * 257**2}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_copies_follow_exact_masters(tmp_path: Path, precision: str) -> None:
     layouts = {**LAYOUTS, **(OFFLOADED if precision == "bf16" else {})}

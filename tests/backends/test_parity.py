@@ -1,5 +1,6 @@
 """All backends and stages compute the same, from the same state, on the same batches."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,29 @@ def test_every_stage_follows_one_plain_process(tmp_path: Path, precision: str, t
     for name in LAYOUTS:
         assert_equal_runs(results[name], plain, tolerance)
         assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
+
+
+MUON = {"optimizer": "muon", "muon_lr": 0.02}
+MUONS = ("fsdp-0", "fsdp-2", "fsdp-3", "deepspeed-0")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_muon_orthogonalises_whole_matrices_on_any_ranks(tmp_path: Path, precision: str, tolerance: float) -> None:
+    """Of 45 rows a rank has 23 and 22; matrices of one shape, two in number, go to different ranks."""
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1, **MUON)["plain"]
+    results = run({name: [LAYOUTS[name]] for name in MUONS}, tmp_path / "two", 2, precision=precision, **MUON)
+    for name in MUONS:
+        assert_equal_runs(results[name], plain, tolerance)
+        assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
+
+
+def test_muons_state_moves_between_layouts(tmp_path: Path) -> None:
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **MUON)["plain"]
+    pairs = list(pairwise((*MUONS, MUONS[0])))
+    layouts = {f"{a} to {b}": [LAYOUTS[a], LAYOUTS[b]] for a, b in pairs}
+    for name, result in run(layouts, tmp_path / "two", 2, precision="fp32", **MUON).items():
+        assert_equal_runs(result, plain, 1e-4)
+        assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
 
 
 def test_recompute_and_loss_change_nothing(tmp_path: Path) -> None:

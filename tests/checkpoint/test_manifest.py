@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.samples import SHAPES, header, save
 from manifests import canonical, rewrite, sealed
+from scalegpt.backends.base import MOMENTUM, MUON_KEYS, Piece
 from scalegpt.checkpoint.manifest import (
+    MANIFEST,
     DamagedError,
     Header,
     Manifest,
@@ -23,6 +26,7 @@ from scalegpt.checkpoint.manifest import (
     decode,
 )
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
+from scalegpt.checkpoint.writer import save_alone
 from scalegpt.errors import InputError
 
 FILE = "rank_00000.weights.safetensors"
@@ -159,6 +163,19 @@ def test_what_makes_no_sense_is_refused(saved: Path, change: Any, words: str) ->
     assert words in refusal(saved, change)
 
 
+def test_muons_momentum_makes_another_version(tmp_path: Path) -> None:
+    """A reader that knows two moments for each parameter is told so, rather than that the checkpoint is damaged."""
+    pieces = [Piece("a", key, 0, torch.ones(4)) for key in MUON_KEYS]
+    path = save_alone(tmp_path, header(), pieces, {"a": (4,)}, keys_of=lambda _: MUON_KEYS)
+    assert json.loads((path / MANIFEST).read_bytes())["version"] == 3
+    checkpoint = Checkpoint.open(path)
+    checkpoint.verify()
+    assert torch.equal(checkpoint.read("a", MOMENTUM, 1, 2), torch.ones(2))
+    with pytest.raises(InputError, match="has no exp_avg of a"):
+        checkpoint.read("a", "exp_avg", 0, 1)
+    assert "its version, 2, is not that of its tensors" in refusal(path, lambda d: d.update(version=2))
+
+
 def test_coverage_is_told_from_both_sides() -> None:
     for starts, words in (((0, 3), "gap before element 3"), ((0, 1), "overlap at element 1"), ((0, 2), "")):
         pieces = tuple(Placed(start, 2, FILE) for start in starts)
@@ -174,7 +191,7 @@ def test_coverage_is_told_from_both_sides() -> None:
     ("document", "words"),
     [
         ({"format": "scalegpt-checkpoint", "version": 1, "files": {}}, "is of version 1, known is 2"),
-        (json.loads(sealed({"format": "scalegpt-checkpoint", "version": 3})), "format scalegpt-checkpoint 3"),
+        (json.loads(sealed({"format": "scalegpt-checkpoint", "version": 4})), "format scalegpt-checkpoint 4"),
         (json.loads(sealed({"format": "other", "version": 2})), "format other 2"),
     ],
 )

@@ -263,7 +263,7 @@ def test_views_of_other_memory_are_written_as_what_they_show(tmp_path: Path) -> 
     part = torch.arange(24.0)[6:18]
     pieces = [Piece("turned", "weight", 0, turned), Piece("part", "weight", 0, part)]
     shapes = {"turned": (6, 4), "part": (2, 6)}
-    read = Checkpoint.open(writer.save_alone(tmp_path, header(), pieces, shapes, keys=("weight",)))
+    read = Checkpoint.open(writer.save_alone(tmp_path, header(), pieces, shapes, keys_of=lambda _: ("weight",)))
     read.verify()
     assert torch.equal(read.read("turned", "weight", 0, 24), turned)
     assert torch.equal(read.read("part", "weight", 0, 12), part)

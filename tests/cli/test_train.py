@@ -283,6 +283,7 @@ def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
         (6, {"dropout": 0.1}),
         (6, {"precision": "fp16"}),
         (6, {"precision": "bf16", "fused": "false"}),
+        (6, {"optimizer": "muon"}),
     ],
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(
@@ -428,6 +429,23 @@ def test_writing_meanwhile_or_not_leaves_the_same(train: Callable[..., str]) -> 
     assert_same_run("waited", "run")
 
 
+@pytest.mark.parametrize("names", [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_begins_with_moments_of_zero(train: Callable[..., str], names: tuple[str, str]) -> None:
+    train(optimizer=names[0], max_iters=6, checkpoint_every=0)
+    before = dict(Checkpoint.open(find_checkpoints(Path("runs/run/checkpoints"))[-1]).manifest.tensors)
+    out = train(optimizer=names[1], max_iters=12, allow_change="optimizer", checkpoint_every=0)
+    assert f"changed  optimizer: {names[0]} → {names[1]}" in out
+    after = Checkpoint.open(find_checkpoints(Path("runs/run/checkpoints"))[-1]).manifest.tensors
+    assert {name for name in before if name.startswith("weight/")} == {
+        name for name in after if name.startswith("weight/")
+    }
+    for tensors, optimizer in zip((before, after), names, strict=True):
+        assert any(name.startswith("momentum_buffer/") for name in tensors) == (optimizer == "muon")
+    losses = [line["loss"] for line in metrics()[0]]
+    assert len(losses) == 12
+    assert losses[-1] < losses[5]
+
+
 def test_checkpoints_by_the_clock(train: Callable[..., str]) -> None:
     train(checkpoint_every=0, checkpoint_minutes=1e-9, keep_checkpoints=100)
     assert len(find_checkpoints(Path("runs/run/checkpoints"))) == 12
@@ -452,7 +470,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "two sources": ({"preset": "tiny", "config_file": "x.json"}, ("not both",)),
     "config missing": ({"config_file": "absent.json"}, ("absent.json", "--preset NAME")),
     "config key": ({"config_file": "typo.json"}, ("typo.json", "'n_layers'", "did you mean n_layer?")),
-    "flag": ({"n_layers": 2}, ("unknown flag --n_layers", "did you mean --n_layer?")),
+    "flag": ({"n_layers": 2}, ("unknown flag --n_layers", "did you mean --n_layer")),
     "not a number": ({"n_layer": "two"}, ("n_layer must be a whole number", "'two'")),
     "out of bounds": ({"learning_rate": 0}, ("learning_rate must be more than 0",)),
     "precision": ({"precision": "fp8"}, ("precision 'fp8'", "fp16")),
@@ -462,6 +480,13 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "ds_config missing": ({"backend": "deepspeed", "ds_config": "zero9.json"}, ("zero9.json", "did you mean zero")),
     "ds_config stage": (
         {"backend": "deepspeed", "zero_stage": 1, "ds_config": "zero2.json"}, ("is for ZeRO stage 2", "--zero_stage 2"),
+    ),
+    "muon offloaded": (
+        {"optimizer": "muon", "backend": "fsdp", "zero_stage": 3, "offload": "all"},
+        ("muon cannot be offloaded", "--offload none"),
+    ),
+    "muon of zero": (
+        {"optimizer": "muon", "backend": "deepspeed", "zero_stage": 2}, ("muon", "stage 2 clips", "--backend fsdp"),
     ),
     "attention": ({"attention": "cudnn"}, ("attention cudnn does not run here (cpu", "--attention auto")),
     "slashes": ({"model_name": "../run"}, ("'../run'", "--model_name")),
@@ -504,6 +529,7 @@ def test_cuda_that_is_not_there_is_refused(refused: Callable[..., str]) -> None:
         ({"tokens_per_step": 256}, "tokens_per_step: 128 → 256"),
         ({"tokenizer": "char"}, "vocab_size: 257 → 30, tokenizer: byte → char"),
         ({"seed": 1}, "seed: 1337 → 1"),
+        ({"optimizer": "muon", "muon_lr": 0.5}, "optimizer: adamw → muon; --allow_change optimizer goes on with it"),
     ],
 )
 def test_another_run_of_that_name_is_refused(

@@ -77,6 +77,7 @@ CHANGES: dict[str, tuple[str, Any, Callable[[Any], Any], Any, Any]] = {
     "loss": ("loss", "full", chunk, 128, None),
     "loss chunk": ("loss_chunk", 1024, chunk, 128, 1024),
     "optimizer's form": ("fused", False, lambda b: b.optimizer.defaults["fused"], True, False),
+    "optimizer": ("optimizer", "muon", lambda b: type(b.optimizer).__name__, "AdamW", "Muon"),
     "stage 0": ("zero_stage", 0, shard_of_the_head, (250, True), (2000, False)),
     "stage 2": ("zero_stage", 2, shard_of_the_head, (250, True), (250, False)),
     "offload": ("offload", "all", lambda b: group(b).fsdp_params[0].offload_to_cpu, False, True),

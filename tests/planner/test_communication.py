@@ -119,3 +119,21 @@ def test_stage_1_reduces_behind_the_backward_pass_unless_in_bf16_on_the_card() -
 
     assert reduced_behind(precision="bf16") == EXPOSED
     assert reduced_behind(precision="fp16") == reduced_behind(precision="bf16", offload="optimizer") != EXPOSED
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_muon_sends_the_blocks_matrices_once_more(ranks: int) -> None:
+    """Whole results are gathered; or rows, of which each rank has one in W, go to the matrices' owners and come back."""
+    matrices = 4 * L * 12 * H**2  # bytes; 2, 4 and 8 ranks divide 24 layers
+    for backend, stage, expected in (
+        ("fsdp", 0, matrices),
+        ("deepspeed", 0, matrices),
+        ("fsdp", 2, 2 * matrices / ranks),
+    ):
+        muon, adamw = (
+            sent_bytes(made(backend, stage, optimizer=name), ranks=ranks, grad_accum=3) for name in ("muon", "adamw")
+        )
+        assert muon - adamw == pytest.approx(expected * (ranks - 1) / ranks)
+    sends = [each for each in collectives(made("fsdp", 3, optimizer="muon"), ranks) if each.kind == "all_to_all"]
+    assert len(sends) == 4
+    assert {(each.behind, each.messages) for each in sends} == {(EXPOSED, 2)}

@@ -17,7 +17,9 @@ from plans import (
     brute_force,
     draw_layout,
     draw_machine,
+    draw_optimizer,
     draw_run,
+    has_optimizer,
     is_allowed,
     space,
 )
@@ -63,7 +65,8 @@ def drawn_space(draw: random.Random) -> tuple[Question, list[Candidate]]:
     run = draw_run(draw, precisions=("bf16", "bf16", "fp16", "fp32") if native else ("fp16", "fp32"))
     per_rank = draw.choice([1, 2, 4, 6, 6, 12, 12, 1056 if run.model.block_size <= 100 and gpus * nodes == 1 else 36])
     tokens = per_rank * machine.ranks * run.model.block_size
-    return Question(with_tokens(run, tokens), machine), space(with_tokens(run, tokens), machine)
+    run = draw_optimizer(draw, with_tokens(run, tokens))
+    return Question(run, machine), space(run, machine)
 
 
 def with_tokens(run: RunConfig, tokens: int) -> RunConfig:
@@ -236,7 +239,8 @@ def drawn_question(seed: int) -> Question:
     )
     machine = replace(machine, network_gbps=draw.choice([1, 25, 400]), usable_bytes=int(draw.uniform(3, 30) * GB))
     run = draw_run(draw, precisions=("fp16",))
-    return Question(with_tokens(run, draw.choice([24, 48, 144]) * run.model.block_size), machine)
+    run = with_tokens(run, draw.choice([24, 48, 144]) * run.model.block_size)
+    return Question(draw_optimizer(draw, run), machine)
 
 
 QUESTIONS = range(int(os.environ.get("SCALEGPT_SEARCH_CASES", "30")))
@@ -442,6 +446,23 @@ def test_what_nobody_can_do_is_refused() -> None:
     micro = replace(run, train=run.train.changed(micro_batch=3))
     with pytest.raises(InputError, match="micro_batch 3 does not divide"):
         choose(Question(micro, a100(), open=PLANNED - {"micro_batch"}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_muon_is_planned_where_it_can_be_had(layout: ParallelConfig) -> None:
+    """It is chosen nowhere else, and refused where nothing else is left open."""
+    run = bf16(tokens_per_step=8 * 256, optimizer="muon")
+    own = replace(run, parallel=layout)
+    gpus = 1 if layout.backend == "plain" else 2
+    fixed = Question(own, a100(gpus=gpus), open=PLANNED - {"backend", "zero_stage", "offload"})
+    if has_optimizer(run, layout):
+        best = choose(fixed).best
+        assert best is not None
+        assert best.run.parallel == layout
+    else:
+        with pytest.raises(InputError, match=r"optimizer muon.*; use --"):
+            choose(fixed)
+    assert all(has_optimizer(run, each) for each in layouts(Question(own, a100(gpus=gpus))))
 
 
 def test_a_card_of_which_only_the_memory_is_known() -> None:

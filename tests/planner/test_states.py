@@ -14,6 +14,7 @@ from scalegpt.config.run import STAGES
 from scalegpt.errors import InputError
 from scalegpt.planner import states
 from scalegpt.planner.memory import predict
+from scalegpt.planner.newton_schulz import ALONE, Exchange
 from scalegpt.planner.parameters import count_parameters, parameter_shapes
 from scalegpt.planner.states import (
     EMBEDDING,
@@ -21,8 +22,6 @@ from scalegpt.planner.states import (
     OPTIMIZERS,
     RECIPES,
     VECTOR,
-    OptimizerRow,
-    UpdateGroup,
     kind_of,
     optimizer_row,
     parameters_by_kind,
@@ -69,25 +68,33 @@ def step_on_a_card_that_is_not_there(train: TrainConfig) -> tuple[torch.optim.Op
 @pytest.mark.parametrize("key", OPTIMIZERS)
 def test_a_row_says_what_torch_keeps(key: tuple[str, str]) -> None:
     row = OPTIMIZERS[key]
-    optimizer, named = step_on_a_card_that_is_not_there(TrainConfig(optimizer=key[0], fused=key[1] == "fused"))
-    kept = 0
+    optimizer, named = step_on_a_card_that_is_not_there(
+        TrainConfig(optimizer=key[0], fused=key[1] == "fused", precision="bf16")
+    )
+    kept = counted = 0
     for name, parameter in named.items():
         state = dict(optimizer.state[parameter])
-        counter = state.pop("step")
-        assert (counter.device.type == "cuda") is row.counters_on_device
-        assert (counter.numel(), counter.element_size()) == (1, states.FP32)
         group = row.group_of(kind_of(name, tuple(parameter.shape)))
+        counter = state.pop("step", None)
+        assert (counter is not None) is group.counts_steps
+        if counter is not None:
+            assert (counter.device.type == "cuda") is row.counters_on_device
+            assert (counter.numel(), counter.element_size()) == (1, states.FP32)
+            counted += counter.device.type == "cuda"
         assert sorted(value.element_size() for value in state.values()) == sorted(group.states.values())
         assert {value.shape for value in state.values()} == {parameter.shape}
         kept += sum(value.numel() * value.element_size() for value in state.values())
     assert row.state_bytes(tensors_of(MODEL), fp32) == kept
+    assert row.counters(tensors_of(MODEL)) == counted
 
 
-def test_groups_are_those_that_the_trainer_makes() -> None:
-    optimizer, named = step_on_a_card_that_is_not_there(TrainConfig())
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_groups_are_those_that_the_trainer_makes(name: str) -> None:
+    train = TrainConfig(optimizer=name, precision="bf16")
+    optimizer, named = step_on_a_card_that_is_not_there(train)
     kinds = {id(parameter): kind_of(name, tuple(parameter.shape)) for name, parameter in named.items()}
     made = [{kinds[id(parameter)] for parameter in group["params"]} for group in optimizer.param_groups]
-    assert made == [group.kinds for group in optimizer_row(TrainConfig()).groups]
+    assert made == [group.kinds for group in optimizer_row(train).groups]
 
 
 def update(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> int:
@@ -103,50 +110,38 @@ def update(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter
     return moments["step"].size - steady.size if moments else 0
 
 
-@pytest.mark.parametrize("form", ["fused", "foreach"])
-def test_temporaries_of_adamw(form: str) -> None:
+@pytest.mark.parametrize(("name", "form"), OPTIMIZERS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_temporaries_of_an_update(name: str, form: str, precision: str) -> None:
+    train = TrainConfig(optimizer=name, fused=form == "fused", precision=precision)
     with FakeTensorMode():
         named = {name: torch.nn.Parameter(torch.empty(shape)) for name, shape in parameter_shapes(MODEL).items()}
-        more = update(optimizer_factory(TrainConfig(fused=form == "fused"))(named.items()), list(named.values()))
-    said = OPTIMIZERS["adamw", form].temporary_bytes(tensors_of(MODEL), fp32)
-    scalars = 2048  # bias corrections and the like
+        more = update(optimizer_factory(train)(named.items()), list(named.values()))
+    exchange = Exchange(ALONE, 1, precision)
+    said = OPTIMIZERS[name, form].temporary_bytes(tensors_of(MODEL), fp32, exchange.peak_bytes)
+    scalars = 2048  # bias corrections, norms and the like
     assert said <= more <= said * 1.001 + scalars
-    assert (said > 0) == (form == "foreach")
+    assert (said > 0) == (form == "foreach" or name == "muon")
 
 
-MUON = OptimizerRow(
-    name="muon",
-    groups=(
-        UpdateGroup(kinds=frozenset({MATRIX}), states={"momentum": 4}, one_by_one=9),
-        UpdateGroup(kinds=frozenset({EMBEDDING, VECTOR}), states={"first_moment": 4, "second_moment": 4}),
-    ),
-    counters_on_device=True,
-)
-"""Newton-Schulz holds, of the largest matrix, 4H by H: the update (fp32), itself twice and two H by H products (bf16)."""
-
-
-def test_an_optimizer_that_treats_matrices_apart_is_one_more_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeTensorMode():
-        shapes = [shape for name, shape in parameter_shapes(MODEL).items() if kind_of(name, shape) == MATRIX]
-        parameters = [torch.nn.Parameter(torch.empty(shape)) for shape in shapes]
-        muon = torch.optim.Muon(parameters)
-        more = update(muon, parameters)
-    kept = sum(value.numel() * value.element_size() for state in muon.state.values() for value in state.values())
-    matrices = {key: count for key, count in tensors_of(MODEL).items() if key[0] == MATRIX}
-    assert MUON.state_bytes(matrices, fp32) == kept
-    assert MUON.temporary_bytes(matrices, fp32) == pytest.approx(more, rel=0.001)
-
+def test_muons_matrices_take_twelve_bytes() -> None:
     counts = parameters_by_kind(MODEL)
     state = 4 * counts[MATRIX] + 8 * (counts[EMBEDDING] + counts[VECTOR])
-    run = resolve(flags={**flags_of(MODEL), "precision": "bf16"})
-    adamw = predict(run)
-    monkeypatch.setitem(OPTIMIZERS, ("adamw", "fused"), MUON)
-    assert sum(training_bytes(MODEL).values()) == 8 * count_parameters(MODEL).total + state
-    assert rank_states(run, 1)["optimizer"] == state
-    assert adamw.steady_bytes - predict(run).steady_bytes == 4 * counts[MATRIX]
-    assert predict(run).phases["optimizer_step"] - predict(run).steady_bytes >= 9 * 4 * MODEL.n_embd**2
+    adamw, muon = (
+        resolve(flags={**flags_of(MODEL), "precision": "bf16", "optimizer": name}) for name in ("adamw", "muon")
+    )
+    assert sum(training_bytes(MODEL, muon.train).values()) == 8 * count_parameters(MODEL).total + state
+    assert rank_states(muon, 1)["optimizer"] == state
+    counters = 512 * sum(count for (kind, _), count in tensors_of(MODEL).items() if kind == MATRIX)
+    assert predict(adamw).steady_bytes - predict(muon).steady_bytes == 4 * counts[MATRIX] + counters
+
+
+def test_flat_parts_have_no_matrices() -> None:
     with pytest.raises(InputError, match=r"muon keeps other state.*use --backend plain or fsdp"):
-        predict(resolve(flags={**flags_of(MODEL), "precision": "bf16", "backend": "deepspeed"}), ranks=2)
+        predict(
+            resolve(flags={**flags_of(MODEL), "precision": "bf16", "backend": "deepspeed", "optimizer": "muon"}),
+            ranks=2,
+        )
 
 
 # --- closed forms against the ledger ---------------------------------------------------------------------------------

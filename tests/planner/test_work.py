@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.recompute import apply_recompute
-from scalegpt.planner.parameters import count_parameters
+from scalegpt.planner.parameters import count_parameters, parameter_shapes
 from scalegpt.planner.work import (
     LOSS,
     OPTIMIZER,
@@ -23,6 +23,7 @@ from scalegpt.planner.work import (
     flops_per_token,
     host_traffic,
 )
+from scalegpt.training.optimizers import optimizer_factory
 
 L, H, A, T, V, B = 3, 64, 2, 32, 100, 2
 N = B * T
@@ -176,3 +177,42 @@ def test_gradients_leave_the_card_and_weights_come_back() -> None:
 
 def test_the_card_updates_nothing_that_the_host_does() -> None:
     assert work(backend="deepspeed", zero_stage=2, offload="optimizer", shards=4).update[OPTIMIZER].bytes == 0
+
+
+# --- Muon ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_torch_counts_as_many_operations_in_muons_update(precision: str) -> None:
+    """In bf16 280·H³ a block, by hand; in fp32 the wide matrices take the Gram form, with 176·H³."""
+    train = TrainConfig(optimizer="muon", precision=precision)
+    named = {
+        name: torch.nn.Parameter(torch.ones(shape))
+        for name, shape in parameter_shapes(made(precision=precision).model).items()
+    }
+    for parameter in named.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = optimizer_factory(train)(named.items())
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert counter.get_total_flops() == work(precision=precision, optimizer="muon").update[OPTIMIZER].flops
+    assert counter.get_total_flops() == {"bf16": 280, "fp32": 176}[precision] * H**3 * L
+
+
+def test_ranks_share_muons_work_as_evenly_as_matrices_allow() -> None:
+    def flops(ranks: int, **flags: Any) -> float:
+        run = made(optimizer="muon", **flags)
+        counted = count_work(run, shards=1, kernel="flash", compiled=True, ranks=ranks)
+        return counted.update[OPTIMIZER].flops
+
+    alone = flops(1)
+    for flags in ({"backend": "fsdp", "zero_stage": 0}, {"backend": "fsdp", "zero_stage": 3}):
+        assert flops(L, **flags) == alone / L
+        assert flops(2, **flags) == alone * 2 / L  # of three matrices one rank has two
+        assert flops(64, **flags) == alone / L
+
+
+def test_muon_reads_and_writes_one_moment() -> None:
+    adamw, muon = (work(optimizer=name).update[OPTIMIZER].bytes for name in ("adamw", "muon"))
+    # 28 + 12 bytes an element against 66 + 12, in bf16: gathered, divided by its norm, added.
+    assert muon - adamw == pytest.approx((54 + 12 - 40) * 12 * L * H**2)

@@ -1,0 +1,248 @@
+"""Muon for the blocks' matrices, AdamW for everything else, as one optimizer.
+
+The update is that of ``torch.optim.Muon`` (which tests hold it to): with momentum μ, learning rate γ and weight decay λ, for
+the gradient G of a matrix W of m rows and n columns::
+
+    M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
+
+What torch's own leaves out: matrices of one shape are orthogonalised together, the iteration is computed in the run's compute
+dtype (torch's is in bf16, which many processors have no instructions for), and where several ranks hold the model each matrix
+is whole on one of them, which sends the result to the others. :mod:`scalegpt.planner.newton_schulz` says in which rounds, in
+which form, and what that takes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn import functional
+from torch.optim import AdamW, Optimizer
+
+from scalegpt.backends.base import DTYPES, MOMENTUM, local
+from scalegpt.planner.newton_schulz import ALONE, REPLICATED, STEPS, Exchange, uses_gram_form, wire
+
+A, B, C = 3.4445, -4.7750, 2.0315
+"""Coefficients of the iteration, which make its slope at zero large (Jordan et al. 2024)."""
+
+EPSILON = 1e-7
+"""The least norm that a matrix is divided by."""
+
+_ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""By its new name, where torch has it: torch 2.13 warns of the old one."""
+
+Groups = list[dict[str, Any]]
+Shape = tuple[int, ...]
+
+
+class Muon(Optimizer):
+    """Muon over one group of matrices, and torch's AdamW over the others.
+
+    A step overwrites the matrices' gradients: they become what is orthogonalised.
+
+    Args:
+        muon: Muon's group: two-dimensional ``params``, whole or cut into rows, with ``lr``, ``lr_ratio``, ``momentum`` and
+            ``weight_decay``.
+        others: AdamW's groups.
+        precision: of the iteration.
+        adamw: AdamW's options.
+    """
+
+    def __init__(self, muon: dict[str, Any], others: Groups, *, precision: str, adamw: dict[str, Any]) -> None:
+        self._adamw = AdamW(others, **adamw)
+        super().__init__([muon, *self._adamw.param_groups], {"fused": adamw["fused"]})
+        self._adamw.param_groups = self.param_groups[1:]
+        self._adamw.state = self.state
+        self.precision = precision
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have a gradient; where ranks share the work, all must call it together."""
+        loss = closure() if closure is not None else None
+        self._update_matrices(self.param_groups[0])
+        self._adamw.step()
+        return loss
+
+    def _update_matrices(self, group: dict[str, Any]) -> None:
+        parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        weights = [local(parameter) for parameter in parameters]
+        updates = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        momenta = [local(self._momentum(parameter)) for parameter in parameters]
+        torch._foreach_lerp_(momenta, updates, 1 - group["momentum"])
+        torch._foreach_lerp_(updates, momenta, group["momentum"])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, parameter in enumerate(parameters):
+            alike[tuple(parameter.shape)].append(number)
+        exchange = exchange_of(parameters[0], self.precision)
+        for shape, numbers in alike.items():
+            rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+            waiting = iter(numbers)
+            for count in exchange.rounds(shape, len(numbers)):
+                some = list(islice(waiting, count))
+                whole = orthogonalised(exchange, [updates[number] for number in some], shape)
+                for number, part in zip(some, whole, strict=True):
+                    weights[number].add_(part, alpha=-rate)
+                del whole, part
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if MOMENTUM not in state:
+            state[MOMENTUM] = torch.zeros_like(parameter, requires_grad=False)
+        momentum: Tensor = state[MOMENTUM]
+        return momentum
+
+
+def exchange_of(parameter: Tensor, precision: str) -> Exchange:
+    """Who holds the matrices, by one of them; all ranks of the process group take part."""
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    sharded = isinstance(parameter, DTensor) and any(
+        isinstance(placement, Shard) and parameter.device_mesh.size(dimension) > 1
+        for dimension, placement in enumerate(parameter.placements)
+    )
+    return Exchange.of(precision, ranks, sharded=sharded)
+
+
+# --- rounds ----------------------------------------------------------------------------------------------------------
+# Nothing here gives a name to what it hands on: a caller's name would keep the memory until the callee returns.
+
+
+def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
+    """Orthogonalise a round of matrices.
+
+    Args:
+        exchange: who holds them.
+        parts: fp32, what this rank has of each: all of it, or the rows that are its own.
+        shape: of each whole matrix.
+
+    Returns:
+        The same parts of the results, in the dtype of the computation.
+    """
+    if exchange.how == ALONE:
+        return _whole(exchange, parts, shape).unbind(0)
+    if exchange.how == REPLICATED:
+        return _gathered(exchange, parts, shape)
+    return _dealt_out(exchange, parts, shape)
+
+
+def _whole(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Tensor:
+    """Orthogonalise matrices that this rank holds: [k, m, n]."""
+    return orthogonalise(_stacked(matrices, (len(matrices), *shape), _wire(exchange)), DTYPES[exchange.precision])
+
+
+def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Sequence[Tensor]:
+    """All ranks hold the matrices: rank i mod W orthogonalises matrix i, and all gather the results."""
+    ranks, share = exchange.ranks, -(-len(matrices) // exchange.ranks)
+    mine = matrices[dist.get_rank() :: ranks]
+    if len(mine) == share:
+        results = _whole(exchange, mine, shape).contiguous()
+    else:
+        results = matrices[0].new_empty(share, *shape, dtype=DTYPES[exchange.precision])
+        if mine:
+            results[: len(mine)] = _whole(exchange, mine, shape)
+    everyones = results.new_empty(ranks * share, *shape)
+    _ALL_GATHER(everyones, results)
+    return [everyones[number % ranks * share + number // ranks] for number in range(len(matrices))]
+
+
+def _dealt_out(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
+    """Each rank holds ⌈m / W⌉ rows of the matrices, or fewer: rank i mod W gets all of matrix i and sends the result back."""
+    ranks = exchange.ranks
+    order = sorted(range(len(parts)), key=lambda number: (number % ranks, number // ranks))
+    shares = [len(range(owner, len(parts), ranks)) for owner in range(ranks)]
+    results = _sent_back(
+        orthogonalise(
+            _received(exchange, [parts[number] for number in order], shape, shares), DTYPES[exchange.precision]
+        ),
+        shares,
+    )
+    place = {number: position for position, number in enumerate(order)}
+    return [results[place[number], : len(part)] for number, part in enumerate(parts)]
+
+
+def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: list[int]) -> Tensor:
+    """The whole matrices [k, m, n] of which this rank is the owner, from all ranks' parts, sorted by owner."""
+    ranks, mine = exchange.ranks, shares[dist.get_rank()]
+    rows, columns = -(-shape[0] // ranks), shape[1]
+    sent = _stacked(parts, (len(parts), rows, columns), _wire(exchange))
+    received = sent.new_empty(ranks, mine, rows, columns)
+    size = rows * columns
+    dist.all_to_all_single(received.view(-1), sent.view(-1), [mine * size] * ranks, [share * size for share in shares])
+    del sent
+    return received.transpose(0, 1).reshape(mine, ranks * rows, columns)[:, : shape[0]]
+
+
+def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
+    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner, from the owners' whole ones."""
+    ranks, (mine, height, columns) = len(shares), whole.shape
+    rows = -(-height // ranks)
+    if height % ranks:
+        whole = functional.pad(whole, (0, 0, 0, ranks * rows - height))
+    whole = torch.unflatten(whole, 1, (ranks, rows)).transpose(0, 1).contiguous()
+    results = whole.new_empty(sum(shares), rows, columns)
+    size = rows * columns
+    dist.all_to_all_single(results.view(-1), whole.view(-1), [share * size for share in shares], [mine * size] * ranks)
+    return results
+
+
+def _wire(exchange: Exchange) -> torch.dtype:
+    return DTYPES[wire(exchange.precision)]
+
+
+def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+    """Matrices as one tensor of this shape; where one has fewer rows, the rest is not filled."""
+    stack = parts[0].new_empty(shape, dtype=dtype)
+    torch._foreach_copy_(
+        [whole.narrow(0, 0, len(part)) for whole, part in zip(stack.unbind(0), parts, strict=True)], list(parts)
+    )
+    return stack
+
+
+# --- the iteration ---------------------------------------------------------------------------------------------------
+
+
+def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Replace matrices by ones with the same singular vectors and singular values near one, between 0.7 and 1.2 or so.
+
+    Args:
+        x: [k, m, n], of which it takes possession.
+        dtype: of the computation.
+
+    Returns:
+        [k, m, n] in ``dtype``, not always contiguous.
+    """
+    norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+    x = x.div_(norms.clamp_(min=EPSILON)).to(dtype)
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    if uses_gram_form(x.shape[1:], dtype.itemsize):
+        x = _gram_factor(x) @ x
+    else:
+        for _ in range(STEPS):
+            factor = x @ x.mT
+            factor = torch.baddbmm(factor, factor, factor, beta=B, alpha=C)
+            x = torch.baddbmm(x, factor, x, beta=A)
+            del factor
+    return x.mT if is_tall else x
+
+
+def _gram_factor(x: Tensor) -> Tensor:
+    """What X [k, s, l] is to be multiplied by from the left: the product [k, s, s] of all steps' factors."""
+    gram, product = x @ x.mT, None
+    for step in range(STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+        factor.diagonal(dim1=1, dim2=2).add_(A)
+        product = factor if product is None else product @ factor
+        if step < STEPS - 1:
+            gram = gram @ factor
+            gram = gram @ factor
+    assert product is not None
+    return product
