@@ -7,7 +7,6 @@ import torch
 
 from scalegpt.backends import World, build_model, make_backend
 from scalegpt.config.presets import resolve
-from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.schedules import learning_rate
 
