@@ -13,8 +13,8 @@ Memory beyond the inputs, for n tokens, vocabulary V, compute dtype of c bytes, 
   head's gradient, c·V·H (none in fp32, which adds without a temporary).
 
 A chunk's logits take part in three matmuls, and in between become their gradients, some rows at a time (:func:`turn`): few
-enough for a CPU's caches (:data:`ROWS`), so that only the first of some passes over them waits for memory; elsewhere as many
-as keep the device busy. A larger chunk adds less often to the head's gradient, 4·V·H in memory each time.
+enough for a CPU's caches (:data:`CACHED`), so that only the first of some passes over them waits for memory; on other devices
+as many as keep them busy. A larger chunk adds less often to the head's gradient, 4·V·H in memory each time.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,8 @@ def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     return total / _counted(targets)
 
 
-ROWS = {"cpu": 16}
-"""Rows of logits that a kind of device turns into gradients at once; 16 rows of GPT-2's vocabulary are 3 MB in fp32."""
+CACHED = {"cpu": 800_000}
+"""Logits that a kind of device turns into gradients at once: 3 MB in fp32, which a CPU's caches hold."""
 
 
 def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool = False) -> Loss:
@@ -70,7 +70,7 @@ def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool
     def loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
         kind = flat.device.type
-        work = _Work(chunk, rows or ROWS.get(kind, LOSS_ROWS), fused if fused is not None and kind != "cpu" else turn)
+        work = _Work(chunk, rows or _rows(kind, head.shape[0]), fused if fused is not None and kind != "cpu" else turn)
         result: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             flat, head, targets.reshape(-1), work, torch.is_grad_enabled()
         )
@@ -87,6 +87,11 @@ def make_loss(kind: str, chunk: int, *, rows: int | None = None, compiled: bool 
 def _counted(targets: Tensor) -> Tensor:
     """How many positions count, at least one so that an empty batch gives 0 and not NaN."""
     return (targets != IGNORED).sum().clamp(min=1)
+
+
+def _rows(kind: str, vocabulary: int) -> int:
+    """Rows of so many logits that a kind of device turns at once."""
+    return max(1, CACHED[kind] // vocabulary) if kind in CACHED else LOSS_ROWS
 
 
 @dataclass(frozen=True)
