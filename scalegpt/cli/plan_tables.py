@@ -76,7 +76,7 @@ def _largest(rows: list[Row]) -> str:
         return "no preset fits"
     if plain is not None and plain is not best:
         return f"the largest that fits: {best.name}; without offload: {plain.name}"
-    return f"the largest that fits: {best.name}" + ("" if plain is best else ", with offload")
+    return f"the largest that fits: {best.name}" + ("" if plain is best else ", with offload alone")
 
 
 def _usable(machine: Machine) -> str:

@@ -297,6 +297,8 @@ class Row:
         machine: the machine.
         plan: the plan; None where the question does not arise.
         why_not: why there is none.
+        command: what trains so.
+        fits_without_offload: whether some plan without offload fits too, where the one that was chosen offloads.
     """
 
     name: str
@@ -305,11 +307,17 @@ class Row:
     plan: Plan | None
     why_not: str | None = None
     command: str | None = None
+    fits_without_offload: bool = False
 
     @property
     def fits(self) -> bool:
         """Whether it does."""
         return self.plan is not None and self.plan.fits is True and self.plan.fits_host
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the plan offloads."""
+        return self.plan is not None and self.plan.run.parallel.offload != "none"
 
     def as_dict(self) -> Values:
         """The line as ``--json`` prints it."""
@@ -324,12 +332,21 @@ class Row:
 
 def over_presets(machine: Machine, flags: Values, calibration: Calibration, margin: float = MARGIN) -> list[Row]:
     """Every preset on a machine, the smallest model first."""
+
+    def row_of(name: str, flags: Values) -> Row:
+        return _row(
+            name,
+            Asked.of(
+                preset=name, config_file=None, flags=flags, machine=machine, calibration=calibration, margin=margin
+            ),
+        )
+
     rows = []
     for name in preset_names():
-        asked = Asked.of(
-            preset=name, config_file=None, flags=flags, machine=machine, calibration=calibration, margin=margin
-        )
-        rows.append(_row(name, asked))
+        row = row_of(name, flags)
+        if row.fits and row.offloads and "offload" not in flags:
+            row = replace(row, fits_without_offload=row_of(name, {**flags, "offload": "none"}).fits)
+        rows.append(row)
     return sorted(rows, key=lambda row: (count_parameters(row.run.model).total, row.run.model.block_size))
 
 
@@ -353,8 +370,8 @@ def _row(name: str, asked: Asked) -> Row:
 
 
 def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
-    """The line with the largest model that fits."""
+    """The line with the largest model that fits; ``without_offload``, of those that some plan without it makes fit."""
     fitting = [row for row in rows if row.fits]
     if without_offload:
-        fitting = [row for row in fitting if row.plan is not None and row.plan.run.parallel.offload == "none"]
+        fitting = [row for row in fitting if not row.offloads or row.fits_without_offload]
     return max(fitting, key=lambda row: count_parameters(row.run.model).total, default=None)

@@ -243,6 +243,8 @@ def find_card(name: str, advice: str = " (or give --memory_gb)") -> Card:
     Raises:
         InputError: no such card, or several; the message offers the nearest.
     """
+    if "," in name:
+        raise InputError(f"gpu {name!r} names several cards; give one, of mixed cards the smallest")
     key = _key(name)
     called = [card for card in catalogue() if key in _keys(card)]
     if called:

@@ -21,6 +21,9 @@ from scalegpt.planner.plan import Plan, gib, make_plan
 from scalegpt.planner.search import Question, choose
 from scalegpt.training.memory import machine_of
 
+ROOM_FOR_ERROR = 0.1
+"""A run whose settings are all given is refused where more than this share of what it needs is lacking."""
+
 TAKEN = 0.02
 """Share of a card's memory below which what other processes hold is not worth a word."""
 
@@ -69,6 +72,8 @@ def _settle(question: Question, notes: tuple[str, ...]) -> Chosen:
     batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     if not question.open:
         plan = make_plan(run, machine, batch, question.calibration)
+        if plan.missing_bytes > ROOM_FOR_ERROR * plan.total_bytes:
+            raise InputError(_refusal(question, plan))
         return Chosen(plan.run, plan, notes)
     found = choose(question)
     if found.best is None:

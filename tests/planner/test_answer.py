@@ -134,7 +134,17 @@ def test_every_preset_is_in_the_table_once_the_smallest_first() -> None:
     assert best is not None
     assert best.fits
     bigger = [row for row in rows if count_parameters(row.run.model).total > count_parameters(best.run.model).total]
-    assert all(not row.fits or (row.plan and row.plan.run.parallel.offload != "none") for row in bigger)
+    assert all(not row.fits or row.offloads for row in bigger)
+    for row in bigger:
+        assert not answer(asked(row.name, card("rtx3060"), offload="none"), explain=False).plan.fits
+
+
+def test_what_fits_without_offload_is_not_only_what_is_chosen_without_it() -> None:
+    rows = over_presets(card("rtx3060"), {}, Calibration())
+    chosen_with_it = [row for row in rows if row.offloads and row.fits_without_offload]
+    assert chosen_with_it, "a preset for which offload is the faster of two that fit"
+    for row in chosen_with_it:
+        assert answer(asked(row.name, card("rtx3060"), offload="none"), explain=False).plan.fits
 
 
 def test_every_card_is_in_the_table_once_the_smallest_memory_first() -> None:

@@ -16,6 +16,7 @@ from scalegpt.planner.gpus import find_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.search import Question
 from scalegpt.training.choice import Chosen, _settle, settle_layout
+from scalegpt.training.memory import predicted_line
 from scalegpt.training.setup import Request
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -46,9 +47,13 @@ def test_a_presets_claim_holds_by_recompute() -> None:
 
 
 def test_what_is_fixed_stays_even_where_it_does_not_fit() -> None:
-    chosen = settled("150M_1024", "3060", open_=(), backend="plain", micro_batch=24, recompute="none")
-    assert chosen.plan.fits is False  # the caller warns
+    fixed = {"open_": (), "backend": "plain", "recompute": "none"}
+    chosen = settled("150M_1024", "3060", **fixed, micro_batch=24, loss_chunk=64)
+    assert chosen.plan.fits is False
+    assert "warning" in predicted_line(chosen.plan)
     assert chosen.batch.micro_batch == 24
+    with pytest.raises(InputError, match=r"150M_1024 does not fit with recompute none: RTX 3060 has 11\.75 GiB"):
+        settled("150M_1024", "3060", **fixed, micro_batch=32)
 
 
 def test_everything_open_finds_what_the_presets_layout_cannot() -> None:
