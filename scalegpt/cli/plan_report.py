@@ -90,7 +90,17 @@ def _memory(plan: Plan) -> str:
     rows += [row(name, size) for name, size in outside.items() if size and name not in waste]
     rows.append(row("= total", plan.total_bytes, drawn=False))
     table = aligned(rows, right={1, 2})
-    return table + (f"\n\nin host memory, for each GPU: {gib(plan.host_bytes)}" if plan.host_bytes else "")
+    return table + _host_memory(plan)
+
+
+def _host_memory(plan: Plan) -> str:
+    """What lies in host memory, and whether anybody knows that there is so much."""
+    copy = plan.checkpoint_copy_bytes
+    more = f"{gib(copy)} for the copy that a checkpoint is written from" if copy else ""
+    if not plan.host_bytes:
+        return f"\n\nin host memory, for each GPU: {more}" if more else ""
+    unknown = " (not checked: how much there is is not known)" if plan.machine.host_bytes is None else ""
+    return f"\n\nin host memory, for each GPU: {gib(plan.host_bytes)}{unknown}" + (f", and {more}" if more else "")
 
 
 def _verdict(plan: Plan) -> str:

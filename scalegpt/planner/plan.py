@@ -15,6 +15,7 @@ from scalegpt.planner.machine import Machine
 from scalegpt.planner.memory import Prediction, predict_with
 from scalegpt.planner.overheads import Overheads
 from scalegpt.planner.rates import Rates
+from scalegpt.planner.states import training_bytes
 from scalegpt.planner.throughput import StepTime, least_seconds, step_time
 from scalegpt.planner.work import count_work, flops_per_token
 
@@ -55,6 +56,19 @@ class Plan:
         return self.prediction.host_bytes
 
     @property
+    def checkpoint_copy_bytes(self) -> int:
+        """Host memory of each rank for the copy from which a checkpoint is written while training goes on; 0 without one.
+
+        Masters and moments, each rank its part. It is not asked for in :attr:`fits_host`: where it has no room, training
+        waits for its checkpoints.
+        """
+        train = self.run.train
+        if not train.async_checkpoint or (train.checkpoint_every == 0 and train.checkpoint_minutes is None):
+            return 0
+        states = training_bytes(self.run.model, train)
+        return -(-(sum(states.values()) - states["gradients"]) // self.machine.ranks)
+
+    @property
     def missing_bytes(self) -> int:
         """By how much the total exceeds the card; negative: so much is left; 0 where the card is not known."""
         usable = self.machine.usable_bytes
@@ -93,6 +107,7 @@ class Plan:
             "reserved_bytes": self.reserved_bytes,
             "total_bytes": self.total_bytes,
             "host_bytes": self.host_bytes,
+            "checkpoint_copy_bytes": self.checkpoint_copy_bytes,
             "breakdown": self.prediction.breakdown,
             "overheads": self.overheads.parts(self.peak_bytes),
             "overheads_measured_on_runs": self.overheads.measured,

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from scalegpt.checkpoint.saver import Keeping, Saver
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config.presets import resolve
 from scalegpt.errors import RunError
+from scalegpt.planner.batches import BatchPlan
+from scalegpt.planner.calibration import Calibration
+from scalegpt.planner.machine import Machine
+from scalegpt.planner.plan import make_plan
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SHAPE = {"n_layer": 1, "n_embd": 12, "n_head": 2, "block_size": 8, "vocab_size": 31, "precision": "fp32"}
@@ -251,3 +256,15 @@ def test_a_failure_of_one_rank_is_raised_by_all(tmp_path: Path) -> None:
         assert left == []
         assert seconds < 60, "nobody waited for a part that would never come"
     assert found["after"] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_copy_takes_what_the_planner_says(tmp_path: Path, one_thread: None, optimizer: str) -> None:
+    run = resolve(flags={**SHAPE, "optimizer": optimizer, "micro_batch": 1})
+    one = Saver(make(run, ALONE, 1), tmp_path, Keeping(9, False), asynchronous=True)
+    one.copy.take(list(one.backend.pieces()))
+    plan = make_plan(run, Machine(), BatchPlan(1, 1, 1, run.model.block_size), Calibration())
+    assert one.copy._room.nbytes == plan.checkpoint_copy_bytes
+    without = replace(run, train=run.train.changed(async_checkpoint=False))
+    assert replace(plan, run=without).checkpoint_copy_bytes == 0
+    one.close()
