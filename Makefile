@@ -33,7 +33,7 @@ architecture: .venv/installed-dev
 	$(BIN)/lint-imports
 
 tests: .venv/installed-dev
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 # torch comes first and alone: DeepSpeed's own set-up looks for it, outside of a build environment.
 .venv/installed: pyproject.toml constraints.txt

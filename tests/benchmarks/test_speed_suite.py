@@ -218,9 +218,11 @@ def test_what_is_timed_is_measured_and_can_be_written(tmp_path: Path, monkeypatc
     flags |= {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 32}
     base = Configuration(preset="tiny", grad_accum=2, flags=flags).as_dict()
     trace = tmp_path / "deep" / "trace.json"
+    before = station.release()
     for kind, tokens in ((TRAIN, 128), (LOOP, 128), (LOSS, 64), (PROFILE, 0)):
         answer = station.answer({**base, "kind": kind, "way": "chunked", "chunk": 16, "trace": str(trace)})
-        assert (answer["outcome"], answer["notes"], answer["left_over_bytes"]) == ("ran", [], 0), answer
+        assert (answer["outcome"], answer["notes"]) == ("ran", []), answer
+        assert answer["left_over_bytes"] <= before, answer  # tensors of other tests of this process
         measured = json.loads(json.dumps(answer["measured"]))
         assert measured["steps"] >= 3
         assert measured.get("tokens_per_step", measured.get("tokens", 0)) == tokens

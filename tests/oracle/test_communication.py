@@ -25,8 +25,7 @@ LAYOUTS = {
     }
     for backend, stages in (("fsdp", (0, 2, 3)), ("deepspeed", (0, 1, 2, 3)))
     for stage in stages
-    for precision in ("bf16", "fp32")
-    for accum in (1, 2)
+    for precision, accum in (("bf16", 1), ("fp32", 2))
 }  # fmt: skip
 
 
@@ -36,6 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("communication")  # one process measures for all of them
 @pytest.mark.parametrize("label", LAYOUTS)
 def test_the_volume_is_the_planners(measured: Any, label: str) -> None:
     run, accum = resolve(flags=LAYOUTS[label]["flags"]), LAYOUTS[label]["grad_accum"]

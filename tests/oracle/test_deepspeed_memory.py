@@ -33,6 +33,7 @@ from scalegpt.planner.memory import Prediction
 from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS
 from scalegpt.planner.timeline import rounded
 
+pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
 RANKS = 2
 MODEL = {
     "backend": "deepspeed", "n_layer": 5, "n_embd": 128, "n_head": 4, "block_size": 128, "vocab_size": 1500,
