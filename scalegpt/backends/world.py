@@ -15,6 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
+from scalegpt.backends.host_memory import keep_freed_memory
 from scalegpt.backends.meeting import is_taken, meet, own_store
 from scalegpt.errors import InputError, RunError
 
@@ -41,6 +42,8 @@ class World:
     def join(cls, device: str = "auto", timeout: timedelta = COLLECTIVE_TIMEOUT) -> "World":
         """Find our rank from the launcher's environment, choose the device, and meet the other ranks.
 
+        On a CPU the process then keeps the memory that it frees (:mod:`scalegpt.backends.host_memory`).
+
         Args:
             device: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
             timeout: how long a collective may take before torch ends it.
@@ -56,6 +59,7 @@ class World:
             torch.cuda.set_device(chosen)
         else:
             _share_cores(local_size)
+            keep_freed_memory()
         if size > 1:
             # CPU tensors travel too: offloaded gradients, checkpoints.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"

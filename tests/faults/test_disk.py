@@ -71,7 +71,10 @@ def assert_failed(job: Job, *words: str) -> None:
         assert all(word in lines[-1] for word in words), job.output()
     assert all(word in status["cause"] for word in words)
     assert job.checkpoints() == [5]
-    for ours in ("scalegpt", "tests"):  # no traceback of ours; torchrun, whose environment may lie in our folder, has its own
+    for ours in (
+        "scalegpt",
+        "tests",
+    ):  # no traceback of ours; torchrun, whose environment may lie in our folder, has its own
         assert f'File "{ROOT / ours}' not in job.output()
 
 
