@@ -1,24 +1,29 @@
-"""Times our training step beside that of a plain nanoGPT-style loop of the same shape, in turn in one process.
+"""Times our training step beside that of a plain nanoGPT-style loop of the same shape, in turn.
 
 python benchmarks/compare_nanogpt.py                           (from the repository's root: shapes tiny, small and char)
 python benchmarks/compare_nanogpt.py --shapes tiny --rounds 9 --json compare.json
 python benchmarks/compare_nanogpt.py --peer ../nanoGPT         the model of a nanoGPT checkout instead
+python benchmarks/compare_nanogpt.py --keep_memory             a plain loop that has our setting of the allocator too
 
 The plain loop runs in fp32, in bf16 under autocast, and in bf16 compiled whole; ours in the precision that ``auto`` picks on
-this machine, as it is and with compiled blocks. In every round each takes one step, so that a machine that slows down slows
-all of them. Steps are compared by their medians; a contender whose second step takes longer than eight times the fastest's
-takes no more, and its second step is what is told of it.
+this machine, as it is and with compiled blocks. Each has a process of its own, so that what one sets for its process helps
+no other; they take their steps in turn, while the others wait. In every round each takes one, so that a machine that slows
+down slows all of them. Steps are compared by their medians; a contender whose second step takes longer than eight times the
+fastest's takes no more, and its second step is what is told of it.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
@@ -28,6 +33,8 @@ from benchmarks.steps.baseline import BaselineSteps, Shape
 from benchmarks.steps.ours import OurSteps, random_tokens
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
+from scalegpt.backends.host_memory import keep_freed_memory
+from scalegpt.backends.world import choose_device
 
 PATIENCE = 8.0
 SHAPES = {
@@ -40,14 +47,88 @@ BASELINES = {EAGER: (False, False), AUTOCAST: (True, False), COMPILED: (True, Tr
 OURS = {"ours": "off", "ours, compiled": "on"}
 
 
-@dataclass
-class Contender:
-    """Something that takes steps, and the seconds that they took."""
+PROCESSES = multiprocessing.get_context("spawn")
+"""CUDA cannot be used in a forked process."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender before it has a process.
+
+    Attributes:
+        name: of :data:`BASELINES` or :data:`OURS`.
+        shape: model and batch.
+        data: a folder of tokens.
+        folder: where a run of ours goes.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        peer: a checkout of nanoGPT for the plain loops, if any.
+        keep_memory: give a plain loop our setting of the allocator.
+    """
 
     name: str
-    step: Callable[[], float]
-    seconds: list[float] = field(default_factory=list)
-    is_out: bool = False
+    shape: Shape
+    data: Path
+    folder: Path
+    device: str
+    peer: Path | None
+    keep_memory: bool
+
+
+class Contender:
+    """A process that takes steps when it is told to, and the seconds that they took.
+
+    Raises:
+        RuntimeError: from :meth:`step`: the process has ended; it has told why.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.seconds: list[float] = []
+        self.is_out = False
+        self._connection, theirs = PROCESSES.Pipe()
+        self._process = PROCESSES.Process(target=serve, args=(entry, theirs))
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._connection.close()
+        self._process.join()
+
+    def step(self) -> float:
+        """Have it take a step; the first builds the model."""
+        try:
+            self._connection.send(None)
+            seconds: float = self._connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(f"{self.entry.name} has failed") from None
+        return seconds
+
+
+def serve(entry: Entry, connection: Connection) -> None:
+    """Take a step whenever something arrives, until the other side closes."""
+    with ExitStack() as stack, suppress(EOFError):
+        connection.recv()
+        steps = build(entry, stack)
+        while True:
+            connection.send(steps.step())
+            connection.recv()
+
+
+def build(entry: Entry, stack: ExitStack) -> BaselineSteps | OurSteps:
+    """What takes the steps; what it leaves open is closed with the stack."""
+    if entry.name in OURS:
+        flags = flags_of(entry.shape, entry.data, OURS[entry.name])
+        ours = OurSteps(flags, None, entry.folder, World.join(entry.device))
+        stack.callback(ours.close)
+        return ours
+    if entry.keep_memory:
+        keep_freed_memory()
+    bf16, compiled = BASELINES[entry.name]
+    device = choose_device(entry.device, 0, 1)
+    return BaselineSteps(entry.shape, entry.data, device, bf16=bf16, compiled=compiled, checkout=entry.peer)
 
 
 def main() -> int:
@@ -58,43 +139,46 @@ def main() -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT, whose model is timed")
     parser.add_argument("--skip", default="", help="contenders to leave out, separated by semicolons")
+    parser.add_argument(
+        "--keep_memory", action="store_true", help="the plain loops keep the memory that they free, too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.shapes.split(",") if name not in SHAPES]
     if unknown:
         parser.error(f"--shapes: there is no {unknown[0]!r}; choose from {', '.join(SHAPES)}")
-    world = World.join(arguments.device)
+    device = device_name(choose_device(arguments.device, 0, 1))
     skip = {name.strip() for name in arguments.skip.split(";")}
     results = {}
     for name in arguments.shapes.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = compare(SHAPES[name], Path(folder), world, arguments.rounds, arguments.peer, skip)
-        print(table(name, results[name], world), flush=True)
+            data = random_tokens(Path(folder) / "tokens", SHAPES[name].vocab_size)
+            entries = [
+                Entry(
+                    each,
+                    SHAPES[name],
+                    data,
+                    Path(folder) / each,
+                    arguments.device,
+                    arguments.peer,
+                    arguments.keep_memory,
+                )
+                for each in (*BASELINES, *OURS)
+                if each not in skip
+            ]
+            results[name] = compare(entries, arguments.rounds)
+        print(table(name, results[name], device), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def compare(
-    shape: Shape, folder: Path, world: World, rounds: int, peer: Path | None, skip: set[str]
-) -> dict[str, dict[str, Any]]:
+def compare(entries: list[Entry], rounds: int) -> dict[str, dict[str, Any]]:
     """Median, spread and tokens a second of each contender."""
-    data = random_tokens(folder / "tokens", shape.vocab_size)
-    contenders, ours = [], []
-    for name, (bf16, compiled) in BASELINES.items():
-        if name not in skip:
-            made = BaselineSteps(shape, data, world.device, bf16=bf16, compiled=compiled, checkout=peer)
-            contenders.append(Contender(name, made.step))
-    for name, compile_ in OURS.items():
-        if name not in skip:
-            ours.append(OurSteps(flags_of(shape, data, compile_), None, folder / compile_, world))
-            contenders.append(Contender(name, ours[-1].step))
-    try:
+    with ExitStack() as stack:
+        contenders = [stack.enter_context(Contender(entry)) for entry in entries]
         race(contenders, rounds)
-    finally:
-        for each in ours:
-            each.close()
-    return {each.name: figures(each, shape) for each in contenders}
+    return {each.entry.name: figures(each) for each in contenders}
 
 
 def flags_of(shape: Shape, data: Path, compile_: str) -> dict[str, Any]:
@@ -111,18 +195,17 @@ def race(contenders: list[Contender], rounds: int) -> None:
     """A first step, which compiles, a second, which tells who is hopeless, and the rounds that count."""
     for each in contenders:
         each.step()
-    second = {each.name: each.step() for each in contenders}
-    fastest = min(second.values())
-    for each in contenders:
-        each.is_out = second[each.name] > PATIENCE * fastest
-        each.seconds = [second[each.name]] if each.is_out else []
+    second = [each.step() for each in contenders]
+    for each, seconds in zip(contenders, second, strict=True):
+        each.is_out = seconds > PATIENCE * min(second)
+        each.seconds = [seconds] if each.is_out else []
     for _ in range(rounds):
         for each in contenders:
             if not each.is_out:
                 each.seconds.append(each.step())
 
 
-def figures(each: Contender, shape: Shape) -> dict[str, Any]:
+def figures(each: Contender) -> dict[str, Any]:
     """What is told of a contender."""
     median = statistics.median(each.seconds)
     return {
@@ -130,16 +213,16 @@ def figures(each: Contender, shape: Shape) -> dict[str, Any]:
         "least": min(each.seconds),
         "most": max(each.seconds),
         "steps": len(each.seconds),
-        "tokens_per_second": shape.tokens / median,
+        "tokens_per_second": each.entry.shape.tokens / median,
     }
 
 
-def table(name: str, results: dict[str, dict[str, Any]], world: World) -> str:
+def table(name: str, results: dict[str, dict[str, Any]], device: str) -> str:
     """One shape's results for reading: tokens a second, and how many times as fast as each plain loop ours is."""
     shape = SHAPES[name]
     lines = [
         f"{name}: L{shape.n_layer} H{shape.n_embd} V{shape.vocab_size} T{shape.block_size} B{shape.batch}, "
-        f"{device_name(world.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     ]
     for each, found in results.items():
         lines.append(

@@ -38,7 +38,6 @@ from scalegpt.backends.base import (
     local_square_norm,
 )
 from scalegpt.backends.deepspeed_discard import discarding, forget_gradients
-from scalegpt.backends.extension_locks import clear_stale_locks
 from scalegpt.backends.plain import named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
@@ -66,7 +65,6 @@ class DeepSpeedBackend(Backend):
         self.settings = settings
         world.ensure_group()
         deepspeed = _import_deepspeed(world)
-        world.on_each_machine(clear_stale_locks)
         # DeepSpeed copies the weights into its own buffers: they must exist, though their values come later.
         model = model.to_empty(device="cpu" if run.parallel.offload == "all" else world.device)
         with torch.no_grad():

@@ -8,8 +8,7 @@ does not say whose it is, but its owner keeps it open.
 
 import os
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -26,56 +25,57 @@ QUIET = 300.0
 POLL = 0.5
 
 
-def clear_stale_locks(root: Path | None = None, quiet: float = QUIET) -> list[Path]:
-    """Remove locks that nobody holds any more, and say so.
+def clear_stale_locks(folders: Sequence[Path] | None = None, quiet: float = QUIET) -> list[Path]:
+    """Remove locks that nobody holds any more.
 
     A lock whose owner lives is left to torch, which waits for it. Where the owner is gone but the compiler that it started is
     still at work, that is waited for first. On a file system that machines share, the owner may be on another one: then
     nothing may have been written for some time.
 
     Args:
-        root: where extensions are built; None: where torch builds them.
+        folders: what holds the extensions' folders; None: where torch builds them.
         quiet: seconds, see :data:`QUIET`.
 
     Returns:
         The locks removed.
     """
     removed = []
-    for lock in _locks(build_root() if root is None else root):
+    for lock in _locks(build_folders() if folders is None else folders):
         while lock.exists() and not _is_open(lock):
             if not _is_worked_in(lock.parent) and (_is_local(lock) or _age(lock.parent) > quiet):
                 lock.unlink(missing_ok=True)
                 removed.append(lock)
-                warnings.warn(f"{lock} was left by a process that was killed; it is removed", stacklevel=2)
             else:
                 time.sleep(POLL)
     return removed
 
 
-def build_root() -> Path:
-    """Where torch builds extensions, by its own rule."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+def build_folders() -> list[Path]:
+    """What holds the folders of extensions, by torch's rule: the user's folder, or one for each Python and accelerator."""
+    users_word = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return [Path(users_word)] if users_word else list(Path(get_default_build_root()).glob("*/"))
 
 
-def _locks(root: Path) -> list[Path]:
-    """Of one level where the user names the folder; torch adds one of its own, for versions, where he does not."""
-    return [*root.glob(f"*/{LOCK}"), *root.glob(f"*/*/{LOCK}")]
+def _locks(folders: Sequence[Path]) -> list[Path]:
+    """Torch's locks there: it writes nothing into one. A file of that name that is none of them is no business of ours."""
+    found = [lock for folder in folders for lock in folder.glob(f"*/{LOCK}")]
+    return [lock for lock in found if lock.stat().st_size == 0 and _is_build(lock.parent)]
+
+
+def _is_build(folder: Path) -> bool:
+    """Whether torch has written there how it builds; or is killed before it could."""
+    return (folder / "build.ninja").exists() or [each.name for each in folder.iterdir()] == [LOCK]
 
 
 def _is_open(lock: Path) -> bool:
     path = os.path.realpath(lock)
-    return any(path in _open_files(process) for process in _processes())
+    return any(path in _open_files(process) for process in psutil.process_iter())
 
 
 def _is_worked_in(folder: Path) -> bool:
     """Whether a process is at home there, as ninja and the compilers that it starts are."""
     path = os.path.realpath(folder)
-    return any(_home(process) == path for process in _processes())
-
-
-def _processes() -> Iterator[psutil.Process]:
-    """All processes that we may look into: those of other users neither hold our locks nor show their files."""
-    return psutil.process_iter()
+    return any(_home(process) == path for process in psutil.process_iter())
 
 
 def _open_files(process: psutil.Process) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scalegpt.backends import World, build_model, make_backend
+from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.backends.capabilities import (
     check_attention,
     check_precision,
@@ -15,6 +15,7 @@ from scalegpt.backends.capabilities import (
     resolve_compile,
     resolve_precision,
 )
+from scalegpt.backends.extension_locks import clear_stale_locks
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
@@ -133,8 +134,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     for note in found.notes:
         logger.say(note)
     watch = MemoryWatch(world.device)
-    model = build_model(run, compiled=compiled)
-    backend = make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
+    backend = _build(run, plan, world, settings, logger, compiled=compiled)
     if found.checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
     else:
@@ -235,6 +235,16 @@ def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[s
     if run.parallel.backend != "deepspeed":
         return None
     return deepspeed_settings(run, grad_accum=plan.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda")
+
+
+def _build(
+    run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None, logger: Logger, *, compiled: bool
+) -> Backend:
+    """The model in its backend, its weights still to come. DeepSpeed compiles here, if nothing keeps it from that."""
+    for lock in world.on_each_machine(clear_stale_locks) if settings is not None else ():
+        logger.say(f"warning: {lock} was left by a process that was killed; it is removed")
+    model = build_model(run, compiled=compiled)
+    return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 
 
 def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger, stop: StopRequest) -> TokenSet:
