@@ -8,7 +8,7 @@ python benchmarks/compare_nanogpt.py --keep_memory             a plain loop that
 The plain loop runs in fp32, in bf16 under autocast, and in bf16 compiled whole; ours in the precision that ``auto`` picks on
 this machine, as it is and with compiled blocks. Each has a process of its own, so that what one sets for its process helps
 no other; they take their steps in turn, while the others wait. In every round each takes one, so that a machine that slows
-down slows all of them. Steps are compared by their medians; a contender whose second step takes longer than eight times the
+down slows all of them. Steps are compared by their medians; a contender whose second step takes longer than sixteen times the
 fastest's takes no more, and its second step is what is told of it.
 """
 
@@ -36,7 +36,7 @@ from scalegpt.backends.capabilities import device_name
 from scalegpt.backends.host_memory import keep_freed_memory
 from scalegpt.backends.world import choose_device
 
-PATIENCE = 8.0
+PATIENCE = 16.0
 SHAPES = {
     "tiny": Shape(4, 6, 192, 256, 50304, batch=4),
     "small": Shape(12, 6, 384, 256, 50304, batch=4),
