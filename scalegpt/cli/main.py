@@ -99,7 +99,9 @@ def _complain(words: Sequence[str], message: str, status: int) -> None:
     if os.environ.get("RANK", "0") != "0":
         command += f": rank {os.environ['RANK']}"
     line = " ".join(message.split())
-    print(f"{command}: error: {line}", file=sys.stderr, flush=True)
+    # One write with its end: print makes two where Python is unbuffered, as launchers start it, and ranks' lines mix.
+    sys.stderr.write(f"{command}: error: {line}\n")
+    sys.stderr.flush()
 
 
 def _show_traceback(words: Sequence[str]) -> None:

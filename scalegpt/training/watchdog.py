@@ -178,4 +178,5 @@ class Watchdog:
 
 def _say(line: str) -> None:
     with suppress(OSError, ValueError):
-        print(f"scalegpt train: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"scalegpt train: {line}\n")  # in one piece, so that ranks' lines do not mix
+        sys.stderr.flush()
