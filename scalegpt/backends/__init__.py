@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from scalegpt.backends.base import DTYPES, Backend, OptimizerFactory
+from scalegpt.backends.capabilities import attends_by_matmuls
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT
@@ -14,19 +15,22 @@ from scalegpt.model.recompute import apply_recompute
 __all__ = ["Backend", "World", "build_model", "make_backend"]
 
 
-def build_model(run: RunConfig, *, compiled: bool) -> GPT:
+def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None = None) -> GPT:
     """The model of a run on the ``meta`` device, in the order that sharding needs: recompute, compile; then the backend.
 
     Args:
         run: a run whose precision is resolved.
         compiled: compile each block, and the chunked loss between its matmuls.
+        device: what it will run on, which may have an attention of its own; None: torch's everywhere.
     """
     train = run.train
     with torch.device("meta"):
         model = GPT(run.model, make_loss(train.loss, train.loss_chunk, compiled=compiled))
     compute = DTYPES[train.precision]
     model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)
-    model.set_attention(train.attention)
+    dropout = run.model.dropout > 0
+    by_matmuls = device is not None and attends_by_matmuls(train.attention, train.precision, device, dropout=dropout)
+    model.set_attention(train.attention, by_matmuls=by_matmuls)
     apply_recompute(model, train.recompute)
     if compiled:
         for block in model.blocks:

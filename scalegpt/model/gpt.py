@@ -3,7 +3,8 @@
 What it is made of:
 
 - GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
-- One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``.
+- One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``, or on a CPU with bf16
+  instructions :func:`~scalegpt.model.matmul_attention.matmul_attention`.
 - The LM head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss can keep
   the logits from ever existing as a whole.
 - **Precision is explicit.** Each layer casts its weight to the dtype of what comes in, at the place where it is used,
@@ -27,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.loss import Loss, full_cross_entropy
+from scalegpt.model.matmul_attention import matmul_attention
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -114,17 +116,19 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.backend: SDPBackend | None = None  # None: torch chooses
+        self.by_matmuls = False
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
         B, T, H = x.shape
+        qkv = self.qkv(x)
+        if self.by_matmuls and cache is None:
+            return self.proj(matmul_attention(qkv, self.n_head))  # type: ignore[no-any-return]
         # Split before shaping into heads [B, a, T, D]: nothing is copied, and the backward pass joins the three gradients
         # in one copy where a permuted view would take two.
-        q, k, v = (
-            part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in self.qkv(x).split(H, dim=2)
-        )
+        q, k, v = (part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in qkv.split(H, dim=2))
         past = cache.length if cache is not None else 0
         if cache is not None:
             k, v = cache.append(k, v)
@@ -243,10 +247,17 @@ class GPT(nn.Module):
         for block in self.layers:
             block.compute_dtype = compute
 
-    def set_attention(self, name: str) -> None:
-        """Fix the attention backend (``auto`` leaves the choice to torch)."""
+    def set_attention(self, name: str, *, by_matmuls: bool = False) -> None:
+        """Fix the attention backend.
+
+        Args:
+            name: of SDPA's backend; ``auto`` leaves the choice to torch.
+            by_matmuls: take :func:`~scalegpt.model.matmul_attention.matmul_attention` instead, except with a cache; on a CPU,
+                without dropout.
+        """
         for block in self.layers:
             block.attn.backend = SDPA_BACKENDS.get(name)
+            block.attn.by_matmuls = by_matmuls
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: GenerationCache | None = None) -> Tensor:
         """Loss or logits.

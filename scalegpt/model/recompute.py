@@ -34,7 +34,7 @@ _MATMULS_PER_BLOCK = 4
 
 
 def _attention_ops() -> frozenset[Any]:
-    """SDPA's kernels, as far as this torch has them."""
+    """SDPA's kernels, as far as this torch has them, and ours."""
     names = (
         "_scaled_dot_product_flash_attention",
         "_scaled_dot_product_flash_attention_for_cpu",
@@ -42,7 +42,8 @@ def _attention_ops() -> frozenset[Any]:
         "_scaled_dot_product_cudnn_attention",
         "_scaled_dot_product_attention_math",
     )
-    return frozenset(getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name))
+    kernels = [getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name)]
+    return frozenset([*kernels, torch.ops.scalegpt.matmul_attention.default])
 
 
 _ATTENTION = _attention_ops()

@@ -243,7 +243,7 @@ def _build(
     """The model in its backend, its weights still to come. DeepSpeed compiles here, if nothing keeps it from that."""
     for lock in world.on_each_machine(clear_stale_locks) if settings is not None else ():
         logger.say(f"warning: {lock} was left by a process that was killed; it is removed")
-    model = build_model(run, compiled=compiled)
+    model = build_model(run, compiled=compiled, device=world.device)
     return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 
 

@@ -1,0 +1,165 @@
+"""Attention by batched matmuls: SDPA's results and gradients, what it keeps, recompute, and where it is taken."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from live_bytes import LiveBytes
+from scalegpt.backends import build_model, capabilities
+from scalegpt.backends.capabilities import attends_by_matmuls
+from scalegpt.config.presets import resolve
+from scalegpt.model import matmul_attention as module
+from scalegpt.model.matmul_attention import matmul_attention
+from scalegpt.model.recompute import apply_recompute
+
+CPU = torch.device("cpu")
+SHAPES = [(2, 3, 1, 8), (3, 4, 64, 32), (2, 1, 255, 16), (1, 3, 257, 24), (1, 2, 600, 8)]
+"""B, a, T, D: one token, one block of queries, one head, a block and one more token, several blocks."""
+
+
+def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """QKV [B, T, 3·H] and the gradient of the result [B, T, H], spread so that some probabilities are large."""
+    B, a, T, D = shape
+    generator = torch.Generator().manual_seed(5)
+    qkv = 1.5 * torch.randn(B, T, 3 * a * D, generator=generator, dtype=torch.float64)
+    grad = torch.randn(B, T, a * D, generator=generator, dtype=torch.float64)
+    return qkv.to(dtype).requires_grad_(), grad.to(dtype)
+
+
+def sdpa(qkv: Tensor, n_head: int) -> Tensor:
+    B, T, width = qkv.shape
+    q, k, v = (part.view(B, T, n_head, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width // 3)
+
+
+def results(attend: Any, qkv: Tensor, n_head: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+    y = attend(qkv, n_head)
+    return y.detach(), torch.autograd.grad(y, qkv, grad)[0]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scores", [module.SCORES_BYTES, 1])
+def test_fp32_is_sdpa_in_fp64(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int, int], scores: int) -> None:
+    monkeypatch.setattr(module, "SCORES_BYTES", scores)  # 1: a few heads at a time
+    qkv, grad = inputs(shape, torch.float32)
+    exact = results(sdpa, qkv.detach().double().requires_grad_(), shape[1], grad.double())
+    for found, wanted in zip(results(matmul_attention, qkv, shape[1], grad), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert error(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_is_near_fp64_as_sdpa_is(shape: tuple[int, int, int, int]) -> None:
+    qkv, grad = inputs(shape, torch.bfloat16)
+    exact = results(sdpa, qkv.detach().double().requires_grad_(), shape[1], grad.double())
+    ours, torchs = (results(attend, qkv, shape[1], grad) for attend in (matmul_attention, sdpa))
+    for found, other, wanted in zip(ours, torchs, exact, strict=True):
+        assert error(found, wanted) < max(0.01, 2 * error(other, wanted))
+
+
+def test_the_future_is_not_seen() -> None:
+    qkv, _ = inputs((1, 2, 300, 8), torch.bfloat16)
+    changed = qkv.detach().clone()
+    changed[:, 280:] += 3
+    before, after = matmul_attention(qkv, 2), matmul_attention(changed, 2)
+    assert torch.equal(before[:, :280], after[:, :280])
+    assert not torch.equal(before[:, 280:], after[:, 280:])
+
+
+def test_the_operator_is_what_torch_asks_of_one() -> None:
+    qkv, _ = inputs((2, 2, 5, 8), torch.float32)
+    torch.library.opcheck(torch.ops.scalegpt.matmul_attention.default, (qkv, 2))
+
+
+def test_it_keeps_no_more_than_its_result() -> None:
+    """QKV is kept too, and is there already; T·T probabilities of all heads are not kept."""
+    qkv, _ = inputs((2, 2, 128, 8), torch.bfloat16)
+    with LiveBytes() as made:
+        y = matmul_attention(qkv, 2)
+        assert made.now == y.nbytes
+
+
+class Calls(TorchDispatchMode):
+    """How often the forward ran."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.scalegpt.matmul_attention.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_recompute_gives_the_same_gradients_and_selective_keeps_the_result(tiny_model: Any) -> None:
+    model = tiny_model()
+    model.set_precision(torch.bfloat16)
+    model.set_attention("auto", by_matmuls=True)
+    x = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(9))
+    calls, gradients = {}, {}
+    for kind in ("none", "selective", "full"):
+        apply_recompute(model, kind)
+        model.zero_grad()
+        with Calls() as seen:
+            model(x[:, :-1], x[:, 1:]).backward()
+        calls[kind] = seen.count
+        gradients[kind] = {name: value.grad.clone() for name, value in model.named_parameters()}
+    assert calls == {"none": 2, "selective": 2, "full": 4}
+    for kind in ("selective", "full"):
+        assert all(torch.equal(value, gradients["none"][name]) for name, value in gradients[kind].items())
+
+
+def test_a_block_compiles_with_it_in_one_piece(tiny_model: Any) -> None:
+    model = tiny_model(n_layer=1)
+    model.set_precision(torch.bfloat16)
+    model.set_attention("auto", by_matmuls=True)
+    block = model.layers[0]
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 16, model.config.n_embd, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
+    grads = []
+    for each in (block, compiled):
+        model.zero_grad()
+        each(x).sum().backward()
+        grads.append(block.attn.qkv.weight.grad.clone())
+    assert torch.allclose(grads[0], grads[1], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "amx", "name", "precision", "device", "dropout", "taken"),
+    [
+        (True, False, "auto", "bf16", "cpu", False, True),
+        (False, False, "auto", "bf16", "cpu", False, False),
+        (True, True, "auto", "bf16", "cpu", False, False),
+        (True, False, "flash", "bf16", "cpu", False, False),
+        (True, False, "auto", "fp32", "cpu", False, False),
+        (True, False, "auto", "bf16", "cuda", False, False),
+        (True, False, "auto", "bf16", "cpu", True, False),
+    ],
+)
+def test_it_is_taken_where_it_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    bf16: bool,
+    amx: bool,
+    name: str,
+    precision: str,
+    device: str,
+    dropout: bool,
+    taken: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert attends_by_matmuls(name, precision, torch.device(device), dropout=dropout) is taken
+
+
+def test_a_run_takes_it_and_a_trace_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(capabilities.torch.cpu, "_is_amx_tile_supported", lambda: False)
+    run = resolve(preset="tiny", flags={"precision": "bf16", "vocab_size": 61, "dropout": 0.0})
+    assert all(block.attn.by_matmuls for block in build_model(run, compiled=False, device=CPU).layers)
+    assert not any(block.attn.by_matmuls for block in build_model(run, compiled=False).layers)
