@@ -195,8 +195,8 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise RunError(
-            f"checkpoint {save.final} cannot be written: {reason}{_free_space(save.folder)}; earlier checkpoints are "
-            "whole: make room, or the folder writable, and run the same command again"
+            f"checkpoint {save.final} cannot be written: {reason}{_free_space(save.folder)}; no earlier checkpoint "
+            "was touched: make room, or the folder writable, and start the run again"
         ) from error
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from scalegpt.config import TrainConfig
 from scalegpt.errors import RunError
-from scalegpt.training.rundir import RunDirectory, finite, write_whole, writing
+from scalegpt.training.files import finite, write_whole, writing
+from scalegpt.training.rundir import RunDirectory
 
 LEAST_RISE = 1.2
 """A loss below this multiple of the median is no spike, however still the losses were before."""

@@ -19,7 +19,7 @@ import psutil
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
-from scalegpt.training.rundir import write_whole
+from scalegpt.training.files import write_whole
 
 FOLDER = ".heartbeats"
 

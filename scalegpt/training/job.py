@@ -32,6 +32,7 @@ class Job:
         memory: the prediction.
         watch: measures what is held.
         stop: whether this process was asked to stop.
+        again: what goes on with the run once it has ended, in words that begin a clause.
     """
 
     run: RunConfig
@@ -50,6 +51,7 @@ class Job:
     memory: Plan
     watch: MemoryWatch
     stop: StopRequest = field(default_factory=StopRequest)
+    again: str = "the same command"
 
 
 def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 import torch
 
+from scalegpt.training.files import finite, writing
 from scalegpt.training.memory import largest_resident
-from scalegpt.training.rundir import finite, writing
 
 
 class Throughput:

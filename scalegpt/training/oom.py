@@ -16,7 +16,8 @@ from scalegpt.planner import calibration
 from scalegpt.planner.advice import differences, lighter
 from scalegpt.planner.batches import divisors, sequences_per_rank
 from scalegpt.planner.plan import Plan, gib
-from scalegpt.training.rundir import RunDirectory, write_whole, writing
+from scalegpt.training.files import write_whole, writing
+from scalegpt.training.rundir import RunDirectory
 
 RECORD = "out_of_memory.json"
 """In the run's directory: which micro batch was too much, on how many ranks of which device, and which one to use."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scalegpt.page import document, escape, facts
+from scalegpt.training.files import write_whole, writing
 from scalegpt.training.loggers import human_count, human_time
-from scalegpt.training.rundir import RunDirectory, write_whole, writing
+from scalegpt.training.rundir import RunDirectory
 
 Point = tuple[float, float]
 

@@ -13,8 +13,11 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.rundir import RUN_ID, Past, RunDirectory
 from scalegpt.training.tokens import check_tokens, other_tokens
+
+NO_PAST = Past(newest=None, is_told=True, steps=0)
+"""That of a run that begins."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,26 @@ class Found:
         checkpoint: verified; None where the run has none yet.
         damaged: newer ones that are not whole, and what is wrong with each.
         missed: the step of a newer one still that the run is known to have had.
+        past: what the run's files say besides.
     """
 
     checkpoint: Checkpoint | None
     damaged: tuple[tuple[Path, str], ...] = ()
     missed: int | None = None
+    past: Past = NO_PAST
 
     @property
     def notes(self) -> list[str]:
-        """What the user is told of the damaged ones and of those that are gone."""
+        """What the user is told of the damaged ones, of those that are gone, and where there was none yet."""
         assert self.checkpoint is not None or not self.damaged
+        if self.checkpoint is None:
+            steps = self.past.steps
+            return [f"begins again: it ended after {steps} steps, before its first checkpoint"] if steps else []
         gone = [] if self.missed is None else [f"the checkpoint of step {self.missed} is gone"]
-        where = self.checkpoint.path if self.checkpoint is not None else None
+        if not self.past.is_told and self.past.steps:
+            gone.append("run_status.json cannot be read, so a newer checkpoint that is gone would not be missed")
         return [
-            f"warning: {reason}; going back to {where}, the last good checkpoint"
+            f"warning: {reason}; going back to {self.checkpoint.path}, the last good checkpoint"
             for reason in (*gone, *(reason for _, reason in self.damaged))
         ]
 
@@ -55,9 +64,10 @@ def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: b
         InputError: there are checkpoints, but none that is whole; or one that is of another version, or of another run; or
             the run is known to have had some, and they are gone.
     """
-    candidates, run, known = world.on_first(
-        lambda: (find_checkpoints(directory.checkpoints), directory.read_id(), directory.read_newest_step())
+    candidates, run, past = world.on_first(
+        lambda: (find_checkpoints(directory.checkpoints), directory.read_id(), directory.read_past())
     )
+    known = past.newest
     missed = known if known is not None and (not candidates or step_of(candidates[-1]) < known) else None
     damaged: list[tuple[Path, str]] = []
     for path in reversed(candidates):
@@ -66,11 +76,15 @@ def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: b
             damaged.append((path, reason))
             continue
         if checkpoint.manifest.header.run != run and not trusted:
-            raise InputError(
-                f"{path} was not written by this run; add --trust_checkpoint if you know where it comes from, "
-                "or --fresh to start anew beside it"
+            whose = (
+                f"nothing tells whether this run wrote {path}: {directory.path / RUN_ID} is missing"
+                if run is None
+                else f"{path} was not written by this run"
             )
-        return Found(checkpoint, tuple(damaged), missed)
+            raise InputError(
+                f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start anew beside it"
+            )
+        return Found(checkpoint, tuple(damaged), missed, past)
     if damaged:
         several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
         raise InputError(f"{several}{damaged[0][1]}, and there is no earlier one; --fresh starts anew beside this run")
@@ -79,7 +93,12 @@ def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: b
             f"{directory.path} had a checkpoint of step {missed}, and there is none in {directory.checkpoints}; "
             "put it back, or --fresh starts anew beside this run"
         )
-    return Found(None)
+    if past.steps and not past.is_told:
+        raise InputError(
+            f"{directory.path} has taken {past.steps} steps, but there is no checkpoint in {directory.checkpoints}, and "
+            f"{directory.status} does not say whether there was one: put them back, or --fresh starts anew beside this run"
+        )
+    return Found(None, past=past)
 
 
 def verified(path: Path, world: World) -> tuple[Checkpoint | None, str]:
@@ -124,7 +143,7 @@ def starting_point(
         return Progress(step=0, tokens=0), {}
     header = found.checkpoint.manifest.header
     others = other_tokens(header, data, digest, directory.ledger.stretch_of(header.progress.step))
-    check_tokens(found.checkpoint.path, run, others.keys() - allowed, others)
+    check_tokens(found.checkpoint.path, run, allowed, others)
     return _with_scale(header, run), others
 
 
@@ -149,3 +168,33 @@ def first_stretch(run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str, 
         data=digest,
         reason="resumed with a change" if progress.step else "start",
     )
+
+
+def goes_on_with(name: str, asked: str, *, fresh: bool) -> str:
+    """What goes on with a run once it has ended, in words: one that ``--fresh`` began has another name by then.
+
+    Args:
+        name: the run's, which is its folder's.
+        asked: the name that the command gives, or its preset.
+        fresh: whether the command has ``--fresh``.
+    """
+    if not fresh:
+        return "the same command"
+    return f"the same command {'without' if name == asked else f'with --model_name {name} instead of'} --fresh"
+
+
+def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
+    """Where a run goes on, and which of its steps come again.
+
+    Args:
+        checkpoint: from where.
+        progress: what it says.
+        total: steps of the run.
+        taken: the last step that was taken before.
+    """
+    first = progress.step + 1
+    several = f"steps {first} to {taken} were taken before, and come"
+    lost = f"step {first} was taken before, and comes" if taken == first else several
+    again = f"; {lost} again" if taken >= first else ""
+    left_out = f"; {progress.left_out:,} windows of the data were left out before" if progress.left_out else ""
+    return f"resumed  from {checkpoint}, step {progress.step} of {total}{again}{left_out}"

@@ -19,8 +19,9 @@ from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
+from scalegpt.training.files import writing
 from scalegpt.training.guards import Spike
-from scalegpt.training.rundir import RunDirectory, writing
+from scalegpt.training.rundir import RunDirectory
 
 
 @dataclass(frozen=True)

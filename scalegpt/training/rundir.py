@@ -11,37 +11,22 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
-from scalegpt.checkpoint.store import find_checkpoints
+from scalegpt.checkpoint.reader import read_manifest
+from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError, RunError
-
-FREE_TO_CHANGE = frozenset({
-    "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
-    "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
-    "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
-    "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
-    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom",
-})  # fmt: skip
-"""Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
-
-The file of the text may have moved; that its tokens are the same is checked by themselves."""
-
-MUONS = frozenset({"muon_lr", "muon_momentum"})
-"""Settings of Muon alone."""
-
-SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
-"""Settings that no word of the user can change in a run: its weights would not fit."""
+from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
+from scalegpt.training.files import finite, write_whole, writing
 
 LOCK = ".lock"
 """A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
@@ -49,7 +34,25 @@ LOCK = ".lock"
 RUN_ID = ".run_id"
 """A file with a random number that the run is given at its start, and that its checkpoints carry."""
 
+STARTED_BY = ".started_by"
+"""A file that says which launcher's start began the run (:mod:`scalegpt.training.launch`)."""
+
 _SAMPLE_MARK = "--- step "
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run's files say of it, its checkpoints aside.
+
+    Attributes:
+        newest: the step of the newest checkpoint that ``run_status.json`` knows of; None where it knows of none.
+        is_told: whether ``run_status.json`` says so at all; it may be missing, or broken.
+        steps: the last step in ``metrics.jsonl``.
+    """
+
+    newest: int | None
+    is_told: bool
+    steps: int
 
 
 class RunDirectory:
@@ -135,14 +138,17 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def changes(self, run: RunConfig) -> dict[str, str]:
-        """The settings that the run that is here has otherwise, each as ``old → new``, without those that are free.
+    def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
+        """All that the run that is here has otherwise, each as ``old → new``; what decides the result comes first.
 
         Raises:
-            InputError: ``config.yaml`` cannot be read.
+            InputError: its configuration cannot be read.
         """
-        theirs = self.read_config()
-        return {} if theirs is None else differences(theirs, as_file(run))
+        theirs, before = self.read_config(), (self.read_plan() or {}).get("ranks", ranks)
+        if theirs is None:
+            return {}
+        moved = {"ranks": f"{before} → {ranks}"} if before != ranks else {}
+        return {**differences(theirs, as_file(run)), **moved, **free_differences(theirs, as_file(run))}
 
     def check_same_run(self, run: RunConfig, allowed: frozenset[str] = frozenset()) -> None:
         """Refuse to go on in a directory whose run was configured otherwise.
@@ -156,7 +162,7 @@ class RunDirectory:
         """
         theirs = self.read_config()
         if theirs is None:
-            raise InputError(f"{self.path} exists but holds no run; choose another --model_name")
+            raise InputError(f"{self.path} exists but holds no run; choose another --model_name, or --fresh")
         changes = {key: text for key, text in differences(theirs, as_file(run)).items() if key not in allowed}
         shapes = sorted(SHAPES_THE_WEIGHTS & allowed & differences(theirs, as_file(run)).keys())
         if shapes:
@@ -167,26 +173,35 @@ class RunDirectory:
         if changes:
             told = [f"{key}: {text}" for key, text in changes.items()]
             listed = ", ".join(told[:6]) + (f" and {len(told) - 6} more" if len(told) > 6 else "")
-            raise InputError(f"{self.path} holds another run: {listed}; {_ways_out(changes)}")
+            raise InputError(f"{self.path} holds another run: {listed}; {ways_out(changes, allowed)}")
 
     def read_config(self) -> dict[str, Any] | None:
         """The configuration of the run that is here, in the form of a configuration file; None if there is none.
+
+        Where ``config.yaml`` is missing it is that of the newest checkpoint that can be read: each carries it.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
         """
         if not self.config.is_file():
-            return None
+            return self._config_of_newest()
+        way_out = "delete it, so that the newest checkpoint's is taken, or choose another --model_name, or --fresh"
         try:
             values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(
-                f"{self.config} cannot be read ({reason}); choose another --model_name, or --fresh"
-            ) from None
+            raise InputError(f"{self.config} cannot be read ({reason}); {way_out}") from None
         if not isinstance(values, dict) or not isinstance(values.get("train"), dict):
-            raise InputError(f"{self.config} holds no configuration; choose another --model_name, or --fresh")
+            raise InputError(f"{self.config} holds no configuration; {way_out}")
         return values
+
+    def _config_of_newest(self) -> dict[str, Any] | None:
+        for path in reversed(find_checkpoints(self.checkpoints)):
+            try:
+                return read_manifest(path).header.config
+            except InputError:
+                continue  # which of them is damaged, and how, is told where one is chosen
+        return None
 
     def settle(self, run: RunConfig) -> RunConfig:
         """The run with ``precision auto`` and an open ``tokens_per_step`` as the run that is here settled them.
@@ -236,54 +251,79 @@ class RunDirectory:
         found = find_checkpoints(self.checkpoints)
         return found[-1] if found else None
 
-    def create(self, run: RunConfig, plan: dict[str, Any]) -> None:
-        """Make the directory with its configuration and plan.
+    def create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None = None) -> None:
+        """Make the directory with its configuration and plan, and what began it.
 
         Raises:
             InputError: it cannot be written.
         """
         with disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if self.read_id() is None:
+            is_new = self.read_id() is None
+            if is_new:
                 write_whole(self.path / RUN_ID, secrets.token_hex(16))
             write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
             write_whole(self.plan, json.dumps(plan, indent=1))
+            if is_new and started_by:
+                write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
 
     def write_status(self, **values: Any) -> None:
-        """Replace ``run_status.json``; readers never see half of it.
+        """Replace ``run_status.json``; readers never see half of it. The newest checkpoint is added to what is given.
 
         Raises:
             RunError: it cannot be written.
         """
+        saved = self.newest_checkpoint()
+        values = {"checkpoint_step": None if saved is None else step_of(saved), **values}
         with writing(self.status):
             write_whole(self.status, json.dumps({key: finite(value) for key, value in values.items()}, indent=1))
 
     def amend_status(self, **values: Any) -> None:
         """Change entries of ``run_status.json`` and leave the others; any rank may.
 
+        That there was a newer checkpoint than there is now is not forgotten: the next start must miss it.
+
         Raises:
             RunError: it cannot be written.
         """
-        try:
-            known = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        self.write_status(**{**(known if isinstance(known, dict) else {}), **values})
+        known, saved = self._read_status(), self.newest_checkpoint()
+        steps = [_step_or_none(known), None if saved is None else step_of(saved)]
+        newest = max((step for step in steps if step is not None), default=None)
+        self.write_status(**{**known, "checkpoint_step": newest, **values})
 
     def read_state(self) -> str | None:
         """The state in ``run_status.json``; None where there is no such file, or a broken one."""
-        try:
-            return str(json.loads(self.status.read_text(encoding="utf-8"))["state"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+        state = self._read_status().get("state")
+        return None if state is None else str(state)
 
-    def read_newest_step(self) -> int | None:
-        """The step of the newest checkpoint that ``run_status.json`` knows of; None where it knows of none."""
+    def read_past(self) -> Past:
+        """What the files say of the run's past."""
+        status = self._read_status()
+        steps = max((entry["step"] for entry in self.read_steps()), default=0)
+        return Past(_step_or_none(status), "checkpoint_step" in status, steps)
+
+    def _read_status(self) -> dict[str, Any]:
         try:
-            step = json.loads(self.status.read_text(encoding="utf-8"))["checkpoint_step"]
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return step if isinstance(step, int) else None
+            values = json.loads(self.status.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    def gaps(self, step: int) -> list[str]:
+        """What the files should tell of the steps up to one, and do not: a line each."""
+        notes = []
+        told = {entry["step"] for entry in self.read_steps()}
+        lacking = [each for each in range(1, step + 1) if each not in told]
+        if lacking:
+            which = f"{len(lacking):,} of the {step:,} steps, from step {lacking[0]:,} on"
+            notes.append(f"{self.metrics} lacks {which}: put it back from a copy, or the report will lack them too")
+        first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
+        if first > 1 and step:
+            notes.append(
+                f"{self.ledger.path} says nothing of steps 1 to {min(first - 1, step)}: put it back from a copy, or their "
+                "windows can no more be told"
+            )
+        return notes
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics, samples and ledger of steps that a resumed run will take again.
@@ -329,23 +369,10 @@ class RunDirectory:
         return [(int(step), text.removesuffix("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
-    """The settings that two configurations have otherwise and must not, each as ``old → new``."""
-    old, new = _flat(theirs), _flat(ours)
-    free = FREE_TO_CHANGE
-    if {old.get("optimizer"), new.get("optimizer")} != {"muon"}:
-        free |= MUONS  # without Muon they say nothing; where it comes or goes, that says all
-    keys = [key for key in {**old, **new} if key not in free]
-    return {key: f"{old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
-
-
-def _ways_out(changes: Iterable[str]) -> str:
-    """What to do about differences."""
-    beside = "choose another --model_name, or --fresh to start anew beside it"
-    keys = list(changes)
-    if SHAPES_THE_WEIGHTS.isdisjoint(keys):
-        return f"--allow_change {','.join(keys)} goes on with {'them' if len(keys) > 1 else 'it'}; or {beside}"
-    return beside
+def _step_or_none(status: dict[str, Any]) -> int | None:
+    """The step of the newest checkpoint by a status."""
+    step = status.get("checkpoint_step")
+    return step if isinstance(step, int) else None
 
 
 def _step_of(line: str) -> float:
@@ -358,41 +385,3 @@ def _step_of(line: str) -> float:
 
 def _sample_text(step: int, text: str) -> str:
     return f"{_SAMPLE_MARK}{step}\n{text}\n"
-
-
-def finite(value: Any) -> Any:
-    """The value, or None for a number that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= value if isinstance(value, dict) else {key: value}
-    return flat
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say which file of the run could not be written.
-
-    Raises:
-        RunError: in place of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {error.strerror}; make room, or the folder writable, and run the same command again"
-        ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader or a crash finds the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

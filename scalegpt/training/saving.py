@@ -75,5 +75,7 @@ class Saving:
         self.saver.finish()
 
     def _tell(self) -> None:
+        """Say which checkpoints have become complete; the status knows of each from now on, so that it would be missed."""
         for path in self.saver.committed():
+            self.job.directory.amend_status()
             self.job.logger.say(f"step {step_of(path)}  checkpoint {path}")

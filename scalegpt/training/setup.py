@@ -32,14 +32,23 @@ from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
 from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
+from scalegpt.training.files import writing
 from scalegpt.training.job import Job
+from scalegpt.training.launch import begun_before, launch_marks
 from scalegpt.training.layout import describe, plan_summary, total_steps
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
-from scalegpt.training.resume import Found, first_stretch, newest_whole_checkpoint, starting_point
+from scalegpt.training.resume import (
+    Found,
+    first_stretch,
+    goes_on_with,
+    newest_whole_checkpoint,
+    resumed_line,
+    starting_point,
+)
 from scalegpt.training.rollback import restore
-from scalegpt.training.rundir import RunDirectory, writing
+from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.stopping import StopRequest
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -94,6 +103,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     """
     stop = stop or StopRequest()
     check_name(request.run.name)
+    request = world.on_first(lambda: _as_begun(request))
     settled, open_, shrunk = world.on_first(lambda: _settled(request, world))
     run, compiled, warning = _resolve_device_settings(settled, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
@@ -109,7 +119,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
     digest = world.on_first(lambda: data.digest)
-    directory, changes = world.on_first(lambda: _claim_directory(request, run, plan))
+    directory, changes = world.on_first(lambda: _claim_directory(request, run, plan, world.size))
     run = replace(run, name=directory.path.name)
     stop.check(world)
     world.on_first(directory.lock)  # before the checkpoints are looked at: another process may be writing them
@@ -126,12 +136,10 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
         logger.say(f"warning: the warm-up of {run.train.warmup_steps} steps never ends; use a smaller --warmup_steps")
     logger.say(describe(run, plan, world, data, compiled=compiled))
-    for note in chosen.notes:
-        logger.say(note)
-    if shrunk:
-        logger.say(shrunk)
-    logger.say(predicted_line(chosen.plan))
-    for note in found.notes:
+    again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh)
+    began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
+    gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
+    for note in (*chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *found.notes, *gaps):
         logger.say(note)
     watch = MemoryWatch(world.device)
     backend = _build(run, plan, world, settings, logger, compiled=compiled)
@@ -139,9 +147,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         backend.load_weights(backend.model.initial_weights(run.train.seed))
     else:
         restore(backend, found.checkpoint, progress)
-        left_out = f"; {progress.left_out:,} windows of the data were left out before" if progress.left_out else ""
-        where = found.checkpoint.path
-        logger.say(f"resumed  from {where}, step {progress.step} of {total_steps(run.train, plan)}{left_out}")
+        logger.say(resumed_line(found.checkpoint.path, progress, total_steps(run.train, plan), found.past.steps))
     for key, change in {**changes, **others}.items():
         logger.say(f"changed  {key}: {change}")
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
@@ -165,7 +171,14 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         memory=chosen.plan,
         watch=watch,
         stop=stop,
+        again=again,
     )
+
+
+def _as_begun(request: Request) -> Request:
+    """The request as a launcher's restart must read it: what its first start began with ``--fresh`` goes on."""
+    begun = begun_before(request.runs_dir, request.run.name) if request.fresh else None
+    return request if begun is None else replace(request, run=replace(request.run, name=begun), fresh=False)
 
 
 def check_name(name: str) -> None:
@@ -194,14 +207,14 @@ def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]
     return replace(run, train=train.changed(precision=precision)), compiled, warning
 
 
-def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str], str | None]:
+def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str], list[str]]:
     """The run as earlier processes of it settled it, what is open still, and a word on a micro batch that was too large."""
     if request.fresh:
-        return request.run, request.open, None
+        return request.run, request.open, []
     directory = RunDirectory(request.runs_dir / request.run.name)
     run, open_ = _settled_layout(request, directory, world)
     found = oom.shrunk(run, directory, ranks=world.size, device=device_name(world.device))
-    return (run, open_, None) if found is None else (found[0], open_ - {"micro_batch"}, found[1])
+    return (run, open_, []) if found is None else (found[0], open_ - {"micro_batch"}, [found[1]])
 
 
 def _settled_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
@@ -318,7 +331,9 @@ def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
     return tokens
 
 
-def _claim_directory(request: Request, run: RunConfig, plan: BatchPlan) -> tuple[RunDirectory, dict[str, str]]:
+def _claim_directory(
+    request: Request, run: RunConfig, plan: BatchPlan, ranks: int
+) -> tuple[RunDirectory, dict[str, str]]:
     """The run's directory, which can be written and has room, and what is otherwise than before; first rank only."""
     directory = RunDirectory.choose(request.runs_dir, run, fresh=request.fresh, allowed=request.allow_change)
     parent = request.runs_dir
@@ -329,7 +344,7 @@ def _claim_directory(request: Request, run: RunConfig, plan: BatchPlan) -> tuple
     if not os.access(parent, os.W_OK):
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
     _check_space(directory, run, plan)
-    return directory, directory.changes(run)
+    return directory, directory.changes(run, ranks=ranks)
 
 
 def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> None:
@@ -354,7 +369,7 @@ def _write_directory(
     step = stretch.first_step - 1
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return
-    directory.create(run, plan)
+    directory.create(run, plan, launch_marks())
     directory.forget_after(step)
     with writing(directory.ledger.path):
         directory.ledger.append(stretch)

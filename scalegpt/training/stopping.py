@@ -7,6 +7,7 @@ doing when a signal comes is finished first.
 ======================  ===============================================================================================
 SIGTERM                 batch systems and launchers: stop
 SIGINT                  Ctrl-C: stop; a second one leaves at once, without a checkpoint
+SIGHUP                  the terminal was closed: stop; under ``nohup``, which ignores it, go on
 SIGUSR1                 Slurm's warning before the time is up (``--signal=USR1@120``): stop
 the launcher has gone   nobody would end its workers: stop
 max_minutes             the run's own limit
@@ -48,6 +49,7 @@ class Reason(Enum):
 
     TERM = ("SIGTERM", 128 + signal.SIGTERM)
     INT = ("SIGINT", 128 + signal.SIGINT)
+    HUP = ("SIGHUP", 128 + signal.SIGHUP)
     USR1 = ("SIGUSR1", 128 + signal.SIGUSR1)
     LAUNCHER = ("the launcher has gone", 128 + signal.SIGTERM)
     TIME = ("max_minutes reached", 0)
@@ -63,7 +65,12 @@ class Reason(Enum):
         return int(self.value[1])
 
 
-SIGNALS = {signal.SIGTERM: Reason.TERM, signal.SIGINT: Reason.INT, signal.SIGUSR1: Reason.USR1}
+SIGNALS = {
+    signal.SIGTERM: Reason.TERM,
+    signal.SIGINT: Reason.INT,
+    signal.SIGHUP: Reason.HUP,
+    signal.SIGUSR1: Reason.USR1,
+}
 
 
 class Stopped(RunError):  # noqa: N818 - being asked is no error
@@ -113,7 +120,8 @@ class StopRequest:
         listener = threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True)
         listener.start()
         wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        before = {number: signal.signal(number, _noted) for number in SIGNALS}
+        taken = [number for number in SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
+        before = {number: signal.signal(number, _noted) for number in taken}
         try:
             yield self
         finally:
@@ -178,6 +186,11 @@ class StopRequest:
         """
         if self.reason is not None:
             raise Stopped(self.reason)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """Whether whoever started this process wants a signal ignored, as ``nohup`` does."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:

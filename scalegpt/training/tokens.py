@@ -11,6 +11,7 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
+from scalegpt.training.changes import allow_change
 
 
 def other_tokens(header: Header, data: TokenSet, digest: str, before: Stretch | None) -> dict[str, str]:
@@ -26,16 +27,23 @@ def other_tokens(header: Header, data: TokenSet, digest: str, before: Stretch | 
     return others
 
 
-def check_tokens(checkpoint: Path, run: RunConfig, forbidden: Set[str], others: dict[str, str]) -> None:
+def check_tokens(checkpoint: Path, run: RunConfig, allowed: Set[str], others: dict[str, str]) -> None:
     """Refuse to go on with other tokens than a checkpoint was trained on.
+
+    Args:
+        checkpoint: the one to go on from.
+        run: as it is to go on.
+        allowed: what may differ.
+        others: what does.
 
     Raises:
         InputError: shows the differences between their digests.
     """
+    forbidden = others.keys() - allowed
     if forbidden:
         told = ", ".join(f"{key}: {change}" for key, change in others.items() if key in forbidden)
         raise InputError(
             f"{checkpoint} was trained on other tokens than {run.data.input_file} gives ({told}); use the data it was "
-            f"trained on; or --allow_change {','.join(others)} goes on with these; or another --model_name, or --fresh to "
+            f"trained on; or {allow_change(others, allowed)} goes on with these; or another --model_name, or --fresh to "
             "start anew beside it"
         )

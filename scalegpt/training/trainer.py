@@ -18,6 +18,7 @@ from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.work import flops_per_token
 from scalegpt.training import interpreter
 from scalegpt.training.ending import end
+from scalegpt.training.files import finite
 from scalegpt.training.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
 from scalegpt.training.heartbeat import Heartbeats
 from scalegpt.training.job import Job, held_out_loss, sample_text
@@ -27,7 +28,6 @@ from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.resume import verified
 from scalegpt.training.rollback import WayBack, go_back, restore
-from scalegpt.training.rundir import finite
 from scalegpt.training.saving import SECONDS_TO_FINISH_A_SAVE, Saving
 from scalegpt.training.schedules import learning_rate
 from scalegpt.training.stopping import Reason
@@ -105,7 +105,7 @@ class Trainer:
         if self.step >= self.job.total_steps:
             return "done"
         left = f"stopped at step {self.step} of {self.job.total_steps}: {self._cause_of_end()}"
-        return f"{left}; the same command goes on from there"
+        return f"{left}; {self.job.again} goes on from there"
 
     @property
     def exit_status(self) -> int:
@@ -117,7 +117,7 @@ class Trainer:
         job = self.job
         job.logger.say(
             f"nothing left to do: {self.step} of {job.total_steps} steps are taken; "
-            "a higher --max_iters (or --max_tokens) trains on, --fresh starts anew"
+            "a higher --max_iters (or --max_tokens) trains on, --fresh starts anew beside it"
         )
         if job.world.is_first and job.directory.read_state() != "finished":
             # It was ended between its last checkpoint and its last status.
@@ -139,15 +139,20 @@ class Trainer:
                 self._status(ending.halt.state, ending.halt.cause)
         self.saving.saver.close(SECONDS_TO_FINISH_A_SAVE, self.watchdog.beats.is_gone)
         self.job.directory.unlock()
-        saved = self.job.directory.newest_checkpoint()
-        since = f"the checkpoint of step {step_of(saved)}" if saved else "the start: none was saved"
-        self.job.logger.say(f"ended at step {self.step}; the same command goes on from {since}")
+        self.job.logger.say(f"ended at step {self.step}; {self._way_on()}")
         return ending.error
 
     def _interrupted_again(self) -> None:
         """What a second SIGINT leaves, before the process ends at once."""
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
+        self.watchdog.say_first(f"left at once in step {self.watchdog.step}; {self._way_on()}")
+
+    def _way_on(self) -> str:
+        """From where a run that ended without a last checkpoint goes on."""
+        saved = self.job.directory.newest_checkpoint()
+        since = f"the checkpoint of step {step_of(saved)}" if saved else "the start: no checkpoint was complete"
+        return f"{self.job.again} goes on from {since}"
 
     def close(self) -> None:
         """Close what is open."""
@@ -365,12 +370,10 @@ class Trainer:
 
     def _status(self, state: str, cause: str | None = None) -> None:
         if self.job.world.is_first:
-            saved = self.job.directory.newest_checkpoint()
             self.job.directory.write_status(
                 state=state,
                 step=self.step,
                 cause=cause,
-                checkpoint_step=None if saved is None else step_of(saved),
                 val_loss=self.val_loss,
                 best_val_loss=self.best_val_loss,
                 **self.guards.as_status(),

@@ -155,6 +155,12 @@ class Watchdog:
             _say(f"rank {self.rank} ends: {told.cause}")
         self.leave(told.status)
 
+    def say_first(self, line: str) -> None:
+        """Say a line where this rank is the one that told all to end; a signal to all ranks needs one line, not many."""
+        told = self.beats.read_halt()
+        if told is None or told.rank == self.rank:
+            _say(line)
+
     def _tell(self, state: str, cause: str) -> None:
         with suppress(RunError):  # the cause is printed too
             self.directory.amend_status(state=state, step=self.taken, cause=cause)

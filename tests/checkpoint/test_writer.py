@@ -152,7 +152,7 @@ def test_leftovers_of_dead_writers_are_removed(tmp_path: Path) -> None:
 def test_room_is_checked_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3 << 20}))
     writer.begin(tmp_path / "small", 7, 1, 2 << 20)
-    with pytest.raises(RunError, match=r"it needs 3,145,729 bytes \(0.0 GB free\); earlier checkpoints are whole"):
+    with pytest.raises(RunError, match=r"it needs 3,145,729 bytes \(0.0 GB free\); no earlier checkpoint was touched"):
         writer.begin(tmp_path / "large", 7, 1, (2 << 20) + 1)
     assert names(tmp_path / "large") == []
 
@@ -173,7 +173,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         save(tmp_path / "file" / "checkpoints")
     line = str(caught.value)
     assert "step_00000007 cannot be written: Not a directory" in line
-    assert "earlier checkpoints are whole" in line
+    assert "no earlier checkpoint was touched" in line
     assert "\n" not in line
 
 

@@ -147,3 +147,23 @@ def test_row_16_a_run_whose_checkpoints_are_gone_does_not_begin_again(
         folder.mkdir(parents=True)
     with pytest.raises(InputError, match="none of the 3 checkpoints is whole"):
         newest_whole_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
+
+
+@pytest.mark.faults
+def test_row_16_a_killed_run_whose_first_checkpoint_is_gone_does_not_begin_again(start_job: Start, layout: str) -> None:
+    """It was written while training went on, and the kill came before the next."""
+    job = start_job(layout)
+    job.start(pace=0.2)
+    job.wait_for_step(8)
+    job.kill()
+    assert job.checkpoints() == [5]
+    shutil.move(job.run / "checkpoints" / "step_00000005", job.folder)
+    before = (job.run / "metrics.jsonl").read_bytes()
+    for status in (None, ""):  # what it knows, and then that it is not known
+        if status is not None:
+            (job.run / "run_status.json").write_text(status)
+        job.start()
+        assert job.wait() != 0
+        assert (job.run / "metrics.jsonl").read_bytes() == before
+    assert "had a checkpoint of step 5, and there is none in runs/run/checkpoints" in job.output()
+    assert "there is no checkpoint in runs/run/checkpoints, and runs/run/run_status.json does not say" in job.output()

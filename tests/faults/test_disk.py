@@ -65,7 +65,7 @@ def assert_failed(job: Job, *words: str) -> None:
     assert job.wait(BOUND) != 0
     status = job.status()
     assert status["state"] == "failed"
-    words = (*words, "step_00000010 cannot be written", "earlier checkpoints are whole", "run the same command again")
+    words = (*words, "step_00000010 cannot be written", "no earlier checkpoint was touched", "start the run again")
     for rank in ("", ": rank 1"):
         lines = [each for each in job.output().splitlines() if each.startswith(f"scalegpt train{rank}: error:")]
         assert all(word in lines[-1] for word in words), job.output()

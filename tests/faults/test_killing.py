@@ -101,6 +101,23 @@ def test_row_13_a_crash_under_max_restarts(start_job: Start, undisturbed: Undist
 
 
 @pytest.mark.faults
+def test_row_13_a_restart_goes_on_with_what_fresh_began(
+    start_job: Start, undisturbed: Undisturbed, layout: str
+) -> None:
+    job = start_job(layout)
+    job.finish("--max_iters", "1")
+    earlier = job.losses()
+    job.start("--fresh", restarts=1, crash={"rank": 1, "step": 8})
+    assert job.wait() == 0, job.output()
+    assert "a new run in runs/run-2; the same command with --model_name run-2 instead of --fresh" in job.output()
+    assert "runs/run-2/checkpoints/step_00000005, step 5 of 14" in job.output()
+    assert job.losses() == earlier
+    assert sorted(path.name for path in (job.folder / "runs").iterdir()) == ["run", "run-2"]
+    job.run = job.folder / "runs" / "run-2"
+    assert_same(job, undisturbed(layout))
+
+
+@pytest.mark.faults
 def test_the_script_that_kills_at_random(tmp_path: Path) -> None:
     """In two pieces, and refused with other arguments; it compares by itself."""
     command = [sys.executable, str(ROOT / "benchmarks" / "kill_run.py"), "--folder", str(tmp_path), "--kills", "2"]

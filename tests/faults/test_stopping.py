@@ -1,5 +1,6 @@
 """Rows 5 to 10 of the fault matrix: signals to launchers and ranks, and launchers that die."""
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -32,13 +33,16 @@ def assert_goes_on(job: Job, reference: Job) -> None:
 
 
 @pytest.mark.faults
-def test_row_5_sigterm_to_torchrun(start_job: Start, undisturbed: Undisturbed, layout: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_row_5_a_signal_to_torchrun(
+    start_job: Start, undisturbed: Undisturbed, layout: str, number: signal.Signals
+) -> None:
     job = start_job(layout)
     job.start(pace=PACE)
     job.wait_for_step(3)
-    job.send(signal.SIGTERM)
+    job.send(number)
     assert job.wait(BOUND) != 0
-    assert_stopped(job, "SIGTERM", after=3)
+    assert_stopped(job, number.name, after=3)
     assert_goes_on(job, undisturbed(layout))
 
 
@@ -105,6 +109,10 @@ def test_row_9_a_second_sigint_leaves_at_once(start_job: Start, undisturbed: Und
     assert job.checkpoints() == []
     assert job.status()["state"] == "stopped"
     assert "SIGINT, twice" in job.status()["cause"]
+    said = (
+        r"scalegpt train: left at once in step \d+; the same command goes on from the start: no checkpoint was complete"
+    )
+    assert re.search(said, job.output()), job.output()
     assert_goes_on(job, undisturbed(layout))
 
 

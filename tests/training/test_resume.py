@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from scalegpt.backends import World
+from scalegpt.checkpoint.manifest import Progress
 from scalegpt.errors import InputError
-from scalegpt.training.resume import Found, newest_whole_checkpoint
+from scalegpt.training.resume import Found, goes_on_with, newest_whole_checkpoint, resumed_line
 from scalegpt.training.rundir import RunDirectory
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -53,11 +54,76 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run: Path, hurt: 
         found_in(run)
 
 
-@pytest.mark.parametrize(
-    "status", [None, "{}", "[]", "broken", '{"checkpoint_step": null}', '{"checkpoint_step": "10"}']
-)
-def test_a_run_that_is_not_known_to_have_had_any_begins(run: Path, status: str | None) -> None:
+UNTELLING = [None, "{}", "[]", "broken"]
+STEPS = "".join(f'{{"step": {step}, "loss": 1}}\n' for step in (1, 2, 3))
+
+
+def write(path: Path, text: str | None) -> None:
+    path.unlink() if text is None else path.write_text(text)
+
+
+@pytest.mark.parametrize("status", [*UNTELLING, '{"checkpoint_step": null}', '{"checkpoint_step": "10"}'])
+def test_a_run_that_has_taken_no_step_begins(run: Path, status: str | None) -> None:
     shutil.rmtree(run / "checkpoints")
-    path = run / "run_status.json"
-    path.unlink() if status is None else path.write_text(status)
-    assert found_in(run) == Found(None)
+    write(run / "run_status.json", status)
+    found = found_in(run)
+    assert (found.checkpoint, found.notes) == (None, [])
+
+
+def test_a_run_that_is_known_to_have_had_no_checkpoint_begins_again_and_says_so(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    write(run / "run_status.json", '{"checkpoint_step": null}')
+    write(run / "metrics.jsonl", STEPS)
+    assert found_in(run).notes == ["begins again: it ended after 3 steps, before its first checkpoint"]
+
+
+@pytest.mark.parametrize("status", UNTELLING)
+def test_a_run_of_which_nobody_knows_whether_it_had_any_does_not_begin_again(run: Path, status: str | None) -> None:
+    shutil.rmtree(run / "checkpoints")
+    write(run / "run_status.json", status)
+    write(run / "metrics.jsonl", STEPS)
+    with pytest.raises(
+        InputError, match=r"has taken 3 steps, but there is no checkpoint in .*run_status.json does not say"
+    ):
+        found_in(run)
+
+
+@pytest.mark.parametrize("status", UNTELLING)
+def test_where_the_status_is_broken_a_newer_one_might_be_gone(run: Path, status: str | None) -> None:
+    write(run / "run_status.json", status)
+    write(run / "metrics.jsonl", STEPS)
+    (note,) = found_in(run).notes
+    assert "run_status.json cannot be read, so a newer checkpoint that is gone would not be missed" in note
+
+
+def test_without_its_number_a_run_cannot_tell_its_checkpoints(run: Path) -> None:
+    def look() -> Found:
+        return newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=False)
+
+    (run / ".run_id").unlink(missing_ok=True)
+    with pytest.raises(
+        InputError, match=r"nothing tells whether this run wrote .*: .*\.run_id is missing; add --trust"
+    ):
+        look()
+    (run / ".run_id").write_text("another")
+    with pytest.raises(InputError, match=r"step_00000010 was not written by this run; add --trust"):
+        look()
+
+
+def test_what_goes_on_with_a_run() -> None:
+    assert goes_on_with("run", "run", fresh=False) == "the same command"
+    assert goes_on_with("run", "run", fresh=True) == "the same command without --fresh"
+    assert goes_on_with("run-3", "run", fresh=True) == "the same command with --model_name run-3 instead of --fresh"
+
+
+@pytest.mark.parametrize(
+    ("taken", "told"),
+    [
+        (10, ""),
+        (11, "; step 11 was taken before, and come again"),
+        (15, "; steps 11 to 15 were taken before, and come again"),
+    ],
+)
+def test_steps_that_come_again_are_told(taken: int, told: str) -> None:
+    line = resumed_line(Path("step_00000010"), Progress(step=10, tokens=5), 20, taken)
+    assert line == f"resumed  from step_00000010, step 10 of 20{told}"

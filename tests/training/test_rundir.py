@@ -1,6 +1,7 @@
 """The run's directory: whose it is, what a resumed run may change, and what it keeps of an interrupted one's files."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import yaml
 
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file, resolve
-from scalegpt.config.run import SECTIONS
+from scalegpt.data.ledger import Stretch
 from scalegpt.errors import InputError, RunError
-from scalegpt.training.rundir import FREE_TO_CHANGE, RunDirectory, differences, finite, write_whole, writing
+from scalegpt.training.files import finite, write_whole, writing
+from scalegpt.training.rundir import STARTED_BY, Past, RunDirectory
+
+STRETCH = Stretch(1, 0, 4, 32, 3, 1000, "train.bin", "digest", "start")
 
 
 def run(**flags: Any) -> RunConfig:
@@ -64,7 +68,7 @@ def test_a_folder_without_a_run_or_with_a_broken_configuration_is_refused(tmp_pa
         RunDirectory.choose(tmp_path, run(), fresh=False)
     for content in (b"a: [", b"\xff", b"", b"text", b"train: 3"):
         (tmp_path / "run" / "config.yaml").write_bytes(content)
-        with pytest.raises(InputError, match=r"config.yaml .*; choose another --model_name, or --fresh") as caught:
+        with pytest.raises(InputError, match=r"config.yaml .*; delete it, so that .*, or --fresh") as caught:
             RunDirectory.choose(tmp_path, run(), fresh=False)
         assert "\n" not in str(caught.value)
 
@@ -74,27 +78,6 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
     for fresh in (True, False):
         with pytest.raises(InputError, match="cannot hold a run: Not a directory"):
             RunDirectory.choose(tmp_path, run(), fresh=fresh)
-
-
-def test_what_is_free_to_change_are_settings() -> None:
-    settings = {key for section in SECTIONS.values() for key in section.settings()}
-    assert settings | {"name", "preset"} >= FREE_TO_CHANGE
-
-
-@pytest.mark.parametrize(
-    "key", ["n_layer", "vocab_size", "dropout", "learning_rate", "schedule", "seed", "precision", "tokens_per_step",
-            "tokenizer", "val_fraction", "weight_decay", "residual_dtype"],
-)  # fmt: skip
-def test_what_decides_the_result_is_not_free(key: str) -> None:
-    assert key not in FREE_TO_CHANGE
-
-
-def test_differences_leave_out_what_is_free() -> None:
-    ours, theirs = as_file(run()), as_file(run(max_iters=5, backend="fsdp", micro_batch=1, checkpoint_every=1))
-    assert differences(ours, theirs) == {}
-    del ours["model"]["n_layer"]
-    assert differences(ours, theirs) == {"n_layer": "None → 4"}
-    assert differences(theirs, ours) == {"n_layer": "4 → None"}
 
 
 # --- what an earlier process settled ---------------------------------------------------------------------------------
@@ -136,11 +119,69 @@ def test_the_status_is_json_even_without_numbers(directory: RunDirectory) -> Non
     assert directory.read_state() is None
     directory.write_status(state="failed", val_loss=float("nan"), best_val_loss=float("inf"), step=3)
     assert json.loads(directory.status.read_text(), parse_constant=pytest.fail) == {
-        "state": "failed", "val_loss": None, "best_val_loss": None, "step": 3,
+        "checkpoint_step": None, "state": "failed", "val_loss": None, "best_val_loss": None, "step": 3,
     }  # fmt: skip
     assert directory.read_state() == "failed"
     directory.status.write_text("[]")
     assert directory.read_state() is None
+
+
+def test_the_status_has_the_newest_checkpoint_and_remembers_one_that_is_gone(directory: RunDirectory) -> None:
+    directory.write_status(state="running")
+    assert directory.read_past().newest is None
+    saved = directory.checkpoints / "step_00000010"
+    saved.mkdir()
+    directory.amend_status(step=11)
+    assert (directory.read_state(), directory.read_past().newest) == ("running", 10)
+    saved.rename(directory.path / "elsewhere")
+    directory.amend_status(state="failed")
+    assert (directory.read_state(), directory.read_past().newest) == ("failed", 10)
+
+
+@pytest.mark.parametrize(("status", "told"), [("broken", False), ("{}", False), ('{"checkpoint_step": null}', True)])
+def test_the_past_is_what_the_files_say(directory: RunDirectory, status: str, told: bool) -> None:
+    assert directory.read_past() == Past(None, is_told=False, steps=0)
+    directory.status.write_text(status)
+    directory.metrics.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n{"step": 2, "val_loss": 1}\n{"st')
+    assert directory.read_past() == Past(None, is_told=told, steps=2)
+
+
+def test_what_the_files_should_tell_and_do_not_is_missed(directory: RunDirectory) -> None:
+    assert directory.gaps(0) == []
+    directory.metrics.write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in (1, 2, 5)))
+    metrics, ledger = directory.gaps(6)
+    assert "metrics.jsonl lacks 3 of the 6 steps, from step 3 on" in metrics
+    assert "data_ledger.jsonl says nothing of steps 1 to 6" in ledger
+    directory.ledger.append(STRETCH)
+    assert directory.gaps(2) == []
+
+
+def test_a_missing_configuration_is_that_of_the_newest_checkpoint(tiny_run: Callable[..., Path]) -> None:
+    directory = RunDirectory(tiny_run(steps=(5, 10)))
+    directory.config.unlink(missing_ok=True)
+    newest = json.loads((directory.checkpoints / "step_00000010" / "checkpoint.json").read_text())
+    assert directory.read_config() == newest["config"]
+    (directory.checkpoints / "step_00000010" / "checkpoint.json").write_text("broken")
+    assert directory.read_config() is not None
+
+
+def test_all_changes_are_told_the_deciding_ones_first(directory: RunDirectory) -> None:
+    directory.plan.write_text('{"ranks": 2}')
+    other = run(precision="bf16", tokens_per_step=4096, max_iters=7, schedule="constant", backend="fsdp")
+    assert list(directory.changes(other, ranks=1).items())[:2] == [
+        ("schedule", "cosine → constant"),
+        ("ranks", "2 → 1"),
+    ]
+    assert directory.changes(other, ranks=1).keys() == {"schedule", "ranks", "max_iters", "backend"}
+    assert RunDirectory(directory.path / "none").changes(other, ranks=1) == {}
+
+
+def test_what_began_a_run_is_kept(directory: RunDirectory) -> None:
+    assert not (directory.path / STARTED_BY).exists()
+    new = RunDirectory(directory.path.with_name("new"))
+    new.create(run(), {}, {"agent": "one"})
+    new.create(run(), {}, {"agent": "two"})
+    assert json.loads((new.path / STARTED_BY).read_text()) == {"agent": "one"}
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ def wait_until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 128 + signal.SIGUSR1), (signal.SIGHUP, 129)],
 )
 def test_a_signal_leaves_a_mark_and_stops_nothing(number: signal.Signals, status: int) -> None:
     before = {each: signal.getsignal(each) for each in stopping.SIGNALS}
@@ -42,6 +43,20 @@ def test_a_signal_leaves_a_mark_and_stops_nothing(number: signal.Signals, status
     assert stop.reason is stopping.SIGNALS[number]
     assert stop.reason.exit_status == status
     assert {each: signal.getsignal(each) for each in stopping.SIGNALS} == before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    """As ``nohup`` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        with stop.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: stop.reason)
+        assert stop.reason is Reason.TERM
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_first_request_counts() -> None:

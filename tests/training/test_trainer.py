@@ -146,7 +146,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_nothing_else
     one.fit()
     assert (one.step, one.reason, one.exit_status) == (1, Reason.USR1, 128 + signal.SIGUSR1)
     assert (status(one)["state"], status(one)["cause"], status(one)["val_loss"]) == ("stopped", "SIGUSR1", None)
-    assert one.outcome() == "stopped at step 1 of 4: SIGUSR1; the same command goes on from there"
+    assert one.outcome() == "stopped at step 1 of 4: SIGUSR1; the same command without --fresh goes on from there"
     assert [path.name for path in one.job.directory.checkpoints.iterdir()] == ["step_00000001"]
     assert not one.job.directory.samples.exists()
 

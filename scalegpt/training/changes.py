@@ -1,0 +1,81 @@
+"""What of a run's settings may be otherwise when it goes on, what needs a word of the user, and how each is told."""
+
+from collections.abc import Iterable
+from typing import Any
+
+FREE_TO_CHANGE = frozenset({
+    "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
+    "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
+    "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
+    "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
+    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom",
+})  # fmt: skip
+"""Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
+
+The file of the text may have moved; that its tokens are the same is checked by themselves."""
+
+UNTOLD = frozenset({"name", "preset"})
+"""What the settings are called: of no effect, so not worth a line where it is otherwise."""
+
+MUONS = frozenset({"muon_lr", "muon_momentum"})
+"""Settings of Muon alone."""
+
+SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
+"""Settings that no word of the user can change in a run: its weights would not fit."""
+
+LENGTHS = frozenset({"max_iters", "max_tokens"})
+"""Settings that say how long a run is, and so where a schedule of the learning rate ends."""
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
+    """The settings that two configurations have otherwise and must not, each as ``old → new``."""
+    old, new = _flat(theirs), _flat(ours)
+    return {key: text for key, text in _all(old, new).items() if key not in _free(old, new)}
+
+
+def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
+    """The settings that two configurations have otherwise and may, each as ``old → new``, with what follows from it."""
+    old, new = _flat(theirs), _flat(ours)
+    found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNTOLD}
+    if new.get("schedule") != "constant":
+        for key in LENGTHS & found.keys():
+            found[key] += " (the learning rate's schedule follows)"
+    return found
+
+
+def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
+    """What to do about differences that are not allowed.
+
+    Args:
+        changes: the settings that differ.
+        allowed: what the user has allowed already, which a flag without it would take back.
+    """
+    beside = "choose another --model_name, or --fresh to start anew beside it"
+    keys = list(changes)
+    if SHAPES_THE_WEIGHTS.isdisjoint(keys):
+        goes_on = f"{allow_change(keys, allowed)} goes on with {'them' if len(keys) > 1 else 'it'}"
+        return f"{goes_on}; or {beside}"
+    return beside
+
+
+def allow_change(keys: Iterable[str], allowed: Iterable[str]) -> str:
+    """The flag that allows these keys besides those that the user has allowed already."""
+    return f"--allow_change {','.join([*sorted(allowed), *(key for key in keys if key not in set(allowed))])}"
+
+
+def _all(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    keys = {**old, **new}
+    return {key: f"{old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
+
+
+def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
+    if {old.get("optimizer"), new.get("optimizer")} == {"muon"}:
+        return FREE_TO_CHANGE
+    return FREE_TO_CHANGE | MUONS  # without Muon they say nothing; where it comes or goes, that says all
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,0 +1,41 @@
+"""Writing a run's files: whole or not at all, and with an error that names the file."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scalegpt.errors import RunError
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for a number that JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file of the run could not be written.
+
+    Raises:
+        RunError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}; make room, or the folder writable, and start the run again"
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader or a crash finds the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,84 @@
+"""Which start of a launcher a run was begun by: a restart goes on with what ``--fresh`` began, and begins nothing new.
+
+torchrun starts all ranks again after a failure, with the same command; Slurm may put a job into the queue again. With
+``--fresh`` each of these would begin one more run at step 0. So a run's folder says what began it, and later starts find it.
+"""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from scalegpt.training.rundir import STARTED_BY
+
+NAMELESS = {"", "none"}
+"""What torchrun calls a job that was given no ``--rdzv-id``, where it makes none up: the name of many."""
+
+
+def launch_marks(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What tells this start's launcher from others; empty without one.
+
+    Returns:
+        ``agent``: torchrun's process on this machine, which outlives the ranks that it starts again; ``torchrun``: its job's
+        id; ``slurm``: that of the job.
+    """
+    known = os.environ if environment is None else environment
+    marks = {}
+    if "TORCHELASTIC_RUN_ID" in known:
+        marks["agent"] = _process(os.getppid())
+        if known["TORCHELASTIC_RUN_ID"] not in NAMELESS:
+            marks["torchrun"] = known["TORCHELASTIC_RUN_ID"]
+    if "SLURM_JOB_ID" in known:
+        marks["slurm"] = known["SLURM_JOB_ID"]
+    return {name: mark for name, mark in marks.items() if mark}
+
+
+def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """The run of a name that an earlier start of this launcher began; None where this is the first, or it began none.
+
+    torchrun's own process begins one job in its life: what it began is ours. A job's id may be used again for another, so it
+    counts only where the launcher says that this start is not its first.
+
+    Args:
+        root: the folder of all runs.
+        name: the run's; those beside it, which ``--fresh`` made, are ``NAME-2``, ``NAME-3`` …
+        environment: that of the process, where it is not this one's.
+    """
+    known = os.environ if environment is None else environment
+    marks = launch_marks(known)
+    if known.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        marks.pop("torchrun", None)
+    if known.get("SLURM_RESTART_COUNT", "0") == "0":
+        marks.pop("slurm", None)
+    for folder in reversed(runs_named(root, name)):
+        theirs = _read(folder)
+        if any(theirs.get(kind) == mark for kind, mark in marks.items()):
+            return folder.name
+    return None
+
+
+def runs_named(root: Path, name: str) -> list[Path]:
+    """The folders of a name and of those that ``--fresh`` put beside it, in the order of their numbers."""
+    pattern = re.compile(re.escape(name) + r"(?:-([0-9]+))?")
+    found = [(int(match[1] or 1), path) for path in root.glob(f"{name}*") if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _process(pid: int) -> str:
+    """A process as no other one can be called; empty where it has gone."""
+    try:
+        return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return ""
+
+
+def _read(folder: Path) -> dict[str, str]:
+    try:
+        values = json.loads((folder / STARTED_BY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
