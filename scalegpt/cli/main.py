@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
@@ -99,9 +100,10 @@ def _complain(words: Sequence[str], message: str, status: int) -> None:
     if os.environ.get("RANK", "0") != "0":
         command += f": rank {os.environ['RANK']}"
     line = " ".join(message.split())
-    # One write with its end: print makes two where Python is unbuffered, as launchers start it, and ranks' lines mix.
-    sys.stderr.write(f"{command}: error: {line}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a terminal that was closed: the status still tells
+        # One write with its end: print makes two where Python is unbuffered, as launchers start it, and ranks' lines mix.
+        sys.stderr.write(f"{command}: error: {line}\n")
+        sys.stderr.flush()
 
 
 def _show_traceback(words: Sequence[str]) -> None:

@@ -1,13 +1,19 @@
 """Rows 5 to 10 of the fault matrix: signals to launchers and ranks, and launchers that die."""
 
+import json
+import os
+import pty
 import re
+import select
 import signal
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from faults.jobs import STEPS, Job, assert_same
+from faults.jobs import FLAGS, ROOT, START_SECONDS, STEPS, TEXT, Job, assert_same
 
 PACE = 0.4
 """Seconds a step, so that a signal finds the run in its middle."""
@@ -147,3 +153,32 @@ def test_row_10_the_launcher_is_killed_before_the_ranks_have_met(start_job: Star
     kill(job)
     job.wait(BOUND)
     assert not job.run.exists()
+
+
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    """One process, under a terminal of its own: it is sent SIGHUP, and whatever it writes there is an error."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    environment = {**os.environ, "SCALEGPT_CACHE": str(tmp_path / "cache"), "TERM": "xterm"}
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *FLAGS, "--max_iters", "100000", "--eval_every", "0"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(command[0], command, environment)
+    metrics, until, ended = tmp_path / "runs" / "run" / "metrics.jsonl", time.monotonic() + START_SECONDS, (0, 0)
+    try:
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+            assert time.monotonic() < until
+            if select.select([terminal], [], [], 0.1)[0]:
+                os.read(terminal, 4096)
+    finally:
+        os.close(terminal)
+    while ended[0] == 0 and time.monotonic() < until:
+        ended = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.05)
+    if ended[0] == 0:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 128 + signal.SIGHUP
+    status = json.loads(metrics.with_name("run_status.json").read_text())
+    assert (status["state"], status["cause"]) == ("stopped", "SIGHUP")
+    assert status["checkpoint_step"] == status["step"] >= 3

@@ -120,7 +120,7 @@ def test_what_goes_on_with_a_run() -> None:
     ("taken", "told"),
     [
         (10, ""),
-        (11, "; step 11 was taken before, and come again"),
+        (11, "; step 11 was taken before, and comes again"),
         (15, "; steps 11 to 15 were taken before, and come again"),
     ],
 )
