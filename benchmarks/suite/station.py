@@ -30,7 +30,8 @@ from torch import Tensor
 from benchmarks.suite.children import Values, serve
 from benchmarks.suite.steps import dismantle, living_bytes
 from scalegpt.backends import Backend, World, build_model, make_backend
-from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile, resolve_precision
+from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile
+from scalegpt.backends.precision import resolve_precision
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
@@ -140,7 +141,9 @@ class Station(ABC):
         if self.dry:
             precision = "bf16" if precision == "auto" else precision
         else:
-            precision = resolve_precision(precision, self.device)
+            precision = resolve_precision(
+                precision, self.device, run.model, run.train.micro_batch * run.model.block_size
+            )
             dropout = run.model.dropout > 0
             check_attention(run.train.attention, precision, self.device, run.model.head_size, dropout=dropout)
             if job["compiled"]:

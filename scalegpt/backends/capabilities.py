@@ -1,8 +1,6 @@
 """What the device can do: its name, dtypes, attention kernels, a compiler."""
 
 import shutil
-import statistics
-import time
 import warnings
 
 import torch
@@ -17,23 +15,6 @@ from scalegpt.model.gpt import SDPA_BACKENDS
 def device_name(device: torch.device) -> str:
     """The card's name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def resolve_precision(wanted: str, device: torch.device) -> str:
-    """The compute dtype's name; ``auto`` takes what the device is fast in.
-
-    CUDA: bf16 from compute capability 8.0 on, fp16 before. CPU: bf16 where it multiplies clearly faster than fp32, which
-    is measured, since the processor's flags do not tell: with AVX-512 bf16 but without AMX some gain much and some lose.
-
-    Raises:
-        InputError: bf16 on a card that has none.
-    """
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-        if wanted == "bf16" and not native:
-            raise InputError(f"precision bf16: {device_name(device)} has no bf16; use --precision fp16")
-        return wanted if wanted != "auto" else "bf16" if native else "fp16"
-    return wanted if wanted != "auto" else "bf16" if _bf16_pays_on_cpu() else "fp32"
 
 
 def check_precision(backend: str, precision: str, device: torch.device) -> None:
@@ -51,21 +32,6 @@ def check_precision(backend: str, precision: str, device: torch.device) -> None:
 def cpu_has_fp16() -> bool:
     """Whether the processor multiplies in fp16, which is what DeepSpeed asks of it."""
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-
-
-def _bf16_pays_on_cpu(size: int = 768, times: int = 9, gain: float = 1.5) -> bool:
-    """Whether a bf16 matmul is ``gain`` times as fast as an fp32 one: medians of alternating runs, some 50 ms in all.
-
-    Everything around the matmuls is slower in bf16 on a CPU, hence more than a draw is asked for.
-    """
-    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    factors = {dtype: torch.ones(size, size, dtype=dtype) for dtype in seconds}
-    for _ in range(times):
-        for dtype, factor in factors.items():
-            start = time.perf_counter()
-            factor @ factor
-            seconds[dtype].append(time.perf_counter() - start)
-    return statistics.median(seconds[torch.float32]) > gain * statistics.median(seconds[torch.bfloat16])
 
 
 def check_attention(name: str, precision: str, device: torch.device, head_size: int, *, dropout: bool) -> None:

@@ -13,9 +13,9 @@ from scalegpt.backends.capabilities import (
     check_precision,
     device_name,
     resolve_compile,
-    resolve_precision,
 )
 from scalegpt.backends.extension_locks import clear_stale_locks
+from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
@@ -105,7 +105,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     check_name(request.run.name)
     request = world.on_first(lambda: _as_begun(request))
     settled, open_, shrunk = world.on_first(lambda: _settled(request, world))
-    run, compiled, warning = _resolve_device_settings(settled, world, open_)
+    timed = _with_expected_vocab(settled, request.given).model
+    run, compiled, warning = _resolve_device_settings(settled, timed, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
     check_optimizer(chosen.run)
@@ -193,13 +194,23 @@ def check_name(name: str) -> None:
         )
 
 
-def _resolve_device_settings(run: RunConfig, world: World, open_: frozenset[str]) -> tuple[RunConfig, bool, str | None]:
-    """Fix the precision, try the attention backend, decide on compiling."""
+def _resolve_device_settings(
+    run: RunConfig, model: ModelConfig, world: World, open_: frozenset[str]
+) -> tuple[RunConfig, bool, str | None]:
+    """Fix the precision, try the attention backend, decide on compiling.
+
+    Args:
+        run: as far as it is resolved.
+        model: its model as it will be, whose matmuls are timed on a CPU.
+        world: the ranks.
+        open_: the settings that the planner chooses later.
+    """
     train = run.train
     if "backend" not in open_:
         check_ranks(run, world.size)
     # Measured on a CPU, so one rank decides for all.
-    precision = world.on_first(lambda: resolve_precision(train.precision, world.device))
+    rows = train.micro_batch * model.block_size
+    precision = world.on_first(lambda: resolve_precision(train.precision, world.device, model, rows))
     if "backend" not in open_:
         check_precision(run.parallel.backend, precision, world.device)
     check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)

@@ -11,7 +11,6 @@ from scalegpt.backends.capabilities import (
     check_precision,
     device_name,
     resolve_compile,
-    resolve_precision,
 )
 from scalegpt.errors import InputError
 
@@ -27,33 +26,6 @@ def card(monkeypatch: pytest.MonkeyPatch) -> object:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test 100")
 
     return pretend
-
-
-@pytest.mark.parametrize("wanted", ["fp32", "bf16", "fp16"])
-def test_a_cpu_takes_every_precision(wanted: str) -> None:
-    assert resolve_precision(wanted, CPU) == wanted
-
-
-@pytest.mark.parametrize(("pays", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_on_a_cpu_follows_the_measurement(monkeypatch: pytest.MonkeyPatch, pays: bool, expected: str) -> None:
-    monkeypatch.setattr(capabilities, "_bf16_pays_on_cpu", lambda: pays)
-    assert resolve_precision("auto", CPU) == expected
-
-
-def test_the_measurement_is_of_both_and_takes_a_clear_gain() -> None:
-    assert isinstance(capabilities._bf16_pays_on_cpu(size=16, times=1), bool)
-    assert not capabilities._bf16_pays_on_cpu(size=16, times=1, gain=1e9)
-    assert capabilities._bf16_pays_on_cpu(size=16, times=1, gain=0.0)
-
-
-def test_auto_on_a_card_is_bf16_where_there_is_bf16(card: object) -> None:
-    card(8, 0)  # type: ignore[operator]
-    assert resolve_precision("auto", CUDA) == "bf16"
-    card(7, 5)  # type: ignore[operator]
-    assert resolve_precision("auto", CUDA) == "fp16"
-    assert resolve_precision("fp32", CUDA) == "fp32"
-    with pytest.raises(InputError, match="NVIDIA Test 100 has no bf16; use --precision fp16"):
-        resolve_precision("bf16", CUDA)
 
 
 def test_names_of_devices(card: object) -> None:

@@ -1,0 +1,96 @@
+"""Which precision a device is fast in. On a processor that is measured, with a slice of the model itself."""
+
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from scalegpt.backends.base import DTYPES
+from scalegpt.backends.capabilities import attends_by_matmuls, device_name
+from scalegpt.config import ModelConfig
+from scalegpt.errors import InputError
+from scalegpt.model.gpt import GPT
+from scalegpt.model.loss import make_loss
+
+SLICE_ROWS = 512
+"""Tokens that the slice is timed on, at the most; more show the same ratio."""
+
+UNKNOWN_VOCAB = 256
+"""The vocabulary that is taken where only the data will tell it."""
+
+
+def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, rows: int) -> str:
+    """The compute dtype's name; ``auto`` takes what the device is fast in.
+
+    CUDA: bf16 from compute capability 8.0 on, fp16 before. CPU: bf16 where a slice of the model trains clearly faster in
+    it than in fp32, as the flags do not tell: with AVX-512 bf16 but without AMX some gain much and some lose, and with
+    AMX a narrow model loses.
+
+    Args:
+        wanted: the setting ``precision``.
+        device: what the model runs on.
+        model: its shape.
+        rows: tokens of a micro batch, B · T.
+
+    Raises:
+        InputError: bf16 on a card that has none.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        if wanted == "bf16" and not native:
+            raise InputError(f"precision bf16: {device_name(device)} has no bf16; use --precision fp16")
+        return wanted if wanted != "auto" else "bf16" if native else "fp16"
+    return wanted if wanted != "auto" else "bf16" if bf16_pays_on_cpu(model, rows) else "fp32"
+
+
+def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: float = 1.1) -> bool:
+    """Whether a slice of the model takes ``gain`` times as long, forward and backward, in fp32 as in bf16.
+
+    Medians of runs in turn; between 0.1 s for a narrow model and a few seconds for one of a billion parameters.
+
+    Args:
+        model: its shape.
+        rows: tokens of a micro batch, B · T.
+        times: runs of each.
+        gain: the least, more than the noise of a shared machine.
+    """
+    slices = {name: _Slice(model, rows, name) for name in ("fp32", "bf16")}
+    seconds: dict[str, list[float]] = {name: [] for name in slices}
+    for run in range(times + 1):
+        for name, each in slices.items():
+            start = time.perf_counter()
+            each.train()
+            if run:  # the first of each chooses kernels
+                seconds[name].append(time.perf_counter() - start)
+    return statistics.median(seconds["fp32"]) > gain * statistics.median(seconds["bf16"])
+
+
+class _Slice:
+    """One block of a model, with its share of the vocabulary: what a step does, in the same proportions.
+
+    Args:
+        model: the whole one's shape.
+        rows: tokens of a micro batch.
+        precision: the compute dtype's name.
+    """
+
+    def __init__(self, model: ModelConfig, rows: int, precision: str) -> None:
+        vocab = max(64, (model.vocab_size or UNKNOWN_VOCAB) // model.n_layer)
+        length = min(model.block_size, rows, SLICE_ROWS)
+        shape = model.changed(n_layer=1, vocab_size=vocab, block_size=length)
+        with torch.device("meta"):
+            self.model = GPT(shape, make_loss("chunked", 1024, compiled=False))
+        self.model.set_precision(DTYPES[precision], DTYPES[precision])
+        by_matmuls = attends_by_matmuls("auto", precision, torch.device("cpu"), dropout=model.dropout > 0)
+        self.model.set_attention("auto", by_matmuls=by_matmuls)
+        self.model.to_empty(device="cpu")
+        random = torch.Generator().manual_seed(0)  # the run's own numbers are not touched
+        for parameter in self.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02, generator=random)
+        size = (max(1, min(rows, SLICE_ROWS) // length), length)
+        self.tokens: Tensor = torch.randint(vocab, size, generator=random)
+
+    def train(self) -> None:
+        """One micro step."""
+        self.model(self.tokens, self.tokens).backward()

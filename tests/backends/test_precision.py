@@ -1,0 +1,56 @@
+"""Which precision ``auto`` takes."""
+
+import pytest
+import torch
+
+from scalegpt.backends import precision
+from scalegpt.backends.precision import bf16_pays_on_cpu, resolve_precision
+from scalegpt.config import ModelConfig
+from scalegpt.errors import InputError
+
+MODEL = ModelConfig(n_layer=4, n_embd=16, n_head=2, block_size=8, vocab_size=400)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16", "fp16"])
+def test_a_cpu_takes_every_precision(wanted: str) -> None:
+    assert resolve_precision(wanted, CPU, MODEL, 64) == wanted
+
+
+@pytest.mark.parametrize(("pays", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_on_a_cpu_follows_the_measurement(monkeypatch: pytest.MonkeyPatch, pays: bool, expected: str) -> None:
+    monkeypatch.setattr(precision, "bf16_pays_on_cpu", lambda model, rows: pays)
+    assert resolve_precision("auto", CPU, MODEL, 64) == expected
+
+
+def test_the_measurement_takes_a_clear_gain_and_touches_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    assert isinstance(bf16_pays_on_cpu(MODEL, 64, times=1), bool)
+    assert not bf16_pays_on_cpu(MODEL, 64, times=1, gain=1e9)
+    assert bf16_pays_on_cpu(MODEL, 64, times=1, gain=0.0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "rows", "expected", "size"),
+    [(400, 64, 100, (8, 8)), (0, 64, 64, (8, 8)), (4000, 3, 1000, (1, 3)), (400, 10**6, 100, (64, 8))],
+)
+def test_the_slice_is_a_block_with_its_share_of_the_vocabulary(
+    vocab: int, rows: int, expected: int, size: tuple[int, int]
+) -> None:
+    one = precision._Slice(MODEL.changed(vocab_size=vocab), rows, "bf16")
+    assert (len(one.model.blocks), one.model.wte.weight.shape) == (1, (expected, 16))
+    assert one.tokens.shape == size
+    one.train()
+    assert all(parameter.grad is not None for parameter in one.model.parameters())
+
+
+def test_auto_on_a_card_is_bf16_where_there_is_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test 100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert resolve_precision("auto", CUDA, MODEL, 64) == "bf16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert resolve_precision("auto", CUDA, MODEL, 64) == "fp16"
+    assert resolve_precision("fp32", CUDA, MODEL, 64) == "fp32"
+    with pytest.raises(InputError, match="NVIDIA Test 100 has no bf16; use --precision fp16"):
+        resolve_precision("bf16", CUDA, MODEL, 64)
