@@ -28,15 +28,6 @@ def nearest(word: object, known: Iterable[str]) -> str:
     candidates = sorted(known)
     folded = {candidate.lower(): candidate for candidate in reversed(candidates)}
     close = [folded[match] for match in difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.6)]
-    meant = [candidate for candidate in candidates if _is_short_for(str(word), candidate)]
-    close = [*meant, *(each for each in close if each not in meant)][:3]
     if close:
         return f"; did you mean {', '.join(close)}?"
     return f"; known: {', '.join(candidates)}"
-
-
-def _is_short_for(word: str, name: str) -> bool:
-    """Whether a word is what a name begins with, as ``keep``, or the first letters of its parts, as ``lr``."""
-    short, parts = word.lower().strip("-"), name.lower().strip("-").split("_")
-    initials = "".join(part[:1] for part in parts)
-    return (len(short) > 1 and short == initials) or (len(short) > 2 and short == parts[0] and len(parts) > 1)

@@ -145,8 +145,6 @@ class Checkpoint:
             if name not in self._open:
                 self._open[name] = safe_open(self.path / name, framework="pt", device="cpu")
             values: Tensor = self._open[name].get_slice(entry)[first:last]
-        except FileNotFoundError:
-            raise DamagedError(f"{self.path / name} is missing") from None
         except (SafetensorError, OSError) as error:
             raise DamagedError(f"{self.path / name} cannot be read: {error}") from None
         if (values.dtype, values.shape) != (torch.float32, (last - first,)):

@@ -33,11 +33,6 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def find_set_aside(folder: Path) -> list[Path]:
-    """What :func:`set_aside` has left in a folder."""
-    return sorted(path for path in folder.glob("step_*.damaged*") if path.is_dir())
-
-
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is meant to be a checkpoint: it is called one, or has a manifest."""
     return (path / MANIFEST).is_file() or (path.is_dir() and bool(_NAME.fullmatch(path.name)))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
 from scalegpt.errors import InputError, nearest
-from scalegpt.planner.parameters import format_bytes
 
 if TYPE_CHECKING:  # torch takes seconds, which --help need not pay
     from scalegpt.checkpoint.inspection import Verdict
@@ -57,29 +56,11 @@ def _examine(run: str) -> "list[Verdict]":
     from scalegpt.checkpoint.inspection import examine
     from scalegpt.training.inference import checkpoints_of
 
-    found = [(path, examine(path)) for path in checkpoints_of(Path(run))]
-    # A run in training deletes its old ones meanwhile: those are no damaged ones.
-    return [verdict for path, verdict in found if path.exists()]
-
-
-def _set_aside(run: str) -> list[Path]:
-    """The checkpoints that the trainer found damaged and does not look at any more."""
-    from scalegpt.checkpoint.store import find_set_aside
-    from scalegpt.training.inference import CHECKPOINTS
-
-    return find_set_aside(Path(run) / CHECKPOINTS) or find_set_aside(Path(run))
-
-
-def _size(count: int) -> str:
-    return format_bytes(count).partition(" (")[0]
+    return [examine(path) for path in checkpoints_of(Path(run))]
 
 
 def _list(words: list[str]) -> int:
-    parser = _parser(
-        "list",
-        "List a run's checkpoints, reading all of each. Exit status 0 where some are damaged too; `verify` has 1 for that.",
-        "scalegpt checkpoint list runs/tiny",
-    )
+    parser = _parser("list", "List a run's checkpoints, reading all of each.", "scalegpt checkpoint list runs/tiny")
     arguments = parser.parse(words)
     verdicts = _examine(arguments.run)
     from scalegpt.checkpoint.store import best_checkpoint
@@ -88,16 +69,14 @@ def _list(words: list[str]) -> int:
     if arguments.json:
         print(json.dumps([{**_entry(verdict), "best": verdict.path == best} for verdict in verdicts], indent=2))
         return 0
-    rows = [("checkpoint", "step", "size", "held-out loss", "state")]
+    rows = [("checkpoint", "step", "GB", "held-out loss", "state")]
     for verdict in verdicts:
         entry = _entry(verdict)
         loss = "-" if entry["val_loss"] is None else f"{entry['val_loss']:.4f}"
         state = "; ".join(verdict.problems) or ("whole, the best" if verdict.path == best else "whole")
-        size = "-" if entry["bytes"] is None else _size(entry["bytes"])
+        size = "-" if entry["bytes"] is None else f"{entry['bytes'] / 1e9:.3f}"
         rows.append((verdict.path.name, "-" if entry["step"] is None else f"{entry['step']:,}", size, loss, state))
     print(aligned(rows, right={1, 2, 3}))
-    for path in _set_aside(arguments.run):
-        print(f"set aside as damaged: {path}; nothing reads it any more, so it may be deleted")
     return 0
 
 
@@ -132,8 +111,8 @@ def _verify(words: list[str]) -> int:
             for problem in verdict.problems:
                 print(problem)
             if verdict.manifest is not None and verdict.is_whole:
-                size, files = _size(verdict.manifest.size), len(verdict.manifest.files)
-                print(f"{verdict.path} is whole: {files} files, {size}, {len(verdict.manifest.tensors)} tensors")
+                size, files = verdict.manifest.size / 1e9, len(verdict.manifest.files)
+                print(f"{verdict.path} is whole: {files} files, {size:.3f} GB, {len(verdict.manifest.tensors)} tensors")
     return 0 if all(verdict.is_whole for verdict in verdicts) else 1
 
 
@@ -146,9 +125,10 @@ def _show(words: list[str]) -> int:
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import summary
     from scalegpt.checkpoint.reader import read_manifest
-    from scalegpt.training.inference import reading_newest
+    from scalegpt.training.inference import newest_checkpoint
 
-    facts = reading_newest(Path(arguments.run), lambda path: summary(path, read_manifest(path)))
+    path = newest_checkpoint(Path(arguments.run))
+    facts = summary(path, read_manifest(path))
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -161,7 +141,7 @@ def _show(words: list[str]) -> int:
         **{key.replace("_", " "): value for key, value in facts["progress"].items() if value is not None},
         "tokenizer": facts["tokenizer"],
         "data": facts["data"],
-        "size": f"{_size(facts['bytes'])} in {len(facts['files'])} files, {facts['pieces']:,} pieces",
+        "size": f"{facts['bytes'] / 1e9:.3f} GB in {len(facts['files'])} files, {facts['pieces']:,} pieces",
     }
     for name, value in rows.items():
         print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}")
@@ -183,14 +163,12 @@ def _convert(words: list[str]) -> int:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import convert
-    from scalegpt.training.inference import open_weights, reading_newest
+    from scalegpt.training.inference import newest_checkpoint, open_weights
 
-    out = Path(arguments.out)
-    path, written = reading_newest(
-        Path(arguments.run), lambda path: (path, convert(open_weights(path), out, arguments.dtype))
-    )
+    checkpoint = open_weights(newest_checkpoint(Path(arguments.run)))
+    written = convert(checkpoint, Path(arguments.out), arguments.dtype)
     facts = {
-        "checkpoint": str(path),
+        "checkpoint": str(checkpoint.path),
         "out": arguments.out,
         "dtype": arguments.dtype,
         "bytes": written.bytes,
@@ -199,5 +177,5 @@ def _convert(words: list[str]) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        print(f"{arguments.out}: {arguments.dtype} weights of {path}, {_size(written.bytes)}")
+        print(f"{arguments.out}: {arguments.dtype} weights of {checkpoint.path}, {written.bytes / 1e9:.3f} GB")
     return 0

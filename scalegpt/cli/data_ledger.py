@@ -26,27 +26,16 @@ def main(words: Sequence[str]) -> int:
         "--steps", required=True, metavar="A[:B]", help="steps A to B, both counted, as metrics.jsonl numbers them"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a step")
-    arguments = parser.parse(_joined(words))
+    arguments = parser.parse(words)
     folder = Path(arguments.run)
     first, last = _range(arguments.steps)
     taken = _steps_taken(folder)
     if last > taken:
-        raise InputError(f"steps {arguments.steps}: {folder} has taken {taken} steps; ask for some up to that one")
+        raise InputError(f"steps {arguments.steps}: {folder} has taken {taken} steps")
     steps = Ledger(folder / LEDGER).windows(range(first, last + 1))
     for line in _json_lines(steps) if arguments.json else _table(steps):
         print(line)
     return 0
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    """The words, with a range that begins with a minus tied to its flag: argparse would take it for another flag."""
-    joined: list[str] = []
-    for word in words:
-        if joined and joined[-1] == "--steps" and re.match(r"-\d", word):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -73,7 +62,6 @@ def _steps_taken(folder: Path) -> int:
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        _check_run(folder)
         raise InputError(f"{folder / METRICS}: {error.strerror}; give the folder of a run") from None
     for line in reversed(lines):
         try:
@@ -81,12 +69,6 @@ def _steps_taken(folder: Path) -> int:
         except (ValueError, TypeError, KeyError):
             continue  # a line that a crash cut short
     return 0
-
-
-def _check_run(folder: Path) -> None:
-    from scalegpt.training.inference import check_run  # torch takes seconds
-
-    check_run(folder)
 
 
 def _json_lines(steps: Iterator[tuple[int, list[Window]]]) -> Iterator[str]:

@@ -148,9 +148,8 @@ class Ledger:
         for step in steps:
             stretch = next((each for each in reversed(known) if each.first_step <= step), None)
             if stretch is None:
-                fault = f"says nothing of step {step}" if known else "is missing, or holds no line of a ledger"
                 raise InputError(
-                    f"{self.path} {fault}: it was cut or replaced; put it back from a copy, nothing else tells"
+                    f"{self.path} says nothing of step {step}; it was taken by an older version of ScaleGPT"
                 )
             yield step, stretch.windows(step)
 

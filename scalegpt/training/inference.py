@@ -1,6 +1,6 @@
 """Loading a trained model to use it: one process, one device, no optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,9 +16,7 @@ from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError, nearest
 from scalegpt.model.gpt import GPT
-from scalegpt.training.rundir import RunDirectory
 
-Result = TypeVar("Result")
 SectionT = TypeVar("SectionT", bound=Section)
 
 CHECKPOINTS = "checkpoints"
@@ -49,29 +47,7 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
     Raises:
         InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
     """
-    return reading_newest(path, lambda checkpoint: _load(checkpoint, device))
-
-
-def reading_newest(path: Path, read: Callable[[Path], Result]) -> Result:
-    """Read the checkpoint that a path means; where a run in training has deleted it meanwhile, the newest that is there then.
-
-    Args:
-        path: a run's folder, or a checkpoint's.
-        read: what to do with the checkpoint; done again from the start with the next.
-
-    Raises:
-        InputError: as :func:`newest_checkpoint` and ``read`` do.
-    """
-    while True:
-        checkpoint = newest_checkpoint(path)
-        try:
-            return read(checkpoint)
-        except (InputError, FileNotFoundError):
-            if checkpoint == path or checkpoint.exists():
-                raise
-
-
-def _load(checkpoint: Path, device: str) -> LoadedModel:
+    checkpoint = newest_checkpoint(path)
     stored = open_weights(checkpoint)
     header = stored.manifest.header
     config = _section(header, "model", ModelConfig, checkpoint)
@@ -120,35 +96,17 @@ def checkpoints_of(path: Path) -> list[Path]:
         InputError: nothing there, something else there, or a run that has none yet.
     """
     if not path.exists():
-        others = find_checkpoints(path.parent)
-        if others:
-            raise InputError(f"there is no checkpoint {path}; there are {', '.join(other.name for other in others)}")
-        check_run(path)
+        raise InputError(f"run {path} does not exist{_nearest_run(path)}")
     if is_checkpoint(path):
         return [path]
     found = find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
     if found:
         return found
     if (path / CHECKPOINTS).is_dir() or any((path / name).is_file() for name in RUN_FILES):
-        had = RunDirectory(path).read_past().newest
-        if had is not None:
-            raise InputError(
-                f"run {path} had a checkpoint of step {had}, and there is none in {path / CHECKPOINTS}; put it back"
-            )
         raise InputError(f"run {path} has no checkpoint yet: train it longer, or lower --checkpoint_every")
     inside = _runs_in(path)
     hint = f", but holds some: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
     raise InputError(f"{path} is neither a run nor a checkpoint{hint}")
-
-
-def check_run(path: Path) -> None:
-    """Refuse a run that does not exist.
-
-    Raises:
-        InputError: names the run that was probably meant.
-    """
-    if not path.exists():
-        raise InputError(f"run {path} does not exist{_nearest_run(path)}")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

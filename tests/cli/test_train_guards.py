@@ -239,9 +239,8 @@ def test_the_ledger_is_the_same_for_every_layout_and_after_a_resume(
         (["runs/run", "--steps", "x"], "steps must be A or A:B, such as 100:120, not 'x'"),
         (["runs/run", "--steps", "3:2"], "steps 3:2 are none"),
         (["runs/run", "--steps", "0"], "steps 0 are none"),
-        (["runs/run", "--steps", "-1:3"], "steps must be A or A:B, such as 100:120, not '-1:3'"),
-        (["runs/run", "--steps", "1:17"], "runs/run has taken 16 steps; ask for some up to that one"),
-        (["runs/none", "--steps", "1"], "run runs/none does not exist; known: run"),
+        (["runs/run", "--steps", "1:17"], "runs/run has taken 16 steps"),
+        (["runs/none", "--steps", "1"], "runs/none/metrics.jsonl: No such file or directory; give the folder of a run"),
     ],
 )
 def test_steps_that_are_not_there_are_refused(
@@ -263,9 +262,7 @@ def test_a_change_needs_a_word_and_is_shown(train: Callable[..., str], monkeypat
     assert "runs/run holds another run: learning_rate: 0.01 → 0.005, weight_decay: 0.1 → 0.2; " in line
     assert "--allow_change learning_rate,weight_decay goes on with them" in line
     line = train(fails=2, allow_change="learning_rate", **changes)
-    assert (
-        "holds another run: weight_decay: 0.1 → 0.2; --allow_change learning_rate,weight_decay goes on with it" in line
-    )
+    assert "holds another run: weight_decay: 0.1 → 0.2; --allow_change weight_decay goes on with it" in line
     out = train(allow_change="learning-rate, weight_decay", **changes)
     assert "changed  learning_rate: 0.01 → 0.005" in out
     assert "changed  weight_decay: 0.1 → 0.2" in out

@@ -35,7 +35,7 @@ def test_what_is_appended_is_found_and_what_changes_nothing_is_not_appended(tmp_
     ledger = Ledger(tmp_path / "data_ledger.jsonl")
     assert ledger.read() == []
     assert ledger.stretch_of(1) is None
-    with pytest.raises(InputError, match="is missing, or holds no line of a ledger"):
+    with pytest.raises(InputError, match="says nothing of step 1"):
         list(ledger.windows([1]))
     ledger.append(START)
     ledger.append(replace(START.starting_at(20), reason="resumed"))

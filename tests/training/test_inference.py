@@ -1,7 +1,5 @@
 """Loading a trained model: which checkpoint, in what precision, and the errors."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from scalegpt.checkpoint.manifest import WEIGHTS, file_name
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.training.inference import load_model, newest_checkpoint, reading_newest
+from scalegpt.training.inference import load_model, newest_checkpoint
 
 
 def test_the_newest_checkpoint_of_a_run_is_loaded_exactly(tiny_run: Any, tiny_model: Any) -> None:
@@ -126,19 +124,3 @@ def test_weights_of_another_shape_are_refused(tiny_run: Any) -> None:
     run = tiny_run("muddle")
     rewrite(newest_checkpoint(run), lambda document: document["config"].pop("model"))
     assert "has no model" in error_line(run)
-
-
-def test_of_a_run_in_training_the_newest_is_taken_that_is_still_there(tiny_run: Callable[..., Path]) -> None:
-    run = tiny_run(steps=(10, 20))
-    seen = []
-
-    def read(checkpoint: Path) -> int:
-        seen.append(checkpoint.name)
-        if checkpoint.name == "step_00000020":
-            shutil.rmtree(checkpoint)  # as the trainer does with an old one
-        return load_model(checkpoint, "cpu").header.progress.step
-
-    assert reading_newest(run, read) == 10
-    assert seen == ["step_00000020", "step_00000010"]
-    with pytest.raises(InputError, match=r"there is no checkpoint .*step_00000020; there are step_00000010"):
-        load_model(run / "checkpoints" / "step_00000020", "cpu")
