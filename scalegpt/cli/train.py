@@ -89,7 +89,7 @@ def _allowed(text: str | None) -> frozenset[str]:
     known = {DATA, *(key for section in SECTIONS.values() for key in section.settings())}
     for key in keys:
         if key not in known:
-            raise InputError(f"allow_change: unknown setting {key!r}{nearest(key, known)}")
+            raise InputError(f"allow_change: unknown setting {key!r}{nearest(key, known, 'scalegpt train --help')}")
     return frozenset(keys)
 
 

@@ -276,6 +276,10 @@ def test_what_shapes_the_weights_cannot_change(train: Callable[..., str]) -> Non
     assert "runs/run: n_layer cannot be changed, its weights have that shape" in line
     assert "--allow_change" not in train(fails=2, n_layer=2)
     assert "unknown setting 'n_layers'; did you mean n_layer" in train(fails=2, allow_change="n_layers")
+    assert "unknown setting 'lr'; did you mean learning_rate?" in train(fails=2, allow_change="lr")
+    assert "unknown setting 'zzz'; `scalegpt train --help` lists those that there are\n" in train(
+        fails=2, allow_change="zzz"
+    )
 
 
 def test_a_step_of_another_size_goes_on_where_the_data_were_left(
