@@ -5,7 +5,10 @@ never the user's fault and are shown with a traceback under ``--debug``.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_MOST_OFFERED, _MOST_LISTED = 3, 12
 
 
 class InputError(ValueError):
@@ -20,14 +23,42 @@ class RunError(RuntimeError):
     exit_status = 1
 
 
-def nearest(word: object, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[str], listed: str | None = None) -> str:
     """A hint that names the closest known words, ready to append to a message.
 
-    Returns ``"; did you mean a, b?"``, or ``"; known: …"`` when nothing is close.
+    Args:
+        word: what was given.
+        known: what might have been meant.
+        listed: the command that lists the known words, for where they are too many for a line.
+
+    Returns:
+        ``"; did you mean a, b?"``, or ``"; known: …"`` when nothing is close.
     """
     candidates = sorted(known)
     folded = {candidate.lower(): candidate for candidate in reversed(candidates)}
-    close = [folded[match] for match in difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.6)]
+    text = str(word).lower()
+    # An abbreviation is meant so; beside it, words that only happen to share letters (wd: seed) would mislead.
+    close = sorted(each for each in folded if _abbreviates(text, each))[:_MOST_OFFERED]
+    close = close or difflib.get_close_matches(text, folded, n=_MOST_OFFERED, cutoff=0.6)
     if close:
-        return f"; did you mean {', '.join(close)}?"
+        return f"; did you mean {', '.join(folded[match] for match in close)}?"
+    if listed is not None and len(candidates) > _MOST_LISTED:
+        return f"; `{listed}` lists those that there are"
     return f"; known: {', '.join(candidates)}"
+
+
+def _abbreviates(word: str, name: str) -> bool:
+    """Whether a word of two letters or more is made of the beginnings of a name's first parts: lr, wd, keep, maxit."""
+    letters = "".join(_parts(word))
+    return len(letters) > 1 and _begins(letters, _parts(name))
+
+
+def _begins(letters: str, parts: list[str]) -> bool:
+    if not letters or not parts:
+        return not letters
+    taken = range(1, len(parts[0]) + 1)
+    return any(letters.startswith(parts[0][:n]) and _begins(letters[n:], parts[1:]) for n in taken)
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[^a-z0-9]+", name) if part]

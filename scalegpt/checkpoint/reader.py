@@ -141,14 +141,16 @@ class Checkpoint:
 
     def _slice(self, name: str, entry: str, first: int, last: int) -> Tensor:
         assert name in self._verified, f"{name} is used before it is verified"
+        path = self.path / name
         try:
             if name not in self._open:
-                self._open[name] = safe_open(self.path / name, framework="pt", device="cpu")
+                self._open[name] = safe_open(path, framework="pt", device="cpu")
             values: Tensor = self._open[name].get_slice(entry)[first:last]
         except (SafetensorError, OSError) as error:
-            raise DamagedError(f"{self.path / name} cannot be read: {error}") from None
+            # safetensors ends some of its messages with the path.
+            raise DamagedError(f"{path} cannot be read: {str(error).removesuffix(f': {path}')}") from None
         if (values.dtype, values.shape) != (torch.float32, (last - first,)):
-            raise DamagedError(f"{self.path / name}: {entry} is not what {MANIFEST} says")
+            raise DamagedError(f"{path}: {entry} is not what {MANIFEST} says")
         return values
 
 

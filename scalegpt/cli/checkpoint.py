@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
 from scalegpt.errors import InputError, nearest
+from scalegpt.planner.parameters import format_bytes
 
 if TYPE_CHECKING:  # torch takes seconds, which --help need not pay
     from scalegpt.checkpoint.inspection import Verdict
@@ -52,32 +53,75 @@ def _parser(action: str, summary: str, example: str) -> Parser:
     return parser
 
 
-def _examine(run: str) -> "list[Verdict]":
-    from scalegpt.checkpoint.inspection import examine
-    from scalegpt.training.inference import checkpoints_of
+def _examine(run: Path) -> "list[Verdict]":
+    """Look at a run's checkpoints, or at one; those that are deleted meanwhile, as training does, are left out.
 
-    return [examine(path) for path in checkpoints_of(Path(run))]
+    Raises:
+        InputError: no checkpoint, or one that was named and is gone.
+    """
+    from scalegpt.checkpoint.inspection import examine
+    from scalegpt.training.inference import checkpoints_of, refuse_deleted
+
+    verdicts: list[Verdict] = []
+    while not verdicts:  # all of them were deleted: then there are newer ones
+        for path in checkpoints_of(run):
+            try:
+                verdicts.append(examine(path))
+            except OSError:
+                if path.is_dir():
+                    raise
+            if not path.is_dir():
+                refuse_deleted(run, path)
+        verdicts = [verdict for verdict in verdicts if verdict.path.is_dir()]
+    return verdicts
 
 
 def _list(words: list[str]) -> int:
-    parser = _parser("list", "List a run's checkpoints, reading all of each.", "scalegpt checkpoint list runs/tiny")
+    parser = _parser(
+        "list",
+        "List a run's checkpoints, reading all of each.\n"
+        "Exit status 0 where some are damaged too: verify tells by its own.",
+        "scalegpt checkpoint list runs/tiny",
+    )
     arguments = parser.parse(words)
-    verdicts = _examine(arguments.run)
+    verdicts = _examine(Path(arguments.run))
     from scalegpt.checkpoint.store import best_checkpoint
+    from scalegpt.training.inference import set_aside_in
 
     best = best_checkpoint([verdict.path for verdict in verdicts if verdict.is_whole])
+    aside = [_aside(path) for path in set_aside_in(Path(arguments.run))]
     if arguments.json:
-        print(json.dumps([{**_entry(verdict), "best": verdict.path == best} for verdict in verdicts], indent=2))
+        entries = [{**_entry(verdict), "best": verdict.path == best, "set_aside": False} for verdict in verdicts]
+        print(json.dumps(entries + [{**_entry(each), "best": False, "set_aside": True} for each in aside], indent=2))
         return 0
-    rows = [("checkpoint", "step", "GB", "held-out loss", "state")]
-    for verdict in verdicts:
-        entry = _entry(verdict)
-        loss = "-" if entry["val_loss"] is None else f"{entry['val_loss']:.4f}"
-        state = "; ".join(verdict.problems) or ("whole, the best" if verdict.path == best else "whole")
-        size = "-" if entry["bytes"] is None else f"{entry['bytes'] / 1e9:.3f}"
-        rows.append((verdict.path.name, "-" if entry["step"] is None else f"{entry['step']:,}", size, loss, state))
+    rows: list[tuple[str, ...]] = [("checkpoint", "step", "size", "held-out loss", "state")]
+    rows += [_row(verdict, is_best=verdict.path == best) for verdict in verdicts]
     print(aligned(rows, right={1, 2, 3}))
+    for verdict in aside:
+        print(*verdict.problems)
     return 0
+
+
+def _aside(path: Path) -> "Verdict":
+    """What is told of a folder that was a checkpoint, and is not looked into."""
+    from scalegpt.checkpoint.inspection import Verdict
+
+    problem = f"set aside as damaged: {path}; ScaleGPT does not read it: delete it when you have looked at it"
+    return Verdict(path, None, (problem,))
+
+
+def _row(verdict: "Verdict", *, is_best: bool) -> tuple[str, ...]:
+    entry = _entry(verdict)
+    step = "-" if entry["step"] is None else f"{entry['step']:,}"
+    size = "-" if entry["bytes"] is None else format_bytes(entry["bytes"])
+    loss = "-" if entry["val_loss"] is None else f"{entry['val_loss']:.4f}"
+    return (
+        verdict.path.name,
+        step,
+        size,
+        loss,
+        "; ".join(verdict.problems) or ("whole, the best" if is_best else "whole"),
+    )
 
 
 def _entry(verdict: "Verdict") -> dict[str, Any]:
@@ -99,11 +143,11 @@ def _verify(words: list[str]) -> int:
     parser = _parser(
         "verify",
         "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; see that every tensor "
-        "is covered.\nExit status 1 where something is damaged.",
+        "is covered.\nExit status 1 where something is damaged; list has 0 even then.",
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
-    verdicts = _examine(arguments.run)
+    verdicts = _examine(Path(arguments.run))
     if arguments.json:
         print(json.dumps([_entry(verdict) for verdict in verdicts], indent=2))
     else:
@@ -111,8 +155,9 @@ def _verify(words: list[str]) -> int:
             for problem in verdict.problems:
                 print(problem)
             if verdict.manifest is not None and verdict.is_whole:
-                size, files = verdict.manifest.size / 1e9, len(verdict.manifest.files)
-                print(f"{verdict.path} is whole: {files} files, {size:.3f} GB, {len(verdict.manifest.tensors)} tensors")
+                manifest = verdict.manifest
+                files, size, tensors = len(manifest.files), format_bytes(manifest.size), len(manifest.tensors)
+                print(f"{verdict.path} is whole: {files} files, {size}, {tensors} tensors")
     return 0 if all(verdict.is_whole for verdict in verdicts) else 1
 
 
@@ -125,10 +170,9 @@ def _show(words: list[str]) -> int:
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import summary
     from scalegpt.checkpoint.reader import read_manifest
-    from scalegpt.training.inference import newest_checkpoint
+    from scalegpt.training.inference import with_newest
 
-    path = newest_checkpoint(Path(arguments.run))
-    facts = summary(path, read_manifest(path))
+    facts = with_newest(Path(arguments.run), lambda path: summary(path, read_manifest(path)))
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -141,7 +185,7 @@ def _show(words: list[str]) -> int:
         **{key.replace("_", " "): value for key, value in facts["progress"].items() if value is not None},
         "tokenizer": facts["tokenizer"],
         "data": facts["data"],
-        "size": f"{facts['bytes'] / 1e9:.3f} GB in {len(facts['files'])} files, {facts['pieces']:,} pieces",
+        "size": f"{format_bytes(facts['bytes'])} in {len(facts['files'])} files, {facts['pieces']:,} pieces",
     }
     for name, value in rows.items():
         print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}")
@@ -163,12 +207,13 @@ def _convert(words: list[str]) -> int:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import convert
-    from scalegpt.training.inference import newest_checkpoint, open_weights
+    from scalegpt.training.inference import open_weights, with_newest
 
-    checkpoint = open_weights(newest_checkpoint(Path(arguments.run)))
-    written = convert(checkpoint, Path(arguments.out), arguments.dtype)
+    path, written = with_newest(
+        Path(arguments.run), lambda path: (path, convert(open_weights(path), Path(arguments.out), arguments.dtype))
+    )
     facts = {
-        "checkpoint": str(checkpoint.path),
+        "checkpoint": str(path),
         "out": arguments.out,
         "dtype": arguments.dtype,
         "bytes": written.bytes,
@@ -177,5 +222,5 @@ def _convert(words: list[str]) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        print(f"{arguments.out}: {arguments.dtype} weights of {checkpoint.path}, {written.bytes / 1e9:.3f} GB")
+        print(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
     return 0

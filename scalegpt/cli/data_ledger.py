@@ -31,7 +31,8 @@ def main(words: Sequence[str]) -> int:
     first, last = _range(arguments.steps)
     taken = _steps_taken(folder)
     if last > taken:
-        raise InputError(f"steps {arguments.steps}: {folder} has taken {taken} steps")
+        rest = f"{taken:,} steps; ask for at most step {taken}" if taken else "no step yet; train it first"
+        raise InputError(f"steps {arguments.steps}: {folder} has taken {rest}")
     steps = Ledger(folder / LEDGER).windows(range(first, last + 1))
     for line in _json_lines(steps) if arguments.json else _table(steps):
         print(line)
@@ -46,7 +47,7 @@ def _range(text: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     if found is None:
-        raise InputError(f"steps must be A or A:B, such as 100:120, not {text!r}")
+        raise InputError(f"steps must be A or A:B, whole numbers from 1 on, such as 100:120, not {text!r}")
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last:
         raise InputError(f"steps {text} are none: the first step is 1, and A must not be above B")
@@ -57,12 +58,18 @@ def _steps_taken(folder: Path) -> int:
     """The last step in a run's metrics.
 
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder holds no run, or one whose metrics cannot be read.
     """
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise InputError(f"{folder / METRICS}: {error.strerror}; give the folder of a run") from None
+        from scalegpt.training.inference import check_run  # torch takes seconds, which only a mistake need pay
+
+        check_run(folder)
+        raise InputError(
+            f"{folder / METRICS} cannot be read ({error.strerror}), which tells how many steps the run has taken; "
+            "put it back from a copy"
+        ) from None
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -10,6 +11,9 @@ from scalegpt.errors import InputError, nearest
 
 FLAGS_IN_USAGE = 12
 """With more flags than these the usage line would be a page of its own; the groups below it list them all."""
+
+DEFAULTS = "[value] after a flag: the default where neither the preset nor a file says otherwise"
+"""Said once where there are presets: what a preset sets is not what is in the brackets."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +27,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             description=f"{summary}\n\nexample:\n  " + "\n  ".join(example.splitlines()),
         )
+        # -1:3 and -1e-3 are values too, which the flag's own check refuses in words of its own.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
         self.add_argument("-h", "--help", action="help", help="show this and exit")
         self.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
@@ -30,6 +36,8 @@ class Parser(argparse.ArgumentParser):
         """The description with its example, then the usage: argparse has them the other way round."""
         formatter = self._get_formatter()
         formatter.add_text(self.description)
+        if "--preset" in self._option_string_actions:
+            formatter.add_text(DEFAULTS)
         many = sum(bool(action.option_strings) for action in self._actions) > FLAGS_IN_USAGE
         usage = f"{self.prog} [flags]" if many else self.usage
         formatter.add_usage(usage, self._actions, self._mutually_exclusive_groups)

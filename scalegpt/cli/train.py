@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     allowed = _allowed(arguments.allow_change)
     # Everything that needs no torch is checked before torch is imported.
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
+    if arguments.model_name is not None:
+        run = replace(run, name=arguments.model_name)  # an empty one too, which is refused with the other bad names
     from scalegpt.training.run import train
     from scalegpt.training.setup import Request
 
@@ -76,7 +79,10 @@ def main(argv: Sequence[str]) -> int:
         allow_change=allowed,
         trust_checkpoint=arguments.trust_checkpoint,
     )
-    return train(request, arguments.device)
+    status = train(request, arguments.device)
+    if run.train.max_iters == 0 and os.environ.get("RANK", "0") == "0":
+        print("no step was taken: max_iters is 0; give a larger --max_iters to train", flush=True)
+    return status
 
 
 def _allowed(text: str | None) -> frozenset[str]:
@@ -89,7 +95,7 @@ def _allowed(text: str | None) -> frozenset[str]:
     known = {DATA, *(key for section in SECTIONS.values() for key in section.settings())}
     for key in keys:
         if key not in known:
-            raise InputError(f"allow_change: unknown setting {key!r}{nearest(key, known)}")
+            raise InputError(f"allow_change: unknown setting {key!r}{nearest(key, known, 'scalegpt train --help')}")
     return frozenset(keys)
 
 

@@ -9,7 +9,7 @@ where it changes: ``data_ledger.jsonl``, from which the windows of any step foll
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,18 @@ class Ledger:
         for step in steps:
             stretch = next((each for each in reversed(known) if each.first_step <= step), None)
             if stretch is None:
-                raise InputError(
-                    f"{self.path} says nothing of step {step}; it was taken by an older version of ScaleGPT"
-                )
+                raise InputError(self._silence(step, is_empty=not known))
             yield step, stretch.windows(step)
+
+    def _silence(self, step: int, *, is_empty: bool) -> str:
+        """Why nothing can be told of a step, and what can be done."""
+        if not self.path.exists():
+            reason = "is missing"
+        elif is_empty:
+            reason = "has no line that can be read"
+        else:
+            reason = f"says nothing of step {step}: it may have been cut short or replaced"
+        return f"{self.path} {reason}; put it back from a copy: nothing else tells which windows a step consumed"
 
     def _write(self, stretches: list[Stretch]) -> None:
         """Replace the file: a reader or a crash finds the old or the new one. It has few lines."""
@@ -171,6 +179,8 @@ def _parse(line: str) -> Stretch | None:
     """A line as a stretch; None for what is none."""
     try:
         values: dict[str, Any] = json.loads(line)
-        return Stretch(**values) if line.endswith("\n") else None
+        stretch = Stretch(**values)
     except (ValueError, TypeError):
         return None
+    is_one = line.endswith("\n") and all(type(getattr(stretch, each.name)) is each.type for each in fields(stretch))
+    return stretch if is_one else None

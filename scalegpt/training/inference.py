@@ -1,6 +1,6 @@
 """Loading a trained model to use it: one process, one device, no optimizer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,9 @@ from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError, nearest
 from scalegpt.model.gpt import GPT
+from scalegpt.training.rundir import RunDirectory
 
+Result = TypeVar("Result")
 SectionT = TypeVar("SectionT", bound=Section)
 
 CHECKPOINTS = "checkpoints"
@@ -24,6 +26,15 @@ CHECKPOINTS = "checkpoints"
 
 RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
 """What a run's folder may hold before its first checkpoint."""
+
+STEP = "step_"
+"""What a checkpoint's name begins with."""
+
+SET_ASIDE = "step_*.damaged*"
+"""The names of checkpoints that training found damaged and renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
+
+MOST_NAMED = 6
+"""Of a run's checkpoints so many are named in a message: a line must not become a page."""
 
 
 class LoadedModel(NamedTuple):
@@ -47,7 +58,10 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
     Raises:
         InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
     """
-    checkpoint = newest_checkpoint(path)
+    return with_newest(path, lambda checkpoint: _load(checkpoint, device))
+
+
+def _load(checkpoint: Path, device: str) -> LoadedModel:
     stored = open_weights(checkpoint)
     header = stored.manifest.header
     config = _section(header, "model", ModelConfig, checkpoint)
@@ -80,11 +94,46 @@ def open_weights(checkpoint: Path) -> Checkpoint:
     return stored
 
 
+def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
+    """Do something with the checkpoint that a path means.
+
+    A run that is being trained deletes old checkpoints meanwhile. Where that befalls the one that was chosen for a run, there
+    is a newer one, and the work is begun again with that.
+
+    Args:
+        path: a run's folder, or a checkpoint's own.
+        work: what to do with the checkpoint; called again where it was deleted.
+
+    Raises:
+        InputError: no checkpoint, one that was named and is gone, or what the work raises.
+    """
+    while True:
+        checkpoint = newest_checkpoint(path)
+        try:
+            return work(checkpoint)
+        except (InputError, OSError):
+            if checkpoint.is_dir():
+                raise
+            refuse_deleted(path, checkpoint)
+
+
+def refuse_deleted(path: Path, checkpoint: Path) -> None:
+    """Refuse to go on without a checkpoint that is gone, if it is the one that was named.
+
+    Raises:
+        InputError: it is: another would not be what was asked for.
+    """
+    if checkpoint == path:
+        raise InputError(
+            f"{path} was deleted while it was being read; name another checkpoint, or its run for the newest"
+        )
+
+
 def newest_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path means: itself, or the newest of a run.
 
     Raises:
-        InputError: nothing there, something else there, or a run that has none yet.
+        InputError: nothing there, something else there, or a run that has none.
     """
     return checkpoints_of(path)[-1]
 
@@ -93,26 +142,76 @@ def checkpoints_of(path: Path) -> list[Path]:
     """Return the checkpoints that a path means, oldest first and at least one: itself, or those of a run.
 
     Raises:
-        InputError: nothing there, something else there, or a run that has none yet.
+        InputError: nothing there, something else there, or a run that has none.
     """
     if not path.exists():
-        raise InputError(f"run {path} does not exist{_nearest_run(path)}")
+        raise InputError(_missing(path))
     if is_checkpoint(path):
         return [path]
-    found = find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
-    if found:
+    # Twice: while the first look lasts, the trainer may put a new checkpoint in the place of the only one.
+    if found := _found_in(path) or _found_in(path):
         return found
-    if (path / CHECKPOINTS).is_dir() or any((path / name).is_file() for name in RUN_FILES):
-        raise InputError(f"run {path} has no checkpoint yet: train it longer, or lower --checkpoint_every")
-    inside = _runs_in(path)
-    hint = f", but holds some: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
-    raise InputError(f"{path} is neither a run nor a checkpoint{hint}")
+    run = path.parent if path.name == CHECKPOINTS else path
+    if _is_run(run):
+        raise InputError(_no_checkpoint(run))
+    raise InputError(f"{path} is neither a run nor a checkpoint{_runs_hint(path)}")
+
+
+def set_aside_in(path: Path) -> list[Path]:
+    """Return the damaged checkpoints of a run that training has set aside, in the order of their names."""
+    folder = path / CHECKPOINTS
+    return sorted((folder if folder.is_dir() else path).glob(SET_ASIDE))
+
+
+def check_run(path: Path) -> None:
+    """Refuse what is no run.
+
+    Raises:
+        InputError: nothing is there, or something else.
+    """
+    if not path.exists():
+        raise InputError(_missing(path))
+    if not _is_run(path):
+        raise InputError(f"{path} is not a run{_runs_hint(path)}")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return bf16 for a CUDA device with units for it, else fp32."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _found_in(path: Path) -> list[Path]:
+    """Return the checkpoints of a run, or in a folder of them, oldest first."""
+    return find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CHECKPOINTS).is_dir() or any((path / name).is_file() for name in RUN_FILES)
+
+
+def _no_checkpoint(run: Path, name: str = "") -> str:
+    """Say that a run has no checkpoint of a name, or none any more, or none yet."""
+    found = [each.name for each in _found_in(run)]
+    if found:
+        named = found if len(found) <= MOST_NAMED else [found[0], "…", *found[2 - MOST_NAMED :]]
+        return f"run {run} has no checkpoint {name}; it has {', '.join(named)}"
+    step = RunDirectory(run).read_past().newest
+    if step is None:
+        return f"run {run} has no checkpoint yet: train it longer, or lower --checkpoint_every"
+    return f"run {run} had a checkpoint of step {step}, and there is none in {run / CHECKPOINTS}; put it back"
+
+
+def _missing(path: Path) -> str:
+    """Say what is not there, a run or one of its checkpoints, and what was probably meant."""
+    folder = path.parent
+    run = folder.parent if folder.name == CHECKPOINTS else folder
+    if CHECKPOINTS in {path.name, folder.name} or path.name.startswith(STEP):
+        if not run.exists():
+            return _missing(run)
+        if _is_run(run):
+            return _no_checkpoint(run, path.name)
+    return f"run {path} does not exist{_nearest_run(path)}"
 
 
 def _nearest_run(path: Path) -> str:
@@ -122,6 +221,12 @@ def _nearest_run(path: Path) -> str:
         return f"; did you mean {usual}?"
     names = _runs_in(path.parent)
     return nearest(path.name, names) if names else "; train one first: scalegpt train --help"
+
+
+def _runs_hint(path: Path) -> str:
+    """Return a hint that names the runs in a folder that is none."""
+    inside = _runs_in(path)
+    return f", but holds some: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
 
 
 def _runs_in(folder: Path) -> list[str]:

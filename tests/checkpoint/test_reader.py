@@ -128,6 +128,16 @@ def test_a_manifest_that_lies_about_its_files(saved: Path) -> None:
         checkpoint.read("other", "weight", 0, 1)
 
 
+def test_a_file_that_is_gone_by_the_time_it_is_read_is_named_once(saved: Path) -> None:
+    checkpoint = Checkpoint.open(saved)
+    checkpoint.verify()
+    for file in saved.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(DamagedError, match=r"cannot be read: No such file or directory$") as caught:
+        checkpoint.read("one", "weight", 0, 1)
+    assert str(caught.value).count(str(saved)) == 1
+
+
 def is_caught(checkpoint: Path) -> str | None:
     """The line with which a damaged checkpoint is refused before anything in it is used."""
     try:

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from manifests import rewrite
+from replaced import replaced_at
+from scalegpt.checkpoint.store import set_aside
 from scalegpt.cli.main import main
 from scalegpt.training.inference import checkpoints_of
 
@@ -47,7 +49,7 @@ def test_the_list_has_a_line_for_each(run: Path, say: Callable[..., str]) -> Non
     damage(run / "checkpoints" / "step_00000020" / WEIGHTS)
     (run / "checkpoints" / "step_00000010" / "checkpoint.json").write_text("{}")
     heading, _, *lines = say("list", run).splitlines()
-    assert heading.split() == ["checkpoint", "step", "GB", "held-out", "loss", "state"]
+    assert heading.split() == ["checkpoint", "step", "size", "held-out", "loss", "state"]
     assert [line.split()[0] for line in lines] == ["step_00000010", "step_00000020", "step_00000030"]
     assert "checkpoint.json is damaged" in lines[0]
     assert "2.0000" in lines[1]
@@ -75,6 +77,82 @@ def test_what_is_damaged_is_named_and_status_1(run: Path, say: Callable[..., str
     assert len(say("verify", file.parent, status=1).splitlines()) == 1
     found = json.loads(say("verify", run, "--json", status=1))
     assert found[1]["problems"] == [lines[1]]
+
+
+@pytest.mark.parametrize("moment", ["read_manifest", "os.scandir", "_check"])
+@pytest.mark.parametrize("action", ["list", "verify"])
+def test_what_training_deletes_meanwhile_is_left_out(
+    run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch, action: str, moment: str
+) -> None:
+    replaced_at(moment, run, monkeypatch)
+    found = json.loads(say(action, run, "--json"))
+    assert [(entry["step"], entry["whole"]) for entry in found] == [(20, True)]
+
+
+def test_a_look_begins_anew_where_all_are_deleted_meanwhile(
+    run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "checkpoints" / "step_00000020").rename(run / "kept")
+    replaced_at("_check", run, monkeypatch)
+    assert "step_00000030 is whole" in say("verify", run)
+
+
+@pytest.mark.parametrize("action", ["list", "verify", "show"])
+def test_a_checkpoint_that_was_named_and_is_deleted_meanwhile_is_missed(
+    run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    path = replaced_at("read_manifest", run, monkeypatch)
+    assert f"error: {path} was deleted while it was being read; name another" in say(action, path, status=2)
+
+
+@pytest.mark.parametrize("moment", ["read_manifest", "_check", "Checkpoint._slice"])
+def test_show_and_convert_take_the_newest_where_theirs_is_deleted_meanwhile(
+    run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: str
+) -> None:
+    (run / "checkpoints" / "step_00000020").rename(run / "kept")
+    replaced_at(moment, run, monkeypatch)
+    words = ("show", run) if moment == "read_manifest" else ("convert", run, "--out", tmp_path / "out")
+    assert json.loads(say(*words, "--json"))["checkpoint"].endswith("step_00000030")
+
+
+def test_what_was_set_aside_is_told_after_the_list(run: Path, say: Callable[..., str]) -> None:
+    aside = set_aside(run / "checkpoints" / "step_00000020")
+    lines = say("list", run).splitlines()
+    assert len(lines) == 5
+    assert (
+        lines[-1] == f"set aside as damaged: {aside}; ScaleGPT does not read it: delete it when you have looked at it"
+    )
+    found = json.loads(say("list", run, "--json"))
+    assert [(entry["step"], entry["whole"], entry["set_aside"]) for entry in found] == [
+        (10, True, False),
+        (30, True, False),
+        (None, False, True),
+    ]
+    assert found[2]["checkpoint"] == str(aside)
+    assert found[2].keys() == found[0].keys()
+    assert say("list", run / "checkpoints") == say("list", run)
+    assert len(say("list", run / "checkpoints" / "step_00000010").splitlines()) == 3
+
+
+def test_small_sizes_are_no_zeros(run: Path, say: Callable[..., str], tmp_path: Path) -> None:
+    for words in (("list", run), ("verify", run), ("show", run), ("convert", run, "--out", tmp_path / "out")):
+        text = say(*words)
+        assert " kB (" in text
+        assert " GB" not in text
+
+
+def test_neither_configuration_nor_status_is_needed(run: Path, say: Callable[..., str], tmp_path: Path) -> None:
+    assert [path.name for path in run.iterdir()] == ["checkpoints"]
+    for words in (("list", run), ("verify", run), ("show", run), ("convert", run, "--out", tmp_path / "out")):
+        assert "step_00000030" in say(*words)
+
+
+@pytest.mark.parametrize("action", ["list", "verify"])
+def test_the_help_tells_the_exit_status(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["checkpoint", action, "--help"])
+    text = capsys.readouterr().out
+    assert {"list": "Exit status 0 where some are damaged too", "verify": "list has 0 even then"}[action] in text
 
 
 def test_tensors_that_are_not_covered_are_damage(run: Path, say: Callable[..., str]) -> None:
@@ -129,6 +207,7 @@ def test_nothing_is_replaced_and_nothing_damaged_is_converted(
         (("--help",), 0, "verify    read every byte"),
         (("lisst",), 2, "unknown action 'lisst'; did you mean list?"),
         (("list", "nowhere"), 2, "run nowhere does not exist"),
+        (("verify", "nowhere/checkpoints/step_00000010"), 2, "run nowhere does not exist"),
         (("convert", "nowhere"), 2, "--out"),
         (("show", "nowhere", "--jsn"), 2, "did you mean --json?"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from replaced import replaced_at
 from scalegpt.cli.main import main
 from scalegpt.data.tokenizers import REPLACEMENT, make_tokenizer
 
@@ -198,6 +199,16 @@ def test_a_diverged_model_fails_in_one_line(
     monkeypatch.setattr("scalegpt.model.gpt.GPT.forward", lambda *_: torch.full((1, 257), float("nan")))
     assert main(["sample", str(run), "--prompt", "a", "--device", "cpu", "--json"]) == 1
     assert "diverged" in capsys.readouterr().err
+
+
+def test_a_run_that_deletes_its_checkpoint_meanwhile_is_sampled_from_the_newest(
+    tiny_run: Any, sample: Sample, refused: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(steps=(10, 20))
+    words = ("--prompt", "a", "--max_new_tokens", "5", "--json")
+    old = replaced_at("_check", run, monkeypatch)
+    assert json.loads(sample(run, *words))["step"] == 20
+    assert f"run {run} has no checkpoint step_00000010; it has step_00000020" in refused(old, *words)
 
 
 def test_help_shows_examples_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,14 +222,15 @@ def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) ->
 
 
 def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) -> None:
-    train(max_iters=0)
+    said = "no step was taken: max_iters is 0; give a larger --max_iters to train\n"
+    assert train(max_iters=0).endswith(said)
     assert seen(Path("runs/run")) == LEFT
     assert status()["step"] == 0
     assert metrics()[0] == []
     before = snapshot()
     assert "nothing left to do" in train(max_iters=0)
     assert snapshot() == before
-    train()
+    assert said not in train()
     train(model_name="undisturbed")
     assert metrics()[0][-1]["loss"] == metrics("undisturbed")[0][-1]["loss"]
 
@@ -490,6 +491,9 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "attention": ({"attention": "cudnn"}, ("attention cudnn does not run here (cpu", "--attention auto")),
     "slashes": ({"model_name": "../run"}, ("'../run'", "--model_name")),
+    "no name": ({"preset": "tiny", "model_name": ""}, ("model_name ''", "--model_name")),
+    "negative": ({"learning_rate": "-1e-3"}, ("learning_rate must be more than 0, not -0.001",)),
+    "abbreviation": ({"keep": 0}, ("unknown flag --keep; did you mean", "--keep_checkpoints")),
     "dots": ({"model_name": ".."}, ("'..'", "--model_name")),
     "micro batch": ({"micro_batch": 3}, ("micro_batch 3 does not divide", "--micro_batch 2", "--tokens_per_step")),
     "tokens per step": ({"tokens_per_step": 100}, ("tokens_per_step 100", "96 or 112 would work")),
@@ -513,6 +517,16 @@ def test_bad_input_is_refused_in_one_line(refused: Callable[..., str], kind: str
     for fragment in fragments:
         assert fragment in line
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command_name", ["train", "plan", "params"])
+def test_the_help_says_whose_defaults_it_shows(command_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command_name, "--help"])
+    text = capsys.readouterr().out
+    note = "[value] after a flag: the default where neither the preset nor a file says otherwise\n"
+    assert text.count(note) == 1
+    assert text.index(note) < text.index("usage:")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

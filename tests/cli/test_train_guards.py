@@ -236,11 +236,16 @@ def test_the_ledger_is_the_same_for_every_layout_and_after_a_resume(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["runs/run", "--steps", "x"], "steps must be A or A:B, such as 100:120, not 'x'"),
+        (["runs/run", "--steps", "x"], "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not 'x'"),
         (["runs/run", "--steps", "3:2"], "steps 3:2 are none"),
         (["runs/run", "--steps", "0"], "steps 0 are none"),
-        (["runs/run", "--steps", "1:17"], "runs/run has taken 16 steps"),
-        (["runs/none", "--steps", "1"], "runs/none/metrics.jsonl: No such file or directory; give the folder of a run"),
+        (
+            ["runs/run", "--steps", "-1:3"],
+            "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not '-1:3'",
+        ),
+        (["runs/run", "--steps", "1:17"], "runs/run has taken 16 steps; ask for at most step 16"),
+        (["runs/rum", "--steps", "1"], "run runs/rum does not exist; did you mean run?"),
+        (["runs", "--steps", "1"], "runs is not a run, but holds some: run"),
     ],
 )
 def test_steps_that_are_not_there_are_refused(
@@ -249,6 +254,15 @@ def test_steps_that_are_not_there_are_refused(
     train()
     assert main(["data", "ledger", *words]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_metrics_that_are_gone_are_asked_back(train: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    train(max_iters=0)
+    assert main(["data", "ledger", "runs/run", "--steps", "1"]) == 2
+    assert "runs/run has taken no step yet; train it first" in capsys.readouterr().err
+    Path("runs/run/metrics.jsonl").unlink()
+    assert main(["data", "ledger", "runs/run", "--steps", "1"]) == 2
+    assert "runs/run/metrics.jsonl cannot be read (No such file or directory)" in capsys.readouterr().err
 
 
 # --- what may change -------------------------------------------------------------------------------------------------
@@ -276,6 +290,10 @@ def test_what_shapes_the_weights_cannot_change(train: Callable[..., str]) -> Non
     assert "runs/run: n_layer cannot be changed, its weights have that shape" in line
     assert "--allow_change" not in train(fails=2, n_layer=2)
     assert "unknown setting 'n_layers'; did you mean n_layer" in train(fails=2, allow_change="n_layers")
+    assert "unknown setting 'lr'; did you mean learning_rate?" in train(fails=2, allow_change="lr")
+    assert "unknown setting 'zzz'; `scalegpt train --help` lists those that there are\n" in train(
+        fails=2, allow_change="zzz"
+    )
 
 
 def test_a_step_of_another_size_goes_on_where_the_data_were_left(

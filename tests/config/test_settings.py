@@ -140,3 +140,33 @@ def test_nearest_offers_close_words_or_all() -> None:
     assert nearest("blok_size", ["block_size", "n_layer"]) == "; did you mean block_size?"
     assert nearest("BLOCK_SIZE", ["block_size", "n_layer"]) == "; did you mean block_size?"
     assert nearest("zzz", ["b", "a"]) == "; known: a, b"
+
+
+SETTINGS = sorted({*TrainConfig.settings(), *ModelConfig.settings(), *DataConfig.settings()})
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("wd", "weight_decay"),
+        ("keep", "keep_best, keep_checkpoints"),
+        ("--keep", "keep_best, keep_checkpoints"),
+        ("maxiter", "max_iters"),
+        ("WD", "weight_decay"),
+        ("batch_size", "block_size, vocab_size"),
+        ("n_layers", "n_layer"),
+    ],
+)
+def test_nearest_knows_abbreviations(word: str, meant: str) -> None:
+    assert nearest(word, SETTINGS) == f"; did you mean {meant}?"
+
+
+def test_nearest_offers_no_abbreviation_for_a_letter_or_none() -> None:
+    assert nearest("k", ["keep_best"]) == "; known: keep_best"
+    assert nearest("--", ["keep_best"]) == "; known: keep_best"
+
+
+def test_what_is_too_long_a_list_for_a_line_is_only_pointed_to() -> None:
+    assert nearest("zzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists those that there are"
+    assert nearest("zzz", ["b", "a"], "scalegpt train --help") == "; known: a, b"

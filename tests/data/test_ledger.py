@@ -1,7 +1,7 @@
 """Which windows a step consumed: the same for any layout, before and after a resume, and past a rollback."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,6 @@ def test_what_is_appended_is_found_and_what_changes_nothing_is_not_appended(tmp_
     ledger = Ledger(tmp_path / "data_ledger.jsonl")
     assert ledger.read() == []
     assert ledger.stretch_of(1) is None
-    with pytest.raises(InputError, match="says nothing of step 1"):
-        list(ledger.windows([1]))
     ledger.append(START)
     ledger.append(replace(START.starting_at(20), reason="resumed"))
     assert ledger.read() == [START]
@@ -59,6 +57,30 @@ def test_stretches_of_steps_to_come_again_are_forgotten(tmp_path: Path) -> None:
     assert ledger.read() == [START]
     ledger.forget_after(0)
     assert ledger.read() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "is missing"),
+        ("", "has no line that can be read"),
+        ("garbage\n\0\n", "has no line that can be read"),
+        (json.dumps({**asdict(START), "first_step": "1"}) + "\n", "has no line that can be read"),
+        (
+            json.dumps(asdict(START.starting_at(3))) + "\n",
+            "says nothing of step 2: it may have been cut short or replaced",
+        ),
+    ],
+)
+def test_what_the_ledger_does_not_tell_is_laid_to_nobody_else(tmp_path: Path, content: str | None, reason: str) -> None:
+    ledger = Ledger(tmp_path / "data_ledger.jsonl")
+    if content is not None:
+        ledger.path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        list(ledger.windows([2]))
+    assert str(caught.value) == (
+        f"{ledger.path} {reason}; put it back from a copy: nothing else tells which windows a step consumed"
+    )
 
 
 def test_a_line_that_was_cut_short_is_none(tmp_path: Path) -> None:

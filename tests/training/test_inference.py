@@ -1,5 +1,6 @@
 """Loading a trained model: which checkpoint, in what precision, and the errors."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from manifests import rewrite
+from replaced import replaced_at
 from scalegpt.checkpoint.manifest import WEIGHTS, file_name
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.data.tokenizers import make_tokenizer
@@ -84,6 +86,54 @@ def test_a_run_without_checkpoints_says_what_to_do(tmp_path: Path) -> None:
     line = error_line(tmp_path / "new")
     assert "no checkpoint yet" in line
     assert "--checkpoint_every" in line
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_told_to_train_longer(tmp_path: Path) -> None:
+    run = tmp_path / "old"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "run_status.json").write_text(json.dumps({"state": "finished", "checkpoint_step": 40}))
+    expected = f"run {run} had a checkpoint of step 40, and there is none in {run}/checkpoints; put it back"
+    assert error_line(run) == expected
+    assert error_line(run / "checkpoints") == expected
+    assert error_line(run / "checkpoints" / "step_00000040") == expected
+    (run / "checkpoints").rmdir()
+    assert error_line(run) == expected
+    assert error_line(run / "checkpoints") == expected
+
+
+def test_a_checkpoint_that_a_run_has_not_names_those_that_it_has(tiny_run: Any) -> None:
+    run = tiny_run(steps=(10, 20))
+    has = f"run {run} has no checkpoint step_00000030; it has step_00000010, step_00000020"
+    assert error_line(run / "checkpoints" / "step_00000030") == has
+    assert error_line(run / "step_00000030") == has
+    assert "run has no checkpoint" not in error_line(run.parent / "step_00000030")
+    assert error_line(run.with_name("tinny") / "checkpoints" / "step_00000010") == (
+        f"run {run.with_name('tinny')} does not exist; did you mean tiny?"
+    )
+    for step in range(30, 100, 10):
+        (run / "checkpoints" / f"step_000000{step}").mkdir()
+    line = error_line(run / "checkpoints" / "step_1")
+    assert line.endswith("it has step_00000010, …, step_00000060, step_00000070, step_00000080, step_00000090")
+
+
+@pytest.mark.parametrize("moment", ["read_manifest", "os.scandir", "_check", "Checkpoint._slice"])
+def test_a_checkpoint_that_training_deletes_meanwhile_gives_way_to_the_newest(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    run = tiny_run(steps=(10, 20))
+    replaced_at(moment, run, monkeypatch)
+    assert load_model(run, "cpu").header.progress.step == 20
+
+
+@pytest.mark.parametrize("moment", ["read_manifest", "os.scandir", "_check", "Checkpoint._slice"])
+def test_a_checkpoint_that_was_named_and_is_deleted_meanwhile_is_missed(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    run = tiny_run(steps=(10, 20))
+    path = replaced_at(moment, run, monkeypatch)
+    assert error_line(path) == (
+        f"{path} was deleted while it was being read; name another checkpoint, or its run for the newest"
+    )
 
 
 def test_a_folder_of_runs_is_not_a_run(tiny_run: Any, tmp_path: Path) -> None:
