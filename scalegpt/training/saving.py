@@ -1,8 +1,12 @@
 """When a run's checkpoints are due, what its ranks tell each other of them, and what is said about them."""
 
+from collections.abc import Callable
+from contextlib import suppress
+
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.saver import Keeping, Saver
 from scalegpt.checkpoint.store import step_of
+from scalegpt.errors import RunError
 from scalegpt.training.job import Job
 from scalegpt.training.metrics import Stopwatch
 
@@ -73,6 +77,16 @@ class Saving:
             RunError: it failed.
         """
         self.saver.finish()
+
+    def leave(self, gone: Callable[[int], bool]) -> None:
+        """End by an error, without the other ranks: wait for the checkpoint that is being written, and tell of it.
+
+        Args:
+            gone: whether a rank has ended, so that no part of it is waited for.
+        """
+        self.saver.close(SECONDS_TO_FINISH_A_SAVE, gone)
+        with suppress(RunError):  # what ended the run is the error to tell
+            self._tell()
 
     def _tell(self) -> None:
         """Say which checkpoints have become complete; the status knows of each from now on, so that it would be missed."""

@@ -28,7 +28,7 @@ from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.resume import verified
 from scalegpt.training.rollback import WayBack, go_back, restore
-from scalegpt.training.saving import SECONDS_TO_FINISH_A_SAVE, Saving
+from scalegpt.training.saving import Saving
 from scalegpt.training.schedules import learning_rate
 from scalegpt.training.stopping import Reason
 from scalegpt.training.watchdog import Watchdog
@@ -137,7 +137,7 @@ class Trainer:
         if ending.is_ours:
             with suppress(RunError):  # the first error is the one to tell
                 self._status(ending.halt.state, ending.halt.cause)
-        self.saving.saver.close(SECONDS_TO_FINISH_A_SAVE, self.watchdog.beats.is_gone)
+        self.saving.leave(self.watchdog.beats.is_gone)
         self.job.directory.unlock()
         self.job.logger.say(f"ended at step {self.step}; {self._way_on()}")
         return ending.error

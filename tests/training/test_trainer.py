@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from scalegpt.backends import World
+from scalegpt.checkpoint import writer
 from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError, RunError
@@ -208,3 +210,31 @@ def test_input_errors_come_before_the_directory_exists(trainer: Any, tmp_path: P
     with pytest.raises(InputError):
         trainer(block_size=10_000)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_status_knows_of_an_asynchronous_checkpoint_after_the_next_step(trainer: Any) -> None:
+    one = trainer(checkpoint_every=2, max_iters=10)
+    for _ in range(2):
+        one._take_step()
+    one._housekeeping(last=False)
+    one.saving.saver._thread.join()
+    assert status(one)["checkpoint_step"] in {None, 2}  # as fast as the disk is
+    one._take_step()
+    assert status(one)["checkpoint_step"] == 2
+
+
+def test_the_status_knows_of_a_checkpoint_that_was_complete_after_the_error(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, may_write, real = trainer(checkpoint_every=2, max_iters=10), threading.Event(), writer.commit
+    monkeypatch.setattr(writer, "commit", lambda *args, **options: may_write.wait(60) and real(*args, **options))
+    for _ in range(2):
+        one._take_step()
+    one._housekeeping(last=False)
+    close = one.saving.saver.close
+    monkeypatch.setattr(one.saving.saver, "close", lambda *args: (may_write.set(), close(*args)))
+    assert status(one)["checkpoint_step"] is None
+    failure = RunError("something else")
+    assert one.fail(failure) is failure
+    assert (status(one)["state"], status(one)["checkpoint_step"]) == ("failed", 2)
+    assert "the same command without --fresh goes on from the checkpoint of step 2" in capsys.readouterr().out
