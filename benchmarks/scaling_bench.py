@@ -1,0 +1,188 @@
+"""How the cost of a step grows with depth, width, context, micro batch and ranks, beside how its arithmetic grows.
+
+python benchmarks/scaling_bench.py                                       (from the repository's root)
+python benchmarks/scaling_bench.py --parts ranks --rounds 3 --json scaling.json
+
+Every part changes one thing of one shape, preset tiny's (L4 H192 V50304, T 256, micro batch 4), with one micro batch a step;
+only ``ranks`` takes the preset's own step, 32,768 tokens, in one process and in two ranks under each stage. Each row is a
+process of its own that runs ``step_bench.py``; the rows of a part are taken in turn, as many times as there are rounds, and
+compared by the medians of their medians. FLOPs are the model's, 6·P + 12·L·H·T a token; bytes sent are the planner's, which
+``tests/oracle/test_communication.py`` holds against real collectives.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scalegpt.backends.capabilities import device_name
+from scalegpt.backends.precision import resolve_precision
+from scalegpt.backends.world import choose_device
+from scalegpt.config.presets import resolve
+from scalegpt.config.run import RunConfig
+from scalegpt.planner.communication import sent_bytes
+from scalegpt.planner.work import flops_per_token
+
+STEP_BENCH = Path(__file__).with_name("step_bench.py")
+HEAD_SIZE = 32
+BASE: dict[str, Any] = {
+    "n_layer": 4, "n_embd": 192, "n_head": 6, "block_size": 256, "vocab_size": 50304, "micro_batch": 4,
+    "tokens_per_step": 1024, "recompute": "none", "backend": "plain",
+}  # fmt: skip
+RANKS = 2
+
+
+@dataclass
+class Row:
+    """One configuration.
+
+    Attributes:
+        label: what sets it apart from the others of its part.
+        flags: what is not as in :data:`BASE`.
+        ranks: processes.
+        seconds: of a step, one median a round.
+    """
+
+    label: str
+    flags: dict[str, Any]
+    ranks: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, precision: str) -> RunConfig:
+        """The settings in force."""
+        return resolve(flags={**BASE, "precision": precision, **self.flags}, name="scaling")
+
+
+def layers() -> Iterator[Row]:
+    """Depth."""
+    for count in (2, 4, 8, 16):
+        yield Row(f"L {count}", {"n_layer": count})
+
+
+def width() -> Iterator[Row]:
+    """Width, with heads of the same size."""
+    for each in (96, 192, 384, 768):
+        yield Row(f"H {each}", {"n_embd": each, "n_head": each // HEAD_SIZE})
+
+
+def context() -> Iterator[Row]:
+    """Context, with as many tokens in a step."""
+    tokens = 2048
+    for each in (128, 256, 512, 1024, 2048):
+        flags = {"block_size": each, "micro_batch": tokens // each, "tokens_per_step": tokens}
+        yield Row(f"T {each}, B {tokens // each}", flags)
+
+
+def batch() -> Iterator[Row]:
+    """Micro batch, and with it the tokens of a step."""
+    for each in (1, 2, 4, 8, 16):
+        yield Row(f"B {each}", {"micro_batch": each, "tokens_per_step": each * BASE["block_size"]})
+
+
+def ranks() -> Iterator[Row]:
+    """Processes on the same cores, with the same tokens in a step."""
+    step = {"micro_batch": 8, "tokens_per_step": 32768}
+    yield Row("one process", step)
+    for stage in (0, 2, 3):
+        yield Row(f"two ranks, FSDP2 stage {stage}", {**step, "backend": "fsdp", "zero_stage": stage}, RANKS)
+
+
+PARTS = {each.__name__: each for each in (layers, width, context, batch, ranks)}
+
+
+def main() -> int:
+    """Measure the parts that are asked for, and print a table of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} [all]")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each row [3]")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each process that count [4]")
+    parser.add_argument("--precision", default="auto", help="of all rows; auto: as the trainer would for tiny's shape")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.parts.split(",") if name not in PARTS]
+    if unknown:
+        parser.error(f"--parts: there is no {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    device = choose_device("auto", 0, 1)
+    base = Row("", {}).run("fp32")
+    precision = resolve_precision(arguments.precision, device, base.model, base.train.tokens_per_step or 0)
+    print(
+        f"{device_name(device)}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}", flush=True
+    )
+    results = {}
+    for name in arguments.parts.split(","):
+        rows = list(PARTS[name]())
+        for _ in range(arguments.rounds):
+            for row in rows:
+                row.seconds.append(seconds_of(row, precision, arguments.steps))
+        results[name] = [figures(row, precision) for row in rows]
+        print(table(name, results[name]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def seconds_of(row: Row, precision: str, steps: int) -> float:
+    """Median seconds of a row's steps, in processes of their own.
+
+    Raises:
+        SystemExit: it fails; what it said is told.
+    """
+    launcher = [sys.executable]
+    if row.ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(row.ranks)]
+    flags = {**BASE, "precision": precision, **row.flags}
+    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "step.json"
+        command = [*launcher, str(STEP_BENCH), *words, "--steps", str(steps), "--warmup", "2", "--json", str(found)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{row.label}: {' '.join(command)} failed:\n{done.stderr}")
+        return float(json.loads(found.read_text(encoding="utf-8"))["step_seconds"])
+
+
+def figures(row: Row, precision: str) -> dict[str, Any]:
+    """What is told of a row."""
+    run = row.run(precision)
+    tokens = int(run.train.tokens_per_step or 0)
+    accumulation = tokens // (run.train.micro_batch * run.model.block_size * row.ranks)
+    seconds = statistics.median(row.seconds)
+    return {
+        "label": row.label,
+        "ranks": row.ranks,
+        "step_seconds": seconds,
+        "least": min(row.seconds),
+        "most": max(row.seconds),
+        "tokens_per_second": tokens / seconds,
+        "flops": flops_per_token(run.model) * tokens,
+        "sent_bytes": sent_bytes(run, ranks=row.ranks, grad_accum=accumulation),
+    }
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> str:
+    """A part's rows for reading; ratios are to its first row."""
+    first = rows[0]
+    lines = [f"{name}:"]
+    for row in rows:
+        rate, seconds = row["tokens_per_second"], row["step_seconds"]
+        sent = f", {row['sent_bytes'] / 1e6:,.1f} MB sent by a rank" if row["sent_bytes"] else ""
+        lines.append(
+            f"  {row['label']:26s} {1e3 * seconds:9.1f} ms ({1e3 * row['least']:.1f} to {1e3 * row['most']:.1f}), "
+            f"{rate:9,.0f} tokens/s ({rate / first['tokens_per_second']:.2f}), {row['flops'] / seconds / 1e9:6,.0f} GFLOP/s; "
+            f"time × {seconds / first['step_seconds']:.2f}, FLOPs × {row['flops'] / first['flops']:.2f}{sent}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
