@@ -1,0 +1,173 @@
+"""What becomes of a chunk's logits: the sum of its losses, and the gradients of hidden states and head.
+
+There are two ways, which give the same within rounding. Sizes: k tokens of the chunk, vocabulary V, width H.
+
+- **By rows**, on a GPU and in fp16: logits [k, V]. Some tokens at a time the softmax minus the one-hot takes their place
+  (:func:`turn`), and two matmuls follow.
+- **By columns**, on a CPU in fp32 and bf16: logits [V, k], tokens side by side. Their exponentials take their place, some
+  entries of the vocabulary at a time for all tokens. No maximum has to be known first, as what is subtracted is the target's
+  own logit. The sums come with them, and divide the narrow [k, H] matrices instead of the exponentials. So there are fewer
+  passes, and two of the three matmuls read both factors as they lie in memory, which oneDNN's bf16 kernels take in half the
+  time with AMX (``benchmarks/loss_bench.py``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED = -1
+"""Target of a position that does not count."""
+
+CACHED = 500_000
+"""Logits that a CPU turns at once by columns: 2 MB in fp32, which the caches of two cores hold."""
+
+CACHED_ROWS = 800_000
+"""The same by rows."""
+
+SAFE = 1e30
+"""A sum of exponentials below it, and all that is made of it, is far from the largest number of fp32 and bf16, 3e38."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some tokens of a micro batch, and where their gradients go.
+
+    Attributes:
+        hidden: [k, H] in the compute dtype.
+        weight: [V, H], the head in the compute dtype.
+        targets: [k] int64; those that are -1 give neither loss nor gradient.
+        hidden_grad: [k, H] in the compute dtype, to be filled, if it is wanted.
+        head_grad: [V, H] fp32, to be added to, if it is wanted.
+        is_first: nothing has been added to ``head_grad`` yet, and what it holds is to be overwritten.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    hidden_grad: Tensor | None
+    head_grad: Tensor | None
+    is_first: bool
+
+    @property
+    def counts(self) -> Tensor:
+        """[k], whether a position counts."""
+        return self.targets != IGNORED
+
+    @property
+    def entries(self) -> Tensor:
+        """[k], the target's entry of the vocabulary; the first for a position that does not count."""
+        return torch.where(self.counts, self.targets, 0)
+
+    def add_head_gradient(self, logits_grad: Tensor, hidden: Tensor) -> None:
+        """Add the chunk's part of the head's gradient.
+
+        Args:
+            logits_grad: [V, k] in the compute dtype.
+            hidden: [k, H] in the compute dtype.
+        """
+        if self.head_grad is None:
+            return
+        if self.head_grad.dtype == hidden.dtype:  # without a temporary as large as the head
+            torch.addmm(self.head_grad, logits_grad, hidden, beta=0 if self.is_first else 1, out=self.head_grad)
+        elif self.is_first:
+            self.head_grad.copy_(logits_grad @ hidden)
+        else:
+            self.head_grad.add_(logits_grad @ hidden)
+
+
+Way = Callable[[Chunk], Tensor]
+"""Fills a chunk's gradients, and returns the sum of its losses, fp32."""
+
+
+def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
+    """The way with logits [k, V], of which ``turn_rows`` turns so many rows at a time, as :func:`turn` does."""
+
+    def way(chunk: Chunk) -> Tensor:
+        logits = chunk.hidden @ chunk.weight.t()
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        for first in range(0, logits.shape[0], rows):
+            some = slice(first, first + rows)
+            total += turn_rows(logits[some], chunk.targets[some])
+        if chunk.hidden_grad is not None:
+            torch.mm(logits, chunk.weight, out=chunk.hidden_grad)
+        chunk.add_head_gradient(logits.t(), chunk.hidden)
+        return total
+
+    return way
+
+
+def turn(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn the logits of some rows into the gradient of the sum of their losses, in place.
+
+    The log-sum-exp is found from the softmax's largest entry: with m the largest logit, that is exp(m - lse). It is at least
+    1/V, so that its logarithm is safe where that of the target's probability need not be.
+
+    Args:
+        logits: [r, V] in the compute dtype; becomes softmax minus one-hot, rounded to it, and 0 in rows that do not count.
+        targets: [r] int64; rows with target -1 give neither loss nor gradient.
+
+    Returns:
+        The sum of the losses, fp32.
+    """
+    counts = (targets != IGNORED).unsqueeze(1)
+    columns = torch.where(counts, targets.unsqueeze(1), 0)
+    own = logits.gather(1, columns).float()
+    softmax = logits if logits.dtype == torch.float32 else logits.float()
+    peak = softmax.amax(dim=-1, keepdim=True)  # a CPU finds it in fp32 three times as fast as in bf16
+    torch.softmax(softmax, dim=-1, out=softmax)
+    losses = (peak - softmax.amax(dim=-1, keepdim=True).log() - own) * counts
+    softmax.scatter_add_(1, columns, torch.full_like(own, -1.0))
+    softmax.mul_(counts)
+    if softmax is not logits:
+        logits.copy_(softmax)  # two passes in the caches are faster than a product of one dtype into another
+    return losses.sum()
+
+
+def by_columns(chunk: Chunk) -> Tensor:
+    """The way with logits [V, k]. With x the logits, t the target, c any number of each token and s = Σ exp(x - c).
+
+    The loss is log s + c - x[t], the logits' gradient (exp(x - c) - s·[t]) / s. With c = x[t] the sum is at least 1, and it
+    is too large only where the largest logit is some 70 above the target's; then the largest is c.
+    """
+    entries, tokens = chunk.entries, torch.arange(chunk.targets.shape[0])
+    logits = chunk.weight @ chunk.hidden.t()
+    own = logits[entries, tokens].float()
+    shift, sums = own, _exponentials(logits, own)
+    if not bool((sums < SAFE).all()):
+        torch.mm(chunk.weight, chunk.hidden.t(), out=logits)
+        shift = logits.amax(dim=0).float()
+        sums = _exponentials(logits, shift)
+    losses = (sums.log() + shift - own) * chunk.counts
+    logits[entries, tokens] = (logits[entries, tokens].float() - sums).to(logits.dtype)
+    shares = (chunk.counts / sums).unsqueeze(1)
+    if chunk.hidden_grad is not None:
+        torch.mul(logits.t() @ chunk.weight, shares, out=chunk.hidden_grad)
+    if chunk.head_grad is not None:
+        chunk.add_head_gradient(logits, (chunk.hidden * shares).to(logits.dtype))
+    return losses.sum()
+
+
+def _exponentials(logits: Tensor, shift: Tensor) -> Tensor:
+    """Put exp(logits - shift) in the logits' place, computed in fp32.
+
+    Args:
+        logits: [V, k] fp32 or bf16.
+        shift: [k] fp32.
+
+    Returns:
+        [k] fp32, their sums, from before they were rounded.
+    """
+    V, k = logits.shape
+    rows = min(V, max(1, CACHED // k))
+    exact = None if logits.dtype == torch.float32 else torch.empty(rows, k)
+    sums = torch.zeros(k)
+    for first in range(0, V, rows):
+        some = logits[first : first + rows]
+        values = some if exact is None else exact[: some.shape[0]].copy_(some)
+        values.sub_(shift).exp_()
+        sums += values.sum(dim=0)
+        if values is not some:
+            some.copy_(values)
+    return sums
