@@ -1,4 +1,4 @@
-"""Times causal attention by batched matmuls beside torch's SDPA, forward and backward, in turn.
+"""Times causal attention by batched matmuls beside torch's SDPA, in turn: all of it, and behind SDPA's forward.
 
 python benchmarks/attention_bench.py                    (from the repository's root: bf16, some shapes)
 python benchmarks/attention_bench.py --dtype fp32
@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,15 +31,26 @@ def sdpa(qkv: Tensor, n_head: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width // 3)
 
 
-def timed(attend: Callable[[Tensor, int], Tensor], qkv: Tensor, n_head: int, grad: Tensor) -> tuple[float, Tensor]:
-    """Seconds of one forward and backward, and the gradient of QKV."""
+WAYS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "SDPA": sdpa,
+    "by matmuls": matmul_attention,
+    "backward by matmuls": partial(matmul_attention, torchs_forward=True),
+}
+
+
+def timed(
+    attend: Callable[[Tensor, int], Tensor], qkv: Tensor, n_head: int, grad: Tensor
+) -> tuple[float, float, Tensor]:
+    """Seconds of one forward and of its backward, and the gradient of QKV."""
     begin = time.perf_counter()
-    (found,) = torch.autograd.grad(attend(qkv, n_head), qkv, grad)
-    return time.perf_counter() - begin, found
+    y = attend(qkv, n_head)
+    between = time.perf_counter()
+    (found,) = torch.autograd.grad(y, qkv, grad)
+    return between - begin, time.perf_counter() - between, found
 
 
 def main() -> None:
-    """Print a line per shape."""
+    """Print three lines per shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds [15]")
@@ -47,15 +59,20 @@ def main() -> None:
     for B, a, T, D in SHAPES:
         qkv = torch.randn(B, T, 3 * a * D).to(DTYPES[args.dtype]).requires_grad_()
         grad = torch.randn(B, T, a * D).to(qkv.dtype)
-        rounds = [[timed(attend, qkv, a, grad) for attend in (sdpa, matmul_attention)] for _ in range(args.rounds + 2)]
-        torchs, ours = (1e3 * statistics.median(each[i][0] for each in rounds[2:]) for i in (0, 1))
-        exact, found = (each[1].double() for each in rounds[-1])
-        error = ((found - exact).norm() / exact.norm()).item()
-        print(
-            f"B {B:2} a {a:2} T {T:4} D {D}: SDPA {torchs:7.2f} ms, by matmuls {ours:7.2f} ms, "
-            f"{torchs / ours:.2f} times as fast, gradients differ by {error:.4f}",
-            flush=True,
-        )
+        rounds = [{name: timed(way, qkv, a, grad) for name, way in WAYS.items()} for _ in range(args.rounds + 2)][2:]
+        print(f"B {B} a {a} T {T} D {D}")
+        exact = rounds[-1]["SDPA"][2].double()
+        whole = statistics.median(each["SDPA"][0] + each["SDPA"][1] for each in rounds)
+        for name in WAYS:
+            forward = 1e3 * statistics.median(each[name][0] for each in rounds)
+            backward = 1e3 * statistics.median(each[name][1] for each in rounds)
+            ours = statistics.median(each[name][0] + each[name][1] for each in rounds)
+            error = ((rounds[-1][name][2].double() - exact).norm() / exact.norm()).item()
+            print(
+                f"  {name:20s} forward {forward:7.2f} ms, backward {backward:7.2f} ms, "
+                f"{whole / ours:.2f} times as fast as SDPA, gradients differ by {error:.4f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

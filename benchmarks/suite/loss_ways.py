@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from benchmarks.suite.children import Values
 from scalegpt.errors import InputError
-from scalegpt.model.loss import IGNORED, Loss, full_cross_entropy, make_loss
+from scalegpt.model.chunk import IGNORED
+from scalegpt.model.loss import Loss, full_cross_entropy, make_loss
 
 
 def loss_of(job: Values, device: torch.device) -> Loss:

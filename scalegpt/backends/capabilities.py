@@ -10,6 +10,7 @@ from torch.nn.attention import sdpa_kernel
 from scalegpt.backends.base import DTYPES
 from scalegpt.errors import InputError
 from scalegpt.model.gpt import SDPA_BACKENDS
+from scalegpt.model.matmul_attention import ByMatmuls
 
 
 def device_name(device: torch.device) -> str:
@@ -56,11 +57,11 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
         ) from None
 
 
-def attends_by_matmuls(name: str, precision: str, device: torch.device, *, dropout: bool) -> bool:
-    """Whether :func:`~scalegpt.model.matmul_attention.matmul_attention` takes SDPA's place.
+def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dropout: bool) -> ByMatmuls:
+    """How much of attention :func:`~scalegpt.model.matmul_attention.matmul_attention` does in SDPA's place.
 
-    It does where it was measured to be faster, if the choice is ours: bf16 on a processor with AVX-512's bf16 instructions.
-    With AMX, whose tiles SDPA's kernel knows, it has not been measured. Nothing here is timed, so that a run that goes on
+    What it was measured to be faster in, if the choice is ours: in bf16 on a processor with AVX-512's bf16 instructions all
+    of it; with AMX, whose tiles SDPA's forward knows, the backward. Nothing here is timed, so that a run that goes on
     computes the same as before.
 
     Args:
@@ -70,7 +71,9 @@ def attends_by_matmuls(name: str, precision: str, device: torch.device, *, dropo
         dropout: whether attention has dropout, which it does not do.
     """
     fits = (name, precision, device.type) == ("auto", "bf16", "cpu") and not dropout
-    return fits and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    if not fits or not torch.cpu._is_avx512_bf16_supported():
+        return ByMatmuls.NOTHING
+    return ByMatmuls.BACKWARD if torch.cpu._is_amx_tile_supported() else ByMatmuls.ALL
 
 
 def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegpt.backends.base import DTYPES
-from scalegpt.backends.capabilities import attends_by_matmuls, device_name
+from scalegpt.backends.capabilities import attention_by_matmuls, device_name
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT
@@ -82,7 +82,7 @@ class _Slice:
         with torch.device("meta"):
             self.model = GPT(shape, make_loss("chunked", 1024, compiled=False))
         self.model.set_precision(DTYPES[precision], DTYPES[precision])
-        by_matmuls = attends_by_matmuls("auto", precision, torch.device("cpu"), dropout=model.dropout > 0)
+        by_matmuls = attention_by_matmuls("auto", precision, torch.device("cpu"), dropout=model.dropout > 0)
         self.model.set_attention("auto", by_matmuls=by_matmuls)
         self.model.to_empty(device="cpu")
         random = torch.Generator().manual_seed(0)  # the run's own numbers are not touched

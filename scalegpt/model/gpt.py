@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.loss import Loss, full_cross_entropy
-from scalegpt.model.matmul_attention import matmul_attention
+from scalegpt.model.matmul_attention import ByMatmuls, matmul_attention
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.backend: SDPBackend | None = None  # None: torch chooses
-        self.by_matmuls = False
+        self.by_matmuls = ByMatmuls.NOTHING
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
@@ -124,8 +124,9 @@ class Attention(nn.Module):
         """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
         B, T, H = x.shape
         qkv = self.qkv(x)
-        if self.by_matmuls and cache is None:
-            return self.proj(matmul_attention(qkv, self.n_head))  # type: ignore[no-any-return]
+        if cache is None and self.by_matmuls.takes(T):
+            y = matmul_attention(qkv, self.n_head, torchs_forward=self.by_matmuls is ByMatmuls.BACKWARD)
+            return self.proj(y)  # type: ignore[no-any-return]
         # Split before shaping into heads [B, a, T, D]: nothing is copied, and the backward pass joins the three gradients
         # in one copy where a permuted view would take two.
         q, k, v = (part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in qkv.split(H, dim=2))
@@ -247,13 +248,13 @@ class GPT(nn.Module):
         for block in self.layers:
             block.compute_dtype = compute
 
-    def set_attention(self, name: str, *, by_matmuls: bool = False) -> None:
+    def set_attention(self, name: str, *, by_matmuls: ByMatmuls = ByMatmuls.NOTHING) -> None:
         """Fix the attention backend.
 
         Args:
             name: of SDPA's backend; ``auto`` leaves the choice to torch.
-            by_matmuls: take :func:`~scalegpt.model.matmul_attention.matmul_attention` instead, except with a cache; on a CPU,
-                without dropout.
+            by_matmuls: what :func:`~scalegpt.model.matmul_attention.matmul_attention` does instead, except with a cache; on a
+                CPU, without dropout.
         """
         for block in self.layers:
             block.attn.backend = SDPA_BACKENDS.get(name)

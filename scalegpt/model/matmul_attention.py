@@ -1,10 +1,10 @@
 """Causal attention by batched matmuls, for processors that multiply bf16 in hardware.
 
-torch's kernel for SDPA on a CPU multiplies small tiles, converting bf16 to fp32 and back, and leaves much of what
-AVX-512's bf16 instructions could do unused. Here oneDNN's batched matmul does the work, on scores that stay in the
-caches: of some heads at a time (:data:`SCORES_BYTES`), and of :data:`ROWS` queries at a time with the keys that these may
-see, so that of a long sequence little is computed that the mask hides. ``benchmarks/attention_bench.py`` times the two
-side by side.
+torch's kernels for SDPA on a CPU multiply small tiles, converting bf16 to fp32 and back, and leave much of what AVX-512's
+bf16 instructions could do unused; with AMX the backward does, the forward does not (:class:`ByMatmuls`). Here oneDNN's
+batched matmul does the work, on scores that stay in the caches: of some heads at a time (:data:`SCORES_BYTES`), and of
+:data:`ROWS` queries at a time with the keys that these may see, so that of a long sequence little is computed that the mask
+hides. ``benchmarks/attention_bench.py`` times the two side by side.
 
 It is an operator of its own, ``scalegpt::matmul_attention``, so that selective recompute can keep its result, and
 ``torch.compile`` takes it as a whole. What autograd keeps is QKV, as with SDPA; the backward computes the probabilities
@@ -18,10 +18,12 @@ Sizes: B micro batch, T sequence, H features, a heads, D = H/a.
 """
 
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 ROWS = 256
 """Queries of a block: 64 to 1024 were tried, at T of 64 to 2048; 256 was the fastest or nearly so everywhere."""
@@ -30,17 +32,38 @@ SCORES_BYTES = 4 * 2**20
 """Scores that exist at once; below it there are more calls than the caches give back."""
 
 
+LONGEST_BACKWARD = 1024
+"""The longest sequence whose backward was measured to be faster than SDPA's with AMX; at 2,048 it takes 1.1 times as long."""
+
+
+class ByMatmuls(Enum):
+    """What of attention is done here, and not by torch's kernels."""
+
+    NOTHING = "nothing"
+    BACKWARD = "backward"
+    ALL = "forward and backward"
+
+    def takes(self, tokens: int) -> bool:
+        """Whether :func:`matmul_attention` is to be called for sequences of so many tokens."""
+        return self is self.ALL or (self is self.BACKWARD and tokens <= LONGEST_BACKWARD)
+
+
 @torch.library.custom_op("scalegpt::matmul_attention", mutates_args=(), device_types="cpu")
-def matmul_attention(qkv: Tensor, n_head: int) -> Tensor:
+def matmul_attention(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> Tensor:
     """Causal self-attention.
 
     Args:
         qkv: [B, T, 3·H], queries, keys and values side by side, each of all heads.
         n_head: a, which divides H.
+        torchs_forward: take SDPA's kernel for the forward; the backward does not depend on it.
 
     Returns:
         [B, T, H] in qkv's dtype. It can be differentiated once.
     """
+    if torchs_forward:
+        B, T, width = qkv.shape
+        q, k, v = (part.view(B, T, n_head, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width // 3)
     queries, keys, values = _heads(qkv, n_head)
     y = torch.empty_like(queries)
     for group, rows, seen, shares in _probabilities(queries, keys):
@@ -115,7 +138,7 @@ def _scaled_bmm(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 
 @matmul_attention.register_fake
-def _(qkv: Tensor, n_head: int) -> Tensor:  # noqa: ARG001 - the operator's signature
+def _(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> Tensor:  # noqa: ARG001 - the operator's signature
     return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
 
 
@@ -124,13 +147,13 @@ def _(grad: Tensor, qkv: Tensor, n_head: int) -> Tensor:  # noqa: ARG001 - the o
     return qkv.new_empty(qkv.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:  # noqa: ARG001 - torch's signature
-    qkv, ctx.n_head = inputs
+def _save(ctx: Any, inputs: tuple[Tensor, int, bool], output: Tensor) -> None:  # noqa: ARG001 - torch's signature
+    qkv, ctx.n_head, _ = inputs
     ctx.save_for_backward(qkv)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return _matmul_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.n_head), None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return _matmul_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.n_head), None, None
 
 
 matmul_attention.register_autograd(_backward, setup_context=_save)

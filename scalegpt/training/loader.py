@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scalegpt.backends import World
 from scalegpt.data.sampler import WindowSampler, cut_windows, held_out_starts, rank_share
-from scalegpt.model.loss import IGNORED
+from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
 
 Tokens = NDArray[np.uint16]

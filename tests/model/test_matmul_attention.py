@@ -1,5 +1,6 @@
 """Attention by batched matmuls: SDPA's results and gradients, what it keeps, recompute, and where it is taken."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from live_bytes import LiveBytes
 from scalegpt.backends import build_model, capabilities
-from scalegpt.backends.capabilities import attends_by_matmuls
+from scalegpt.backends.capabilities import attention_by_matmuls
 from scalegpt.config.presets import resolve
 from scalegpt.model import matmul_attention as module
-from scalegpt.model.matmul_attention import matmul_attention
+from scalegpt.model.matmul_attention import LONGEST_BACKWARD, ByMatmuls, matmul_attention
 from scalegpt.model.recompute import apply_recompute
 
 CPU = torch.device("cpu")
@@ -57,10 +58,13 @@ def test_fp32_is_sdpa_in_fp64(monkeypatch: pytest.MonkeyPatch, shape: tuple[int,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bf16_is_near_fp64_as_sdpa_is(shape: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("torchs_forward", [False, True])
+def test_bf16_is_near_fp64_as_sdpa_is(shape: tuple[int, int, int, int], torchs_forward: bool) -> None:
     qkv, grad = inputs(shape, torch.bfloat16)
     exact = results(sdpa, qkv.detach().double().requires_grad_(), shape[1], grad.double())
-    ours, torchs = (results(attend, qkv, shape[1], grad) for attend in (matmul_attention, sdpa))
+    attend = partial(matmul_attention, torchs_forward=torchs_forward)
+    ours, torchs = (results(each, qkv, shape[1], grad) for each in (attend, sdpa))
+    assert torch.equal(ours[0], torchs[0]) or not torchs_forward
     for found, other, wanted in zip(ours, torchs, exact, strict=True):
         assert error(found, wanted) < max(0.01, 2 * error(other, wanted))
 
@@ -74,9 +78,10 @@ def test_the_future_is_not_seen() -> None:
     assert not torch.equal(before[:, 280:], after[:, 280:])
 
 
-def test_the_operator_is_what_torch_asks_of_one() -> None:
+@pytest.mark.parametrize("torchs_forward", [False, True])
+def test_the_operator_is_what_torch_asks_of_one(torchs_forward: bool) -> None:
     qkv, _ = inputs((2, 2, 5, 8), torch.float32)
-    torch.library.opcheck(torch.ops.scalegpt.matmul_attention.default, (qkv, 2))
+    torch.library.opcheck(torch.ops.scalegpt.matmul_attention.default, (qkv, 2, torchs_forward))
 
 
 def test_it_keeps_no_more_than_its_result() -> None:
@@ -97,10 +102,13 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_recompute_gives_the_same_gradients_and_selective_keeps_the_result(tiny_model: Any) -> None:
+@pytest.mark.parametrize("by_matmuls", [ByMatmuls.ALL, ByMatmuls.BACKWARD])
+def test_recompute_gives_the_same_gradients_and_selective_keeps_the_result(
+    tiny_model: Any, by_matmuls: ByMatmuls
+) -> None:
     model = tiny_model()
     model.set_precision(torch.bfloat16)
-    model.set_attention("auto", by_matmuls=True)
+    model.set_attention("auto", by_matmuls=by_matmuls)
     x = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(9))
     calls, gradients = {}, {}
     for kind in ("none", "selective", "full"):
@@ -115,10 +123,11 @@ def test_recompute_gives_the_same_gradients_and_selective_keeps_the_result(tiny_
         assert all(torch.equal(value, gradients["none"][name]) for name, value in gradients[kind].items())
 
 
-def test_a_block_compiles_with_it_in_one_piece(tiny_model: Any) -> None:
+@pytest.mark.parametrize("by_matmuls", [ByMatmuls.ALL, ByMatmuls.BACKWARD])
+def test_a_block_compiles_with_it_in_one_piece(tiny_model: Any, by_matmuls: ByMatmuls) -> None:
     model = tiny_model(n_layer=1)
     model.set_precision(torch.bfloat16)
-    model.set_attention("auto", by_matmuls=True)
+    model.set_attention("auto", by_matmuls=by_matmuls)
     block = model.layers[0]
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 16, model.config.n_embd, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
@@ -133,13 +142,13 @@ def test_a_block_compiles_with_it_in_one_piece(tiny_model: Any) -> None:
 @pytest.mark.parametrize(
     ("bf16", "amx", "name", "precision", "device", "dropout", "taken"),
     [
-        (True, False, "auto", "bf16", "cpu", False, True),
-        (False, False, "auto", "bf16", "cpu", False, False),
-        (True, True, "auto", "bf16", "cpu", False, False),
-        (True, False, "flash", "bf16", "cpu", False, False),
-        (True, False, "auto", "fp32", "cpu", False, False),
-        (True, False, "auto", "bf16", "cuda", False, False),
-        (True, False, "auto", "bf16", "cpu", True, False),
+        (True, False, "auto", "bf16", "cpu", False, ByMatmuls.ALL),
+        (False, False, "auto", "bf16", "cpu", False, ByMatmuls.NOTHING),
+        (True, True, "auto", "bf16", "cpu", False, ByMatmuls.BACKWARD),
+        (True, False, "flash", "bf16", "cpu", False, ByMatmuls.NOTHING),
+        (True, False, "auto", "fp32", "cpu", False, ByMatmuls.NOTHING),
+        (True, False, "auto", "bf16", "cuda", False, ByMatmuls.NOTHING),
+        (True, True, "auto", "bf16", "cpu", True, ByMatmuls.NOTHING),
     ],
 )
 def test_it_is_taken_where_it_was_measured_to_be_faster(
@@ -150,16 +159,35 @@ def test_it_is_taken_where_it_was_measured_to_be_faster(
     precision: str,
     device: str,
     dropout: bool,
-    taken: bool,
+    taken: ByMatmuls,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert attends_by_matmuls(name, precision, torch.device(device), dropout=dropout) is taken
+    assert attention_by_matmuls(name, precision, torch.device(device), dropout=dropout) is taken
 
 
 def test_a_run_takes_it_and_a_trace_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(capabilities.torch.cpu, "_is_amx_tile_supported", lambda: False)
     run = resolve(preset="tiny", flags={"precision": "bf16", "vocab_size": 61, "dropout": 0.0})
-    assert all(block.attn.by_matmuls for block in build_model(run, compiled=False, device=CPU).layers)
-    assert not any(block.attn.by_matmuls for block in build_model(run, compiled=False).layers)
+    assert all(block.attn.by_matmuls is ByMatmuls.ALL for block in build_model(run, compiled=False, device=CPU).layers)
+    assert all(block.attn.by_matmuls is ByMatmuls.NOTHING for block in build_model(run, compiled=False).layers)
+
+
+@pytest.mark.parametrize(
+    ("by_matmuls", "tokens", "calls"),
+    [
+        (ByMatmuls.ALL, LONGEST_BACKWARD + 1, 1),
+        (ByMatmuls.BACKWARD, LONGEST_BACKWARD, 1),
+        (ByMatmuls.BACKWARD, LONGEST_BACKWARD + 1, 0),
+        (ByMatmuls.NOTHING, 1, 0),
+    ],
+)
+def test_long_sequences_are_left_to_torch_where_it_is_faster(
+    tiny_model: Any, by_matmuls: ByMatmuls, tokens: int, calls: int
+) -> None:
+    model = tiny_model(n_layer=1, block_size=LONGEST_BACKWARD + 1)
+    model.set_attention("auto", by_matmuls=by_matmuls)
+    with Calls() as seen, torch.no_grad():
+        model(torch.zeros(1, tokens, dtype=torch.int64))
+    assert seen.count == calls

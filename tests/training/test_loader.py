@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scalegpt.backends import World
 from scalegpt.data.sampler import WindowSampler
-from scalegpt.model.loss import IGNORED
+from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.loader import HeldOutBatches, ReadAhead, TrainingBatches
 
