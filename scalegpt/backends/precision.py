@@ -12,9 +12,13 @@ from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
+from scalegpt.planner.parameters import count_parameters
 
-SLICE_ROWS = 512
-"""Tokens that the slice is timed on, at the most; more show the same ratio."""
+SLICE_ROWS = 1024
+"""Tokens that the slice is timed on, at the most; a narrow model on fewer shows less of what bf16 gains."""
+
+SLICE_PARAMETERS = 1_000_000
+"""Blocks are added to the slice up to so many parameters: of narrow ones a single pass would time what surrounds them."""
 
 UNKNOWN_VOCAB = 256
 """The vocabulary that is taken where only the data will tell it."""
@@ -67,7 +71,7 @@ def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: flo
 
 
 class _Slice:
-    """One block of a model, with its share of the vocabulary: what a step does, in the same proportions.
+    """A block of a model or a few, with their share of the vocabulary: what a step does, in the same proportions.
 
     Args:
         model: the whole one's shape.
@@ -76,9 +80,12 @@ class _Slice:
     """
 
     def __init__(self, model: ModelConfig, rows: int, precision: str) -> None:
-        vocab = max(64, (model.vocab_size or UNKNOWN_VOCAB) // model.n_layer)
+        whole = model.changed(vocab_size=model.vocab_size or UNKNOWN_VOCAB)
+        layers = max(1, SLICE_PARAMETERS * model.n_layer // count_parameters(whole).total)
+        layers = min(layers, model.n_layer)
+        vocab = max(64, whole.vocab_size * layers // model.n_layer)
         length = min(model.block_size, rows, SLICE_ROWS)
-        shape = model.changed(n_layer=1, vocab_size=vocab, block_size=length)
+        shape = model.changed(n_layer=layers, vocab_size=vocab, block_size=length)
         with torch.device("meta"):
             self.model = GPT(shape, make_loss("chunked", 1024, compiled=False))
         self.model.set_precision(DTYPES[precision], DTYPES[precision])

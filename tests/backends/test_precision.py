@@ -31,18 +31,29 @@ def test_the_measurement_takes_a_clear_gain_and_touches_no_random_numbers() -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
+WIDE = MODEL.changed(n_embd=256)  # 790,000 parameters a block
+NARROW = MODEL.changed(n_layer=400)  # 3,104 a block
+
+
 @pytest.mark.parametrize(
-    ("vocab", "rows", "expected", "size"),
-    [(400, 64, 100, (8, 8)), (0, 64, 64, (8, 8)), (4000, 3, 1000, (1, 3)), (400, 10**6, 100, (64, 8))],
+    ("model", "rows", "layers", "vocab", "size"),
+    [
+        (MODEL, 64, 4, 400, (8, 8)),  # the whole of a small one
+        (WIDE, 64, 1, 100, (8, 8)),
+        (WIDE.changed(vocab_size=0), 64, 1, 64, (8, 8)),
+        (WIDE.changed(vocab_size=4000), 3, 1, 1000, (1, 3)),
+        (WIDE, 10**6, 1, 100, (128, 8)),
+        (NARROW.changed(vocab_size=40_000), 64, 212, 21_200, (8, 8)),
+    ],
 )
-def test_the_slice_is_a_block_with_its_share_of_the_vocabulary(
-    vocab: int, rows: int, expected: int, size: tuple[int, int]
+def test_the_slice_is_some_blocks_with_their_share_of_the_vocabulary(
+    model: ModelConfig, rows: int, layers: int, vocab: int, size: tuple[int, int]
 ) -> None:
-    one = precision._Slice(MODEL.changed(vocab_size=vocab), rows, "bf16")
-    assert (len(one.model.blocks), one.model.wte.weight.shape) == (1, (expected, 16))
-    assert one.tokens.shape == size
-    one.train()
-    assert all(parameter.grad is not None for parameter in one.model.parameters())
+    some = precision._Slice(model, rows, "bf16")
+    assert (len(some.model.blocks), some.model.wte.weight.shape) == (layers, (vocab, model.n_embd))
+    assert some.tokens.shape == size
+    some.train()
+    assert all(parameter.grad is not None for parameter in some.model.parameters())
 
 
 def test_auto_on_a_card_is_bf16_where_there_is_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
