@@ -8,14 +8,19 @@ Times are medians of the rounds. The error is the gradient's distance from SDPA'
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.arguments import at_least
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.host_memory import keep_freed_memory
 from scalegpt.model.matmul_attention import matmul_attention
@@ -53,14 +58,14 @@ def main() -> None:
     """Print three lines per shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
-    parser.add_argument("--rounds", type=int, default=15, help="counted rounds [15]")
+    parser.add_argument("--rounds", type=at_least(1), default=15, help="counted rounds [15]")
     args = parser.parse_args()
     keep_freed_memory()
     for B, a, T, D in SHAPES:
         qkv = torch.randn(B, T, 3 * a * D).to(DTYPES[args.dtype]).requires_grad_()
         grad = torch.randn(B, T, a * D).to(qkv.dtype)
         rounds = [{name: timed(way, qkv, a, grad) for name, way in WAYS.items()} for _ in range(args.rounds + 2)][2:]
-        print(f"B {B} a {a} T {T} D {D}")
+        print(f"B {B}, heads {a} of {D}, T {T}", flush=True)
         exact = rounds[-1]["SDPA"][2].double()
         whole = statistics.median(each["SDPA"][0] + each["SDPA"][1] for each in rounds)
         for name in WAYS:

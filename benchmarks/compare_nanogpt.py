@@ -9,7 +9,8 @@ The plain loop runs in fp32, in bf16 under autocast, and in bf16 compiled whole;
 this machine, as it is and with compiled blocks. Each has a process of its own, so that what one sets for its process helps
 no other; they take their steps in turn, while the others wait. In every round each takes one, so that a machine that slows
 down slows all of them. Steps are compared by their medians; a contender whose second step takes longer than sixteen times the
-fastest's takes no more, and its second step is what is told of it.
+fastest's takes no more, and its second step is what is told of it. Nine rounds of the three shapes take two minutes on two
+cores.
 """
 
 import argparse
@@ -29,12 +30,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.arguments import at_least, new_file
 from benchmarks.steps.baseline import BaselineSteps, Shape
 from benchmarks.steps.ours import OurSteps, random_tokens
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.backends.host_memory import keep_freed_memory
+from scalegpt.backends.precision import resolve_precision
 from scalegpt.backends.world import choose_device
+from scalegpt.config.presets import resolve
+from scalegpt.errors import InputError
 
 PATIENCE = 16.0
 SHAPES = {
@@ -63,6 +68,7 @@ class Entry:
         device: ``auto``, ``cpu`` or ``cuda``.
         peer: a checkout of nanoGPT for the plain loops, if any.
         keep_memory: give a plain loop our setting of the allocator.
+        precision: ours.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Entry:
     device: str
     peer: Path | None
     keep_memory: bool
+    precision: str
 
 
 class Contender:
@@ -120,7 +127,7 @@ def serve(entry: Entry, connection: Connection) -> None:
 def build(entry: Entry, stack: ExitStack) -> BaselineSteps | OurSteps:
     """What takes the steps; what it leaves open is closed with the stack."""
     if entry.name in OURS:
-        flags = flags_of(entry.shape, entry.data, OURS[entry.name])
+        flags = flags_of(entry.shape, entry.data, OURS[entry.name], entry.precision)
         ours = OurSteps(flags, None, entry.folder, World.join(entry.device))
         stack.callback(ours.close)
         return ours
@@ -135,22 +142,32 @@ def main() -> int:
     """Compare on every shape; 1 if a contender fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)} [all]")
-    parser.add_argument("--rounds", type=int, default=7, help="counted steps of each [7]")
+    parser.add_argument("--rounds", type=at_least(1), default=7, help="counted steps of each [7]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT, whose model is timed")
     parser.add_argument("--skip", default="", help="contenders to leave out, separated by semicolons")
     parser.add_argument(
         "--keep_memory", action="store_true", help="the plain loops keep the memory that they free, too"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.shapes.split(",") if name not in SHAPES]
     if unknown:
         parser.error(f"--shapes: there is no {unknown[0]!r}; choose from {', '.join(SHAPES)}")
-    device = device_name(choose_device(arguments.device, 0, 1))
-    skip = {name.strip() for name in arguments.skip.split(";")}
+    skip = {name.strip() for name in arguments.skip.split(";")} - {""}
+    if skip - {*BASELINES, *OURS}:
+        parser.error(
+            f"--skip: there is no {min(skip - {*BASELINES, *OURS})!r}; choose from {'; '.join([*BASELINES, *OURS])}"
+        )
+    if arguments.peer and not (arguments.peer / "model.py").is_file():
+        parser.error(f"--peer {arguments.peer}: no model.py there; give the folder of a nanoGPT checkout")
+    try:
+        device = choose_device(arguments.device, 0, 1)
+    except InputError as error:
+        parser.error(str(error))
     results = {}
     for name in arguments.shapes.split(","):
+        precision = precision_of(SHAPES[name], device)
         with tempfile.TemporaryDirectory() as folder:
             data = random_tokens(Path(folder) / "tokens", SHAPES[name].vocab_size)
             entries = [
@@ -162,12 +179,13 @@ def main() -> int:
                     arguments.device,
                     arguments.peer,
                     arguments.keep_memory,
+                    precision,
                 )
                 for each in (*BASELINES, *OURS)
                 if each not in skip
             ]
             results[name] = compare(entries, arguments.rounds)
-        print(table(name, results[name], device), flush=True)
+        print(table(name, results[name], f"{device_name(device)}, ours in {precision}"), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -181,13 +199,19 @@ def compare(entries: list[Entry], rounds: int) -> dict[str, dict[str, Any]]:
     return {each.entry.name: figures(each) for each in contenders}
 
 
-def flags_of(shape: Shape, data: Path, compile_: str) -> dict[str, Any]:
+def precision_of(shape: Shape, device: torch.device) -> str:
+    """The precision that ``auto`` picks for a shape; once for all of ours, since on a CPU it is timed."""
+    run = resolve(flags={**flags_of(shape, Path(), "off", "auto"), "input_file": None}, name="compare")
+    return resolve_precision("auto", device, run.model, shape.tokens)
+
+
+def flags_of(shape: Shape, data: Path, compile_: str, precision: str) -> dict[str, Any]:
     """Our settings for a shape: the trainer's own choice, with the micro batch that all use."""
     return {
         "n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.n_embd, "block_size": shape.block_size,
         "vocab_size": shape.vocab_size, "bias": shape.bias, "tie_head": True, "dropout": 0.0,
         "micro_batch": shape.batch, "tokens_per_step": shape.tokens, "recompute": "none", "compile": compile_,
-        "backend": "plain", "input_file": str(data), "precision": "auto",
+        "backend": "plain", "input_file": str(data), "precision": precision,
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.arguments import at_least, counts
 from scalegpt.model.loss import chunked_cross_entropy, full_cross_entropy
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,17 +28,21 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def main() -> int:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=4096, help="of a micro batch [4096]")
-    parser.add_argument("--hidden", type=int, default=192, help="width [192]")
-    parser.add_argument("--vocabulary", type=int, default=50304, help="[50304]")
-    parser.add_argument("--chunks", default="256,512,1024,4096", help="[256,512,1024,4096]")
+    parser.add_argument("--tokens", type=at_least(1), default=4096, help="of a micro batch [4096]")
+    parser.add_argument("--hidden", type=at_least(1), default=192, help="width [192]")
+    parser.add_argument("--vocabulary", type=at_least(1), default=50304, help="[50304]")
+    parser.add_argument(
+        "--chunks", type=counts, default="256,512,1024,4096", help="tokens of a chunk [256,512,1024,4096]"
+    )
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least(1), default=7, help="counted rounds [7]")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
     dtype = torch.float32 if arguments.dtype == "fp32" else torch.bfloat16
     losses: dict[str, Loss] = {"full": full_cross_entropy}
-    losses |= {f"chunked {chunk}": chunked_cross_entropy(int(chunk)) for chunk in arguments.chunks.split(",")}
+    losses |= {f"chunked {chunk}": chunked_cross_entropy(chunk) for chunk in arguments.chunks}
     if hasattr(F, "linear_cross_entropy"):
         losses["torch's"] = lambda x, w, t: F.linear_cross_entropy(x, w.to(x.dtype), t)
     shape = (arguments.tokens, arguments.hidden, arguments.vocabulary)

@@ -10,6 +10,7 @@ between the phases. Any flag of ``launch/train.py`` goes. Times are medians, wit
 """
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.arguments import at_least, new_file
 from benchmarks.steps.ours import PHASES, OurSteps
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
@@ -37,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table on the first rank, and write the JSON file that was asked for."""
     parser = make_parser()
     parser.description = __doc__
-    parser.add_argument("--steps", type=int, default=10, help="steps that count, whole and by phase each [10]")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them [3]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    arguments = parser.parse_args(argv)
+    parser.prog = "step_bench"
+    parser.add_argument("--steps", type=at_least(1), default=10, help="steps that count, whole and by phase each [10]")
+    parser.add_argument("--warmup", type=at_least(0), default=3, help="steps before them [3]")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     try:
+        arguments = parser.parse(sys.argv[1:] if argv is None else argv)
         world = World.join(arguments.device)
         with tempfile.TemporaryDirectory() as folder:
             flags = given_settings(arguments, *SECTIONS.values())
@@ -49,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures = measure(flags, arguments.preset, Path(shared), world, arguments.steps, arguments.warmup)
             world.barrier()
     except (InputError, RunError) as error:
-        print(f"step_bench: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"step_bench: error: {error}", file=sys.stderr)
         return error.exit_status
     if world.is_first:
         print(table(figures))

@@ -1,6 +1,6 @@
 """What the device can do: its name, dtypes, attention kernels, a compiler."""
 
-import shutil
+import os
 import warnings
 
 import torch
@@ -50,6 +50,8 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
             torch.autograd.grad(y.sum(), q)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("No viable backend"):  # torch goes on about kernels that were turned off: by us, just now
+            reason = "it has no such kernel"
         with_dropout = " with dropout" if dropout else ""
         raise InputError(
             f"attention {name} does not run here ({device_name(device)}, {precision}, heads of {head_size}"
@@ -88,5 +90,18 @@ def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None
 
         lacks = "Triton is not installed" if importlib.util.find_spec("triton") is None else None
     else:
-        lacks = "there is no C++ compiler (g++ or clang++)" if not any(map(shutil.which, ("g++", "clang++"))) else None
+        lacks = _lacking_compiler()
     return (True, None) if lacks is None else (False, f"compile: {lacks}; the blocks run uncompiled")
+
+
+def _lacking_compiler() -> str | None:
+    """Why torch finds no C++ compiler; None where it does. Its own search is asked, which tries them."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second, and only a run that compiles pays it
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        named = os.environ.get("CXX")
+        return "there is no C++ compiler (g++)" if named is None else f"CXX={named} is no C++ compiler that works"
+    return None

@@ -109,8 +109,8 @@ def why_not_muon(parallel: ParallelConfig) -> str | None:
         return None
     if parallel.stage == 1:
         return (
-            "optimizer muon: DeepSpeed's stage 1 clips the orthogonalised update instead of the gradient, but in bf16, and "
-            "there its update is one that the planner does not know; use --backend fsdp, or --zero_stage 0"
+            "optimizer muon: DeepSpeed's stage 1 clips the orthogonalised update instead of the gradient, which is another "
+            "optimizer, and in bf16 its step is one that the planner does not know; use --backend fsdp, or --zero_stage 0"
         )
     return (
         f"optimizer muon: DeepSpeed's stage {parallel.stage} clips the orthogonalised update instead of the gradient, which "

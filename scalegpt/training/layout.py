@@ -34,10 +34,17 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
         f"{data.tokenizer.kind} tokenizer; {epochs:.2f} epochs",
         f"step     {plan.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
         f"{plan.micro_batch} × accumulation {plan.grad_accum} × block {plan.block_size}; {steps:,} steps",
-        f"machine  {world.size} × {device_name(world.device)}, {parallel.backend}{stage}{offload}, {train.precision}, "
+        f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.backend}{stage}{offload}, "
+        f"{train.precision}, "
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
         f"states   {format_bytes(sum(training_bytes(model, train).values()))} for weights, gradients and moments in all",
     ))  # fmt: skip
+
+
+def _threads(world: World) -> str:
+    """What of the cores a rank takes, where the cores are what it computes on."""
+    count = torch.get_num_threads()
+    return f" of {count} thread{'s' if count > 1 else ''}" if world.device.type == "cpu" else ""
 
 
 def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None) -> dict[str, Any]:

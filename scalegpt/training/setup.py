@@ -50,6 +50,7 @@ from scalegpt.training.resume import (
 from scalegpt.training.rollback import restore
 from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.stopping import StopRequest
+from scalegpt.training.unused import unused
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -140,7 +141,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh)
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
     gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
-    for note in (*chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *found.notes, *gaps):
+    idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
+    for note in (*idle, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *found.notes, *gaps):
         logger.say(note)
     watch = MemoryWatch(world.device)
     backend = _build(run, plan, world, settings, logger, compiled=compiled)

@@ -1,9 +1,14 @@
 """What the device can do: precision, attention kernels, a compiler."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.exc import InvalidCxxCompiler
 
 from scalegpt.backends import capabilities
 from scalegpt.backends.capabilities import (
@@ -51,13 +56,6 @@ def test_an_attention_kernel_that_does_not_run_is_refused(name: str, dropout: bo
 
 def test_compiling_needs_its_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_compile("off", CPU) == resolve_compile("auto", CPU) == resolve_compile("off", CUDA) == (False, None)
-    monkeypatch.setattr("shutil.which", lambda name: name if name == "clang++" else None)
-    assert resolve_compile("on", CPU) == (True, None)
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    compiled, warning = resolve_compile("on", CPU)
-    assert not compiled
-    assert warning is not None
-    assert "C++ compiler" in warning
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert resolve_compile("auto", CUDA) == (False, "compile: Triton is not installed; the blocks run uncompiled")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
@@ -73,3 +71,39 @@ def test_fp16_under_deepspeed_needs_a_processor_that_has_it(monkeypatch: pytest.
     check_precision("deepspeed", "fp16", CUDA)
     monkeypatch.setattr(capabilities, "cpu_has_fp16", lambda: True)
     check_precision("deepspeed", "fp16", CPU)
+
+
+WORKS, FAILS = "#!/bin/sh\necho 12.2.0\n", "#!/bin/sh\nexit 1\n"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "told"),
+    [
+        (WORKS, None),
+        (FAILS, "compile: CXX={path} is no C++ compiler that works; the blocks run uncompiled"),
+        (None, "compile: CXX={path} is no C++ compiler that works; the blocks run uncompiled"),
+    ],
+)
+def test_a_named_compiler_is_tried(tmp_path: Path, compiler: str | None, told: str | None) -> None:
+    """In a process of its own: torch reads CXX when it is imported."""
+    path = tmp_path / "c++"
+    if compiler is not None:
+        path.write_text(compiler)
+        path.chmod(0o755)
+    code = """
+import torch
+from scalegpt.backends.capabilities import resolve_compile
+print(resolve_compile("on", torch.device("cpu")))"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "CXX": str(path)}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str((told is None, told and told.format(path=path)))
+
+
+def test_without_any_compiler_a_cpu_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def search() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", search)
+    assert resolve_compile("on", CPU) == (False, "compile: there is no C++ compiler (g++); the blocks run uncompiled")

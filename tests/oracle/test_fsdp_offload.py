@@ -20,6 +20,8 @@ import torch
 from scalegpt.backends import Backend, World, build_model, make_backend, plain
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
+from scalegpt.config.train import LOSS_ROWS
+from scalegpt.model.loss import make_loss
 from scalegpt.planner import fsdp_memory
 from scalegpt.planner.memory import predict
 from scalegpt.training import trace
@@ -56,7 +58,9 @@ def real_backend(run: RunConfig, ranks: int, grad_accum: int) -> Iterator[Backen
     """The trainer's backend on rank 0, with weights."""
     with trace.fake_process_group(ranks):
         world = World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=torch.device("cpu"))
-        backend = make_backend(run, world, grad_accum, build_model(run, compiled=False), optimizer_factory(run.train))
+        model = build_model(run, compiled=False)
+        model.loss = make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS)  # as on a GPU
+        backend = make_backend(run, world, grad_accum, model, optimizer_factory(run.train))
         with torch.no_grad():
             for parameter in backend.model.parameters():
                 plain.local(parameter).normal_(0, 0.02)

@@ -1,0 +1,35 @@
+"""Values of the benchmarks' flags, refused before anything is measured."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A flag's type: a whole number that is not below ``least``."""
+
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return count
+
+
+def counts(text: str) -> list[int]:
+    """A flag's type: whole numbers above zero, separated by commas."""
+    return [at_least(1)(part) for part in text.split(",")]
+
+
+def new_file(text: str) -> Path:
+    """A flag's type: a file that can be written when the measurement is done."""
+    path = Path(text)
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
+    return path
