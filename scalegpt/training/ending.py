@@ -51,7 +51,9 @@ def end(error: BaseException, watchdog: Watchdog, memory: Plan, *, on_oom: str) 
         return _told(failure, watchdog, str(failure), status, "failed")
     lost = _lost(error, watchdog)
     if lost is not None:
-        failure = RunError(f"{lost}: its process has ended; the same command goes on from the last checkpoint")
+        failure = RunError(
+            f"the process of {lost.name} has ended; it was last heard of in step {lost.step}, {lost.place}"
+        )
         return _told(failure, watchdog, str(failure), status, "failed")
     speaks_for_itself = isinstance(error, InputError | RunError)
     cause = str(error) if speaks_for_itself else f"{type(error).__name__}: {error}"

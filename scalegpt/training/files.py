@@ -2,12 +2,13 @@
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scalegpt.errors import RunError
+from scalegpt.errors import InputError, RunError
 
 
 def finite(value: Any) -> Any:
@@ -39,3 +40,18 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def try_writing(*folders: Path) -> None:
+    """See that files can be made in the folders that are there, before anything is trained for them.
+
+    Raises:
+        InputError: they cannot.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {error.strerror}; make it writable") from None

@@ -62,8 +62,13 @@ class Beat:
         except psutil.NoSuchProcess:
             return True
 
+    @property
+    def name(self) -> str:
+        """Which rank it is of, and where that runs."""
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
     def __str__(self) -> str:
-        return f"rank {self.rank} (process {self.pid} on {self.host}): step {self.step}, {self.place}"
+        return f"{self.name}: step {self.step}, {self.place}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scalegpt.backends.world import choose_device
 from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError, Header
 from scalegpt.checkpoint.reader import Checkpoint
-from scalegpt.checkpoint.store import find_checkpoints, is_checkpoint
+from scalegpt.checkpoint.store import find_checkpoints, is_checkpoint, step_of
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
@@ -90,8 +90,14 @@ def open_weights(checkpoint: Path) -> Checkpoint:
         stored = Checkpoint.open(checkpoint)
         stored.verify((WEIGHTS,))
     except DamagedError as error:
-        raise DamagedError(f"{error}; name an earlier checkpoint, if there is one") from None
+        raise DamagedError(f"{error}; {_earlier_than(checkpoint)}") from None
     return stored
+
+
+def _earlier_than(checkpoint: Path) -> str:
+    """What to give in the place of a damaged checkpoint."""
+    earlier = [each for each in find_checkpoints(checkpoint.parent) if step_of(each) < step_of(checkpoint)]
+    return f"give an earlier one by its path: {earlier[-1]}" if earlier else "there is no earlier one"
 
 
 def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:

@@ -16,7 +16,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.rundir import RUN_ID, Past, RunDirectory
 from scalegpt.training.tokens import check_tokens, other_tokens
 
-NO_PAST = Past(newest=None, is_told=True, steps=0)
+NO_PAST = Past(newest=None, is_told=True, steps=0, was_begun=False)
 """That of a run that begins."""
 
 
@@ -42,14 +42,20 @@ class Found:
         assert self.checkpoint is not None or not self.damaged
         if self.checkpoint is None:
             steps = self.past.steps
-            return [f"begins again: it ended after {steps} steps, before its first checkpoint"] if steps else []
+            if steps:
+                return [f"begins again: it ended after {steps} steps, before its first checkpoint"]
+            return ["begins again: nothing here tells of a step or a checkpoint before"] if self.past.was_begun else []
         gone = [] if self.missed is None else [f"the checkpoint of step {self.missed} is gone"]
-        if not self.past.is_told and self.past.steps:
-            gone.append("run_status.json cannot be read, so a newer checkpoint that is gone would not be missed")
-        return [
+        notes = [
             f"warning: {reason}; going back to {self.checkpoint.path}, the last good checkpoint"
             for reason in (*gone, *(reason for _, reason in self.damaged))
         ]
+        if not self.past.is_told:
+            notes.append(
+                "warning: run_status.json is missing or cannot be read, so nobody would miss a newer checkpoint than "
+                f"{self.checkpoint.path}"
+            )
+        return notes
 
 
 def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: bool) -> Found:
@@ -87,7 +93,8 @@ def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: b
         return Found(checkpoint, tuple(damaged), missed, past)
     if damaged:
         several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
-        raise InputError(f"{several}{damaged[0][1]}, and there is no earlier one; --fresh starts anew beside this run")
+        reasons = "; ".join(reason for _, reason in damaged)
+        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts anew beside this run")
     if missed is not None:
         raise InputError(
             f"{directory.path} had a checkpoint of step {missed}, and there is none in {directory.checkpoints}; "

@@ -40,6 +40,9 @@ STARTED_BY = ".started_by"
 _SAMPLE_MARK = "--- step "
 
 
+FROM_A_COPY = "if you have a copy, stop the run, put its lines before those that are there, and start the run again"
+
+
 @dataclass(frozen=True)
 class Past:
     """What a run's files say of it, its checkpoints aside.
@@ -48,11 +51,13 @@ class Past:
         newest: the step of the newest checkpoint that ``run_status.json`` knows of; None where it knows of none.
         is_told: whether ``run_status.json`` says so at all; it may be missing, or broken.
         steps: the last step in ``metrics.jsonl``.
+        was_begun: whether there is a run at all.
     """
 
     newest: int | None
     is_told: bool
     steps: int
+    was_begun: bool
 
 
 class RunDirectory:
@@ -300,7 +305,7 @@ class RunDirectory:
         """What the files say of the run's past."""
         status = self._read_status()
         steps = max((entry["step"] for entry in self.read_steps()), default=0)
-        return Past(_step_or_none(status), "checkpoint_step" in status, steps)
+        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file())
 
     def _read_status(self) -> dict[str, Any]:
         try:
@@ -316,13 +321,11 @@ class RunDirectory:
         lacking = [each for each in range(1, step + 1) if each not in told]
         if lacking:
             which = f"{len(lacking):,} of the {step:,} steps, from step {lacking[0]:,} on"
-            notes.append(f"{self.metrics} lacks {which}: put it back from a copy, or the report will lack them too")
+            notes.append(f"{self.metrics} lacks {which}, and so will the report; {FROM_A_COPY}")
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
-            notes.append(
-                f"{self.ledger.path} says nothing of steps 1 to {min(first - 1, step)}: put it back from a copy, or their "
-                "windows can no more be told"
-            )
+            which = f"steps 1 to {min(first - 1, step)}"
+            notes.append(f"{self.ledger.path} says nothing of {which}, and their windows are lost; {FROM_A_COPY}")
         return notes
 
     def forget_after(self, step: int) -> None:

@@ -32,7 +32,7 @@ from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
 from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
-from scalegpt.training.files import writing
+from scalegpt.training.files import try_writing, writing
 from scalegpt.training.job import Job
 from scalegpt.training.launch import begun_before, launch_marks
 from scalegpt.training.layout import describe, plan_summary, total_steps
@@ -151,7 +151,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     else:
         restore(backend, found.checkpoint, progress)
         logger.say(resumed_line(found.checkpoint.path, progress, total_steps(run.train, plan), found.past.steps))
-    for key, change in {**changes, **others}.items():
+    for key, change in {**changes, **others}.items() if progress.step < total_steps(run.train, plan) else ():
         logger.say(f"changed  {key}: {change}")
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
@@ -356,6 +356,7 @@ def _claim_directory(
         raise InputError(f"runs_dir {parent}: {error.strerror}; choose another --runs_dir") from None
     if not os.access(parent, os.W_OK):
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
+    try_writing(directory.path, directory.checkpoints)
     _check_space(directory, run, plan)
     return directory, directory.changes(run, ranks=ranks)
 

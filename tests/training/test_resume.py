@@ -93,7 +93,16 @@ def test_where_the_status_is_broken_a_newer_one_might_be_gone(run: Path, status:
     write(run / "run_status.json", status)
     write(run / "metrics.jsonl", STEPS)
     (note,) = found_in(run).notes
-    assert "run_status.json cannot be read, so a newer checkpoint that is gone would not be missed" in note
+    assert "run_status.json is missing or cannot be read, so nobody would miss a newer checkpoint than" in note
+    assert note.endswith("step_00000010")
+
+
+def test_a_run_of_which_nothing_tells_begins_again_and_says_so(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    write(run / "run_status.json", None)
+    assert found_in(run).notes == []
+    write(run / "config.yaml", "model: {}")
+    assert found_in(run).notes == ["begins again: nothing here tells of a step or a checkpoint before"]
 
 
 def test_without_its_number_a_run_cannot_tell_its_checkpoints(run: Path) -> None:
