@@ -84,10 +84,12 @@ def _counted(targets: Tensor) -> Tensor:
 def _way(hidden: Tensor, vocabulary: int, rows: int | None, fused: Callable[[Tensor, Tensor], Tensor] | None) -> Way:
     """How a chunk's logits are turned, as suits device and dtype.
 
-    fp16's exponents are too few for exponentials that are not divided by their sum.
+    fp16's exponents are too few for exponentials that are not divided by their sum, and a graph that is compiled has no place
+    for a look at these.
     """
     is_cpu = hidden.device.type == "cpu"
-    if rows is None and is_cpu and hidden.dtype in (torch.float32, torch.bfloat16):
+    has_range = hidden.dtype in (torch.float32, torch.bfloat16)
+    if rows is None and is_cpu and has_range and not torch.compiler.is_compiling():
         return by_columns
     suited = max(1, CACHED_ROWS // vocabulary) if is_cpu else LOSS_ROWS
     return by_rows(rows or suited, turn if fused is None or is_cpu else fused)

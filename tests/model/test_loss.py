@@ -269,3 +269,12 @@ def test_what_is_between_the_matmuls_can_be_compiled() -> None:
     total = turn(eager, targets)
     assert torch.compile(turn, dynamic=False)(compiled, targets).item() == pytest.approx(total.item(), rel=1e-5)
     assert error(compiled, eager) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_can_be_compiled_in_one_piece(dtype: torch.dtype) -> None:
+    """By whoever compiles a model whole."""
+    inputs = problem(dtype)
+    compiled = torch.compile(chunked_cross_entropy(8), backend="aot_eager", fullgraph=True)
+    for value, exact in zip(solve(compiled, *inputs), reference(*inputs), strict=True):
+        assert error(value, exact) < TOLERANCES[dtype]
