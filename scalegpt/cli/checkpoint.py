@@ -120,7 +120,8 @@ def _row(verdict: "Verdict", *, is_best: bool) -> tuple[str, ...]:
         step,
         size,
         loss,
-        "; ".join(verdict.problems) or ("whole, the best" if is_best else "whole"),
+        "; ".join(problem.replace(f"{verdict.path}/", "") for problem in verdict.problems)
+        or ("whole, the best" if is_best else "whole"),
     )
 
 
@@ -170,9 +171,13 @@ def _show(words: list[str]) -> int:
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import summary
     from scalegpt.checkpoint.reader import read_manifest
-    from scalegpt.training.inference import with_newest
+    from scalegpt.training.inference import naming_earlier, with_newest
 
-    facts = with_newest(Path(arguments.run), lambda path: summary(path, read_manifest(path)))
+    def read(path: Path) -> dict[str, Any]:
+        with naming_earlier(path):
+            return summary(path, read_manifest(path))
+
+    facts = with_newest(Path(arguments.run), read)
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0

@@ -1,6 +1,7 @@
 """Loading a trained model to use it: one process, one device, no optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -86,18 +87,25 @@ def open_weights(checkpoint: Path) -> Checkpoint:
     Raises:
         InputError: no checkpoint, or a damaged one; an earlier one is not taken in its place, since nobody asked for it.
     """
-    try:
+    with naming_earlier(checkpoint):
         stored = Checkpoint.open(checkpoint)
         stored.verify((WEIGHTS,))
-    except DamagedError as error:
-        raise DamagedError(f"{error}; {_earlier_than(checkpoint)}") from None
     return stored
 
 
-def _earlier_than(checkpoint: Path) -> str:
-    """What to give in the place of a damaged checkpoint."""
-    earlier = [each for each in find_checkpoints(checkpoint.parent) if step_of(each) < step_of(checkpoint)]
-    return f"give an earlier one by its path: {earlier[-1]}" if earlier else "there is no earlier one"
+@contextmanager
+def naming_earlier(checkpoint: Path) -> Iterator[None]:
+    """Say what to give in the place of a checkpoint that is found to be damaged.
+
+    Raises:
+        DamagedError: in place of one.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        earlier = [each for each in find_checkpoints(checkpoint.parent) if step_of(each) < step_of(checkpoint)]
+        instead = f"give an earlier one by its path: {earlier[-1]}" if earlier else "there is no earlier one"
+        raise DamagedError(f"{error}; {instead}") from None
 
 
 def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
