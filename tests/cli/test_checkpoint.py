@@ -53,7 +53,7 @@ def test_the_list_has_a_line_for_each(run: Path, say: Callable[..., str]) -> Non
     assert [line.split()[0] for line in lines] == ["step_00000010", "step_00000020", "step_00000030"]
     assert "checkpoint.json is damaged" in lines[0]
     assert "2.0000" in lines[1]
-    assert f"{WEIGHTS} is damaged" in lines[1]
+    assert f"  {WEIGHTS} is damaged" in lines[1]
     assert lines[2].endswith("2.5000  whole, the best")
     found = json.loads(say("list", run, "--json"))
     assert [entry["whole"] for entry in found] == [False, False, True]
@@ -170,6 +170,14 @@ def test_a_checkpoint_tells_of_itself(run: Path, say: Callable[..., str]) -> Non
     assert facts["tensors"] == {"weight": facts["pieces"]}
     assert facts["parameters"] == (257 + 16) * 32 + 2 * (12 * 32**2 + 2 * 32) + 32
     assert facts["files"].keys() == {WEIGHTS}
+
+
+def test_an_earlier_one_is_named_in_the_place_of_a_damaged_one(run: Path, say: Callable[..., str]) -> None:
+    manifests = [path / "checkpoint.json" for path in checkpoints_of(run)]
+    manifests[2].write_text("{}")
+    assert say("show", run, status=2).endswith(f"; give an earlier one by its path: {manifests[1].parent}\n")
+    manifests[0].write_text("{}")
+    assert say("show", manifests[0].parent, status=2).endswith("; there is no earlier one\n")
 
 
 def test_weights_as_one_file(run: Path, say: Callable[..., str], tiny_model: Any, tmp_path: Path) -> None:
