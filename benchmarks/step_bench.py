@@ -34,6 +34,9 @@ from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.work import flops_per_token
 from scalegpt.training.metrics import mfu
 
+LOADED_STEPS = 50
+"""Steps that the loader is timed on, alone."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table on the first rank, and write the JSON file that was asked for."""
@@ -93,6 +96,7 @@ def measure(
                 rate, flops_per_token(run.model), peak_flops(device_name(world.device), run.train.precision), world.size
             ),
             "phases": phases,
+            "loader_tokens_per_second": ours.loader_rate(LOADED_STEPS),
             "predicted_peak_bytes": ours.job.memory.peak_bytes,
             **ours.job.watch.measure().as_status(),
         }
@@ -110,6 +114,8 @@ def table(figures: dict[str, Any]) -> str:
         figures["layout"],
         f"{figures['tokens_per_step']:,} tokens a step: {1e3 * figures['step_seconds']:.1f} ms "
         f"({1e3 * low:.1f} to {1e3 * high:.1f}), {figures['tokens_per_second']:,.0f} tokens/s{share}",
+        f"  the loader alone gives {figures['loader_tokens_per_second']:,.0f} tokens/s, "
+        f"{figures['loader_tokens_per_second'] / figures['tokens_per_second']:,.0f} times as many",
         *(f"  {phase:18s} {1e3 * phases[phase]:10.2f} ms {phases[phase] / whole:7.2%}" for phase in PHASES),
     ]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
+from scalegpt.training.loader import TrainingBatches
 from scalegpt.training.setup import Request, prepare
 from scalegpt.training.trainer import Trainer
 
@@ -90,6 +91,18 @@ class OurSteps:
         self.trainer._take_step()
         self._wait()
         return time.perf_counter() - begin
+
+    def loader_rate(self, steps: int) -> float:
+        """Tokens a second, of all ranks, that the loader gives when nothing else is done."""
+        job = self.job
+        batches = TrainingBatches(job.data.train, job.plan, self.world, job.run.train.seed)
+        begin = time.perf_counter()
+        for step in range(steps):
+            for _ in batches.step(step * job.plan.sequences):
+                pass
+        seconds = time.perf_counter() - begin
+        batches.close()
+        return steps * job.plan.tokens / seconds
 
     def close(self) -> None:
         """End threads and close files."""
