@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scalegpt.backends.world import choose_device
 from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError, Header
 from scalegpt.checkpoint.reader import Checkpoint
-from scalegpt.checkpoint.store import find_checkpoints, is_checkpoint, step_of
+from scalegpt.checkpoint.store import find_checkpoints, is_checkpoint
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
@@ -103,9 +103,12 @@ def naming_earlier(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        earlier = [each for each in find_checkpoints(checkpoint.parent) if step_of(each) < step_of(checkpoint)]
-        instead = f"give an earlier one by its path: {earlier[-1]}" if earlier else "there is no earlier one"
-        raise DamagedError(f"{error}; {instead}") from None
+        beside = find_checkpoints(checkpoint.parent)
+        is_one_of_them = checkpoint in beside  # a copy may have a name without a step
+        kind = "an earlier" if is_one_of_them else "another"
+        instead = beside[: beside.index(checkpoint)] if is_one_of_them else beside
+        hint = f"give {kind} one by its path: {instead[-1]}" if instead else "there is no earlier one"
+        raise DamagedError(f"{error}; {hint}") from None
 
 
 def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:

@@ -178,6 +178,8 @@ def test_an_earlier_one_is_named_in_the_place_of_a_damaged_one(run: Path, say: C
     assert say("show", run, status=2).endswith(f"; give an earlier one by its path: {manifests[1].parent}\n")
     manifests[0].write_text("{}")
     assert say("show", manifests[0].parent, status=2).endswith("; there is no earlier one\n")
+    copied = manifests[2].parent.rename(manifests[2].parent.with_name("a copy"))  # a name without a step
+    assert say("show", copied, status=2).endswith(f"; give another one by its path: {manifests[1].parent}\n")
 
 
 def test_weights_as_one_file(run: Path, say: Callable[..., str], tiny_model: Any, tmp_path: Path) -> None:
