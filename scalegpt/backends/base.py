@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scalegpt.architecture.decoder import MATRIX, kind_of
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT
-from scalegpt.planner.states import MATRIX, kind_of
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Makes the optimizer from named parameters, with its groups in a fixed order."""

@@ -28,14 +28,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from scalegpt.architecture.decoder import MATRIX, parameter_shapes
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.planner import deepspeed_step, fsdp_memory
 from scalegpt.planner.deepspeed_gather import gathering, schedule
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.newton_schulz import REPLICATED, exchange_of, wire
-from scalegpt.planner.parameters import count_parameters, parameter_shapes
+from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.sizes import BYTES
-from scalegpt.planner.states import MATRIX, optimizer_row, tensors_of
+from scalegpt.planner.states import optimizer_row, tensors_of
 from scalegpt.planner.tensors import numel
 
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"

@@ -28,8 +28,8 @@ from collections.abc import Iterable, Iterator
 from scalegpt.config import RunConfig
 from scalegpt.planner.deepspeed_stage3 import Stage3
 from scalegpt.planner.deepspeed_step import BUCKETS, NORM_BYTES, Settings, ShardedStep, offloaded
-from scalegpt.planner.sizes import TEMPORARIES, host_size
-from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step
+from scalegpt.planner.sizes import GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
+from scalegpt.planner.step import Step
 from scalegpt.planner.tensors import numel
 from scalegpt.planner.timeline import rounded
 

@@ -11,6 +11,7 @@ Beyond what :mod:`scalegpt.planner.deepspeed_gather` says, from deepspeed 0.19's
 
 from collections.abc import Callable, Iterable, Sequence
 
+from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
 from scalegpt.planner.deepspeed_gather import Schedule, Visit, gathering, schedule
 from scalegpt.planner.deepspeed_step import (
@@ -24,9 +25,7 @@ from scalegpt.planner.deepspeed_step import (
     padded_elements,
     pinned,
 )
-from scalegpt.planner.parameters import Shape
-from scalegpt.planner.sizes import TEMPORARIES, host_size
-from scalegpt.planner.step import GRADIENTS, WEIGHTS
+from scalegpt.planner.sizes import GRADIENTS, TEMPORARIES, WEIGHTS, host_size
 from scalegpt.planner.tensors import numel
 from scalegpt.planner.timeline import rounded
 
@@ -176,7 +175,7 @@ class Stage3(ShardedStep):
         """A block's gradients are reduced when all of them are there, matrices first."""
         self.last_norm()
         self.in_block = []
-        self.alike("backward", self.block.backward)
+        self.alike("backward", self.play_backward)
         self.in_block = None
         for shape in sorted(self.block_shapes, key=lambda shape: len(shape) == 1):
             self.arrive(numel(shape), self.width if len(shape) > 1 else 0)

@@ -7,12 +7,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from scalegpt.architecture.decoder import parameter_shapes
+from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.planner.memory import Prediction
-from scalegpt.planner.parameters import Shape, parameter_shapes
-from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
+from scalegpt.planner.sizes import BYTES, GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
 from scalegpt.planner.states import FP32
-from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS, Step
+from scalegpt.planner.step import Step
 from scalegpt.planner.tensors import numel
 
 BUCKETS = "buckets"
@@ -38,6 +39,7 @@ class ShardedStep(Step, ABC):
     """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
 
     casts_weights = False
+    backwards_alike = False  # each depends on what is in the bucket
     pins_masters = True
 
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
@@ -131,10 +133,6 @@ class ShardedStep(Step, ABC):
         """See :meth:`Step.block_backward`; before the first block the last norm's gradients come."""
         self.last_norm()
         super().block_backward()
-
-    def play_backward(self) -> None:
-        """See :meth:`Step.play_backward`; here it depends on what is in the bucket, so that each is played."""
-        self.block.backward()
 
     def last_norm(self) -> None:
         """The last norm's gradients, once."""

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 
+from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
 from scalegpt.planner.memory import Prediction
-from scalegpt.planner.parameters import Shape
-from scalegpt.planner.sizes import BYTES, TEMPORARIES, host_size
-from scalegpt.planner.step import GRADIENTS, Step
+from scalegpt.planner.sizes import BYTES, GRADIENTS, TEMPORARIES, host_size
+from scalegpt.planner.step import Step
 from scalegpt.planner.tensors import numel
 from scalegpt.planner.timeline import rounded
 
@@ -195,7 +195,7 @@ class FSDPStep(Step):
         """Gather, compute, and at stage 3 give back; stages 0 and 2 keep the weights to the step's end."""
         if not self.stays_gathered:
             self._gather(self.block_group)
-        self.alike("forward", self.block.forward)
+        self.alike("forward", self.play_forward)
         if self.stage == 3:
             self.t.drop(GATHERED, self.block_group.gathered)
 
@@ -243,7 +243,7 @@ class FSDPStep(Step):
             self._free_buffer()
             if not self.at_last_block:
                 self._fetch()
-        self.alike(("backward", self.adds_at_once), self.block.backward)
+        self.alike(("backward", self.adds_at_once), self.play_backward)
         if not self.adds_at_once:
             t.hold(GRADIENTS, self.vectors)
         self._finish_group(self.block_group)

@@ -9,10 +9,12 @@ is added elsewhere.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scalegpt.architecture.parts import Numerics
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.gpus import Card
+from scalegpt.planner.programs import block_at
 from scalegpt.planner.sizes import ACTIVATIONS, BYTES, Sizes
 from scalegpt.planner.timeline import Timeline
 
@@ -80,11 +82,9 @@ def kept_bytes(kernel: str, run: RunConfig) -> int:
     All blocks then keep what their backward pass needs, and the full loss keeps its log-softmax in fp32. Far sooner told
     than the peak; arguments as for :func:`predict_with`.
     """
-    from scalegpt.planner.block import BlockLedger
-
     timeline, sizes = Timeline(), Sizes.of(run)
-    block = BlockLedger(run, kernel, timeline, sizes, fp32_weights=False, accumulate=lambda _: None)
-    block.forward()
+    numerics = Numerics(sizes.compute, sizes.residual, sizes.compute, kernel, sizes.batch == 1)
+    block_at(run.model, numerics, run.train.recompute, sizes.batch).forward(timeline)
     logits = 4 * sizes.n * sizes.vocab if run.train.loss == "full" else 0
     return run.model.n_layer * timeline.live[ACTIVATIONS] + logits
 

@@ -26,20 +26,18 @@ The heads do not appear: they divide the width and add nothing. The second form 
 (Radford et al. 2019): 124,439,808, 354,823,168, 774,030,080 and 1,557,611,200. An often-copied breakdown counts 6,144
 norm parameters in a layer 768 wide without biases; two norms of 768 weights are 1,536.
 
-Everything is counted from :func:`parameter_shapes`, which lists the tensors by the module's own names; the closed forms
-and the module itself are what the tests hold the counts to.
+Everything is counted from the parts of :mod:`scalegpt.architecture`, which list the tensors by the module's own names;
+the closed forms and the module itself are what the tests hold the counts to.
 """
 
-import math
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 
+from scalegpt.architecture.decoder import Decoder
+from scalegpt.architecture.parameters import Parameter, formula
 from scalegpt.config import ModelConfig
-from scalegpt.config.shape import AUTO_VOCAB
-from scalegpt.errors import InputError
 from scalegpt.planner.sizes import BYTES
-
-Shape = tuple[int, ...]
 
 _DECIMAL_UNITS = ("kB", "MB", "GB", "TB")
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -110,19 +108,6 @@ class FormulaStep:
     value: int
 
 
-def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Return the shape of every parameter by the module's own names, in the module's order.
-
-    Raises:
-        InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
-
-    """
-    before, after = _outer_shapes(model)
-    layer = _layer_shapes(model)
-    blocks = {f"blocks.{i}.{name}": shape for i in range(model.n_layer) for name, shape in layer.items()}
-    return {**before, **blocks, **after}
-
-
 @lru_cache(maxsize=1024)
 def count_parameters(model: ModelConfig) -> ParameterCount:
     """Count the parameters of a model exactly, part by part; a shared matrix counts once.
@@ -133,18 +118,18 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
 
     """
-    before, after = _outer_shapes(model)
-    outer = {**before, **after}
-    layer = _layer_shapes(model)
+    outer, layer = _by_part(model)
     return ParameterCount(
-        token_embedding=_numel(outer, "wte."),
-        position_embedding=_numel(outer, "wpe."),
+        token_embedding=_numel(outer, "token embedding"),
+        position_embedding=_numel(outer, "position embedding"),
         layer=LayerParameters(
-            attention=_numel(layer, "attn."), feed_forward=_numel(layer, "mlp."), norms=_numel(layer, "ln")
+            attention=_numel(layer, "attention"),
+            feed_forward=_numel(layer, "feed-forward"),
+            norms=_numel(layer, "norms"),
         ),
         n_layer=model.n_layer,
-        final_norm=_numel(outer, "ln_f."),
-        head=_numel(outer, "head."),
+        final_norm=_numel(outer, "final norm"),
+        head=_numel(outer, "head"),
         head_is_shared=model.tie_head,
     )
 
@@ -155,10 +140,12 @@ def weight_bytes(parameters: int) -> dict[str, int]:
 
 
 def closed_form(model: ModelConfig) -> str:
-    """Return the formula for a model of this kind in symbols, as the module's docstring derives it."""
-    layer, final = _layer_and_norm_symbols(model)
-    untied = "" if model.tie_head else " + V·H"
-    return f"P = V·H + T·H + L·({layer}) + {final}{untied}"
+    """Return the formula for a model of this kind in symbols."""
+    decoder = Decoder(model)
+    outer = [formula([each]) for each in decoder.before()]
+    layer, norm = formula(decoder.inside()), formula(decoder.head.norm.parameters())
+    head = [formula([each]) for each in decoder.after() if each.part == "head"]
+    return "P = " + " + ".join([*outer, f"L·({layer})", norm, *head])
 
 
 def formula_steps(model: ModelConfig) -> list[FormulaStep]:
@@ -170,31 +157,35 @@ def formula_steps(model: ModelConfig) -> list[FormulaStep]:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
 
     """
-    count, tensors, bias = count_parameters(model), _layer_shapes(model), model.bias
-    layer, final = _layer_and_norm_symbols(model)
-    parts = [
-        ("token embedding", "V·H", count.token_embedding),
-        ("position embedding", "T·H", count.position_embedding),
-        ("  attention, qkv", "3·H² + 3·H" if bias else "3·H²", _numel(tensors, "attn.qkv.")),
-        ("  attention, proj", "H² + H" if bias else "H²", _numel(tensors, "attn.proj.")),
-        ("  feed-forward, fc", "4·H² + 4·H" if bias else "4·H²", _numel(tensors, "mlp.fc.")),
-        ("  feed-forward, proj", "4·H² + H" if bias else "4·H²", _numel(tensors, "mlp.proj.")),
-        ("  two norms", "4·H" if bias else "2·H", count.layer.norms),
-        ("one layer", layer, count.layer.total),
-        ("all layers", f"L·({layer})", count.all_layers),
-        ("final norm", final, count.final_norm),
-        ("head", "0" if model.tie_head else "V·H", count.head),
-    ]
+    outer, layer = _by_part(model)
+    whole = [parameter for some in layer.values() for parameter in some]
+    size = sum(parameter.numel for parameter in whole)
+    before = [part for part in outer if part.endswith("embedding")]
+    symbols = {**{part: formula(some) for part, some in outer.items()}, "head": formula(outer.get("head", []))}
+    steps = [(part, symbols[part], _numel(outer, part)) for part in before]
+    steps += [(f"  {_title(part)}", formula(some), sum(each.numel for each in some)) for part, some in layer.items()]
+    steps += [("one layer", formula(whole), size), ("all layers", f"L·({formula(whole)})", model.n_layer * size)]
+    steps += [(part, symbols[part], _numel(outer, part)) for part in ("final norm", "head")]
     sizes = {"V": model.vocab_size, "T": model.block_size, "H": model.n_embd, "L": model.n_layer}
     return [
-        FormulaStep(part=part, symbols=symbols, numbers="".join(str(sizes.get(c, c)) for c in symbols), value=value)
-        for part, symbols, value in parts
+        FormulaStep(part=part, symbols=text, numbers="".join(str(sizes.get(c, c)) for c in text), value=value)
+        for part, text, value in steps
     ]
 
 
-def _layer_and_norm_symbols(model: ModelConfig) -> tuple[str, str]:
-    """Return the symbols of one layer and of the final norm."""
-    return ("12·H² + 13·H", "2·H") if model.bias else ("12·H² + 2·H", "H")
+def _title(part: str) -> str:
+    return "two norms" if part == "norms" else part
+
+
+def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, list[Parameter]]]:
+    """The parameters outside of the blocks and those of one block, by the part that they belong to, in order."""
+    decoder = Decoder(model)
+    outer, layer = defaultdict[str, list[Parameter]](list), defaultdict[str, list[Parameter]](list)
+    for parameter in (*decoder.before(), *decoder.after()):
+        outer[parameter.part].append(parameter)
+    for parameter in sorted(decoder.inside(), key=lambda each: each.part == "norms"):
+        layer[parameter.part].append(parameter)
+    return dict(outer), dict(layer)
 
 
 def format_bytes(count: int) -> str:
@@ -216,44 +207,6 @@ def _scaled(count: int, base: int, units: tuple[str, ...]) -> str:
     return f"{count / base**power:.2f} {units[power - 1]}"
 
 
-def _outer_shapes(model: ModelConfig) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Return the tensors before the blocks and those after them."""
-    if model.vocab_size == AUTO_VOCAB:
-        raise InputError(
-            "vocab_size is auto: the parameters depend on it; give the tokenizer's, such as 50304 for gpt2"
-        )
-    width = model.n_embd
-    before: dict[str, Shape] = {"wte.weight": (model.vocab_size, width), "wpe.weight": (model.block_size, width)}
-    after = _norm_shapes("ln_f", model)
-    if not model.tie_head:
-        after["head.weight"] = (model.vocab_size, width)
-    return before, after
-
-
-def _layer_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Return the tensors of one block, by their names inside it."""
-    width = model.n_embd
-    return {
-        **_norm_shapes("ln1", model),
-        **_linear_shapes("attn.qkv", width, 3 * width, model.bias),
-        **_linear_shapes("attn.proj", width, width, model.bias),
-        **_norm_shapes("ln2", model),
-        **_linear_shapes("mlp.fc", width, 4 * width, model.bias),
-        **_linear_shapes("mlp.proj", 4 * width, width, model.bias),
-    }
-
-
-def _linear_shapes(name: str, inputs: int, outputs: int, bias: bool) -> dict[str, Shape]:
-    """Return a linear layer's tensors; torch stores the matrix as outputs by inputs."""
-    weight: dict[str, Shape] = {f"{name}.weight": (outputs, inputs)}
-    return {**weight, f"{name}.bias": (outputs,)} if bias else weight
-
-
-def _norm_shapes(name: str, model: ModelConfig) -> dict[str, Shape]:
-    weight: dict[str, Shape] = {f"{name}.weight": (model.n_embd,)}
-    return {**weight, f"{name}.bias": (model.n_embd,)} if model.bias else weight
-
-
-def _numel(shapes: dict[str, Shape], prefix: str) -> int:
-    """Return the numbers in all tensors whose names begin with the prefix."""
-    return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(prefix))
+def _numel(parts: dict[str, list[Parameter]], prefix: str) -> int:
+    """The elements of all parts whose names begin with the prefix."""
+    return sum(each.numel for part, some in parts.items() if part.startswith(prefix) for each in some)

@@ -8,6 +8,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of one number, by dtype."""
 
 ACTIVATIONS, TEMPORARIES, COPIES = "activations", "temporaries", "weight copies"
+WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from scalegpt.architecture.decoder import BLOCKS, EMBEDDING, MATRIX, VECTOR, kind_of, parameter_shapes
+from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.parameters import Shape, parameter_shapes
 from scalegpt.planner.sizes import BYTES
-
-MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
-"""What an optimizer may treat apart: matrices of blocks; embeddings and an untied head; norms and biases."""
 
 FP32 = BYTES["fp32"]
 """Bytes of fp32, in which masters, moments and sums of gradients are held."""
@@ -47,13 +45,6 @@ Tensors = Mapping[tuple[str, Shape], int]
 """How many tensors there are of each kind and shape."""
 
 
-def kind_of(name: str, shape: Shape) -> str:
-    """The kind of a parameter, by the module's name for it and its shape."""
-    if len(shape) == 1:
-        return VECTOR
-    return MATRIX if name.startswith("blocks.") else EMBEDDING
-
-
 @lru_cache(maxsize=256)
 def tensors_of(model: ModelConfig) -> Tensors:
     """How many tensors a model has of each kind and shape; all blocks are alike, so one is counted and multiplied.
@@ -63,7 +54,7 @@ def tensors_of(model: ModelConfig) -> Tensors:
     """
     counts: Counter[tuple[str, Shape]] = Counter()
     for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
-        counts[kind_of(name, shape), shape] += model.n_layer if name.startswith("blocks.") else 1
+        counts[kind_of(name, shape), shape] += model.n_layer if name.startswith(BLOCKS) else 1
     return counts
 
 

@@ -3,20 +3,19 @@
 from collections.abc import Callable, Iterable
 from typing import Self
 
+from scalegpt.architecture import kernels
+from scalegpt.architecture.loss import LossPart
+from scalegpt.architecture.parameters import Shape
+from scalegpt.architecture.parts import TOKENS, Numerics
 from scalegpt.config import RunConfig
-from scalegpt.config.train import LOSS_ROWS
-from scalegpt.planner import kernels
 from scalegpt.planner.attention import attention_kernel
-from scalegpt.planner.block import BlockLedger
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.newton_schulz import exchange_of
-from scalegpt.planner.parameters import Shape
-from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES, Sizes
+from scalegpt.planner.programs import block_at, embedding_at, final_norm_at, loss_at
+from scalegpt.planner.sizes import GRADIENTS, INPUTS, LOSS, OPTIMIZER, TEMPORARIES, WEIGHTS, Sizes
 from scalegpt.planner.states import optimizer_row, tensors_of
 from scalegpt.planner.tensors import Tensors, numel
 from scalegpt.planner.timeline import Effect, Timeline, rounded
-
-WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
 
 
 class Step:
@@ -32,6 +31,8 @@ class Step:
     """
 
     casts_weights = True
+    backwards_alike = True
+    """Whether the backward passes of blocks do the same, given which gradients exist."""
 
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
         self.run, self.ranks, self.grad_accum = run, ranks, grad_accum
@@ -57,9 +58,11 @@ class Step:
 
     def _attend(self, kernel: str) -> None:
         self.kernel = kernel
-        self.block = BlockLedger(
-            self.run, kernel, self.t, self.s, fp32_weights=self.casts_weights, accumulate=self.accumulate
-        )
+        model, s, batch = self.run.model, self.s, self.s.batch
+        numerics = Numerics(s.compute, s.residual, 4 if self.casts_weights else s.compute, kernel, batch == 1)
+        self.block = block_at(model, numerics, self.run.train.recompute, batch)
+        self.embedding, self.final_norm = embedding_at(model, numerics, batch), final_norm_at(model, numerics, batch)
+        self.loss = loss_at(LossPart.of(model, self.run.train), numerics, batch)
 
     def play(self) -> Prediction:
         """Play the states, the micro steps and the optimizer."""
@@ -116,19 +119,27 @@ class Step:
 
     def block_forward(self) -> None:
         """One block's forward pass."""
-        self.alike("forward", self.block.forward)
+        self.alike("forward", self.play_forward)
 
     def before_backward(self) -> None:
         """What precedes the backward pass."""
 
     def block_backward(self) -> None:
         """One block's backward pass, and what follows it."""
-        self.play_backward()
+        if self.backwards_alike:
+            self.alike(("backward", self.has_gradients), self.play_backward)
+        else:
+            self.play_backward()
         self.small_gradients(self.parameters.vectors)
 
+    def play_forward(self) -> None:
+        """The block's forward pass itself."""
+        self.block.forward(self.t)
+
     def play_backward(self) -> None:
-        """The block's backward pass itself; it depends on the gradients that exist."""
-        self.alike(("backward", self.has_gradients), self.block.backward)
+        """The block's backward pass itself."""
+        self.block.leave(self.t)
+        self.block.backward(self.t, lambda _name, elements: self.accumulate(elements))
 
     def after_backward(self) -> None:
         """What follows the last gradient."""
@@ -156,8 +167,7 @@ class Step:
         t.enter("loss")
         self._loss()
         t.enter("loss_backward")
-        if self.run.train.loss == "chunked":
-            t.give(LOSS, s.stream())  # the hidden states, of which the loss has made the gradient
+        self.loss.leave(t)
         self.before_backward()
         self._loss_backward()
         t.enter("block_backward")
@@ -182,116 +192,37 @@ class Step:
                 self.t.repeat(before, layers - 4)
 
     def _embed(self) -> None:
-        t, s = self.t, self.s
-        positions = 8 * s.block
-        table = s.block * s.hidden
-        if self.copies:
-            t.touch(TEMPORARIES, 4 * s.n * s.hidden, s.stream())
-        t.take(TEMPORARIES, s.stream(), positions, s.compute * table)
-        t.take(ACTIVATIONS, s.residual_stream)
-        if s.residual != s.compute:
-            t.touch(TEMPORARIES, s.stream())
-        t.give(TEMPORARIES, s.stream(), s.compute * table)
-        t.give(TEMPORARIES, positions)
-        t.take(ACTIVATIONS, positions)  # the indices are kept for the embedding's gradient
-        if self.block.mask:
-            t.take(ACTIVATIONS, self.block.mask)
-            t.touch(ACTIVATIONS, s.residual_stream)
+        self.embedding.forward(self.t)
 
     def _final_norm(self) -> None:
-        t, s = self.t, self.s
-        t.take(COPIES, *self.block.norm_copies)
-        t.hold(ACTIVATIONS, self.block.statistics)
-        if s.residual != s.compute:
-            t.take(TEMPORARIES, s.residual_stream)
-        t.take(LOSS, s.stream())
-        if s.residual != s.compute:
-            t.give(TEMPORARIES, s.residual_stream)
+        self.final_norm.forward(self.t)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
     def _loss(self) -> None:
-        if self.run.train.loss == "full":
-            self._full_loss()
-        else:
-            self._chunked_loss()
-
-    def _full_loss(self) -> None:
-        """Logits, their fp32 copy and the log-softmax, of which the last is kept."""
-        t, s = self.t, self.s
-        logits = s.n * s.vocab
-        if self.copies:
-            t.take(COPIES, s.compute * self.head)
-        t.take(LOSS, s.compute * logits)
-        if s.compute != 4:
-            t.take(LOSS, 4 * logits)
-        t.take(LOSS, 4 * logits)
-        t.give(LOSS, s.compute * logits)
-        if s.compute != 4:
-            t.give(LOSS, 4 * logits)
-
-    def _chunked_loss(self) -> None:
-        """Both gradients, and a chunk's logits at a time; the hidden states are not kept."""
-        t, s = self.t, self.s
-        chunk = min(self.run.train.loss_chunk, s.n)
-        rows = min(LOSS_ROWS, chunk)
-        copy = s.compute * self.head if self.copies else 0
-        t.take(COPIES, copy)
-        t.take(LOSS, s.stream())
-        t.take(LOSS, 4 * self.head)
-        kv, vh = chunk * s.vocab, self.head
-        t.touch(LOSS, s.compute * kv, 4 * rows * s.vocab if s.compute != 4 else 0)
-        t.touch(LOSS, s.compute * kv, s.compute * vh if s.compute != 4 else 0)
-        t.give(COPIES, copy)
+        self.loss.forward(self.t)
 
     def _loss_backward(self) -> None:
         """From the loss to the residual stream's gradient, through the final norm."""
-        t, s = self.t, self.s
-        if self.run.train.loss == "full":
-            self._full_loss_backward()
-        else:
-            self._chunked_loss_backward()
+        self.loss.backward(self.t, lambda _name, _elements: self._head_gradient())
         if not self.run.model.tie_head:
             self.settle_head()
-        t.enter("block_backward")
-        t.take(TEMPORARIES, s.residual_stream)
-        if s.residual != s.compute:
-            t.touch(TEMPORARIES, s.residual_stream)
-        t.give(LOSS, s.stream())
-        t.give(ACTIVATIONS, s.residual_stream)
-        t.drop(ACTIVATIONS, self.block.statistics)
-        t.give(COPIES, *self.block.norm_copies)
+        self.t.enter("block_backward")
+        self.final_norm.leave(self.t)
+        self.final_norm.backward(self.t, lambda _name, _elements: None)
 
-    def _chunked_loss_backward(self) -> None:
-        """The head's gradient, fp32, in the dtype of the weights that the loss was given."""
-        if self.gradient_bytes != 4:
-            self.t.take(GRADIENTS, self.gradient_bytes * self.head)
-            self.t.give(LOSS, 4 * self.head)
+    def _head_gradient(self) -> None:
+        """The head's gradient has been made: in the compute dtype, or by the chunked loss in fp32 and in its own memory."""
+        t, made, wanted = self.t, self.s.compute * self.head, self.gradient_bytes * self.head
+        kind = TEMPORARIES
+        if self.run.train.loss == "chunked":
+            kind, made = LOSS, 4 * self.head
+        if made != wanted:
+            t.take(GRADIENTS, wanted)
+            t.give(kind, made)
         else:
-            self.t.give(LOSS, 4 * self.head)
-            self.t.take(GRADIENTS, 4 * self.head)
-
-    def _full_loss_backward(self) -> None:
-        t, s = self.t, self.s
-        logits = s.n * s.vocab
-        t.take(LOSS, 4 * logits)  # of the log-softmax
-        t.take(LOSS, 4 * logits)  # of the fp32 logits
-        t.give(LOSS, 4 * logits, 4 * logits)
-        if s.compute != 4:
-            t.take(LOSS, s.compute * logits)
-            t.give(LOSS, 4 * logits)
-        t.take(TEMPORARIES, s.compute * self.head)
-        t.take(LOSS, s.stream())  # of the hidden states
-        t.give(LOSS, s.compute * logits)
-        t.give(LOSS, s.stream())  # the hidden states themselves
-        if self.copies:
-            t.give(COPIES, s.compute * self.head)
-        if self.gradient_bytes != s.compute:
-            t.take(GRADIENTS, self.gradient_bytes * self.head)
-            t.give(TEMPORARIES, s.compute * self.head)
-        else:
-            t.give(TEMPORARIES, s.compute * self.head)
-            t.take(GRADIENTS, s.compute * self.head)
+            t.give(kind, made)
+            t.take(GRADIENTS, wanted)
 
     def settle_head(self) -> None:
         """An untied head's gradient is complete at once, and is added to one that exists."""
@@ -301,44 +232,21 @@ class Step:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def _tail(self) -> None:
-        """The embeddings' gradients; a tied head's is added to the token embedding's."""
-        t, s = self.t, self.s
-        bytes_each, stream = self.gradient_bytes, s.residual_stream
-        if self.block.mask:
-            t.touch(TEMPORARIES, stream)
-            t.give(ACTIVATIONS, self.block.mask)
-        if s.residual != s.compute:
-            t.take(TEMPORARIES, s.stream())
-            t.give(TEMPORARIES, stream)
-            stream = s.stream()
-        self._positions()
-        if self.copies:
-            t.take(TEMPORARIES, 4 * s.n * s.hidden)
-            t.give(TEMPORARIES, stream)
-            stream = 4 * s.n * s.hidden
-        t.take(GRADIENTS, bytes_each * self.head)
-        t.touch(TEMPORARIES, *kernels.sizes(kernels.embedding_backward(s.n, s.vocab, s.hidden)))
-        t.give(TEMPORARIES, stream)
+        """The embeddings' gradients."""
+        self.embedding.backward(self.t, self._embedding_gradient)
+
+    def _embedding_gradient(self, name: str, elements: int) -> None:
+        """A table's gradient has been made, dense and in the dtype of the weights."""
+        self.t.give(GRADIENTS, self.gradient_bytes * elements)
+        if name != TOKENS:
+            self.small_gradients(self.parameters.small)
+            return
+        self.t.take(GRADIENTS, self.gradient_bytes * elements)
         if self.run.model.tie_head:
             if self.run.train.loss == "full" and not self.copies:
-                t.touch(GRADIENTS, bytes_each * self.head)  # of the two a third is made
-            t.give(GRADIENTS, bytes_each * self.head)  # else autograd adds one to the other in place
+                self.t.touch(GRADIENTS, self.gradient_bytes * self.head)  # a third is made of the two
+            self.t.give(GRADIENTS, self.gradient_bytes * self.head)  # else autograd adds one to the other in place
         self.settle_embedding()
-
-    def _positions(self) -> None:
-        """The position embedding's gradient: the sum over the batch, cast to the weights' dtype."""
-        t, s = self.t, self.s
-        table = s.block * s.hidden
-        arriving = s.compute * table
-        t.take(TEMPORARIES, arriving)
-        if self.copies:
-            t.take(TEMPORARIES, 4 * table)
-            t.give(TEMPORARIES, arriving)
-            arriving = 4 * table
-        t.touch(GRADIENTS, self.gradient_bytes * table)
-        t.give(TEMPORARIES, arriving)
-        self.small_gradients(self.parameters.small)
-        t.give(ACTIVATIONS, 8 * s.block)
 
     def settle_embedding(self) -> None:
         """The token embedding's gradient is added to one that exists."""

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from scalegpt.architecture.decoder import parameter_shapes
+from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig
-from scalegpt.planner.parameters import Shape, parameter_shapes
 
 
 @lru_cache(maxsize=4096)

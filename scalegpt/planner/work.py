@@ -24,12 +24,13 @@ matmuls and attention (:mod:`scalegpt.model.recompute`).
 
 from dataclasses import dataclass
 
+from scalegpt.architecture.decoder import MATRIX
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.planner.newton_schulz import exchange_of, flops, wire
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.sizes import BYTES, Sizes
-from scalegpt.planner.states import MATRIX, optimizer_row, tensors_of
+from scalegpt.planner.states import optimizer_row, tensors_of
 
 MATMULS, ATTENTION, ELEMENTWISE, LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = (
     "matmuls", "attention", "elementwise", "loss", "recompute", "weights and gradients", "optimizer",

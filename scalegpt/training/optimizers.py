@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from scalegpt.architecture.decoder import MATRIX, kind_of
 from scalegpt.backends.base import LR_RATIO, OptimizerFactory
 from scalegpt.backends.muon import Muon
 from scalegpt.config import TrainConfig
-from scalegpt.planner.states import MATRIX, kind_of
 
 Named = list[tuple[str, nn.Parameter]]
 

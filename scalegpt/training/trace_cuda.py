@@ -2,8 +2,8 @@
 
 A trace runs on tensors that say they live on the CPU, so torch takes its CPU paths. This module puts CUDA's in their
 place. Which attention kernel that is, and what kernels allocate for themselves, the planner knows:
-:mod:`scalegpt.planner.attention`, :mod:`scalegpt.planner.kernels`. The rest stands here, each with its source in torch, to
-be held against a real card:
+:mod:`scalegpt.planner.attention`, :mod:`scalegpt.architecture.kernels`. The rest stands here, each with its source in
+torch, to be held against a real card:
 
 ==================================  ===================================================================================
 what                                source
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scalegpt.planner import kernels
-from scalegpt.planner.kernels import Heads
+from scalegpt.architecture import kernels
+from scalegpt.architecture.kernels import Heads
 
 aten = torch.ops.aten
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.cli import plan as command
 from scalegpt.cli.main import main
 from scalegpt.cli.plan_report import bar
@@ -23,7 +24,6 @@ from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.calibration import Measurement
 from scalegpt.planner.gpus import catalogue
 from scalegpt.planner.machine import Machine
-from scalegpt.planner.parameters import parameter_shapes
 from scalegpt.planner.plan import gib
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oracle.test_deepspeed_memory import MODEL, RANKS
 from ranks import run_ranks
+from scalegpt.architecture.decoder import EMBEDDING, MATRIX, VECTOR, parameter_shapes
+from scalegpt.architecture.parameters import Shape
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.planner.deepspeed_settings import block_parameters
-from scalegpt.planner.parameters import Shape, parameter_shapes
-from scalegpt.planner.states import EMBEDDING, MATRIX, VECTOR, parameters_by_kind, rank_states
+from scalegpt.planner.states import parameters_by_kind, rank_states
 from scalegpt.training.trace import Trace, trace_step
 
 MIB = 2**20

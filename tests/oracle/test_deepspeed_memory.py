@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from ranks import run_ranks
+from scalegpt.architecture import kernels
 from scalegpt.backends.capabilities import cpu_has_fp16
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
-from scalegpt.planner import kernels
 from scalegpt.planner.deepspeed_gather import schedule
 from scalegpt.planner.deepspeed_memory import PartStep, make_step
 from scalegpt.planner.deepspeed_settings import deepspeed_settings

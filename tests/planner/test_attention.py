@@ -3,15 +3,15 @@
 from typing import Any
 
 import pytest
+from scalegpt.planner.attention_ledger import attention_ledger
 
+from scalegpt.architecture.kernels import Heads, attention_backward, embedding_backward
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
 from scalegpt.planner.attention import attention_kernel, unfit
-from scalegpt.planner.attention_ledger import attention_ledger
 from scalegpt.planner.checks import check_attention
 from scalegpt.planner.gpus import Card, find_card
-from scalegpt.planner.kernels import Heads, attention_backward, embedding_backward
 from scalegpt.planner.memory import predict
 from scalegpt.planner.sizes import ACTIVATIONS, TEMPORARIES, Sizes
 from scalegpt.planner.timeline import Timeline

@@ -7,16 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.parameters import (
-    closed_form,
-    count_parameters,
-    format_bytes,
-    formula_steps,
-    parameter_shapes,
-    weight_bytes,
-)
+from scalegpt.planner.parameters import closed_form, count_parameters, format_bytes, formula_steps, weight_bytes
 
 GPT2 = {
     "gpt2": (12, 768, 12, 124_439_808),

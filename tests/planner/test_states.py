@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scalegpt.architecture.decoder import EMBEDDING, MATRIX, VECTOR, kind_of, parameter_shapes
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import STAGES
@@ -15,14 +16,10 @@ from scalegpt.errors import InputError
 from scalegpt.planner import states
 from scalegpt.planner.memory import predict
 from scalegpt.planner.newton_schulz import ALONE, Exchange
-from scalegpt.planner.parameters import count_parameters, parameter_shapes
+from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.states import (
-    EMBEDDING,
-    MATRIX,
     OPTIMIZERS,
     RECIPES,
-    VECTOR,
-    kind_of,
     optimizer_row,
     parameters_by_kind,
     rank_states,

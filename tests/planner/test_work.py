@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.recompute import apply_recompute
-from scalegpt.planner.parameters import count_parameters, parameter_shapes
+from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.work import (
     LOSS,
     OPTIMIZER,

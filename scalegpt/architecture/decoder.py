@@ -1,0 +1,77 @@
+"""A decoder as parts in order: embeddings, blocks that are all alike, the final norm and the head."""
+
+from dataclasses import dataclass
+
+from scalegpt.architecture.parameters import Parameter, Shape
+from scalegpt.architecture.parts import Block, Embedding, Head
+from scalegpt.config import ModelConfig
+from scalegpt.config.shape import AUTO_VOCAB
+from scalegpt.errors import InputError
+
+MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
+"""The kinds of tensors that optimizers tell apart: a block's matrices, tables and the head, norms and biases."""
+
+BLOCKS = "blocks."
+"""What the names of the blocks' parameters begin with; the block's number follows."""
+
+
+def kind_of(name: str, shape: Shape) -> str:
+    """The kind of a parameter, by its name and shape."""
+    if len(shape) == 1:
+        return VECTOR
+    return MATRIX if name.startswith(BLOCKS) else EMBEDDING
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of a model, from ids to the loss.
+
+    Raises:
+        InputError: from the parameters' names and shapes, while the vocabulary's size is not known.
+    """
+
+    model: ModelConfig
+
+    @property
+    def embedding(self) -> Embedding:
+        """Ids → the residual stream."""
+        return Embedding(self.model)
+
+    @property
+    def block(self) -> Block:
+        """One of ``n_layer`` blocks."""
+        return Block(self.model)
+
+    @property
+    def head(self) -> Head:
+        """The residual stream → hidden states, and the head's matrix."""
+        return Head(self.model)
+
+    def before(self) -> list[Parameter]:
+        """The parameters before the blocks."""
+        if self.model.vocab_size == AUTO_VOCAB:
+            raise InputError(
+                "vocab_size is auto: the parameters depend on it; give the tokenizer's, such as 50304 for gpt2"
+            )
+        return list(self.embedding.parameters())
+
+    def inside(self) -> list[Parameter]:
+        """The parameters of one block, by their names inside it."""
+        return list(self.block.parameters())
+
+    def after(self) -> list[Parameter]:
+        """The parameters behind the blocks."""
+        return list(self.head.parameters())
+
+
+def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
+    """The shape of every parameter by the module's own names, in the module's order.
+
+    Raises:
+        InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
+    """
+    decoder = Decoder(model)
+    before, after = ({each.name: each.shape for each in some} for some in (decoder.before(), decoder.after()))
+    inside = [(each.name, each.shape) for each in decoder.inside()]
+    blocks = {f"{BLOCKS}{i}.{name}": shape for i in range(model.n_layer) for name, shape in inside}
+    return {**before, **blocks, **after}

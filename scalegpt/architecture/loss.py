@@ -1,0 +1,124 @@
+"""Cross entropy of the head's logits: what it allocates and computes, over full logits or chunk by chunk.
+
+The modules are in :mod:`scalegpt.model.loss`. Symbols: n tokens of a micro batch, V vocabulary, H width, k tokens of a
+chunk; c bytes of the compute dtype.
+"""
+
+from dataclasses import dataclass
+
+from scalegpt.architecture.operations import MATMULS, Cost, Gradient, Operation, Recorder, Size, Value
+from scalegpt.architecture.parts import FP32, Linear, Numerics, vocabulary_of, width_of
+from scalegpt.config import ModelConfig
+from scalegpt.config.train import LOSS_ROWS, TrainConfig
+
+HEAD = "head.weight"
+
+KERNELS_OF_FULL_LOSS = 14
+KERNELS_OF_CHUNK, KERNELS_OF_ROWS, KERNELS_OF_ROWS_COMPILED = 5, 18, 4
+"""Kernels of the loss: over full logits; of a chunk's matmuls; and of each :data:`LOSS_ROWS` rows between them."""
+
+
+@dataclass(frozen=True)
+class LossPart:
+    """The head and the loss.
+
+    Attributes:
+        model: the model.
+        kind: ``full`` or ``chunked``.
+        chunk: k, tokens whose logits exist at once.
+    """
+
+    model: ModelConfig
+    kind: str
+    chunk: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, train: TrainConfig) -> "LossPart":
+        """The loss that a run trains with."""
+        return cls(model, train.loss, train.loss_chunk)
+
+    def record(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
+        """Hidden states [T, H] → the loss, whose bytes are not counted."""
+        return (self._record_full if self.kind == "full" else self._record_chunked)(r, hidden, tokens, numerics)
+
+    def _record_full(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
+        """Logits, their fp32 copy and the log-softmax, of which the last is kept."""
+        numel, c = tokens * self.model.vocab_size, numerics.compute
+        size, exact = Size(c * numel), Size(FP32 * numel)
+        head = Linear("head", "head", width_of(self.model), vocabulary_of(self.model), bias=False)
+        with r.scope():
+            logits = r.hold(head.record(r, hidden, tokens, numerics))
+            passing = []
+            if c != FP32:
+                cast = Operation(name="cast", inputs=(logits,), gradients=(Gradient(size),), results=(Value(exact),))
+                logits = r.run(cast)
+                passing = [logits]
+            probabilities = Value(exact)
+            log_softmax = Operation(
+                name="log-softmax",
+                inputs=(logits,),
+                gradients=(Gradient(exact),),
+                results=(probabilities,),
+                saves=(probabilities,),
+            )
+            r.run(log_softmax)
+            mean = Operation(
+                name="mean", inputs=(probabilities,), gradients=(Gradient(exact),), results=(Value(Size()),)
+            )
+            return r.run(mean, passing=(probabilities, *passing))
+
+    def _record_chunked(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
+        """Both gradients, and a chunk's logits at a time; the hidden states are not kept."""
+        model, c = self.model, numerics.compute
+        numel = model.vocab_size * model.n_embd
+        hidden_gradient = Value(Size(c * tokens * model.n_embd))
+        head_gradient = Value(Size(fixed=FP32 * numel))
+        copies = (Value(Size(fixed=c * numel)),) if numerics.weights != c else ()
+        loss = Operation(
+            name="chunked loss",
+            part=MATMULS,
+            inputs=(hidden,),
+            gradients=(Gradient(reuses=hidden_gradient),),
+            results=(Value(Size()), hidden_gradient, head_gradient),
+            copies=copies,
+            saves=(hidden_gradient, head_gradient),
+            parameter=HEAD,
+            weight=numel,
+            weight_gradient=head_gradient,
+            workspace=lambda batch: self._fullest(batch * tokens, c),
+        )
+        return r.run(loss)
+
+    def _fullest(self, tokens: int, c: int) -> list[int]:
+        """A chunk's logits, and beside them some rows in fp32, or the chunk's part of the head's gradient."""
+        chunk, vocabulary = min(self.chunk, tokens), self.model.vocab_size
+        logits, rows = c * chunk * vocabulary, FP32 * min(LOSS_ROWS, chunk) * vocabulary
+        part = c * vocabulary * self.model.n_embd
+        return [logits, max(rows, part)] if c != FP32 else [logits]
+
+    def cost(self, tokens: int, numerics: Numerics, *, compiled: bool) -> Cost:
+        """The work of the loss with its gradients, which the chunked loss computes at once.
+
+        Bytes a logit: the matmul writes c; chunked, it is read for its maximum (c) and cast to fp32 (c + 4), becomes the
+        softmax in place (8), whose maximum is sought (4), is cast back (4 + c) and read by two matmuls (2c). Compiled,
+        what is between the matmuls reads it twice and writes it once (3c). Full: cast to fp32 (c + 4), the log-softmax
+        (8), its gradient (4 and 12), and back (4 + c, 2c). Each chunk adds V·H numbers to the head's fp32 gradient.
+
+        Args:
+            tokens: n, of the micro batch.
+            numerics: the dtypes.
+            compiled: whether the loss is compiled.
+        """
+        c, model = numerics.compute, self.model
+        logits, head = float(tokens) * model.vocab_size, float(model.vocab_size) * model.n_embd
+        flops = 6.0 * logits * model.n_embd
+        if self.kind == "full":
+            moved = (5 * c + (32 if c != FP32 else 24)) * logits + 2 * c * head
+            return Cost(flops=flops, moved=moved, kernels=KERNELS_OF_FULL_LOSS)
+        chunks = -(-tokens // self.chunk)
+        once = 2 * c + 8 if c != FP32 else 8
+        between = 3 * c if compiled else 3 * c + 20 if c != FP32 else 24
+        # Those of a whole chunk for the last one too, which may be smaller: then they only depend on their number.
+        kernels = KERNELS_OF_ROWS_COMPILED if compiled else KERNELS_OF_ROWS
+        kernels = KERNELS_OF_CHUNK + kernels * -(-self.chunk // LOSS_ROWS)
+        return Cost(flops=flops, moved=(3 * c + between) * logits + once * head * chunks, kernels=kernels * chunks)

@@ -1,0 +1,64 @@
+"""Parameters with their dimensions in numbers and in symbols, and sums of them as formulas."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+_ORDER = "LVTFH"
+"""In which order symbols are multiplied: layers, vocabulary, block, width of the feed-forward layer, width."""
+
+_POWERS = ("", "", "²", "³")
+
+
+class Dim(NamedTuple):
+    """One dimension: its size, and that as ``factor`` times a symbol."""
+
+    size: int
+    factor: int
+    symbol: str
+
+    def times(self, factor: int) -> "Dim":
+        """A multiple of it."""
+        return Dim(self.size * factor, self.factor * factor, self.symbol)
+
+
+class Parameter(NamedTuple):
+    """A parameter of the model.
+
+    Attributes:
+        name: the module's own, inside its part of the model.
+        dims: its dimensions, as torch stores them.
+        part: what the calculator calls the part that it belongs to.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    part: str
+
+    @property
+    def shape(self) -> Shape:
+        """Its sizes."""
+        return tuple(dim.size for dim in self.dims)
+
+    @property
+    def numel(self) -> int:
+        """Its elements."""
+        return math.prod(self.shape)
+
+
+def formula(parameters: Iterable[Parameter]) -> str:
+    """The number of elements of several parameters in symbols, such as ``12·H² + 2·H``; ``0`` for none."""
+    terms = Counter[str]()
+    for parameter in parameters:
+        symbols = "".join(sorted((dim.symbol for dim in parameter.dims), key=_ORDER.index))
+        terms[symbols] += math.prod(dim.factor for dim in parameter.dims)
+    ordered = sorted(terms.items(), key=lambda item: -len(item[0]))
+    return " + ".join(_term(symbols, factor) for symbols, factor in ordered) or "0"
+
+
+def _term(symbols: str, factor: int) -> str:
+    powers = [symbol + _POWERS[symbols.count(symbol)] for symbol in dict.fromkeys(symbols)]
+    return "·".join(([str(factor)] if factor != 1 else []) + powers)

@@ -1,0 +1,386 @@
+"""The parts of a decoder: what parameters each has, and what operations it runs.
+
+Symbols: T tokens of a sequence, H width of the residual stream, a heads, D width of a head, F width of the feed-forward
+layer; c bytes of the compute dtype, r of the residual stream's. What a part records follows the ``forward`` of the
+module of the same name in :mod:`scalegpt.model.gpt`, with Python's scopes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scalegpt.architecture import kernels
+from scalegpt.architecture.attention import AttentionShape, record_attention, record_heads
+from scalegpt.architecture.operations import (
+    MATMULS,
+    PASSED_ON,
+    Cost,
+    Gradient,
+    Operation,
+    Recorder,
+    Size,
+    Value,
+)
+from scalegpt.architecture.parameters import Dim, Parameter
+from scalegpt.config import ModelConfig
+
+FP32 = 4
+"""Bytes of fp32, the dtype of a norm's statistics."""
+
+
+TOKENS = "wte.weight"
+"""The token embedding, which the head may share."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What decides the bytes of a step's tensors, besides the model.
+
+    Attributes:
+        compute: bytes of the compute dtype, c.
+        residual: bytes of the residual stream's dtype, r.
+        weights: bytes of the weights as modules find them: 4 where they are fp32 and cast where they are used, else c.
+        kernel: of attention.
+        one_sequence: whether the micro batch is 1.
+    """
+
+    compute: int
+    residual: int
+    weights: int
+    kernel: str
+    one_sequence: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the residual stream has another dtype than the computation."""
+        return self.residual != self.compute
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix [outputs, inputs], and a bias where the model has them."""
+
+    name: str
+    part: str
+    inputs: Dim
+    outputs: Dim
+    bias: bool
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Torch stores the matrix as outputs by inputs."""
+        yield Parameter(f"{self.name}.weight", (self.outputs, self.inputs), self.part)
+        if self.bias:
+            yield Parameter(f"{self.name}.bias", (self.outputs,), self.part)
+
+    def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
+        """[T, inputs] → [T, outputs]. The input and the weight's copy are kept; the backward pass has two matmuls for one.
+
+        Args:
+            r: where.
+            x: the input.
+            tokens: T, of one sequence.
+            numerics: the dtypes.
+            passing: the input has no other name.
+        """
+        c, inputs, outputs = numerics.compute, self.inputs.size, self.outputs.size
+        numel = inputs * outputs
+        copies = (Value(Size(fixed=c * numel)),) if numerics.weights != c else ()
+        flops = 2.0 * tokens * numel
+        operation = Operation(
+            name=self.name,
+            part=MATMULS,
+            inputs=(x,),
+            gradients=(Gradient(Size(c * tokens * inputs)),),
+            results=(Value(Size(c * tokens * outputs)),),
+            copies=copies,
+            saves=(x, *copies),
+            parameter=f"{self.name}.weight",
+            weight=numel,
+            is_dear=True,
+            forward=Cost(flops=flops, kernels=1, fused_kernels=1),
+            backward=Cost(flops=2 * flops, kernels=2, fused_kernels=2),
+        )
+        return r.run(operation, passing=(x,) if passing else ())
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the residual stream."""
+
+    name: str
+    part: str
+    width: Dim
+    bias: bool
+
+    def parameters(self) -> Iterator[Parameter]:
+        """A weight, and a bias where the model has them."""
+        yield Parameter(f"{self.name}.weight", (self.width,), self.part)
+        if self.bias:
+            yield Parameter(f"{self.name}.bias", (self.width,), self.part)
+
+    def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
+        """[T, H] in the stream's dtype → [T, H] in the compute dtype, statistics in fp32.
+
+        A norm casts its weights to the dtype of what comes in, and autograd keeps the copies. Compiled, one that
+        follows a sum finds its input on the chip.
+        """
+        c, residual, numel = numerics.compute, numerics.residual, tokens * self.width.size
+        stream = Size(residual * numel)
+        vectors = 2 if self.bias else 1
+        cast = residual != numerics.weights
+        copies = tuple(Value(Size(fixed=residual * self.width.size)) for _ in range(vectors)) if cast else ()
+        mean, deviation = Value(Size(FP32 * tokens)), Value(Size(FP32 * tokens))
+        moved, back = float((residual + c) * numel), float((5 * residual + 2 * c) * numel) + residual * numel
+        y = r.run(
+            Operation(
+                name=self.name,
+                inputs=(x,),
+                gradients=(Gradient(stream),),
+                results=(Value(stream), mean, deviation),
+                copies=copies,
+                saves=(x, mean, deviation, *copies),
+                forward=Cost(
+                    moved=moved + (2 * residual * numel if numerics.mixed else 0),
+                    fused=moved - (residual * numel if follows_sum else 0),
+                    kernels=1,
+                ),
+                backward=Cost(moved=back, fused=float((3 * residual + c) * numel), kernels=4, fused_kernels=2),
+            )
+        )
+        return record_cast(r, y, Size(c * numel), stream) if numerics.mixed else y
+
+
+def record_cast(r: Recorder, x: Value, size: Size, gradient: Size) -> Value:
+    """Another dtype of a tensor that has no other name."""
+    operation = Operation(name="cast", inputs=(x,), gradients=(Gradient(gradient),), results=(Value(size),))
+    return r.run(operation, passing=(x,))
+
+
+def record_dropout(r: Recorder, x: Value, numel: int, width: int) -> Value:
+    """Dropout of ``numel`` elements of ``width`` bytes a sequence; keeps a mask of one byte each."""
+    size, mask = Size(width * numel), Value(Size(numel))
+    moved = float((2 * width + 1) * numel)
+    operation = Operation(
+        name="dropout",
+        inputs=(x,),
+        gradients=(Gradient(size),),
+        results=(Value(size), mask),
+        saves=(mask,),
+        forward=Cost(moved=moved, fused=float(numel)),
+        backward=Cost(moved=moved, fused=float(numel)),
+    )
+    return r.run(operation, passing=(x,))
+
+
+def record_sum(r: Recorder, x: Value, branch: Value, numel: int, numerics: Numerics) -> Value:
+    """The residual stream plus a branch, in the stream's dtype; the branch's gradient is cast to its own."""
+    c, residual = numerics.compute, numerics.residual
+    moved = float((2 * residual + c) * numel)
+    operation = Operation(
+        name="residual sum",
+        inputs=(x, branch),
+        gradients=(PASSED_ON, Gradient(Size(c * numel)) if numerics.mixed else PASSED_ON),
+        results=(Value(Size(residual * numel)),),
+        forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
+    )
+    return r.run(operation, passing=(branch,))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal multi-head self-attention: one matmul for queries, keys and values, attention, and a projection."""
+
+    model: ModelConfig
+
+    @property
+    def qkv(self) -> Linear:
+        """H → 3H."""
+        width = width_of(self.model)
+        return Linear("attn.qkv", "attention, qkv", width, width.times(3), self.model.bias)
+
+    @property
+    def proj(self) -> Linear:
+        """H → H."""
+        width = width_of(self.model)
+        return Linear("attn.proj", "attention, proj", width, width, self.model.bias)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Those of both projections."""
+        yield from self.qkv.parameters()
+        yield from self.proj.parameters()
+
+    def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
+        """[T, H] → [T, H]."""
+        model, c = self.model, numerics.compute
+        shape = AttentionShape(
+            tokens, model.n_head, model.head_size, c, dropout=model.dropout > 0, one_sequence=numerics.one_sequence
+        )
+        with r.scope():
+            r.hold(x)
+            qkv = r.hold(self.qkv.record(r, x, tokens, numerics))
+            q, k, v = record_heads(r, numerics.kernel, shape, qkv)
+            y = record_attention(r, numerics.kernel, shape, q, k, v)
+            return self.proj.record(r, y, tokens, numerics)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """H → 4H → GELU → H."""
+
+    model: ModelConfig
+
+    @property
+    def width(self) -> Dim:
+        """F."""
+        return width_of(self.model).times(4)
+
+    @property
+    def fc(self) -> Linear:
+        """H → F."""
+        return Linear("mlp.fc", "feed-forward, fc", width_of(self.model), self.width, self.model.bias)
+
+    @property
+    def proj(self) -> Linear:
+        """F → H."""
+        return Linear("mlp.proj", "feed-forward, proj", self.width, width_of(self.model), self.model.bias)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Those of both projections."""
+        yield from self.fc.parameters()
+        yield from self.proj.parameters()
+
+    def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
+        """[T, H] → [T, H]."""
+        with r.scope():
+            r.hold(x)
+            wide = self.fc.record(r, x, tokens, numerics)
+            active = self._activate(r, wide, tokens * self.width.size, numerics.compute)
+            return self.proj.record(r, active, tokens, numerics, passing=True)
+
+    def _activate(self, r: Recorder, wide: Value, numel: int, c: int) -> Value:
+        """GELU keeps its input."""
+        size, moved, back = Size(c * numel), float(2 * c * numel), float(3 * c * numel)
+        operation = Operation(
+            name=self.model.activation,
+            inputs=(wide,),
+            gradients=(Gradient(size),),
+            results=(Value(size),),
+            saves=(wide,),
+            forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
+            backward=Cost(moved=back, fused=back, kernels=1, fused_kernels=1),
+        )
+        return r.run(operation, passing=(wide,))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream."""
+
+    model: ModelConfig
+
+    def parameters(self) -> Iterator[Parameter]:
+        """In the module's order."""
+        yield from self._norm("ln1").parameters()
+        yield from Attention(self.model).parameters()
+        yield from self._norm("ln2").parameters()
+        yield from FeedForward(self.model).parameters()
+
+    def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
+        """The residual stream [T, H] → the residual stream."""
+        numel = tokens * self.model.n_embd
+        branch = Attention(self.model).record(r, self._norm("ln1").record(r, x, tokens, numerics), tokens, numerics)
+        middle = record_sum(r, x, self._drop(r, branch, numel, numerics), numel, numerics)
+        normed = self._norm("ln2").record(r, middle, tokens, numerics, follows_sum=True)
+        branch = FeedForward(self.model).record(r, normed, tokens, numerics)
+        result = record_sum(r, middle, self._drop(r, branch, numel, numerics), numel, numerics)
+        r.release(middle)
+        return result
+
+    def _norm(self, name: str) -> Norm:
+        return Norm(name, "norms", width_of(self.model), self.model.bias)
+
+    def _drop(self, r: Recorder, x: Value, numel: int, numerics: Numerics) -> Value:
+        return record_dropout(r, x, numel, numerics.compute) if self.model.dropout else x
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Token and position embeddings, and their sum."""
+
+    model: ModelConfig
+
+    def parameters(self) -> Iterator[Parameter]:
+        """The two tables."""
+        width = width_of(self.model)
+        yield Parameter(TOKENS, (vocabulary_of(self.model), width), "token embedding")
+        yield Parameter("wpe.weight", (Dim(self.model.block_size, 1, "T"), width), "position embedding")
+
+    def record(self, r: Recorder, tokens: int, numerics: Numerics) -> Value:
+        """Ids → the residual stream [T, H]. The lookups are in the weights' dtype, and their gradients dense."""
+        model, c, residual = self.model, numerics.compute, numerics.residual
+        numel = tokens * model.n_embd
+        with r.scope():
+            positions = Value(Size(fixed=8 * tokens))
+            r.hold(r.run(Operation(name="positions", inputs=(), gradients=(), results=(positions,))))
+            token = self._look_up(r, TOKENS, model.vocab_size, Size(numel), numerics)
+            table = self._look_up(r, "wpe.weight", model.block_size, Size(fixed=numel), numerics, saves=(positions,))
+            total = Operation(
+                name="sum",
+                inputs=(token, table),
+                gradients=(PASSED_ON, Gradient(Size(fixed=c * numel))),
+                results=(Value(Size(c * numel)),),
+            )
+            x = r.run(total)
+            if numerics.mixed:
+                x = record_cast(r, x, Size(residual * numel), Size(c * numel))
+            return record_dropout(r, x, numel, residual) if model.dropout else x
+
+    def _look_up(
+        self, r: Recorder, name: str, rows: int, numel: Size, numerics: Numerics, saves: tuple[Value, ...] = ()
+    ) -> Value:
+        """Rows of a table, cast to the compute dtype; ``numel`` elements."""
+        width, c = self.model.n_embd, numerics.compute
+        size = Size(numerics.weights * numel.per_sequence, numerics.weights * numel.fixed)
+        operation = Operation(
+            name=name,
+            inputs=(),
+            gradients=(),
+            results=(Value(size),),
+            saves=saves,
+            parameter=name,
+            weight=rows * width,
+            workspace_back=lambda batch: [
+                *kernels.sizes(kernels.embedding_backward(numel.at(batch) // width, rows, width))
+            ],
+        )
+        x = r.run(operation)
+        if numerics.weights != c:
+            x = record_cast(r, x, Size(c * numel.per_sequence, c * numel.fixed), size)
+        return r.hold(x)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The final norm, and the matrix that turns hidden states into logits, which the loss applies."""
+
+    model: ModelConfig
+
+    @property
+    def norm(self) -> Norm:
+        """The norm before the head."""
+        return Norm("ln_f", "final norm", width_of(self.model), self.model.bias)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """A head that shares the token embedding's matrix has none of its own."""
+        yield from self.norm.parameters()
+        if not self.model.tie_head:
+            yield Parameter("head.weight", (vocabulary_of(self.model), width_of(self.model)), "head")
+
+
+def width_of(model: ModelConfig) -> Dim:
+    """H, the width of the residual stream."""
+    return Dim(model.n_embd, 1, "H")
+
+
+def vocabulary_of(model: ModelConfig) -> Dim:
+    """V."""
+    return Dim(model.vocab_size, 1, "V")
