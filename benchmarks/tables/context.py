@@ -5,10 +5,10 @@ import itertools
 from benchmarks.tables.asking import as_it_stands, chosen, parameters
 from benchmarks.tables.markdown import code, gib, table
 from benchmarks.tables.presets import PAIRS
+from scalegpt.architecture.operations import ATTENTION
 from scalegpt.config.presets import resolve
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.search import MARGIN
-from scalegpt.planner.work import ATTENTION
 
 FAST = ("RTX 4090", "A100 80GB", "H100 SXM")
 SIZES = (

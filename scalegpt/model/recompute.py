@@ -10,7 +10,8 @@ full         the block's input                                               the
 ===========  ==============================================================  =====================================
 
 The selective policy keeps the results that are dear to compute and drops those that are cheap. The last matmul of a
-block is not kept: nothing in the block's backward needs its result.
+block is not kept: nothing in the block's backward needs its result. Which matmuls are kept follows from the description of
+the block (:func:`scalegpt.architecture.recompute.kept_matmuls`), which the planner reads too.
 
 Dropout changes that. For the masks to come out the same, everything that draws random numbers must run again in the
 same order: attention draws its own, so it is then computed again and not kept. And the last mask stands behind the last
@@ -27,10 +28,10 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from scalegpt.architecture.recompute import kept_matmuls
 from scalegpt.model.gpt import GPT
 
 _MATMULS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-_MATMULS_PER_BLOCK = 4
 
 
 def _attention_ops() -> frozenset[Any]:
@@ -50,29 +51,31 @@ _ATTENTION = _attention_ops()
 
 
 class _KeepDearResults:
-    """The selective policy for one pass over a block: it counts the matmuls to leave out the last.
+    """The selective policy for one pass over a block and its recomputation; it counts the matmuls of each.
 
     Args:
+        matmuls: for each matmul of a block, in order, whether its result is kept.
         with_dropout: whether the block draws random numbers.
     """
 
-    def __init__(self, *, with_dropout: bool) -> None:
+    def __init__(self, matmuls: tuple[bool, ...], *, with_dropout: bool) -> None:
         self.attention = frozenset() if with_dropout else _ATTENTION
-        self.kept_matmuls = _MATMULS_PER_BLOCK if with_dropout else _MATMULS_PER_BLOCK - 1
-        self.matmuls = {False: 0, True: 0}  # by whether it is the recomputation
+        self.matmuls = matmuls
+        self.seen = {False: 0, True: 0}  # by whether it is the recomputation
 
     def __call__(self, context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
         if op in self.attention:
             return CheckpointPolicy.MUST_SAVE
         if op in _MATMULS:
-            self.matmuls[context.is_recompute] += 1
-            if self.matmuls[context.is_recompute] <= self.kept_matmuls:
+            number = self.seen[context.is_recompute]
+            self.seen[context.is_recompute] += 1
+            if self.matmuls[number]:
                 return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _selective_contexts(*, with_dropout: bool) -> Any:
-    policy = _KeepDearResults(with_dropout=with_dropout)
+def _selective_contexts(matmuls: tuple[bool, ...], *, with_dropout: bool) -> Any:
+    policy = _KeepDearResults(matmuls, with_dropout=with_dropout)
     return create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
 
 
@@ -88,6 +91,6 @@ def apply_recompute(model: GPT, kind: str) -> None:
     with_dropout = model.config.dropout > 0
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": with_dropout}
     if kind == "selective":
-        options["context_fn"] = partial(_selective_contexts, with_dropout=with_dropout)
+        options["context_fn"] = partial(_selective_contexts, kept_matmuls(model.config), with_dropout=with_dropout)
     for block in model.layers:
         block.recompute = None if kind == "none" else partial(checkpoint, **options)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scalegpt.architecture.operations import Entry, Gradient, Operation, Release, Size, Value, Workspace
+from scalegpt.architecture.recompute import computed_again, kept_by_selective, last_saving, saves_its_own
 from scalegpt.planner.sizes import ACTIVATIONS, COPIES, TEMPORARIES
 from scalegpt.planner.timeline import Timeline, rounded
 
@@ -190,7 +191,6 @@ def compile_record(
     gradient_width: int,
     recompute: str = "none",
     kinds: Kinds = Kinds(),
-    start_has_name: bool = True,
 ) -> Program:
     """Turn the record of a part into a program.
 
@@ -220,9 +220,9 @@ class _Compiler:
         self.entries, self.start, self.end = entries, start, end
         self.recompute, self.gradient_width, self.kinds = recompute, gradient_width, kinds
         self.operations = [entry for entry in entries if isinstance(entry, Operation)]
-        self.last = next((op for op in reversed(self.operations) if op.saves), self.operations[-1])
-        self.again = self._computed_again()
-        self.kept = frozenset(op for op in self.again if op.is_dear) if recompute == "selective" else frozenset()
+        self.last = last_saving(self.operations)
+        self.again = () if recompute == "none" else computed_again(self.operations)
+        self.kept = kept_by_selective(self.operations) if recompute == "selective" else frozenset[Operation]()
         self.script = _Script()
         self.memory: dict[Value, _Memory] = {}
         if start is not None:
@@ -240,14 +240,8 @@ class _Compiler:
         self._backward()
         if self.start is not None and not saves:
             self.script.drop(self.memory[self.start])  # the checkpoint's
-        again = () if saves else self.again
         sizes, backward = tuple(self.script.sizes), self.script.cut()
-        return Program(sizes, forward, leave, backward, tuple(self.operations), again, self.kept)
-
-    def _computed_again(self) -> tuple[Operation, ...]:
-        """The operations before the last that saves something; that one too if it saves a result of its own."""
-        number = self.operations.index(self.last)
-        return tuple(self.operations[: number + _saves_its_own(self.last)])
+        return Program(sizes, forward, leave, backward, tuple(self.operations), self.again, self.kept)
 
     def _backward(self) -> None:
         script, waiting = self.script, self.recompute != "none"
@@ -292,10 +286,6 @@ class _Compiler:
             self.script.drop(memory)
 
 
-def _saves_its_own(op: Operation) -> bool:
-    return any(value in op.results for value in op.saves)
-
-
 class _Forward:
     """One forward pass through a block.
 
@@ -330,7 +320,7 @@ class _Forward:
         popped = self.again and op in self.block.kept
         for copy in op.copies:
             self.memory[copy] = self.script.take(copy.size, COPIES if copy in self.lasting else self.kinds.passing)
-        stops = self.again and op is self.block.last and not _saves_its_own(op)
+        stops = self.again and op is self.block.last and not saves_its_own(op)
         if not stops:
             self._make_results(op, popped=popped)
         for value in op.saves if self.saves else ():

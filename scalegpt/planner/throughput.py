@@ -9,20 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS
 from scalegpt.config import RunConfig
 from scalegpt.planner.communication import BACKWARD, EVERY, EXPOSED, FORWARD, Collective, collectives
 from scalegpt.planner.rates import DISPATCH, DISPATCH_COMPILED, Rates
-from scalegpt.planner.work import (
-    ATTENTION,
-    ELEMENTWISE,
-    LOSS,
-    MATMULS,
-    HostTraffic,
-    Load,
-    Work,
-    count_work,
-    host_traffic,
-)
+from scalegpt.planner.work import LOSS, HostTraffic, Load, Work, count_work, host_traffic
 
 LAUNCHES, COMMUNICATION, HOST = "waiting for Python", "communication", "host memory"
 

@@ -18,36 +18,28 @@ head                   2·n·V·H                                     4·n·V·H
 The formula that MFU is defined by, 6P + 12·L·H·T a token, counts attention as if nothing were masked.
 
 Memory traffic is what kernels that only move data read and write, operation by operation as ``scalegpt.model.gpt.Block`` and
-``scalegpt.model.loss`` have them. Recompute "full" computes each block again but for its last matmul, "selective" all but
-matmuls and attention (:mod:`scalegpt.model.recompute`).
+``scalegpt.model.loss`` have them; each operation of :mod:`scalegpt.architecture` says its own.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from scalegpt.architecture.decoder import MATRIX
+from scalegpt.architecture.loss import LossPart
+from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS, Cost, Operation
+from scalegpt.architecture.parts import Numerics
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.train import LOSS_ROWS
 from scalegpt.planner.newton_schulz import exchange_of, flops, wire
 from scalegpt.planner.parameters import count_parameters
+from scalegpt.planner.programs import block_program
 from scalegpt.planner.sizes import BYTES, Sizes
 from scalegpt.planner.states import optimizer_row, tensors_of
+from scalegpt.planner.tape import Program
 
-MATMULS, ATTENTION, ELEMENTWISE, LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = (
-    "matmuls", "attention", "elementwise", "loss", "recompute", "weights and gradients", "optimizer",
-)  # fmt: skip
-
-KERNELS_FORWARD, KERNELS_BACKWARD = 11, 23
-"""Kernels of a block in eager mode: four matmuls, attention, norms, sums, GELU; their gradients, and autograd's sums."""
-
-KERNELS_FORWARD_COMPILED, KERNELS_BACKWARD_COMPILED = 9, 19
-"""The same where inductor has fused a norm with the sum before it."""
+LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
 
 KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
 """Kernels that a block's weights and gradients take: casts, sums and buckets tensor by tensor, or FSDP2's grouped copies."""
-
-KERNELS_OF_FULL_LOSS = 14
-KERNELS_OF_CHUNK, KERNELS_OF_ROWS, KERNELS_OF_ROWS_COMPILED = 5, 18, 4
-"""Kernels of the loss: over full logits; of a chunk's matmuls; and of each :data:`LOSS_ROWS` rows between them."""
 
 KERNELS_OF_STEP = 60
 """Kernels of the norm, the clipping and the fused update, which take many tensors each."""
@@ -100,107 +92,60 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool, rank
     """
     s, layers = Sizes.of(run), run.model.n_layer
     parameters = count_parameters(run.model).total
-    forward, backward = _block_matmuls(s, layers)
-    attend, attend_back = _attention(s, kernel, layers)
-    move, move_back = _elementwise(s, run.model.dropout > 0, compiled)
-    kernels, kernels_back = (
-        (KERNELS_FORWARD_COMPILED, KERNELS_BACKWARD_COMPILED) if compiled else (KERNELS_FORWARD, KERNELS_BACKWARD)
-    )
+    numerics = Numerics(s.compute, s.residual, s.compute, kernel, s.batch == 1)
+    program = block_program(run.model, numerics, run.train.recompute)
+    blocks = _Blocks(layers, s.batch, compiled)
+    forward = blocks.by_part((op, op.forward) for op in program.operations)
+    backward = blocks.by_part((op, op.backward) for op in program.operations)
+    loss = LossPart.of(run.model, run.train).cost(s.n, numerics, compiled=compiled)
     return Work(
-        forward={
-            MATMULS: forward,
-            ATTENTION: attend,
-            ELEMENTWISE: Load(bytes=move * layers, kernels=kernels * layers),
-            LOSS: _loss(run, s, compiled),
-        },
+        forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels)},
         backward={
-            MATMULS: backward,
-            ATTENTION: attend_back,
-            ELEMENTWISE: Load(bytes=move_back * layers, kernels=kernels_back * layers),
-            RECOMPUTE: _recompute(run, kernel, forward, attend, Load(bytes=move * layers, kernels=kernels * layers)),
+            **backward,
+            RECOMPUTE: _recompute(program, forward, blocks),
             WEIGHTS: _weights(run, parameters, shards),
         },
         update={OPTIMIZER: _update(run, parameters, shards, ranks or shards)},
     )
 
 
-def _block_matmuls(s: Sizes, layers: int) -> tuple[Load, Load]:
-    once = 24.0 * s.n * s.hidden**2 * layers
-    return Load(flops=once), Load(flops=2 * once)
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Blocks that are all alike, in a micro batch of several sequences."""
+
+    layers: int
+    sequences: int
+    compiled: bool
+
+    def by_part(self, costs: Iterable[tuple[Operation, Cost]]) -> dict[str, Load]:
+        """The loads of all blocks by part. Kernels count as elementwise: each takes Python as long to start."""
+        parts: dict[str, list[Cost]] = {MATMULS: [], ATTENTION: [], ELEMENTWISE: []}
+        for op, cost in costs:
+            parts[op.part].append(cost)
+        loads = {part: self._load(some) for part, some in parts.items()}
+        kernels = sum(load.kernels for load in loads.values())
+        return {part: replace(load, kernels=kernels if part == ELEMENTWISE else 0.0) for part, load in loads.items()}
+
+    def _load(self, costs: Sequence[Cost]) -> Load:
+        times = self.layers * self.sequences
+        flops, attention = sum(cost.flops for cost in costs), sum(cost.attention for cost in costs)
+        moved = sum(cost.fused if self.compiled else cost.moved for cost in costs)
+        kernels = sum(cost.fused_kernels if self.compiled else cost.kernels for cost in costs)
+        return Load(flops * times, attention * times, moved * times, kernels * self.layers)
 
 
-def _attention(s: Sizes, kernel: str, layers: int) -> tuple[Load, Load]:
-    """Attention's own operations; the math kernel also writes and reads its T by T matrices."""
-    pairs = float(s.n) * s.block * s.hidden * layers
-    inputs = 4.0 * s.compute * s.n * s.hidden * layers
-    if kernel != "math":
-        return Load(attention=2 * pairs, bytes=inputs), Load(attention=5 * pairs, bytes=2 * inputs)
-    scores = float(s.n) * s.block * s.heads * layers
-    # Scores, mask, softmax and their gradients: some six passes forward and eight back over the matrix.
-    return (
-        Load(flops=4 * pairs, bytes=inputs + 6 * s.compute * scores),
-        Load(flops=8 * pairs, bytes=2 * inputs + 8 * s.compute * scores),
-    )
+def _recompute(program: Program, forward: Mapping[str, Load], blocks: _Blocks) -> Load:
+    """What the backward pass computes again: nothing of what was kept.
 
-
-def _elementwise(s: Sizes, dropout: bool, compiled: bool) -> tuple[float, float]:
-    """Bytes that one block moves outside matmuls and attention, forward and backward.
-
-    Eager, each of c and r: a norm reads r and writes c, a residual sum reads r and c and writes r, GELU reads and writes 4c.
-    Backward: GELU 12c; a norm's gradient reads r and c and writes r, and reads both again for its weights'; autograd adds
-    to the stream's gradient, 3r; the three gradients of QKV are joined, 6c. Compiled, a norm finds its input on the chip,
-    and its gradient joins the stream's in one pass.
+    All kernels of a block count, kept or not, since the policy of selective recompute looks at each; and so does the
+    traffic of the last residual sum, which is not computed again.
     """
-    c, r = s.compute, s.residual
-    norm, total, gelu = r + c, 2 * r + c, 8 * c
-    if c != r and not compiled:
-        norm += 2 * r  # an fp32 result that is then cast
-    forward = 2 * norm + 2 * total + gelu - (r if compiled else 0)
-    back = 12 * c + 6 * c
-    back += 2 * (3 * r + c) if compiled else 2 * ((2 * r + c) + (r + c) + 3 * r)
-    if dropout:
-        forward += 2 * (1 if compiled else 2 * c + 1)
-        back += 2 * (1 if compiled else 2 * c + 1)
-    return float(forward) * s.n * s.hidden, float(back) * s.n * s.hidden
-
-
-def _loss(run: RunConfig, s: Sizes, compiled: bool) -> Load:
-    """Head and cross entropy with their gradients, which the chunked loss computes at once.
-
-    Bytes a logit: the matmul writes c; chunked, it is read for its maximum (c) and cast to fp32 (c + 4), becomes the softmax
-    in place (8), whose maximum is sought (4), is cast back (4 + c) and read by two matmuls (2c). Compiled, what is between
-    the matmuls reads it twice and writes it once (3c). Full: cast to fp32 (c + 4), the log-softmax (8), its gradient (4 and
-    12), and back (4 + c, 2c). Each chunk adds V·H numbers to the head's fp32 gradient.
-    """
-    c, logits, head = s.compute, float(s.n) * s.vocab, float(s.vocab) * s.hidden
-    flops = 6.0 * logits * s.hidden
-    if run.train.loss == "full":
-        return Load(
-            flops=flops, bytes=(5 * c + (32 if c != 4 else 24)) * logits + 2 * c * head, kernels=KERNELS_OF_FULL_LOSS
-        )
-    chunks = -(-s.n // run.train.loss_chunk)
-    once = 2 * c + 8 if c != 4 else 8
-    between = 3 * c if compiled else 3 * c + 20 if c != 4 else 24
-    # Those of a whole chunk for the last one too, which may be smaller: then they only depend on how many there are.
-    kernels = KERNELS_OF_ROWS_COMPILED if compiled else KERNELS_OF_ROWS
-    kernels = KERNELS_OF_CHUNK + kernels * -(-run.train.loss_chunk // LOSS_ROWS)
-    return Load(flops=flops, bytes=(3 * c + between) * logits + once * head * chunks, kernels=float(kernels * chunks))
-
-
-def _recompute(run: RunConfig, kernel: str, matmuls: Load, attention: Load, moved: Load) -> Load:
-    """What the backward pass computes again; "selective" attention too, with dropout or where many kernels compute it."""
-    if run.train.recompute == "none":
+    if not program.again:
         return Load()
-    if run.train.recompute == "selective":
-        again = attention if run.model.dropout or kernel == "math" else Load()
-        scores = again.bytes if kernel == "math" else 0.0
-        return Load(flops=again.flops, attention=again.attention, bytes=moved.bytes + scores, kernels=moved.kernels)
-    return Load(
-        flops=matmuls.flops * 2 / 3 + attention.flops,
-        attention=attention.attention,
-        bytes=moved.bytes + attention.bytes,
-        kernels=moved.kernels,
-    )
+    again = blocks.by_part((op, op.forward) for op in program.again if op not in program.kept)
+    flops = again[MATMULS].flops + again[ATTENTION].flops
+    moved = again[ATTENTION].bytes + forward[ELEMENTWISE].bytes
+    return Load(flops, again[ATTENTION].attention, moved, forward[ELEMENTWISE].kernels)
 
 
 def _weights(run: RunConfig, parameters: float, shards: int) -> Load:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from scalegpt.planner.attention_ledger import attention_ledger
 
 from scalegpt.architecture.kernels import Heads, attention_backward, embedding_backward
+from scalegpt.architecture.operations import Recorder, Size, Value
+from scalegpt.architecture.parts import Attention, Numerics
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
@@ -13,7 +14,8 @@ from scalegpt.planner.attention import attention_kernel, unfit
 from scalegpt.planner.checks import check_attention
 from scalegpt.planner.gpus import Card, find_card
 from scalegpt.planner.memory import predict
-from scalegpt.planner.sizes import ACTIVATIONS, TEMPORARIES, Sizes
+from scalegpt.planner.sizes import ACTIVATIONS, TEMPORARIES
+from scalegpt.planner.tape import compile_record
 from scalegpt.planner.timeline import Timeline
 
 
@@ -82,19 +84,21 @@ B, A, T, D = 2, 4, 96, 40
 U, SCORES = 2 * B * T * A * D, 4 * B * A * T * T
 
 
-def kept(kernel: str, batch: int = B, head: int = D, **flags: Any) -> int:
-    """Bytes that live between forward and backward, of kernels that leave nothing else."""
-    run = configure(head, A, micro_batch=batch, block_size=T, **flags)
+def kept(kernel: str, head: int = D, **flags: Any) -> int:
+    """Bytes that live between attention's forward and backward, besides its input and its result."""
+    run = configure(head, A, micro_batch=B, block_size=T, **flags)
+    result = Size(2 * T * A * head)
+    r, x = Recorder(), Value(result)
+    y = Attention(run.model).record(r, x, T, Numerics(compute=2, residual=2, weights=2, kernel=kernel))
+    program = compile_record(r.entries, x, y, gradient_width=2).at(B)
     timeline = Timeline()
-    ledger = attention_ledger(kernel, timeline, Sizes.of(run))
-    ledger.forward(ACTIVATIONS)
-    timeline.take(TEMPORARIES, U)  # the projection's result, or its gradient
-    ledger.leave(ACTIVATIONS)
-    left = timeline.total - U
-    timeline.give(ACTIVATIONS, ledger.saved_input)
-    ledger.backward()
-    timeline.give(TEMPORARIES, ledger.qkv)
-    assert timeline.total == 0
+    program.forward(timeline)
+    left = timeline.total - result.at(B)
+    timeline.take(ACTIVATIONS, result.at(B))  # the input
+    timeline.take(TEMPORARIES, result.at(B))  # the result's gradient
+    program.leave(timeline)
+    program.backward(timeline, lambda _name, elements: timeline.give(TEMPORARIES, 2 * elements))
+    assert timeline.total == 2 * result.at(B)  # the result itself, and the input's gradient
     return left
 
 
@@ -112,12 +116,7 @@ def test_a_head_that_is_no_multiple_of_eight_is_padded() -> None:
     narrow = 36
     own, padded = U * narrow // D, U  # 36 becomes 40
     assert own % 512 == padded % 512 == 0
-    timeline = Timeline()
-    ledger = attention_ledger("flash", timeline, Sizes.of(configure(narrow, A, micro_batch=B, block_size=T)))
-    ledger.forward(ACTIVATIONS)
-    timeline.take(TEMPORARIES, own)
-    ledger.leave(ACTIVATIONS)
-    assert timeline.total - own == 4 * padded + own + 4 * B * A * T + 1024
+    assert kept("flash", narrow) == 4 * padded + own + 4 * B * A * T + 1024
 
 
 def test_only_math_grows_with_the_square_of_the_block() -> None:
