@@ -5,7 +5,7 @@ layer; c bytes of the compute dtype, r of the residual stream's. What a part rec
 module of the same name in :mod:`scalegpt.model.gpt`, with Python's scopes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
@@ -222,9 +222,64 @@ class Attention:
             return self.proj.record(r, y, tokens, numerics)
 
 
+def record_gelu(r: Recorder, x: Value, numel: int, width: int) -> Value:
+    """GELU of ``numel`` elements of ``width`` bytes a sequence; keeps its input."""
+    size, moved, back = Size(width * numel), float(2 * width * numel), float(3 * width * numel)
+    operation = Operation(
+        name="gelu",
+        inputs=(x,),
+        gradients=(Gradient(size),),
+        results=(Value(size),),
+        saves=(x,),
+        forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
+        backward=Cost(moved=back, fused=back, kernels=1, fused_kernels=1),
+    )
+    return r.run(operation, passing=(x,))
+
+
+def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
+    """ReLU, which keeps its result, and its square, which keeps the same.
+
+    The square's gradient is ``grad * (2 * input.pow(1))``, with two temporaries (torch, ``FunctionsManual.cpp:
+    pow_backward``). Compiled, both are one pass.
+    """
+    size, once = Size(width * numel), float(width * numel)
+    positive = Value(size)
+    r.run(
+        Operation(
+            name="relu",
+            inputs=(x,),
+            gradients=(Gradient(size),),
+            results=(positive,),
+            saves=(positive,),
+            forward=Cost(moved=2 * once, fused=2 * once, kernels=1, fused_kernels=1),
+            backward=Cost(moved=3 * once, fused=3 * once, kernels=1, fused_kernels=1),
+        )
+    )
+    square = Operation(
+        name="square",
+        inputs=(positive,),
+        gradients=(Gradient(size),),
+        results=(Value(size),),
+        saves=(positive,),
+        workspace_back=lambda batch: [size.at(batch), size.at(batch)],
+        forward=Cost(moved=2 * once, kernels=1),
+        backward=Cost(moved=7 * once, kernels=3),
+    )
+    return r.run(square, passing=(positive, x))
+
+
+ACTIVATIONS: dict[str, Callable[[Recorder, Value, int, int], Value]] = {
+    "gelu": record_gelu,
+    "gelu_tanh": record_gelu,
+    "relu2": record_relu2,
+}
+"""What the feed-forward layer's activation records, by the setting of that name."""
+
+
 @dataclass(frozen=True)
 class FeedForward:
-    """H → 4H → GELU → H."""
+    """H → 4H → activation → H."""
 
     model: ModelConfig
 
@@ -253,22 +308,8 @@ class FeedForward:
         with r.scope():
             r.hold(x)
             wide = self.fc.record(r, x, tokens, numerics)
-            active = self._activate(r, wide, tokens * self.width.size, numerics.compute)
+            active = ACTIVATIONS[self.model.activation](r, wide, tokens * self.width.size, numerics.compute)
             return self.proj.record(r, active, tokens, numerics, passing=True)
-
-    def _activate(self, r: Recorder, wide: Value, numel: int, c: int) -> Value:
-        """GELU keeps its input."""
-        size, moved, back = Size(c * numel), float(2 * c * numel), float(3 * c * numel)
-        operation = Operation(
-            name=self.model.activation,
-            inputs=(wide,),
-            gradients=(Gradient(size),),
-            results=(Value(size),),
-            saves=(wide,),
-            forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
-            backward=Cost(moved=back, fused=back, kernels=1, fused_kernels=1),
-        )
-        return r.run(operation, passing=(wide,))
 
 
 @dataclass(frozen=True)

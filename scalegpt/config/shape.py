@@ -29,7 +29,9 @@ class ModelConfig(Section):
     tie_head: bool = setting(True, "the LM head shares the token embedding's matrix")
     dropout: float = setting(0.0, "dropout after embeddings, attention and feed-forward", minimum=0.0, below=1.0)
     activation: str = setting(
-        "gelu", "exact GELU, or GPT-2's tanh form (which llama.cpp reads)", choices=("gelu", "gelu_tanh")
+        "gelu",
+        "gelu: exact; gelu_tanh: GPT-2's form, which llama.cpp reads; relu2: the square of ReLU",
+        choices=("gelu", "gelu_tanh", "relu2"),
     )
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ the checkpoint format and are listed by :func:`scalegpt.planner.parameters.param
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import cast
 
 import torch
@@ -148,18 +149,31 @@ def _continuation_mask(new: int, past: int, device: torch.device) -> Tensor:
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)
 
 
+def relu2(x: Tensor) -> Tensor:
+    """The square of ReLU (So et al. 2021, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu2": relu2,
+}
+"""The feed-forward layer's activation by the setting of that name."""
+
+
 class FeedForward(nn.Module):
-    """H → 4H → GELU → H."""
+    """H → 4H → activation → H."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.activate = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, H] → [B, T, H]."""
-        return self.proj(F.gelu(self.fc(x), approximate=self.approximate))  # type: ignore[no-any-return]
+        return self.proj(self.activate(self.fc(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

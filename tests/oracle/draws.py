@@ -49,6 +49,7 @@ def draw(number: int) -> Case:
         "offload": offload, "attention": pick(("auto", "flash", "mem_efficient", "cudnn", "math")),
     }  # fmt: skip
     grad_accum = pick((1, 2))
+    flags["activation"] = pick(("gelu", "gelu_tanh", "relu2"))
     flags["optimizer"] = pick(("adamw", "adamw", "muon")) if offload == "none" else "adamw"
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"
