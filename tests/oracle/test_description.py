@@ -77,7 +77,7 @@ def test_bytes(seed: int) -> None:
     planned, traced = predict(run), trace_step(run)
     assert planned.peak_bytes == pytest.approx(traced.peak_bytes, rel=WITHIN, abs=SLACK)
     for phase, size in planned.phases.items():
-        assert size == pytest.approx(traced.phases[phase], rel=WITHIN, abs=2 * SLACK), phase
+        assert size == pytest.approx(traced.phases[phase], rel=WITHIN, abs=4 * SLACK), phase
 
 
 def test_selective_recompute_keeps_all_matmuls_but_the_last() -> None:
