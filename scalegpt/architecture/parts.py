@@ -314,7 +314,10 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream."""
+    """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
+
+    In a parallel block both read the block's input, and compiled, the second norm finds it on the chip too.
+    """
 
     model: ModelConfig
 
@@ -330,7 +333,8 @@ class Block:
         numel = tokens * self.model.n_embd
         branch = Attention(self.model).record(r, self._norm("ln1").record(r, x, tokens, numerics), tokens, numerics)
         middle = record_sum(r, x, self._drop(r, branch, numel, numerics), numel, numerics)
-        normed = self._norm("ln2").record(r, middle, tokens, numerics, follows_sum=True)
+        read = x if self.model.parallel_block else middle
+        normed = self._norm("ln2").record(r, read, tokens, numerics, follows_sum=True)
         branch = FeedForward(self.model).record(r, normed, tokens, numerics)
         result = record_sum(r, middle, self._drop(r, branch, numel, numerics), numel, numerics)
         r.release(middle)

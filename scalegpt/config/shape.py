@@ -33,6 +33,10 @@ class ModelConfig(Section):
         "gelu: exact; gelu_tanh: GPT-2's form, which llama.cpp reads; relu2: the square of ReLU",
         choices=("gelu", "gelu_tanh", "relu2"),
     )
+    parallel_block: bool = setting(
+        False,
+        "attention and feed-forward read the same stream, side by side, as in GPT-NeoX; false: one after the other",
+    )
 
     def check(self) -> None:
         """Refuse a width that the heads do not divide."""

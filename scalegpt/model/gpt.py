@@ -179,7 +179,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
 
-    ``recompute`` is how activation checkpointing wraps the block's body, see :mod:`scalegpt.model.recompute`.
+    In a parallel block both read the block's input. ``recompute`` is how activation checkpointing wraps the block's body, see :mod:`scalegpt.model.recompute`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -188,6 +188,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ln2 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
         self.mlp = FeedForward(config)
+        self.is_parallel = config.parallel_block
         self.dropout = config.dropout
         self.compute_dtype = torch.float32
         self.recompute: Callable[..., Tensor] | None = None
@@ -200,8 +201,9 @@ class Block(nn.Module):
 
     def body(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Do the block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
-        x = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
-        return x + self._drop(self.mlp(self.ln2(x, self.compute_dtype)))
+        middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
+        read = x if self.is_parallel else middle
+        return middle + self._drop(self.mlp(self.ln2(read, self.compute_dtype)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -50,6 +50,7 @@ def draw(number: int) -> Case:
     }  # fmt: skip
     grad_accum = pick((1, 2))
     flags["activation"] = pick(("gelu", "gelu_tanh", "relu2"))
+    flags["parallel_block"] = pick((False, False, True))
     flags["optimizer"] = pick(("adamw", "adamw", "muon")) if offload == "none" else "adamw"
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"
