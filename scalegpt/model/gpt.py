@@ -179,7 +179,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
 
-    In a parallel block both read the block's input. ``recompute`` is how activation checkpointing wraps the block's body, see :mod:`scalegpt.model.recompute`.
+    In a parallel block both read the block's input. ``recompute`` is how activation checkpointing wraps the block's
+    body, see :mod:`scalegpt.model.recompute`.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from scalegpt.config import ModelConfig, TrainConfig
+
 FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
@@ -29,13 +31,13 @@ LENGTHS = frozenset({"max_iters", "max_tokens"})
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
     """The settings that two configurations have otherwise and must not, each as ``old → new``."""
-    old, new = _flat(theirs), _flat(ours)
+    old, new = _as_resolved(theirs), _flat(ours)
     return {key: text for key, text in _all(old, new).items() if key not in _free(old, new)}
 
 
 def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
     """The settings that two configurations have otherwise and may, each as ``old → new``, with what follows from it."""
-    old, new = _flat(theirs), _flat(ours)
+    old, new = _as_resolved(theirs), _flat(ours)
     found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNTOLD}
     if new.get("schedule") != "constant":
         for key in LENGTHS & found.keys():
@@ -72,6 +74,14 @@ def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
     if {old.get("optimizer"), new.get("optimizer")} == {"muon"}:
         return FREE_TO_CHANGE
     return FREE_TO_CHANGE | MUONS  # without Muon they say nothing; where it comes or goes, that says all
+
+
+def _as_resolved(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run; one that did not exist when the run began has its default."""
+    defaults = {
+        key: field.default for section in (ModelConfig, TrainConfig) for key, field in section.settings().items()
+    }
+    return {**defaults, **_flat(values)}
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,14 @@ def test_what_decides_the_result_is_not_free(key: str) -> None:
 def test_differences_leave_out_what_is_free() -> None:
     ours, theirs = filed(), filed(max_iters=5, backend="fsdp", micro_batch=1, checkpoint_every=1)
     assert differences(ours, theirs) == {}
-    del ours["model"]["n_layer"]
-    assert differences(ours, theirs) == {"n_layer": "None → 4"}
-    assert differences(theirs, ours) == {"n_layer": "4 → None"}
+    assert differences(ours, filed(n_layer=5)) == {"n_layer": "4 → 5"}
+
+
+def test_a_run_from_before_a_setting_existed_has_its_default() -> None:
+    ours, theirs = filed(), filed()
+    del theirs["model"]["parallel_block"]
+    assert differences(theirs, ours) == free_differences(theirs, ours) == {}
+    assert differences(theirs, filed(parallel_block=True)) == {"parallel_block": "False → True"}
 
 
 def test_what_is_free_is_told_too() -> None:
