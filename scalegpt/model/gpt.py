@@ -226,7 +226,7 @@ class GPT(nn.Module):
         if config.vocab_size < 1:
             raise InputError("vocab_size auto needs data to take it from; give --vocab_size N")
         self.config = config
-        self.loss = loss
+        self.set_loss(loss)
         self.compute_dtype = torch.float32
         self.residual_dtype = torch.float32
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
@@ -257,6 +257,10 @@ class GPT(nn.Module):
             else:
                 std = scaled if name.endswith("proj.weight") else INIT_STD
                 yield name, torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
+
+    def set_loss(self, loss: Loss) -> None:
+        """Take another loss."""
+        self.loss = loss
 
     def set_precision(self, compute: torch.dtype, residual: torch.dtype | None = None) -> None:
         """Compute in ``compute``, with the residual stream in ``residual`` (default: the same)."""

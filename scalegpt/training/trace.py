@@ -160,7 +160,7 @@ def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorM
     """The trainer's backend. Only the allocation of its weights is without memory; sharding a ``meta`` model needs none."""
     model = build_model(run, compiled=False)
     if as_cuda:
-        model.loss = make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS)
+        model.set_loss(make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS))
 
     def to_empty(*, device: torch.device, recurse: bool = True) -> GPT:
         with fake:
