@@ -4,6 +4,7 @@ The modules are in :mod:`scalegpt.model.loss`. Symbols: n tokens of a micro batc
 chunk; c bytes of the compute dtype.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalegpt.architecture.operations import MATMULS, Cost, Gradient, Operation, Recorder, Size, Value
@@ -16,6 +17,11 @@ HEAD = "head.weight"
 KERNELS_OF_FULL_LOSS = 14
 KERNELS_OF_CHUNK, KERNELS_OF_ROWS, KERNELS_OF_ROWS_COMPILED = 5, 18, 4
 """Kernels of the loss: over full logits; of a chunk's matmuls; and of each :data:`LOSS_ROWS` rows between them."""
+
+
+CAPPING = 52, 6
+"""Bytes a logit and kernels that a soft cap adds in eager mode: a quotient, tanh and a product in fp32, each with its
+derivative."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class LossPart:
                 cast = Operation(name="cast", inputs=(logits,), gradients=(Gradient(size),), results=(Value(exact),))
                 logits = r.run(cast)
                 passing = [logits]
+            if self.model.logit_softcap is not None:
+                logits = r.hold(_record_softcap(r, logits, exact, passing))
+                passing = []
             probabilities = Value(exact)
             log_softmax = Operation(
                 name="log-softmax",
@@ -93,8 +102,10 @@ class LossPart:
         """A chunk's logits, and beside them some rows in fp32, or the chunk's part of the head's gradient."""
         chunk, vocabulary = min(self.chunk, tokens), self.model.vocab_size
         logits, rows = c * chunk * vocabulary, FP32 * min(LOSS_ROWS, chunk) * vocabulary
-        part = c * vocabulary * self.model.n_embd
-        return [logits, max(rows, part)] if c != FP32 else [logits]
+        part = c * vocabulary * self.model.n_embd if c != FP32 else 0
+        copies = 1 if c != FP32 else 0
+        exact = 2 if self.model.logit_softcap is not None else copies  # the capped rows, and their share of the cap
+        return [logits, *([rows] * exact if exact * rows > part else [part])]
 
     def cost(self, tokens: int, numerics: Numerics, *, compiled: bool) -> Cost:
         """The work of the loss with its gradients, which the chunked loss computes at once.
@@ -112,13 +123,25 @@ class LossPart:
         c, model = numerics.compute, self.model
         logits, head = float(tokens) * model.vocab_size, float(model.vocab_size) * model.n_embd
         flops = 6.0 * logits * model.n_embd
+        capping, kernels_of_capping = CAPPING if model.logit_softcap is not None else (0, 0)
         if self.kind == "full":
-            moved = (5 * c + (32 if c != FP32 else 24)) * logits + 2 * c * head
-            return Cost(flops=flops, moved=moved, kernels=KERNELS_OF_FULL_LOSS)
+            moved = (5 * c + (32 if c != FP32 else 24) + capping) * logits + 2 * c * head
+            return Cost(flops=flops, moved=moved, kernels=KERNELS_OF_FULL_LOSS + kernels_of_capping)
         chunks = -(-tokens // self.chunk)
         once = 2 * c + 8 if c != FP32 else 8
-        between = 3 * c if compiled else 3 * c + 20 if c != FP32 else 24
+        between = 3 * c if compiled else (3 * c + 20 if c != FP32 else 24) + capping
         # Those of a whole chunk for the last one too, which may be smaller: then they only depend on their number.
-        kernels = KERNELS_OF_ROWS_COMPILED if compiled else KERNELS_OF_ROWS
+        kernels = KERNELS_OF_ROWS_COMPILED if compiled else KERNELS_OF_ROWS + kernels_of_capping
         kernels = KERNELS_OF_CHUNK + kernels * -(-self.chunk // LOSS_ROWS)
         return Cost(flops=flops, moved=(3 * c + between) * logits + once * head * chunks, kernels=kernels * chunks)
+
+
+def _record_softcap(r: Recorder, logits: Value, size: Size, passing: Sequence[Value]) -> Value:
+    """A quotient, tanh, which keeps its result, and a product; ``passing`` are the logits where they have no name."""
+    gradients = (Gradient(size),)
+    quotient, share, capped = Value(size), Value(size), Value(size)
+    r.run(Operation(name="divide", inputs=(logits,), gradients=gradients, results=(quotient,)))
+    tanh = Operation(name="tanh", inputs=(quotient,), gradients=gradients, results=(share,), saves=(share,))
+    r.run(tanh, passing=(quotient,))
+    multiply = Operation(name="multiply", inputs=(share,), gradients=gradients, results=(capped,))
+    return r.run(multiply, passing=(share, *passing))

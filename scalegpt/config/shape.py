@@ -38,6 +38,10 @@ class ModelConfig(Section):
         "attention and feed-forward read the same stream, side by side, as in GPT-NeoX; false: one after the other",
     )
 
+    logit_softcap: float | None = setting(
+        None, "keep logits within ± this by its tanh, as Gemma 2 does (30); none: as they are", above=0
+    )
+
     def check(self) -> None:
         """Refuse a width that the heads do not divide."""
         if self.n_embd % self.n_head:

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
-from scalegpt.model.loss import Loss, full_cross_entropy
+from scalegpt.model.loss import Loss, full_cross_entropy, soft_capped
 from scalegpt.model.matmul_attention import ByMatmuls, matmul_attention
 
 LAYER_NORM_EPS = 1e-5
@@ -215,13 +215,13 @@ class GPT(nn.Module):
 
     Args:
         config: the shape; its vocabulary must be known.
-        loss: what turns the last hidden states and the head into a loss.
+        loss: what turns the last hidden states and the head into a loss; given ``softcap`` where the model has one.
 
     Raises:
         InputError: the vocabulary is still ``auto``.
     """
 
-    def __init__(self, config: ModelConfig, loss: Loss = full_cross_entropy) -> None:
+    def __init__(self, config: ModelConfig, loss: Callable[..., Tensor] = full_cross_entropy) -> None:
         super().__init__()
         if config.vocab_size < 1:
             raise InputError("vocab_size auto needs data to take it from; give --vocab_size N")
@@ -258,9 +258,10 @@ class GPT(nn.Module):
                 std = scaled if name.endswith("proj.weight") else INIT_STD
                 yield name, torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
 
-    def set_loss(self, loss: Loss) -> None:
-        """Take another loss."""
-        self.loss = loss
+    def set_loss(self, loss: Callable[..., Tensor]) -> None:
+        """Take another loss, which is given ``softcap`` where the model caps its logits."""
+        cap = self.config.logit_softcap
+        self.loss: Loss = loss if cap is None else partial(loss, softcap=cap)
 
     def set_precision(self, compute: torch.dtype, residual: torch.dtype | None = None) -> None:
         """Compute in ``compute``, with the residual stream in ``residual`` (default: the same)."""
@@ -298,7 +299,8 @@ class GPT(nn.Module):
             x = block(x, cache.blocks[i]) if cache is not None else block(x)
         head = self.wte.weight if self.head is None else self.head.weight
         if targets is None:
-            return F.linear(self.ln_f(x[:, -1], self.compute_dtype), head.to(self.compute_dtype)).float()
+            logits = F.linear(self.ln_f(x[:, -1], self.compute_dtype), head.to(self.compute_dtype))
+            return soft_capped(logits.float(), self.config.logit_softcap)
         return self.loss(self.ln_f(x, self.compute_dtype), head, targets)
 
     def embed(self, tokens: Tensor, past: int = 0) -> Tensor:

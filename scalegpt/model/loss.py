@@ -19,6 +19,7 @@ keep them busy. A larger chunk adds less often to the head's gradient, 4·V·H i
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,15 +31,24 @@ from scalegpt.config.train import LOSS_ROWS
 from scalegpt.errors import InputError
 from scalegpt.model.chunk import CACHED_ROWS, IGNORED, Chunk, Way, by_columns, by_rows, turn
 
+TurnRows = Callable[[Tensor, Tensor], Tensor]
+
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(hidden [..., H], head [V, H], targets [...] int64) → mean loss, an fp32 scalar."""
+"""(hidden [..., H], head [V, H], targets [...] int64) → mean loss, an fp32 scalar. Ours also take ``softcap``."""
 
 
-def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """``softcap·tanh(logits / softcap)`` (Gemma 2, arXiv 2408.00118, section 2), or the logits themselves."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, softcap: float | None = None) -> Tensor:
     """Cross entropy over full logits [n, V]; the mean over counted positions, 0 where none counts."""
     logits = F.linear(hidden, head.to(hidden.dtype)).view(-1, head.shape[0])
     targets = targets.reshape(-1)
-    total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    capped = soft_capped(logits.float(), softcap)
+    total = F.cross_entropy(capped, targets, ignore_index=IGNORED, reduction="sum")
     return total / _counted(targets)
 
 
@@ -59,12 +69,16 @@ def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool
     """
     if chunk < 1:
         raise InputError(f"loss_chunk must be at least 1 token, not {chunk}")
-    fused = torch.compile(turn, dynamic=False) if compiled else None
+    fused = torch.compile(turn, dynamic=False) if compiled else turn
+    fused_capped = torch.compile(_turn_capped, dynamic=False) if compiled else _turn_capped
 
-    def loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    def loss(hidden: Tensor, head: Tensor, targets: Tensor, *, softcap: float | None = None) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
+        on_cpu = flat.device.type == "cpu"
+        plain, capped = (turn, _turn_capped) if on_cpu else (fused, fused_capped)
+        way = _way(flat, head.shape[0], rows, plain if softcap is None else partial(capped, softcap), softcap)
         result: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            flat, head, targets.reshape(-1), chunk, _way(flat, head.shape[0], rows, fused), torch.is_grad_enabled()
+            flat, head, targets.reshape(-1), chunk, way, torch.is_grad_enabled()
         )
         return result
 
@@ -81,18 +95,27 @@ def _counted(targets: Tensor) -> Tensor:
     return (targets != IGNORED).sum().clamp(min=1)
 
 
-def _way(hidden: Tensor, vocabulary: int, rows: int | None, fused: Callable[[Tensor, Tensor], Tensor] | None) -> Way:
+def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows, softcap: float | None) -> Way:
     """How a chunk's logits are turned, as suits device and dtype.
 
     fp16's exponents are too few for exponentials that are not divided by their sum, and a graph that is compiled has no place
-    for a look at these.
+    for a look at these. The way by columns knows no soft cap.
     """
     is_cpu = hidden.device.type == "cpu"
     has_range = hidden.dtype in (torch.float32, torch.bfloat16)
-    if rows is None and is_cpu and has_range and not torch.compiler.is_compiling():
+    if rows is None and softcap is None and is_cpu and has_range and not torch.compiler.is_compiling():
         return by_columns
     suited = max(1, CACHED_ROWS // vocabulary) if is_cpu else LOSS_ROWS
-    return by_rows(rows or suited, turn if fused is None or is_cpu else fused)
+    return by_rows(rows or suited, turn_rows)
+
+
+def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
+    """:func:`~scalegpt.model.chunk.turn` behind a soft cap, whose derivative is 1 - tanh²."""
+    share = (logits.float() / softcap).tanh_()
+    capped = share * softcap
+    total = turn(capped, targets)
+    logits.copy_(capped.addcmul_(capped, share.square_(), value=-1))
+    return total
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

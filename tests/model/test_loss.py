@@ -1,5 +1,7 @@
 """The losses against an fp64 reference, and the chunked one's promise that the logits never exist as a whole."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from live_bytes import LiveBytes
 from scalegpt.config import TrainConfig
 from scalegpt.errors import InputError
 from scalegpt.model.chunk import IGNORED, turn
+from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import chunked_cross_entropy, full_cross_entropy, make_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -278,3 +281,29 @@ def test_the_whole_can_be_compiled_in_one_piece(dtype: torch.dtype) -> None:
     compiled = torch.compile(chunked_cross_entropy(8), backend="aot_eager", fullgraph=True)
     for value, exact in zip(solve(compiled, *inputs), reference(*inputs), strict=True):
         assert error(value, exact) < TOLERANCES[dtype]
+
+
+def test_capped_logits_are_those_of_the_formula_and_both_losses_agree(one_thread: None) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(10, 8) * 3, torch.randn(17, 8)
+    targets = torch.randint(-1, 17, (10,))
+    expected = gradients_of(
+        lambda h, w, t: F.cross_entropy(5 * torch.tanh(h @ w.t() / 5), t, ignore_index=-1), hidden, head, targets
+    )
+    for kind in ("full", "chunked"):
+        loss = partial(make_loss(kind, 4), softcap=5.0)
+        for ours, theirs in zip(gradients_of(loss, hidden, head, targets), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def gradients_of(loss: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """The loss, and the gradients of hidden states and head."""
+    h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    value = loss(h, w, targets)
+    return (value.detach(), *torch.autograd.grad(value, (h, w)))
+
+
+def test_a_capped_model_gives_capped_logits(tiny_model: Callable[..., GPT]) -> None:
+    free, capped = tiny_model(), tiny_model(logit_softcap=0.05)
+    tokens = torch.randint(0, 61, (2, 16))
+    torch.testing.assert_close(capped(tokens), 0.05 * torch.tanh(free(tokens) / 0.05))

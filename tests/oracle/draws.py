@@ -51,6 +51,7 @@ def draw(number: int) -> Case:
     grad_accum = pick((1, 2))
     flags["activation"] = pick(("gelu", "gelu_tanh", "relu2"))
     flags["parallel_block"] = pick((False, False, True))
+    flags["logit_softcap"] = pick((None, None, 15.0))
     flags["optimizer"] = pick(("adamw", "adamw", "muon")) if offload == "none" else "adamw"
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"

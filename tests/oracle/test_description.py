@@ -36,7 +36,7 @@ def drawn(seed: int) -> RunConfig:
         "n_layer": pick((1, 3)), "n_head": heads, "n_embd": heads * pick((16, 24, 36)), "block_size": pick((64, 96)),
         "vocab_size": pick((300, 2000)), "bias": pick((False, True)), "tie_head": pick((False, True)),
         "dropout": pick((0.0, 0.0, 0.125)), "activation": pick(("gelu", "gelu_tanh", "relu2")),
-        "parallel_block": pick((False, True)),
+        "parallel_block": pick((False, True)), "logit_softcap": pick((None, None, 30.0)),
         "micro_batch": pick((1, 2, 4)), "precision": pick(("bf16", "fp32")), "residual_dtype": pick(("compute", "fp32")),
         "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")), "loss_chunk": 64,
         "attention": pick(("auto", "math")),
