@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import at_least
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.host_memory import keep_freed_memory
-from scalegpt.model.matmul_attention import matmul_attention
+from scalegpt.model.cpu.matmul_attention import matmul_attention
 
 SHAPES = ((12, 4, 64, 32), (4, 6, 256, 32), (4, 6, 256, 64), (4, 12, 1024, 64), (1, 6, 2048, 64))
 """B, a, T, D."""

@@ -10,7 +10,6 @@ from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
-from scalegpt.model.matmul_attention import ByMatmuls
 from scalegpt.model.recompute import apply_recompute
 
 __all__ = ["Backend", "World", "build_model", "make_backend"]
@@ -29,10 +28,10 @@ def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None =
         model = GPT(run.model, make_loss(train.loss, train.loss_chunk, compiled=compiled))
     compute = DTYPES[train.precision]
     model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)
-    by_matmuls = ByMatmuls.NOTHING
+    attend = None
     if device is not None:
-        by_matmuls = attention_by_matmuls(train.attention, train.precision, device, dropout=run.model.dropout > 0)
-    model.set_attention(train.attention, by_matmuls=by_matmuls)
+        attend = attention_by_matmuls(train.attention, train.precision, device, dropout=run.model.dropout > 0).attend
+    model.set_attention(train.attention, attend=attend)
     apply_recompute(model, train.recompute)
     if compiled:
         for block in model.blocks:

@@ -9,8 +9,8 @@ from torch.nn.attention import sdpa_kernel
 
 from scalegpt.backends.base import DTYPES
 from scalegpt.errors import InputError
+from scalegpt.model.cpu.matmul_attention import ByMatmuls
 from scalegpt.model.gpt import SDPA_BACKENDS
-from scalegpt.model.matmul_attention import ByMatmuls
 
 
 def device_name(device: torch.device) -> str:
@@ -60,7 +60,7 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
 
 
 def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dropout: bool) -> ByMatmuls:
-    """How much of attention :func:`~scalegpt.model.matmul_attention.matmul_attention` does in SDPA's place.
+    """How much of attention :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` does in SDPA's place.
 
     What it was measured to be faster in, if the choice is ours: in bf16 on a processor with AVX-512's bf16 instructions all
     of it; with AMX, whose tiles SDPA's forward knows, the backward. Nothing here is timed, so that a run that goes on

@@ -90,7 +90,7 @@ class _Slice:
             self.model = GPT(shape, make_loss("chunked", 1024, compiled=False))
         self.model.set_precision(DTYPES[precision], DTYPES[precision])
         by_matmuls = attention_by_matmuls("auto", precision, torch.device("cpu"), dropout=model.dropout > 0)
-        self.model.set_attention("auto", by_matmuls=by_matmuls)
+        self.model.set_attention("auto", attend=by_matmuls.attend)
         self.model.to_empty(device="cpu")
         random = torch.Generator().manual_seed(0)  # the run's own numbers are not touched
         for parameter in self.model.parameters():

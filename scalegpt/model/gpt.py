@@ -3,8 +3,8 @@
 What it is made of:
 
 - GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
-- One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``, or on a CPU with bf16
-  instructions :func:`~scalegpt.model.matmul_attention.matmul_attention`.
+- One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``, unless
+  :meth:`GPT.set_attention` is given another for whole sequences.
 - The LM head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss can keep
   the logits from ever existing as a whole.
 - **Precision is explicit.** Each layer casts its weight to the dtype of what comes in, at the place where it is used,
@@ -29,7 +29,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.loss import Loss, full_cross_entropy, soft_capped
-from scalegpt.model.matmul_attention import ByMatmuls, matmul_attention
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -40,6 +39,10 @@ SDPA_BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+
+
+AttendWhole = Callable[[Tensor, int], Tensor | None]
+"""(QKV [B, T, 3·H], heads) → causal attention's result [B, T, H], or None where torch's kernels are to be called."""
 
 
 class KeyValueCache:
@@ -117,7 +120,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.backend: SDPBackend | None = None  # None: torch chooses
-        self.by_matmuls = ByMatmuls.NOTHING
+        self.attend: AttendWhole | None = None
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
@@ -125,9 +128,9 @@ class Attention(nn.Module):
         """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
         B, T, H = x.shape
         qkv = self.qkv(x)
-        if cache is None and self.by_matmuls.takes(T):
-            y = matmul_attention(qkv, self.n_head, torchs_forward=self.by_matmuls is ByMatmuls.BACKWARD)
-            return self.proj(y)  # type: ignore[no-any-return]
+        whole = self.attend(qkv, self.n_head) if self.attend is not None and cache is None else None
+        if whole is not None:
+            return self.proj(whole)  # type: ignore[no-any-return]
         # Split before shaping into heads [B, a, T, D]: nothing is copied, and the backward pass joins the three gradients
         # in one copy where a permuted view would take two.
         q, k, v = (part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in qkv.split(H, dim=2))
@@ -270,17 +273,16 @@ class GPT(nn.Module):
         for block in self.layers:
             block.compute_dtype = compute
 
-    def set_attention(self, name: str, *, by_matmuls: ByMatmuls = ByMatmuls.NOTHING) -> None:
+    def set_attention(self, name: str, *, attend: AttendWhole | None = None) -> None:
         """Fix the attention backend.
 
         Args:
             name: of SDPA's backend; ``auto`` leaves the choice to torch.
-            by_matmuls: what :func:`~scalegpt.model.matmul_attention.matmul_attention` does instead, except with a cache; on a
-                CPU, without dropout.
+            attend: what is called instead for whole sequences without dropout, except with a cache.
         """
         for block in self.layers:
             block.attn.backend = SDPA_BACKENDS.get(name)
-            block.attn.by_matmuls = by_matmuls
+            block.attn.attend = attend
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: GenerationCache | None = None) -> Tensor:
         """Loss or logits.

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.errors import InputError
-from scalegpt.model.chunk import CACHED_ROWS, IGNORED, Chunk, Way, by_columns, by_rows, turn
+from scalegpt.model.chunk import CACHED_ROWS, IGNORED, Chunk, Way, by_rows, turn
+from scalegpt.model.cpu.columns import by_columns
 
 TurnRows = Callable[[Tensor, Tensor], Tensor]
 

@@ -13,8 +13,8 @@ from live_bytes import LiveBytes
 from scalegpt.backends import build_model, capabilities
 from scalegpt.backends.capabilities import attention_by_matmuls
 from scalegpt.config.presets import resolve
-from scalegpt.model import matmul_attention as module
-from scalegpt.model.matmul_attention import LONGEST_BACKWARD, ByMatmuls, matmul_attention
+from scalegpt.model.cpu import matmul_attention as module
+from scalegpt.model.cpu.matmul_attention import LONGEST_BACKWARD, ByMatmuls, matmul_attention
 from scalegpt.model.recompute import apply_recompute
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_recompute_gives_the_same_gradients_and_selective_keeps_the_result(
 ) -> None:
     model = tiny_model()
     model.set_precision(torch.bfloat16)
-    model.set_attention("auto", by_matmuls=by_matmuls)
+    model.set_attention("auto", attend=by_matmuls.attend)
     x = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(9))
     calls, gradients = {}, {}
     for kind in ("none", "selective", "full"):
@@ -127,7 +127,7 @@ def test_recompute_gives_the_same_gradients_and_selective_keeps_the_result(
 def test_a_block_compiles_with_it_in_one_piece(tiny_model: Any, by_matmuls: ByMatmuls) -> None:
     model = tiny_model(n_layer=1)
     model.set_precision(torch.bfloat16)
-    model.set_attention("auto", by_matmuls=by_matmuls)
+    model.set_attention("auto", attend=by_matmuls.attend)
     block = model.layers[0]
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 16, model.config.n_embd, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
@@ -170,8 +170,10 @@ def test_a_run_takes_it_and_a_trace_does_not(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(capabilities.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(capabilities.torch.cpu, "_is_amx_tile_supported", lambda: False)
     run = resolve(preset="tiny", flags={"precision": "bf16", "vocab_size": 61, "dropout": 0.0})
-    assert all(block.attn.by_matmuls is ByMatmuls.ALL for block in build_model(run, compiled=False, device=CPU).layers)
-    assert all(block.attn.by_matmuls is ByMatmuls.NOTHING for block in build_model(run, compiled=False).layers)
+    assert all(
+        block.attn.attend == ByMatmuls.ALL.attend for block in build_model(run, compiled=False, device=CPU).layers
+    )
+    assert all(block.attn.attend is None for block in build_model(run, compiled=False).layers)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_long_sequences_are_left_to_torch_where_it_is_faster(
     tiny_model: Any, by_matmuls: ByMatmuls, tokens: int, calls: int
 ) -> None:
     model = tiny_model(n_layer=1, block_size=LONGEST_BACKWARD + 1)
-    model.set_attention("auto", by_matmuls=by_matmuls)
+    model.set_attention("auto", attend=by_matmuls.attend)
     with Calls() as seen, torch.no_grad():
         model(torch.zeros(1, tokens, dtype=torch.int64))
     assert seen.count == calls

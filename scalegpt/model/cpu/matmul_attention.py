@@ -47,6 +47,13 @@ class ByMatmuls(Enum):
         """Whether :func:`matmul_attention` is to be called for sequences of so many tokens."""
         return self is self.ALL or (self is self.BACKWARD and tokens <= LONGEST_BACKWARD)
 
+    def attend(self, qkv: Tensor, n_head: int) -> Tensor | None:
+        """:func:`matmul_attention` of QKV [B, T, 3·H], or None where torch's kernels are to be called."""
+        if not self.takes(qkv.shape[1]):
+            return None
+        y: Tensor = matmul_attention(qkv, n_head, torchs_forward=self is self.BACKWARD)
+        return y
+
 
 @torch.library.custom_op("scalegpt::matmul_attention", mutates_args=(), device_types="cpu")
 def matmul_attention(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> Tensor:
