@@ -7,6 +7,8 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from scalegpt.text import visible
+
 PALETTE = {
     "ink": ("#1c1e21", "#e6e8ea"),
     "soft": ("#5f6770", "#a0a8b0"),
@@ -55,8 +57,8 @@ svg text{{fill:var(--soft);font-size:12px}}
 
 
 def escape(text: str) -> str:
-    """Text as it may stand in a page, between tags and within attributes."""
-    return html.escape(text)
+    """Text as it may stand in a page, between tags and within attributes; control characters are made visible."""
+    return html.escape(visible(text))
 
 
 def command(words: str) -> str:

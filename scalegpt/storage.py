@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from scalegpt.errors import InputError
+from scalegpt.text import shown
 
 Result = TypeVar("Result")
 
@@ -20,6 +21,29 @@ RETRY_SECONDS = (0.5, 2.0)
 
 TEXT_LIMIT = 16 << 20
 """Bytes of the largest configuration, status or catalogue that is read; what is larger is no such file."""
+
+_NAME_BYTES, _PATH_BYTES = 255, 4095
+"""What Linux allows a file's name and a path at most."""
+
+
+def user_path(text: str) -> str:
+    """A path that a user gave, with ``~`` and ``~user`` at its beginning replaced by the home folder.
+
+    A shell does that only for words that begin with ``~``, not behind ``--flag=`` and not in a configuration file. A file
+    named ``~`` is reached as ``./~``.
+
+    Raises:
+        InputError: no file can have that path, or there is no such user.
+    """
+    path = os.path.expanduser(text)  # noqa: PTH111 - pathlib makes ./~ a ~ again
+    if path.startswith("~"):
+        user = path.split("/")[0]
+        raise InputError(f"{shown(text)}: there is no user {shown(user[1:])}; for a file of that name give ./{user}")
+    if not path or "\0" in path:
+        raise InputError(f"{shown(text)} cannot be a path")
+    if len(os.fsencode(path)) > _PATH_BYTES or any(len(os.fsencode(part)) > _NAME_BYTES for part in path.split("/")):
+        raise InputError(f"{shown(text)}: the path or a name in it is too long")
+    return path
 
 
 def retried(work: Callable[[], Result]) -> Result:

@@ -1,11 +1,11 @@
 """``scalegpt checkpoint``: look at a run's checkpoints, and take their weights out."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.parser import Parser
+from scalegpt.cli.output import show, show_json, show_row
+from scalegpt.cli.parser import Parser, path_argument
 from scalegpt.cli.table import aligned
 from scalegpt.errors import InputError, nearest
 from scalegpt.planner.parameters import format_bytes
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser(action: str, summary: str, example: str) -> Parser:
     parser = Parser(f"checkpoint {action}", summary, example)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -92,13 +92,13 @@ def _list(words: list[str]) -> int:
     aside = [_aside(path) for path in set_aside_in(Path(arguments.run))]
     if arguments.json:
         entries = [{**_entry(verdict), "best": verdict.path == best, "set_aside": False} for verdict in verdicts]
-        print(json.dumps(entries + [{**_entry(each), "best": False, "set_aside": True} for each in aside], indent=2))
+        show_json(entries + [{**_entry(each), "best": False, "set_aside": True} for each in aside])
         return 0
     rows: list[tuple[str, ...]] = [("checkpoint", "step", "size", "held-out loss", "state")]
     rows += [_row(verdict, is_best=verdict.path == best) for verdict in verdicts]
-    print(aligned(rows, right={1, 2, 3}))
+    show(aligned(rows, right={1, 2, 3}))
     for verdict in aside:
-        print(*verdict.problems)
+        show(*verdict.problems)
     return 0
 
 
@@ -150,15 +150,15 @@ def _verify(words: list[str]) -> int:
     arguments = parser.parse(words)
     verdicts = _examine(Path(arguments.run))
     if arguments.json:
-        print(json.dumps([_entry(verdict) for verdict in verdicts], indent=2))
+        show_json([_entry(verdict) for verdict in verdicts])
     else:
         for verdict in verdicts:
             for problem in verdict.problems:
-                print(problem)
+                show(problem)
             if verdict.manifest is not None and verdict.is_whole:
                 manifest = verdict.manifest
                 files, size, tensors = len(manifest.files), format_bytes(manifest.size), len(manifest.tensors)
-                print(f"{verdict.path} is whole: {files} files, {size}, {tensors} tensors")
+                show(f"{verdict.path} is whole: {files} files, {size}, {tensors} tensors")
     return 0 if all(verdict.is_whole for verdict in verdicts) else 1
 
 
@@ -179,7 +179,7 @@ def _show(words: list[str]) -> int:
 
     facts = with_newest(Path(arguments.run), read)
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        show_json(facts)
         return 0
     model = facts["config"].get("model", {})
     rows = {
@@ -193,7 +193,7 @@ def _show(words: list[str]) -> int:
         "size": f"{format_bytes(facts['bytes'])} in {len(facts['files'])} files, {facts['pieces']:,} pieces",
     }
     for name, value in rows.items():
-        print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}")
+        show_row(f"{name:<15}", f"{value:,}" if isinstance(value, int) else value)
     return 0
 
 
@@ -208,7 +208,7 @@ def _convert(words: list[str]) -> int:
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors\n"
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to make")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the file to make")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import convert
@@ -225,7 +225,7 @@ def _convert(words: list[str]) -> int:
         "sha256": written.sha256,
     }
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        show_json(facts)
     else:
-        print(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
+        show(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
     return 0

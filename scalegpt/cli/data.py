@@ -1,12 +1,12 @@
 """``scalegpt data``: prepare text for training, or look at prepared tokens."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.parser import Parser
+from scalegpt.cli.output import show_json, show_row
+from scalegpt.cli.parser import Parser, path_argument
 from scalegpt.config import DataConfig
 from scalegpt.config.run import TOKENIZERS
 from scalegpt.errors import InputError, nearest
@@ -55,8 +55,8 @@ def _prepare(words: list[str]) -> int:
         "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05",
     )
     keys = DataConfig.settings()
-    parser.add_argument("input", nargs="+", metavar="INPUT", help="text files and folders of them")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("input", nargs="+", type=path_argument, metavar="INPUT", help="text files and folders of them")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--tokenizer", default="gpt2", metavar="|".join(TOKENIZERS), help="[gpt2]")
     parser.add_argument("--encoding", default="utf-8", metavar="E", help=f"{keys['encoding'].metadata['help']} [utf-8]")
     parser.add_argument("--val_fraction", metavar="X", help=keys["val_fraction"].metadata["help"])
@@ -88,7 +88,7 @@ def _inspect(words: list[str]) -> int:
     parser = Parser(
         "data inspect", "show what a folder of tokens holds, and check every id", "scalegpt data inspect tokens"
     )
-    parser.add_argument("folder", metavar="DIR", help="made by scalegpt data prepare, or nanoGPT's")
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="made by scalegpt data prepare, or nanoGPT's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse(words)
     from scalegpt.data.shards import open_tokens
@@ -132,7 +132,7 @@ def _previews(tokens: "TokenSet") -> dict[str, str]:
 
 def _print(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        show_json(facts)
         return
     total = facts["train_tokens"] + facts["val_tokens"]
     split = facts["split"] or {}
@@ -152,7 +152,7 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
     }
     for name, value in rows.items():
         if value:
-            print(f"{name:<17}{value}")
+            show_row(f"{name:<17}", value)
 
 
 def _sources(sources: list[dict[str, Any]]) -> str:

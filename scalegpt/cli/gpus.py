@@ -1,13 +1,14 @@
 """``scalegpt gpus``: the catalogue of cards, or all that is known of one and where it comes from."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from scalegpt.cli.output import show, show_json
 from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
 from scalegpt.planner.catalogue_file import FIGURES
 from scalegpt.planner.gpus import GB, Card, catalogue, find_card, user_file
+from scalegpt.text import visible
 
 EXAMPLE = """\
 scalegpt gpus
@@ -40,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse(argv)
     if arguments.name is not None:
         card = find_card(arguments.name, advice="")
-        print(_json(as_dict(card)) if arguments.json else one_card(card))
+        show_json(as_dict(card)) if arguments.json else show(one_card(card))
     else:
         cards = catalogue()
-        print(_json([as_dict(card) for card in cards]) if arguments.json else table(cards))
+        show_json([as_dict(card) for card in cards]) if arguments.json else show(table(cards))
     return 0
 
 
@@ -94,8 +95,8 @@ def one_card(card: Card) -> str:
         "usable": f"{card.usable_bytes:,} bytes = {card.usable_bytes / GB:.2f} GB",
         "link": link,
     }
-    described = "\n".join(f"{key:<15}{value}" for key, value in words.items())
-    return f"{card.name}\n\n{described}\n\n{aligned(rows, right={1})}"
+    described = "\n".join(f"{key:<15}{visible(value, one_line=True)}" for key, value in words.items())
+    return f"{visible(card.name, one_line=True)}\n\n{described}\n\n{aligned(rows, right={1})}"
 
 
 def _row(card: Card) -> tuple[str, ...]:
@@ -117,7 +118,3 @@ def _source(card: Card, figure: str) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
+from scalegpt.text import shortened, shown, visible
 
 COMMANDS = {
     "plan": "choose the fastest way to train that fits, on any GPU",
@@ -22,6 +23,9 @@ COMMANDS = {
     "sample": "continue a prompt with a trained model",
 }
 """Command → what it does. Each is a module of this package with ``main(argv) -> int``, imported only when it is named."""
+
+_LONGEST_LINE = 900
+"""Characters of an error: a terminal shows it whole."""
 
 SIGPIPE_STATUS = 141
 """What a shell gives a command that was ended by writing to a closed pipe."""
@@ -58,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain(words, "interrupted", 130)
         return 130
+    except OSError as error:  # of the user's files; a run that trains says itself what became of it
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        _complain(words, f"{place}{error.strerror or error}", InputError.exit_status)
+        _show_traceback(words)
+        return InputError.exit_status
+    except MemoryError:
+        _complain(words, "this machine has not enough memory for it", RunError.exit_status)
+        _show_traceback(words)
+        return RunError.exit_status
     except Exception as error:
         _complain(words, f"{type(error).__name__}: {error} (an error of ours; --debug shows where)", 1)
         _show_traceback(words)
@@ -87,7 +100,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"scalegpt {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        raise InputError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}")
+        raise InputError(f"unknown command {shown(words[0])}{nearest(words[0], COMMANDS)}")
     status: int = importlib.import_module(f"scalegpt.cli.{words[0]}").main(words[1:])
     return status
 
@@ -99,7 +112,7 @@ def _complain(words: Sequence[str], message: str, status: int) -> None:
     command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
     if os.environ.get("RANK", "0") != "0":
         command += f": rank {os.environ['RANK']}"
-    line = " ".join(message.split())
+    line = shortened(visible(" ".join(message.split())), _LONGEST_LINE)
     with suppress(OSError):  # a terminal that was closed: the status still tells
         # One write with its end: print makes two where Python is unbuffered, as launchers start it, and ranks' lines mix.
         sys.stderr.write(f"{command}: error: {line}\n")
@@ -108,4 +121,4 @@ def _complain(words: Sequence[str], message: str, status: int) -> None:
 
 def _show_traceback(words: Sequence[str]) -> None:
     if "--debug" in words:
-        traceback.print_exc()
+        sys.stderr.write(visible(traceback.format_exc()))

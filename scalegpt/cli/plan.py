@@ -1,16 +1,15 @@
 """``scalegpt plan``: the fastest way to train a run that fits a GPU, with the memory and the time that it takes there."""
 
 import argparse
-import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.cli.output import note, show, show_json
+from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.cli.plan_report import report
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.machine import MachineConfig
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     settings = MachineConfig.from_mapping(given_settings(arguments, MachineConfig), "command line")
     measured = Calibration() if arguments.no_calibration else calibration.load()
     if measured.warning:
-        print(f"scalegpt plan: warning: calibration {measured.warning}", file=sys.stderr)
+        note(f"scalegpt plan: warning: calibration {measured.warning}")
     machine = _machine(settings, calibration.installed_torch() if measured.measurements else None)
     flags = given_settings(arguments, *SECTIONS.values())
     asks_for_a_run = arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig)
@@ -66,9 +65,11 @@ def _parser() -> Parser:
     run.add_argument(
         "--preset", metavar="NAME", help="a named configuration, see `scalegpt presets`; none: all of them"
     )
-    run.add_argument("--config_file", metavar="FILE", help="a JSON or YAML file of the same form as a preset")
+    run.add_argument(
+        "--config_file", type=path_argument, metavar="FILE", help="a JSON or YAML file of the same form as a preset"
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object")
-    run.add_argument("--html", metavar="FILE", help="write the plan as a page with pictures, too")
+    run.add_argument("--html", type=path_argument, metavar="FILE", help="write the plan as a page with pictures, too")
     run.add_argument("--trace", action="store_true", help="trace the same step with torch too (seconds) and compare")
     run.add_argument("--no_calibration", action="store_true", help="leave measurements of earlier runs out")
     add_settings(parser, "machine", MachineConfig)
@@ -122,7 +123,7 @@ def _write_page(path: str, given: Answer, words: str) -> None:
 
 
 def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
-    print(_json(given.as_dict()) if arguments.json else report(given))
+    show_json(given.as_dict()) if arguments.json else show(report(given))
     return DOES_NOT_FIT if given.plan.fits is False or not given.plan.fits_host else 0
 
 
@@ -136,11 +137,11 @@ def _print_presets(
     if not arguments.json:
         from scalegpt.cli.plan_tables import presets_table
 
-        print(presets_table(machine, rows))
+        show(presets_table(machine, rows))
         return 0 if largest(rows) else DOES_NOT_FIT
     best = largest(rows) or rows[0]
     whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": list(machine.notes)}
-    print(_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]}))
+    show_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]})
     return 0 if best.fits else DOES_NOT_FIT
 
 
@@ -148,13 +149,9 @@ def _print_cards(arguments: argparse.Namespace, asked: Asked, given: Answer) -> 
     """The run on every card; the choice in JSON is the run as it stands, on no card in particular."""
     rows = over_cards(asked)
     if arguments.json:
-        print(_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]}))
+        show_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]})
     else:
         from scalegpt.cli.plan_tables import cards_table
 
-        print(cards_table(given, rows))
+        show(cards_table(given, rows))
     return 0
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)

@@ -1,7 +1,6 @@
 """``scalegpt sample``: continue a prompt with a trained model, printing the text as it is drawn."""
 
 import io
-import json
 import sys
 import time
 from argparse import Namespace
@@ -10,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.cli.output import note, show_json
+from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.config.settings import setting
 from scalegpt.errors import InputError
+from scalegpt.storage import read_text
+from scalegpt.text import visible
 
 if TYPE_CHECKING:  # torch takes seconds, which --help and a mistyped flag need not pay
     from scalegpt.data.tokenizers import Tokenizer
@@ -31,7 +33,9 @@ SEPARATOR = "-" * 40
 class SampleSettings(SamplingSettings):
     """How to draw, how often, and where."""
 
-    num_samples: int = setting(1, "how many samples; each has the seed of the one before plus one", minimum=1)
+    num_samples: int = setting(
+        1, "how many samples; each has the seed of the one before plus one", minimum=1, maximum=10**6
+    )
     device: str = setting("auto", "where to compute; auto: CUDA where there is any", choices=("auto", "cpu", "cuda"))
 
 
@@ -66,9 +70,7 @@ def main(argv: Sequence[str]) -> int:
     totals = Totals()
     if arguments.json:
         samples = ["".join(_pieces(loaded, ids, settings, i, totals)) for i in range(settings.num_samples)]
-        print(
-            json.dumps(_report(arguments.run, loaded, prompt, settings, samples, totals), ensure_ascii=False, indent=2)
-        )
+        show_json(_report(arguments.run, loaded, prompt, settings, samples, totals))
         return 0
     _print_samples(prompt, (_pieces(loaded, ids, settings, i, totals) for i in range(settings.num_samples)))
     _note(f"{totals.tokens} tokens, {totals.tokens_per_second:.1f} tokens/s")
@@ -77,9 +79,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("sample", "Continue a prompt with a trained model; the text appears as it is drawn.", EXAMPLE)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, whose newest checkpoint is used, or a checkpoint's")
+    parser.add_argument(
+        "run",
+        type=path_argument,
+        metavar="RUN",
+        help="a run's folder, whose newest checkpoint is used, or a checkpoint's",
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="text to continue; none: the start of a text of its own")
-    parser.add_argument("--prompt_file", metavar="FILE", help="UTF-8 file to continue instead")
+    parser.add_argument("--prompt_file", type=path_argument, metavar="FILE", help="UTF-8 file to continue instead")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_settings(parser, "sampling", SampleSettings)
     return parser
@@ -96,7 +103,7 @@ def _prompt(arguments: Namespace) -> str:
     if arguments.prompt is not None:
         raise InputError("give --prompt or --prompt_file, not both")
     try:
-        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+        return read_text(Path(arguments.prompt_file))
     except OSError as error:
         raise InputError(f"prompt_file {arguments.prompt_file}: {error.strerror}; give a text file") from None
     except UnicodeDecodeError as error:
@@ -150,14 +157,15 @@ def _pieces(
 
 
 def _print_samples(prompt: str, samples: Iterator[Iterator[str]]) -> None:
-    """Write each sample after its prompt, piece by piece."""
+    """Write each sample after its prompt, piece by piece; what a terminal would obey is made visible there."""
+    shown = visible if sys.stdout.isatty() else str
     for i, pieces in enumerate(samples):
         if i:
             print(SEPARATOR)
-        print(prompt, end="", flush=True)
+        print(shown(prompt), end="", flush=True)
         for piece in pieces:
             if piece:
-                print(piece, end="", flush=True)
+                print(shown(piece), end="", flush=True)
         print(flush=True)
 
 
@@ -178,4 +186,4 @@ def _report(
 
 def _note(line: str) -> None:
     """Say something beside the text: stdout holds the samples alone and can go to a file."""
-    print(f"scalegpt sample: {line}", file=sys.stderr, flush=True)
+    note(f"scalegpt sample: {line}")

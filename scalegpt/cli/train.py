@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import load_config_file, load_preset, resolve
 from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError, nearest
+from scalegpt.text import shown
 
 EXAMPLE = """\
 python launch/train.py --preset tiny --input_file my_text.txt
@@ -26,9 +27,11 @@ def make_parser() -> Parser:
     parser = Parser("train", "Train a GPT. The same command resumes an unfinished run.", EXAMPLE)
     run = parser.add_argument_group("run")
     run.add_argument("--preset", help="a named configuration, see `scalegpt presets`")
-    run.add_argument("--config_file", metavar="FILE", help="a JSON or YAML file of the same form as a preset")
+    run.add_argument(
+        "--config_file", type=path_argument, metavar="FILE", help="a JSON or YAML file of the same form as a preset"
+    )
     run.add_argument("--model_name", metavar="NAME", help="the run's folder in --runs_dir [the preset's name]")
-    run.add_argument("--runs_dir", default="runs", metavar="DIR", help="folder of all runs [runs]")
+    run.add_argument("--runs_dir", type=path_argument, default="runs", metavar="DIR", help="folder of all runs [runs]")
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto: CUDA if there is any]")
     run.add_argument("--fresh", action="store_true", help="start anew, beside an earlier run of the same name")
     run.add_argument(
@@ -66,6 +69,9 @@ def main(argv: Sequence[str]) -> int:
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
     if arguments.model_name is not None:
         run = replace(run, name=arguments.model_name)  # an empty one too, which is refused with the other bad names
+    for path in (run.data.input_file, run.parallel.ds_config):
+        if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
+            raise InputError(f"{shown(path)} is not UTF-8, and a run's files could not name it; rename it")
     from scalegpt.training.run import train
     from scalegpt.training.setup import Request
 
@@ -95,7 +101,9 @@ def _allowed(text: str | None) -> frozenset[str]:
     known = {DATA, *(key for section in SECTIONS.values() for key in section.settings())}
     for key in keys:
         if key not in known:
-            raise InputError(f"allow_change: unknown setting {key!r}{nearest(key, known, 'scalegpt train --help')}")
+            raise InputError(
+                f"allow_change: unknown setting {shown(key)}{nearest(key, known, 'scalegpt train --help')}"
+            )
     return frozenset(keys)
 
 

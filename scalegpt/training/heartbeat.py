@@ -12,13 +12,15 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from scalegpt.backends import World
-from scalegpt.errors import RunError
+from scalegpt.errors import InputError, RunError
+from scalegpt.structured import read_object
 from scalegpt.training.files import write_whole
 
 FOLDER = ".heartbeats"
@@ -88,6 +90,23 @@ class Halt:
     cause: str
 
 
+Note = TypeVar("Note", Beat, Halt)
+
+
+def _made(kind: type[Note], path: Path) -> Note:
+    """What a rank has written to a file.
+
+    Raises:
+        InputError: it is not whole, as on a disk that is full, or holds something else.
+        OSError: it is missing or cannot be read.
+    """
+    values = read_object(path)
+    types = {field.name: field.type for field in fields(kind)}
+    if values.keys() != types.keys() or any(type(values[name]) is not kind for name, kind in types.items()):
+        raise InputError(f"{path} holds something else")
+    return kind(**values)
+
+
 class Heartbeats:
     """The files of all ranks, seen from one.
 
@@ -149,8 +168,8 @@ class Heartbeats:
             return found
         for rank in range(self.world.size):
             try:
-                found[rank] = Beat(**json.loads((self.folder / f"rank_{rank}.json").read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):  # not there, or half there on a disk that is full
+                found[rank] = _made(Beat, self.folder / f"rank_{rank}.json")
+            except (OSError, InputError):  # not there, or half there on a disk that is full
                 continue
         return found
 
@@ -180,8 +199,8 @@ class Heartbeats:
         if self.folder is None:
             return None
         try:
-            return Halt(**json.loads((self.folder / "halt.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return _made(Halt, self.folder / "halt.json")
+        except (OSError, InputError):
             return None
 
     # --- who is to blame ---------------------------------------------------------------------------------------------

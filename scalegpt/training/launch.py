@@ -4,7 +4,6 @@ torchrun starts all ranks again after a failure, with the same command; Slurm ma
 ``--fresh`` each of these would begin one more run at step 0. So a run's folder says what began it, and later starts find it.
 """
 
-import json
 import os
 import re
 import socket
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from scalegpt.errors import InputError
+from scalegpt.structured import read_object
 from scalegpt.training.rundir import STARTED_BY
 
 NAMELESS = {"", "none"}
@@ -63,7 +64,7 @@ def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = 
 
 def runs_named(root: Path, name: str) -> list[Path]:
     """The folders of a name and of those that ``--fresh`` put beside it, in the order of their numbers."""
-    pattern = re.compile(re.escape(name) + r"(?:-([0-9]+))?")
+    pattern = re.compile(re.escape(name) + r"(?:-([0-9]{1,15}))?")
     found = [(int(match[1] or 1), path) for path in root.glob(f"{name}*") if (match := pattern.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
@@ -78,7 +79,6 @@ def _process(pid: int) -> str:
 
 def _read(folder: Path) -> dict[str, str]:
     try:
-        values = json.loads((folder / STARTED_BY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / STARTED_BY)
+    except (OSError, InputError):
         return {}
-    return values if isinstance(values, dict) else {}

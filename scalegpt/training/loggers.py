@@ -11,6 +11,8 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from scalegpt.text import visible
+
 
 @dataclass(frozen=True)
 class StepLine:
@@ -103,8 +105,8 @@ class Logger:
         self._task: TaskID | None = None
 
     def say(self, message: str) -> None:
-        """Print a line of its own; above the live line, where there is one."""
-        self.console.print(message, markup=False)
+        """Print a line of its own, its control characters made visible; above the live line, where there is one."""
+        self.console.print(visible(message), markup=False)
 
     def start(self, step: int) -> None:
         """Begin to show progress from this step on."""

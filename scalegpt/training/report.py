@@ -1,14 +1,16 @@
 """``report.html``: a finished run on one page that needs nothing else: curves, figures, settings, the last sample."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from scalegpt.page import document, escape, facts
+from scalegpt.storage import read_text
+from scalegpt.structured import CONFIG_LIMIT, read_object
 from scalegpt.training.files import write_whole, writing
 from scalegpt.training.loggers import human_count, human_time
+from scalegpt.training.metrics import metric_lines
 from scalegpt.training.rundir import RunDirectory
 
 Point = tuple[float, float]
@@ -29,10 +31,10 @@ def write_report(directory: RunDirectory) -> None:
         RunError: it cannot be written.
     """
     steps, evaluations = read_metrics(directory)
-    status = json.loads(directory.status.read_text(encoding="utf-8"))
+    status = read_object(directory.status)
     losses = [(entry["step"], entry["loss"]) for entry in steps if entry["loss"] is not None]
     held_out = [(entry["step"], entry["val_loss"]) for entry in evaluations if entry["val_loss"] is not None]
-    speeds = [(entry["step"], entry["tokens_per_second"]) for entry in steps]
+    speeds = [(entry["step"], entry["tokens_per_second"]) for entry in _timed(steps)]
     name = directory.path.name
     parts = [
         f"<h1>{escape(name)}: {escape(status['state'])} after {status['step']:,} steps</h1>",
@@ -42,7 +44,7 @@ def write_report(directory: RunDirectory) -> None:
         "<h2>Tokens per second</h2>",
         chart(smoothed(speeds), [], human_count, from_zero=True),
         _sample(directory),
-        f"<h2>Configuration</h2><pre>{escape(directory.config.read_text(encoding='utf-8'))}</pre>",
+        f"<h2>Configuration</h2><pre>{escape(read_text(directory.config, CONFIG_LIMIT))}</pre>",
     ]
     with writing(directory.report):
         write_whole(directory.report, document(name, "".join(parts), _STYLE))
@@ -50,9 +52,7 @@ def write_report(directory: RunDirectory) -> None:
 
 def read_metrics(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of ``metrics.jsonl``: of steps, and of evaluations."""
-    if not directory.metrics.is_file():
-        return [], []
-    entries = [json.loads(line) for line in directory.metrics.read_text(encoding="utf-8").splitlines()]
+    entries = [values for _, values in metric_lines(directory.metrics)]
     return [entry for entry in entries if "loss" in entry], [entry for entry in entries if "val_loss" in entry]
 
 
@@ -105,11 +105,12 @@ def chart(
 def _figures(steps: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, str]:
     figures = {"cause of the end": str(status["cause"])}
     if steps:
-        seconds = sum(entry["step_seconds"] for entry in steps)
+        timed = _timed(steps)
+        seconds = sum(entry["step_seconds"] for entry in timed)
         figures |= {
-            "tokens": f"{steps[-1]['tokens']:,}",
+            "tokens": f"{steps[-1].get('tokens') or 0:,}",
             "time in steps": human_time(seconds),
-            "median tokens per second": human_count(statistics.median(entry["tokens_per_second"] for entry in steps)),
+            "median tokens per second": human_count(statistics.median(entry["tokens_per_second"] for entry in timed)),
             "last training loss": _number(steps[-1]["loss"]),
         }
     figures |= {
@@ -120,6 +121,11 @@ def _figures(steps: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, s
     if status.get("predicted_peak_bytes"):
         figures["predicted peak memory of a GPU"] = f"{status['predicted_peak_bytes'] / 2**20:,.0f} MiB"
     return figures
+
+
+def _timed(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps whose line says how long they took; one that another program wrote may not."""
+    return [entry for entry in steps if {entry.get("step_seconds"), entry.get("tokens_per_second")}.isdisjoint({None})]
 
 
 def _number(value: float | None) -> str:

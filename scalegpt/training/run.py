@@ -6,6 +6,7 @@ from datetime import timedelta
 from scalegpt.backends import World
 from scalegpt.backends.world import COLLECTIVE_TIMEOUT
 from scalegpt.config import TrainConfig
+from scalegpt.text import visible
 from scalegpt.training.report import write_report
 from scalegpt.training.setup import Request, prepare
 from scalegpt.training.stopping import LauncherWatch, Stopped, StopRequest
@@ -66,7 +67,7 @@ def _run(request: Request, world: World, stop: StopRequest) -> int:
         job = prepare(request, world, stop)
     except Stopped as stopped:
         if world.is_first:
-            print(stopped, flush=True)
+            print(visible(stopped), flush=True)
         return stopped.exit_status
     trainer = Trainer(job)
     try:

@@ -6,8 +6,8 @@
 """
 
 import fcntl
+import itertools
 import json
-import math
 import os
 import re
 import secrets
@@ -21,12 +21,16 @@ import yaml
 from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
-from scalegpt.config.presets import as_file
+from scalegpt.config.presets import as_file, from_run
+from scalegpt.config.train import MOST_STEPS
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError, RunError
+from scalegpt.storage import read_text
+from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
 from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
 from scalegpt.training.files import finite, write_whole, writing
+from scalegpt.training.metrics import metric_lines
 
 LOCK = ".lock"
 """A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
@@ -36,6 +40,9 @@ RUN_ID = ".run_id"
 
 STARTED_BY = ".started_by"
 """A file that says which launcher's start began the run (:mod:`scalegpt.training.launch`)."""
+
+SAMPLES_LIMIT = 1 << 28
+"""Bytes of ``samples.txt`` that are read at most."""
 
 _SAMPLE_MARK = "--- step "
 
@@ -192,18 +199,17 @@ class RunDirectory:
             return self._config_of_newest()
         way_out = "delete it, so that the newest checkpoint's is taken, or choose another --model_name, or --fresh"
         try:
-            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
+            return from_run(parse_yaml(read_text(self.config, CONFIG_LIMIT), str(self.config)), str(self.config))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
             raise InputError(f"{self.config} cannot be read ({reason}); {way_out}") from None
-        if not isinstance(values, dict) or not isinstance(values.get("train"), dict):
-            raise InputError(f"{self.config} holds no configuration; {way_out}")
-        return values
+        except InputError as error:
+            raise InputError(f"{error}; {way_out}") from None
 
     def _config_of_newest(self) -> dict[str, Any] | None:
         for path in reversed(find_checkpoints(self.checkpoints)):
             try:
-                return read_manifest(path).header.config
+                return from_run(read_manifest(path).header.config, str(path))
             except InputError:
                 continue  # which of them is damaged, and how, is told where one is chosen
         return None
@@ -227,10 +233,9 @@ class RunDirectory:
     def read_plan(self) -> dict[str, Any] | None:
         """How the run that is here was laid out; None where that is not known: then it is laid out anew."""
         try:
-            values = json.loads(self.plan.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_object(self.plan)
+        except (OSError, InputError):
             return None
-        return values if isinstance(values, dict) else None
 
     def settled_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
         """What an earlier process on as many ranks of the same device chose of the settings that are open.
@@ -247,8 +252,8 @@ class RunDirectory:
     def read_id(self) -> str | None:
         """The run's id; None before there is one."""
         try:
-            return (self.path / RUN_ID).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
+            return read_text(self.path / RUN_ID, CONFIG_LIMIT).strip()
+        except (OSError, UnicodeDecodeError, InputError):
             return None
 
     def newest_checkpoint(self) -> Path | None:
@@ -309,18 +314,17 @@ class RunDirectory:
 
     def _read_status(self) -> dict[str, Any]:
         try:
-            values = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_object(self.status)
+        except (OSError, InputError):
             return {}
-        return values if isinstance(values, dict) else {}
 
     def gaps(self, step: int) -> list[str]:
         """What the files should tell of the steps up to one, and do not: a line each."""
         notes = []
-        told = {entry["step"] for entry in self.read_steps()}
-        lacking = [each for each in range(1, step + 1) if each not in told]
-        if lacking:
-            which = f"{len(lacking):,} of the {step:,} steps, from step {lacking[0]:,} on"
+        told = {entry["step"] for entry in self.read_steps() if 1 <= entry["step"] <= step}
+        if len(told) < step:
+            first = next(each for each in itertools.count(1) if each not in told)
+            which = f"{step - len(told):,} of the {step:,} steps, from step {first:,} on"
             notes.append(f"{self.metrics} lacks {which}, and so will the report; {FROM_A_COPY}")
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
@@ -337,22 +341,16 @@ class RunDirectory:
         with disk_errors(self.path):
             self.ledger.forget_after(step)
             if self.metrics.is_file():
-                lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
-                if len(kept) != len(lines):
-                    write_whole(self.metrics, "".join(kept))
+                kept = "".join(line for line, _ in metric_lines(self.metrics, until=step))
+                if len(kept.encode()) != self.metrics.stat().st_size:
+                    write_whole(self.metrics, kept)
             samples = self.read_samples()
             if any(after > step for after, _ in samples):
                 write_whole(self.samples, "".join(_sample_text(*each) for each in samples if each[0] <= step))
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl`` that are of steps, in their order; none where there is no such file."""
-        if not self.metrics.is_file():
-            return
-        with self.metrics.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if _step_of(line) < math.inf and "loss" in (values := json.loads(line)):
-                    yield values
+        return (values for _, values in metric_lines(self.metrics) if "loss" in values)
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a sample to ``samples.txt``.
@@ -367,23 +365,15 @@ class RunDirectory:
         """The steps of ``samples.txt`` with their texts; none where there is no such file."""
         if not self.samples.is_file():
             return []
-        whole = self.samples.read_text(encoding="utf-8", errors="replace")
-        parts = re.split(rf"^{_SAMPLE_MARK}(\d+)\n", whole, flags=re.MULTILINE)
+        whole = read_text(self.samples, SAMPLES_LIMIT, errors="replace")
+        parts = re.split(rf"^{_SAMPLE_MARK}([0-9]{{1,13}})\n", whole, flags=re.MULTILINE)
         return [(int(step), text.removesuffix("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def _step_or_none(status: dict[str, Any]) -> int | None:
     """The step of the newest checkpoint by a status."""
     step = status.get("checkpoint_step")
-    return step if isinstance(step, int) else None
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; infinity for what is no such line, as a crash may leave."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+    return step if type(step) is int and 0 <= step <= MOST_STEPS else None
 
 
 def _sample_text(step: int, text: str) -> str:

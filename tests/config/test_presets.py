@@ -216,7 +216,7 @@ def test_mistakes_in_a_file_are_refused(values: Any, message: str, tmp_path: Pat
 def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{\n"model": {},\n}')
-    with pytest.raises(InputError, match="line 3: not JSON"):
+    with pytest.raises(InputError, match=r"mine\.json:3: not JSON"):
         load_config_file(path)
 
 

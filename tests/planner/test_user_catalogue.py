@@ -121,7 +121,7 @@ BAD = {
     "- name: RTX 4090\n  gbps: [5]": ":2: gbps must be a value, or [value, source]",
     "- name: RTX 4090\n  gbps: [5, a, b]": ":2: gbps must be a value, or [value, source]",
     "- name: RTX 4090\n  gbps: {a: 5}": ":2: gbps must be one value, not several",
-    "- name: RTX 4090\n  gb: 1.5": ":2: gb must be a whole number above 0, not '1.5'",
+    "- name: RTX 4090\n  gb: 1.5": ":2: gb must be a whole number above 0 and below 1,000,000, not '1.5'",
     "- name: RTX 4090\n  link: bus": ":2: link must be one of nvlink, xgmi, pcie, not 'bus'",
     "- name: RTX 4090\n  link_cards: 0": ":2: link_cards must be a whole number above 0",
     "- name: RTX 4090\n  peer: maybe": ":2: peer must be true or false, not 'maybe'",
@@ -135,8 +135,8 @@ BAD = {
     "- name: T4\n  aliases: [l4]": ":1: T4 is given a name that L4 has; take another",
     "- name: RTX 4090\n\tgbps: 5": ":2: not YAML: found ",
     "- name: [RTX 4090": ":2: not YAML: ",
-    "- name: RTX 4090\n  gbps: *speed": ":2: not YAML: found undefined alias",
-    "- name: RTX 4090\n  gbps: \x01": ": not YAML: unacceptable character",
+    "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not read; write the value itself",
+    "- name: RTX 4090\n  gbps: \x01": ": not YAML: it has a character that cannot stand in a text",
 }
 
 
@@ -151,10 +151,10 @@ def test_a_broken_file_is_one_line_with_its_place(own: Any, text: str) -> None:
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in {
-        "absent.yaml": "cannot be read (No such file or directory); mend it, or unset SCALEGPT_GPUS",
-        "folder": "cannot be read (Is a directory)",
-        "latin.yaml": "cannot be read ('utf-8' codec can't decode",
-        "large.yaml": "larger than 1048576 bytes",
+        "absent.yaml": ": cannot be read (No such file or directory); correct it, or unset SCALEGPT_GPUS",
+        "folder": ": cannot be read (Is a directory)",
+        "latin.yaml": ": cannot be read (not a text file)",
+        "large.yaml": " has more than 1,048,576 bytes",
     }.items():
         path = tmp_path / name
         if name == "folder":
@@ -164,4 +164,4 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("SCALEGPT_GPUS", str(path))
         with pytest.raises(InputError) as caught:
             catalogue()
-        assert str(caught.value).startswith(f"{path}: {message}")
+        assert str(caught.value).startswith(f"{path}{message}")

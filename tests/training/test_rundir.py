@@ -68,7 +68,7 @@ def test_a_folder_without_a_run_or_with_a_broken_configuration_is_refused(tmp_pa
         RunDirectory.choose(tmp_path, run(), fresh=False)
     for content in (b"a: [", b"\xff", b"", b"text", b"train: 3"):
         (tmp_path / "run" / "config.yaml").write_bytes(content)
-        with pytest.raises(InputError, match=r"config.yaml .*; delete it, so that .*, or --fresh") as caught:
+        with pytest.raises(InputError, match=r"config.yaml.*; delete it, so that .*, or --fresh") as caught:
             RunDirectory.choose(tmp_path, run(), fresh=False)
         assert "\n" not in str(caught.value)
 
