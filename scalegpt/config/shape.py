@@ -16,7 +16,7 @@ class ModelConfig(Section):
         InputError: a size below one, or a width that the heads do not divide.
     """
 
-    n_layer: int = setting(4, "number of transformer blocks", minimum=1, maximum=10_000)
+    n_layer: int = setting(4, "number of transformer blocks", minimum=1, maximum=2000)
     n_embd: int = setting(192, "width of the residual stream", minimum=1, maximum=1_000_000)
     n_head: int = setting(3, "attention heads; must divide n_embd", minimum=1, maximum=100_000)
     block_size: int = setting(

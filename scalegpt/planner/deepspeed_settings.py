@@ -12,7 +12,6 @@ parameters means that stage 3 saves no parameter memory at all (deepspeed 0.19, 
 - stage 3 keeps norms and biases whole on every rank: too small to be worth a message.
 """
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,9 @@ from scalegpt.config.presets import bundled
 from scalegpt.config.run import ParallelConfig, RunConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, nearest
+from scalegpt.storage import read_text
+from scalegpt.structured import CONFIG_LIMIT, parse_json
+from scalegpt.text import shown
 
 AUTO = "auto"
 
@@ -65,12 +67,12 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
     """
     path = _path(parallel)
     try:
-        settings = json.loads(_text(path, path.stat().st_mtime_ns))
+        settings = parse_json(_text(path, path.stat().st_mtime_ns), f"ds_config {path}")
     except OSError as error:
         ours = [entry.name for entry in bundled("ds_configs").glob("*.json")]
         raise InputError(f"ds_config {path}: {error.strerror}{nearest(path.name, ours)}") from None
-    except ValueError as error:
-        raise InputError(f"ds_config {path} is not JSON: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"ds_config {path} is not a text file; give a JSON file") from None
     if not isinstance(settings, dict):
         raise InputError(f"ds_config {path} must hold an object, such as ds_configs/zero{parallel.stage}.json")
     for key in _OURS:
@@ -81,8 +83,8 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
     stage = zero["stage"]
     if stage != parallel.stage:
         raise InputError(
-            f"ds_config {path} is for ZeRO stage {stage}, the run for {parallel.stage}; "
-            f"use --zero_stage {stage} or another --ds_config"
+            f"ds_config {path} is for ZeRO stage {shown(stage)}, the run for {parallel.stage}; "
+            f"use --zero_stage {shown(stage)} or another --ds_config"
         )
     return settings
 
@@ -100,7 +102,7 @@ def fixes_batch(parallel: ParallelConfig) -> bool:
 @lru_cache(maxsize=64)
 def _text(path: Path, _changed: int) -> str:
     """The text of a file as it was at that time: a search asks for it hundreds of times."""
-    return path.read_text(encoding="utf-8")
+    return read_text(path, CONFIG_LIMIT)
 
 
 def _part(settings: Settings, key: str) -> Settings:
@@ -113,7 +115,7 @@ def _part(settings: Settings, key: str) -> Settings:
         settings[key] = {}
     part = settings[key]
     if not isinstance(part, dict):
-        raise InputError(f"ds_config: {key} must be an object of settings, not {part!r}")
+        raise InputError(f"ds_config: {key} must be an object of settings, not {shown(part)}")
     return part
 
 
@@ -134,7 +136,7 @@ def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> 
     if fixed == AUTO:
         settings[key] = value
     elif what is not None and fixed != value:
-        raise InputError(f'ds_config fixes {key} at {fixed}, but {what} makes it {value}; write "auto" there')
+        raise InputError(f'ds_config fixes {key} at {shown(fixed)}, but {what} makes it {value}; write "auto" there')
 
 
 def _fill_batch(settings: Settings, run: RunConfig, grad_accum: int, ranks: int) -> None:
