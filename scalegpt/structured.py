@@ -61,7 +61,7 @@ def parse_json(text: str, where: str) -> Any:
             parse_int=whole,
         )
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}:{error.lineno}: not JSON: {error.msg}") from None
+        raise InputError(f"{where}:{error.lineno}: not JSON: {error.msg.removesuffix(' at')}") from None
     except RecursionError:
         refuse(_too_deep())
     level = [value]

@@ -17,6 +17,7 @@ from typing import Any
 from scalegpt.config import RunConfig
 from scalegpt.planner.gpus import Card, known_card
 from scalegpt.planner.overheads import Overheads
+from scalegpt.storage import user_path
 from scalegpt.structured import read_object
 from scalegpt.text import shown
 
@@ -144,10 +145,10 @@ def calibration_path() -> Path:
     """Where measurements are kept.
 
     Raises:
-        RuntimeError: there is no home folder.
+        InputError: there is no home folder.
     """
     chosen = os.environ.get("SCALEGPT_CACHE")
-    return Path(chosen or "~/.cache/scalegpt").expanduser() / "calibration.json"
+    return Path(user_path(chosen or "~/.cache/scalegpt")) / "calibration.json"
 
 
 def load(path: Path | None = None) -> Calibration:
@@ -162,7 +163,7 @@ def load(path: Path | None = None) -> Calibration:
         return Calibration(tuple(map(Measurement.parse, values["measurements"])))
     except (FileNotFoundError, NotADirectoryError):
         return Calibration()
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder
+    except (OSError, ValueError) as error:
         reason = str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         return Calibration(warning=f"{path or 'file'} is ignored ({reason}); delete it to begin anew")
 
@@ -188,7 +189,7 @@ def record(measurement: Measurement, path: Path | None = None) -> str | None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         return f"the run's memory is not kept for later plans: {' '.join(str(error).split())}"
     return None
 

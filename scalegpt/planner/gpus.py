@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scalegpt.errors import InputError, nearest
 from scalegpt.planner.catalogue_file import FIGURES, Entry, missing, read_entries
+from scalegpt.storage import user_path
 
 GIB = 2**30
 GB = 10**9
@@ -140,7 +141,7 @@ def user_file() -> Path | None:
     """
     chosen = os.environ.get("SCALEGPT_GPUS")
     if chosen is not None:
-        return Path(chosen).expanduser() if chosen else None
+        return Path(user_path(chosen)) if chosen else None
     try:
         path = Path("~/.config/scalegpt/gpus.yaml").expanduser()
     except RuntimeError:  # there is no home folder

@@ -116,6 +116,10 @@ class RunDirectory:
                 number += 1
             return cls(root / f"{run.name}-{number}")
         directory.check_same_run(run, allowed)
+        files = (directory.config, directory.plan, directory.metrics, directory.status, directory.samples, directory.report)
+        for path in (*files, directory.ledger.path, directory.bad_steps):
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is not a plain file, and the run could not write it; move it away")
         return directory
 
     def lock(self) -> None:
@@ -322,7 +326,7 @@ class RunDirectory:
         """What the files should tell of the steps up to one, and do not: a line each."""
         notes = []
         told = {entry["step"] for entry in self.read_steps() if 1 <= entry["step"] <= step}
-        if len(told) < step:
+        if len(told) < step:  # counted, not listed: the step is a checkpoint's word
             first = next(each for each in itertools.count(1) if each not in told)
             which = f"{step - len(told):,} of the {step:,} steps, from step {first:,} on"
             notes.append(f"{self.metrics} lacks {which}, and so will the report; {FROM_A_COPY}")
