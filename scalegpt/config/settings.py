@@ -138,8 +138,9 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
     kinds = field_types(field)
     if type(None) in kinds and (value is None or str(value).lower() in {"none", "null"}):
         return None
-    if isinstance(value, bool) and {"on", "off"} <= set(field.metadata["choices"]):
-        value = "on" if value else "off"  # YAML reads these words as booleans
+    word = "on" if value else "off"
+    if isinstance(value, bool) and word in field.metadata["choices"]:
+        value = word  # what these words become on their way through YAML 1.1
     for kind in kinds:
         converted = _text(field, value) if kind is str else _convert(kind, value)
         if converted is not None:

@@ -49,3 +49,31 @@ def test_only_errors_that_may_pass_are_retried(code: int, attempts: int, monkeyp
 
 def test_control_characters_are_written_out() -> None:
     assert visible("a\x1b[2Jb\x9b\u202ec\r\u2028\n\té\ud800") == "a\\x1b[2Jb\\x9b\\u202ec\\r\\u2028\n\té\\ud800"
+
+
+def test_home_is_meant_by_a_tilde_at_the_beginning_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert storage.user_path("~") == "/home/me"
+    assert storage.user_path("~/a") == "/home/me/a"
+    assert storage.user_path("~root/a").endswith("/a")
+    assert not storage.user_path("~root/a").startswith("~")
+    for plain in ("a", "./~", "./~/a", "a/~", "/x/~root", "a~"):
+        assert storage.user_path(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody_here/x", "there is no user 'nobody_here'; for a file of that name give ./~nobody_here"),
+        ("", "'' cannot be a path"),
+        ("a\0b", "cannot be a path"),
+        ("a" * 256, "too long"),
+        ("é" * 128, "too long"),
+        ("a/" * 3000, "too long"),
+    ],
+)
+def test_what_can_be_no_path_is_refused(path: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        storage.user_path(path)
+    assert message in str(refused.value)
+    assert len(str(refused.value)) < 200

@@ -15,7 +15,11 @@ from scalegpt.config.machine import MachineConfig
 from scalegpt.config.run import SECTIONS
 
 SETTINGS = sorted({key for section in SECTIONS.values() for key in section.settings()})
-FIELDS = {key: field for section in (*SECTIONS.values(), MachineConfig, SampleSettings) for key, field in section.settings().items()}
+FIELDS = {
+    key: field
+    for section in (*SECTIONS.values(), MachineConfig, SampleSettings)
+    for key, field in section.settings().items()
+}
 MODEL = sorted(SECTIONS["model"].settings())
 ENDLESS = {"max_minutes", "sample_tokens"}
 """Settings by which a run that trains may take longer than a test should."""
@@ -76,7 +80,11 @@ def edge_value(rng: random.Random, key: str) -> str:
     bounds = FIELDS[key].metadata
     edges = [value for name in ("minimum", "maximum", "above", "below") if (value := bounds[name]) is not None]
     edges += [value for edge in edges for value in (edge + 1, edge / 2, edge // 3)]
-    return str(rng.choice([*edges, *bounds["choices"], FIELDS[key].default, "auto"])) if edges or bounds["choices"] else any_value(rng)
+    return (
+        str(rng.choice([*edges, *bounds["choices"], FIELDS[key].default, "auto"]))
+        if edges or bounds["choices"]
+        else any_value(rng)
+    )
 
 
 def path(rng: random.Random) -> str:
@@ -104,7 +112,10 @@ def some_flags(rng: random.Random, keys: list[str], most: int = 3) -> list[str]:
 
 def plan_line(rng: random.Random) -> Case:
     keys = [*SETTINGS, *MachineConfig.settings(), *MachineConfig.settings()]
-    words = ["plan", *rng.choice((["--preset", "tiny"], ["--gpu", "4090", "--preset", "tiny"], ["--gpu", "t4"], flags(**SHAPE)))]
+    words = [
+        "plan",
+        *rng.choice((["--preset", "tiny"], ["--gpu", "4090", "--preset", "tiny"], ["--gpu", "t4"], flags(**SHAPE))),
+    ]
     words += some_flags(rng, keys)
     if rng.random() < 0.15:
         words += flag(rng, "html", rng.choice((path(rng), "out.html")))
@@ -142,7 +153,13 @@ def checkpoint_line(rng: random.Random) -> Case:
 
 def sample_line(rng: random.Random) -> Case:
     keys = [key for key in SampleSettings.settings() if key not in {"num_samples", "max_new_tokens"}]
-    words = ["sample", rng.choice(("runs/tiny", path(rng))), "--max_new_tokens", "3", *some_flags(rng, [*keys, "prompt", "prompt_file"])]
+    words = [
+        "sample",
+        rng.choice(("runs/tiny", path(rng))),
+        "--max_new_tokens",
+        "3",
+        *some_flags(rng, [*keys, "prompt", "prompt_file"]),
+    ]
     return Case(_shaken(rng, words), speaks_raw=True)
 
 
@@ -150,7 +167,11 @@ def train_line(rng: random.Random, more: list[str] | None = None) -> Case:
     keys = [key for key in SETTINGS if key not in ENDLESS]
     words = ["train", *flags(**{**SHAPE, **TRAINING, "max_iters": rng.choice((0, 1, 4)), "max_minutes": 0.02})]
     words += ["--input_file", "prep", "--model_name", rng.choice(("tiny", "new"))]
-    words += some_flags(rng, [*keys, "runs_dir", "model_name", "margin", "allow_change", "device"], 2) if more is None else more
+    words += (
+        some_flags(rng, [*keys, "runs_dir", "model_name", "margin", "allow_change", "device"], 2)
+        if more is None
+        else more
+    )
     return Case(_shaken(rng, words), writes=("--runs_dir",), may_fail=True)
 
 
@@ -184,7 +205,13 @@ def configuration(rng: random.Random) -> Case:
     file.write_bytes(values.damaged_text(rng, content) if rng.random() < 0.25 else content)
     if rng.random() < 0.06:
         values.damage_file(rng, file)
-    commands = (["params"], ["params", "--show_formula"], ["plan", "--gpu", "4090"], ["plan"], ["plan", "--memory_gb", "12", "--json"])
+    commands = (
+        ["params"],
+        ["params", "--show_formula"],
+        ["plan", "--gpu", "4090"],
+        ["plan"],
+        ["plan", "--memory_gb", "12", "--json"],
+    )
     if rng.random() < 0.07:
         return train_line(rng, ["--config_file", name])
     return Case([*rng.choice(commands), "--config_file", name])
@@ -192,7 +219,19 @@ def configuration(rng: random.Random) -> Case:
 
 def deepspeed_file(rng: random.Random) -> Case:
     values.damage_file(rng, Path("ds.json"))
-    words = ["plan", "--preset", "tiny", "--backend", "deepspeed", "--zero_stage", "1", "--ds_config", "ds.json", "--gpu", "4090"]
+    words = [
+        "plan",
+        "--preset",
+        "tiny",
+        "--backend",
+        "deepspeed",
+        "--zero_stage",
+        "1",
+        "--ds_config",
+        "ds.json",
+        "--gpu",
+        "4090",
+    ]
     return Case(words + (["--gpus", "2"] if rng.random() < 0.5 else []))
 
 
@@ -204,7 +243,13 @@ def cards(rng: random.Random) -> Case:
     file.write_bytes(content)
     if rng.random() < 0.1:
         values.damage_file(rng, file)
-    commands = (["gpus"], ["gpus", "3080ti"], ["gpus", "--json"], ["plan", "--gpu", "3080ti", "--preset", "tiny"], ["gpus", "4090"])
+    commands = (
+        ["gpus"],
+        ["gpus", "3080ti"],
+        ["gpus", "--json"],
+        ["plan", "--gpu", "3080ti", "--preset", "tiny"],
+        ["gpus", "4090"],
+    )
     where = {"SCALEGPT_GPUS": rng.choice(("gpus.yaml", "gpus.yaml", "~/gpus.yaml", path(rng)))}
     return Case(list(rng.choice(commands)), where)
 
@@ -227,7 +272,9 @@ def run_folder(rng: random.Random) -> Case:
     values.damage_folder(rng, rng.choice((run, run / "checkpoints")))
     if rng.random() < 0.25:
         return train_line(rng, flags(max_iters=rng.choice((4, 6)), input_file="prep"))
-    target = rng.choice((run, *sorted((run / "checkpoints").glob("step_*"))) if (run / "checkpoints").is_dir() else (run,))
+    target = rng.choice(
+        (run, *sorted((run / "checkpoints").glob("step_*"))) if (run / "checkpoints").is_dir() else (run,)
+    )
     commands = (
         ["checkpoint", "list", str(target)],
         ["checkpoint", "list", str(target), "--json"],
@@ -253,7 +300,12 @@ def manifest(rng: random.Random) -> Case:
     file.write_bytes(_canonical(changed))
     if rng.random() < 0.2:
         return train_line(rng, flags(max_iters=6))
-    commands = (["checkpoint", "list"], ["checkpoint", "verify"], ["checkpoint", "show"], ["sample", "--max_new_tokens", "2"])
+    commands = (
+        ["checkpoint", "list"],
+        ["checkpoint", "verify"],
+        ["checkpoint", "show"],
+        ["sample", "--max_new_tokens", "2"],
+    )
     words = [*rng.choice(commands), "runs/tiny"]
     return Case(words, may_fail="verify" in words, speaks_raw="sample" in words)
 
@@ -266,17 +318,19 @@ def _canonical(document: object) -> bytes:
 def text_config(rng: random.Random) -> Case:
     """A file that is no configuration, or one whose YAML says things in its own way."""
     odd = rng.choice((
-        "root:$6$salt$secret:19000:0:99999:7:::\n", "-----BEGIN KEY-----\nsecret\n", "[section]\nkey = secret\n", "secret", "- 1\n- 2\n",
-        "name: 2024\npreset: [a, b]\n", "name: 2024-01-01\n", "train: {learning_rate: 1e-3, max_iters: 1_000, warmup_steps: 010}\n",
+        "root:$6$salt$secret:19000:0:99999:7:::\n", "-----BEGIN KEY-----\nsecret\n", "[section]\nkey = secret\n",
+        "secret", "- 1\n- 2\n", "name: 2024\npreset: [a, b]\n", "name: 2024-01-01\n",
+        "train: {learning_rate: 1e-3, max_iters: 1_000, warmup_steps: 010}\n",
         "train: {on_spike: off, max_minutes: 1:30}\n", "train: {max_iters: 2024-01-01}\n", "data: {tokenizer: no}\n",
-        "data: {input_file: ~/text.txt}\n", "model: {bias: ON, tie_head: N}\n", "? [a, b]\n: c\n", "<<: {a: 1}\n", as_yaml(CONFIG) * 2,
+        "data: {input_file: ~/text.txt}\n", "model: {bias: ON, tie_head: N}\n", "? [a, b]\n: c\n", "<<: {a: 1}\n",
+        as_yaml(CONFIG) * 2,
     ))  # fmt: skip
     Path("odd.yaml").write_text(odd)
     return Case([*rng.choice((["params"], ["plan", "--gpu", "4090"])), "--config_file", "odd.yaml"])
 
 
 KINDS: tuple[tuple[Callable[[random.Random], Case], float], ...] = (
-    (plan_line, 10), (params_line, 8), (list_line, 4), (data_line, 8), (checkpoint_line, 4), (sample_line, 3), (train_line, 3),
-    (unknown_line, 4), (configuration, 18), (text_config, 3), (deepspeed_file, 4), (cards, 8), (measurements, 2), (prepared, 8),
-    (run_folder, 10), (manifest, 4),
+    (plan_line, 10), (params_line, 8), (list_line, 4), (data_line, 8), (checkpoint_line, 4), (sample_line, 3),
+    (train_line, 3), (unknown_line, 4), (configuration, 18), (text_config, 3), (deepspeed_file, 4), (cards, 8),
+    (measurements, 2), (prepared, 8), (run_folder, 10), (manifest, 4),
 )  # fmt: skip

@@ -83,7 +83,11 @@ def make(folder: Path) -> None:
     tokens = np.arange(600, dtype=np.uint16) % 60
     for split in ("train", "val"):
         tokens.tofile(f"nano/{split}.bin")
-    meta = {"vocab_size": 60, "stoi": {chr(200 + n): n for n in range(60)}, "itos": {n: chr(200 + n) for n in range(60)}}
+    meta = {
+        "vocab_size": 60,
+        "stoi": {chr(200 + n): n for n in range(60)},
+        "itos": {n: chr(200 + n) for n in range(60)},
+    }
     Path("nano/meta.pkl").write_bytes(pickle.dumps(meta))
     _must("data", "prepare", "text.txt", "--out", "prep", "--tokenizer", "byte")
     _must("train", *flags(**SHAPE, **TRAINING), "--input_file", "prep", "--model_name", "tiny")

@@ -32,7 +32,13 @@ class Worker:
         words = [sys.executable, "-m", "fuzz.worker", str(base), str(scratch), str(seed)]
         self.log = (scratch / f"worker_{os.urandom(4).hex()}.log").open("w+")
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment(), cwd=scratch
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment(),
+            cwd=scratch,
         )
 
     def give(self, number: int) -> None:
@@ -55,7 +61,14 @@ class Worker:
         """The answer for a worker that gives none."""
         self.end()
         self.log.seek(0)
-        return {"number": self.number, "words": [], "status": None, "faults": [why], "err": self.log.read()[-2000:], "out": ""}
+        return {
+            "number": self.number,
+            "words": [],
+            "status": None,
+            "faults": [why],
+            "err": self.log.read()[-2000:],
+            "out": "",
+        }
 
     def end(self) -> None:
         """Stop the process."""
@@ -81,7 +94,9 @@ def build(base: Path) -> None:
     base.mkdir()
     program = "import sys; from pathlib import Path; from fuzz.material import make; make(Path(sys.argv[1]))"
     made = {**environment(), "SCALEGPT_CACHE": str(base / "cache"), "HOME": str(base)}
-    subprocess.run([sys.executable, "-c", program, str(base)], check=True, env=made, cwd=base, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", program, str(base)], check=True, env=made, cwd=base, stdout=subprocess.DEVNULL
+    )
 
 
 def run(numbers: list[int], seed: int, workers: int, scratch: Path, *, show_all: bool) -> list[dict[str, Any]]:
@@ -134,11 +149,16 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="run this case alone, and leave its folder")
     parser.add_argument("--kinds", nargs="+", help="only cases of these functions of cases.py")
     parser.add_argument("--show_all", action="store_true", help="print cases without faults too")
+    parser.add_argument("--scratch", help="folder to work in [a new one]")
     arguments = parser.parse_args()
-    numbers = [arguments.only] if arguments.only is not None else list(range(arguments.first, arguments.first + arguments.cases))
+    numbers = (
+        [arguments.only]
+        if arguments.only is not None
+        else list(range(arguments.first, arguments.first + arguments.cases))
+    )
     if arguments.kinds:
         numbers = [number for number in numbers if kind_of(arguments.seed, number) in arguments.kinds]
-    scratch = Path(tempfile.mkdtemp(prefix="scalegpt-fuzz-"))
+    scratch = Path(tempfile.mkdtemp(prefix="scalegpt-fuzz-", dir=arguments.scratch))
     bad = run(numbers, arguments.seed, arguments.workers, scratch, show_all=arguments.show_all)
     print(f"{len(numbers)} cases, {len(bad)} with faults" + (f"; their folders are in {scratch}" if bad else ""))
     if not bad:

@@ -11,29 +11,33 @@ from typing import Any
 import yaml
 
 NUMBERS = (
-    "0", "-1", "1", "2", "3", "7", "1.5", "64", "1000", "1e4", "1e6", "1e16", "1e30", "1e308", "1e309", "-1e308", "1e-400", "nan",
-    "inf", "-inf", "9" * 25, "9" * 4400, "-" + "9" * 4400, "9223372036854775807", "9223372036854775808", "18446744073709551616",
-    "0x10", "1_000", "0123", "1:30", "0" * 300 + "1", "+5", "٣", "1e", "--1", "0.1", "1e-30", "4294967296", "2147483648",
+    "0", "-1", "1", "2", "3", "7", "1.5", "64", "1000", "1e4", "1e6", "1e16", "1e30", "1e308", "1e309", "-1e308",
+    "1e-400", "nan", "inf", "-inf", "9" * 25, "9" * 4400, "-" + "9" * 4400, "9223372036854775807",
+    "9223372036854775808", "18446744073709551616", "0x10", "1_000", "0123", "1:30", "0" * 300 + "1", "+5", "٣", "1e",
+    "--1", "0.1", "1e-30", "4294967296", "2147483648",
 )  # fmt: skip
 WORDS = (
-    "", " ", "none", "null", "auto", "true", "false", "off", "on", "no", "yes", "y", "NULL", "2024", "2024-02-30", "2024-01-01",
-    "2024-13-45T99:99:99Z", "~", "a" * 256, "b" * 5000, "é" * 130, "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\u202eabc", "\x9b31m",
-    "a\nb", "a\tb", "\r", "\u2028", "'", '"', "<script>alert(1)</script>", "{", "[1]", "{a: b}", "!!python/object:os.system", "*x",
-    "&x", "\udcff", "😀", "%s", "%d%n", "{0}", "gpt2", "byte", "char", "fsdp", "deepspeed", "plain", "full", "selective", "muon",
-    "rollback", "bf16", "fp16", "fp32", "latin-1", "utf-16", "rot13", "idna", "zip", "hex", "undefined", "tiny", "150M_1024", "4090",
-    "a100-40gb", "cpu", "cuda", "8x A100", "H100 SXM",
+    "", " ", "none", "null", "auto", "true", "false", "off", "on", "no", "yes", "y", "NULL", "2024", "2024-02-30",
+    "2024-01-01", "2024-13-45T99:99:99Z", "~", "a" * 256, "b" * 5000, "é" * 130, "\x1b[31mred\x1b[0m",
+    "\x1b]0;title\x07", "\u202eabc", "\x9b31m", "a\nb", "a\tb", "\r", "\u2028", "'", '"',
+    "<script>alert(1)</script>", "{", "[1]", "{a: b}", "!!python/object:os.system", "*x", "&x", "\udcff", "😀", "%s",
+    "%d%n", "{0}", "gpt2", "byte", "char", "fsdp", "deepspeed", "plain", "full", "selective", "muon", "rollback",
+    "bf16", "fp16", "fp32", "latin-1", "utf-16", "rot13", "idna", "zip", "hex", "undefined", "tiny", "150M_1024",
+    "4090", "a100-40gb", "cpu", "cuda", "8x A100", "H100 SXM",
 )  # fmt: skip
 PATHS = (
-    "", ".", "..", "~", "~/x", "~nobody_here/x", "./~", "../../x", "absent", "absent/deeper/x", "text.txt", "text.txt/x", "prep", "nano",
-    "runs", "runs/tiny", "runs/tiny/checkpoints", "runs/tiny/config.yaml", "runs/tiny/metrics.jsonl", "conf.json", "conf.yaml",
-    "gpus.yaml", "ds.json", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "/proc/self/nothing/x", "pipe", "loop", "dangling",
-    "folder", "empty", "binary", "bom.txt", "a" * 256, "x/" * 3000, "\x1b[2Jname", "a\nb", "\udcff", "runs/tiny/../tiny", "out",
+    "", ".", "..", "~", "~/x", "~nobody_here/x", "./~", "../../x", "absent", "absent/deeper/x", "text.txt",
+    "text.txt/x", "prep", "nano", "runs", "runs/tiny", "runs/tiny/checkpoints", "runs/tiny/config.yaml",
+    "runs/tiny/metrics.jsonl", "conf.json", "conf.yaml", "gpus.yaml", "ds.json", "/dev/null", "/dev/full",
+    "/dev/zero", "/proc/self/mem", "/proc/self/nothing/x", "pipe", "loop", "dangling", "folder", "empty", "binary",
+    "bom.txt", "a" * 256, "x/" * 3000, "\x1b[2Jname", "a\nb", "\udcff", "runs/tiny/../tiny", "out",
 )  # fmt: skip
 """Relative to the folder of a case; none is a place that a command may damage."""
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**64, 10**30, -(10**30), 10**39, 1.5, -0.0, 1e16, 1e30, 1e308, float("nan"),
-    float("inf"), float("-inf"), [], {}, [1, 2], ["a"], {"a": 1}, [[]], [None], {"": {}}, "\0", *NUMBERS, *WORDS,
+    None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**64, 10**30, -(10**30), 10**39, 1.5, -0.0, 1e16, 1e30, 1e308,
+    float("nan"), float("inf"), float("-inf"), [], {}, [1, 2], ["a"], {"a": 1}, [[]], [None], {"": {}}, "\0",
+    *NUMBERS, *WORDS,
 )  # fmt: skip
 
 
@@ -90,7 +94,9 @@ def yaml_of(rng: random.Random, value: Any) -> bytes:
         bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, rng.choice((3, 12))))
         text = bomb + text
     elif kind < 0.12:
-        text = text.replace(": ", f": {rng.choice(('!!python/name:os.system', '!!binary', '!!set', '&a', '*a', '<<', '|', '>'))} ", 1)
+        text = text.replace(
+            ": ", f": {rng.choice(('!!python/name:os.system', '!!binary', '!!set', '&a', '*a', '<<', '|', '>'))} ", 1
+        )
     elif kind < 0.18:
         text += text[: text.find("\n") + 1]
     elif kind < 0.24:
@@ -105,7 +111,21 @@ def yaml_of(rng: random.Random, value: Any) -> bytes:
 def damaged_text(rng: random.Random, content: bytes) -> bytes:
     """The content cut, with bits turned, or with something put into it."""
     place = rng.randrange(len(content) + 1)
-    insert = rng.choice((b"\0", b"\x1b[2J", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"9" * 5000, b"[" * 2000, b"{", b'"', b"\xe2\x80\xae", b"a" * 200_000))
+    insert = rng.choice(
+        (
+            b"\0",
+            b"\x1b[2J",
+            b"\xff\xfe",
+            b"\xef\xbb\xbf",
+            b"\n",
+            b"9" * 5000,
+            b"[" * 2000,
+            b"{",
+            b'"',
+            b"\xe2\x80\xae",
+            b"a" * 200_000,
+        )
+    )
     choices: tuple[Callable[[], bytes], ...] = (
         lambda: content[:place],
         lambda: content[place:],
@@ -134,7 +154,23 @@ def flipped(rng: random.Random, content: bytes) -> bytes:
 
 def damage_file(rng: random.Random, path: Path) -> None:
     """Put something else in the file's place."""
-    kind = rng.choice(("gone", "folder", "dangling", "loop", "pipe", "huge", "empty", "closed", "text", "text", "text", "value", "value"))
+    kind = rng.choice(
+        (
+            "gone",
+            "folder",
+            "dangling",
+            "loop",
+            "pipe",
+            "huge",
+            "empty",
+            "closed",
+            "text",
+            "text",
+            "text",
+            "value",
+            "value",
+        )
+    )
     content = path.read_bytes()
     if kind == "text" or (kind == "value" and path.suffix not in {".json", ".jsonl", ".yaml"}):
         path.write_bytes(damaged_text(rng, content))
@@ -182,7 +218,9 @@ def replace_by(kind: str, path: Path) -> None:
 def damage_folder(rng: random.Random, folder: Path) -> None:
     """Damage one or two of the files below a folder, or remove or lock a folder."""
     for _ in range(rng.choice((1, 1, 2))):
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK))
+        files = sorted(
+            path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
+        )
         if not files:
             return
         chosen = rng.choice(files)

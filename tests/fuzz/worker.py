@@ -92,8 +92,12 @@ def faults(case: Case, outcome: int | str, out: str, err: str) -> list[str]:
     if "--debug" not in case.words:
         found += ["a traceback"] if "Traceback (most" in err else []
         is_refused = outcome == 2 and "scalegpt" in err
-        found += [f"{len(errors)} lines of error"] if is_refused and (len(errors) != 1 or errors[0] != lines[-1]) else []
-        found += ["standard error has a line that is too long"] if any(len(line) > LONGEST_LINE for line in lines) else []
+        found += (
+            [f"{len(errors)} lines of error"] if is_refused and (len(errors) != 1 or errors[0] != lines[-1]) else []
+        )
+        found += (
+            ["standard error has a line that is too long"] if any(len(line) > LONGEST_LINE for line in lines) else []
+        )
     found += ["an error of ours"] if "(an error of ours" in err else []
     found += ["control characters on standard error"] if _commands_a_terminal(err) else []
     found += ["control characters on standard output"] if not case.speaks_raw and _commands_a_terminal(out) else []
@@ -116,10 +120,17 @@ def written(case: Case, outcome: int | str, before: Tree, after: Tree) -> list[s
                 target = os.path.expanduser(value or word)  # noqa: PTH111
                 target = os.path.normpath(os.path.join("here", target))  # noqa: PTH118
                 # The folders above it are made too, where they are missing.
-                allowed += [target, *(f"={parent}" for parent in map(str, Path(target).parents) if parent not in before)]
+                allowed += [
+                    target,
+                    *(f"={parent}" for parent in map(str, Path(target).parents) if parent not in before),
+                ]
         allowed += ["here/runs"] if case.words[0] == "train" else []
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    extra = [path for path in sorted(changed) if not any(_is_below(path, each) for each in allowed) and path not in {"here/runs/new"}]
+    extra = [
+        path
+        for path in sorted(changed)
+        if not any(_is_below(path, each) for each in allowed) and path not in {"here/runs/new"}
+    ]
     return [f"wrote {', '.join(map(repr, extra[:4]))}"] if extra else []
 
 
@@ -141,14 +152,23 @@ def run_case(base: Path, scratch: Path, seed: int, number: int) -> dict[str, Any
     (root / "home/text.txt").write_text("At home.\n" * 40)
     os.chdir(here)
     case = cases.draw(seed, number)
-    os.environ.update({"HOME": str(root / "home"), "SCALEGPT_CACHE": str(here / "cache"), "SCALEGPT_GPUS": "", **case.environment})
+    os.environ.update(
+        {"HOME": str(root / "home"), "SCALEGPT_CACHE": str(here / "cache"), "SCALEGPT_GPUS": "", **case.environment}
+    )
     before = tree(root)
     outcome, out, err = execute(case.words)
     found = faults(case, outcome, out, err) + written(case, outcome, before, tree(root))
     os.chdir(scratch)
     if not found:
         shutil.rmtree(root, ignore_errors=True)
-    return {"number": number, "words": [word[:200] for word in case.words], "status": outcome, "faults": found, "err": err[-3000:], "out": out[-500:]}
+    return {
+        "number": number,
+        "words": [word[:200] for word in case.words],
+        "status": outcome,
+        "faults": found,
+        "err": err[-3000:],
+        "out": out[-500:],
+    }
 
 
 def _copy(source: str, target: str) -> None:
