@@ -21,7 +21,7 @@ FIELDS = {
     for key, field in section.settings().items()
 }
 MODEL = sorted(SECTIONS["model"].settings())
-ENDLESS = {"max_minutes", "sample_tokens"}
+ENDLESS = {"max_minutes", "sample_tokens", "compile"}
 """Settings by which a run that trains may take longer than a test should."""
 
 
@@ -165,7 +165,8 @@ def sample_line(rng: random.Random) -> Case:
 
 def train_line(rng: random.Random, more: list[str] | None = None) -> Case:
     keys = [key for key in SETTINGS if key not in ENDLESS]
-    words = ["train", *flags(**{**SHAPE, **TRAINING, "max_iters": rng.choice((0, 1, 4)), "max_minutes": 0.02})]
+    settings = {**SHAPE, **TRAINING, "max_iters": rng.choice((0, 1, 4)), "max_minutes": 0.02}
+    words = ["train", *(f"--{key}={value}" for key, value in settings.items())]
     words += ["--input_file", "prep", "--model_name", rng.choice(("tiny", "new"))]
     words += (
         some_flags(rng, [*keys, "runs_dir", "model_name", "margin", "allow_change", "device"], 2)
