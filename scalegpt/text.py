@@ -17,5 +17,12 @@ def visible(text: object) -> str:
     return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in str(text))
 
 
+def brief(text: object, most: int = 300) -> str:
+    """The text as one line of at most ``most`` characters, safe to print: what is quoted must not become a page."""
+    line = str(text)[: most + 1]
+    shown = " ".join(visible(line).split())
+    return shown if len(line) <= most and len(shown) <= most else f"{shown[:most]}…"
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -19,7 +19,7 @@ import psutil
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
-from scalegpt.training.files import write_whole
+from scalegpt.storage import give_name, write_atomic
 
 FOLDER = ".heartbeats"
 
@@ -138,7 +138,7 @@ class Heartbeats:
         rank = self.world.rank
         mine = Beat(rank, step, place, moves, self._count, os.getpid(), self._host, self._born)
         try:
-            write_whole(self.folder / f"rank_{rank}.json", json.dumps(asdict(mine)))
+            write_atomic(self.folder / f"rank_{rank}.json", json.dumps(asdict(mine)))
         except OSError:
             return
 
@@ -168,7 +168,7 @@ class Heartbeats:
         mine = self.folder / f".halt.{self.world.rank}"
         try:
             mine.write_text(json.dumps(asdict(halt)), encoding="utf-8")
-            os.link(mine, path)  # whole at once, and only one can be the first
+            give_name(mine, path)  # only one can be the first
         except FileExistsError:
             return self.read_halt() or halt
         except OSError:  # nobody can be told this way: they will learn from the launcher, or from their time-out

@@ -5,31 +5,30 @@
 ``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
 """
 
-import fcntl
+import itertools
 import json
 import math
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
+from scalegpt.checkpoint.manifest import UnreadableError
 from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
-from scalegpt.errors import InputError, RunError
+from scalegpt.errors import InputError
+from scalegpt.storage import sync_folder
 from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
 from scalegpt.training.files import finite, write_whole, writing
-
-LOCK = ".lock"
-"""A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
+from scalegpt.training.lock import LOCK, RunLock
 
 RUN_ID = ".run_id"
 """A file with a random number that the run is given at its start, and that its checkpoints carry."""
@@ -52,12 +51,14 @@ class Past:
         is_told: whether ``run_status.json`` says so at all; it may be missing, or broken.
         steps: the last step in ``metrics.jsonl``.
         was_begun: whether there is a run at all.
+        skipped_from: the first of the last steps, as far as they were all skipped; None: the last was not.
     """
 
     newest: int | None
     is_told: bool
     steps: int
     was_begun: bool
+    skipped_from: int | None = None
 
 
 class RunDirectory:
@@ -78,7 +79,7 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
-        self._lock: TextIO | None = None
+        self._lock = RunLock(path)
 
     @classmethod
     def choose(
@@ -111,37 +112,28 @@ class RunDirectory:
         directory.check_same_run(run, allowed)
         return directory
 
-    def lock(self) -> None:
+    def lock(self) -> list[str]:
         """Keep other processes out of this run until this process ends, however it ends.
+
+        Returns:
+            What the folder's file system does not guarantee, a line each.
 
         Raises:
             InputError: another process is training this run.
             RunError: the directory cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("a+", encoding="ascii")
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --runs_dir") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "of another user"
-            file.close()
-            raise InputError(
-                f"{self.path} is being trained by process {owner}; wait for it, or choose another --model_name or --fresh"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        self._lock = file  # the system releases it with the process, if nobody does before
+        weaknesses = [weakness] if (weakness := self._lock.take()) else []
+        with writing(self.path):
+            reason = sync_folder(self.path)
+        if reason is not None:
+            weaknesses.append(
+                f"the file system cannot sync folders (fsync: {reason}): after a power cut the newest checkpoints may be gone"
+            )
+        return [f"{self.path}: {weakness}" for weakness in weaknesses]
 
     def unlock(self) -> None:
         """Let other processes in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
         """All that the run that is here has otherwise, each as ``old → new``; what decides the result comes first.
@@ -204,6 +196,8 @@ class RunDirectory:
         for path in reversed(find_checkpoints(self.checkpoints)):
             try:
                 return read_manifest(path).header.config
+            except UnreadableError:
+                raise
             except InputError:
                 continue  # which of them is damaged, and how, is told where one is chosen
         return None
@@ -304,8 +298,11 @@ class RunDirectory:
     def read_past(self) -> Past:
         """What the files say of the run's past."""
         status = self._read_status()
-        steps = max((entry["step"] for entry in self.read_steps()), default=0)
-        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file())
+        steps, skipped_from = 0, None
+        for entry in self.read_steps():
+            steps = max(steps, entry["step"])
+            skipped_from = (skipped_from or entry["step"]) if entry.get("skipped") else None
+        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file(), skipped_from)
 
     def _read_status(self) -> dict[str, Any]:
         try:
@@ -317,10 +314,10 @@ class RunDirectory:
     def gaps(self, step: int) -> list[str]:
         """What the files should tell of the steps up to one, and do not: a line each."""
         notes = []
-        told = {entry["step"] for entry in self.read_steps()}
-        lacking = [each for each in range(1, step + 1) if each not in told]
-        if lacking:
-            which = f"{len(lacking):,} of the {step:,} steps, from step {lacking[0]:,} on"
+        told = {entry["step"] for entry in self.read_steps() if 1 <= entry["step"] <= step}
+        if len(told) < step:  # counted, not listed: the step is a checkpoint's word
+            first = next(each for each in itertools.count(1) if each not in told)
+            which = f"{step - len(told):,} of the {step:,} steps, from step {first:,} on"
             notes.append(f"{self.metrics} lacks {which}, and so will the report; {FROM_A_COPY}")
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
@@ -347,12 +344,16 @@ class RunDirectory:
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl`` that are of steps, in their order; none where there is no such file."""
+        return (values for values in self.read_metrics() if "loss" in values)
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, of steps and of evaluations, in their order; none where there is no such file."""
         if not self.metrics.is_file():
             return
         with self.metrics.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                if _step_of(line) < math.inf and "loss" in (values := json.loads(line)):
-                    yield values
+                if _step_of(line) < math.inf:
+                    yield json.loads(line)
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a sample to ``samples.txt``.

@@ -216,6 +216,7 @@ def test_the_newest_and_the_best_stay(saver: Callable[..., Saver], tmp_path: Pat
     one = saver(newest=1, best=True)
     for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5), (4, 2.75)):
         one.save(at(step, val_loss=loss))
+        one.confirm(step)
     one.finish()
     assert [step_of(path) for path in find_checkpoints(tmp_path)] == [2, 4]
 

@@ -190,12 +190,11 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file.json"
     write_whole(path, "old")
 
-    def full(self: Path, *_: object, **__: object) -> None:
-        self.touch()
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
             write_whole(path, "new")
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
