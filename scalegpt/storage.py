@@ -41,7 +41,7 @@ NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
 NO_LINKS = UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}
 """The same for hard links; FAT says EPERM."""
 
-_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:\.[0-9]+)?\.tmp")
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
 _BIRTH_SECONDS = 2.0
 """By so much the times of files and of processes may differ: clocks of file servers, and whole seconds."""
 
@@ -166,7 +166,7 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
 def temporary_name(path: Path) -> Path:
     """What a file is called until it is whole: ``.NAME.PID.tmp``, with the thread's number where it is not the first."""
     number = threading.get_native_id()
-    mine = f"{os.getpid()}" if number == os.getpid() else f"{os.getpid()}.{number}"
+    mine = f"{os.getpid()}" if number == os.getpid() else f"{os.getpid()}-{number}"
     return path.with_name(f".{path.name}.{mine}.tmp")
 
 

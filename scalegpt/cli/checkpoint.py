@@ -9,6 +9,7 @@ from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
 from scalegpt.errors import InputError, nearest
 from scalegpt.planner.parameters import format_bytes
+from scalegpt.text import visible
 
 if TYPE_CHECKING:  # torch takes seconds, which --help need not pay
     from scalegpt.checkpoint.inspection import Verdict
@@ -96,18 +97,22 @@ def _list(words: list[str]) -> int:
         return 0
     rows: list[tuple[str, ...]] = [("checkpoint", "step", "size", "held-out loss", "state")]
     rows += [_row(verdict, is_best=verdict.path == best) for verdict in verdicts]
-    print(aligned(rows, right={1, 2, 3}))
+    print(visible(aligned(rows, right={1, 2, 3})))
     for verdict in aside:
-        print(*verdict.problems)
+        print(*map(visible, verdict.problems))
     return 0
 
 
 def _aside(path: Path) -> "Verdict":
     """What is told of a folder that was a checkpoint, and is not looked into."""
     from scalegpt.checkpoint.inspection import Verdict
+    from scalegpt.checkpoint.store import REPLACED
 
-    problem = f"set aside as damaged: {path}; ScaleGPT does not read it: delete it when you have looked at it"
-    return Verdict(path, None, (problem,))
+    what, way = "set aside as damaged", "delete it when you have looked at it"
+    if f".{REPLACED}" in path.name:
+        name = path.name.partition(".")[0]
+        what, way = "set aside by --resume_step", f"delete it, or rename it to {name} to use it"
+    return Verdict(path, None, (f"{what}: {path}; ScaleGPT does not read it: {way}",))
 
 
 def _row(verdict: "Verdict", *, is_best: bool) -> tuple[str, ...]:
@@ -144,7 +149,7 @@ def _verify(words: list[str]) -> int:
     parser = _parser(
         "verify",
         "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; see that every tensor "
-        "is covered.\nExit status 1 where something is damaged; list has 0 even then.",
+        "is covered.\nExit status 1 where something is damaged or cannot be read; list has 0 even then.",
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
@@ -154,11 +159,11 @@ def _verify(words: list[str]) -> int:
     else:
         for verdict in verdicts:
             for problem in verdict.problems:
-                print(problem)
+                print(visible(problem))
             if verdict.manifest is not None and verdict.is_whole:
                 manifest = verdict.manifest
                 files, size, tensors = len(manifest.files), format_bytes(manifest.size), len(manifest.tensors)
-                print(f"{verdict.path} is whole: {files} files, {size}, {tensors} tensors")
+                print(visible(f"{verdict.path} is whole: {files} files, {size}, {tensors} tensors"))
     return 0 if all(verdict.is_whole for verdict in verdicts) else 1
 
 
@@ -181,19 +186,19 @@ def _show(words: list[str]) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
-    model = facts["config"].get("model", {})
+    model = facts["config"].get("model")
     rows = {
         "checkpoint": facts["checkpoint"],
         "run": facts["run"],
         "written by": _words(facts["written_by"]),
-        "model": f"{facts['parameters']:,} parameters: {_words(model)}",
+        "model": f"{facts['parameters']:,} parameters: {_words(model if isinstance(model, dict) else {})}",
         **{key.replace("_", " "): value for key, value in facts["progress"].items() if value is not None},
         "tokenizer": facts["tokenizer"],
         "data": facts["data"],
         "size": f"{format_bytes(facts['bytes'])} in {len(facts['files'])} files, {facts['pieces']:,} pieces",
     }
     for name, value in rows.items():
-        print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}")
+        print(visible(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}"))
     return 0
 
 
@@ -227,5 +232,5 @@ def _convert(words: list[str]) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        print(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
+        print(visible(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}"))
     return 0

@@ -5,13 +5,14 @@ window by which the spike was measured, and on from there with the data after th
 checkpoint, and the windows of the steps in between, with those of the spike, are left out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from scalegpt.backends import Backend
+from scalegpt.backends import Backend, World
 from scalegpt.backends.base import WEIGHT
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import Progress
@@ -21,6 +22,7 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.files import writing
 from scalegpt.training.guards import Spike
+from scalegpt.training.resume import verified
 from scalegpt.training.rundir import RunDirectory
 
 
@@ -64,6 +66,37 @@ def ways_back(folder: Path, spike: Spike, window: int) -> list[Path]:
     found = [path for path in store.find_checkpoints(folder) if store.step_of(path) < spike.step]
     older = [path for path in found if store.step_of(path) < spike.step - window]
     return [*reversed(older), *found[len(older) :]]
+
+
+def whole_before(
+    folder: Path, spike: Spike, window: int, world: World, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The checkpoint to go back to behind a spike, verified; all ranks look for it together.
+
+    Args:
+        folder: the run's checkpoints.
+        spike: to go back behind.
+        window: steps by which the spike was measured.
+        world: the ranks.
+        say: tells of those that are damaged.
+
+    Returns:
+        None where there is none from before the spike.
+
+    Raises:
+        RunError: there are some, and none is whole.
+        UnreadableError: one cannot be read now.
+    """
+    reasons: list[str] = []
+    for path in world.on_first(lambda: ways_back(folder, spike, window)):
+        checkpoint, reason = verified(path, world)
+        if checkpoint is not None:
+            return checkpoint
+        say(f"warning: {reason}; the run does not go back to it")
+        reasons.append(reason)
+    if reasons:
+        raise RunError(f"the run cannot go back behind the {spike}: {'; '.join(reasons)}")
+    return None
 
 
 def check_rollbacks(spike: Spike, train: TrainConfig, rollbacks: int) -> None:

@@ -1,5 +1,6 @@
 """When a run's checkpoints are due, what its ranks tell each other of them, and what is said about them."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.saver import Evaluation, Keeping, Saver, SpoiledError
 from scalegpt.checkpoint.store import checkpoint_name, find_checkpoints, step_of
 from scalegpt.errors import RunError
+from scalegpt.training.guards import LeftOut
 from scalegpt.training.job import Job
 from scalegpt.training.metrics import Stopwatch
 from scalegpt.training.owed import is_due
@@ -106,6 +108,26 @@ class Saving:
         return job.world.on_first(
             lambda: way_back(find_checkpoints(job.directory.checkpoints), first_skipped, job.again)
         )
+
+    def may_save_after(self, row: list[LeftOut], val_loss: float | None, *, evaluated: bool) -> bool:
+        """Whether a run whose last steps were skipped may save at its end: its held-out loss shows that the weights are good.
+
+        Args:
+            row: the steps.
+            val_loss: of the last evaluation.
+            evaluated: whether that came after them; where a signal ends the run it did not.
+
+        Raises:
+            RunError: it shows that they are not.
+        """
+        if evaluated and val_loss is not None and math.isfinite(val_loss):
+            return True
+        way_back = self.way_back(row[0].step)
+        skipped = f"no checkpoint is written after step {row[-1].step}, which was skipped ({row[-1].reason})"
+        if evaluated:
+            raise RunError(f"{skipped}: the held-out loss is not finite either; {way_back}")
+        self.job.logger.say(f"warning: {skipped}; {way_back}")
+        return False
 
     def save(self, header: Header, *, last: bool) -> None:
         """Save the state as it is now; the last time, wait until it is written. All ranks call it together.

@@ -23,7 +23,7 @@ from scalegpt.planner.work import flops_per_token
 from scalegpt.training import interpreter
 from scalegpt.training.ending import end
 from scalegpt.training.files import finite
-from scalegpt.training.guards import Conclusion, Guards, LeftOut, Recollection, Spike, write_bad_steps
+from scalegpt.training.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
 from scalegpt.training.heartbeat import Heartbeats
 from scalegpt.training.job import Job, held_out_loss, sample_text
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
@@ -31,8 +31,7 @@ from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.owed import Owed, is_due, owed_for
-from scalegpt.training.resume import verified
-from scalegpt.training.rollback import WayBack, check_rollbacks, go_back, restore, ways_back
+from scalegpt.training.rollback import WayBack, check_rollbacks, go_back, restore, whole_before
 from scalegpt.training.saving import Saving
 from scalegpt.training.schedules import learning_rate
 from scalegpt.training.stopping import Reason
@@ -249,7 +248,7 @@ class Trainer:
         self.watchdog.outside("going back")
         self.saving.finish()  # what is being saved lies behind the spike
         check_rollbacks(spike, self.train, self.rollbacks)
-        checkpoint = self._whole_before(spike)
+        checkpoint = whole_before(job.directory.checkpoints, spike, self.train.spike_window, job.world, job.logger.say)
         if checkpoint is None:
             job.logger.say("warning: there is no checkpoint to go back to yet: training goes on without the step")
             return False
@@ -265,25 +264,6 @@ class Trainer:
         self._status("running")
         self.clock.lap()
         return True
-
-    def _whole_before(self, spike: Spike) -> Checkpoint | None:
-        """The checkpoint to go back to behind a spike; all ranks look for it together.
-
-        Raises:
-            RunError: there are some, and none is whole.
-            UnreadableError: one cannot be read now.
-        """
-        job, reasons = self.job, list[str]()
-        window = self.train.spike_window
-        for path in job.world.on_first(lambda: ways_back(job.directory.checkpoints, spike, window)):
-            checkpoint, reason = verified(path, job.world)
-            if checkpoint is not None:
-                return checkpoint
-            job.logger.say(f"warning: {reason}; the run does not go back to it")
-            reasons.append(reason)
-        if reasons:
-            raise RunError(f"the run cannot go back behind the {spike}: {'; '.join(reasons)}")
-        return None
 
     def _take_files_back(self, spike: Spike, checkpoint: Checkpoint) -> WayBack:
         if self.metrics is not None:
@@ -332,8 +312,8 @@ class Trainer:
         if evaluates:
             self.watchdog.outside("evaluation")
             self._evaluate()
-        if last and row:
-            self._save_after_skipped(row, evaluated=evaluates)
+        if last and row and self.saving.may_save_after(row, self.val_loss, evaluated=evaluates):
+            self._save(last=True)
         if train.sample_tokens and (at_leisure or is_due(self.step, train.sample_every)):
             self.watchdog.outside("sampling")
             self._sample(show=last)
@@ -347,23 +327,6 @@ class Trainer:
             header = replace(header, progress=replace(header.progress, val_loss=None))
         self.saving.save(header, last=last)
         self._status("running")
-
-    def _save_after_skipped(self, row: list[LeftOut], *, evaluated: bool) -> None:
-        """Save at the end of a run whose last steps were skipped, if the held-out loss shows that the weights are good.
-
-        Raises:
-            RunError: it shows that they are not.
-        """
-        way_back = self.saving.way_back(row[0].step)
-        skipped = f"step {self.step}, which was skipped ({row[-1].reason})"
-        if not evaluated:
-            self.job.logger.say(f"warning: no checkpoint is written after {skipped}; {way_back}")
-        elif self.val_loss is None or not math.isfinite(self.val_loss):
-            raise RunError(
-                f"no checkpoint is written after {skipped}: the held-out loss is not finite either; {way_back}"
-            )
-        else:
-            self._save(last=True)
 
     def _look_back(self, *, at_end: bool) -> Owed:
         """What the checkpoint's step still lacks after a resume; its held-out loss is known from the files, if from any."""
@@ -405,6 +368,8 @@ class Trainer:
         is_best = self._learn(value)
         best = "the best so far" if is_best else f"best {self.best_val_loss or math.nan:.4f}"
         self.job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {counted:,} tokens ({best})")
+        if not math.isfinite(value) and self.saving.saved_step == self.step:
+            self.job.logger.say(f"warning: the held-out loss is not finite; {self.saving.way_back(self.step + 1)}")
 
     def _sample(self, *, show: bool) -> None:
         """Let the model write, keep it, and show it; a model that has diverged cannot, which is said."""
