@@ -150,6 +150,7 @@ class Saver:
         self._committed: list[Path] = []
         self._problems: list[str] = []
         self._judging = threading.Lock()  # guards what follows, between the thread and the loop
+        self._writes = False
         self._unproven: Path | None = None
         self._proven_step = -1
         self._evaluation: Evaluation | None = None
@@ -192,7 +193,7 @@ class Saver:
         self.lacks_memory = copies and self.world.any(not self._has_room_for(bytes_of(pieces)))
         ranks, step = self.world.size, header.progress.step
         self._save = self.world.on_first(lambda: writer.begin(self.folder, step, ranks, total))
-        self._evaluation = None
+        self._evaluation, self._writes = None, True
         goes_on = copies and not self.lacks_memory
         source = self.copy.take(pieces) if goes_on else pieces
         self._thread = threading.Thread(target=self._run, args=(source, header), name=f"checkpoint {step}", daemon=True)
@@ -236,7 +237,10 @@ class Saver:
         """
         with self._judging:
             self._proven_step = max(self._proven_step, step)
-            due = self._unproven is not None and store.step_of(self._unproven) <= self._proven_step
+            is_proven = self._unproven is not None and store.step_of(self._unproven) <= self._proven_step
+            due = (
+                is_proven and not self._writes
+            )  # what is being written looks like a leftover; its thread sees to the rest
             if due:
                 self._unproven = None
         if due:
@@ -270,7 +274,7 @@ class Saver:
             self._abandoned.set()
         self._join()
         failures = [failure for failure in self.world.gather(self._failure) if failure is not None]
-        self._failure = None
+        self._failure, self._writes = None, False
         self._abandoned.clear()
         if not failures:
             return
@@ -332,6 +336,7 @@ class Saver:
         """Learn that a checkpoint is complete: what the loop has found out meanwhile is done now."""
         with self._judging:
             self._committed.append(path)
+            self._writes = False
             found = self._evaluation
             if found is not None and found.step == store.step_of(path):
                 writer.amend(path, found.val_loss, found.best_val_loss)
