@@ -46,7 +46,8 @@ class RunLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / LOCK).open("a+", encoding="ascii", errors="replace")
         except OSError as error:
-            raise RunError(f"{self.folder} cannot be written: {error.strerror}; choose another --runs_dir") from None
+            reason = "it is a link to nothing" if isinstance(error, FileExistsError) else error.strerror
+            raise RunError(f"{self.folder} cannot be written: {reason}; choose another --runs_dir") from None
         try:
             reason = lock_file(file)
         except BlockingIOError:

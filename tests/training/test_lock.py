@@ -112,6 +112,12 @@ def test_a_disk_that_fails_to_lock_is_one_line(tmp_path: Path, monkeypatch: pyte
         RunLock(tmp_path).take()
 
 
+def test_a_folder_that_is_a_link_to_nothing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("nowhere")
+    with pytest.raises(RunError, match="cannot be written: it is a link to nothing; choose another"):
+        RunLock(tmp_path / "run").take()
+
+
 def test_a_folder_that_cannot_be_synced_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(_: int) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -1,4 +1,4 @@
-"""When a run saves and when it does not: before what may fail, never after a bad step; and what a resumed run makes up for."""
+"""When a run saves and when not: before what may fail, never after a bad step; and what a resumed run makes up for."""
 
 import errno
 import json
