@@ -47,5 +47,12 @@ def shortened(text: str, most: int) -> str:
     return f"{text[: most - end - 1]}…{text[len(text) - end :]}"
 
 
+def brief(text: object, most: int = 300) -> str:
+    """The text as one line of at most ``most`` characters, safe to print: what is quoted must not become a page."""
+    line = str(text)[: most + 1]
+    shown = " ".join(visible(line).split())
+    return shown if len(line) <= most and len(shown) <= most else f"{shown[:most]}…"
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")

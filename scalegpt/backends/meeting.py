@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistNetworkError
 
 from scalegpt.errors import InputError, RunError
+from scalegpt.storage import write_atomic
 
 POLL_SECONDS = 0.05
 
@@ -75,9 +76,7 @@ def own_store(rank: int, size: int, port: int, timeout: timedelta) -> Store:
         return store
     store = _listening(port, size, timeout)
     file = folder / f"{parent.pid}@{parent.create_time():.0f}.port"
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(str(store.port), encoding="ascii")
-    unfinished.replace(file)
+    write_atomic(file, str(store.port))
     try:
         store.wait([f"scalegpt/here/{each}" for each in range(1, size)], timeout)
     finally:

@@ -105,9 +105,13 @@ def _list(words: list[str]) -> int:
 def _aside(path: Path) -> "Verdict":
     """What is told of a folder that was a checkpoint, and is not looked into."""
     from scalegpt.checkpoint.inspection import Verdict
+    from scalegpt.checkpoint.store import REPLACED
 
-    problem = f"set aside as damaged: {path}; ScaleGPT does not read it: delete it when you have looked at it"
-    return Verdict(path, None, (problem,))
+    what, way = "set aside as damaged", "delete it when you have looked at it"
+    if f".{REPLACED}" in path.name:
+        name = path.name.partition(".")[0]
+        what, way = "set aside by --resume_step", f"delete it, or rename it to {name} to use it"
+    return Verdict(path, None, (f"{what}: {path}; ScaleGPT does not read it: {way}",))
 
 
 def _row(verdict: "Verdict", *, is_best: bool) -> tuple[str, ...]:
@@ -144,7 +148,7 @@ def _verify(words: list[str]) -> int:
     parser = _parser(
         "verify",
         "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; see that every tensor "
-        "is covered.\nExit status 1 where something is damaged; list has 0 even then.",
+        "is covered.\nExit status 1 where something is damaged or cannot be read; list has 0 even then.",
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
@@ -181,12 +185,12 @@ def _show(words: list[str]) -> int:
     if arguments.json:
         show_json(facts)
         return 0
-    model = facts["config"].get("model", {})
+    model = facts["config"].get("model")
     rows = {
         "checkpoint": facts["checkpoint"],
         "run": facts["run"],
         "written by": _words(facts["written_by"]),
-        "model": f"{facts['parameters']:,} parameters: {_words(model)}",
+        "model": f"{facts['parameters']:,} parameters: {_words(model if isinstance(model, dict) else {})}",
         **{key.replace("_", " "): value for key, value in facts["progress"].items() if value is not None},
         "tokenizer": facts["tokenizer"],
         "data": facts["data"],

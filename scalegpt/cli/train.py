@@ -14,7 +14,10 @@ from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError, nearest
-from scalegpt.text import shown
+from scalegpt.text import brief, shown
+
+MOST_DIGITS = 18
+"""Of a step that is given: what has more is none."""
 
 EXAMPLE = """\
 python launch/train.py --preset tiny --input_file my_text.txt
@@ -36,6 +39,9 @@ def make_parser() -> Parser:
     run.add_argument("--fresh", action="store_true", help="start anew, beside an earlier run of the same name")
     run.add_argument(
         "--trust_checkpoint", action="store_true", help="go on from a checkpoint that this run did not write itself"
+    )
+    run.add_argument(
+        "--resume_step", metavar="N", help="go back: resume from the checkpoint of step N, and set later ones aside"
     )
     run.add_argument(
         "--margin", metavar="X", help="share of a GPU's memory that a chosen micro batch leaves free [0.03]"
@@ -65,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if several and arguments.preset is None and "backend" not in {*flags, *values}:
         flags["backend"] = "fsdp"  # several ranks were started, and nobody said what for
     allowed = _allowed(arguments.allow_change)
+    resume_step = _resume_step(arguments.resume_step, fresh=arguments.fresh)
     # Everything that needs no torch is checked before torch is imported.
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
     if arguments.model_name is not None:
@@ -84,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
         margin=margin,
         allow_change=allowed,
         trust_checkpoint=arguments.trust_checkpoint,
+        resume_step=resume_step,
     )
     status = train(request, arguments.device)
     if run.train.max_iters == 0 and os.environ.get("RANK", "0") == "0":
@@ -105,6 +113,21 @@ def _allowed(text: str | None) -> frozenset[str]:
                 f"allow_change: unknown setting {shown(key)}{nearest(key, known, 'scalegpt train --help')}"
             )
     return frozenset(keys)
+
+
+def _resume_step(text: str | None, *, fresh: bool) -> int | None:
+    """The step of ``--resume_step``.
+
+    Raises:
+        InputError: it is no step, or the run is to start anew.
+    """
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
+        raise InputError(f"resume_step: {brief(text, 40)} is not the step of a checkpoint; give a number such as 1000")
+    if fresh:
+        raise InputError("--resume_step resumes a run and --fresh begins one; give one of them")
+    return int(text)
 
 
 def _keys(values: dict[str, Any]) -> set[str]:

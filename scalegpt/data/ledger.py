@@ -7,7 +7,6 @@ where it changes: ``data_ledger.jsonl``, from which the windows of any step foll
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from scalegpt.data.sampler import WindowSampler
 from scalegpt.errors import InputError
+from scalegpt.storage import write_atomic
 from scalegpt.structured import read_lines
 
 _MOST = 10**16
@@ -168,16 +168,7 @@ class Ledger:
 
     def _write(self, stretches: list[Stretch]) -> None:
         """Replace the file: a reader or a crash finds the old or the new one. It has few lines."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(stretch)) + "\n" for stretch in stretches)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomic(self.path, "".join(json.dumps(asdict(stretch)) + "\n" for stretch in stretches), durable=True)
 
 
 def _parse(values: dict[str, Any]) -> Stretch | None:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import time
 import uuid
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, Self
 
 from scalegpt.data.shards import DTYPE, FORMAT, SIDECAR, SPLITS, VERSION, TokenFile, Tokens
 from scalegpt.errors import InputError
+from scalegpt.storage import sync_file, sync_folder
 
 _COPY_BYTES = 8 << 20
 _ABANDONED_SECONDS = 24 * 3600
@@ -130,8 +130,7 @@ class TokenWriter:
         """
         with disk_errors(self.out):
             for file in self._files.values():
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
                 file.close()
             written = {split: TokenFile.open(self._folder / f"{split}.bin", self.counts[split]) for split in SPLITS}
             digests = {split: file.digests() for split, file in written.items()}
@@ -147,16 +146,15 @@ class TokenWriter:
             with (self._folder / SIDECAR).open("w", encoding="utf-8") as stream:
                 json.dump(sidecar, stream, indent=1)
                 stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            sync(self._folder)
+                sync_file(stream)
+            sync_folder(self._folder)
             try:
                 self._folder.rename(self.out)  # replaces an empty folder, and nothing else
             except OSError as error:
                 if error.errno in _TAKEN:
                     return False
                 raise
-            sync(self.out.parent)
+            sync_folder(self.out.parent)
         return True
 
     def _clear(self) -> None:
@@ -194,12 +192,3 @@ def _remove_abandoned(out: Path) -> None:
             continue
         if time.time() - newest > _ABANDONED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, outlast a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,8 +20,8 @@ import psutil
 
 from scalegpt.backends import World
 from scalegpt.errors import InputError, RunError
+from scalegpt.storage import give_name, write_atomic
 from scalegpt.structured import read_object
-from scalegpt.training.files import write_whole
 
 FOLDER = ".heartbeats"
 
@@ -157,7 +157,7 @@ class Heartbeats:
         rank = self.world.rank
         mine = Beat(rank, step, place, moves, self._count, os.getpid(), self._host, self._born)
         try:
-            write_whole(self.folder / f"rank_{rank}.json", json.dumps(asdict(mine)))
+            write_atomic(self.folder / f"rank_{rank}.json", json.dumps(asdict(mine)))
         except OSError:
             return
 
@@ -187,7 +187,7 @@ class Heartbeats:
         mine = self.folder / f".halt.{self.world.rank}"
         try:
             mine.write_text(json.dumps(asdict(halt)), encoding="utf-8")
-            os.link(mine, path)  # whole at once, and only one can be the first
+            give_name(mine, path)  # only one can be the first
         except FileExistsError:
             return self.read_halt() or halt
         except OSError:  # nobody can be told this way: they will learn from the launcher, or from their time-out

@@ -5,19 +5,18 @@
 ``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
 """
 
-import fcntl
 import itertools
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
+from scalegpt.checkpoint.manifest import UnreadableError
 from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
@@ -25,15 +24,13 @@ from scalegpt.config.presets import as_file, from_run
 from scalegpt.config.train import MOST_STEPS
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
-from scalegpt.errors import InputError, RunError
-from scalegpt.storage import read_text
+from scalegpt.errors import InputError
+from scalegpt.storage import read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
 from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
 from scalegpt.training.files import finite, write_whole, writing
+from scalegpt.training.lock import LOCK, RunLock
 from scalegpt.training.metrics import metric_lines
-
-LOCK = ".lock"
-"""A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
 
 RUN_ID = ".run_id"
 """A file with a random number that the run is given at its start, and that its checkpoints carry."""
@@ -59,12 +56,14 @@ class Past:
         is_told: whether ``run_status.json`` says so at all; it may be missing, or broken.
         steps: the last step in ``metrics.jsonl``.
         was_begun: whether there is a run at all.
+        skipped_from: the first of the last steps, as far as they were all skipped; None: the last was not.
     """
 
     newest: int | None
     is_told: bool
     steps: int
     was_begun: bool
+    skipped_from: int | None = None
 
 
 class RunDirectory:
@@ -85,7 +84,7 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
-        self._lock: TextIO | None = None
+        self._lock = RunLock(path)
 
     @classmethod
     def choose(
@@ -116,43 +115,41 @@ class RunDirectory:
                 number += 1
             return cls(root / f"{run.name}-{number}")
         directory.check_same_run(run, allowed)
-        files = (directory.config, directory.plan, directory.metrics, directory.status, directory.samples, directory.report)
+        files = (
+            directory.config,
+            directory.plan,
+            directory.metrics,
+            directory.status,
+            directory.samples,
+            directory.report,
+        )
         for path in (*files, directory.ledger.path, directory.bad_steps):
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is not a plain file, and the run could not write it; move it away")
         return directory
 
-    def lock(self) -> None:
+    def lock(self) -> list[str]:
         """Keep other processes out of this run until this process ends, however it ends.
+
+        Returns:
+            What the folder's file system does not guarantee, a line each.
 
         Raises:
             InputError: another process is training this run.
             RunError: the directory cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("a+", encoding="ascii")
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --runs_dir") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "of another user"
-            file.close()
-            raise InputError(
-                f"{self.path} is being trained by process {owner}; wait for it, or choose another --model_name or --fresh"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        self._lock = file  # the system releases it with the process, if nobody does before
+        weaknesses = [weakness] if (weakness := self._lock.take()) else []
+        with writing(self.path):
+            reason = sync_folder(self.path)
+        if reason is not None:
+            weaknesses.append(
+                f"the file system cannot sync folders (fsync: {reason}): after a power cut the newest checkpoints may be gone"
+            )
+        return [f"{self.path}: {weakness}" for weakness in weaknesses]
 
     def unlock(self) -> None:
         """Let other processes in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
         """All that the run that is here has otherwise, each as ``old → new``; what decides the result comes first.
@@ -214,6 +211,8 @@ class RunDirectory:
         for path in reversed(find_checkpoints(self.checkpoints)):
             try:
                 return from_run(read_manifest(path).header.config, str(path))
+            except UnreadableError:
+                raise
             except InputError:
                 continue  # which of them is damaged, and how, is told where one is chosen
         return None
@@ -313,8 +312,11 @@ class RunDirectory:
     def read_past(self) -> Past:
         """What the files say of the run's past."""
         status = self._read_status()
-        steps = max((entry["step"] for entry in self.read_steps()), default=0)
-        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file())
+        steps, skipped_from = 0, None
+        for entry in self.read_steps():
+            steps = max(steps, entry["step"])
+            skipped_from = (skipped_from or entry["step"]) if entry.get("skipped") else None
+        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file(), skipped_from)
 
     def _read_status(self) -> dict[str, Any]:
         try:
@@ -354,7 +356,11 @@ class RunDirectory:
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl`` that are of steps, in their order; none where there is no such file."""
-        return (values for _, values in metric_lines(self.metrics) if "loss" in values)
+        return (values for values in self.read_metrics() if "loss" in values)
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, of steps and of evaluations, in their order; none where there is no such file."""
+        return (values for _, values in metric_lines(self.metrics))
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a sample to ``samples.txt``.

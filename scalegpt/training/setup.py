@@ -30,11 +30,12 @@ from scalegpt.planner.checks import check_optimizer, check_ranks
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
+from scalegpt.storage import remove_temporaries
 from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
 from scalegpt.training.files import try_writing, writing
 from scalegpt.training.job import Job
-from scalegpt.training.launch import begun_before, launch_marks
+from scalegpt.training.launch import begun_before, launch_marks, note_going_back, went_back_before
 from scalegpt.training.layout import describe, plan_summary, total_steps
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
@@ -68,6 +69,7 @@ class Request:
         margin: share of a card's memory that what is chosen leaves free.
         allow_change: settings, or ``data``, that a resumed run may have otherwise than before.
         trust_checkpoint: go on from a checkpoint that another run has written.
+        resume_step: resume from the checkpoint of this step, and set later ones aside; None: from the newest.
     """
 
     run: RunConfig
@@ -78,6 +80,7 @@ class Request:
     margin: float = MARGIN
     allow_change: frozenset[str] = frozenset()
     trust_checkpoint: bool = False
+    resume_step: int | None = None
 
     @property
     def open(self) -> frozenset[str]:
@@ -124,9 +127,10 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     directory, changes = world.on_first(lambda: _claim_directory(request, run, plan, world.size))
     run = replace(run, name=directory.path.name)
     stop.check(world)
-    world.on_first(directory.lock)  # before the checkpoints are looked at: another process may be writing them
+    # Before the checkpoints are looked at: another process may be writing them.
+    weaknesses = [f"warning: {weakness}" for weakness in world.on_first(directory.lock)]
     try:
-        found = newest_whole_checkpoint(directory, world, trusted=request.trust_checkpoint)
+        found = newest_whole_checkpoint(directory, world, trusted=request.trust_checkpoint, step=request.resume_step)
         progress, others = world.on_first(
             lambda: starting_point(found, directory, run, data, digest, allowed=request.allow_change)
         )
@@ -138,11 +142,14 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
         logger.say(f"warning: the warm-up of {run.train.warmup_steps} steps never ends; use a smaller --warmup_steps")
     logger.say(describe(run, plan, world, data, compiled=compiled))
-    again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh)
+    back = request.resume_step is not None
+    again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh, back=back)
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
     gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
     idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
-    for note in (*idle, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *found.notes, *gaps):
+    for note in (
+        *idle, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *weaknesses, *found.notes, *gaps,
+    ):  # fmt: skip
         logger.say(note)
     watch = MemoryWatch(world.device)
     backend = _build(run, plan, world, settings, logger, compiled=compiled)
@@ -156,7 +163,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
-    world.on_first(lambda: _write_directory(directory, run, summary, stretch, found))
+    world.on_first(lambda: _write_directory(directory, run, summary, stretch, found, request.resume_step))
     return Job(
         run=run,
         world=world,
@@ -179,7 +186,10 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
 
 
 def _as_begun(request: Request) -> Request:
-    """The request as a launcher's restart must read it: what its first start began with ``--fresh`` goes on."""
+    """The request as a launcher's restart must read it: what its first start began, or went back to, goes on."""
+    step = request.resume_step
+    if step is not None and went_back_before(request.runs_dir / request.run.name, step):
+        return replace(request, resume_step=None)
     begun = begun_before(request.runs_dir, request.run.name) if request.fresh else None
     return request if begun is None else replace(request, run=replace(request.run, name=begun), fresh=False)
 
@@ -375,12 +385,24 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
 
 
 def _write_directory(
-    directory: RunDirectory, run: RunConfig, plan: dict[str, Any], stretch: Stretch, found: Found
+    directory: RunDirectory,
+    run: RunConfig,
+    plan: dict[str, Any],
+    stretch: Stretch,
+    found: Found,
+    resume_step: int | None,
 ) -> None:
-    """Write what a run that goes on begins with; a finished one keeps its own. First rank only."""
-    for path, _ in found.damaged:
-        store.set_aside(path)  # their steps will be saved again
+    """Write what a run that goes on begins with; a finished one keeps its own. First rank only, which has the lock."""
     step = stretch.first_step - 1
+    with writing(directory.path):
+        remove_temporaries(directory.path)
+        store.remove_leftovers(directory.checkpoints)  # what it cannot delete is told with the next pruning
+        store.remove_amendments(directory.checkpoints)
+        for path in store.named_as_checkpoints(directory.checkpoints):
+            if store.step_of(path) > step:  # that step will be saved again
+                store.set_aside(path, store.REPLACED if path in found.replaced else store.DAMAGED)
+        if resume_step is not None:
+            note_going_back(directory.path, resume_step)
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return
     directory.create(run, plan, launch_marks())

@@ -423,6 +423,22 @@ def test_a_strangers_checkpoint_needs_a_word(train: Callable[..., str], refused:
     assert "nothing left to do" in train()  # the newest is its own again
 
 
+def test_a_run_goes_back_where_it_is_told_to(train: Callable[..., str], refused: Callable[[Words], str]) -> None:
+    train(model_name="whole")
+    train()
+    for words, value in (("is not the step", "x"), ("is not the step", "-4"), ("is not the step", "9" * 4400)):
+        assert words in refused(command(resume_step=value))
+    assert "give one of them" in refused(command(resume_step=8, fresh=True))
+    assert "has no checkpoint of step 9; it has 8, 12" in refused(command(resume_step=9))
+    out = train(resume_step=8)
+    assert "resumed  from runs/run/checkpoints/step_00000008, step 8 of 12; steps 9 to 12 were taken before" in out
+    assert_same_run("whole", "run")
+    assert status()["checkpoint_step"] == 12
+    assert "nothing left to do" in train()
+    capture = Path("runs/run/checkpoints/step_00000012.replaced")
+    assert capture.is_dir()
+
+
 def test_writing_meanwhile_or_not_leaves_the_same(train: Callable[..., str]) -> None:
     out = train(model_name="waited", async_checkpoint="false")
     assert "step 8  checkpoint runs/waited/checkpoints/step_00000008" in out

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scalegpt.training.launch import begun_before, launch_marks, runs_named
+from scalegpt.training.launch import begun_before, launch_marks, note_going_back, runs_named, went_back_before
 from scalegpt.training.rundir import STARTED_BY
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -69,3 +69,15 @@ def test_a_broken_mark_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / STARTED_BY).write_text(content)
     assert begun_before(tmp_path, "run", TORCHRUN) is None
+
+
+def test_a_restart_does_not_go_back_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in TORCHRUN.items():
+        monkeypatch.setenv(key, value)
+    assert not went_back_before(tmp_path, 5)
+    note_going_back(tmp_path, 5)
+    assert went_back_before(tmp_path, 5)
+    assert not went_back_before(tmp_path, 6)
+    assert not went_back_before(tmp_path, 5, {}), "the same command, given anew, goes back again"
+    (tmp_path / ".went_back").write_text("[]")
+    assert not went_back_before(tmp_path, 5)

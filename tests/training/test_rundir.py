@@ -158,6 +158,12 @@ def test_what_the_files_should_tell_and_do_not_is_missed(directory: RunDirectory
     assert directory.gaps(2) == []
 
 
+def test_a_step_of_any_size_is_missed_at_once(directory: RunDirectory) -> None:
+    directory.metrics.write_text('{"step": 1, "loss": 1}\n{"step": 1e300, "loss": 1}\n')
+    metrics, _ = directory.gaps(2**63 - 1)
+    assert "lacks 9,223,372,036,854,775,806 of the 9,223,372,036,854,775,807 steps, from step 2 on" in metrics
+
+
 def test_a_missing_configuration_is_that_of_the_newest_checkpoint(tiny_run: Callable[..., Path]) -> None:
     directory = RunDirectory(tiny_run(steps=(5, 10)))
     directory.config.unlink(missing_ok=True)
@@ -190,12 +196,11 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file.json"
     write_whole(path, "old")
 
-    def full(self: Path, *_: object, **__: object) -> None:
-        self.touch()
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
             write_whole(path, "new")
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]

@@ -108,7 +108,7 @@ def test_an_error_is_told_and_a_second_one_does_not_hide_it(trainer: Any, monkey
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("scalegpt.training.files.write_atomic", full)
     one.fail(RunError("the first error"))
 
 
