@@ -259,7 +259,7 @@ class DeepSpeedBackend(Backend):
 
 
 def _import_deepspeed(world: World) -> Any:
-    """DeepSpeed, told which device we compute on and to keep its voice down, before it looks around for itself."""
+    """Import DeepSpeed for our device, with its log limited to warnings and nothing to compile at first use."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
@@ -268,5 +268,9 @@ def _import_deepspeed(world: World) -> Any:
     warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     import deepspeed
 
+    # On a CPU DeepSpeed would compile collectives in shared memory, which only its inference calls. That takes ninja, a C++
+    # compiler, a folder for extensions and 66 MB of /dev/shm a rank, and killed processes leave the last behind. DeepSpeed
+    # builds nothing that it does not find among the operations that it believes to be possible here.
+    deepspeed.ops.__compatible_ops__ = {}
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

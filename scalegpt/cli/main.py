@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
+from scalegpt.ranks import ranks_or_alone
 
 COMMANDS = {
     "plan": "choose the fastest way to train that fits, on any GPU",
@@ -74,7 +75,7 @@ def run_and_exit(argv: Sequence[str] | None = None) -> None:
     called without an active exception", exit status -6), and its launcher then reports a failure.
     """
     status = main(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks_or_alone().size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -96,11 +97,12 @@ def _dispatch(words: list[str]) -> int:
 
 def _complain(words: Sequence[str], message: str, status: int) -> None:
     """Print one line; of several ranks on a machine that fail alike over bad input, only the first speaks."""
-    if status == InputError.exit_status and os.environ.get("LOCAL_RANK", "0") != "0":
+    ranks = ranks_or_alone()
+    if status == InputError.exit_status and ranks.local_rank:
         return
     command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
-    if os.environ.get("RANK", "0") != "0":
-        command += f": rank {os.environ['RANK']}"
+    if ranks.rank:
+        command += f": rank {ranks.rank}"
     line = " ".join(message.split())
     with suppress(OSError):  # a terminal that was closed: the status still tells
         # One write with its end: print makes two where Python is unbuffered, as launchers start it, and ranks' lines mix.

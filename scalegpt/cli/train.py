@@ -1,7 +1,6 @@
 """``scalegpt train``, also run by ``launch/train.py`` and ``python -m scalegpt.train``: reads the flags, prepares, trains."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError, nearest
 from scalegpt.invocation import train_command
+from scalegpt.ranks import read_ranks
+from scalegpt.training.stopping import LauncherWatch, StopRequest
 
 
 def examples() -> str:
@@ -60,34 +61,42 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Train to the end and return 0, or 128 and the number of the signal that stopped it."""
+    stop = StopRequest()
+    launcher = LauncherWatch(stop)  # first of all: a launcher that has ended by now leaves no other trace
     arguments = make_parser().parse(argv)
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
     values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}
     given = {*flags, *_keys(values)}
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and arguments.preset is None and "backend" not in {*flags, *values}:
+    ranks = read_ranks()
+    if ranks.size > 1 and arguments.preset is None and "backend" not in {*flags, *values}:
         flags["backend"] = "fsdp"  # several ranks were started, and nobody said what for
     allowed = _allowed(arguments.allow_change)
     # Everything that needs no torch is checked before torch is imported.
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags, name=arguments.model_name)
     if arguments.model_name is not None:
         run = replace(run, name=arguments.model_name)  # an empty one too, which is refused with the other bad names
-    from scalegpt.training.run import train
-    from scalegpt.training.setup import Request
+    with stop.listening():
+        with stop.alone():  # importing torch takes seconds
+            launcher.start()
+            from scalegpt.training.run import train
+            from scalegpt.training.setup import Request
 
-    request = Request(
-        run=run,
-        runs_dir=Path(arguments.runs_dir),
-        fresh=arguments.fresh,
-        given=frozenset(given),
-        stated=_stated(arguments.preset),
-        margin=margin,
-        allow_change=allowed,
-        trust_checkpoint=arguments.trust_checkpoint,
-    )
-    status = train(request, arguments.device)
-    if run.train.max_iters == 0 and os.environ.get("RANK", "0") == "0":
+        request = Request(
+            run=run,
+            runs_dir=Path(arguments.runs_dir),
+            fresh=arguments.fresh,
+            given=frozenset(given),
+            stated=_stated(arguments.preset),
+            margin=margin,
+            allow_change=allowed,
+            trust_checkpoint=arguments.trust_checkpoint,
+        )
+        try:
+            status = train(request, arguments.device, stop)
+        finally:
+            launcher.stop()
+    if run.train.max_iters == 0 and ranks.rank == 0:
         print("no step was taken: max_iters is 0; give a larger --max_iters to train", flush=True)
     return status
 

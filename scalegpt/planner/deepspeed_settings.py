@@ -21,11 +21,8 @@ from scalegpt.config.presets import bundled
 from scalegpt.config.run import ParallelConfig, RunConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, nearest
-
-AUTO = "auto"
-
-_OURS = ("optimizer", "scheduler")
-"""Parts of a DeepSpeed file that would do again what the trainer does."""
+from scalegpt.planner.deepspeed_keys import AUTO, checked
+from scalegpt.storage import read_text
 
 _BATCH = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 
@@ -58,24 +55,26 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
 
 
 def load_ds_config(parallel: ParallelConfig) -> Settings:
-    """The DeepSpeed file in force, as written.
+    """The DeepSpeed file in force, with what it switches off left away.
 
     Raises:
-        InputError: it is missing, is not JSON, or its stage is not the run's.
+        InputError: it is missing, is not JSON, holds what is not taken, or its stage is not the run's.
     """
     path = _path(parallel)
     try:
-        settings = json.loads(_text(path, path.stat().st_mtime_ns))
+        settings = json.loads(_text(path, path.stat().st_mtime_ns), object_pairs_hook=_no_key_twice)
+    except InputError as error:
+        raise InputError(f"ds_config {path}: {error}") from None
     except OSError as error:
         ours = [entry.name for entry in bundled("ds_configs").glob("*.json")]
         raise InputError(f"ds_config {path}: {error.strerror}{nearest(path.name, ours)}") from None
+    except RecursionError:
+        raise InputError(f"ds_config {path} is nested too deeply") from None
     except ValueError as error:
-        raise InputError(f"ds_config {path} is not JSON: {error}") from None
+        raise InputError(f"ds_config {path} is not JSON: {str(error)[:200]}") from None
     if not isinstance(settings, dict):
         raise InputError(f"ds_config {path} must hold an object, such as ds_configs/zero{parallel.stage}.json")
-    for key in _OURS:
-        if settings.get(key):
-            raise InputError(f"ds_config {path}: {key} is decided by the run's own flags; remove it there")
+    settings = checked(settings, path)
     zero = _part(settings, "zero_optimization")
     _fill(zero, "stage", parallel.stage)
     stage = zero["stage"]
@@ -85,6 +84,14 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
             f"use --zero_stage {stage} or another --ds_config"
         )
     return settings
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> Settings:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise InputError(f"{next(key for key in names if names.count(key) > 1)[:60]!r} is given twice")
+    return found
 
 
 def fixes_batch(parallel: ParallelConfig) -> bool:
@@ -100,20 +107,14 @@ def fixes_batch(parallel: ParallelConfig) -> bool:
 @lru_cache(maxsize=64)
 def _text(path: Path, _changed: int) -> str:
     """The text of a file as it was at that time: a search asks for it hundreds of times."""
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _part(settings: Settings, key: str) -> Settings:
-    """The object of that key, made where there is none.
-
-    Raises:
-        InputError: something else is there.
-    """
+    """The object of that key, made where there is none."""
     if settings.get(key) is None:
         settings[key] = {}
-    part = settings[key]
-    if not isinstance(part, dict):
-        raise InputError(f"ds_config: {key} must be an object of settings, not {part!r}")
+    part: Settings = settings[key]
     return part
 
 
