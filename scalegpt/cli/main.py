@@ -27,6 +27,9 @@ COMMANDS = {
 SIGPIPE_STATUS = 141
 """What a shell gives a command that was ended by writing to a closed pipe."""
 
+LONGEST = 500
+"""Characters of an unexpected error's message that are shown: a library may have put pages into it."""
+
 EXAMPLE = """\
 scalegpt: plans the memory of a GPT training run, then trains it
 
@@ -62,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(words, "interrupted", 130)
         return 130
     except Exception as error:
-        _complain(words, f"{type(error).__name__}: {error} (an error of ours; --debug shows where)", 1)
+        said = f"{type(error).__name__}: {error}"
+        said = said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
+        _complain(words, f"{said} (an error of ours; --debug shows where)", 1)
         _show_traceback(words)
         return 1
 

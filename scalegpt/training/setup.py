@@ -14,6 +14,7 @@ from scalegpt.backends.capabilities import (
     device_name,
     resolve_compile,
 )
+from scalegpt.backends.ports import use_loopback
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
@@ -110,6 +111,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     # Before any data are read, so that a run that cannot fit is refused at once.
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
     check_optimizer(chosen.run)
+    if world.size == 1 and chosen.run.parallel.backend != "plain":
+        use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
     data = _open_data(run, request.given, world, logger, stop)
     run = _fix_data(run, request.given, data)

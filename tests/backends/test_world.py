@@ -2,6 +2,7 @@
 
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import distributed as dist
 
 from scalegpt.backends import world as module
+from scalegpt.backends.deepspeed import _initialize
 from scalegpt.backends.world import World, choose_device, usable_cores
 from scalegpt.errors import InputError
 from scalegpt.ranks import Ranks
@@ -134,3 +136,14 @@ def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(key, str(value))
         with pytest.raises(InputError, match=f"port {port} is taken by another program; give the launcher another"):
             module._meet("gloo", Ranks(0, 2, 0, 2), timedelta(seconds=5))
+
+
+def test_deepspeeds_refusals_become_one_line() -> None:
+    def refuse(**_: Any) -> None:
+        raise AssertionError("bad config\nin two lines \x1b[31m")
+
+    deepspeed = SimpleNamespace(initialize=refuse)
+    with pytest.raises(
+        InputError, match=r"DeepSpeed does not take these settings: bad config in two lines \\x1b\[31m; give"
+    ):
+        _initialize(deepspeed, None, None, {})  # type: ignore[arg-type]
