@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
+from scalegpt.ranks import ranks_or_alone
 from scalegpt.text import shortened, shown, visible
 
 COMMANDS = {
@@ -30,6 +31,9 @@ _LONGEST_LINE = 900
 SIGPIPE_STATUS = 141
 """What a shell gives a command that was ended by writing to a closed pipe."""
 
+LONGEST = 500
+"""Characters of an unexpected error's message that are shown: a library may have put pages into it."""
+
 EXAMPLE = """\
 scalegpt: plans the memory of a GPT training run, then trains it
 
@@ -45,6 +49,8 @@ commands (each has --help):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith(("--local_rank=", "--local-rank=")):
+        words = words[1:]  # `deepspeed --module scalegpt train` puts it before the command
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? where it must, and no traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -72,20 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show_traceback(words)
         return RunError.exit_status
     except Exception as error:
-        _complain(words, f"{type(error).__name__}: {error} (an error of ours; --debug shows where)", 1)
+        said = f"{type(error).__name__}: {error}"
+        said = said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
+        _complain(words, f"{said} (an error of ours; --debug shows where)", 1)
         _show_traceback(words)
         return 1
 
 
 def run_and_exit(argv: Sequence[str] | None = None) -> None:
-    """Run a command as a process of its own: the console script, and ``launch/train.py``.
+    """Run a command as a process of its own: the console script, ``launch/train.py`` and ``scalegpt.train``.
 
     A rank of several ends without Python's finalization: there, a native thread of the communication libraries that asks
     for the interpreter's lock is ended by force, which now and then aborts a process that has done all its work ("terminate
     called without an active exception", exit status -6), and its launcher then reports a failure.
     """
     status = main(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks_or_alone().size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -107,11 +115,12 @@ def _dispatch(words: list[str]) -> int:
 
 def _complain(words: Sequence[str], message: str, status: int) -> None:
     """Print one line; of several ranks on a machine that fail alike over bad input, only the first speaks."""
-    if status == InputError.exit_status and os.environ.get("LOCAL_RANK", "0") != "0":
+    ranks = ranks_or_alone()
+    if status == InputError.exit_status and ranks.local_rank:
         return
     command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
-    if os.environ.get("RANK", "0") != "0":
-        command += f": rank {os.environ['RANK']}"
+    if ranks.rank:
+        command += f": rank {ranks.rank}"
     line = shortened(visible(" ".join(message.split())), _LONGEST_LINE)
     with suppress(OSError):  # a terminal that was closed: the status still tells
         # One write with its end: print makes two where Python is unbuffered, as launchers start it, and ranks' lines mix.

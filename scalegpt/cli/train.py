@@ -1,7 +1,6 @@
-"""``scalegpt train``, which ``launch/train.py`` is too: reads the flags, prepares, trains."""
+"""``scalegpt train``, also run by ``launch/train.py`` and ``python -m scalegpt.train``: reads the flags, prepares, trains."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +13,29 @@ from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError, nearest
+from scalegpt.invocation import train_command
+from scalegpt.ranks import read_ranks
 from scalegpt.text import brief, shown
+from scalegpt.training.stopping import LauncherWatch, StopRequest
 
 MOST_DIGITS = 18
 """Of a step that is given: what has more is none."""
 
-EXAMPLE = """\
-python launch/train.py --preset tiny --input_file my_text.txt
-torchrun --nproc_per_node 8 launch/train.py --preset 350M_1024 --input_file data/
-deepspeed launch/train.py --preset 500M_1024 --input_file data/"""
+
+def examples() -> str:
+    """One command for each launcher, as they run in this installation."""
+    return "\n".join(
+        (
+            f"{train_command()} --preset tiny --input_file my_text.txt",
+            f"{train_command('torchrun', '--nproc_per_node', '8')} --preset 350M_1024 --input_file data/",
+            f"{train_command('deepspeed')} --preset 500M_1024 --input_file data/",
+        )
+    )
 
 
 def make_parser() -> Parser:
     """The trainer's flags: the run's own, and every setting of a preset."""
-    parser = Parser("train", "Train a GPT. The same command resumes an unfinished run.", EXAMPLE)
+    parser = Parser("train", "Train a GPT. The same command resumes an unfinished run.", examples())
     run = parser.add_argument_group("run")
     run.add_argument("--preset", help="a named configuration, see `scalegpt presets`")
     run.add_argument(
@@ -62,13 +70,15 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Train to the end and return 0, or 128 and the number of the signal that stopped it."""
+    stop = StopRequest()
+    launcher = LauncherWatch(stop)  # first of all: a launcher that has ended by now leaves no other trace
     arguments = make_parser().parse(argv)
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
     values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}
     given = {*flags, *_keys(values)}
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and arguments.preset is None and "backend" not in {*flags, *values}:
+    ranks = read_ranks()
+    if ranks.size > 1 and arguments.preset is None and "backend" not in {*flags, *values}:
         flags["backend"] = "fsdp"  # several ranks were started, and nobody said what for
     allowed = _allowed(arguments.allow_change)
     resume_step = _resume_step(arguments.resume_step, fresh=arguments.fresh)
@@ -79,22 +89,28 @@ def main(argv: Sequence[str]) -> int:
     for path in (run.data.input_file, run.parallel.ds_config):
         if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
             raise InputError(f"{shown(path)} is not UTF-8, and a run's files could not name it; rename it")
-    from scalegpt.training.run import train
-    from scalegpt.training.setup import Request
+    with stop.listening():
+        with stop.alone():  # importing torch takes seconds
+            launcher.start()
+            from scalegpt.training.run import train
+            from scalegpt.training.setup import Request
 
-    request = Request(
-        run=run,
-        runs_dir=Path(arguments.runs_dir),
-        fresh=arguments.fresh,
-        given=frozenset(given),
-        stated=_stated(arguments.preset),
-        margin=margin,
-        allow_change=allowed,
-        trust_checkpoint=arguments.trust_checkpoint,
-        resume_step=resume_step,
-    )
-    status = train(request, arguments.device)
-    if run.train.max_iters == 0 and os.environ.get("RANK", "0") == "0":
+        request = Request(
+            run=run,
+            runs_dir=Path(arguments.runs_dir),
+            fresh=arguments.fresh,
+            given=frozenset(given),
+            stated=_stated(arguments.preset),
+            margin=margin,
+            allow_change=allowed,
+            trust_checkpoint=arguments.trust_checkpoint,
+            resume_step=resume_step,
+        )
+        try:
+            status = train(request, arguments.device, stop)
+        finally:
+            launcher.stop()
+    if run.train.max_iters == 0 and ranks.rank == 0:
         print("no step was taken: max_iters is 0; give a larger --max_iters to train", flush=True)
     return status
 

@@ -20,14 +20,10 @@ from scalegpt.config.presets import bundled
 from scalegpt.config.run import ParallelConfig, RunConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, nearest
+from scalegpt.planner.deepspeed_keys import AUTO, checked
 from scalegpt.storage import read_text
 from scalegpt.structured import CONFIG_LIMIT, parse_json
 from scalegpt.text import shown
-
-AUTO = "auto"
-
-_OURS = ("optimizer", "scheduler")
-"""Parts of a DeepSpeed file that would do again what the trainer does."""
 
 _BATCH = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 
@@ -60,10 +56,10 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
 
 
 def load_ds_config(parallel: ParallelConfig) -> Settings:
-    """The DeepSpeed file in force, as written.
+    """The DeepSpeed file in force, with what it switches off left away.
 
     Raises:
-        InputError: it is missing, is not JSON, or its stage is not the run's.
+        InputError: it is missing, is not JSON, holds what is not taken, or its stage is not the run's.
     """
     path = _path(parallel)
     try:
@@ -75,9 +71,7 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
         raise InputError(f"ds_config {path} is not a text file; give a JSON file") from None
     if not isinstance(settings, dict):
         raise InputError(f"ds_config {path} must hold an object, such as ds_configs/zero{parallel.stage}.json")
-    for key in _OURS:
-        if settings.get(key):
-            raise InputError(f"ds_config {path}: {key} is decided by the run's own flags; remove it there")
+    settings = checked(settings, path)
     zero = _part(settings, "zero_optimization")
     _fill(zero, "stage", parallel.stage)
     stage = zero["stage"]
@@ -106,16 +100,10 @@ def _text(path: Path, _changed: int) -> str:
 
 
 def _part(settings: Settings, key: str) -> Settings:
-    """The object of that key, made where there is none.
-
-    Raises:
-        InputError: something else is there.
-    """
+    """The object of that key, made where there is none."""
     if settings.get(key) is None:
         settings[key] = {}
-    part = settings[key]
-    if not isinstance(part, dict):
-        raise InputError(f"ds_config: {key} must be an object of settings, not {shown(part)}")
+    part: Settings = settings[key]
     return part
 
 

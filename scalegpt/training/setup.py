@@ -14,7 +14,7 @@ from scalegpt.backends.capabilities import (
     device_name,
     resolve_compile,
 )
-from scalegpt.backends.extension_locks import clear_stale_locks
+from scalegpt.backends.ports import use_loopback
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
@@ -114,6 +114,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     # Before any data are read, so that a run that cannot fit is refused at once.
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
     check_optimizer(chosen.run)
+    if world.size == 1 and chosen.run.parallel.backend != "plain":
+        use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
     data = _open_data(run, request.given, world, logger, stop)
     run = _fix_data(run, request.given, data)
@@ -152,7 +154,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     ):  # fmt: skip
         logger.say(note)
     watch = MemoryWatch(world.device)
-    backend = _build(run, plan, world, settings, logger, compiled=compiled)
+    backend = _build(run, plan, world, settings, compiled=compiled)
     if found.checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
     else:
@@ -274,11 +276,9 @@ def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[s
 
 
 def _build(
-    run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None, logger: Logger, *, compiled: bool
+    run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None, *, compiled: bool
 ) -> Backend:
-    """The model in its backend, its weights still to come. DeepSpeed compiles here, if nothing keeps it from that."""
-    for lock in world.on_each_machine(clear_stale_locks) if settings is not None else ():
-        logger.say(f"warning: {lock} was left by a process that was killed; it is removed")
+    """The model in its backend, its weights still to come."""
     model = build_model(run, compiled=compiled, device=world.device)
     return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 

@@ -2,6 +2,7 @@
 
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from torch import distributed as dist
 
 from scalegpt.backends import world as module
+from scalegpt.backends.deepspeed import _initialize
 from scalegpt.backends.world import World, choose_device, usable_cores
 from scalegpt.errors import InputError
+from scalegpt.ranks import Ranks
 
 RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS",
+    "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
 )  # fmt: skip
 
 
@@ -73,12 +77,13 @@ def test_a_group_of_one_opens_no_port_and_ends() -> None:
 def test_the_launchers_word_is_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     met = []
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: met.append(args))
+    monkeypatch.setattr(module, "meeting_store", lambda ranks, timeout: met.append(ranks.on_one_machine))
     monkeypatch.setattr(module, "_share_cores", lambda local_size: met.append(local_size))
     for key, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, name: 2}.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.setattr(module, "usable_cores", lambda: 2)
     assert World.join("cpu") == World(5, 8, 1, 2, torch.device("cpu"))
-    assert met == [2, ("gloo",)]
+    assert met == [2, False, ("gloo",)]
 
 
 def test_cuda_is_taken_where_it_is(cards: Any) -> None:
@@ -124,10 +129,21 @@ def test_ranks_share_the_cores(
 def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ranks that no launcher of this machine has started, none can tell the others of another port."""
     with socket.socket() as taken:
-        taken.bind(("", 0))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for key, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(key, str(value))
         with pytest.raises(InputError, match=f"port {port} is taken by another program; give the launcher another"):
-            module._meet("gloo", 0, 2, timedelta(seconds=5))
+            module._meet("gloo", Ranks(0, 2, 0, 2), timedelta(seconds=5))
+
+
+def test_deepspeeds_refusals_become_one_line() -> None:
+    def refuse(**_: Any) -> None:
+        raise AssertionError("bad config\nin two lines \x1b[31m")
+
+    deepspeed = SimpleNamespace(initialize=refuse)
+    with pytest.raises(
+        InputError, match=r"DeepSpeed does not take these settings: bad config in two lines \\x1b\[31m; give"
+    ):
+        _initialize(deepspeed, None, None, {})  # type: ignore[arg-type]
