@@ -41,6 +41,8 @@ commands (each has --help):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith(("--local_rank=", "--local-rank=")):
+        words = words[1:]  # `deepspeed --module scalegpt train` puts it before the command
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? where it must, and no traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_and_exit(argv: Sequence[str] | None = None) -> None:
-    """Run a command as a process of its own: the console script, and ``launch/train.py``.
+    """Run a command as a process of its own: the console script, ``launch/train.py`` and ``scalegpt.train``.
 
     A rank of several ends without Python's finalization: there, a native thread of the communication libraries that asks
     for the interpreter's lock is ended by force, which now and then aborts a process that has done all its work ("terminate

@@ -1,4 +1,4 @@
-"""``scalegpt train``, which ``launch/train.py`` is too: reads the flags, prepares, trains."""
+"""``scalegpt train``, also run by ``launch/train.py`` and ``python -m scalegpt.train``: reads the flags, prepares, trains."""
 
 import argparse
 import os
@@ -14,16 +14,23 @@ from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError, nearest
+from scalegpt.invocation import train_command
 
-EXAMPLE = """\
-python launch/train.py --preset tiny --input_file my_text.txt
-torchrun --nproc_per_node 8 launch/train.py --preset 350M_1024 --input_file data/
-deepspeed launch/train.py --preset 500M_1024 --input_file data/"""
+
+def examples() -> str:
+    """One command for each launcher, as they run in this installation."""
+    return "\n".join(
+        (
+            f"{train_command()} --preset tiny --input_file my_text.txt",
+            f"{train_command('torchrun', '--nproc_per_node', '8')} --preset 350M_1024 --input_file data/",
+            f"{train_command('deepspeed')} --preset 500M_1024 --input_file data/",
+        )
+    )
 
 
 def make_parser() -> Parser:
     """The trainer's flags: the run's own, and every setting of a preset."""
-    parser = Parser("train", "Train a GPT. The same command resumes an unfinished run.", EXAMPLE)
+    parser = Parser("train", "Train a GPT. The same command resumes an unfinished run.", examples())
     run = parser.add_argument_group("run")
     run.add_argument("--preset", help="a named configuration, see `scalegpt presets`")
     run.add_argument("--config_file", metavar="FILE", help="a JSON or YAML file of the same form as a preset")
