@@ -7,7 +7,8 @@ from typing import Any
 from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
 from scalegpt.planner.catalogue_file import FIGURES
-from scalegpt.planner.gpus import GB, Card, catalogue, find_card, user_file
+from scalegpt.planner.gpus import GB, Card, catalogue, meant_card, user_file
+from scalegpt.planner.rates import basis
 
 EXAMPLE = """\
 scalegpt gpus
@@ -39,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON: a list of the cards, or one, with all sources")
     arguments = parser.parse(argv)
     if arguments.name is not None:
-        card = find_card(arguments.name, advice="")
-        print(_json(as_dict(card)) if arguments.json else one_card(card))
+        card, remark = meant_card(arguments.name, advice="")
+        print(_json(as_dict(card)) if arguments.json else one_card(card, remark))
     else:
         cards = catalogue()
         print(_json([as_dict(card) for card in cards]) if arguments.json else table(cards))
@@ -81,8 +82,8 @@ def table(cards: Sequence[Card]) -> str:
     return f"{aligned(rows, right={1, 2, 3, 5})}\n\n" + "\n".join(notes)
 
 
-def one_card(card: Card) -> str:
-    """All that is known of one card."""
+def one_card(card: Card, remark: str | None = None) -> str:
+    """All that is known of one card, and a remark on its name."""
     rows = [("figure", "value", "", "source")]
     rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
     rows.append(("peer", _yes(card.peer), "copies directly to others over PCIe", _source(card, "peer")))
@@ -95,7 +96,8 @@ def one_card(card: Card) -> str:
         "link": link,
     }
     described = "\n".join(f"{key:<15}{value}" for key, value in words.items())
-    return f"{card.name}\n\n{described}\n\n{aligned(rows, right={1})}"
+    notes = [f"note: {note}" for note in (remark, basis(card)) if note]
+    return f"{card.name}\n\n{described}\n\n{aligned(rows, right={1})}\n\n" + "\n".join(notes)
 
 
 def _row(card: Card) -> tuple[str, ...]:
@@ -112,7 +114,9 @@ def _figure(card: Card, figure: str) -> str:
 
 def _source(card: Card, figure: str) -> str:
     source = card.sources[figure]
-    return f"estimated: {source[1:]}" if source.startswith("~") else source
+    if not source.startswith("~"):
+        return source
+    return source[1:] if source.startswith("~estimated") else f"estimated: {source[1:]}"
 
 
 def _yes(value: bool) -> str:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from scalegpt.config.aliases import hint
 from scalegpt.config.settings import Section, field_types
-from scalegpt.errors import InputError, nearest
+from scalegpt.errors import InputError
 
 FLAGS_IN_USAGE = 12
 """With more flags than these the usage line would be a page of its own; the groups below it list them all."""
@@ -60,8 +61,8 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"unexpected argument {word!r}; see {self.prog} --help")
         flag = word.split("=")[0]
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        hint = nearest(flag, known)
-        raise InputError(f"unknown flag {flag}{hint if 'did you mean' in hint else f'; see {self.prog} --help'}")
+        said = hint(flag, known)
+        raise InputError(f"unknown flag {flag}{said if '; known: ' not in said else f'; see {self.prog} --help'}")
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints, as ours."""

@@ -13,13 +13,13 @@ from typing import Any
 from scalegpt.cli.parser import Parser, add_settings, given_settings
 from scalegpt.cli.plan_report import report
 from scalegpt.config import ModelConfig, TrainConfig
-from scalegpt.config.machine import MachineConfig
+from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.errors import InputError
 from scalegpt.planner import calibration
 from scalegpt.planner.answer import Answer, Asked, answer, largest, machine_as_dict, over_cards, over_presets
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.machine import Machine
+from scalegpt.planner.machine import Machine, read_counts
 
 EXAMPLE = """\
 scalegpt plan --preset 500M_1024 --gpu a100-40gb     the fastest way to train it there
@@ -34,14 +34,19 @@ DOES_NOT_FIT = 3
 def main(argv: Sequence[str]) -> int:
     """Print the plan; 0 where it fits or nothing says what it must fit in, 3 where it does not."""
     arguments = _parser().parse(argv)
-    settings = MachineConfig.from_mapping(given_settings(arguments, MachineConfig), "command line")
+    flags_of_machine = given_settings(arguments, MachineConfig)
+    settings, read = read_counts(MachineConfig.from_mapping(flags_of_machine, "command line"), flags_of_machine)
     measured = Calibration() if arguments.no_calibration else calibration.load()
     if measured.warning:
         print(f"scalegpt plan: warning: calibration {measured.warning}", file=sys.stderr)
-    machine = _machine(settings, calibration.installed_torch() if measured.measurements else None)
+    torch = calibration.installed_torch() if measured.measurements else None
+    machine = _machine(settings, torch)
     flags = given_settings(arguments, *SECTIONS.values())
     asks_for_a_run = arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig)
-    if not asks_for_a_run and machine.usable_bytes is not None:
+    if not asks_for_a_run and machine.usable_bytes is None:
+        machine = _processor(settings, torch)
+    machine = replace(machine, notes=(*read, *machine.notes))
+    if not asks_for_a_run:
         return _print_presets(arguments, machine, flags, measured, settings.margin)
     asked = Asked.of(
         preset=arguments.preset,
@@ -89,6 +94,23 @@ def _machine(settings: MachineConfig, torch: str | None) -> Machine:
     if machine.is_gpu or settings.gpu is not None:
         return machine
     return replace(Machine.of(settings, torch=torch), notes=machine.notes)
+
+
+def _processor(settings: MachineConfig, torch: str | None) -> Machine:
+    """The processor at hand, where there is no GPU and nothing says what to plan.
+
+    Raises:
+        InputError: several GPUs or machines are asked for.
+    """
+    if settings.gpus is not None or settings.nodes > 1:
+        raise InputError(
+            "no GPU is here and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
+        )
+    machine = _machine(settings.changed(gpu=CPU), torch)
+    remark = (
+        "no GPU was found: this is this machine's processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
+    )
+    return replace(machine, notes=(remark, *machine.notes))
 
 
 def _trace(given: Answer) -> dict[str, int]:

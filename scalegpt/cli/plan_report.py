@@ -5,6 +5,7 @@ from scalegpt.planner.advice import differences
 from scalegpt.planner.answer import Answer
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.rates import basis
 
 BAR_WIDTH = 40
 _LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
@@ -186,7 +187,7 @@ def sources(plan: Plan) -> tuple[str, ...]:
     if not plan.machine.is_gpu:
         return ("memory is what a GPU would hold; a processor's libraries and temporaries come on top",)
     runs = plan.overheads.measured
-    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer yet"
+    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer"
     if runs:
         memory = (
             f"what lies outside the peak is corrected by {runs} measured run{'s' if runs > 1 else ''} like this one"
@@ -194,6 +195,6 @@ def sources(plan: Plan) -> tuple[str, ...]:
     if plan.machine.card is None:
         return (
             memory,
-            "a card that is not named has no rates: no time is told, and what is faster is judged by an A100's",
+            "a card that is not named has no rates: no times are printed, and an A100's decide what is faster",
         )
-    return memory, "times rest on rates fitted to published runs of other trainers, see docs/PLANNER.md"
+    return memory, basis(plan.machine.card)

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scalegpt.config.aliases import hint
 from scalegpt.config.run import AUTO, PLANNED, SECTIONS, ParallelConfig, RunConfig
 from scalegpt.errors import InputError, nearest
 
@@ -68,11 +69,32 @@ def load_config_file(path: str | Path) -> Values:
     known = {*_PARTS, *_LABELS, *ParallelConfig.settings()}
     for key, value in values.items():
         if key not in known:
-            hint = _home(key) or nearest(key, known | _setting_names())
-            raise InputError(f"{path}: unknown key {key!r}{hint}")
-        if key in _PARTS and not isinstance(value, dict):
-            raise InputError(f"{path}: {key} must be an object of settings, not {value!r}")
+            raise InputError(f"{path}: unknown key {key!r}{_home(key) or hint(key, known | _setting_names())}")
+        if key in _PARTS:
+            _check_part(path, key, value)
     return values
+
+
+def keys_in_file(path: str | Path) -> set[str]:
+    """The settings that a configuration file gives.
+
+    Raises:
+        InputError: as :func:`load_config_file`.
+    """
+    return {key for part in load_config_file(path).values() if isinstance(part, dict) for key in part}
+
+
+def _check_part(path: Path, part: str, value: Any) -> None:
+    """Check the keys of a part of a file.
+
+    Raises:
+        InputError: it is no object, or has an unknown key.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {part} must be an object of settings, not {value!r}")
+    for key in value:
+        if key not in SECTIONS[part].settings():
+            raise InputError(f"{path}: {part}: unknown key {key!r}{_home(key) or hint(key, _setting_names())}")
 
 
 def _parse(text: str, path: Path) -> Any:
@@ -141,7 +163,7 @@ def resolve(
         )
     if flags:
         key = next(iter(flags))
-        raise InputError(f"unknown setting {key!r}{nearest(key, _setting_names())}")
+        raise InputError(f"unknown setting {key!r}{hint(key, _setting_names())}")
     label = name or base.get("name") or preset or (Path(config_file).stem if config_file else "custom")
     return RunConfig(name=label, preset=base.get("preset"), auto=auto, **sections)  # type: ignore[arg-type]
 

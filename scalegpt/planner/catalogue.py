@@ -5,6 +5,7 @@ The user's file is ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``.
 
 import math
 import os
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,8 @@ from scalegpt.planner.gpu_words import name_key, name_words
 
 _VARIANTS = frozenset({"ti", "super", "laptop", "max", "mobile", "nvl", "d", "mig"})
 """Words that make another card of a name: an RTX 3080 Ti is no RTX 3080, a MIG slice no whole card."""
+
+_SIZE = re.compile(r"\d+gb")
 
 _NEEDED = ("gib", "capability", "tflops", "gbps", "host_gbps")
 """What a new card cannot do without."""
@@ -120,6 +123,14 @@ def known_card(name: str) -> Card | None:
     if best is None or (words & _VARIANTS) - set(best.match):
         return None
     return best
+
+
+def namesakes(name: str, card: Card) -> list[Card]:
+    """The cards that a driver's name fits as well as ``card``, since it tells no size: an RTX 4060 Ti has 8 GB or 16."""
+    if re.search(r"\d+ ?gb", name.lower()):
+        return [card]
+    bare = [word for word in card.match if not _SIZE.fullmatch(word)]
+    return [other for other in catalogue() if [word for word in other.match if not _SIZE.fullmatch(word)] == bare]
 
 
 def card_keys(card: Card) -> Collection[str]:

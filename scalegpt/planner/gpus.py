@@ -8,7 +8,7 @@ import re
 
 from scalegpt.errors import InputError
 from scalegpt.planner.card import CPU_CAPABILITY, GB, GIB, Card, Link, has_bf16
-from scalegpt.planner.catalogue import card_keys, catalogue, known_card, user_file
+from scalegpt.planner.catalogue import card_keys, catalogue, known_card, namesakes, user_file
 from scalegpt.planner.gpu_words import FORMS, form_said, name_key, name_words, size_said, with_gb
 from scalegpt.planner.unsupported_gpus import unsupported
 
@@ -24,6 +24,7 @@ __all__ = [
     "is_known",
     "known_card",
     "meant_card",
+    "namesakes",
     "peak_flops",
     "user_file",
 ]
@@ -199,7 +200,7 @@ def _unknown(name: str, advice: str) -> str:
     near = _near(name)
     closest = _closest(name, near)
     asked = f"; did you mean {', '.join(near)}?" if near else "; `scalegpt gpus` lists those that are"
-    stand_in = f" {closest} is the closest in name and memory" if closest and closest != near[:1] else ""
+    stand_in = f" {closest} is the closest in name and memory" if closest and near[:1] != [closest] else ""
     return f"gpu {name!r} is not in the catalogue{asked}{stand_in}{advice}"
 
 
@@ -209,8 +210,17 @@ def _near(name: str) -> list[str]:
     for card in catalogue():
         for word in (card.name, *card.aliases):
             names.setdefault(name_key(word), card.name)
-    found = difflib.get_close_matches(name_key(with_gb(name)), names, n=2 * _MOST_NEAR, cutoff=0.6)
+    wanted = name_key(with_gb(name))
+    found = difflib.get_close_matches(wanted, names, n=4 * _MOST_NEAR, cutoff=0.6)
+    likeness = {key: difflib.SequenceMatcher(None, key, wanted).ratio() for key in found}
+    found.sort(key=lambda key: (-round(likeness[key], 2), abs(_number_in(key) - _number_in(wanted))))
     return list(dict.fromkeys(names[key] for key in found))[:_MOST_NEAR]
+
+
+def _number_in(key: str) -> int:
+    """The first number of a key: 4090 of an RTX 4090; 0 without one."""
+    found = re.search(r"\d{1,6}", key)
+    return int(found[0]) if found else 0
 
 
 def _closest(name: str, near: list[str]) -> str | None:
