@@ -15,13 +15,13 @@ scalegpt gpus
 scalegpt gpus a100-40gb
 
 cards of your own, and other figures for known ones, in ~/.config/scalegpt/gpus.yaml or the file that SCALEGPT_GPUS names:
-  - name: RTX 3080 Ti                      # a new card; link, link_gbps, link_cards, peer, match and aliases may follow
-    capability: 8.6
-    gib: [11.76, nvidia-smi on my machine] # the memory that torch reports, GiB; a source, such as this, may be left out
-    tflops: 68.2                           # dense half-precision peak with fp32 accumulation
-    gbps: 912                              # bandwidth of its memory, GB/s
-    host_gbps: 64                          # PCIe, both directions together, GB/s
-  - name: RTX 4090                         # a known card: only what is otherwise
+  - name: RTX 5090 D                       # a new card; link, link_gbps, link_cards, peer, match and aliases are optional
+    capability: 12.0
+    gib: [31.36, nvidia-smi on my machine] # the memory that torch reports, GiB; its source is optional
+    tflops: 209.5                          # dense half-precision peak with fp32 accumulation
+    gbps: 1790                             # bandwidth of its memory, GB/s
+    host_gbps: 128                         # PCIe, both directions together, GB/s
+  - name: RTX 4090                         # a known card: only what differs
     peer: true"""
 
 UNITS = {

@@ -66,16 +66,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("plan", "Choose the fastest way to train that fits; what you fix is kept.", EXAMPLE)
+    parser = Parser("plan", "Choose the fastest way to train that fits; your own settings are kept.", EXAMPLE)
     run = parser.add_argument_group("what to plan")
     run.add_argument(
         "--preset", metavar="NAME", help="a named configuration, see `scalegpt presets`; none: all of them"
     )
     run.add_argument("--config_file", metavar="FILE", help="a JSON or YAML file of the same form as a preset")
     run.add_argument("--json", action="store_true", help="print one JSON object")
-    run.add_argument("--html", metavar="FILE", help="write the plan as a page with pictures, too")
-    run.add_argument("--trace", action="store_true", help="trace the same step with torch too (seconds) and compare")
-    run.add_argument("--no_calibration", action="store_true", help="leave measurements of earlier runs out")
+    run.add_argument("--html", metavar="FILE", help="also write the plan as a page with pictures")
+    run.add_argument(
+        "--trace", action="store_true", help="also trace the same step with torch (takes seconds) and compare"
+    )
+    run.add_argument("--no_calibration", action="store_true", help="ignore measurements of earlier runs")
     add_settings(parser, "machine", MachineConfig)
     add_settings(parser, "data", DataConfig)
     add_settings(parser, "parallel layout", ParallelConfig)

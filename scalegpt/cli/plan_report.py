@@ -22,7 +22,7 @@ def report(given: Answer) -> str:
     if plan.fits is False or not plan.fits_host:
         parts.append(_remedies(given))
     else:
-        parts.append(f"to train so:\n  {given.command()}")
+        parts.append(f"the command:\n  {given.command()}")
     if given.alternatives:
         parts.append(_alternatives(given))
     lines = [f"note: {note}" for note in (*given.notes, *sources(plan)) if not note.startswith("warning")]
@@ -107,7 +107,7 @@ def _host_memory(plan: Plan) -> str:
 def _verdict(plan: Plan) -> str:
     usable, name = plan.machine.usable_bytes, plan.machine.name
     if usable is None:
-        return f"{gib(plan.total_bytes)} needed on each GPU; --gpu NAME or --memory_gb N says whether that is there"
+        return f"{gib(plan.total_bytes)} needed on each GPU; --gpu NAME or --memory_gb N shows whether it fits"
     share = plan.total_bytes / usable
     picture = bar(share) if plan.fits else _FULL * BAR_WIDTH
     line = f"[{picture.ljust(BAR_WIDTH)}] {gib(plan.total_bytes)} of {gib(usable)} ({name}), {share:.1%}"
@@ -161,7 +161,7 @@ def duration(seconds: float) -> str:
 
 def _remedies(given: Answer) -> str:
     if not given.remedies:
-        return "nothing lighter on this machine fits either: a smaller model, more GPUs, or a larger card"
+        return "nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card"
     lines = []
     for remedy in given.remedies:
         plan = remedy.plan

@@ -42,7 +42,8 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
             if field.name == "vocab_size" and plan.run.data.tokenizer != "gpt2":
                 named = "vocab_size" in given  # else the trainer asks the tokenizer
             if named:
-                words += [f"--{field.name}", _word(value)]
+                word = _word(value)
+                words += [f"--{field.name}={word}"] if word.startswith("-") else [f"--{field.name}", word]
     if plan.run.data.input_file is None:
         words += ["--input_file", DATA if vocabulary_remark(plan.run) is None else PREPARED]
     return f"{train_command(*_launcher(plan))} {shlex.join(words)}"

@@ -199,9 +199,9 @@ def _unknown(name: str, advice: str) -> str:
         )
     near = _near(name)
     closest = _closest(name, near)
-    asked = f"; did you mean {', '.join(near)}?" if near else "; `scalegpt gpus` lists those that are"
-    stand_in = f" {closest} is the closest in name and memory" if closest and near[:1] != [closest] else ""
-    return f"gpu {name!r} is not in the catalogue{asked}{stand_in}{advice}"
+    asked = f"did you mean {', '.join(near)}?" if near else "`scalegpt gpus` lists those that are" + "." * bool(closest)
+    stand_in = f" The closest card is {closest} ({find_card(closest).gb} GB)" if closest else ""
+    return f"gpu {name!r} is not in the catalogue; {asked}{stand_in}{advice}"
 
 
 def _near(name: str) -> list[str]:

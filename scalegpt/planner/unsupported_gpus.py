@@ -65,7 +65,7 @@ _KINDS = (
     (r"\b4080\W*(laptop|mobile|m)\b", _LAPTOP, "RTX 4070"),
     (r"\b40[5-7]0\W*(laptop|mobile|m)\b", _LAPTOP, "RTX 4060"),
     (r"\b30[78]0\W*(ti\W*)?(laptop|mobile|m)\b", _LAPTOP, "RTX 3060 Ti"),
-    (r"\b(laptop|mobile|notebook|max\W*q)\b", _LAPTOP, None),
+    (r"\b(laptop|mobile|notebook|(?<!blackwell )max\W*q)\b", _LAPTOP, None),
     # before Volta: memory as techpowerup.com lists it
     (r"\bp100\b", _OLD, "T4"),
     (r"\bp40\b|\bm40\W*24|\bp6000\b", _OLD, "Quadro RTX 6000"),
