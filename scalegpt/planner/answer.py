@@ -35,6 +35,9 @@ from scalegpt.planner.search import MARGIN, Question, choose
 
 Values = dict[str, Any]
 
+SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
+"""The settings that say how large a model is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -118,6 +121,12 @@ class Asked:
         plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
         vocabulary = vocabulary_remark(run)
         notes += [vocabulary] if vocabulary else []
+        if not self.source and self.fixed.isdisjoint(SHAPE):
+            notes.append("no preset, no file and no shape is given: the model is the trainer's default")
+        elif not self.source:
+            notes.append(
+                f"no preset is given: the trainer's defaults hold for {', '.join(sorted(SHAPE - self.fixed)) or 'the rest'}"
+            )
         return (
             Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
             (*notes, *_machine_notes(machine), *_warnings(self.calibration)),
