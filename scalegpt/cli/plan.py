@@ -17,7 +17,16 @@ from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.errors import InputError
 from scalegpt.planner import calibration
-from scalegpt.planner.answer import Answer, Asked, answer, largest, machine_as_dict, over_cards, over_presets
+from scalegpt.planner.answer import (
+    Answer,
+    Asked,
+    answer,
+    largest,
+    machine_as_dict,
+    machine_notes,
+    over_cards,
+    over_presets,
+)
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.machine import Machine, read_counts
 
@@ -163,7 +172,12 @@ def _print_presets(
         print(presets_table(machine, rows))
         return 0 if largest(rows) else DOES_NOT_FIT
     best = largest(rows) or rows[0]
-    whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": list(machine.notes)}
+    whole = {
+        **best.as_dict(),
+        "gpu": machine_as_dict(machine),
+        "alternatives": [],
+        "notes": list(machine_notes(machine)),
+    }
     print(_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]}))
     return 0 if best.fits else DOES_NOT_FIT
 

@@ -30,7 +30,7 @@ from scalegpt.planner.gpus import catalogue
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.rates import network_gbit
+from scalegpt.planner.rates import basis, network_gbit
 from scalegpt.planner.search import MARGIN, Question, choose
 
 Values = dict[str, Any]
@@ -129,7 +129,7 @@ class Asked:
             )
         return (
             Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
-            (*notes, *_machine_notes(machine), *_warnings(self.calibration)),
+            (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
 
 
@@ -164,7 +164,8 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values) -> Run
         raise
 
 
-def _machine_notes(machine: Machine) -> Iterator[str]:
+def machine_notes(machine: Machine) -> Iterator[str]:
+    """What is to be said of a machine, a line each."""
     yield from machine.notes
     card = machine.card
     if card is None:
@@ -232,6 +233,7 @@ class Answer:
                 for each in self.remedies
             ],
             "notes": list(self.notes),
+            "times_rest_on": basis(self.plan.machine.card) if self.plan.machine.card is not None else None,
         }
 
 

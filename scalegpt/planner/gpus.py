@@ -208,8 +208,8 @@ def _near(name: str) -> list[str]:
     """The cards that are called alike, the nearest first."""
     names: dict[str, str] = {}
     for card in catalogue():
-        for word in (card.name, *card.aliases):
-            names.setdefault(name_key(word), card.name)
+        for key in (*map(name_key, (card.name, *card.aliases)), _kind(card.name)):
+            names.setdefault(key, card.name)
     wanted = name_key(with_gb(name))
     found = difflib.get_close_matches(wanted, names, n=4 * _MOST_NEAR, cutoff=0.6)
     likeness = {key: difflib.SequenceMatcher(None, key, wanted).ratio() for key in found}

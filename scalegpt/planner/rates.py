@@ -151,19 +151,30 @@ class Rates:
 def basis(card: Card) -> str:
     """What the times of a card rest on, in a sentence: runs that were published, of it or of its like, or estimates."""
     fitted = FITTED_ON.get(card.capability)
+    if card.is_cpu:
+        return "times on a processor are estimates from its number of cores, which may be wrong twofold"
     if fitted is None:
         said = f"times on {card.name} are estimates: no published run on a card of its architecture was fitted"
     elif card.name in fitted:
         said = f"times on {card.name} rest on rates fitted to published runs of other trainers on it"
     else:
         said = (
-            f"times on {card.name} are estimates: its data sheet, and the share of it that {' and '.join(fitted)} reach in "
-            "published runs of other trainers"
+            f"times on {card.name} are estimates: its data sheet, and the share of it that published runs of other "
+            f"trainers reach on {' and '.join(fitted)}"
         )
     guessed = [name for key, name in (("tflops", "peak"), ("gbps", "memory bandwidth")) if key in card.estimated]
     if guessed:
         said += f"; the catalogue's {' and '.join(guessed)} {'is an estimate' if len(guessed) == 1 else 'are estimates'} too"
     return f"{said}; see docs/PLANNER.md"
+
+
+def basis_of_all() -> str:
+    """The same of a table over all cards."""
+    names = ", ".join(name for names in FITTED_ON.values() for name in names)
+    return (
+        f"times on {names} rest on rates fitted to published runs of other trainers, those on all other cards are estimates; "
+        "see docs/PLANNER.md"
+    )
 
 
 def _link(card: Card, machine: Machine, share: float) -> float:
