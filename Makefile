@@ -1,5 +1,5 @@
-# make demo: set up and train a small model on what this machine has.   make test: lint, types, architecture, tests.
-.PHONY: demo test lint types architecture tests faults clean help
+# make install: set up.   make demo: set up and train a small model.   make test: lint, types, architecture, tests.
+.PHONY: install demo test lint types architecture tests faults clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,9 +10,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DS_BUILD_OPS := 0
 
 help:
-	@echo "make demo   set up .venv and train a small model on the Python library's own sources"
-	@echo "make test   set up .venv and run lint, types, architecture rules and all tests"
-	@echo "make faults kill, stop and starve real jobs of two ranks, and see that they go on"
+	@echo "make install  set up .venv, and neither train nor test"
+	@echo "make demo     set up .venv and train a small model on the Python library's own sources"
+	@echo "make test     set up .venv and run lint, types, architecture rules and all tests"
+	@echo "make faults   kill, stop and starve real jobs of two ranks, and see that they resume"
+
+install: .venv/installed
+	@echo "set up; for a start: $(BIN)/scalegpt plan, $(BIN)/scalegpt train --help"
 
 demo: .venv/installed
 	$(BIN)/python launch/demo.py
@@ -37,7 +41,7 @@ tests: .venv/installed-dev
 
 # torch comes first and alone: DeepSpeed's own set-up looks for it, outside of a build environment.
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ScaleGPT needs Python 3.11 or newer; make demo PYTHON=python3.12')"
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ScaleGPT needs Python 3.11 or newer; make install PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q torch numpy ninja setuptools wheel packaging
 	$(BIN)/pip install -q --no-build-isolation deepspeed

@@ -27,11 +27,15 @@ PALETTE = {
     "c6": ("#b03a74", "#ef8ab8"),
     "c7": ("#4a7423", "#9cc65e"),
     "c8": ("#3d6b99", "#8fb9dd"),
+    "c9": ("#5b57a6", "#a5a2ee"),
+    "c10": ("#96503a", "#d9a08a"),
+    "c11": ("#17748c", "#63bfd6"),
+    "c12": ("#8b4a8f", "#d69bd9"),
 }
-"""Name → its colour on a light page and on a dark one. ``on`` is text on ``c1`` to ``c8``, which tell things apart,
+"""Name → its colour on a light page and on a dark one. ``on`` is text on ``c1`` to ``c12``, which tell things apart,
 and on ``rest`` and ``rest2``, which stand for what is less of interest."""
 
-HUES = 8
+HUES = 12
 """How many colours tell things apart."""
 
 

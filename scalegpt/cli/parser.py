@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from scalegpt.config.aliases import hint
 from scalegpt.config.settings import Section, field_types, limits
-from scalegpt.errors import InputError, nearest
+from scalegpt.errors import InputError
 from scalegpt.storage import user_path
 from scalegpt.text import MOST_SHOWN, shortened, shown
 
@@ -62,8 +63,8 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"unexpected argument {shown(word)}; see {self.prog} --help")
         flag = shortened(word.split("=")[0], MOST_SHOWN)
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        hint = nearest(flag, known)
-        raise InputError(f"unknown flag {flag}{hint if 'did you mean' in hint else f'; see {self.prog} --help'}")
+        said = hint(flag, known)
+        raise InputError(f"unknown flag {flag}{said if '; known: ' not in said else f'; see {self.prog} --help'}")
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints, as ours."""

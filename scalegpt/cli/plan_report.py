@@ -5,6 +5,7 @@ from scalegpt.planner.advice import differences
 from scalegpt.planner.answer import Answer
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.rates import basis
 
 BAR_WIDTH = 40
 _LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
@@ -21,7 +22,7 @@ def report(given: Answer) -> str:
     if plan.fits is False or not plan.fits_host:
         parts.append(_remedies(given))
     else:
-        parts.append(f"to train so:\n  {given.command()}")
+        parts.append(f"the command:\n  {given.command()}")
     if given.alternatives:
         parts.append(_alternatives(given))
     lines = [f"note: {note}" for note in (*given.notes, *sources(plan)) if not note.startswith("warning")]
@@ -106,7 +107,7 @@ def _host_memory(plan: Plan) -> str:
 def _verdict(plan: Plan) -> str:
     usable, name = plan.machine.usable_bytes, plan.machine.name
     if usable is None:
-        return f"{gib(plan.total_bytes)} needed on each GPU; --gpu NAME or --memory_gb N says whether that is there"
+        return f"{gib(plan.total_bytes)} needed on each GPU; --gpu NAME or --memory_gb N shows whether it fits"
     share = plan.total_bytes / usable
     picture = bar(share) if plan.fits else _FULL * BAR_WIDTH
     line = f"[{picture.ljust(BAR_WIDTH)}] {gib(plan.total_bytes)} of {gib(usable)} ({name}), {share:.1%}"
@@ -160,7 +161,7 @@ def duration(seconds: float) -> str:
 
 def _remedies(given: Answer) -> str:
     if not given.remedies:
-        return "nothing lighter on this machine fits either: a smaller model, more GPUs, or a larger card"
+        return "nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card"
     lines = []
     for remedy in given.remedies:
         plan = remedy.plan
@@ -186,7 +187,7 @@ def sources(plan: Plan) -> tuple[str, ...]:
     if not plan.machine.is_gpu:
         return ("memory is what a GPU would hold; a processor's libraries and temporaries come on top",)
     runs = plan.overheads.measured
-    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer yet"
+    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer"
     if runs:
         memory = (
             f"what lies outside the peak is corrected by {runs} measured run{'s' if runs > 1 else ''} like this one"
@@ -194,6 +195,6 @@ def sources(plan: Plan) -> tuple[str, ...]:
     if plan.machine.card is None:
         return (
             memory,
-            "a card that is not named has no rates: no time is told, and what is faster is judged by an A100's",
+            "a card that is not named has no rates: no times are printed, and an A100's decide what is faster",
         )
-    return memory, "times rest on rates fitted to published runs of other trainers, see docs/PLANNER.md"
+    return memory, basis(plan.machine.card)

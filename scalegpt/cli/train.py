@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
+from scalegpt.config.aliases import hint
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import load_config_file, load_preset, resolve
 from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
-from scalegpt.errors import InputError, nearest
+from scalegpt.errors import InputError
 from scalegpt.invocation import train_command
 from scalegpt.ranks import read_ranks
 from scalegpt.text import brief, shown
@@ -125,9 +126,7 @@ def _allowed(text: str | None) -> frozenset[str]:
     known = {DATA, *(key for section in SECTIONS.values() for key in section.settings())}
     for key in keys:
         if key not in known:
-            raise InputError(
-                f"allow_change: unknown setting {shown(key)}{nearest(key, known, 'scalegpt train --help')}"
-            )
+            raise InputError(f"allow_change: unknown setting {shown(key)}{hint(key, known, 'scalegpt train --help')}")
     return frozenset(keys)
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scalegpt.config.aliases import hint
 from scalegpt.config.run import AUTO, PLANNED, SECTIONS, ParallelConfig, RunConfig
 from scalegpt.config.settings import coerce
 from scalegpt.errors import InputError, nearest
@@ -90,11 +91,33 @@ def checked(values: Any, where: str) -> Values:
         parts = ", ".join(_PARTS)
         raise InputError(f"config_file {where} is no configuration: it has none of the parts {parts}, and no layout")
     for key in unknown:
-        raise InputError(f"{where}: unknown key {shown(key)}{_near(key, names)}")
-    for key in _PARTS:
-        if key in values and not isinstance(values[key], dict):
-            raise InputError(f"{where}: {key} must be an object of settings, not {shown(values[key])}")
+        raise InputError(f"{where}: unknown key {shown(key)}{_home(key) or hint(key, names)}")
+    for part in _PARTS:
+        if part in values:
+            _check_part(values[part], part, where)
     return {**values, **{key: _label(values[key], key, where) for key in _LABELS if key in values}}
+
+
+def keys_in_file(path: str | Path) -> set[str]:
+    """The settings that a configuration file gives.
+
+    Raises:
+        InputError: as :func:`load_config_file`.
+    """
+    return {key for part in load_config_file(path).values() if isinstance(part, dict) for key in part}
+
+
+def _check_part(value: Any, part: str, where: str) -> None:
+    """Check the keys of a part of a file.
+
+    Raises:
+        InputError: it is no object, or has an unknown key.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {part} must be an object of settings, not {shown(value)}")
+    for key in value:
+        if key not in SECTIONS[part].settings():
+            raise InputError(f"{where}: {part}: unknown key {shown(key)}{_home(key) or hint(key, _setting_names())}")
 
 
 def _label(value: Any, key: str, where: str) -> str | None:
@@ -118,18 +141,14 @@ def _is_meant(key: str, names: set[str]) -> bool:
     return key in names or "did you mean" in nearest(key, names)
 
 
-def _near(key: str, names: set[str]) -> str:
-    part = _home(key)
-    return nearest(key, names) if part is None else f": {key} belongs under {part!r}"
-
-
 def _setting_names() -> set[str]:
     return {key for section in SECTIONS.values() for key in section.settings()}
 
 
-def _home(key: str) -> str | None:
-    """The part that a setting belongs to which stands at the top of a file by mistake."""
-    return next((part for part in _PARTS if key in SECTIONS[part].settings()), None)
+def _home(key: str) -> str:
+    """Where a setting belongs that stands in another place of a file by mistake; empty where it belongs to no part."""
+    part = next((part for part in _PARTS if key in SECTIONS[part].settings()), None)
+    return "" if part is None else f": {key} belongs under {part!r}"
 
 
 def resolve(
@@ -173,7 +192,7 @@ def resolve(
         )
     if flags:
         key = next(iter(flags))
-        raise InputError(f"unknown setting {shown(key)}{nearest(key, _setting_names())}")
+        raise InputError(f"unknown setting {shown(key)}{hint(key, _setting_names())}")
     label = name or base.get("name") or preset or (Path(config_file).stem if config_file else "custom")
     return RunConfig(name=label, preset=base.get("preset"), auto=auto, **sections)  # type: ignore[arg-type]
 

@@ -7,6 +7,9 @@ from scalegpt.errors import InputError
 
 AUTO_VOCAB = 0
 
+TOKENS = {"gpt2": 50257, "byte": 257}
+"""Tokenizer → how many different tokens it gives; what characters give, only the text tells."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):

@@ -11,22 +11,32 @@ from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.presets import preset_names, resolve
+from scalegpt.config.presets import keys_in_file, preset_names, resolve
 from scalegpt.config.run import BACKENDS, PLANNED, STAGES
 from scalegpt.errors import InputError
 from scalegpt.planner.advice import Alternative, Remedy, alternatives, remedies
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.checks import check_attention, check_optimizer, check_ranks, resolve_precision
+from scalegpt.planner.checks import (
+    check_attention,
+    check_optimizer,
+    check_ranks,
+    resolve_precision,
+    vocabulary_remark,
+    with_expected_vocabulary,
+)
 from scalegpt.planner.command import launch_command
 from scalegpt.planner.gpus import catalogue
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.rates import network_gbit
+from scalegpt.planner.rates import basis, network_gbit
 from scalegpt.planner.search import MARGIN, Question, choose
 
 Values = dict[str, Any]
+
+SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
+"""The settings that say how large a model is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +83,8 @@ class Asked:
             else resolve(config_file=config_file, preset=preset)
         )
         run = _resolved(preset, config_file, flags) if flags else base
+        if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
+            run = with_expected_vocabulary(run, {*flags, *(keys_in_file(config_file) if config_file else ())})
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # it is for one stage and one offload
             fixed |= {"backend", "zero_stage", "offload"}
@@ -107,9 +119,17 @@ class Asked:
         if self.fixed >= {"backend", "zero_stage", "offload"} or machine.usable_bytes is None:
             check_optimizer(run)
         plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
+        vocabulary = vocabulary_remark(run)
+        notes += [vocabulary] if vocabulary else []
+        if not self.source and self.fixed.isdisjoint(SHAPE):
+            notes.append("no preset, no file and no shape is given: the model is the trainer's default")
+        elif not self.source:
+            notes.append(
+                f"no preset is given: the trainer's defaults hold for {', '.join(sorted(SHAPE - self.fixed)) or 'the rest'}"
+            )
         return (
             Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
-            (*notes, *_machine_notes(machine), *_warnings(self.calibration)),
+            (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
 
 
@@ -144,7 +164,8 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values) -> Run
         raise
 
 
-def _machine_notes(machine: Machine) -> Iterator[str]:
+def machine_notes(machine: Machine) -> Iterator[str]:
+    """What is to be said of a machine, a line each."""
     yield from machine.notes
     card = machine.card
     if card is None:
@@ -184,7 +205,7 @@ class Answer:
 
     def command(self, plan: Plan | None = None) -> str:
         """The command that trains by the plan, or by another of the same run."""
-        return launch_command(plan or self.plan, self.asked.base, self.asked.source)
+        return launch_command(plan or self.plan, self.asked.base, self.asked.source, self.asked.fixed)
 
     def as_dict(self) -> Values:
         """The answer as ``--json`` prints it."""
@@ -212,6 +233,7 @@ class Answer:
                 for each in self.remedies
             ],
             "notes": list(self.notes),
+            "times_rest_on": basis(self.plan.machine.card) if self.plan.machine.card is not None else None,
         }
 
 

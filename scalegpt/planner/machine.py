@@ -3,11 +3,13 @@
 :meth:`Machine.of` takes a card from the catalogue. :mod:`scalegpt.planner.detect` looks at the machine at hand.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from scalegpt.config.machine import MachineConfig
+from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.gpus import GB, Card, Link, find_card
+from scalegpt.planner.gpu_words import counted
+from scalegpt.planner.gpus import GB, Card, Link, is_known, meant_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Machine:
         Raises:
             InputError: the card is not known, or has less memory than is to be used.
         """
-        card = None if settings.gpu is None else find_card(settings.gpu)
+        card, remark = (None, None) if settings.gpu is None else meant_card(settings.gpu)
         usable = None if card is None else card.usable_bytes
         name = None if card is None else card.name
         if settings.memory_gb is not None:
@@ -77,6 +79,7 @@ class Machine:
             link=None if card is None else card.link_of(gpus),
             host_gbps=None if card is None else card.host_gbps,
             network_gbps=settings.network_gbps,
+            notes=(remark,) if remark else (),
         )
 
     @classmethod
@@ -97,3 +100,28 @@ class Machine:
     def ranks(self) -> int:
         """Data-parallel ranks W: one for each card."""
         return self.gpus * self.nodes
+
+
+def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:
+    """The settings with the numbers that ``gpu`` names, as in ``2x 3090``, and a remark that says how it was read.
+
+    Args:
+        settings: what was asked for.
+        given: the settings that were given; the others have their defaults.
+
+    Raises:
+        InputError: the numbers can be read in several ways, or contradict ``gpus`` or ``nodes``.
+    """
+    if settings.gpu is None:
+        return settings, ()
+    read = counted(settings.gpu, lambda name: is_known(name) or name.strip().lower() == CPU)
+    name = CPU if read.name.strip().lower() == CPU else read.name
+    numbers = {key: number for key, number in (("gpus", read.gpus), ("nodes", read.nodes)) if number is not None}
+    for key, number in numbers.items():
+        other = getattr(settings, key) if key in given else None
+        if other is not None and other != number:
+            raise InputError(f"gpu {settings.gpu!r} says {number} {key}, --{key} says {other}; give one of them")
+    if not numbers:
+        return settings.changed(gpu=name), ()
+    said = " ".join(f"--{key} {number}" for key, number in numbers.items())
+    return settings.changed(gpu=name, **numbers), (f"gpu {settings.gpu!r} was read as --gpu '{name}' {said}",)

@@ -22,11 +22,10 @@ from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.ledger import Stretch
 from scalegpt.data.prepare import prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.checks import check_optimizer, check_ranks
+from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
@@ -109,10 +108,10 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     check_name(request.run.name)
     request = world.on_first(lambda: _as_begun(request))
     settled, open_, shrunk = world.on_first(lambda: _settled(request, world))
-    timed = _with_expected_vocab(settled, request.given).model
+    timed = with_expected_vocabulary(settled, request.given).model
     run, compiled, warning = _resolve_device_settings(settled, timed, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
-    chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
+    chosen = settle_layout(with_expected_vocabulary(run, request.given), world, open_=open_, margin=request.margin)
     check_optimizer(chosen.run)
     if world.size == 1 and chosen.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
@@ -255,18 +254,6 @@ def _settled_layout(request: Request, directory: RunDirectory, world: World) -> 
     if sequences_per_rank(tried, world.size) % tried.train.micro_batch:
         return run, request.open  # the step is divided otherwise now
     return tried, request.open - found.keys()
-
-
-def _with_expected_vocab(run: RunConfig, given: frozenset[str]) -> RunConfig:
-    """The run with the vocabulary that its data will give it, as far as that is known before they are read.
-
-    Characters bring a vocabulary that only the text knows; until then it is taken to be as large as that of bytes.
-    """
-    kind, size = run.data.tokenizer, run.model.vocab_size
-    if size and ("vocab_size" in given or kind == "gpt2"):
-        return run
-    expected = ModelConfig().vocab_size if kind == "gpt2" else make_tokenizer("byte").padded_vocab_size
-    return run.with_vocab(expected)
 
 
 def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[str, Any] | None:
