@@ -19,3 +19,8 @@ def visible(text: object) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def one_line(name: object) -> str:
+    r"""A name that is not ours, for one line: as :func:`visible`, with line ends and tabs written out too."""
+    return visible(name).replace("\n", "\\n").replace("\t", "\\t")
