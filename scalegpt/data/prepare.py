@@ -23,7 +23,7 @@ from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
 from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
-from scalegpt.data.writer import TokenWriter, check_space
+from scalegpt.data.writer import TokenWriter, check_space, disk_errors
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
@@ -111,7 +111,7 @@ def prepare(
         tokenizer=tokenizer, encoding=encoding, val_fraction=val_fraction, as_text=as_text, follow_links=follow_links
     )
     out = Path(out)
-    if out.exists() and not out.is_dir():
+    if os.path.isfile(out):  # noqa: PTH113 - pathlib's raises where a folder is closed
         raise InputError(f"out {one_line(out)} is a file; choose another --out")
     plan = _plan(inputs, settings)
     return _existing(out, plan) or _make(plan, out, progress)
@@ -149,7 +149,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
 
 def _split_inputs(text: str) -> list[str]:
     """Split at commas, unless a file is called so."""
-    if Path(text).exists():
+    if os.path.exists(text):  # noqa: PTH110 - pathlib's raises where a folder is closed
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -240,7 +240,8 @@ def _make(plan: _Plan, out: Path, progress: Progress | None) -> TokenSet:
     """Tokenise the corpus into a folder; where another process finished first, take its."""
     tokenizer = make_tokenizer(plan.kind, plan.corpus.characters)
     total = plan.corpus.bytes
-    remove_abandoned(out)
+    with disk_errors(out):
+        remove_abandoned(out)
     check_space(out, int(total * _BYTES_PER_BYTE[plan.kind]))
     with TokenWriter(out) as writer:
         with closing(_encoded(plan.corpus.sources, tokenizer)) as stream:  # stops its threads when writing fails

@@ -67,8 +67,8 @@ def check_space(out: Path, needed: int) -> None:
         InputError: names the bytes needed and those free.
 
     """
-    place = next(parent for parent in out.absolute().parents if parent.exists())
     with disk_errors(out):
+        place = next(parent for parent in out.absolute().parents if parent.exists())
         free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
@@ -97,9 +97,9 @@ class TokenWriter:
         self._made: list[Path] = []
 
     def __enter__(self) -> Self:
-        self._made = [parent for parent in self.out.parents if not parent.exists()]
         try:
             with disk_errors(self.out):
+                self._made = [parent for parent in self.out.parents if not parent.exists()]
                 self.out.parent.mkdir(parents=True, exist_ok=True)
                 folder, self._lock = make_unfinished(self.out)
                 self._folder = folder

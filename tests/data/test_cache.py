@@ -1,17 +1,18 @@
 """The cache of prepared tokens: shared by users, left by killed processes, filled by earlier releases."""
 
-import hashlib
-import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from earlier_tokens import made_before
 from scalegpt.config import DataConfig
 from scalegpt.data import leftovers
 from scalegpt.data import prepare as module
@@ -56,10 +57,19 @@ except InputError as error:
 """
 
 
+@pytest.fixture
+def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that every user may enter: pytest closes its own. It holds a text and the cache."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "text.txt").write_text("To be, or not to be: that is the question.\n" * 50)
+        (folder / "cache").mkdir()
+        monkeypatch.setenv("SCALEGPT_CACHE", str(folder / "cache"))
+        yield folder
+
+
 def as_another(user: int, text: Path) -> str:
-    for folder in (text, *text.parents):
-        if folder.is_relative_to("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o755)
     done = subprocess.run(
         [sys.executable, "-c", AS_ANOTHER, str(user), str(text), str(text.with_name(f"warm-{uuid.uuid4()}"))],
         capture_output=True,
@@ -71,8 +81,8 @@ def as_another(user: int, text: Path) -> str:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
-def test_two_users_do_not_remove_each_others_tokens(text: Path, cache: Path) -> None:
-    cache.mkdir()
+def test_two_users_do_not_remove_each_others_tokens(open_to_all: Path) -> None:
+    text, cache = open_to_all / "text.txt", open_to_all / "cache"
     cache.chmod(0o777)
     entry = Path(as_another(12345, text))
     assert entry.parent == cache
@@ -97,8 +107,8 @@ def test_two_users_do_not_remove_each_others_tokens(text: Path, cache: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
-def test_a_cache_that_another_user_keeps_for_himself(text: Path, cache: Path) -> None:
-    cache.mkdir()
+def test_a_cache_that_another_user_keeps_for_himself(open_to_all: Path) -> None:
+    text, cache = open_to_all / "text.txt", open_to_all / "cache"
     for mode, problem in (
         (0o700, "cannot be read: Permission denied"),
         (0o755, "cannot be written: Permission denied"),
@@ -108,6 +118,15 @@ def test_a_cache_that_another_user_keeps_for_himself(text: Path, cache: Path) ->
         assert said.startswith("refused: cache of prepared tokens: ")
         assert f"{problem} (it belongs to user root)" in said
         assert "set SCALEGPT_CACHE" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+def test_an_input_in_a_closed_folder(open_to_all: Path) -> None:
+    closed = open_to_all / "closed"
+    closed.mkdir(0o700)
+    (closed / "a.txt").write_text("text " * 99)
+    said = as_another(23456, closed / "a.txt")
+    assert said == f"refused: input {closed}/a.txt cannot be read: Permission denied; name a text file"
 
 
 def test_a_passing_read_error_is_no_damage(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,37 +232,6 @@ def aged(folder: Path, age: float) -> None:
 
 
 # --- tokens of earlier releases --------------------------------------------------------------------------------------
-
-
-def made_before(text: Path, cache: Path) -> str:
-    """Put the entry that the release before made of a text into the cache; return its digest."""
-    content = text.read_bytes()
-    identity = {
-        "version": 1,
-        "tokenizer": "byte",
-        "encoding": "utf-8",
-        "val_fraction": None,
-        "sources": [(text.name, hashlib.sha256(content).hexdigest())],
-    }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    ids = [*content, 256]
-    cut = int(len(ids) * 0.9)
-    parts = {"train": ids[:cut], "val": ids[cut:]}
-    written = {name: b"".join(token.to_bytes(2, "little") for token in part) for name, part in parts.items()}
-    meta = {
-        "format": "scalegpt-tokens", "version": 1, "dtype": "uint16", "key": key, "tokenizer": {"kind": "byte"},
-        "sources": [], "documents": 1, "skipped": {}, "encoding": "utf-8",
-        **{f"{name}_tokens": len(part) for name, part in parts.items()},
-        "files": {name: hashlib.sha256(part).hexdigest() for name, part in written.items()},
-    }  # fmt: skip
-    folder = cache / key
-    folder.mkdir(parents=True)
-    for name, part in written.items():
-        (folder / f"{name}.bin").write_bytes(part)
-    (folder / "meta.json").write_text(json.dumps(meta))
-    from scalegpt.data.shards import open_tokens
-
-    return open_tokens(folder).digest
 
 
 def test_earlier_tokens_serve_the_runs_that_began_with_them_alone(text: Path, cache: Path) -> None:
