@@ -56,3 +56,8 @@ def brief(text: object, most: int = 300) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def one_line(name: object) -> str:
+    r"""A name that is not ours, for one line: as :func:`visible`, with line ends and tabs written out too."""
+    return visible(name).replace("\n", "\\n").replace("\t", "\\t")

@@ -28,6 +28,7 @@ actions (each has --help):
 """
 
 _PREVIEW_TOKENS = 60
+_CHOICES = ("as_text", "follow_links")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,10 +61,14 @@ def _prepare(words: list[str]) -> int:
     parser.add_argument("--tokenizer", default="gpt2", metavar="|".join(TOKENIZERS), help="[gpt2]")
     parser.add_argument("--encoding", default="utf-8", metavar="E", help=f"{keys['encoding'].metadata['help']} [utf-8]")
     parser.add_argument("--val_fraction", metavar="X", help=keys["val_fraction"].metadata["help"])
+    for key in _CHOICES:
+        parser.add_argument(
+            f"--{key}", default="false", metavar="true|false", help=f"{keys[key].metadata['help']} [false]"
+        )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse(words)
     settings = DataConfig.from_mapping(
-        {key: getattr(arguments, key) for key in ("tokenizer", "encoding", "val_fraction")}, "command line"
+        {key: getattr(arguments, key) for key in ("tokenizer", "encoding", "val_fraction", *_CHOICES)}, "command line"
     )
     from scalegpt.data.prepare import prepare
 
@@ -75,6 +80,8 @@ def _prepare(words: list[str]) -> int:
             tokenizer=settings.tokenizer,
             encoding=settings.encoding,
             val_fraction=settings.val_fraction,
+            as_text=settings.as_text,
+            follow_links=settings.follow_links,
             progress=progress,
         )
     finally:
@@ -120,6 +127,7 @@ def describe(tokens: "TokenSet") -> dict[str, Any]:
         "split": meta.get("split"),
         "encoding": meta.get("encoding"),
         "skipped": tokens.skipped,
+        "bytes": meta.get("bytes"),
         "sources": meta.get("sources", []),
         "digest": tokens.digest,
     }
@@ -143,8 +151,8 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         + (f" (padded {facts['padded_vocab_size']:,})" if facts["padded_vocab_size"] != facts["vocab_size"] else ""),
         "training": f"{facts['train_tokens']:,} tokens",
         "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}",
-        "sources": _sources(facts["sources"]),
-        "left out": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
+        "sources": _sources(facts),
+        "skipped": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
         "digest": facts["digest"],
         "checked": "sizes, contents, every id" if facts.get("checked") else "",
         "training begins": repr(facts["train_text"]) if "train_text" in facts else "",
@@ -155,13 +163,14 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
             show_row(f"{name:<17}", value)
 
 
-def _sources(sources: list[dict[str, Any]]) -> str:
+def _sources(facts: dict[str, Any]) -> str:
+    sources = facts["sources"]
     if not sources:
         return "unknown"
-    size = sum(source["bytes"] for source in sources) / 1e6
+    size = sum(source["bytes"] for source in sources) if facts["bytes"] is None else facts["bytes"]
     encodings = ", ".join(sorted({source.get("encoding", "utf-8") for source in sources}))
-    name = sources[0]["path"] if len(sources) == 1 else f"{len(sources):,} documents"
-    return f"{name}, {size:,.3f} MB, {encodings}"
+    name = sources[0]["path"] if len(sources) == 1 else f"{facts['documents'] or len(sources):,} documents"
+    return f"{name}, {size / 1e6:,.3f} MB, {encodings}"
 
 
 class _ProgressLine:

@@ -92,6 +92,10 @@ class DataConfig(Section):
     val_fraction: float | None = setting(
         None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1
     )
+    as_text: bool = setting(
+        False, "train on JSON, CSV, HTML and the like as they are written, and on folders that are mostly such data"
+    )
+    follow_links: bool = setting(False, "follow symbolic links that leave an input folder")
 
 
 DATA = "data"

@@ -114,7 +114,9 @@ class TrainConfig(Section):
     compile: str = setting("auto", "torch.compile of each block; auto: on CUDA", choices=("auto", "on", "off"))
 
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end", minimum=0, maximum=MOST_STEPS)
-    eval_tokens: int = setting(131_072, "held-out tokens per evaluation", minimum=1, maximum=10**12)
+    eval_tokens: int = setting(
+        131_072, "held-out tokens per evaluation, spread evenly over all that are held out", minimum=1, maximum=10**12
+    )
     sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0, maximum=1_000_000)
     sample_prompt: str | None = setting(

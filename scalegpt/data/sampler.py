@@ -152,7 +152,9 @@ def cut_windows(tokens: Tokens, starts: Starts, block_size: int) -> tuple[Window
 
 
 def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
-    """Return the windows to evaluate on: consecutive, without overlap, from the beginning.
+    """Return the windows to evaluate on: spread evenly over all of the tokens, without overlap, the same ones each time.
+
+    The tokens lie in the order of the files' names: the first of them alone would judge by one part of the text.
 
     Args:
         tokens: how many are held out.
@@ -164,8 +166,12 @@ def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
 
     """
     _check_length(tokens, block_size)
-    wanted = max(1, -(-limit_tokens // block_size))
-    return np.arange(min(wanted, (tokens - 1) // block_size), dtype=np.int64) * block_size
+    windows = (tokens - 1) // block_size
+    count = min(max(1, -(-limit_tokens // block_size)), windows)
+    numbers = np.arange(count, dtype=np.int64)
+    if count < windows:
+        numbers = (2 * numbers + 1) * windows // (2 * count)  # the middle of each of so many equal shares
+    return numbers * block_size
 
 
 def _check_length(tokens: int, block_size: int) -> None:

@@ -8,14 +8,14 @@ FREE_TO_CHANGE = frozenset({
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
     "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
     "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
-    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom",
+    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
 
-The file of the text may have moved; that its tokens are the same is checked by themselves."""
+The file of the text may have moved, and be read by other rules; that its tokens are the same is checked by themselves."""
 
-UNTOLD = frozenset({"name", "preset"})
-"""What the settings are called: of no effect, so not worth a line where it is otherwise."""
+UNTOLD = frozenset({"name", "preset", "as_text", "follow_links"})
+"""What the settings are called, and how the files were chosen that gave the tokens: a difference alone has no effect."""
 
 MUONS = frozenset({"muon_lr", "muon_momentum"})
 """Settings of Muon alone."""

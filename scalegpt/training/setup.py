@@ -116,7 +116,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     if world.size == 1 and chosen.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
-    data = _open_data(run, request.given, world, logger, stop)
+    begun_with = world.on_first(lambda: _begun_with(request))
+    data = _open_data(run, request.given, world, logger, stop, begun_with)
     run = _fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
         chosen = settle_layout(run, world, open_=open_, margin=request.margin)
@@ -270,13 +271,26 @@ def _build(
     return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 
 
-def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger, stop: StopRequest) -> TokenSet:
+def _begun_with(request: Request) -> str | None:
+    """The digest of the tokens that the run trained on last; None for a run that begins."""
+    stretches = [] if request.fresh else RunDirectory(request.runs_dir / request.run.name).ledger.read()
+    return stretches[-1].data if stretches else None
+
+
+def _open_data(
+    run: RunConfig,
+    given: frozenset[str],
+    world: World,
+    logger: Logger,
+    stop: StopRequest,
+    begun_with: str | None,
+) -> TokenSet:
     """Prepare and check the data once on each machine, then open it on every rank."""
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
     def work() -> str:
-        data = prepare_cached(run.data, progress=_progress(logger, stop))
+        data = prepare_cached(run.data, begun_with=begun_with, progress=_progress(logger, stop))
         model = _fix_data(run, given, data).model
         data.check_vocabulary(model.vocab_size)
         data.check_block_size(model.block_size)

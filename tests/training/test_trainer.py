@@ -16,6 +16,7 @@ from scalegpt.backends import World
 from scalegpt.checkpoint import writer
 from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
+from scalegpt.data.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
 from scalegpt.training.run import collective_timeout
 from scalegpt.training.setup import Request, prepare
@@ -54,8 +55,10 @@ def test_the_held_out_loss_is_the_mean_over_its_windows(trainer: Any) -> None:
     one = trainer(micro_batch=3)  # 7 windows in batches of 3
     one._evaluate()
     job = one.job
-    rows = torch.from_numpy(job.data.val[: 7 * 16 + 1].astype("int64"))
-    expected = job.backend.evaluate(rows[:-1].view(7, 16), rows[1:].view(7, 16)).item()
+    starts = held_out_starts(len(job.data.val), 16, 100)
+    assert len(starts) == 7 < (len(job.data.val) - 1) // 16
+    rows = [torch.from_numpy(part) for part in cut_windows(job.data.val, starts, 16)]
+    expected = job.backend.evaluate(*rows).item()
     assert one.val_loss == pytest.approx(expected, rel=1e-6)
     assert one.best_val_loss == one.val_loss
     assert job.backend.model.training
