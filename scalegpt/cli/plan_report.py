@@ -3,6 +3,7 @@
 from scalegpt.cli.table import aligned
 from scalegpt.planner.advice import differences
 from scalegpt.planner.answer import Answer
+from scalegpt.planner.length import total_steps
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
 
@@ -136,12 +137,7 @@ def speed(plan: Plan) -> str:
 
 def _whole_run(plan: Plan) -> str:
     """How long the run takes from beginning to end."""
-    train = plan.run.train
-    by_steps = None if train.max_iters is None else train.max_iters * plan.batch.tokens
-    limits = [limit for limit in (by_steps, train.max_tokens) if limit is not None]
-    if not limits:
-        return ""
-    tokens = min(limits)
+    tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
     amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
     return f"; {amount} tokens in {duration(tokens / plan.tokens_per_second)}"
 

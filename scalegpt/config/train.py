@@ -16,6 +16,9 @@ SCHEDULES = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "muon")
 ON_SPIKE = ("off", "warn", "skip", "rollback")
 
+LENGTHS = ("max_iters", "max_tokens")
+"""The settings that say how long a run is. With both, the run ends at whichever comes first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
@@ -36,9 +39,17 @@ class TrainConfig(Section):
         "none: one micro batch on every rank",
         minimum=1,
     )
-    max_iters: int | None = setting(1000, "stop after so many optimizer steps; none: no limit", minimum=0)
-    max_tokens: int | None = setting(None, "stop after so many tokens", minimum=1)
-    max_minutes: float | None = setting(None, "stop after so many minutes of this process", above=0)
+    max_iters: int | None = setting(
+        1000,
+        "optimizer steps of the run; the default holds where max_tokens is not given; with both, the shorter; none: no limit",
+        minimum=0,
+    )
+    max_tokens: int | None = setting(
+        None, "tokens of the run; where given, it replaces the max_iters of the preset and of the default", minimum=1
+    )
+    max_minutes: float | None = setting(
+        None, "stop this process after this many minutes; the schedule still follows max_iters or max_tokens", above=0
+    )
 
     optimizer: str = setting(
         "adamw",

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.presets import preset_names, resolve
+from scalegpt.config.presets import named_settings, preset_names, resolve
 from scalegpt.config.run import BACKENDS, PLANNED, STAGES
 from scalegpt.errors import InputError
 from scalegpt.planner.advice import Alternative, Remedy, alternatives, remedies
@@ -20,6 +20,7 @@ from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.checks import check_attention, check_optimizer, check_ranks, resolve_precision
 from scalegpt.planner.command import launch_command
 from scalegpt.planner.gpus import catalogue
+from scalegpt.planner.length import length_notes
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, make_plan
@@ -37,6 +38,7 @@ class Asked:
         run: the run with all that was said; what is ``auto``, or was not said, the planner may choose.
         base: the run as preset or file have it.
         source: the flag that names those, such as ``("--preset", "tiny")``; empty: none.
+        named: the settings that flags, preset or file name.
         fixed: the settings that must stay as they are.
         machine: what it shall run on.
         calibration: measurements that correct the overheads.
@@ -50,6 +52,7 @@ class Asked:
     machine: Machine
     calibration: Calibration = field(default_factory=Calibration)
     margin: float = MARGIN
+    named: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -86,6 +89,7 @@ class Asked:
             machine=machine,
             calibration=calibration or Calibration(),
             margin=margin,
+            named=frozenset(flags) | named_settings(preset, config_file),
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
@@ -246,6 +250,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
         plan, said = _as_it_stands(question, notes)
     else:
         plan, said = _chosen(question, notes)
+    said = (*said, *length_notes(plan.run.train, plan.batch.tokens, asked.named))
     given = Answer(asked, question, plan, said)
     if not explain or question.machine.usable_bytes is None:
         return given

@@ -6,6 +6,7 @@ from typing import Any
 
 from scalegpt.config import RunConfig
 from scalegpt.config.run import SECTIONS
+from scalegpt.config.train import LENGTHS, TrainConfig
 from scalegpt.planner.plan import Plan
 
 DECIDED = ("backend", "zero_stage", "micro_batch", "tokens_per_step", "precision", "recompute", "loss")
@@ -34,11 +35,22 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...]) -> str:
                 value = plan.run.parallel.stage
             if field.name == "ds_config" and value is None:
                 continue  # follows from the backend or the stage
+            if field.name in LENGTHS:
+                continue
             if field.name in DECIDED or value != getattr(theirs, field.name):
                 words += [f"--{field.name}", _word(value)]
+    words += _length(plan.run.train, base.train)
     if plan.run.data.input_file is None:
         words += ["--input_file", DATA]
     return " ".join(map(shlex.quote, words))
+
+
+def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+    """The flags of the run's length, where preset or file have another; a length that is given replaces both of theirs."""
+    lengths = {key: getattr(ours, key) for key in LENGTHS}
+    if all(value == getattr(theirs, key) for key, value in lengths.items()):
+        return []
+    return [word for key, value in lengths.items() if value is not None for word in (f"--{key}", _word(value))]
 
 
 def _launcher(plan: Plan) -> list[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
+from scalegpt.host import ROOT, available_bytes, usable_cores
 from scalegpt.planner import nvml, rocm
 from scalegpt.planner.devices import Device, Found
 from scalegpt.planner.gpus import CPU_CAPABILITY, GB, GIB, Card
-from scalegpt.planner.host import ROOT, available_bytes, usable_cores
 from scalegpt.planner.machine import Machine
 
 CORE_TFLOPS, CORE_GBPS = 0.05, 10.0

@@ -25,7 +25,7 @@ from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError, RunError
-from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
+from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
 from scalegpt.training.files import finite, write_whole, writing
 
 LOCK = ".lock"
@@ -208,8 +208,12 @@ class RunDirectory:
                 continue  # which of them is damaged, and how, is told where one is chosen
         return None
 
-    def settle(self, run: RunConfig) -> RunConfig:
-        """The run with ``precision auto`` and an open ``tokens_per_step`` as the run that is here settled them.
+    def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
+        """The run with ``precision auto``, an open ``tokens_per_step`` and an open length as the run in this folder has them.
+
+        Args:
+            run: as it is asked for.
+            given: the settings that the user or a preset names.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
@@ -222,6 +226,7 @@ class RunDirectory:
             settled["precision"] = theirs["train"].get("precision", "auto")
         if run.train.tokens_per_step is None:
             settled["tokens_per_step"] = theirs["train"].get("tokens_per_step")
+        settled |= length_beside(run.train, theirs["train"], given)
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:

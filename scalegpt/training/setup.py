@@ -28,6 +28,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
 from scalegpt.planner.checks import check_optimizer, check_ranks
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.length import length_notes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
 from scalegpt.training import oom
@@ -142,7 +143,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
     gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
     idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
-    for note in (*idle, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *found.notes, *gaps):
+    length = length_notes(run.train, plan.tokens, request.given | request.stated)
+    for note in (*idle, *length, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *found.notes, *gaps):
         logger.say(note)
     watch = MemoryWatch(world.device)
     backend = _build(run, plan, world, settings, logger, compiled=compiled)
@@ -232,7 +234,7 @@ def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str],
 
 def _settled_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
     """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
-    run = directory.settle(request.run)
+    run = directory.settle(request.run, request.given)
     found = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
     layout = {key: found[key] for key in ParallelConfig.settings() if key in found}
     tried = replace(

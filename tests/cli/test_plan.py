@@ -291,6 +291,19 @@ def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     assert asdict(run) == asdict(ours)
 
 
+def test_a_given_length_is_planned_and_two_are_reported(plan: Any) -> None:
+    tokens = "--n_layer 2 --vocab_size 257 --block_size 64 --micro_batch 4 --gpu 4090 --max_tokens 26e6"
+    found = plan(tokens)
+    assert not any("shorter" in note for note in found["notes"])
+    assert "--max_tokens 26000000" in found["choice"]["command"]
+    assert "max_iters" not in found["choice"]["command"]
+    both = plan(f"{tokens} --max_iters 20")
+    assert any("the run ends after 20 steps" in note for note in both["notes"])
+    assert "--max_iters 20 --max_tokens 26000000" in both["choice"]["command"]
+    alone = plan("--preset tiny --gpu 4090 --max_minutes 5")
+    assert not any("max_minutes" in note for note in alone["notes"])  # the preset has a length
+
+
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 

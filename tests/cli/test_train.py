@@ -221,6 +221,16 @@ def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) ->
     assert [line["loss"] for line in steps] == [line["loss"] for line in metrics("undisturbed")[0]]
 
 
+def test_two_lengths_are_reported_and_one_replaces_the_default(train: Callable[..., str]) -> None:
+    assert "the run ends after 2 steps" in train(max_tokens=256, max_iters=3)
+    assert "the shorter counts" not in train(max_iters=None, max_tokens=128 * 1001, max_minutes=1e-9, model_name="long")
+    plan = json.loads(Path("runs/long/plan.json").read_text())
+    assert plan["steps"] == 1001  # the default of 1,000 steps does not cut it
+    again = ["train", "--config_file", "runs/long/config.yaml", "--input_file", "text.txt", "--device", "cpu"]
+    assert main([*again, "--model_name", "same", "--max_minutes", "1e-9"]) == 0
+    assert json.loads(Path("runs/same/plan.json").read_text())["steps"] == 1001
+
+
 def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) -> None:
     said = "no step was taken: max_iters is 0; give a larger --max_iters to train\n"
     assert train(max_iters=0).endswith(said)
