@@ -110,13 +110,16 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     timed = _with_expected_vocab(settled, request.given).model
     run, compiled, warning = _resolve_device_settings(settled, timed, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
-    chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
+    reopen = request.open
+    chosen = settle_layout(
+        _with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin, reopen=reopen
+    )
     check_optimizer(chosen.run)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
     data = _open_data(run, request.given, world, logger, stop)
     run = _fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
-        chosen = settle_layout(run, world, open_=open_, margin=request.margin)
+        chosen = settle_layout(run, world, open_=open_, margin=request.margin, reopen=reopen)
     run, plan = replace(chosen.run, data=run.data), chosen.batch
     run = replace(run, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
     settings = _deepspeed_settings(run, plan, world)

@@ -85,7 +85,7 @@ def test_the_json_has_what_is_promised(plan: Any, words: str) -> None:
     choice = found["choice"]
     assert {"model", "gpu", "choice", "alternatives"} <= set(found)
     assert {"name", "parameters"} <= set(found["model"])
-    assert {"name", "usable_bytes", "count", "nodes"} == set(found["gpu"])
+    assert {"name", "usable_bytes", "count", "nodes", "host_bytes", "host_source"} == set(found["gpu"])
     assert set(choice) >= CHOICE
     usable = found["gpu"]["usable_bytes"]
     assert bool(found["alternatives"]) == (usable is not None and choice["fits"])

@@ -161,7 +161,7 @@ def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     left = status()
     assert (left["state"], left["step"], left["cause"]) == ("finished", 12, "all steps taken")
     assert left["measured_peak_bytes"] >= 0
-    assert left["measured_by"] == "growth of the process's resident memory"
+    assert left["measured_by"] == "peak of the process's resident memory"
     assert (left["measured_reserved_bytes"], left["measured_driver_bytes"]) == (None, None)
     assert left["val_loss"] == evaluations[-1]["val_loss"]
     plan = json.loads((folder / "plan.json").read_text())
@@ -169,7 +169,7 @@ def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     assert left["predicted_peak_bytes"] == memory["peak_bytes"] == memory["phases"][memory["binding_phase"]] > 0
     assert sum(memory["breakdown"].values()) == memory["peak_bytes"] == memory["total_bytes"]  # a CPU has no overheads
     assert "MiB predicted peak (phase " in out
-    assert "iB measured (growth of the process's resident memory" in out
+    assert "iB measured (peak of the process's resident memory" in out
     assert not Path("cache/calibration.json").exists()  # a CPU's memory says nothing of a GPU's
     assert (plan["micro_batch"], plan["grad_accum"], plan["tokens_per_step"], plan["steps"]) == (4, 2, 128, 12)
     assert (folder / "samples.txt").read_text().count("--- step ") == 3
