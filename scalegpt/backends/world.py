@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -19,6 +18,7 @@ from scalegpt.backends.host_memory import keep_freed_memory
 from scalegpt.backends.meeting import meeting_store
 from scalegpt.backends.ports import use_loopback
 from scalegpt.errors import InputError, RunError
+from scalegpt.host import usable_cores
 from scalegpt.ranks import Ranks, read_ranks
 
 Result = TypeVar("Result")
@@ -201,17 +201,13 @@ def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device
     return torch.device("cpu")
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may run on; a container or a batch system may allow fewer than the machine has."""
-    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
-    return len(affinity()) if affinity is not None else os.cpu_count() or 1
-
-
 def _share_cores(local_size: int) -> None:
     """Divide the cores among the machine's ranks, unless the user has set the number of threads.
 
-    torchrun sets ``OMP_NUM_THREADS=1`` for want of a better idea; that is not the user's word.
+    A single process keeps torch's own number, unless that exceeds the cores that a container's quota grants. torchrun sets
+    ``OMP_NUM_THREADS=1`` where the user sets nothing; that number is replaced.
     """
-    users_word = "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
-    if local_size > 1 and not users_word:
-        torch.set_num_threads(max(1, usable_cores() // local_size))
+    is_users = "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    threads = max(1, usable_cores() // local_size)
+    if not is_users and (local_size > 1 or threads < torch.get_num_threads()):
+        torch.set_num_threads(threads)

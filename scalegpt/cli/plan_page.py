@@ -11,7 +11,7 @@ from scalegpt.page import Table, command, document, escape, facts
 from scalegpt.planner.advice import Remedy, differences
 from scalegpt.planner.answer import Answer
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.plan import Plan, gib, host_words
 
 _STYLE = (
     svg.STYLE
@@ -88,13 +88,14 @@ def _verdict(given: Answer) -> str:
     if plan.fits is False:
         said = f"<b>It does not fit.</b> {needs}, where a run may use {usable}: {gib(plan.missing_bytes)} too much."
     elif not plan.fits_host:
-        host = f"{gib(plan.host_bytes)} of host memory for each GPU"
-        said = f"<b>It does not fit.</b> What is offloaded needs {host}, more than there is."
+        said = f"<b>It does not fit.</b> Offload needs {host_words(plan)}."
     else:
         tight = plan.total_bytes > question.limit
         margin = f", less than the safety margin of {100 * question.margin:g}%" if tight else ""
         left = f"{gib(-plan.missing_bytes)} free{margin}"
         said = f"<b>It fits.</b> {needs} of the {usable} that a run may use, and leaves {left}."
+        if plan.host_needed:
+            said += f" Offload needs {host_words(plan)}."
         if plan.machine.card is not None:
             said += f" It trains at about {escape(speed(plan))}."
     return f'<p class="verdict{"" if _fits(plan) else " no"}">{said}</p>'
@@ -201,7 +202,7 @@ def _outside(plan: Plan) -> list[Slice]:
 
 def _sums(plan: Plan, inside: list[Slice], outside: list[Slice]) -> Iterator[tuple[str, int, list[Slice]]]:
     """The sums, each with the parts that it has more than the one before."""
-    waste = [each for each in outside if each.name in {"cuBLAS workspaces", "fragmentation"}]
+    waste = [each for each in outside if each.name in plan.overheads.reserved_parts]
     yield "the allocator's peak", plan.peak_bytes, inside
     yield "reserved", plan.reserved_bytes, waste
     yield "total", plan.total_bytes, [each for each in outside if each not in waste]

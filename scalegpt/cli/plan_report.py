@@ -3,8 +3,9 @@
 from scalegpt.cli.table import aligned
 from scalegpt.planner.advice import differences
 from scalegpt.planner.answer import Answer
+from scalegpt.planner.length import total_steps
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.plan import Plan, gib, host_words
 from scalegpt.planner.rates import basis
 
 BAR_WIDTH = 40
@@ -82,8 +83,8 @@ def _memory(plan: Plan) -> str:
     def row(name: str, size: int, *, drawn: bool = True) -> tuple[str, str, str, str]:
         return name, gib(size), f"{size / total:.1%}", bar(size / largest) if drawn else ""
 
-    waste = ("cuBLAS workspaces", "fragmentation")
-    rows = [("on each GPU", "size", "share", "")]
+    waste = plan.overheads.reserved_parts
+    rows = [("on each GPU" if plan.machine.is_gpu else "in each process", "size", "share", "")]
     rows += [row(name, size) for name, size in inside if size]
     rows.append(row("= the allocator's peak", plan.peak_bytes, drawn=False))
     rows += [row(name, outside[name]) for name in waste if outside[name]]
@@ -96,12 +97,13 @@ def _memory(plan: Plan) -> str:
 
 def _host_memory(plan: Plan) -> str:
     """What lies in host memory, and whether anybody knows that there is so much."""
+    if not plan.machine.is_gpu:
+        return ""  # it is part of the table
     copy = plan.checkpoint_copy_bytes
     more = f"{gib(copy)} for the copy that a checkpoint is written from" if copy else ""
     if not plan.host_bytes:
         return f"\n\nin host memory, for each GPU: {more}" if more else ""
-    unknown = " (not checked: how much there is is not known)" if plan.machine.host_bytes is None else ""
-    return f"\n\nin host memory, for each GPU: {gib(plan.host_bytes)}{unknown}" + (f", and {more}" if more else "")
+    return f"\n\nin host memory, for each GPU: {gib(plan.host_bytes)}" + (f", and {more}" if more else "")
 
 
 def _verdict(plan: Plan) -> str:
@@ -112,7 +114,12 @@ def _verdict(plan: Plan) -> str:
     picture = bar(share) if plan.fits else _FULL * BAR_WIDTH
     line = f"[{picture.ljust(BAR_WIDTH)}] {gib(plan.total_bytes)} of {gib(usable)} ({name}), {share:.1%}"
     left = gib(abs(plan.missing_bytes))
-    return f"{line}\nfits, with {left} to spare" if plan.fits else f"{line}\ndoes not fit: {left} too much"
+    if not plan.fits:
+        return f"{line}\ndoes not fit: {left} too much"
+    if not plan.fits_host:
+        return f"{line}\ndoes not fit: offload needs {host_words(plan)}"
+    host = f"; offload needs {host_words(plan)}" if plan.host_needed else ""
+    return f"{line}\nfits, with {left} to spare{host}"
 
 
 def _time(plan: Plan) -> str:
@@ -137,12 +144,7 @@ def speed(plan: Plan) -> str:
 
 def _whole_run(plan: Plan) -> str:
     """How long the run takes from beginning to end."""
-    train = plan.run.train
-    by_steps = None if train.max_iters is None else train.max_iters * plan.batch.tokens
-    limits = [limit for limit in (by_steps, train.max_tokens) if limit is not None]
-    if not limits:
-        return ""
-    tokens = min(limits)
+    tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
     amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
     return f"; {amount} tokens in {duration(tokens / plan.tokens_per_second)}"
 

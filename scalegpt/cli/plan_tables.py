@@ -3,6 +3,7 @@
 from scalegpt.cli.plan_report import duration, sources
 from scalegpt.cli.table import aligned
 from scalegpt.planner.answer import Answer, Row, largest, machine_notes
+from scalegpt.planner.length import total_steps
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
@@ -66,10 +67,7 @@ def _layout(plan: Plan) -> str:
 
 
 def _whole_run(plan: Plan) -> str:
-    train = plan.run.train
-    by_steps = None if train.max_iters is None else train.max_iters * plan.batch.tokens
-    limits = [limit for limit in (by_steps, train.max_tokens) if limit is not None]
-    return duration(min(limits) / plan.tokens_per_second) if limits else ""
+    return duration(total_steps(plan.run.train, plan.batch.tokens) * plan.seconds)
 
 
 def _largest(rows: list[Row]) -> str:

@@ -29,6 +29,12 @@ class MachineConfig(Section):
         above=0,
         maximum=MOST_GB,
     )
+    host_memory_gb: float | None = setting(
+        None,
+        "host memory of each machine, GB of 10⁹ bytes, which offload needs; none: what this machine has available, or an "
+        "assumption for --gpu and --gpus",
+        above=0,
+    )
     gpus: int | None = setting(
         None, "GPUs in each machine; none: those found here, or 1 of --gpu", minimum=1, maximum=MOST_GPUS
     )

@@ -17,6 +17,7 @@ from typing import Any
 from scalegpt.config.aliases import hint
 from scalegpt.config.run import AUTO, PLANNED, SECTIONS, ParallelConfig, RunConfig
 from scalegpt.config.settings import coerce
+from scalegpt.config.train import LENGTHS
 from scalegpt.errors import InputError, nearest
 from scalegpt.storage import read_text
 from scalegpt.structured import CONFIG_LIMIT, parse_json, parse_yaml
@@ -98,15 +99,6 @@ def checked(values: Any, where: str) -> Values:
     return {**values, **{key: _label(values[key], key, where) for key in _LABELS if key in values}}
 
 
-def keys_in_file(path: str | Path) -> set[str]:
-    """The settings that a configuration file gives.
-
-    Raises:
-        InputError: as :func:`load_config_file`.
-    """
-    return {key for part in load_config_file(path).values() if isinstance(part, dict) for key in part}
-
-
 def _check_part(value: Any, part: str, where: str) -> None:
     """Check the keys of a part of a file.
 
@@ -181,6 +173,7 @@ def resolve(
         file_values[part], open_there = _without_auto(values)
         auto |= open_there - flags.keys()
     _drop_overridden_layout(file_values["parallel"], flags)
+    file_values["train"], flags = _replace_lengths(file_values["train"], flags)
     sections = {}
     for part, section in SECTIONS.items():
         over = {key: flags.pop(key) for key in list(flags) if key in section.settings()}
@@ -215,6 +208,33 @@ def _drop_overridden_layout(layout: Values, flags: Values) -> None:
             layout.pop(key, None)
     if "zero_stage" in flags or "offload" in flags:
         layout.pop("ds_config", None)
+
+
+def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
+    """The file's values and the flags; a given length replaces the other length of the level below.
+
+    A flag replaces what the file says, and the file replaces the default: ``max_tokens`` alone is not cut short by a
+    ``max_iters`` that nobody gave. Two lengths of the same level both stay.
+    """
+    neither = dict.fromkeys(LENGTHS)
+    if _gives_length(flags):
+        return file, {**neither, **flags}
+    return ({**neither, **file}, flags) if _gives_length(file) else (file, flags)
+
+
+def _gives_length(values: Values) -> bool:
+    return any(str(values.get(key)).lower() not in {"none", "null"} for key in LENGTHS)
+
+
+def named_settings(preset: str | None = None, config_file: str | Path | None = None) -> frozenset[str]:
+    """The settings that a preset or a configuration file names; none of neither.
+
+    Raises:
+        InputError: no such preset, or a file that is no configuration.
+    """
+    values = {} if config_file is None else load_config_file(config_file)
+    values = values if preset is None else load_preset(preset)
+    return frozenset(key for part in values.values() if isinstance(part, dict) for key in part)
 
 
 def as_file(run: RunConfig) -> Values:

@@ -22,6 +22,9 @@ MOST_MINUTES = 10**7
 
 ON_SPIKE = ("off", "warn", "skip", "rollback")
 
+LENGTHS = ("max_iters", "max_tokens")
+"""The settings that say how long a run is. With both, the run ends at whichever comes first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
@@ -44,9 +47,24 @@ class TrainConfig(Section):
         minimum=1,
         maximum=10**12,
     )
-    max_iters: int | None = setting(1000, "stop after N optimizer steps; none: no limit", minimum=0, maximum=MOST_STEPS)
-    max_tokens: int | None = setting(None, "stop after N tokens", minimum=1, maximum=10**16)
-    max_minutes: float | None = setting(None, "stop after X minutes of this process", above=0, maximum=MOST_MINUTES)
+    max_iters: int | None = setting(
+        1000,
+        "optimizer steps of the run; the default holds where max_tokens is not given; with both, the shorter; none: no limit",
+        minimum=0,
+        maximum=MOST_STEPS,
+    )
+    max_tokens: int | None = setting(
+        None,
+        "tokens of the run; where given, it replaces the max_iters of the preset and of the default",
+        minimum=1,
+        maximum=10**16,
+    )
+    max_minutes: float | None = setting(
+        None,
+        "stop this process after this many minutes; the schedule still follows max_iters or max_tokens",
+        above=0,
+        maximum=MOST_MINUTES,
+    )
 
     optimizer: str = setting(
         "adamw",

@@ -25,6 +25,7 @@ from scalegpt.data.sidecar import VERSION
 from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
 from scalegpt.data.writer import TokenWriter, check_space, disk_errors
 from scalegpt.errors import InputError
+from scalegpt.host import usable_cores
 from scalegpt.text import one_line
 
 Progress = Callable[[int, int], None]
@@ -289,7 +290,7 @@ def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Enco
         The document's index, the ids of its next piece, the bytes of it read so far, and whether it is the last piece.
 
     """
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    threads = min(_MAX_THREADS, usable_cores())
     waiting: deque[tuple[int, Future[TokenIds], int, bool]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from scalegpt.config import RunConfig
 from scalegpt.config.run import SECTIONS
+from scalegpt.config.train import LENGTHS, TrainConfig
 from scalegpt.invocation import train_command
 from scalegpt.planner.checks import vocabulary_remark
 from scalegpt.planner.plan import Plan
@@ -38,15 +39,26 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
                 value = plan.run.parallel.stage
             if field.name == "ds_config" and value is None:
                 continue  # follows from the backend or the stage
+            if field.name in LENGTHS:
+                continue
             named = field.name in DECIDED or value != getattr(theirs, field.name)
             if field.name == "vocab_size" and plan.run.data.tokenizer != "gpt2":
                 named = "vocab_size" in given  # else the trainer asks the tokenizer
             if named:
                 word = _word(value)
                 words += [f"--{field.name}={word}"] if word.startswith("-") else [f"--{field.name}", word]
+    words += _length(plan.run.train, base.train)
     if plan.run.data.input_file is None:
         words += ["--input_file", DATA if vocabulary_remark(plan.run) is None else PREPARED]
     return f"{train_command(*_launcher(plan))} {shlex.join(words)}"
+
+
+def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+    """The flags of the run's length, where preset or file have another; a length that is given replaces both of theirs."""
+    lengths = {key: getattr(ours, key) for key in LENGTHS}
+    if all(value == getattr(theirs, key) for key, value in lengths.items()):
+        return []
+    return [word for key, value in lengths.items() if value is not None for word in (f"--{key}", _word(value))]
 
 
 def _launcher(plan: Plan) -> list[str]:

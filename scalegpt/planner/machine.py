@@ -11,6 +11,21 @@ from scalegpt.errors import InputError
 from scalegpt.planner.gpu_words import counted
 from scalegpt.planner.gpus import GB, Card, Link, is_known, meant_card
 
+HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
+"""The host memory that is assumed where none is given: this many times the memory of a machine's cards, within bounds.
+
+Published machine types have about that: GCP a2-highgpu-8g (8 × A100 40GB) 680 GB, a2-ultragpu-1g and -8g (A100 80GB) 170
+and 1,360 GB, a3-highgpu-8g (8 × H100) 1,872 GB, g2-standard-96 (8 × L4) 384 GB; AWS p4d and p4de (8 × A100) 1,152 GiB, p5 and
+p5en (8 × H100, H200) 2,048 GiB; Azure ND MI300X v5 1,850 GiB. The lower bound is that of a well-equipped desktop machine."""
+
+GIVEN, FOUND, ASSUMED = "given", "found", "assumed"
+"""Where a machine's host memory comes from: a setting, the machine at hand, or the rule above."""
+
+
+def assumed_host_bytes(card_bytes: int, gpus: int) -> int:
+    """Host memory that is assumed for a machine of this many cards, each with this much memory."""
+    return min(HOST_MOST, max(HOST_LEAST, HOST_PER_CARD * card_bytes * gpus))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -28,7 +43,9 @@ class Machine:
         driver: version of the driver, if known.
         link: how the cards of one machine are joined; None: not known.
         host_gbps: between a card and the host's memory, GB/s of 10⁹, both directions together; None: not known.
-        host_bytes: host memory of one machine that a run may use; None: not known.
+        host_bytes: host memory of one machine that a run may use, all its ranks together; None: not known.
+        host_source: :data:`GIVEN`, :data:`FOUND` or :data:`ASSUMED`; None where it is not known.
+        keeps_freed_memory: whether a process on the CPU keeps the memory that it frees, which is faster and takes more.
         cores: processor cores of one machine that a run may use; None: not known.
         network_gbps: network of one machine, Gbit/s in each direction; None: not known.
         notes: what to say about the machine, a line each: memory that others hold, mixed cards.
@@ -46,6 +63,8 @@ class Machine:
     link: Link | None = None
     host_gbps: float | None = None
     host_bytes: int | None = None
+    host_source: str | None = None
+    keeps_freed_memory: bool = True
     cores: int | None = None
     network_gbps: float | None = None
     notes: tuple[str, ...] = ()
@@ -68,6 +87,11 @@ class Machine:
                 )
             usable, name = given, name or f"{settings.memory_gb:g} GB card"
         gpus = settings.gpus or 1
+        host, source = None, None
+        if settings.host_memory_gb is not None:
+            host, source = int(settings.host_memory_gb * GB), GIVEN
+        elif usable is not None:
+            host, source = assumed_host_bytes(usable if card is None else card.gb * GB, gpus), ASSUMED
         return cls(
             name=name,
             usable_bytes=usable,
@@ -78,6 +102,8 @@ class Machine:
             torch=torch,
             link=None if card is None else card.link_of(gpus),
             host_gbps=None if card is None else card.host_gbps,
+            host_bytes=host,
+            host_source=source,
             network_gbps=settings.network_gbps,
             notes=(remark,) if remark else (),
         )
@@ -86,15 +112,32 @@ class Machine:
     def with_card(cls, card: Card, *, gpus: int = 1, nodes: int = 1) -> "Machine":
         """Machines of a card of the catalogue, built as such are."""
         return cls(
-            name=card.name, usable_bytes=card.usable_bytes, card=card, gpus=gpus, nodes=nodes, link=card.link_of(gpus)
+            name=card.name,
+            usable_bytes=card.usable_bytes,
+            card=card,
+            gpus=gpus,
+            nodes=nodes,
+            link=card.link_of(gpus),
+            host_bytes=assumed_host_bytes(card.gb * GB, gpus),
+            host_source=ASSUMED,
         )
 
     def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
-        """The same with another number of cards, joined as such a number is."""
-        link = self.link
+        """The same with another number of cards, joined as such a number is; with fewer cards the host stays as it is."""
+        link, host = self.link, self.host_bytes
         if self.card is not None and link == self.card.link_of(self.gpus):
             link = self.card.link_of(gpus)
-        return replace(self, gpus=gpus, nodes=nodes, link=link)
+        if self.host_source == ASSUMED and host is not None and gpus > self.gpus:
+            size = self.usable_bytes or 0 if self.card is None else self.card.gb * GB
+            host = max(host, assumed_host_bytes(size, gpus))
+        return replace(self, gpus=gpus, nodes=nodes, link=link, host_bytes=host)
+
+    def with_other_card(self, card: Card) -> "Machine":
+        """As many machines with as many of another card; network, torch and a host memory that was given stay."""
+        built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
+        if self.host_source == GIVEN:
+            built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
+        return replace(built, network_gbps=self.network_gbps, torch=self.torch)
 
     @property
     def ranks(self) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from scalegpt.config.train import LENGTHS, TrainConfig
+
 FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
@@ -23,9 +25,6 @@ MUONS = frozenset({"muon_lr", "muon_momentum"})
 SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
 """Settings that no word of the user can change in a run: its weights would not fit."""
 
-LENGTHS = frozenset({"max_iters", "max_tokens"})
-"""Settings that say how long a run is, and so where a schedule of the learning rate ends."""
-
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
     """The settings that two configurations have otherwise and must not, each as ``old → new``."""
@@ -38,9 +37,20 @@ def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, 
     old, new = _flat(theirs), _flat(ours)
     found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNTOLD}
     if new.get("schedule") != "constant":
-        for key in LENGTHS & found.keys():
+        for key in found.keys() & LENGTHS:
             found[key] += " (the learning rate's schedule follows)"
     return found
+
+
+def length_beside(ours: TrainConfig, theirs: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
+    """The length that an earlier process of the run had beside the one that is given now; empty where there is none.
+
+    Earlier releases let the default, or a preset's length, stand beside a given one. A run that began so keeps its length as
+    long as the given one is the same.
+    """
+    same = [key for key in LENGTHS if getattr(ours, key) is not None and theirs.get(key) == getattr(ours, key)]
+    beside = [key for key in LENGTHS if getattr(ours, key) is None and key not in given and theirs.get(key) is not None]
+    return {key: theirs[key] for key in beside} if same else {}
 
 
 def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:

@@ -8,6 +8,7 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.data.shards import TokenSet
+from scalegpt.planner import length
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.parameters import count_parameters, format_bytes
 from scalegpt.planner.states import training_bytes
@@ -15,8 +16,7 @@ from scalegpt.planner.states import training_bytes
 
 def total_steps(train: TrainConfig, plan: BatchPlan) -> int:
     """Optimizer steps until ``max_iters`` or ``max_tokens``, whichever comes first."""
-    by_tokens = None if train.max_tokens is None else -(-train.max_tokens // plan.tokens)
-    return min(limit for limit in (train.max_iters, by_tokens) if limit is not None)
+    return length.total_steps(train, plan.tokens)
 
 
 def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, compiled: bool) -> str:

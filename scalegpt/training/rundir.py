@@ -27,7 +27,7 @@ from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError
 from scalegpt.storage import read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
-from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
+from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
 from scalegpt.training.files import finite, write_whole, writing
 from scalegpt.training.lock import LOCK, RunLock
 from scalegpt.training.metrics import metric_lines
@@ -217,8 +217,12 @@ class RunDirectory:
                 continue  # which of them is damaged, and how, is told where one is chosen
         return None
 
-    def settle(self, run: RunConfig) -> RunConfig:
-        """The run with ``precision auto`` and an open ``tokens_per_step`` as the run that is here settled them.
+    def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
+        """The run with ``precision auto``, an open ``tokens_per_step`` and an open length as the run in this folder has them.
+
+        Args:
+            run: as it is asked for.
+            given: the settings that the user or a preset names.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
@@ -231,6 +235,7 @@ class RunDirectory:
             settled["precision"] = theirs["train"].get("precision", "auto")
         if run.train.tokens_per_step is None:
             settled["tokens_per_step"] = theirs["train"].get("tokens_per_step")
+        settled |= length_beside(run.train, theirs["train"], given)
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
 from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.length import length_notes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
 from scalegpt.storage import remove_temporaries
@@ -111,7 +112,9 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     timed = with_expected_vocabulary(settled, request.given).model
     run, compiled, warning = _resolve_device_settings(settled, timed, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
-    chosen = settle_layout(with_expected_vocabulary(run, request.given), world, open_=open_, margin=request.margin)
+    reopen = request.open
+    expected = with_expected_vocabulary(run, request.given)
+    chosen = settle_layout(expected, world, open_=open_, margin=request.margin, reopen=reopen)
     check_optimizer(chosen.run)
     if world.size == 1 and chosen.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
@@ -120,7 +123,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     data = _open_data(run, request.given, world, logger, stop, begun_with)
     run = _fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
-        chosen = settle_layout(run, world, open_=open_, margin=request.margin)
+        chosen = settle_layout(run, world, open_=open_, margin=request.margin, reopen=reopen)
     run, plan = replace(chosen.run, data=run.data), chosen.batch
     run = replace(run, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
     settings = _deepspeed_settings(run, plan, world)
@@ -149,8 +152,9 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
     gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
     idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
+    length = length_notes(run.train, plan.tokens, request.given | request.stated)
     for note in (
-        *idle, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *weaknesses, *found.notes, *gaps,
+        *idle, *length, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *weaknesses, *found.notes, *gaps,
     ):  # fmt: skip
         logger.say(note)
     watch = MemoryWatch(world.device)
@@ -244,7 +248,7 @@ def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str],
 
 def _settled_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
     """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
-    run = directory.settle(request.run)
+    run = directory.settle(request.run, request.given)
     found = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
     layout = {key: found[key] for key in ParallelConfig.settings() if key in found}
     tried = replace(

@@ -11,8 +11,9 @@ from torch import distributed as dist
 
 from scalegpt.backends import world as module
 from scalegpt.backends.deepspeed import _initialize
-from scalegpt.backends.world import World, choose_device, usable_cores
+from scalegpt.backends.world import World, choose_device
 from scalegpt.errors import InputError
+from scalegpt.host import usable_cores
 from scalegpt.ranks import Ranks
 
 RANK_VARIABLES = (
@@ -124,6 +125,19 @@ def test_ranks_share_the_cores(
     module._share_cores(4)
     module._share_cores(1)  # alone, torch knows best
     assert chosen == ([] if threads is None else [threads])
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(2, [2]), (6, []), (16, [])])
+def test_a_single_process_takes_no_more_threads_than_its_quota(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: list[int]
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    module._share_cores(1)
+    assert chosen == threads
 
 
 def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_the_json_has_what_is_promised(plan: Any, words: str) -> None:
     choice = found["choice"]
     assert {"model", "gpu", "choice", "alternatives"} <= set(found)
     assert {"name", "parameters"} <= set(found["model"])
-    assert {"name", "usable_bytes", "count", "nodes"} == set(found["gpu"])
+    assert {"name", "usable_bytes", "count", "nodes", "host_bytes", "host_source"} == set(found["gpu"])
     assert set(choice) >= CHOICE
     usable = found["gpu"]["usable_bytes"]
     assert bool(found["alternatives"]) == (usable is not None and choice["fits"])
@@ -297,6 +297,19 @@ def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     ours = answer(asked(words), explain=False).plan.run
     assert question.run.train.precision == "bf16"
     assert asdict(run) == asdict(ours)
+
+
+def test_a_given_length_is_planned_and_two_are_reported(plan: Any) -> None:
+    tokens = "--n_layer 2 --vocab_size 257 --block_size 64 --micro_batch 4 --gpu 4090 --max_tokens 26e6"
+    found = plan(tokens)
+    assert not any("shorter" in note for note in found["notes"])
+    assert "--max_tokens 26000000" in found["choice"]["command"]
+    assert "max_iters" not in found["choice"]["command"]
+    both = plan(f"{tokens} --max_iters 20")
+    assert any("the run ends after 20 steps" in note for note in both["notes"])
+    assert "--max_iters 20 --max_tokens 26000000" in both["choice"]["command"]
+    alone = plan("--preset tiny --gpu 4090 --max_minutes 5")
+    assert not any("max_minutes" in note for note in alone["notes"])  # the preset has a length
 
 
 # --- calibration -----------------------------------------------------------------------------------------------------

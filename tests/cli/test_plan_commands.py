@@ -12,7 +12,7 @@ import pytest
 from scalegpt.cli.main import main
 from scalegpt.cli.parser import given_settings
 from scalegpt.cli.train import make_parser
-from scalegpt.config.presets import keys_in_file, preset_names, resolve
+from scalegpt.config.presets import named_settings, preset_names, resolve
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.settings import field_types
 from scalegpt.errors import InputError
@@ -80,7 +80,7 @@ def understood(words: str) -> Any:
     run = resolve(preset=arguments.preset, config_file=arguments.config_file, flags=flags)
     if arguments.preset is not None and run.data.tokenizer == resolve(preset=arguments.preset).data.tokenizer:
         return run
-    stated = keys_in_file(arguments.config_file) if arguments.config_file else set()
+    stated = named_settings(config_file=arguments.config_file)
     return with_expected_vocabulary(run, {*flags, *stated})
 
 

@@ -161,7 +161,7 @@ def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     left = status()
     assert (left["state"], left["step"], left["cause"]) == ("finished", 12, "all steps taken")
     assert left["measured_peak_bytes"] >= 0
-    assert left["measured_by"] == "growth of the process's resident memory"
+    assert left["measured_by"] == "peak of the process's resident memory"
     assert (left["measured_reserved_bytes"], left["measured_driver_bytes"]) == (None, None)
     assert left["val_loss"] == evaluations[-1]["val_loss"]
     plan = json.loads((folder / "plan.json").read_text())
@@ -169,7 +169,7 @@ def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     assert left["predicted_peak_bytes"] == memory["peak_bytes"] == memory["phases"][memory["binding_phase"]] > 0
     assert sum(memory["breakdown"].values()) == memory["peak_bytes"] == memory["total_bytes"]  # a CPU has no overheads
     assert "MiB predicted peak (phase " in out
-    assert "iB measured (growth of the process's resident memory" in out
+    assert "iB measured (peak of the process's resident memory" in out
     assert not Path("cache/calibration.json").exists()  # a CPU's memory says nothing of a GPU's
     assert (plan["micro_batch"], plan["grad_accum"], plan["tokens_per_step"], plan["steps"]) == (4, 2, 128, 12)
     assert (folder / "samples.txt").read_text().count("--- step ") == 3
@@ -219,6 +219,16 @@ def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) ->
     train(model_name="undisturbed")
     steps, _ = metrics("minutes")
     assert [line["loss"] for line in steps] == [line["loss"] for line in metrics("undisturbed")[0]]
+
+
+def test_two_lengths_are_reported_and_one_replaces_the_default(train: Callable[..., str]) -> None:
+    assert "the run ends after 2 steps" in train(max_tokens=256, max_iters=3)
+    assert "the shorter counts" not in train(max_iters=None, max_tokens=128 * 1001, max_minutes=1e-9, model_name="long")
+    plan = json.loads(Path("runs/long/plan.json").read_text())
+    assert plan["steps"] == 1001  # the default of 1,000 steps does not cut it
+    again = ["train", "--config_file", "runs/long/config.yaml", "--input_file", "text.txt", "--device", "cpu"]
+    assert main([*again, "--model_name", "same", "--max_minutes", "1e-9"]) == 0
+    assert json.loads(Path("runs/same/plan.json").read_text())["steps"] == 1001
 
 
 def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) -> None:
