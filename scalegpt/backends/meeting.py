@@ -16,19 +16,17 @@ import secrets
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistNetworkError
 
 from scalegpt.errors import InputError, RunError
+from scalegpt.processes import birth_of
 
 POLL_SECONDS = 0.05
-
-BIRTH_SECONDS = 2.0
-"""By so much two processes may differ in when a third was born: the system tells it from its own birth, in whole seconds."""
 
 
 def meet(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
@@ -67,14 +65,13 @@ def own_store(rank: int, size: int, port: int, timeout: timedelta) -> Store:
         InputError: the folder for the file that names the port is not ours alone.
         RunError: rank 0 does not come.
     """
-    parent, folder = psutil.Process(os.getppid()), _private_folder()
+    file = _private_folder() / f"{_parent()}.port"
     if rank:
-        there = _port_of(parent, folder, timeout)
+        there = _port_in(file, timeout)
         store = TCPStore("127.0.0.1", there, size, is_master=False, timeout=timeout)
         store.set(f"scalegpt/here/{rank}", "")
         return store
     store = _listening(port, size, timeout)
-    file = folder / f"{parent.pid}@{parent.create_time():.0f}.port"
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(str(store.port), encoding="ascii")
     unfinished.replace(file)
@@ -102,17 +99,22 @@ def is_taken(error: DistNetworkError) -> bool:
     return "EADDRINUSE" in str(error)
 
 
-def _port_of(parent: psutil.Process, folder: Path, timeout: timedelta) -> int:
-    """The port that rank 0 of the same parent has named; a dead parent's number may have been the same, but not its birth.
+def _parent() -> str:
+    """The process that started us, as no other one is called; a dead one's number may be another's now, but not its birth."""
+    parent = os.getppid()
+    return f"{parent}@{birth_of(parent) or 'gone'}".replace(":", "-")
+
+
+def _port_in(file: Path, timeout: timedelta) -> int:
+    """The port that rank 0 of the same parent names in this file.
 
     Raises:
         RunError: rank 0 does not come.
     """
-    born, until = parent.create_time(), time.monotonic() + timeout.total_seconds()
+    until = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < until:
-        for file in folder.glob(f"{parent.pid}@*.port"):
-            if abs(float(file.stem.partition("@")[2]) - born) <= BIRTH_SECONDS:
-                return int(file.read_text(encoding="ascii"))
+        with suppress(FileNotFoundError):
+            return int(file.read_text(encoding="ascii"))
         time.sleep(POLL_SECONDS)
     raise RunError(f"rank 0 did not come within {timeout}; see what its process says")
 

@@ -28,6 +28,7 @@ import psutil
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
+from scalegpt.processes import birth_of, has_ended
 
 LAUNCHER_SECONDS = 1.0
 """How often the launcher is looked for."""
@@ -275,12 +276,5 @@ def _is_one_of(process: psutil.Process, *names: str) -> bool:
 
 def _lives(process: psutil.Process, *names: str) -> Callable[[], bool]:
     """Whether it runs: the process that it was, no zombie, and a launcher by its command line."""
-    is_launcher = _is_one_of(process, *names)
-
-    def check() -> bool:
-        try:
-            return is_launcher and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-    return check
+    is_launcher, birth = _is_one_of(process, *names), birth_of(process.pid)
+    return lambda: is_launcher and birth is not None and not has_ended(process.pid, birth)
