@@ -1,8 +1,8 @@
 """Which process is which, by facts that do not change when the wall clock is set.
 
-A process number is used again, so it needs the time at which the process began. Most tools give that in seconds since the epoch,
-which they compute from the time of the boot by the wall clock: when that clock is set, all processes seem to have begun at
-another time. Linux itself counts from the boot.
+A process number is used again, so it needs the time at which the process began. Most tools give that in seconds since the
+epoch, computed from the time of the boot: when the wall clock is set, all processes seem to have begun at another time. Linux
+itself counts from the boot.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.errors import InputError, RunError
+
+_UNFINISHED = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 def finite(value: Any) -> Any:
@@ -40,6 +43,11 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is what :func:`write_whole` leaves when it is killed."""
+    return _UNFINISHED.fullmatch(path.name) is not None
 
 
 def try_writing(*folders: Path) -> None:

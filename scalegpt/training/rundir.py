@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +27,7 @@ from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError, RunError
 from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
-from scalegpt.training.files import finite, write_whole, writing
+from scalegpt.training.files import finite, is_unfinished, write_whole, writing
 
 LOCK = ".lock"
 """A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
@@ -36,6 +37,9 @@ RUN_ID = ".run_id"
 
 STARTED_BY = ".started_by"
 """A file that says which launcher's start began the run (:mod:`scalegpt.training.launch`)."""
+
+_BEGINNINGS = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
+"""What a start makes before ``config.yaml``. A folder with nothing else is new: the start was killed, or the disk full."""
 
 _SAMPLE_MARK = "--- step "
 
@@ -96,20 +100,39 @@ class RunDirectory:
             InputError: the directory holds another run, or things that are no run.
         """
         directory = cls(root / run.name)
-        try:
-            if not directory.path.exists() or all(path.name in {LOCK, RUN_ID} for path in directory.path.iterdir()):
-                return directory
-        except OSError as error:
-            raise InputError(
-                f"{directory.path} cannot hold a run: {error.strerror}; choose another --model_name"
-            ) from None
+        if directory.is_new() and not (fresh and directory.is_taken()):
+            return directory
         if fresh:
-            number = 2
-            while (root / f"{run.name}-{number}").exists():
-                number += 1
-            return cls(root / f"{run.name}-{number}")
+            numbered = (cls(root / f"{run.name}-{number}") for number in count(2))
+            return next(each for each in numbered if not each.is_taken())
         directory.check_same_run(run, allowed)
         return directory
+
+    def is_new(self) -> bool:
+        """Whether no run was begun here: there is no folder, or only what an interrupted start leaves (:meth:`create`).
+
+        Raises:
+            InputError: the folder cannot be listed, or is none.
+        """
+        try:
+            found = list(self.path.iterdir()) if self.path.exists() else []
+            saved = any(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else False
+        except OSError as error:
+            raise InputError(f"{self.path} cannot hold a run: {error.strerror}; choose another --model_name") from None
+        return not saved and all(path.name in _BEGINNINGS or is_unfinished(path) for path in found)
+
+    def is_taken(self) -> bool:
+        """Whether something is here that is not new, or another process is at its start."""
+        if self.path.exists() and not (self.path.is_dir() and self.is_new()):
+            return True
+        try:
+            with (self.path / LOCK).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock, or no locking here
+            return False
+        return False
 
     def lock(self) -> None:
         """Keep other processes out of this run until this process ends, however it ends.
@@ -132,10 +155,14 @@ class RunDirectory:
             raise InputError(
                 f"{self.path} is being trained by process {owner}; wait for it, or choose another --model_name or --fresh"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         self._lock = file  # the system releases it with the process, if nobody does before
+        with writing(self.path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            for path in self.path.iterdir():
+                if is_unfinished(path):  # its writer was killed
+                    path.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Let other processes in."""
@@ -257,20 +284,29 @@ class RunDirectory:
         return found[-1] if found else None
 
     def create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None = None) -> None:
-        """Make the directory with its configuration and plan, and what began it.
+        """Make the directory with its plan, what began it, and its configuration.
+
+        The configuration comes last: a folder without it is new, so that a start that is killed here, or meets a full disk,
+        can be repeated. What began it comes first: a launcher's restart finds the folder by that.
 
         Raises:
             InputError: it cannot be written.
         """
         with disk_errors(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            is_new = self.read_id() is None
-            if is_new:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.is_new():
+                self._mark_start(started_by)
+            self.checkpoints.mkdir(exist_ok=True)
+            if self.read_id() is None:
                 write_whole(self.path / RUN_ID, secrets.token_hex(16))
-            write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
             write_whole(self.plan, json.dumps(plan, indent=1))
-            if is_new and started_by:
-                write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
+            write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
+
+    def _mark_start(self, started_by: Mapping[str, str] | None) -> None:
+        if started_by:
+            write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
+        else:
+            (self.path / STARTED_BY).unlink(missing_ok=True)  # what began it before never took a step
 
     def write_status(self, **values: Any) -> None:
         """Replace ``run_status.json``; readers never see half of it. The newest checkpoint is added to what is given.
