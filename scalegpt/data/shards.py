@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from scalegpt.data.stored import DTYPE, StoredTokens
 from scalegpt.data.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 
 FORMAT = "scalegpt-tokens"
 VERSION = 1
-DTYPE = np.dtype("<u2")
 SPLITS = ("train", "val")
 SIDECAR = "meta.json"
 
@@ -31,25 +30,23 @@ _CHUNK_TOKENS = 1 << 22
 _MAX_PICKLE_BYTES = 64 << 20
 _PLAIN_TYPES = {"dict", "list", "tuple", "set", "frozenset", "str", "int"}
 
-Tokens = npt.NDArray[np.uint16]
-
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """One split's tokens, memory-mapped.
+    """One split's tokens.
 
     Attributes:
         path: of the file.
-        tokens: uint16, 1-D, read-only; only what is touched is read.
+        tokens: what is asked for is read from the disk.
 
     """
 
     path: Path
-    tokens: Tokens
+    tokens: StoredTokens
 
     @staticmethod
     def open(path: Path, expected: int | None = None) -> "TokenFile":
-        """Map a file of tokens.
+        """Open a file of tokens.
 
         Args:
             path: of the file.
@@ -75,7 +72,7 @@ class TokenFile:
                 f"token file {path} holds {size} bytes, an odd number: it is not uint16 tokens, or cut short"
             )
         try:
-            return TokenFile(path, np.memmap(path, dtype=DTYPE, mode="r"))
+            return TokenFile(path, StoredTokens(path))
         except OSError as error:
             raise InputError(f"token file {path} cannot be read: {error.strerror}") from None
 
@@ -105,17 +102,14 @@ class TokenFile:
         """Return the SHA-256 of the file's bytes, and one of each :data:`BLOCK_BYTES` of them, in hex.
 
         Raises:
-            InputError: the file cannot be read.
+            RunError: the file cannot be read any more.
 
         """
-        whole, blocks = hashlib.sha256(), []
-        try:
-            with self.path.open("rb") as file:
-                while block := file.read(BLOCK_BYTES):
-                    whole.update(block)
-                    blocks.append(hashlib.sha256(block).hexdigest())
-        except OSError as error:
-            raise InputError(f"token file {self.path} cannot be read: {error.strerror}") from None
+        whole, blocks, tokens = hashlib.sha256(), [], BLOCK_BYTES // DTYPE.itemsize
+        for first in range(0, len(self.tokens), tokens):
+            block = self.tokens[first : first + tokens].data
+            whole.update(block)
+            blocks.append(hashlib.sha256(block).hexdigest())
         return whole.hexdigest(), blocks
 
 
@@ -143,13 +137,13 @@ class TokenSet:
     meta: dict[str, Any]
 
     @property
-    def train(self) -> Tokens:
-        """The training tokens, memory-mapped."""
+    def train(self) -> StoredTokens:
+        """The training tokens."""
         return self.files["train"].tokens
 
     @property
-    def val(self) -> Tokens:
-        """The held-out tokens, memory-mapped."""
+    def val(self) -> StoredTokens:
+        """The held-out tokens."""
         return self.files["val"].tokens
 
     @property

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from scalegpt.data.shards import DTYPE, FORMAT, SIDECAR, SPLITS, VERSION, TokenFile, Tokens
+from scalegpt.data.shards import FORMAT, SIDECAR, SPLITS, VERSION, TokenFile
+from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
 
 _COPY_BYTES = 8 << 20

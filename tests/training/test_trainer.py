@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import threading
 from dataclasses import replace
@@ -110,6 +111,17 @@ def test_an_error_is_told_and_a_second_one_does_not_hide_it(trainer: Any, monkey
 
     monkeypatch.setattr(Path, "write_text", full)
     one.fail(RunError("the first error"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_data_that_are_cut_short_meanwhile_end_the_run_with_a_line_and_a_status(trainer: Any, split: str) -> None:
+    """Through a memory map the process would end by SIGBUS, and its status would stay at "running"."""
+    one = trainer(max_iters=10_000, eval_every=1)
+    os.truncate(one.job.data.files[split].path, 2)
+    with pytest.raises(RunError, match=rf"{split}.bin had [\d,]+ tokens when it was opened and has 1 now") as raised:
+        one.fit()
+    assert one.fail(raised.value) is raised.value
+    assert (status(one)["state"], status(one)["cause"]) == ("failed", str(raised.value))
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(trainer: Any) -> None:
