@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,3 +70,15 @@ def _read(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes: too large for a file of its kind")
     return content
+
+
+def file_system_time(folder: Path) -> float:
+    """The time by the clock that dates the folder's files, in seconds since the epoch; a file server has its own.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b".")
+        file.flush()
+        return os.fstat(file.fileno()).st_mtime

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 from torch.utils.cpp_extension import get_default_build_root
 
+from scalegpt.storage import file_system_time
+
 LOCK = "lock"
 
 OF_THIS_MACHINE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs", "hfs"})
@@ -101,6 +103,6 @@ def _is_local(path: Path) -> bool:
 
 
 def _age(folder: Path) -> float:
-    """Seconds since something was written there."""
+    """Seconds since something was written there, by the clock that dates its files."""
     newest = max((each.stat().st_mtime for each in folder.iterdir() if each.exists()), default=folder.stat().st_mtime)
-    return time.time() - newest
+    return file_system_time(folder) - newest

@@ -20,7 +20,7 @@ Tokens = npt.NDArray[np.uint16]
 
 
 class StoredTokens:
-    """A file of little-endian uint16, used like a read-only array of one dimension: ``len``, an index, a slice of step 1.
+    """A file of little-endian uint16, used like a read-only array: ``len``, an index, a slice of step 1, ``tolist``.
 
     Args:
         path: of the file, which stays open.
@@ -52,6 +52,10 @@ class StoredTokens:
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         assert copy is not False
         return self.read(0, self._count).astype(dtype or DTYPE, copy=False)
+
+    def tolist(self) -> list[int]:
+        """All tokens; like an array's."""
+        return [int(token) for token in self.read(0, self._count)]
 
     def read(self, first: int, count: int) -> Tokens:
         """Read tokens.

@@ -155,14 +155,10 @@ class RunDirectory:
             raise InputError(
                 f"{self.path} is being trained by process {owner}; wait for it, or choose another --model_name or --fresh"
             ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         self._lock = file  # the system releases it with the process, if nobody does before
-        with writing(self.path):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            for path in self.path.iterdir():
-                if is_unfinished(path):  # its writer was killed
-                    path.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Let other processes in."""

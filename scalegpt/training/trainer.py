@@ -80,7 +80,7 @@ class Trainer:
             return
         self._status("running")
         self.watchdog.start(self.step)
-        self.job.stop.last_words = self._interrupted_again
+        self.job.stop.last_words, self.job.stop.course = self._interrupted_again, self._course
         self.job.logger.start(self.step)
         self.saving.prepare(self.job.total_steps - self.step)
         self.clock.lap()
@@ -147,6 +147,15 @@ class Trainer:
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
         self.watchdog.say_first(f"left at once in step {self.watchdog.step}; {self._way_on()}")
+
+    def _course(self) -> str:
+        """What happens after a request to stop; called from another thread."""
+        watch = self.watchdog
+        if self._is_over():
+            return f"no further step is taken; finishing what is under way: {watch.place}"
+        if watch.is_within_step:
+            return f"finishing step {watch.step}, then saving"
+        return f"finishing what is under way ({watch.place}) and one step, then saving"
 
     def _way_on(self) -> str:
         """From where a run that ended without a last checkpoint goes on."""

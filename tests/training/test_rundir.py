@@ -109,7 +109,6 @@ def test_a_start_that_is_killed_at_any_file_operation_can_be_repeated(tmp_path: 
         assert again.ledger.read() == [STRETCH]
         assert (again.read_plan(), again.read_id() is None) == ({"steps": 3}, False)
         assert json.loads((again.path / STARTED_BY).read_text()) == marks
-        assert not list(again.path.glob(".*.tmp"))
     assert at > 10
 
 

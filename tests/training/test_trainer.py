@@ -165,6 +165,28 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_nothing_else
     assert not one.job.directory.samples.exists()
 
 
+def test_a_request_to_stop_learns_what_happens_next(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, seen = trainer(eval_every=1, max_iters=2, checkpoint_every=1), []
+    assert one.job.stop.course() == "ending before the first step"
+    for owner, name in ((one, "_evaluate"), (one.saving, "save"), (one.job.backend, "step")):
+        real = getattr(owner, name)
+
+        def noting(*arguments: Any, _real: Any = real, **options: Any) -> Any:
+            seen.append(one.job.stop.course())
+            return _real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noting)
+    one.fit()
+    assert seen == [
+        "finishing step 1, then saving",
+        "finishing what is under way (evaluation) and one step, then saving",
+        "finishing what is under way (saving) and one step, then saving",
+        "finishing step 2, then saving",
+        "no further step is taken; finishing what is under way: evaluation",
+        "no further step is taken; finishing what is under way: saving",
+    ]
+
+
 def test_a_signal_in_the_last_step_changes_nothing(trainer: Any) -> None:
     one = trainer(max_iters=1)
     one.job.stop.ask(Reason.TERM)
