@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
+from scalegpt.streams import open_missing
 
 COMMANDS = {
     "plan": "choose the fastest way to train that fits, on any GPU",
@@ -40,6 +41,7 @@ commands (each has --help):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    open_missing()
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? where it must, and no traceback
         if isinstance(stream, io.TextIOWrapper):

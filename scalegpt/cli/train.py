@@ -14,6 +14,7 @@ from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError, nearest
+from scalegpt.streams import outlast_standard_streams
 
 EXAMPLE = """\
 python launch/train.py --preset tiny --input_file my_text.txt
@@ -54,6 +55,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Train to the end and return 0, or 128 and the number of the signal that stopped it."""
     arguments = make_parser().parse(argv)
+    outlast_standard_streams()
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
     values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}

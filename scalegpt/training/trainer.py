@@ -16,6 +16,7 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.work import flops_per_token
+from scalegpt.streams import lost_output
 from scalegpt.training import interpreter
 from scalegpt.training.ending import end
 from scalegpt.training.files import finite
@@ -379,6 +380,7 @@ class Trainer:
 
     def _status(self, state: str, cause: str | None = None) -> None:
         if self.job.world.is_first:
+            lost = lost_output()
             self.job.directory.write_status(
                 state=state,
                 step=self.step,
@@ -390,6 +392,7 @@ class Trainer:
                 windows_left_out=self.left_out,
                 predicted_peak_bytes=self.job.memory.peak_bytes,
                 **self.job.watch.measure().as_status(),
+                **({} if lost is None else {"output_lost": lost}),
             )
 
     def _compare_memory(self) -> None:
