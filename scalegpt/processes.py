@@ -6,15 +6,11 @@ itself counts from the boot.
 """
 
 import os
-import re
 from pathlib import Path
 
 import psutil
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_MARK = re.compile(r"([0-9a-f]*)_[0-9.]+_([0-9]{1,10})")
-_MARK_CHARACTERS = 8
-
 _STATE, _START_TICKS = 0, 19
 """Places of these fields in ``/proc/PID/stat``, counted from the first behind the process's name."""
 
@@ -51,26 +47,6 @@ def has_ended(pid: int, birth: str) -> bool:
         return True
     except psutil.Error:  # it is there, and belongs to somebody else
         return False
-
-
-def own_mark() -> str:
-    """This process in a few characters that suit a file's name; :func:`marked_has_ended` reads them."""
-    return _mark(os.getpid(), own_birth())
-
-
-def marked_has_ended(mark: str) -> bool | None:
-    """Whether the process of an :func:`own_mark` has ended; None where that cannot be known, as of another machine."""
-    found = _MARK.fullmatch(mark)
-    if found is None or found[1] != _boot()[:_MARK_CHARACTERS]:
-        return None
-    pid = int(found[2])
-    birth = birth_of(pid)
-    return birth is None or _mark(pid, birth) != mark or has_ended(pid, birth)
-
-
-def _mark(pid: int, birth: str) -> str:
-    boot, _, begin = birth.rpartition(":")
-    return f"{boot[:_MARK_CHARACTERS]}_{begin}_{pid}"
 
 
 def _boot() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scalegpt.processes import birth_of, has_ended, marked_has_ended, own_birth, own_mark
+from scalegpt.processes import birth_of, has_ended, own_birth
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux counts from the boot")
 
@@ -63,13 +63,3 @@ def test_without_proc_the_time_since_the_epoch_serves(monkeypatch: pytest.Monkey
     assert not has_ended(os.getpid(), born)
     assert has_ended(os.getpid(), "1.00")
     assert has_ended(2**22, "1.00")
-
-
-def test_a_mark_in_a_files_name_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert marked_has_ended(own_mark()) is False
-    boot, _, number = own_mark().rpartition("_")
-    assert marked_has_ended(f"{boot}1_{number}") is True
-    for unknown in ("", "old", f"0{own_mark()}", f"ffffffff_1_{number}"):
-        assert marked_has_ended(unknown) is None
-    monkeypatch.setattr("scalegpt.processes._BOOT_ID", Path("/nonexistent"))
-    assert marked_has_ended(own_mark()) is False

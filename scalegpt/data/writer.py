@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,6 @@ from typing import Any, BinaryIO, Self
 from scalegpt.data.shards import FORMAT, SIDECAR, SPLITS, VERSION, TokenFile
 from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
-from scalegpt.processes import marked_has_ended, own_mark
-from scalegpt.storage import file_system_time
 
 _COPY_BYTES = 8 << 20
 _ABANDONED_SECONDS = 24 * 3600
@@ -74,7 +73,7 @@ class TokenWriter:
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
         self.counts = dict.fromkeys(SPLITS, 0)
-        self._folder = self.out.with_name(f".{self.out.name}.tmp-{own_mark()}-{uuid.uuid4().hex[:12]}")
+        self._folder = self.out.with_name(f".{self.out.name}.tmp-{uuid.uuid4().hex[:12]}")
         self._files: dict[str, BinaryIO] = {}
         self._made: list[Path] = []
 
@@ -188,23 +187,14 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Remove what killed preparations of the same folder left.
-
-    Their processes have ended. Of one on another machine that is not known: then nothing was written there for a day, by the
-    clock of the file system.
-    """
+    """Remove what killed preparations of the same folder left: nothing was written there for a day."""
     for folder in out.parent.glob(f".{out.name}.tmp-*"):
-        ended = marked_has_ended(folder.name.removeprefix(f".{out.name}.tmp-").partition("-")[0])
         try:
-            if ended or (ended is None and _quiet_seconds(folder) > _ABANDONED_SECONDS):
-                shutil.rmtree(folder, ignore_errors=True)
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
         except OSError:  # gone meanwhile: its owner finished
             continue
-
-
-def _quiet_seconds(folder: Path) -> float:
-    newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-    return file_system_time(folder.parent) - newest
+        if time.time() - newest > _ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

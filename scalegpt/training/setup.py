@@ -39,6 +39,7 @@ from scalegpt.training.layout import describe, plan_summary, total_steps
 from scalegpt.training.loggers import Logger, human_count
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.training.rate_change import rate_change
 from scalegpt.training.resume import (
     Found,
     first_stretch,
@@ -153,6 +154,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         logger.say(resumed_line(found.checkpoint.path, progress, total_steps(run.train, plan), found.past.steps))
     for key, change in {**changes, **others}.items() if progress.step < total_steps(run.train, plan) else ():
         logger.say(f"changed  {key}: {change}")
+    for line in world.on_first(lambda: _rate_change(directory, run, plan, progress.step)):
+        logger.say(line)
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
@@ -176,6 +179,11 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         stop=stop,
         again=again,
     )
+
+
+def _rate_change(directory: RunDirectory, run: RunConfig, plan: BatchPlan, step: int) -> list[str]:
+    total = total_steps(run.train, plan)
+    return rate_change(directory.read_config(), directory.read_plan(), run.train, step, total)
 
 
 def _as_begun(request: Request) -> Request:

@@ -27,6 +27,7 @@ from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
+from scalegpt.training.rate_change import keeping
 from scalegpt.training.resume import verified
 from scalegpt.training.rollback import WayBack, go_back, restore
 from scalegpt.training.saving import Saving
@@ -116,9 +117,15 @@ class Trainer:
     def _nothing_left(self) -> None:
         """Leave a finished run as it is."""
         job = self.job
+        rate = learning_rate(self.train, self.step - 1, job.total_steps) if self.step else 0.0
+        rises = (
+            f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
+            if rate > 0 and self.train.schedule != "constant"
+            else ""
+        )
         job.logger.say(
-            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; "
-            "a higher --max_iters (or --max_tokens) trains on, --fresh starts anew beside it"
+            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; a higher --max_iters (or --max_tokens) "
+            f"continues the training{rises}; --fresh starts anew beside it"
         )
         if job.world.is_first and job.directory.read_state() != "finished":
             # It was ended between its last checkpoint and its last status.

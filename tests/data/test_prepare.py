@@ -3,8 +3,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from scalegpt.data.corpus import Source, survey
 from scalegpt.data.prepare import choose_split, prepare, prepare_cached
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.processes import own_mark
 
 SHAKESPEARE = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "tinyshakespeare.txt"
 STDLIB_JSON = Path(json.__file__).parent
@@ -261,19 +258,6 @@ def test_what_a_killed_preparation_left_is_removed_a_day_later(text, tmp_path):
     prepare([text], tmp_path / "out", tokenizer="byte")
     assert not old.exists()
     assert new.exists()
-
-
-def test_what_a_killed_preparation_of_this_machine_left_is_removed_by_the_next(text, tmp_path):
-    """By its process, not by the clock: after a clock was set, what is being written may seem old, or new."""
-    killed = subprocess.Popen([sys.executable, "-c", "from scalegpt.processes import own_mark; print(own_mark())"],
-                              stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
-    dead, living = tmp_path / f".out.tmp-{killed.communicate()[0].strip()}-1", tmp_path / f".out.tmp-{own_mark()}-1"
-    for folder in (dead, living):
-        folder.mkdir()
-        os.utime(folder, (0, 0))
-    prepare([text], tmp_path / "out", tokenizer="byte")
-    assert not dead.exists()
-    assert living.exists()
 
 
 def test_cache_is_by_content(text, tmp_path, cache, monkeypatch):
