@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scalegpt.data.documents import Document, find_documents, is_folder, real_path
+from scalegpt.data.documents import Document, find_documents, is_folder, is_run, real_path
 from scalegpt.data.encodings import AUTO, UTF8, byte_order_mark, codec_name, guess_encoding, looks_binary
+from scalegpt.data.ours import LOG, RUN, file_of_ours, is_our_output
 from scalegpt.data.tokenizers import code_points
 from scalegpt.errors import InputError
 
@@ -34,7 +35,7 @@ class UnusableTextError(InputError):
     """A file that cannot be trained on.
 
     Attributes:
-        reason: in a word or two, to count by: ``binary``, ``empty``, ``not utf-8``, ``unreadable``.
+        reason: in a few words, to count by: ``binary``, ``empty``, ``not utf-8``, ``unreadable``, what is ours.
 
     """
 
@@ -155,6 +156,7 @@ def describe_skipped(corpus: Corpus) -> str:
 def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
     """Read a document through in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding detected."""
     try:
+        _refuse_ours(document)
         if not document.path.is_file():
             raise UnusableTextError(
                 "unreadable", f"input {document.path} is not a regular file; copy its text into one"
@@ -172,6 +174,25 @@ def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool
             return _read_through(document, codec_name(guess), seen)
     except OSError as error:
         raise UnusableTextError("unreadable", f"input {document.path} cannot be read: {error.strerror}") from None
+
+
+def _refuse_ours(document: Document) -> None:
+    """Refuse what ScaleGPT has written itself. A file that the user names is taken, except this process's own output.
+
+    Raises:
+        UnusableTextError: it is ours.
+        OSError: it cannot be read.
+
+    """
+    path = document.path
+    if path.is_dir():
+        kind = RUN if is_run(path) else None
+    elif document.folder is None:
+        kind = LOG if is_our_output(path) else None
+    else:
+        kind = file_of_ours(path) if path.is_file() else None
+    if kind is not None:
+        raise UnusableTextError(kind, f"input {path} is a {kind}, not text to train on; name another file")
 
 
 def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalegpt.data.ours import folder_of_ours
 from scalegpt.errors import InputError
 
 
@@ -31,7 +32,7 @@ def find_documents(inputs: Sequence[str | Path]) -> list[Document]:
     """List the files that the inputs name or hold, sorted by name, none twice.
 
     Folders are searched to any depth, through symbolic links too, each folder once. Hidden files and folders are left
-    out, and folders of prepared tokens, which are no text.
+    out, and folders of prepared tokens, which are no text. The folder of a run is listed itself, to be counted as skipped.
 
     Args:
         inputs: files and folders.
@@ -49,6 +50,7 @@ def find_documents(inputs: Sequence[str | Path]) -> list[Document]:
                 f"{given} holds tokens already prepared; give it alone as --input_file, or name text files"
             )
         if is_folder(given):
+            _refuse_run(given)
             for path in _walk(given, set()):
                 real = real_path(path)
                 found.setdefault(real, Document(path, path.relative_to(given).as_posix(), real, given))
@@ -57,6 +59,19 @@ def find_documents(inputs: Sequence[str | Path]) -> list[Document]:
             # A named file is held to more than one that lies in a folder: the name wins.
             found[real_path(given)] = Document(given, given.name, real_path(given))
     return sorted(found.values(), key=lambda document: (document.name, str(document.path)))
+
+
+def _refuse_run(folder: Path) -> None:
+    if is_run(folder):
+        raise InputError(f"{folder} is the folder of a run, which holds no text to train on; name the text itself")
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is that of a run, or of a checkpoint."""
+    try:
+        return folder_of_ours({entry.name for entry in os.scandir(folder)}) is not None
+    except OSError:
+        return False
 
 
 def is_prepared(folder: Path) -> bool:
@@ -109,7 +124,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if not is_folder(path):
+        if not is_folder(path) or is_run(path):  # a run is no text, but it is to be counted
             yield path
         elif not is_prepared(path):
             yield from _walk(path, seen)

@@ -17,7 +17,7 @@ import numpy as np
 
 from scalegpt.config import DataConfig
 from scalegpt.data.corpus import Corpus, Source, describe_skipped, read_pieces, survey
-from scalegpt.data.documents import is_prepared
+from scalegpt.data.documents import is_folder, is_prepared
 from scalegpt.data.shards import VERSION, TokenSet, open_tokens
 from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
 from scalegpt.data.writer import TokenWriter, check_space, disk_errors, remove_folder
@@ -124,6 +124,52 @@ def prepare_cached(data: DataConfig, *, progress: Progress | None = None) -> Tok
         remove_folder(out)
         found = None
     return found or _make(plan, out, progress)
+
+
+def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = None) -> tuple[TokenSet, str | None]:
+    """Return the tokens that a run began with where the cache still has them, even if the folder of their text has changed.
+
+    Logs, notes and results may be put into such a folder while it trains. A file that the user names is read as it is now.
+
+    Args:
+        data: as for :func:`prepare_cached`.
+        digest: of the tokens that the run began with.
+        progress: as for :func:`prepare_cached`.
+
+    Returns:
+        The tokens, and a word on the text where it no longer gives them. Where the cache does not have the
+        tokens any more, those that the text gives now.
+
+    Raises:
+        InputError: as for :func:`prepare_cached`.
+
+    """
+    inputs = [] if data.input_file is None else _split_inputs(data.input_file)
+    in_folders = any(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
+    kept = _cached_with(digest) if in_folders else None
+    if kept is None:
+        return prepare_cached(data, progress=progress), None
+    try:
+        plan = _plan(inputs, data)
+    except InputError as error:
+        return kept, f"{data.input_file} cannot be read as it was when this run began ({error})"
+    return kept, None if plan.key == kept.meta.get("key") else f"{data.input_file} has changed since this run began"
+
+
+def _cached_with(digest: str) -> TokenSet | None:
+    """The tokens in the cache that have a digest, whole; None where there are none."""
+    folder = cache_folder()
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name.startswith(".") or not is_prepared(entry):
+            continue
+        try:
+            tokens = open_tokens(entry)
+            if tokens.digest == digest:
+                tokens.check_contents()
+                return tokens
+        except InputError:  # damaged: whoever needs this entry makes it again
+            continue
+    return None
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.ledger import Stretch
-from scalegpt.data.prepare import prepare_cached
-from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.shards import TokenSet
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
@@ -32,11 +30,12 @@ from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
 from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
+from scalegpt.training.data import fix_data, open_data, tokens_to_keep
 from scalegpt.training.files import try_writing, writing
 from scalegpt.training.job import Job
 from scalegpt.training.launch import begun_before, launch_marks
 from scalegpt.training.layout import describe, plan_summary, total_steps
-from scalegpt.training.loggers import Logger, human_count
+from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.rate_change import rate_change
@@ -113,15 +112,15 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
     check_optimizer(chosen.run)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
-    data = _open_data(run, request.given, world, logger, stop)
-    run = _fix_data(run, request.given, data)
+    kept = world.on_first(lambda: _tokens_to_keep(request, run))
+    data, digest = open_data(run, request.given, world, logger, stop, kept)
+    run = fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
         chosen = settle_layout(run, world, open_=open_, margin=request.margin)
     run, plan = replace(chosen.run, data=run.data), chosen.batch
     run = replace(run, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
     settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
-    digest = world.on_first(lambda: data.digest)
     directory, changes = world.on_first(lambda: _claim_directory(request, run, plan, world.size))
     run = replace(run, name=directory.path.name)
     stop.check(world)
@@ -281,53 +280,9 @@ def _build(
     return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 
 
-def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger, stop: StopRequest) -> TokenSet:
-    """Prepare and check the data once on each machine, then open it on every rank."""
-    if run.data.input_file is None:
-        raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
-
-    def work() -> str:
-        data = prepare_cached(run.data, progress=_progress(logger, stop))
-        model = _fix_data(run, given, data).model
-        data.check_vocabulary(model.vocab_size)
-        data.check_block_size(model.block_size)
-        return str(data.path)
-
-    return open_tokens(Path(world.on_each_machine(work)))
-
-
-def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
-    """Say how far a long preparation is, at each tenth; end it where that is asked."""
-    said = {0}
-
-    def show(done: int, total: int) -> None:
-        stop.check_alone()
-        tenth = 10 * done // max(total, 1)
-        if total > 50_000_000 and tenth not in said:
-            said.add(tenth)
-            logger.say(f"preparing data: {human_count(done)} of {human_count(total)} bytes")
-
-    return show
-
-
-def _fix_data(run: RunConfig, given: frozenset[str], data: TokenSet) -> RunConfig:
-    """Name the tokenizer that prepared data have, and take its vocabulary where the user has not given one.
-
-    A preset's 50,304 rows are GPT-2's vocabulary: of no use to bytes or characters, and thirty times as slow.
-
-    Raises:
-        InputError: the user asks for another tokenizer than prepared data have.
-    """
-    kind = data.tokenizer.kind
-    if "tokenizer" in given and run.data.tokenizer != kind:
-        raise InputError(
-            f"{run.data.input_file} was prepared with the {kind} tokenizer, not {run.data.tokenizer}; "
-            f"leave out --tokenizer, or give the text itself as --input_file"
-        )
-    run = replace(run, data=run.data.changed(tokenizer=kind))
-    if run.model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
-        return run
-    return run.with_vocab(data.tokenizer.padded_vocab_size)
+def _tokens_to_keep(request: Request, run: RunConfig) -> str | None:
+    directory = RunDirectory(request.runs_dir / run.name)
+    return None if request.fresh else tokens_to_keep(directory, run, given=request.given, allowed=request.allow_change)
 
 
 def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
