@@ -52,6 +52,9 @@ from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.stopping import StopRequest
 from scalegpt.training.unused import unused
 
+LONGEST_NAME = 200
+"""File systems allow 255; ``--fresh`` appends a number."""
+
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -195,8 +198,12 @@ def check_name(name: str) -> None:
     """Refuse a model name that is no plain folder name.
 
     Raises:
-        InputError: it holds a separator, or starts with a dot.
+        InputError: it holds a separator, starts with a dot, or is too long.
     """
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"model_name {name[:20]}… has {len(name):,} characters; give a --model_name of at most {LONGEST_NAME}"
+        )
     if not _FOLDER_NAME.fullmatch(name):
         raise InputError(
             f"model_name {name!r} must be a plain folder name: give a --model_name of letters, digits, '.', '_', '-'"
