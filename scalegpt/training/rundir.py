@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -290,19 +291,31 @@ class RunDirectory:
         """
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.is_new():
-                self._mark_start(started_by)
-            self.checkpoints.mkdir(exist_ok=True)
-            if self.read_id() is None:
-                write_whole(self.path / RUN_ID, secrets.token_hex(16))
-            write_whole(self.plan, json.dumps(plan, indent=1))
-            write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
+            is_new = self.is_new()
+            try:
+                self._create(run, plan, started_by if is_new else None)
+            except OSError:
+                if is_new:
+                    self._remove_beginnings()
+                raise
 
-    def _mark_start(self, started_by: Mapping[str, str] | None) -> None:
+    def _create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None) -> None:
         if started_by:
             write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
-        else:
-            (self.path / STARTED_BY).unlink(missing_ok=True)  # what began it before never took a step
+        elif self.is_new():  # what another launcher began here never took a step
+            (self.path / STARTED_BY).unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        if self.read_id() is None:
+            write_whole(self.path / RUN_ID, secrets.token_hex(16))
+        write_whole(self.plan, json.dumps(plan, indent=1))
+        write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
+
+    def _remove_beginnings(self) -> None:
+        """Remove what a start has made of a new folder, its lock aside."""
+        for path in (self.config, self.plan, self.path / RUN_ID, self.path / STARTED_BY):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it was there already, and holds something
+            self.checkpoints.rmdir()
 
     def write_status(self, **values: Any) -> None:
         """Replace ``run_status.json``; readers never see half of it. The newest checkpoint is added to what is given.

@@ -132,6 +132,7 @@ def test_a_start_that_meets_a_full_disk_can_be_repeated(tmp_path: Path, monkeypa
         left[0] = at
         with pytest.raises(InputError, match="no disk space is left"):
             begin(tmp_path / str(at), {"agent": "one"})
+        assert [each.name for each in (tmp_path / str(at) / "run").iterdir()] == [".lock"]
         left[0] = 0
         assert begin(tmp_path / str(at), {"agent": "one"}).read_config() == as_file(run())
 
