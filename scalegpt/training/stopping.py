@@ -102,7 +102,8 @@ class StopRequest:
     Attributes:
         reason: the first that was given; None: go on.
         last_words: called before the process leaves at once, in a thread of its own.
-        course: what happens after a request, in words that follow the signal's name; the user reads it at once.
+        course: what happens after a request, in words that follow the signal's name; the user reads it at once. Empty where
+            the run is ending already.
     """
 
     def __init__(self, leave: Leave = os._exit) -> None:
@@ -199,10 +200,13 @@ class StopRequest:
 
 def _report(reason: Reason, course: Callable[[], str]) -> None:
     """Write one line to standard error, below ``^C`` and the live line of a terminal."""
+    next_ = course()
+    if not next_:
+        return
     again = "; again: leave now, without a checkpoint" if reason is Reason.INT else ""
     with contextlib.suppress(OSError):  # the terminal was closed
         begin = "\n" if os.isatty(STDERR) else ""
-        os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {course()}{again}\n".encode())
+        os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {next_}{again}\n".encode())
 
 
 def _is_ignored(number: signal.Signals) -> bool:

@@ -99,6 +99,7 @@ class Trainer:
             self._housekeeping(last=over)
         self.watchdog.stop()
         self.job.logger.stop()
+        self.job.stop.course = lambda: ""
         self._compare_memory()
         self._status("finished" if self.step >= self.job.total_steps else "stopped", self._cause_of_end())
 
@@ -141,6 +142,7 @@ class Trainer:
             What to raise for it: the error itself, or what is behind it, which may have begun on another rank.
         """
         self.job.logger.stop()
+        self.job.stop.course = lambda: ""  # launchers end the other ranks by a signal
         ending = end(error, self.watchdog, self.job.memory, on_oom=self.train.on_oom)
         if ending.is_ours:
             with suppress(RunError):  # the first error is the one to tell

@@ -103,6 +103,10 @@ def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str], monkeyp
         assert reported(capfd) == (
             "scalegpt train: SIGINT: finishing step 3, then saving; again: leave now, without a checkpoint\n"
         )
+        stop.course = lambda: ""
+        stop.ask(Reason.TERM)
+        wait_until(lambda: not any(thread.name == "report" for thread in threading.enumerate()))
+        stop.course = lambda: "finishing step 3, then saving"
         stop.ask(Reason.LAUNCHER)
         assert reported(capfd) == "scalegpt train: the launcher has gone: finishing step 3, then saving\n"
 

@@ -185,6 +185,7 @@ def test_a_request_to_stop_learns_what_happens_next(trainer: Any, monkeypatch: p
         "no further step is taken; finishing what is under way: evaluation",
         "no further step is taken; finishing what is under way: saving",
     ]
+    assert one.job.stop.course() == ""
 
 
 def test_a_signal_in_the_last_step_changes_nothing(trainer: Any) -> None:
