@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
+from scalegpt.processes import birth_of, has_ended
+
 TORCHRUN, DEEPSPEED = "TORCHELASTIC_RUN_ID", "CROSS_SIZE"
 """Variables that only these launchers set."""
 
@@ -102,16 +104,8 @@ def _watched(
 
 def _lives(process: psutil.Process) -> Lives:
     """Whether it runs: the process that it was, and no zombie."""
-
-    def check() -> bool:
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.AccessDenied:
-            return True
-        except psutil.Error:
-            return False
-
-    return check
+    pid, birth = process.pid, birth_of(process.pid)
+    return lambda: birth is not None and not has_ended(pid, birth)
 
 
 def _gone() -> bool:

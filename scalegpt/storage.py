@@ -194,6 +194,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{mine}.tmp")
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that its process has not finished (:func:`temporary_name`), by its name."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def remove_temporaries(folder: Path, name: str = "*") -> None:
     """Delete the unfinished files of processes that have ended (:func:`temporary_name`).
 
@@ -248,8 +253,8 @@ def give_name(temporary: Path, path: Path) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def lock_file(file: IO[Any]) -> str | None:
-    """Lock an open file until it is closed or the process ends, without waiting.
+def lock_file(file: IO[Any], *, shared: bool = False) -> str | None:
+    """Lock an open file until it is closed or the process ends, without waiting; ``shared``: beside others that share it.
 
     Returns:
         Why the file system cannot lock files, in words; None: it is locked.
@@ -258,7 +263,7 @@ def lock_file(file: IO[Any]) -> str | None:
         BlockingIOError: another process holds the lock.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

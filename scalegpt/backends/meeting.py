@@ -22,20 +22,17 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 
 from scalegpt.backends.ports import LOOPBACK, TakenError, listening, meeting_place
 from scalegpt.errors import InputError, RunError
 from scalegpt.launchers import starter, under_launcher
+from scalegpt.processes import birth_of, has_ended
 from scalegpt.ranks import Ranks
 from scalegpt.storage import write_atomic
 
 POLL_SECONDS = 0.05
-
-BIRTH_SECONDS = 2.0
-"""By so much two processes may differ in when a third was born: the system tells it from its own birth, in whole seconds."""
 
 
 NOTICE_SECONDS, NOTICE_SECONDS_LAUNCHED = 3.0, 15.0
@@ -182,10 +179,11 @@ def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
         InputError: the folder for the file that names the port is not ours alone.
         RunError: a rank does not come.
     """
-    parent, folder = starter(), _private_folder()
+    folder = _private_folder()
+    file = folder / f"{_process_name(starter().pid)}.port"
     if ranks.rank:
         with notice(ranks, "rank 0 of this machine"):
-            there = _port_of(parent, folder, timeout)
+            there = _port_in(file, timeout)
             store = _connected(LOOPBACK, there, ranks, timeout)
         gather(store, ranks, timeout, f"{LOOPBACK}:{there}")
         return store
@@ -194,7 +192,6 @@ def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
         store = listening(LOOPBACK, port, ranks.size, timeout, here=True)
     except TakenError:
         store = listening(LOOPBACK, 0, ranks.size, timeout, here=True)
-    file = folder / f"{parent.pid}@{parent.create_time():.0f}.port"
     write_atomic(file, str(store.port))
     try:
         gather(store, ranks, timeout, f"{LOOPBACK}:{store.port}")
@@ -206,32 +203,27 @@ def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
 def _clear(folder: Path) -> None:
     """Remove what killed processes have left there."""
     for file in folder.glob("*@*.port"):
-        number, _, born = file.stem.partition("@")
-        with suppress(ValueError, FileNotFoundError):
-            if not _lives(int(number), float(born)):
-                file.unlink()
+        pid, _, birth = file.stem.partition("@")
+        boot, dash, ticks = birth.rpartition("-")
+        if pid.isdecimal() and has_ended(int(pid), f"{boot}:{ticks}" if dash else birth):
+            file.unlink(missing_ok=True)
 
 
-def _lives(number: int, born: float) -> bool:
-    try:
-        return abs(psutil.Process(number).create_time() - born) <= BIRTH_SECONDS
-    except psutil.AccessDenied:
-        return True
-    except psutil.Error:
-        return False
+def _process_name(pid: int) -> str:
+    """A process as no other one is called, for a file's name: a dead one's number may be another's now, not its birth."""
+    return f"{pid}@{birth_of(pid) or 'gone'}".replace(":", "-")
 
 
-def _port_of(parent: psutil.Process, folder: Path, timeout: timedelta) -> int:
-    """The port that rank 0 of the same parent has named; a dead parent's number may have been the same, but not its birth.
+def _port_in(file: Path, timeout: timedelta) -> int:
+    """The port that rank 0 of the same parent names in this file.
 
     Raises:
         RunError: rank 0 does not come.
     """
-    born, until = parent.create_time(), time.monotonic() + timeout.total_seconds()
+    until = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < until:
-        for file in folder.glob(f"{parent.pid}@*.port"):
-            if abs(float(file.stem.partition("@")[2]) - born) <= BIRTH_SECONDS:
-                return int(file.read_text(encoding="ascii"))
+        with suppress(FileNotFoundError):
+            return int(file.read_text(encoding="ascii"))
         time.sleep(POLL_SECONDS)
     raise RunError(f"rank 0 did not come within {timeout}; see what its process reports")
 

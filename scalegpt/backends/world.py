@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed.distributed_c10d import _get_default_store
 
 from scalegpt.backends.host_memory import keep_freed_memory
 from scalegpt.backends.meeting import meeting_store
 from scalegpt.backends.ports import use_loopback
+from scalegpt.backends.waiting import finish_together, next_work, reporting
 from scalegpt.errors import InputError, RunError
 from scalegpt.host import usable_cores
 from scalegpt.ranks import Ranks, read_ranks
@@ -24,7 +26,7 @@ from scalegpt.ranks import Ranks, read_ranks
 Result = TypeVar("Result")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Long enough for rank 0 to tokenise a large corpus while the others wait."""
+"""Long enough for ranks of different speed, and for what rank 0 does alone between steps."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,23 @@ class World:
     def on_each_machine(self, work: Callable[[], Result]) -> Result:
         """Do something on the first rank of each machine, and give its result to the machine's other ranks.
 
-        What fails on one machine is raised on all.
+        It may take hours: the other ranks wait as long as there is progress (:mod:`scalegpt.backends.waiting`). What fails on
+        one machine is raised on all.
+
+        Raises:
+            RunError: a rank makes no progress.
         """
         if self.size == 1:
             return work()
+        store, name = _get_default_store(), next_work()
         outcome: tuple[bool, Any] | None = None
         if self.local_rank == 0:
-            try:
-                outcome = (True, work())
-            except (InputError, RunError, OSError) as error:
-                outcome = (False, error)
+            with reporting(store, name):
+                try:
+                    outcome = (True, work())
+                except (InputError, RunError, OSError) as error:
+                    outcome = (False, error)
+        finish_together(store, name, self.rank, self.size)
         outcomes = self.gather(outcome)
         for known in outcomes:
             if known is not None and not known[0]:

@@ -205,6 +205,44 @@ def _words(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
+OTHER_FORMATS = {
+    ".gguf": "llama.cpp's GGUF",
+    ".ggml": "llama.cpp's GGML",
+    ".bin": "a pickle of PyTorch's",
+    ".pt": "a pickle of PyTorch's",
+    ".pth": "a pickle of PyTorch's",
+    ".ckpt": "a pickle of PyTorch's",
+    ".pkl": "a pickle",
+    ".pickle": "a pickle",
+    ".onnx": "ONNX",
+    ".tflite": "TensorFlow Lite",
+    ".h5": "HDF5",
+    ".hdf5": "HDF5",
+    ".keras": "Keras",
+    ".npz": "NumPy's archive",
+    ".npy": "a NumPy array",
+    ".msgpack": "Flax's msgpack",
+    ".mlmodel": "Core ML",
+    ".zip": "a ZIP archive",
+    ".json": "JSON",
+}
+"""Endings of names by which other programs know a format, and the format."""
+
+
+def _check_ending(out: Path) -> None:
+    """Refuse a name that promises another format than the one that is written.
+
+    Raises:
+        InputError: names what is written.
+    """
+    promised = OTHER_FORMATS.get(out.suffix.lower())
+    if promised is not None:
+        raise InputError(
+            f"out {out}: {out.suffix} means {promised}, and convert writes safetensors; use "
+            f"--out {out.with_suffix('.safetensors')}, which converters for other formats read"
+        )
+
+
 def _convert(words: list[str]) -> int:
     parser = _parser(
         "convert",
@@ -215,6 +253,7 @@ def _convert(words: list[str]) -> int:
     parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the file to make")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
     arguments = parser.parse(words)
+    _check_ending(Path(arguments.out))
     from scalegpt.checkpoint.inspection import convert
     from scalegpt.training.inference import open_weights, with_newest
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
 from scalegpt.ranks import ranks_or_alone
+from scalegpt.streams import open_missing
 from scalegpt.text import shortened, shown, visible
 
 COMMANDS = {
@@ -48,6 +49,7 @@ commands (each has --help):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    open_missing()
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].startswith(("--local_rank=", "--local-rank=")):
         words = words[1:]  # `deepspeed --module scalegpt train` puts it before the command

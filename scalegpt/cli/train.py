@@ -16,6 +16,7 @@ from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError
 from scalegpt.invocation import train_command
 from scalegpt.ranks import read_ranks
+from scalegpt.streams import outlast_standard_streams
 from scalegpt.text import brief, shown
 from scalegpt.training.stopping import LauncherWatch, StopRequest
 
@@ -74,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
     stop = StopRequest()
     launcher = LauncherWatch(stop)  # first of all: a launcher that has ended by now leaves no other trace
     arguments = make_parser().parse(argv)
+    outlast_standard_streams()
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
     values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}

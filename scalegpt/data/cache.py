@@ -49,6 +49,22 @@ def find_cached(key: str) -> TokenSet | None:
     return found
 
 
+def cached_with(digest: str) -> TokenSet | None:
+    """The cache's tokens that have a digest, whole; None where there are none."""
+    folder = cache_folder()
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name.startswith(".") or not is_prepared(entry):
+            continue
+        try:
+            tokens = open_tokens(entry)
+            if tokens.digest == digest:
+                tokens.check_contents()
+                return tokens
+        except InputError:  # damaged, or not ours to read: whoever needs this entry is told
+            continue
+    return None
+
+
 @contextmanager
 def cache_errors() -> Iterator[None]:
     """Say of a cache that cannot be used whose it is, and how to have another.

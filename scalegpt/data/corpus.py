@@ -21,9 +21,10 @@ from scalegpt.data.decoding import (
     encoding_instead,
     unsure,
 )
-from scalegpt.data.documents import SAVED, Document, Skipped, find_documents, is_folder, real_path
+from scalegpt.data.documents import SAVED, Document, Skipped, find_documents, is_folder, is_run, real_path
 from scalegpt.data.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
 from scalegpt.data.formats import HEAD_BYTES, Format, Kind, recognise
+from scalegpt.data.ours import LOG, RUN, file_of_ours, is_our_output
 from scalegpt.data.tokenizers import code_points
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
@@ -225,6 +226,7 @@ def _format(document: Document, *, as_text: bool) -> Format | None:
 
     """
     try:
+        _refuse_ours(document)
         if not document.path.is_file():
             raise UnusableTextError(
                 "unreadable", f"input {one_line(document.path)} is not a regular file; copy its text into one"
@@ -261,6 +263,25 @@ def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool
             raise unsure(path, guess, error.offset) from None
     except OSError as error:
         raise _unreadable(document, error) from None
+
+
+def _refuse_ours(document: Document) -> None:
+    """Refuse what ScaleGPT has written itself. A file that the user names is taken, except this process's own output.
+
+    Raises:
+        UnusableTextError: it is ours.
+        OSError: it cannot be read.
+
+    """
+    path = document.path
+    if path.is_dir():
+        kind = RUN if is_run(path) else None
+    elif document.folder is None:
+        kind = LOG if is_our_output(path) else None
+    else:
+        kind = file_of_ours(path) if path.is_file() else None
+    if kind is not None:
+        raise UnusableTextError(kind, f"input {one_line(path)} is a {kind}, not text to train on; name another file")
 
 
 def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scalegpt.data.ours import folder_of_ours
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
@@ -83,7 +84,8 @@ class Found:
 def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) -> Found:
     """List the files that the inputs name or hold.
 
-    Folders are searched to any depth. Hidden files and folders are skipped, and folders that hold tokens or a saved data set.
+    Folders are searched to any depth. Hidden files and folders are skipped, and folders that hold tokens, a saved data set, a
+    run or a checkpoint.
     A symbolic link inside a folder never adds a file twice; one that leaves the folder is followed only on request.
 
     Args:
@@ -103,6 +105,7 @@ def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) 
     for given in map(Path, inputs):
         check_exists(given)
         if is_folder(given):
+            _refuse_run(given)
             _refuse_folder(given)
             search = _Search(given, skipped, follow_links=follow_links)
             for real, path in search.run().items():
@@ -213,6 +216,9 @@ TOKENS, SAVED = "folder of prepared tokens", "saved data set"
 
 def folder_kind(names: set[str], folder: Path) -> str | None:
     """Name what a folder is that holds no text of its own, from the names in it; None for an ordinary folder."""
+    ours = folder_of_ours(names)
+    if ours is not None:
+        return ours
     if "train.bin" in names and is_prepared(folder):
         return TOKENS
     is_saved = "dataset_dict.json" in names or (
@@ -235,6 +241,21 @@ def _refuse_folder(folder: Path) -> None:
             f"{one_line(folder)} is a data set saved by Hugging Face datasets, in Arrow files; write its text column to .txt "
             "files, one a document, and name their folder"
         )
+
+
+def _refuse_run(folder: Path) -> None:
+    if is_run(folder):
+        raise InputError(
+            f"{one_line(folder)} is the folder of a run, which holds no text to train on; name the text itself"
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is that of a run, or of a checkpoint."""
+    try:
+        return folder_of_ours({entry.name for entry in os.scandir(folder)}) is not None
+    except OSError:
+        return False
 
 
 def is_prepared(folder: Path) -> bool:

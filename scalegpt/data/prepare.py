@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from scalegpt.config import DataConfig
-from scalegpt.data.cache import cache_errors, cache_folder, find_cached, something_else, tokens_in
+from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
 from scalegpt.data.corpus import Corpus, Source, read_pieces, survey
-from scalegpt.data.documents import LEAVES, is_prepared
+from scalegpt.data.documents import LEAVES, is_folder, is_prepared
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
@@ -146,6 +146,37 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
             if earlier is not None and earlier.digest == begun_with:
                 return earlier
         return find_cached(plan.key) or _make(plan, cache_folder() / plan.key, progress)
+
+
+def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = None) -> tuple[TokenSet, str | None]:
+    """Return the tokens that a run began with where the cache still has them, even if the folder of their text has changed.
+
+    Logs, notes and results may be put into such a folder while it trains. A file that the user names is read as it is now.
+
+    Args:
+        data: as for :func:`prepare_cached`.
+        digest: of the tokens that the run began with.
+        progress: as for :func:`prepare_cached`.
+
+    Returns:
+        The tokens, and a word on the text where it no longer gives them. Where the cache does not have the
+        tokens any more, those that the text gives now.
+
+    Raises:
+        InputError: as for :func:`prepare_cached`.
+
+    """
+    inputs = [] if data.input_file is None else _split_inputs(data.input_file)
+    in_folders = any(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
+    kept = cached_with(digest) if in_folders else None
+    if kept is None:
+        return prepare_cached(data, begun_with=digest, progress=progress), None
+    try:
+        plan = _plan(inputs, data)
+    except InputError as error:
+        return kept, f"{data.input_file} cannot be read as it was when this run began ({error})"
+    same = kept.meta.get("key") in (plan.key, plan.earlier_key)
+    return kept, None if same else f"{data.input_file} has changed since this run began"
 
 
 def _split_inputs(text: str) -> list[str]:

@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from scalegpt.data.sidecar import SIDECAR, SPLITS, read_nanogpt_characters, read_sidecar
+from scalegpt.data.stored import DTYPE, StoredTokens
 from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
-
-DTYPE = np.dtype("<u2")
 
 BLOCK_BYTES = 4 << 20
 """Each so many bytes of a file have a digest of their own in the sidecar, so that a change can be found."""
 
 _CHUNK_TOKENS = 1 << 22
-
-Tokens = npt.NDArray[np.uint16]
 
 
 class UnreadableError(InputError):
@@ -49,20 +45,20 @@ class UnreadableError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """One split's tokens, memory-mapped.
+    """One split's tokens.
 
     Attributes:
         path: of the file.
-        tokens: uint16, 1-D, read-only; only what is touched is read.
+        tokens: what is asked for is read from the disk.
 
     """
 
     path: Path
-    tokens: Tokens
+    tokens: StoredTokens
 
     @staticmethod
     def open(path: Path, expected: int | None = None) -> "TokenFile":
-        """Map a file of tokens.
+        """Open a file of tokens.
 
         Args:
             path: of the file.
@@ -90,7 +86,7 @@ class TokenFile:
                 f"token file {one_line(path)} holds {size} bytes, an odd number: it is not uint16 tokens, or cut short"
             )
         try:
-            return TokenFile(path, np.memmap(path, dtype=DTYPE, mode="r"))
+            return TokenFile(path, StoredTokens(path))
         except OSError as error:
             raise UnreadableError(path, error) from None
 
@@ -158,13 +154,13 @@ class TokenSet:
     meta: dict[str, Any]
 
     @property
-    def train(self) -> Tokens:
-        """The training tokens, memory-mapped."""
+    def train(self) -> StoredTokens:
+        """The training tokens."""
         return self.files["train"].tokens
 
     @property
-    def val(self) -> Tokens:
-        """The held-out tokens, memory-mapped."""
+    def val(self) -> StoredTokens:
+        """The held-out tokens."""
         return self.files["val"].tokens
 
     @property

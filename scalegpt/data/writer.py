@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from scalegpt.data.leftovers import make_unfinished, unfinished_name
-from scalegpt.data.shards import DTYPE, TokenFile, Tokens
+from scalegpt.data.shards import TokenFile
 from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
+from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
 from scalegpt.storage import sync_file, sync_folder
 from scalegpt.text import one_line

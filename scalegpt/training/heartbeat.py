@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-
 from scalegpt.backends import World
 from scalegpt.errors import InputError, RunError
+from scalegpt.processes import has_ended, own_birth
 from scalegpt.storage import give_name, write_atomic
 from scalegpt.structured import read_object
 
@@ -42,7 +41,7 @@ class Beat:
         count: how often it has written.
         pid: its process.
         host: its machine.
-        born: when its process began, seconds since the epoch.
+        born: tells its process from others that had its number (:func:`scalegpt.processes.birth_of`).
     """
 
     rank: int
@@ -52,17 +51,11 @@ class Beat:
     count: int
     pid: int
     host: str
-    born: float
+    born: str
 
     def is_known_dead(self) -> bool:
         """Whether its process has ended, as far as can be seen from here."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.born) > 1
-        except psutil.NoSuchProcess:
-            return True
+        return self.host == socket.gethostname() and has_ended(self.pid, self.born)
 
     @property
     def name(self) -> str:
@@ -120,7 +113,7 @@ class Heartbeats:
         self.folder: Path | None = None
         self.seconds = max(BEAT_SECONDS, world.size / RANKS_PER_SECOND)
         self._count = 0
-        self._born = psutil.Process().create_time()
+        self._born = own_birth()
         self._host = socket.gethostname()
 
     def open(self) -> None:

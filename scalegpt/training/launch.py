@@ -11,9 +11,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from scalegpt.errors import InputError
+from scalegpt.processes import birth_of
 from scalegpt.structured import read_object
 from scalegpt.training.files import write_whole
 from scalegpt.training.rundir import STARTED_BY
@@ -103,10 +102,8 @@ def runs_named(root: Path, name: str) -> list[Path]:
 
 def _process(pid: int) -> str:
     """A process as no other one can be called; empty where it has gone."""
-    try:
-        return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"
-    except psutil.Error:
-        return ""
+    birth = birth_of(pid)
+    return "" if birth is None else f"{socket.gethostname()} {pid} {birth}"
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -5,9 +5,8 @@ import socket
 from pathlib import Path
 from typing import TextIO
 
-import psutil
-
 from scalegpt.errors import InputError, RunError
+from scalegpt.processes import has_ended, own_birth
 from scalegpt.storage import lock_file
 from scalegpt.text import visible
 
@@ -60,7 +59,7 @@ class RunLock:
                 f"{self.folder / LOCK} cannot be locked: {error.strerror}; choose another --runs_dir"
             ) from None
         weakness = None if reason is None else self._without_lock(file, reason)
-        whose = f"\n{socket.gethostname()}\n{psutil.Process().create_time():.2f}\n" if weakness else ""
+        whose = f"\n{socket.gethostname()}\n{own_birth()}\n" if weakness else ""
         file.truncate(0)
         file.write(f"{os.getpid()}{whose}")
         file.flush()
@@ -97,6 +96,18 @@ class RunLock:
         return f"{self.folder} is being trained by {owner}; wait for it, or choose another --model_name or --fresh"
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a run's folder now; False where there is none, or no locking."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            lock_file(file, shared=True)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _read(file: TextIO) -> list[str]:
     """The lines of a lock file: process, machine, and when the process began."""
     file.seek(0)
@@ -105,13 +116,4 @@ def _read(file: TextIO) -> list[str]:
 
 def _lives(pid: str, born: str) -> bool:
     """Whether a process of this machine lives, and is the one that began then."""
-    try:
-        number, since = int(pid), float(born)
-    except ValueError:
-        return False
-    if number == os.getpid():
-        return False
-    try:
-        return abs(psutil.Process(number).create_time() - since) < 1
-    except (psutil.Error, OverflowError, ValueError):
-        return False
+    return pid.isdecimal() and int(pid) != os.getpid() and bool(born) and not has_ended(int(pid), born)

@@ -7,6 +7,7 @@ from scalegpt.backends import World
 from scalegpt.backends.ports import public_ports
 from scalegpt.backends.world import COLLECTIVE_TIMEOUT
 from scalegpt.config import TrainConfig
+from scalegpt.errors import InputError, RunError
 from scalegpt.ranks import read_ranks
 from scalegpt.text import visible
 from scalegpt.training.report import write_report
@@ -75,7 +76,10 @@ def _run(request: Request, world: World, stop: StopRequest) -> int:
     finally:
         trainer.close()
     if world.is_first:
-        write_report(job.directory)
+        try:
+            write_report(job.directory)
+        except (InputError, RunError, OSError) as error:  # all else is there, and the run has ended as it should
+            job.logger.say(f"warning: report.html was not written: {error}")
         job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
         job.directory.unlock()
     world.barrier()  # part together: nobody waits for a rank that has gone

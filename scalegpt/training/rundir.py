@@ -10,7 +10,9 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,11 @@ from scalegpt.config.train import MOST_STEPS
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError
-from scalegpt.storage import read_text, sync_folder
+from scalegpt.storage import is_temporary, read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
 from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
 from scalegpt.training.files import finite, write_whole, writing
-from scalegpt.training.lock import LOCK, RunLock
+from scalegpt.training.lock import LOCK, RunLock, is_locked
 from scalegpt.training.metrics import metric_lines
 
 RUN_ID = ".run_id"
@@ -40,6 +42,9 @@ STARTED_BY = ".started_by"
 
 SAMPLES_LIMIT = 1 << 28
 """Bytes of ``samples.txt`` that are read at most."""
+
+_BEGINNINGS = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
+"""What a start makes before ``config.yaml``. A folder with nothing else is new: the start was killed, or the disk full."""
 
 _SAMPLE_MARK = "--- step "
 
@@ -102,18 +107,11 @@ class RunDirectory:
             InputError: the directory holds another run, or things that are no run.
         """
         directory = cls(root / run.name)
-        try:
-            if not directory.path.exists() or all(path.name in {LOCK, RUN_ID} for path in directory.path.iterdir()):
-                return directory
-        except OSError as error:
-            raise InputError(
-                f"{directory.path} cannot hold a run: {error.strerror}; choose another --model_name"
-            ) from None
+        if directory.is_new() and not (fresh and directory.is_taken()):
+            return directory
         if fresh:
-            number = 2
-            while (root / f"{run.name}-{number}").exists():
-                number += 1
-            return cls(root / f"{run.name}-{number}")
+            numbered = (cls(root / f"{run.name}-{number}") for number in count(2))
+            return next(each for each in numbered if not each.is_taken())
         directory.check_same_run(run, allowed)
         files = (
             directory.config,
@@ -127,6 +125,25 @@ class RunDirectory:
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is not a plain file, and the run could not write it; move it away")
         return directory
+
+    def is_new(self) -> bool:
+        """Whether no run was begun here: there is no folder, or only what an interrupted start leaves (:meth:`create`).
+
+        Raises:
+            InputError: the folder cannot be listed, or is none.
+        """
+        try:
+            found = list(self.path.iterdir()) if self.path.exists() else []
+            saved = any(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else False
+        except OSError as error:
+            raise InputError(f"{self.path} cannot hold a run: {error.strerror}; choose another --model_name") from None
+        return not saved and all(path.name in _BEGINNINGS or is_temporary(path) for path in found)
+
+    def is_taken(self) -> bool:
+        """Whether something is here that is not new, or another process is at its start."""
+        if self.path.exists() and not (self.path.is_dir() and self.is_new()):
+            return True
+        return is_locked(self.path)
 
     def lock(self) -> list[str]:
         """Keep other processes out of this run until this process ends, however it ends.
@@ -270,20 +287,41 @@ class RunDirectory:
         return found[-1] if found else None
 
     def create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None = None) -> None:
-        """Make the directory with its configuration and plan, and what began it.
+        """Make the directory with its plan, what began it, and its configuration.
+
+        The configuration comes last: a folder without it is new, so that a start that is killed here, or meets a full disk,
+        can be repeated. What began it comes first: a launcher's restart finds the folder by that.
 
         Raises:
             InputError: it cannot be written.
         """
         with disk_errors(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            is_new = self.read_id() is None
-            if is_new:
-                write_whole(self.path / RUN_ID, secrets.token_hex(16))
-            write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
-            write_whole(self.plan, json.dumps(plan, indent=1))
-            if is_new and started_by:
-                write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
+            self.path.mkdir(parents=True, exist_ok=True)
+            is_new = self.is_new()
+            try:
+                self._create(run, plan, started_by if is_new else None)
+            except OSError:
+                if is_new:
+                    self._remove_beginnings()
+                raise
+
+    def _create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None) -> None:
+        if started_by:
+            write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
+        elif self.is_new():  # what another launcher began here never took a step
+            (self.path / STARTED_BY).unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        if self.read_id() is None:
+            write_whole(self.path / RUN_ID, secrets.token_hex(16))
+        write_whole(self.plan, json.dumps(plan, indent=1))
+        write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
+
+    def _remove_beginnings(self) -> None:
+        """Remove what a start has made of a new folder, its lock aside."""
+        for path in (self.config, self.plan, self.path / RUN_ID, self.path / STARTED_BY):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it was there already, and holds something
+            self.checkpoints.rmdir()
 
     def write_status(self, **values: Any) -> None:
         """Replace ``run_status.json``; readers never see half of it. The newest checkpoint is added to what is given.

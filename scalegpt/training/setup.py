@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.ledger import Stretch
-from scalegpt.data.prepare import prepare_cached
-from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.shards import TokenSet
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
@@ -33,13 +31,15 @@ from scalegpt.planner.states import training_bytes
 from scalegpt.storage import remove_temporaries
 from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
+from scalegpt.training.data import fix_data, open_data, tokens_to_keep
 from scalegpt.training.files import try_writing, writing
 from scalegpt.training.job import Job
 from scalegpt.training.launch import begun_before, launch_marks, note_going_back, went_back_before
 from scalegpt.training.layout import describe, plan_summary, total_steps
-from scalegpt.training.loggers import Logger, human_count
+from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.training.rate_change import rate_change
 from scalegpt.training.resume import (
     Found,
     first_stretch,
@@ -52,6 +52,9 @@ from scalegpt.training.rollback import restore
 from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.stopping import StopRequest
 from scalegpt.training.unused import unused
+
+LONGEST_NAME = 200
+"""File systems allow 255; ``--fresh`` appends a number."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -119,16 +122,15 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     if world.size == 1 and chosen.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
-    begun_with = world.on_first(lambda: _begun_with(request))
-    data = _open_data(run, request.given, world, logger, stop, begun_with)
-    run = _fix_data(run, request.given, data)
+    kept = world.on_first(lambda: _tokens_to_keep(request, run))
+    data, digest = open_data(run, request.given, world, logger, stop, kept)
+    run = fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
         chosen = settle_layout(run, world, open_=open_, margin=request.margin, reopen=reopen)
     run, plan = replace(chosen.run, data=run.data), chosen.batch
     run = replace(run, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
     settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
-    digest = world.on_first(lambda: data.digest)
     directory, changes = world.on_first(lambda: _claim_directory(request, run, plan, world.size))
     run = replace(run, name=directory.path.name)
     stop.check(world)
@@ -166,6 +168,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         logger.say(resumed_line(found.checkpoint.path, progress, total_steps(run.train, plan), found.past.steps))
     for key, change in {**changes, **others}.items() if progress.step < total_steps(run.train, plan) else ():
         logger.say(f"changed  {key}: {change}")
+    for line in world.on_first(lambda: _rate_change(directory, run, plan, progress.step)):
+        logger.say(line)
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
@@ -191,6 +195,11 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     )
 
 
+def _rate_change(directory: RunDirectory, run: RunConfig, plan: BatchPlan, step: int) -> list[str]:
+    total = total_steps(run.train, plan)
+    return rate_change(directory.read_config(), directory.read_plan(), run.train, step, total)
+
+
 def _as_begun(request: Request) -> Request:
     """The request as a launcher's restart must read it: what its first start began, or went back to, goes on."""
     step = request.resume_step
@@ -204,8 +213,12 @@ def check_name(name: str) -> None:
     """Refuse a model name that is no plain folder name.
 
     Raises:
-        InputError: it holds a separator, or starts with a dot.
+        InputError: it holds a separator, starts with a dot, or is too long.
     """
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"model_name {name[:20]}… has {len(name):,} characters; give a --model_name of at most {LONGEST_NAME}"
+        )
     if not _FOLDER_NAME.fullmatch(name):
         raise InputError(
             f"model_name {name!r} must be a plain folder name: give a --model_name of letters, digits, '.', '_', '-'"
@@ -275,66 +288,9 @@ def _build(
     return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 
 
-def _begun_with(request: Request) -> str | None:
-    """The digest of the tokens that the run trained on last; None for a run that begins."""
-    stretches = [] if request.fresh else RunDirectory(request.runs_dir / request.run.name).ledger.read()
-    return stretches[-1].data if stretches else None
-
-
-def _open_data(
-    run: RunConfig,
-    given: frozenset[str],
-    world: World,
-    logger: Logger,
-    stop: StopRequest,
-    begun_with: str | None,
-) -> TokenSet:
-    """Prepare and check the data once on each machine, then open it on every rank."""
-    if run.data.input_file is None:
-        raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
-
-    def work() -> str:
-        data = prepare_cached(run.data, begun_with=begun_with, progress=_progress(logger, stop))
-        model = _fix_data(run, given, data).model
-        data.check_vocabulary(model.vocab_size)
-        data.check_block_size(model.block_size)
-        return str(data.path)
-
-    return open_tokens(Path(world.on_each_machine(work)))
-
-
-def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
-    """Say how far a long preparation is, at each tenth; end it where that is asked."""
-    said = {0}
-
-    def show(done: int, total: int) -> None:
-        stop.check_alone()
-        tenth = 10 * done // max(total, 1)
-        if total > 50_000_000 and tenth not in said:
-            said.add(tenth)
-            logger.say(f"preparing data: {human_count(done)} of {human_count(total)} bytes")
-
-    return show
-
-
-def _fix_data(run: RunConfig, given: frozenset[str], data: TokenSet) -> RunConfig:
-    """Name the tokenizer that prepared data have, and take its vocabulary where the user has not given one.
-
-    A preset's 50,304 rows are GPT-2's vocabulary: of no use to bytes or characters, and thirty times as slow.
-
-    Raises:
-        InputError: the user asks for another tokenizer than prepared data have.
-    """
-    kind = data.tokenizer.kind
-    if "tokenizer" in given and run.data.tokenizer != kind:
-        raise InputError(
-            f"{run.data.input_file} was prepared with the {kind} tokenizer, not {run.data.tokenizer}; "
-            f"leave out --tokenizer, or give the text itself as --input_file"
-        )
-    run = replace(run, data=run.data.changed(tokenizer=kind))
-    if run.model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
-        return run
-    return run.with_vocab(data.tokenizer.padded_vocab_size)
+def _tokens_to_keep(request: Request, run: RunConfig) -> str | None:
+    directory = RunDirectory(request.runs_dir / run.name)
+    return None if request.fresh else tokens_to_keep(directory, run, given=request.given, allowed=request.allow_change)
 
 
 def _prompt(run: RunConfig, data: TokenSet) -> list[int]:

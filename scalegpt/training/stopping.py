@@ -1,8 +1,9 @@
 """Being asked to stop: by a signal, because the launcher has gone, or because the time is up.
 
-A request leaves a mark; after each step all ranks learn of each other's marks in the reduction that they make for the loss
-anyway, finish the same step, save and end. So what a step, an evaluation or a save is doing when a signal comes is finished
-first. Until the ranks have met there is nothing to finish and nobody to agree with: then a request ends the process at once.
+A request leaves a mark; after each step all ranks learn of each other's marks in the reduction that they make for the
+loss anyway, finish the same step, save and end. So what a step, an evaluation or a save is doing when a signal comes is
+finished first; a line says so at once. Until the ranks have met there is nothing to finish and nobody to agree with:
+then a request ends the process at once.
 
 ======================  ===============================================================================================
 SIGTERM                 batch systems and launchers: stop
@@ -40,6 +41,9 @@ GRACE_SECONDS = 120.0
 
 LAST_WORDS_SECONDS = 2.0
 """How long a process that leaves at once may take to say so; a disk that hangs must not keep it."""
+
+STDERR = 2
+"""Written to without Python's buffer, which another thread may hold."""
 
 Leave = Callable[[int], object]
 
@@ -98,11 +102,14 @@ class StopRequest:
     Attributes:
         reason: the first that was given; None: go on.
         last_words: called before the process leaves at once, in a thread of its own.
+        course: what happens after a request, in words that follow the signal's name; the user reads it at once. Empty where
+            the run is ending already.
     """
 
     def __init__(self, leave: Leave = os._exit) -> None:
         self.reason: Reason | None = None
         self.last_words: Callable[[], object] = lambda: None
+        self.course: Callable[[], str] = lambda: "ending before the first step"
         self._leave, self._alone = leave, False
         self._lock = threading.Lock()
 
@@ -146,13 +153,16 @@ class StopRequest:
                 self._alone = False
 
     def ask(self, reason: Reason) -> None:
-        """Leave a mark; the first one counts."""
+        """Leave a mark, of which the first counts; the first rank reports what happens now, since a step may take long."""
         with self._lock:
             if self.reason is None:
                 self.reason = reason
             alone = self._alone
         if alone:
             self._leave_alone(reason)
+        elif reason is not Reason.TIME and os.environ.get("RANK", "0") == "0":
+            # In a thread of its own: a terminal that was stopped must not keep the next signal waiting.
+            threading.Thread(target=_report, args=(reason, self.course), name="report", daemon=True).start()
 
     def _listen(self, reader: int) -> None:
         """Take numbers of signals, each a byte, until the pipe is closed."""
@@ -209,6 +219,17 @@ class StopRequest:
         """
         if self.reason is not None:
             raise Stopped(self.reason)
+
+
+def _report(reason: Reason, course: Callable[[], str]) -> None:
+    """Write one line to standard error, below ``^C`` and the live line of a terminal."""
+    next_ = course()
+    if not next_:
+        return
+    again = "; again: leave now, without a checkpoint" if reason is Reason.INT else ""
+    with contextlib.suppress(OSError):  # the terminal was closed
+        begin = "\n" if os.isatty(STDERR) else ""
+        os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {next_}{again}\n".encode())
 
 
 def _is_ignored(number: signal.Signals) -> bool:

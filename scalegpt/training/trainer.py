@@ -20,6 +20,7 @@ from scalegpt.errors import RunError
 from scalegpt.model.generation import DivergedError
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.work import flops_per_token
+from scalegpt.streams import lost_output
 from scalegpt.training import interpreter
 from scalegpt.training.ending import end
 from scalegpt.training.files import finite
@@ -31,6 +32,7 @@ from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.owed import Owed, is_due, owed_for
+from scalegpt.training.rate_change import keeping
 from scalegpt.training.rollback import WayBack, check_rollbacks, go_back, restore, whole_before
 from scalegpt.training.saving import Saving
 from scalegpt.training.schedules import learning_rate
@@ -85,7 +87,7 @@ class Trainer:
             return
         self._status("running")
         self.watchdog.start(self.step)
-        self.job.stop.last_words = self._interrupted_again
+        self.job.stop.last_words, self.job.stop.course = self._interrupted_again, self._course
         self.job.logger.start(self.step)
         self.saving.prepare(self.job.total_steps - self.step)
         self.clock.lap()
@@ -104,6 +106,7 @@ class Trainer:
             self._housekeeping(last=over)
         self.watchdog.stop()
         self.job.logger.stop()
+        self.job.stop.course = lambda: ""
         self._compare_memory()
         self._status("finished" if self.step >= self.job.total_steps else "stopped", self._cause_of_end())
 
@@ -124,9 +127,15 @@ class Trainer:
     def _nothing_left(self) -> None:
         """Leave a finished run as it is."""
         job = self.job
+        rate = learning_rate(self.train, self.step - 1, job.total_steps) if self.step else 0.0
+        rises = (
+            f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
+            if rate > 0 and self.train.schedule != "constant"
+            else ""
+        )
         job.logger.say(
-            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; "
-            "a higher --max_iters (or --max_tokens) trains on, --fresh starts anew beside it"
+            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; a higher --max_iters (or --max_tokens) "
+            f"continues the training{rises}; --fresh starts anew beside it"
         )
         if job.world.is_first and job.directory.read_state() != "finished":
             # It was ended between its last checkpoint and its last status.
@@ -142,6 +151,7 @@ class Trainer:
             What to raise for it: the error itself, or what is behind it, which may have begun on another rank.
         """
         self.job.logger.stop()
+        self.job.stop.course = lambda: ""  # launchers end the other ranks by a signal
         ending = end(error, self.watchdog, self.job.memory, on_oom=self.train.on_oom)
         if ending.is_ours:
             with suppress(RunError):  # the first error is the one to tell
@@ -156,6 +166,15 @@ class Trainer:
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
         self.watchdog.say_first(f"left at once in step {self.watchdog.step}; {self._way_on()}")
+
+    def _course(self) -> str:
+        """What happens after a request to stop; called from another thread."""
+        watch = self.watchdog
+        if self._is_over():
+            return f"no further step is taken; finishing what is under way: {watch.place}"
+        if watch.is_within_step:
+            return f"finishing step {watch.step}, then saving"
+        return f"finishing what is under way ({watch.place}) and one step, then saving"
 
     def _way_on(self) -> str:
         """From where a run that ended without a last checkpoint goes on."""
@@ -432,6 +451,7 @@ class Trainer:
 
     def _status(self, state: str, cause: str | None = None) -> None:
         if self.job.world.is_first:
+            lost = lost_output()
             self.job.directory.write_status(
                 state=state,
                 step=self.step,
@@ -443,6 +463,7 @@ class Trainer:
                 windows_left_out=self.left_out,
                 predicted_peak_bytes=self.job.memory.peak_bytes,
                 **self.job.watch.measure().as_status(),
+                **({} if lost is None else {"output_lost": lost}),
             )
 
     def _compare_memory(self) -> None:

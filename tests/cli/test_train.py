@@ -590,6 +590,21 @@ def test_another_text_under_that_name_is_refused(train: Callable[..., str], refu
     assert "--fresh" in line
 
 
+def test_a_run_inside_its_own_data_is_no_data_and_resumes(train: Callable[..., str], tmp_path: Path) -> None:
+    here = {"input_file": ".", "max_iters": 4}
+    first = train(**here)
+    tokens = next(line for line in first.splitlines() if line.startswith("data "))
+    fresh = train(**here, fresh=True)
+    assert tokens in fresh  # the run beside it is no text
+    Path("notes.txt").write_text("what the user has noticed\n" * 20)
+    again = train(**{**here, "max_iters": 8})
+    assert "warning: . has changed since this run began; the run resumes with the tokens that it began with" in again
+    assert "resumed  from" in again
+    assert "8 of 8" in again or "step 8/8" in again
+    taken = train(**{**here, "max_iters": 10}, allow_change="data")
+    assert "changed  data: " in taken
+
+
 def test_a_strangers_files_are_left_alone(refused: Callable[..., str]) -> None:
     Path("runs/run").mkdir(parents=True)
     Path("runs/run/thesis.tex").write_text("years of work")

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scalegpt.processes import birth_of
 from scalegpt.training.launch import begun_before, launch_marks, note_going_back, runs_named, went_back_before
 from scalegpt.training.rundir import STARTED_BY
 
@@ -28,13 +29,20 @@ def test_without_a_launcher_there_is_nothing_to_tell_starts_by(tmp_path: Path) -
 
 def test_torchruns_process_is_known_again(tmp_path: Path) -> None:
     (agent,) = launch_marks(TORCHRUN).values()
-    parent = psutil.Process(os.getppid())
-    assert str(parent.pid) in agent
-    assert f"{parent.create_time():.2f}" in agent
+    assert agent.endswith(f" {os.getppid()} {birth_of(os.getppid())}")
     assert begun_before(tmp_path, "run", TORCHRUN) is None
     begin(tmp_path, "run-2", TORCHRUN)
     assert begun_before(tmp_path, "run", TORCHRUN) == "run-2"
     assert begun_before(tmp_path, "other", TORCHRUN) is None
+
+
+def test_torchruns_process_is_known_again_after_the_clock_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path, "run-2", TORCHRUN)
+    moved = psutil.Process(os.getppid()).create_time() + 5
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _self: moved)
+    assert begun_before(tmp_path, "run", TORCHRUN) == "run-2"
 
 
 def test_another_torchrun_began_something_else(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def test_names_that_are_no_plain_folder_names_are_refused(name: str) -> None:
         check_name(name)
 
 
+@pytest.mark.parametrize("length", [201, 256, 100_000])
+def test_names_that_are_too_long_for_a_folder_are_refused_in_a_line(length: int) -> None:
+    check_name("a" * 200)
+    with pytest.raises(InputError, match="characters; give a --model_name of at most 200") as raised:
+        check_name("a" * length)
+    assert len(str(raised.value)) < 120
+
+
 @pytest.mark.parametrize(
     ("iters", "tokens", "steps"),
     [(10, None, 10), (None, 1000, 10), (None, 1001, 11), (10, 10**9, 10), (10, 300, 3), (0, 1, 0)],

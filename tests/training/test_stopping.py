@@ -80,6 +80,46 @@ def test_only_a_second_sigint_leaves_at_once() -> None:
     assert (left, said) == ([130], [Reason.TERM])
 
 
+def reported(capfd: pytest.CaptureFixture[str]) -> str:
+    """The line that a request writes at once, from a thread."""
+    seen: list[str] = []
+
+    def look() -> bool:
+        seen.append(capfd.readouterr().err)
+        return "".join(seen).endswith("\n")
+
+    wait_until(look)
+    return "".join(seen)
+
+
+def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    stop = StopRequest(leave=[].append)
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert reported(capfd) == "scalegpt train: SIGTERM: ending before the first step\n"
+        stop.course = lambda: "finishing step 3, then saving"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert reported(capfd) == (
+            "scalegpt train: SIGINT: finishing step 3, then saving; again: leave now, without a checkpoint\n"
+        )
+        stop.course = lambda: ""
+        stop.ask(Reason.TERM)
+        wait_until(lambda: not any(thread.name == "report" for thread in threading.enumerate()))
+        stop.course = lambda: "finishing step 3, then saving"
+        stop.ask(Reason.LAUNCHER)
+        assert reported(capfd) == "scalegpt train: the launcher has gone: finishing step 3, then saving\n"
+
+
+def test_of_several_ranks_the_first_answers(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    stop = StopRequest()
+    stop.ask(Reason.TERM)
+    stop.ask(Reason.TIME)
+    assert not any(thread.name == "report" for thread in threading.enumerate())
+    assert capfd.readouterr().err == ""
+
+
 def test_last_words_that_hang_keep_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "LAST_WORDS_SECONDS", 0.05)
     left: list[int] = []
