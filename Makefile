@@ -1,8 +1,9 @@
-# make demo: set up and train a small model on what this machine has.   make test: lint, types, architecture, tests.
-.PHONY: demo test lint types architecture tests faults clean help
+# make install: set up.   make demo: set up and train a small model.   make test: lint, types, architecture, tests.
+.PHONY: install demo test lint types architecture tests lowest faults clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -10,9 +11,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DS_BUILD_OPS := 0
 
 help:
-	@echo "make demo   set up .venv and train a small model on the Python library's own sources"
-	@echo "make test   set up .venv and run lint, types, architecture rules and all tests"
-	@echo "make faults kill, stop and starve real jobs of two ranks, and see that they go on"
+	@echo "make install  set up .venv, and neither train nor test"
+	@echo "make demo     set up .venv and train a small model on the Python library's own sources"
+	@echo "make test     set up .venv and run lint, types, architecture rules and all tests"
+	@echo "make lowest   set up .venv-lowest with the lowest release declared of every dependency, and run the quick tests there"
+	@echo "make faults   kill, stop and starve real jobs of two ranks, and see that they resume"
+
+install: .venv/installed
+	@echo "set up; for a start: $(BIN)/scalegpt plan, $(BIN)/scalegpt train --help"
 
 demo: .venv/installed
 	$(BIN)/python launch/demo.py
@@ -21,6 +27,14 @@ test: lint types architecture tests
 
 faults: .venv/installed-dev
 	$(BIN)/pytest tests/faults -m "faults or not faults"
+
+# What leans on the dependencies, without what takes tens of seconds.
+lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/ruff check .
+	$(LOWEST)/bin/mypy
+	$(LOWEST)/bin/lint-imports
+	$(LOWEST)/bin/pytest -q -n 2 --dist loadgroup -m "not slow and not faults" tests/base tests/config tests/data tests/model \
+	  tests/checkpoint tests/backends tests/training tests/planner/test_nvml.py tests/planner/test_detect.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -37,7 +51,7 @@ tests: .venv/installed-dev
 
 # torch comes first and alone: DeepSpeed's own set-up looks for it, outside of a build environment.
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ScaleGPT needs Python 3.11 or newer; make demo PYTHON=python3.12')"
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ScaleGPT needs Python 3.11 or newer; make install PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q torch numpy ninja setuptools wheel packaging
 	$(BIN)/pip install -q --no-build-isolation deepspeed
@@ -48,5 +62,14 @@ tests: .venv/installed-dev
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
+$(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt torch numpy ninja setuptools wheel packaging
+	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt --no-build-isolation deepspeed
+	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv $(LOWEST) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

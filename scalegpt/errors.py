@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_MOST_OFFERED, _MOST_LISTED = 3, 12
+_MOST_OFFERED, _MOST_LISTED, _LONGEST_WORD = 3, 12, 100
 
 
 class InputError(ValueError):
@@ -35,8 +35,9 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
         ``"; did you mean a, b?"``, or ``"; known: …"`` when nothing is close.
     """
     candidates = sorted(known)
+    word = str(word)[:_LONGEST_WORD]
     folded = {candidate.lower(): candidate for candidate in reversed(candidates)}
-    text = str(word).lower()
+    text = word.lower()
     # An abbreviation is meant so; beside it, words that only happen to share letters (wd: seed) would mislead.
     close = sorted(each for each in folded if _abbreviates(text, each))[:_MOST_OFFERED]
     close = close or difflib.get_close_matches(text, folded, n=_MOST_OFFERED, cutoff=0.6)

@@ -7,6 +7,8 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from scalegpt.text import visible
+
 PALETTE = {
     "ink": ("#1c1e21", "#e6e8ea"),
     "soft": ("#5f6770", "#a0a8b0"),
@@ -25,11 +27,15 @@ PALETTE = {
     "c6": ("#b03a74", "#ef8ab8"),
     "c7": ("#4a7423", "#9cc65e"),
     "c8": ("#3d6b99", "#8fb9dd"),
+    "c9": ("#5b57a6", "#a5a2ee"),
+    "c10": ("#96503a", "#d9a08a"),
+    "c11": ("#17748c", "#63bfd6"),
+    "c12": ("#8b4a8f", "#d69bd9"),
 }
-"""Name → its colour on a light page and on a dark one. ``on`` is text on ``c1`` to ``c8``, which tell things apart,
+"""Name → its colour on a light page and on a dark one. ``on`` is text on ``c1`` to ``c12``, which tell things apart,
 and on ``rest`` and ``rest2``, which stand for what is less of interest."""
 
-HUES = 8
+HUES = 12
 """How many colours tell things apart."""
 
 
@@ -55,8 +61,8 @@ svg text{{fill:var(--soft);font-size:12px}}
 
 
 def escape(text: str) -> str:
-    """Text as it may stand in a page, between tags and within attributes."""
-    return html.escape(text)
+    """Text as it may stand in a page, between tags and within attributes; control characters are made visible."""
+    return html.escape(visible(text))
 
 
 def command(words: str) -> str:
@@ -77,6 +83,7 @@ def document(title: str, body: str, style: str = "") -> str:
     """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="generator" content="ScaleGPT">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>{body}</body></html>\n"
     )

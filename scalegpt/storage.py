@@ -1,14 +1,22 @@
-"""Reading small files that others may have written: bounded in size, retried where an error may pass."""
+"""What a disk does: bounded reads, errors that may pass, atomic writes, syncing, locks, and file systems that lack some.
+
+Lustre, some NFS servers, FUSE and FAT lack ``flock``, hard links, or ``fsync`` on folders. The functions here work without
+them, and those whose promise is then weaker return why, so that a caller can say so.
+"""
 
 import errno
+import fcntl
 import os
+import re
 import stat
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from scalegpt.errors import InputError
+from scalegpt.text import shown
 
 Result = TypeVar("Result")
 
@@ -21,14 +29,58 @@ RETRY_SECONDS = (0.5, 2.0)
 TEXT_LIMIT = 16 << 20
 """Bytes of the largest configuration, status or catalogue that is read; what is larger is no such file."""
 
+_NAME_BYTES, _PATH_BYTES = 255, 4095
+"""What Linux allows a file's name and a path at most."""
 
-def retried(work: Callable[[], Result]) -> Result:
+
+def user_path(text: str) -> str:
+    """A path that a user gave, with ``~`` and ``~user`` at its beginning replaced by the home folder.
+
+    A shell does that only for words that begin with ``~``, not behind ``--flag=`` and not in a configuration file. A file
+    named ``~`` is reached as ``./~``.
+
+    Raises:
+        InputError: no file can have that path, or there is no such user.
+    """
+    path = os.path.expanduser(text)  # noqa: PTH111 - pathlib makes ./~ a ~ again
+    if path.startswith("~"):
+        user = path.split("/")[0]
+        raise InputError(f"{shown(text)}: there is no user {shown(user[1:])}; for a file of that name give ./{user}")
+    if not path or "\0" in path:
+        raise InputError(f"{shown(text)} cannot be a path")
+    if len(os.fsencode(path)) > _PATH_BYTES or any(len(os.fsencode(part)) > _NAME_BYTES for part in path.split("/")):
+        raise InputError(f"{shown(text)}: the path or a name in it is too long")
+    return path
+
+
+UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+"""What a file system answers to an operation that it does not have."""
+
+NO_FOLDER_SYNC = UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
+"""The same for a folder that is to be opened and synced: some refuse to open it, or do not take its descriptor."""
+
+NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
+"""The same for ``flock``."""
+
+NO_LINKS = UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}
+"""The same for hard links; FAT says EPERM."""
+
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
+_BIRTH_SECONDS = 2.0
+"""By so much the times of files and of processes may differ: clocks of file servers, and whole seconds."""
+
+
+def retried(work: Callable[[], Result], waits: tuple[float, ...] | None = None) -> Result:
     """Do something with a disk, again after an error that may pass (:data:`RETRIED`).
+
+    Args:
+        work: may be done again.
+        waits: seconds before each further attempt; :data:`RETRY_SECONDS` where none are given.
 
     Raises:
         OSError: of the last attempt, or at once an error that does not pass.
     """
-    for seconds in RETRY_SECONDS:
+    for seconds in RETRY_SECONDS if waits is None else waits:
         try:
             return work()
         except OSError as error:
@@ -69,3 +121,151 @@ def _read(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes: too large for a file of its kind")
     return content
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Make what was written to an open file outlast a power cut, as far as its file system can.
+
+    Raises:
+        OSError: the disk could not write it.
+    """
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def sync_folder(path: Path) -> str | None:
+    """Make a folder's entries outlast a power cut.
+
+    Returns:
+        Why its file system cannot do that, in words; None: it is done.
+
+    Raises:
+        OSError: the disk could not write them.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+        return str(error.strerror)
+    return None
+
+
+def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> None:
+    """Write a file so that a reader or a crash finds the old or the new content, never a part.
+
+    Args:
+        path: the file; it may exist.
+        content: text is written as UTF-8.
+        durable: sync it, and its folder, before and after it takes its name.
+
+    Raises:
+        OSError: it cannot be written; the old content is still there.
+    """
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if durable:
+                sync_file(file)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """What a file is called until it is whole: ``.NAME.PID.tmp``, with the thread's number where it is not the first."""
+    number = threading.get_native_id()
+    mine = f"{os.getpid()}" if number == os.getpid() else f"{os.getpid()}-{number}"
+    return path.with_name(f".{path.name}.{mine}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that its process has not finished (:func:`temporary_name`), by its name."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Delete the unfinished files of processes that have ended (:func:`temporary_name`).
+
+    Args:
+        folder: where; nobody else begins to write there meanwhile.
+        name: of the file that they were to become; all by default.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or not path.is_file() or path.is_symlink():
+            continue
+        if not _may_be_writing(int(match[1]), path):
+            path.unlink(missing_ok=True)
+
+
+def _may_be_writing(pid: int, path: Path) -> bool:
+    """Whether the process of that number may be the one that writes the file: it lives, and is older than the file."""
+    import psutil  # here, since a command line that only prints its help need not load it
+
+    if pid == os.getpid():
+        return False
+    try:
+        return float(psutil.Process(pid).create_time()) <= path.stat().st_mtime + _BIRTH_SECONDS
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+
+
+def give_name(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, unless something has that name already.
+
+    Without hard links the name is taken by an empty file first, so a reader may see that for a moment.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: the folder cannot be written.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # only one can
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return
+    temporary.unlink(missing_ok=True)
+
+
+def lock_file(file: IO[Any], *, shared: bool = False) -> str | None:
+    """Lock an open file until it is closed or the process ends, without waiting; ``shared``: beside others that share it.
+
+    Returns:
+        Why the file system cannot lock files, in words; None: it is locked.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return str(error.strerror)
+    return None

@@ -2,20 +2,62 @@
 
 import unicodedata
 
-_KEPT = frozenset("\n\t\u200c\u200d")
-"""Line ends, tabs, and the joiners that scripts and emoji need."""
+_JOINERS = frozenset("\u200c\u200d")
+"""What scripts and emoji need between characters."""
+_KEPT = _JOINERS | frozenset("\n\t")
+"""Besides, line ends and tabs."""
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of control characters, format characters (which reorder text), surrogates and line separators."""
 
 
-def visible(text: object) -> str:
+MOST_SHOWN = 60
+"""Characters of the longest value that a message quotes."""
+
+
+def visible(text: object, *, one_line: bool = False) -> str:
     r"""The text with its control characters written out, as ``\x1b`` or ``\u202e``: a terminal only shows it.
 
     File names, checkpoints, samples and error messages of others may hold escape sequences, which a terminal obeys. Line ends
-    and tabs stay.
+    and tabs stay, unless the text must be one line, as in a table's cell.
     """
-    return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in str(text))
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    kept = _JOINERS if one_line else _KEPT
+    return "".join(c if c in kept or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in text)
+
+
+def shown(value: object, most: int = MOST_SHOWN) -> str:
+    """A value as a message quotes it: a scalar as Python writes it, shortened; of a list or an object only its kind."""
+    if isinstance(value, list | tuple | set):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, int) and not -(10**most) < value < 10**most:
+        return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * 0.30103)}"
+    text = repr(value[: most + 1] if isinstance(value, str) else value)
+    return text if len(text) <= most + 2 else shortened(text, most)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, without its middle where it is longer than ``most`` characters."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 1]}…{text[len(text) - end :]}"
+
+
+def brief(text: object, most: int = 300) -> str:
+    """The text as one line of at most ``most`` characters, safe to print: what is quoted must not become a page."""
+    line = str(text)[: most + 1]
+    shown = " ".join(visible(line).split())
+    return shown if len(line) <= most and len(shown) <= most else f"{shown[:most]}…"
 
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def one_line(name: object) -> str:
+    r"""A name that is not ours, for one line: as :func:`visible`, with line ends and tabs written out too."""
+    return visible(name).replace("\n", "\\n").replace("\t", "\\t")

@@ -15,7 +15,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import GB, find_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.search import Question, simplicity, time_class
+from scalegpt.planner.search import Question, handicap, simplicity, time_class
 
 PRESETS = ("demo", "tiny", "small", "150M_1024", "350M_1024", "500M_1024")
 CARDS = ("t4", "rtx3060", "4090", "v100-32gb", "a100-40gb", "h100", "mi300x")
@@ -153,12 +153,14 @@ def _value(run: RunConfig, name: str) -> object:
 
 
 def brute_force(question: Question, candidates: list[Candidate]) -> Plan | None:
-    """The best of the allowed candidates that fits: by class of time, more cards, simplicity, seconds."""
+    """The best of the allowed candidates that fits: by class of time with its margins, more cards, simplicity, seconds."""
 
     def rank(each: Candidate) -> tuple[Any, ...]:
         train = each.run.train
         simple = simplicity(each.run.parallel, train.recompute, train.loss, question.run)
-        return time_class(each.seconds), each.place, simple, each.seconds
+        margin = handicap(each.run.parallel, train.recompute, train.loss, question.run, each.batch.ranks)
+        seconds = each.seconds * margin
+        return time_class(seconds), each.place, simple, seconds
 
     for each in sorted((each for each in candidates if is_allowed(each, question)), key=rank):
         plan = each.plan()

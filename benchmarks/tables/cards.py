@@ -20,11 +20,18 @@ LIGHT = ("none", "selective")
 
 # --- the largest preset of each card ---------------------------------------------------------------------------------
 
+SMALL_CARDS = (
+    "GTX 1650", "GTX 1660", "RTX 2060", "RTX 2070", "RTX 3060 Ti", "RTX 3070", "RTX 4060", "RTX 5060", "RTX 3080",
+    "RTX 2080 Ti", "RTX 4070", "RTX 5070", "RTX 2060 12GB", "RTX 3060",
+)  # fmt: skip
+"""Of the cards with less than 12 GiB those that the table shows; the catalogue has others of the same sizes."""
+
 
 def largest_presets() -> str:
-    """The largest preset on one card, for all cards of the catalogue; those of the same answer in one line."""
+    """The largest preset on one card; cards of the same answer in one line."""
     same: dict[tuple[str, ...], list[Card]] = defaultdict(list)
-    cards = sorted(catalogue(), key=lambda card: card.gib)
+    shown = (card for card in catalogue() if card.gib >= 12 or card.name in SMALL_CARDS)
+    cards = sorted(shown, key=lambda card: card.gib)
     for card in cards:
         same[_largest_of(card.name)].append(card)
     head = ("GPU", "usable GiB", "block 256", "block 1024", "at all")

@@ -1,30 +1,48 @@
 """What ``scalegpt plan`` prints, as examples, and the keys of its JSON."""
 
+import re
+import shlex
 from typing import Any
 
 from benchmarks.tables.markdown import code, fenced
 from scalegpt.cli.plan_report import report
 from scalegpt.cli.plan_tables import presets_table
+from scalegpt.config.machine import MachineConfig
+from scalegpt.invocation import program, train_command
 from scalegpt.planner.answer import Answer, Asked, answer, over_presets
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.gpus import find_card
 from scalegpt.planner.machine import Machine
 
 
 def _answer(preset: str, card: str, **flags: Any) -> Answer:
-    machine = Machine.with_card(find_card(card))
+    machine = Machine.of(MachineConfig(gpu=card))
     return answer(Asked.of(preset=preset, config_file=None, flags=flags, machine=machine))
+
+
+def _reported(given: Answer) -> str:
+    """The report as it is printed in a checkout whose environment is not active, whatever this installation is."""
+    text = report(given)
+    target = train_command().removeprefix(shlex.join(program("python"))).strip()
+    for launcher in ("python", "torchrun", "deepspeed"):
+        start = re.escape(f"  {shlex.join(program(launcher))} ")
+        text = re.sub(
+            rf"^{start}(.*?){re.escape(target)} ",
+            rf"  .venv/bin/{launcher} \1launch/train.py ",
+            text,
+            flags=re.MULTILINE,
+        )
+    return text
 
 
 def whole() -> str:
     """A whole report."""
-    return fenced("$ scalegpt plan --gpu a100-40gb --preset 500M_1024\n" + report(_answer("500M_1024", "a100-40gb")))
+    return fenced("$ scalegpt plan --gpu a100-40gb --preset 500M_1024\n" + _reported(_answer("500M_1024", "a100-40gb")))
 
 
 def does_not_fit() -> str:
     """The end of a report of what does not fit, from the bar on."""
     flags = {"micro_batch": 8, "recompute": "none", "backend": "plain"}
-    text = report(_answer("500M_1024", "rtx3060", **flags))
+    text = _reported(_answer("500M_1024", "rtx3060", **flags))
     said = " ".join(f"--{name} {value}" for name, value in flags.items())
     end = text[text.index("\n[") :].strip()
     return fenced(f"$ scalegpt plan --gpu rtx3060 --preset 500M_1024 {said}\n…\n{end}")
@@ -32,7 +50,7 @@ def does_not_fit() -> str:
 
 def every_preset() -> str:
     """Every preset on one card."""
-    machine = Machine.with_card(find_card("rtx4090"))
+    machine = Machine.of(MachineConfig(gpu="rtx4090"))
     return fenced("$ scalegpt plan --gpu rtx4090\n" + presets_table(machine, over_presets(machine, {}, Calibration())))
 
 

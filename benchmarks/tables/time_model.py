@@ -79,9 +79,14 @@ def other_trainers() -> str:
 
 
 def search_constants() -> str:
-    """The margin and the width of a tie."""
+    """The margins and the width of a tie."""
     rows = [
         ("safety margin", f"{search.MARGIN:.0%} of the card", "`--margin`"),
+        (
+            "what each kind of machinery must gain",
+            f"more than {search.ERROR:.1%}",
+            "`ERROR` and `machinery` in `scalegpt/planner/search.py`",
+        ),
         ("times that count as equal", f"within {search.TIE:.0%}", "`TIE` in `scalegpt/planner/search.py`"),
     ]
     return table(("what", "value", "where"), rows)

@@ -103,5 +103,7 @@ def _lacking_compiler() -> str | None:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError):
         named = os.environ.get("CXX")
-        return "there is no C++ compiler (g++)" if named is None else f"CXX={named} is no C++ compiler that works"
+        return (
+            "there is no C++ compiler (install g++)" if named is None else f"CXX={named} is no C++ compiler that works"
+        )
     return None

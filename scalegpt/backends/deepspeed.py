@@ -41,7 +41,9 @@ from scalegpt.backends.deepspeed_discard import discarding, forget_gradients
 from scalegpt.backends.plain import named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT, Block
+from scalegpt.text import visible
 
 
 class DeepSpeedBackend(Backend):
@@ -74,9 +76,7 @@ class DeepSpeedBackend(Backend):
             # A block's weights come and go together. By default ZeRO-3 releases each layer's after its forward pass, also
             # when that pass is a recomputation whose results the backward needs next.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=make_optimizer(named(model)), config=settings
-        )
+        self.engine, self.optimizer = _initialize(deepspeed, model, make_optimizer(named(model)), settings)
         self.model = model
         # torch makes the moments in the first step. DeepSpeed links them to parameters after the first group's step, when
         # the second group's do not exist yet, and never again: they must all be there beforehand.
@@ -258,8 +258,26 @@ class DeepSpeedBackend(Backend):
         return getattr(self.optimizer, "loss_scaler", None) or self.optimizer
 
 
+def _initialize(
+    deepspeed: Any, model: GPT, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+) -> tuple[Any, Any]:
+    """DeepSpeed's engine and its wrapper of the optimizer.
+
+    Raises:
+        InputError: DeepSpeed does not take the settings; it says so by assertions and by errors of its own checks.
+    """
+    try:
+        engine, wrapper, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        reason = visible(" ".join(str(error).split())[:300]) or type(error).__name__
+        raise InputError(
+            f"DeepSpeed does not take these settings: {reason}; give another --ds_config, --zero_stage or --offload"
+        ) from error
+    return engine, wrapper
+
+
 def _import_deepspeed(world: World) -> Any:
-    """DeepSpeed, told which device we compute on and to keep its voice down, before it looks around for itself."""
+    """Import DeepSpeed for our device, with its log limited to warnings and nothing to compile at first use."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
@@ -268,5 +286,9 @@ def _import_deepspeed(world: World) -> Any:
     warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     import deepspeed
 
+    # On a CPU DeepSpeed would compile collectives in shared memory, which only its inference calls. That takes ninja, a C++
+    # compiler, a folder for extensions and 66 MB of /dev/shm a rank, and killed processes leave the last behind. DeepSpeed
+    # builds nothing that it does not find among the operations that it believes to be possible here.
+    deepspeed.ops.__compatible_ops__ = {}
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

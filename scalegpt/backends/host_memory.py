@@ -6,9 +6,14 @@ same reason. ``benchmarks/compare_nanogpt.py`` tells what a loop costs without t
 """
 
 import ctypes
+from collections.abc import Callable
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of glibc's ``mallopt``, by ``malloc.h``."""
+
+TRIM_BYTES, MMAP_BYTES, MMAPS = 64 * 2**20, 4 * 2**20, 65_536
+"""Blocks from 4 MiB on go back to the kernel one by one, and the heap's end where more than 64 MiB of it are free. The number
+of blocks is glibc's own (``DEFAULT_MMAP_MAX``)."""
 
 NEVER = -1
 """A trim threshold: none is large enough."""
@@ -21,7 +26,26 @@ def keep_freed_memory() -> bool:
     that are free.
 
     Returns:
-        Whether the C library is one that can be told so; musl and macOS have no ``mallopt``.
+        Whether the C library is one that can be set so; musl and macOS have no ``mallopt``.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _mallopt()
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def give_back_freed_memory() -> bool:
+    """Undo :func:`keep_freed_memory`, and give back what is free now: for runs whose memory is short.
+
+    Returns:
+        As for that function.
+    """
+    mallopt = _mallopt()
+    if mallopt is None:
+        return False
+    settings = {M_MMAP_MAX: MMAPS, M_MMAP_THRESHOLD: MMAP_BYTES, M_TRIM_THRESHOLD: TRIM_BYTES}
+    results = [mallopt(key, value) for key, value in settings.items()]
+    ctypes.CDLL(None).malloc_trim(0)
+    return all(results)
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
+    return getattr(ctypes.CDLL(None), "mallopt", None)

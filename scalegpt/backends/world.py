@@ -9,20 +9,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch._C._distributed_c10d import HashStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.distributed_c10d import _get_default_store
 
 from scalegpt.backends.host_memory import keep_freed_memory
-from scalegpt.backends.meeting import is_taken, meet, own_store
+from scalegpt.backends.meeting import meeting_store
+from scalegpt.backends.ports import use_loopback
+from scalegpt.backends.waiting import finish_together, next_work, reporting
 from scalegpt.errors import InputError, RunError
+from scalegpt.host import usable_cores
+from scalegpt.ranks import Ranks, read_ranks
 
 Result = TypeVar("Result")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Long enough for rank 0 to tokenise a large corpus while the others wait."""
+"""Long enough for ranks of different speed, and for what rank 0 does alone between steps."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,11 @@ class World:
             timeout: how long a collective may take before torch ends it.
 
         Raises:
-            InputError: CUDA is wanted but absent, or more ranks than devices.
+            InputError: CUDA is wanted but absent, there are more ranks than devices, or the environment contradicts itself.
+            RunError: a rank does not come.
         """
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
+        ranks = read_ranks()
+        rank, size, local_rank, local_size = ranks.rank, ranks.size, ranks.local_rank, ranks.local_size
         chosen = choose_device(device, local_rank, local_size)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
@@ -63,12 +67,17 @@ class World:
         if size > 1:
             # CPU tensors travel too: offloaded gradients, checkpoints.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-            _meet(backend, rank, size, timeout)
+            _meet(backend, ranks, timeout)
         return cls(rank, size, local_rank, local_size, chosen)
 
     def ensure_group(self) -> None:
-        """Make a process group even for a single process: FSDP2 and DeepSpeed want one. No port is opened for it."""
+        """Make a process group even for a single process: FSDP2 and DeepSpeed want one. It listens on loopback only.
+
+        Raises:
+            InputError: there is no loopback interface.
+        """
         if not dist.is_initialized():
+            use_loopback()
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
@@ -110,16 +119,23 @@ class World:
     def on_each_machine(self, work: Callable[[], Result]) -> Result:
         """Do something on the first rank of each machine, and give its result to the machine's other ranks.
 
-        What fails on one machine is raised on all.
+        It may take hours: the other ranks wait as long as there is progress (:mod:`scalegpt.backends.waiting`). What fails on
+        one machine is raised on all.
+
+        Raises:
+            RunError: a rank makes no progress.
         """
         if self.size == 1:
             return work()
+        store, name = _get_default_store(), next_work()
         outcome: tuple[bool, Any] | None = None
         if self.local_rank == 0:
-            try:
-                outcome = (True, work())
-            except (InputError, RunError, OSError) as error:
-                outcome = (False, error)
+            with reporting(store, name):
+                try:
+                    outcome = (True, work())
+                except (InputError, RunError, OSError) as error:
+                    outcome = (False, error)
+        finish_together(store, name, self.rank, self.size)
         outcomes = self.gather(outcome)
         for known in outcomes:
             if known is not None and not known[0]:
@@ -164,33 +180,12 @@ class World:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
 
 
-def _meet(backend: str, rank: int, size: int, timeout: timedelta) -> None:
-    """Make the process group, as the launcher makes it possible.
-
-    Raises:
-        InputError: the port that the launcher names is taken.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = meet(_agents_store(size, timeout), rank, size, timeout)
-    elif os.environ.get("CROSS_SIZE") == "1":  # DeepSpeed's launch.py, on one machine
-        store = own_store(rank, size, int(os.environ["MASTER_PORT"]), timeout)
-    else:
-        try:
-            dist.init_process_group(backend, timeout=timeout)
-        except dist.DistNetworkError as error:
-            if not is_taken(error):
-                raise
-            raise InputError(
-                f"port {os.environ.get('MASTER_PORT')} is taken by another program; give the launcher another master port"
-            ) from None
-        return
-    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
-
-
-def _agents_store(size: int, timeout: timedelta) -> Store:
-    """The store that torchrun keeps."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, size, is_master=False, timeout=timeout)
+def _meet(backend: str, ranks: Ranks, timeout: timedelta) -> None:
+    """Make the process group of several ranks."""
+    if ranks.on_one_machine:
+        use_loopback()
+    store = meeting_store(ranks, timeout)
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.size)
 
 
 def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device:
@@ -215,17 +210,13 @@ def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device
     return torch.device("cpu")
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may run on; a container or a batch system may allow fewer than the machine has."""
-    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
-    return len(affinity()) if affinity is not None else os.cpu_count() or 1
-
-
 def _share_cores(local_size: int) -> None:
     """Divide the cores among the machine's ranks, unless the user has set the number of threads.
 
-    torchrun sets ``OMP_NUM_THREADS=1`` for want of a better idea; that is not the user's word.
+    A single process keeps torch's own number, unless that exceeds the cores that a container's quota grants. torchrun sets
+    ``OMP_NUM_THREADS=1`` where the user sets nothing; that number is replaced.
     """
-    users_word = "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
-    if local_size > 1 and not users_word:
-        torch.set_num_threads(max(1, usable_cores() // local_size))
+    is_users = "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    threads = max(1, usable_cores() // local_size)
+    if not is_users and (local_size > 1 or threads < torch.get_num_threads()):
+        torch.set_num_threads(threads)

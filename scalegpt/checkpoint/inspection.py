@@ -1,6 +1,7 @@
 """What ``scalegpt checkpoint`` tells of checkpoints, and their weights as one file."""
 
-import os
+import glob
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ from scalegpt.backends.base import WEIGHT
 from scalegpt.checkpoint.manifest import Manifest, StoredFile, tensors_of
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
-from scalegpt.data.writer import check_space, disk_errors, sync
+from scalegpt.data.writer import check_space, disk_errors
 from scalegpt.errors import InputError
+from scalegpt.storage import give_name, remove_temporaries, sync_folder, temporary_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -57,7 +59,7 @@ def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
         "progress": asdict(header.progress),
         "data": header.data,
         "tokenizer": header.tokenizer.get("kind"),
-        "parameters": sum(_count(tensor.shape) for _, tensor in tensors_of(manifest, WEIGHT)),
+        "parameters": sum(math.prod(tensor.shape) for _, tensor in tensors_of(manifest, WEIGHT)),
         "tensors": dict(keys),
         "pieces": sum(len(tensor.pieces) for tensor in manifest.tensors.values()),
         "bytes": manifest.size,
@@ -81,17 +83,27 @@ def convert(checkpoint: Checkpoint, out: Path, dtype: str) -> StoredFile:
         raise InputError(f"{out} exists already; choose another --out")
     entries = [Entry(name, DTYPES[dtype], tensor.shape) for name, tensor in tensors_of(checkpoint.manifest, WEIGHT)]
     check_space(out, sum(entry.bytes for entry in entries))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(out)
     with disk_errors(out):
+        remove_temporaries(out.parent, glob.escape(out.name))
+        temporary.unlink(missing_ok=True)
         try:
             values = (value.to(DTYPES[dtype]) for _, value in checkpoint.weights())
             written = write_tensors(temporary, entries, values, {"format": "pt"})
-            os.link(temporary, out)  # unlike a rename, this replaces nothing
-            sync(out.absolute().parent)
+            _publish(temporary, out)
+            sync_folder(out.absolute().parent)
         finally:
             temporary.unlink(missing_ok=True)
     return written
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
+def _publish(temporary: Path, out: Path) -> None:
+    """Give a finished file its name; unlike a rename, this replaces nothing.
+
+    Raises:
+        InputError: something has taken the name meanwhile.
+    """
+    try:
+        give_name(temporary, out)
+    except FileExistsError:
+        raise InputError(f"{out} exists already; choose another --out") from None

@@ -10,17 +10,27 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from scalegpt.backends.base import ALL_KEYS, MOMENTUM, WEIGHT
 from scalegpt.errors import InputError
+from scalegpt.text import brief
 
 FORMAT, VERSION, MUONS_VERSION = "scalegpt-checkpoint", 2, 3
 """A checkpoint with Muon's momentum is of a version of its own: who knows two moments for each parameter must not take it for
 a damaged one. Nothing else is different."""
 
 MANIFEST = "checkpoint.json"
+
+MANIFEST_LIMIT = 128 << 20
+"""Bytes of the largest manifest: about two million pieces, such as 1,200 tensors of 1,700 ranks each."""
+
+LARGEST, MOST_DIMENSIONS = 2**63 - 1, 8
+"""The largest count and the most dimensions of a tensor that a manifest may name."""
+
+NAME = re.compile(r"step_([0-9]{8,})")
+"""A checkpoint's directory."""
 
 WEIGHTS, MOMENTS = "weights", "moments"
 KINDS = (WEIGHTS, MOMENTS)
@@ -32,6 +42,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 class DamagedError(InputError):
     """A checkpoint that is not what was written: an earlier one may be whole."""
+
+
+class MisnamedError(DamagedError):
+    """A checkpoint whose directory has the name of another step."""
+
+
+class UnreadableError(InputError):
+    """A checkpoint that cannot be read now, for want of permission or of a disk that works; it may be whole."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,12 @@ class Header:
     data: str | None = None
     run: str = ""
     written_by: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """The settings of training, as far as the configuration has them."""
+        section = self.config.get("train")
+        return section if isinstance(section, dict) else {}
 
 
 @dataclass(frozen=True, order=True)
@@ -159,6 +183,11 @@ class Manifest:
                 raise DamagedError(f"{name} ends at element {end} of {math.prod(tensor.shape)}")
 
 
+def checkpoint_name(step: int) -> str:
+    """The directory's name: zero-padded, so that names sort by step."""
+    return f"step_{step:08d}"
+
+
 def entry_name(tensor: str, start: int) -> str:
     """The name of a piece inside its file."""
     return f"{tensor}@{start}"
@@ -183,7 +212,7 @@ def decode(content: bytes) -> Manifest:
     """Parse and check a manifest.
 
     Raises:
-        DamagedError: it is not what was written, or names what it must not. The message has no subject yet.
+        DamagedError: it is not what was written, or names what it must not. The message has no subject yet, and is short.
         InputError: it is whole, but of another format or version.
     """
     try:
@@ -199,12 +228,24 @@ def decode(content: bytes) -> Manifest:
         manifest = _parse(document)
         if document["version"] != _version(manifest.tensors):
             raise DamagedError(f"its version, {document['version']}, is not that of its tensors")
+        manifest.check_coverage()
+        _check_sizes(manifest)
+    except InputError as error:
+        raise type(error)(brief(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise DamagedError(f"{type(error).__name__}: {error}") from None
-    manifest.check_coverage()
+        raise DamagedError(f"{type(error).__name__}: {brief(error)}") from None
     return manifest
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """See that no file is said to hold more elements than its bytes can be."""
+    elements = dict.fromkeys(manifest.files, 0)
+    for tensor in manifest.tensors.values():
+        for piece in tensor.pieces:
+            elements[piece.file] += piece.count
+    for name, file in manifest.files.items():
+        if elements[name] * 4 > file.bytes:
+            raise DamagedError(f"it places {elements[name]:,} elements in the {file.bytes:,} bytes of {name}")
 
 
 def _version(tensors: Iterable[str]) -> int:
@@ -231,7 +272,19 @@ def _parse(document: Mapping[str, Any]) -> Manifest:
     for key in ("config", "tokenizer", "written_by"):
         if not isinstance(parts[key], dict):
             raise TypeError(f"{key} is no object")
-    return Manifest(Header(Progress(**document["progress"]), **parts), tensors, files)
+    if not isinstance(parts["data"], str | None) or not isinstance(parts["run"], str):
+        raise TypeError("data or run is no text")
+    return Manifest(Header(_progress(document["progress"]), **parts), tensors, files)
+
+
+def _progress(values: Mapping[str, Any]) -> Progress:
+    progress = Progress(**values)
+    for each in fields(Progress):
+        value = getattr(progress, each.name)
+        is_right = _is_count(value) if each.type is int else value is None or _is_number(value)
+        if not is_right or (value is None and each.default is not None):
+            raise DamagedError(f"its progress has {each.name} {value!r}")
+    return progress
 
 
 def _file(name: str, bytes: int, sha256: str) -> StoredFile:
@@ -251,13 +304,18 @@ def _tensor(name: str, entry: Mapping[str, Any], files: Mapping[str, StoredFile]
         if file not in files or kind_of(file) != kind or not _is_count(start) or not _is_count(count):
             raise DamagedError(f"it places {name} in {file!r}, {start}, {count}")
         pieces.append(Placed(start, count, file))
-    if not all(_is_count(size) for size in entry["shape"]):
+    shape = tuple(entry["shape"])
+    if len(shape) > MOST_DIMENSIONS or not all(_is_count(size) for size in shape):
         raise DamagedError(f"it gives {name} the shape {entry['shape']}")
-    return StoredTensor(tuple(entry["shape"]), tuple(pieces))
+    return StoredTensor(shape, tuple(pieces))
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value)
 
 
 def _digest(document: Mapping[str, Any]) -> str:

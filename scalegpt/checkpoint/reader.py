@@ -1,9 +1,16 @@
-"""Reading a checkpoint: its manifest, then the digests of its files, and only then what is in them."""
+"""Reading a checkpoint: its manifest, then the digests of its files, and only then what is in them.
 
+Only wrong content is damage. A read that fails is tried again (:data:`scalegpt.storage.RETRIED`), and one that fails still,
+or is not permitted, says nothing about the checkpoint: :class:`UnreadableError`. The checkpoint's directory may be a link,
+which is followed; what is in it may not.
+"""
+
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,18 +23,28 @@ from scalegpt.backends.base import WEIGHT
 from scalegpt.checkpoint.manifest import (
     KINDS,
     MANIFEST,
+    MANIFEST_LIMIT,
+    NAME,
     DamagedError,
     Manifest,
+    MisnamedError,
     StoredFile,
     StoredTensor,
+    UnreadableError,
+    checkpoint_name,
     decode,
     entry_name,
     kind_of,
     tensors_of,
 )
 from scalegpt.errors import InputError
+from scalegpt.storage import retried
 
 Result = TypeVar("Result")
+
+_GONE = {errno.ENOENT, errno.ENOTDIR}
+_NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
+"""What the system answers for a link, a socket, or a name that no file can have, in a file's place."""
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -35,21 +52,68 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
     Raises:
         DamagedError: it is missing, not what was written, or names what it must not.
+        MisnamedError: the directory has the name of another step.
+        UnreadableError: it cannot be read now.
         InputError: no checkpoint, or one of another version.
     """
     path = checkpoint / MANIFEST
-    if not checkpoint.is_dir():
+    if not is_folder(checkpoint):
         raise InputError(f"{checkpoint} is no checkpoint: there is no such directory")
-    for entry in os.scandir(checkpoint):
+    for entry in _entries(checkpoint):
         if entry.is_symlink():
             raise DamagedError(f"{entry.path} is a link, which a checkpoint has none of")
-    content = _reading(path, lambda file: file.read())
+    content = _reading(path, lambda file: file.read(MANIFEST_LIMIT + 1))
+    if len(content) > MANIFEST_LIMIT:
+        raise DamagedError(f"{path} is damaged: it has more than {MANIFEST_LIMIT:,} bytes")
     try:
-        return decode(content)
+        manifest = decode(content)
     except DamagedError as error:
         raise DamagedError(f"{path} is damaged: {error}") from None
     except InputError as error:
         raise InputError(f"{path} {error}") from None
+    _check_name(checkpoint, manifest.header.progress.step)
+    return manifest
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a directory, or a link to one.
+
+    Raises:
+        UnreadableError: it cannot be looked at now.
+    """
+    try:
+        return stat.S_ISDIR(retried(path.stat).st_mode)
+    except OSError as error:
+        if error.errno in _GONE | _NO_FILE:
+            return False
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """The error for a path that could not be read, with what to do."""
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return UnreadableError(
+            f"{path} cannot be read: {error.strerror}; make it readable for this user, and try again"
+        )
+    return UnreadableError(f"{path} cannot be read: {error.strerror}; see to the disk or its connection, and try again")
+
+
+def _entries(checkpoint: Path) -> list[os.DirEntry[str]]:
+    try:
+        return retried(lambda: list(os.scandir(checkpoint)))
+    except OSError as error:
+        if error.errno in _GONE:
+            raise InputError(f"{checkpoint} is no checkpoint: there is no such directory") from None
+        raise unreadable(checkpoint, error) from error
+
+
+def _check_name(checkpoint: Path, step: int) -> None:
+    """Refuse a directory that has the name of another step; a copy may have a name without one."""
+    name, right = checkpoint.absolute().name, checkpoint_name(step)
+    if NAME.fullmatch(name) and name != right:
+        raise MisnamedError(
+            f"{checkpoint} is damaged: its name is not that of the step which it holds; rename it to {right} to use it"
+        )
 
 
 class Checkpoint:
@@ -82,18 +146,19 @@ class Checkpoint:
 
         Raises:
             DamagedError: the first file that is missing or not what was written.
+            UnreadableError: or that cannot be read now.
         """
         for problem in self.problems(kinds, rank=rank, size=size):
             raise problem
 
-    def problems(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> Iterator[DamagedError]:
-        """The damage of each damaged file, as :meth:`verify` would raise it."""
+    def problems(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> Iterator[InputError]:
+        """What is wrong with each file that is damaged or cannot be read, as :meth:`verify` would raise it."""
         named = [name for name in sorted(self.manifest.files) if kind_of(name) in kinds]
         for name in named[rank::size]:
             try:
                 _check(self.path / name, self.manifest.files[name])
                 self._verified.add(name)
-            except DamagedError as error:
+            except (DamagedError, UnreadableError) as error:
                 yield error
 
     def accept(self) -> None:
@@ -147,6 +212,7 @@ class Checkpoint:
                 self._open[name] = safe_open(path, framework="pt", device="cpu")
             values: Tensor = self._open[name].get_slice(entry)[first:last]
         except (SafetensorError, OSError) as error:
+            _check_readable(path)
             # safetensors ends some of its messages with the path.
             raise DamagedError(f"{path} cannot be read: {str(error).removesuffix(f': {path}')}") from None
         if (values.dtype, values.shape) != (torch.float32, (last - first,)):
@@ -154,11 +220,22 @@ class Checkpoint:
         return values
 
 
+def _check_readable(path: Path) -> None:
+    """Tell a file that cannot be read now from one that is not what it was.
+
+    Raises:
+        UnreadableError: it cannot be read now.
+    """
+    with suppress(DamagedError):  # the caller says what is wrong
+        _reading(path, lambda file: file.read(1))
+
+
 def _check(path: Path, expected: StoredFile) -> None:
     """Refuse a file that is not what was written.
 
     Raises:
-        DamagedError: it is missing, no plain file, cannot be read, or has changed.
+        DamagedError: it is missing, no plain file, or has changed.
+        UnreadableError: it cannot be read now.
     """
 
     def digest(file: BufferedReader) -> tuple[int, str]:
@@ -175,19 +252,27 @@ def _check(path: Path, expected: StoredFile) -> None:
 
 
 def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:
-    """Do something with a plain file, following no link.
+    """Do something with a plain file, following no link; from its beginning again after an error that may pass.
 
     Raises:
-        DamagedError: it is missing, not a plain file, or cannot be read.
+        DamagedError: it is missing, or not a plain file.
+        UnreadableError: it cannot be read now.
     """
-    try:
+
+    def attempt() -> Result:
         # A pipe in the file's place must not keep us waiting.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DamagedError(f"{path} is no plain file")
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise DamagedError(f"{path} is no plain file")
             return work(file)
-    except FileNotFoundError:
-        raise DamagedError(f"{path} is missing") from None
+
+    try:
+        return retried(attempt)
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
+        if error.errno in _GONE:
+            raise DamagedError(f"{path} is missing") from None
+        if error.errno in _NO_FILE:
+            raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from error

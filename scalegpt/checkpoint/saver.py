@@ -4,11 +4,14 @@ All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_f
 nobody but through the disk (see :mod:`scalegpt.checkpoint.writer`). One save is under way at a time: the next waits for it.
 A failure of the thread is this rank's alone until the ranks agree on :attr:`Saver.failed`, which the training loop does with
 every step; then all of them raise it.
+
+A state that is not finite is never saved. One that is may be ruined all the same, which only shows in the next step. So older
+checkpoints are deleted when the trainer says that the newest has proven good (:meth:`Saver.confirm`), and not before.
 """
 
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ import torch
 
 from scalegpt.backends.base import WEIGHT, Backend, Piece
 from scalegpt.checkpoint import store, writer
-from scalegpt.checkpoint.manifest import Header
-from scalegpt.checkpoint.writer import AbandonedError, Save, bytes_of, failing_as_a_run
+from scalegpt.checkpoint.manifest import Header, UnreadableError
+from scalegpt.checkpoint.reader import is_folder
+from scalegpt.checkpoint.writer import AbandonedError, Save, bytes_of
 from scalegpt.errors import RunError
-from scalegpt.planner.host import available_bytes
+from scalegpt.host import available_bytes
 
 COPY_MARGIN = 1.25
 """A copy is made only where so many times its size is free: the machine needs memory for more than us."""
@@ -32,6 +36,19 @@ class Keeping:
 
     newest: int
     best: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The held-out loss after a step, and the lowest until then; None where it is not finite."""
+
+    step: int
+    val_loss: float | None
+    best_val_loss: float | None
+
+
+class SpoiledError(RunError):
+    """The state that was to be saved is not finite."""
 
 
 class HostCopy:
@@ -131,6 +148,12 @@ class Saver:
         self._abandoned = threading.Event()
         self._gone: Callable[[int], bool] = nobody
         self._committed: list[Path] = []
+        self._problems: list[str] = []
+        self._judging = threading.Lock()  # guards what follows, between the thread and the loop
+        self._writes = False
+        self._unproven: Path | None = None
+        self._proven_step = -1
+        self._evaluation: Evaluation | None = None
 
     def prepare(self) -> None:
         """Make room for the first copy while training goes on, where a save is to come before the end."""
@@ -152,18 +175,25 @@ class Saver:
             wait: return when the checkpoint is complete; no copy is made.
 
         Raises:
+            SpoiledError: the state is not finite on some rank; nothing was written.
             RunError: an earlier save failed, this one cannot begin, or, where it is waited for, failed.
         """
         self.finish()
         pieces = list(self.backend.pieces())
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)  # whichever stream the state was last changed on
+        spoiled = next((name for name in self.world.gather(_spoiled(pieces)) if name is not None), None)
+        if spoiled is not None:
+            raise SpoiledError(
+                f"{spoiled} is not finite after step {header.progress.step}, so no checkpoint is written"
+            )
         # Known by all before anybody starts: what does not fit on the disk is not begun.
         total = self._over_all_ranks(bytes_of(pieces))
         copies = self.asynchronous and not wait
         self.lacks_memory = copies and self.world.any(not self._has_room_for(bytes_of(pieces)))
         ranks, step = self.world.size, header.progress.step
         self._save = self.world.on_first(lambda: writer.begin(self.folder, step, ranks, total))
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)  # whichever stream the state was last changed on
+        self._evaluation, self._writes = None, True
         goes_on = copies and not self.lacks_memory
         source = self.copy.take(pieces) if goes_on else pieces
         self._thread = threading.Thread(target=self._run, args=(source, header), name=f"checkpoint {step}", daemon=True)
@@ -187,6 +217,47 @@ class Saver:
             found.append(self._committed.pop(0))
         return found
 
+    def problems(self) -> list[str]:
+        """What could not be deleted since this was last asked, a line each; on the first rank alone."""
+        found, self._problems = self._problems, []
+        return found
+
+    def resumed_from(self, checkpoint: Path) -> None:
+        """Start from a checkpoint that was perhaps not proven good, where the run resumed or went back; first rank alone."""
+        with self._judging:
+            self._unproven, self._proven_step = checkpoint, -1
+
+    def confirm(self, step: int) -> None:
+        """Learn that the weights after a step have proven good, and delete what need not be kept besides them.
+
+        The first rank alone deletes, here or where it commits, whichever comes last.
+
+        Raises:
+            RunError: the folder cannot be read.
+        """
+        with self._judging:
+            self._proven_step = max(self._proven_step, step)
+            is_proven = self._unproven is not None and store.step_of(self._unproven) <= self._proven_step
+            due = (
+                is_proven and not self._writes
+            )  # what is being written looks like a leftover; its thread sees to the rest
+            if due:
+                self._unproven = None
+        if due:
+            self._prune()
+
+    def amend(self, evaluation: Evaluation) -> None:
+        """Let the checkpoint of a step know its held-out loss, now or as soon as it is complete; on the first rank alone.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        path = self.folder / store.checkpoint_name(evaluation.step)
+        with self._judging:
+            self._evaluation = evaluation
+            if is_folder(path):
+                writer.amend(path, evaluation.val_loss, evaluation.best_val_loss)
+
     def finish(self) -> None:
         """Wait for the save under way, if there is one; all ranks must call it together.
 
@@ -203,7 +274,7 @@ class Saver:
             self._abandoned.set()
         self._join()
         failures = [failure for failure in self.world.gather(self._failure) if failure is not None]
-        self._failure = None
+        self._failure, self._writes = None, False
         self._abandoned.clear()
         if not failures:
             return
@@ -241,7 +312,7 @@ class Saver:
         return self.copy.is_ready or available_bytes() > COPY_MARGIN * size * self.world.local_size
 
     def _run(self, pieces: Sequence[Piece], header: Header) -> None:
-        """Write this rank's part; on the first rank also wait for the others', commit, and delete what need not be kept."""
+        """Write this rank's part; on the first rank also wait for the others', and commit."""
         assert self._save is not None
         save = self._save
         try:
@@ -255,10 +326,35 @@ class Saver:
                     gone=lambda rank: self._gone(rank),  # as it is then, not now
                     keys_of=self.backend.keys_of,
                 )
-                self._committed.append(path)
-                with failing_as_a_run(save):
-                    store.prune(self.folder, self.keeping.newest, keep_best=self.keeping.best)
+                self._conclude(path)
         except AbandonedError:
             return
         except Exception as error:  # whatever it is, the loop must hear of it: see `failed`
             self._failure = error
+
+    def _conclude(self, path: Path) -> None:
+        """Learn that a checkpoint is complete: what the loop has found out meanwhile is done now."""
+        with self._judging:
+            self._committed.append(path)
+            self._writes = False
+            found = self._evaluation
+            if found is not None and found.step == store.step_of(path):
+                writer.amend(path, found.val_loss, found.best_val_loss)
+            is_proven = store.step_of(path) <= self._proven_step
+            self._unproven = None if is_proven else path
+        if is_proven:
+            self._prune()
+
+    def _prune(self) -> None:
+        try:
+            self._problems += store.prune(self.folder, self.keeping.newest, keep_best=self.keeping.best)
+        except UnreadableError as error:
+            raise RunError(str(error)) from error
+
+
+def _spoiled(pieces: Iterable[Piece]) -> str | None:
+    """The first of the tensors that is not finite; no copy is made."""
+    for piece in pieces:
+        if not bool(torch.stack(torch.aminmax(piece.values)).isfinite().all()):
+            return f"{piece.key} of {piece.name}"
+    return None

@@ -8,7 +8,6 @@ one after another (https://github.com/huggingface/safetensors, "Format").
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scalegpt.checkpoint.manifest import StoredFile
+from scalegpt.storage import sync_file
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
@@ -59,8 +59,7 @@ def write_tensors(
         for entry, value in zip(entries, values, strict=True):
             assert (value.dtype, value.numel()) == (entry.dtype, math.prod(entry.shape))
             total.write(_bytes_of(value))
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
     return StoredFile(total.bytes, total.digest.hexdigest())
 
 

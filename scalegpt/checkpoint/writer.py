@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import (
     KINDS,
     MANIFEST,
+    MANIFEST_LIMIT,
     DamagedError,
     Header,
     Manifest,
@@ -39,21 +40,15 @@ from scalegpt.checkpoint.manifest import (
     file_name,
     kind_of_key,
 )
+from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
-from scalegpt.data.writer import sync
-from scalegpt.errors import RunError
+from scalegpt.errors import InputError, RunError
+from scalegpt.storage import RETRY_SECONDS, read_bytes, retried, sync_folder, write_atomic
 
 PEERS_SECONDS = 900.0
 """How long the first rank waits for the others' parts after its own is written."""
 
-RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
-"""What a network's disk may say once and not again; a full disk is none of them."""
-
 KeysOf = Callable[[str], Sequence[str]]
-
-RETRY_SECONDS = (0.5, 2.0)
-"""How long to wait before each further attempt. Each writes its files anew: after a failed sync the system takes what it
-could not write for written, and to sync the same file again says nothing."""
 
 _POLL_SECONDS = 0.02
 _SPARE_BYTES = 1 << 20
@@ -153,11 +148,32 @@ def commit(
         _patiently(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
-        if save.final.exists():  # a rename would replace an empty one
+        if os.path.lexists(save.final):  # a rename would replace an empty one
             raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
         save.temporary.rename(save.final)
-        _patiently(lambda: sync(save.folder))
+        _patiently(lambda: sync_folder(save.folder))
     return save.final
+
+
+def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None) -> None:
+    """Let a complete checkpoint know the held-out loss of its step, which was found after it was written.
+
+    A reader or a crash finds the old or the new manifest. Nothing changes where it says that already.
+
+    Raises:
+        RunError: the manifest cannot be read or written.
+    """
+    try:
+        manifest = read_manifest(checkpoint)
+    except InputError as error:
+        raise RunError(f"the held-out loss of {checkpoint} cannot be noted: {error}") from error
+    header = manifest.header
+    progress = replace(header.progress, val_loss=val_loss, best_val_loss=best_val_loss)
+    if progress == header.progress:
+        return
+    with failing_as_a_run(Save(checkpoint.parent, progress.step, "", 0)):
+        content = replace(manifest, header=replace(header, progress=progress)).encode()
+        _patiently(lambda: write_atomic(checkpoint / MANIFEST, content, durable=True))
 
 
 def save_alone(
@@ -201,27 +217,21 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
 
 
 def _patiently(work: Callable[[], object]) -> None:
-    """Do something that may be done again, once more after each of :data:`RETRY_SECONDS` where a disk may mean otherwise.
+    """Do something that may be done again, which writes its files anew each time.
+
+    After a failed sync the system takes what it could not write for written, and to sync the same file again says nothing.
 
     Raises:
-        OSError: the last attempt's, or the first that is none of :data:`RETRIED`.
+        OSError: of the last attempt, or at once an error that does not pass.
     """
-    for seconds in RETRY_SECONDS:
-        try:
-            work()
-            return
-        except OSError as error:
-            if error.errno not in RETRIED:
-                raise
-        time.sleep(seconds)
-    work()
+    retried(work, RETRY_SECONDS)
 
 
 def _make_place(save: Save, needed: int) -> None:
     """Make a save's directory where there is room for so many bytes."""
     save.folder.mkdir(parents=True, exist_ok=True)
-    store.remove_leftovers(save.folder)
-    if save.final.exists():
+    store.remove_leftovers(save.folder)  # what it cannot delete is told with the next pruning
+    if os.path.lexists(save.final):
         raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
     if shutil.disk_usage(save.folder).free < needed:
         raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
@@ -229,11 +239,20 @@ def _make_place(save: Save, needed: int) -> None:
 
 
 def _replace_records(save: Save, manifest: Manifest) -> None:
-    """Write the manifest in place of the ranks' records."""
-    _write_synced(save.temporary / MANIFEST, manifest.encode())
+    """Write the manifest in place of the ranks' records.
+
+    Raises:
+        RunError: it is larger than one that is read.
+    """
+    content = manifest.encode()
+    if len(content) > MANIFEST_LIMIT:
+        raise RunError(
+            f"checkpoint {save.final} cannot be written: its manifest has {len(content):,} bytes, and at most "
+            f"{MANIFEST_LIMIT:,} are read; use fewer ranks"
+        )
     for rank in range(save.ranks):
         _record(save, rank).unlink(missing_ok=True)  # an attempt before may have come as far as this
-    sync(save.temporary)
+    write_atomic(save.temporary / MANIFEST, content, durable=True)
 
 
 def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
@@ -255,11 +274,7 @@ def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
         "files": {name: asdict(file) for name, file in files.items()},
         "pieces": {tensor: [asdict(where) for where in places] for tensor, places in placed.items()},
     }
-    path = _record(save, rank)
-    unfinished = path.with_suffix(".unfinished")
-    _write_synced(unfinished, json.dumps(record).encode())
-    unfinished.rename(path)
-    sync(save.temporary)
+    write_atomic(_record(save, rank), json.dumps(record), durable=True)
 
 
 def _entry(piece: Piece) -> Entry:
@@ -285,7 +300,7 @@ def _await(
                 f"{patience:.0f} s; is {save.folder} the same folder on all machines?"
             )
         time.sleep(_POLL_SECONDS)
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(read_bytes(path, MANIFEST_LIMIT))
     if (record["nonce"], record["rank"]) != (save.nonce, rank):
         raise RunError(f"checkpoint {save.final} cannot be written: {path.name} belongs to another save")
     return record
@@ -327,10 +342,3 @@ def _assemble(
 def _free_space(folder: Path) -> str:
     place = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
     return f" ({shutil.disk_usage(place).free / 1e9:.1f} GB free)" if place else ""
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,11 +1,11 @@
 """``scalegpt checkpoint``: look at a run's checkpoints, and take their weights out."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.parser import Parser
+from scalegpt.cli.output import show, show_json, show_row
+from scalegpt.cli.parser import Parser, path_argument
 from scalegpt.cli.table import aligned
 from scalegpt.errors import InputError, nearest
 from scalegpt.planner.parameters import format_bytes
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser(action: str, summary: str, example: str) -> Parser:
     parser = Parser(f"checkpoint {action}", summary, example)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -92,22 +92,26 @@ def _list(words: list[str]) -> int:
     aside = [_aside(path) for path in set_aside_in(Path(arguments.run))]
     if arguments.json:
         entries = [{**_entry(verdict), "best": verdict.path == best, "set_aside": False} for verdict in verdicts]
-        print(json.dumps(entries + [{**_entry(each), "best": False, "set_aside": True} for each in aside], indent=2))
+        show_json(entries + [{**_entry(each), "best": False, "set_aside": True} for each in aside])
         return 0
     rows: list[tuple[str, ...]] = [("checkpoint", "step", "size", "held-out loss", "state")]
     rows += [_row(verdict, is_best=verdict.path == best) for verdict in verdicts]
-    print(aligned(rows, right={1, 2, 3}))
+    show(aligned(rows, right={1, 2, 3}))
     for verdict in aside:
-        print(*verdict.problems)
+        show(*verdict.problems)
     return 0
 
 
 def _aside(path: Path) -> "Verdict":
     """What is told of a folder that was a checkpoint, and is not looked into."""
     from scalegpt.checkpoint.inspection import Verdict
+    from scalegpt.checkpoint.store import REPLACED
 
-    problem = f"set aside as damaged: {path}; ScaleGPT does not read it: delete it when you have looked at it"
-    return Verdict(path, None, (problem,))
+    what, way = "set aside as damaged", "delete it when you have looked at it"
+    if f".{REPLACED}" in path.name:
+        name = path.name.partition(".")[0]
+        what, way = "set aside by --resume_step", f"delete it, or rename it to {name} to use it"
+    return Verdict(path, None, (f"{what}: {path}; ScaleGPT does not read it: {way}",))
 
 
 def _row(verdict: "Verdict", *, is_best: bool) -> tuple[str, ...]:
@@ -144,21 +148,21 @@ def _verify(words: list[str]) -> int:
     parser = _parser(
         "verify",
         "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; see that every tensor "
-        "is covered.\nExit status 1 where something is damaged; list has 0 even then.",
+        "is covered.\nExit status 1 where something is damaged or cannot be read; list has 0 even then.",
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
     verdicts = _examine(Path(arguments.run))
     if arguments.json:
-        print(json.dumps([_entry(verdict) for verdict in verdicts], indent=2))
+        show_json([_entry(verdict) for verdict in verdicts])
     else:
         for verdict in verdicts:
             for problem in verdict.problems:
-                print(problem)
+                show(problem)
             if verdict.manifest is not None and verdict.is_whole:
                 manifest = verdict.manifest
                 files, size, tensors = len(manifest.files), format_bytes(manifest.size), len(manifest.tensors)
-                print(f"{verdict.path} is whole: {files} files, {size}, {tensors} tensors")
+                show(f"{verdict.path} is whole: {files} files, {size}, {tensors} tensors")
     return 0 if all(verdict.is_whole for verdict in verdicts) else 1
 
 
@@ -179,26 +183,64 @@ def _show(words: list[str]) -> int:
 
     facts = with_newest(Path(arguments.run), read)
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        show_json(facts)
         return 0
-    model = facts["config"].get("model", {})
+    model = facts["config"].get("model")
     rows = {
         "checkpoint": facts["checkpoint"],
         "run": facts["run"],
         "written by": _words(facts["written_by"]),
-        "model": f"{facts['parameters']:,} parameters: {_words(model)}",
+        "model": f"{facts['parameters']:,} parameters: {_words(model if isinstance(model, dict) else {})}",
         **{key.replace("_", " "): value for key, value in facts["progress"].items() if value is not None},
         "tokenizer": facts["tokenizer"],
         "data": facts["data"],
         "size": f"{format_bytes(facts['bytes'])} in {len(facts['files'])} files, {facts['pieces']:,} pieces",
     }
     for name, value in rows.items():
-        print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}")
+        show_row(f"{name:<15}", f"{value:,}" if isinstance(value, int) else value)
     return 0
 
 
 def _words(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+OTHER_FORMATS = {
+    ".gguf": "llama.cpp's GGUF",
+    ".ggml": "llama.cpp's GGML",
+    ".bin": "a pickle of PyTorch's",
+    ".pt": "a pickle of PyTorch's",
+    ".pth": "a pickle of PyTorch's",
+    ".ckpt": "a pickle of PyTorch's",
+    ".pkl": "a pickle",
+    ".pickle": "a pickle",
+    ".onnx": "ONNX",
+    ".tflite": "TensorFlow Lite",
+    ".h5": "HDF5",
+    ".hdf5": "HDF5",
+    ".keras": "Keras",
+    ".npz": "NumPy's archive",
+    ".npy": "a NumPy array",
+    ".msgpack": "Flax's msgpack",
+    ".mlmodel": "Core ML",
+    ".zip": "a ZIP archive",
+    ".json": "JSON",
+}
+"""Endings of names by which other programs know a format, and the format."""
+
+
+def _check_ending(out: Path) -> None:
+    """Refuse a name that promises another format than the one that is written.
+
+    Raises:
+        InputError: names what is written.
+    """
+    promised = OTHER_FORMATS.get(out.suffix.lower())
+    if promised is not None:
+        raise InputError(
+            f"out {out}: {out.suffix} means {promised}, and convert writes safetensors; use "
+            f"--out {out.with_suffix('.safetensors')}, which converters for other formats read"
+        )
 
 
 def _convert(words: list[str]) -> int:
@@ -208,9 +250,10 @@ def _convert(words: list[str]) -> int:
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors\n"
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to make")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the file to make")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
     arguments = parser.parse(words)
+    _check_ending(Path(arguments.out))
     from scalegpt.checkpoint.inspection import convert
     from scalegpt.training.inference import open_weights, with_newest
 
@@ -225,7 +268,7 @@ def _convert(words: list[str]) -> int:
         "sha256": written.sha256,
     }
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        show_json(facts)
     else:
-        print(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
+        show(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
     return 0

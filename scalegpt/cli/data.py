@@ -1,12 +1,12 @@
 """``scalegpt data``: prepare text for training, or look at prepared tokens."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.parser import Parser
+from scalegpt.cli.output import show_json, show_row
+from scalegpt.cli.parser import Parser, path_argument
 from scalegpt.config import DataConfig
 from scalegpt.config.run import TOKENIZERS
 from scalegpt.errors import InputError, nearest
@@ -28,6 +28,7 @@ actions (each has --help):
 """
 
 _PREVIEW_TOKENS = 60
+_CHOICES = ("as_text", "follow_links")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,15 +56,19 @@ def _prepare(words: list[str]) -> int:
         "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05",
     )
     keys = DataConfig.settings()
-    parser.add_argument("input", nargs="+", metavar="INPUT", help="text files and folders of them")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("input", nargs="+", type=path_argument, metavar="INPUT", help="text files and folders of them")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--tokenizer", default="gpt2", metavar="|".join(TOKENIZERS), help="[gpt2]")
     parser.add_argument("--encoding", default="utf-8", metavar="E", help=f"{keys['encoding'].metadata['help']} [utf-8]")
     parser.add_argument("--val_fraction", metavar="X", help=keys["val_fraction"].metadata["help"])
+    for key in _CHOICES:
+        parser.add_argument(
+            f"--{key}", default="false", metavar="true|false", help=f"{keys[key].metadata['help']} [false]"
+        )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse(words)
     settings = DataConfig.from_mapping(
-        {key: getattr(arguments, key) for key in ("tokenizer", "encoding", "val_fraction")}, "command line"
+        {key: getattr(arguments, key) for key in ("tokenizer", "encoding", "val_fraction", *_CHOICES)}, "command line"
     )
     from scalegpt.data.prepare import prepare
 
@@ -75,6 +80,8 @@ def _prepare(words: list[str]) -> int:
             tokenizer=settings.tokenizer,
             encoding=settings.encoding,
             val_fraction=settings.val_fraction,
+            as_text=settings.as_text,
+            follow_links=settings.follow_links,
             progress=progress,
         )
     finally:
@@ -88,7 +95,7 @@ def _inspect(words: list[str]) -> int:
     parser = Parser(
         "data inspect", "show what a folder of tokens holds, and check every id", "scalegpt data inspect tokens"
     )
-    parser.add_argument("folder", metavar="DIR", help="made by scalegpt data prepare, or nanoGPT's")
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="made by scalegpt data prepare, or nanoGPT's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse(words)
     from scalegpt.data.shards import open_tokens
@@ -120,6 +127,7 @@ def describe(tokens: "TokenSet") -> dict[str, Any]:
         "split": meta.get("split"),
         "encoding": meta.get("encoding"),
         "skipped": tokens.skipped,
+        "bytes": meta.get("bytes"),
         "sources": meta.get("sources", []),
         "digest": tokens.digest,
     }
@@ -132,7 +140,7 @@ def _previews(tokens: "TokenSet") -> dict[str, str]:
 
 def _print(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        show_json(facts)
         return
     total = facts["train_tokens"] + facts["val_tokens"]
     split = facts["split"] or {}
@@ -143,8 +151,8 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         + (f" (padded {facts['padded_vocab_size']:,})" if facts["padded_vocab_size"] != facts["vocab_size"] else ""),
         "training": f"{facts['train_tokens']:,} tokens",
         "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}",
-        "sources": _sources(facts["sources"]),
-        "left out": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
+        "sources": _sources(facts),
+        "skipped": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
         "digest": facts["digest"],
         "checked": "sizes, contents, every id" if facts.get("checked") else "",
         "training begins": repr(facts["train_text"]) if "train_text" in facts else "",
@@ -152,16 +160,17 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
     }
     for name, value in rows.items():
         if value:
-            print(f"{name:<17}{value}")
+            show_row(f"{name:<17}", value)
 
 
-def _sources(sources: list[dict[str, Any]]) -> str:
+def _sources(facts: dict[str, Any]) -> str:
+    sources = facts["sources"]
     if not sources:
         return "unknown"
-    size = sum(source["bytes"] for source in sources) / 1e6
+    size = sum(source["bytes"] for source in sources) if facts["bytes"] is None else facts["bytes"]
     encodings = ", ".join(sorted({source.get("encoding", "utf-8") for source in sources}))
-    name = sources[0]["path"] if len(sources) == 1 else f"{len(sources):,} documents"
-    return f"{name}, {size:,.3f} MB, {encodings}"
+    name = sources[0]["path"] if len(sources) == 1 else f"{facts['documents'] or len(sources):,} documents"
+    return f"{name}, {size / 1e6:,.3f} MB, {encodings}"
 
 
 class _ProgressLine:

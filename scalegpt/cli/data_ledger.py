@@ -2,14 +2,18 @@
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scalegpt.cli.parser import Parser
+from scalegpt.cli.output import show
+from scalegpt.cli.parser import Parser, path_argument
 from scalegpt.cli.table import aligned
 from scalegpt.data.ledger import Ledger, Window
 from scalegpt.errors import InputError
+from scalegpt.structured import read_lines
+from scalegpt.text import shown
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
 
@@ -21,7 +25,7 @@ scalegpt data ledger runs/tiny --steps 250 --json"""
 def main(words: Sequence[str]) -> int:
     """Print the windows of the steps asked for."""
     parser = Parser("data ledger", "show which windows of the data each optimizer step of a run consumed", EXAMPLE)
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--steps", required=True, metavar="A[:B]", help="steps A to B, both counted, as metrics.jsonl numbers them"
     )
@@ -35,7 +39,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"steps {arguments.steps}: {folder} has taken {rest}")
     steps = Ledger(folder / LEDGER).windows(range(first, last + 1))
     for line in _json_lines(steps) if arguments.json else _table(steps):
-        print(line)
+        show(line)
     return 0
 
 
@@ -45,9 +49,9 @@ def _range(text: str) -> tuple[int, int]:
     Raises:
         InputError: it is neither, or empty.
     """
-    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    found = re.fullmatch("([0-9]{1,15})(?::([0-9]{1,15}))?", text)
     if found is None:
-        raise InputError(f"steps must be A or A:B, whole numbers from 1 on, such as 100:120, not {text!r}")
+        raise InputError(f"steps must be A or A:B, whole numbers from 1 on, such as 100:120, not {shown(text)}")
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last:
         raise InputError(f"steps {text} are none: the first step is 1, and A must not be above B")
@@ -61,21 +65,15 @@ def _steps_taken(folder: Path) -> int:
         InputError: the folder holds no run, or one whose metrics cannot be read.
     """
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
+        steps = [values.get("step") for _, values in deque(read_lines(folder / METRICS), maxlen=1)]
+    except FileNotFoundError:
         from scalegpt.training.inference import check_run  # torch takes seconds, which only a mistake need pay
 
         check_run(folder)
         raise InputError(
-            f"{folder / METRICS} cannot be read ({error.strerror}), which tells how many steps the run has taken; "
-            "put it back from a copy"
+            f"{folder / METRICS} is missing, which tells how many steps the run has taken; put it back from a copy"
         ) from None
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
-            continue  # a line that a crash cut short
-    return 0
+    return next((step for step in steps if isinstance(step, int) and not isinstance(step, bool)), 0)
 
 
 def _json_lines(steps: Iterator[tuple[int, list[Window]]]) -> Iterator[str]:

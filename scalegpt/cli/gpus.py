@@ -1,26 +1,28 @@
 """``scalegpt gpus``: the catalogue of cards, or all that is known of one and where it comes from."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from scalegpt.cli.output import show, show_json
 from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
 from scalegpt.planner.catalogue_file import FIGURES
-from scalegpt.planner.gpus import GB, Card, catalogue, find_card, user_file
+from scalegpt.planner.gpus import GB, Card, catalogue, meant_card, user_file
+from scalegpt.planner.rates import basis
+from scalegpt.text import visible
 
 EXAMPLE = """\
 scalegpt gpus
 scalegpt gpus a100-40gb
 
 cards of your own, and other figures for known ones, in ~/.config/scalegpt/gpus.yaml or the file that SCALEGPT_GPUS names:
-  - name: RTX 3080 Ti                      # a new card; link, link_gbps, link_cards, peer, match and aliases may follow
-    capability: 8.6
-    gib: [11.76, nvidia-smi on my machine] # the memory that torch reports, GiB; a source, such as this, may be left out
-    tflops: 68.2                           # dense half-precision peak with fp32 accumulation
-    gbps: 912                              # bandwidth of its memory, GB/s
-    host_gbps: 64                          # PCIe, both directions together, GB/s
-  - name: RTX 4090                         # a known card: only what is otherwise
+  - name: RTX 5090 D                       # a new card; link, link_gbps, link_cards, peer, match and aliases are optional
+    capability: 12.0
+    gib: [31.36, nvidia-smi on my machine] # the memory that torch reports, GiB; its source is optional
+    tflops: 209.5                          # dense half-precision peak with fp32 accumulation
+    gbps: 1790                             # bandwidth of its memory, GB/s
+    host_gbps: 128                         # PCIe, both directions together, GB/s
+  - name: RTX 4090                         # a known card: only what differs
     peer: true"""
 
 UNITS = {
@@ -39,11 +41,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON: a list of the cards, or one, with all sources")
     arguments = parser.parse(argv)
     if arguments.name is not None:
-        card = find_card(arguments.name, advice="")
-        print(_json(as_dict(card)) if arguments.json else one_card(card))
+        card, remark = meant_card(arguments.name, advice="")
+        show_json(as_dict(card)) if arguments.json else show(one_card(card, remark))
     else:
         cards = catalogue()
-        print(_json([as_dict(card) for card in cards]) if arguments.json else table(cards))
+        show_json([as_dict(card) for card in cards]) if arguments.json else show(table(cards))
     return 0
 
 
@@ -81,8 +83,8 @@ def table(cards: Sequence[Card]) -> str:
     return f"{aligned(rows, right={1, 2, 3, 5})}\n\n" + "\n".join(notes)
 
 
-def one_card(card: Card) -> str:
-    """All that is known of one card."""
+def one_card(card: Card, remark: str | None = None) -> str:
+    """All that is known of one card, and a remark on its name."""
     rows = [("figure", "value", "", "source")]
     rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
     rows.append(("peer", _yes(card.peer), "copies directly to others over PCIe", _source(card, "peer")))
@@ -94,8 +96,9 @@ def one_card(card: Card) -> str:
         "usable": f"{card.usable_bytes:,} bytes = {card.usable_bytes / GB:.2f} GB",
         "link": link,
     }
-    described = "\n".join(f"{key:<15}{value}" for key, value in words.items())
-    return f"{card.name}\n\n{described}\n\n{aligned(rows, right={1})}"
+    described = "\n".join(f"{key:<15}{visible(value, one_line=True)}" for key, value in words.items())
+    notes = [f"note: {note}" for note in (remark, basis(card)) if note]
+    return f"{visible(card.name, one_line=True)}\n\n{described}\n\n{aligned(rows, right={1})}\n\n" + "\n".join(notes)
 
 
 def _row(card: Card) -> tuple[str, ...]:
@@ -112,12 +115,10 @@ def _figure(card: Card, figure: str) -> str:
 
 def _source(card: Card, figure: str) -> str:
     source = card.sources[figure]
-    return f"estimated: {source[1:]}" if source.startswith("~") else source
+    if not source.startswith("~"):
+        return source
+    return source[1:] if source.startswith("~estimated") else f"estimated: {source[1:]}"
 
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.cli.output import note, show, show_json
+from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.cli.table import aligned
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
@@ -50,22 +50,22 @@ def main(argv: Sequence[str]) -> int:
     try:
         name, model = _chosen_model(arguments, flags)
     except EOFError:
-        print("\nscalegpt params: the answers ended; nothing was counted", file=sys.stderr)
+        note("\nscalegpt params: the answers ended; nothing was counted")
         return 0
     if arguments.json:
-        print(json.dumps(report(name, model, with_formula=arguments.show_formula), indent=2, ensure_ascii=False))
+        show_json(report(name, model, with_formula=arguments.show_formula))
         return 0
     sections = [_title(name, model), _parts_table(model, count_parameters(model)), _memory_table(model)]
     if arguments.show_formula:
         sections.insert(1, _formula(model))
-    print("\n\n".join(sections))
+    show("\n\n".join(sections))
     return 0
 
 
 def _parser() -> Parser:
     parser = Parser("params", "Count a model's parameters, part by part, and the memory they take.", EXAMPLE)
     parser.add_argument("--preset", metavar="NAME", help="start from a preset; `scalegpt presets` lists them")
-    parser.add_argument("--config_file", metavar="FILE", help="start from a JSON or YAML file")
+    parser.add_argument("--config_file", type=path_argument, metavar="FILE", help="start from a JSON or YAML file")
     parser.add_argument("--interactive", action="store_true", help="ask for the shape step by step")
     parser.add_argument("--show_formula", action="store_true", help="show the closed form with the numbers put in")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -99,7 +99,7 @@ def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple
 
 
 def _ask_for_preset() -> str | None:
-    _say(f"Presets: {', '.join(preset_names())}")
+    note(f"Presets: {', '.join(preset_names())}")
     answer = _ask("start from a preset? its name, or none", "none", _existing_preset)
     return None if answer == "none" else answer
 
@@ -117,7 +117,7 @@ def _ask_for_model(default: ModelConfig) -> ModelConfig:
         EOFError: the answers ended.
 
     """
-    _say("Enter keeps the value in brackets; Ctrl-D ends.")
+    note("Enter keeps the value in brackets; Ctrl-D ends.")
     answers: dict[str, Any] = {}
     for key, question in QUESTIONS.items():
         proposal = getattr(default, key)
@@ -126,7 +126,7 @@ def _ask_for_model(default: ModelConfig) -> ModelConfig:
         if isinstance(proposal, bool):
             proposal = "yes" if proposal else "no"
         answers[key] = _ask(f"{key}, {question}", str(proposal), _checked(key, answers))
-    _say("")
+    note("")
     return default.changed(**answers)
 
 
@@ -159,11 +159,7 @@ def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
         try:
             return accept(line.strip() or default)
         except InputError as error:
-            _say(f"  {error}; again, please")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+            note(f"  {error}; again, please")
 
 
 # What is printed.

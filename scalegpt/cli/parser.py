@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from scalegpt.config.settings import Section, field_types
-from scalegpt.errors import InputError, nearest
+from scalegpt.config.aliases import hint
+from scalegpt.config.settings import Section, field_types, limits
+from scalegpt.errors import InputError
+from scalegpt.storage import user_path
+from scalegpt.text import MOST_SHOWN, shortened, shown
 
 FLAGS_IN_USAGE = 12
 """With more flags than these the usage line would be a page of its own; the groups below it list them all."""
@@ -57,15 +60,23 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         if not word.startswith("-"):
-            raise InputError(f"unexpected argument {word!r}; see {self.prog} --help")
-        flag = word.split("=")[0]
+            raise InputError(f"unexpected argument {shown(word)}; see {self.prog} --help")
+        flag = shortened(word.split("=")[0], MOST_SHOWN)
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        hint = nearest(flag, known)
-        raise InputError(f"unknown flag {flag}{hint if 'did you mean' in hint else f'; see {self.prog} --help'}")
+        said = hint(flag, known)
+        raise InputError(f"unknown flag {flag}{said if '; known: ' not in said else f'; see {self.prog} --help'}")
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints, as ours."""
         raise InputError(message)
+
+
+def path_argument(text: str) -> str:
+    """The type of a flag or argument that is a path: ``~`` means the home folder, behind ``--flag=`` too."""
+    try:
+        return user_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def with_underscores(words: Iterable[str]) -> list[str]:
@@ -90,13 +101,14 @@ def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Sect
             continue
         default = "none" if field.default is None else str(field.default).lower()
         words = field.metadata["help"].replace("%", "%%")
+        bounds = f" ({limits(field)})" if limits(field) else ""
         choices = "|".join(field.metadata["choices"])
         is_switch = field_types(field) == (bool,)
         takes_bare = is_switch or name == "compile"
         group.add_argument(
             f"--{name}",
             default=argparse.SUPPRESS,
-            help=f"{words} [{default}]",
+            help=f"{words}{bounds} [{default}]",
             metavar=choices or ("true|false" if is_switch else "N" if int in field_types(field) else "X"),
             nargs="?" if takes_bare else None,
             const="on" if takes_bare else None,

@@ -1,25 +1,33 @@
 """``scalegpt plan``: the fastest way to train a run that fits a GPU, with the memory and the time that it takes there."""
 
 import argparse
-import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.cli.output import note, show, show_json
+from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.cli.plan_report import report
 from scalegpt.config import ModelConfig, TrainConfig
-from scalegpt.config.machine import MachineConfig
+from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.errors import InputError
 from scalegpt.planner import calibration
-from scalegpt.planner.answer import Answer, Asked, answer, largest, machine_as_dict, over_cards, over_presets
+from scalegpt.planner.answer import (
+    Answer,
+    Asked,
+    answer,
+    largest,
+    machine_as_dict,
+    machine_notes,
+    over_cards,
+    over_presets,
+)
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.machine import Machine
+from scalegpt.planner.machine import Machine, read_counts
 
 EXAMPLE = """\
 scalegpt plan --preset 500M_1024 --gpu a100-40gb     the fastest way to train it there
@@ -34,14 +42,19 @@ DOES_NOT_FIT = 3
 def main(argv: Sequence[str]) -> int:
     """Print the plan; 0 where it fits or nothing says what it must fit in, 3 where it does not."""
     arguments = _parser().parse(argv)
-    settings = MachineConfig.from_mapping(given_settings(arguments, MachineConfig), "command line")
+    flags_of_machine = given_settings(arguments, MachineConfig)
+    settings, read = read_counts(MachineConfig.from_mapping(flags_of_machine, "command line"), flags_of_machine)
     measured = Calibration() if arguments.no_calibration else calibration.load()
     if measured.warning:
-        print(f"scalegpt plan: warning: calibration {measured.warning}", file=sys.stderr)
-    machine = _machine(settings, calibration.installed_torch() if measured.measurements else None)
+        note(f"scalegpt plan: warning: calibration {measured.warning}")
+    torch = calibration.installed_torch() if measured.measurements else None
+    machine = _machine(settings, torch)
     flags = given_settings(arguments, *SECTIONS.values())
     asks_for_a_run = arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig)
-    if not asks_for_a_run and machine.usable_bytes is not None:
+    if not asks_for_a_run and machine.usable_bytes is None:
+        machine = _processor(settings, torch)
+    machine = replace(machine, notes=(*read, *machine.notes))
+    if not asks_for_a_run:
         return _print_presets(arguments, machine, flags, measured, settings.margin)
     asked = Asked.of(
         preset=arguments.preset,
@@ -61,16 +74,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("plan", "Choose the fastest way to train that fits; what you fix is kept.", EXAMPLE)
+    parser = Parser("plan", "Choose the fastest way to train that fits; your own settings are kept.", EXAMPLE)
     run = parser.add_argument_group("what to plan")
     run.add_argument(
         "--preset", metavar="NAME", help="a named configuration, see `scalegpt presets`; none: all of them"
     )
-    run.add_argument("--config_file", metavar="FILE", help="a JSON or YAML file of the same form as a preset")
+    run.add_argument(
+        "--config_file", type=path_argument, metavar="FILE", help="a JSON or YAML file of the same form as a preset"
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object")
-    run.add_argument("--html", metavar="FILE", help="write the plan as a page with pictures, too")
-    run.add_argument("--trace", action="store_true", help="trace the same step with torch too (seconds) and compare")
-    run.add_argument("--no_calibration", action="store_true", help="leave measurements of earlier runs out")
+    run.add_argument("--html", type=path_argument, metavar="FILE", help="also write the plan as a page with pictures")
+    run.add_argument(
+        "--trace", action="store_true", help="also trace the same step with torch (takes seconds) and compare"
+    )
+    run.add_argument("--no_calibration", action="store_true", help="ignore measurements of earlier runs")
     add_settings(parser, "machine", MachineConfig)
     add_settings(parser, "data", DataConfig)
     add_settings(parser, "parallel layout", ParallelConfig)
@@ -89,6 +106,23 @@ def _machine(settings: MachineConfig, torch: str | None) -> Machine:
     if machine.is_gpu or settings.gpu is not None:
         return machine
     return replace(Machine.of(settings, torch=torch), notes=machine.notes)
+
+
+def _processor(settings: MachineConfig, torch: str | None) -> Machine:
+    """The processor at hand, where there is no GPU and nothing says what to plan.
+
+    Raises:
+        InputError: several GPUs or machines are asked for.
+    """
+    if settings.gpus is not None or settings.nodes > 1:
+        raise InputError(
+            "no GPU is here and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
+        )
+    machine = _machine(settings.changed(gpu=CPU), torch)
+    remark = (
+        "no GPU was found: this is this machine's processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
+    )
+    return replace(machine, notes=(remark, *machine.notes))
 
 
 def _trace(given: Answer) -> dict[str, int]:
@@ -122,7 +156,7 @@ def _write_page(path: str, given: Answer, words: str) -> None:
 
 
 def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
-    print(_json(given.as_dict()) if arguments.json else report(given))
+    show_json(given.as_dict()) if arguments.json else show(report(given))
     return DOES_NOT_FIT if given.plan.fits is False or not given.plan.fits_host else 0
 
 
@@ -136,11 +170,16 @@ def _print_presets(
     if not arguments.json:
         from scalegpt.cli.plan_tables import presets_table
 
-        print(presets_table(machine, rows))
+        show(presets_table(machine, rows))
         return 0 if largest(rows) else DOES_NOT_FIT
     best = largest(rows) or rows[0]
-    whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": list(machine.notes)}
-    print(_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]}))
+    whole = {
+        **best.as_dict(),
+        "gpu": machine_as_dict(machine),
+        "alternatives": [],
+        "notes": list(machine_notes(machine)),
+    }
+    show_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]})
     return 0 if best.fits else DOES_NOT_FIT
 
 
@@ -148,13 +187,9 @@ def _print_cards(arguments: argparse.Namespace, asked: Asked, given: Answer) -> 
     """The run on every card; the choice in JSON is the run as it stands, on no card in particular."""
     rows = over_cards(asked)
     if arguments.json:
-        print(_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]}))
+        show_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]})
     else:
         from scalegpt.cli.plan_tables import cards_table
 
-        print(cards_table(given, rows))
+        show(cards_table(given, rows))
     return 0
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)

@@ -7,11 +7,11 @@ from scalegpt.cli import svg
 from scalegpt.cli.plan_curves import over_micro_batches
 from scalegpt.cli.plan_report import duration, sources, speed
 from scalegpt.cli.svg import Mark, Slice, Words, small_bar, stack, swatch
-from scalegpt.page import HUES, Table, command, document, escape, facts
+from scalegpt.page import Table, command, document, escape, facts
 from scalegpt.planner.advice import Remedy, differences
 from scalegpt.planner.answer import Answer
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.plan import Plan, gib, host_words
 
 _STYLE = (
     svg.STYLE
@@ -23,9 +23,23 @@ tr.sum>*{color:inherit;font-weight:600;border-top:1px solid var(--line)}th.flags
 .here{font-weight:700;outline:2px solid var(--ink);outline-offset:2px}
 thead td{border-bottom:1px solid var(--line)}.keys span{display:inline-block;margin-right:1.4rem}.soft{color:var(--soft)}
 code,pre{font-family:ui-monospace,monospace;overflow-wrap:anywhere}code{font-size:13px}pre{user-select:all}
-@media (max-width:640px){th.flags,td.why{min-width:8rem}code{font-size:12px}}
+@media (max-width:640px){code{font-size:12px}td.bar{min-width:3rem}
+table:has(.flags),table:has(.flags) thead,table:has(.flags) tbody{display:block}
+table:has(.flags) tr{display:grid;grid-template-columns:1fr 5rem 4.5rem;padding:.3rem 0;border-bottom:1px solid var(--line)}
+table:has(.flags) .flags{grid-column:1/-1}table:has(.flags) thead th{border:0;padding:0 .7rem 0 0}}
 """
 )
+
+COLOURS = {
+    "activations": 1, "optimizer state": 2, "weights": 3, "gradients": 4, "weight copies": 5, "loss": 6,
+    "gathered weights": 7, "temporaries": 8, "buckets": 9, "inputs": 10, "gather buffers": 11, "reduce buffers": 12,
+    "matmuls": 1, "optimizer": 2, "attention": 3, "elementwise": 4, "weights and gradients": 5, "communication": 7,
+    "recompute": 8, "host memory": 9, "waiting for Python": 10,
+}  # fmt: skip
+"""Part of the memory, or of the time → the number of its colour: it has the same in every plan."""
+
+OUTSIDE = {"cuBLAS workspaces": 1, "fragmentation": 2, "CUDA context": 1, "NCCL": 2}
+"""Part of the memory outside the step's tensors → the number of its grey."""
 
 
 def page(given: Answer, asked_by: str | None = None, written: date | None = None) -> str:
@@ -33,8 +47,8 @@ def page(given: Answer, asked_by: str | None = None, written: date | None = None
 
     Args:
         given: the answer, of a run on a machine whose memory is known.
-        asked_by: the command that asked for it; None: it is not told.
-        written: the day on which the page is written; None: it is not told.
+        asked_by: the command that asked for it; None: omitted.
+        written: the day on which the page is written; None: omitted.
     """
     plan = given.plan
     title = f"{plan.run.name} on {_cards(plan)}"
@@ -74,26 +88,27 @@ def _verdict(given: Answer) -> str:
     if plan.fits is False:
         said = f"<b>It does not fit.</b> {needs}, where a run may use {usable}: {gib(plan.missing_bytes)} too much."
     elif not plan.fits_host:
-        host = f"{gib(plan.host_bytes)} of host memory for each GPU"
-        said = f"<b>It does not fit.</b> What is offloaded needs {host}, more than there is."
+        said = f"<b>It does not fit.</b> Offload needs {host_words(plan)}."
     else:
         tight = plan.total_bytes > question.limit
         margin = f", less than the safety margin of {100 * question.margin:g}%" if tight else ""
         left = f"{gib(-plan.missing_bytes)} free{margin}"
         said = f"<b>It fits.</b> {needs} of the {usable} that a run may use, and leaves {left}."
+        if plan.host_needed:
+            said += f" Offload needs {host_words(plan)}."
         if plan.machine.card is not None:
             said += f" It trains at about {escape(speed(plan))}."
     return f'<p class="verdict{"" if _fits(plan) else " no"}">{said}</p>'
 
 
 def _to_train(given: Answer) -> str:
-    return f"<h2>To train so</h2><pre>{command(given.command())}</pre>"
+    return f"<h2>The command</h2><pre>{command(given.command())}</pre>"
 
 
 def _remedies(given: Answer) -> str:
     """What would fit, each with its command."""
     if not given.remedies:
-        said = "<p>Nothing lighter on this machine fits either: a smaller model, more GPUs, or a larger card.</p>"
+        said = "<p>Nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card.</p>"
     else:
         said = "".join(_remedy(given, remedy) for remedy in given.remedies)
     return f"<h2>What would fit</h2>{said}"
@@ -171,26 +186,23 @@ def _memory(given: Answer) -> str:
 
 
 def _slices(parts: dict[str, int], total: int) -> list[Slice]:
-    """The parts that there are, the largest first, each in a colour of its own as far as they last."""
+    """The parts that there are, the largest first."""
     there = sorted(((name, size) for name, size in parts.items() if size), key=lambda item: -item[1])
-    return [
-        Slice(name, size, f"{gib(size)}, {size / total:.1%}", f"c{1 + place % HUES}")
-        for place, (name, size) in enumerate(there)
-    ]
+    return [Slice(name, size, f"{gib(size)}, {size / total:.1%}", f"c{COLOURS[name]}") for name, size in there]
 
 
 def _outside(plan: Plan) -> list[Slice]:
-    """What lies outside the step's tensors, in two greys by turns."""
+    """What lies outside the step's tensors, in greys."""
     parts = {name: size for name, size in plan.overheads.parts(plan.peak_bytes).items() if size}
     return [
-        Slice(name, size, f"{gib(size)}, {size / plan.total_bytes:.1%}", f"r{1 + place % 2}")
-        for place, (name, size) in enumerate(parts.items())
+        Slice(name, size, f"{gib(size)}, {size / plan.total_bytes:.1%}", f"r{OUTSIDE[name]}")
+        for name, size in parts.items()
     ]
 
 
 def _sums(plan: Plan, inside: list[Slice], outside: list[Slice]) -> Iterator[tuple[str, int, list[Slice]]]:
     """The sums, each with the parts that it has more than the one before."""
-    waste = [each for each in outside if each.name in {"cuBLAS workspaces", "fragmentation"}]
+    waste = [each for each in outside if each.name in plan.overheads.reserved_parts]
     yield "the allocator's peak", plan.peak_bytes, inside
     yield "reserved", plan.reserved_bytes, waste
     yield "total", plan.total_bytes, [each for each in outside if each not in waste]
@@ -238,15 +250,14 @@ def _time(plan: Plan) -> str:
     """What a step's time goes into."""
     parts = sorted(((name, time) for name, time in plan.time.parts.items() if time), key=lambda item: -item[1])
     slices = [
-        Slice(name, time, f"{duration(time)}, {time / plan.seconds:.1%}", f"c{1 + place % HUES}")
-        for place, (name, time) in enumerate(parts)
+        Slice(name, time, f"{duration(time)}, {time / plan.seconds:.1%}", f"c{COLOURS[name]}") for name, time in parts
     ]
     words = Words("time", "Time of a step, by part", f"{duration(plan.seconds)} in all; most of it is {parts[0][0]}.")
     table = Table("Time of a step, by part", ("part", "time", "share"), ("", "number", "number"))
     for each in slices:
         table.add(swatch(each.style) + escape(each.name), duration(each.size), f"{each.size / plan.seconds:.1%}")
     table.add("a step", duration(plan.seconds), "100.0%", kind="sum")
-    takes = "takes" if _fits(plan) else "would take, if only it fitted,"
+    takes = "takes" if _fits(plan) else "does not fit; it would take"
     return (
         "<h2>Where the time goes</h2>"
         f"<p>A step {takes} {duration(plan.seconds)}: {escape(speed(plan))}.</p>"

@@ -3,8 +3,10 @@
 from scalegpt.cli.table import aligned
 from scalegpt.planner.advice import differences
 from scalegpt.planner.answer import Answer
+from scalegpt.planner.length import total_steps
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.plan import Plan, gib, host_words
+from scalegpt.planner.rates import basis
 
 BAR_WIDTH = 40
 _LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
@@ -21,7 +23,7 @@ def report(given: Answer) -> str:
     if plan.fits is False or not plan.fits_host:
         parts.append(_remedies(given))
     else:
-        parts.append(f"to train so:\n  {given.command()}")
+        parts.append(f"the command:\n  {given.command()}")
     if given.alternatives:
         parts.append(_alternatives(given))
     lines = [f"note: {note}" for note in (*given.notes, *sources(plan)) if not note.startswith("warning")]
@@ -81,8 +83,8 @@ def _memory(plan: Plan) -> str:
     def row(name: str, size: int, *, drawn: bool = True) -> tuple[str, str, str, str]:
         return name, gib(size), f"{size / total:.1%}", bar(size / largest) if drawn else ""
 
-    waste = ("cuBLAS workspaces", "fragmentation")
-    rows = [("on each GPU", "size", "share", "")]
+    waste = plan.overheads.reserved_parts
+    rows = [("on each GPU" if plan.machine.is_gpu else "in each process", "size", "share", "")]
     rows += [row(name, size) for name, size in inside if size]
     rows.append(row("= the allocator's peak", plan.peak_bytes, drawn=False))
     rows += [row(name, outside[name]) for name in waste if outside[name]]
@@ -95,23 +97,29 @@ def _memory(plan: Plan) -> str:
 
 def _host_memory(plan: Plan) -> str:
     """What lies in host memory, and whether anybody knows that there is so much."""
+    if not plan.machine.is_gpu:
+        return ""  # it is part of the table
     copy = plan.checkpoint_copy_bytes
     more = f"{gib(copy)} for the copy that a checkpoint is written from" if copy else ""
     if not plan.host_bytes:
         return f"\n\nin host memory, for each GPU: {more}" if more else ""
-    unknown = " (not checked: how much there is is not known)" if plan.machine.host_bytes is None else ""
-    return f"\n\nin host memory, for each GPU: {gib(plan.host_bytes)}{unknown}" + (f", and {more}" if more else "")
+    return f"\n\nin host memory, for each GPU: {gib(plan.host_bytes)}" + (f", and {more}" if more else "")
 
 
 def _verdict(plan: Plan) -> str:
     usable, name = plan.machine.usable_bytes, plan.machine.name
     if usable is None:
-        return f"{gib(plan.total_bytes)} needed on each GPU; --gpu NAME or --memory_gb N says whether that is there"
+        return f"{gib(plan.total_bytes)} needed on each GPU; --gpu NAME or --memory_gb N shows whether it fits"
     share = plan.total_bytes / usable
     picture = bar(share) if plan.fits else _FULL * BAR_WIDTH
     line = f"[{picture.ljust(BAR_WIDTH)}] {gib(plan.total_bytes)} of {gib(usable)} ({name}), {share:.1%}"
     left = gib(abs(plan.missing_bytes))
-    return f"{line}\nfits, with {left} to spare" if plan.fits else f"{line}\ndoes not fit: {left} too much"
+    if not plan.fits:
+        return f"{line}\ndoes not fit: {left} too much"
+    if not plan.fits_host:
+        return f"{line}\ndoes not fit: offload needs {host_words(plan)}"
+    host = f"; offload needs {host_words(plan)}" if plan.host_needed else ""
+    return f"{line}\nfits, with {left} to spare{host}"
 
 
 def _time(plan: Plan) -> str:
@@ -136,12 +144,7 @@ def speed(plan: Plan) -> str:
 
 def _whole_run(plan: Plan) -> str:
     """How long the run takes from beginning to end."""
-    train = plan.run.train
-    by_steps = None if train.max_iters is None else train.max_iters * plan.batch.tokens
-    limits = [limit for limit in (by_steps, train.max_tokens) if limit is not None]
-    if not limits:
-        return ""
-    tokens = min(limits)
+    tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
     amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
     return f"; {amount} tokens in {duration(tokens / plan.tokens_per_second)}"
 
@@ -160,7 +163,7 @@ def duration(seconds: float) -> str:
 
 def _remedies(given: Answer) -> str:
     if not given.remedies:
-        return "nothing lighter on this machine fits either: a smaller model, more GPUs, or a larger card"
+        return "nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card"
     lines = []
     for remedy in given.remedies:
         plan = remedy.plan
@@ -186,7 +189,7 @@ def sources(plan: Plan) -> tuple[str, ...]:
     if not plan.machine.is_gpu:
         return ("memory is what a GPU would hold; a processor's libraries and temporaries come on top",)
     runs = plan.overheads.measured
-    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer yet"
+    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer"
     if runs:
         memory = (
             f"what lies outside the peak is corrected by {runs} measured run{'s' if runs > 1 else ''} like this one"
@@ -194,6 +197,6 @@ def sources(plan: Plan) -> tuple[str, ...]:
     if plan.machine.card is None:
         return (
             memory,
-            "a card that is not named has no rates: no time is told, and what is faster is judged by an A100's",
+            "a card that is not named has no rates: no times are printed, and an A100's decide what is faster",
         )
-    return memory, "times rest on rates fitted to published runs of other trainers, see docs/PLANNER.md"
+    return memory, basis(plan.machine.card)

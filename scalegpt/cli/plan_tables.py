@@ -1,11 +1,13 @@
 """The tables of ``scalegpt plan``: every preset on a machine, a run on every card."""
 
-from scalegpt.cli.plan_report import duration
+from scalegpt.cli.plan_report import duration, sources
 from scalegpt.cli.table import aligned
-from scalegpt.planner.answer import Answer, Row, largest
+from scalegpt.planner.answer import Answer, Row, largest, machine_notes
+from scalegpt.planner.length import total_steps
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, gib
+from scalegpt.planner.rates import basis_of_all
 
 
 def presets_table(machine: Machine, rows: list[Row]) -> str:
@@ -20,8 +22,9 @@ def presets_table(machine: Machine, rows: list[Row]) -> str:
         ],
         right={1, 2, 5, 6, 7},
     )
-    notes = [f"note: {note}" for note in machine.notes]
-    return "\n\n".join([head, table, _largest(rows), *(["\n".join(notes)] if notes else [])])
+    planned = next((row.plan for row in rows if row.plan is not None), None)
+    said = (*machine_notes(machine), *(sources(planned) if planned is not None else ()))
+    return "\n\n".join([head, table, _largest(rows), "\n".join(f"note: {note}" for note in said)])
 
 
 def cards_table(given: Answer, rows: list[Row]) -> str:
@@ -34,7 +37,7 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
         right={1, 2, 5, 6, 7},
     )
     more = f"scalegpt plan {' '.join(given.asked.source)} --gpu NAME shows one of them in full".replace("  ", " ")
-    notes = [f"note: {note}" for note in given.notes if not note.startswith("warning")]
+    notes = [f"note: {note}" for note in (*given.notes, basis_of_all()) if not note.startswith("warning")]
     return "\n\n".join([head, table, "\n".join([*notes, more])])
 
 
@@ -64,10 +67,7 @@ def _layout(plan: Plan) -> str:
 
 
 def _whole_run(plan: Plan) -> str:
-    train = plan.run.train
-    by_steps = None if train.max_iters is None else train.max_iters * plan.batch.tokens
-    limits = [limit for limit in (by_steps, train.max_tokens) if limit is not None]
-    return duration(min(limits) / plan.tokens_per_second) if limits else ""
+    return duration(total_steps(plan.run.train, plan.batch.tokens) * plan.seconds)
 
 
 def _largest(rows: list[Row]) -> str:

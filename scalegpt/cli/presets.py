@@ -1,10 +1,10 @@
 """``scalegpt presets``: list the presets by size, or show in what two of them differ."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scalegpt.cli.output import show, show_json
 from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
 from scalegpt.config import RunConfig
@@ -69,10 +69,10 @@ def main(argv: Sequence[str]) -> int:
         )
     if chosen:
         first, second = chosen
-        print(_json(comparison(first, second)) if arguments.json else _comparison_table(first, second))
+        show_json(comparison(first, second)) if arguments.json else show(_comparison_table(first, second))
         return 0
     presets = sorted(map(Preset.load, preset_names()), key=lambda preset: (preset.parameters, preset.name))
-    print(_json([preset.as_dict() for preset in presets]) if arguments.json else _list_table(presets))
+    show_json([preset.as_dict() for preset in presets]) if arguments.json else show(_list_table(presets))
     return 0
 
 
@@ -143,7 +143,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)

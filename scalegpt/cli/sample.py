@@ -1,8 +1,10 @@
 """``scalegpt sample``: continue a prompt with a trained model, printing the text as it is drawn."""
 
 import io
-import json
+import os
+import stat
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -10,10 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.parser import Parser, add_settings, given_settings
+from scalegpt.cli.output import note, show_json
+from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.config.settings import setting
 from scalegpt.errors import InputError
+from scalegpt.storage import TEXT_LIMIT, read_text
+from scalegpt.text import visible
 
 if TYPE_CHECKING:  # torch takes seconds, which --help and a mistyped flag need not pay
     from scalegpt.data.tokenizers import Tokenizer
@@ -21,8 +26,12 @@ if TYPE_CHECKING:  # torch takes seconds, which --help and a mistyped flag need 
 
 EXAMPLE = """\
 scalegpt sample runs/tiny --prompt "Once upon a time"
+echo "Once upon a time" | scalegpt sample runs/tiny
 scalegpt sample runs/tiny --prompt_file start.txt --temperature 0.8 --top_k 50 --num_samples 3
 scalegpt sample runs/tiny/checkpoints/step_00001000 --temperature 0 --json"""
+
+PATIENCE_SECONDS = 3.0
+"""After so long without the end of standard input, a line says what is waited for."""
 
 SEPARATOR = "-" * 40
 
@@ -31,7 +40,9 @@ SEPARATOR = "-" * 40
 class SampleSettings(SamplingSettings):
     """How to draw, how often, and where."""
 
-    num_samples: int = setting(1, "how many samples; each has the seed of the one before plus one", minimum=1)
+    num_samples: int = setting(
+        1, "how many samples; each has the seed of the one before plus one", minimum=1, maximum=10**6
+    )
     device: str = setting("auto", "where to compute; auto: CUDA where there is any", choices=("auto", "cpu", "cuda"))
 
 
@@ -66,9 +77,7 @@ def main(argv: Sequence[str]) -> int:
     totals = Totals()
     if arguments.json:
         samples = ["".join(_pieces(loaded, ids, settings, i, totals)) for i in range(settings.num_samples)]
-        print(
-            json.dumps(_report(arguments.run, loaded, prompt, settings, samples, totals), ensure_ascii=False, indent=2)
-        )
+        show_json(_report(arguments.run, loaded, prompt, settings, samples, totals))
         return 0
     _print_samples(prompt, (_pieces(loaded, ids, settings, i, totals) for i in range(settings.num_samples)))
     _note(f"{totals.tokens} tokens, {totals.tokens_per_second:.1f} tokens/s")
@@ -77,9 +86,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("sample", "Continue a prompt with a trained model; the text appears as it is drawn.", EXAMPLE)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, whose newest checkpoint is used, or a checkpoint's")
-    parser.add_argument("--prompt", metavar="TEXT", help="text to continue; none: the start of a text of its own")
-    parser.add_argument("--prompt_file", metavar="FILE", help="UTF-8 file to continue instead")
+    parser.add_argument(
+        "run",
+        type=path_argument,
+        metavar="RUN",
+        help="a run's folder, whose newest checkpoint is used, or a checkpoint's",
+    )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="text to continue; - reads standard input, as a pipe does without a flag; none: the start of a text of its own",
+    )
+    parser.add_argument(
+        "--prompt_file",
+        type=path_argument,
+        metavar="FILE",
+        help="UTF-8 file to continue instead; - reads standard input",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_settings(parser, "sampling", SampleSettings)
     return parser
@@ -88,21 +111,59 @@ def _parser() -> Parser:
 def _prompt(arguments: Namespace) -> str:
     """Return the text to continue, empty where none is given.
 
+    Without a flag it is what a pipe or a file gives on standard input; ``-`` asks for standard input whatever it is.
+
     Raises:
         InputError: two prompts, or a file that cannot be read.
     """
-    if arguments.prompt_file is None:
-        return arguments.prompt or ""
-    if arguments.prompt is not None:
+    text, file = arguments.prompt, arguments.prompt_file
+    if text is not None and file is not None:
         raise InputError("give --prompt or --prompt_file, not both")
+    if "-" in (text, file) or (text is None and file is None and _is_fed()):
+        return _standard_input()
+    if file is None:
+        return text or ""
     try:
-        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+        return read_text(Path(file))
     except OSError as error:
-        raise InputError(f"prompt_file {arguments.prompt_file}: {error.strerror}; give a text file") from None
+        raise InputError(f"prompt_file {file}: {error.strerror}; give a text file") from None
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"prompt_file {arguments.prompt_file} is not UTF-8 at byte {error.start}; convert it"
-        ) from None
+        raise InputError(f"prompt_file {file} is not UTF-8 at byte {error.start}; convert it") from None
+
+
+def _is_fed() -> bool:
+    """Whether standard input is a pipe or a file; not a terminal, the null device, or missing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _standard_input() -> str:
+    """Read the prompt from standard input; the line end after its last line, which ``echo`` adds, is not part of it.
+
+    Raises:
+        InputError: it cannot be read, is too long, or is not UTF-8.
+    """
+    waiting = threading.Timer(
+        PATIENCE_SECONDS, _note, ["reading the prompt from standard input until it ends; --prompt TEXT reads none"]
+    )
+    waiting.daemon = True
+    waiting.start()
+    try:
+        content = sys.stdin.buffer.read(TEXT_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror}; give --prompt TEXT") from None
+    finally:
+        waiting.cancel()
+    if len(content) > TEXT_LIMIT:
+        raise InputError(f"standard input has more than {TEXT_LIMIT:,} bytes; give a shorter prompt")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 at byte {error.start}; convert it") from None
+    return text.replace("\r\n", "\n").removesuffix("\n")
 
 
 def _prompt_ids(prompt: str, tokenizer: "Tokenizer") -> list[int]:
@@ -150,14 +211,15 @@ def _pieces(
 
 
 def _print_samples(prompt: str, samples: Iterator[Iterator[str]]) -> None:
-    """Write each sample after its prompt, piece by piece."""
+    """Write each sample after its prompt, piece by piece; what a terminal would obey is made visible there."""
+    shown = visible if sys.stdout.isatty() else str
     for i, pieces in enumerate(samples):
         if i:
             print(SEPARATOR)
-        print(prompt, end="", flush=True)
+        print(shown(prompt), end="", flush=True)
         for piece in pieces:
             if piece:
-                print(piece, end="", flush=True)
+                print(shown(piece), end="", flush=True)
         print(flush=True)
 
 
@@ -178,4 +240,4 @@ def _report(
 
 def _note(line: str) -> None:
     """Say something beside the text: stdout holds the samples alone and can go to a file."""
-    print(f"scalegpt sample: {line}", file=sys.stderr, flush=True)
+    note(f"scalegpt sample: {line}")

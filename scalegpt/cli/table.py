@@ -2,15 +2,18 @@
 
 from collections.abc import Collection, Sequence
 
+from scalegpt.text import visible
+
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """Lay out rows of text in columns, the first row as the heading with a rule under it.
 
     Args:
-        rows: the cells; every row has as many as the first.
+        rows: the cells; every row has as many as the first. Their control characters, line ends too, are made visible.
         right: the columns whose cells end, rather than begin, at the same place: those of numbers.
 
     """
+    rows = [[visible(cell, one_line=True) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:

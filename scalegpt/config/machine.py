@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from scalegpt.config.settings import Section, setting
 
 MOST_GPUS = 1_000_000
+MOST_GB = 1_000_000
+MOST_GBPS = 1_000_000
 
 CPU = "cpu"
 """What ``gpu`` says for the processor at hand."""
@@ -22,14 +24,26 @@ class MachineConfig(Section):
         None, "the card, such as a100-40gb, rtx4090 or 'H100 SXM', see `scalegpt gpus`; cpu: this processor"
     )
     memory_gb: float | None = setting(
-        None, "memory to plan for, GB of 10⁹ bytes: of a card that is not known, or the part of --gpu to use", above=0
+        None,
+        "memory to plan for, GB of 10⁹ bytes: of a card that is not known, or the part of --gpu to use",
+        above=0,
+        maximum=MOST_GB,
+    )
+    host_memory_gb: float | None = setting(
+        None,
+        "host memory of each machine, GB of 10⁹ bytes, which offload needs; none: what this machine has available, or an "
+        "assumption for --gpu and --gpus",
+        above=0,
     )
     gpus: int | None = setting(
         None, "GPUs in each machine; none: those found here, or 1 of --gpu", minimum=1, maximum=MOST_GPUS
     )
     nodes: int = setting(1, "machines", minimum=1, maximum=MOST_GPUS)
     network_gbps: float | None = setting(
-        None, "network of each machine, Gbit/s in each direction, such as 100 or 3200; none: not known", above=0
+        None,
+        "network of each machine, Gbit/s in each direction, such as 100 or 3200; none: not known",
+        above=0,
+        maximum=MOST_GBPS,
     )
     margin: float = setting(0.03, "share of each card's memory that a chosen plan leaves free", minimum=0, below=1)
 

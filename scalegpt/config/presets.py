@@ -10,16 +10,22 @@ A preset is such a file in ``configs/``. A run's own ``config.yaml`` has the sam
 ``--config_file runs/NAME/config.yaml`` repeats a run.
 """
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scalegpt.config.aliases import hint
 from scalegpt.config.run import AUTO, PLANNED, SECTIONS, ParallelConfig, RunConfig
+from scalegpt.config.settings import coerce
+from scalegpt.config.train import LENGTHS
 from scalegpt.errors import InputError, nearest
+from scalegpt.storage import read_text
+from scalegpt.structured import CONFIG_LIMIT, parse_json, parse_yaml
+from scalegpt.text import shown
 
 _PARTS = ("model", "train", "data")
 _LABELS = ("description", "name", "preset")
+_LONGEST_LABEL = 1000
 
 Values = dict[str, Any]
 
@@ -45,7 +51,7 @@ def load_preset(name: str) -> Values:
         InputError: no such preset; the message offers the nearest.
     """
     if name not in preset_names():
-        raise InputError(f"preset {name!r} does not exist{nearest(name, preset_names())}")
+        raise InputError(f"preset {shown(name)} does not exist{nearest(name, preset_names())}")
     return {**load_config_file(bundled("configs") / f"{name}.json"), "preset": name}
 
 
@@ -57,37 +63,74 @@ def load_config_file(path: str | Path) -> Values:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, CONFIG_LIMIT)
     except OSError as error:
         raise InputError(f"config_file {path}: {error.strerror}; give a JSON or YAML file, or --preset NAME") from None
     except UnicodeDecodeError:
         raise InputError(f"config_file {path} is not a text file; give a JSON or YAML file") from None
-    values = _parse(text, path)
+    values = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_yaml(text, str(path))
+    return checked(values, str(path))
+
+
+def checked(values: Any, where: str) -> Values:
+    """What a configuration file holds, with the form of its parts checked; their settings are checked by :func:`resolve`.
+
+    Args:
+        values: what was parsed.
+        where: what to call the file in an error message.
+
+    Raises:
+        InputError: no object, an unknown part, or one of another kind.
+    """
     if not isinstance(values, dict):
-        raise InputError(f"config_file {path} must hold an object with the parts {', '.join(_PARTS)}")
+        raise InputError(f"config_file {where} must hold an object with the parts {', '.join(_PARTS)}")
     known = {*_PARTS, *_LABELS, *ParallelConfig.settings()}
-    for key, value in values.items():
-        if key not in known:
-            hint = _home(key) or nearest(key, known | _setting_names())
-            raise InputError(f"{path}: unknown key {key!r}{hint}")
-        if key in _PARTS and not isinstance(value, dict):
-            raise InputError(f"{path}: {key} must be an object of settings, not {value!r}")
-    return values
+    names = known | _setting_names()
+    unknown = [key for key in values if key not in known]
+    # What is no configuration at all may be a secret, given by mistake: its words are not quoted.
+    if unknown and values.keys().isdisjoint(known) and not any(_is_meant(key, names) for key in unknown):
+        parts = ", ".join(_PARTS)
+        raise InputError(f"config_file {where} is no configuration: it has none of the parts {parts}, and no layout")
+    for key in unknown:
+        raise InputError(f"{where}: unknown key {shown(key)}{_home(key) or hint(key, names)}")
+    for part in _PARTS:
+        if part in values:
+            _check_part(values[part], part, where)
+    return {**values, **{key: _label(values[key], key, where) for key in _LABELS if key in values}}
 
 
-def _parse(text: str, path: Path) -> Any:
-    if path.suffix == ".json":
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
-    import yaml  # 20 ms that most commands need not pay
+def _check_part(value: Any, part: str, where: str) -> None:
+    """Check the keys of a part of a file.
 
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not YAML: {reason}") from None
+    Raises:
+        InputError: it is no object, or has an unknown key.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {part} must be an object of settings, not {shown(value)}")
+    for key in value:
+        if key not in SECTIONS[part].settings():
+            raise InputError(f"{where}: {part}: unknown key {shown(key)}{_home(key) or hint(key, _setting_names())}")
+
+
+def _label(value: Any, key: str, where: str) -> str | None:
+    """A word of the file that is no setting; a whole number may be a name.
+
+    Raises:
+        InputError: it is something else, or very long.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{where}: {key} must be a word, not {shown(value)}")
+    text = str(value)
+    if len(text) > _LONGEST_LABEL:
+        raise InputError(f"{where}: {key} has more than {_LONGEST_LABEL:,} characters")
+    return text
+
+
+def _is_meant(key: str, names: set[str]) -> bool:
+    """Whether a key is a setting, or close to one."""
+    return key in names or "did you mean" in nearest(key, names)
 
 
 def _setting_names() -> set[str]:
@@ -95,9 +138,9 @@ def _setting_names() -> set[str]:
 
 
 def _home(key: str) -> str:
-    """Where a setting belongs that stands at the top of a file by mistake."""
-    homes = [part for part in _PARTS if key in SECTIONS[part].settings()]
-    return f": {key} belongs under {homes[0]!r}" if homes else ""
+    """Where a setting belongs that stands in another place of a file by mistake; empty where it belongs to no part."""
+    part = next((part for part in _PARTS if key in SECTIONS[part].settings()), None)
+    return "" if part is None else f": {key} belongs under {part!r}"
 
 
 def resolve(
@@ -130,6 +173,7 @@ def resolve(
         file_values[part], open_there = _without_auto(values)
         auto |= open_there - flags.keys()
     _drop_overridden_layout(file_values["parallel"], flags)
+    file_values["train"], flags = _replace_lengths(file_values["train"], flags)
     sections = {}
     for part, section in SECTIONS.items():
         over = {key: flags.pop(key) for key in list(flags) if key in section.settings()}
@@ -141,7 +185,7 @@ def resolve(
         )
     if flags:
         key = next(iter(flags))
-        raise InputError(f"unknown setting {key!r}{nearest(key, _setting_names())}")
+        raise InputError(f"unknown setting {shown(key)}{hint(key, _setting_names())}")
     label = name or base.get("name") or preset or (Path(config_file).stem if config_file else "custom")
     return RunConfig(name=label, preset=base.get("preset"), auto=auto, **sections)  # type: ignore[arg-type]
 
@@ -166,8 +210,62 @@ def _drop_overridden_layout(layout: Values, flags: Values) -> None:
         layout.pop("ds_config", None)
 
 
+def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
+    """The file's values and the flags; a given length replaces the other length of the level below.
+
+    A flag replaces what the file says, and the file replaces the default: ``max_tokens`` alone is not cut short by a
+    ``max_iters`` that nobody gave. Two lengths of the same level both stay.
+    """
+    neither = dict.fromkeys(LENGTHS)
+    if _gives_length(flags):
+        return file, {**neither, **flags}
+    return ({**neither, **file}, flags) if _gives_length(file) else (file, flags)
+
+
+def _gives_length(values: Values) -> bool:
+    return any(str(values.get(key)).lower() not in {"none", "null"} for key in LENGTHS)
+
+
+def named_settings(preset: str | None = None, config_file: str | Path | None = None) -> frozenset[str]:
+    """The settings that a preset or a configuration file names; none of neither.
+
+    Raises:
+        InputError: no such preset, or a file that is no configuration.
+    """
+    values = {} if config_file is None else load_config_file(config_file)
+    values = values if preset is None else load_preset(preset)
+    return frozenset(key for part in values.values() if isinstance(part, dict) for key in part)
+
+
 def as_file(run: RunConfig) -> Values:
     """The run in the form of a configuration file: what ``resolve`` reads back."""
     values = run.as_dict()
     parallel = values.pop("parallel")
     return {"name": values.pop("name"), "preset": values.pop("preset"), **values, **parallel}
+
+
+def from_run(values: Any, where: str) -> Values:
+    """A run's own configuration as it was written, every setting in its type.
+
+    Args:
+        values: what was parsed from ``config.yaml``, or what a checkpoint says.
+        where: what to call it in an error message.
+
+    Raises:
+        InputError: it is no configuration, or a value is of another type.
+    """
+    values = checked(values, where)
+    parts = {part: _typed(part, values.get(part, {}), where) for part in _PARTS}
+    return {
+        **values,
+        **parts,
+        **_typed("parallel", {k: values[k] for k in ParallelConfig.settings() if k in values}, where),
+    }
+
+
+def _typed(part: str, values: Values, where: str) -> Values:
+    known = SECTIONS[part].settings()
+    try:
+        return {key: coerce(known[key], value) if key in known else value for key, value in values.items()}
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

@@ -49,7 +49,7 @@ class ParallelConfig(Section):
         choices=OFFLOADS,
     )
     ds_config: str | None = setting(
-        None, "DeepSpeed configuration: a file in ds_configs/ or a path; none: the stage's own"
+        None, "DeepSpeed configuration: a file in ds_configs/ or a path; none: the stage's own", is_path=True
     )
 
     def check(self) -> None:
@@ -84,12 +84,18 @@ class ParallelConfig(Section):
 class DataConfig(Section):
     """Where the tokens come from."""
 
-    input_file: str | None = setting(None, "text or code, a folder of it, or a folder made by `scalegpt data prepare`")
+    input_file: str | None = setting(
+        None, "text or code, a folder of it, or a folder made by `scalegpt data prepare`", is_path=True
+    )
     tokenizer: str = setting("gpt2", "gpt2 BPE, byte or char level", choices=TOKENIZERS)
     encoding: str = setting("utf-8", "encoding of the text files; auto detects it")
     val_fraction: float | None = setting(
         None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1
     )
+    as_text: bool = setting(
+        False, "train on JSON, CSV, HTML and the like as they are written, and on folders that are mostly such data"
+    )
+    follow_links: bool = setting(False, "follow symbolic links that leave an input folder")
 
 
 DATA = "data"

@@ -16,12 +16,12 @@ class SamplingSettings(Section):
     """
 
     max_new_tokens: int = setting(
-        256, "most tokens of a sample; it ends earlier where the model ends the text", minimum=1
+        256, "most tokens of a sample; it ends earlier where the model ends the text", minimum=1, maximum=10**9
     )
     temperature: float = setting(
-        1.0, "below 1 is safer, above 1 is wilder; 0 always takes the likeliest token", minimum=0
+        1.0, "below 1 is safer, above 1 is wilder; 0 always takes the likeliest token", minimum=0, maximum=1000
     )
-    top_k: int | None = setting(None, "draw among the k likeliest tokens; none: among all", minimum=1)
+    top_k: int | None = setting(None, "draw among the k likeliest tokens; none: among all", minimum=1, maximum=10**9)
     top_p: float | None = setting(
         None, "draw among the fewest likeliest tokens whose probabilities reach p together; none: among all",
         above=0, maximum=1,

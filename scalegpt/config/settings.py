@@ -8,11 +8,21 @@ every field when it is made: a configuration that exists is valid.
 import dataclasses
 import math
 import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Self, get_args
 
 from scalegpt.errors import InputError, nearest
+from scalegpt.storage import user_path
+from scalegpt.structured import DIGITS
+from scalegpt.text import shown
+
+_MOST_CHARACTERS = 100_000
+"""Of a setting's text."""
+
+_MOST_OF_A_NUMBER = 400
+"""Characters; the largest float has 309 digits."""
 
 Scalar = str | int | float | bool | None
 
@@ -33,11 +43,15 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    is_path: bool = False,
 ) -> Any:
     """A dataclass field with its description and its bounds.
 
     ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
     A value of None is always within the bounds: it stands for "not set", which only an optional field can be.
+    ``is_path`` marks a path of a file or folder, in which ``~`` means the home folder.
+
+    Every number has an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
     """
     metadata = {
         "help": help,
@@ -46,6 +60,7 @@ def setting(
         "maximum": maximum,
         "above": above,
         "below": below,
+        "is_path": is_path,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -85,7 +100,7 @@ class Section:
         known = cls.settings()
         for key in values:
             if key not in known:
-                raise InputError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+                raise InputError(f"{where}: unknown key {shown(key)}{nearest(key, known)}")
         try:
             return cls(**{key: coerce(known[key], value) for key, value in values.items()})
         except InputError as error:
@@ -123,35 +138,69 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
     kinds = field_types(field)
     if type(None) in kinds and (value is None or str(value).lower() in {"none", "null"}):
         return None
-    if isinstance(value, bool) and {"on", "off"} <= set(field.metadata["choices"]):
-        value = "on" if value else "off"  # YAML reads these words as booleans
+    word = "on" if value else "off"
+    if isinstance(value, bool) and word in field.metadata["choices"]:
+        value = word  # what these words become on their way through YAML 1.1
     for kind in kinds:
-        converted = _convert(kind, value)
+        converted = _text(field, value) if kind is str else _convert(kind, value)
         if converted is not None:
             return converted
-    raise InputError(f"{field.name} must be {_describe(field)}, not {value!r}")
+    raise InputError(f"{field.name} must be {_describe(field)}, not {shown(value)}")
+
+
+def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
+    """The value as text, or None where it is none; a whole number may be a name.
+
+    Raises:
+        InputError: it is no path, where one is due, or cannot be written as UTF-8.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and not field.metadata["choices"]:
+        value = str(value)
+    if not isinstance(value, str):
+        return None
+    text: str = value
+    if field.metadata["is_path"]:
+        try:
+            text = user_path(text)
+        except InputError as error:
+            raise InputError(f"{field.name} {error}") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise InputError(f"{field.name} has more than {_MOST_CHARACTERS:,} characters")
+    if not field.metadata["is_path"] and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{field.name} {shown(text)} is not UTF-8")
+    return text
 
 
 def _convert(kind: type, value: Any) -> Scalar:
     """The value as ``kind``, or None where it is not one."""
     if kind is bool:
         return _as_bool(value)
-    if kind is str:
-        return value if isinstance(value, str) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        try:
-            number = float(value)
-        except ValueError:
-            return None
-    if not math.isfinite(number):
+        number = _number(value)
+        return float(number) if kind is float else int(number) if kind is int and number == int(number) else None
+    except (ValueError, OverflowError):  # no number, infinite, or too large for one
         return None
-    if kind is float:
-        return float(number)
-    return int(number) if kind is int and number == int(number) else None
+
+
+def _number(value: str | int | float) -> int | float:
+    """The number that a text stands for.
+
+    Raises:
+        ValueError: it stands for none, or for none that is finite.
+        OverflowError: no float is as large.
+    """
+    if isinstance(value, str):
+        if len(value) > _MOST_OF_A_NUMBER:
+            raise ValueError("too long")
+        if len(value) <= DIGITS:
+            with suppress(ValueError):
+                return int(value)
+    number = float(value) if isinstance(value, str) else value
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
 
 
 def _as_bool(value: Any) -> bool | None:
@@ -173,8 +222,17 @@ def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
         return
     bounds = field.metadata
     if bounds["choices"] and value not in bounds["choices"]:
-        raise InputError(f"{field.name} {value!r} is not known{nearest(str(value), bounds['choices'])}")
+        raise InputError(f"{field.name} {shown(value)} is not known{nearest(value, bounds['choices'])}")
     for name, (holds, words) in _BOUNDS.items():
         limit = bounds[name]
         if limit is not None and not holds(value, limit):
-            raise InputError(f"{field.name} must be {words} {limit}, not {value}")
+            raise InputError(f"{field.name} must be {words} {limit:,}, not {shown(value)}")
+
+
+def limits(field: "dataclasses.Field[Any]") -> str:
+    """The bounds of a number in words, such as ``1 to 10,000``; empty for a setting of another kind."""
+    bounds = field.metadata
+    low, high = bounds["minimum"], bounds["maximum"]
+    if low is not None and high is not None:
+        return f"{low:,} to {high:,}"
+    return ", ".join(f"{words} {bounds[name]:,}" for name, (_, words) in _BOUNDS.items() if bounds[name] is not None)

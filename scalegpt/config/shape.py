@@ -7,6 +7,9 @@ from scalegpt.errors import InputError
 
 AUTO_VOCAB = 0
 
+TOKENS = {"gpt2": 50257, "byte": 257}
+"""Tokenizer → how many different tokens it gives; what characters give, only the text tells."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
@@ -16,14 +19,17 @@ class ModelConfig(Section):
         InputError: a size below one, or a width that the heads do not divide.
     """
 
-    n_layer: int = setting(4, "number of transformer blocks", minimum=1, maximum=10_000)
-    n_embd: int = setting(192, "width of the residual stream", minimum=1)
-    n_head: int = setting(3, "attention heads; must divide n_embd", minimum=1)
-    block_size: int = setting(256, "longest context in tokens, and the training sequence length T", minimum=1)
+    n_layer: int = setting(4, "number of transformer blocks", minimum=1, maximum=2000)
+    n_embd: int = setting(192, "width of the residual stream", minimum=1, maximum=1_000_000)
+    n_head: int = setting(3, "attention heads; must divide n_embd", minimum=1, maximum=100_000)
+    block_size: int = setting(
+        256, "longest context in tokens, and the training sequence length T", minimum=1, maximum=100_000_000
+    )
     vocab_size: int = setting(
         50304,
         "size of the vocabulary; 50304 is GPT-2's 50257 padded to a multiple of 64; 0 or auto takes the tokenizer's",
         minimum=0,
+        maximum=10_000_000,
     )
     bias: bool = setting(False, "biases in the linear layers and layer norms, as GPT-2 has them")
     tie_head: bool = setting(True, "the LM head shares the token embedding's matrix")

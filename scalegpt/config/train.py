@@ -14,7 +14,16 @@ LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "muon")
+MOST_STEPS = 10**12
+MOST_SECONDS = 30 * 24 * 3600
+"""What torch's collectives may wait at most, where a run has no time-out; see :mod:`scalegpt.training.run`."""
+MOST_MINUTES = 10**7
+"""Nineteen years."""
+
 ON_SPIKE = ("off", "warn", "skip", "rollback")
+
+LENGTHS = ("max_iters", "max_tokens")
+"""The settings that say how long a run is. With both, the run ends at whichever comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +38,33 @@ class TrainConfig(Section):
         8,
         "sequences per rank in one forward and backward pass; auto, the trainer's default: the fastest that fits",
         minimum=1,
+        maximum=1_000_000,
     )
     tokens_per_step: int | None = setting(
         None,
         "tokens of one optimizer step over all ranks; gradient accumulation follows from it; "
         "none: one micro batch on every rank",
         minimum=1,
+        maximum=10**12,
     )
-    max_iters: int | None = setting(1000, "stop after so many optimizer steps; none: no limit", minimum=0)
-    max_tokens: int | None = setting(None, "stop after so many tokens", minimum=1)
-    max_minutes: float | None = setting(None, "stop after so many minutes of this process", above=0)
+    max_iters: int | None = setting(
+        1000,
+        "optimizer steps of the run; the default holds where max_tokens is not given; with both, the shorter; none: no limit",
+        minimum=0,
+        maximum=MOST_STEPS,
+    )
+    max_tokens: int | None = setting(
+        None,
+        "tokens of the run; where given, it replaces the max_iters of the preset and of the default",
+        minimum=1,
+        maximum=10**16,
+    )
+    max_minutes: float | None = setting(
+        None,
+        "stop this process after this many minutes; the schedule still follows max_iters or max_tokens",
+        above=0,
+        maximum=MOST_MINUTES,
+    )
 
     optimizer: str = setting(
         "adamw",
@@ -46,34 +72,40 @@ class TrainConfig(Section):
         choices=OPTIMIZERS,
     )
     fused: bool = setting(True, "the fused form of the optimizer; false: the foreach form, which holds more memory")
-    learning_rate: float = setting(1e-3, "peak learning rate", above=0)
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0, maximum=1000)
     min_lr_ratio: float = setting(0.1, "the last learning rate as a share of the peak", minimum=0, maximum=1)
-    warmup_steps: int = setting(100, "steps of linear warm-up", minimum=0)
+    warmup_steps: int = setting(100, "steps of linear warm-up", minimum=0, maximum=MOST_STEPS)
     schedule: str = setting("cosine", "cosine; wsd: warm up, stay, then decay linearly; constant", choices=SCHEDULES)
     decay_fraction: float = setting(0.2, "share of the steps that wsd decays over", above=0, maximum=1)
-    weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", minimum=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", minimum=0, maximum=1000)
     beta1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
     beta2: float = setting(0.95, "decay of AdamW's second moment", minimum=0, below=1)
-    adam_eps: float = setting(1e-8, "AdamW's epsilon", above=0)
+    adam_eps: float = setting(1e-8, "AdamW's epsilon", above=0, maximum=1)
     muon_lr: float = setting(
-        0.02, "muon: peak learning rate of the blocks' matrices; it follows the schedule of learning_rate", above=0
+        0.02,
+        "muon: peak learning rate of the blocks' matrices; it follows the schedule of learning_rate",
+        above=0,
+        maximum=1000,
     )
     muon_momentum: float = setting(0.95, "muon: decay of the momentum, which is Nesterov's", minimum=0, below=1)
-    grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0)
+    grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0, maximum=1e9)
 
     max_skipped_in_a_row: int = setting(
-        20, "end the run when so many steps in a row had a loss or gradient that was not finite, or a spike", minimum=1
+        20,
+        "end the run when N steps in a row had a loss or gradient that was not finite, or a spike",
+        minimum=1,
+        maximum=MOST_STEPS,
     )
     on_spike: str = setting(
         "warn",
         "when the loss spikes: warn; skip leaves the step out; rollback goes back to a checkpoint and past the data",
         choices=ON_SPIKE,
     )
-    spike_window: int = setting(50, "steps before, whose losses a spike is measured by", minimum=4)
+    spike_window: int = setting(50, "steps before, whose losses a spike is measured by", minimum=4, maximum=100_000)
     spike_factor: float = setting(
-        10.0, "a spike is above the median by so many median absolute deviations, and by a fifth", above=0
+        10.0, "a spike is above the median by X median absolute deviations, and by a fifth", above=0, maximum=1e12
     )
-    max_rollbacks: int = setting(3, "end the run at the next spike after so many rollbacks", minimum=1)
+    max_rollbacks: int = setting(3, "end the run at the next spike after N rollbacks", minimum=1, maximum=1_000_000)
 
     precision: str = setting(
         "auto",
@@ -95,33 +127,43 @@ class TrainConfig(Section):
         "cross entropy over full logits, or over chunks of tokens so that they never exist; auto: the faster that fits",
         choices=LOSSES,
     )
-    loss_chunk: int = setting(1024, "tokens per chunk of the chunked loss", minimum=1)
+    loss_chunk: int = setting(1024, "tokens per chunk of the chunked loss", minimum=1, maximum=10**9)
     attention: str = setting("auto", "backend of scaled_dot_product_attention", choices=ATTENTION)
     compile: str = setting("auto", "torch.compile of each block; auto: on CUDA", choices=("auto", "on", "off"))
 
-    eval_every: int = setting(250, "steps between evaluations; 0: only at the end", minimum=0)
-    eval_tokens: int = setting(131_072, "held-out tokens per evaluation", minimum=1)
-    sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0)
-    sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0)
+    eval_every: int = setting(250, "steps between evaluations; 0: only at the end", minimum=0, maximum=MOST_STEPS)
+    eval_tokens: int = setting(
+        131_072, "held-out tokens per evaluation, spread evenly over all that are held out", minimum=1, maximum=10**12
+    )
+    sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0, maximum=MOST_STEPS)
+    sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0, maximum=1_000_000)
     sample_prompt: str | None = setting(
         None, "what the samples continue; none: the end-of-text token, or held-out text"
     )
-    checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0)
+    checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     checkpoint_minutes: float | None = setting(
-        None, "save also when so many minutes have passed since the last checkpoint; none: by steps alone", above=0
+        None,
+        "save also when X minutes have passed since the last checkpoint; none: by steps alone",
+        above=0,
+        maximum=MOST_MINUTES,
     )
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1, maximum=1_000_000)
     keep_best: bool = setting(True, "keep the checkpoint with the lowest held-out loss too")
     async_checkpoint: bool = setting(
         True, "write checkpoints while training goes on, from a copy in host memory; false: training waits"
     )
-    log_every: int = setting(10, "steps between printed lines; metrics.jsonl has every step", minimum=1)
+    log_every: int = setting(
+        10, "steps between printed lines; metrics.jsonl has every step", minimum=1, maximum=MOST_STEPS
+    )
     first_step_timeout: float = setting(
         1800.0,
         "seconds that the first step, or an evaluation or a save, may take before the run is ended; 0: endless",
         minimum=0,
+        maximum=MOST_SECONDS,
     )
-    step_timeout: float = setting(300.0, "seconds that any later step may take; 0: endless", minimum=0)
+    step_timeout: float = setting(
+        300.0, "seconds that any later step may take; 0: endless", minimum=0, maximum=MOST_SECONDS
+    )
     on_oom: str = setting(
         "stop",
         "out of memory on any rank ends the run; shrink: the next start goes on with half the micro batch, and the same "

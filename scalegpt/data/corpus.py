@@ -1,10 +1,9 @@
 """Check that files are text, and read them piece by piece in bounded memory.
 
-A file that the user named must be text, or the command ends. Inside a folder, what is not text is left out, counted and
-reported by reason.
+A file that the user named must be text, or the command ends. Inside a folder, what is not text is skipped, counted and
+reported by reason; a folder that is mostly data in another format is refused.
 """
 
-import codecs
 import hashlib
 import re
 from collections import Counter
@@ -14,10 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from scalegpt.data.documents import Document, find_documents, is_folder, real_path
-from scalegpt.data.encodings import AUTO, UTF8, byte_order_mark, codec_name, guess_encoding, looks_binary
+from scalegpt.data.decoding import (
+    NotInEncodingError,
+    UnusableTextError,
+    binary,
+    decoded,
+    encoding_instead,
+    unsure,
+)
+from scalegpt.data.documents import SAVED, Document, Skipped, find_documents, is_folder, is_run, real_path
+from scalegpt.data.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
+from scalegpt.data.formats import HEAD_BYTES, Format, Kind, recognise
+from scalegpt.data.ours import LOG, RUN, file_of_ours, is_our_output
 from scalegpt.data.tokenizers import code_points
 from scalegpt.errors import InputError
+from scalegpt.text import one_line
 
 PIECE_CHARACTERS = 1 << 20
 """A piece is cut at the last place that allows it once so many characters are there: 1 to 4 MB of UTF-8."""
@@ -25,22 +35,8 @@ PIECE_CHARACTERS = 1 << 20
 HARD_LIMIT_CHARACTERS = 8 << 20
 """Text with no such place for so long is cut anywhere: one or two tokens may differ there, and memory stays bounded."""
 
-_CHUNK_BYTES = 1 << 20
 _CUT = re.compile(r"[ \n](?=\S)")
 _UNICODE_SIZE = 0x110000
-
-
-class UnusableTextError(InputError):
-    """A file that cannot be trained on.
-
-    Attributes:
-        reason: in a word or two, to count by: ``binary``, ``empty``, ``not utf-8``, ``unreadable``.
-
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -70,16 +66,16 @@ class Corpus:
     Attributes:
         sources: in an order that depends on names and contents alone.
         encoding: as asked for; ``auto`` lets every file have its own.
-        skipped: reason → number of files left out.
-        examples: reason → one of those files.
+        skipped: what of the folders is not read.
+        as_they_are: records among the sources, which are read as they are written.
         characters: every character that occurs, sorted; None where nobody asked.
 
     """
 
     encoding: str
     sources: list[Source] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
+    skipped: Skipped = field(default_factory=Skipped)
+    as_they_are: Skipped = field(default_factory=Skipped)
     characters: str | None = None
 
     @property
@@ -88,11 +84,46 @@ class Corpus:
         return sum(source.bytes for source in self.sources)
 
 
+@dataclass
+class _Share:
+    """How much of a folder is text, and how much is data in another format.
+
+    Attributes:
+        files: files by kind of format; None for plain text.
+        bytes: their bytes.
+        formats: the formats that hold text which is not read as such.
+
+    """
+
+    files: Counter[Kind | None] = field(default_factory=Counter)
+    bytes: Counter[Kind | None] = field(default_factory=Counter)
+    formats: Skipped = field(default_factory=Skipped)
+
+    def add(self, document: Document, form: Format | None, size: int) -> None:
+        """Count a file that is read, or that is skipped for its format."""
+        kind = None if form is None else form.kind
+        self.files[kind] += 1
+        self.bytes[kind] += size
+        if form is not None and form.kind is not Kind.OTHER:
+            self.formats.add(form.name, document.name)
+
+    @property
+    def is_mostly_data(self) -> bool:
+        """Whether more than half is records or containers. Markup counts only where most files are markup."""
+        text = self.bytes[None] + self.bytes[Kind.MARKUP]
+        data = self.bytes[Kind.RECORDS] + self.bytes[Kind.CONTAINER]
+        if 2 * self.files[Kind.MARKUP] > sum(self.files.values()) - self.files[Kind.OTHER]:
+            text, data = self.bytes[None], data + self.bytes[Kind.MARKUP]
+        return data > text
+
+
 def survey(
     inputs: Sequence[str | Path],
     encoding: str,
     *,
     want_characters: bool = False,
+    as_text: bool = False,
+    follow_links: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Read every document once: check that it is text, and take its size and SHA-256.
@@ -101,35 +132,62 @@ def survey(
         inputs: files and folders.
         encoding: of all files, or ``auto``.
         want_characters: gather the characters that occur, for a ``char`` vocabulary.
-        progress: told the bytes read so far.
+        as_text: read records and markup (JSON, CSV, HTML …) as they are written, and folders that are mostly such data.
+        follow_links: follow links that leave a folder.
+        progress: called with the bytes read so far.
 
     Raises:
-        InputError: a named file is no text in that encoding, or a folder holds none that is.
+        InputError: a named file is no text in that encoding, or a folder holds none that is, or is mostly other data.
 
     """
-    corpus = Corpus(codec_name(encoding))
+    found = find_documents(inputs, follow_links=follow_links)
+    corpus = Corpus(codec_name(encoding), skipped=found.skipped)
     seen = np.zeros(_UNICODE_SIZE, dtype=bool) if want_characters else None
-    documents = find_documents(inputs)
+    shares: dict[Path, _Share] = {}
     done = 0
-    for document in documents:
+    for document in found.documents:
+        share = shares.setdefault(document.folder, _Share()) if document.folder is not None else None
         try:
+            form = _format(document, as_text=as_text)
             source = _examine(document, corpus.encoding, seen)
         except UnusableTextError as error:
-            if document.folder is None:
+            if share is None:
                 raise
-            corpus.skipped[error.reason] += 1
-            corpus.examples.setdefault(error.reason, document.name)
+            corpus.skipped.add(error.reason, document.name)
+            if isinstance(error, OtherFormatError):
+                share.add(document, error.form, error.size)
             continue
         corpus.sources.append(source)
+        if share is not None:
+            share.add(document, form, source.bytes)
+            if form is not None and form.kind is Kind.RECORDS:
+                corpus.as_they_are.add(form.name, document.name)
         done += source.bytes
         if progress is not None:
             progress(done)
-    _check_folders(inputs, corpus, documents)
+    if not as_text:
+        _check_data_sets(corpus, shares)
+    _check_folders(inputs, corpus, found.documents)
     # Contents decide where names are equal, so that the order of the inputs does not matter.
     corpus.sources.sort(key=lambda source: (source.name, source.sha256))
     if seen is not None:
         corpus.characters = np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
     return corpus
+
+
+def _check_data_sets(corpus: Corpus, shares: dict[Path, _Share]) -> None:
+    """Refuse folders whose text lies, wholly or mostly, in formats that are not read."""
+    way_out = (
+        "write its text to .txt files, one a document; or --as_text true trains on what is text there, as it is written"
+    )
+    if SAVED in corpus.skipped.counts:
+        example = one_line(corpus.skipped.examples[SAVED])
+        raise InputError(
+            f"folder {example} is a data set saved by Hugging Face datasets: its text lies in Arrow files; {way_out}"
+        )
+    for folder, share in shares.items():
+        if share.is_mostly_data:
+            raise InputError(f"most of folder {one_line(folder)} is not plain text: {share.formats}; {way_out}")
 
 
 def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequence[Document]) -> None:
@@ -138,40 +196,92 @@ def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequ
         real = real_path(folder)
         inside = [each for each in documents if each.folder == folder or each.real.is_relative_to(real)]
         if not any(document.path in usable for document in inside):
-            left_out = f"; left out: {describe_skipped(corpus)}" if corpus.skipped else ""
+            skipped = f"; skipped: {corpus.skipped}" if corpus.skipped.counts else ""
             raise InputError(
-                f"folder {folder} holds no text in {corpus.encoding}{left_out}; name another, or --encoding"
+                f"folder {one_line(folder)} holds no text in {corpus.encoding}{skipped}; name another, or --encoding"
             )
 
 
-def describe_skipped(corpus: Corpus) -> str:
-    """Say what was left out, as in ``3 binary (such as a.png), 1 empty (b.txt)``; empty where nothing was."""
-    return ", ".join(
-        f"{count} {reason} ({'such as ' if count > 1 else ''}{corpus.examples[reason]})"
-        for reason, count in sorted(corpus.skipped.items())
-    )
+class OtherFormatError(UnusableTextError):
+    """A file in a format that is not plain text.
+
+    Attributes:
+        form: the format.
+        size: bytes of the file.
+
+    """
+
+    def __init__(self, document: Document, form: Format, size: int) -> None:
+        what = f"binary ({form.name}), not text" if form.kind is Kind.OTHER else f"{form.name}, not plain text"
+        as_text = ", or --as_text true trains on it as it is written" if form.is_readable else ""
+        super().__init__(form.name, f"input {one_line(document.path)} is {what}; {form.remedy}{as_text}")
+        self.form, self.size = form, size
+
+
+def _format(document: Document, *, as_text: bool) -> Format | None:
+    """The format of a document that may be read as text; None for plain text.
+
+    Raises:
+        UnusableTextError: it is in another format and must not be read as text, or cannot be read.
+
+    """
+    try:
+        _refuse_ours(document)
+        if not document.path.is_file():
+            raise UnusableTextError(
+                "unreadable", f"input {one_line(document.path)} is not a regular file; copy its text into one"
+            )
+        with document.path.open("rb") as file:
+            form = recognise(document.path.name, file.read(HEAD_BYTES))
+        size = document.path.stat().st_size
+    except OSError as error:
+        raise _unreadable(document, error) from None
+    if form is None or (form.is_readable and (as_text or document.folder is not None)):
+        return form
+    raise OtherFormatError(document, form, size)
+
+
+def _unreadable(document: Document, error: OSError) -> UnusableTextError:
+    return UnusableTextError("unreadable", f"input {one_line(document.path)} cannot be read: {error.strerror}")
 
 
 def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
-    """Read a document through in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding detected."""
+    """Read a document through in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding that it is in."""
+    path = document.path
     try:
-        if not document.path.is_file():
-            raise UnusableTextError(
-                "unreadable", f"input {document.path} is not a regular file; copy its text into one"
-            )
-        if encoding != AUTO:
-            return _read_through(document, encoding, seen)
-        with document.path.open("rb") as file:
-            mark = byte_order_mark(file.read(4))
+        mark = None
+        if encoding == AUTO:
+            with path.open("rb") as file:
+                mark = byte_order_mark(file.read(4))
         try:
-            return _read_through(document, mark or UTF8, seen)
+            return _read_through(document, (mark or UTF8) if encoding == AUTO else encoding, seen)
         except NotInEncodingError as error:
-            guess = guess_encoding(document.path, error.offset)
-            if guess is None:
-                raise _binary(document.path) from None
+            guess = encoding_instead(path, encoding, error.offset, mark)
+        try:
             return _read_through(document, codec_name(guess), seen)
+        except NotInEncodingError as error:
+            raise unsure(path, guess, error.offset) from None
     except OSError as error:
-        raise UnusableTextError("unreadable", f"input {document.path} cannot be read: {error.strerror}") from None
+        raise _unreadable(document, error) from None
+
+
+def _refuse_ours(document: Document) -> None:
+    """Refuse what ScaleGPT has written itself. A file that the user names is taken, except this process's own output.
+
+    Raises:
+        UnusableTextError: it is ours.
+        OSError: it cannot be read.
+
+    """
+    path = document.path
+    if path.is_dir():
+        kind = RUN if is_run(path) else None
+    elif document.folder is None:
+        kind = LOG if is_our_output(path) else None
+    else:
+        kind = file_of_ours(path) if path.is_file() else None
+    if kind is not None:
+        raise UnusableTextError(kind, f"input {one_line(path)} is a {kind}, not text to train on; name another file")
 
 
 def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
@@ -179,92 +289,18 @@ def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np
     size = characters = 0
     # A file with a character that does not count must not add to the vocabulary of the others.
     here = None if seen is None else np.zeros_like(seen)
-    for chunk, text in _decoded(document.path, encoding):
+    for chunk, text in decoded(document.path, encoding):
         digest.update(chunk)
         if "\0" in text or (not characters and looks_binary(text[:65536].encode("utf-8", "replace"))):
-            raise _binary(document.path)
+            raise binary(document.path)
         size, characters = size + len(chunk), characters + len(text)
         if here is not None:
             here[code_points(text)] = True
     if not characters:
-        raise UnusableTextError("empty", f"input {document.path} is empty; name a file with text in it")
+        raise UnusableTextError("empty", f"input {one_line(document.path)} is empty; name a file with text in it")
     if seen is not None and here is not None:
         seen |= here
     return Source(document.path, document.name, encoding, size, digest.hexdigest())
-
-
-def _binary(path: Path) -> UnusableTextError:
-    return UnusableTextError(
-        "binary", f"input {path} is binary, not text; name a text file, or --encoding if it is one"
-    )
-
-
-class NotInEncodingError(UnusableTextError):
-    """Bytes that the encoding does not have.
-
-    Attributes:
-        offset: of the first such byte in the file.
-
-    """
-
-    def __init__(self, path: Path, encoding: str, offset: int, advice: str) -> None:
-        shown = encoding.upper() if encoding == UTF8 else encoding
-        super().__init__(f"not {encoding}", f"input {path} is not {shown}: {_byte_at(path, offset)}; {advice}")
-        self.offset = offset
-
-
-def _byte_at(path: Path, offset: int) -> str:
-    with path.open("rb") as file:
-        file.seek(offset)
-        byte = file.read(1)
-    return f"byte 0x{byte[0]:02x} at byte offset {offset}" if byte else f"it breaks off at byte offset {offset}"
-
-
-def _refuse_bytes(path: Path, encoding: str, offset: int) -> UnusableTextError:
-    """Say what is wrong with the bytes and, for a file that should be UTF-8, what it probably is."""
-    if encoding != UTF8:
-        return NotInEncodingError(path, encoding, offset, "give its own --encoding, or --encoding auto to detect it")
-    guess = guess_encoding(path, offset)
-    if guess is None:
-        with path.open("rb") as file:
-            head = file.read(65536)
-        if looks_binary(head):
-            return _binary(path)
-        advice = "mend the file, or give its --encoding"
-    else:
-        known = "ISO-8859-1 (latin-1)" if guess == "latin-1" else guess
-        advice = f"it is probably {known}: use --encoding {guess}, or --encoding auto"
-    return NotInEncodingError(path, encoding, offset, advice)
-
-
-def _decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
-    """Yield a file's chunks, each with the text that it completes; line ends are left as they are.
-
-    Raises:
-        UnusableTextError: bytes that are not of the encoding.
-        OSError: the file cannot be read.
-
-    """
-    decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
-    offset = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(_CHUNK_BYTES)
-            # UTF-8's mark is dropped here: its own codec for that counts offsets from behind it.
-            skipped = 3 if offset == 0 and encoding == UTF8 and chunk.startswith(codecs.BOM_UTF8) else 0
-            pending = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(chunk[skipped:], final=not chunk)
-                if encoding != UTF8 and not text.isascii():
-                    text.encode()  # some codecs make lone surrogates, which no tokenizer can take
-            except UnicodeDecodeError as error:
-                raise _refuse_bytes(path, encoding, offset + skipped - pending + error.start) from None
-            except UnicodeError:
-                raise _refuse_bytes(path, encoding, offset) from None
-            yield chunk, text
-            if not chunk:
-                return
-            offset += len(chunk)
 
 
 def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
@@ -279,7 +315,7 @@ def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
     """
     digest, size, kept = hashlib.sha256(), 0, ""
     try:
-        for chunk, text in _decoded(source.path, source.encoding):
+        for chunk, text in decoded(source.path, source.encoding):
             digest.update(chunk)
             size += len(chunk)
             kept += text
@@ -287,11 +323,17 @@ def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
                 yield kept[:place], size
                 kept = kept[place:]
         if digest.hexdigest() != source.sha256:
-            raise InputError(f"input {source.path} changed while it was read; prepare it again")
+            raise _changed(source)
+    except NotInEncodingError:
+        raise _changed(source) from None
     except OSError as error:
-        raise InputError(f"input {source.path} cannot be read any more: {error.strerror}") from None
+        raise InputError(f"input {one_line(source.path)} cannot be read any more: {error.strerror}") from None
     if kept:
         yield kept, size
+
+
+def _changed(source: Source) -> InputError:
+    return InputError(f"input {one_line(source.path)} changed while it was read; prepare it again")
 
 
 def cut_place(text: str) -> int:

@@ -1,10 +1,7 @@
-"""Names of text encodings, and a guess at the one a file is in."""
+"""Names of text encodings, and what the first bytes of a file tell."""
 
 import codecs
 import encodings.aliases
-import re
-from pathlib import Path
-from typing import BinaryIO
 
 from scalegpt.errors import InputError, nearest
 
@@ -20,18 +17,6 @@ _BOMS = {
     codecs.BOM_UTF8: UTF8,
 }
 
-_COMMON = (
-    "cp1252", "latin_1", "iso8859_15", "cp1250", "iso8859_2", "cp1251", "koi8_r", "koi8_u", "cp1253", "iso8859_7",
-    "cp1254", "iso8859_9", "cp1255", "cp1256", "cp1257", "gb18030", "gbk", "gb2312", "big5", "cp932", "shift_jis",
-    "euc_jp", "euc_jis_2004", "iso2022_jp", "cp949", "euc_kr", "cp874", "tis_620", "cp866", "cp437", "cp850",
-    "mac_roman",
-)  # fmt: skip
-"""Encodings that files are found in, most usual first. Every byte string is text in dozens of others."""
-
-_MESS_TOLERANCE = 0.1
-_SAMPLE_BYTES = 128 * 1024
-_CHUNK_BYTES = 1 << 20
-_C1 = bytes(range(0x80, 0xA0))
 _CONTROL_BYTES = bytes({*range(0x20), 0x7F} - {*b"\t\n\v\f\r\x1b\b"})
 _MAX_CONTROL_SHARE = 0.3
 
@@ -70,69 +55,3 @@ def looks_binary(sample: bytes) -> bool:
         return False
     controls = len(sample) - len(sample.translate(None, _CONTROL_BYTES))
     return b"\0" in sample or controls > _MAX_CONTROL_SHARE * len(sample)
-
-
-def guess_encoding(path: Path, offset: int) -> str | None:
-    """Guess what a file that is not UTF-8 probably is.
-
-    Args:
-        path: the file.
-        offset: of the first byte that is not UTF-8: the sample is taken there, where the telling bytes are.
-
-    Returns:
-        A codec's name, or None where the file looks binary or like nothing known.
-
-    """
-    with path.open("rb") as file:
-        mark = byte_order_mark(file.read(4))
-        if mark not in (None, UTF8):
-            return mark
-        sample = _sample_around(file, offset)
-    if looks_binary(sample):
-        return None
-    guess = _guess_sample(sample)
-    if guess == "latin-1" and _holds_c1(path):
-        return "cp1252"  # the rest of the file uses the places that latin-1 leaves to control characters
-    return guess
-
-
-def _sample_around(file: BinaryIO, offset: int) -> bytes:
-    """Read up to 128 KiB from the start of the offset's line, so that no multi-byte character is cut in front."""
-    reach = min(offset, 4096)
-    file.seek(offset - reach)
-    sample = file.read(_SAMPLE_BYTES)
-    line = sample.rfind(b"\n", 0, reach) + 1
-    # A cut at the back may halve the last character, which would speak against the right encoding.
-    end = sample.rfind(b"\n") + 1 if len(sample) == _SAMPLE_BYTES else len(sample)
-    return sample[line : end if end > reach else None]
-
-
-def _guess_sample(sample: bytes) -> str | None:
-    """Choose charset-normalizer's best match among the encodings in use.
-
-    Its own first choice can be an exotic code page that differs from the right one in one letter (Italian latin-1 reads
-    as Vietnamese cp1258, with every ``ì`` spoilt), so that the usual encodings go first wherever they read as cleanly.
-    """
-    import charset_normalizer
-
-    matches = list(charset_normalizer.from_bytes(sample, steps=10))
-    if not matches:
-        return None
-    cleanest = min(match.chaos for match in matches)
-    usual = [m for m in matches if m.encoding in _COMMON and m.chaos <= cleanest + _MESS_TOLERANCE]
-    best = min(usual or matches, key=lambda m: (m.chaos, -m.coherence, _rank(m.encoding)))
-    if str(best) == sample.decode("latin-1"):
-        return "latin-1"  # the name that people know, of several that read these bytes alike
-    return best.encoding.replace("_", "-") if re.match("utf|iso", best.encoding) else best.encoding
-
-
-def _rank(encoding: str) -> int:
-    return _COMMON.index(encoding) if encoding in _COMMON else len(_COMMON)
-
-
-def _holds_c1(path: Path) -> bool:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            if len(chunk.translate(None, _C1)) != len(chunk):
-                return True
-    return False

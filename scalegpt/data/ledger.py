@@ -7,7 +7,6 @@ where it changes: ``data_ledger.jsonl``, from which the windows of any step foll
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,13 @@ from typing import Any
 
 from scalegpt.data.sampler import WindowSampler
 from scalegpt.errors import InputError
+from scalegpt.storage import write_atomic
+from scalegpt.structured import read_lines
+
+_MOST = 10**16
+"""No step, window or token has a larger number: it bounds the tokens of a run."""
+_MOST_PER_STEP = 10**7
+"""Windows of a step: a line that says more was not written by a run."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,9 @@ class Ledger:
             InputError: it cannot be read.
         """
         try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            return [stretch for _, values in read_lines(self.path) if (stretch := _parse(values)) is not None]
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
-        return [stretch for line in lines if (stretch := _parse(line)) is not None]
 
     def append(self, stretch: Stretch) -> None:
         """Add a stretch, on the disk when this returns; nothing where the last one says the same.
@@ -149,6 +152,8 @@ class Ledger:
             stretch = next((each for each in reversed(known) if each.first_step <= step), None)
             if stretch is None:
                 raise InputError(self._silence(step, is_empty=not known))
+            if stretch.window_of(step) > _MOST:
+                raise InputError(f"{self.path}: no run consumes as many windows as it says; put it back from a copy")
             yield step, stretch.windows(step)
 
     def _silence(self, step: int, *, is_empty: bool) -> str:
@@ -163,24 +168,16 @@ class Ledger:
 
     def _write(self, stretches: list[Stretch]) -> None:
         """Replace the file: a reader or a crash finds the old or the new one. It has few lines."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(stretch)) + "\n" for stretch in stretches)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomic(self.path, "".join(json.dumps(asdict(stretch)) + "\n" for stretch in stretches), durable=True)
 
 
-def _parse(line: str) -> Stretch | None:
-    """A line as a stretch; None for what is none."""
-    try:
-        values: dict[str, Any] = json.loads(line)
-        stretch = Stretch(**values)
-    except (ValueError, TypeError):
+def _parse(values: dict[str, Any]) -> Stretch | None:
+    """The object of a line as a stretch; None for what is none."""
+    if values.keys() != {each.name for each in fields(Stretch)}:
         return None
-    is_one = line.endswith("\n") and all(type(getattr(stretch, each.name)) is each.type for each in fields(stretch))
-    return stretch if is_one else None
+    stretch = Stretch(**values)
+    if any(type(getattr(stretch, each.name)) is not each.type for each in fields(stretch)):
+        return None
+    counts = (stretch.first_step, stretch.windows_per_step, stretch.block_size, stretch.tokens - stretch.block_size)
+    is_one = min(counts) >= 1 and max(counts) <= _MOST and stretch.windows_per_step <= _MOST_PER_STEP
+    return stretch if is_one and 0 <= stretch.first_window <= _MOST and 0 <= stretch.seed < 2**63 else None

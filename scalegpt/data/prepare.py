@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 
 from scalegpt.config import DataConfig
-from scalegpt.data.corpus import Corpus, Source, describe_skipped, read_pieces, survey
-from scalegpt.data.documents import is_prepared
-from scalegpt.data.shards import VERSION, TokenSet, open_tokens
+from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
+from scalegpt.data.corpus import Corpus, Source, read_pieces, survey
+from scalegpt.data.documents import LEAVES, is_folder, is_prepared
+from scalegpt.data.leftovers import remove_abandoned
+from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.sidecar import VERSION
 from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
-from scalegpt.data.writer import TokenWriter, check_space, disk_errors, remove_folder
+from scalegpt.data.writer import TokenWriter, check_space, disk_errors
 from scalegpt.errors import InputError
+from scalegpt.host import usable_cores
+from scalegpt.text import one_line
 
 Progress = Callable[[int, int], None]
 _Encoded = tuple[int, TokenIds, int, bool]
@@ -30,6 +35,12 @@ DEFAULT_VAL_FRACTION = 0.1
 DEFAULT_VAL_BYTES = 8_000_000
 WHOLE_DOCUMENTS_FROM = 20
 """With so many documents whole ones are held out; with fewer, the end of each."""
+
+WAYS = 2
+"""Raised when the same text gives other tokens. 2: the training part of a divided document ends with end-of-text too."""
+
+MOST_SOURCES = 100_000
+"""So many files are listed in the sidecar, which must stay small enough to be read at once."""
 
 _BYTES_PER_BYTE = {"gpt2": 1.0, "byte": 2.0, "char": 2.0}
 """Bytes of tokens per byte of text. GPT-2's ids stand for 2.5 bytes of code or 4 of English: 1.0 leaves a margin."""
@@ -56,12 +67,18 @@ class Split:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A surveyed corpus, what to make of it, and the key that both decide."""
+    """A surveyed corpus, what to make of it, and the key that both decide.
+
+    Attributes:
+        earlier_key: of the tokens that releases before :data:`WAYS` made of the same text.
+
+    """
 
     corpus: Corpus
     kind: str
     split: Split
     key: str
+    earlier_key: str
 
 
 def prepare(
@@ -71,6 +88,8 @@ def prepare(
     tokenizer: str = "gpt2",
     encoding: str = "utf-8",
     val_fraction: float | None = None,
+    as_text: bool = False,
+    follow_links: bool = False,
     progress: Progress | None = None,
 ) -> TokenSet:
     """Tokenise text into a folder.
@@ -81,30 +100,37 @@ def prepare(
         tokenizer: ``gpt2``, ``byte`` or ``char``.
         encoding: of the files; ``auto`` detects it for each.
         val_fraction: share held out, in (0, 1); None: a tenth, at most about 8 MB.
+        as_text: read JSON, CSV, HTML and the like as they are written, and folders that are mostly such data.
+        follow_links: follow links that leave a folder.
         progress: called with the bytes tokenised and the bytes in all.
 
     Raises:
         InputError: no usable text, ``out`` holds something else, no disk space, a bad setting.
 
     """
-    settings = DataConfig(tokenizer=tokenizer, encoding=encoding, val_fraction=val_fraction)
+    settings = DataConfig(
+        tokenizer=tokenizer, encoding=encoding, val_fraction=val_fraction, as_text=as_text, follow_links=follow_links
+    )
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out {out} is a file; choose another --out")
+    if os.path.isfile(out):  # noqa: PTH113 - pathlib's raises where a folder is closed
+        raise InputError(f"out {one_line(out)} is a file; choose another --out")
     plan = _plan(inputs, settings)
     return _existing(out, plan) or _make(plan, out, progress)
 
 
-def prepare_cached(data: DataConfig, *, progress: Progress | None = None) -> TokenSet:
+def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress: Progress | None = None) -> TokenSet:
     """Return the tokens of the trainer's ``--input_file``, made now or by an earlier run, after reading all of them.
 
     Args:
         data: ``input_file`` is a text file, a folder, several with commas between, or a folder of prepared tokens,
             whose own tokenizer then holds. The other settings are :func:`prepare`'s.
+        begun_with: digest of the tokens that a run began with: those that an earlier release made of the same text are
+            taken where they are still in the cache and have it.
         progress: as for :func:`prepare`; not called where nothing has to be tokenised.
 
     Raises:
-        InputError: as for :func:`prepare`, or no ``input_file``, or prepared tokens that have changed since.
+        InputError: as for :func:`prepare`, or no ``input_file``, or prepared tokens that have changed since, or a cache
+            that cannot be read or written.
 
     """
     if data.input_file is None:
@@ -114,39 +140,69 @@ def prepare_cached(data: DataConfig, *, progress: Progress | None = None) -> Tok
         given.check_contents()
         return given
     plan = _plan(_split_inputs(data.input_file), data)
-    out = cache_folder() / plan.key
+    with cache_errors():
+        if begun_with is not None:
+            earlier = find_cached(plan.earlier_key)
+            if earlier is not None and earlier.digest == begun_with:
+                return earlier
+        return find_cached(plan.key) or _make(plan, cache_folder() / plan.key, progress)
+
+
+def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = None) -> tuple[TokenSet, str | None]:
+    """Return the tokens that a run began with where the cache still has them, even if the folder of their text has changed.
+
+    Logs, notes and results may be put into such a folder while it trains. A file that the user names is read as it is now.
+
+    Args:
+        data: as for :func:`prepare_cached`.
+        digest: of the tokens that the run began with.
+        progress: as for :func:`prepare_cached`.
+
+    Returns:
+        The tokens, and a word on the text where it no longer gives them. Where the cache does not have the
+        tokens any more, those that the text gives now.
+
+    Raises:
+        InputError: as for :func:`prepare_cached`.
+
+    """
+    inputs = [] if data.input_file is None else _split_inputs(data.input_file)
+    in_folders = any(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
+    kept = cached_with(digest) if in_folders else None
+    if kept is None:
+        return prepare_cached(data, begun_with=digest, progress=progress), None
     try:
-        found = _existing(out, plan)
-        if found is not None:
-            found.check_contents()
+        plan = _plan(inputs, data)
     except InputError as error:
-        _log.warning("the cached tokens are damaged and are made again: %s", error)
-        remove_folder(out)
-        found = None
-    return found or _make(plan, out, progress)
-
-
-def cache_folder() -> Path:
-    """Return where prepared tokens are kept: ``$SCALEGPT_CACHE``, else ``~/.cache/scalegpt/data``."""
-    chosen = os.environ.get("SCALEGPT_CACHE")
-    try:
-        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "scalegpt" / "data"
-    except RuntimeError as error:
-        raise InputError(f"no folder for prepared tokens: {error}; set SCALEGPT_CACHE to one") from None
+        return kept, f"{data.input_file} cannot be read as it was when this run began ({error})"
+    same = kept.meta.get("key") in (plan.key, plan.earlier_key)
+    return kept, None if same else f"{data.input_file} has changed since this run began"
 
 
 def _split_inputs(text: str) -> list[str]:
     """Split at commas, unless a file is called so."""
-    if Path(text).exists():
+    if os.path.exists(text):  # noqa: PTH110 - pathlib's raises where a folder is closed
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _plan(inputs: Sequence[str | Path], settings: DataConfig) -> _Plan:
-    corpus = survey(inputs, settings.encoding, want_characters=settings.tokenizer == "char")
-    if corpus.skipped:
-        remedy = "; --encoding auto detects encodings" if f"not {corpus.encoding}" in corpus.skipped else ""
-        _log.warning("left out: %s%s", describe_skipped(corpus), remedy)
+    corpus = survey(
+        inputs,
+        settings.encoding,
+        want_characters=settings.tokenizer == "char",
+        as_text=settings.as_text,
+        follow_links=settings.follow_links,
+    )
+    if corpus.skipped.counts:
+        remedies = {
+            f"not {corpus.encoding}": "--encoding auto detects encodings",
+            LEAVES: "--follow_links true follows links",
+        }
+        advice = "".join(f"; {text}" for reason, text in remedies.items() if reason in corpus.skipped.counts)
+        _log.warning("skipped: %s%s", corpus.skipped, advice)
+    if corpus.as_they_are.counts:
+        _log.warning("read as they are written: %s", corpus.as_they_are)
     split = choose_split(corpus.sources, settings.val_fraction)
     identity = {
         "version": VERSION,
@@ -155,8 +211,11 @@ def _plan(inputs: Sequence[str | Path], settings: DataConfig) -> _Plan:
         "val_fraction": settings.val_fraction,
         "sources": [(source.name, source.sha256) for source in corpus.sources],
     }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return _Plan(corpus, settings.tokenizer, split, key)
+    return _Plan(corpus, settings.tokenizer, split, _key({**identity, "ways": WAYS}), _key(identity))
+
+
+def _key(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def choose_split(sources: Sequence[Source], val_fraction: float | None) -> Split:
@@ -194,30 +253,35 @@ def _existing(out: Path, plan: _Plan) -> TokenSet | None:
     """Open the folder where it holds this preparation; None where there is nothing yet.
 
     Raises:
+        UnreadableError: it cannot be read.
         InputError: it holds something else, or is damaged.
 
     """
-    with disk_errors(out):
-        if not out.exists() or not any(out.iterdir()):
-            return None
-    if is_prepared(out):
-        tokens = open_tokens(out)
-        if tokens.meta.get("key") == plan.key:
-            return tokens
-    raise InputError(f"out {out} already holds something else; choose another --out, or remove it first")
+    found = tokens_in(out)
+    if found is None or found.meta.get("key") == plan.key:
+        return found
+    if found.meta.get("key") == plan.earlier_key:
+        raise InputError(
+            f"out {one_line(out)} holds tokens that an earlier ScaleGPT made of the same text, with end-of-text in the "
+            "held-out part alone; train on them as they are, choose another --out, or remove them first"
+        )
+    raise something_else(out)
 
 
 def _make(plan: _Plan, out: Path, progress: Progress | None) -> TokenSet:
     """Tokenise the corpus into a folder; where another process finished first, take its."""
     tokenizer = make_tokenizer(plan.kind, plan.corpus.characters)
     total = plan.corpus.bytes
+    with disk_errors(out):
+        remove_abandoned(out)
     check_space(out, int(total * _BYTES_PER_BYTE[plan.kind]))
     with TokenWriter(out) as writer:
         with closing(_encoded(plan.corpus.sources, tokenizer)) as stream:  # stops its threads when writing fails
             _write_tokens(plan, tokenizer, stream, writer, progress)
         for split, count in writer.counts.items():
             if not count:
-                raise InputError(f"{plan.corpus.sources[0].path}: no tokens are left for {split}; give more text")
+                first = one_line(plan.corpus.sources[0].path)
+                raise InputError(f"{first}: no tokens are left for {split}; give more text")
         if writer.commit(_sidecar(plan, tokenizer)):
             return open_tokens(out)
     won = _existing(out, plan)
@@ -230,18 +294,21 @@ def _write_tokens(
     plan: _Plan, tokenizer: Tokenizer, stream: Iterator[_Encoded], writer: TokenWriter, progress: Progress | None
 ) -> None:
     total, before = plan.corpus.bytes, 0
-    ending = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    ending = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=np.uint16)
     first = 0  # of the document's tokens among the training tokens
     for index, ids, read, is_last in stream:
         split = "val" if index in plan.split.held_out else "train"
         writer.append(split, ids)
         if is_last:
-            writer.append(split, np.array(ending, dtype=np.uint16))
             before += plan.corpus.sources[index].bytes
             if plan.split.method == "tails":
                 count = writer.counts["train"] - first
                 # nanoGPT cuts at int(n * 0.9): the same formula gives the same split.
-                writer.hold_out_tail(first + int(count * (1 - plan.split.fraction)))
+                kept = max(1, int(count * (1 - plan.split.fraction)))
+                if kept < count:
+                    writer.hold_out_tail(first + kept)
+                    writer.append("val", ending)
+            writer.append(split, ending)  # every document ends with it, a divided one in both parts
             first = writer.counts["train"]
         if progress is not None:
             progress(before + (0 if is_last else read), total)
@@ -254,7 +321,7 @@ def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Enco
         The document's index, the ids of its next piece, the bytes of it read so far, and whether it is the last piece.
 
     """
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    threads = min(_MAX_THREADS, usable_cores())
     waiting: deque[tuple[int, Future[TokenIds], int, bool]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -290,11 +357,13 @@ def _sidecar(plan: _Plan, tokenizer: Tokenizer) -> dict[str, Any]:
         "key": plan.key,
         "tokenizer": tokenizer.as_dict(),
         "documents": len(plan.corpus.sources),
+        "bytes": plan.corpus.bytes,
         "split": split,
         "encoding": plan.corpus.encoding,
-        "skipped": dict(plan.corpus.skipped),
+        "encodings": sorted({source.encoding for source in plan.corpus.sources}),
+        "skipped": dict(plan.corpus.skipped.counts),
         "sources": [
             {"path": str(source.path), "bytes": source.bytes, "sha256": source.sha256, "encoding": source.encoding}
-            for source in plan.corpus.sources
+            for source in plan.corpus.sources[:MOST_SOURCES]
         ],
     }

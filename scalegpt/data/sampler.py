@@ -10,10 +10,10 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from scalegpt.data.stored import StoredTokens, Tokens
 from scalegpt.errors import InputError
 
 Starts = npt.NDArray[np.int64]
-Tokens = npt.NDArray[np.uint16]
 Window = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 
@@ -130,11 +130,11 @@ def rank_share(starts: Starts, rank: int, ranks: int, micro_step: int, micro_bat
     return starts[first : first + micro_batch]
 
 
-def cut_windows(tokens: Tokens, starts: Starts, block_size: int) -> tuple[Window, Window]:
+def cut_windows(tokens: Tokens | StoredTokens, starts: Starts, block_size: int) -> tuple[Window, Window]:
     """Read windows from the tokens.
 
     Args:
-        tokens: memory-mapped or in memory; only the windows are read.
+        tokens: in a file or in memory; only the windows are read.
         starts: [B], as the sampler gives them.
         block_size: T.
 
@@ -144,15 +144,16 @@ def cut_windows(tokens: Tokens, starts: Starts, block_size: int) -> tuple[Window
     """
     inputs = np.empty((len(starts), block_size), dtype=np.int64)
     targets = np.empty_like(inputs)
-    plain = np.asarray(tokens)  # slices of a memmap object itself cost several microseconds each
-    for row, start in enumerate(starts):
-        window = plain[start : start + block_size + 1]
+    for row, start in enumerate(starts.tolist()):
+        window = tokens[start : start + block_size + 1]
         inputs[row], targets[row] = window[:-1], window[1:]
     return inputs, targets
 
 
 def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
-    """Return the windows to evaluate on: consecutive, without overlap, from the beginning.
+    """Return the windows to evaluate on: spread evenly over all of the tokens, without overlap, the same ones each time.
+
+    The tokens lie in the order of the files' names: the first of them alone would judge by one part of the text.
 
     Args:
         tokens: how many are held out.
@@ -164,8 +165,12 @@ def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
 
     """
     _check_length(tokens, block_size)
-    wanted = max(1, -(-limit_tokens // block_size))
-    return np.arange(min(wanted, (tokens - 1) // block_size), dtype=np.int64) * block_size
+    windows = (tokens - 1) // block_size
+    count = min(max(1, -(-limit_tokens // block_size)), windows)
+    numbers = np.arange(count, dtype=np.int64)
+    if count < windows:
+        numbers = (2 * numbers + 1) * windows // (2 * count)  # the middle of each of so many equal shares
+    return numbers * block_size
 
 
 def _check_length(tokens: int, block_size: int) -> None:

@@ -5,79 +5,90 @@ which says what they hold and how they were made. nanoGPT's own folders, with ``
 """
 
 import hashlib
-import json
-import pickle
-from collections.abc import Iterable
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from scalegpt.data.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
+from scalegpt.data.sidecar import SIDECAR, SPLITS, read_nanogpt_characters, read_sidecar
+from scalegpt.data.stored import DTYPE, StoredTokens
+from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
-
-FORMAT = "scalegpt-tokens"
-VERSION = 1
-DTYPE = np.dtype("<u2")
-SPLITS = ("train", "val")
-SIDECAR = "meta.json"
+from scalegpt.text import one_line
 
 BLOCK_BYTES = 4 << 20
 """Each so many bytes of a file have a digest of their own in the sidecar, so that a change can be found."""
 
 _CHUNK_TOKENS = 1 << 22
-_MAX_PICKLE_BYTES = 64 << 20
-_PLAIN_TYPES = {"dict", "list", "tuple", "set", "frozenset", "str", "int"}
 
-Tokens = npt.NDArray[np.uint16]
+
+class UnreadableError(InputError):
+    """Tokens that cannot be read now, which says nothing about whether they are whole.
+
+    Attributes:
+        path: what cannot be read.
+        problem: what the disk answers, in words that can follow the path.
+
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.path, self.problem = path, f"cannot be read: {error.strerror}"
+        super().__init__(f"token file {one_line(path)} {self.problem}; make it readable")
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        """Ranks send each other what they raise."""
+        return UnreadableError, (self.path, self._error)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """One split's tokens, memory-mapped.
+    """One split's tokens.
 
     Attributes:
         path: of the file.
-        tokens: uint16, 1-D, read-only; only what is touched is read.
+        tokens: what is asked for is read from the disk.
 
     """
 
     path: Path
-    tokens: Tokens
+    tokens: StoredTokens
 
     @staticmethod
     def open(path: Path, expected: int | None = None) -> "TokenFile":
-        """Map a file of tokens.
+        """Open a file of tokens.
 
         Args:
             path: of the file.
             expected: how many tokens the sidecar says it holds, where there is one.
 
         Raises:
-            InputError: it is missing, empty, or not of the size that it should be.
+            InputError: it is missing, empty, or not of the size that it should be; an :class:`UnreadableError`.
 
         """
         try:
             size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise InputError(f"token file {one_line(path)}: {error.strerror}; prepare the data again") from None
         except OSError as error:
-            raise InputError(f"token file {path}: {error.strerror}; prepare the data again") from None
+            raise UnreadableError(path, error) from None
         if expected is not None and size != expected * DTYPE.itemsize:
             raise InputError(
-                f"token file {path} holds {size} bytes where its {SIDECAR} says {expected * DTYPE.itemsize}: it "
+                f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * DTYPE.itemsize}: it "
                 f"{_how_much(size // DTYPE.itemsize, expected)}; prepare the data again"
             )
         if size == 0:
-            raise InputError(f"token file {path} is empty; prepare the data again")
+            raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
         if size % DTYPE.itemsize:
             raise InputError(
-                f"token file {path} holds {size} bytes, an odd number: it is not uint16 tokens, or cut short"
+                f"token file {one_line(path)} holds {size} bytes, an odd number: it is not uint16 tokens, or cut short"
             )
         try:
-            return TokenFile(path, np.memmap(path, dtype=DTYPE, mode="r"))
+            return TokenFile(path, StoredTokens(path))
         except OSError as error:
-            raise InputError(f"token file {path} cannot be read: {error.strerror}") from None
+            raise UnreadableError(path, error) from None
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Read all tokens, in chunks, and refuse the first that is not below ``vocab_size``.
@@ -93,8 +104,8 @@ class TokenFile:
             if chunk.max() >= vocab_size:
                 place = int(np.argmax(chunk >= vocab_size))
                 raise InputError(
-                    f"token file {self.path} holds id {int(chunk[place])} at token offset {first + place}, past the "
-                    f"vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
+                    f"token file {one_line(self.path)} holds id {int(chunk[place])} at token offset {first + place}, past "
+                    f"the vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
                 )
 
     def sha256(self) -> str:
@@ -105,7 +116,7 @@ class TokenFile:
         """Return the SHA-256 of the file's bytes, and one of each :data:`BLOCK_BYTES` of them, in hex.
 
         Raises:
-            InputError: the file cannot be read.
+            UnreadableError: the file cannot be read.
 
         """
         whole, blocks = hashlib.sha256(), []
@@ -115,7 +126,7 @@ class TokenFile:
                     whole.update(block)
                     blocks.append(hashlib.sha256(block).hexdigest())
         except OSError as error:
-            raise InputError(f"token file {self.path} cannot be read: {error.strerror}") from None
+            raise UnreadableError(self.path, error) from None
         return whole.hexdigest(), blocks
 
 
@@ -143,18 +154,24 @@ class TokenSet:
     meta: dict[str, Any]
 
     @property
-    def train(self) -> Tokens:
-        """The training tokens, memory-mapped."""
+    def train(self) -> StoredTokens:
+        """The training tokens."""
         return self.files["train"].tokens
 
     @property
-    def val(self) -> Tokens:
-        """The held-out tokens, memory-mapped."""
+    def val(self) -> StoredTokens:
+        """The held-out tokens."""
         return self.files["val"].tokens
 
     @property
+    def encodings(self) -> list[str]:
+        """In which encodings the text was read; empty where that is not known."""
+        listed = {source["encoding"] for source in self.meta.get("sources", []) if "encoding" in source}
+        return sorted(listed | set(self.meta.get("encodings", [])))
+
+    @property
     def skipped(self) -> dict[str, int]:
-        """How many files of the folders given were left out, by reason."""
+        """How much of the folders given was skipped, by reason."""
         return dict(self.meta.get("skipped", {}))
 
     @property
@@ -203,11 +220,11 @@ class TokenSet:
             whole, found = self.files[split].digests()
             if whole != recorded:
                 path, place = self.files[split].path, _first_difference(found, blocks.get(split))
-                raise InputError(f"token file {path} has changed since{place}; prepare the data again")
+                raise InputError(f"token file {one_line(path)} has changed since{place}; prepare the data again")
 
     def _origin(self) -> str:
         sources = self.meta.get("sources", [])
-        return str(sources[0]["path"]) if len(sources) == 1 else str(self.path)
+        return one_line(sources[0]["path"] if len(sources) == 1 else self.path)
 
 
 def _first_difference(found: list[str], recorded: Any) -> str:
@@ -231,93 +248,31 @@ def open_tokens(path: str | Path) -> TokenSet:
 
     """
     path = Path(path)
-    if not path.is_dir() or not any(
-        (path / name).exists() for name in (SIDECAR, *(f"{split}.bin" for split in SPLITS))
-    ):
-        raise InputError(f"{path} is not a folder of prepared tokens; make one with scalegpt data prepare")
-    meta = _read_sidecar(path / SIDECAR) if (path / SIDECAR).exists() else {}
+    try:
+        names = set(os.listdir(path))  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        names = set()
+    except OSError as error:
+        raise UnreadableError(path, error) from None
+    if names.isdisjoint({SIDECAR, *(f"{split}.bin" for split in SPLITS)}):
+        raise InputError(f"{one_line(path)} is not a folder of prepared tokens; make one with scalegpt data prepare")
+    try:
+        meta = read_sidecar(path / SIDECAR) if SIDECAR in names else {}
+    except OSError as error:
+        raise UnreadableError(path / SIDECAR, error) from None
     files = {split: TokenFile.open(path / f"{split}.bin", meta.get(f"{split}_tokens")) for split in SPLITS}
-    return TokenSet(path, files, _tokenizer_of(path, meta), meta)
+    return TokenSet(path, files, _tokenizer_of(path, names, meta), meta)
 
 
-def _tokenizer_of(path: Path, meta: dict[str, Any]) -> Tokenizer:
+def _tokenizer_of(path: Path, names: set[str], meta: dict[str, Any]) -> Tokenizer:
     if meta:
         try:
             return Tokenizer.from_dict(meta["tokenizer"])
         except InputError as error:
-            raise InputError(f"{path / SIDECAR}: {error}") from None
-    pickled = path / "meta.pkl"
-    return read_nanogpt_characters(pickled) if pickled.exists() else make_tokenizer("gpt2")
-
-
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    """Parse ``meta.json`` and check the parts that opening needs."""
-    remedy = "prepare the data again"
+            raise InputError(f"{one_line(path / SIDECAR)}: {error}") from None
+    if "meta.pkl" not in names:
+        return make_tokenizer("gpt2")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        return read_nanogpt_characters(path / "meta.pkl")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise InputError(f"{path} is not JSON: {error}; {remedy}") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise InputError(f"{path} is not the sidecar of {FORMAT}; {remedy}")
-    if meta.get("version") != VERSION or meta.get("dtype") != DTYPE.name:
-        raise InputError(
-            f"{path} is of version {meta.get('version')} with {meta.get('dtype')}, where this ScaleGPT reads version "
-            f"{VERSION} with {DTYPE.name}; {remedy}"
-        )
-    counts = {f"{split}_tokens": int for split in SPLITS}
-    for key, kind in {**counts, "tokenizer": dict, "sources": list, "files": dict}.items():
-        if not isinstance(meta.get(key), kind):
-            raise InputError(f"{path}: {key} is missing or of the wrong type; {remedy}")
-    return meta
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes containers, text and whole numbers; anything else in a pickle could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Refuse every class and function except the plain types."""
-        if module in {"builtins", "__builtin__"} and name in _PLAIN_TYPES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def read_nanogpt_characters(path: Path) -> CharTokenizer:
-    """Read the vocabulary of a character-level nanoGPT folder from its ``meta.pkl``.
-
-    Raises:
-        InputError: it is not such a pickle, or holds more than plain data.
-
-    """
-    try:
-        if path.stat().st_size > _MAX_PICKLE_BYTES:
-            raise InputError(f"{path} is too large for nanoGPT's character table; prepare the text again")
-        with path.open("rb") as file:
-            meta = _PlainUnpickler(file).load()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    # A damaged pickle can raise nearly anything, by its documentation.
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ImportError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not nanoGPT's character table: {error}; prepare the text again") from None
-    table = meta.get("itos") if isinstance(meta, dict) else None
-    if not isinstance(table, dict) or not _is_character_table(table):
-        raise InputError(f"{path} has no table 'itos' of single characters; prepare the text again")
-    return CharTokenizer("".join(table[token] for token in range(len(table))))
-
-
-def _is_character_table(table: dict[Any, Any]) -> bool:
-    ids: Iterable[int] = range(len(table))
-    return set(table) == set(ids) and all(isinstance(text, str) and len(text) == 1 for text in table.values())
+        raise UnreadableError(path / "meta.pkl", error) from None

@@ -208,7 +208,7 @@ class CharTokenizer(Tokenizer):
         characters: the vocabulary; a character's id is its place. Ours are sorted, a foreign vocabulary need not be.
 
     Raises:
-        InputError: no characters, one of them twice, or more than 65,535.
+        InputError: no characters, one of them twice or a lone surrogate, or more than 65,535.
 
     """
 
@@ -229,6 +229,8 @@ class CharTokenizer(Tokenizer):
         # Place of each code point, or -1: one look-up per character of text, at most 4.5 MB for all of Unicode.
         self._place = np.full(int(points.max()) + 1, -1, dtype=np.int32)
         self._place[points] = np.arange(len(points))
+        if ((points >= 0xD800) & (points < 0xE000)).any():
+            raise InputError("the char tokenizer's vocabulary holds half a character; prepare the data again")
         if np.count_nonzero(self._place >= 0) != len(points):
             raise InputError("a character occurs twice in the char tokenizer's vocabulary; prepare the data again")
 

@@ -4,19 +4,21 @@ import errno
 import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from scalegpt.data.shards import DTYPE, FORMAT, SIDECAR, SPLITS, VERSION, TokenFile, Tokens
+from scalegpt.data.leftovers import make_unfinished, unfinished_name
+from scalegpt.data.shards import TokenFile
+from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
+from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
+from scalegpt.storage import sync_file, sync_folder
+from scalegpt.text import one_line
 
 _COPY_BYTES = 8 << 20
-_ABANDONED_SECONDS = 24 * 3600
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
@@ -26,15 +28,34 @@ def disk_errors(out: Path) -> Iterator[None]:
     """Turn what a disk refuses, inside the block, into one line.
 
     Raises:
-        InputError: no space is left, or the place cannot be written.
+        InputError: no space is left; a :class:`PlaceError`: the place cannot be written.
 
     """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise InputError(f"no disk space is left for {out}; free some, or choose another disk") from None
-        raise InputError(f"{out} cannot be written: {error.strerror}; choose another place") from None
+            raise InputError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
+        raise PlaceError(out, error) from None
+
+
+class PlaceError(InputError):
+    """A place that cannot be written.
+
+    Attributes:
+        path: the place.
+        problem: what the disk answers, in words that can follow the path.
+
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.path, self.problem = path, f"cannot be written: {error.strerror}"
+        super().__init__(f"{one_line(path)} {self.problem}; choose another place")
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        """Ranks send each other what they raise."""
+        return PlaceError, (self.path, self._error)
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -48,12 +69,12 @@ def check_space(out: Path, needed: int) -> None:
         InputError: names the bytes needed and those free.
 
     """
-    place = next(parent for parent in out.absolute().parents if parent.exists())
     with disk_errors(out):
+        place = next(parent for parent in out.absolute().parents if parent.exists())
         free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"not enough disk space for {out}: about {needed:,} bytes are needed and {free:,} free in "
+            f"not enough disk space for {one_line(out)}: about {needed:,} bytes are needed and {free:,} free in "
             f"{place}; free some, or choose another disk"
         )
 
@@ -72,18 +93,19 @@ class TokenWriter:
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
         self.counts = dict.fromkeys(SPLITS, 0)
-        self._folder = self.out.with_name(f".{self.out.name}.tmp-{uuid.uuid4().hex[:12]}")
+        self._folder: Path | None = None
+        self._lock: int | None = None
         self._files: dict[str, BinaryIO] = {}
         self._made: list[Path] = []
 
     def __enter__(self) -> Self:
-        self._made = [parent for parent in self.out.parents if not parent.exists()]
         try:
             with disk_errors(self.out):
+                self._made = [parent for parent in self.out.parents if not parent.exists()]
                 self.out.parent.mkdir(parents=True, exist_ok=True)
-                _remove_abandoned(self.out)
-                self._folder.mkdir()
-                self._files = {split: (self._folder / f"{split}.bin").open("w+b") for split in SPLITS}
+                folder, self._lock = make_unfinished(self.out)
+                self._folder = folder
+                self._files = {split: (folder / f"{split}.bin").open("w+b") for split in SPLITS}
         except InputError:
             self._clear()
             raise
@@ -128,12 +150,13 @@ class TokenWriter:
             InputError: the disk is full, or the place cannot be written.
 
         """
+        folder = self._folder
+        assert folder is not None
         with disk_errors(self.out):
             for file in self._files.values():
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
                 file.close()
-            written = {split: TokenFile.open(self._folder / f"{split}.bin", self.counts[split]) for split in SPLITS}
+            written = {split: TokenFile.open(folder / f"{split}.bin", self.counts[split]) for split in SPLITS}
             digests = {split: file.digests() for split, file in written.items()}
             sidecar = {
                 "format": FORMAT,
@@ -144,19 +167,18 @@ class TokenWriter:
                 "blocks": {split: blocks for split, (_, blocks) in digests.items()},
                 **meta,
             }
-            with (self._folder / SIDECAR).open("w", encoding="utf-8") as stream:
+            with (folder / SIDECAR).open("w", encoding="utf-8") as stream:
                 json.dump(sidecar, stream, indent=1)
                 stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            sync(self._folder)
+                sync_file(stream)
+            sync_folder(folder)
             try:
-                self._folder.rename(self.out)  # replaces an empty folder, and nothing else
+                folder.rename(self.out)  # replaces an empty folder, and nothing else
             except OSError as error:
                 if error.errno in _TAKEN:
                     return False
                 raise
-            sync(self.out.parent)
+            sync_folder(self.out.parent)
         return True
 
     def _clear(self) -> None:
@@ -166,7 +188,11 @@ class TokenWriter:
                 file.close()
             except OSError:  # closing flushes: a full disk says so again, and the first error is on its way
                 continue
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         for parent in self._made:
             try:
                 parent.rmdir()
@@ -176,30 +202,10 @@ class TokenWriter:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder of tokens at once for all who look: it is renamed first."""
-    aside = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:12]}")
+    aside = folder.with_name(unfinished_name(folder.name))
     with disk_errors(folder):
         try:
             folder.rename(aside)
         except FileNotFoundError:  # another process removed it first
             return
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Remove what killed preparations of the same folder left: nothing was written there for a day."""
-    for folder in out.parent.glob(f".{out.name}.tmp-*"):
-        try:
-            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-        except OSError:  # gone meanwhile: its owner finished
-            continue
-        if time.time() - newest > _ABANDONED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, outlast a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

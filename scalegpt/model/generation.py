@@ -16,7 +16,11 @@ from scalegpt.config.sampling import SamplingSettings
 from scalegpt.errors import InputError, RunError
 from scalegpt.model.gpt import GenerationCache
 
-__all__ = ["Forward", "SamplingSettings", "draw", "generate"]
+__all__ = ["DivergedError", "Forward", "SamplingSettings", "draw", "generate"]
+
+
+class DivergedError(RunError):
+    """The model's logits are not finite."""
 
 
 class Forward(Protocol):
@@ -62,7 +66,7 @@ def generate(
 
     Raises:
         InputError: an empty prompt, or an id outside the model's vocabulary.
-        RunError: the model's logits are not finite.
+        DivergedError: the model's logits are not finite.
     """
     _check_prompt(prompt, config)
     window = config.block_size
@@ -99,12 +103,14 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
         [B] int64 ids on the CPU.
 
     Raises:
-        RunError: a row holds NaN, +infinity, or nothing but -infinity.
+        DivergedError: a row holds NaN, +infinity, or nothing but -infinity.
     """
     logits = logits.cpu().double()
     peak = logits.amax(dim=-1, keepdim=True)
     if not peak.isfinite().all():  # amax hands NaN on
-        raise RunError("the model's logits are not finite: it diverged; use an earlier checkpoint, or train it anew")
+        raise DivergedError(
+            "the model's logits are not finite: it diverged; use an earlier checkpoint, or train it anew"
+        )
     if settings.temperature == 0 or settings.top_k == 1:
         return logits.argmax(dim=-1)
     # With the peak at 0, even the tiniest temperature divides without overflow or NaN at the top.

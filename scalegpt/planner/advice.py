@@ -9,14 +9,14 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.gpus import catalogue
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.plan import Plan, gib, make_plan
+from scalegpt.planner.plan import Plan, gib, host_words, make_plan
 from scalegpt.planner.search import (
     Found,
     Question,
     Simplicity,
     best_of_layout,
     choose,
+    handicap,
     layouts,
     simplicity,
     with_tokens,
@@ -140,7 +140,7 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
     if not fits:
         over = plan.total_bytes - question.limit
         if not plan.fits_host:
-            return f"needs {gib(plan.host_bytes)} of host memory for each GPU, more than there is"
+            return f"does not fit: needs {host_words(plan)}"
         if over <= 0 or plan.fits:
             return "fits only without the safety margin"
         smallest = ", even with one sequence at a time" if plan.batch.micro_batch == 1 else ""
@@ -148,16 +148,22 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
     slower = plan.seconds / chosen.seconds - 1
     if slower > 0.0005:
         return f"takes {slower:.1%} longer"
+    needed, gain = _weight(plan, question) / _weight(chosen, question) - 1, chosen.seconds / plan.seconds - 1
+    if gain > 0.0005 and needed > 0.0005:
+        return f"{gain:.1%} faster: what it adds must gain {needed:.1%}"
     return (
-        "as fast, less simple"
-        if _simple(plan, question) >= _simple(chosen, question)
-        else f"{-slower:.1%} faster: a tie"
+        "as fast, less simple" if _simple(plan, question) >= _simple(chosen, question) else f"{gain:.1%} faster: a tie"
     )
 
 
 def _simple(plan: Plan, question: Question) -> Simplicity:
     train = plan.run.train
     return simplicity(plan.run.parallel, train.recompute, train.loss, question.run)
+
+
+def _weight(plan: Plan, question: Question) -> float:
+    train = plan.run.train
+    return handicap(plan.run.parallel, train.recompute, train.loss, question.run, plan.machine.ranks)
 
 
 # --- where nothing fits ----------------------------------------------------------------------------------------------
@@ -211,7 +217,7 @@ def _larger_card(question: Question) -> Remedy | None:
         lacks_dtype = question.run.train.precision == "bf16" and not card.has_bf16
         if card.usable_bytes <= usable or lacks_dtype:
             continue
-        best = _try(replace(question, machine=Machine.with_card(card, gpus=machine.gpus, nodes=machine.nodes)))
+        best = _try(replace(question, machine=machine.with_other_card(card)))
         if best is not None:
             return Remedy(f"on {'an' if card.name[0] in 'AHLR' else 'a'} {card.name}", best)
     return None

@@ -11,22 +11,34 @@ from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.presets import preset_names, resolve
+from scalegpt.config.presets import named_settings, preset_names, resolve
 from scalegpt.config.run import BACKENDS, PLANNED, STAGES
 from scalegpt.errors import InputError
 from scalegpt.planner.advice import Alternative, Remedy, alternatives, remedies
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.checks import check_attention, check_optimizer, check_ranks, resolve_precision
+from scalegpt.planner.checks import (
+    check_attention,
+    check_optimizer,
+    check_ranks,
+    resolve_precision,
+    vocabulary_remark,
+    with_expected_vocabulary,
+)
 from scalegpt.planner.command import launch_command
-from scalegpt.planner.gpus import catalogue
-from scalegpt.planner.machine import Machine
+from scalegpt.planner.gpus import GB, catalogue
+from scalegpt.planner.length import length_notes
+from scalegpt.planner.machine import ASSUMED, HOST_LEAST, HOST_MOST, HOST_PER_CARD, Machine
 from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.rates import network_gbit
-from scalegpt.planner.search import MARGIN, Question, choose
+from scalegpt.planner.plan import Plan
+from scalegpt.planner.rates import basis, network_gbit
+from scalegpt.planner.room import choose_in_room, fixed_in_room
+from scalegpt.planner.search import MARGIN, Question
 
 Values = dict[str, Any]
+
+SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
+"""The settings that say how large a model is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,7 @@ class Asked:
         run: the run with all that was said; what is ``auto``, or was not said, the planner may choose.
         base: the run as preset or file have it.
         source: the flag that names those, such as ``("--preset", "tiny")``; empty: none.
+        named: the settings that flags, preset or file name.
         fixed: the settings that must stay as they are.
         machine: what it shall run on.
         calibration: measurements that correct the overheads.
@@ -50,6 +63,7 @@ class Asked:
     machine: Machine
     calibration: Calibration = field(default_factory=Calibration)
     margin: float = MARGIN
+    named: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -73,6 +87,8 @@ class Asked:
             else resolve(config_file=config_file, preset=preset)
         )
         run = _resolved(preset, config_file, flags) if flags else base
+        if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
+            run = with_expected_vocabulary(run, {*flags, *named_settings(config_file=config_file)})
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # it is for one stage and one offload
             fixed |= {"backend", "zero_stage", "offload"}
@@ -86,6 +102,7 @@ class Asked:
             machine=machine,
             calibration=calibration or Calibration(),
             margin=margin,
+            named=frozenset(flags) | named_settings(preset, config_file),
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
@@ -107,9 +124,17 @@ class Asked:
         if self.fixed >= {"backend", "zero_stage", "offload"} or machine.usable_bytes is None:
             check_optimizer(run)
         plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
+        vocabulary = vocabulary_remark(run)
+        notes += [vocabulary] if vocabulary else []
+        if not self.source and self.fixed.isdisjoint(SHAPE):
+            notes.append("no preset, no file and no shape is given: the model is the trainer's default")
+        elif not self.source:
+            notes.append(
+                f"no preset is given: the trainer's defaults hold for {', '.join(sorted(SHAPE - self.fixed)) or 'the rest'}"
+            )
         return (
             Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
-            (*notes, *_machine_notes(machine), *_warnings(self.calibration)),
+            (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
 
 
@@ -144,7 +169,8 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values) -> Run
         raise
 
 
-def _machine_notes(machine: Machine) -> Iterator[str]:
+def machine_notes(machine: Machine) -> Iterator[str]:
+    """What is to be said of a machine, a line each."""
     yield from machine.notes
     card = machine.card
     if card is None:
@@ -153,6 +179,16 @@ def _machine_notes(machine: Machine) -> Iterator[str]:
         yield f"the usable memory of {card.name} is estimated"
     if machine.nodes > 1 and machine.network_gbps is None:
         yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network_gbps says another"
+
+
+def _host_notes(plan: Plan) -> Iterator[str]:
+    machine = plan.machine
+    if machine.host_source == ASSUMED and machine.host_bytes is not None and plan.host_bytes:
+        yield (
+            f"each machine is assumed to have {machine.host_bytes / GB:,.0f} GB of host memory ({HOST_PER_CARD} times its "
+            f"cards' memory, {HOST_LEAST / GB:.0f} GB at least and {HOST_MOST / GB:,.0f} GB at most); --host_memory_gb gives "
+            "the true one"
+        )
 
 
 def _warnings(measured: Calibration) -> Iterator[str]:
@@ -184,7 +220,7 @@ class Answer:
 
     def command(self, plan: Plan | None = None) -> str:
         """The command that trains by the plan, or by another of the same run."""
-        return launch_command(plan or self.plan, self.asked.base, self.asked.source)
+        return launch_command(plan or self.plan, self.asked.base, self.asked.source, self.asked.fixed)
 
     def as_dict(self) -> Values:
         """The answer as ``--json`` prints it."""
@@ -212,6 +248,7 @@ class Answer:
                 for each in self.remedies
             ],
             "notes": list(self.notes),
+            "times_rest_on": basis(self.plan.machine.card) if self.plan.machine.card is not None else None,
         }
 
 
@@ -228,6 +265,8 @@ def machine_as_dict(machine: Machine) -> Values:
         "usable_bytes": machine.usable_bytes,
         "count": machine.gpus,
         "nodes": machine.nodes,
+        "host_bytes": machine.host_bytes,
+        "host_source": machine.host_source,
     }
 
 
@@ -246,6 +285,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
         plan, said = _as_it_stands(question, notes)
     else:
         plan, said = _chosen(question, notes)
+    said = (*said, *_host_notes(plan), *length_notes(plan.run.train, plan.batch.tokens, asked.named))
     given = Answer(asked, question, plan, said)
     if not explain or question.machine.usable_bytes is None:
         return given
@@ -258,7 +298,8 @@ def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tup
     """The plan of a run in which nothing is to be chosen, or can be."""
     run, machine = question.run, question.machine
     batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
-    plan = make_plan(run, machine, batch, question.calibration)
+    plan, gave_way = fixed_in_room(question, batch)
+    notes = (*notes, *gave_way)
     if batch.micro_batch < run.train.micro_batch:
         notes = (
             f"micro batch {batch.micro_batch} rather than {run.train.micro_batch}: it divides the tokens of a step",
@@ -271,13 +312,15 @@ def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tup
 
 def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
     """The plan that the search finds, without the safety margin where none fits with it."""
-    found = choose(question)
-    if found.best is None and question.margin:
-        tight = choose(replace(question, margin=0.0))
-        if tight.best is not None:
-            return tight.best, (*notes, f"it fits only without the safety margin of {question.margin:.0%}")
-    plan = found.best or found.closest
+    roomed = choose_in_room(question)
+    if roomed.found.best is None and question.margin:
+        tight = choose_in_room(replace(question, margin=0.0))
+        if tight.found.best is not None:
+            said = f"it fits only without the safety margin of {question.margin:.0%}"
+            return tight.found.best, (*notes, *tight.notes, said)
+    plan = roomed.found.best or roomed.found.closest
     assert plan is not None
+    notes = (*notes, *roomed.notes)
     used, there = plan.machine.ranks, question.machine.ranks
     if used < there:
         notes = (*notes, f"{used} of the {there} GPUs: with more, sending costs more than they bring")
@@ -353,12 +396,8 @@ def over_presets(machine: Machine, flags: Values, calibration: Calibration, marg
 def over_cards(asked: Asked) -> list[Row]:
     """A run on as many of every card of the catalogue, the smallest memory first."""
     machine = asked.machine
-    rows = []
-    for card in sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops)):
-        built = Machine.with_card(card, gpus=machine.gpus, nodes=machine.nodes)
-        built = replace(built, network_gbps=machine.network_gbps, torch=machine.torch)
-        rows.append(_row(card.name, replace(asked, machine=built)))
-    return rows
+    cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
+    return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
 
 
 def _row(name: str, asked: Asked) -> Row:

@@ -91,4 +91,5 @@ class Bracket:
         return min(self.high - 1, max(self.low, bisect.bisect_right(self.sizes, guess) - 1))
 
     def _total(self, micro: int) -> int:
-        return self.overheads.total_bytes(self.line.prediction(micro).peak_bytes)
+        prediction = self.line.prediction(micro)
+        return self.overheads.total_bytes(prediction.peak_bytes, prediction.host_bytes)

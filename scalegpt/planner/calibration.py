@@ -17,14 +17,14 @@ from typing import Any
 from scalegpt.config import RunConfig
 from scalegpt.planner.gpus import Card, known_card
 from scalegpt.planner.overheads import Overheads
+from scalegpt.storage import user_path
+from scalegpt.structured import read_object
+from scalegpt.text import shown
 
 FORMAT, VERSION = "scalegpt-calibration", 1
 
 MOST_MEASUREMENTS = 200
 """Older ones are dropped."""
-
-MOST_BYTES = 2**20
-"""A larger file is none of ours."""
 
 NEWEST = 8
 """So many of the fitting measurements are looked at: what has changed since is forgotten."""
@@ -70,7 +70,7 @@ class Measurement:
         known = {field.name: field.type for field in fields(cls)}
         for name, kind in known.items():
             if type(values.get(name)) is not kind:
-                raise ValueError(f"{name} must be of type {kind}, not {values.get(name)!r}")
+                raise ValueError(f"{name} must be of type {kind}, not {shown(values.get(name))}")
         made = cls(**{name: values[name] for name in known})
         if not 0 < made.allocated_bytes <= made.reserved_bytes <= made.driver_bytes < 2**50 or made.ranks < 1:
             raise ValueError("the bytes of a measurement must grow from allocated over reserved to the driver's")
@@ -145,28 +145,26 @@ def calibration_path() -> Path:
     """Where measurements are kept.
 
     Raises:
-        RuntimeError: there is no home folder.
+        InputError: there is no home folder.
     """
     chosen = os.environ.get("SCALEGPT_CACHE")
-    return (Path(chosen) if chosen else Path("~/.cache/scalegpt").expanduser()) / "calibration.json"
+    return Path(user_path(chosen or "~/.cache/scalegpt")) / "calibration.json"
 
 
 def load(path: Path | None = None) -> Calibration:
     """The measurements in the file; none, with a warning, where it is there but broken. Never raises."""
     try:
         path = calibration_path() if path is None else path
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"larger than {MOST_BYTES} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or (values.get("format"), values.get("version")) != (FORMAT, VERSION):
+        values = read_object(path)
+        if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
             raise ValueError(f"not of the form {FORMAT} {VERSION}")
         if not isinstance(values.get("measurements"), list):
             raise ValueError("without a list of measurements")
         return Calibration(tuple(map(Measurement.parse, values["measurements"])))
     except (FileNotFoundError, NotADirectoryError):
         return Calibration()
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder, or nested too deep
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         return Calibration(warning=f"{path or 'file'} is ignored ({reason}); delete it to begin anew")
 
 
@@ -191,7 +189,7 @@ def record(measurement: Measurement, path: Path | None = None) -> str | None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         return f"the run's memory is not kept for later plans: {' '.join(str(error).split())}"
     return None
 

@@ -1,6 +1,6 @@
 """Reads a catalogue of cards: ``gpus.yaml``, or a user's own file of the same form.
 
-The file is composed into YAML nodes and no further: each node knows its line, so that a complaint names the place, and the
+The file is composed into YAML nodes and no further: each node knows its line, so that an error names the place, and the
 values are converted by what each key stands for. That also costs a third of what loading into Python values does.
 """
 
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.errors import InputError, nearest
+from scalegpt.storage import read_text
+from scalegpt.structured import CONFIG_LIMIT, yaml_node
+from scalegpt.text import shown
 
 FIGURES = ("gib", "tflops", "gbps", "host_gbps", "link_gbps")
 """Numbers above zero that have a source."""
@@ -21,8 +24,8 @@ LISTS = ("match", "aliases")
 LINKS = ("nvlink", "xgmi", "pcie")
 KEYS = ("name", *LISTS, "capability", *COUNTS, *FIGURES, "link", "peer")
 
-MOST_BYTES = 2**20
-"""A larger file is no catalogue."""
+MOST_CHARACTERS = 500
+"""Of a name or a source."""
 
 MOST = 1e6
 """No figure of a card is larger: one that is has another unit."""
@@ -61,21 +64,11 @@ def read_entries(path: Path) -> list[Entry]:
 
 def _compose(path: Path) -> Any:
     """The file's root node; None where it is empty."""
-    import yaml  # imported here: commands that ask for no card need not pay for it
-
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is 20 times as fast
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: larger than {MOST_BYTES} bytes; it cannot be a catalogue of GPUs")
-        return yaml.compose(path.read_text(encoding="utf-8"), loader)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        return yaml_node(read_text(path, CONFIG_LIMIT), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}); mend it, or unset SCALEGPT_GPUS") from None
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise InputError(f"{path}: cannot be read ({reason}); correct it, or unset SCALEGPT_GPUS") from None
 
 
 def _where(path: Path, node: Any) -> str:
@@ -96,7 +89,10 @@ def _text(path: Path, node: Any, what: str) -> str:
         raise InputError(
             f"{_where(path, node)}: {what} must be one value, not {'nothing' if node.id == 'scalar' else 'several'}"
         )
-    return str(node.value).strip()
+    text = str(node.value).strip()
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"{_where(path, node)}: {what} has more than {MOST_CHARACTERS} characters")
+    return text
 
 
 def _entry(path: Path, node: Any) -> Entry:
@@ -119,7 +115,7 @@ def _pairs(path: Path, node: Any) -> Iterator[tuple[str, Any]]:
     for key_node, value in node.value:
         key = _text(path, key_node, "a key")
         if key not in KEYS:
-            raise InputError(f"{_where(path, key_node)}: unknown key {key!r}{nearest(key, KEYS)}")
+            raise InputError(f"{_where(path, key_node)}: unknown key {shown(key)}{nearest(key, KEYS)}")
         if key in seen:
             raise InputError(f"{_where(path, key_node)}: {key} is there twice; leave one of them")
         seen.add(key)
@@ -139,7 +135,8 @@ def _value(path: Path, entry: Entry, key: str, node: Any) -> Any:
     if key in FIGURES:
         return _number(path, node, key, text)
     if key in COUNTS:
-        return int(_checked(path, node, key, text, text.isdecimal() and 0 < int(text) < MOST, "a whole number above 0"))
+        is_count = re.fullmatch("[0-9]{1,6}", text) is not None and int(text) > 0
+        return int(_checked(path, node, key, text, is_count, f"a whole number above 0 and below {MOST:,.0f}"))
     if key == "peer":
         return _checked(path, node, key, text, text in {"true", "false"}, "true or false") == "true"
     if key == "link":
@@ -161,7 +158,7 @@ def _number(path: Path, node: Any, key: str, text: str) -> float:
 
 def _checked(path: Path, node: Any, key: str, text: str, holds: bool, must: str) -> str:
     if not holds:
-        raise InputError(f"{_where(path, node)}: {key} must be {must}, not {text!r}")
+        raise InputError(f"{_where(path, node)}: {key} must be {must}, not {shown(text)}")
     return text
 
 

@@ -3,10 +3,12 @@
 What cannot work on any machine, such as a stage that the backend does not have, the configuration itself refuses.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
-from scalegpt.config import RunConfig
+from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.run import why_not_muon
+from scalegpt.config.shape import TOKENS
 from scalegpt.errors import InputError
 from scalegpt.planner.attention import unfit
 from scalegpt.planner.gpus import CPU_CAPABILITY, Card, has_bf16
@@ -84,3 +86,32 @@ def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
     reason = unfit(wanted, replace(run, train=run.train.changed(precision=precision)), card)
     if reason:
         raise InputError(f"attention {wanted} {reason}; use --attention auto")
+
+
+def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfig:
+    """The run with the vocabulary that its data will give it, as far as that is known before they are read.
+
+    Of bytes and characters the tokenizer decides, unless the user does. Characters bring a vocabulary that only the text
+    knows; until then it is taken to be as large as that of bytes.
+
+    Args:
+        run: the run; a vocabulary of 0 is left to the tokenizer.
+        given: the settings that a flag or a configuration file gives; a preset's do not count.
+    """
+    kind, size = run.data.tokenizer, run.model.vocab_size
+    if size and ("vocab_size" in given or kind == "gpt2"):
+        return run
+    return run.with_vocab(ModelConfig().vocab_size if kind == "gpt2" else TOKENS["byte"])
+
+
+def vocabulary_remark(run: RunConfig) -> str | None:
+    """What to say of a vocabulary that is too small for its tokenizer: the trainer refuses text then. None: it is not."""
+    kind, size = run.data.tokenizer, run.model.vocab_size
+    tokens = TOKENS.get(kind, 0)
+    if size >= tokens:
+        return None
+    others = "" if kind == "byte" else " or --tokenizer byte"
+    return (
+        f"the {kind} tokenizer has {tokens:,} tokens and the model {size:,}: the trainer refuses text that needs more; give "
+        f"data that were prepared with at most {size:,} tokens, --vocab_size auto{others}"
+    )

@@ -1,29 +1,34 @@
-"""The command that trains what was planned, ready to be copied."""
+"""The command that trains what was planned, ready to be pasted: it runs in this installation."""
 
 import shlex
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
 from scalegpt.config import RunConfig
 from scalegpt.config.run import SECTIONS
+from scalegpt.config.train import LENGTHS, TrainConfig
+from scalegpt.invocation import train_command
+from scalegpt.planner.checks import vocabulary_remark
 from scalegpt.planner.plan import Plan
 
 DECIDED = ("backend", "zero_stage", "micro_batch", "tokens_per_step", "precision", "recompute", "loss")
 """Settings that the command names in any case: what was planned holds whatever the preset becomes."""
 
-DATA = "your_text.txt"
-"""Stands for the data, where none is given."""
+DATA, PREPARED = "your_text.txt", "your_prepared_folder"
+"""Stand for the data where none is given; the latter where text has more tokens than the model's vocabulary."""
 
 
-def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...]) -> str:
+def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: Collection[str] = ()) -> str:
     """The command line of a plan.
 
     Args:
         plan: what to run.
         base: the run as preset or file have it.
         source: the flag that names them, such as ``("--preset", "tiny")``; empty: none.
+        given: the settings that flags gave.
     """
-    words = [*_launcher(plan), "launch/train.py", *source]
+    words = list(source)
     for section, kind in SECTIONS.items():
         ours, theirs = getattr(plan.run, section), getattr(base, section)
         for field in fields(kind):
@@ -34,14 +39,30 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...]) -> str:
                 value = plan.run.parallel.stage
             if field.name == "ds_config" and value is None:
                 continue  # follows from the backend or the stage
-            if field.name in DECIDED or value != getattr(theirs, field.name):
-                words += [f"--{field.name}", _word(value)]
+            if field.name in LENGTHS:
+                continue
+            named = field.name in DECIDED or value != getattr(theirs, field.name)
+            if field.name == "vocab_size" and plan.run.data.tokenizer != "gpt2":
+                named = "vocab_size" in given  # else the trainer asks the tokenizer
+            if named:
+                word = _word(value)
+                words += [f"--{field.name}={word}"] if word.startswith("-") else [f"--{field.name}", word]
+    words += _length(plan.run.train, base.train)
     if plan.run.data.input_file is None:
-        words += ["--input_file", DATA]
-    return " ".join(map(shlex.quote, words))
+        words += ["--input_file", DATA if vocabulary_remark(plan.run) is None else PREPARED]
+    return f"{train_command(*_launcher(plan))} {shlex.join(words)}"
+
+
+def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+    """The flags of the run's length, where preset or file have another; a length that is given replaces both of theirs."""
+    lengths = {key: getattr(ours, key) for key in LENGTHS}
+    if all(value == getattr(theirs, key) for key, value in lengths.items()):
+        return []
+    return [word for key, value in lengths.items() if value is not None for word in (f"--{key}", _word(value))]
 
 
 def _launcher(plan: Plan) -> list[str]:
+    """The launcher and its options."""
     machine = plan.machine
     if machine.nodes > 1:
         place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]

@@ -12,7 +12,6 @@ parameters means that stage 3 saves no parameter memory at all (deepspeed 0.19, 
 - stage 3 keeps norms and biases whole on every rank: too small to be worth a message.
 """
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from scalegpt.config.presets import bundled
 from scalegpt.config.run import ParallelConfig, RunConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, nearest
-
-AUTO = "auto"
-
-_OURS = ("optimizer", "scheduler")
-"""Parts of a DeepSpeed file that would do again what the trainer does."""
+from scalegpt.planner.deepspeed_keys import AUTO, checked
+from scalegpt.storage import read_text
+from scalegpt.structured import CONFIG_LIMIT, parse_json
+from scalegpt.text import shown
 
 _BATCH = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 
@@ -58,31 +56,29 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
 
 
 def load_ds_config(parallel: ParallelConfig) -> Settings:
-    """The DeepSpeed file in force, as written.
+    """The DeepSpeed file in force, with what it switches off left away.
 
     Raises:
-        InputError: it is missing, is not JSON, or its stage is not the run's.
+        InputError: it is missing, is not JSON, holds what is not taken, or its stage is not the run's.
     """
     path = _path(parallel)
     try:
-        settings = json.loads(_text(path, path.stat().st_mtime_ns))
+        settings = parse_json(_text(path, path.stat().st_mtime_ns), f"ds_config {path}")
     except OSError as error:
         ours = [entry.name for entry in bundled("ds_configs").glob("*.json")]
         raise InputError(f"ds_config {path}: {error.strerror}{nearest(path.name, ours)}") from None
-    except ValueError as error:
-        raise InputError(f"ds_config {path} is not JSON: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"ds_config {path} is not a text file; give a JSON file") from None
     if not isinstance(settings, dict):
         raise InputError(f"ds_config {path} must hold an object, such as ds_configs/zero{parallel.stage}.json")
-    for key in _OURS:
-        if settings.get(key):
-            raise InputError(f"ds_config {path}: {key} is decided by the run's own flags; remove it there")
+    settings = checked(settings, path)
     zero = _part(settings, "zero_optimization")
     _fill(zero, "stage", parallel.stage)
     stage = zero["stage"]
     if stage != parallel.stage:
         raise InputError(
-            f"ds_config {path} is for ZeRO stage {stage}, the run for {parallel.stage}; "
-            f"use --zero_stage {stage} or another --ds_config"
+            f"ds_config {path} is for ZeRO stage {shown(stage)}, the run for {parallel.stage}; "
+            f"use --zero_stage {shown(stage)} or another --ds_config"
         )
     return settings
 
@@ -100,20 +96,14 @@ def fixes_batch(parallel: ParallelConfig) -> bool:
 @lru_cache(maxsize=64)
 def _text(path: Path, _changed: int) -> str:
     """The text of a file as it was at that time: a search asks for it hundreds of times."""
-    return path.read_text(encoding="utf-8")
+    return read_text(path, CONFIG_LIMIT)
 
 
 def _part(settings: Settings, key: str) -> Settings:
-    """The object of that key, made where there is none.
-
-    Raises:
-        InputError: something else is there.
-    """
+    """The object of that key, made where there is none."""
     if settings.get(key) is None:
         settings[key] = {}
-    part = settings[key]
-    if not isinstance(part, dict):
-        raise InputError(f"ds_config: {key} must be an object of settings, not {part!r}")
+    part: Settings = settings[key]
     return part
 
 
@@ -134,7 +124,7 @@ def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> 
     if fixed == AUTO:
         settings[key] = value
     elif what is not None and fixed != value:
-        raise InputError(f'ds_config fixes {key} at {fixed}, but {what} makes it {value}; write "auto" there')
+        raise InputError(f'ds_config fixes {key} at {shown(fixed)}, but {what} makes it {value}; write "auto" there')
 
 
 def _fill_batch(settings: Settings, run: RunConfig, grad_accum: int, ranks: int) -> None:

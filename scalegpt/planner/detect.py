@@ -7,11 +7,11 @@ from pathlib import Path
 
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
+from scalegpt.host import ROOT, available_bytes, usable_cores
 from scalegpt.planner import nvml, rocm
 from scalegpt.planner.devices import Device, Found
 from scalegpt.planner.gpus import CPU_CAPABILITY, GB, GIB, Card
-from scalegpt.planner.host import ROOT, available_bytes, usable_cores
-from scalegpt.planner.machine import Machine
+from scalegpt.planner.machine import FOUND, GIVEN, Machine
 
 CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
 """What one core of a processor does in fp32, and its share of the memory's bandwidth. Estimates, which may be wrong
@@ -49,6 +49,7 @@ def machine_at_hand(
     if not found.devices:
         return cpu_machine(settings, torch=torch, root=root, notes=found.notes)
     gpus = settings.gpus or len(found.devices)
+    host, source = _host(settings, available_bytes(root))
     devices = found.devices[:gpus]
     smallest = min(devices, key=_size)
     card = smallest.card
@@ -64,7 +65,8 @@ def machine_at_hand(
         driver=found.driver,
         link=found.link if found.link and gpus <= len(found.devices) else None if card is None else card.link_of(gpus),
         host_gbps=host_gbps,
-        host_bytes=available_bytes(root),
+        host_bytes=host,
+        host_source=source,
         cores=usable_cores(root),
         network_gbps=settings.network_gbps,
         notes=(*found.notes, *_notes(found, devices, smallest, gpus)),
@@ -85,14 +87,22 @@ def find(root: Path = ROOT, most: int | None = None) -> Found:
 
 
 def cpu_machine(
-    settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, notes: tuple[str, ...] = ()
+    settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, notes: tuple[str, ...] = (), held: int = 0
 ) -> Machine:
     """The processor at hand as a machine whose ranks share the host's memory, one rank where the settings do not say.
 
+    Args:
+        settings: how many ranks, and how much memory.
+        torch: version of torch that will run, if known.
+        root: where ``proc`` and ``sys`` are looked for.
+        notes: what to say about the machine.
+        held: bytes that the run's own processes hold already, which are part of what it may use.
+
     Raises:
-        InputError: a rank is to use more memory than its share.
+        InputError: more memory is to be used than there is.
     """
-    ranks, cores, memory = settings.gpus or 1, usable_cores(root), available_bytes(root)
+    ranks, cores = settings.gpus or 1, usable_cores(root)
+    memory, source = _host(settings, available_bytes(root) + held)
     card = cpu_card(cores, memory, ranks)
     usable = card.usable_bytes if settings.memory_gb is None else int(settings.memory_gb * GB)
     if usable > card.usable_bytes:
@@ -112,10 +122,27 @@ def cpu_machine(
         link=card.link_of(ranks),
         host_gbps=card.host_gbps,
         host_bytes=memory,
+        host_source=source,
         cores=cores,
         network_gbps=settings.network_gbps,
         notes=notes,
     )
+
+
+def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
+    """The host memory to plan for, and where it comes from: the part that the settings name, or all that is available.
+
+    Raises:
+        InputError: the settings name more than there is.
+    """
+    if settings.host_memory_gb is None:
+        return available, FOUND
+    if settings.host_memory_gb * GB > available:
+        raise InputError(
+            f"host_memory_gb {settings.host_memory_gb:g}: this machine has {available / GB:.2f} GB available; "
+            "give less, or leave it out"
+        )
+    return int(settings.host_memory_gb * GB), GIVEN
 
 
 def cpu_card(cores: int, memory: int, ranks: int = 1) -> Card:

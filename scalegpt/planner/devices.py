@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scalegpt.planner.gpus import Card, Link, catalogue, known_card
+from scalegpt.planner.gpus import Card, Link, catalogue, known_card, namesakes
 
 TAKEN_FROM = 64 * 2**20
 """Less than this in use on a card is the driver's own, not another process's."""
@@ -64,11 +64,13 @@ class Found:
 
 
 def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> Card | None:
-    """The catalogue's entry for a card at hand: by its name, else as the only one of its architecture and size.
+    """The catalogue's entry for a card at hand: by its name and memory, else as the only one of its architecture and size.
 
-    AMD's driver does not always tell a name.
+    NVIDIA's driver calls cards of several sizes by one name, AMD's does not always tell a name.
     """
     card = known_card(name)
+    if card is not None and usable_bytes is not None:
+        return min(namesakes(name, card), key=lambda other: abs(other.usable_bytes - usable_bytes))
     if card is not None or capability is None or not capability.startswith("gfx") or usable_bytes is None:
         return card
     alike = [

@@ -106,8 +106,8 @@ class Overheads:
         """What ``torch.cuda.max_memory_reserved`` will say for this peak."""
         return peak + self.workspaces + self.fragmentation(peak)
 
-    def total_bytes(self, peak: int) -> int:
-        """What the driver will say: this must stay under the card's memory."""
+    def total_bytes(self, peak: int, host: int = 0) -> int:  # noqa: ARG002 - a processor's ranks count it
+        """What the driver will say: it must stay under the card's memory. ``host`` bytes, offloaded, do not count here."""
         return self.reserved_bytes(peak) + self.context + self.nccl
 
     def parts(self, peak: int) -> dict[str, int]:
@@ -118,6 +118,11 @@ class Overheads:
             "CUDA context": self.context,
             "NCCL": self.nccl,
         }
+
+    @property
+    def reserved_parts(self) -> tuple[str, ...]:
+        """The parts that :meth:`reserved_bytes` counts beside the peak."""
+        return "cuBLAS workspaces", "fragmentation"
 
     def corrected(self, *, fragmentation_share: float, outside: int, measured: int) -> "Overheads":
         """The same with what runs have shown: the allocator's waste, and the bytes beyond what it reserved."""

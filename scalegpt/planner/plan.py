@@ -10,14 +10,17 @@ from scalegpt.config import RunConfig
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.calibration import Calibration
+from scalegpt.planner.cpu_memory import ProcessOverheads, checkpoint_copy_bytes
 from scalegpt.planner.gpus import GIB, find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.planner.machine import ASSUMED, GIVEN, Machine
 from scalegpt.planner.memory import Prediction, predict_with
 from scalegpt.planner.overheads import Overheads
 from scalegpt.planner.rates import Rates
-from scalegpt.planner.states import training_bytes
 from scalegpt.planner.throughput import StepTime, least_seconds, step_time
 from scalegpt.planner.work import count_work, flops_per_token
+
+HOST_PROCESS = int(2.5 * GIB)
+"""Host memory of a rank's process that trains on a GPU, without offload: libraries, the driver's part. An estimate."""
 
 STAND_IN = "a100-80gb"
 """The card whose rates decide what is faster where nobody says which card it is; no time is told then."""
@@ -47,8 +50,8 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """What the driver will count."""
-        return self.overheads.total_bytes(self.peak_bytes)
+        """What the driver will count; of a process on a processor, what the kernel will."""
+        return self.overheads.total_bytes(self.peak_bytes, self.host_bytes)
 
     @property
     def host_bytes(self) -> int:
@@ -57,16 +60,19 @@ class Plan:
 
     @property
     def checkpoint_copy_bytes(self) -> int:
-        """Host memory of each rank for the copy from which a checkpoint is written while training goes on; 0 without one.
+        """Host memory of each rank for the copy from which a checkpoint is written while training continues; 0 without one.
 
-        Masters and moments, each rank its part. It is not asked for in :attr:`fits_host`: where it has no room, training
-        waits for its checkpoints.
+        It is not asked for in :attr:`fits_host`: where it has no room, training waits for its checkpoints. On a processor it
+        is part of the total.
         """
-        train = self.run.train
-        if not train.async_checkpoint or (train.checkpoint_every == 0 and train.checkpoint_minutes is None):
-            return 0
-        states = training_bytes(self.run.model, train)
-        return -(-(sum(states.values()) - states["gradients"]) // self.machine.ranks)
+        return checkpoint_copy_bytes(self.run, self.machine.ranks)
+
+    @property
+    def copy_fits(self) -> bool:
+        """Whether the copy for a checkpoint has room in host memory besides what is offloaded, as far as that is known."""
+        there = self.machine.host_bytes
+        needed = self.host_bytes + self.checkpoint_copy_bytes + HOST_PROCESS
+        return not self.machine.is_gpu or there is None or needed * self.machine.gpus <= there
 
     @property
     def missing_bytes(self) -> int:
@@ -76,14 +82,31 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the total stays within the card's memory; None where that is not known."""
+        """Whether the total stays within the card's memory, or the rank's share of the host's; None where it is not known."""
         return None if self.machine.usable_bytes is None else self.missing_bytes <= 0
+
+    @property
+    def host_needed(self) -> int:
+        """Host memory of each machine that offload needs, all its ranks with their processes; 0 without offload.
+
+        On a processor it is part of the total.
+        """
+        if not self.machine.is_gpu or not self.host_bytes:
+            return 0
+        return (self.host_bytes + HOST_PROCESS) * self.machine.gpus
 
     @property
     def fits_host(self) -> bool:
         """Whether what is offloaded has room in host memory, as far as that is known."""
         there = self.machine.host_bytes
-        return there is None or self.host_bytes * self.machine.gpus <= there
+        return there is None or self.host_needed <= there
+
+    @property
+    def shortage(self) -> float:
+        """What is needed over what there is, of the card's memory or the host's, whichever lacks more."""
+        usable, there = self.machine.usable_bytes, self.machine.host_bytes
+        card = 0.0 if not usable else self.total_bytes / usable
+        return max(card, 0.0 if there is None else self.host_needed / max(1, there))
 
     @property
     def seconds(self) -> float:
@@ -107,6 +130,7 @@ class Plan:
             "reserved_bytes": self.reserved_bytes,
             "total_bytes": self.total_bytes,
             "host_bytes": self.host_bytes,
+            "host_needed_bytes": self.host_needed,
             "checkpoint_copy_bytes": self.checkpoint_copy_bytes,
             "breakdown": self.prediction.breakdown,
             "overheads": self.overheads.parts(self.peak_bytes),
@@ -129,7 +153,8 @@ class Plan:
         """The plan as ``scalegpt plan --json`` prints it."""
         train, parallel = self.run.train, self.run.parallel
         return {
-            "fits": self.fits,
+            "fits": None if self.fits is None else self.fits and self.fits_host,
+            "fits_host": self.fits_host,
             "missing_bytes": max(0, self.missing_bytes),
             "backend": parallel.backend,
             "zero_stage": parallel.stage,
@@ -145,6 +170,17 @@ class Plan:
             **self.speed(),
             "command": command,
         }
+
+
+def host_words(plan: Plan) -> str:
+    """What offload needs of each machine's host memory beside what there is; empty where nothing is offloaded to it."""
+    if not plan.host_needed:
+        return ""
+    there = plan.machine.host_bytes
+    if there is None:
+        return f"{gib(plan.host_needed)} of host memory in each machine, of which it is not known how much there is"
+    source = {ASSUMED: "assumed", GIVEN: "given"}.get(plan.machine.host_source or "", "available")
+    return f"{gib(plan.host_needed)} of host memory in each machine, of {gib(there)} {source}"
 
 
 class Estimator:
@@ -214,7 +250,7 @@ class Estimator:
     def overheads(self, run: RunConfig, ranks: int) -> Overheads:
         """What lies outside the step's tensors."""
         if not self.machine.is_gpu:
-            return Overheads()
+            return ProcessOverheads.of_process(run, ranks, keeps_freed_memory=self.machine.keeps_freed_memory)
         key = run.parallel.backend, ranks
         if key not in self._overheads:
             self._overheads[key] = self._overheads_of(run, ranks)

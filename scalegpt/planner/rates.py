@@ -50,12 +50,17 @@ SHARES = {
     "8.9": Shares(Figure(0.782, "~as 8.0"), Figure(0.317, "~as 8.0")),
     "9.0": Shares(Figure(0.664, FITTED), Figure(0.183, FITTED)),
     "10.0": Shares(Figure(0.60, "~"), Figure(0.15, "~")),
+    "10.3": Shares(Figure(0.60, "~as 10.0"), Figure(0.15, "~as 10.0")),
     "12.0": Shares(Figure(0.75, "~"), Figure(0.30, "~")),
     "gfx90a": Shares(Figure(0.50, "~"), Figure(0.15, "~")),
     "gfx942": Shares(Figure(0.45, "~"), Figure(0.12, "~")),
+    "gfx950": Shares(Figure(0.45, "~as gfx942"), Figure(0.12, "~as gfx942")),
     "cpu": Shares(Figure(0.60, "~"), Figure(0.20, "~"), memory=Figure(0.6, "~")),
 }
 """By compute capability, or AMD's architecture."""
+
+FITTED_ON = {"8.0": ("A100 40GB", "A100 80GB"), "9.0": ("H100 SXM",)}
+"""Capability → the cards whose published runs the shares are fitted to."""
 
 FP32_SHARE = {"7": 1 / 8, "8.0": 1 / 16, "8": 1 / 4, "9": 1 / 15, "1": 1 / 30, "gfx": 1 / 8, "cpu": 1.0}
 """fp32's peak as a share of the half-precision one, by the beginning of the capability (vendors' data sheets; of families
@@ -141,6 +146,35 @@ class Rates:
         return replace(
             self, matmul=self.matmul * factor, attention=self.attention * factor, memory=self.memory * factor
         )
+
+
+def basis(card: Card) -> str:
+    """What the times of a card rest on, in a sentence: runs that were published, of it or of its like, or estimates."""
+    fitted = FITTED_ON.get(card.capability)
+    if card.is_cpu:
+        return "times on a processor are estimates from its number of cores, which may be wrong twofold"
+    if fitted is None:
+        said = f"times on {card.name} are estimates: no published run on a card of its architecture was fitted"
+    elif card.name in fitted:
+        said = f"times on {card.name} rest on rates fitted to published runs of other trainers on it"
+    else:
+        said = (
+            f"times on {card.name} are estimates: its data sheet, and the share of it that published runs of other "
+            f"trainers reach on {' and '.join(fitted)}"
+        )
+    guessed = [name for key, name in (("tflops", "peak"), ("gbps", "memory bandwidth")) if key in card.estimated]
+    if guessed:
+        said += f"; the catalogue's {' and '.join(guessed)} {'is an estimate' if len(guessed) == 1 else 'are estimates'} too"
+    return f"{said}; see docs/PLANNER.md"
+
+
+def basis_of_all() -> str:
+    """The same of a table over all cards."""
+    names = ", ".join(name for names in FITTED_ON.values() for name in names)
+    return (
+        f"times on {names} rest on rates fitted to published runs of other trainers, those on all other cards are estimates; "
+        "see docs/PLANNER.md"
+    )
 
 
 def _link(card: Card, machine: Machine, share: float) -> float:

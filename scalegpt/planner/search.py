@@ -4,9 +4,11 @@ What a user has fixed is kept; of everything else all combinations are considere
 loss, every micro batch that divides the step, and fewer cards than there are, where sending would cost more than they bring.
 Tokens per step stay as they are.
 
-Times within :data:`TIE` of each other are a tie, since the time model cannot tell them apart: the simpler setting wins, in
-this order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before
-``deepspeed``, a lower stage, the preset's loss. To that end times are sorted into classes, each so much wider than the
+Machinery must pay: offload, each heavier kind of recompute, sharding or DeepSpeed where the run does not name them, and a
+loss that the run does not name must each win by more than :data:`ERROR`, the time model's own error. Times are therefore
+compared with that margin added for each kind (:func:`handicap`). What is then within :data:`TIE` is a tie: the simpler
+setting wins, in this order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp``
+before ``deepspeed``, a lower stage, the preset's loss. To that end times are sorted into classes, each a tie wider than the
 one before.
 
 All of it is never predicted. Heavier recompute is never faster at the same micro batch, memory grows with the micro batch
@@ -42,20 +44,49 @@ MARGIN = MachineConfig().margin
 TIE = 0.02
 """Relative width of a class of times that count as equal."""
 
+ERROR = 0.071
+"""The time model's mean absolute error where our trainer stands in for the published runs (docs/PLANNER.md, generated)."""
+
 Simplicity = tuple[int, int, bool, int, int, bool]
 Key = tuple[int, Simplicity, float]
-"""What plans are sorted by: class of time, simplicity, seconds."""
+"""What plans are sorted by: class of time, simplicity, seconds; times with the margins of their machinery."""
 
 
 def time_class(seconds: float) -> int:
     """The class of times that count as equal.
 
-    More memory, more cards or a faster card never raise the least time of all plans that fit. The chosen plan is in the class
-    of that least time, so that its class never rises either: its time may, by less than :data:`TIE`, where something simpler
-    has come to fit or to tie. That does not add up, through however many improvements. Only to take the fastest always, by
-    however little, would rule it out: what was the fastest and alone must stay chosen when something simpler joins it.
+    More memory, more cards or a faster card never raise the least time, margins included, of all plans that fit. The chosen
+    plan is in the class of that least time, so that its class never rises either. Its time without the margins may, by less
+    than a tie and the margins of the machinery that it no longer needs, where something simpler has come to fit. That does
+    not add up, through however many improvements. Only to take the fastest always, by however little, would rule it out.
     """
     return math.floor(math.log(seconds) / math.log1p(TIE))
+
+
+def machinery(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig, ranks: int) -> int:
+    """How many kinds of machinery a setting has that must pay for themselves.
+
+    Args:
+        layout: who holds what.
+        recompute: its kind.
+        loss: its kind.
+        run: the run; the layout and the loss that it names are no machinery.
+        ranks: data-parallel ranks; over one, the ZeRO stage divides nothing.
+    """
+    own = run.parallel
+    named = (layout.backend, layout.stage) == (own.backend, own.stage)
+    if named or layout.backend == "plain":
+        sharding = 0
+    elif layout.offload != "none" and ranks == 1:
+        sharding = 0  # it is what offload takes there
+    else:
+        sharding = (layout.stage > 0 or layout.backend == "deepspeed") + (layout.stage == 3 and ranks > 1)
+    return sharding + (layout.offload != "none") + RECOMPUTE.index(recompute) + (loss != run.train.loss)
+
+
+def handicap(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig, ranks: int) -> float:
+    """What a setting's time is multiplied by before it is compared: a margin of :data:`ERROR` for each kind of machinery."""
+    return (1 + ERROR) ** machinery(layout, recompute, loss, run, ranks)
 
 
 def simplicity(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig) -> Simplicity:
@@ -73,8 +104,9 @@ def simplicity(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig
 
 def plan_key(plan: Plan, run: RunConfig) -> Key:
     """What a plan is sorted by, among plans for the same run."""
-    train = plan.run.train
-    return time_class(plan.seconds), simplicity(plan.run.parallel, train.recompute, train.loss, run), plan.seconds
+    train, layout = plan.run.train, plan.run.parallel
+    seconds = plan.seconds * handicap(layout, train.recompute, train.loss, run, plan.machine.ranks)
+    return time_class(seconds), simplicity(layout, train.recompute, train.loss, run), seconds
 
 
 @dataclass(frozen=True)
@@ -241,11 +273,6 @@ class _Search:
         self.estimator = Estimator(machine, question.calibration)
         self.rates, self.limit = self.estimator.rates(run), question.limit
         self.space = Space.of(run, machine.ranks, self.estimator.kernel(run), self.estimator.compiles(run))
-        kinds = {layout.backend: layout for layout in over}
-        self.overheads = {
-            kind: self.estimator.overheads(replace(run, parallel=layout), machine.ranks)
-            for kind, layout in kinds.items()
-        }
         self.micro_batches = self._micro_batches()
         self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
         self.queue: list[_Entry] = []
@@ -262,7 +289,8 @@ class _Search:
             self._push(each)
 
     def _bracket(self, line: Line, sizes: tuple[int, ...]) -> Bracket:
-        return Bracket(line, sizes, self.overheads[line.setting.layout.backend], self.limit)
+        run = self.space.candidate(line.setting, sizes[0])
+        return Bracket(line, sizes, self.estimator.overheads(run, self.question.machine.ranks), self.limit)
 
     def _micro_batches(self) -> tuple[int, ...]:
         run, per_rank = self.question.run, self.space.per_rank
@@ -296,15 +324,17 @@ class _Search:
     def closest(self) -> Plan:
         """The plan that lacks least: the smallest micro batch, with all recomputed that may be."""
         plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
-        return min(plans, key=lambda plan: (not plan.fits_host, plan.total_bytes))
+        return min(plans, key=lambda plan: (plan.shortage, plan.total_bytes))
 
     def _with(self, each: Bracket, recompute: str) -> Line:
         return self.space.line(each.line.setting._replace(recompute=recompute))
 
     def _push(self, each: Bracket, micro: int | None = None) -> None:
         line, setting = each.line, each.line.setting
+        run, ranks = self.question.run, self.question.machine.ranks
         seconds = line.step(micro or self._fastest(each)).seconds(self.rates)
-        simple = simplicity(setting.layout, setting.recompute, setting.loss, self.question.run)
+        seconds *= handicap(setting.layout, setting.recompute, setting.loss, run, ranks)
+        simple = simplicity(setting.layout, setting.recompute, setting.loss, run)
         heapq.heappush(self.queue, _Entry((time_class(seconds), simple, seconds), each, micro))
 
     # --- the micro batches of a line -----------------------------------------------------------------------------------
@@ -377,7 +407,7 @@ def _on_fewer_cards(question: Question, found: Found) -> Found:
     sequences = sequences_per_rank(question.run, machine.ranks) * machine.ranks
     least = Estimator(machine, question.calibration).least_seconds(question.run) * sequences
     for nodes, gpus in _fewer_cards(machine, sequences):
-        limit = time_class(found.best.seconds) if found.best else math.inf
+        limit = plan_key(found.best, question.run)[0] if found.best else math.inf
         if time_class(least / (nodes * gpus)) >= limit:
             break  # and so with fewer still
         smaller = replace(question, machine=machine.with_cards(gpus=gpus, nodes=nodes))

@@ -3,30 +3,28 @@
 from collections.abc import Iterable
 from typing import Any
 
-from scalegpt.config import ModelConfig, TrainConfig
+from scalegpt.config.run import SECTIONS
+from scalegpt.config.train import LENGTHS, TrainConfig
 
 FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
     "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
     "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
-    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom",
+    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
 
-The file of the text may have moved; that its tokens are the same is checked by themselves."""
+The file of the text may have moved, and be read by other rules; that its tokens are the same is checked by themselves."""
 
-UNTOLD = frozenset({"name", "preset"})
-"""What the settings are called: of no effect, so not worth a line where it is otherwise."""
+UNTOLD = frozenset({"name", "preset", "as_text", "follow_links"})
+"""What the settings are called, and how the files were chosen that gave the tokens: a difference alone has no effect."""
 
 MUONS = frozenset({"muon_lr", "muon_momentum"})
 """Settings of Muon alone."""
 
 SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
 """Settings that no word of the user can change in a run: its weights would not fit."""
-
-LENGTHS = frozenset({"max_iters", "max_tokens"})
-"""Settings that say how long a run is, and so where a schedule of the learning rate ends."""
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
@@ -40,9 +38,20 @@ def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, 
     old, new = _as_resolved(theirs), _flat(ours)
     found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNTOLD}
     if new.get("schedule") != "constant":
-        for key in LENGTHS & found.keys():
+        for key in found.keys() & LENGTHS:
             found[key] += " (the learning rate's schedule follows)"
     return found
+
+
+def length_beside(ours: TrainConfig, theirs: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
+    """The length that an earlier process of the run had beside the one that is given now; empty where there is none.
+
+    Earlier releases let the default, or a preset's length, stand beside a given one. A run that began so keeps its length as
+    long as the given one is the same.
+    """
+    same = [key for key in LENGTHS if getattr(ours, key) is not None and theirs.get(key) == getattr(ours, key)]
+    beside = [key for key in LENGTHS if getattr(ours, key) is None and key not in given and theirs.get(key) is not None]
+    return {key: theirs[key] for key in beside} if same else {}
 
 
 def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
@@ -78,9 +87,7 @@ def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
 
 def _as_resolved(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run; one that did not exist when the run began has its default."""
-    defaults = {
-        key: field.default for section in (ModelConfig, TrainConfig) for key, field in section.settings().items()
-    }
+    defaults = {key: field.default for section in SECTIONS.values() for key, field in section.settings().items()}
     return {**defaults, **_flat(values)}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from scalegpt.backends import World
+from scalegpt.backends.host_memory import give_back_freed_memory
 from scalegpt.config import RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.errors import InputError
@@ -17,8 +18,9 @@ from scalegpt.planner.advice import Remedy, differences, remedies
 from scalegpt.planner.batches import BatchPlan, plan_batches
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.overheads import Overheads
-from scalegpt.planner.plan import Plan, gib, make_plan
-from scalegpt.planner.search import Question, choose
+from scalegpt.planner.plan import Plan, gib, host_words
+from scalegpt.planner.room import choose_in_room, fixed_in_room
+from scalegpt.planner.search import Question
 from scalegpt.training.memory import machine_of
 
 ROOM_FOR_ERROR = 0.1
@@ -48,52 +50,76 @@ class Chosen:
         return self.plan.batch
 
 
-def settle_layout(run: RunConfig, world: World, *, open_: frozenset[str], margin: float) -> Chosen:
-    """Choose what is open, on the first rank for all.
+def settle_layout(
+    run: RunConfig, world: World, *, open_: frozenset[str], margin: float, reopen: frozenset[str] = frozenset()
+) -> Chosen:
+    """Choose what is open, on the first rank for all; on a processor each rank then treats freed memory as is planned.
 
     Args:
         run: a run whose precision and vocabulary are known.
         world: the ranks.
         open_: the settings to choose.
         margin: share of a card's memory to leave free.
+        reopen: settings that an earlier process of the run chose, and that are chosen anew where they do not fit any more.
 
     Raises:
         InputError: the step cannot be divided among the ranks, or with what is open nothing fits.
     """
     machine, notes = _machine(run, world)
     run = replace(run, auto=frozenset())
-    return world.on_first(
-        lambda: _settle(Question(run, machine, open_, margin, calibration.load(), fewer=False), notes)
+    chosen = world.on_first(
+        lambda: _settle(Question(run, machine, open_, margin, calibration.load(), fewer=False), notes, reopen)
     )
+    if not machine.is_gpu and not chosen.plan.machine.keeps_freed_memory:
+        give_back_freed_memory()
+    return chosen
 
 
-def _settle(question: Question, notes: tuple[str, ...]) -> Chosen:
+def _settle(question: Question, notes: tuple[str, ...], reopen: frozenset[str] = frozenset()) -> Chosen:
     run, machine = question.run, question.machine
     batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     if not question.open:
-        plan = make_plan(run, machine, batch, question.calibration)
-        if plan.missing_bytes > ROOM_FOR_ERROR * plan.total_bytes:
+        plan, gave_way = fixed_in_room(question, batch)
+        if not _is_too_large(plan):
+            return Chosen(plan.run, plan, (*notes, *gave_way))
+        if not reopen:
             raise InputError(_refusal(question, plan))
-        return Chosen(plan.run, plan, notes)
-    found = choose(question)
-    if found.best is None:
-        found = choose(replace(question, margin=0.0))
+    roomed = choose_in_room(question)
+    if roomed.found.best is None:
+        roomed = choose_in_room(replace(question, margin=0.0))
         notes = (*notes, f"what fits leaves less than the safety margin of {question.margin:.0%} free")
-    if found.best is None:
-        raise InputError(_refusal(question, found.closest))
-    return Chosen(found.best.run, found.best, (*notes, *_said(question, found.best)))
+    if roomed.found.best is None:
+        if reopen - question.open:
+            return _settle(replace(question, open=question.open | reopen), notes)
+        raise InputError(_refusal(question, roomed.found.closest))
+    best = roomed.found.best
+    return Chosen(best.run, best, (*notes, *roomed.notes, *_said(question, best)))
+
+
+def _is_too_large(plan: Plan) -> bool:
+    """Whether a plan whose settings are all given is refused.
+
+    A card may hold a little less than is predicted. On a processor nothing may be lacking, since the machine would go down.
+    """
+    if not plan.fits_host:
+        return True
+    allowed = ROOM_FOR_ERROR * plan.total_bytes if plan.machine.is_gpu else 0
+    return plan.missing_bytes > allowed
 
 
 def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
     """The machine at hand, with the memory that the fullest card has left for us."""
     machine = machine_of(world)
-    if not machine.is_gpu or machine.usable_bytes is None:
+    usable, host = machine.usable_bytes, machine.host_bytes
+    if usable is None:
         return machine, ()
+    smallest = -world.largest(-usable)
+    machine = replace(machine, host_bytes=None if host is None else -world.largest(-host))
+    if not machine.is_gpu:
+        return replace(machine, usable_bytes=smallest), ()
     free, total = torch.cuda.mem_get_info(world.device)
     ours = Overheads.of(run, machine.card, 1).context  # torch has made its context to answer
     taken = world.largest(max(0, total - free - ours))
-    usable = machine.usable_bytes
-    smallest = -world.largest(-usable)
     notes = []
     if smallest < usable:
         notes.append(f"the smallest card of the ranks has {gib(smallest)}: all are planned for that")
@@ -129,7 +155,9 @@ def _said(question: Question, plan: Plan) -> tuple[str, ...]:
 def _refusal(question: Question, closest: Plan | None) -> str:
     """Why a run is not started, and what would fit."""
     machine, run = question.machine, question.run
-    room = gib(machine.usable_bytes or 0)
+    if closest is not None and closest.fits and not closest.fits_host:
+        return f"{run.name} does not fit: offload needs {host_words(closest)}; {_advice(remedies(question), closest)}"
+    room = gib(machine.usable_bytes or 0) + ("" if machine.is_gpu else " of memory available for each rank")
     needs = f"{gib(closest.total_bytes)} at least" if closest else "more than that for its model states alone"
     fixed = "" if "recompute" in question.open else f" with recompute {run.train.recompute}"
     advice = _advice(remedies(question), closest)

@@ -8,6 +8,7 @@ from scalegpt.backends.capabilities import device_name
 from scalegpt.errors import InputError, RunError
 from scalegpt.planner.plan import Plan
 from scalegpt.training import oom
+from scalegpt.training.foreign import in_one_line
 from scalegpt.training.heartbeat import Beat, Halt
 from scalegpt.training.watchdog import Watchdog
 
@@ -56,6 +57,9 @@ def end(error: BaseException, watchdog: Watchdog, memory: Plan, *, on_oom: str) 
         )
         return _told(failure, watchdog, str(failure), status, "failed")
     speaks_for_itself = isinstance(error, InputError | RunError)
+    shortened = None if speaks_for_itself else in_one_line(error, watchdog.directory.path, watchdog.rank)
+    if shortened is not None:
+        return _told(RunError(shortened), watchdog, shortened, status, "failed")
     cause = str(error) if speaks_for_itself else f"{type(error).__name__}: {error}"
     return _told(error, watchdog, cause, status, "failed")
 

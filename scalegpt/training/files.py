@@ -1,7 +1,6 @@
 """Writing a run's files: whole or not at all, and with an error that names the file."""
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.errors import InputError, RunError
+from scalegpt.storage import retried, write_atomic
 
 
 def finite(value: Any) -> Any:
@@ -32,14 +32,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader or a crash finds the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a file so that a reader or a crash finds the old or the new content, never a part.
+
+    An error that may pass is retried.
+    """
+    retried(lambda: write_atomic(path, text))
 
 
 def try_writing(*folders: Path) -> None:

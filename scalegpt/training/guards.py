@@ -162,8 +162,11 @@ class Guards:
         """Whether as many steps in a row were left out as may be."""
         return len(self.known.row) >= self.train.max_skipped_in_a_row
 
-    def raise_row(self) -> None:
+    def raise_row(self, way_back: str = "") -> None:
         """End a run whose steps are all left out.
+
+        Args:
+            way_back: which earlier checkpoint to go back to, and how.
 
         Raises:
             RunError: ``max_skipped_in_a_row`` were.
@@ -173,6 +176,7 @@ class Guards:
         raise RunError(
             f"{len(row)} steps in a row up to step {last.step} were left out ({reasons}; last loss {last.loss:.4g}); "
             "bad_steps.jsonl names their samples: look at these, lower --learning_rate, or use --precision bf16"
+            f"{'; ' if way_back else ''}{way_back}"
         )
 
 

@@ -12,14 +12,15 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-
-import psutil
+from typing import TypeVar
 
 from scalegpt.backends import World
-from scalegpt.errors import RunError
-from scalegpt.training.files import write_whole
+from scalegpt.errors import InputError, RunError
+from scalegpt.processes import has_ended, own_birth
+from scalegpt.storage import give_name, write_atomic
+from scalegpt.structured import read_object
 
 FOLDER = ".heartbeats"
 
@@ -40,7 +41,7 @@ class Beat:
         count: how often it has written.
         pid: its process.
         host: its machine.
-        born: when its process began, seconds since the epoch.
+        born: tells its process from others that had its number (:func:`scalegpt.processes.birth_of`).
     """
 
     rank: int
@@ -50,17 +51,11 @@ class Beat:
     count: int
     pid: int
     host: str
-    born: float
+    born: str
 
     def is_known_dead(self) -> bool:
         """Whether its process has ended, as far as can be seen from here."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.born) > 1
-        except psutil.NoSuchProcess:
-            return True
+        return self.host == socket.gethostname() and has_ended(self.pid, self.born)
 
     @property
     def name(self) -> str:
@@ -88,6 +83,23 @@ class Halt:
     cause: str
 
 
+Note = TypeVar("Note", Beat, Halt)
+
+
+def _made(kind: type[Note], path: Path) -> Note:
+    """What a rank has written to a file.
+
+    Raises:
+        InputError: it is not whole, as on a disk that is full, or holds something else.
+        OSError: it is missing or cannot be read.
+    """
+    values = read_object(path)
+    types = {field.name: field.type for field in fields(kind)}
+    if values.keys() != types.keys() or any(type(values[name]) is not kind for name, kind in types.items()):
+        raise InputError(f"{path} holds something else")
+    return kind(**values)
+
+
 class Heartbeats:
     """The files of all ranks, seen from one.
 
@@ -101,7 +113,7 @@ class Heartbeats:
         self.folder: Path | None = None
         self.seconds = max(BEAT_SECONDS, world.size / RANKS_PER_SECOND)
         self._count = 0
-        self._born = psutil.Process().create_time()
+        self._born = own_birth()
         self._host = socket.gethostname()
 
     def open(self) -> None:
@@ -138,7 +150,7 @@ class Heartbeats:
         rank = self.world.rank
         mine = Beat(rank, step, place, moves, self._count, os.getpid(), self._host, self._born)
         try:
-            write_whole(self.folder / f"rank_{rank}.json", json.dumps(asdict(mine)))
+            write_atomic(self.folder / f"rank_{rank}.json", json.dumps(asdict(mine)))
         except OSError:
             return
 
@@ -149,8 +161,8 @@ class Heartbeats:
             return found
         for rank in range(self.world.size):
             try:
-                found[rank] = Beat(**json.loads((self.folder / f"rank_{rank}.json").read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):  # not there, or half there on a disk that is full
+                found[rank] = _made(Beat, self.folder / f"rank_{rank}.json")
+            except (OSError, InputError):  # not there, or half there on a disk that is full
                 continue
         return found
 
@@ -168,7 +180,7 @@ class Heartbeats:
         mine = self.folder / f".halt.{self.world.rank}"
         try:
             mine.write_text(json.dumps(asdict(halt)), encoding="utf-8")
-            os.link(mine, path)  # whole at once, and only one can be the first
+            give_name(mine, path)  # only one can be the first
         except FileExistsError:
             return self.read_halt() or halt
         except OSError:  # nobody can be told this way: they will learn from the launcher, or from their time-out
@@ -180,8 +192,8 @@ class Heartbeats:
         if self.folder is None:
             return None
         try:
-            return Halt(**json.loads((self.folder / "halt.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return _made(Halt, self.folder / "halt.json")
+        except (OSError, InputError):
             return None
 
     # --- who is to blame ---------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from scalegpt.backends.world import choose_device
 from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError, Header
-from scalegpt.checkpoint.reader import Checkpoint
-from scalegpt.checkpoint.store import find_checkpoints, is_checkpoint
+from scalegpt.checkpoint.reader import Checkpoint, unreadable
+from scalegpt.checkpoint.store import DAMAGED, REPLACED, find_checkpoints, is_checkpoint
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
@@ -31,8 +31,8 @@ RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
 STEP = "step_"
 """What a checkpoint's name begins with."""
 
-SET_ASIDE = "step_*.damaged*"
-"""The names of checkpoints that training found damaged and renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
+SET_ASIDE = (f"step_*.{DAMAGED}*", f"step_*.{REPLACED}*")
+"""The names of checkpoints that training renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
 
 MOST_NAMED = 6
 """Of a run's checkpoints so many are named in a message: a line must not become a page."""
@@ -159,9 +159,13 @@ def checkpoints_of(path: Path) -> list[Path]:
     """Return the checkpoints that a path means, oldest first and at least one: itself, or those of a run.
 
     Raises:
-        InputError: nothing there, something else there, or a run that has none.
+        InputError: nothing there, something else there, a run that has none, or what cannot be read now.
     """
-    if not path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not is_there:
         raise InputError(_missing(path))
     if is_checkpoint(path):
         return [path]
@@ -175,9 +179,10 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 
 def set_aside_in(path: Path) -> list[Path]:
-    """Return the damaged checkpoints of a run that training has set aside, in the order of their names."""
+    """Return the checkpoints of a run that training has set aside, in the order of their names."""
     folder = path / CHECKPOINTS
-    return sorted((folder if folder.is_dir() else path).glob(SET_ASIDE))
+    place = folder if folder.is_dir() else path
+    return sorted(each for pattern in SET_ASIDE for each in place.glob(pattern))
 
 
 def check_run(path: Path) -> None:

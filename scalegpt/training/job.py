@@ -65,12 +65,17 @@ def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
 
 
 def sample_text(job: Job) -> str:
-    """The sample prompt, continued; every rank generates the same tokens, since a sharded model needs all of them."""
+    """The sample prompt, continued; every rank generates the same tokens, since a sharded model needs all of them.
+
+    Raises:
+        DivergedError: the model's logits are not finite; on all ranks alike.
+    """
     train, tokenizer = job.run.train, job.data.tokenizer
     settings = SamplingSettings(temperature=0.8, top_k=200, seed=train.seed, max_new_tokens=train.sample_tokens)
     job.backend.model.eval()
     tokens = torch.tensor([job.prompt], device=job.world.device)
-    drawn = generate(job.backend.forward, job.run.model, tokens, settings, limit_vocab=tokenizer.vocab_size)
-    text = tokenizer.decode([*job.prompt, *(int(token[0]) for token in drawn)])
-    job.backend.model.train()
-    return text
+    try:
+        drawn = generate(job.backend.forward, job.run.model, tokens, settings, limit_vocab=tokenizer.vocab_size)
+        return str(tokenizer.decode([*job.prompt, *(int(token[0]) for token in drawn)]))
+    finally:
+        job.backend.model.train()

@@ -11,9 +11,14 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
+from scalegpt.errors import InputError
+from scalegpt.processes import birth_of
+from scalegpt.structured import read_object
+from scalegpt.training.files import write_whole
 from scalegpt.training.rundir import STARTED_BY
+
+WENT_BACK = ".went_back"
+"""A file in a run's folder that says which launcher's start went back with ``--resume_step``, and to which step."""
 
 NAMELESS = {"", "none"}
 """What torchrun calls a job that was given no ``--rdzv-id``, where it makes none up: the name of many."""
@@ -48,37 +53,61 @@ def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = 
         name: the run's; those beside it, which ``--fresh`` made, are ``NAME-2``, ``NAME-3`` …
         environment: that of the process, where it is not this one's.
     """
+    marks = _earlier_marks(environment)
+    for folder in reversed(runs_named(root, name)):
+        theirs = _read(folder / STARTED_BY)
+        if any(theirs.get(kind) == mark for kind, mark in marks.items()):
+            return folder.name
+    return None
+
+
+def went_back_before(folder: Path, step: int, environment: Mapping[str, str] | None = None) -> bool:
+    """Whether an earlier start of this launcher went back to that step: its restart resumes from the newest checkpoint.
+
+    Args:
+        folder: the run's.
+        step: of ``--resume_step``.
+        environment: that of the process, where it is not this one's.
+    """
+    theirs, marks = _read(folder / WENT_BACK), _earlier_marks(environment)
+    return theirs.get("step") == str(step) and any(theirs.get(kind) == mark for kind, mark in marks.items())
+
+
+def note_going_back(folder: Path, step: int) -> None:
+    """Leave word for the restarts of this launcher that its first start went back to a step.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_whole(folder / WENT_BACK, json.dumps({**launch_marks(), "step": str(step)}))
+
+
+def _earlier_marks(environment: Mapping[str, str] | None) -> dict[str, str]:
+    """The marks by which an earlier start of this launcher would be known."""
     known = os.environ if environment is None else environment
     marks = launch_marks(known)
     if known.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         marks.pop("torchrun", None)
     if known.get("SLURM_RESTART_COUNT", "0") == "0":
         marks.pop("slurm", None)
-    for folder in reversed(runs_named(root, name)):
-        theirs = _read(folder)
-        if any(theirs.get(kind) == mark for kind, mark in marks.items()):
-            return folder.name
-    return None
+    return marks
 
 
 def runs_named(root: Path, name: str) -> list[Path]:
     """The folders of a name and of those that ``--fresh`` put beside it, in the order of their numbers."""
-    pattern = re.compile(re.escape(name) + r"(?:-([0-9]+))?")
+    pattern = re.compile(re.escape(name) + r"(?:-([0-9]{1,15}))?")
     found = [(int(match[1] or 1), path) for path in root.glob(f"{name}*") if (match := pattern.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 def _process(pid: int) -> str:
     """A process as no other one can be called; empty where it has gone."""
-    try:
-        return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"
-    except psutil.Error:
-        return ""
+    birth = birth_of(pid)
+    return "" if birth is None else f"{socket.gethostname()} {pid} {birth}"
 
 
-def _read(folder: Path) -> dict[str, str]:
+def _read(path: Path) -> dict[str, str]:
     try:
-        values = json.loads((folder / STARTED_BY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except (OSError, InputError):
         return {}
-    return values if isinstance(values, dict) else {}

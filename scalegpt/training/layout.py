@@ -8,6 +8,7 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.data.shards import TokenSet
+from scalegpt.planner import length
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.parameters import count_parameters, format_bytes
 from scalegpt.planner.states import training_bytes
@@ -15,8 +16,7 @@ from scalegpt.planner.states import training_bytes
 
 def total_steps(train: TrainConfig, plan: BatchPlan) -> int:
     """Optimizer steps until ``max_iters`` or ``max_tokens``, whichever comes first."""
-    by_tokens = None if train.max_tokens is None else -(-train.max_tokens // plan.tokens)
-    return min(limit for limit in (train.max_iters, by_tokens) if limit is not None)
+    return length.total_steps(train, plan.tokens)
 
 
 def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, compiled: bool) -> str:
@@ -31,7 +31,7 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
         f"model    {parameters:,} parameters: {model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, "
         f"block {model.block_size}, vocabulary {model.vocab_size:,}",
         f"data     {len(data.train):,} training and {len(data.val):,} held-out tokens, "
-        f"{data.tokenizer.kind} tokenizer; {epochs:.2f} epochs",
+        f"{data.tokenizer.kind} tokenizer{_read_as(data)}; {epochs:.2f} epochs",
         f"step     {plan.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
         f"{plan.micro_batch} × accumulation {plan.grad_accum} × block {plan.block_size}; {steps:,} steps",
         f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.backend}{stage}{offload}, "
@@ -39,6 +39,12 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
         f"states   {format_bytes(sum(training_bytes(model, train).values()))} for weights, gradients and moments in all",
     ))  # fmt: skip
+
+
+def _read_as(data: TokenSet) -> str:
+    """In which encodings the text was read, where that is known."""
+    encodings = data.encodings
+    return f", read as {', '.join(encodings)}" if encodings else ""
 
 
 def _threads(world: World) -> str:

@@ -12,23 +12,22 @@ from torch import Tensor
 
 from scalegpt.backends import World
 from scalegpt.data.sampler import WindowSampler, cut_windows, held_out_starts, rank_share
+from scalegpt.data.stored import StoredTokens, Tokens
 from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
-
-Tokens = NDArray[np.uint16]
 
 
 class TrainingBatches:
     """This rank's micro batches of every step, cut out of the tokens ahead of time by a thread.
 
     Args:
-        tokens: the training tokens, memory-mapped.
+        tokens: the training tokens.
         plan: how a step is divided.
         world: the ranks.
         seed: decides the order, alone.
     """
 
-    def __init__(self, tokens: Tokens, plan: BatchPlan, world: World, seed: int) -> None:
+    def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, seed: int) -> None:
         self.tokens, self.plan, self.world = tokens, plan, world
         self.sampler = WindowSampler(len(tokens), plan.block_size, seed)
         self._ahead: ReadAhead | None = None
@@ -67,7 +66,7 @@ class TrainingBatches:
 class ReadAhead:
     """A thread that keeps a few micro batches ready, in pinned memory where they are to go to a GPU.
 
-    Pages of a file that is not in memory yet are waited for there, and not between two steps.
+    The disk is waited for there, and not between two steps.
 
     Args:
         batches: endless.
@@ -125,13 +124,13 @@ class HeldOutBatches:
     """The same held-out windows at every evaluation and for any number of ranks.
 
     Args:
-        tokens: the held-out tokens, memory-mapped.
+        tokens: the held-out tokens.
         plan: gives the batch per rank.
         world: the ranks.
         limit: evaluate about so many tokens; all, if there are fewer.
     """
 
-    def __init__(self, tokens: Tokens, plan: BatchPlan, world: World, limit: int) -> None:
+    def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, limit: int) -> None:
         self.tokens, self.plan, self.world = tokens, plan, world
         self.starts = held_out_starts(len(tokens), plan.block_size, limit)
 

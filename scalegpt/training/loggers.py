@@ -1,15 +1,14 @@
 """What a run shows while it runs: a live line on a terminal, plain lines in a log file. Only the first rank speaks."""
 
-import errno
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from scalegpt.streams import lasting
+from scalegpt.text import visible
 
 
 @dataclass(frozen=True)
@@ -36,55 +35,6 @@ class StepLine:
         return "  ".join([*parts, f"{human_time(self.seconds_left)} left"])
 
 
-class Stream:
-    """Standard output as rich writes to it: a terminal that was closed is a reader that has gone.
-
-    A pipe without a reader raises BrokenPipeError, which rich knows; a closed terminal raises an error of input and output.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write.
-
-        Raises:
-            BrokenPipeError: nobody reads any more.
-        """
-        with _closed_terminals_as_broken_pipes():
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        """Write what is buffered; raises as :meth:`write`."""
-        with _closed_terminals_as_broken_pipes():
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        """Whatever else the stream has."""
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _closed_terminals_as_broken_pipes() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise BrokenPipeError(errno.EPIPE, "the terminal was closed") from error
-
-
-class RunConsole(Console):
-    """A console whose reader may go: a run does not end with the ``tee`` that its Ctrl-C has ended too."""
-
-    def on_broken_pipe(self) -> None:
-        """Go on in silence, where rich would exit."""
-        self.quiet = True
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, sys.stdout.fileno())
-        os.close(silence)
-
-
 class Logger:
     """Prints for the first rank and is silent on the others.
 
@@ -96,15 +46,15 @@ class Logger:
 
     def __init__(self, *, speaks: bool, total: int, every: int) -> None:
         self.speaks, self.total, self.every = speaks, total, every
-        self.console = RunConsole(
-            file=cast(TextIO, Stream(sys.stdout)), highlight=False, soft_wrap=True, quiet=not speaks
+        self.console = Console(
+            file=cast(TextIO, lasting(sys.stdout)), highlight=False, soft_wrap=True, quiet=not speaks
         )
         self._live: Progress | None = None
         self._task: TaskID | None = None
 
     def say(self, message: str) -> None:
-        """Print a line of its own; above the live line, where there is one."""
-        self.console.print(message, markup=False)
+        """Print a line of its own, its control characters made visible; above the live line, where there is one."""
+        self.console.print(visible(message), markup=False)
 
     def start(self, step: int) -> None:
         """Begin to show progress from this step on."""

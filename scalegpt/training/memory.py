@@ -4,6 +4,7 @@ import os
 import resource
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,7 +20,7 @@ from scalegpt.planner.gpus import known_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, gib
 
-ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "growth of the process's resident memory"
+ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "peak of the process's resident memory"
 
 
 def machine_of(world: World) -> Machine:
@@ -30,7 +31,9 @@ def machine_of(world: World) -> Machine:
     """
     settings = MachineConfig(gpus=world.local_size, nodes=max(1, world.size // world.local_size))
     if world.device.type != "cuda":
-        return cpu_machine(settings, torch=torch.__version__)
+        first = world.rank - world.local_rank
+        held = world.gather(own_bytes())[first : first + world.local_size]  # of the ranks on this machine
+        return cpu_machine(settings, torch=torch.__version__, held=sum(held))
     name = device_name(world.device)
     major, minor = torch.cuda.get_device_capability(world.device)
     return replace(
@@ -50,7 +53,11 @@ def predicted_line(plan: Plan) -> str:
     phase = plan.prediction.phase.replace("_", " ")
     peak = f"memory   {gib(plan.peak_bytes)} predicted peak"
     if not plan.machine.is_gpu:
-        return f"{peak} (phase {phase}), as a GPU would hold it"
+        each = " for each rank" if plan.machine.ranks > 1 else ""
+        return (
+            f"memory   {gib(plan.total_bytes)} predicted for the process{each}, of {gib(plan.machine.usable_bytes or 0)} "
+            f"available: {gib(plan.peak_bytes)} peak of the step (phase {phase}), {_listed(plan)}"
+        )
     host = f", {gib(plan.host_bytes)} in host memory" if plan.host_bytes else ""
     line = f"{peak} per GPU (phase {phase}), {gib(plan.total_bytes)} with overheads{host}"
     usable = plan.machine.usable_bytes
@@ -59,12 +66,18 @@ def predicted_line(plan: Plan) -> str:
     return f"{line}\nwarning: that is {gib(plan.missing_bytes)} more than the {gib(usable)} of this card"
 
 
+def _listed(plan: Plan) -> str:
+    """What a process on a processor holds beside the peak of its step."""
+    parts = {**plan.overheads.parts(plan.peak_bytes), "offloaded": plan.host_bytes}
+    return ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a process has held so far.
 
     Attributes:
-        peak: the allocator's peak, or the growth of the resident memory.
+        peak: the allocator's peak, or that of the process's resident memory.
         by: which of the two.
         reserved: the allocator's largest reservation; None on the CPU.
         driver: what the driver counts; None on the CPU.
@@ -88,16 +101,15 @@ class Measured:
 
 
 class MemoryWatch:
-    """Watches the memory of this process from before its model is made."""
+    """Watches the memory of this process."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.resident_before = psutil.Process().memory_info().rss
 
     def measure(self) -> Measured:
         """What has been held so far."""
         if self.device.type != "cuda":
-            return Measured(max(0, largest_resident() - self.resident_before), RESIDENT)
+            return Measured(largest_resident(), RESIDENT)
         driver, is_ours = _driver_bytes(self.device)
         return Measured(
             torch.cuda.max_memory_allocated(self.device),
@@ -109,9 +121,30 @@ class MemoryWatch:
 
 
 def largest_resident() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+    """The largest resident memory of this process so far, in bytes.
+
+    On Linux it is the kernel's own mark: ``getrusage`` also counts what the process held before it became this program.
+    """
+    marked = _status_bytes("VmHWM")
+    if marked is not None:
+        return marked
     unit = 1 if psutil.MACOS else 1024  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def own_bytes() -> int:
+    """What this process holds that no other shares and the kernel cannot drop, in bytes."""
+    held = _status_bytes("RssAnon")
+    return int(psutil.Process().memory_info().rss) if held is None else held
+
+
+def _status_bytes(key: str) -> int | None:
+    """A figure of ``/proc/self/status``; None where the system has no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
 def compare(plan: Plan, measured: Measured) -> str:
@@ -122,9 +155,11 @@ def compare(plan: Plan, measured: Measured) -> str:
 
 def comparison(plan: Plan, measured: Measured) -> str:
     """Predicted beside measured, in a line or two."""
-    line = f"memory   {gib(plan.peak_bytes)} predicted, {gib(measured.peak)} measured ({measured.by}"
     if measured.reserved is None or measured.driver is None:
-        return f"{line}; it holds libraries too, the CPU's own temporaries, and the copy that a checkpoint is written from)"
+        error = plan.total_bytes / max(1, measured.peak) - 1
+        both = f"{gib(plan.total_bytes)} predicted, {gib(measured.peak)} measured"
+        return f"memory   {both} ({measured.by}, prediction {error:+.1%})"
+    line = f"memory   {gib(plan.peak_bytes)} predicted, {gib(measured.peak)} measured ({measured.by}"
     off = f", prediction {plan.peak_bytes / measured.peak - 1:+.1%}" if measured.peak else ""
     whose = "" if measured.driver_is_ours else ", other processes included"
     return (

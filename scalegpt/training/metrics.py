@@ -5,12 +5,15 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
+from scalegpt.config.train import MOST_STEPS
+from scalegpt.structured import read_lines
 from scalegpt.training.files import finite, writing
 from scalegpt.training.memory import largest_resident
 
@@ -72,6 +75,30 @@ class MetricsFile:
         """Close the file; what could not be written has been said already."""
         with suppress(OSError):
             self._file.close()
+
+
+_NUMBERS = frozenset({"loss", "val_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "tokens"})
+"""What is drawn or added up from a line of metrics."""
+
+
+def metric_lines(path: Path, until: float = math.inf) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of ``metrics.jsonl`` up to a step, each with its object; none where there is no such file.
+
+    What a crash cut short, and what no run has written, is skipped.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        for line, values in read_lines(path):
+            step = values.get("step")
+            is_step = type(step) is int and 0 <= step <= min(until, MOST_STEPS)
+            if is_step and all(_is_number(values[key]) for key in _NUMBERS & values.keys()):
+                yield line, values
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 class Stopwatch:

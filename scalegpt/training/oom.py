@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
 from scalegpt.planner import calibration
 from scalegpt.planner.advice import differences, lighter
 from scalegpt.planner.batches import divisors, sequences_per_rank
 from scalegpt.planner.plan import Plan, gib
+from scalegpt.structured import read_object
+from scalegpt.text import shown
 from scalegpt.training.files import write_whole, writing
 from scalegpt.training.rundir import RunDirectory
 
@@ -74,11 +77,11 @@ def shrunk(run: RunConfig, directory: RunDirectory, *, ranks: int, device: str) 
     if (note.get("ranks"), note.get("device")) != (ranks, device):
         return None
     limit = note.get("micro_batch")
-    if not isinstance(limit, int) or limit < 1 or run.train.micro_batch <= limit:
+    if type(limit) is not int or limit < 1 or run.train.micro_batch <= limit:
         return None
     micro = max(size for size in divisors(sequences_per_rank(run, ranks)) if size <= limit)
     said = (
-        f"micro batch {micro}: the run was out of memory with {note.get('too_large')}; "
+        f"micro batch {micro}: the run was out of memory with {shown(note.get('too_large'))}; "
         f"delete {directory.path / RECORD} to try that again"
     )
     return replace(run, train=run.train.changed(micro_batch=micro)), said
@@ -86,7 +89,6 @@ def shrunk(run: RunConfig, directory: RunDirectory, *, ranks: int, device: str) 
 
 def _read(directory: RunDirectory) -> dict[str, Any]:
     try:
-        note = json.loads((directory.path / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(directory.path / RECORD)
+    except (OSError, InputError):
         return {}
-    return note if isinstance(note, dict) else {}

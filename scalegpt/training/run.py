@@ -4,11 +4,15 @@ import math
 from datetime import timedelta
 
 from scalegpt.backends import World
+from scalegpt.backends.ports import public_ports
 from scalegpt.backends.world import COLLECTIVE_TIMEOUT
 from scalegpt.config import TrainConfig
+from scalegpt.errors import InputError, RunError
+from scalegpt.ranks import read_ranks
+from scalegpt.text import visible
 from scalegpt.training.report import write_report
 from scalegpt.training.setup import Request, prepare
-from scalegpt.training.stopping import LauncherWatch, Stopped, StopRequest
+from scalegpt.training.stopping import Stopped, StopRequest
 from scalegpt.training.trainer import Trainer
 
 ROOM = timedelta(minutes=5)
@@ -18,12 +22,13 @@ ENDLESS = timedelta(days=30)
 """torch must be given a number."""
 
 
-def train(request: Request, device: str) -> int:
+def train(request: Request, device: str, stop: StopRequest) -> int:
     """Prepare and train; afterwards say where the run's files are.
 
     Args:
         request: what to train.
         device: ``auto``, ``cpu`` or ``cuda``.
+        stop: whether this process was asked to stop.
 
     Returns:
         The exit status: 0, or 128 and the number of the signal that stopped the run.
@@ -32,25 +37,11 @@ def train(request: Request, device: str) -> int:
         InputError: the request cannot be met; nothing was changed.
         RunError: the run failed; its status says why.
     """
-    stop = StopRequest()
-    with stop.listening():
-        launcher = LauncherWatch(stop)
-        launcher.start()
-        try:
-            return _among_ranks(request, device, stop, launcher)
-        finally:
-            launcher.stop()
-
-
-def collective_timeout(train: TrainConfig) -> timedelta:
-    """How long a collective may take: longer than the watchdog waits for any step."""
-    longest = max(limit or math.inf for limit in (train.first_step_timeout, train.step_timeout))
-    return ENDLESS if math.isinf(longest) else max(COLLECTIVE_TIMEOUT, timedelta(seconds=longest)) + ROOM
-
-
-def _among_ranks(request: Request, device: str, stop: StopRequest, launcher: LauncherWatch) -> int:
-    world = World.join(device, collective_timeout(request.run.train))
-    launcher.have_met()
+    with stop.alone():
+        world = World.join(device, collective_timeout(request.run.train))
+    if world.is_first:
+        for line in public_ports(read_ranks()):
+            print(f"warning: {line}", flush=True)
     try:
         status = _run(request, world, stop)
     except BaseException:
@@ -61,12 +52,18 @@ def _among_ranks(request: Request, device: str, stop: StopRequest, launcher: Lau
     return status
 
 
+def collective_timeout(train: TrainConfig) -> timedelta:
+    """How long a collective may take: longer than the watchdog waits for any step."""
+    longest = max(limit or math.inf for limit in (train.first_step_timeout, train.step_timeout))
+    return ENDLESS if math.isinf(longest) else max(COLLECTIVE_TIMEOUT, timedelta(seconds=longest)) + ROOM
+
+
 def _run(request: Request, world: World, stop: StopRequest) -> int:
     try:
         job = prepare(request, world, stop)
     except Stopped as stopped:
         if world.is_first:
-            print(stopped, flush=True)
+            print(visible(stopped), flush=True)
         return stopped.exit_status
     trainer = Trainer(job)
     try:
@@ -79,7 +76,10 @@ def _run(request: Request, world: World, stop: StopRequest) -> int:
     finally:
         trainer.close()
     if world.is_first:
-        write_report(job.directory)
+        try:
+            write_report(job.directory)
+        except (InputError, RunError, OSError) as error:  # all else is there, and the run has ended as it should
+            job.logger.say(f"warning: report.html was not written: {error}")
         job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
         job.directory.unlock()
     world.barrier()  # part together: nobody waits for a rank that has gone

@@ -5,37 +5,46 @@
 ``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
 """
 
-import fcntl
+import itertools
 import json
-import math
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
+from scalegpt.checkpoint.manifest import UnreadableError
 from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
-from scalegpt.config.presets import as_file
+from scalegpt.config.presets import as_file, from_run
+from scalegpt.config.train import MOST_STEPS
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
-from scalegpt.errors import InputError, RunError
-from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
+from scalegpt.errors import InputError
+from scalegpt.storage import is_temporary, read_text, sync_folder
+from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
+from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
 from scalegpt.training.files import finite, write_whole, writing
-
-LOCK = ".lock"
-"""A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
+from scalegpt.training.lock import LOCK, RunLock, is_locked
+from scalegpt.training.metrics import metric_lines
 
 RUN_ID = ".run_id"
 """A file with a random number that the run is given at its start, and that its checkpoints carry."""
 
 STARTED_BY = ".started_by"
 """A file that says which launcher's start began the run (:mod:`scalegpt.training.launch`)."""
+
+SAMPLES_LIMIT = 1 << 28
+"""Bytes of ``samples.txt`` that are read at most."""
+
+_BEGINNINGS = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
+"""What a start makes before ``config.yaml``. A folder with nothing else is new: the start was killed, or the disk full."""
 
 _SAMPLE_MARK = "--- step "
 
@@ -52,12 +61,14 @@ class Past:
         is_told: whether ``run_status.json`` says so at all; it may be missing, or broken.
         steps: the last step in ``metrics.jsonl``.
         was_begun: whether there is a run at all.
+        skipped_from: the first of the last steps, as far as they were all skipped; None: the last was not.
     """
 
     newest: int | None
     is_told: bool
     steps: int
     was_begun: bool
+    skipped_from: int | None = None
 
 
 class RunDirectory:
@@ -78,7 +89,7 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
-        self._lock: TextIO | None = None
+        self._lock = RunLock(path)
 
     @classmethod
     def choose(
@@ -96,52 +107,66 @@ class RunDirectory:
             InputError: the directory holds another run, or things that are no run.
         """
         directory = cls(root / run.name)
-        try:
-            if not directory.path.exists() or all(path.name in {LOCK, RUN_ID} for path in directory.path.iterdir()):
-                return directory
-        except OSError as error:
-            raise InputError(
-                f"{directory.path} cannot hold a run: {error.strerror}; choose another --model_name"
-            ) from None
+        if directory.is_new() and not (fresh and directory.is_taken()):
+            return directory
         if fresh:
-            number = 2
-            while (root / f"{run.name}-{number}").exists():
-                number += 1
-            return cls(root / f"{run.name}-{number}")
+            numbered = (cls(root / f"{run.name}-{number}") for number in count(2))
+            return next(each for each in numbered if not each.is_taken())
         directory.check_same_run(run, allowed)
+        files = (
+            directory.config,
+            directory.plan,
+            directory.metrics,
+            directory.status,
+            directory.samples,
+            directory.report,
+        )
+        for path in (*files, directory.ledger.path, directory.bad_steps):
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is not a plain file, and the run could not write it; move it away")
         return directory
 
-    def lock(self) -> None:
+    def is_new(self) -> bool:
+        """Whether no run was begun here: there is no folder, or only what an interrupted start leaves (:meth:`create`).
+
+        Raises:
+            InputError: the folder cannot be listed, or is none.
+        """
+        try:
+            found = list(self.path.iterdir()) if self.path.exists() else []
+            saved = any(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else False
+        except OSError as error:
+            raise InputError(f"{self.path} cannot hold a run: {error.strerror}; choose another --model_name") from None
+        return not saved and all(path.name in _BEGINNINGS or is_temporary(path) for path in found)
+
+    def is_taken(self) -> bool:
+        """Whether something is here that is not new, or another process is at its start."""
+        if self.path.exists() and not (self.path.is_dir() and self.is_new()):
+            return True
+        return is_locked(self.path)
+
+    def lock(self) -> list[str]:
         """Keep other processes out of this run until this process ends, however it ends.
+
+        Returns:
+            What the folder's file system does not guarantee, a line each.
 
         Raises:
             InputError: another process is training this run.
             RunError: the directory cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("a+", encoding="ascii")
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --runs_dir") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "of another user"
-            file.close()
-            raise InputError(
-                f"{self.path} is being trained by process {owner}; wait for it, or choose another --model_name or --fresh"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        self._lock = file  # the system releases it with the process, if nobody does before
+        weaknesses = [weakness] if (weakness := self._lock.take()) else []
+        with writing(self.path):
+            reason = sync_folder(self.path)
+        if reason is not None:
+            weaknesses.append(
+                f"the file system cannot sync folders (fsync: {reason}): after a power cut the newest checkpoints may be gone"
+            )
+        return [f"{self.path}: {weakness}" for weakness in weaknesses]
 
     def unlock(self) -> None:
         """Let other processes in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
         """All that the run that is here has otherwise, each as ``old → new``; what decides the result comes first.
@@ -192,24 +217,29 @@ class RunDirectory:
             return self._config_of_newest()
         way_out = "delete it, so that the newest checkpoint's is taken, or choose another --model_name, or --fresh"
         try:
-            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
+            return from_run(parse_yaml(read_text(self.config, CONFIG_LIMIT), str(self.config)), str(self.config))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
             raise InputError(f"{self.config} cannot be read ({reason}); {way_out}") from None
-        if not isinstance(values, dict) or not isinstance(values.get("train"), dict):
-            raise InputError(f"{self.config} holds no configuration; {way_out}")
-        return values
+        except InputError as error:
+            raise InputError(f"{error}; {way_out}") from None
 
     def _config_of_newest(self) -> dict[str, Any] | None:
         for path in reversed(find_checkpoints(self.checkpoints)):
             try:
-                return read_manifest(path).header.config
+                return from_run(read_manifest(path).header.config, str(path))
+            except UnreadableError:
+                raise
             except InputError:
                 continue  # which of them is damaged, and how, is told where one is chosen
         return None
 
-    def settle(self, run: RunConfig) -> RunConfig:
-        """The run with ``precision auto`` and an open ``tokens_per_step`` as the run that is here settled them.
+    def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
+        """The run with ``precision auto``, an open ``tokens_per_step`` and an open length as the run in this folder has them.
+
+        Args:
+            run: as it is asked for.
+            given: the settings that the user or a preset names.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
@@ -222,15 +252,15 @@ class RunDirectory:
             settled["precision"] = theirs["train"].get("precision", "auto")
         if run.train.tokens_per_step is None:
             settled["tokens_per_step"] = theirs["train"].get("tokens_per_step")
+        settled |= length_beside(run.train, theirs["train"], given)
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:
         """How the run that is here was laid out; None where that is not known: then it is laid out anew."""
         try:
-            values = json.loads(self.plan.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_object(self.plan)
+        except (OSError, InputError):
             return None
-        return values if isinstance(values, dict) else None
 
     def settled_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
         """What an earlier process on as many ranks of the same device chose of the settings that are open.
@@ -247,8 +277,8 @@ class RunDirectory:
     def read_id(self) -> str | None:
         """The run's id; None before there is one."""
         try:
-            return (self.path / RUN_ID).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
+            return read_text(self.path / RUN_ID, CONFIG_LIMIT).strip()
+        except (OSError, UnicodeDecodeError, InputError):
             return None
 
     def newest_checkpoint(self) -> Path | None:
@@ -257,20 +287,41 @@ class RunDirectory:
         return found[-1] if found else None
 
     def create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None = None) -> None:
-        """Make the directory with its configuration and plan, and what began it.
+        """Make the directory with its plan, what began it, and its configuration.
+
+        The configuration comes last: a folder without it is new, so that a start that is killed here, or meets a full disk,
+        can be repeated. What began it comes first: a launcher's restart finds the folder by that.
 
         Raises:
             InputError: it cannot be written.
         """
         with disk_errors(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            is_new = self.read_id() is None
-            if is_new:
-                write_whole(self.path / RUN_ID, secrets.token_hex(16))
-            write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
-            write_whole(self.plan, json.dumps(plan, indent=1))
-            if is_new and started_by:
-                write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
+            self.path.mkdir(parents=True, exist_ok=True)
+            is_new = self.is_new()
+            try:
+                self._create(run, plan, started_by if is_new else None)
+            except OSError:
+                if is_new:
+                    self._remove_beginnings()
+                raise
+
+    def _create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None) -> None:
+        if started_by:
+            write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
+        elif self.is_new():  # what another launcher began here never took a step
+            (self.path / STARTED_BY).unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        if self.read_id() is None:
+            write_whole(self.path / RUN_ID, secrets.token_hex(16))
+        write_whole(self.plan, json.dumps(plan, indent=1))
+        write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
+
+    def _remove_beginnings(self) -> None:
+        """Remove what a start has made of a new folder, its lock aside."""
+        for path in (self.config, self.plan, self.path / RUN_ID, self.path / STARTED_BY):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it was there already, and holds something
+            self.checkpoints.rmdir()
 
     def write_status(self, **values: Any) -> None:
         """Replace ``run_status.json``; readers never see half of it. The newest checkpoint is added to what is given.
@@ -304,23 +355,25 @@ class RunDirectory:
     def read_past(self) -> Past:
         """What the files say of the run's past."""
         status = self._read_status()
-        steps = max((entry["step"] for entry in self.read_steps()), default=0)
-        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file())
+        steps, skipped_from = 0, None
+        for entry in self.read_steps():
+            steps = max(steps, entry["step"])
+            skipped_from = (skipped_from or entry["step"]) if entry.get("skipped") else None
+        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file(), skipped_from)
 
     def _read_status(self) -> dict[str, Any]:
         try:
-            values = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_object(self.status)
+        except (OSError, InputError):
             return {}
-        return values if isinstance(values, dict) else {}
 
     def gaps(self, step: int) -> list[str]:
         """What the files should tell of the steps up to one, and do not: a line each."""
         notes = []
-        told = {entry["step"] for entry in self.read_steps()}
-        lacking = [each for each in range(1, step + 1) if each not in told]
-        if lacking:
-            which = f"{len(lacking):,} of the {step:,} steps, from step {lacking[0]:,} on"
+        told = {entry["step"] for entry in self.read_steps() if 1 <= entry["step"] <= step}
+        if len(told) < step:  # counted, not listed: the step is a checkpoint's word
+            first = next(each for each in itertools.count(1) if each not in told)
+            which = f"{step - len(told):,} of the {step:,} steps, from step {first:,} on"
             notes.append(f"{self.metrics} lacks {which}, and so will the report; {FROM_A_COPY}")
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
@@ -337,22 +390,20 @@ class RunDirectory:
         with disk_errors(self.path):
             self.ledger.forget_after(step)
             if self.metrics.is_file():
-                lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
-                if len(kept) != len(lines):
-                    write_whole(self.metrics, "".join(kept))
+                kept = "".join(line for line, _ in metric_lines(self.metrics, until=step))
+                if len(kept.encode()) != self.metrics.stat().st_size:
+                    write_whole(self.metrics, kept)
             samples = self.read_samples()
             if any(after > step for after, _ in samples):
                 write_whole(self.samples, "".join(_sample_text(*each) for each in samples if each[0] <= step))
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl`` that are of steps, in their order; none where there is no such file."""
-        if not self.metrics.is_file():
-            return
-        with self.metrics.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if _step_of(line) < math.inf and "loss" in (values := json.loads(line)):
-                    yield values
+        return (values for values in self.read_metrics() if "loss" in values)
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, of steps and of evaluations, in their order; none where there is no such file."""
+        return (values for _, values in metric_lines(self.metrics))
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a sample to ``samples.txt``.
@@ -367,23 +418,15 @@ class RunDirectory:
         """The steps of ``samples.txt`` with their texts; none where there is no such file."""
         if not self.samples.is_file():
             return []
-        whole = self.samples.read_text(encoding="utf-8", errors="replace")
-        parts = re.split(rf"^{_SAMPLE_MARK}(\d+)\n", whole, flags=re.MULTILINE)
+        whole = read_text(self.samples, SAMPLES_LIMIT, errors="replace")
+        parts = re.split(rf"^{_SAMPLE_MARK}([0-9]{{1,13}})\n", whole, flags=re.MULTILINE)
         return [(int(step), text.removesuffix("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def _step_or_none(status: dict[str, Any]) -> int | None:
     """The step of the newest checkpoint by a status."""
     step = status.get("checkpoint_step")
-    return step if isinstance(step, int) else None
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; infinity for what is no such line, as a crash may leave."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+    return step if type(step) is int and 0 <= step <= MOST_STEPS else None
 
 
 def _sample_text(step: int, text: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,33 @@ from scalegpt.backends.capabilities import (
     device_name,
     resolve_compile,
 )
-from scalegpt.backends.extension_locks import clear_stale_locks
+from scalegpt.backends.ports import use_loopback
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.ledger import Stretch
-from scalegpt.data.prepare import prepare_cached
-from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.tokenizers import make_tokenizer
+from scalegpt.data.shards import TokenSet
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.checks import check_optimizer, check_ranks
+from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.length import length_notes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
+from scalegpt.storage import remove_temporaries
 from scalegpt.training import oom
 from scalegpt.training.choice import settle_layout
+from scalegpt.training.data import fix_data, open_data, tokens_to_keep
 from scalegpt.training.files import try_writing, writing
 from scalegpt.training.job import Job
-from scalegpt.training.launch import begun_before, launch_marks
+from scalegpt.training.launch import begun_before, launch_marks, note_going_back, went_back_before
 from scalegpt.training.layout import describe, plan_summary, total_steps
-from scalegpt.training.loggers import Logger, human_count
+from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.training.rate_change import rate_change
 from scalegpt.training.resume import (
     Found,
     first_stretch,
@@ -51,6 +52,9 @@ from scalegpt.training.rollback import restore
 from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.stopping import StopRequest
 from scalegpt.training.unused import unused
+
+LONGEST_NAME = 200
+"""File systems allow 255; ``--fresh`` appends a number."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -68,6 +72,7 @@ class Request:
         margin: share of a card's memory that what is chosen leaves free.
         allow_change: settings, or ``data``, that a resumed run may have otherwise than before.
         trust_checkpoint: go on from a checkpoint that another run has written.
+        resume_step: resume from the checkpoint of this step, and set later ones aside; None: from the newest.
     """
 
     run: RunConfig
@@ -78,6 +83,7 @@ class Request:
     margin: float = MARGIN
     allow_change: frozenset[str] = frozenset()
     trust_checkpoint: bool = False
+    resume_step: int | None = None
 
     @property
     def open(self) -> frozenset[str]:
@@ -106,27 +112,32 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     check_name(request.run.name)
     request = world.on_first(lambda: _as_begun(request))
     settled, open_, shrunk = world.on_first(lambda: _settled(request, world))
-    timed = _with_expected_vocab(settled, request.given).model
+    timed = with_expected_vocabulary(settled, request.given).model
     run, compiled, warning = _resolve_device_settings(settled, timed, world, open_)
     # Before any data are read, so that a run that cannot fit is refused at once.
-    chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
+    reopen = request.open
+    expected = with_expected_vocabulary(run, request.given)
+    chosen = settle_layout(expected, world, open_=open_, margin=request.margin, reopen=reopen)
     check_optimizer(chosen.run)
+    if world.size == 1 and chosen.run.parallel.backend != "plain":
+        use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
-    data = _open_data(run, request.given, world, logger, stop)
-    run = _fix_data(run, request.given, data)
+    kept = world.on_first(lambda: _tokens_to_keep(request, run))
+    data, digest = open_data(run, request.given, world, logger, stop, kept)
+    run = fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
-        chosen = settle_layout(run, world, open_=open_, margin=request.margin)
+        chosen = settle_layout(run, world, open_=open_, margin=request.margin, reopen=reopen)
     run, plan = replace(chosen.run, data=run.data), chosen.batch
     run = replace(run, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
     settings = _deepspeed_settings(run, plan, world)
     prompt = _prompt(run, data)
-    digest = world.on_first(lambda: data.digest)
     directory, changes = world.on_first(lambda: _claim_directory(request, run, plan, world.size))
     run = replace(run, name=directory.path.name)
     stop.check(world)
-    world.on_first(directory.lock)  # before the checkpoints are looked at: another process may be writing them
+    # Before the checkpoints are looked at: another process may be writing them.
+    weaknesses = [f"warning: {weakness}" for weakness in world.on_first(directory.lock)]
     try:
-        found = newest_whole_checkpoint(directory, world, trusted=request.trust_checkpoint)
+        found = newest_whole_checkpoint(directory, world, trusted=request.trust_checkpoint, step=request.resume_step)
         progress, others = world.on_first(
             lambda: starting_point(found, directory, run, data, digest, allowed=request.allow_change)
         )
@@ -138,14 +149,18 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
         logger.say(f"warning: the warm-up of {run.train.warmup_steps} steps never ends; use a smaller --warmup_steps")
     logger.say(describe(run, plan, world, data, compiled=compiled))
-    again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh)
+    back = request.resume_step is not None
+    again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh, back=back)
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
     gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
     idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
-    for note in (*idle, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *found.notes, *gaps):
+    length = length_notes(run.train, plan.tokens, request.given | request.stated)
+    for note in (
+        *idle, *length, *chosen.notes, *shrunk, predicted_line(chosen.plan), *began, *weaknesses, *found.notes, *gaps,
+    ):  # fmt: skip
         logger.say(note)
     watch = MemoryWatch(world.device)
-    backend = _build(run, plan, world, settings, logger, compiled=compiled)
+    backend = _build(run, plan, world, settings, compiled=compiled)
     if found.checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
     else:
@@ -153,10 +168,12 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         logger.say(resumed_line(found.checkpoint.path, progress, total_steps(run.train, plan), found.past.steps))
     for key, change in {**changes, **others}.items() if progress.step < total_steps(run.train, plan) else ():
         logger.say(f"changed  {key}: {change}")
+    for line in world.on_first(lambda: _rate_change(directory, run, plan, progress.step)):
+        logger.say(line)
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
-    world.on_first(lambda: _write_directory(directory, run, summary, stretch, found))
+    world.on_first(lambda: _write_directory(directory, run, summary, stretch, found, request.resume_step))
     return Job(
         run=run,
         world=world,
@@ -178,8 +195,16 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     )
 
 
+def _rate_change(directory: RunDirectory, run: RunConfig, plan: BatchPlan, step: int) -> list[str]:
+    total = total_steps(run.train, plan)
+    return rate_change(directory.read_config(), directory.read_plan(), run.train, step, total)
+
+
 def _as_begun(request: Request) -> Request:
-    """The request as a launcher's restart must read it: what its first start began with ``--fresh`` goes on."""
+    """The request as a launcher's restart must read it: what its first start began, or went back to, goes on."""
+    step = request.resume_step
+    if step is not None and went_back_before(request.runs_dir / request.run.name, step):
+        return replace(request, resume_step=None)
     begun = begun_before(request.runs_dir, request.run.name) if request.fresh else None
     return request if begun is None else replace(request, run=replace(request.run, name=begun), fresh=False)
 
@@ -188,8 +213,12 @@ def check_name(name: str) -> None:
     """Refuse a model name that is no plain folder name.
 
     Raises:
-        InputError: it holds a separator, or starts with a dot.
+        InputError: it holds a separator, starts with a dot, or is too long.
     """
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"model_name {name[:20]}… has {len(name):,} characters; give a --model_name of at most {LONGEST_NAME}"
+        )
     if not _FOLDER_NAME.fullmatch(name):
         raise InputError(
             f"model_name {name!r} must be a plain folder name: give a --model_name of letters, digits, '.', '_', '-'"
@@ -232,7 +261,7 @@ def _settled(request: Request, world: World) -> tuple[RunConfig, frozenset[str],
 
 def _settled_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
     """The run, with what it leaves open as an earlier process of the same run settled it; and what is open still."""
-    run = directory.settle(request.run)
+    run = directory.settle(request.run, request.given)
     found = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
     layout = {key: found[key] for key in ParallelConfig.settings() if key in found}
     tried = replace(
@@ -245,18 +274,6 @@ def _settled_layout(request: Request, directory: RunDirectory, world: World) -> 
     return tried, request.open - found.keys()
 
 
-def _with_expected_vocab(run: RunConfig, given: frozenset[str]) -> RunConfig:
-    """The run with the vocabulary that its data will give it, as far as that is known before they are read.
-
-    Characters bring a vocabulary that only the text knows; until then it is taken to be as large as that of bytes.
-    """
-    kind, size = run.data.tokenizer, run.model.vocab_size
-    if size and ("vocab_size" in given or kind == "gpt2"):
-        return run
-    expected = ModelConfig().vocab_size if kind == "gpt2" else make_tokenizer("byte").padded_vocab_size
-    return run.with_vocab(expected)
-
-
 def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[str, Any] | None:
     if run.parallel.backend != "deepspeed":
         return None
@@ -264,62 +281,16 @@ def _deepspeed_settings(run: RunConfig, plan: BatchPlan, world: World) -> dict[s
 
 
 def _build(
-    run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None, logger: Logger, *, compiled: bool
+    run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None, *, compiled: bool
 ) -> Backend:
-    """The model in its backend, its weights still to come. DeepSpeed compiles here, if nothing keeps it from that."""
-    for lock in world.on_each_machine(clear_stale_locks) if settings is not None else ():
-        logger.say(f"warning: {lock} was left by a process that was killed; it is removed")
+    """The model in its backend, its weights still to come."""
     model = build_model(run, compiled=compiled, device=world.device)
     return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 
 
-def _open_data(run: RunConfig, given: frozenset[str], world: World, logger: Logger, stop: StopRequest) -> TokenSet:
-    """Prepare and check the data once on each machine, then open it on every rank."""
-    if run.data.input_file is None:
-        raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
-
-    def work() -> str:
-        data = prepare_cached(run.data, progress=_progress(logger, stop))
-        model = _fix_data(run, given, data).model
-        data.check_vocabulary(model.vocab_size)
-        data.check_block_size(model.block_size)
-        return str(data.path)
-
-    return open_tokens(Path(world.on_each_machine(work)))
-
-
-def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
-    """Say how far a long preparation is, at each tenth; end it where that is asked."""
-    said = {0}
-
-    def show(done: int, total: int) -> None:
-        stop.check_alone()
-        tenth = 10 * done // max(total, 1)
-        if total > 50_000_000 and tenth not in said:
-            said.add(tenth)
-            logger.say(f"preparing data: {human_count(done)} of {human_count(total)} bytes")
-
-    return show
-
-
-def _fix_data(run: RunConfig, given: frozenset[str], data: TokenSet) -> RunConfig:
-    """Name the tokenizer that prepared data have, and take its vocabulary where the user has not given one.
-
-    A preset's 50,304 rows are GPT-2's vocabulary: of no use to bytes or characters, and thirty times as slow.
-
-    Raises:
-        InputError: the user asks for another tokenizer than prepared data have.
-    """
-    kind = data.tokenizer.kind
-    if "tokenizer" in given and run.data.tokenizer != kind:
-        raise InputError(
-            f"{run.data.input_file} was prepared with the {kind} tokenizer, not {run.data.tokenizer}; "
-            f"leave out --tokenizer, or give the text itself as --input_file"
-        )
-    run = replace(run, data=run.data.changed(tokenizer=kind))
-    if run.model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
-        return run
-    return run.with_vocab(data.tokenizer.padded_vocab_size)
+def _tokens_to_keep(request: Request, run: RunConfig) -> str | None:
+    directory = RunDirectory(request.runs_dir / run.name)
+    return None if request.fresh else tokens_to_keep(directory, run, given=request.given, allowed=request.allow_change)
 
 
 def _prompt(run: RunConfig, data: TokenSet) -> list[int]:
@@ -375,12 +346,24 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
 
 
 def _write_directory(
-    directory: RunDirectory, run: RunConfig, plan: dict[str, Any], stretch: Stretch, found: Found
+    directory: RunDirectory,
+    run: RunConfig,
+    plan: dict[str, Any],
+    stretch: Stretch,
+    found: Found,
+    resume_step: int | None,
 ) -> None:
-    """Write what a run that goes on begins with; a finished one keeps its own. First rank only."""
-    for path, _ in found.damaged:
-        store.set_aside(path)  # their steps will be saved again
+    """Write what a run that goes on begins with; a finished one keeps its own. First rank only, which has the lock."""
     step = stretch.first_step - 1
+    with writing(directory.path):
+        remove_temporaries(directory.path)
+        store.remove_leftovers(directory.checkpoints)  # what it cannot delete is told with the next pruning
+        store.remove_amendments(directory.checkpoints)
+        for path in store.named_as_checkpoints(directory.checkpoints):
+            if store.step_of(path) > step:  # that step will be saved again
+                store.set_aside(path, store.REPLACED if path in found.replaced else store.DAMAGED)
+        if resume_step is not None:
+            note_going_back(directory.path, resume_step)
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return
     directory.create(run, plan, launch_marks())

@@ -1,8 +1,9 @@
 """Being asked to stop: by a signal, because the launcher has gone, or because the time is up.
 
-A request never stops anything by itself. It leaves a mark; after each step all ranks learn of each other's marks in the
-reduction that they make for the loss anyway, finish the same step, save and end. So what a step, an evaluation or a save is
-doing when a signal comes is finished first.
+A request leaves a mark; after each step all ranks learn of each other's marks in the reduction that they make for the
+loss anyway, finish the same step, save and end. So what a step, an evaluation or a save is doing when a signal comes is
+finished first; a line says so at once. Until the ranks have met there is nothing to finish and nobody to agree with:
+then a request ends the process at once.
 
 ======================  ===============================================================================================
 SIGTERM                 batch systems and launchers: stop
@@ -19,15 +20,18 @@ Exit statuses are those of a shell for a process that a signal ended: 128 and th
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import psutil
-
-from scalegpt.backends import World
 from scalegpt.errors import RunError
+from scalegpt.launchers import launchers, under_launcher
+
+if TYPE_CHECKING:  # it imports torch, and this module must work before that is there
+    from scalegpt.backends import World
 
 LAUNCHER_SECONDS = 1.0
 """How often the launcher is looked for."""
@@ -35,11 +39,11 @@ LAUNCHER_SECONDS = 1.0
 GRACE_SECONDS = 120.0
 """How long a rank whose launcher has gone may take to save before it ends by force: nobody else would end it."""
 
-GRACE_ALONE_SECONDS = 5.0
-"""The same before the ranks have met: nothing is there to be saved, and they would look for the launcher's store for long."""
-
 LAST_WORDS_SECONDS = 2.0
 """How long a process that leaves at once may take to say so; a disk that hangs must not keep it."""
+
+STDERR = 2
+"""Written to without Python's buffer, which another thread may hold."""
 
 Leave = Callable[[int], object]
 
@@ -98,12 +102,16 @@ class StopRequest:
     Attributes:
         reason: the first that was given; None: go on.
         last_words: called before the process leaves at once, in a thread of its own.
+        course: what happens after a request, in words that follow the signal's name; the user reads it at once. Empty where
+            the run is ending already.
     """
 
     def __init__(self, leave: Leave = os._exit) -> None:
         self.reason: Reason | None = None
         self.last_words: Callable[[], object] = lambda: None
-        self._leave = leave
+        self.course: Callable[[], str] = lambda: "ending before the first step"
+        self._leave, self._alone = leave, False
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
@@ -131,10 +139,30 @@ class StopRequest:
             os.close(writer)
             listener.join()
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let requests end the process at once while it lasts: until the ranks have met, with torch still to be imported."""
+        with self._lock:
+            self._alone, reason = True, self.reason
+        if reason is not None:
+            self._leave_alone(reason)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._alone = False
+
     def ask(self, reason: Reason) -> None:
-        """Leave a mark; the first one counts."""
-        if self.reason is None:
-            self.reason = reason
+        """Leave a mark, of which the first counts; the first rank reports what happens now, since a step may take long."""
+        with self._lock:
+            if self.reason is None:
+                self.reason = reason
+            alone = self._alone
+        if alone:
+            self._leave_alone(reason)
+        elif reason is not Reason.TIME and os.environ.get("RANK", "0") == "0":
+            # In a thread of its own: a terminal that was stopped must not keep the next signal waiting.
+            threading.Thread(target=_report, args=(reason, self.course), name="report", daemon=True).start()
 
     def _listen(self, reader: int) -> None:
         """Take numbers of signals, each a byte, until the pipe is closed."""
@@ -142,18 +170,23 @@ class StopRequest:
         while told := os.read(reader, 1):
             reason = SIGNALS.get(signal.Signals(told[0]))
             if reason is Reason.INT and interrupted:
-                self._leave_at_once()
+                self._leave_at_once(reason)
             interrupted = interrupted or reason is Reason.INT
             if reason is not None:
                 self.ask(reason)
         os.close(reader)
 
-    def _leave_at_once(self) -> None:
+    def _leave_alone(self, reason: Reason) -> None:
+        """End the process before the ranks have met."""
+        self.last_words = lambda: _say_stopped(reason)
+        self._leave_at_once(reason)
+
+    def _leave_at_once(self, reason: Reason) -> None:
         """End the process. What is half written has no name yet, and is cleaned up by the next run."""
         speaker = threading.Thread(target=self.last_words, daemon=True)
         speaker.start()
         speaker.join(LAST_WORDS_SECONDS)
-        self._leave(Reason.INT.exit_status)
+        self._leave(reason.exit_status)
 
     # --- among ranks -------------------------------------------------------------------------------------------------
 
@@ -168,7 +201,7 @@ class StopRequest:
         """What the summed marks mean, the same on every rank; a signal goes before what is no hurry."""
         return next((reason for reason, count in zip(Reason, counts, strict=True) if count), None)
 
-    def check(self, world: World) -> None:
+    def check(self, world: "World") -> None:
         """Ask all ranks, where there is no loss to reduce yet; all ranks must call it together.
 
         Raises:
@@ -188,9 +221,28 @@ class StopRequest:
             raise Stopped(self.reason)
 
 
+def _report(reason: Reason, course: Callable[[], str]) -> None:
+    """Write one line to standard error, below ``^C`` and the live line of a terminal."""
+    next_ = course()
+    if not next_:
+        return
+    again = "; again: leave now, without a checkpoint" if reason is Reason.INT else ""
+    with contextlib.suppress(OSError):  # the terminal was closed
+        begin = "\n" if os.isatty(STDERR) else ""
+        os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {next_}{again}\n".encode())
+
+
 def _is_ignored(number: signal.Signals) -> bool:
     """Whether whoever started this process wants a signal ignored, as ``nohup`` does."""
     return signal.getsignal(number) is signal.SIG_IGN
+
+
+def _say_stopped(reason: Reason) -> None:
+    """One line; of the ranks that a launcher has started, the first speaks."""
+    if under_launcher() and os.environ.get("RANK") != "0":
+        return
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        os.write(sys.stdout.fileno(), f"{Stopped(reason)}\n".encode())
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:
@@ -198,18 +250,16 @@ def _noted(_number: int, _frame: FrameType | None) -> None:
 
 
 class LauncherWatch:
-    """Looks whether the processes that started this one are still there, and asks to stop when they are not.
+    """Looks whether the launchers of this process are still there, and asks to stop when one is not.
 
-    Killing torchrun with SIGKILL, or DeepSpeed's runner with any signal, leaves their workers running. DeepSpeed has two
-    processes one above the other, of which the upper is the one that a user ends: both are watched. Workers of other
-    launchers, such as srun or a user's shell, are not watched: those end them, or are meant to go first.
+    Killing torchrun with SIGKILL, or DeepSpeed's runner with any signal, leaves their workers running. Ranks that srun or a
+    user's shell has started are not watched: those end them, or are meant to end first.
 
     Args:
-        request: whom to tell.
+        request: whom to ask.
         leave: ends the process by force once the grace is over.
         seconds: how often to look.
-        grace: seconds between the first sight and the end by force, once the ranks have met.
-        alone: the same before.
+        grace: seconds between the first sight and the end by force.
     """
 
     def __init__(
@@ -219,68 +269,30 @@ class LauncherWatch:
         leave: Leave = os._exit,
         seconds: float = LAUNCHER_SECONDS,
         grace: float = GRACE_SECONDS,
-        alone: float = GRACE_ALONE_SECONDS,
     ) -> None:
-        self.request, self.leave, self.seconds = request, leave, seconds
-        self._after_meeting, self._grace = grace, alone
+        self.request, self.leave, self.seconds, self._grace = request, leave, seconds, grace
         self._over = threading.Event()
         self._launchers = launchers()
 
     def start(self) -> None:
-        """Begin to look, if there is a launcher."""
-        if self._launchers:
-            threading.Thread(target=self._look, name="launcher watch", daemon=True).start()
-
-    def have_met(self) -> None:
-        """Say that the ranks have met."""
-        self._grace = self._after_meeting
+        """Begin to look, if there is a launcher; the first time before this returns."""
+        if not self._launchers:
+            return
+        if not self._is_there():
+            self.request.ask(Reason.LAUNCHER)
+        threading.Thread(target=self._look, name="launcher watch", daemon=True).start()
 
     def stop(self) -> None:
         """Look no more."""
         self._over.set()
 
+    def _is_there(self) -> bool:
+        return all(lives() for lives in self._launchers)
+
     def _look(self) -> None:
-        while all(lives() for lives in self._launchers):
+        while self._is_there():
             if self._over.wait(self.seconds):
                 return
         self.request.ask(Reason.LAUNCHER)
         if not self._over.wait(self._grace):
             self.leave(Reason.LAUNCHER.exit_status)
-
-
-def launchers() -> list[Callable[[], bool]]:
-    """For each process above us whose end must be ours: whether it lives.
-
-    torchrun sets ``TORCHELASTIC_RUN_ID``, DeepSpeed's ``launch.py`` sets ``CROSS_SIZE`` and has the runner above it. One that
-    went before we looked has left us to a parent that is no launcher.
-    """
-    try:
-        parent = psutil.Process(os.getppid())
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            return [_lives(parent, "python", "torchrun")]
-        if "CROSS_SIZE" not in os.environ:
-            return []
-        above = parent.parent()
-        found = [_lives(parent, "deepspeed")]
-        if above is not None and _is_one_of(above, "deepspeed"):
-            found.append(_lives(above, "deepspeed"))
-        return found
-    except psutil.Error:  # it has gone between two looks
-        return [lambda: False]
-
-
-def _is_one_of(process: psutil.Process, *names: str) -> bool:
-    return any(name in word for word in process.cmdline() for name in names)
-
-
-def _lives(process: psutil.Process, *names: str) -> Callable[[], bool]:
-    """Whether it runs: the process that it was, no zombie, and a launcher by its command line."""
-    is_launcher = _is_one_of(process, *names)
-
-    def check() -> bool:
-        try:
-            return is_launcher and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-    return check

@@ -1,8 +1,9 @@
-"""The training loop. Read :meth:`Trainer.fit` first: evaluate, sample, save, step, log, until the end."""
+"""The training loop. Read :meth:`Trainer.fit` first: step, log, save, evaluate, sample, until the end."""
 
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,12 +11,16 @@ from torch import Tensor
 from scalegpt import __version__
 from scalegpt.backends.capabilities import device_name
 from scalegpt.checkpoint.manifest import Header, Progress
+from scalegpt.checkpoint.reader import Checkpoint
+from scalegpt.checkpoint.saver import Evaluation
 from scalegpt.checkpoint.store import step_of
 from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
+from scalegpt.model.generation import DivergedError
 from scalegpt.planner.gpus import peak_flops
 from scalegpt.planner.work import flops_per_token
+from scalegpt.streams import lost_output
 from scalegpt.training import interpreter
 from scalegpt.training.ending import end
 from scalegpt.training.files import finite
@@ -26,8 +31,9 @@ from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
-from scalegpt.training.resume import verified
-from scalegpt.training.rollback import WayBack, go_back, restore
+from scalegpt.training.owed import Owed, is_due, owed_for
+from scalegpt.training.rate_change import keeping
+from scalegpt.training.rollback import WayBack, check_rollbacks, go_back, restore, whole_before
 from scalegpt.training.saving import Saving
 from scalegpt.training.schedules import learning_rate
 from scalegpt.training.stopping import Reason
@@ -75,16 +81,19 @@ class Trainer:
             RunError: the loss stays non-finite, or a file cannot be written.
         """
         all_taken = self.step >= self.job.total_steps
-        if all_taken and self.job.resumed:
+        owed = self._look_back(at_end=all_taken)
+        if all_taken and self.job.resumed and not owed.anything:
             self._nothing_left()
             return
         self._status("running")
         self.watchdog.start(self.step)
-        self.job.stop.last_words = self._interrupted_again
+        self.job.stop.last_words, self.job.stop.course = self._interrupted_again, self._course
         self.job.logger.start(self.step)
         self.saving.prepare(self.job.total_steps - self.step)
         self.clock.lap()
-        if all_taken:  # of none
+        if self.job.resumed:
+            self._make_up(owed, last=all_taken)
+        elif all_taken:  # of none
             self._housekeeping(last=True)
         over = all_taken
         while not over:
@@ -97,6 +106,7 @@ class Trainer:
             self._housekeeping(last=over)
         self.watchdog.stop()
         self.job.logger.stop()
+        self.job.stop.course = lambda: ""
         self._compare_memory()
         self._status("finished" if self.step >= self.job.total_steps else "stopped", self._cause_of_end())
 
@@ -105,6 +115,8 @@ class Trainer:
         if self.step >= self.job.total_steps:
             return "done"
         left = f"stopped at step {self.step} of {self.job.total_steps}: {self._cause_of_end()}"
+        if self.saving.saved_step != self.step:
+            return f"{left}; {self._way_on()}"
         return f"{left}; {self.job.again} goes on from there"
 
     @property
@@ -115,9 +127,15 @@ class Trainer:
     def _nothing_left(self) -> None:
         """Leave a finished run as it is."""
         job = self.job
+        rate = learning_rate(self.train, self.step - 1, job.total_steps) if self.step else 0.0
+        rises = (
+            f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
+            if rate > 0 and self.train.schedule != "constant"
+            else ""
+        )
         job.logger.say(
-            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; "
-            "a higher --max_iters (or --max_tokens) trains on, --fresh starts anew beside it"
+            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; a higher --max_iters (or --max_tokens) "
+            f"continues the training{rises}; --fresh starts anew beside it"
         )
         if job.world.is_first and job.directory.read_state() != "finished":
             # It was ended between its last checkpoint and its last status.
@@ -133,6 +151,7 @@ class Trainer:
             What to raise for it: the error itself, or what is behind it, which may have begun on another rank.
         """
         self.job.logger.stop()
+        self.job.stop.course = lambda: ""  # launchers end the other ranks by a signal
         ending = end(error, self.watchdog, self.job.memory, on_oom=self.train.on_oom)
         if ending.is_ours:
             with suppress(RunError):  # the first error is the one to tell
@@ -147,6 +166,15 @@ class Trainer:
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
         self.watchdog.say_first(f"left at once in step {self.watchdog.step}; {self._way_on()}")
+
+    def _course(self) -> str:
+        """What happens after a request to stop; called from another thread."""
+        watch = self.watchdog
+        if self._is_over():
+            return f"no further step is taken; finishing what is under way: {watch.place}"
+        if watch.is_within_step:
+            return f"finishing step {watch.step}, then saving"
+        return f"finishing what is under way ({watch.place}) and one step, then saving"
 
     def _way_on(self) -> str:
         """From where a run that ended without a last checkpoint goes on."""
@@ -195,6 +223,8 @@ class Trainer:
         seconds = self.clock.lap()
         self.throughput.add(seconds)
         self._log(loss, lr, result.grad_norm, seconds, conclusion)
+        if conclusion.reason is None:
+            self.saving.confirm(self.step - 1)  # from the weights before it came a finite loss
         return self._heed(conclusion)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -222,8 +252,9 @@ class Trainer:
         if warning:
             job.logger.say(warning)
         if self.guards.gives_up:
-            job.world.on_first(lambda: write_bad_steps(job.directory, self.guards.known.row))
-            self.guards.raise_row()
+            row = self.guards.known.row
+            job.world.on_first(lambda: write_bad_steps(job.directory, row))
+            self.guards.raise_row(self.saving.way_back(row[0].step))
         return conclusion.spike if self.train.on_spike == "rollback" else None
 
     def _roll_back(self, spike: Spike) -> bool:
@@ -235,14 +266,15 @@ class Trainer:
         job = self.job
         self.watchdog.outside("going back")
         self.saving.finish()  # what is being saved lies behind the spike
-        back: WayBack | None = job.world.on_first(lambda: self._take_files_back(spike))
-        if back is None:
+        check_rollbacks(spike, self.train, self.rollbacks)
+        checkpoint = whole_before(job.directory.checkpoints, spike, self.train.spike_window, job.world, job.logger.say)
+        if checkpoint is None:
             job.logger.say("warning: there is no checkpoint to go back to yet: training goes on without the step")
             return False
-        checkpoint, reason = verified(back.checkpoint, job.world)
-        if checkpoint is None:
-            raise RunError(f"the run cannot go back: {reason}; run the same command again to go on from an earlier one")
+        whole = checkpoint
+        back = job.world.on_first(lambda: self._take_files_back(spike, whole))
         restore(job.backend, checkpoint, back.progress)
+        self.saving.went_back(back.checkpoint)
         self._stand_at(back.progress, back.stretch)
         job.logger.say(
             f"rolled back to {back.checkpoint}, rollback {self.rollbacks} of at most {self.train.max_rollbacks}; "
@@ -252,14 +284,13 @@ class Trainer:
         self.clock.lap()
         return True
 
-    def _take_files_back(self, spike: Spike) -> WayBack | None:
-        job, train = self.job, self.train
+    def _take_files_back(self, spike: Spike, checkpoint: Checkpoint) -> WayBack:
         if self.metrics is not None:
             self.metrics.close()
         try:
-            return go_back(job.directory, spike, train, now=self._progress(), stretch=self.stretch)
+            return go_back(self.job.directory, spike, checkpoint, now=self._progress(), stretch=self.stretch)
         finally:
-            self.metrics = MetricsFile(job.directory.metrics)
+            self.metrics = MetricsFile(self.job.directory.metrics)
 
     def _log(self, loss: float, lr: float, grad_norm: float, seconds: float, conclusion: Conclusion) -> None:
         job = self.job
@@ -284,39 +315,89 @@ class Trainer:
     # --- around the steps --------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Evaluate, sample and save where they are due, and at the end; save last, so that a checkpoint means all three.
+        """Save, evaluate and sample where they are due, and at the end; save first, since the others may fail.
 
-        Where a signal ends the run, somebody waits: then only what is due anyway comes before the checkpoint.
+        The checkpoint is told its held-out loss afterwards. Where a signal ends the run, only what is due anyway is done.
         """
         train = self.train
         at_leisure = last and (self.step >= self.job.total_steps or self.reason is Reason.TIME)
-        if at_leisure or _is_due(self.step, train.eval_every):
+        evaluates = at_leisure or is_due(self.step, train.eval_every)
+        row = self.guards.known.row
+        if last or self.saving.wanted(self.step):
+            if not row:
+                self._save(last=last, evaluates=evaluates)
+            elif not last:
+                self.saving.put_off(self.step, row[-1].reason)
+        if evaluates:
             self.watchdog.outside("evaluation")
             self._evaluate()
-        if train.sample_tokens and (at_leisure or _is_due(self.step, train.sample_every)):
+        if last and row and self.saving.may_save_after(row, self.val_loss, evaluated=evaluates):
+            self._save(last=True)
+        if train.sample_tokens and (at_leisure or is_due(self.step, train.sample_every)):
             self.watchdog.outside("sampling")
             self._sample(show=last)
-        if last or self.saving.is_due or _is_due(self.step, train.checkpoint_every):
-            self.watchdog.outside("saving")
-            self.saving.save(self._header(), last=last)
-            self._status("running")
         self.clock.lap()  # what was done here is no part of the next step's time
+
+    def _save(self, *, last: bool, evaluates: bool = False) -> None:
+        """Write a checkpoint; its held-out loss is left open where the evaluation of the same step comes next."""
+        self.watchdog.outside("saving")
+        header = self._header()
+        if evaluates:
+            header = replace(header, progress=replace(header.progress, val_loss=None))
+        self.saving.save(header, last=last)
+        self._status("running")
+
+    def _look_back(self, *, at_end: bool) -> Owed:
+        """What the checkpoint's step still lacks after a resume; its held-out loss is known from the files, if from any."""
+        if not self.job.resumed:
+            return Owed()
+        directory = self.job.directory
+        owed: Owed = self.job.world.on_first(lambda: owed_for(directory, self.train, self.step, at_end=at_end))
+        if owed.val_loss is not None:
+            self._learn(owed.val_loss)
+        return owed
+
+    def _make_up(self, owed: Owed, *, last: bool) -> None:
+        """Evaluate and sample where an earlier process ended between a checkpoint and that."""
+        if owed.evaluation:
+            self.watchdog.outside("evaluation")
+            self._evaluate()
+        if owed.sample:
+            self.watchdog.outside("sampling")
+            self._sample(show=last)
+        self.clock.lap()
+
+    def _learn(self, value: float) -> bool:
+        """Take note of the step's held-out loss, and let its checkpoint know; whether it is the best so far."""
+        is_finite = math.isfinite(value)
+        is_best = is_finite and (self.best_val_loss is None or value < self.best_val_loss)
+        self.val_loss = value
+        if is_best:
+            self.best_val_loss = value
+        self.saving.amend(Evaluation(self.step, finite(value), self.best_val_loss))
+        if is_finite:
+            self.saving.confirm(self.step)
+        return is_best
 
     def _evaluate(self) -> None:
         """Find and report the mean loss over the held-out windows, the same on every rank."""
         value, counted = held_out_loss(self.job, self.held_out)
-        is_best = math.isfinite(value) and (self.best_val_loss is None or value < self.best_val_loss)
-        self.val_loss = value
-        if is_best:
-            self.best_val_loss = value
         if self.metrics is not None:
             self.metrics.write(step=self.step, tokens=self.tokens, val_loss=value, val_tokens=counted)
+        is_best = self._learn(value)
         best = "the best so far" if is_best else f"best {self.best_val_loss or math.nan:.4f}"
         self.job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {counted:,} tokens ({best})")
+        if not math.isfinite(value) and self.saving.saved_step == self.step:
+            self.job.logger.say(f"warning: the held-out loss is not finite; {self.saving.way_back(self.step + 1)}")
 
     def _sample(self, *, show: bool) -> None:
-        """Let the model write, keep it, and show it."""
-        job, text = self.job, sample_text(self.job)
+        """Let the model write, keep it, and show it; a model that has diverged cannot, which is said."""
+        job = self.job
+        try:
+            text = sample_text(job)
+        except DivergedError as error:
+            job.logger.say(f"warning: no sample after {self.step} steps: {error}")
+            return
         if job.world.is_first:
             job.directory.add_sample(self.step, text)
         if show:
@@ -370,6 +451,7 @@ class Trainer:
 
     def _status(self, state: str, cause: str | None = None) -> None:
         if self.job.world.is_first:
+            lost = lost_output()
             self.job.directory.write_status(
                 state=state,
                 step=self.step,
@@ -381,6 +463,7 @@ class Trainer:
                 windows_left_out=self.left_out,
                 predicted_peak_bytes=self.job.memory.peak_bytes,
                 **self.job.watch.measure().as_status(),
+                **({} if lost is None else {"output_lost": lost}),
             )
 
     def _compare_memory(self) -> None:
@@ -393,8 +476,3 @@ class Trainer:
         if self.step >= self.job.total_steps or self.reason is None:
             return "all steps taken"
         return f"max_minutes {self.train.max_minutes} reached" if self.reason is Reason.TIME else self.reason.words
-
-
-def _is_due(step: int, every: int) -> bool:
-    """Whether something is due that happens every so many steps; never where that is 0."""
-    return every > 0 and step % every == 0

@@ -41,6 +41,11 @@ class Watchdog:
         later: seconds that each later step may take; 0: endless.
         leave: ends the process.
         clock: seconds.
+
+    Attributes:
+        step: the step under way, or the last one.
+        place: where within it, or what is done between steps.
+        is_within_step: whether it is a step that is under way.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Watchdog:
         self.first, self.later = first or math.inf, later or math.inf
         self.leave, self.clock = leave, clock
         self.step, self.taken, self.place, self.moves = 0, 0, "start", 0
+        self.is_within_step = False
         self._began, self._limit, self._is_first = clock(), self.first, True
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -78,7 +84,7 @@ class Watchdog:
     def begin_step(self, step: int) -> None:
         """A step begins, with its data; the first is number 1."""
         self.step, self.taken, self._began = step, step - 1, self.clock()
-        self._limit, self._is_first = (self.first if self._is_first else self.later), False
+        self._limit, self._is_first, self.is_within_step = (self.first if self._is_first else self.later), False, True
         self.at("loader")
 
     def at(self, place: str) -> None:
@@ -88,7 +94,7 @@ class Watchdog:
 
     def outside(self, place: str) -> None:
         """Say that something begins that is no step, such as saving."""
-        self.taken, self._began, self._limit = self.step, self.clock(), self.first
+        self.taken, self._began, self._limit, self.is_within_step = self.step, self.clock(), self.first, False
         self.at(place)
 
     def loading(self, batches: Iterable[Item]) -> Iterator[Item]:

@@ -106,4 +106,7 @@ def test_without_any_compiler_a_cpu_does_not_compile(monkeypatch: pytest.MonkeyP
 
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", search)
-    assert resolve_compile("on", CPU) == (False, "compile: there is no C++ compiler (g++); the blocks run uncompiled")
+    assert resolve_compile("on", CPU) == (
+        False,
+        "compile: there is no C++ compiler (install g++); the blocks run uncompiled",
+    )

@@ -9,11 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from torch import distributed as dist
 
-from scalegpt.backends.meeting import meet, own_store
+from ranks import free_port
+from scalegpt.backends import meeting
+from scalegpt.backends.meeting import meet, meeting_store, own_store
 from scalegpt.errors import InputError, RunError
+from scalegpt.ranks import Ranks
 
 SOON = timedelta(seconds=30)
 
@@ -23,7 +27,7 @@ def start(store: dist.Store, ranks: dict[int, float], size: int) -> dict[int, di
     corners: dict[int, dist.Store] = {}
 
     def come(rank: int) -> None:
-        corners[rank] = meet(store, rank, size, SOON)
+        corners[rank] = meet(store, Ranks(rank, size, rank, size), SOON, "here")
 
     timers = [threading.Timer(seconds, come, [rank]) for rank, seconds in ranks.items()]
     for timer in timers:
@@ -48,8 +52,8 @@ def test_ranks_share_a_corner_that_no_earlier_start_has_used(order: dict[int, fl
 def test_ranks_that_never_come_are_named() -> None:
     store = dist.HashStore()
     store.set("scalegpt/hello/1", "left by a dead one")
-    with pytest.raises(RunError, match=r"ranks \[1, 2\] did not come"):
-        meet(store, 0, 3, timedelta(seconds=0.3))
+    with pytest.raises(RunError, match="ranks 1, 2 did not come"):
+        meet(store, Ranks(0, 3, 0, 3), timedelta(seconds=0.3), "here")
 
 
 def meet_at(port: int, *, late: int | None = None) -> list[dist.Store]:
@@ -58,7 +62,7 @@ def meet_at(port: int, *, late: int | None = None) -> list[dist.Store]:
     def come(rank: int) -> dist.Store:
         if rank == late:
             time.sleep(0.3)
-        return own_store(rank, 2, port, timedelta(seconds=20))
+        return own_store(Ranks(rank, 2, rank, 2), port, timedelta(seconds=20))
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(come, (0, 1)))
@@ -71,8 +75,9 @@ def test_ranks_of_one_launcher_meet_at_another_port_where_theirs_is_taken(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / f"scalegpt-{os.getuid()}"
     folder.mkdir(mode=0o700)
-    of_the_dead = folder / f"{os.getppid()}@1000000.port"
-    of_the_dead.write_text("1")
+    (folder / f"{os.getppid()}@1000000.port").write_text("1")  # a dead one's, of the same number
+    of_a_living_one = folder / f"{os.getpid()}@{psutil.Process().create_time():.0f}.port"
+    of_a_living_one.write_text("1")
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -81,7 +86,7 @@ def test_ranks_of_one_launcher_meet_at_another_port_where_theirs_is_taken(
     first.set("word", "given")
     assert second.get("word") == b"given"
     assert first.port == second.port != port  # type: ignore[attr-defined]
-    assert list(folder.iterdir()) == [of_the_dead]
+    assert list(folder.iterdir()) == [of_a_living_one]
 
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +95,11 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkey
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(InputError, match=f"{folder} is not a folder of yours alone"):
-        own_store(0, 2, 0, timedelta(seconds=1))
+        own_store(Ranks(0, 2, 0, 2), 0, timedelta(seconds=1))
     folder.rmdir()
     folder.symlink_to(tmp_path)
     with pytest.raises(InputError, match="not a folder of yours alone"):
-        own_store(0, 2, 0, timedelta(seconds=1))
+        own_store(Ranks(0, 2, 0, 2), 0, timedelta(seconds=1))
 
 
 def test_the_folder_is_made_for_its_owner_alone_and_rank_0_is_waited_for(
@@ -102,5 +107,54 @@ def test_the_folder_is_made_for_its_owner_alone_and_rank_0_is_waited_for(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(RunError, match="rank 0 did not come"):
-        own_store(1, 2, 0, timedelta(seconds=0.1))
+        own_store(Ranks(1, 2, 1, 2), 0, timedelta(seconds=0.1))
     assert (tmp_path / f"scalegpt-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+
+
+# --- one store for all -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Two ranks that no launcher has started; their port."""
+    for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE", "CROSS_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    return port
+
+
+def ranks_meet(delay: float) -> list[dist.Store]:
+    def come(rank: int) -> dist.Store:
+        time.sleep(delay * rank)
+        return meeting_store(Ranks(rank, 2, rank, 2), timedelta(seconds=20))
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(come, (0, 1)))
+
+
+def test_ranks_that_were_started_by_hand_meet_at_loopback_alone(by_hand: int) -> None:
+    first, second = ranks_meet(0.1)
+    first.set("word", "given")
+    assert second.get("word") == b"given"
+    places = {each.laddr for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    assert [place.ip for place in places if place.port == by_hand] == ["127.0.0.1"]
+
+
+def test_who_is_awaited_is_said_after_some_seconds_and_where(
+    by_hand: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meeting, "NOTICE_SECONDS", 0.2)
+    ranks_meet(0.6)
+    said = capfd.readouterr().out
+    advice = "; unset WORLD_SIZE and RANK to train in one process\n"
+    assert said == f"rank 0 of 2 is waiting for rank 1 at 127.0.0.1:{by_hand}{advice}"
+    with pytest.raises(RunError, match=f"nobody answered rank 1 at 127.0.0.1:{by_hand}"):
+        meeting_store(Ranks(1, 2, 1, 2), timedelta(seconds=0.5))
+    assert capfd.readouterr().out == f"rank 1 of 2 is waiting for rank 0 at 127.0.0.1:{by_hand}{advice}"
+
+
+def test_many_ranks_are_counted() -> None:
+    assert meeting._named({3}) == "rank 3"
+    assert meeting._named(set(range(1, 21))) == "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 12 more"

@@ -2,6 +2,7 @@
 
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +10,15 @@ import torch
 from torch import distributed as dist
 
 from scalegpt.backends import world as module
-from scalegpt.backends.world import World, choose_device, usable_cores
+from scalegpt.backends.deepspeed import _initialize
+from scalegpt.backends.world import World, choose_device
 from scalegpt.errors import InputError
+from scalegpt.host import usable_cores
+from scalegpt.ranks import Ranks
 
 RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS",
+    "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
 )  # fmt: skip
 
 
@@ -73,12 +78,13 @@ def test_a_group_of_one_opens_no_port_and_ends() -> None:
 def test_the_launchers_word_is_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     met = []
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: met.append(args))
+    monkeypatch.setattr(module, "meeting_store", lambda ranks, timeout: met.append(ranks.on_one_machine))
     monkeypatch.setattr(module, "_share_cores", lambda local_size: met.append(local_size))
     for key, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, name: 2}.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.setattr(module, "usable_cores", lambda: 2)
     assert World.join("cpu") == World(5, 8, 1, 2, torch.device("cpu"))
-    assert met == [2, ("gloo",)]
+    assert met == [2, False, ("gloo",)]
 
 
 def test_cuda_is_taken_where_it_is(cards: Any) -> None:
@@ -121,13 +127,37 @@ def test_ranks_share_the_cores(
     assert chosen == ([] if threads is None else [threads])
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(2, [2]), (6, []), (16, [])])
+def test_a_single_process_takes_no_more_threads_than_its_quota(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: list[int]
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    module._share_cores(1)
+    assert chosen == threads
+
+
 def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ranks that no launcher of this machine has started, none can tell the others of another port."""
     with socket.socket() as taken:
-        taken.bind(("", 0))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for key, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(key, str(value))
         with pytest.raises(InputError, match=f"port {port} is taken by another program; give the launcher another"):
-            module._meet("gloo", 0, 2, timedelta(seconds=5))
+            module._meet("gloo", Ranks(0, 2, 0, 2), timedelta(seconds=5))
+
+
+def test_deepspeeds_refusals_become_one_line() -> None:
+    def refuse(**_: Any) -> None:
+        raise AssertionError("bad config\nin two lines \x1b[31m")
+
+    deepspeed = SimpleNamespace(initialize=refuse)
+    with pytest.raises(
+        InputError, match=r"DeepSpeed does not take these settings: bad config in two lines \\x1b\[31m; give"
+    ):
+        _initialize(deepspeed, None, None, {})  # type: ignore[arg-type]

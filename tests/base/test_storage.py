@@ -1,14 +1,19 @@
 """Small files are read whole or refused; errors that may pass are retried."""
 
 import errno
+import fcntl
 import os
+import stat
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scalegpt import storage
 from scalegpt.errors import InputError
-from scalegpt.text import visible
+from scalegpt.text import brief, visible
 
 
 def test_a_file_is_read_without_its_byte_order_mark(tmp_path: Path) -> None:
@@ -49,3 +54,150 @@ def test_only_errors_that_may_pass_are_retried(code: int, attempts: int, monkeyp
 
 def test_control_characters_are_written_out() -> None:
     assert visible("a\x1b[2Jb\x9b\u202ec\r\u2028\n\té\ud800") == "a\\x1b[2Jb\\x9b\\u202ec\\r\\u2028\n\té\\ud800"
+
+
+def test_home_is_meant_by_a_tilde_at_the_beginning_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert storage.user_path("~") == "/home/me"
+    assert storage.user_path("~/a") == "/home/me/a"
+    assert storage.user_path("~root/a").endswith("/a")
+    assert not storage.user_path("~root/a").startswith("~")
+    for plain in ("a", "./~", "./~/a", "a/~", "/x/~root", "a~"):
+        assert storage.user_path(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody_here/x", "there is no user 'nobody_here'; for a file of that name give ./~nobody_here"),
+        ("", "'' cannot be a path"),
+        ("a\0b", "cannot be a path"),
+        ("a" * 256, "too long"),
+        ("é" * 128, "too long"),
+        ("a/" * 3000, "too long"),
+    ],
+)
+def test_what_can_be_no_path_is_refused(path: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        storage.user_path(path)
+    assert message in str(refused.value)
+    assert len(str(refused.value)) < 200
+
+
+# --- file systems that lack something --------------------------------------------------------------------------------
+
+
+def failing(code: int, *, only_folders: bool = False) -> Callable[..., None]:
+    """A call of the system that answers with an error; of ``fsync``, for folders alone where that is wanted."""
+    real = os.fsync
+
+    def fail(*arguments: Any, **_: Any) -> None:
+        if only_folders and not stat.S_ISDIR(os.fstat(arguments[0]).st_mode):
+            real(arguments[0])
+            return
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_folder_that_cannot_be_synced_is_told_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    assert storage.sync_folder(tmp_path) is None
+    monkeypatch.setattr(os, "fsync", failing(code, only_folders=True))
+    assert storage.sync_folder(tmp_path) == os.strerror(code)
+    storage.write_atomic(tmp_path / "a", "new", durable=True)
+    assert (tmp_path / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EISDIR])
+def test_a_folder_that_cannot_be_opened_to_be_synced_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(os, "open", failing(code))
+    assert storage.sync_folder(tmp_path) == os.strerror(code)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(os, "fsync", failing(code))
+    with pytest.raises(OSError, match=os.strerror(code)):
+        storage.sync_folder(tmp_path)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        storage.write_atomic(tmp_path / "a", "new", durable=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK])
+def test_a_name_is_given_once_without_hard_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(os, "link", failing(code))
+    for content in ("first", "second"):
+        (tmp_path / content).write_text(content)
+    storage.give_name(tmp_path / "first", tmp_path / "name")
+    with pytest.raises(FileExistsError):
+        storage.give_name(tmp_path / "second", tmp_path / "name")
+    assert (tmp_path / "name").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["name", "second"]
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        (tmp_path / content).write_text(content)
+    storage.give_name(tmp_path / "first", tmp_path / "name")
+    with pytest.raises(FileExistsError):
+        storage.give_name(tmp_path / "second", tmp_path / "name")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["name", "second"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_lock_that_the_file_system_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    with (tmp_path / "lock").open("a") as file, (tmp_path / "lock").open("a") as other:
+        assert storage.lock_file(file) is None
+        with pytest.raises(BlockingIOError):
+            storage.lock_file(other)
+        monkeypatch.setattr(fcntl, "flock", failing(code))
+        assert storage.lock_file(other) == os.strerror(code)
+
+
+# --- what is left of files that were not finished --------------------------------------------------------------------
+
+
+def test_only_what_no_living_process_may_be_writing_is_removed(tmp_path: Path) -> None:
+    parent = os.getppid()
+    made = {
+        ".status.json.999999999.tmp": True,  # of no process
+        f".status.json.{os.getpid()}.tmp": True,  # of an earlier process of our number
+        f".status.json.{os.getpid()}-77.tmp": True,
+        f".status.json.{parent}.tmp": False,  # of a process that lives
+        f".old.json.{parent}.tmp": True,  # of one that had its number before it
+        ".status.json.tmp": False, "status.json.5.tmp": False, ".status.json.5": False, ".x.tmp-5": False,
+    }  # fmt: skip
+    for name in made:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / f".old.json.{parent}.tmp", (1, 1))
+    (tmp_path / ".folder.999999999.tmp").mkdir()
+    storage.remove_temporaries(tmp_path)
+    kept = {name for name, goes in made.items() if not goes} | {".folder.999999999.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_threads_do_not_share_an_unfinished_file(tmp_path: Path) -> None:
+    names: list[Path] = [storage.temporary_name(tmp_path / "a")]
+    thread = threading.Thread(target=lambda: names.append(storage.temporary_name(tmp_path / "a")))
+    thread.start()
+    thread.join()
+    assert names[0].name == f".a.{os.getpid()}.tmp"
+    assert names[1] != names[0]
+    for each in names:
+        each.touch()
+    storage.remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_quoted_is_one_short_line() -> None:
+    assert brief("a\n b\x1b") == "a b\\x1b"
+    assert len(brief("x" * 10**6)) == 301
+    assert len(brief("\x1b" * 300)) == 301

@@ -27,7 +27,7 @@ from scalegpt.checkpoint.manifest import (
 )
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.checkpoint.writer import save_alone
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, RunError
 
 FILE = "rank_00000.weights.safetensors"
 
@@ -154,6 +154,21 @@ def pieces_of(document: dict[str, Any]) -> Any:
         (lambda d: d["files"][FILE].update(sha256="A" * 64), f"its entry for {FILE} makes no sense"),
         (lambda d: d["files"][FILE].update(more=1), "TypeError"),
         (lambda d: d["progress"].update(other=1), "TypeError"),
+        *((lambda d, key=key, bad=bad: d["progress"].update({key: bad}), f"its progress has {key}")
+          for key in ("step", "tokens", "sequences", "seed", "skipped_steps", "left_out", "rollbacks", "good_steps")
+          for bad in (1e30, 2**63, -1, 1.0, True, "1", None, [1])),
+        *((lambda d, key=key, bad=bad: d["progress"].update({key: bad}), f"its progress has {key}")
+          for key in ("val_loss", "best_val_loss", "loss_scale") for bad in ("1", True, [], {})),
+        (lambda d: d["progress"].update(loss_scale=None), "its progress has loss_scale"),
+        (lambda d: d.update(progress=[]), "TypeError"), (lambda d: d.update(progress=7), "TypeError"),
+        (lambda d: d.update(data=7), "data or run is no text"), (lambda d: d.update(run=None), "data or run is no text"),
+        (lambda d: d.update(files=[]), "AttributeError"), (lambda d: d.update(tensors=7), "AttributeError"),
+        (lambda d: d["files"].update({FILE: 7}), "TypeError"),
+        (lambda d: d["files"][FILE].update(bytes=2**63), f"its entry for {FILE} makes no sense"),
+        (lambda d: d["files"][FILE].update(bytes=8), "elements in the 8 bytes of"),
+        (lambda d: d["tensors"]["weight/one"].update(shape=[1] * 9), "the shape"),
+        (lambda d: d["tensors"]["weight/one"].update(shape=[2**63]), "the shape"),
+        (lambda d: d["tensors"]["weight/one"].update(shape=[10**15], pieces=[[FILE, 0, 10**15]]), "elements in the"),
         (lambda d: d.update(config=[]), "config is no object"),
         (lambda d: d.update(tokenizer=None), "tokenizer is no object"),
         *((lambda d, part=part: d.pop(part), part) for part in ("progress", "config", "tensors", "files", "run", "data")),
@@ -161,6 +176,36 @@ def pieces_of(document: dict[str, Any]) -> Any:
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(saved: Path, change: Any, words: str) -> None:
     assert words in refusal(saved, change)
+
+
+@pytest.mark.parametrize("long", ["name", "key", "shape", "format"])
+def test_a_line_about_it_is_short_and_harmless(saved: Path, long: str) -> None:
+    changes: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "name": lambda d: d["files"].update({"\x1b[2J" * 10**5: d["files"][FILE]}),
+        "key": lambda d: d["progress"].update({"\x1b[2J" * 10**5: 1}),
+        "shape": lambda d: d["tensors"]["weight/one"].update(shape=[1] * 10**5),
+        "format": lambda d: d.update(format="\x1b[2J" * 10**5),
+    }
+    rewrite(saved, changes[long])
+    with pytest.raises(InputError) as caught:
+        read_manifest(saved)
+    assert len(str(caught.value)) < 500 + len(str(saved))
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_manifest_of_gigabytes_is_not_read(saved: Path) -> None:
+    with (saved / MANIFEST).open("r+b") as file:
+        file.truncate(20 << 30)  # a hole: it takes up no room
+    with pytest.raises(DamagedError, match="it has more than 134,217,728 bytes"):
+        read_manifest(saved)
+
+
+def test_a_manifest_that_would_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (save(tmp_path / "one") / MANIFEST).stat().st_size
+    monkeypatch.setattr("scalegpt.checkpoint.writer.MANIFEST_LIMIT", size - 1)
+    with pytest.raises(RunError, match=f"its manifest has {size:,} bytes, and at most {size - 1:,} are read"):
+        save(tmp_path / "two")
+    assert list((tmp_path / "two").iterdir()) == []
 
 
 def test_muons_momentum_makes_another_version(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Reading: any range of any tensor, whoever wrote it; nothing before it is verified; every damage noticed and named."""
 
+import errno
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from safetensors import safe_open
 
 from checkpoint.samples import SHAPES, cut, header, save, whole
 from manifests import rewrite
+from scalegpt import storage
 from scalegpt.backends.base import KEYS
-from scalegpt.checkpoint import writer
-from scalegpt.checkpoint.manifest import MOMENTS, WEIGHTS, DamagedError
+from scalegpt.checkpoint import reader, writer
+from scalegpt.checkpoint.manifest import MANIFEST, MOMENTS, WEIGHTS, DamagedError, UnreadableError
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.errors import InputError
 
@@ -201,3 +204,95 @@ def test_the_program_in_the_documentation_reads_it(saved: Path) -> None:
     expected = {piece.name: piece.values.view(SHAPES[piece.name]) for piece in whole() if piece.key == "weight"}
     assert names["weights"].keys() == expected.keys()
     assert all(torch.equal(names["weights"][name], value) for name, value in expected.items())
+
+
+# --- a read that fails is no damage ----------------------------------------------------------------------------------
+
+
+class Disk:
+    """Opening a file fails so many times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, code: int, times: int) -> None:
+        self.left, real = times, os.open
+
+        def opened(path: Any, *arguments: Any, **options: Any) -> int:
+            if self.left and Path(path).name == name:
+                self.left -= 1
+                raise OSError(code, os.strerror(code))
+            return real(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", opened)
+        monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
+
+
+READ = [MANIFEST, "rank_00001.weights.safetensors", "rank_00002.moments.safetensors"]
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT])
+def test_a_read_that_fails_twice_is_tried_a_third_time(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    disk = Disk(monkeypatch, name, code, 2)
+    Checkpoint.open(saved).verify()
+    assert disk.left == 0
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize(
+    ("code", "way"),
+    [
+        (errno.EIO, "see to the disk or its connection"), (errno.ESTALE, "see to the disk or its connection"),
+        (errno.EACCES, "make it readable for this user"), (errno.EPERM, "make it readable for this user"),
+        (errno.EMFILE, "see to the disk"), (errno.ENOMEM, "see to the disk"),
+    ],
+)  # fmt: skip
+def test_a_read_that_keeps_failing_is_no_damage(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int, way: str
+) -> None:
+    Disk(monkeypatch, name, code, 99)
+    with pytest.raises(UnreadableError, match=f"{name} cannot be read: {os.strerror(code)}; {way}"):
+        Checkpoint.open(saved).verify()
+
+
+def test_a_read_that_breaks_off_begins_again(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the middle of a file: the digest is taken anew, of all of it."""
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
+    real, left = reader.hashlib.file_digest, [2]
+
+    def broken(file: Any, kind: str) -> Any:
+        if left[0]:
+            left[0] -= 1
+            file.read(100)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, kind)
+
+    monkeypatch.setattr(reader.hashlib, "file_digest", broken)
+    Checkpoint.open(saved).verify()
+    assert left == [0]
+
+
+def test_a_file_that_cannot_be_read_once_it_is_verified_is_no_damage(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(saved)
+    checkpoint.verify()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("Permission denied (os error 13)")
+
+    monkeypatch.setattr(reader, "safe_open", refuse)
+    Disk(monkeypatch, "rank_00000.weights.safetensors", errno.EACCES, 99)
+    with pytest.raises(UnreadableError, match="make it readable"):
+        checkpoint.read("wte.weight", "weight", 0, 1)
+
+
+def test_a_folder_that_cannot_be_searched_is_no_damage(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for call in ("scandir", "stat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            with pytest.raises(UnreadableError, match=f"{saved} cannot be read: Permission denied; make it readable"):
+                Checkpoint.open(saved)

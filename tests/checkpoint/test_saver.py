@@ -18,7 +18,7 @@ from scalegpt.backends import Backend, World
 from scalegpt.checkpoint import saver as saver_module
 from scalegpt.checkpoint import writer
 from scalegpt.checkpoint.reader import Checkpoint
-from scalegpt.checkpoint.saver import Keeping, Saver
+from scalegpt.checkpoint.saver import Evaluation, Keeping, Saver, SpoiledError
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config.presets import resolve
 from scalegpt.errors import RunError
@@ -216,8 +216,91 @@ def test_the_newest_and_the_best_stay(saver: Callable[..., Saver], tmp_path: Pat
     one = saver(newest=1, best=True)
     for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5), (4, 2.75)):
         one.save(at(step, val_loss=loss))
+        one.confirm(step)
     one.finish()
     assert [step_of(path) for path in find_checkpoints(tmp_path)] == [2, 4]
+
+
+def test_nothing_is_deleted_before_the_newest_has_proven_good(saver: Callable[..., Saver], tmp_path: Path) -> None:
+    one = saver(newest=1)
+    for step in (1, 2, 3):
+        one.save(at(step), wait=True)
+    assert [step_of(path) for path in find_checkpoints(tmp_path)] == [1, 2, 3]
+    one.confirm(2)
+    assert [step_of(path) for path in find_checkpoints(tmp_path)] == [1, 2, 3]
+    one.confirm(3)
+    assert [step_of(path) for path in find_checkpoints(tmp_path)] == [3]
+
+
+def test_what_proves_good_while_it_is_written_is_deleted_for_by_the_thread(
+    saver: Callable[..., Saver], gate: Gate, tmp_path: Path
+) -> None:
+    one = saver(newest=1)
+    gate.open.set()
+    one.save(at(1), wait=True)
+    gate.open.clear()
+    one.save(at(2))
+    one.confirm(2)
+    gate.open.set()
+    one.finish()
+    assert [step_of(path) for path in find_checkpoints(tmp_path)] == [2]
+
+
+def test_what_an_earlier_process_did_not_delete_goes_when_the_resumed_one_proves_good(
+    saver: Callable[..., Saver], tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        saver().save(at(step), wait=True)
+    one = saver(newest=2)
+    one.resumed_from(tmp_path / "step_00000003")
+    one.confirm(3)
+    assert [step_of(path) for path in find_checkpoints(tmp_path)] == [2, 3]
+    one.confirm(30)
+    one.resumed_from(tmp_path / "step_00000002")  # the run went back: what was proven before says nothing any more
+    one.save(at(20), wait=True)
+    assert [step_of(path) for path in find_checkpoints(tmp_path)] == [2, 3, 20]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["weight", "exp_avg", "exp_avg_sq"])
+def test_a_state_that_is_not_finite_is_not_saved(
+    saver: Callable[..., Saver], backend: Backend, tmp_path: Path, value: float, key: str
+) -> None:
+    one = saver()
+    piece = list(backend.held((key,)))[-1]
+    before = piece.values.view(-1)[-1].item()
+    piece.values.view(-1)[-1] = value
+    with pytest.raises(
+        SpoiledError, match=f"{key} of {piece.name} is not finite after step 1, so no checkpoint is written"
+    ):
+        one.save(at(1))
+    assert list(tmp_path.iterdir()) == []
+    piece.values.view(-1)[-1] = before
+    one.save(at(2))
+    one.finish()
+    assert one.committed() == [tmp_path / "step_00000002"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_checkpoint_learns_its_held_out_loss_whichever_comes_first(
+    saver: Callable[..., Saver], gate: Gate, tmp_path: Path, when: str
+) -> None:
+    one, path = saver(), tmp_path / "step_00000001"
+    if when == "after":
+        gate.open.set()
+    one.save(at(1, best_val_loss=3.0), wait=when == "after")
+    one.amend(Evaluation(1, 2.5, 2.5))
+    gate.open.set()
+    one.finish()
+    checkpoint = Checkpoint.open(path)
+    checkpoint.verify()
+    progress = checkpoint.manifest.header.progress
+    assert (progress.val_loss, progress.best_val_loss) == (2.5, 2.5)
+    assert checkpoint.manifest.header == replace(at(1), progress=progress)
+    assert sorted(each.name for each in path.iterdir()) == ["checkpoint.json", *sorted(checkpoint.manifest.files)]
+    one.amend(Evaluation(9, 1.0, 1.0))  # of no checkpoint
+    one.save(at(2), wait=True)
+    assert Checkpoint.open(tmp_path / "step_00000002").manifest.header.progress.val_loss is None
 
 
 def test_what_cannot_begin_is_raised_at_once(saver: Callable[..., Saver], tmp_path: Path) -> None:

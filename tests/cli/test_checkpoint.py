@@ -210,6 +210,14 @@ def test_nothing_is_replaced_and_nothing_damaged_is_converted(
     assert "cannot be written" in say("convert", older, "--out", older / WEIGHTS / "x", status=2)
 
 
+@pytest.mark.parametrize("name", ["a.gguf", "a.GGUF", "model.bin", "model.pt", "model.onnx", "w.npz"])
+def test_a_name_that_promises_another_format_is_refused(run: Path, say: Any, tmp_path: Path, name: str) -> None:
+    line = say("convert", run, "--out", tmp_path / name, status=2)
+    assert "convert writes safetensors; use --out" in line
+    assert f"{Path(name).stem}.safetensors" in line
+    assert not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [

@@ -55,7 +55,9 @@ def test_one_card_with_its_names_and_sources(printed: Any) -> None:
     assert "V100 16GB SXM" in text
     assert "also called" in text
     assert "fp16 only, no flash attention" in text
-    assert "estimated: estimated" in text
+    assert "estimated: 16 GiB less about 0.2 GiB" in text
+    assert "estimated: estimated" not in printed("gpus t1000-4gb") + text
+    assert "note: gpu 'h100' was taken as H100 SXM; name H100 PCIe" in printed("gpus h100")
     assert "V100 data sheet" in text
     assert "nvlink for 2 cards, else pcie" in printed("gpus 3090")
 
@@ -77,16 +79,16 @@ def test_the_helps_example_is_a_file_that_works(printed: Any, tmp_path: Path, mo
     path = tmp_path / "example.yaml"
     path.write_text(EXAMPLE[EXAMPLE.index("  - name") :])
     monkeypatch.setenv("SCALEGPT_GPUS", str(path))
-    assert "nvidia-smi on my machine" in printed("gpus 3080ti")
+    assert "nvidia-smi on my machine" in printed("gpus 5090d")
     assert json.loads(printed("gpus 4090 --json"))["peer"] is True
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("gpus rtx4091", "did you mean RTX 4090?"), ("gpus a100", "could be A100 40GB, A100 80GB"),
+        ("gpus rtx4091", "did you mean RTX 4090, RTX 4090 D?"), ("gpus a100", "could be A100 40GB, A100 80GB"),
         ("gpus 4090 3090", "unexpected argument"), ("gpus --jsno", "did you mean --json"),
-        ("plan --preset tiny --gpu rtx4091", "did you mean RTX 4090?"),
+        ("plan --preset tiny --gpu rtx4091", "did you mean RTX 4090, RTX 4090 D?"),
         ("plan --preset tinny --gpu 4090", "did you mean tiny"), ("plan --network_gbps 0", "network_gbps must be"),
         ("plan --preset tiny --gpu cpu --memory_gb 1e6", "ranks on the cpu has"),
     ],

@@ -149,6 +149,51 @@ def test_the_prompt_may_be_a_file(letters: Path, sample: Sample, tmp_path: Path)
     assert sample(letters, "--prompt_file", str(file), *words) == sample(letters, "--prompt", "è\n", *words)
 
 
+def feed(monkeypatch: pytest.MonkeyPatch, content: bytes, tmp_path: Path) -> None:
+    """Put content on standard input."""
+    (tmp_path / "input").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", (tmp_path / "input").open(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("flags", [(), ("--prompt", "-"), ("--prompt_file", "-")])
+@pytest.mark.parametrize("content", [b"once\n", b"\xef\xbb\xbfonce\r\n", b"once"])
+def test_the_prompt_may_come_from_standard_input(
+    letters: Path, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: Any, content: bytes
+) -> None:
+    feed(monkeypatch, content, tmp_path)
+    told = json.loads(sample(letters, *flags, "--max_new_tokens", "2", "--json"))
+    assert told["prompt"] == "once"
+
+
+def test_a_prompt_that_is_given_leaves_standard_input_alone(
+    letters: Path, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(monkeypatch, b"twice", tmp_path)
+    assert json.loads(sample(letters, "--prompt", "once", "--max_new_tokens", "2", "--json"))["prompt"] == "once"
+    assert sys.stdin.read() == "twice"
+
+
+def test_without_anything_on_standard_input_there_is_no_prompt(
+    letters: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/null").open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert json.loads(sample(letters, "--max_new_tokens", "2", "--json"))["prompt"] == ""
+
+
+def test_standard_input_that_is_no_text_is_refused(
+    letters: Path, refused: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(monkeypatch, b"ab\xff", tmp_path)
+    assert "standard input is not UTF-8 at byte 2" in refused(letters)
+
+
+def test_a_byte_order_mark_in_a_prompt_file_is_no_text(letters: Path, sample: Sample, tmp_path: Path) -> None:
+    (tmp_path / "start.txt").write_bytes(b"\xef\xbb\xbfonce")
+    told = json.loads(sample(letters, "--prompt_file", str(tmp_path / "start.txt"), "--max_new_tokens", "2", "--json"))
+    assert told["prompt"] == "once"
+
+
 def test_a_prompt_longer_than_the_block_is_cropped_with_a_word(
     letters: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,7 +161,7 @@ def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     left = status()
     assert (left["state"], left["step"], left["cause"]) == ("finished", 12, "all steps taken")
     assert left["measured_peak_bytes"] >= 0
-    assert left["measured_by"] == "growth of the process's resident memory"
+    assert left["measured_by"] == "peak of the process's resident memory"
     assert (left["measured_reserved_bytes"], left["measured_driver_bytes"]) == (None, None)
     assert left["val_loss"] == evaluations[-1]["val_loss"]
     plan = json.loads((folder / "plan.json").read_text())
@@ -169,7 +169,7 @@ def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     assert left["predicted_peak_bytes"] == memory["peak_bytes"] == memory["phases"][memory["binding_phase"]] > 0
     assert sum(memory["breakdown"].values()) == memory["peak_bytes"] == memory["total_bytes"]  # a CPU has no overheads
     assert "MiB predicted peak (phase " in out
-    assert "iB measured (growth of the process's resident memory" in out
+    assert "iB measured (peak of the process's resident memory" in out
     assert not Path("cache/calibration.json").exists()  # a CPU's memory says nothing of a GPU's
     assert (plan["micro_batch"], plan["grad_accum"], plan["tokens_per_step"], plan["steps"]) == (4, 2, 128, 12)
     assert (folder / "samples.txt").read_text().count("--- step ") == 3
@@ -219,6 +219,16 @@ def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) ->
     train(model_name="undisturbed")
     steps, _ = metrics("minutes")
     assert [line["loss"] for line in steps] == [line["loss"] for line in metrics("undisturbed")[0]]
+
+
+def test_two_lengths_are_reported_and_one_replaces_the_default(train: Callable[..., str]) -> None:
+    assert "the run ends after 2 steps" in train(max_tokens=256, max_iters=3)
+    assert "the shorter counts" not in train(max_iters=None, max_tokens=128 * 1001, max_minutes=1e-9, model_name="long")
+    plan = json.loads(Path("runs/long/plan.json").read_text())
+    assert plan["steps"] == 1001  # the default of 1,000 steps does not cut it
+    again = ["train", "--config_file", "runs/long/config.yaml", "--input_file", "text.txt", "--device", "cpu"]
+    assert main([*again, "--model_name", "same", "--max_minutes", "1e-9"]) == 0
+    assert json.loads(Path("runs/same/plan.json").read_text())["steps"] == 1001
 
 
 def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) -> None:
@@ -423,6 +433,22 @@ def test_a_strangers_checkpoint_needs_a_word(train: Callable[..., str], refused:
     assert "nothing left to do" in train()  # the newest is its own again
 
 
+def test_a_run_goes_back_where_it_is_told_to(train: Callable[..., str], refused: Callable[[Words], str]) -> None:
+    train(model_name="whole")
+    train()
+    for words, value in (("is not the step", "x"), ("is not the step", "-4"), ("is not the step", "9" * 4400)):
+        assert words in refused(command(resume_step=value))
+    assert "give one of them" in refused(command(resume_step=8, fresh=True))
+    assert "has no checkpoint of step 9; it has 8, 12" in refused(command(resume_step=9))
+    out = train(resume_step=8)
+    assert "resumed  from runs/run/checkpoints/step_00000008, step 8 of 12; steps 9 to 12 were taken before" in out
+    assert_same_run("whole", "run")
+    assert status()["checkpoint_step"] == 12
+    assert "nothing left to do" in train()
+    capture = Path("runs/run/checkpoints/step_00000012.replaced")
+    assert capture.is_dir()
+
+
 def test_writing_meanwhile_or_not_leaves_the_same(train: Callable[..., str]) -> None:
     out = train(model_name="waited", async_checkpoint="false")
     assert "step 8  checkpoint runs/waited/checkpoints/step_00000008" in out
@@ -562,6 +588,21 @@ def test_another_text_under_that_name_is_refused(train: Callable[..., str], refu
     line = refused(command())
     assert "was trained on other tokens than text.txt gives" in line
     assert "--fresh" in line
+
+
+def test_a_run_inside_its_own_data_is_no_data_and_resumes(train: Callable[..., str], tmp_path: Path) -> None:
+    here = {"input_file": ".", "max_iters": 4}
+    first = train(**here)
+    tokens = next(line for line in first.splitlines() if line.startswith("data "))
+    fresh = train(**here, fresh=True)
+    assert tokens in fresh  # the run beside it is no text
+    Path("notes.txt").write_text("what the user has noticed\n" * 20)
+    again = train(**{**here, "max_iters": 8})
+    assert "warning: . has changed since this run began; the run resumes with the tokens that it began with" in again
+    assert "resumed  from" in again
+    assert "8 of 8" in again or "step 8/8" in again
+    taken = train(**{**here, "max_iters": 10}, allow_change="data")
+    assert "changed  data: " in taken
 
 
 def test_a_strangers_files_are_left_alone(refused: Callable[..., str]) -> None:

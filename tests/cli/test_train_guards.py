@@ -262,7 +262,7 @@ def test_metrics_that_are_gone_are_asked_back(train: Callable[..., str], capsys:
     assert "runs/run has taken no step yet; train it first" in capsys.readouterr().err
     Path("runs/run/metrics.jsonl").unlink()
     assert main(["data", "ledger", "runs/run", "--steps", "1"]) == 2
-    assert "runs/run/metrics.jsonl cannot be read (No such file or directory)" in capsys.readouterr().err
+    assert "runs/run/metrics.jsonl is missing" in capsys.readouterr().err
 
 
 # --- what may change -------------------------------------------------------------------------------------------------

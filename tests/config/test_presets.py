@@ -216,7 +216,7 @@ def test_mistakes_in_a_file_are_refused(values: Any, message: str, tmp_path: Pat
 def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{\n"model": {},\n}')
-    with pytest.raises(InputError, match="line 3: not JSON"):
+    with pytest.raises(InputError, match=r"mine\.json:3: not JSON"):
         load_config_file(path)
 
 
@@ -229,3 +229,52 @@ def test_unknown_names_offer_the_nearest() -> None:
         resolve(flags={"learning_rat": 1})
     with pytest.raises(InputError, match="not both"):
         resolve(preset="tiny", config_file="mine.json")
+
+
+# --- how long a run is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "lengths"),
+    [
+        (None, {}, (1000, None)),
+        (None, {"max_tokens": "26e9"}, (None, 26 * 10**9)),
+        (None, {"max_tokens": "none"}, (1000, None)),
+        (None, {"max_iters": 50, "max_tokens": 4096}, (50, 4096)),
+        (None, {"max_minutes": 5}, (1000, None)),
+        ("tiny", {"max_tokens": 10**9}, (None, 10**9)),
+        ("tiny", {"max_minutes": 5}, (2000, None)),
+        ("150M", {"max_iters": 50}, (50, None)),
+        ("150M", {"max_iters": "none"}, (None, 3_040_870_400)),
+        ("150M", {"max_iters": 50, "max_tokens": 4096}, (50, 4096)),
+    ],
+)
+def test_a_length_that_is_given_replaces_the_other_of_the_level_below(
+    preset: str | None, flags: dict[str, Any], lengths: tuple[int | None, int | None]
+) -> None:
+    train = resolve(preset=preset, flags=flags).train
+    assert (train.max_iters, train.max_tokens) == lengths
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "lengths"),
+    [
+        ({"max_tokens": 4096}, {}, (None, 4096)),
+        ({"max_iters": 7}, {}, (7, None)),
+        ({"max_iters": 1000, "max_tokens": 4096}, {}, (1000, 4096)),
+        ({"max_iters": 1000, "max_tokens": 4096}, {"max_tokens": 8192}, (None, 8192)),
+        ({"max_iters": 1000, "max_tokens": 4096}, {"max_iters": "none"}, (None, 4096)),
+        ({"learning_rate": 1e-3}, {"max_tokens": 4096}, (None, 4096)),
+    ],
+)
+def test_a_file_gives_a_length_as_flags_do(
+    values: dict[str, Any], flags: dict[str, Any], lengths: tuple[int | None, int | None], tmp_path: Path
+) -> None:
+    train = resolve(config_file=write(tmp_path, {"train": values}), flags=flags).train
+    assert (train.max_iters, train.max_tokens) == lengths
+
+
+def test_a_written_configuration_keeps_its_length(tmp_path: Path) -> None:
+    for flags in ({"max_tokens": 4096}, {"max_iters": 7}, {"max_iters": 7, "max_tokens": 4096}, {}):
+        run = resolve(preset="tiny", flags=flags)
+        assert resolve(config_file=write(tmp_path, as_file(run))).train == run.train

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scalegpt.config import DataConfig
-from scalegpt.data import corpus, writer
+from scalegpt.data import corpus, decoding, writer
 from scalegpt.data import prepare as module
 from scalegpt.data.corpus import Source, survey
 from scalegpt.data.prepare import choose_split, prepare, prepare_cached
@@ -48,9 +48,10 @@ def test_one_text_keeps_its_order(text, tmp_path, kind):
     tokens = prepare([text], tmp_path / "out", tokenizer=kind)
     tokenizer = tokens.tokenizer
     ending = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    ids = [*tokenizer.encode(text.read_text()).tolist(), *ending]
-    assert everything(tokens) == ids
-    assert len(tokens.train) == int(len(ids) * 0.9)
+    ids = tokenizer.encode(text.read_text()).tolist()
+    cut = int(len(ids) * 0.9)
+    assert tokens.train.tolist() == [*ids[:cut], *ending]
+    assert tokens.val.tolist() == [*ids[cut:], *ending]
     tokens.check_vocabulary(tokenizer.vocab_size)
     if kind == "char":
         assert tokenizer.characters == "".join(sorted(set(text.read_text())))
@@ -69,8 +70,8 @@ def test_few_documents_give_their_tails(tmp_path):
         (tmp_path / f"{name}.txt").write_text(name * 99)
     tokens = prepare([tmp_path / "b.txt", tmp_path / "a.txt"], tmp_path / "out", tokenizer="byte", val_fraction=0.25)
     decode = tokens.tokenizer.decode
-    assert decode(tokens.train) == "a" * 75 + "b" * 75
-    assert decode(tokens.val) == "a" * 24 + "<|endoftext|>" + "b" * 24 + "<|endoftext|>"
+    assert decode(tokens.train) == "a" * 74 + "<|endoftext|>" + "b" * 74 + "<|endoftext|>"
+    assert decode(tokens.val) == "a" * 25 + "<|endoftext|>" + "b" * 25 + "<|endoftext|>"
     assert tokens.meta["split"] == {"method": "tails", "val_fraction": 0.25}
 
 
@@ -110,15 +111,15 @@ def test_default_share_is_a_tenth_and_at_most_eight_megabytes():
 
 def test_pieces_on_threads_equal_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 1000)
-    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 500)
     seen = []
     tokens = prepare([STDLIB_JSON], tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
     gpt2, expected = make_tokenizer("gpt2"), []
     sources = sorted(STDLIB_JSON.rglob("*.py"))
     for path in sources:
-        ids = [*gpt2.encode(path.read_bytes().decode()).tolist(), 50256]
+        ids = gpt2.encode(path.read_bytes().decode()).tolist()
         cut = int(len(ids) * 0.9)
-        expected.append((ids[:cut], ids[cut:]))
+        expected.append(([*ids[:cut], 50256], [*ids[cut:], 50256]))
     assert tokens.train.tolist() == [token for ids, _ in expected for token in ids]
     assert tokens.val.tolist() == [token for _, ids in expected for token in ids]
     assert tokens.meta["documents"] == len(sources)
@@ -191,7 +192,7 @@ def test_bad_input_leaves_nothing(text, tmp_path):
 def test_too_short_to_split(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x")
-    with pytest.raises(InputError, match="no tokens are left for train"):
+    with pytest.raises(InputError, match="no tokens are left for val"):
         prepare([path], tmp_path / "deep" / "out", tokenizer="char")
     assert left(tmp_path) == ["a.txt"]
 

@@ -12,7 +12,7 @@ from scalegpt.errors import InputError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Prepared bytes: 900 training tokens and 101 held out."""
+    """Prepared bytes: 901 training tokens and 101 held out, the end of the text in both."""
     text = tmp_path / "text.txt"
     text.write_text("0123456789" * 100)
     return prepare([text], tmp_path / "tokens", tokenizer="byte").path
@@ -31,7 +31,7 @@ def test_sidecar(folder, tmp_path):
         "format": "scalegpt-tokens",
         "version": 1,
         "dtype": "uint16",
-        "train_tokens": 900,
+        "train_tokens": 901,
         "val_tokens": 101,
         "documents": 1,
     }
@@ -43,11 +43,12 @@ def test_sidecar(folder, tmp_path):
 
 
 def test_files_are_little_endian_without_a_header(folder):
-    assert (folder / "train.bin").read_bytes() == b"".join(bytes((c, 0)) for c in b"0123456789" * 90)
+    assert (folder / "train.bin").read_bytes() == b"".join(bytes((c, 0)) for c in b"0123456789" * 90) + b"\0\1"
     tokens = open_tokens(folder)
     assert tokens.tokenizer.decode(tokens.train[:5]) == "01234"
     assert tokens.val[-1] == 256
-    assert not tokens.train.flags.writeable
+    with pytest.raises(TypeError):
+        tokens.train[0] = 1
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
@@ -119,8 +120,8 @@ def test_block_size(folder):
     tokens.check_block_size(100)
     with pytest.raises(InputError, match=r"text\.txt gives 101 held-out tokens.*--block_size 100 .*larger --val_fract"):
         tokens.check_block_size(101)
-    with pytest.raises(InputError, match=r"900 training tokens.*smaller --val_fraction"):
-        tokens.check_block_size(900)
+    with pytest.raises(InputError, match=r"901 training tokens.*smaller --val_fraction"):
+        tokens.check_block_size(901)
 
 
 def test_changed_contents_are_noticed(folder):

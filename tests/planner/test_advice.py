@@ -13,7 +13,7 @@ from scalegpt.planner.advice import Alternative, Remedy, alternatives, differenc
 from scalegpt.planner.gpus import GB, catalogue, find_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan
-from scalegpt.planner.search import Question, choose, time_class
+from scalegpt.planner.search import Question, choose, plan_key
 
 
 def question(preset: str = "350M_1024", *, gpu: str = "4090", gpus: int = 1, nodes: int = 1, **known: Any) -> Question:
@@ -53,7 +53,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 def test_no_alternative_that_fits_is_in_a_faster_class(name: str) -> None:
     asked, chosen, others = explained(name)
     fitting = [each.plan for each in others if each.plan.total_bytes <= asked.limit and each.plan.fits_host]
-    assert all(time_class(plan.seconds) >= time_class(chosen.seconds) for plan in fitting)
+    assert all(plan_key(plan, asked.run)[0] >= plan_key(chosen, asked.run)[0] for plan in fitting)
     assert len(fitting) < len(others) or name != "one that is tight"
 
 
@@ -89,7 +89,10 @@ def test_the_reason_is_true(name: str) -> None:
             assert each.plan.fits
             assert each.plan.total_bytes > asked.limit
         else:
-            assert time_class(each.plan.seconds) == time_class(chosen.seconds)
+            assert slower < 0.001
+            assert plan_key(each.plan, asked.run) > plan_key(chosen, asked.run)
+            if "must gain" in each.why_not:
+                assert each.why_not.startswith(f"{chosen.seconds / each.plan.seconds - 1:.1%} faster")
 
 
 def test_what_is_fixed_is_not_varied() -> None:
@@ -128,7 +131,7 @@ def test_host_memory_that_is_short_is_the_reason() -> None:
     chosen = choose(asked).best
     assert chosen is not None
     reasons = {each.plan.run.parallel.offload: each.why_not for each in alternatives(asked, chosen)}
-    assert "of host memory for each GPU, more than there is" in reasons["all"]
+    assert "of host memory in each machine, of 0.93 GiB" in reasons["all"]
 
 
 # --- remedies --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from scalegpt.planner import calibration
 from scalegpt.planner.calibration import Calibration, Measurement, calibration_path, installed_torch, load, record
 from scalegpt.planner.gpus import find_card
 from scalegpt.planner.overheads import Overheads
+from scalegpt.structured import CONFIG_LIMIT
 
 GB = 10**9
 ONE = Measurement(
@@ -59,7 +60,7 @@ def test_only_the_newest_are_kept(path: Path) -> None:
     kept = load().measurements
     assert len(kept) == calibration.MOST_MEASUREMENTS
     assert (kept[0].ranks, kept[-1]) == (2, ONE)
-    assert path.stat().st_size < calibration.MOST_BYTES
+    assert path.stat().st_size < CONFIG_LIMIT
 
 
 BROKEN = {
@@ -97,8 +98,8 @@ def test_what_is_no_text_or_too_large_is_ignored(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"\xff\xfe")
     assert load().warning
-    path.write_bytes(b" " * (calibration.MOST_BYTES + 1))
-    assert "larger than" in str(load().warning)
+    path.write_bytes(b" " * (CONFIG_LIMIT + 1))
+    assert "has more than 1,048,576 bytes" in str(load().warning)
     path.unlink()
     path.mkdir()
     assert load().warning

@@ -1,11 +1,14 @@
 """Cards by the names that people and drivers give them, and what is known of each."""
 
 import re
+from typing import Any
 
 import pytest
 
 from scalegpt.errors import InputError
-from scalegpt.planner.gpus import GIB, Card, catalogue, find_card, known_card
+from scalegpt.planner.devices import whole_card
+from scalegpt.planner.gpus import GIB, Card, catalogue, find_card, known_card, meant_card
+from scalegpt.planner.unsupported_gpus import UNSUPPORTED, unsupported
 
 CALLED = {
     "a100-40gb": "A100 40GB", "A100-SXM4-40GB": "A100 40GB", "NVIDIA A100-PCIE-40GB": "A100 40GB PCIe",
@@ -40,7 +43,8 @@ def test_every_card_is_complete_and_found_by_its_names(card: Card) -> None:
     assert set(card.sources) == {"gib", "tflops", "gbps", "host_gbps", "link_gbps", "peer"}
     assert all(len(source) > 4 for source in card.sources.values())
     assert not any(source.startswith(("/", ".")) or "gpus.yaml" in source for source in card.sources.values())
-    assert card.sources["gib"].startswith(("~", "torch"))
+    assert card.sources["gib"].startswith(("~", "torch", "CUDA"))
+    assert not any(source.strip("~") == "estimated" for source in card.sources.values())
     assert card.is_estimated == card.sources["gib"].startswith("~") == ("gib" in card.estimated)
     # GiB of so many "GB": some cards have 1024 MiB a GB, all keep some back
     assert 0.85 * card.gb <= card.gib <= card.gb
@@ -71,13 +75,21 @@ def test_turing_and_volta_have_neither_bf16_nor_flash(name: str) -> None:
     [
         ("a101", "did you mean A10"),
         ("rtx 4091", "RTX 4090"),
-        ("RTX 3080 Ti", "did you mean RTX 2080 Ti, RTX 3080, RTX 5070 Ti?"),
-        ("foo", "is not in the catalogue; known: RTX 2060"),
-        ("", "is not in the catalogue; known"),
-        ("rtx", "is not in the catalogue; known"),
+        (
+            "RTX 4050",
+            "did you mean RTX 4060, RTX 4070, RTX 4080, RTX 4090, Quadro RTX 4000? The closest card is RTX 4060 (8 GB)",
+        ),
+        ("RTX 4050 24GB", "The closest card is RTX 4090 (24 GB)"),
+        ("RTX 5090 D", "The closest card is RTX 5090 (32 GB); or give --memory_gb N"),
+        ("foo", "is not in the catalogue; `scalegpt gpus` lists those that are; or give --memory_gb N"),
+        ("", "is not in the catalogue; `scalegpt gpus` lists"),
+        ("rtx", "is not in the catalogue; `scalegpt gpus` lists"),
+        ("A100 80GB 8", "A100 80GB is known, but not what '8' means; give the name alone, numbers by --gpus N"),
+        ("RTX 6000", "could be Quadro RTX 6000, RTX 6000 Ada, RTX PRO 6000 Blackwell; say which"),
+        ("A100 PCIe", "could be A100 40GB PCIe, A100 80GB PCIe; say which"),
         ("a100", "could be A100 40GB, A100 80GB, A100 40GB PCIe, A100 80GB PCIe; say which"),
         ("v100", "could be V100 16GB PCIe"),
-        ("rtx3080-12gb", "has 10 GB; give --memory_gb 12"),
+        ("rtx3080-16gb", "has 10 or 12 GB; give --memory_gb 16"),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "is not in the catalogue"),
     ],
 )
@@ -88,8 +100,98 @@ def test_what_is_no_card_is_refused_with_the_nearest(name: str, message: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "taken", "others"),
+    [
+        ("h100", "H100 SXM", ("H100 PCIe", "H100 NVL")), ("3080", "RTX 3080 of 10 GB", ("RTX 3080 12GB",)),
+        ("4060 Ti", "RTX 4060 Ti 8GB", ("RTX 4060 Ti 16GB",)), ("2060", "RTX 2060 of 6 GB", ("RTX 2060 12GB",)),
+        ("a100-80gb", "A100 80GB with SXM", ("A100 80GB PCIe",)), ("h800", "H800 SXM", ("H800 PCIe",)),
+    ],
+)  # fmt: skip
+def test_a_name_of_several_cards_says_which_was_taken(name: str, taken: str, others: tuple[str, ...]) -> None:
+    _, remark = meant_card(name)
+    assert remark == f"gpu {name!r} was taken as {taken}; name {' or '.join(others)} if you mean that"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "h100-pcie",
+        "H100 NVL",
+        "NVIDIA H100 80GB HBM3",
+        "3080 10GB",
+        "RTX 3080 12GB",
+        "4090",
+        "A100-SXM4-40GB",
+        "quadro rtx 6000",
+    ],
+)
+def test_a_name_of_one_card_needs_no_remark(name: str) -> None:
+    assert meant_card(name)[1] is None
+
+
+NEW = (
+    "RTX 4070 Ti", "RTX 4070 Ti Super", "RTX 5060 Ti 8GB", "RTX 5060 Ti 16GB", "RTX 3060 Ti", "RTX 3080 Ti",
+    "RTX 4060 Ti 8GB", "RTX 4060 Ti 16GB", "RTX 4000 Ada", "RTX 5000 Ada", "RTX PRO 6000 Blackwell", "A800 80GB SXM",
+    "H800 SXM", "H20", "GB200", "B300", "RTX 3090 Ti", "L40G", "T1000 4GB", "RTX 5070", "RTX 4070 Super",
+    "RTX A4500", "TITAN RTX", "GTX 1660", "MI355X",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_cards_that_people_have_are_there(name: str) -> None:
+    assert find_card(name).name == name
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED, ids=lambda kind: kind.pattern.pattern)
+def test_what_stands_in_for_an_unsupported_card_is_a_card(kind: Any) -> None:
+    assert kind.closest is None or find_card(kind.closest).name == kind.closest
+
+
+@pytest.mark.parametrize("card", catalogue(), ids=lambda card: card.name)
+def test_no_card_of_the_catalogue_is_called_unsupported(card: Card) -> None:
+    assert unsupported(card.name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("M2 Max", "Apple's GPUs are not supported"), ("apple m4 pro", "--gpu cpu"),
+        ("gaudi2", "closest card that can be planned is A100 80GB"),
+        ("TPU v5e", "Google's TPUs are not supported"), ("Jetson Orin", "closest card that can be planned is A2"),
+        ("Arc A770", "Intel's GPUs"), ("trn2", "AWS's Trainium"), ("GTX 1080 Ti", "is RTX 2080 Ti"), ("P100", "is T4"),
+        ("RX 7900 XTX", "is RTX 3090"), ("4090 Laptop", "is RTX 4080"), ("MI300A", "shares its memory"),
+    ],
+)  # fmt: skip
+def test_an_unsupported_card_says_why_and_what_comes_closest(name: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        find_card(name)
+    assert said in str(caught.value)
+    assert "--memory_gb N" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rtx 4051", "h101", "a600", "RTX 3000", "x" * 300, "l4000", "b2000", "1" * 5000])
+def test_at_most_five_names_are_offered(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        find_card(name)
+    offered = re.search(r"did you mean (.*)\?", str(caught.value))
+    assert offered is None or 1 <= len(offered[1].split(", ")) <= 5
+
+
+def test_a_card_at_hand_is_told_from_its_namesake_by_its_memory() -> None:
+    for name, gib, expected in (
+        ("NVIDIA GeForce RTX 4060 Ti", 15.6, "RTX 4060 Ti 16GB"), ("NVIDIA GeForce RTX 4060 Ti", 7.6, "RTX 4060 Ti 8GB"),
+        ("NVIDIA GeForce RTX 3080", 11.7, "RTX 3080 12GB"), ("NVIDIA GeForce RTX 3080", 9.8, "RTX 3080"),
+        ("NVIDIA A100 80GB PCIe", 79.2, "A100 80GB PCIe"), ("NVIDIA A100-SXM4-40GB", 39.5, "A100 40GB"),
+    ):  # fmt: skip
+        card = whole_card(name, None, int(gib * GIB))
+        assert card is not None
+        assert card.name == expected
+
+
 def test_a_drivers_name_that_is_not_certain_is_no_card() -> None:
-    assert known_card("NVIDIA GeForce RTX 3080 Ti") is None
+    assert known_card("NVIDIA GeForce RTX 3080 Laptop GPU") is None
     assert known_card("cpu") is None
 
 
@@ -123,7 +225,7 @@ def test_what_joins_the_cards_of_a_machine(name: str, gpus: int, expected: tuple
 
 @pytest.mark.parametrize("card", catalogue(), ids=lambda card: card.name)
 def test_links_are_of_their_kinds_speed(card: Card) -> None:
-    assert card.host_gbps in {32, 64, 128, 900}
+    assert card.host_gbps in {32, 64, 128, 450, 900}
     if card.link == "pcie":
         assert card.link_gbps in {32, 64, 128}
     else:

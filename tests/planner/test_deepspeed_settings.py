@@ -12,6 +12,7 @@ from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import bundled, preset_names, resolve
 from scalegpt.errors import InputError
+from scalegpt.planner.deepspeed_keys import ALLOWED, REFUSED
 from scalegpt.planner.deepspeed_settings import block_parameters, deepspeed_settings, load_ds_config
 
 LAYOUTS = [*((stage, "none") for stage in range(4)), (1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
@@ -209,9 +210,20 @@ def test_an_offload_of_the_file_and_the_flag_together_are_fine(own_file: Any) ->
         ({"fp16": "auto"}, "fp16 must be an object"),
         ({"data_types": 1}, "data_types must be an object"),
         ({"zero_optimization": {"stage": 3}}, "is for ZeRO stage 3, the run for 2; use --zero_stage 3"),
-        ({"optimizer": {"type": "Adam"}}, "optimizer is decided by the run's own flags; remove it"),
-        ({"scheduler": {"type": "WarmupLR"}}, "scheduler is decided by the run's own flags; remove it"),
-        ({"aio": {"block_size": "auto"}}, "nothing is known to fill in for aio.block_size; set a value"),
+        ('{"fp16": {}, "fp16": {}}', "'fp16' is given twice"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"a": NaN}', "a is unknown"),
+        (b"\\xff\\xfe".decode("ascii"), "is not JSON"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer is not taken: the run's own flags decide that; remove it"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler is not taken: the run's own flags decide that; remove it"),
+        ({"memory_breakdown": "auto"}, "nothing is known to fill in for memory_breakdown; set a value"),
+        ({"reduce_bucket_size": 1}, "reduce_bucket_size is unknown; remove it"),
+        ({"wall_clock_breakdwon": True}, "wall_clock_breakdwon is unknown; did you mean wall_clock_breakdown?"),
+        (
+            {"zero_optimization": {"overlap_com": True}},
+            "zero_optimization.overlap_com is unknown; did you mean overlap_comm",
+        ),
+        ({"\x1b[31m": 1}, "\\x1b[31m is unknown"),
     ],
 )
 def test_a_file_that_will_not_do_is_refused(file: Any, words: str, own_file: Any) -> None:
@@ -231,3 +243,90 @@ def test_a_file_that_is_not_there_names_ours(tmp_path: Path) -> None:
 def test_an_auto_stage_is_the_runs(own_file: Any) -> None:
     filled = settings(run(zero_stage=3, ds_config=own_file({"zero_optimization": {"stage": "auto"}})))
     assert filled["zero_optimization"]["stage"] == 3
+
+
+# --- what is taken ---------------------------------------------------------------------------------------------------
+
+FILES = {
+    "csv_monitor": {"enabled": True, "output_path": "/tmp/x", "job_name": "j"},
+    "tensorboard": {"enabled": True},
+    "wandb": {"enabled": True, "project": "p"},
+    "comet": {"enabled": True},
+    "flops_profiler": {"enabled": True, "output_file": "/tmp/x"},
+    "autotuning": {"enabled": True, "results_dir": "/tmp/x"},
+    "nebula": {"enabled": True, "persistent_storage_path": "/tmp/x"},
+    "checkpoint": {"use_node_local_storage": True},
+    "data_efficiency": {"enabled": True, "data_sampling": {"enabled": True}},
+}
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_what_writes_elsewhere_is_refused_by_name_unless_it_is_off(key: str, own_file: Any) -> None:
+    with pytest.raises(InputError, match=f": {key} is not taken: .*; remove it"):
+        settings(run(zero_stage=2, ds_config=own_file({key: FILES[key]})))
+    for off in (None, False, {}, {**FILES[key], "enabled": False}):
+        assert key not in settings(run(zero_stage=2, ds_config=own_file({key: off})))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast is not taken: use --precision"),
+        ({"amp": {"enabled": True}}, "use --precision"),
+        ({"activation_checkpointing": {"partition_activations": True}}, "use --recompute"),
+        ({"compile": {"enabled": True}}, "use --compile"),
+        ({"prescale_gradients": True}, "prescale_gradients must be false, not true"),
+        ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor must be 1, not 2.0"),
+        ({"sparse_gradients": True}, "must be false"),
+        ({"data_types": {"param_dtype": "bf16"}}, "data_types.param_dtype is not taken"),
+        ({"data_types": {"grad_accum_dtype": "fp8"}}, "must be 'fp32' or 'bf16' or 'fp16', not 'fp8'"),
+        ({"bf16": {"bf16_master_weights_and_grads": True}}, "bf16.bf16_master_weights_and_grads must be false"),
+        ({"fp16": {"loss_scale": 128}}, "fp16.loss_scale must be 0, not 128"),
+        ({"zero_optimization": {"contiguous_gradients": False}}, "zero_optimization.contiguous_gradients must be true"),
+        ({"zero_optimization": {"reduce_scatter": False}}, "must be true, not false"),
+        ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "must be 1, not 8"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "must be false"),
+        ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload is not taken: use --offload"),
+        ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zenflow is not taken: the plan does not count"),
+        ({"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}, "offload_optimizer.ratio must be 1"),
+        ({"zero_optimization": {"offload_optimizer": {"nvme_path": "/x"}}}, "nvme_path must be null, not '/x'"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "must be a whole number of at least 1, not 0"),
+        ({"zero_optimization": {"reduce_bucket_size": "5e8"}}, "must be a whole number of at least 1, not '5e8'"),
+        ({"zero_optimization": {"reduce_bucket_size": True}}, "not true"),
+        ({"zero_optimization": {"reduce_bucket_size": 1e300}}, "must be a whole number"),
+        ('{"zero_optimization": {"reduce_bucket_size": NaN}}', "must be a whole number"),
+        ({"zero_optimization": {"allgather_bucket_size": 3}}, "a whole number of at least 2, a multiple of 2, not 3"),
+        ({"zero_optimization": {"sub_group_size": [1] * 1000}}, "must be a whole number"),
+        ({"train_batch_size": "24"}, "train_batch_size must be a whole number"),
+    ],
+)  # fmt: skip
+def test_what_the_plan_does_not_count_is_refused_by_name(file: Any, words: str, own_file: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        settings(run(zero_stage=2, ds_config=own_file(file)))
+    assert words in str(caught.value)
+    assert len(str(caught.value).replace(own_file("{}"), "")) < 200
+
+
+def test_numbers_may_be_written_as_deepspeeds_examples_do(own_file: Any) -> None:
+    path = own_file('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8, "allgather_bucket_size": 2e8}}')
+    zero = settings(run(zero_stage=2, ds_config=path))["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (500_000_000, 200_000_000)
+    assert all(isinstance(zero[key], int) for key in ("reduce_bucket_size", "allgather_bucket_size"))
+
+
+def test_every_key_that_deepspeed_knows_is_taken_or_refused_by_name() -> None:
+    """By the classes of the installed DeepSpeed, so that a new version's keys are noticed."""
+    config = pytest.importorskip("deepspeed.runtime.zero.config")
+    offload = pytest.importorskip("deepspeed.runtime.zero.offload_config")
+    precision = pytest.importorskip("deepspeed.runtime.precision_config")
+    zero = ALLOWED["zero_optimization"]
+    classes = [
+        (config.DeepSpeedZeroConfig, zero),
+        (offload.DeepSpeedZeroOffloadParamConfig, zero["offload_param"]),
+        (offload.DeepSpeedZeroOffloadOptimizerConfig, zero["offload_optimizer"]),
+        (precision.DeepSpeedBF16Config, ALLOWED["bf16"]),
+        (precision.DeepSpeedFP16Config, ALLOWED["fp16"]),
+    ]
+    for kind, allowed in classes:
+        names = {field.alias or name for name, field in kind.model_fields.items()}
+        assert names <= {*allowed, *REFUSED}, names - {*allowed, *REFUSED}

@@ -9,7 +9,7 @@ from scalegpt.planner.detect import cpu_card
 from scalegpt.planner.gpus import GB, Card, catalogue, find_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.overheads import Figure
-from scalegpt.planner.rates import FITTED, NETWORK, SHARES, THROUGH_HOST, Rates, Shares, network_gbit
+from scalegpt.planner.rates import FITTED, FITTED_ON, NETWORK, SHARES, THROUGH_HOST, Rates, Shares, basis, network_gbit
 
 A100 = find_card("a100-80gb")
 
@@ -128,3 +128,20 @@ def test_a_network_that_nobody_names_grows_with_the_cards() -> None:
     one, eight = (network_gbit(A100, Machine.with_card(A100, gpus=gpus, nodes=2)) for gpus in (1, 8))
     assert eight == 8 * one == 8 * NETWORK["nvlink"].value
     assert network_gbit(A100, replace(Machine.with_card(A100, gpus=8, nodes=2), network_gbps=7)) == 7
+
+
+@pytest.mark.parametrize("card", catalogue(), ids=lambda card: card.name)
+def test_each_card_says_whether_its_rates_are_fitted_or_estimated(card: Card) -> None:
+    said = basis(card)
+    assert card.capability in SHARES
+    fitted = SHARES[card.capability].matmul.source == FITTED
+    assert fitted == (card.capability in FITTED_ON)
+    assert ("rest on rates fitted to published runs" in said) == (card.name in FITTED_ON.get(card.capability, ()))
+    assert ("are estimates: no published run" in said) == (not fitted)
+    assert ("estimates" in said or "an estimate" in said) or not set(card.estimated) & {"tflops", "gbps"}
+    assert card.name in said
+
+
+def test_the_cards_that_were_fitted_are_known() -> None:
+    for capability, names in FITTED_ON.items():
+        assert {find_card(name).capability for name in names} == {capability}

@@ -10,7 +10,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.gpus import catalogue, find_card, known_card, peak_flops, user_file
 
 NEW = """\
-- name: RTX 3080 Ti
+- name: RTX 5090 D
   capability: 8.6
   gib: [11.76, nvidia-smi on my machine]
   tflops: 68.2
@@ -35,17 +35,17 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
 def test_a_card_is_added(own: Any) -> None:
     before = len(catalogue())
     path = own(NEW)
-    card = find_card("rtx3080ti")
-    assert (card.name, card.gb, card.tflops, card.link, card.link_gbps) == ("RTX 3080 Ti", 12, 68.2, "pcie", 64)
+    card = find_card("rtx5090d")
+    assert (card.name, card.gb, card.tflops, card.link, card.link_gbps) == ("RTX 5090 D", 12, 68.2, "pcie", 64)
     assert card.peer is False
     assert card.sources == {
         "gib": "nvidia-smi on my machine", "tflops": f"{path}:1", "gbps": f"{path}:1", "host_gbps": f"{path}:1",
         "link_gbps": f"{path}:1", "peer": "~assumed",
     }  # fmt: skip
     assert len(catalogue()) == before + 1
-    assert known_card("NVIDIA GeForce RTX 3080 Ti") == card
-    assert known_card("NVIDIA GeForce RTX 3080") == find_card("3080")
-    assert peak_flops("NVIDIA GeForce RTX 3080 Ti", "bf16") == 68.2e12
+    assert known_card("NVIDIA GeForce RTX 5090 D") == card
+    assert known_card("NVIDIA GeForce RTX 5090") == find_card("5090")
+    assert peak_flops("NVIDIA GeForce RTX 5090 D", "bf16") == 68.2e12
 
 
 def test_a_card_may_say_all_of_it(own: Any) -> None:
@@ -99,7 +99,7 @@ def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path.parent.mkdir(parents=True)
     path.write_text(NEW)
     assert user_file() == path
-    assert find_card("3080ti").gbps == 912
+    assert find_card("5090d").gbps == 912
     monkeypatch.setenv("SCALEGPT_GPUS", "~/other.yaml")
     assert user_file() == tmp_path / "other.yaml"
     monkeypatch.setenv("SCALEGPT_GPUS", "")
@@ -121,7 +121,7 @@ BAD = {
     "- name: RTX 4090\n  gbps: [5]": ":2: gbps must be a value, or [value, source]",
     "- name: RTX 4090\n  gbps: [5, a, b]": ":2: gbps must be a value, or [value, source]",
     "- name: RTX 4090\n  gbps: {a: 5}": ":2: gbps must be one value, not several",
-    "- name: RTX 4090\n  gb: 1.5": ":2: gb must be a whole number above 0, not '1.5'",
+    "- name: RTX 4090\n  gb: 1.5": ":2: gb must be a whole number above 0 and below 1,000,000, not '1.5'",
     "- name: RTX 4090\n  link: bus": ":2: link must be one of nvlink, xgmi, pcie, not 'bus'",
     "- name: RTX 4090\n  link_cards: 0": ":2: link_cards must be a whole number above 0",
     "- name: RTX 4090\n  peer: maybe": ":2: peer must be true or false, not 'maybe'",
@@ -130,13 +130,13 @@ BAD = {
     "- name: RTX 4090\n  gbps: 5\n  gbps: 6": ":3: gbps is there twice; leave one of them",
     "- name: RTX 4090\n  gbps: 5\n- name: rtx 4090\n  tflops: 6": ":3: rtx 4090 is there already, at ",
     "- name: T4\n  gbps: 5\n\n- name: Mine\n  gib: 8": ":4: Mine is a new card and lacks capability, tflops, gbps, host_gbps",
-    NEW + "  link: nvlink": ":1: RTX 3080 Ti is a new card and lacks link_gbps; add them",
-    NEW + "  aliases: ['4090']": ":1: RTX 3080 Ti is given a name that RTX 4090 has; take another",
+    NEW + "  link: nvlink": ":1: RTX 5090 D is a new card and lacks link_gbps; add them",
+    NEW + "  aliases: ['4090']": ":1: RTX 5090 D is given a name that RTX 4090 has; take another",
     "- name: T4\n  aliases: [l4]": ":1: T4 is given a name that L4 has; take another",
     "- name: RTX 4090\n\tgbps: 5": ":2: not YAML: found ",
     "- name: [RTX 4090": ":2: not YAML: ",
-    "- name: RTX 4090\n  gbps: *speed": ":2: not YAML: found undefined alias",
-    "- name: RTX 4090\n  gbps: \x01": ": not YAML: unacceptable character",
+    "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not read; write the value itself",
+    "- name: RTX 4090\n  gbps: \x01": ": not YAML: it has a character that cannot stand in a text",
 }
 
 
@@ -151,10 +151,10 @@ def test_a_broken_file_is_one_line_with_its_place(own: Any, text: str) -> None:
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in {
-        "absent.yaml": "cannot be read (No such file or directory); mend it, or unset SCALEGPT_GPUS",
-        "folder": "cannot be read (Is a directory)",
-        "latin.yaml": "cannot be read ('utf-8' codec can't decode",
-        "large.yaml": "larger than 1048576 bytes",
+        "absent.yaml": ": cannot be read (No such file or directory); correct it, or unset SCALEGPT_GPUS",
+        "folder": ": cannot be read (Is a directory)",
+        "latin.yaml": ": cannot be read (not a text file)",
+        "large.yaml": " has more than 1,048,576 bytes",
     }.items():
         path = tmp_path / name
         if name == "folder":
@@ -164,4 +164,4 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("SCALEGPT_GPUS", str(path))
         with pytest.raises(InputError) as caught:
             catalogue()
-        assert str(caught.value).startswith(f"{path}: {message}")
+        assert str(caught.value).startswith(f"{path}{message}")

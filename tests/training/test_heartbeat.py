@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -139,10 +140,18 @@ def dead() -> Beat:
     return Beat(1, 4, "loader", 3, 2, process.pid, beats._host, beats._born)
 
 
+def test_a_clock_that_is_set_kills_nobody(ranks: list[Heartbeats], monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks[0].beat(4, "loader", 3)
+    moved = psutil.Process().create_time() + 3600
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _self: moved)
+    assert ranks[1].lost() is None
+    assert not ranks[1].is_gone(0)
+
+
 def test_a_process_that_has_ended_is_known_by_its_number(ranks: list[Heartbeats], dead: Beat) -> None:
     assert dead.is_known_dead()
     assert not replace(dead, host="elsewhere").is_known_dead()
-    assert replace(dead, pid=os.getpid(), born=dead.born - 100).is_known_dead()  # the number is another's now
+    assert replace(dead, pid=os.getpid(), born=f"{dead.born}1").is_known_dead()  # the number is another's now
     folder = ranks[0].folder
     assert folder is not None
     for rank in (0, 2):

@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scalegpt.training.launch import begun_before, launch_marks, runs_named
+from scalegpt.processes import birth_of
+from scalegpt.training.launch import begun_before, launch_marks, note_going_back, runs_named, went_back_before
 from scalegpt.training.rundir import STARTED_BY
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -28,13 +29,20 @@ def test_without_a_launcher_there_is_nothing_to_tell_starts_by(tmp_path: Path) -
 
 def test_torchruns_process_is_known_again(tmp_path: Path) -> None:
     (agent,) = launch_marks(TORCHRUN).values()
-    parent = psutil.Process(os.getppid())
-    assert str(parent.pid) in agent
-    assert f"{parent.create_time():.2f}" in agent
+    assert agent.endswith(f" {os.getppid()} {birth_of(os.getppid())}")
     assert begun_before(tmp_path, "run", TORCHRUN) is None
     begin(tmp_path, "run-2", TORCHRUN)
     assert begun_before(tmp_path, "run", TORCHRUN) == "run-2"
     assert begun_before(tmp_path, "other", TORCHRUN) is None
+
+
+def test_torchruns_process_is_known_again_after_the_clock_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path, "run-2", TORCHRUN)
+    moved = psutil.Process(os.getppid()).create_time() + 5
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _self: moved)
+    assert begun_before(tmp_path, "run", TORCHRUN) == "run-2"
 
 
 def test_another_torchrun_began_something_else(tmp_path: Path) -> None:
@@ -69,3 +77,15 @@ def test_a_broken_mark_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / STARTED_BY).write_text(content)
     assert begun_before(tmp_path, "run", TORCHRUN) is None
+
+
+def test_a_restart_does_not_go_back_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in TORCHRUN.items():
+        monkeypatch.setenv(key, value)
+    assert not went_back_before(tmp_path, 5)
+    note_going_back(tmp_path, 5)
+    assert went_back_before(tmp_path, 5)
+    assert not went_back_before(tmp_path, 6)
+    assert not went_back_before(tmp_path, 5, {}), "the same command, given anew, goes back again"
+    (tmp_path / ".went_back").write_text("[]")
+    assert not went_back_before(tmp_path, 5)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalegpt.backends import World
-from scalegpt.data.sampler import WindowSampler
+from scalegpt.data.sampler import WindowSampler, held_out_starts
 from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.loader import HeldOutBatches, ReadAhead, TrainingBatches
@@ -47,7 +47,7 @@ def test_evaluation_sees_each_window_once_however_it_is_divided(
     micro: int, ranks: int, limit: int, tokens: int
 ) -> None:
     plan = BatchPlan(micro, 1, ranks, BLOCK)
-    windows = min(max(1, -(-limit // BLOCK)), (tokens - 1) // BLOCK)
+    starts = held_out_starts(tokens, BLOCK, limit)
     seen, rounds = [], set()
     for world in worlds(ranks):
         batches = list(HeldOutBatches(TOKENS[:tokens], plan, world, limit))
@@ -60,7 +60,7 @@ def test_evaluation_sees_each_window_once_however_it_is_divided(
             assert bool((counts.all(dim=1) | ~counts.any(dim=1)).all())  # whole windows
             seen += targets[counts].tolist()
     assert len(rounds) == 1  # sharded models need every rank in every forward pass
-    assert sorted(seen) == list(range(1, windows * BLOCK + 1))
+    assert sorted(seen) == [start + place for start in starts.tolist() for place in range(1, BLOCK + 1)]
 
 
 @pytest.mark.parametrize("chunk", [None, 5])

@@ -12,7 +12,7 @@ import torch
 from nvml_fake import Fake, a100
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
-from scalegpt.planner import calibration, nvml
+from scalegpt.planner import calibration, detect, nvml
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import find_card
 from scalegpt.planner.machine import Machine
@@ -41,13 +41,14 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_cpu_has_no_overheads_and_leaves_no_measurement() -> None:
+def test_a_cpus_plan_counts_the_process_and_leaves_no_measurement() -> None:
     plan = planned(machine_of(CPU))
-    assert plan.total_bytes == plan.peak_bytes
-    assert "as a GPU would hold it" in predicted_line(plan)
+    assert plan.total_bytes > plan.peak_bytes + 300 * 2**20
+    line = predicted_line(plan)
+    assert all(words in line for words in ("predicted for the process, of", "libraries", "freed memory", "available"))
     measured = MemoryWatch(CPU.device).measure()
     assert (measured.reserved, measured.driver) == (None, None)
-    assert "growth of the process's resident memory" in comparison(plan, measured)
+    assert "peak of the process's resident memory, prediction " in comparison(plan, measured)
     assert keep_for_later(plan, measured) is None
     assert not calibration.calibration_path().exists()
 
@@ -69,12 +70,17 @@ def test_a_gpus_machine_has_torchs_figures_and_nvmls_surroundings(monkeypatch: p
     assert machine.host_bytes
 
 
-def test_the_growth_is_counted_from_before_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = MemoryWatch(CPU.device)
-    monkeypatch.setattr(memory, "largest_resident", lambda: watch.resident_before + 5000)
-    assert watch.measure() == Measured(5000, memory.RESIDENT)
-    monkeypatch.setattr(memory, "largest_resident", lambda: 0)
-    assert watch.measure().peak == 0
+def test_the_whole_process_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "largest_resident", lambda: 5000)
+    assert MemoryWatch(CPU.device).measure() == Measured(5000, memory.RESIDENT)
+
+
+def test_what_the_ranks_hold_already_is_theirs_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is available leaves out what our own processes hold; the prediction counts that."""
+    monkeypatch.setattr(detect, "available_bytes", lambda root: 10**10)
+    monkeypatch.setattr(memory, "own_bytes", lambda: 10**9)
+    assert machine_of(CPU).usable_bytes == pytest.approx(11 * 10**9, abs=10)
+    assert 50 * 2**20 < memory._status_bytes("RssAnon") <= memory.largest_resident()  # type: ignore[operator]
 
 
 def test_a_gpus_line_has_the_overheads_and_warns_of_too_much() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pages import Page, needs_nothing_else
 from scalegpt.config.presets import resolve
-from scalegpt.training.report import chart, read_metrics, smoothed, write_report
+from scalegpt.training.report import chart, decimals, read_metrics, smoothed, ticks, write_report
 from scalegpt.training.rundir import RunDirectory
 
 
@@ -112,3 +112,44 @@ def test_every_point_lies_within_the_picture(points: list[tuple[float, float]]) 
     for x, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", " ".join(re.findall('points="([^"]*)"', picture))):
         assert 0 <= float(x) <= 760
         assert 0 <= float(y) <= 300
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (4.27, 5.26, [4.2, 4.4, 4.6, 4.8, 5.0, 5.2, 5.4]),
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (0, 812, [0, 200, 400, 600, 800, 1000]),
+        (2.0, 2.0, [2.0, 2.5]),
+        (0, 0, [0, 1]),
+        (-3, 4, [-4, -2, 0, 2, 4]),
+        (1e-9, 3e-9, [1e-9, 1.5e-9, 2e-9, 2.5e-9, 3e-9]),
+    ],
+)
+def test_axes_have_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("right", [1, 2, 3, 4, 7, 60, 999, 1_000_000, 10**12])
+def test_steps_are_whole_and_few(right: int) -> None:
+    found = ticks(0, right, whole=True)
+    assert all(each == int(each) for each in found)
+    assert 2 <= len(found) <= 8
+    assert found[-1] >= right
+
+
+def test_neighbours_differ() -> None:
+    assert [decimals(0.005)(value) for value in (2.0, 2.005)] == ["2.000", "2.005"]
+    assert [decimals(2000.0)(value) for value in (2000.0, 4000.0)] == ["2000", "4000"]
+    assert decimals(1e8)(1e9) == "1e+09"
+
+
+@pytest.mark.parametrize("right", [9, 1000, 12_345, 1_000_000, 123_456_789])
+def test_no_label_is_cut_off(right: int) -> None:
+    """Figures are at most 7 wide at this size of type, and commas 4."""
+    picture = chart([(0.0, 1e9), (float(right), -1e9)], [])
+    for x, anchor, text in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">([^<]*)', picture):
+        width = 7 * len(text)
+        left = float(x) - {"end": width, "middle": width / 2}[anchor]
+        assert left >= 0, text
+        assert left + width <= 760, text

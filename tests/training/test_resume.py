@@ -9,8 +9,9 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.checkpoint.manifest import Progress
+from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.errors import InputError
-from scalegpt.training.resume import Found, goes_on_with, newest_whole_checkpoint, resumed_line
+from scalegpt.training.resume import Found, goes_on_with, newest_whole_checkpoint, resumed_line, way_back
 from scalegpt.training.rundir import RunDirectory
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -136,3 +137,60 @@ def test_what_goes_on_with_a_run() -> None:
 def test_steps_that_come_again_are_told(taken: int, told: str) -> None:
     line = resumed_line(Path("step_00000010"), Progress(step=10, tokens=5), 20, taken)
     assert line == f"resumed  from step_00000010, step 10 of 20{told}"
+
+
+SKIPPED = "".join(f'{{"step": {step}, "loss": null, "skipped": true}}\n' for step in (11, 12))
+
+
+def test_a_checkpoint_after_which_every_step_was_skipped_is_suspected(run: Path) -> None:
+    write(run / "metrics.jsonl", '{"step": 10, "loss": 1}\n' + SKIPPED)
+    (note,) = found_in(run).notes
+    assert note.startswith("warning: steps 11 to 12, all after ")
+    assert "--resume_step 5 goes back to " in note
+    write(run / "metrics.jsonl", '{"step": 10, "loss": 1}\n' + SKIPPED + '{"step": 13, "loss": 1}\n')
+    assert found_in(run).notes == []
+    write(run / "metrics.jsonl", '{"step": 11, "loss": 1}\n{"step": 12, "loss": null, "skipped": true}\n')
+    assert found_in(run).notes == [], "a step after the checkpoint was good"
+    shutil.rmtree(run / "checkpoints" / "step_00000005")
+    write(run / "metrics.jsonl", SKIPPED)
+    assert found_in(run).notes[0].endswith("so its weights may be ruined; there is no earlier one")
+
+
+def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
+    found = newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=True, step=5)
+    assert found.checkpoint is not None
+    assert found.checkpoint.path.name == "step_00000005"
+    assert [path.name for path in found.replaced] == ["step_00000010"]
+    assert found.notes == [f"{run}/checkpoints/step_00000010 is set aside: the run goes back behind it"]
+    with pytest.raises(InputError, match=r"resume_step: .* has no checkpoint of step 7; it has 5, 10"):
+        newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=True, step=7)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(InputError, match="has no checkpoint of step 5; it has none"):
+        newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=True, step=5)
+
+
+@pytest.mark.parametrize(
+    ("first_skipped", "words"),
+    [
+        (12, "the same command resumes from the checkpoint of step 10, from before them"),
+        (11, "of step 10 may hold ruined weights: to go back to the one of step 5, add --resume_step 5 to the command"),
+        (7, "of step 10 may hold ruined weights: to go back to the one of step 5, add --resume_step 5 to the command"),
+        (6, "there is no checkpoint from before them; --fresh starts anew beside this run"),
+    ],
+)
+def test_where_to_go_back_to_after_steps_that_were_skipped(run: Path, first_skipped: int, words: str) -> None:
+    found = find_checkpoints(run / "checkpoints")
+    assert way_back(found, first_skipped, "the same command").endswith(words)
+    assert way_back([], first_skipped, "the same command") == (
+        "no checkpoint was complete; the same command begins at the start"
+    )
+
+
+def test_a_damaged_checkpoint_is_not_the_way_back(run: Path) -> None:
+    (run / "checkpoints" / "step_00000005" / "checkpoint.json").write_text("{}")
+    found = find_checkpoints(run / "checkpoints")
+    assert way_back(found, 11, "the same command").startswith("there is no checkpoint from before them")
+
+
+def test_what_resumes_a_run_that_went_back() -> None:
+    assert goes_on_with("run", "run", fresh=False, back=True) == "the same command without --resume_step"

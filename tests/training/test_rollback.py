@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from scalegpt.checkpoint.manifest import Progress
-from scalegpt.checkpoint.store import find_checkpoints
+from scalegpt.checkpoint.reader import Checkpoint
+from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.guards import Spike
-from scalegpt.training.rollback import choose_checkpoint, go_back
+from scalegpt.training.rollback import check_rollbacks, go_back, ways_back
 from scalegpt.training.rundir import RunDirectory
 
 SPIKE = Spike(50, 9.0, 2.0, 2.4, begins=True)
@@ -26,22 +27,21 @@ def now(**changes: Any) -> Progress:
 
 @pytest.mark.parametrize(
     ("steps", "chosen"),
-    [((10, 20, 29, 40), 29), ((10, 30), 10), ((30, 40), 30), ((40, 49), 40), ((50, 60), None), ((), None)],
+    [((10, 20, 29, 40), [29, 20, 10, 40]), ((10, 30), [10, 30]), ((30, 40), [30, 40]), ((50, 60), []), ((), [])],
 )
-def test_the_newest_before_the_window_is_chosen_or_else_the_oldest(
-    tiny_run: Callable[..., Path], steps: tuple[int, ...], chosen: int | None
+def test_the_newest_before_the_window_is_preferred_and_then_the_oldest_in_it(
+    tiny_run: Callable[..., Path], steps: tuple[int, ...], chosen: list[int]
 ) -> None:
     folder = tiny_run(steps=steps) / "checkpoints"
-    found = choose_checkpoint(folder, SPIKE, 20)
-    assert (found.name if found else None) == (f"step_{chosen:08d}" if chosen else None)
+    assert [step_of(path) for path in ways_back(folder, SPIKE, 20)] == chosen
 
 
 def test_files_go_back_with_the_run_and_the_data_goes_on(tiny_run: Callable[..., Path]) -> None:
     directory = RunDirectory(tiny_run(steps=(20, 40, 45)))
     directory.ledger.append(STRETCH)
     directory.metrics.write_text("".join(f'{{"step": {step}, "loss": 2.0}}\n' for step in range(1, 51)))
-    back = go_back(directory, SPIKE, TRAIN, now=now(left_out=3, rollbacks=1), stretch=STRETCH)
-    assert back is not None
+    checkpoint = Checkpoint.open(directory.checkpoints / "step_00000020")
+    back = go_back(directory, SPIKE, checkpoint, now=now(left_out=3, rollbacks=1), stretch=STRETCH)
     assert [path.name for path in find_checkpoints(directory.checkpoints)] == ["step_00000020"]
     assert [line["step"] for line in directory.read_steps()] == list(range(1, 21))
     assert (back.progress.step, back.progress.sequences) == (20, 200)
@@ -52,12 +52,21 @@ def test_files_go_back_with_the_run_and_the_data_goes_on(tiny_run: Callable[...,
     assert back.stretch.reason.endswith("windows 120 to 199 are left out")
 
 
-def test_a_run_goes_back_so_often_only(tiny_run: Callable[..., Path]) -> None:
-    directory = RunDirectory(tiny_run(steps=(20,)))
+def test_a_run_goes_back_so_often_only() -> None:
+    check_rollbacks(SPIKE, TRAIN, 1)
     with pytest.raises(RunError, match=r"loss spike at step 50: .*, after 2 rollbacks; lower --learning_rate"):
-        go_back(directory, SPIKE, TRAIN, now=now(rollbacks=2), stretch=STRETCH)
-    assert find_checkpoints(directory.checkpoints)
+        check_rollbacks(SPIKE, TRAIN, 2)
 
 
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path) -> None:
-    assert go_back(RunDirectory(tmp_path), SPIKE, TRAIN, now=now(), stretch=STRETCH) is None
+    assert ways_back(tmp_path / "absent", SPIKE, 20) == []
+
+
+def test_what_is_not_known_to_be_ours_is_set_aside_on_the_way_back(tiny_run: Callable[..., Path]) -> None:
+    directory = RunDirectory(tiny_run(steps=(20, 25, 45)))
+    (directory.checkpoints / "step_00000045").rename(directory.checkpoints / "step_00000048")
+    (directory.checkpoints / "step_00000049").symlink_to("nowhere")
+    directory.ledger.append(STRETCH)
+    go_back(directory, SPIKE, Checkpoint.open(directory.checkpoints / "step_00000020"), now=now(), stretch=STRETCH)
+    left = sorted(path.name for path in directory.checkpoints.iterdir())
+    assert left == ["step_00000020", "step_00000048.damaged", "step_00000049.damaged"]

@@ -1,6 +1,9 @@
 """The run's directory: whose it is, what a resumed run may change, and what it keeps of an interrupted one's files."""
 
+import errno
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +50,91 @@ def test_the_same_run_gets_its_folder_back(directory: RunDirectory, tmp_path: Pa
 def test_fresh_takes_the_next_free_number(directory: RunDirectory, tmp_path: Path) -> None:
     assert RunDirectory.choose(tmp_path, run(), fresh=True).path.name == "run-2"
     (tmp_path / "run-2").mkdir()
+    (tmp_path / "run-2" / "notes.txt").touch()
     (tmp_path / "run-3").touch()
     assert RunDirectory.choose(tmp_path, run(), fresh=True).path.name == "run-4"
+
+
+def test_fresh_takes_what_an_interrupted_start_left_and_not_what_another_is_starting(tmp_path: Path) -> None:
+    other = RunDirectory(tmp_path / "run")
+    other.lock()
+    assert RunDirectory.choose(tmp_path, run(), fresh=True).path.name == "run-2"
+    other.unlock()
+    assert RunDirectory.choose(tmp_path, run(), fresh=True).path.name == "run"
+
+
+KILLED_STATUS, EVENTS = 9, frozenset({"open", "os.mkdir", "os.rename", "os.remove"})
+
+
+def begin_and_die(root: Path, at: int, marks: dict[str, str]) -> bool:
+    """Begin a run in another process that ends at its file operation of that number; whether it came as far."""
+    child = os.fork()
+    if child == 0:
+        left = [at]
+
+        def die(event: str, arguments: tuple[Any, ...]) -> None:
+            if event in EVENTS and isinstance(arguments[0], str | os.PathLike) and str(root) in str(arguments[0]):
+                left[0] -= 1
+                if left[0] == 0:
+                    os._exit(KILLED_STATUS)
+
+        sys.addaudithook(die)
+        begin(root, marks)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED_STATUS
+
+
+def begin(root: Path, marks: dict[str, str], *, fresh: bool = False) -> RunDirectory:
+    """What preparing a run does to its folder."""
+    made = RunDirectory.choose(root, run(), fresh=fresh)
+    made.lock()
+    made.create(run(), {"steps": 3}, marks)
+    made.forget_after(0)
+    made.ledger.append(STRETCH)
+    made.unlock()
+    return made
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_start_that_is_killed_at_any_file_operation_can_be_repeated(tmp_path: Path, fresh: bool) -> None:
+    marks = {"agent": "one"}
+    for at in range(1, 100):
+        root = tmp_path / str(at)
+        if not begin_and_die(root, at, marks):
+            break
+        begun = begun_by(root, marks) if fresh else None
+        again = begin(root, {"agent": "one"}, fresh=fresh and begun is None)
+        assert again.path == root / "run", at
+        assert again.read_config() == as_file(run())
+        assert again.ledger.read() == [STRETCH]
+        assert (again.read_plan(), again.read_id() is None) == ({"steps": 3}, False)
+        assert json.loads((again.path / STARTED_BY).read_text()) == marks
+    assert at > 10
+
+
+def begun_by(root: Path, marks: dict[str, str]) -> str | None:
+    """What a launcher's restart would resume of the run."""
+    path = root / "run" / STARTED_BY
+    return "run" if path.is_file() and json.loads(path.read_text()) == marks else None
+
+
+def test_a_start_that_meets_a_full_disk_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = Path.replace, [0]
+
+    def full(path: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    for at in range(1, 5):
+        left[0] = at
+        with pytest.raises(InputError, match="no disk space is left"):
+            begin(tmp_path / str(at), {"agent": "one"})
+        assert [each.name for each in (tmp_path / str(at) / "run").iterdir()] == [".lock"]
+        left[0] = 0
+        assert begin(tmp_path / str(at), {"agent": "one"}).read_config() == as_file(run())
 
 
 def test_the_differences_to_another_run_are_shown(directory: RunDirectory, tmp_path: Path) -> None:
@@ -68,7 +154,7 @@ def test_a_folder_without_a_run_or_with_a_broken_configuration_is_refused(tmp_pa
         RunDirectory.choose(tmp_path, run(), fresh=False)
     for content in (b"a: [", b"\xff", b"", b"text", b"train: 3"):
         (tmp_path / "run" / "config.yaml").write_bytes(content)
-        with pytest.raises(InputError, match=r"config.yaml .*; delete it, so that .*, or --fresh") as caught:
+        with pytest.raises(InputError, match=r"config.yaml.*; delete it, so that .*, or --fresh") as caught:
             RunDirectory.choose(tmp_path, run(), fresh=False)
         assert "\n" not in str(caught.value)
 
@@ -91,6 +177,21 @@ def test_what_was_left_open_stays_as_it_was_settled(directory: RunDirectory) -> 
 def test_what_is_given_is_not_overruled(directory: RunDirectory) -> None:
     given = directory.settle(run(precision="fp32", tokens_per_step=512)).train
     assert (given.precision, given.tokens_per_step) == ("fp32", 512)
+
+
+def test_a_run_that_began_with_two_lengths_keeps_both(tmp_path: Path) -> None:
+    """Earlier releases let the default, or a preset's length, cut the one that was given."""
+    made = RunDirectory(tmp_path / "run")
+    made.create(run(precision="bf16", max_iters=1000, max_tokens=10**9), {"steps": 1000})
+    again = made.settle(run(max_tokens=10**9), frozenset({"max_tokens"})).train
+    assert (again.max_iters, again.max_tokens) == (1000, 10**9)
+    steps = made.settle(run(max_iters=1000), frozenset({"max_iters"})).train
+    assert (steps.max_iters, steps.max_tokens) == (1000, 10**9)
+    longer = made.settle(run(max_tokens=2 * 10**9), frozenset({"max_tokens"})).train
+    assert (longer.max_iters, longer.max_tokens) == (None, 2 * 10**9)
+    flags = {"max_iters": None, "max_tokens": 10**9}
+    lifted = made.settle(run(**flags), frozenset(flags)).train
+    assert (lifted.max_iters, lifted.max_tokens) == (None, 10**9)
 
 
 def test_without_an_earlier_run_nothing_is_settled(tmp_path: Path) -> None:
@@ -158,6 +259,12 @@ def test_what_the_files_should_tell_and_do_not_is_missed(directory: RunDirectory
     assert directory.gaps(2) == []
 
 
+def test_a_step_of_any_size_is_missed_at_once(directory: RunDirectory) -> None:
+    directory.metrics.write_text('{"step": 1, "loss": 1}\n{"step": 1e300, "loss": 1}\n')
+    metrics, _ = directory.gaps(2**63 - 1)
+    assert "lacks 9,223,372,036,854,775,806 of the 9,223,372,036,854,775,807 steps, from step 2 on" in metrics
+
+
 def test_a_missing_configuration_is_that_of_the_newest_checkpoint(tiny_run: Callable[..., Path]) -> None:
     directory = RunDirectory(tiny_run(steps=(5, 10)))
     directory.config.unlink(missing_ok=True)
@@ -190,12 +297,11 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file.json"
     write_whole(path, "old")
 
-    def full(self: Path, *_: object, **__: object) -> None:
-        self.touch()
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
             write_whole(path, "new")
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from earlier_tokens import made_before
 from scalegpt.backends import World
 from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
+from scalegpt.data.shards import open_tokens
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.job import Job
@@ -52,6 +54,14 @@ def test_names_that_are_no_plain_folder_names_are_refused(name: str) -> None:
         check_name(name)
 
 
+@pytest.mark.parametrize("length", [201, 256, 100_000])
+def test_names_that_are_too_long_for_a_folder_are_refused_in_a_line(length: int) -> None:
+    check_name("a" * 200)
+    with pytest.raises(InputError, match="characters; give a --model_name of at most 200") as raised:
+        check_name("a" * length)
+    assert len(str(raised.value)) < 120
+
+
 @pytest.mark.parametrize(
     ("iters", "tokens", "steps"),
     [(10, None, 10), (None, 1000, 10), (None, 1001, 11), (10, 10**9, 10), (10, 300, 3), (0, 1, 0)],
@@ -79,6 +89,25 @@ def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureF
     assert left == {".lock", ".run_id", "checkpoints", "config.yaml", "data_ledger.jsonl", "plan.json"}
 
 
+def test_a_run_of_an_earlier_release_keeps_its_tokens(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = made_before(tmp_path / "text.txt", tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as before:
+        before.setattr("scalegpt.training.setup.prepare_cached", lambda data, **_: open_tokens(folder))
+        prepare(request_for(), ALONE).directory.unlock()
+    again = prepare(request_for(), ALONE)
+    assert (again.data_digest, again.data.path) == (digest, folder)
+    assert prepare(request_for(fresh=True), ALONE).data_digest != digest
+
+
+def test_the_encodings_are_printed(request_for: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_bytes("Früher hörte man schöne Mädchen über Äpfel reden.\n".encode("latin-1") * 20)
+    prepare(request_for(encoding="auto"), ALONE)
+    assert "byte tokenizer, read as iso8859-1;" in capsys.readouterr().out
+
+
 def test_a_prompt_comes_from_the_settings_or_the_data(request_for: Any) -> None:
     assert prepare(request_for(sample_prompt="ab"), ALONE).prompt == [97, 98]
     char = prepare(request_for(tokenizer="char", fresh=True), ALONE)
@@ -86,8 +115,6 @@ def test_a_prompt_comes_from_the_settings_or_the_data(request_for: Any) -> None:
 
 
 def test_a_prompt_past_a_small_vocabulary_is_refused(request_for: Any, tmp_path: Path) -> None:
-    from scalegpt.data.shards import open_tokens
-
     folder = tmp_path / "gpt2"  # nanoGPT's files without a sidecar hold GPT-2's ids
     folder.mkdir()
     for split in ("train", "val"):

@@ -2,16 +2,16 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -78,6 +78,46 @@ def test_only_a_second_sigint_leaves_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: left)
     assert (left, said) == ([130], [Reason.TERM])
+
+
+def reported(capfd: pytest.CaptureFixture[str]) -> str:
+    """The line that a request writes at once, from a thread."""
+    seen: list[str] = []
+
+    def look() -> bool:
+        seen.append(capfd.readouterr().err)
+        return "".join(seen).endswith("\n")
+
+    wait_until(look)
+    return "".join(seen)
+
+
+def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    stop = StopRequest(leave=[].append)
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert reported(capfd) == "scalegpt train: SIGTERM: ending before the first step\n"
+        stop.course = lambda: "finishing step 3, then saving"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert reported(capfd) == (
+            "scalegpt train: SIGINT: finishing step 3, then saving; again: leave now, without a checkpoint\n"
+        )
+        stop.course = lambda: ""
+        stop.ask(Reason.TERM)
+        wait_until(lambda: not any(thread.name == "report" for thread in threading.enumerate()))
+        stop.course = lambda: "finishing step 3, then saving"
+        stop.ask(Reason.LAUNCHER)
+        assert reported(capfd) == "scalegpt train: the launcher has gone: finishing step 3, then saving\n"
+
+
+def test_of_several_ranks_the_first_answers(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    stop = StopRequest()
+    stop.ask(Reason.TERM)
+    stop.ask(Reason.TIME)
+    assert not any(thread.name == "report" for thread in threading.enumerate())
+    assert capfd.readouterr().err == ""
 
 
 def test_last_words_that_hang_keep_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,87 +195,88 @@ def test_a_check_raises_what_survives_the_way_to_other_ranks() -> None:
         assert (str(copy), copy.exit_status) == (str(raised.value), 143)
 
 
+# --- before the ranks have met ---------------------------------------------------------------------------------------
+
+
+def test_alone_a_request_leaves_at_once_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    for number, reason in stopping.SIGNALS.items():
+        left: list[int] = []
+        stop = StopRequest(leave=left.append)
+        with stop.listening(), stop.alone():
+            os.kill(os.getpid(), number)
+            wait_until(lambda: left)  # noqa: B023 - waited for in the loop
+        assert left == [reason.exit_status]
+        assert capfd.readouterr().out == (
+            f"stopped before the first step: {number.name}; nothing was changed, the same command starts again\n"
+        )
+
+
+def test_a_request_from_before_is_not_forgotten() -> None:
+    left: list[int] = []
+    stop = StopRequest(leave=left.append)
+    stop.ask(Reason.HUP)
+    assert left == []
+    with stop.alone():
+        assert left == [Reason.HUP.exit_status]
+    stop.ask(Reason.TERM)
+    assert left == [Reason.HUP.exit_status]
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
+def test_of_a_launchers_ranks_the_first_speaks(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: str, speaks: bool
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", rank)
+    stop = StopRequest(leave=lambda _: None)
+    with stop.alone():
+        stop.ask(Reason.LAUNCHER)
+    assert ("the launcher has gone" in capfd.readouterr().out) == speaks
+
+
+def test_a_launcher_that_has_gone_is_found_before_torch_is_imported(tmp_path: Path) -> None:
+    """The first line of the process comes after the launcher's end: it is an orphan of another session."""
+    code = (
+        "import os, sys; parent = os.getpid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "while os.getppid() == parent: pass\n"
+        "os.execv(sys.executable, [sys.executable, '-X', 'importtime', *sys.argv[1:]])\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(ROOT / "launch" / "train.py"),
+        "--preset",
+        "tiny",
+        "--input_file",
+        "x.txt",
+    ]
+    environment = {
+        **os.environ,
+        "CROSS_SIZE": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_SIZE": "2",
+    }
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run(command, env=environment, stdout=out, stderr=out, start_new_session=True, timeout=60, check=True)
+    wait_until(lambda: "stopped before" in (tmp_path / "out").read_text(), 60)
+    said = (tmp_path / "out").read_text()
+    assert "stopped before the first step: the launcher has gone" in said
+    assert "| argparse\n" in said  # by Python's own list of imports
+    assert not re.search(r"\| +torch", said)
+
+
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "CROSS_SIZE", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # deepspeed"])
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_who_was_started_by_hand_watches_nobody(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stopping.launchers() == []
-    monkeypatch.setenv("RANK", "0")  # as srun and a user's own shell do
-    assert stopping.launchers() == []
-
-
-def test_torchruns_worker_watches_its_parent(
-    no_launcher: None, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setattr(os, "getppid", lambda: sleeper.pid)
-    (lives,) = stopping.launchers()
-    assert lives()
-    sleeper.kill()
-    wait_until(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE)
-    assert not lives()  # nobody has asked for its status yet
-    sleeper.wait()
-    assert not lives()
-
-
-def test_an_orphan_of_deepspeed_knows_it_from_the_start(
-    no_launcher: None, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
-) -> None:
-    monkeypatch.setenv("CROSS_SIZE", "1")
-    monkeypatch.setattr(os, "getppid", lambda: sleeper.pid)
-    assert all(lives() for lives in stopping.launchers())
-    stranger = subprocess.Popen(["sleep", "600"])
-    try:
-        monkeypatch.setattr(os, "getppid", lambda: stranger.pid)
-        assert not all(lives() for lives in stopping.launchers())
-    finally:
-        stranger.kill()
-        stranger.wait()
-    assert [lives() for lives in stopping.launchers()] == [False]  # it has gone between two looks
-
-
-def test_deepspeeds_worker_watches_the_runner_too(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()  # deepspeed.launcher.launch'])"
-    runner = subprocess.Popen([sys.executable, "-c", f"{code}  # deepspeed"], stdin=subprocess.PIPE)
-    try:
-        wait_until(lambda: psutil.Process(runner.pid).children())
-        (launch,) = psutil.Process(runner.pid).children()
-        wait_until(lambda: any("launcher.launch" in word for word in launch.cmdline()))
-        monkeypatch.setenv("CROSS_SIZE", "1")
-        monkeypatch.setattr(os, "getppid", lambda: launch.pid)
-        below, above = stopping.launchers()
-        assert (below(), above()) == (True, True)
-        runner.kill()
-        runner.wait()
-        assert not above()
-    finally:
-        runner.kill()
-        assert runner.stdin is not None
-        runner.stdin.close()  # which ends the one below
-
-
-def test_a_dead_launcher_asks_to_stop_and_after_the_grace_ends_the_process(
-    no_launcher: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_launcher_asks_to_stop_and_after_the_grace_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "launchers", lambda: [alive.is_set])
     alive, left, stop = threading.Event(), [], StopRequest()
     alive.set()
-    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=0.05, alone=30)
-    watch.have_met()
+    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=0.05)
     watch.start()
     time.sleep(0.05)
     assert stop.reason is None
@@ -244,18 +285,10 @@ def test_a_dead_launcher_asks_to_stop_and_after_the_grace_ends_the_process(
     assert (stop.reason, left) == (Reason.LAUNCHER, [143])
 
 
-def test_before_the_ranks_have_met_the_grace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "launchers", lambda: [lambda: False])
-    left: list[int] = []
-    LauncherWatch(StopRequest(), leave=left.append, seconds=0.01, grace=30, alone=0.05).start()
-    wait_until(lambda: left)
-    assert left == [143]
-
-
 def test_who_ends_within_the_grace_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "launchers", lambda: [lambda: False])
     left, stop = [], StopRequest()
-    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=30, alone=30)
+    watch = LauncherWatch(stop, leave=left.append, seconds=0.01, grace=30)
     watch.start()
     wait_until(lambda: stop.reason)
     watch.stop()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import threading
 from dataclasses import replace
@@ -16,6 +17,7 @@ from scalegpt.backends import World
 from scalegpt.checkpoint import writer
 from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
+from scalegpt.data.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
 from scalegpt.training.run import collective_timeout
 from scalegpt.training.setup import Request, prepare
@@ -54,8 +56,10 @@ def test_the_held_out_loss_is_the_mean_over_its_windows(trainer: Any) -> None:
     one = trainer(micro_batch=3)  # 7 windows in batches of 3
     one._evaluate()
     job = one.job
-    rows = torch.from_numpy(job.data.val[: 7 * 16 + 1].astype("int64"))
-    expected = job.backend.evaluate(rows[:-1].view(7, 16), rows[1:].view(7, 16)).item()
+    starts = held_out_starts(len(job.data.val), 16, 100)
+    assert len(starts) == 7 < (len(job.data.val) - 1) // 16
+    rows = [torch.from_numpy(part) for part in cut_windows(job.data.val, starts, 16)]
+    expected = job.backend.evaluate(*rows).item()
     assert one.val_loss == pytest.approx(expected, rel=1e-6)
     assert one.best_val_loss == one.val_loss
     assert job.backend.model.training
@@ -108,8 +112,19 @@ def test_an_error_is_told_and_a_second_one_does_not_hide_it(trainer: Any, monkey
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("scalegpt.training.files.write_atomic", full)
     one.fail(RunError("the first error"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_data_that_are_cut_short_meanwhile_end_the_run_with_a_line_and_a_status(trainer: Any, split: str) -> None:
+    """Through a memory map the process would end by SIGBUS, and its status would stay at "running"."""
+    one = trainer(max_iters=10_000, eval_every=1)
+    os.truncate(one.job.data.files[split].path, 2)
+    with pytest.raises(RunError, match=rf"{split}.bin had [\d,]+ tokens when it was opened and has 1 now") as raised:
+        one.fit()
+    assert one.fail(raised.value) is raised.value
+    assert (status(one)["state"], status(one)["cause"]) == ("failed", str(raised.value))
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(trainer: Any) -> None:
@@ -151,6 +166,29 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_nothing_else
     assert one.outcome() == "stopped at step 1 of 4: SIGUSR1; the same command without --fresh goes on from there"
     assert [path.name for path in one.job.directory.checkpoints.iterdir()] == ["step_00000001"]
     assert not one.job.directory.samples.exists()
+
+
+def test_a_request_to_stop_learns_what_happens_next(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, seen = trainer(eval_every=1, max_iters=2, checkpoint_every=1), []
+    assert one.job.stop.course() == "ending before the first step"
+    for owner, name in ((one, "_evaluate"), (one.saving, "save"), (one.job.backend, "step")):
+        real = getattr(owner, name)
+
+        def noting(*arguments: Any, _real: Any = real, **options: Any) -> Any:
+            seen.append(one.job.stop.course())
+            return _real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noting)
+    one.fit()
+    assert seen == [
+        "finishing step 1, then saving",
+        "finishing what is under way (evaluation) and one step, then saving",
+        "finishing what is under way (saving) and one step, then saving",
+        "finishing step 2, then saving",
+        "no further step is taken; finishing what is under way: evaluation",
+        "no further step is taken; finishing what is under way: saving",
+    ]
+    assert one.job.stop.course() == ""
 
 
 def test_a_signal_in_the_last_step_changes_nothing(trainer: Any) -> None:

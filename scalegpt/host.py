@@ -1,4 +1,7 @@
-"""The host's memory and cores that a process may use: a container's or a job's limits count, not the machine's."""
+"""The host's memory and cores that a process may use: a container's or a job's limits count, not the machine's.
+
+Planner, trainer and data preparation all ask here, so that they agree.
+"""
 
 import os
 from collections.abc import Iterator
@@ -42,7 +45,7 @@ def _quotas(root: Path) -> Iterator[float]:
     """The cores' worth of time that each control group with a limit grants."""
     for folder in _groups(root, ""):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
-        if quota.isdecimal() and period.isdecimal():
+        if quota.isdecimal() and period.isdecimal() and int(period):
             yield int(quota) / int(period)
     for folder in _groups(root, "cpu"):
         given, each = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
@@ -73,7 +76,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 def _read(path: Path) -> str:
     """The file's text; empty where it is not there, or not ours to read."""
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
 

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from scalegpt.planner.host import available_bytes, usable_cores
+from scalegpt.host import available_bytes, usable_cores
 
 GIB = 2**30
 FREE = 64 * GIB
@@ -83,3 +83,11 @@ def test_version_one_seen_from_inside_a_container(tmp_path: Path) -> None:
 def test_the_real_machine_has_some() -> None:
     assert available_bytes() > 0
     assert 1 <= usable_cores() <= 16
+
+
+def test_planner_trainer_and_data_ask_the_same_function() -> None:
+    from scalegpt.backends import world
+    from scalegpt.data import prepare
+    from scalegpt.planner import detect
+
+    assert detect.usable_cores is world.usable_cores is prepare.usable_cores is usable_cores

@@ -1,0 +1,190 @@
+"""What a job listens on: its own ports at one interface, and a word on those that a launcher opens on all of them.
+
+Whoever reaches a port of a job can end it or change what it computes: torch's stores and collectives check nobody. On one
+machine everything of ours listens on the loopback interface. torchrun's agent listens on all interfaces, and torch has no
+setting for that; it opens no port at all where it keeps its own store in a file.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+
+import psutil
+from torch._C._distributed_c10d import TCPStore
+
+from scalegpt.errors import InputError
+from scalegpt.launchers import TORCHRUN, starter
+from scalegpt.ranks import START, Ranks
+
+LOOPBACK = "127.0.0.1"
+
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not listened at
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted: all ranks come at once."""
+
+WITHOUT_PORTS = (
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend c10d --rdzv-conf store_type=file "
+    "--rdzv-id NAME --rdzv-endpoint FILE"
+)
+"""How to start torchrun on one machine so that its agent opens no port."""
+
+
+def meeting_place(ranks: Ranks, known: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port that the ranks meet at. On one machine its own name is 127.0.0.1, whether or not it resolves.
+
+    Raises:
+        InputError: the environment names none, or a host that does not resolve.
+    """
+    given = known.get("MASTER_ADDR", "")
+    if not given:
+        raise InputError(
+            f"WORLD_SIZE is {ranks.size}, but MASTER_ADDR is not set; unset WORLD_SIZE to train in one process, or {START}"
+        )
+    text = known.get("MASTER_PORT", "")
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) < 2**16):
+        said = repr(text[:20]) if text else "not set"
+        raise InputError(f"MASTER_PORT is {said}; give a port from 1 to 65535, or {START}")
+    return _resolved(given, ranks), int(text)
+
+
+def _resolved(given: str, ranks: Ranks) -> str:
+    own_name = socket.gethostname().partition(".")[0]
+    if ranks.on_one_machine and given.partition(".")[0] in {"localhost", own_name}:
+        return LOOPBACK
+    try:
+        socket.getaddrinfo(given, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        if ranks.on_one_machine:
+            return LOOPBACK
+        raise InputError(f"MASTER_ADDR {given!r} does not resolve; give the first machine's address") from None
+    return given
+
+
+def listening(address: str, port: int, size: int, timeout: timedelta, *, here: bool) -> TCPStore:
+    """A store that listens at one address only; it waits for nobody.
+
+    Args:
+        address: where.
+        port: 0: a free one.
+        size: the number of ranks.
+        timeout: how long the store's own waits last.
+        here: whether all ranks are on this machine. Otherwise the address may be one that the network translates to ours;
+            then the store listens on all interfaces.
+
+    Raises:
+        InputError: the port is taken, or the address is not of this machine.
+    """
+    bound = _bound(address, port, here=here)
+    host = bound.getsockname()[0]
+    return TCPStore(
+        LOOPBACK if host in WILDCARDS else host, bound.getsockname()[1], size,
+        is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=bound.detach(),
+    )  # fmt: skip
+
+
+def _bound(address: str, port: int, *, here: bool) -> socket.socket:
+    for family, _, _, _, place in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM):
+        try:
+            return _listen(family, place)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise TakenError(
+                    f"port {port} is taken by another program; give the launcher another master port"
+                ) from None
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise InputError(f"cannot listen at {address}:{port}: {error.strerror}") from None
+    if here:
+        raise InputError(
+            f"MASTER_ADDR {address} is not an address of this machine, where rank 0 is; use MASTER_ADDR=127.0.0.1"
+        )
+    return _listen(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - the only way left; reported as public
+
+
+def _listen(family: int, place: tuple[object, ...]) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+        bound.listen(BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+class TakenError(InputError):
+    """Another program listens at the port."""
+
+
+def use_loopback() -> None:
+    """Let the collectives of a job on one machine use the loopback interface, unless the user names another.
+
+    Raises:
+        InputError: it is not up.
+    """
+    if all(name in os.environ for name in INTERFACE_VARIABLES):
+        return
+    name = loopback_interface()
+    if name is None and "GLOO_SOCKET_IFNAME" not in os.environ:
+        raise InputError(
+            "no loopback interface (127.0.0.1) is up here, and torch's process groups need one; "
+            "run `ip link set lo up`, or train in one process with --backend plain"
+        )
+    if name is not None:
+        for variable in INTERFACE_VARIABLES:
+            os.environ.setdefault(variable, name)
+
+
+def loopback_interface() -> str | None:
+    """The interface of 127.0.0.1; None where it is not up."""
+    up = psutil.net_if_stats()
+    for name, addresses in psutil.net_if_addrs().items():
+        if name in up and up[name].isup and any(each.address == LOOPBACK for each in addresses):
+            return name
+    return None
+
+
+def public_ports(ranks: Ranks) -> list[str]:
+    """A warning for each process of this job that listens on all interfaces of a machine with a network; rank 0 asks.
+
+    Args:
+        ranks: this process's place.
+    """
+    if not _has_network():
+        return []
+    found = [("rank 0", _wildcard_ports(psutil.Process()), "name an address of this machine as MASTER_ADDR")]
+    if TORCHRUN in os.environ:
+        advice = (
+            f"start with {WITHOUT_PORTS}" if ranks.on_one_machine else "admit only the job's machines by a firewall"
+        )
+        found.append(("torchrun", _wildcard_ports(starter()), advice))
+    return [
+        f"{who} listens on all network interfaces (port {', '.join(map(str, ports))}), and who reaches that can disturb "
+        f"the run; to avoid it, {advice}"
+        for who, ports, advice in found
+        if ports
+    ]
+
+
+def _wildcard_ports(process: psutil.Process) -> list[int]:
+    try:
+        connections = process.net_connections(kind="tcp")
+    except (psutil.Error, OSError):  # not ours to ask
+        return []
+    return sorted({each.laddr.port for each in connections if each.status == "LISTEN" and each.laddr.ip in WILDCARDS})
+
+
+def _has_network() -> bool:
+    """Whether an interface other than loopback is up and has an address."""
+    up = psutil.net_if_stats()
+    families = {socket.AF_INET, socket.AF_INET6}
+    return any(
+        name in up and up[name].isup and each.family in families and not each.address.startswith(("127.", "::1"))
+        for name, addresses in psutil.net_if_addrs().items()
+        for each in addresses
+    )

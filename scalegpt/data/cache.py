@@ -1,0 +1,135 @@
+"""The cache of tokens that the trainer has prepared, which several users and processes may share."""
+
+import logging
+import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scalegpt.data.documents import is_prepared
+from scalegpt.data.shards import TokenSet, UnreadableError, open_tokens
+from scalegpt.data.writer import PlaceError, remove_folder
+from scalegpt.errors import InputError
+from scalegpt.text import one_line
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Return where prepared tokens are kept: ``$SCALEGPT_CACHE``, else ``~/.cache/scalegpt/data``."""
+    chosen = os.environ.get("SCALEGPT_CACHE")
+    try:
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "scalegpt" / "data"
+    except RuntimeError as error:
+        raise InputError(f"no folder for prepared tokens: {error}; set SCALEGPT_CACHE to one") from None
+
+
+def find_cached(key: str) -> TokenSet | None:
+    """The cache's entry of a key, read and checked; None where there is none, or a damaged one, which is removed.
+
+    Raises:
+        UnreadableError: it cannot be read: nobody knows whether it is damaged, so it stays.
+        PlaceError: it is damaged and cannot be removed.
+
+    """
+    out = cache_folder() / key
+    try:
+        found = tokens_in(out)
+        if found is not None and found.meta.get("key") != key:
+            raise something_else(out)
+        if found is not None:
+            found.check_contents()
+    except UnreadableError:
+        raise
+    except InputError as error:
+        _log.warning("the cached tokens are damaged and are made again: %s", error)
+        remove_folder(out)
+        return None
+    return found
+
+
+def cached_with(digest: str) -> TokenSet | None:
+    """The cache's tokens that have a digest, whole; None where there are none."""
+    folder = cache_folder()
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name.startswith(".") or not is_prepared(entry):
+            continue
+        try:
+            tokens = open_tokens(entry)
+            if tokens.digest == digest:
+                tokens.check_contents()
+                return tokens
+        except InputError:  # damaged, or not ours to read: whoever needs this entry is told
+            continue
+    return None
+
+
+@contextmanager
+def cache_errors() -> Iterator[None]:
+    """Say of a cache that cannot be used whose it is, and how to have another.
+
+    Raises:
+        InputError: in place of an :class:`UnreadableError` or a :class:`PlaceError`.
+
+    """
+    try:
+        yield
+    except (UnreadableError, PlaceError) as error:
+        owner = _owner(error.path)
+        whose = "" if owner is None else f" (it belongs to {one_line(owner)})"
+        raise InputError(
+            f"cache of prepared tokens: {one_line(error.path)} {error.problem}{whose}; have it opened to you, or set "
+            "SCALEGPT_CACHE to a folder of your own"
+        ) from None
+
+
+def tokens_in(out: Path) -> TokenSet | None:
+    """Open a folder of tokens; None where there is nothing yet.
+
+    Raises:
+        UnreadableError: it cannot be read.
+        InputError: it holds something else, or is damaged.
+
+    """
+    try:
+        names = os.listdir(out)  # noqa: PTH208
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        if out.exists():
+            raise something_else(out) from None
+        return None  # its parent is a file, which whoever writes there is told
+    except OSError as error:
+        raise UnreadableError(out, error) from None
+    if not names:
+        return None
+    if "train.bin" in names:
+        try:
+            (out / "train.bin").stat()
+        except OSError as error:
+            raise UnreadableError(out, error) from None
+    if not is_prepared(out):
+        raise something_else(out)
+    return open_tokens(out)
+
+
+def something_else(out: Path) -> InputError:
+    """What to raise where a folder is taken."""
+    return InputError(f"out {one_line(out)} already holds something else; choose another --out, or remove it first")
+
+
+def _owner(path: Path) -> str | None:
+    """Who owns a path, or the nearest folder above it that we may look at; None where that is ourselves."""
+    for each in (path, *path.parents):
+        try:
+            number = each.stat().st_uid
+        except OSError:
+            continue
+        if number == os.geteuid():
+            return None
+        try:
+            return f"user {pwd.getpwuid(number).pw_name}"
+        except KeyError:  # a user of another machine, or of none
+            return f"user number {number}"
+    return None

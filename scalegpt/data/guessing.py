@@ -1,0 +1,196 @@
+"""A guess at the encoding of text that is not UTF-8, made only where it is sure.
+
+Every byte string is text in dozens of encodings. The right one shows by what it makes of the bytes above 127: letters of one
+language, the frequent ones most, small inside words. Each encoding is scored by the likelihood of its letters in the language
+that suits it best. The best is taken if it is far more likely than any other that reads another text from the bytes.
+"""
+
+import codecs
+import math
+import unicodedata
+from functools import cache
+
+_COMMONNESS = {
+    0.0: ("latin-1", "cp1252"),
+    -1.5: ("iso8859-15", "cp1250", "iso8859-2", "cp1251", "koi8-r", "cp1253", "cp1254", "cp1255", "cp1256", "gb18030", "big5",
+           "cp932", "euc-jp", "cp949"),
+    -2.5: ("koi8-u", "iso8859-5", "cp866", "iso8859-7", "iso8859-9", "cp1257", "cp1258", "cp874", "mac-roman", "cp850",
+           "cp437", "cp852"),
+    -4.0: ("mac-cyrillic", "iso8859-8", "iso8859-6", "iso8859-4", "iso8859-13", "mac-latin2", "cp737"),
+}  # fmt: skip
+"""Encodings that files are found in, by the logarithm of how usual they are, roughly."""
+
+ENCODINGS = {encoding: share for share, encodings in _COMMONNESS.items() for encoding in encodings}
+"""The same, most usual first: of those that read the same text the first is named."""
+
+_MULTIBYTE = frozenset({"gb18030", "big5", "cp932", "euc-jp", "cp949"})
+_OFTEN_UTF8 = _MULTIBYTE | {"cp866", "koi8-r", "koi8-u", "mac-roman", "cp737", "cp852"}
+"""Encodings whose text holds, by chance, byte sequences that are characters in UTF-8 too."""
+
+_LANGUAGES = {
+    "English": "’“”—‘–…é£•°",
+    "French": "éèàêçùôîâûëïœüæ",
+    "Spanish": "óíáéñúü",
+    "German": "üäößéà",
+    "Italian": "èàòùìéïî",
+    "Portuguese": "ãçáéíóêõâàúôü",
+    "Catalan": "àéèóíòçúïü",
+    "Dutch": "ëéïèöüê",
+    "Swedish": "äöåéüà",
+    "Danish": "øåæéöäüò",
+    "Icelandic": "áíðéþæóöúý",
+    "Estonian": "äõüöšž",
+    "Western": "éüäöáíóñçèàêãøåßâôîúûëïìòùõæœýÿ",
+    "Polish": "ąęłóżśćńź",
+    "Czech": "íáéěřýžčšůúňťďóöü",
+    "Slovak": "áíéčžšýúľťôňďäóŕĺ",
+    "Hungarian": "áéöőóíüúű",
+    "Croatian": "čšžćđ",
+    "Romanian": "ăîâşţșț",
+    "Turkish": "ıüşğöçiâî",
+    "Lithuanian": "ėšžųįąčęū",
+    "Latvian": "āīēšņūļžķģč",
+    "Vietnamese": "\u0301\u0300\u0323đâươêôă\u0309\u0303àáéèíìóòúùýýãõ",
+    "Russian": "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё",
+    "Ukrainian": "оанивітерслкдупмязьбгчйхїжшюцєщфґ",
+    "Bulgarian": "аоеинтрсвлдкпмгузбъяцчйжщхшюфь",
+    "Serbian": "аоиенрстувкдјпмлзбгшчцжћњхљђфџ",
+    "Greek": "αοιετνσηρπκμλυςωάίόέδγχθύήφώβζξψϊϋ",
+    "Hebrew": "יוהלאתרבשמןםנחדפקעגטזסצכךףץ",
+    "Arabic": "اليمونترةبعدسفهكقحجأشصىطخءئضذثزغظؤإآ\u064b\u064c\u064d\u064e\u064f\u0650\u0651\u0652",
+    "Thai": (
+        "านรอกเงมยลวดทสตะปบคหแจพชขใไโผซถธศษณฐภญฉฟฝฎฏฆ"
+        "\u0e31\u0e34\u0e35\u0e37\u0e38\u0e39\u0e47\u0e48\u0e49\u0e4c\u0e32\u0e33"
+    ),
+    "Chinese": (
+        "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里"
+        "用道行所然家种事成方多经么去法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实"
+    ),
+    "Traditional": (
+        "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子那得於著下自之年過發後作裡"
+        "用道行所然家種事成方多經麼去法學如都同現當沒動面起看定天分還進好小部其些主樣理心她本前開但因只從想實"
+    ),
+    "Japanese": (
+        "のいにしたるとはてをがなでかすれらもりうこさくきっんあまえよそめどちけみせろおわひつ上やじ日人ばへ年"
+        "ー大一本中ンスルトイアラリクドシ"
+    ),
+    "Korean": (
+        "이다의는에을가하고은를로지도사리기한서나어아자대인있그해시들라일으수정과부만보게여스주전원제니것와장면"
+    ),
+}
+"""Letters outside ASCII by language, the most frequent first."""
+
+_SIGNS = frozenset("“”‘’«»„‚–—…€£§°©®™•¿¡ºª·№½¼²³µ×´\xa0\xad")
+_WIDE_SIGNS = frozenset("、。，．「」『』：；！？（）〜～・…《》〈〉【】\u3000“”‘’—")
+_EAST = {
+    "Chinese": ("gb2312", 0xD7),
+    "Traditional": ("big5", 0xC6),
+    "Japanese": ("euc-jp", 0xCF),
+    "Korean": ("euc-kr", 0xC8),
+}
+"""The national character set of a language, and the last lead byte of its first part, which has the usual characters."""
+
+_STRAY, _FOREIGN, _RARE, _VERY_RARE, _SIGN, _WRONG_CASE, _TORN = -11.0, -9.0, -7.5, -10.0, -4.0, -5.0, -5.0
+_CLEARLY, _CLEARLY_OF_FEW, _FEW = 4.0, 6.0, 8
+"""The best must be so much likelier, in natural logarithms, than the next that reads another text; of few characters more."""
+_FITTING, _FITTING_WIDE = -5.5, -8.0
+"""The least mean of a character's logarithm, of letters and of East Asian ones: below it the language is not known here."""
+
+
+def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
+    """Name the encoding of a sample.
+
+    Args:
+        sample: lines with bytes above 127, none of them cut inside a character, except at the sample's end.
+        like_utf8: whether some of the bytes are characters in UTF-8, which rules out encodings where that never happens.
+
+    Returns:
+        One of :data:`ENCODINGS`; None where none fits, or several do.
+
+    """
+    scores: dict[str, float] = {}  # by text
+    names: dict[str, str] = {}
+    for encoding, share in ENCODINGS.items():
+        if like_utf8 and encoding not in _OFTEN_UTF8:
+            continue
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(sample)  # the last character may be cut
+        except UnicodeDecodeError:
+            continue
+        if text not in scores:
+            scores[text], names[text] = share + _likelihood(text), encoding
+    if not scores:
+        return None
+    best, *others = sorted(scores, key=lambda text: -scores[text])
+    if scores[best] < _least(best):
+        return None
+    count = sum(not character.isascii() for character in best)
+    if others and scores[best] - scores[others[0]] < (_CLEARLY_OF_FEW if count < _FEW else _CLEARLY):
+        return None
+    return names[best]
+
+
+def _least(text: str) -> float:
+    """The likelihood that text of any language that is known here has at least."""
+    outside = [character for character in text if not character.isascii()]
+    return sum(_FITTING_WIDE if _script(character) == "EAST" else _FITTING for character in outside)
+
+
+def _likelihood(text: str) -> float:
+    """Log-likelihood of the characters outside ASCII, in the language that suits them best."""
+    counted: dict[str, int] = {}
+    fixed = 0.0
+    for before, character, after in zip(" " + text, text, text[1:] + " ", strict=False):
+        if character.isascii():
+            continue
+        small = character.lower()[0]  # of the Turkish İ it is two characters
+        counted[small] = counted.get(small, 0) + 1
+        fixed += _blemish(before, character, after)
+    return fixed + max(
+        sum(number * _log_share(character, language) for character, number in counted.items())
+        for language in _LANGUAGES
+    )
+
+
+def _blemish(before: str, character: str, after: str) -> float:
+    """What speaks against a character where it stands: a capital inside a word, a sign or another script's letter in one."""
+    if character.isalpha():
+        turns = (character.isupper() and before.islower()) + (character.islower() and after.isupper())
+        wrong = _WRONG_CASE * turns
+        mixed = any(each.isalpha() and _script(each) != _script(character) for each in (before, after))
+        return wrong + (_TORN if mixed else 0.0)
+    is_torn = (
+        before.isalpha() and after.isalpha() and character not in "’\xad·" and not unicodedata.combining(character)
+    )
+    return _TORN if is_torn and character not in _WIDE_SIGNS else 0.0
+
+
+@cache
+def _script(character: str) -> str:
+    name = unicodedata.name(character, "").partition(" ")[0]
+    return "EAST" if name in {"CJK", "HIRAGANA", "KATAKANA", "HANGUL"} else name
+
+
+@cache
+def _log_share(character: str, language: str) -> float:
+    """Logarithm of a character's share among those outside ASCII, roughly: letters by Zipf's law, signs alike."""
+    letters = _LANGUAGES[language]
+    wide = language in _EAST
+    place = letters.find(character)
+    if place >= 0:
+        weight = sum(1 / (rank + 1.5) for rank in range(len(letters)))
+        return math.log((0.6 if wide else 0.9) / (place + 1.5) / weight)
+    if character in (_WIDE_SIGNS if wide else _SIGNS):
+        return _SIGN
+    if wide and _script(character) == "EAST":
+        return _east_share(character, *_EAST[language])
+    return _FOREIGN if character.isalpha() else _STRAY
+
+
+def _east_share(character: str, codec: str, last_usual: int) -> float:
+    """The same of an East Asian character that is not among the most frequent: by its place in the national set."""
+    try:
+        lead = character.encode(codec)[0]
+    except UnicodeEncodeError:
+        return _STRAY
+    return _RARE if lead <= last_usual else _VERY_RARE

@@ -1,0 +1,117 @@
+"""Unfinished folders of tokens: whose they are, and which of them nobody will finish.
+
+A folder in the making is a hidden one beside its place. Its maker keeps a lock on it, which the system releases when the
+process ends in whatever way.
+"""
+
+import errno
+import fcntl
+import hashlib
+import math
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+from enum import Enum
+from functools import cache
+from pathlib import Path
+
+_DAY, _HOUR = 24 * 3600, 3600
+_CACHED = re.compile(r"\.[0-9a-f]{64}\.tmp-.+")
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EISDIR}
+
+
+class _Lock(Enum):
+    """What became of a try to lock a folder."""
+
+    OURS, TAKEN, UNSUPPORTED = range(3)
+
+
+def unfinished_name(name: str) -> str:
+    """A new name for a folder in the making: hidden, and with a mark of this machine."""
+    return f".{name}.tmp-{_machine()}-{uuid.uuid4().hex[:12]}"
+
+
+def make_unfinished(out: Path) -> tuple[Path, int]:
+    """Make a hidden folder beside the place that it is for, and lock it.
+
+    Returns:
+        The folder, and a descriptor that holds the lock until it is closed.
+
+    Raises:
+        OSError: the place cannot be written.
+
+    """
+    while True:
+        folder = out.with_name(unfinished_name(out.name))
+        folder.mkdir()
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # Between the two, another process may have taken it for abandoned.
+        if _lock(descriptor) is not _Lock.TAKEN and folder.exists():
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def remove_abandoned(out: Path) -> None:
+    """Remove what preparations left that were killed: those of the same place, and in a cache those of any entry.
+
+    A folder is abandoned when its maker's lock is free. On a file system without locks nothing must have been written there
+    for a day; from another machine, whose locks may not reach here, for an hour.
+    """
+    own = f".{out.name}.tmp-"
+    in_cache = re.fullmatch("[0-9a-f]{64}", out.name) is not None
+    try:
+        names = os.listdir(out.parent)  # noqa: PTH208
+    except OSError:  # it does not exist yet, or cannot be read: whoever writes there says so
+        return
+    for name in names:
+        if name.startswith(own) or (in_cache and _CACHED.fullmatch(name)):
+            _remove_if_abandoned(out.parent / name)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # gone meanwhile, or another user's
+        return
+    try:
+        lock = _lock(descriptor)
+        patience = 0 if f".tmp-{_machine()}-" in folder.name else _HOUR
+        if lock is _Lock.UNSUPPORTED:
+            patience = _DAY
+        if lock is not _Lock.TAKEN and time.time() - _last_written(folder) >= patience:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _last_written(folder: Path) -> float:
+    """When something was last written in a folder, in seconds since 1970; infinity where that cannot be told."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:
+        return math.inf
+
+
+def _lock(descriptor: int) -> _Lock:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _Lock.TAKEN
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return _Lock.UNSUPPORTED
+    return _Lock.OURS
+
+
+@cache
+def _machine() -> str:
+    """A mark of this machine since it was started: only within it a free lock surely tells that the maker has ended."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:  # no Linux
+        boot = platform.node()
+    return hashlib.sha256(boot.encode()).hexdigest()[:8]

@@ -1,0 +1,205 @@
+"""What stands beside token files and says what they hold: our ``meta.json``, nanoGPT's ``meta.pkl``.
+
+Both may come from elsewhere. Sizes, types and bounds are checked before anything is used.
+"""
+
+import io
+import json
+import math
+import pickle
+import pickletools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scalegpt.data.tokenizers import CharTokenizer
+from scalegpt.errors import InputError
+from scalegpt.storage import read_bytes, read_text
+from scalegpt.text import one_line
+
+FORMAT = "scalegpt-tokens"
+VERSION = 1
+DTYPE_NAME = "uint16"
+SPLITS = ("train", "val")
+SIDECAR = "meta.json"
+
+SIDECAR_LIMIT = 256 << 20
+"""Bytes of the largest sidecar: earlier releases listed every source file."""
+
+_PICKLE_LIMIT = 16 << 20
+_MOST_TOKENS = 1 << 48
+_PLAIN_OPCODES = frozenset({
+    "PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1",
+    "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "PUT", "BINPUT",
+    "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+})  # fmt: skip
+"""What dictionaries, lists, text and numbers are pickled with. Tuples are not among them: a nested one hashes for ever."""
+
+_REMEDY = "prepare the data again"
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Parse ``meta.json``, and check the types and bounds of all that is used of it.
+
+    Raises:
+        InputError: it is not a sidecar of ours; names the part that is wrong.
+        OSError: it cannot be read.
+
+    """
+    name = one_line(path)
+    try:
+        meta = json.loads(read_text(path, SIDECAR_LIMIT))
+    except RecursionError:
+        raise InputError(f"{name} nests too deep for a sidecar; {_REMEDY}") from None
+    except InputError:
+        raise
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise InputError(f"{name} is not JSON: {error}; {_REMEDY}") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise InputError(f"{name} is not the sidecar of {FORMAT}; {_REMEDY}")
+    if meta.get("version") != VERSION or meta.get("dtype") != DTYPE_NAME:
+        raise InputError(
+            f"{name} is of version {_brief(meta.get('version'))} with {_brief(meta.get('dtype'))}, where this ScaleGPT reads "
+            f"version {VERSION} with {DTYPE_NAME}; {_REMEDY}"
+        )
+    for key, (is_right, is_needed) in _PARTS.items():
+        if (key in meta or is_needed) and not is_right(meta.get(key)):
+            raise InputError(f"{name}: {key} is missing, of the wrong type or out of bounds; {_REMEDY}")
+    return meta
+
+
+def _brief(value: Any) -> str:
+    """A value for a message: a short scalar, or what kind of thing it is."""
+    text = repr(value) if isinstance(value, str | float | bool | None) else ""
+    if isinstance(value, int) and abs(value) < 10**9:
+        text = str(value)
+    return one_line(text) if 0 < len(text) <= 40 else f"a value of type {type(value).__name__}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+def _is_source(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_text(value.get("path"))
+        and _is_count(value.get("bytes"))
+        and _is_text(value.get("encoding", ""))
+    )
+
+
+def _is_split(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    fraction = value.get("val_fraction", 0.0)
+    is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+    return _is_text(value.get("method", "")) and is_number and math.isfinite(fraction) and 0 <= fraction <= 1
+
+
+def _is_by_split(is_right: Callable[[Any], bool], *, whole: bool) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict)
+        and set(value) <= set(SPLITS)
+        and (not whole or set(value) == set(SPLITS))
+        and all(map(is_right, value.values()))
+    )
+
+
+def _is_tally(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+_PARTS: dict[str, tuple[Callable[[Any], bool], bool]] = {
+    **{f"{split}_tokens": (_is_count, True) for split in SPLITS},
+    "tokenizer": (lambda value: isinstance(value, dict), True),
+    "sources": (_is_list_of(_is_source), True),
+    "files": (_is_by_split(_is_text, whole=True), True),
+    "blocks": (_is_by_split(_is_list_of(_is_text), whole=False), False),
+    "skipped": (_is_tally, False),
+    "split": (_is_split, False),
+    "documents": (_is_count, False),
+    "bytes": (_is_count, False),
+    "encoding": (_is_text, False),
+    "encodings": (_is_list_of(_is_text), False),
+    "key": (_is_text, False),
+}
+"""The parts of a sidecar that are used: whether a value will do, and whether it must be there."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes dictionaries, lists, text and numbers; anything else in a pickle could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every class and function."""
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_nanogpt_characters(path: Path) -> CharTokenizer:
+    """Read the vocabulary of a character-level nanoGPT folder from its ``meta.pkl``.
+
+    Raises:
+        InputError: it is not such a pickle, or holds more than plain data.
+        OSError: it cannot be read.
+
+    """
+    name = one_line(path)
+    content = read_bytes(path, _PICKLE_LIMIT)
+    try:
+        _check_pickle(content)
+        meta = _PlainUnpickler(io.BytesIO(content)).load()
+    # A damaged pickle can raise nearly anything, by its documentation.
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ImportError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        reason = one_line(str(error)[:200])
+        raise InputError(f"{name} is not nanoGPT's character table: {reason}; prepare the text again") from None
+    table = meta.get("itos") if isinstance(meta, dict) else None
+    if not isinstance(table, dict) or not _is_character_table(table):
+        raise InputError(f"{name} has no table 'itos' of single characters; prepare the text again")
+    try:
+        return CharTokenizer("".join(table[token] for token in range(len(table))))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _check_pickle(content: bytes) -> None:
+    """Refuse a pickle that holds more than plain data, or makes Python reserve more memory than its own size.
+
+    Raises:
+        ValueError: it does; or it is malformed.
+
+    """
+    texts = ["", ""]
+    for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):  # refuses lengths past the end
+        if opcode.name not in _PLAIN_OPCODES:
+            asked = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else ".".join(texts)
+            what = f"asks for {asked}" if "GLOBAL" in opcode.name else f"holds the opcode {opcode.name}"
+            raise ValueError(f"it {what}")
+        if opcode.name.endswith("PUT") and not 0 <= (argument or 0) <= len(content):
+            raise ValueError("it numbers more objects than it can hold")
+        if isinstance(argument, str):
+            texts = [texts[1], argument[:100]]
+
+
+def _is_character_table(table: dict[Any, Any]) -> bool:
+    return set(table) == set(range(len(table))) and all(
+        isinstance(text, str) and len(text) == 1 for text in table.values()
+    )

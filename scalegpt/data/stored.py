@@ -1,0 +1,101 @@
+"""Tokens in a file, read where they are asked for.
+
+A memory map would do the same, and end the process by SIGBUS, without a word, where the file has become shorter or its disk
+fails. A read says what is wrong.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, SupportsIndex, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from scalegpt.errors import RunError
+from scalegpt.storage import retried
+
+DTYPE = np.dtype("<u2")
+
+Tokens = npt.NDArray[np.uint16]
+
+
+class StoredTokens:
+    """A file of little-endian uint16, used like a read-only array: ``len``, an index, a slice of step 1, ``tolist``.
+
+    Args:
+        path: of the file, which stays open.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        self._count = os.fstat(self._file.fileno()).st_size // DTYPE.itemsize
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, where: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, where: slice) -> Tokens: ...
+    def __getitem__(self, where: SupportsIndex | slice) -> "Tokens | int":
+        if isinstance(where, slice):
+            first, end, step = where.indices(self._count)
+            assert step == 1
+            return self.read(first, max(0, end - first))
+        index = range(self._count)[where]  # negative ones count from the end
+        return int(self.read(index, 1)[0])
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        assert copy is not False
+        return self.read(0, self._count).astype(dtype or DTYPE, copy=False)
+
+    def tolist(self) -> list[int]:
+        """All tokens; like an array's."""
+        return [int(token) for token in self.read(0, self._count)]
+
+    def read(self, first: int, count: int) -> Tokens:
+        """Read tokens.
+
+        Args:
+            first: the offset of the first, in tokens.
+            count: how many; they lie within the file as it was when it was opened.
+
+        Returns:
+            uint16 [count], read-only.
+
+        Raises:
+            RunError: the file has become shorter, or the disk gives an error that does not pass.
+        """
+        wanted, offset = count * DTYPE.itemsize, first * DTYPE.itemsize
+        try:
+            content = self._read_some(wanted, offset)
+            while len(content) < wanted:
+                more = self._read_some(wanted - len(content), offset + len(content))
+                if not more:
+                    raise RunError(self._cut_short())
+                content += more
+        except OSError as error:
+            raise RunError(
+                f"token file {self.path} cannot be read at token offset {first:,}: {error.strerror}; see to the disk, and "
+                "start the run again"
+            ) from error
+        return np.frombuffer(content, dtype=DTYPE)
+
+    def _read_some(self, wanted: int, offset: int) -> bytes:
+        """At most so many bytes, none where the file ends."""
+        file = self._file.fileno()
+        try:
+            return os.pread(file, wanted, offset)
+        except OSError:
+            return retried(lambda: os.pread(file, wanted, offset))
+
+    def _cut_short(self) -> str:
+        there = os.fstat(self._file.fileno()).st_size // DTYPE.itemsize
+        return (
+            f"token file {self.path} had {self._count:,} tokens when it was opened and has {there:,} now: something "
+            "cut it short; put it back or prepare the data again, and start the run again"
+        )

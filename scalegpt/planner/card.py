@@ -1,0 +1,112 @@
+"""One kind of GPU, and what joins several of them: the figures that a plan is made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+GIB = 2**30
+GB = 10**9
+
+_FIRST_WITH_BF16 = 8.0
+"""Before it, Volta and Turing have neither bf16 matmuls nor a flash kernel in torch's attention (``sdp_utils.cpp``)."""
+
+CPU_CAPABILITY = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """How the cards of one machine are joined.
+
+    Attributes:
+        kind: ``nvlink``, ``xgmi``, ``pcie``, or ``host`` for the ranks of a processor.
+        gbps: of each card to all others, GB/s of 10⁹, both directions together, as vendors print it.
+        peer: whether the cards copy directly to each other; false: everything goes through the host's memory.
+    """
+
+    kind: str
+    gbps: float
+    peer: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One entry of the catalogue; ``gpus.yaml`` explains its figures.
+
+    Attributes:
+        name: what to call it.
+        match: the words of its driver's name.
+        aliases: other names.
+        gb: the size in its name, GB.
+        gib: the memory that torch reports, GiB.
+        capability: NVIDIA's compute capability, AMD's architecture, or ``cpu``.
+        tflops: dense half-precision peak with fp32 accumulation, TFLOP/s; of a processor, that of fp32.
+        gbps: bandwidth of its memory, GB/s of 10⁹.
+        host_gbps: between the card and the host's memory, GB/s of 10⁹, both directions together.
+        link: what joins it to other cards: ``nvlink``, ``xgmi``, ``pcie``, or ``host``.
+        link_gbps: of that link, GB/s of 10⁹, all links and both directions together.
+        link_cards: how many cards it joins, 2 for a bridge; None: all in a machine. More cards use PCIe.
+        peer: whether cards of this kind copy directly to each other over PCIe.
+        sources: figure → where it comes from; one that begins with ~ makes it an estimate.
+    """
+
+    name: str
+    match: tuple[str, ...]
+    gb: int
+    gib: float
+    capability: str
+    tflops: float
+    gbps: float
+    host_gbps: float
+    link: str
+    link_gbps: float
+    peer: bool
+    link_cards: int | None = None
+    aliases: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def usable_bytes(self) -> int:
+        """The memory that torch reports."""
+        return int(self.gib * GIB)
+
+    @property
+    def estimated(self) -> tuple[str, ...]:
+        """The figures that nobody has read."""
+        return tuple(figure for figure, source in self.sources.items() if source.startswith("~"))
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the memory is a figure that nobody has read."""
+        return "gib" in self.estimated
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it multiplies in bf16."""
+        return has_bf16(self.capability)
+
+    @property
+    def has_flash(self) -> bool:
+        """Whether torch has a flash attention kernel for it."""
+        return has_bf16(self.capability)
+
+    @property
+    def is_amd(self) -> bool:
+        """Whether torch drives it through ROCm."""
+        return self.capability.startswith("gfx")
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it stands for a processor."""
+        return self.capability == CPU_CAPABILITY
+
+    def link_of(self, gpus: int) -> Link:
+        """What joins N of these cards in a machine that is built for them."""
+        if self.link == "pcie":
+            return Link(kind="pcie", gbps=self.link_gbps, peer=self.peer)
+        if self.link_cards is not None and gpus > self.link_cards:
+            return Link(kind="pcie", gbps=self.host_gbps, peer=self.peer)
+        return Link(kind=self.link, gbps=self.link_gbps, peer=True)
+
+
+def has_bf16(capability: str) -> bool:
+    """Whether cards of a capability multiply in bf16."""
+    return not capability[:1].isdecimal() or float(capability) >= _FIRST_WITH_BF16

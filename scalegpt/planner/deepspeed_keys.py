@@ -1,0 +1,230 @@
+"""Which keys a user's DeepSpeed file may have: those that the plan counts, and those that change nothing it counts.
+
+The list is one of what is allowed, by deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``,
+``runtime/zero/config.py``, ``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed itself ignores a key at the top
+level that it does not know, and much of what it knows writes files elsewhere, holds memory that the plan does not count, or
+changes the numbers. Such a key is refused by its name, unless it is switched off.
+"""
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scalegpt.errors import InputError, nearest
+from scalegpt.text import visible
+
+AUTO = "auto"
+
+Check = Callable[[Any], str | None]
+"""Says what a value must be, where it is not."""
+
+_LARGEST = 2**62
+
+
+def whole(least: int = 0, *, multiple: int = 1) -> Check:
+    """A whole number, which may be written as 5e8."""
+    words = f"a whole number of at least {least}" + (f", a multiple of {multiple}" if multiple > 1 else "")
+
+    def check(value: Any) -> str | None:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        fits = number and value == int(value) and least <= value <= _LARGEST and int(value) % multiple == 0
+        return None if fits else words
+
+    return check
+
+
+def number(value: Any) -> str | None:
+    """A number that is not negative."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return None if fits else "a number of at least 0"
+
+
+def flag(value: Any) -> str | None:
+    """True or false."""
+    return None if isinstance(value, bool) else "true or false"
+
+
+def one_of(*allowed: Any) -> Check:
+    """One of these values, type included."""
+
+    def check(value: Any) -> str | None:
+        fits = any(value == each and type(value) is type(each) for each in allowed)
+        return None if fits else " or ".join(_as_json(each) for each in dict.fromkeys(allowed))
+
+    return check
+
+
+_OFFLOAD: Mapping[str, Any] = {
+    "device": one_of("cpu", "none", "nvme"),  # compared with --offload afterwards
+    "pin_memory": flag,
+    "buffer_count": whole(),  # of NVMe only, like the next two: without effect
+    "buffer_size": whole(),
+    "max_in_cpu": whole(),
+    "nvme_path": one_of(None),
+    "pipeline_read": one_of(False),
+    "pipeline_write": one_of(False),
+    "fast_init": one_of(False),
+    "ratio": one_of(1, 1.0),
+    "super_offload": one_of(False),
+}
+
+_DTYPE = one_of("fp32", "bf16", "fp16")
+
+ALLOWED: Mapping[str, Any] = {
+    "train_batch_size": whole(1),
+    "train_micro_batch_size_per_gpu": whole(1),
+    "gradient_accumulation_steps": whole(1),
+    "gradient_clipping": number,
+    "communication_data_type": _DTYPE,
+    "zero_allow_untested_optimizer": one_of(True),
+    "zero_force_ds_cpu_optimizer": one_of(False),
+    "prescale_gradients": one_of(False),
+    "gradient_predivide_factor": one_of(1, 1.0),
+    "gradient_allreduce_op": one_of("mean"),
+    "sparse_gradients": one_of(False),
+    "disable_allgather": one_of(False),
+    "managed_gradient_accumulation": one_of(True),
+    "disable_python_gc": one_of(False),
+    "steps_per_print": lambda value: None if value is None else whole(1)(value),
+    "wall_clock_breakdown": flag,
+    "memory_breakdown": flag,
+    "dump_state": flag,
+    "bf16": {
+        "enabled": flag,
+        "immediate_grad_update": flag,
+        "check_grad_overflow": flag,
+        "bf16_master_weights_and_grads": one_of(False),
+        "bf16_optimizer_states": one_of(False),
+    },
+    "fp16": {
+        "enabled": flag,
+        "auto_cast": one_of(False),
+        "loss_scale": one_of(0, 0.0),
+        "initial_scale_power": whole(),
+        "loss_scale_window": whole(1),
+        "hysteresis": whole(1),
+        "consecutive_hysteresis": flag,
+        "min_loss_scale": whole(1),
+        "fp16_master_weights_and_grads": one_of(False),
+    },
+    "data_types": {"grad_accum_dtype": _DTYPE},
+    "comms_logger": {"enabled": flag, "verbose": flag, "prof_all": flag, "debug": flag},
+    "zero_optimization": {
+        "stage": one_of(0, 1, 2, 3),
+        "overlap_comm": flag,
+        "contiguous_gradients": one_of(True),
+        "reduce_scatter": one_of(True),
+        "reduce_bucket_size": whole(1),
+        "allgather_partitions": one_of(True),
+        "allgather_bucket_size": whole(2, multiple=2),
+        "use_multi_rank_bucket_allreduce": one_of(True),
+        "round_robin_gradients": one_of(False),
+        "ignore_unused_parameters": flag,
+        "elastic_checkpoint": one_of(False),
+        "load_from_fp32_weights": flag,
+        "legacy_stage1": one_of(False),
+        "memory_efficient_linear": one_of(True),
+        "compute_grad_norm": one_of(True),
+        "override_module_apply": one_of(True),
+        "sub_group_size": whole(1),
+        "stage3_prefetch_bucket_size": whole(),
+        "stage3_param_persistence_threshold": whole(),
+        "stage3_max_live_parameters": whole(),
+        "stage3_max_reuse_distance": whole(),
+        "stage3_gather_16bit_weights_on_model_save": flag,  # DeepSpeed's own checkpoints are never written
+        "stage3_gather_fp16_weights_on_model_save": flag,
+        "zero_hpz_partition_size": one_of(1),
+        "zero_quantized_weights": one_of(False),
+        "zero_quantized_gradients": one_of(False),
+        "zero_quantized_nontrainable_weights": one_of(False),
+        "offload_optimizer": _OFFLOAD,
+        "offload_param": _OFFLOAD,
+    },
+}
+"""Key → a check of its value, or the keys of an object. What only one value is allowed for is not counted by the plan."""
+
+_BY_FLAGS = "the run's own flags decide that"
+_FILES = "it writes files outside of the run's folder; metrics.jsonl has the run's figures"
+_CHECKPOINTS = "the trainer writes its own checkpoints, in the run's folder"
+_COUNTED = "the plan does not count what it changes"
+
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("optimizer", "scheduler", "vocabulary_size"), _BY_FLAGS),
+    **dict.fromkeys(("csv_monitor", "tensorboard", "wandb", "comet", "flops_profiler", "autotuning"), _FILES),
+    **dict.fromkeys(("checkpoint", "nebula", "datastates_ckpt", "data_states", "veloc"), _CHECKPOINTS),
+    **dict.fromkeys(("amp", "torch_autocast", "bfloat16"), "use --precision"),
+    **dict.fromkeys(("activation_checkpointing",), "use --recompute"),
+    **dict.fromkeys(("compile",), "use --compile"),
+    **dict.fromkeys(("data_efficiency", "curriculum_learning", "dataloader_drop_last"), "the trainer orders its data itself"),
+    **dict.fromkeys(
+        (
+            "aio", "compression_training", "weight_quantization", "quantize_training", "progressive_layer_drop", "eigenvalue",
+            "sparse_attention", "hybrid_engine", "pipeline", "tensor_parallel", "expert_parallel",
+            "sequence_parallel_size", "seq_parallel_communication_data_type", "use_data_before_expert_parallelism",
+            "elasticity", "timers", "log_level", "curriculum_seqlen", "zenflow", "leaf_module",
+            "mics_shard_size", "mics_hierarchical_params_gather", "parameter_alignment",
+            "stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential",
+            "stage3_model_persistence_threshold", "pipeline_loading_checkpoint",
+            "log_trace_cache_warnings", "enable_sanity_checks", "save_muon_momentum_buffer_in_memory", "param_dtype",
+            "buffer_dtype", "keep_in_fp32_modules", "cpuadam_cores_perc",
+        ),
+        _COUNTED,
+    ),
+    **dict.fromkeys(("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"), "use --offload"),
+}  # fmt: skip
+"""Keys of DeepSpeed's that are not taken → why."""
+
+
+def checked(settings: Mapping[str, Any], file: object) -> dict[str, Any]:
+    """A file's settings, without the parts that it switches off.
+
+    Args:
+        settings: what the file holds.
+        file: its name, for messages.
+
+    Raises:
+        InputError: a key is unknown or not taken, or a value is not one that it may have.
+    """
+    return _checked(settings, ALLOWED, f"ds_config {file}", "")
+
+
+def _checked(settings: Mapping[str, Any], allowed: Mapping[str, Any], file: str, prefix: str) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = visible(f"{prefix}{key[:60]}")
+        if key not in allowed:
+            if key in REFUSED and _is_off(value):
+                continue
+            raise InputError(f"{file}: {name} {_refusal(key, allowed)}")
+        rule = allowed[key]
+        if isinstance(rule, Mapping):
+            if value is not None and not isinstance(value, dict):
+                raise InputError(f"{file}: {name} must be an object of settings, not {_as_json(value)}")
+            kept[key] = None if value is None else _checked(value, rule, file, f"{prefix}{key}.")
+            continue
+        wanted = None if value == AUTO else rule(value)
+        if wanted is not None:
+            raise InputError(f"{file}: {name} must be {wanted}, not {_as_json(value)}")
+        kept[key] = int(value) if isinstance(value, float) and value == int(value) else value
+    return kept
+
+
+def _refusal(key: str, allowed: Mapping[str, Any]) -> str:
+    if key in REFUSED:
+        return f"is not taken: {REFUSED[key]}; remove it"
+    hint = nearest(key[:60], allowed)
+    return f"is unknown{hint if 'did you mean' in hint else '; remove it'}"
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a section does nothing: absent, or with ``"enabled": false``."""
+    return value in (None, False, {}) or (isinstance(value, dict) and value.get("enabled") is False)
+
+
+def _as_json(value: Any) -> str:
+    """A value as the file may have it, cut short."""
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return visible(reprlib.repr(value))

@@ -1,0 +1,73 @@
+"""Which process is which, by facts that do not change when the wall clock is set.
+
+A process number is used again, so it needs the time at which the process began. Most tools give that in seconds since the
+epoch, computed from the time of the boot: when the wall clock is set, all processes seem to have begun at another time. Linux
+itself counts from the boot.
+"""
+
+import os
+from pathlib import Path
+
+import psutil
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STATE, _START_TICKS = 0, 19
+"""Places of these fields in ``/proc/PID/stat``, counted from the first behind the process's name."""
+
+_ENDED = frozenset("ZXx")
+
+
+def birth_of(pid: int) -> str | None:
+    """What tells this process from every other that had or will have its number; None where there is no such process.
+
+    On Linux: the boot, and the clock ticks from there to its start. Elsewhere: seconds since the epoch.
+    """
+    fields = _stat(pid)
+    if fields is not None:
+        return f"{_boot()}:{fields[_START_TICKS]}"
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+def has_ended(pid: int, birth: str) -> bool:
+    """Whether the process of this number and :func:`birth_of` has ended, even if nobody has asked for its status yet.
+
+    One of another boot is one of another machine, of which nothing is known here: it has not ended as far as we can tell.
+    """
+    if ":" in birth and birth.partition(":")[0] != _boot():
+        return False
+    fields = _stat(pid)
+    if fields is not None and fields[_STATE] in _ENDED:
+        return True
+    try:
+        return birth_of(pid) != birth or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:  # it is there, and belongs to somebody else
+        return False
+
+
+def _boot() -> str:
+    """The id of this boot of the system; empty where the system has none."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of ``/proc/PID/stat`` behind the process's name; None where there is no such file."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def own_birth() -> str:
+    """:func:`birth_of` this process."""
+    birth = birth_of(os.getpid())
+    assert birth is not None
+    return birth

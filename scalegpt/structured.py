@@ -1,0 +1,231 @@
+"""Reading JSON and YAML that others may have written: bounded in depth and digits, without aliases or repeated keys.
+
+Every configuration, catalogue and run file is parsed here. An error names the place and what is wrong there, and quotes
+nothing of the content: a file that was given by mistake may hold a secret.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scalegpt.errors import InputError
+from scalegpt.storage import read_text
+from scalegpt.text import shown
+
+CONFIG_LIMIT = 1 << 20
+"""Bytes of the largest configuration, catalogue or status file."""
+
+LINE_LIMIT = 1 << 16
+"""Characters of the longest line of a log of JSON objects; a longer one was not written by us."""
+
+DEPTH = 32
+"""How deep objects and lists may lie in each other."""
+
+DIGITS = 40
+"""Of the longest whole number. Python converts 4,300 digits at most, and slowly."""
+
+_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")) | {"!"}
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the content of a file.
+        where: what to call it in an error message, such as its path.
+
+    Raises:
+        InputError: it is not JSON, nests deeper than :data:`DEPTH`, repeats a key, or has a number that is no quantity.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise InputError(f"{where}: {what}")
+
+    def whole(digits: str) -> int:
+        return int(digits) if len(digits) <= DIGITS else refuse(f"a number of {len(digits):,} digits is too large")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                refuse(f"the key {shown(key)} is there twice; remove one")
+            values[key] = value
+        return values
+
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=unique,
+            parse_int=whole,
+        )
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}:{error.lineno}: not JSON: {error.msg.removesuffix(' at')}") from None
+    except RecursionError:
+        refuse(_too_deep())
+    level = [value]
+    for _ in range(DEPTH + 1):
+        level = [child for each in level for child in _children(each)]
+    return refuse(_too_deep()) if level else value
+
+
+def _too_deep() -> str:
+    return f"objects and lists nest deeper than {DEPTH}"
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text: objects, lists, None for what is empty or null, and every other scalar as its text.
+
+    What a scalar means is up to the setting that it is for, as on the command line. So ``off`` is a word where a word is due,
+    ``2024`` a name where a name is due, and ``1e-3`` a number, which YAML 1.1 would all read otherwise.
+
+    Raises:
+        InputError: as for :func:`yaml_node`, or a key is a list or an object.
+    """
+    node = yaml_node(text, where)
+    return None if node is None else _value(node, where)
+
+
+def _value(node: Any, where: str) -> Any:
+    if node.id == "sequence":
+        return [_value(item, where) for item in node.value]
+    if node.id == "scalar":
+        is_plain = node.style is None
+        return None if is_plain and node.value in _NULLS else node.value
+    values: dict[str, Any] = {}
+    for key, value in node.value:
+        line = f"{where}:{key.start_mark.line + 1}"
+        if key.id != "scalar":
+            raise InputError(f"{line}: a key must be a word")
+        if key.value in values:
+            raise InputError(f"{line}: the key {shown(key.value)} is there twice; remove one")
+        values[key.value] = _value(value, where)
+    return values
+
+
+def yaml_node(text: str, where: str) -> Any:
+    """The root of a YAML text, whose nodes know their lines; None for an empty text. All scalars are text.
+
+    Args:
+        text: the content of a file.
+        where: what to call it in an error message, such as its path.
+
+    Raises:
+        InputError: it is not YAML, nests deeper than :data:`DEPTH`, or has an alias or a tag of its own.
+    """
+    import yaml  # 20 ms that most commands need not pay
+
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is 20 times as fast
+    try:
+        return _composed(yaml.parse(text, loader), where)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{where}{line}: not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError:
+        raise InputError(f"{where}: not YAML: it has a character that cannot stand in a text") from None
+
+
+def _composed(events: Iterator[Any], where: str) -> Any:
+    """One pass over the parser's events; PyYAML's own composer has no limits, and its C form nests on C's stack."""
+    import yaml
+
+    root: Any = None
+    open_: list[Any] = []
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            _close(open_.pop())
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            if isinstance(event, yaml.DocumentStartEvent) and root is not None:
+                raise InputError(f"{_line(event, where)}: a second document begins; keep one")
+            continue
+        node = _node(event, where)
+        if open_:
+            open_[-1].value.append(node)
+        root = root or node
+        if node.id != "scalar":
+            open_.append(node)
+            if len(open_) > DEPTH:
+                raise InputError(f"{_line(event, where)}: {_too_deep()}")
+    return root
+
+
+def _node(event: Any, where: str) -> Any:
+    import yaml
+
+    if isinstance(event, yaml.AliasEvent):
+        raise InputError(f"{_line(event, where)}: aliases (*name) are not read; write the value itself")
+    if event.tag is not None and event.tag not in _TAGS:
+        raise InputError(f"{_line(event, where)}: tags (!name) are not read; remove it")
+    tag: str = event.tag or ""
+    marks = (event.start_mark, event.end_mark)
+    if isinstance(event, yaml.ScalarEvent):
+        style = event.style or None  # the C parser calls a plain one ''
+        return yaml.ScalarNode(tag, event.value, *marks, style=style)
+    kind = yaml.SequenceNode if isinstance(event, yaml.SequenceStartEvent) else yaml.MappingNode
+    return kind(tag, [], *marks)
+
+
+def _close(node: Any) -> None:
+    if node.id == "mapping":  # its keys and values came one after another
+        node.value = list(zip(node.value[::2], node.value[1::2], strict=True))
+
+
+def _line(event: Any, where: str) -> str:
+    return f"{where}:{event.start_mark.line + 1}"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of ours.
+
+    Raises:
+        InputError: it holds no object, or one that cannot be ours (:func:`parse_json`).
+        OSError: it is missing or cannot be read.
+    """
+    try:
+        values = parse_json(read_text(path, CONFIG_LIMIT), str(path))
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return values
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a log of JSON objects, each with its object; what is no whole line of that kind is skipped.
+
+    A crash may cut the last line short. The file may be large, so one line at a time is held.
+
+    Raises:
+        InputError: it cannot be read, or is no plain file.
+        FileNotFoundError: there is none.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is not a plain file")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            is_whole = True
+            while line := file.readline(LINE_LIMIT):
+                begins, is_whole = is_whole, line.endswith("\n")
+                values = _object(line) if begins and is_whole else None
+                if values is not None:
+                    yield line, values
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        values = parse_json(line, "line")
+    except InputError:
+        return None
+    return values if isinstance(values, dict) else None

@@ -1,0 +1,13 @@
+"""``python -m scalegpt.train``: trains, as ``launch/train.py`` does, also where only the package is installed.
+
+python -m scalegpt.train --preset tiny --input_file my_text.txt
+torchrun --nproc_per_node 8 -m scalegpt.train --preset 350M_1024 --input_file data/
+deepspeed --module scalegpt.train --preset 500M_1024 --input_file data/
+"""
+
+import sys
+
+from scalegpt.cli.main import run_and_exit
+
+if __name__ == "__main__":
+    run_and_exit(["train", *sys.argv[1:]])

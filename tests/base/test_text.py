@@ -1,0 +1,33 @@
+"""What others wrote is shown, not obeyed, and never becomes a page."""
+
+import pytest
+
+from scalegpt.text import shortened, shown, visible
+
+
+def test_a_cell_is_one_line() -> None:
+    assert visible("a\nb\tc\x1b", one_line=True) == "a\\nb\\tc\\x1b"
+    assert visible("plain", one_line=True) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", "'a'"),
+        ("\x1b[2J", "'\\x1b[2J'"),
+        (1.5, "1.5"),
+        (None, "None"),
+        ([1] * 10**6, "a list"),
+        ({"a": 1}, "an object"),
+        (10**400, "about 1e400"),
+        (-(10**4000), "about -1e4000"),
+    ],
+)
+def test_values_are_shown_shortly(value: object, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_long_texts_lose_their_middle() -> None:
+    assert shortened("abcdefghij", 10) == "abcdefghij"
+    assert shortened("abcdefghijk", 10) == "abcdef…ijk"
+    assert len(shown("x" * 10**6)) < 70

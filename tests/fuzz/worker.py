@@ -1,0 +1,209 @@
+"""Runs cases one after another in one process and reports what each did wrong; see ``run.py``."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import unicodedata
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from fuzz import cases
+from fuzz.cases import Case
+
+SECONDS = float(os.environ.get("SCALEGPT_FUZZ_SECONDS", "60"))
+"""What a case may take, on a machine that is busy with others too."""
+
+MEMORY = 2 << 30
+"""Bytes that a case may take beyond what the libraries do."""
+
+LONGEST_LINE = 1000
+
+Tree = dict[str, tuple[int, int, int]]
+
+
+class TookTooLong(BaseException):
+    """Not an ``Exception``, so that no command takes it for a failure of its own."""
+
+
+def tree(root: Path) -> Tree:
+    """Everything below a folder: its kind and rights, size, and time of its last change."""
+    found: Tree = {}
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            status = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - a name may be no text
+            changed = 0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns
+            size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+            found[os.path.relpath(os.path.join(folder, name), root)] = (status.st_mode, size, changed)  # noqa: PTH118
+    return found
+
+
+def execute(words: list[str]) -> tuple[int | str, str, str]:
+    """Run a command in this process.
+
+    Returns:
+        Its exit status, or what it raised; and what it wrote to standard output and standard error.
+    """
+    from scalegpt.cli.main import main
+
+    kept = os.dup(1), os.dup(2)
+    outcome: int | str
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdout, sys.stderr = (TextIOWrapper(os.fdopen(os.dup(fd), "wb"), encoding="utf-8") for fd in (1, 2))
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            outcome = main(words)
+        except SystemExit as ended:  # --help
+            outcome = int(ended.code or 0) if isinstance(ended.code, int | None) else str(ended.code)
+        except TookTooLong as late:
+            outcome = str(late)
+        except BaseException as error:
+            outcome = f"main raised {error!r}"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.close()
+            for fd, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, fd)
+                os.close(copy)
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read(1 << 24).decode("utf-8", "surrogateescape"))
+    return outcome, texts[0], texts[1]
+
+
+def faults(case: Case, outcome: int | str, out: str, err: str) -> list[str]:
+    """What is wrong with how a command ended and with what it said."""
+    allowed = {0, 2, 3} | ({1} if case.may_fail else set())
+    found = [] if outcome in allowed else [f"exit status {outcome}"]
+    lines = err.splitlines()
+    errors = [line for line in lines if ": error: " in line]
+    if "--debug" not in case.words:
+        found += ["a traceback"] if "Traceback (most" in err else []
+        is_refused = outcome == 2 and "scalegpt" in err
+        found += (
+            [f"{len(errors)} lines of error"] if is_refused and (len(errors) != 1 or errors[0] != lines[-1]) else []
+        )
+        found += (
+            ["standard error has a line that is too long"] if any(len(line) > LONGEST_LINE for line in lines) else []
+        )
+    found += ["an error of ours"] if "(an error of ours" in err else []
+    found += ["control characters on standard error"] if _commands_a_terminal(err) else []
+    found += ["control characters on standard output"] if not case.speaks_raw and _commands_a_terminal(out) else []
+    return found
+
+
+def _commands_a_terminal(text: str) -> bool:
+    return any(c not in "\n\t\u200c\u200d" and unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} for c in text)
+
+
+def written(case: Case, outcome: int | str, before: Tree, after: Tree) -> list[str]:
+    """What was made, changed or removed that the command was not asked to."""
+    allowed = ["home/.triton", "home/.cache/torch"]
+    if case.words and case.words[0] == "train":
+        allowed += ["here/cache", "here/runs/tiny/.lock", "here/runs/new/.lock"]
+    if outcome != 2:
+        for flag, word in zip(case.words, [*case.words[1:], ""], strict=True):
+            name, _, value = flag.partition("=")
+            if name in case.writes:
+                target = os.path.expanduser(value or word)  # noqa: PTH111
+                target = os.path.normpath(os.path.join("here", target))  # noqa: PTH118
+                # The folders above it are made too, where they are missing.
+                allowed += [
+                    target,
+                    *(f"={parent}" for parent in map(str, Path(target).parents) if parent not in before),
+                ]
+        allowed += ["here/runs"] if case.words[0] == "train" else []
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    extra = [
+        path
+        for path in sorted(changed)
+        if not any(_is_below(path, each) for each in allowed) and path not in {"here/runs/new"}
+    ]
+    return [f"wrote {', '.join(map(repr, extra[:4]))}"] if extra else []
+
+
+def _is_below(path: str, place: str) -> bool:
+    if place.startswith("="):
+        return path == place[1:]
+    home = os.path.relpath(place, Path.cwd().parent) if place.startswith("/") else place
+    return path == home or path.startswith(f"{home}/")
+
+
+def run_case(base: Path, scratch: Path, seed: int, number: int) -> dict[str, Any]:
+    """Run a case in a folder of its own, and say what is wrong with it."""
+    root = scratch / f"case_{number}"
+    here = root / "here"
+
+    root.mkdir()
+    shutil.copytree(base, here, symlinks=True, copy_function=_copy)
+    (root / "home").mkdir()
+    (root / "home/text.txt").write_text("At home.\n" * 40)
+    os.chdir(here)
+    case = cases.draw(seed, number)
+    os.environ.update(
+        {"HOME": str(root / "home"), "SCALEGPT_CACHE": str(here / "cache"), "SCALEGPT_GPUS": "", **case.environment}
+    )
+    before = tree(root)
+    outcome, out, err = execute(case.words)
+    found = faults(case, outcome, out, err) + written(case, outcome, before, tree(root))
+    os.chdir(scratch)
+    if not found:
+        shutil.rmtree(root, ignore_errors=True)
+    return {
+        "number": number,
+        "words": [word[:200] for word in case.words],
+        "status": outcome,
+        "faults": found,
+        "err": err[-3000:],
+        "out": out[-500:],
+    }
+
+
+def _copy(source: str, target: str) -> None:
+    if stat.S_ISFIFO(os.lstat(source).st_mode):
+        os.mkfifo(target)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def limit_memory() -> None:
+    """Let this process map so much more than it has, once the libraries are loaded."""
+    import torch  # noqa: F401
+
+    import scalegpt.training.run  # noqa: F401
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> None:
+    """Read a line for each case and answer with one."""
+
+    def late(*_: object) -> None:
+        raise TookTooLong(f"took more than {SECONDS} s")
+
+    base, scratch, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    signal.signal(signal.SIGALRM, late)
+    limit_memory()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+    for line in os.fdopen(os.dup(0), encoding="ascii"):
+        answer = run_case(base, scratch, seed, int(line))
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
