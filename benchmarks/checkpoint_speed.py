@@ -24,7 +24,7 @@ from scalegpt.checkpoint.manifest import Header, Progress
 from scalegpt.checkpoint.saver import Keeping, Saver
 from scalegpt.checkpoint.writer import bytes_of
 from scalegpt.config.presets import resolve
-from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.optim.factory import optimizer_factory
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

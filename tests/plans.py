@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scalegpt.config import RunConfig
+from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, ParallelConfig
-from scalegpt.config.train import LOSSES, OPTIMIZERS, RECOMPUTE
+from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.gpus import GB, find_card
@@ -46,7 +47,7 @@ def draw_run(draw: random.Random, *, precisions: tuple[str, ...] = ("bf16", "bf1
 
 def draw_optimizer(draw: random.Random, run: RunConfig) -> RunConfig:
     """The run with any optimizer."""
-    return replace(run, train=run.train.changed(optimizer=draw.choice(OPTIMIZERS)))
+    return replace(run, train=run.train.changed(optimizer=draw.choice([*OPTIMIZERS])))
 
 
 def draw_layout(draw: random.Random) -> ParallelConfig:

@@ -36,10 +36,10 @@ from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.training.memory import MemoryWatch, machine_of
-from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace import fake_process_group
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 128}

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from scalegpt.architecture.parameters import Parameter, Shape
 from scalegpt.architecture.parts import Block, Embedding, Head
 from scalegpt.config import ModelConfig
+from scalegpt.config.optimizers import EMBEDDING, MATRIX, VECTOR
 from scalegpt.config.shape import AUTO_VOCAB
 from scalegpt.errors import InputError
-
-MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
-"""The kinds of tensors that optimizers tell apart: a block's matrices, tables and the head, norms and biases."""
 
 BLOCKS = "blocks."
 """What the names of the blocks' parameters begin with; the block's number follows."""

@@ -4,7 +4,7 @@ A backend holds the model, its shards and its optimizer. The trainer drives it t
 learns who holds what.
 
 State goes in and out in one canonical form, whatever the sharding. It consists of fp32 tensors, some for each parameter by
-its clean name: the master weight and the moments that its optimizer keeps, AdamW's two or Muon's one
+its clean name: the master weight and the states that its optimizer keeps, such as AdamW's two moments
 (:func:`canonical_keys`). No rank need hold a whole one. Each tensor is
 thought of as flattened, last dimension fastest, and a rank holds contiguous ranges of it, :class:`Piece`:
 
@@ -27,41 +27,33 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scalegpt.architecture.decoder import MATRIX, kind_of
+from scalegpt.architecture.decoder import kind_of
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
+from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, OPTIMIZERS, STATE_NAMES, UpdateGroup
 from scalegpt.model.gpt import GPT
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Makes the optimizer from named parameters, with its groups in a fixed order."""
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state, by torch's own names."""
-
 WEIGHT = "weight"
 
-KEYS = (WEIGHT, *MOMENTS)
-"""The three canonical tensors of a parameter that AdamW updates."""
+KEYS = (WEIGHT, EXP_AVG, EXP_AVG_SQ)
+"""The canonical tensors of a parameter that AdamW updates."""
 
-MOMENTUM = "momentum_buffer"
-"""Muon's state, by torch's own name."""
-
-MUON_KEYS = (WEIGHT, MOMENTUM)
-"""The two of a matrix that Muon updates."""
-
-ALL_KEYS = (*KEYS, MOMENTUM)
+ALL_KEYS = (WEIGHT, *STATE_NAMES)
 """All canonical tensors that there are; a parameter has some of them."""
 
 
 def canonical_keys(optimizer: str, name: str, shape: Sequence[int]) -> tuple[str, ...]:
-    """The canonical tensors of a parameter.
+    """The canonical tensors of a parameter: its weight, and the states that its optimizer keeps.
 
     Args:
         optimizer: the setting.
         name: the parameter's.
         shape: of the whole parameter.
     """
-    return MUON_KEYS if optimizer == "muon" and kind_of(name, tuple(shape)) == MATRIX else KEYS
+    return WEIGHT, *OPTIMIZERS[optimizer][True].group_of(kind_of(name, tuple(shape))).states
 
 
 LR_RATIO = "lr_ratio"
@@ -222,6 +214,10 @@ class Backend(ABC):
         """The canonical tensors of a parameter."""
         return canonical_keys(self.run.train.optimizer, name, self.model.shapes[name])
 
+    def group_of(self, name: str) -> UpdateGroup:
+        """What the optimizer keeps of a parameter."""
+        return self.run.train.optimizer_spec.group_of(kind_of(name, self.model.shapes[name]))
+
     @property
     @abstractmethod
     def replicated(self) -> bool:
@@ -295,17 +291,20 @@ def step_count(optimizer: Optimizer, parameter: Tensor, steps: int) -> Tensor:
     return torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")
 
 
-def empty_state(optimizer: Optimizer, parameter: Tensor, keys: Sequence[str], steps: int) -> dict[str, Tensor]:
-    """What an optimizer makes of a parameter in its first step: moments of zeros, and AdamW's step counter.
+def empty_state(
+    optimizer: Optimizer, parameter: Tensor, keys: Sequence[str], steps: int, *, counts_steps: bool
+) -> dict[str, Tensor]:
+    """What an optimizer makes of a parameter in its first step: states of zeros, and torch's step counter.
 
     Args:
         optimizer: which keeps it.
         parameter: the master.
         keys: the parameter's canonical tensors.
         steps: those taken.
+        counts_steps: whether it keeps a counter.
     """
-    moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in keys if key != WEIGHT}
-    return moments if MOMENTUM in moments else {"step": step_count(optimizer, parameter, steps), **moments}
+    states = {key: torch.zeros_like(parameter, requires_grad=False) for key in keys if key != WEIGHT}
+    return {"step": step_count(optimizer, parameter, steps), **states} if counts_steps else states
 
 
 def local_square_norm(gradients: list[Tensor], device: torch.device) -> Tensor:

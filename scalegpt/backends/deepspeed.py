@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from scalegpt.backends.base import (
     ALL_KEYS,
-    KEYS,
     WEIGHT,
     Backend,
     LossScaler,
@@ -220,13 +219,15 @@ class DeepSpeedBackend(Backend):
             masters = self._masters()
             for name, parameter in named(self.model):
                 master = masters.get(parameter, parameter)
-                inner.state[master] = empty_state(inner, master, self.keys_of(name), steps)
+                counts = self.group_of(name).counts_steps
+                inner.state[master] = empty_state(inner, master, self.keys_of(name), steps, counts_steps=counts)
             return
         parts: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
             part for group in inner.param_groups for part in group["params"]
         ]
+        group = self.run.train.optimizer_spec.groups[0]  # ZeRO's parts need the same states of all
         for part in parts:
-            inner.state[part] = empty_state(inner, part, KEYS, steps)
+            inner.state[part] = empty_state(inner, part, group.states, steps, counts_steps=group.counts_steps)
         link = getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:  # stages 1 and 2 keep views of the state by parameter
             link()

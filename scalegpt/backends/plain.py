@@ -91,7 +91,11 @@ class TorchBackend(Backend):
         for name, parameter in self.model.named_parameters():
             state = self.optimizer.state[parameter]
             if not state:
-                state.update(empty_state(self.optimizer, parameter, self.keys_of(name), 0))
+                state.update(
+                    empty_state(
+                        self.optimizer, parameter, self.keys_of(name), 0, counts_steps=self.group_of(name).counts_steps
+                    )
+                )
 
     def set_steps(self, steps: int) -> None:
         """See :meth:`Backend.set_steps`."""

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from scalegpt.backends.base import ALL_KEYS, MOMENTUM, WEIGHT
+from scalegpt.backends.base import KEYS, WEIGHT
 from scalegpt.errors import InputError
 from scalegpt.text import brief
 
-FORMAT, VERSION, MUONS_VERSION = "scalegpt-checkpoint", 2, 3
-"""A checkpoint with Muon's momentum is of a version of its own: who knows two moments for each parameter must not take it for
-a damaged one. Nothing else is different."""
+FORMAT, VERSION, VERSION_OF_OTHER_STATES = "scalegpt-checkpoint", 2, 3
+"""Where parameters have other states than AdamW's two moments, the version is another: a reader that knows only these
+must not take the checkpoint for a damaged one. Nothing else is different."""
 
 MANIFEST = "checkpoint.json"
 
@@ -37,6 +37,7 @@ KINDS = (WEIGHTS, MOMENTS)
 """Each rank writes a file of each kind: to use a model one needs only its weights, a third of the bytes."""
 
 _FILE = re.compile(r"rank_[0-9]{5,}\.(weights|moments)\.safetensors")
+_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -139,7 +140,7 @@ class Manifest:
     """All of ``checkpoint.json``.
 
     Attributes:
-        tensors: ``KEY/NAME`` → the tensor, KEY being one of :data:`scalegpt.backends.base.ALL_KEYS`.
+        tensors: ``KEY/NAME`` → the tensor, KEY being ``weight`` or a state of the optimizer's.
         files: file name → size and digest.
     """
 
@@ -220,10 +221,10 @@ def decode(content: bytes) -> Manifest:
         if not isinstance(document, dict):
             raise DamagedError("it is no object")
         _check_digest(document, content)
-        if document.get("format") != FORMAT or document.get("version") not in (VERSION, MUONS_VERSION):
+        if document.get("format") != FORMAT or document.get("version") not in (VERSION, VERSION_OF_OTHER_STATES):
             raise InputError(
                 f"is of format {document.get('format')} {document.get('version')}, known is {FORMAT} {VERSION} and "
-                f"{MUONS_VERSION}; use the ScaleGPT that wrote it"
+                f"{VERSION_OF_OTHER_STATES}; use the ScaleGPT that wrote it"
             )
         manifest = _parse(document)
         if document["version"] != _version(manifest.tensors):
@@ -250,7 +251,11 @@ def _check_sizes(manifest: Manifest) -> None:
 
 def _version(tensors: Iterable[str]) -> int:
     """The version of a manifest that names these tensors."""
-    return MUONS_VERSION if any(name.startswith(f"{MOMENTUM}/") for name in tensors) else VERSION
+    keys: dict[str, set[str]] = {}
+    for name in tensors:
+        key, _, parameter = name.partition("/")
+        keys.setdefault(parameter, set()).add(key)
+    return VERSION if all(each == set(KEYS) for each in keys.values()) else VERSION_OF_OTHER_STATES
 
 
 def _check_digest(document: dict[str, Any], content: bytes) -> None:
@@ -297,7 +302,7 @@ def _file(name: str, bytes: int, sha256: str) -> StoredFile:
 
 def _tensor(name: str, entry: Mapping[str, Any], files: Mapping[str, StoredFile]) -> StoredTensor:
     key, _, parameter = name.partition("/")
-    if key not in ALL_KEYS or not parameter:
+    if not _KEY.fullmatch(key) or not parameter:
         raise DamagedError(f"it names a tensor {name!r}")
     kind, pieces = kind_of_key(key), []
     for file, start, count in entry["pieces"]:

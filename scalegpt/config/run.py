@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.settings import Section, setting
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
@@ -102,26 +103,9 @@ DATA = "data"
 """What the tokens are, where it stands among settings that a run may change."""
 
 
-def why_not_muon(parallel: ParallelConfig) -> str | None:
-    """Why Muon cannot be had with a layout, and what to use instead; None where it can.
-
-    What DeepSpeed's stages do was seen in real steps of version 0.19.8 (docs/MEMORY.md).
-    """
-    if parallel.offload != "none":
-        return (
-            f"optimizer muon cannot be offloaded (offload {parallel.offload}); use --offload none or --optimizer adamw"
-        )
-    if parallel.backend != "deepspeed" or parallel.stage == 0:
-        return None
-    if parallel.stage == 1:
-        return (
-            "optimizer muon: DeepSpeed's stage 1 clips the orthogonalised update instead of the gradient, which is another "
-            "optimizer, and in bf16 its step is one that the planner does not know; use --backend fsdp, or --zero_stage 0"
-        )
-    return (
-        f"optimizer muon: DeepSpeed's stage {parallel.stage} clips the orthogonalised update instead of the gradient, which "
-        "is another optimizer; use --backend fsdp, or --zero_stage 0"
-    )
+def optimizer_unfit(optimizer: str, parallel: ParallelConfig) -> str | None:
+    """Why an optimizer cannot be had with a layout, and what to use instead; None where it can."""
+    return OPTIMIZERS[optimizer][True].unfit(parallel.backend, parallel.stage, parallel.offload)
 
 
 SECTIONS: dict[str, type[Section]] = {

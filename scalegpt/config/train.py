@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scalegpt.config.optimizers import OPTIMIZERS, OptimizerSpec, optimizer_help
 from scalegpt.config.settings import Section, setting
 from scalegpt.errors import InputError
 
@@ -13,7 +14,6 @@ LOSS_ROWS = 512
 LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
-OPTIMIZERS = ("adamw", "muon")
 MOST_STEPS = 10**12
 MOST_SECONDS = 30 * 24 * 3600
 """What torch's collectives may wait at most, where a run has no time-out; see :mod:`scalegpt.training.run`."""
@@ -66,11 +66,7 @@ class TrainConfig(Section):
         maximum=MOST_MINUTES,
     )
 
-    optimizer: str = setting(
-        "adamw",
-        "the optimizer; muon: Muon for the blocks' matrices, AdamW for embeddings, head, norms and biases",
-        choices=OPTIMIZERS,
-    )
+    optimizer: str = setting("adamw", optimizer_help(), choices=tuple(OPTIMIZERS))
     fused: bool = setting(True, "the fused form of the optimizer; false: the foreach form, which holds more memory")
     learning_rate: float = setting(1e-3, "peak learning rate", above=0, maximum=1000)
     min_lr_ratio: float = setting(0.1, "the last learning rate as a share of the peak", minimum=0, maximum=1)
@@ -176,3 +172,8 @@ class TrainConfig(Section):
         """Refuse a run with no end."""
         if self.max_iters is None and self.max_tokens is None:
             raise InputError("the schedule needs an end: set max_iters or max_tokens (max_minutes alone gives none)")
+
+    @property
+    def optimizer_spec(self) -> OptimizerSpec:
+        """What is known of the optimizer, in the form that is set."""
+        return OPTIMIZERS[self.optimizer][self.fused]

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.run import why_not_muon
+from scalegpt.config.run import optimizer_unfit
 from scalegpt.config.shape import TOKENS
 from scalegpt.errors import InputError
 from scalegpt.planner.attention import unfit
@@ -69,9 +69,9 @@ def check_optimizer(run: RunConfig) -> None:
     """Refuse a layout that would take another optimizer's step than the one asked for.
 
     Raises:
-        InputError: Muon with offload, or under DeepSpeed's sharding.
+        InputError: Muon with offload, or under DeepSpeed's sharding, and the like.
     """
-    reason = why_not_muon(run.parallel) if run.train.optimizer == "muon" else None
+    reason = optimizer_unfit(run.train.optimizer, run.parallel)
     if reason:
         raise InputError(reason)
 

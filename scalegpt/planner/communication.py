@@ -28,15 +28,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scalegpt.architecture.decoder import MATRIX, parameter_shapes
+from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner import deepspeed_step, fsdp_memory
 from scalegpt.planner.deepspeed_gather import gathering, schedule
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.newton_schulz import REPLICATED, exchange_of, wire
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.sizes import BYTES
-from scalegpt.planner.states import optimizer_row, tensors_of
+from scalegpt.planner.states import tensors_of
 from scalegpt.planner.tensors import numel
 
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
@@ -100,12 +101,12 @@ def _fsdp(run: RunConfig, ranks: int) -> Iterator[Collective]:
 
 
 def _orthogonalisation(run: RunConfig, ranks: int) -> Iterator[Collective]:
-    """Muon's, once a step and behind nothing; ``scalegpt.backends.muon`` makes them.
+    """Muon's, once a step and behind nothing; ``scalegpt.optim.muon`` makes them.
 
     Where all ranks hold all matrices, results are gathered, in equal shares. Else rows are sent to the matrices' owners, and
     the results' rows back: of S bytes each rank holds S/W, and sends (W - 1)/W of that.
     """
-    if not optimizer_row(run.train).orthogonalises:
+    if not run.train.optimizer_spec.orthogonalises:
         return
     exchange, width, sent = exchange_of(run, ranks), BYTES[run.train.precision], BYTES[wire(run.train.precision)]
     for (kind, shape), count in tensors_of(run.model).items():

@@ -10,9 +10,10 @@ from typing import Any
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.optimizers import FP32
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.sizes import BYTES, GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
-from scalegpt.planner.states import FP32
+from scalegpt.planner.states import uniform_group
 from scalegpt.planner.step import Step
 from scalegpt.planner.tensors import numel
 
@@ -54,7 +55,7 @@ class ShardedStep(Step, ABC):
         self.copies_between = True  # to host memory and back; false where the device is the host
         self.groups = _groups(run.model)
         self.parts = [self.part(group) for group in self.groups]
-        self.part_state = self.optimizer.alike
+        self.part_state = uniform_group(self.optimizer)
         self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
         self.host = 0
         self.in_tail = self.norm_waits = False
@@ -76,7 +77,7 @@ class ShardedStep(Step, ABC):
                 self.host += host_size(FP32 * part, pin=self.pins and self.pins_masters)
                 self.host += self.part_state.state_bytes * part + FP32
             else:
-                self.t.take(OPTIMIZER, FP32 * part, *(size * part for size in self.part_state.states.values()))
+                self.t.take(OPTIMIZER, FP32 * part, *(FP32 * part for _ in self.part_state.states))
                 if self.optimizer.counters_on_device:
                     self.t.take(OPTIMIZER, FP32)
 

@@ -24,6 +24,7 @@ from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
 from scalegpt.planner.memory import Prediction
 from scalegpt.planner.sizes import BYTES, GRADIENTS, TEMPORARIES, host_size
+from scalegpt.planner.states import state_bytes
 from scalegpt.planner.step import Step
 from scalegpt.planner.tensors import numel
 from scalegpt.planner.timeline import rounded
@@ -118,7 +119,7 @@ class FSDPStep(Step):
     def _host_bytes(self) -> int:
         """Weights and gradients in pinned memory, and the optimizer's state, which torch makes as it makes any tensor."""
         pinned = self.over_all(lambda shape: 2 * host_size(self._part(shape), pin=True))
-        return pinned + self.optimizer.state_bytes(self.counted, self._part)
+        return pinned + state_bytes(self.optimizer, self.counted, self._part)
 
     def _part(self, shape: Shape) -> int:
         """Bytes of this rank's part of an fp32 tensor."""

@@ -12,7 +12,7 @@ and so the *Gram* form multiplies them first, and X once: R ← Z·R·Z, Q ← Q
 not: only fp32 takes this form.
 
 Matrices of one shape are orthogonalised together, in rounds. Where several ranks hold the model, the matrices of a round are
-dealt out to them one by one, and each is whole on one rank (:mod:`scalegpt.backends.muon` does what is counted here):
+dealt out to them one by one, and each is whole on one rank (:mod:`scalegpt.optim.muon` does what is counted here):
 
 - *alone*: there is one rank;
 - *replicated* (stage 0): each rank orthogonalises its own, and all gather the results;

@@ -27,7 +27,7 @@ from functools import lru_cache
 
 from scalegpt.config import RunConfig
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig, why_not_muon
+from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig, optimizer_unfit
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors, sequences_per_rank
@@ -215,9 +215,7 @@ def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tu
     Raises:
         InputError: there is none.
     """
-    if run.train.optimizer != "muon":
-        return found
-    reasons = {layout: why_not_muon(layout) for layout in found}
+    reasons = {layout: optimizer_unfit(run.train.optimizer, layout) for layout in found}
     possible = tuple(layout for layout, reason in reasons.items() if reason is None)
     if not possible:
         raise InputError(str(reasons[found[0]]))

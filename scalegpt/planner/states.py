@@ -2,8 +2,7 @@
 
 Three tables, each the only place of what it says:
 
-- :data:`OPTIMIZERS`, a row for each optimizer in each form that the trainer offers: which state it keeps for a block's
-  matrices, for embeddings and for vectors, where it counts its steps, and what an update allocates for a while.
+- :data:`scalegpt.config.optimizers.OPTIMIZERS`, what each optimizer keeps and allocates; what that comes to is computed here.
 - :func:`widths`, the bytes of a weight, of its fp32 master and of its gradient, by backend, stage and precision.
 - :data:`RECIPES`, the same for recipes of the literature, with their sources.
 
@@ -25,17 +24,18 @@ out: what is cut unevenly, and the allocator's rounding.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
-from scalegpt.architecture.decoder import BLOCKS, EMBEDDING, MATRIX, VECTOR, kind_of, parameter_shapes
+from scalegpt.architecture.decoder import BLOCKS, kind_of, parameter_shapes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
+from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, FP32, MOMENTUM, OptimizerSpec, UpdateGroup
 from scalegpt.errors import InputError
 from scalegpt.planner.sizes import BYTES
 
-FP32 = BYTES["fp32"]
-"""Bytes of fp32, in which masters, moments and sums of gradients are held."""
+STATE_WORDS = {EXP_AVG: "first_moment", EXP_AVG_SQ: "second_moment", MOMENTUM: "momentum"}
+"""What the calculator calls the states."""
 
 CUT_FROM = {"optimizer": 1, "gradients": 2, "weights": 3}
 """The stage of ZeRO from which on each of the states is cut over the ranks."""
@@ -72,147 +72,58 @@ def parameters_by_kind(model: ModelConfig) -> dict[str, int]:
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
+Held = Callable[[Shape], int]
+"""The bytes of an fp32 tensor of a parameter's shape on a rank."""
 
-@dataclass(frozen=True, kw_only=True)
-class UpdateGroup:
-    """Tensors that an optimizer treats alike and updates together.
 
-    Attributes:
-        kinds: which tensors.
-        states: state tensor → its bytes per parameter.
-        together: bytes per parameter of what the update allocates for all tensors of the group at once.
-        one_by_one: bytes per parameter of what it allocates for one tensor after another; the largest counts.
-        counts_steps: whether it keeps the number of steps of each tensor.
-        orthogonalises: whether it allocates what :mod:`scalegpt.planner.newton_schulz` says.
+def state_bytes(spec: OptimizerSpec, tensors: Tensors, held: Held) -> int:
+    """Bytes of state of all tensors, without the counters."""
+    return sum(
+        spec.group_of(kind).state_bytes * held(shape) * count // FP32 for (kind, shape), count in tensors.items()
+    )
+
+
+def counters(spec: OptimizerSpec, tensors: Tensors) -> int:
+    """How many step counters there are on the device."""
+    if not spec.counters_on_device:
+        return 0
+    return sum(count for (kind, _), count in tensors.items() if spec.group_of(kind).counts_steps)
+
+
+def temporary_bytes(
+    spec: OptimizerSpec, tensors: Tensors, held: Held, orthogonalising: Callable[[Shape, int], int]
+) -> int:
+    """The most that an update allocates at once besides the states; groups are updated one after another.
+
+    Args:
+        spec: the optimizer.
+        tensors: the parameters.
+        held: their bytes.
+        orthogonalising: the bytes that the update of N matrices of a shape takes, where a group orthogonalises.
     """
-
-    kinds: frozenset[str]
-    states: Mapping[str, int]
-    together: int = 0
-    one_by_one: int = 0
-    counts_steps: bool = True
-    orthogonalises: bool = False
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of state per parameter."""
-        return sum(self.states.values())
+    fullest = 0
+    for group in spec.groups:
+        mine = [(shape, held(shape), count) for (kind, shape), count in tensors.items() if kind in group.kinds]
+        at_once = group.together * sum(size * count for _, size, count in mine)
+        largest = group.one_by_one * max((size for _, size, _ in mine), default=0)
+        fullest = max(fullest, (at_once + largest) // FP32)
+        if group.orthogonalises:
+            fullest = max(fullest, *(orthogonalising(shape, count) for shape, _, count in mine))
+    return fullest
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerRow:
-    """What one optimizer in one form holds.
+def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
+    """The group that stands for all, where all keep the same state; what ZeRO's flat parts need.
 
-    Attributes:
-        name: as ``--optimizer`` says it.
-        groups: in the order in which they are updated; each kind of tensor belongs to one.
-        counters_on_device: whether each tensor's number of steps is an fp32 scalar on the device; else it is in host memory.
+    Raises:
+        InputError: groups keep different state.
     """
-
-    name: str
-    groups: tuple[UpdateGroup, ...]
-    counters_on_device: bool
-
-    def group_of(self, kind: str) -> UpdateGroup:
-        """The group that tensors of this kind belong to."""
-        return next(group for group in self.groups if kind in group.kinds)
-
-    def state_bytes(self, tensors: Tensors, held: Callable[[Shape], int]) -> int:
-        """Bytes of state of all tensors, counters left out.
-
-        Args:
-            tensors: the parameters.
-            held: the bytes of an fp32 tensor of a parameter's shape on a rank.
-        """
-        return sum(
-            self.group_of(kind).state_bytes * held(shape) * count // FP32 for (kind, shape), count in tensors.items()
+    if not spec.is_uniform:
+        raise InputError(
+            f"optimizer {spec.name} keeps other state for matrices than for the rest, "
+            "which ZeRO's flat parts cannot; use --backend plain or fsdp"
         )
-
-    def counters(self, tensors: Tensors) -> int:
-        """How many step counters there are on the device."""
-        if not self.counters_on_device:
-            return 0
-        return sum(count for (kind, _), count in tensors.items() if self.group_of(kind).counts_steps)
-
-    def temporary_bytes(
-        self, tensors: Tensors, held: Callable[[Shape], int], orthogonalising: Callable[[Shape, int], int]
-    ) -> int:
-        """The most that an update allocates at once besides the states; groups are updated one after another.
-
-        Args:
-            tensors: the parameters.
-            held: the bytes of an fp32 tensor of a parameter's shape on a rank.
-            orthogonalising: the bytes that the update of so many matrices of a shape takes, where a group orthogonalises.
-        """
-        fullest = 0
-        for group in self.groups:
-            mine = [(shape, held(shape), count) for (kind, shape), count in tensors.items() if kind in group.kinds]
-            at_once = group.together * sum(size * count for _, size, count in mine)
-            largest = group.one_by_one * max((size for _, size, _ in mine), default=0)
-            fullest = max(fullest, (at_once + largest) // FP32)
-            if group.orthogonalises:
-                fullest = max(fullest, *(orthogonalising(shape, count) for shape, _, count in mine))
-        return fullest
-
-    @property
-    def orthogonalises(self) -> bool:
-        """Whether a group does."""
-        return any(group.orthogonalises for group in self.groups)
-
-    @property
-    def alike(self) -> UpdateGroup:
-        """The group that stands for all, where all keep the same state; what ZeRO's flat parts need.
-
-        Raises:
-            InputError: groups keep different state.
-        """
-        first = self.groups[0]
-        if any(group.states != first.states for group in self.groups):
-            raise InputError(
-                f"optimizer {self.name} keeps other state for matrices than for the rest, "
-                "which ZeRO's flat parts cannot; use --backend plain or fsdp"
-            )
-        return first
-
-
-def _adamw(*, fused: bool) -> OptimizerRow:
-    """AdamW's two moments for every tensor, in two groups: with weight decay, and without.
-
-    The fused form updates in place. The foreach form makes the roots of all of a group's second moments before it uses
-    them (``torch/optim/adam.py: _multi_tensor_adam``, ``exp_avg_sq_sqrt``).
-    """
-    moments, roots = {"first_moment": FP32, "second_moment": FP32}, 0 if fused else FP32
-    return OptimizerRow(
-        name="adamw",
-        groups=(
-            UpdateGroup(kinds=frozenset({MATRIX, EMBEDDING}), states=moments, together=roots),
-            UpdateGroup(kinds=frozenset({VECTOR}), states=moments, together=roots),
-        ),
-        counters_on_device=fused,
-    )
-
-
-def _muon(*, fused: bool) -> OptimizerRow:
-    """Muon's one momentum for the blocks' matrices, whose gradient serves as its workspace; AdamW for the rest."""
-    adamw = _adamw(fused=fused)
-    momentum = UpdateGroup(
-        kinds=frozenset({MATRIX}), states={"momentum": FP32}, counts_steps=False, orthogonalises=True
-    )
-    others = (replace(group, kinds=group.kinds - momentum.kinds) for group in adamw.groups)
-    return replace(adamw, name="muon", groups=(momentum, *others))
-
-
-OPTIMIZERS = {
-    (row.name, "fused" if fused else "foreach"): row
-    for fused in (True, False)
-    for row in (_adamw(fused=fused), _muon(fused=fused))
-}
-"""What the trainer offers, by optimizer and form. State, sums and counters are fp32 in every precision."""
-
-
-def optimizer_row(train: TrainConfig) -> OptimizerRow:
-    """The row of a run's optimizer."""
-    return OPTIMIZERS[train.optimizer, "fused" if train.fused else "foreach"]
+    return spec.groups[0]
 
 
 # --- weights and gradients -------------------------------------------------------------------------------------------
@@ -266,9 +177,9 @@ def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
     Raises:
         InputError: the precision is still ``auto``, or the vocabulary is.
     """
-    width, row, counts = widths(run), optimizer_row(run.train), parameters_by_kind(run.model)
+    width, spec, counts = widths(run), run.train.optimizer_spec, parameters_by_kind(run.model)
     total = sum(counts.values())
-    state = sum(row.group_of(kind).state_bytes * count for kind, count in counts.items())
+    state = sum(spec.group_of(kind).state_bytes * count for kind, count in counts.items())
     whole = {
         "weights": width.weights * total,
         "gradients": width.gradients * total,
@@ -285,12 +196,12 @@ def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict
     Raises:
         InputError: the vocabulary's size is not known yet.
     """
-    row, counts = optimizer_row(train or TrainConfig()), parameters_by_kind(model)
+    spec, counts = (train or TrainConfig()).optimizer_spec, parameters_by_kind(model)
     total = sum(counts.values())
     parts: Counter[str] = Counter({"master_weights": FP32 * total, "gradients": FP32 * total})
     for kind, count in counts.items():
-        for state, size in row.group_of(kind).states.items():
-            parts[state] += size * count
+        for state in spec.group_of(kind).states:
+            parts[STATE_WORDS.get(state, state)] += FP32 * count
     return dict(parts)
 
 

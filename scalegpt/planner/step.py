@@ -13,7 +13,7 @@ from scalegpt.planner.memory import Prediction
 from scalegpt.planner.newton_schulz import exchange_of
 from scalegpt.planner.programs import block_at, embedding_at, final_norm_at, loss_at
 from scalegpt.planner.sizes import GRADIENTS, INPUTS, LOSS, OPTIMIZER, TEMPORARIES, WEIGHTS, Sizes
-from scalegpt.planner.states import optimizer_row, tensors_of
+from scalegpt.planner.states import counters, state_bytes, temporary_bytes, tensors_of
 from scalegpt.planner.tensors import Tensors, numel
 from scalegpt.planner.timeline import Effect, Timeline, rounded
 
@@ -41,7 +41,7 @@ class Step:
         self.t, self.s = Timeline(), Sizes.of(run)
         self.parameters, self.counted = Tensors.of(run.model), tensors_of(run.model)
         self.shapes = self.parameters.shapes
-        self.optimizer, self.exchange = optimizer_row(run.train), exchange_of(run, ranks)
+        self.optimizer, self.exchange = run.train.optimizer_spec, exchange_of(run, ranks)
         self.copies = self.casts_weights and self.s.compute != 4
         self.gradient_bytes = 4 if self.casts_weights else self.s.compute
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
@@ -92,8 +92,8 @@ class Step:
         """Hold what lives between steps: fp32 weights, the optimizer's state, and the step counters on the device."""
         whole = self.over_all(self.held)
         self.t.hold(WEIGHTS, whole)
-        self.t.hold(OPTIMIZER, self.optimizer.state_bytes(self.counted, self.held))
-        self.t.hold(OPTIMIZER, rounded(4) * self.optimizer.counters(self.counted))
+        self.t.hold(OPTIMIZER, state_bytes(self.optimizer, self.counted, self.held))
+        self.t.hold(OPTIMIZER, rounded(4) * counters(self.optimizer, self.counted))
 
     def accumulate(self, elements: int) -> None:
         """Bring a weight's gradient, made in the compute dtype and counted as temporary, to where gradients add up.
@@ -257,7 +257,7 @@ class Step:
         """The norm, and then what the update allocates for a while."""
         norm = kernels.grouped_norm(len(self.shapes), self.largest_held)
         self.t.touch(TEMPORARIES, *kernels.sizes(norm))
-        temporaries = self.optimizer.temporary_bytes(self.counted, self.held, self.exchange.peak_bytes)
+        temporaries = temporary_bytes(self.optimizer, self.counted, self.held, self.exchange.peak_bytes)
         self.t.hold(TEMPORARIES, temporaries)
         self.t.drop(TEMPORARIES, temporaries)
 

@@ -24,16 +24,16 @@ Memory traffic is what kernels that only move data read and write, operation by 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scalegpt.architecture.decoder import MATRIX
 from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS, Cost, Operation
 from scalegpt.architecture.parts import Numerics
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.newton_schulz import exchange_of, flops, wire
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.programs import block_program
 from scalegpt.planner.sizes import BYTES, Sizes
-from scalegpt.planner.states import optimizer_row, tensors_of
+from scalegpt.planner.states import parameters_by_kind, tensors_of
 from scalegpt.planner.tape import Program
 
 LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
@@ -46,9 +46,6 @@ KERNELS_OF_STEP = 60
 
 KERNELS_OF_ROUND = 22
 """Kernels that orthogonalise the matrices of one shape: three a step of the iteration, the norm, copies."""
-
-ADAMW_BYTES = 28
-"""Bytes an element that AdamW reads and writes: weight, gradient and two moments in fp32; all but the gradient back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool, rank
             RECOMPUTE: _recompute(program, forward, blocks),
             WEIGHTS: _weights(run, parameters, shards),
         },
-        update={OPTIMIZER: _update(run, parameters, shards, ranks or shards)},
+        update={OPTIMIZER: _update(run, shards, ranks or shards)},
     )
 
 
@@ -177,30 +174,30 @@ def casts_weights(run: RunConfig) -> bool:
     return parallel.backend == "plain"
 
 
-def _update(run: RunConfig, parameters: float, shards: int, ranks: int) -> Load:
-    """The update of this rank's part: norm and clipping (4 + 8), and AdamW, which reads 16 and writes 12 bytes an element.
-
-    Muon takes the blocks' matrices from it.
+def _update(run: RunConfig, shards: int, ranks: int) -> Load:
+    """The update of this rank's part: norm and clipping (12 bytes an element), and what each group of tensors moves.
 
     The foreach form goes through memory for each of its operations: about two and a half times as much. What is offloaded
     is updated in host memory, see :func:`host_traffic`.
     """
     if run.parallel.offload != "none":
         return Load(kernels=KERNELS_OF_STEP)
-    adamw = ADAMW_BYTES if run.train.fused else 2.5 * ADAMW_BYTES
-    if optimizer_row(run.train).orthogonalises:
-        muon, matrices = _muon(run, shards, ranks)
-        rest = (parameters - matrices) / shards * (12 + adamw)
-        return Load(muon.flops, bytes=muon.bytes + rest, kernels=muon.kernels + KERNELS_OF_STEP)
-    return Load(bytes=parameters / shards * (12 + adamw), kernels=KERNELS_OF_STEP)
+    spec, counts = run.train.optimizer_spec, parameters_by_kind(run.model)
+    passes = 1.0 if run.train.fused else 2.5
+    moved = 0.0
+    for group in spec.groups:
+        elements = sum(counts[kind] for kind in group.kinds) / shards
+        moved += elements * (12 + group.moved * (1.0 if group.orthogonalises else passes))
+    extra = _orthogonalising(run, shards, ranks) if spec.orthogonalises else Load()
+    return Load(extra.flops, bytes=moved + extra.bytes, kernels=extra.kernels + KERNELS_OF_STEP)
 
 
-def _muon(run: RunConfig, shards: int, ranks: int) -> tuple[Load, int]:
-    """Muon's part of the update on the rank that orthogonalises most, and how many parameters it updates.
+def _orthogonalising(run: RunConfig, shards: int, ranks: int) -> Load:
+    """What Muon adds on the rank that orthogonalises most.
 
-    Bytes an element of this rank's part: norm and clipping 12; the momentum reads 8 and writes 4, and so does Nesterov's sum;
-    decay 8; adding the result reads 4 + c and writes 4. Bytes an element that it orthogonalises: gathering reads 4 and writes
-    w, the dtype that is gathered in; dividing by the norm 3w. Operations: see :mod:`scalegpt.planner.newton_schulz`.
+    Bytes an element of this rank's part: adding the result reads 4 + c and writes 4. Bytes an element that it
+    orthogonalises: gathering reads 4 and writes w, the dtype that is gathered in; dividing by the norm 3w. Operations: see
+    :mod:`scalegpt.planner.newton_schulz`.
     """
     width, sent, exchange = BYTES[run.train.precision], BYTES[wire(run.train.precision)], exchange_of(run, ranks)
     operations = moved = kernels = matrices = 0
@@ -212,7 +209,7 @@ def _muon(run: RunConfig, shards: int, ranks: int) -> tuple[Load, int]:
         operations += share * flops(shape, width)
         moved += share * size * (4 + 4 * sent)
         kernels += KERNELS_OF_ROUND * sum(1 for _ in exchange.rounds(shape, count)) + count
-    return Load(operations, bytes=moved + matrices / shards * (12 + 24 + 8 + 8 + width), kernels=kernels), matrices
+    return Load(operations, bytes=moved + matrices / shards * (8 + width), kernels=kernels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +234,9 @@ def host_traffic(run: RunConfig, ranks: int, grad_accum: int) -> HostTraffic:
         copied = 12 * mine * grad_accum
     else:
         copied = (4 + width) * mine + (2 * width * mine * grad_accum if parallel.offload == "all" else 0)
-    return HostTraffic(copied, ADAMW_BYTES * mine)
+    counts = parameters_by_kind(run.model)
+    moved = sum(run.train.optimizer_spec.group_of(kind).moved * count for kind, count in counts.items())
+    return HostTraffic(copied, moved / ranks)
 
 
 def flops_per_token(model: ModelConfig) -> int:

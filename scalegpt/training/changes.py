@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.train import LENGTHS, TrainConfig
 
@@ -19,9 +20,6 @@ The file of the text may have moved, and be read by other rules; that its tokens
 
 UNTOLD = frozenset({"name", "preset", "as_text", "follow_links"})
 """What the settings are called, and how the files were chosen that gave the tokens: a difference alone has no effect."""
-
-MUONS = frozenset({"muon_lr", "muon_momentum"})
-"""Settings of Muon alone."""
 
 SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
 """Settings that no word of the user can change in a run: its weights would not fit."""
@@ -80,9 +78,10 @@ def _all(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 
 
 def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
-    if {old.get("optimizer"), new.get("optimizer")} == {"muon"}:
-        return FREE_TO_CHANGE
-    return FREE_TO_CHANGE | MUONS  # without Muon they say nothing; where it comes or goes, that says all
+    """What may differ: also the settings of optimizers that the run does not have. A change of the optimizer says it all."""
+    before, after = (OWN_SETTINGS.get(str(values.get("optimizer")), frozenset()) for values in (old, new))
+    others = frozenset().union(*OWN_SETTINGS.values()) - (before & after)
+    return FREE_TO_CHANGE | others
 
 
 def _as_resolved(values: dict[str, Any]) -> dict[str, Any]:

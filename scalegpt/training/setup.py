@@ -22,6 +22,7 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
 from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
@@ -38,7 +39,6 @@ from scalegpt.training.launch import begun_before, launch_marks, note_going_back
 from scalegpt.training.layout import describe, plan_summary, total_steps
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
-from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.rate_change import rate_change
 from scalegpt.training.resume import (
     Found,

@@ -40,9 +40,9 @@ from scalegpt.config.train import LOSS_ROWS
 from scalegpt.errors import InputError, RunError
 from scalegpt.model.gpt import GPT, Block
 from scalegpt.model.loss import make_loss
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.gpus import Card
-from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace_cuda import cuda_functions, extras, run_as_cuda, shared_extras
 from scalegpt.training.trace_tracker import Moment, Tracker
 

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Set
 
 from scalegpt.config import TrainConfig
+from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.config.run import RunConfig
 from scalegpt.planner.batches import BatchPlan
-
-OF_MUON = ("muon_lr", "muon_momentum")
 
 
 def unused(run: RunConfig, plan: BatchPlan, given: Set[str]) -> Iterator[str]:
@@ -18,9 +17,9 @@ def unused(run: RunConfig, plan: BatchPlan, given: Set[str]) -> Iterator[str]:
         given: keys of the settings that the user gave.
     """
     train, default = run.train, TrainConfig()
-    given = {key for key in given & {*OF_MUON, "loss_chunk"} if getattr(train, key) != getattr(default, key)}
-    if train.optimizer != "muon":
-        yield from (f"{key} is not used: the optimizer is {train.optimizer}" for key in OF_MUON if key in given)
+    others = frozenset().union(*OWN_SETTINGS.values()) - OWN_SETTINGS[train.optimizer]
+    given = {key for key in given & (others | {"loss_chunk"}) if getattr(train, key) != getattr(default, key)}
+    yield from (f"{key} is not used: the optimizer is {train.optimizer}" for key in sorted(given & others))
     tokens = plan.micro_batch * plan.block_size
     if "loss_chunk" in given and train.loss == "full":
         yield "loss_chunk is not used: the loss is full"

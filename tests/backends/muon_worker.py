@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from scalegpt.config import TrainConfig
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner import newton_schulz
-from scalegpt.training.optimizers import optimizer_factory
 
 STEPS, TOLERANCE = 3, {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-1}
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ranks import run_ranks
-from scalegpt.backends.base import MOMENTUM
-from scalegpt.backends.muon import Muon, orthogonalise
 from scalegpt.config import TrainConfig
-from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.config.optimizers import MOMENTUM
+from scalegpt.optim.factory import optimizer_factory
+from scalegpt.optim.muon import Muon, orthogonalise
 
 WORKER = Path(__file__).with_name("muon_worker.py")
 SHAPES = [(48, 16), (16, 16), (16, 48), (5, 7), (1, 6)]

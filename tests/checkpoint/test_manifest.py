@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from checkpoint.samples import SHAPES, header, save
 from manifests import canonical, rewrite, sealed
-from scalegpt.backends.base import MOMENTUM, MUON_KEYS, Piece
+from scalegpt.backends.base import WEIGHT, Piece
 from scalegpt.checkpoint.manifest import (
     MANIFEST,
     DamagedError,
@@ -27,6 +27,7 @@ from scalegpt.checkpoint.manifest import (
 )
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.checkpoint.writer import save_alone
+from scalegpt.config.optimizers import MOMENTUM
 from scalegpt.errors import InputError, RunError
 
 FILE = "rank_00000.weights.safetensors"
@@ -147,7 +148,7 @@ def pieces_of(document: dict[str, Any]) -> Any:
         (lambda d: pieces_of(d)[0].__setitem__(0, "rank_00001.weights.safetensors"), "places weight/wte.weight"),
         (lambda d: pieces_of(d)[0].__setitem__(0, FILE.replace("weights", "moments")), "places weight/wte.weight"),
         (lambda d: pieces_of(d)[0].append(1), "ValueError"),
-        (lambda d: d["tensors"].update({"grad/x": {"shape": [], "pieces": []}}), "names a tensor 'grad/x'"),
+        (lambda d: d["tensors"].update({"../x": {"shape": [], "pieces": []}}), "names a tensor '../x'"),
         (lambda d: d["tensors"]["weight/one"].update(shape=[-1]), "the shape [-1]"),
         (lambda d: d["tensors"]["weight/one"].update(shape=7), "TypeError"),
         (lambda d: d["files"][FILE].update(bytes=-1), f"its entry for {FILE} makes no sense"),
@@ -210,8 +211,8 @@ def test_a_manifest_that_would_not_be_read_is_not_written(tmp_path: Path, monkey
 
 def test_muons_momentum_makes_another_version(tmp_path: Path) -> None:
     """A reader that knows two moments for each parameter is told so, rather than that the checkpoint is damaged."""
-    pieces = [Piece("a", key, 0, torch.ones(4)) for key in MUON_KEYS]
-    path = save_alone(tmp_path, header(), pieces, {"a": (4,)}, keys_of=lambda _: MUON_KEYS)
+    pieces = [Piece("a", key, 0, torch.ones(4)) for key in (WEIGHT, MOMENTUM)]
+    path = save_alone(tmp_path, header(), pieces, {"a": (4,)}, keys_of=lambda _: (WEIGHT, MOMENTUM))
     assert json.loads((path / MANIFEST).read_bytes())["version"] == 3
     checkpoint = Checkpoint.open(path)
     checkpoint.verify()

@@ -17,8 +17,8 @@ from scalegpt.backends.deepspeed import DeepSpeedBackend
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.model.loss import make_loss
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.deepspeed_settings import deepspeed_settings
-from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace import _watch
 from scalegpt.training.trace_tracker import Moment, Tracker
 

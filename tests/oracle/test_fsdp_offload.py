@@ -22,10 +22,10 @@ from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.model.loss import make_loss
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner import fsdp_memory
 from scalegpt.planner.memory import predict
 from scalegpt.training import trace
-from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace_cuda import shared_extras
 from scalegpt.training.trace_tracker import Moment, Tracker
 

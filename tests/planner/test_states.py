@@ -8,25 +8,26 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from scalegpt.architecture.decoder import EMBEDDING, MATRIX, VECTOR, kind_of, parameter_shapes
+from scalegpt.architecture.decoder import kind_of, parameter_shapes
 from scalegpt.config import ModelConfig, TrainConfig
+from scalegpt.config.optimizers import EMBEDDING, FP32, MATRIX, OPTIMIZERS, STATE_NAMES, VECTOR
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import STAGES
 from scalegpt.errors import InputError
-from scalegpt.planner import states
+from scalegpt.optim.factory import MAKERS, optimizer_factory
 from scalegpt.planner.memory import predict
 from scalegpt.planner.newton_schulz import ALONE, Exchange
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.states import (
-    OPTIMIZERS,
     RECIPES,
-    optimizer_row,
+    counters,
     parameters_by_kind,
     rank_states,
+    state_bytes,
+    temporary_bytes,
     tensors_of,
     training_bytes,
 )
-from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace_tracker import Tracker
 
 MODEL = ModelConfig(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=100, bias=True, tie_head=False)
@@ -36,16 +37,19 @@ def fp32(shape: tuple[int, ...]) -> int:
     return 4 * math.prod(shape)
 
 
-# --- rows against torch's optimizers ---------------------------------------------------------------------------------
+# --- specs against torch's optimizers --------------------------------------------------------------------------------
+
+FORMS = [(name, fused) for name in OPTIMIZERS for fused in (True, False)]
 
 
-def test_every_optimizer_that_the_trainer_offers_has_its_rows() -> None:
+def test_every_optimizer_that_the_trainer_offers_has_a_spec_and_is_made() -> None:
     offered = TrainConfig.settings()["optimizer"].metadata["choices"]
-    assert set(OPTIMIZERS) == {(name, form) for name in offered for form in ("fused", "foreach")}
-    for (name, form), row in OPTIMIZERS.items():
-        assert optimizer_row(TrainConfig(optimizer=name, fused=form == "fused")) is row
-        assert row.name == name
-        assert sorted(kind for group in row.groups for kind in group.kinds) == sorted((MATRIX, EMBEDDING, VECTOR))
+    assert set(OPTIMIZERS) == set(offered) == set(MAKERS)
+    for name, fused in FORMS:
+        spec = TrainConfig(optimizer=name, fused=fused).optimizer_spec
+        assert spec.name == name
+        assert sorted(kind for group in spec.groups for kind in group.kinds) == sorted((MATRIX, EMBEDDING, VECTOR))
+        assert spec.settings <= TrainConfig.settings().keys()
 
 
 def step_on_a_card_that_is_not_there(train: TrainConfig) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
@@ -62,36 +66,37 @@ def step_on_a_card_that_is_not_there(train: TrainConfig) -> tuple[torch.optim.Op
     return optimizer, named
 
 
-@pytest.mark.parametrize("key", OPTIMIZERS)
-def test_a_row_says_what_torch_keeps(key: tuple[str, str]) -> None:
-    row = OPTIMIZERS[key]
-    optimizer, named = step_on_a_card_that_is_not_there(
-        TrainConfig(optimizer=key[0], fused=key[1] == "fused", precision="bf16")
-    )
+@pytest.mark.parametrize(("name", "fused"), FORMS)
+def test_a_spec_says_what_torch_keeps(name: str, fused: bool) -> None:
+    train = TrainConfig(optimizer=name, fused=fused, precision="bf16")
+    spec = train.optimizer_spec
+    optimizer, named = step_on_a_card_that_is_not_there(train)
     kept = counted = 0
     for name, parameter in named.items():
         state = dict(optimizer.state[parameter])
-        group = row.group_of(kind_of(name, tuple(parameter.shape)))
+        group = spec.group_of(kind_of(name, tuple(parameter.shape)))
         counter = state.pop("step", None)
         assert (counter is not None) is group.counts_steps
         if counter is not None:
-            assert (counter.device.type == "cuda") is row.counters_on_device
-            assert (counter.numel(), counter.element_size()) == (1, states.FP32)
+            assert (counter.device.type == "cuda") is spec.counters_on_device
+            assert (counter.numel(), counter.element_size()) == (1, FP32)
             counted += counter.device.type == "cuda"
-        assert sorted(value.element_size() for value in state.values()) == sorted(group.states.values())
+        assert {value.element_size() for value in state.values()} == {FP32}
+        assert sorted(state) == sorted(group.states)
+        assert set(state) <= set(STATE_NAMES)
         assert {value.shape for value in state.values()} == {parameter.shape}
         kept += sum(value.numel() * value.element_size() for value in state.values())
-    assert row.state_bytes(tensors_of(MODEL), fp32) == kept
-    assert row.counters(tensors_of(MODEL)) == counted
+    assert state_bytes(spec, tensors_of(MODEL), fp32) == kept
+    assert counters(spec, tensors_of(MODEL)) == counted
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_groups_are_those_that_the_trainer_makes(name: str) -> None:
     train = TrainConfig(optimizer=name, precision="bf16")
     optimizer, named = step_on_a_card_that_is_not_there(train)
     kinds = {id(parameter): kind_of(name, tuple(parameter.shape)) for name, parameter in named.items()}
     made = [{kinds[id(parameter)] for parameter in group["params"]} for group in optimizer.param_groups]
-    assert made == [group.kinds for group in optimizer_row(train).groups]
+    assert made == [group.kinds for group in train.optimizer_spec.groups]
 
 
 def update(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> int:
@@ -107,18 +112,18 @@ def update(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter
     return moments["step"].size - steady.size if moments else 0
 
 
-@pytest.mark.parametrize(("name", "form"), OPTIMIZERS)
+@pytest.mark.parametrize(("name", "fused"), FORMS)
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_temporaries_of_an_update(name: str, form: str, precision: str) -> None:
-    train = TrainConfig(optimizer=name, fused=form == "fused", precision=precision)
+def test_temporaries_of_an_update(name: str, fused: bool, precision: str) -> None:
+    train = TrainConfig(optimizer=name, fused=fused, precision=precision)
     with FakeTensorMode():
         named = {name: torch.nn.Parameter(torch.empty(shape)) for name, shape in parameter_shapes(MODEL).items()}
         more = update(optimizer_factory(train)(named.items()), list(named.values()))
     exchange = Exchange(ALONE, 1, precision)
-    said = OPTIMIZERS[name, form].temporary_bytes(tensors_of(MODEL), fp32, exchange.peak_bytes)
+    said = temporary_bytes(train.optimizer_spec, tensors_of(MODEL), fp32, exchange.peak_bytes)
     scalars = 2048  # bias corrections, norms and the like
     assert said <= more <= said * 1.001 + scalars
-    assert (said > 0) == (form == "foreach" or name == "muon")
+    assert (said > 0) == (not fused or name == "muon")
 
 
 def test_muons_matrices_take_twelve_bytes() -> None:

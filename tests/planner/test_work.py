@@ -12,6 +12,7 @@ from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.recompute import apply_recompute
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.work import (
     LOSS,
@@ -24,7 +25,6 @@ from scalegpt.planner.work import (
     flops_per_token,
     host_traffic,
 )
-from scalegpt.training.optimizers import optimizer_factory
 
 L, H, A, T, V, B = 3, 64, 2, 32, 100, 2
 N = B * T

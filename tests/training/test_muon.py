@@ -7,7 +7,7 @@ import torch
 
 from scalegpt.backends import World, build_model, make_backend
 from scalegpt.config.presets import resolve
-from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.training.schedules import learning_rate
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

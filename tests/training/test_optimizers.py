@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scalegpt.config import TrainConfig
-from scalegpt.training.optimizers import optimizer_factory
+from scalegpt.optim.factory import optimizer_factory
 
 
 def make(model: Any, **settings: Any) -> torch.optim.Optimizer:

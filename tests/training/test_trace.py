@@ -16,10 +16,10 @@ from scalegpt.backends import World, build_model, make_backend, plain
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError, RunError
+from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.gpus import find_card
 from scalegpt.planner.parameters import count_parameters
 from scalegpt.training import trace
-from scalegpt.training.optimizers import optimizer_factory
 from scalegpt.training.trace import PHASES, Trace, trace_step
 
 SMALL = {

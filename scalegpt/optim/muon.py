@@ -24,7 +24,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
-from scalegpt.backends.base import DTYPES, MOMENTUM, local
+from scalegpt.backends.base import DTYPES, local
+from scalegpt.config.optimizers import MOMENTUM
 from scalegpt.planner.newton_schulz import ALONE, REPLICATED, STEPS, Exchange, uses_gram_form, wire
 
 A, B, C = 3.4445, -4.7750, 2.0315

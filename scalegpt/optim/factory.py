@@ -1,16 +1,17 @@
-"""Optimizers, made from a backend's own (possibly sharded) parameters."""
+"""What makes each optimizer, by the name of the setting."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from scalegpt.architecture.decoder import MATRIX, kind_of
+from scalegpt.architecture.decoder import kind_of
 from scalegpt.backends.base import LR_RATIO, OptimizerFactory
-from scalegpt.backends.muon import Muon
 from scalegpt.config import TrainConfig
+from scalegpt.config.optimizers import MATRIX
+from scalegpt.optim.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -18,21 +19,21 @@ Named = list[tuple[str, nn.Parameter]]
 def optimizer_factory(train: TrainConfig) -> OptimizerFactory:
     """What makes the run's optimizer.
 
-    AdamW with decoupled weight decay on matrices only (embeddings are matrices; norms and biases are not). With ``muon`` the
-    blocks' matrices are Muon's. The groups' order is fixed: Muon's, then AdamW's matrices, then its vectors, as far as there
-    are any.
+    Weight decay is decoupled and on matrices only (embeddings are matrices; norms and biases are not). The order of the
+    groups is that of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`, without those that are empty.
 
     Args:
         train: the settings; for ``muon`` with their precision resolved.
     """
 
     def make(parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        listed = list(parameters)
-        if train.optimizer == "muon":
-            return _muon(train, listed)
-        return torch.optim.AdamW(_groups(train, listed), **_adamw_options(train))
+        return MAKERS[train.optimizer](train, list(parameters))
 
     return make
+
+
+def _adamw(train: TrainConfig, listed: Named) -> Optimizer:
+    return torch.optim.AdamW(_groups(train, listed), **_adamw_options(train))
 
 
 def _muon(train: TrainConfig, listed: Named) -> Optimizer:
@@ -53,7 +54,7 @@ def _muon(train: TrainConfig, listed: Named) -> Optimizer:
 
 
 def _groups(train: TrainConfig, listed: Named) -> list[dict[str, Any]]:
-    """AdamW's groups: with weight decay, and without."""
+    """Two groups: with weight decay, and without."""
     parameters = [parameter for _, parameter in listed]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": train.weight_decay},
@@ -70,3 +71,7 @@ def _adamw_options(train: TrainConfig) -> dict[str, Any]:
         "fused": train.fused,
         "foreach": not train.fused,
     }
+
+
+MAKERS: dict[str, Callable[[TrainConfig, Named], Optimizer]] = {"adamw": _adamw, "muon": _muon}
+"""One for each of :data:`scalegpt.config.optimizers.OPTIMIZERS`."""

@@ -1,0 +1,160 @@
+"""What each optimizer is, said once: its state tensors, their bytes, what an update allocates, and where it works.
+
+The trainer's checkpoints, the planner's memory and time, and the messages read it here. :mod:`scalegpt.optim` makes the
+optimizers themselves. To add one: a :class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in
+:class:`~scalegpt.config.train.TrainConfig`, and what makes it in :mod:`scalegpt.optim.factory`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
+"""The kinds of tensors that optimizers tell apart: a block's matrices; tables and the head; norms and biases."""
+
+FP32 = 4
+"""Bytes of an element of every state: fp32 in every precision."""
+
+EXP_AVG, EXP_AVG_SQ, MOMENTUM = "exp_avg", "exp_avg_sq", "momentum_buffer"
+"""State tensors by torch's own names, which are canonical in checkpoints too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateGroup:
+    """Tensors that an optimizer treats alike and updates together.
+
+    Attributes:
+        kinds: which tensors.
+        states: the names of the state tensors that each parameter has, all fp32 and of its shape.
+        moved: bytes per parameter that an update reads and writes in its fused form.
+        together: bytes per parameter of what the update allocates for all tensors of the group at once.
+        one_by_one: bytes per parameter of what it allocates for one tensor after another; the largest counts.
+        counts_steps: whether it keeps the number of steps of each tensor.
+        orthogonalises: whether it also allocates and computes what :mod:`scalegpt.planner.newton_schulz` says.
+    """
+
+    kinds: frozenset[str]
+    states: tuple[str, ...]
+    moved: int
+    together: int = 0
+    one_by_one: int = 0
+    counts_steps: bool = True
+    orthogonalises: bool = False
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of state per parameter."""
+        return FP32 * len(self.states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """One optimizer in one form.
+
+    Attributes:
+        name: as ``--optimizer`` says it.
+        help: what it is, for ``--help``.
+        groups: in the order in which they are updated; each kind of tensor belongs to one.
+        settings: those of :class:`~scalegpt.config.train.TrainConfig` that no other optimizer uses.
+        counters_on_device: whether each tensor's number of steps is an fp32 scalar on the device; else it is in host memory.
+        unfit: why it cannot be had with a backend, a ZeRO stage and an offload, and what to use instead; None where it can.
+    """
+
+    name: str
+    help: str
+    groups: tuple[UpdateGroup, ...]
+    settings: frozenset[str] = frozenset()
+    counters_on_device: bool
+    unfit: Callable[[str, int, str], str | None] = lambda _backend, _stage, _offload: None
+
+    def group_of(self, kind: str) -> UpdateGroup:
+        """The group that tensors of this kind belong to."""
+        return next(group for group in self.groups if kind in group.kinds)
+
+    @property
+    def orthogonalises(self) -> bool:
+        """Whether a group does."""
+        return any(group.orthogonalises for group in self.groups)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all parameters have the same state, which ZeRO's flat parts need."""
+        return all(group.states == self.groups[0].states for group in self.groups)
+
+
+def _adamw(*, fused: bool) -> OptimizerSpec:
+    """AdamW's two moments for every tensor, in two groups: with weight decay, and without.
+
+    The fused form reads weight, gradient and moments and writes all but the gradient. The foreach form makes the roots of all
+    of a group's second moments before it uses them (``torch/optim/adam.py: _multi_tensor_adam``, ``exp_avg_sq_sqrt``).
+    """
+    moments = UpdateGroup(
+        kinds=frozenset({MATRIX, EMBEDDING}),
+        states=(EXP_AVG, EXP_AVG_SQ),
+        moved=28,
+        together=0 if fused else FP32,
+    )
+    return OptimizerSpec(
+        name="adamw",
+        help="AdamW",
+        groups=(moments, replace(moments, kinds=frozenset({VECTOR}))),
+        counters_on_device=fused,
+    )
+
+
+def _muon(*, fused: bool) -> OptimizerSpec:
+    """Muon's one momentum for the blocks' matrices, whose gradient serves as its workspace; AdamW for the rest.
+
+    An update of a matrix reads 8 bytes of momentum and gradient and writes 4, and so does Nesterov's sum; decay reads and
+    writes 8.
+    """
+    adamw = _adamw(fused=fused)
+    momentum = UpdateGroup(
+        kinds=frozenset({MATRIX}), states=(MOMENTUM,), moved=32, counts_steps=False, orthogonalises=True
+    )
+    others = (replace(group, kinds=group.kinds - momentum.kinds) for group in adamw.groups)
+    return replace(
+        adamw,
+        name="muon",
+        help="Muon for the blocks' matrices, AdamW for embeddings, head, norms and biases",
+        groups=(momentum, *others),
+        settings=frozenset({"muon_lr", "muon_momentum"}),
+        unfit=_unfit_for_muon,
+    )
+
+
+def _unfit_for_muon(backend: str, stage: int, offload: str) -> str | None:
+    """What DeepSpeed's stages do was seen in real steps of version 0.19.8 (docs/MEMORY.md)."""
+    if offload != "none":
+        return f"optimizer muon cannot be offloaded (offload {offload}); use --offload none or --optimizer adamw"
+    if backend != "deepspeed" or stage == 0:
+        return None
+    if stage == 1:
+        return (
+            "optimizer muon: DeepSpeed's stage 1 clips the orthogonalised update instead of the gradient, which is another "
+            "optimizer, and in bf16 its step is one that the planner does not know; use --backend fsdp, or --zero_stage 0"
+        )
+    return (
+        f"optimizer muon: DeepSpeed's stage {stage} clips the orthogonalised update instead of the gradient, which "
+        "is another optimizer; use --backend fsdp, or --zero_stage 0"
+    )
+
+
+_MAKERS: tuple[Callable[..., OptimizerSpec], ...] = (_adamw, _muon)
+
+OPTIMIZERS: dict[str, dict[bool, OptimizerSpec]] = {
+    maker(fused=True).name: {fused: maker(fused=fused) for fused in (True, False)} for maker in _MAKERS
+}
+"""Name → the fused form (True) and the foreach form (False) of each optimizer that the trainer offers."""
+
+STATE_NAMES = tuple(
+    dict.fromkeys(name for forms in OPTIMIZERS.values() for group in forms[True].groups for name in group.states)
+)
+"""All state tensors that there are."""
+
+OWN_SETTINGS = {name: forms[True].settings for name, forms in OPTIMIZERS.items()}
+"""Name → the settings that this optimizer alone uses."""
+
+
+def optimizer_help() -> str:
+    """What the optimizers are, for ``--help``."""
+    return "the optimizer; " + "; ".join(f"{name}: {forms[True].help}" for name, forms in OPTIMIZERS.items())
