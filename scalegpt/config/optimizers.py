@@ -139,7 +139,29 @@ def _unfit_for_muon(backend: str, stage: int, offload: str) -> str | None:
     )
 
 
-_MAKERS: tuple[Callable[..., OptimizerSpec], ...] = (_adamw, _muon)
+def _lion(*, fused: bool) -> OptimizerSpec:
+    """Lion's one momentum for every tensor, in two groups as AdamW's.
+
+    An update makes the interpolated momentum in new memory (reads 8, writes 4), takes its sign (8), decays the weight
+    (8), adds to it (12), and updates the momentum (12). What is called the fused form does so tensor by tensor.
+    """
+    momentum = UpdateGroup(
+        kinds=frozenset({MATRIX, EMBEDDING}),
+        states=(EXP_AVG,),
+        moved=52,
+        together=0 if fused else FP32,
+        one_by_one=FP32 if fused else 0,
+        counts_steps=False,
+    )
+    return OptimizerSpec(
+        name="lion",
+        help="Lion, with half of AdamW's state; wants a third to a tenth of its learning rate",
+        groups=(momentum, replace(momentum, kinds=frozenset({VECTOR}))),
+        counters_on_device=False,
+    )
+
+
+_MAKERS: tuple[Callable[..., OptimizerSpec], ...] = (_adamw, _muon, _lion)
 
 OPTIMIZERS: dict[str, dict[bool, OptimizerSpec]] = {
     maker(fused=True).name: {fused: maker(fused=fused) for fused in (True, False)} for maker in _MAKERS

@@ -11,6 +11,7 @@ from scalegpt.architecture.decoder import kind_of
 from scalegpt.backends.base import LR_RATIO, OptimizerFactory
 from scalegpt.config import TrainConfig
 from scalegpt.config.optimizers import MATRIX
+from scalegpt.optim.lion import Lion
 from scalegpt.optim.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
@@ -53,6 +54,11 @@ def _muon(train: TrainConfig, listed: Named) -> Optimizer:
     )
 
 
+def _lion(train: TrainConfig, listed: Named) -> Optimizer:
+    betas = (train.beta1, train.beta2)
+    return Lion(_groups(train, listed), lr=train.learning_rate, betas=betas, foreach=not train.fused)
+
+
 def _groups(train: TrainConfig, listed: Named) -> list[dict[str, Any]]:
     """Two groups: with weight decay, and without."""
     parameters = [parameter for _, parameter in listed]
@@ -73,5 +79,5 @@ def _adamw_options(train: TrainConfig) -> dict[str, Any]:
     }
 
 
-MAKERS: dict[str, Callable[[TrainConfig, Named], Optimizer]] = {"adamw": _adamw, "muon": _muon}
+MAKERS: dict[str, Callable[[TrainConfig, Named], Optimizer]] = {"adamw": _adamw, "muon": _muon, "lion": _lion}
 """One for each of :data:`scalegpt.config.optimizers.OPTIMIZERS`."""

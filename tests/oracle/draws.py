@@ -52,7 +52,7 @@ def draw(number: int) -> Case:
     flags["activation"] = pick(("gelu", "gelu_tanh", "relu2"))
     flags["parallel_block"] = pick((False, False, True))
     flags["logit_softcap"] = pick((None, None, 15.0))
-    flags["optimizer"] = pick(("adamw", "adamw", "muon")) if offload == "none" else "adamw"
+    flags["optimizer"] = pick(("adamw", "adamw", "muon", "lion")) if offload == "none" else "adamw"
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"
     label = " ".join(f"{key}={value}" for key, value in flags.items()) + f" ranks={ranks} accum={grad_accum}"

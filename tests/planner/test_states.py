@@ -123,7 +123,7 @@ def test_temporaries_of_an_update(name: str, fused: bool, precision: str) -> Non
     said = temporary_bytes(train.optimizer_spec, tensors_of(MODEL), fp32, exchange.peak_bytes)
     scalars = 2048  # bias corrections, norms and the like
     assert said <= more <= said * 1.001 + scalars
-    assert (said > 0) == (not fused or name == "muon")
+    assert (said == 0) == (name == "adamw" and fused)
 
 
 def test_muons_matrices_take_twelve_bytes() -> None:
