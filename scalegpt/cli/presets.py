@@ -117,7 +117,7 @@ def _list_table(presets: Sequence[Preset]) -> str:
     rows = [(*heading, "description"), *map(_row, presets)]
     notes = (
         "batch: sequences of one block per GPU in a forward pass. tokens/step: over all GPUs, whatever their number.\n"
-        "`scalegpt presets A B` shows in what two differ, `scalegpt params --preset A` what one is made of."
+        "`scalegpt presets A B` shows how two presets differ, `scalegpt params --preset A` the parts of one."
     )
     return f"{aligned(rows, right=range(1, 9))}\n\n{notes}"
 

@@ -152,7 +152,7 @@ def with_gb(name: str) -> str:
 
 def size_said(name: str) -> int | None:
     """The memory in GB that a name says, such as 80 of ``a100-80gb``."""
-    said = re.search(r"(?<![a-z0-9])(\d+)gb\b", with_gb(name))
+    said = re.search(r"(?<![a-z0-9])(\d{1,6})gb\b", with_gb(name))
     return int(said[1]) if said else None
 
 
