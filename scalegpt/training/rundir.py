@@ -116,7 +116,14 @@ class RunDirectory:
                 number += 1
             return cls(root / f"{run.name}-{number}")
         directory.check_same_run(run, allowed)
-        files = (directory.config, directory.plan, directory.metrics, directory.status, directory.samples, directory.report)
+        files = (
+            directory.config,
+            directory.plan,
+            directory.metrics,
+            directory.status,
+            directory.samples,
+            directory.report,
+        )
         for path in (*files, directory.ledger.path, directory.bad_steps):
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is not a plain file, and the run could not write it; move it away")

@@ -171,7 +171,11 @@ def damage_file(rng: random.Random, path: Path) -> None:
             "value",
         )
     )
-    content = path.read_bytes()
+    try:
+        with path.open("rb") as file:
+            content = file.read(1 << 20)
+    except PermissionError:  # it was closed before
+        return
     if kind == "text" or (kind == "value" and path.suffix not in {".json", ".jsonl", ".yaml"}):
         path.write_bytes(damaged_text(rng, content))
     elif kind == "value":
