@@ -215,7 +215,9 @@ def main() -> None:
     limit_memory()
     obey_rights()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
-    for line in os.fdopen(os.dup(0), encoding="ascii"):
+    numbers = os.fdopen(os.dup(0), encoding="ascii")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a command that reads standard input finds its end
+    for line in numbers:
         answer = run_case(base, scratch, seed, int(line))
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
