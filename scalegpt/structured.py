@@ -19,6 +19,9 @@ CONFIG_LIMIT = 1 << 20
 LINE_LIMIT = 1 << 16
 """Characters of the longest line of a log of JSON objects; a longer one was not written by us."""
 
+_ENDLESS_LINE = 1 << 25
+"""Characters after which a file is no log: one that was made larger, or lost its content, can have gigabytes of zeros."""
+
 DEPTH = 32
 """How deep objects and lists may lie in each other."""
 
@@ -204,16 +207,21 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     A crash may cut the last line short. The file may be large, so one line at a time is held.
 
     Raises:
-        InputError: it cannot be read, or is no plain file.
+        InputError: it cannot be read, is no plain file, or has a line without an end.
         FileNotFoundError: there is none.
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is not a plain file")
         with path.open(encoding="utf-8", errors="replace") as file:
-            is_whole = True
+            is_whole, length = True, 0
             while line := file.readline(LINE_LIMIT):
                 begins, is_whole = is_whole, line.endswith("\n")
+                length = len(line) if begins else length + len(line)
+                if length > _ENDLESS_LINE:
+                    raise InputError(
+                        f"{path} has a line of more than {_ENDLESS_LINE:,} characters: it is no log of a run"
+                    )
                 values = _object(line) if begins and is_whole else None
                 if values is not None:
                     yield line, values

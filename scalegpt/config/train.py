@@ -84,7 +84,7 @@ class TrainConfig(Section):
         maximum=1000,
     )
     muon_momentum: float = setting(0.95, "muon: decay of the momentum, which is Nesterov's", minimum=0, below=1)
-    grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0, maximum=1e9)
+    grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0, maximum=10**9)
 
     max_skipped_in_a_row: int = setting(
         20,
@@ -99,7 +99,7 @@ class TrainConfig(Section):
     )
     spike_window: int = setting(50, "steps before, whose losses a spike is measured by", minimum=4, maximum=100_000)
     spike_factor: float = setting(
-        10.0, "a spike is above the median by X median absolute deviations, and by a fifth", above=0, maximum=1e12
+        10.0, "a spike is above the median by X median absolute deviations, and by a fifth", above=0, maximum=10**12
     )
     max_rollbacks: int = setting(3, "end the run at the next spike after N rollbacks", minimum=1, maximum=1_000_000)
 

@@ -124,6 +124,9 @@ def test_lines_that_are_no_objects_are_skipped(tmp_path: Path) -> None:
     ]
     path.write_text("".join(lines))
     assert list(read_lines(path)) == [(good, {"step": 1})] * 2
+    os.truncate(path, 1 << 34)
+    with pytest.raises(InputError, match="a line of more than"):
+        list(read_lines(path))
     path.unlink()
     with pytest.raises(FileNotFoundError):
         list(read_lines(path))

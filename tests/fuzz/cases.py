@@ -21,8 +21,8 @@ FIELDS = {
     for key, field in section.settings().items()
 }
 MODEL = sorted(SECTIONS["model"].settings())
-ENDLESS = {"max_minutes", "sample_tokens", "compile"}
-"""Settings by which a run that trains may take longer than a test should."""
+ENDLESS = {"max_minutes", "sample_tokens", "compile", "step_timeout", "first_step_timeout"}
+"""Settings by which a run that trains may take longer than a test should, or end its process where the machine is busy."""
 
 
 @dataclass
@@ -293,6 +293,8 @@ def run_folder(rng: random.Random) -> Case:
 def manifest(rng: random.Random) -> Case:
     """A manifest that says something else, and is well formed all the same."""
     found = sorted(Path("runs/tiny/checkpoints").glob("*/checkpoint.json"))
+    if not found:
+        return Case(["checkpoint", "list", "runs/tiny"])
     file = found[-1]
     changed: Any = values.replaced(rng, json.loads(file.read_text(encoding="utf-8")))
     if isinstance(changed, dict):

@@ -171,7 +171,11 @@ def damage_file(rng: random.Random, path: Path) -> None:
             "value",
         )
     )
-    content = path.read_bytes()
+    try:
+        with path.open("rb") as file:
+            content = file.read(1 << 20)
+    except PermissionError:  # it was closed before
+        return
     if kind == "text" or (kind == "value" and path.suffix not in {".json", ".jsonl", ".yaml"}):
         path.write_bytes(damaged_text(rng, content))
     elif kind == "value":
@@ -182,7 +186,8 @@ def damage_file(rng: random.Random, path: Path) -> None:
     elif kind == "closed":
         path.chmod(0)
     elif kind == "huge":
-        os.truncate(path, rng.choice((1 << 21, 1 << 34)))
+        size = rng.choice((1 << 21, 1 << 34))
+        os.truncate(path, 1 << 21 if path.suffix == ".bin" else size)  # tokens may be many, and all are read
     else:
         path.unlink()
         replace_by(kind, path)

@@ -1,5 +1,6 @@
 """Runs cases one after another in one process and reports what each did wrong; see ``run.py``."""
 
+import ctypes
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import stat
 import sys
 import tempfile
 import unicodedata
+from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -110,35 +112,31 @@ def _commands_a_terminal(text: str) -> bool:
 
 def written(case: Case, outcome: int | str, before: Tree, after: Tree) -> list[str]:
     """What was made, changed or removed that the command was not asked to."""
-    allowed = ["home/.triton", "home/.cache/torch"]
+    allowed = {"home/.triton", "home/.cache/torch"}
     if case.words and case.words[0] == "train":
-        allowed += ["here/cache", "here/runs/tiny/.lock", "here/runs/new/.lock"]
-    if outcome != 2:
-        for flag, word in zip(case.words, [*case.words[1:], ""], strict=True):
-            name, _, value = flag.partition("=")
-            if name in case.writes:
-                target = os.path.expanduser(value or word)  # noqa: PTH111
-                target = os.path.normpath(os.path.join("here", target))  # noqa: PTH118
-                # The folders above it are made too, where they are missing.
-                allowed += [
-                    target,
-                    *(f"={parent}" for parent in map(str, Path(target).parents) if parent not in before),
-                ]
-        allowed += ["here/runs"] if case.words[0] == "train" else []
-    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    extra = [
-        path
-        for path in sorted(changed)
-        if not any(_is_below(path, each) for each in allowed) and path not in {"here/runs/new"}
-    ]
+        allowed |= {"here/cache", "here/runs/tiny/.lock", "here/runs/new/.lock"}
+        allowed |= set() if outcome == 2 else {"here/runs"}
+    made = {"here/runs/new"}  # a folder for the lock
+    for target in _asked(case) if outcome != 2 else ():
+        allowed.add(target)
+        made |= {str(parent) for parent in Path(target).parents if str(parent) not in before}
+    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    extra = [path for path in changed if path not in made and not any(_is_below(path, each) for each in allowed)]
     return [f"wrote {', '.join(map(repr, extra[:4]))}"] if extra else []
 
 
+def _asked(case: Case) -> Iterator[str]:
+    """The paths that a command is asked to write, and what they link to, relative to the case's folder."""
+    for flag, word in zip(case.words, [*case.words[1:], ""], strict=True):
+        name, _, value = flag.partition("=")
+        if name in case.writes:
+            path = os.path.abspath(os.path.expanduser(value or word))  # noqa: PTH100, PTH111 - pathlib loses the ./ of ./~
+            for target in (path, os.path.realpath(path)):
+                yield os.path.relpath(target, Path.cwd().parent)
+
+
 def _is_below(path: str, place: str) -> bool:
-    if place.startswith("="):
-        return path == place[1:]
-    home = os.path.relpath(place, Path.cwd().parent) if place.startswith("/") else place
-    return path == home or path.startswith(f"{home}/")
+    return path == place or path.startswith(f"{place}/")
 
 
 def run_case(base: Path, scratch: Path, seed: int, number: int) -> dict[str, Any]:
@@ -160,7 +158,7 @@ def run_case(base: Path, scratch: Path, seed: int, number: int) -> dict[str, Any
     found = faults(case, outcome, out, err) + written(case, outcome, before, tree(root))
     os.chdir(scratch)
     if not found:
-        shutil.rmtree(root, ignore_errors=True)
+        remove(root)
     return {
         "number": number,
         "words": [word[:200] for word in case.words],
@@ -176,6 +174,23 @@ def _copy(source: str, target: str) -> None:
         os.mkfifo(target)
     else:
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+def obey_rights() -> None:
+    """Give up root's power to read and write everything, so that the rights of files hold in a container too."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the call; this thread
+    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def remove(root: Path) -> None:
+    """Delete a folder, closed ones in it too."""
+    for folder, folders, _ in os.walk(root):
+        for name in folders:
+            path = os.path.join(folder, name)  # noqa: PTH118 - a name may be no text
+            if not os.path.islink(path):  # noqa: PTH114
+                os.chmod(path, 0o700)  # noqa: PTH101
+    shutil.rmtree(root)
 
 
 def limit_memory() -> None:
@@ -198,8 +213,11 @@ def main() -> None:
     base, scratch, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     signal.signal(signal.SIGALRM, late)
     limit_memory()
+    obey_rights()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
-    for line in os.fdopen(os.dup(0), encoding="ascii"):
+    numbers = os.fdopen(os.dup(0), encoding="ascii")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a command that reads standard input finds its end
+    for line in numbers:
         answer = run_case(base, scratch, seed, int(line))
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
