@@ -50,6 +50,7 @@ from scalegpt.training.resume import (
 from scalegpt.training.rollback import restore
 from scalegpt.training.rundir import RunDirectory
 from scalegpt.training.stopping import StopRequest
+from scalegpt.training.tokens import begun_with
 from scalegpt.training.unused import unused
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -112,8 +113,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     chosen = settle_layout(_with_expected_vocab(run, request.given), world, open_=open_, margin=request.margin)
     check_optimizer(chosen.run)
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
-    begun_with = world.on_first(lambda: _begun_with(request))
-    data = _open_data(run, request.given, world, logger, stop, begun_with)
+    data = _open_data(run, request, world, logger, stop)
     run = _fix_data(run, request.given, data)
     if run.model.vocab_size != chosen.run.model.vocab_size:
         chosen = settle_layout(run, world, open_=open_, margin=request.margin)
@@ -274,27 +274,17 @@ def _build(
     return make_backend(run, world, plan.grad_accum, model, optimizer_factory(run.train), settings)
 
 
-def _begun_with(request: Request) -> str | None:
-    """The digest of the tokens that the run trained on last; None for a run that begins."""
-    stretches = [] if request.fresh else RunDirectory(request.runs_dir / request.run.name).ledger.read()
-    return stretches[-1].data if stretches else None
-
-
-def _open_data(
-    run: RunConfig,
-    given: frozenset[str],
-    world: World,
-    logger: Logger,
-    stop: StopRequest,
-    begun_with: str | None,
-) -> TokenSet:
+def _open_data(run: RunConfig, request: Request, world: World, logger: Logger, stop: StopRequest) -> TokenSet:
     """Prepare and check the data once on each machine, then open it on every rank."""
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
+    directory = RunDirectory(request.runs_dir / request.run.name)
+    before = None if request.fresh else world.on_first(lambda: begun_with(directory))
+
     def work() -> str:
-        data = prepare_cached(run.data, begun_with=begun_with, progress=_progress(logger, stop))
-        model = _fix_data(run, given, data).model
+        data = prepare_cached(run.data, begun_with=before, progress=_progress(logger, stop))
+        model = _fix_data(run, request.given, data).model
         data.check_vocabulary(model.vocab_size)
         data.check_block_size(model.block_size)
         return str(data.path)

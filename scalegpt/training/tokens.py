@@ -12,6 +12,14 @@ from scalegpt.data.shards import TokenSet
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.training.changes import allow_change
+from scalegpt.training.rundir import RunDirectory
+
+
+def begun_with(directory: RunDirectory) -> str | None:
+    """The digest of the tokens that a run trained on last; None for a run that begins."""
+    ledger = directory.ledger
+    stretches = ledger.read() if ledger.path.is_file() else []
+    return stretches[-1].data if stretches else None
 
 
 def other_tokens(header: Header, data: TokenSet, digest: str, before: Stretch | None) -> dict[str, str]:
