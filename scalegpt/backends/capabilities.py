@@ -1,6 +1,7 @@
 """What the device can do: its name, dtypes, attention kernels, a compiler."""
 
 import os
+import shutil
 import warnings
 
 import torch
@@ -81,17 +82,25 @@ def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dro
 def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None]:
     """Whether to compile the blocks, and a warning where that was wanted and cannot be.
 
-    ``auto`` compiles on CUDA. Compiling needs a C++ compiler on the CPU, and Triton on CUDA.
+    ``auto`` compiles on CUDA. Compiling needs a C++ compiler on the CPU, and Triton with a C compiler on CUDA.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return False, None
     if device.type == "cuda":
         import importlib.util
 
-        lacks = "Triton is not installed" if importlib.util.find_spec("triton") is None else None
+        lacks = "Triton is not installed" if importlib.util.find_spec("triton") is None else _lacking_c_compiler()
     else:
         lacks = _lacking_compiler()
     return (True, None) if lacks is None else (False, f"compile: {lacks}; the blocks run uncompiled")
+
+
+def _lacking_c_compiler() -> str | None:
+    """Why Triton finds no C compiler, which it builds its launchers with; None where it does."""
+    named = os.environ.get("CC")
+    if named is not None:
+        return None if shutil.which(named) else f"CC={named} is not there"
+    return None if shutil.which("gcc") or shutil.which("clang") else "there is no C compiler (install gcc)"
 
 
 def _lacking_compiler() -> str | None:

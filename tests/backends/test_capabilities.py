@@ -59,7 +59,15 @@ def test_compiling_needs_its_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert resolve_compile("auto", CUDA) == (False, "compile: Triton is not installed; the blocks run uncompiled")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == "clang" else None)
     assert resolve_compile("auto", CUDA) == (True, None)
+    monkeypatch.setenv("CC", "/no/cc")
+    assert resolve_compile("auto", CUDA) == (False, "compile: CC=/no/cc is not there; the blocks run uncompiled")
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    lacks = "compile: there is no C compiler (install gcc); the blocks run uncompiled"
+    assert resolve_compile("auto", CUDA) == (False, lacks)
 
 
 def test_fp16_under_deepspeed_needs_a_processor_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,13 +144,19 @@ class Job:
 
     def rank(self, rank: int) -> psutil.Process:
         """The process of a rank."""
+        found = self.ranks()
+        assert str(rank) in found, f"no process of rank {rank}\n{self.output()}"
+        return found[str(rank)]
+
+    def ranks(self) -> dict[str, psutil.Process]:
+        """The processes of all ranks that there are now, by ``RANK``."""
+        found = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("RANK") == str(rank) and any(
-                    "worker.py" in word for word in process.cmdline()
-                ):
-                    return process
-        raise AssertionError(f"no process of rank {rank}\n{self.output()}")
+                rank = process.environ().get("RANK")
+                if rank is not None and any("worker.py" in word for word in process.cmdline()):
+                    found[rank] = process
+        return found
 
     def deepspeed_launch(self) -> psutil.Process:
         """DeepSpeed's ``launch.py``, between its runner and the ranks."""

@@ -155,6 +155,26 @@ def test_row_10_the_launcher_is_killed_before_the_ranks_have_met(start_job: Star
     assert not job.run.exists()
 
 
+EARLY = {
+    "torchrun SIGKILL": ("torchrun", signal.SIGKILL),
+    "deepspeed SIGTERM": ("deepspeed", signal.SIGTERM),
+    "deepspeed SIGKILL": ("deepspeed", signal.SIGKILL),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("end", EARLY)
+def test_row_10_the_launcher_ends_before_the_ranks_have_imported_torch(start_job: Start, end: str) -> None:
+    """As soon as the ranks' processes are there; what they then find above them is no launcher."""
+    launcher, number = EARLY[end]
+    job = start_job("zero2" if launcher == "deepspeed" else "fsdp2", launcher)
+    job.start("--max_iters", "100000", "--eval_every", "0")
+    job.wait_until(lambda: len(job.ranks()) == 2, START_SECONDS, "both ranks have started")
+    job.send(number)
+    job.wait(BOUND)
+    assert not job.run.exists()
+
+
 def test_a_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     """One process, under a terminal of its own: it is sent SIGHUP, and whatever it writes there is an error."""
     (tmp_path / "text.txt").write_text(TEXT)

@@ -45,6 +45,47 @@ def launch(launcher: str, folder: Path, *flags: str) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+MODULE = {
+    "python": [sys.executable, "-m", "scalegpt.train"],
+    "torchrun": [*LAUNCHERS["torchrun"], "-m", "scalegpt.train"],
+    "deepspeed": [*LAUNCHERS["deepspeed"], "--module", "scalegpt.train"],
+    "deepspeed, package": [*LAUNCHERS["deepspeed"], "--module", "scalegpt", "train"],
+}
+"""How an installed wheel is started, which has no ``launch/train.py``."""
+
+
+@pytest.mark.parametrize("launcher", MODULE)
+def test_an_installed_package_trains_without_a_compiler_or_a_home(tmp_path: Path, text: Path, launcher: str) -> None:
+    """No ninja, g++ or shell on PATH, and no place for extensions: DeepSpeed builds nothing, and leaves nothing in memory."""
+    layout = (
+        ["--backend", "deepspeed", "--zero-stage", "2"] if launcher.startswith("deepspeed") else ["--backend", "fsdp"]
+    )
+    environment = {
+        "PATH": "/nowhere", "HOME": "/proc/nowhere", "TORCH_EXTENSIONS_DIR": "/proc/nowhere", "DS_ACCELERATOR": "cpu",
+        "SCALEGPT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8",
+    }  # fmt: skip
+    shared = Path("/dev/shm")
+    before = set(shared.glob("deepspeed*"))
+    flags = [
+        *SHAPE,
+        *layout,
+        "--input_file",
+        str(text),
+        "--model_name",
+        "run",
+        "--max_iters",
+        "2",
+        "--micro_batch",
+        "4",
+    ]
+    done = subprocess.run(
+        [*MODULE[launcher], *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert status(tmp_path, "run")["state"] == "finished"
+    assert set(shared.glob("deepspeed*")) == before
+
+
 def losses(folder: Path, name: str) -> dict[int, float]:
     lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     return {entry["step"]: entry["loss"] for entry in map(json.loads, lines) if "loss" in entry}
