@@ -17,7 +17,16 @@ from scalegpt.config.machine import MachineConfig
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.errors import InputError
 from scalegpt.planner import calibration
-from scalegpt.planner.answer import Answer, Asked, answer, largest, machine_as_dict, over_cards, over_presets
+from scalegpt.planner.answer import (
+    Answer,
+    Asked,
+    answer,
+    host_notes,
+    largest,
+    machine_as_dict,
+    over_cards,
+    over_presets,
+)
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.machine import Machine
 
@@ -139,7 +148,8 @@ def _print_presets(
         print(presets_table(machine, rows))
         return 0 if largest(rows) else DOES_NOT_FIT
     best = largest(rows) or rows[0]
-    whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": list(machine.notes)}
+    notes = [*machine.notes, *host_notes(*(row.plan for row in rows))]
+    whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": notes}
     print(_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]}))
     return 0 if best.fits else DOES_NOT_FIT
 

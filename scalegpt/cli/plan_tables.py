@@ -2,7 +2,7 @@
 
 from scalegpt.cli.plan_report import duration
 from scalegpt.cli.table import aligned
-from scalegpt.planner.answer import Answer, Row, largest
+from scalegpt.planner.answer import Answer, Row, host_notes, largest
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
@@ -21,7 +21,7 @@ def presets_table(machine: Machine, rows: list[Row]) -> str:
         ],
         right={1, 2, 5, 6, 7},
     )
-    notes = [f"note: {note}" for note in machine.notes]
+    notes = [f"note: {note}" for note in (*machine.notes, *host_notes(*(row.plan for row in rows)))]
     return "\n\n".join([head, table, _largest(rows), *(["\n".join(notes)] if notes else [])])
 
 
@@ -35,7 +35,8 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
         right={1, 2, 5, 6, 7},
     )
     more = f"scalegpt plan {' '.join(given.asked.source)} --gpu NAME shows one of them in full".replace("  ", " ")
-    notes = [f"note: {note}" for note in given.notes if not note.startswith("warning")]
+    said = (*given.notes, *host_notes(*(row.plan for row in rows)))
+    notes = [f"note: {note}" for note in said if not note.startswith("warning")]
     return "\n\n".join([head, table, "\n".join([*notes, more])])
 
 
