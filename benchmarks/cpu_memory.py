@@ -12,6 +12,7 @@ import json
 import os
 import random
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -42,11 +43,6 @@ PLAIN = {
     "vocabulary, full loss": f"{VOCABULARY} --micro_batch 4 --loss full",
 }
 SHARDED = f"{WIDE} --micro_batch 4 --tokens_per_step 2048"
-LAUNCHERS = {
-    "plain": [sys.executable],
-    "fsdp": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"],
-    "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "29632"],
-}
 
 
 def cases() -> dict[str, tuple[str, str]]:
@@ -91,16 +87,10 @@ def measured(folder: Path, backend: str, flags: str, limit: int) -> dict[str, An
     draw = random.Random(1)
     text.write_text("".join(draw.choice("abcdefgh \n") for _ in range(200_000)), encoding="ascii")
     words = [*flags.split(), *COMMON.split(), "--backend", backend, "--device", "cpu", "--model_name", "run"]
-    launcher = LAUNCHERS[backend] if backend == "plain" else [sys.executable, *LAUNCHERS[backend]]
     command = [
-        *launcher,
-        str(ROOT / "launch" / "train.py"),
-        *words,
-        "--input_file",
-        str(text),
-        "--runs_dir",
-        str(folder),
-    ]
+        sys.executable, *launcher(backend), str(ROOT / "launch" / "train.py"), *words, "--input_file", str(text),
+        "--runs_dir", str(folder),
+    ]  # fmt: skip
     environment = {**os.environ, "SCALEGPT_CACHE": str(folder / "cache"), "DS_ACCELERATOR": "cpu"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(
@@ -118,6 +108,18 @@ def measured(folder: Path, backend: str, flags: str, limit: int) -> dict[str, An
         "peak": plan["peak_bytes"],
         **plan["overheads"],
     }
+
+
+def launcher(backend: str) -> list[str]:
+    """What starts two ranks of a sharded backend, on a port that is free."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    if backend == "fsdp":
+        return ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    return (
+        ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", port] if backend == "deepspeed" else []
+    )
 
 
 def table(figures: list[dict[str, Any]]) -> str:
