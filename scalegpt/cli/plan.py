@@ -20,6 +20,7 @@ from scalegpt.planner.answer import (
     Answer,
     Asked,
     answer,
+    host_notes,
     largest,
     machine_as_dict,
     machine_notes,
@@ -173,12 +174,8 @@ def _print_presets(
         show(presets_table(machine, rows))
         return 0 if largest(rows) else DOES_NOT_FIT
     best = largest(rows) or rows[0]
-    whole = {
-        **best.as_dict(),
-        "gpu": machine_as_dict(machine),
-        "alternatives": [],
-        "notes": list(machine_notes(machine)),
-    }
+    notes = [*machine_notes(machine), *host_notes(*(row.plan for row in rows))]
+    whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": notes}
     show_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]})
     return 0 if best.fits else DOES_NOT_FIT
 

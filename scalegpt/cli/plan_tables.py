@@ -2,7 +2,7 @@
 
 from scalegpt.cli.plan_report import duration, sources
 from scalegpt.cli.table import aligned
-from scalegpt.planner.answer import Answer, Row, largest, machine_notes
+from scalegpt.planner.answer import Answer, Row, host_notes, largest, machine_notes
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.parameters import count_parameters
@@ -23,7 +23,11 @@ def presets_table(machine: Machine, rows: list[Row]) -> str:
         right={1, 2, 5, 6, 7},
     )
     planned = next((row.plan for row in rows if row.plan is not None), None)
-    said = (*machine_notes(machine), *(sources(planned) if planned is not None else ()))
+    said = (
+        *machine_notes(machine),
+        *host_notes(*(row.plan for row in rows)),
+        *(sources(planned) if planned is not None else ()),
+    )
     return "\n\n".join([head, table, _largest(rows), "\n".join(f"note: {note}" for note in said)])
 
 
@@ -37,7 +41,8 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
         right={1, 2, 5, 6, 7},
     )
     more = f"scalegpt plan {' '.join(given.asked.source)} --gpu NAME shows one of them in full".replace("  ", " ")
-    notes = [f"note: {note}" for note in (*given.notes, basis_of_all()) if not note.startswith("warning")]
+    said = (*given.notes, *host_notes(*(row.plan for row in rows)), basis_of_all())
+    notes = [f"note: {note}" for note in said if not note.startswith("warning")]
     return "\n\n".join([head, table, "\n".join([*notes, more])])
 
 

@@ -181,14 +181,15 @@ def machine_notes(machine: Machine) -> Iterator[str]:
         yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network_gbps says another"
 
 
-def _host_notes(plan: Plan) -> Iterator[str]:
-    machine = plan.machine
-    if machine.host_source == ASSUMED and machine.host_bytes is not None and plan.host_bytes:
-        yield (
-            f"each machine is assumed to have {machine.host_bytes / GB:,.0f} GB of host memory ({HOST_PER_CARD} times its "
-            f"cards' memory, {HOST_LEAST / GB:.0f} GB at least and {HOST_MOST / GB:,.0f} GB at most); --host_memory_gb gives "
-            "the true one"
-        )
+def host_notes(*plans: Plan | None) -> Iterator[str]:
+    """How much host memory is assumed for plans that offload, a line at most."""
+    known = [plan.machine for plan in plans if plan is not None and plan.host_bytes]
+    sizes = {machine.host_bytes for machine in known if machine.host_source == ASSUMED and machine.host_bytes}
+    if not sizes:
+        return
+    how = f"{HOST_PER_CARD} times its cards' memory, {HOST_LEAST / GB:.0f} GB at least and {HOST_MOST / GB:,.0f} GB at most"
+    said = f"{min(sizes) / GB:,.0f} GB of host memory ({how})" if len(sizes) == 1 else f"{how} of host memory"
+    yield f"for offload, each machine is assumed to have {said}; --host_memory_gb gives the true one"
 
 
 def _warnings(measured: Calibration) -> Iterator[str]:
@@ -285,7 +286,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
         plan, said = _as_it_stands(question, notes)
     else:
         plan, said = _chosen(question, notes)
-    said = (*said, *_host_notes(plan), *length_notes(plan.run.train, plan.batch.tokens, asked.named))
+    said = (*said, *host_notes(plan), *length_notes(plan.run.train, plan.batch.tokens, asked.named))
     given = Answer(asked, question, plan, said)
     if not explain or question.machine.usable_bytes is None:
         return given

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from scalegpt.config import RunConfig
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.overheads import MIB, Figure, Overheads
+from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.sizes import BYTES
 from scalegpt.planner.states import training_bytes
 
@@ -17,10 +18,20 @@ _MEASURED = "python benchmarks/cpu_memory.py, torch 2.13 on Linux with glibc"
 
 LIBRARIES = {
     "plain": Figure(360 * MIB, _MEASURED),
-    "fsdp": Figure(400 * MIB, _MEASURED),
-    "deepspeed": Figure(560 * MIB, _MEASURED),
+    "fsdp": Figure(360 * MIB, _MEASURED),
+    "deepspeed": Figure(430 * MIB, _MEASURED),
 }
 """Bytes of a process that trains next to nothing: Python, torch and the backend's libraries."""
+
+BUFFERS = {
+    "plain": {0: Figure(0.0, "there are no collectives")},
+    "fsdp": {0: Figure(1.9, _MEASURED), 2: Figure(2.2, _MEASURED), 3: Figure(4.6, _MEASURED)},
+    "deepspeed": {
+        0: Figure(1.2, _MEASURED), 1: Figure(1.6, _MEASURED), 2: Figure(0.8, _MEASURED), 3: Figure(4.7, _MEASURED)
+    },
+}  # fmt: skip
+"""What collectives over several ranks hold by backend and stage, in times of the whole model in the compute dtype: gathered
+weights and gradients on their way, which a CPU frees later than the ledger's GPU does, and gloo's copies of them."""
 
 KEPT = Figure(0.25, _MEASURED)
 """Share of the peak that a process holds on top where it keeps freed memory: free blocks that no later tensor fits."""
@@ -42,10 +53,12 @@ class ProcessOverheads(Overheads):
     Attributes:
         libraries: what is loaded before anything is trained.
         copy: the copy that a checkpoint is written from.
+        buffers: what collectives hold.
     """
 
     libraries: int = 0
     copy: int = 0
+    buffers: int = 0
 
     @classmethod
     def of_process(cls, run: RunConfig, ranks: int, *, keeps_freed_memory: bool) -> "ProcessOverheads":
@@ -56,15 +69,18 @@ class ProcessOverheads(Overheads):
             ranks: data-parallel ranks W.
             keeps_freed_memory: whether the process keeps what it frees.
         """
+        backend, stage = run.parallel.backend, run.parallel.stage
+        whole = BYTES[run.train.precision] * count_parameters(run.model).total
         return cls(
             fragmentation_share=_kept_share(run) if keeps_freed_memory else GIVEN_BACK.value,
-            libraries=int(LIBRARIES[run.parallel.backend].value),
+            libraries=int(LIBRARIES[backend].value),
             copy=checkpoint_copy_bytes(run, ranks),
+            buffers=int(BUFFERS[backend][stage].value * whole) if ranks > 1 else 0,
         )
 
     def total_bytes(self, peak: int, host: int = 0) -> int:
         """What the kernel will count for the process at its fullest; what is offloaded lies in the same memory."""
-        return self.reserved_bytes(peak) + self.libraries + self.copy + host
+        return self.reserved_bytes(peak) + self.libraries + self.copy + self.buffers + host
 
     @property
     def reserved_parts(self) -> tuple[str, ...]:
@@ -76,6 +92,7 @@ class ProcessOverheads(Overheads):
         return {
             "freed memory": self.fragmentation(peak),
             "copy for a checkpoint": self.copy,
+            "buffers of collectives": self.buffers,
             "libraries": self.libraries,
         }
 

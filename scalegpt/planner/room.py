@@ -65,10 +65,12 @@ def _ways(question: Question) -> Iterator[tuple[Question, tuple[str, ...]]]:
     yield question, ()
     if question.machine.is_gpu:
         return
-    back = replace(question, machine=replace(question.machine, keeps_freed_memory=False))
-    yield back, (GIVES_BACK,)
+    notes: tuple[str, ...] = ()
+    if question.machine.ranks == 1:  # with collectives it was not measured to save anything
+        question, notes = replace(question, machine=replace(question.machine, keeps_freed_memory=False)), (GIVES_BACK,)
+        yield question, notes
     if question.run.train.async_checkpoint:
-        yield _waiting(back), (GIVES_BACK, WAITS)
+        yield _waiting(question), (*notes, WAITS)
 
 
 def _waiting(question: Question) -> Question:

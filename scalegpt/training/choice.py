@@ -84,15 +84,16 @@ def _settle(question: Question, notes: tuple[str, ...], reopen: frozenset[str] =
             return Chosen(plan.run, plan, (*notes, *gave_way))
         if not reopen:
             raise InputError(_refusal(question, plan))
+        return _settle(replace(question, open=reopen), notes)
     roomed = choose_in_room(question)
-    if roomed.found.best is None:
+    if roomed.found.best is None and question.margin:
         roomed = choose_in_room(replace(question, margin=0.0))
         notes = (*notes, f"what fits leaves less than the safety margin of {question.margin:.0%} free")
-    if roomed.found.best is None:
-        if reopen - question.open:
-            return _settle(replace(question, open=question.open | reopen), notes)
-        raise InputError(_refusal(question, roomed.found.closest))
     best = roomed.found.best
+    if best is None and reopen - question.open:
+        return _settle(replace(question, open=question.open | reopen), notes[:-1] if question.margin else notes)
+    if best is None:
+        raise InputError(_refusal(question, roomed.found.closest))
     return Chosen(best.run, best, (*notes, *roomed.notes, *_said(question, best)))
 
 

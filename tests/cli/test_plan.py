@@ -299,6 +299,25 @@ def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     assert asdict(run) == asdict(ours)
 
 
+def test_host_memory_that_is_assumed_is_named_and_what_it_lacks_does_not_fit(plan: Any, printed: Any) -> None:
+    seventy = "--n_layer 80 --n_embd 8192 --n_head 64 --block_size 2048 --gpu a100-80gb"
+    found = plan(seventy, status=3)
+    assert (found["gpu"]["host_bytes"], found["gpu"]["host_source"]) == (160 * 10**9, "assumed")
+    choice = found["choice"]
+    assert (choice["fits"], choice["fits_host"]) == (False, False)
+    assert choice["host_needed_bytes"] > 160 * 10**9
+    assert any("assumed to have 160 GB of host memory" in note for note in found["notes"])
+    text = printed(seventy, status=3)
+    assert "of host memory in each machine, of 149.01 GiB assumed" in text
+    given = plan(f"{seventy} --host_memory_gb 3000")
+    assert (given["gpu"]["host_bytes"], given["gpu"]["host_source"]) == (3 * 10**12, "given")
+    assert given["choice"]["fits"]
+    assert "of 2793.97 GiB given" in printed(f"{seventy} --host_memory_gb 3000")
+    rows = plan("--gpu rtx2060 --host_memory_gb 8")["presets"]
+    assert all(row["choice"]["host_needed_bytes"] <= 8 * 10**9 for row in rows if row["choice"]["fits"])
+    assert "for offload, each machine is assumed to have 64 GB" in printed("--gpu rtx2060")
+
+
 def test_a_given_length_is_planned_and_two_are_reported(plan: Any) -> None:
     tokens = "--n_layer 2 --vocab_size 257 --block_size 64 --micro_batch 4 --gpu 4090 --max_tokens 26e6"
     found = plan(tokens)

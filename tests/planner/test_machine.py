@@ -66,3 +66,34 @@ def test_the_precision_of_a_card_that_is_not_in_the_catalogue(capability: str | 
 
 def test_the_catalogues_card_goes_before_a_capability() -> None:
     assert resolve_precision("auto", find_card("t4"), "9.0") == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("settings", "gb", "source"),
+    [
+        ({"gpu": "rtx3060"}, 64, "assumed"), ({"gpu": "a100-80gb"}, 160, "assumed"),
+        ({"gpu": "4090", "gpus": 8}, 384, "assumed"),
+        ({"gpu": "a100-80gb", "gpus": 8}, 1280, "assumed"), ({"gpu": "h200", "gpus": 8}, 2048, "assumed"),
+        ({"memory_gb": 80, "gpus": 2}, 320, "assumed"), ({"gpu": "a100-80gb", "host_memory_gb": 512}, 512, "given"),
+        ({"host_memory_gb": 512}, 512, "given"), ({}, None, None),
+    ],
+)  # fmt: skip
+def test_host_memory_is_given_or_assumed_by_the_cards(
+    settings: dict[str, Any], gb: int | None, source: str | None
+) -> None:
+    machine = made(**settings)
+    assert (machine.host_bytes, machine.host_source) == (None if gb is None else gb * 10**9, source)
+
+
+def test_a_given_host_memory_stays_with_other_cards() -> None:
+    given = made(gpu="a100-80gb", gpus=2, host_memory_gb=100)
+    card = find_card("4090")
+    assert given.with_cards(gpus=8, nodes=1).host_bytes == given.with_other_card(card).host_bytes == 100 * 10**9
+    assumed = made(gpu="a100-80gb", gpus=4)
+    sizes = [assumed.with_cards(gpus=gpus, nodes=1).host_bytes for gpus in (1, 4, 8)]
+    assert sizes == [
+        640 * 10**9,
+        640 * 10**9,
+        1280 * 10**9,
+    ]  # fewer cards of the same machine leave its memory as it is
+    assert assumed.with_other_card(card).host_bytes == 192 * 10**9

@@ -11,10 +11,12 @@ from scalegpt.backends import World
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import PLANNED, PLANNED_BY_DEFAULT
 from scalegpt.errors import InputError
+from scalegpt.planner import detect
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.gpus import find_card
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.search import Question
+from scalegpt.training import choice, memory
 from scalegpt.training.choice import Chosen, _settle, settle_layout
 from scalegpt.training.memory import predicted_line
 from scalegpt.training.setup import Request
@@ -85,6 +87,53 @@ def test_a_processor_takes_the_micro_batch_as_it_is() -> None:
     run = resolve(preset="tiny", flags={"precision": "fp32", "backend": "plain"})
     chosen = settle_layout(run, ALONE, open_=PLANNED_BY_DEFAULT, margin=0.03)
     assert (chosen.batch.micro_batch, chosen.run.train.recompute, chosen.notes) == (8, "none", ())
+
+
+def test_memory_that_is_short_on_a_processor_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(choice, "give_back_freed_memory", lambda: given.append(True))
+    run = resolve(preset="small", flags={"precision": "fp32", "backend": "plain", "max_tokens": 10**9})
+    ample = settle_layout(run, ALONE, open_=frozenset({"recompute"}), margin=0.03)
+    assert given == []
+    shares = iter((0.9, 0.6, 0.01))
+
+    def short() -> Chosen:
+        room = int(ample.plan.total_bytes * next(shares))
+        monkeypatch.setattr(detect, "available_bytes", lambda root: room)
+        monkeypatch.setattr(memory, "own_bytes", lambda: 0)
+        return settle_layout(run, ALONE, open_=frozenset({"recompute"}), margin=0.0)
+
+    first, second = short(), short()
+    assert given == [True, True]
+    assert any("freed memory is given back" in note for note in first.notes)
+    assert first.batch.tokens == second.batch.tokens == ample.batch.tokens
+    assert not second.run.train.async_checkpoint
+    assert second.plan.total_bytes <= second.plan.machine.usable_bytes  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"small does not fit: .* of memory available"):
+        short()
+
+
+def test_a_resumed_run_chooses_anew_where_memory_has_become_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = resolve(
+        preset="small", flags={"precision": "fp32", "backend": "plain", "micro_batch": 8, "recompute": "none"}
+    )
+    before = settle_layout(run, ALONE, open_=frozenset(), margin=0.0).plan
+    monkeypatch.setattr(detect, "available_bytes", lambda root: int(before.total_bytes * 0.65))
+    monkeypatch.setattr(memory, "own_bytes", lambda: 0)
+    with pytest.raises(InputError, match="small does not fit"):
+        settle_layout(run, ALONE, open_=frozenset(), margin=0.0)
+    again = settle_layout(run, ALONE, open_=frozenset(), margin=0.0, reopen=PLANNED_BY_DEFAULT)
+    assert again.plan.fits
+    assert again.batch.tokens == before.batch.tokens
+
+
+def test_offload_beyond_the_hosts_memory_is_refused() -> None:
+    fixed = {"backend": "deepspeed", "zero_stage": 3, "offload": "all", "micro_batch": 1, "recompute": "full"}
+    run = resolve(preset="500M_1024", flags={"precision": "bf16", **fixed})
+    machine = replace(Machine.with_card(find_card("a100-40gb")), host_bytes=4 * 10**9, host_source="found")
+    question = Question(run, machine, frozenset(), 0.03, Calibration(), fewer=False)
+    with pytest.raises(InputError, match=r"offload needs .* of host memory in each machine, of 3\.73 GiB available; "):
+        _settle(question, ())
 
 
 def test_a_model_beyond_the_hosts_memory_is_refused() -> None:

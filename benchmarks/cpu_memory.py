@@ -1,0 +1,139 @@
+"""Compares what the planner predicts for a process on the CPU with what the kernel counts for it (VmHWM).
+
+python benchmarks/cpu_memory.py                               (from the repository's root; some minutes, at most 3 GB)
+python benchmarks/cpu_memory.py --only fsdp --json memory.json
+
+Each row is a short run of the trainer with checkpoints written while it trains, in a process of its own; of several ranks the
+first one's memory counts. Processes may not take more than --limit_gb of data each.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.arguments import at_least, new_file
+from scalegpt.cli.table import aligned
+from scalegpt.planner.plan import gib
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COMMON = "--tokenizer byte --max_iters 5 --checkpoint_every 2 --eval_every 3 --eval_tokens 2048 --sample_tokens 4"
+NARROW = "--n_layer 8 --n_embd 512 --n_head 8 --block_size 256"
+WIDE = "--n_layer 6 --n_embd 768 --n_head 8 --block_size 128"
+VOCABULARY = "--n_layer 4 --n_embd 384 --n_head 6 --block_size 256 --vocab_size 50304"
+
+PLAIN = {
+    "narrow": f"{NARROW} --micro_batch 4 --tokens_per_step 2048",
+    "narrow, large batch": f"{NARROW} --micro_batch 16",
+    "wide": f"{WIDE} --micro_batch 8",
+    "wide, recompute full": f"{WIDE} --micro_batch 8 --recompute full",
+    "wide, recompute selective": f"{WIDE} --micro_batch 8 --recompute selective",
+    "vocabulary": f"{VOCABULARY} --micro_batch 4",
+    "vocabulary, full loss": f"{VOCABULARY} --micro_batch 4 --loss full",
+}
+SHARDED = f"{WIDE} --micro_batch 4 --tokens_per_step 2048"
+
+
+def cases() -> dict[str, tuple[str, str]]:
+    """Name → backend and flags of every row."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        for name, flags in PLAIN.items():
+            found[f"plain, {name}, {precision}"] = "plain", f"{flags} --precision {precision}"
+        for backend, stages in {"fsdp": (0, 2, 3), "deepspeed": (0, 2, 3)}.items():
+            for stage in stages:
+                flags = f"{SHARDED} --zero_stage {stage} --precision {precision}"
+                found[f"{backend} {stage}, 2 ranks, {precision}"] = backend, flags
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the rows that were asked for, and print how far the predictions are off."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="WORDS", help="rows whose name has these words")
+    parser.add_argument("--limit_gb", type=at_least(1), default=4, help="data that each process may have [4]")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
+    arguments = parser.parse_args(argv)
+    figures, failed = [], False
+    for name, (backend, flags) in cases().items():
+        if arguments.only not in name:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found = measured(Path(folder), backend, flags, arguments.limit_gb * 10**9)
+        failed |= found is None
+        if found is not None:
+            figures.append({"name": name, **found})
+            print(f"{name}: prediction {found['predicted'] / found['measured'] - 1:+.1%}", flush=True)
+    print(table(figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 1 if failed or not figures else 0
+
+
+def measured(folder: Path, backend: str, flags: str, limit: int) -> dict[str, Any] | None:
+    """Predicted and measured bytes of a short run, and the parts of the prediction; None where the run failed."""
+    text = folder / "text.txt"
+    draw = random.Random(1)
+    text.write_text("".join(draw.choice("abcdefgh \n") for _ in range(200_000)), encoding="ascii")
+    words = [*flags.split(), *COMMON.split(), "--backend", backend, "--device", "cpu", "--model_name", "run"]
+    command = [
+        sys.executable, *launcher(backend), str(ROOT / "launch" / "train.py"), *words, "--input_file", str(text),
+        "--runs_dir", str(folder),
+    ]  # fmt: skip
+    environment = {**os.environ, "SCALEGPT_CACHE": str(folder / "cache"), "DS_ACCELERATOR": "cpu"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    done = subprocess.run(
+        command, env={**environment, "PATH": path, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+    )  # fmt: skip
+    if done.returncode:
+        print(f"{flags}: {(done.stderr or done.stdout)[-500:]}", file=sys.stderr)
+        return None
+    plan = json.loads((folder / "run" / "plan.json").read_text(encoding="utf-8"))["memory"]
+    status = json.loads((folder / "run" / "run_status.json").read_text(encoding="utf-8"))
+    return {
+        "predicted": plan["total_bytes"],
+        "measured": status["measured_peak_bytes"],
+        "peak": plan["peak_bytes"],
+        **plan["overheads"],
+    }
+
+
+def launcher(backend: str) -> list[str]:
+    """What starts two ranks of a sharded backend, on a port that is free."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    if backend == "fsdp":
+        return ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    return (
+        ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", port] if backend == "deepspeed" else []
+    )
+
+
+def table(figures: list[dict[str, Any]]) -> str:
+    """The figures for reading."""
+    rows = [("run", "step's peak", "predicted", "measured", "error")]
+    rows += [
+        (
+            each["name"], gib(each["peak"]), gib(each["predicted"]), gib(each["measured"]),
+            f"{each['predicted'] / each['measured'] - 1:+.1%}",
+        )
+        for each in figures
+    ]  # fmt: skip
+    return aligned(rows, right={1, 2, 3, 4})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
