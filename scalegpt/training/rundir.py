@@ -18,14 +18,14 @@ from typing import Any
 import yaml
 
 from scalegpt.checkpoint.manifest import UnreadableError
-from scalegpt.checkpoint.reader import read_manifest
+from scalegpt.checkpoint.reader import read_manifest, unreadable
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Ledger
 from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError
-from scalegpt.storage import sync_folder
+from scalegpt.storage import read_text, sync_folder
 from scalegpt.training.changes import SHAPES_THE_WEIGHTS, differences, free_differences, ways_out
 from scalegpt.training.files import finite, write_whole, writing
 from scalegpt.training.lock import LOCK, RunLock
@@ -239,11 +239,18 @@ class RunDirectory:
         return {key: values[key] for key in open_ if key in values}
 
     def read_id(self) -> str | None:
-        """The run's id; None before there is one."""
+        """The run's id; None before there is one.
+
+        Raises:
+            InputError: it cannot be read now.
+        """
+        path = self.path / RUN_ID
         try:
-            return (self.path / RUN_ID).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
+            return read_text(path).strip()
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
             return None
+        except OSError as error:
+            raise unreadable(path, error) from error
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, if there is one."""
