@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self
 
 from scalegpt.data.shards import DTYPE, FORMAT, SIDECAR, SPLITS, VERSION, TokenFile, Tokens
 from scalegpt.errors import InputError
-from scalegpt.storage import sync_file, sync_folder
+from scalegpt.storage import free_bytes, sync_file, sync_folder
 
 _COPY_BYTES = 8 << 20
 _ABANDONED_SECONDS = 24 * 3600
@@ -50,8 +50,8 @@ def check_space(out: Path, needed: int) -> None:
     """
     place = next(parent for parent in out.absolute().parents if parent.exists())
     with disk_errors(out):
-        free = shutil.disk_usage(place).free
-    if free < needed:
+        free = free_bytes(place)
+    if free is not None and free < needed:
         raise InputError(
             f"not enough disk space for {out}: about {needed:,} bytes are needed and {free:,} free in "
             f"{place}; free some, or choose another disk"
