@@ -104,8 +104,16 @@ class Saving:
             self.saver.resumed_from(checkpoint)
 
     def way_back(self, first_skipped: int) -> str:
-        """Where to resume from after steps that were skipped, in words; all ranks call it together."""
+        """Where to resume from after steps that were skipped, in words; all ranks call it together.
+
+        A save under way is waited for: it may be of the very step that ruined the weights.
+
+        Raises:
+            RunError: it failed.
+        """
         job = self.job
+        self.finish()
+        self._tell()
         return job.world.on_first(
             lambda: way_back(find_checkpoints(job.directory.checkpoints), first_skipped, job.again)
         )
