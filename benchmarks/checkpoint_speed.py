@@ -80,6 +80,7 @@ def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> 
         start = time.perf_counter()
         saver.save(Header(Progress(step=step, tokens=0), {}, {}))
         pause = time.perf_counter() - start
+        saver.confirm(step)  # so that the one before it is deleted, as in a run
         if saver.lacks_memory:
             sys.exit("host memory has no room for the copy: nothing to measure")
         saver.finish()

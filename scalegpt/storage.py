@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import stat
 import threading
 import time
@@ -55,6 +56,9 @@ def user_path(text: str) -> str:
 
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 """What a file system answers to an operation that it does not have."""
+
+NO_FREE_SPACE = UNSUPPORTED
+"""The same for the question how much room there is."""
 
 NO_FOLDER_SYNC = UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
 """The same for a folder that is to be opened and synced: some refuse to open it, or do not take its descriptor."""
@@ -121,6 +125,21 @@ def _read(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes: too large for a file of its kind")
     return content
+
+
+def free_bytes(path: Path) -> int | None:
+    """How much room a file system has; None where it does not say.
+
+    Raises:
+        OSError: the path cannot be looked at.
+    """
+    try:
+        usage = retried(lambda: shutil.disk_usage(path))
+    except OSError as error:
+        if error.errno not in NO_FREE_SPACE:
+            raise
+        return None
+    return None if usage.free == 0 and usage.total == 0 else usage.free
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

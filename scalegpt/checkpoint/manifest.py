@@ -29,6 +29,9 @@ MANIFEST_LIMIT = 128 << 20
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 8
 """The largest count and the most dimensions of a tensor that a manifest may name."""
 
+FARTHEST = 2**53
+"""No run comes as far as so many steps, sequences or tokens; sums with such numbers still fit 64 bits."""
+
 NAME = re.compile(r"step_([0-9]{8,})")
 """A checkpoint's directory."""
 
@@ -287,8 +290,11 @@ def _progress(values: Mapping[str, Any]) -> Progress:
     for each in fields(Progress):
         value = getattr(progress, each.name)
         is_right = _is_count(value) if each.type is int else value is None or _is_number(value)
-        if not is_right or (value is None and each.default is not None):
+        is_too_far = each.type is int and each.name != "seed" and is_right and value > FARTHEST
+        if not is_right or is_too_far or (value is None and each.default is not None):
             raise DamagedError(f"its progress has {each.name} {value!r}")
+    if progress.skipped_steps > progress.step or progress.left_out > progress.sequences:
+        raise DamagedError("its progress has more steps skipped than taken, or more data left out than consumed")
     return progress
 
 

@@ -213,6 +213,9 @@ class Checkpoint:
             values: Tensor = self._open[name].get_slice(entry)[first:last]
         except (SafetensorError, OSError) as error:
             _check_readable(path)
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                # Its content was verified: the file system cannot map files into memory, perhaps.
+                raise UnreadableError(f"{path} cannot be read: {error}; copy the checkpoint to another disk") from error
             # safetensors ends some of its messages with the path.
             raise DamagedError(f"{path} cannot be read: {str(error).removesuffix(f': {path}')}") from None
         if (values.dtype, values.shape) != (torch.float32, (last - first,)):

@@ -43,7 +43,7 @@ from scalegpt.checkpoint.manifest import (
 from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
 from scalegpt.errors import InputError, RunError
-from scalegpt.storage import RETRY_SECONDS, read_bytes, retried, sync_folder, write_atomic
+from scalegpt.storage import RETRY_SECONDS, free_bytes, read_bytes, retried, sync_folder, write_atomic
 
 PEERS_SECONDS = 900.0
 """How long the first rank waits for the others' parts after its own is written."""
@@ -233,7 +233,8 @@ def _make_place(save: Save, needed: int) -> None:
     store.remove_leftovers(save.folder)  # what it cannot delete is told with the next pruning
     if os.path.lexists(save.final):
         raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
-    if shutil.disk_usage(save.folder).free < needed:
+    free = free_bytes(save.folder)
+    if free is not None and free < needed:
         raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
     save.temporary.mkdir()
 
@@ -341,4 +342,5 @@ def _assemble(
 
 def _free_space(folder: Path) -> str:
     place = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
-    return f" ({shutil.disk_usage(place).free / 1e9:.1f} GB free)" if place else ""
+    free = None if place is None else free_bytes(place)
+    return "" if free is None else f" ({free / 1e9:.1f} GB free)"

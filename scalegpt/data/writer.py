@@ -15,7 +15,7 @@ from scalegpt.data.shards import TokenFile
 from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
 from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
-from scalegpt.storage import sync_file, sync_folder
+from scalegpt.storage import free_bytes, sync_file, sync_folder
 from scalegpt.text import one_line
 
 _COPY_BYTES = 8 << 20
@@ -71,8 +71,8 @@ def check_space(out: Path, needed: int) -> None:
     """
     with disk_errors(out):
         place = next(parent for parent in out.absolute().parents if parent.exists())
-        free = shutil.disk_usage(place).free
-    if free < needed:
+        free = free_bytes(place)
+    if free is not None and free < needed:
         raise InputError(
             f"not enough disk space for {one_line(out)}: about {needed:,} bytes are needed and {free:,} free in "
             f"{place}; free some, or choose another disk"

@@ -46,7 +46,7 @@ def owed_for(directory: RunDirectory, train: TrainConfig, step: int, *, at_end: 
     """
     lines = [line for line in directory.read_metrics() if line["step"] == step]
     evaluated = [line["val_loss"] for line in lines if "val_loss" in line]
-    val_loss = evaluated[-1] if evaluated else None
+    val_loss = float(evaluated[-1]) if evaluated and type(evaluated[-1]) in {int, float} else None
     if not any("loss" in line for line in lines) or directory.read_state() == "finished":
         return Owed(val_loss=val_loss)  # of a step that the file does not know nothing can be said
     sampled = any(after == step for after, _ in directory.read_samples())

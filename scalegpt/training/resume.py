@@ -167,7 +167,11 @@ def way_back(found: list[Path], first_skipped: int, again: str) -> str:
     if not found:
         return f"no checkpoint was complete; {again} begins at the start"
     if not good:
-        return "there is no checkpoint from before them; --fresh starts anew beside this run"
+        newest = step_of(found[-1])
+        return (
+            f"the checkpoint of step {newest} may hold ruined weights, and there is no whole one before it: --fresh starts "
+            "anew beside this run"
+        )
     step = step_of(good[-1])
     if good[-1] == found[-1]:
         return f"{again} resumes from the checkpoint of step {step}, from before them"

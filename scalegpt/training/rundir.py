@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from scalegpt.checkpoint.manifest import UnreadableError
-from scalegpt.checkpoint.reader import read_manifest
+from scalegpt.checkpoint.reader import read_manifest, unreadable
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file, from_run
@@ -275,11 +275,18 @@ class RunDirectory:
         return {key: values[key] for key in open_ if key in values}
 
     def read_id(self) -> str | None:
-        """The run's id; None before there is one."""
+        """The run's id; None before there is one.
+
+        Raises:
+            InputError: it cannot be read now.
+        """
+        path = self.path / RUN_ID
         try:
-            return read_text(self.path / RUN_ID, CONFIG_LIMIT).strip()
-        except (OSError, UnicodeDecodeError, InputError):
+            return read_text(path, CONFIG_LIMIT).strip()
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
             return None
+        except OSError as error:
+            raise unreadable(path, error) from error
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, if there is one."""

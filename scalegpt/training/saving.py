@@ -99,12 +99,21 @@ class Saving:
     def went_back(self, checkpoint: Path) -> None:
         """Start from an earlier checkpoint of this run."""
         self._is_due = self._is_put_off = False
+        self.saved_step = None
         if self.job.world.is_first:
             self.saver.resumed_from(checkpoint)
 
     def way_back(self, first_skipped: int) -> str:
-        """Where to resume from after steps that were skipped, in words; all ranks call it together."""
+        """Where to resume from after steps that were skipped, in words; all ranks call it together.
+
+        A save under way is waited for: it may be of the very step that ruined the weights.
+
+        Raises:
+            RunError: it failed.
+        """
         job = self.job
+        self.finish()
+        self._tell()
         return job.world.on_first(
             lambda: way_back(find_checkpoints(job.directory.checkpoints), first_skipped, job.again)
         )
@@ -122,11 +131,10 @@ class Saving:
         """
         if evaluated and val_loss is not None and math.isfinite(val_loss):
             return True
-        way_back = self.way_back(row[0].step)
         skipped = f"no checkpoint is written after step {row[-1].step}, which was skipped ({row[-1].reason})"
         if evaluated:
-            raise RunError(f"{skipped}: the held-out loss is not finite either; {way_back}")
-        self.job.logger.say(f"warning: {skipped}; {way_back}")
+            raise RunError(f"{skipped}: the held-out loss is not finite either; {self.way_back(row[0].step)}")
+        self.job.logger.say(f"warning: {skipped}")
         return False
 
     def save(self, header: Header, *, last: bool) -> None:

@@ -18,7 +18,6 @@ from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
-from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
@@ -29,19 +28,18 @@ from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.search import MARGIN
 from scalegpt.planner.states import training_bytes
-from scalegpt.storage import remove_temporaries
 from scalegpt.training import oom
+from scalegpt.training.beginning import write_directory
 from scalegpt.training.choice import settle_layout
 from scalegpt.training.data import fix_data, open_data, tokens_to_keep
-from scalegpt.training.files import try_writing, writing
+from scalegpt.training.files import try_writing
 from scalegpt.training.job import Job
-from scalegpt.training.launch import begun_before, launch_marks, note_going_back, went_back_before
+from scalegpt.training.launch import begun_before, went_back_before
 from scalegpt.training.layout import describe, plan_summary, total_steps
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.rate_change import rate_change
 from scalegpt.training.resume import (
-    Found,
     first_stretch,
     goes_on_with,
     newest_whole_checkpoint,
@@ -173,7 +171,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
-    world.on_first(lambda: _write_directory(directory, run, summary, stretch, found, request.resume_step))
+    world.on_first(lambda: write_directory(directory, run, summary, stretch, found, request.resume_step))
     return Job(
         run=run,
         world=world,
@@ -343,30 +341,3 @@ def _check_space(directory: RunDirectory, run: RunConfig, plan: BatchPlan) -> No
     more = min(ever, train.keep_checkpoints + train.keep_best + 1) - len(store.find_checkpoints(directory.checkpoints))
     states = training_bytes(run.model, train)
     check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
-
-
-def _write_directory(
-    directory: RunDirectory,
-    run: RunConfig,
-    plan: dict[str, Any],
-    stretch: Stretch,
-    found: Found,
-    resume_step: int | None,
-) -> None:
-    """Write what a run that goes on begins with; a finished one keeps its own. First rank only, which has the lock."""
-    step = stretch.first_step - 1
-    with writing(directory.path):
-        remove_temporaries(directory.path)
-        store.remove_leftovers(directory.checkpoints)  # what it cannot delete is told with the next pruning
-        store.remove_amendments(directory.checkpoints)
-        for path in store.named_as_checkpoints(directory.checkpoints):
-            if store.step_of(path) > step:  # that step will be saved again
-                store.set_aside(path, store.REPLACED if path in found.replaced else store.DAMAGED)
-        if resume_step is not None:
-            note_going_back(directory.path, resume_step)
-    if step >= plan["steps"] > 0 and directory.config.is_file():
-        return
-    directory.create(run, plan, launch_marks())
-    directory.forget_after(step)
-    with writing(directory.ledger.path):
-        directory.ledger.append(stretch)

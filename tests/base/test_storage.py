@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from scalegpt import storage
+from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.text import brief, visible
 
@@ -160,6 +162,20 @@ def test_a_lock_that_the_file_system_lacks_is_told(tmp_path: Path, monkeypatch: 
             storage.lock_file(other)
         monkeypatch.setattr(fcntl, "flock", failing(code))
         assert storage.lock_file(other) == os.strerror(code)
+
+
+@pytest.mark.parametrize("answer", [OSError(errno.ENOSYS, "Function not implemented"), (0, 0, 0)])
+def test_room_that_is_not_told_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    assert (storage.free_bytes(tmp_path) or 0) > 0
+
+    def usage(_: Path) -> Any:
+        if isinstance(answer, OSError):
+            raise answer
+        return shutil._ntuple_diskusage(*answer)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert storage.free_bytes(tmp_path) is None
+    check_space(tmp_path / "out", 10**18)
 
 
 # --- what is left of files that were not finished --------------------------------------------------------------------

@@ -287,6 +287,18 @@ def test_a_file_that_cannot_be_read_once_it_is_verified_is_no_damage(
         checkpoint.read("wte.weight", "weight", 0, 1)
 
 
+def test_a_file_system_that_cannot_map_files_is_no_damage(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(saved)
+    checkpoint.verify()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("No such device (os error 19)")
+
+    monkeypatch.setattr(reader, "safe_open", refuse)
+    with pytest.raises(UnreadableError, match=r"No such device .*; copy the checkpoint to another disk"):
+        checkpoint.read("wte.weight", "weight", 0, 1)
+
+
 def test_a_folder_that_cannot_be_searched_is_no_damage(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

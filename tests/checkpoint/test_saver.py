@@ -275,6 +275,10 @@ def test_a_state_that_is_not_finite_is_not_saved(
     ):
         one.save(at(1))
     assert list(tmp_path.iterdir()) == []
+    piece.values.view(-1)[:] = 3e38  # whose sum is infinite
+    one.save(at(3))
+    one.finish()
+    assert one.committed() == [tmp_path / "step_00000003"]
     piece.values.view(-1)[-1] = before
     one.save(at(2))
     one.finish()

@@ -210,6 +210,7 @@ def test_a_checkpoint_of_the_step_that_ruined_the_weights_pushes_nothing_out(
         one = trainer(max_iters=40, **bad)
         with pytest.raises(RunError, match=r"may hold ruined weights: to go back to .* step 12, add --resume_step 12"):
             one.fit()
+        assert status(one)["checkpoint_step"] == 13
         one.job.directory.unlock()
         assert kept(one) == [12, 13]
     assert "steps 14 to 18, all after" in (text := capsys.readouterr().out)
