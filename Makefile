@@ -28,10 +28,9 @@ test: lint types architecture tests
 faults: .venv/installed-dev
 	$(BIN)/pytest tests/faults -m "faults or not faults"
 
-# What leans on the dependencies, without what takes tens of seconds.
+# What leans on the dependencies, without what takes tens of seconds. Types are those of the newest releases.
 lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/ruff check .
-	$(LOWEST)/bin/mypy
 	$(LOWEST)/bin/lint-imports
 	$(LOWEST)/bin/pytest -q -n 2 --dist loadgroup -m "not slow and not faults" tests/base tests/config tests/data tests/model \
 	  tests/checkpoint tests/backends tests/training tests/planner/test_nvml.py tests/planner/test_detect.py
