@@ -631,13 +631,13 @@ def test_what_fails_on_the_way_is_one_line_and_status_1(
     samples = Path("runs/run/samples.txt")
     kept = samples.read_text()
     samples.unlink()
-    samples.mkdir()  # nothing can be appended to it
+    samples.symlink_to("absent/samples.txt")  # nothing can be appended to it
     assert main(command()) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "runs/run/samples.txt cannot be written" in line
     assert status()["state"] == "failed"
-    samples.rmdir()
+    samples.unlink()
     samples.write_text(kept)
     train()
     assert status()["state"] == "finished"

@@ -129,7 +129,7 @@ def _asked(case: Case) -> Iterator[str]:
     """The paths that a command is asked to write, and what they link to, relative to the case's folder."""
     for flag, word in zip(case.words, [*case.words[1:], ""], strict=True):
         name, _, value = flag.partition("=")
-        if name in case.writes:
+        if name.replace("-", "_").replace("__", "--", 1) in case.writes:  # a flag may be spelled with either
             path = os.path.abspath(os.path.expanduser(value or word))  # noqa: PTH100, PTH111 - pathlib loses the ./ of ./~
             for target in (path, os.path.realpath(path)):
                 yield os.path.relpath(target, Path.cwd().parent)

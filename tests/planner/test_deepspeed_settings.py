@@ -181,8 +181,11 @@ def test_a_file_of_that_name_here_comes_before_ours(
         ({"gradient_clipping": 0.25}, ("gradient_clipping at 0.25", "--grad_clip makes it 1.0")),
         ({"bf16": {"enabled": False}}, ("enabled at False", "--precision makes it True")),
         ({"fp16": {"enabled": True}}, ("enabled at True", "--precision makes it False")),
-        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ("device at cpu", "--offload makes it none")),
-        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, ("device at nvme", "--offload")),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            ("device at 'cpu'", "--offload makes it none"),
+        ),
+        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, ("device at 'nvme'", "--offload")),
     ],
 )
 def test_contradictions_are_refused_with_a_way_out(file: Any, words: tuple[str, ...], own_file: Any) -> None:
@@ -203,7 +206,7 @@ def test_an_offload_of_the_file_and_the_flag_together_are_fine(own_file: Any) ->
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("{", "is not JSON"),
+        ("{", ":1: not JSON"),
         ("[]", "must hold an object"),
         ({"zero_optimization": True}, "zero_optimization must be an object"),
         ({"bf16": True}, "bf16 must be an object"),
