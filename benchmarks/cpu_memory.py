@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arguments import at_least, new_file
 from scalegpt.cli.table import aligned
-from scalegpt.planner.plan import gib
+from scalegpt.units import gib
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,13 +16,13 @@ from benchmarks.published import fused_loss
 from benchmarks.tables.markdown import table
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.communication import collectives
-from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.rates import Rates
-from scalegpt.planner.throughput import time_of
-from scalegpt.planner.work import LOSS, HostTraffic, count_work
+from scalegpt.planner.time.communication import collectives
+from scalegpt.planner.time.rates import Rates
+from scalegpt.planner.time.step_time import time_of
+from scalegpt.planner.time.work import LOSS, HostTraffic, count_work
 
 GPUS = 8
 """Cards in each of these machines."""

@@ -1,6 +1,6 @@
 """Fits the planner's shares of a card's figures to published runs, and tells how well they predict runs left out.
 
-``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares, which ``scalegpt/planner/rates.py``
+``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares, which ``scalegpt/planner/time/rates.py``
 holds, and the errors of predicted tokens a second in ten-fold cross-validation, by card and by model: each run is
 predicted with shares that were fitted without it.
 
@@ -23,8 +23,8 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.published import PublishedRun, read_published
-from scalegpt.planner.overheads import Figure
-from scalegpt.planner.rates import SHARES, Shares
+from scalegpt.planner.memory.overheads import Figure
+from scalegpt.planner.time.rates import SHARES, Shares
 
 START = {
     "matmul 8.0": 0.8, "matmul 9.0": 0.65, "attention 8.0": 0.35, "attention 9.0": 0.25, "memory": 0.6, "interference": 0.1,

@@ -34,7 +34,7 @@ import psutil
 
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.store import find_checkpoints, step_of
-from scalegpt.training.files import write_whole
+from scalegpt.training.runs.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "launch" / "train.py"

@@ -25,10 +25,10 @@ COUNTS = ((1, 1), (8, 1), (8, 8))
 
 def sweep() -> tuple[int, int]:
     """Plan every preset on every card of the catalogue, 1, 8 and 64 of it; how many plans were made and how many fit."""
-    from scalegpt.planner.answer import over_presets
-    from scalegpt.planner.calibration import Calibration
-    from scalegpt.planner.gpus import catalogue
-    from scalegpt.planner.machine import Machine
+    from scalegpt.hardware.gpus import catalogue
+    from scalegpt.hardware.machine import Machine
+    from scalegpt.planner.query import over_presets
+    from scalegpt.planner.time.calibration import Calibration
 
     rows = [
         row

@@ -18,13 +18,13 @@ from pathlib import Path
 from scalegpt.config import RunConfig
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.communication import collectives
-from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.rates import Rates, Shares
-from scalegpt.planner.throughput import StepTime, time_of
-from scalegpt.planner.work import LOSS, OPTIMIZER, HostTraffic, Load, Work, count_work
+from scalegpt.planner.time.communication import collectives
+from scalegpt.planner.time.rates import Rates, Shares
+from scalegpt.planner.time.step_time import StepTime, time_of
+from scalegpt.planner.time.work import LOSS, OPTIMIZER, HostTraffic, Load, Work, count_work
 
 CARDS = {"a100_40gb": "A100 40GB", "a100_80gb": "A100 80GB", "h100_80gb": "H100 SXM"}
 

@@ -32,8 +32,8 @@ from scalegpt.backends.precision import resolve_precision
 from scalegpt.backends.world import choose_device
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
-from scalegpt.planner.communication import sent_bytes
-from scalegpt.planner.work import flops_per_token
+from scalegpt.planner.time.communication import sent_bytes
+from scalegpt.planner.time.work import flops_per_token
 
 STEP_BENCH = Path(__file__).with_name("step_bench.py")
 HEAD_SIZE = 32

@@ -30,8 +30,8 @@ from scalegpt.cli.parser import given_settings
 from scalegpt.cli.train import make_parser
 from scalegpt.config.run import SECTIONS
 from scalegpt.errors import InputError, RunError
-from scalegpt.planner.gpus import peak_flops
-from scalegpt.planner.work import flops_per_token
+from scalegpt.hardware.gpus import peak_flops
+from scalegpt.planner.time.work import flops_per_token
 from scalegpt.training.metrics import mfu
 
 LOADED_STEPS = 50

@@ -1,7 +1,8 @@
 # ruff: noqa: N802 - the names are NVML's
 """NVML as its C interface is documented, over a machine that a test describes; put in pynvml's place.
 
-Every call that :mod:`scalegpt.planner.nvml` makes is answered as the driver does: by value, or with the error that it raises.
+Every call that :mod:`scalegpt.hardware.nvml` makes is answered as the driver does: by value, or with the error that it
+raises.
 """
 
 from dataclasses import dataclass, field

@@ -8,7 +8,7 @@ import torch
 
 from scalegpt.backends import Backend
 from scalegpt.training import setup, trainer
-from scalegpt.training.loader import TrainingBatches
+from scalegpt.training.batches import TrainingBatches
 
 Setter = Callable[[Any, str, Any], None]
 

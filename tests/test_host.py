@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from scalegpt.host import available_bytes, usable_cores
+from scalegpt.system.cores import available_bytes, usable_cores
 
 GIB = 2**30
 FREE = 64 * GIB
@@ -88,6 +88,6 @@ def test_the_real_machine_has_some() -> None:
 def test_planner_trainer_and_data_ask_the_same_function() -> None:
     from scalegpt.backends import world
     from scalegpt.data import prepare
-    from scalegpt.planner import detect
+    from scalegpt.hardware import detect
 
     assert detect.usable_cores is world.usable_cores is prepare.usable_cores is usable_cores

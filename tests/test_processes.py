@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scalegpt.processes import birth_of, has_ended, own_birth
+from scalegpt.system.processes import birth_of, has_ended, own_birth
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux counts from the boot")
 
@@ -57,7 +57,7 @@ def test_the_wall_clock_moves_no_birth(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_proc_the_time_since_the_epoch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalegpt.processes._stat", lambda _pid: None)
+    monkeypatch.setattr("scalegpt.system.processes._stat", lambda _pid: None)
     born = own_birth()
     assert born == f"{psutil.Process().create_time():.2f}"
     assert not has_ended(os.getpid(), born)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scalegpt.streams import LastingStream, lasting
+from scalegpt.system.streams import LastingStream, lasting
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,7 +54,7 @@ def run(code: str, **streams: Any) -> int:
 
 PRINTS = """\
 import sys
-from scalegpt.streams import outlast_standard_streams, lost_output
+from scalegpt.system.streams import outlast_standard_streams, lost_output
 outlast_standard_streams()
 for _ in range(3): print("x" * 5000, flush=True)
 print("left in the buffer")
@@ -83,7 +83,7 @@ def test_a_reader_that_has_gone_changes_no_exit_status() -> None:
 def test_closed_streams_are_the_null_device_and_never_a_file_of_ours(tmp_path: Path, closed: tuple[int, ...]) -> None:
     code = (
         "import os, sys\n"
-        "from scalegpt.streams import open_missing\n"
+        "from scalegpt.system.streams import open_missing\n"
         "open_missing()\n"
         f"file = open({str(tmp_path / 'data')!r}, 'wb')\n"
         "assert file.fileno() > 2\n"

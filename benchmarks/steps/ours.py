@@ -13,7 +13,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
-from scalegpt.training.loader import TrainingBatches
+from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.setup import Request, prepare
 from scalegpt.training.trainer import Trainer
 

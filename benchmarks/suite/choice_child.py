@@ -38,7 +38,7 @@ from scalegpt.backends import Backend, World
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.plan import gib
+from scalegpt.units import gib
 
 REHEARSED_STEPS = 2
 """After the second step everything is loaded: the first has made the optimizer's state."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from benchmarks.suite.choice_rows import EMULATED, STEPS
 from benchmarks.suite.frame import machine_table, table
-from scalegpt.planner.gpus import GIB
-from scalegpt.planner.plan import gib
-from scalegpt.planner.search import TIE
+from scalegpt.hardware.gpus import GIB
+from scalegpt.planner.search.choose import TIE
+from scalegpt.units import gib
 
 Values = dict[str, Any]
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from benchmarks.suite.configuration import Configuration
 from scalegpt.config.presets import resolve
-from scalegpt.planner.advice import alternatives
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan, divisors
 from scalegpt.planner.checks import resolve_precision
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.search import Found, Question, choose
-from scalegpt.planner.space import Setting, candidate
+from scalegpt.planner.search.advice import alternatives
+from scalegpt.planner.search.choose import Found, Question, choose
+from scalegpt.planner.search.space import Setting, candidate
 
 EMULATED = ("RTX 3070", "RTX 3080", "RTX 3060", "RTX A4000", "RTX 4090", "A100 40GB", "A100 80GB")
 """A card of each size, of 8, 10, 12, 16, 24, 40 and 80 GB, whose memory is emulated, as torch reports it; nothing else is."""

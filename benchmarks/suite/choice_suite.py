@@ -9,8 +9,8 @@ from benchmarks.suite.choice_rows import Cell, cells
 from benchmarks.suite.choice_trials import Trials
 from benchmarks.suite.frame import BAD_INPUT, Budget, describe_software, installed, write_results
 from benchmarks.suite.session import Session, counts, exit_status, matches, say
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.plan import gib
+from scalegpt.hardware.machine import Machine
+from scalegpt.units import gib
 
 MODULE = "benchmarks.suite.choice_child"
 

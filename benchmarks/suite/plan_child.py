@@ -20,10 +20,11 @@ from benchmarks.suite.station import Station, batch_of, serve_from
 from benchmarks.suite.steps import Peaks, take_step
 from scalegpt.backends import Backend, World
 from scalegpt.config import RunConfig
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.plan import Plan, gib, make_plan
+from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.training.memory import machine_of
+from scalegpt.units import gib
 
 ROOM_FOR_ERROR = 1.1
 """What is predicted to fill the card so many times is not tried: it would only show that memory runs out."""

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.suite.frame import machine_table, table
-from scalegpt.planner.gpus import GIB
-from scalegpt.planner.plan import gib
+from scalegpt.hardware.gpus import GIB
+from scalegpt.units import gib
 
 Values = dict[str, Any]
 

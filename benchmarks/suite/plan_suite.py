@@ -11,7 +11,7 @@ from benchmarks.suite.configuration import Configuration
 from benchmarks.suite.frame import BAD_INPUT, Budget, describe_software, installed, write_results
 from benchmarks.suite.plan_rows import deepspeed_rows, torch_rows
 from benchmarks.suite.session import Session, counts, exit_status, matches, say
-from scalegpt.planner.plan import gib
+from scalegpt.units import gib
 
 MODULE = "benchmarks.suite.plan_child"
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from benchmarks.suite.children import Child, ChildGoneError, Values, work_through
 from benchmarks.suite.frame import DONE, FAILED, INTERRUPTED, Budget, no_gpu, positive, regular_expression
 from scalegpt.config.machine import MachineConfig
-from scalegpt.planner.detect import machine_at_hand
-from scalegpt.planner.gpus import find_card, known_card
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware.detect import machine_at_hand
+from scalegpt.hardware.gpus import find_card, known_card
+from scalegpt.hardware.machine import Machine
 
 MINUTES = 8.5
 """A suite is to take less than nine; starting and ending are not in these."""

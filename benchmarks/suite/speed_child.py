@@ -54,9 +54,9 @@ from scalegpt.backends.base import DTYPES
 from scalegpt.backends.capabilities import device_name
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import peak_flops
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.gpus import peak_flops
-from scalegpt.planner.work import flops_per_token
+from scalegpt.planner.time.work import flops_per_token
 from scalegpt.training.metrics import mfu
 
 MOST_SKIPPED = 12

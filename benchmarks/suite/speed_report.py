@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.suite.frame import machine_table, table
 from benchmarks.suite.speed_rows import LOOP, LOSS, PRESETS, PROFILE, TRAIN
-from scalegpt.planner.gpus import GIB
+from scalegpt.hardware.gpus import GIB
 
 Values = dict[str, Any]
 

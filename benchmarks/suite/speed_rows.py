@@ -8,12 +8,13 @@ from benchmarks.suite.choice_rows import configuration
 from benchmarks.suite.configuration import Configuration
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import PLANNED, ParallelConfig
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.checks import resolve_precision
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.plan import Plan, gib, make_plan
-from scalegpt.planner.search import Question, choose
-from scalegpt.planner.space import Setting, candidate
+from scalegpt.planner.plan import Plan, make_plan
+from scalegpt.planner.search.choose import Question, choose
+from scalegpt.planner.search.space import Setting, candidate
+from scalegpt.units import gib
 
 Values = dict[str, Any]
 

@@ -12,7 +12,7 @@ from benchmarks.suite.frame import BAD_INPUT, Budget, describe_software, install
 from benchmarks.suite.session import Session, counts, exit_status, matches, say
 from benchmarks.suite.speed_rows import LOSS, PROFILE, Subject, subjects
 from benchmarks.suite.speed_trials import Trials, foreseen, need
-from scalegpt.planner.plan import gib
+from scalegpt.units import gib
 
 MODULE = "benchmarks.suite.speed_child"
 

@@ -38,9 +38,9 @@ from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.tracing.trace import fake_process_group
 from scalegpt.training.memory import MemoryWatch, machine_of
-from scalegpt.training.trace import fake_process_group
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 128}
 """The shape of every model in a dry run."""

@@ -14,7 +14,7 @@ from benchmarks.suite.children import Values
 from scalegpt.backends import Backend
 from scalegpt.backends.base import local
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.training.loader import on_device
+from scalegpt.training.batches import on_device
 
 
 class Peaks:

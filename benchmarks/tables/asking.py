@@ -3,15 +3,15 @@
 from functools import cache
 from typing import Any
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import preset_names, resolve
-from scalegpt.planner.answer import Asked
+from scalegpt.hardware.gpus import Card, find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import plan_batches
-from scalegpt.planner.gpus import Card, find_card
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.parameters import count_parameters
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.search import choose
+from scalegpt.planner.query import Asked
+from scalegpt.planner.search.choose import choose
 
 HIGH_CONTEXT = 1024
 """The block size of the presets that are called so."""

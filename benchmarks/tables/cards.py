@@ -10,8 +10,8 @@ from benchmarks.tables.presets import layout
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
-from scalegpt.planner.gpus import GIB, Card, catalogue, find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware.gpus import GIB, Card, catalogue, find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
 
 LIGHT = ("none", "selective")

@@ -2,13 +2,14 @@
 
 from benchmarks.tables.asking import as_it_stands, block_size, by_size, fits_with_margin, parameters
 from benchmarks.tables.markdown import code, gib, table
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
-from scalegpt.planner.parameters import count_parameters, format_bytes
-from scalegpt.planner.search import MARGIN
-from scalegpt.planner.states import training_bytes
-from scalegpt.planner.work import flops_per_token
+from scalegpt.planner.memory.states import training_bytes
+from scalegpt.planner.search.choose import MARGIN
+from scalegpt.planner.time.work import flops_per_token
+from scalegpt.units import format_bytes
 
 COMMON = (
     "RTX 3070",
@@ -94,7 +95,7 @@ def _smallest(preset: str, recompute: str) -> str:
 
 def common_cards() -> str:
     """The cards that the table of memory chooses among."""
-    from scalegpt.planner.gpus import find_card
+    from scalegpt.hardware.gpus import find_card
 
     return ", ".join(f"{name} ({find_card(name).gib:g} GiB)" for name in COMMON)
 

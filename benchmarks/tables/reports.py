@@ -5,13 +5,13 @@ import shlex
 from typing import Any
 
 from benchmarks.tables.markdown import code, fenced
-from scalegpt.cli.plan_report import report
-from scalegpt.cli.plan_tables import presets_table
+from scalegpt.cli.plan.tables import presets_table
+from scalegpt.cli.plan.text import report
 from scalegpt.config.machine import MachineConfig
-from scalegpt.invocation import program, train_command
-from scalegpt.planner.answer import Answer, Asked, answer, over_presets
-from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.query import Answer, Asked, answer, over_presets
+from scalegpt.planner.time.calibration import Calibration
+from scalegpt.system.invocation import program, train_command
 
 
 def _answer(preset: str, card: str, **flags: Any) -> Answer:

@@ -4,10 +4,11 @@ from collections import defaultdict
 
 from benchmarks.cross_check import cross_check
 from benchmarks.tables.markdown import code, table
-from scalegpt.planner import rates, search
-from scalegpt.planner.gpus import catalogue
-from scalegpt.planner.overheads import Figure
-from scalegpt.planner.rates import FITTED, NETWORK, SHARES
+from scalegpt.hardware.gpus import catalogue
+from scalegpt.planner.memory.overheads import Figure
+from scalegpt.planner.search import choose as search
+from scalegpt.planner.time import rates
+from scalegpt.planner.time.rates import FITTED, NETWORK, SHARES
 
 
 def shares() -> str:
@@ -85,8 +86,8 @@ def search_constants() -> str:
         (
             "what each kind of machinery must gain",
             f"more than {search.ERROR:.1%}",
-            "`ERROR` and `machinery` in `scalegpt/planner/search.py`",
+            "`ERROR` and `machinery` in `scalegpt/planner/search/choose.py`",
         ),
-        ("times that count as equal", f"within {search.TIE:.0%}", "`TIE` in `scalegpt/planner/search.py`"),
+        ("times that count as equal", f"within {search.TIE:.0%}", "`TIE` in `scalegpt/planner/search/choose.py`"),
     ]
     return table(("what", "value", "where"), rows)

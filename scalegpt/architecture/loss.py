@@ -7,8 +7,9 @@ chunk; c bytes of the compute dtype.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scalegpt.architecture.layers import FP32, Linear, Numerics
 from scalegpt.architecture.operations import MATMULS, Cost, Gradient, Operation, Recorder, Size, Value
-from scalegpt.architecture.parts import FP32, Linear, Numerics, vocabulary_of, width_of
+from scalegpt.architecture.parts import vocabulary_of, width_of
 from scalegpt.config import ModelConfig
 from scalegpt.config.train import LOSS_ROWS, TrainConfig
 

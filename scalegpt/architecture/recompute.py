@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from scalegpt.architecture.decoder import Decoder
+from scalegpt.architecture.layers import Numerics
 from scalegpt.architecture.operations import MATMULS, Operation, Recorder, Size, Value
-from scalegpt.architecture.parts import Numerics
 from scalegpt.config import ModelConfig
 
 

@@ -68,7 +68,7 @@ def make_backend(
         from scalegpt.backends.fsdp import FSDPBackend
 
         return FSDPBackend(run, world, grad_accum, model, make_optimizer)
-    from scalegpt.backends.deepspeed import DeepSpeedBackend
+    from scalegpt.backends.deepspeed.engine import DeepSpeedBackend
 
     assert deepspeed_settings is not None
     return DeepSpeedBackend(run, world, grad_accum, model, make_optimizer, deepspeed_settings)

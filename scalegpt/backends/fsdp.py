@@ -29,7 +29,7 @@ from scalegpt.backends.plain import TorchBackend, named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT
-from scalegpt.planner import fsdp_memory
+from scalegpt.planner.memory import fsdp as fsdp_memory
 
 
 class FSDPBackend(TorchBackend):

@@ -27,10 +27,10 @@ from torch.distributed import DistError
 
 from scalegpt.backends.ports import LOOPBACK, TakenError, listening, meeting_place
 from scalegpt.errors import InputError, RunError
-from scalegpt.launchers import starter, under_launcher
-from scalegpt.processes import birth_of, has_ended
-from scalegpt.ranks import Ranks
 from scalegpt.storage import write_atomic
+from scalegpt.system.launchers import starter, under_launcher
+from scalegpt.system.processes import birth_of, has_ended
+from scalegpt.system.ranks import Ranks
 
 POLL_SECONDS = 0.05
 

@@ -15,8 +15,8 @@ import psutil
 from torch._C._distributed_c10d import TCPStore
 
 from scalegpt.errors import InputError
-from scalegpt.launchers import TORCHRUN, starter
-from scalegpt.ranks import START, Ranks
+from scalegpt.system.launchers import TORCHRUN, starter
+from scalegpt.system.ranks import START, Ranks
 
 LOOPBACK = "127.0.0.1"
 

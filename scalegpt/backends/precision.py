@@ -6,13 +6,13 @@ import time
 import torch
 from torch import Tensor
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.capabilities import attention_by_matmuls, device_name
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
-from scalegpt.planner.parameters import count_parameters
 
 SLICE_ROWS = 1024
 """Tokens that the slice is timed on, at the most; a narrow model on fewer shows less of what bf16 gains."""

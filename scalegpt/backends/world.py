@@ -20,8 +20,8 @@ from scalegpt.backends.meeting import meeting_store
 from scalegpt.backends.ports import use_loopback
 from scalegpt.backends.waiting import finish_together, next_work, reporting
 from scalegpt.errors import InputError, RunError
-from scalegpt.host import usable_cores
-from scalegpt.ranks import Ranks, read_ranks
+from scalegpt.system.cores import usable_cores
+from scalegpt.system.ranks import Ranks, read_ranks
 
 Result = TypeVar("Result")
 

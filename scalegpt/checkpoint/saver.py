@@ -25,7 +25,7 @@ from scalegpt.checkpoint.manifest import Header, UnreadableError
 from scalegpt.checkpoint.reader import is_folder
 from scalegpt.checkpoint.writer import AbandonedError, Save, bytes_of
 from scalegpt.errors import RunError
-from scalegpt.host import available_bytes
+from scalegpt.system.cores import available_bytes
 
 COPY_MARGIN = 1.25
 """A copy is made only where so many times its size is free: the machine needs memory for more than us."""

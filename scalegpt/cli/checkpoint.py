@@ -8,7 +8,7 @@ from scalegpt.cli.output import show, show_json, show_row
 from scalegpt.cli.parser import Parser, path_argument
 from scalegpt.cli.table import aligned
 from scalegpt.errors import InputError, nearest
-from scalegpt.planner.parameters import format_bytes
+from scalegpt.units import format_bytes
 
 if TYPE_CHECKING:  # torch takes seconds, which --help need not pay
     from scalegpt.checkpoint.inspection import Verdict
@@ -60,7 +60,7 @@ def _examine(run: Path) -> "list[Verdict]":
         InputError: no checkpoint, or one that was named and is gone.
     """
     from scalegpt.checkpoint.inspection import examine
-    from scalegpt.training.inference import checkpoints_of, refuse_deleted
+    from scalegpt.inference.load import checkpoints_of, refuse_deleted
 
     verdicts: list[Verdict] = []
     while not verdicts:  # all of them were deleted: then there are newer ones
@@ -86,7 +86,7 @@ def _list(words: list[str]) -> int:
     arguments = parser.parse(words)
     verdicts = _examine(Path(arguments.run))
     from scalegpt.checkpoint.store import best_checkpoint
-    from scalegpt.training.inference import set_aside_in
+    from scalegpt.inference.load import set_aside_in
 
     best = best_checkpoint([verdict.path for verdict in verdicts if verdict.is_whole])
     aside = [_aside(path) for path in set_aside_in(Path(arguments.run))]
@@ -175,7 +175,7 @@ def _show(words: list[str]) -> int:
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import summary
     from scalegpt.checkpoint.reader import read_manifest
-    from scalegpt.training.inference import naming_earlier, with_newest
+    from scalegpt.inference.load import naming_earlier, with_newest
 
     def read(path: Path) -> dict[str, Any]:
         with naming_earlier(path):
@@ -255,7 +255,7 @@ def _convert(words: list[str]) -> int:
     arguments = parser.parse(words)
     _check_ending(Path(arguments.out))
     from scalegpt.checkpoint.inspection import convert
-    from scalegpt.training.inference import open_weights, with_newest
+    from scalegpt.inference.load import open_weights, with_newest
 
     path, written = with_newest(
         Path(arguments.run), lambda path: (path, convert(open_weights(path), Path(arguments.out), arguments.dtype))

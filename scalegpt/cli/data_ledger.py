@@ -67,7 +67,7 @@ def _steps_taken(folder: Path) -> int:
     try:
         steps = [values.get("step") for _, values in deque(read_lines(folder / METRICS), maxlen=1)]
     except FileNotFoundError:
-        from scalegpt.training.inference import check_run  # torch takes seconds, which only a mistake need pay
+        from scalegpt.inference.load import check_run  # torch takes seconds, which only a mistake need pay
 
         check_run(folder)
         raise InputError(

@@ -6,9 +6,9 @@ from typing import Any
 from scalegpt.cli.output import show, show_json
 from scalegpt.cli.parser import Parser
 from scalegpt.cli.table import aligned
-from scalegpt.planner.catalogue_file import FIGURES
-from scalegpt.planner.gpus import GB, Card, catalogue, meant_card, user_file
-from scalegpt.planner.rates import basis
+from scalegpt.hardware.catalogue_file import FIGURES
+from scalegpt.hardware.gpus import GB, Card, catalogue, meant_card, user_file
+from scalegpt.planner.time.rates import basis
 from scalegpt.text import visible
 
 EXAMPLE = """\

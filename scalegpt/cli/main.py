@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from scalegpt import __version__
 from scalegpt.errors import InputError, RunError, nearest
-from scalegpt.ranks import ranks_or_alone
-from scalegpt.streams import open_missing
+from scalegpt.system.ranks import ranks_or_alone
+from scalegpt.system.streams import open_missing
 from scalegpt.text import shortened, shown, visible
 
 COMMANDS = {

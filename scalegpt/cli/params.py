@@ -6,22 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scalegpt.architecture.counting import ParameterCount, closed_form, count_parameters, formula_steps, weight_bytes
 from scalegpt.cli.output import note, show, show_json
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.cli.table import aligned
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.errors import InputError
-from scalegpt.planner.parameters import (
-    ParameterCount,
-    closed_form,
-    count_parameters,
-    format_bytes,
-    formula_steps,
-    weight_bytes,
-)
-from scalegpt.planner.sizes import BYTES
-from scalegpt.planner.states import training_bytes
+from scalegpt.planner.memory.states import training_bytes
+from scalegpt.units import BYTES, format_bytes
 
 EXAMPLE = """\
 scalegpt params --preset 150M_1024

@@ -22,7 +22,7 @@ from scalegpt.text import visible
 
 if TYPE_CHECKING:  # torch takes seconds, which --help and a mistyped flag need not pay
     from scalegpt.data.tokenizers import Tokenizer
-    from scalegpt.training.inference import LoadedModel
+    from scalegpt.inference.load import LoadedModel
 
 EXAMPLE = """\
 scalegpt sample runs/tiny --prompt "Once upon a time"
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     settings = SampleSettings.from_mapping(given_settings(arguments, SampleSettings), "command line")
     prompt = _prompt(arguments)
 
-    from scalegpt.training.inference import load_model
+    from scalegpt.inference.load import load_model
 
     loaded = load_model(Path(arguments.run), settings.device)
     ids = _prompt_ids(prompt, loaded.tokenizer)

@@ -14,11 +14,11 @@ from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError
-from scalegpt.invocation import train_command
-from scalegpt.ranks import read_ranks
-from scalegpt.streams import outlast_standard_streams
+from scalegpt.system.invocation import train_command
+from scalegpt.system.ranks import read_ranks
+from scalegpt.system.streams import outlast_standard_streams
 from scalegpt.text import brief, shown
-from scalegpt.training.stopping import LauncherWatch, StopRequest
+from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
 
 MOST_DIGITS = 18
 """Of a step that is given: what has more is none."""

@@ -29,7 +29,7 @@ class UpdateGroup:
         together: bytes per parameter of what the update allocates for all tensors of the group at once.
         one_by_one: bytes per parameter of what it allocates for one tensor after another; the largest counts.
         counts_steps: whether it keeps the number of steps of each tensor.
-        orthogonalises: whether it also allocates and computes what :mod:`scalegpt.planner.newton_schulz` says.
+        orthogonalises: whether it also allocates and computes what :mod:`scalegpt.planner.memory.newton_schulz` says.
     """
 
     kinds: frozenset[str]

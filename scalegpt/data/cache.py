@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalegpt.data.documents import is_prepared
 from scalegpt.data.shards import TokenSet, UnreadableError, open_tokens
+from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.writer import PlaceError, remove_folder
 from scalegpt.errors import InputError
 from scalegpt.text import one_line

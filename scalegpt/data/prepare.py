@@ -17,15 +17,15 @@ import numpy as np
 
 from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
-from scalegpt.data.corpus import Corpus, Source, read_pieces, survey
-from scalegpt.data.documents import LEAVES, is_folder, is_prepared
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
+from scalegpt.data.text.corpus import Corpus, Source, read_pieces, survey
+from scalegpt.data.text.documents import LEAVES, is_folder, is_prepared
 from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
 from scalegpt.data.writer import TokenWriter, check_space, disk_errors
 from scalegpt.errors import InputError
-from scalegpt.host import usable_cores
+from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
 
 Progress = Callable[[int, int], None]

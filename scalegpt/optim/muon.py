@@ -5,10 +5,10 @@ the gradient G of a matrix W of m rows and n columns::
 
     M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
 
-What torch's own leaves out: matrices of one shape are orthogonalised together, the iteration is computed in the run's compute
-dtype (torch's is in bf16, which many processors have no instructions for), and where several ranks hold the model each matrix
-is whole on one of them, which sends the result to the others. :mod:`scalegpt.planner.newton_schulz` says in which rounds, in
-which form, and what that takes.
+What torch's own leaves out: matrices of one shape are orthogonalised together, the iteration is computed in the run's
+compute dtype (torch's is in bf16, which many processors have no instructions for), and where several ranks hold the
+model each matrix is whole on one of them, which sends the result to the others.
+:mod:`scalegpt.planner.memory.newton_schulz` says in which rounds, in which form, and what that takes.
 """
 
 import math
@@ -26,7 +26,7 @@ from torch.optim import AdamW, Optimizer
 
 from scalegpt.backends.base import DTYPES, local
 from scalegpt.config.optimizers import MOMENTUM
-from scalegpt.planner.newton_schulz import ALONE, REPLICATED, STEPS, Exchange, uses_gram_form, wire
+from scalegpt.planner.memory.newton_schulz import ALONE, REPLICATED, STEPS, Exchange, uses_gram_form, wire
 
 A, B, C = 3.4445, -4.7750, 2.0315
 """Coefficients of the iteration, which make its slope at zero large (Jordan et al. 2024)."""

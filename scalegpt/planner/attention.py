@@ -6,7 +6,7 @@ Builds with a cuDNN before 9.15.1 put flash first there too; what is kept, and b
 """
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.gpus import Card
+from scalegpt.hardware.gpus import Card
 
 FLASH_LARGEST_HEAD = 256
 """FlashAttention-2's limit (torch, ``sdp_utils.cpp: check_head_dim_size_flash``)."""

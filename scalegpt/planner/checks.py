@@ -10,8 +10,8 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.run import optimizer_unfit
 from scalegpt.config.shape import TOKENS
 from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import CPU_CAPABILITY, Card, has_bf16
 from scalegpt.planner.attention import unfit
-from scalegpt.planner.gpus import CPU_CAPABILITY, Card, has_bf16
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:

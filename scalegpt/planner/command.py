@@ -8,9 +8,9 @@ from typing import Any
 from scalegpt.config import RunConfig
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.train import LENGTHS, TrainConfig
-from scalegpt.invocation import train_command
 from scalegpt.planner.checks import vocabulary_remark
 from scalegpt.planner.plan import Plan
+from scalegpt.system.invocation import train_command
 
 DECIDED = ("backend", "zero_stage", "micro_batch", "tokens_per_step", "precision", "recompute", "loss")
 """Settings that the command names in any case: what was planned holds whatever the preset becomes."""

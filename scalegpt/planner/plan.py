@@ -1,23 +1,24 @@
 """A plan: a configuration on a machine, with the memory and the time that it takes there.
 
-:func:`make_plan` predicts what is fixed; :mod:`scalegpt.planner.search` chooses what is not.
+:func:`make_plan` predicts what is fixed; :mod:`scalegpt.planner.search.choose` chooses what is not.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 from scalegpt.config import RunConfig
+from scalegpt.hardware.gpus import GIB, find_card
+from scalegpt.hardware.machine import ASSUMED, GIVEN, Machine
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.cpu_memory import ProcessOverheads, checkpoint_copy_bytes
-from scalegpt.planner.gpus import GIB, find_card
-from scalegpt.planner.machine import ASSUMED, GIVEN, Machine
-from scalegpt.planner.memory import Prediction, predict_with
-from scalegpt.planner.overheads import Overheads
-from scalegpt.planner.rates import Rates
-from scalegpt.planner.throughput import StepTime, least_seconds, step_time
-from scalegpt.planner.work import count_work, flops_per_token
+from scalegpt.planner.memory.cpu import ProcessOverheads, checkpoint_copy_bytes
+from scalegpt.planner.memory.overheads import Overheads
+from scalegpt.planner.memory.predict import Prediction, predict_with
+from scalegpt.planner.time.calibration import Calibration
+from scalegpt.planner.time.rates import Rates
+from scalegpt.planner.time.step_time import StepTime, least_seconds, step_time
+from scalegpt.planner.time.work import count_work, flops_per_token
+from scalegpt.units import gib
 
 HOST_PROCESS = int(2.5 * GIB)
 """Host memory of a rank's process that trains on a GPU, without offload: libraries, the driver's part. An estimate."""
@@ -277,8 +278,3 @@ def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: C
     """
     run = replace(run, train=run.train.changed(micro_batch=batch.micro_batch, tokens_per_step=batch.tokens))
     return Estimator(machine, calibration).plan(run, batch)
-
-
-def gib(count: int) -> str:
-    """A size in GiB, or in MiB where that would read as next to nothing."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"

@@ -8,15 +8,15 @@ from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.saver import Evaluation
 from scalegpt.config import TrainConfig
 from scalegpt.model.generation import DivergedError
-from scalegpt.training.files import finite
-from scalegpt.training.guards import Guards
+from scalegpt.training.batches import HeldOutBatches
+from scalegpt.training.checkpointing import Saving
 from scalegpt.training.job import Job, held_out_loss, sample_text
-from scalegpt.training.loader import HeldOutBatches
 from scalegpt.training.metrics import MetricsFile, Stopwatch
-from scalegpt.training.owed import Owed, is_due, owed_for
-from scalegpt.training.saving import Saving
-from scalegpt.training.stopping import Reason
-from scalegpt.training.watchdog import Watchdog
+from scalegpt.training.resilience.guards import Guards
+from scalegpt.training.resilience.stopping import Reason
+from scalegpt.training.resilience.watchdog import Watchdog
+from scalegpt.training.runs.files import finite
+from scalegpt.training.runs.owed import Owed, is_due, owed_for
 
 
 class Housekeeping(ABC):

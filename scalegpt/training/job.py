@@ -12,11 +12,11 @@ from scalegpt.data.shards import TokenSet
 from scalegpt.model.generation import SamplingSettings, generate
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan
-from scalegpt.training.loader import HeldOutBatches
+from scalegpt.training.batches import HeldOutBatches
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch
-from scalegpt.training.rundir import RunDirectory
-from scalegpt.training.stopping import StopRequest
+from scalegpt.training.resilience.stopping import StopRequest
+from scalegpt.training.runs.directory import RunDirectory
 
 
 @dataclass

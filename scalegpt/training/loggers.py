@@ -7,8 +7,9 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from scalegpt.streams import lasting
+from scalegpt.system.streams import lasting
 from scalegpt.text import visible
+from scalegpt.units import human_count, human_time
 
 
 @dataclass(frozen=True)
@@ -83,25 +84,3 @@ class Logger:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-
-def human_time(seconds: float) -> str:
-    """``2 d 3 h``, ``1 h 05 min``, ``3 min 20 s`` or ``12 s``; ``?`` before anything is known."""
-    if seconds != seconds:  # NaN
-        return "?"
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60:02d} min"
-    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
-
-
-def human_count(number: float) -> str:
-    """``950``, ``12.3k`` or ``1.25M``."""
-    if number != number:
-        return "?"
-    if number >= 1e6:
-        return f"{number / 1e6:.2f}M"
-    return f"{number / 1e3:.1f}k" if number >= 1e4 else f"{number:.0f}"

@@ -13,12 +13,14 @@ import torch
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.config.machine import MachineConfig
-from scalegpt.planner import calibration, nvml
-from scalegpt.planner.calibration import Measurement
-from scalegpt.planner.detect import cpu_machine, machine_at_hand
-from scalegpt.planner.gpus import known_card
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.plan import Plan, gib
+from scalegpt.hardware import nvml
+from scalegpt.hardware.detect import cpu_machine, machine_at_hand
+from scalegpt.hardware.gpus import known_card
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.plan import Plan
+from scalegpt.planner.time import calibration
+from scalegpt.planner.time.calibration import Measurement
+from scalegpt.units import gib
 
 ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "peak of the process's resident memory"
 

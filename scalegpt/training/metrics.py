@@ -14,8 +14,8 @@ import torch
 
 from scalegpt.config.train import MOST_STEPS
 from scalegpt.structured import read_lines
-from scalegpt.training.files import finite, writing
 from scalegpt.training.memory import largest_resident
+from scalegpt.training.runs.files import finite, writing
 
 
 class Throughput:

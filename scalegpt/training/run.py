@@ -8,11 +8,11 @@ from scalegpt.backends.ports import public_ports
 from scalegpt.backends.world import COLLECTIVE_TIMEOUT
 from scalegpt.config import TrainConfig
 from scalegpt.errors import InputError, RunError
-from scalegpt.ranks import read_ranks
+from scalegpt.system.ranks import read_ranks
 from scalegpt.text import visible
-from scalegpt.training.report import write_report
+from scalegpt.training.resilience.stopping import Stopped, StopRequest
+from scalegpt.training.runs.report import write_report
 from scalegpt.training.setup import Request, prepare
-from scalegpt.training.stopping import Stopped, StopRequest
 from scalegpt.training.trainer import Trainer
 
 ROOM = timedelta(minutes=5)

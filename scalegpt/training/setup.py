@@ -24,32 +24,32 @@ from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
 from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
-from scalegpt.planner.deepspeed_settings import deepspeed_settings
 from scalegpt.planner.length import length_notes
-from scalegpt.planner.search import MARGIN
-from scalegpt.planner.states import training_bytes
-from scalegpt.training import oom
-from scalegpt.training.beginning import write_directory
-from scalegpt.training.choice import settle_layout
-from scalegpt.training.data import fix_data, open_data, tokens_to_keep
-from scalegpt.training.files import try_writing
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.planner.memory.states import training_bytes
+from scalegpt.planner.search.choose import MARGIN
+from scalegpt.training.data_setup import fix_data, open_data, tokens_to_keep
 from scalegpt.training.job import Job
-from scalegpt.training.launch import begun_before, went_back_before
-from scalegpt.training.layout import describe, plan_summary, total_steps
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
-from scalegpt.training.rate_change import rate_change
-from scalegpt.training.resume import (
+from scalegpt.training.planning import settle_layout
+from scalegpt.training.resilience import oom
+from scalegpt.training.resilience.rollback import restore
+from scalegpt.training.resilience.stopping import StopRequest
+from scalegpt.training.runs.beginning import write_directory
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.files import try_writing
+from scalegpt.training.runs.launch_marks import begun_before, went_back_before
+from scalegpt.training.runs.rate_change import rate_change
+from scalegpt.training.runs.resume import (
     first_stretch,
     goes_on_with,
     newest_whole_checkpoint,
     resumed_line,
     starting_point,
 )
-from scalegpt.training.rollback import restore
-from scalegpt.training.rundir import RunDirectory
-from scalegpt.training.stopping import StopRequest
-from scalegpt.training.unused import unused
+from scalegpt.training.runs.summary import describe, plan_summary, total_steps
+from scalegpt.training.runs.unused_settings import unused
 
 LONGEST_NAME = 200
 """File systems allow 255; ``--fresh`` appends a number."""

@@ -14,26 +14,26 @@ from scalegpt.checkpoint.store import step_of
 from scalegpt.config.presets import as_file
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
-from scalegpt.planner.gpus import peak_flops
-from scalegpt.planner.work import flops_per_token
-from scalegpt.streams import lost_output
+from scalegpt.hardware.gpus import peak_flops
+from scalegpt.planner.time.work import flops_per_token
+from scalegpt.system.streams import lost_output
 from scalegpt.training import interpreter
-from scalegpt.training.ending import end
-from scalegpt.training.files import finite
-from scalegpt.training.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
-from scalegpt.training.heartbeat import Heartbeats
+from scalegpt.training.batches import HeldOutBatches, TrainingBatches
+from scalegpt.training.checkpointing import Saving
 from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
-from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import compare
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
-from scalegpt.training.rate_change import keeping
-from scalegpt.training.rollback import WayBack, check_rollbacks, go_back, restore, whole_before
-from scalegpt.training.saving import Saving
+from scalegpt.training.resilience.failure import end
+from scalegpt.training.resilience.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
+from scalegpt.training.resilience.heartbeat import Heartbeats
+from scalegpt.training.resilience.rollback import WayBack, check_rollbacks, go_back, restore, whole_before
+from scalegpt.training.resilience.stopping import Reason
+from scalegpt.training.resilience.watchdog import Watchdog
+from scalegpt.training.runs.files import finite
+from scalegpt.training.runs.rate_change import keeping
 from scalegpt.training.schedules import learning_rate
-from scalegpt.training.stopping import Reason
-from scalegpt.training.watchdog import Watchdog
 
 
 class Trainer(Housekeeping):

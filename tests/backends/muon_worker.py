@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from scalegpt.config import TrainConfig
 from scalegpt.optim.factory import optimizer_factory
-from scalegpt.planner import newton_schulz
+from scalegpt.planner.memory import newton_schulz
 
 STEPS, TOLERANCE = 3, {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-1}
 

@@ -13,7 +13,7 @@ from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.optim.factory import optimizer_factory
-from scalegpt.planner.deepspeed_settings import deepspeed_settings
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 
 SEQUENCES = 8  # of each step, over all ranks and micro batches
 

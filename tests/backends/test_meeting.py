@@ -17,7 +17,7 @@ from ranks import free_port
 from scalegpt.backends import meeting
 from scalegpt.backends.meeting import meet, meeting_store, own_store
 from scalegpt.errors import InputError, RunError
-from scalegpt.ranks import Ranks
+from scalegpt.system.ranks import Ranks
 
 SOON = timedelta(seconds=30)
 

@@ -112,7 +112,7 @@ def test_a_parameter_without_gradient_stays() -> None:
 
 
 def test_more_matrices_than_a_round_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scalegpt.planner import newton_schulz
+    from scalegpt.planner.memory import newton_schulz
 
     results = []
     for limit in (newton_schulz.ROUND_ELEMENTS, 1, 2 * 24):

@@ -19,7 +19,7 @@ from scalegpt.backends.ports import (
     use_loopback,
 )
 from scalegpt.errors import InputError
-from scalegpt.ranks import Ranks
+from scalegpt.system.ranks import Ranks
 
 HERE, AFAR = Ranks(0, 2, 0, 2, True), Ranks(0, 2, 0, 1, False)
 SOON = timedelta(seconds=10)

@@ -10,11 +10,11 @@ import torch
 from torch import distributed as dist
 
 from scalegpt.backends import world as module
-from scalegpt.backends.deepspeed import _initialize
+from scalegpt.backends.deepspeed.engine import _initialize
 from scalegpt.backends.world import World, choose_device
 from scalegpt.errors import InputError
-from scalegpt.host import usable_cores
-from scalegpt.ranks import Ranks
+from scalegpt.system.cores import usable_cores
+from scalegpt.system.ranks import Ranks
 
 RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scalegpt import invocation
 from scalegpt.cli.main import main
 from scalegpt.cli.train import make_parser
-from scalegpt.invocation import program, train_command
+from scalegpt.system import invocation
+from scalegpt.system.invocation import program, train_command
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {"python": [], "torchrun": ["--nproc_per_node", "2"], "deepspeed": ["--num_gpus", "2"]}

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from scalegpt.launchers import is_orphan, launchers, starter
+from scalegpt.system.launchers import is_orphan, launchers, starter
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVEL = """
@@ -28,7 +28,7 @@ if rest:
     subprocess.run([*rest[0]["words"]], start_new_session=rest[0].get("session", False))
 else:
     sys.path.insert(0, os.environ["ROOT"])
-    from scalegpt.launchers import launchers
+    from scalegpt.system.launchers import launchers
     print(os.getpid(), flush=True)
     found = None
     for line in sys.stdin:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalegpt.errors import InputError
-from scalegpt.ranks import Ranks, ranks_or_alone, read_ranks
+from scalegpt.system.ranks import Ranks, ranks_or_alone, read_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD = {

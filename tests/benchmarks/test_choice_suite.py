@@ -29,9 +29,9 @@ from benchmarks.suite.choice_trials import Trials, speed
 from benchmarks.suite.frame import ROOT
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
+from scalegpt.hardware.gpus import GIB, find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.gpus import GIB, find_card
-from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, make_plan
 
 SCRIPT = ROOT / "benchmarks" / "gpu_suite.py"

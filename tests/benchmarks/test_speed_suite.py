@@ -33,8 +33,8 @@ from benchmarks.suite.speed_rows import (
 from benchmarks.suite.speed_trials import Trials, foreseen, need
 from scalegpt.config.run import BACKENDS
 from scalegpt.config.train import LOSSES, RECOMPUTE
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
 
 SCRIPT = ROOT / "benchmarks" / "gpu_suite.py"
 

@@ -22,10 +22,10 @@ from scalegpt.checkpoint.saver import Evaluation, Keeping, Saver, SpoiledError
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config.presets import resolve
 from scalegpt.errors import RunError
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import make_plan
+from scalegpt.planner.time.calibration import Calibration
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SHAPE = {"n_layer": 1, "n_embd": 12, "n_head": 2, "block_size": 8, "vocab_size": 31, "precision": "fp32"}

@@ -10,7 +10,7 @@ import pytest
 
 from nvml_fake import Fake, Gpu, a100
 from scalegpt.cli.main import main
-from scalegpt.planner.gpus import catalogue
+from scalegpt.hardware.gpus import catalogue
 
 GIB = 2**30
 

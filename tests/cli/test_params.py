@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.main import main
 from scalegpt.cli.table import aligned
 from scalegpt.config import ModelConfig
-from scalegpt.planner.parameters import count_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 GPT2_SMALL = ["--n_layer", "12", "--n_embd", "768", "--n_head", "12", "--block_size", "1024", "--vocab_size", "50257"]

@@ -13,19 +13,20 @@ from typing import Any
 import pytest
 
 from scalegpt.architecture.decoder import parameter_shapes
-from scalegpt.cli import plan as command
 from scalegpt.cli.main import main
-from scalegpt.cli.plan_report import bar
+from scalegpt.cli.plan import command as command
+from scalegpt.cli.plan.text import bar
 from scalegpt.cli.train import make_parser
 from scalegpt.config.presets import preset_names, resolve
-from scalegpt.invocation import program, train_command
-from scalegpt.planner import calibration, memory
-from scalegpt.planner.answer import Asked, answer
+from scalegpt.hardware.gpus import catalogue
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import plan_batches
-from scalegpt.planner.calibration import Measurement
-from scalegpt.planner.gpus import catalogue
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.plan import gib
+from scalegpt.planner.memory import predict as memory
+from scalegpt.planner.query import Asked, answer
+from scalegpt.planner.time import calibration
+from scalegpt.planner.time.calibration import Measurement
+from scalegpt.system.invocation import program, train_command
+from scalegpt.units import gib
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "--preset tiny --backend plain --gpu 4090"

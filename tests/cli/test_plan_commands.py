@@ -16,12 +16,12 @@ from scalegpt.config.presets import named_settings, preset_names, resolve
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.settings import field_types
 from scalegpt.errors import InputError
-from scalegpt.invocation import train_command
-from scalegpt.planner.answer import Answer, Asked, answer
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.checks import with_expected_vocabulary
 from scalegpt.planner.command import DATA, PREPARED
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.system.invocation import train_command
 
 DRAWS = 300
 WORDS = {

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from pages import Page, needs_nothing_else
-from scalegpt.cli import plan as command
-from scalegpt.cli import plan_page
 from scalegpt.cli.main import main
-from scalegpt.cli.plan_report import duration
-from scalegpt.page import HUES, PALETTE
+from scalegpt.cli.plan import command as command
+from scalegpt.cli.plan import page as plan_page
+from scalegpt.cli.plan.text import duration
+from scalegpt.hardware.gpus import GIB
+from scalegpt.html.page import HUES, PALETTE
 from scalegpt.planner import (
     deepspeed_stage3,
     deepspeed_step,
@@ -29,8 +30,7 @@ from scalegpt.planner import (
     throughput,
     work,
 )
-from scalegpt.planner.gpus import GIB
-from scalegpt.planner.plan import gib
+from scalegpt.units import gib
 
 ROOT = Path(__file__).resolve().parents[2]
 

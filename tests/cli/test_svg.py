@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pages import Page
-from scalegpt.cli.svg import Chart, Line, Mark, Point, Slice, Words, _step, small_bar, stack
+from scalegpt.html.svg import Chart, Line, Mark, Point, Slice, Words, _step, small_bar, stack
 
 WORDS = Words("key", "a <title>", "a description & more")
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scalegpt.cli.plan import _parser
+from scalegpt.cli.plan.command import _parser
 from scalegpt.cli.train import make_parser
 from scalegpt.config.aliases import RENAMED, TOLD, hint
 from scalegpt.config.machine import MachineConfig

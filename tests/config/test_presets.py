@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from scalegpt.architecture.counting import count_parameters, weight_bytes
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file, bundled, load_config_file, load_preset, preset_names, resolve
 from scalegpt.errors import InputError
-from scalegpt.planner.parameters import count_parameters, format_bytes, weight_bytes
-from scalegpt.planner.states import training_bytes
+from scalegpt.planner.memory.states import training_bytes
+from scalegpt.units import format_bytes
 
 # layers, width, heads, block, micro batch (None: free), parameters, backend, stage
 PROMISED: dict[str, tuple[int, int, int, int, int | None, int, str, int]] = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from scalegpt.data import guessing
-from scalegpt.data.corpus import read_pieces, survey
-from scalegpt.data.decoding import UnusableTextError
+from scalegpt.data.text import guessing
+from scalegpt.data.text.corpus import read_pieces, survey
+from scalegpt.data.text.decoding import UnusableTextError
 from scalegpt.errors import InputError
 
 TEXTS = {

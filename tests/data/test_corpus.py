@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalegpt.data import corpus, decoding
-from scalegpt.data.corpus import cut_place, read_pieces, survey
-from scalegpt.data.diagnosis import diagnose
-from scalegpt.data.documents import find_documents
-from scalegpt.data.encodings import codec_name
+from scalegpt.data.text import corpus, decoding
+from scalegpt.data.text.corpus import cut_place, read_pieces, survey
+from scalegpt.data.text.diagnosis import diagnose
+from scalegpt.data.text.documents import find_documents
+from scalegpt.data.text.encodings import codec_name
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
 

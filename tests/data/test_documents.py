@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scalegpt.data.corpus import survey
-from scalegpt.data.documents import Found, find_documents
+from scalegpt.data.text.corpus import survey
+from scalegpt.data.text.documents import Found, find_documents
 from scalegpt.errors import InputError
 
 IS_ROOT = os.geteuid() == 0
@@ -100,7 +100,7 @@ def test_a_deep_tree_is_searched(tmp_path: Path) -> None:
 
 READ = """
 import os, sys
-from scalegpt.data.corpus import survey
+from scalegpt.data.text.corpus import survey
 from scalegpt.errors import InputError
 os.setuid(65534)  # the interpreter's own files may be closed to that user: all is imported before
 for path in sys.argv[1:]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalegpt.data import formats
-from scalegpt.data.corpus import survey
-from scalegpt.data.formats import HEAD_BYTES, recognise
+from scalegpt.data.text import formats
+from scalegpt.data.text.corpus import survey
+from scalegpt.data.text.formats import HEAD_BYTES, recognise
 from scalegpt.errors import InputError
 
 RECORDS = [{"text": f"number {number}, and so on", "label": number} for number in range(20)]

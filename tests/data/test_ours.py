@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from scalegpt import page
 from scalegpt.config import DataConfig
-from scalegpt.data.corpus import survey
-from scalegpt.data.ours import file_of_ours, folder_of_ours
 from scalegpt.data.prepare import prepare_again, prepare_cached
+from scalegpt.data.text.corpus import survey
+from scalegpt.data.text.ours import file_of_ours, folder_of_ours
 from scalegpt.errors import InputError
+from scalegpt.html import page
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = """\
@@ -69,7 +69,7 @@ def test_folders_and_files_of_others_are_none_of_ours(tmp_path: Path) -> None:
 def test_the_log_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the text of the user\n" * 50)
     code = (
-        "import sys\nfrom scalegpt.data.corpus import survey\n"
+        "import sys\nfrom scalegpt.data.text.corpus import survey\n"
         "print('a first line', flush=True)\n"
         "corpus = survey(['.'], 'utf-8')\n"
         "assert [source.name for source in corpus.sources] == ['text.txt'], corpus.sources\n"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from scalegpt.config import DataConfig
-from scalegpt.data import corpus, decoding, writer
 from scalegpt.data import prepare as module
-from scalegpt.data.corpus import Source, survey
+from scalegpt.data import writer
 from scalegpt.data.prepare import choose_split, prepare, prepare_cached
+from scalegpt.data.text import corpus, decoding
+from scalegpt.data.text.corpus import Source, survey
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
 

@@ -8,8 +8,8 @@ from benchmarks.generate_tables import DOCUMENTS, OF_PUBLISHED_RUNS, ROOT, TABLE
 from benchmarks.tables.asking import fits_with_margin
 from benchmarks.tables.cards import CLAIMS, Claim
 from scalegpt.config.train import RECOMPUTE
-from scalegpt.planner.rates import FITTED, SHARES
-from scalegpt.planner.search import MARGIN
+from scalegpt.planner.search.choose import MARGIN
+from scalegpt.planner.time.rates import FITTED, SHARES
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "published_runs.csv"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from scalegpt.architecture.counting import ParameterCount, closed_form, count_parameters, formula_steps, weight_bytes
 from scalegpt.cli.main import main
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import resolve
-from scalegpt.planner.memory import predict
-from scalegpt.planner.parameters import ParameterCount, closed_form, count_parameters, formula_steps, weight_bytes
-from scalegpt.planner.states import training_bytes
+from scalegpt.planner.memory.predict import predict
+from scalegpt.planner.memory.states import training_bytes
 
 DOC = (Path(__file__).parents[2] / "docs" / "PARAMETER_CALCULATION.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -10,8 +10,8 @@ import torch
 from faults.jobs import Job, assert_same
 from scalegpt.backends import World
 from scalegpt.errors import InputError
-from scalegpt.training.resume import newest_whole_checkpoint
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.resume import newest_whole_checkpoint
 
 Start = Callable[..., Job]
 Undisturbed = Callable[..., Job]

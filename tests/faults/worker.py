@@ -100,8 +100,8 @@ def lay_faults() -> None:
     from scalegpt.backends import World
     from scalegpt.checkpoint import writer
     from scalegpt.training import setup
-    from scalegpt.training.loader import TrainingBatches
-    from scalegpt.training.saving import Saving
+    from scalegpt.training.batches import TrainingBatches
+    from scalegpt.training.checkpointing import Saving
     from scalegpt.training.trainer import Trainer
 
     places: dict[str, tuple[Any, str, Callable[..., bool]]] = {
@@ -128,7 +128,7 @@ def lay_faults() -> None:
     TrainingBatches.step = step  # type: ignore[method-assign]
     oom = FAULTS.get("oom", {})
     if oom.get("rank") == RANK:
-        from scalegpt.backends.deepspeed import DeepSpeedBackend
+        from scalegpt.backends.deepspeed.engine import DeepSpeedBackend
         from scalegpt.backends.fsdp import FSDPBackend
 
         for backend in (DeepSpeedBackend, FSDPBackend):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT, GenerationCache
-from scalegpt.planner.parameters import count_parameters
 
 VARIANTS: list[dict[str, Any]] = [
     {},

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from scalegpt.backends import World, build_model, make_backend
-from scalegpt.backends.deepspeed import DeepSpeedBackend
+from scalegpt.backends.deepspeed.engine import DeepSpeedBackend
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.model.loss import make_loss
 from scalegpt.optim.factory import optimizer_factory
-from scalegpt.planner.deepspeed_settings import deepspeed_settings
-from scalegpt.training.trace import _watch
-from scalegpt.training.trace_tracker import Moment, Tracker
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.tracing.trace import _watch
+from scalegpt.tracing.tracker import Moment, Tracker
 
 HOST = "host"
 WARM_UP = 3

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.planner.attention import attention_kernel, unfit
-from scalegpt.planner.memory import Prediction, predict
+from scalegpt.planner.memory.predict import Prediction, predict
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def draw(number: int) -> Case:
 
 def compare(case: Case) -> tuple[float, Prediction, Any]:
     """The arithmetic's error against the trace, as a share of the traced peak."""
-    from scalegpt.training.trace import trace_step
+    from scalegpt.tracing.trace import trace_step
 
     planned = predict(case.run, ranks=case.ranks, grad_accum=case.grad_accum)
     traced = trace_step(case.run, ranks=case.ranks, grad_accum=case.grad_accum)

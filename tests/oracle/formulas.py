@@ -24,9 +24,9 @@ from scalegpt.architecture.parameters import Shape
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.config.train import LOSS_ROWS
-from scalegpt.planner.deepspeed_settings import block_parameters
-from scalegpt.planner.states import parameters_by_kind, rank_states
-from scalegpt.training.trace import Trace, trace_step
+from scalegpt.planner.memory.deepspeed.settings import block_parameters
+from scalegpt.planner.memory.states import parameters_by_kind, rank_states
+from scalegpt.tracing.trace import Trace, trace_step
 
 MIB = 2**20
 
@@ -209,7 +209,7 @@ def tracked_figure(name: str) -> Callable[[Setting], int]:
 
 
 def of_states(state: str) -> Callable[[Symbols], float]:
-    """A closed form of :func:`~scalegpt.planner.states.rank_states`."""
+    """A closed form of :func:`~scalegpt.planner.memory.states.rank_states`."""
     return lambda s: rank_states(s.run, s.W)[state]
 
 

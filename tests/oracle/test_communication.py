@@ -9,9 +9,9 @@ import pytest
 from ranks import run_ranks
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
-from scalegpt.planner.communication import EVERY, collectives, sent_bytes
-from scalegpt.planner.deepspeed_settings import block_parameters
-from scalegpt.planner.sizes import BYTES
+from scalegpt.planner.memory.deepspeed.settings import block_parameters
+from scalegpt.planner.time.communication import EVERY, collectives, sent_bytes
+from scalegpt.units import BYTES
 
 WORKER = Path(__file__).parent / "volume_worker.py"
 RANKS = 2

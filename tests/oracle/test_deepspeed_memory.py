@@ -24,14 +24,14 @@ from scalegpt.architecture import kernels
 from scalegpt.backends.capabilities import cpu_has_fp16
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
-from scalegpt.planner.deepspeed_gather import schedule
-from scalegpt.planner.deepspeed_memory import PartStep, make_step
-from scalegpt.planner.deepspeed_settings import deepspeed_settings
-from scalegpt.planner.deepspeed_stage3 import Stage3
-from scalegpt.planner.deepspeed_step import BUCKETS, ShardedStep
-from scalegpt.planner.memory import Prediction
-from scalegpt.planner.step import GRADIENTS, OPTIMIZER, WEIGHTS
-from scalegpt.planner.timeline import rounded
+from scalegpt.planner.memory.deepspeed.gather import schedule
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.planner.memory.deepspeed.sharded import BUCKETS, ShardedStep
+from scalegpt.planner.memory.deepspeed.stage3 import Stage3
+from scalegpt.planner.memory.deepspeed.stages_0_to_2 import PartStep, make_step
+from scalegpt.planner.memory.predict import Prediction
+from scalegpt.planner.memory.step import GRADIENTS, OPTIMIZER, WEIGHTS
+from scalegpt.planner.memory.timeline import rounded
 
 pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
 RANKS = 2

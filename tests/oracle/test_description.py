@@ -17,9 +17,9 @@ from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 from scalegpt.model.recompute import apply_recompute
-from scalegpt.planner.memory import predict
-from scalegpt.planner.work import count_work
-from scalegpt.training.trace import trace_step
+from scalegpt.planner.memory.predict import predict
+from scalegpt.planner.time.work import count_work
+from scalegpt.tracing.trace import trace_step
 
 WITHIN = 0.005
 """Of the trace."""

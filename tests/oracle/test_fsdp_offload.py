@@ -2,7 +2,7 @@
 
 Host and device are one here. They are told apart by who holds a tensor: weights, reduced gradients and moments are what
 offload keeps in host memory; all else is the device's, and the copies from one to the other, which here would not happen,
-are made (``scalegpt.training.trace``). The other ranks of the process group do not exist, as their collectives need no
+are made (``scalegpt.tracing.trace``). The other ranks of the process group do not exist, as their collectives need no
 memory of ours.
 
 What a CPU cannot show: that pinned memory comes in powers of two, and that copies which do not block let go of the device's
@@ -23,11 +23,11 @@ from scalegpt.config.presets import resolve
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.model.loss import make_loss
 from scalegpt.optim.factory import optimizer_factory
-from scalegpt.planner import fsdp_memory
-from scalegpt.planner.memory import predict
-from scalegpt.training import trace
-from scalegpt.training.trace_cuda import shared_extras
-from scalegpt.training.trace_tracker import Moment, Tracker
+from scalegpt.planner.memory import fsdp as fsdp_memory
+from scalegpt.planner.memory.predict import predict
+from scalegpt.tracing import trace
+from scalegpt.tracing.cuda import shared_extras
+from scalegpt.tracing.tracker import Moment, Tracker
 
 MODEL = {
     "backend": "fsdp", "zero_stage": 3, "offload": "all", "n_layer": 4, "n_embd": 128, "n_head": 4, "block_size": 128,

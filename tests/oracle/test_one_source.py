@@ -18,15 +18,16 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from scalegpt.backends import Backend, World, build_model, make_backend
-from scalegpt.backends import deepspeed as deepspeed_backend
+from scalegpt.backends.deepspeed import engine as deepspeed_backend
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import bundled, resolve
 from scalegpt.optim.factory import optimizer_factory
-from scalegpt.planner import fsdp_memory
 from scalegpt.planner.batches import plan_batches
-from scalegpt.planner.deepspeed_settings import deepspeed_settings
-from scalegpt.planner.memory import Prediction, predict
-from scalegpt.training import setup, trace
+from scalegpt.planner.memory import fsdp as fsdp_memory
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.planner.memory.predict import Prediction, predict
+from scalegpt.tracing import trace
+from scalegpt.training import setup
 
 MODEL = {
     "n_layer": 3, "n_embd": 128, "n_head": 4, "block_size": 256, "vocab_size": 2000, "micro_batch": 4, "precision": "bf16",

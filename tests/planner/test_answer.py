@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.config.presets import preset_names
 from scalegpt.config.run import PLANNED
 from scalegpt.errors import InputError
-from scalegpt.planner.answer import Answer, Asked, answer, largest, over_cards, over_presets
-from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.gpus import GB, catalogue, find_card
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.parameters import count_parameters
+from scalegpt.hardware.gpus import GB, catalogue, find_card
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.query import Answer, Asked, answer, largest, over_cards, over_presets
+from scalegpt.planner.time.calibration import Calibration
 
 
 def card(name: str = "a100-40gb", *, gpus: int = 1, nodes: int = 1, **known: Any) -> Machine:

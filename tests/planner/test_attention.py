@@ -5,18 +5,19 @@ from typing import Any
 import pytest
 
 from scalegpt.architecture.kernels import Heads, attention_backward, embedding_backward
+from scalegpt.architecture.layers import Numerics
 from scalegpt.architecture.operations import Recorder, Size, Value
-from scalegpt.architecture.parts import Attention, Numerics
+from scalegpt.architecture.parts import Attention
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import Card, find_card
 from scalegpt.planner.attention import attention_kernel, unfit
 from scalegpt.planner.checks import check_attention
-from scalegpt.planner.gpus import Card, find_card
-from scalegpt.planner.memory import predict
-from scalegpt.planner.sizes import ACTIVATIONS, TEMPORARIES
-from scalegpt.planner.tape import compile_record
-from scalegpt.planner.timeline import Timeline
+from scalegpt.planner.memory.predict import predict
+from scalegpt.planner.memory.sizes import ACTIVATIONS, TEMPORARIES
+from scalegpt.planner.memory.tape import compile_record
+from scalegpt.planner.memory.timeline import Timeline
 
 
 def configure(head: int, heads: int = 4, **flags: Any) -> RunConfig:

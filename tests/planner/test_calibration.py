@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from scalegpt.config.presets import resolve
-from scalegpt.planner import calibration
-from scalegpt.planner.calibration import Calibration, Measurement, calibration_path, installed_torch, load, record
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.overheads import Overheads
+from scalegpt.hardware.gpus import find_card
+from scalegpt.planner.memory.overheads import Overheads
+from scalegpt.planner.time import calibration
+from scalegpt.planner.time.calibration import Calibration, Measurement, calibration_path, installed_torch, load, record
 from scalegpt.structured import CONFIG_LIMIT
 
 GB = 10**9

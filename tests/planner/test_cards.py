@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from scalegpt.errors import InputError
-from scalegpt.planner.devices import whole_card
-from scalegpt.planner.gpus import GIB, Card, catalogue, find_card, known_card, meant_card
-from scalegpt.planner.unsupported_gpus import UNSUPPORTED, unsupported
+from scalegpt.hardware.devices import whole_card
+from scalegpt.hardware.gpus import GIB, Card, catalogue, find_card, known_card, meant_card
+from scalegpt.hardware.unsupported_gpus import UNSUPPORTED, unsupported
 
 CALLED = {
     "a100-40gb": "A100 40GB", "A100-SXM4-40GB": "A100 40GB", "NVIDIA A100-PCIE-40GB": "A100 40GB PCIe",

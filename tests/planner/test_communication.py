@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
-from scalegpt.planner.communication import EXPOSED, collectives, sent_bytes
-from scalegpt.planner.parameters import count_parameters
+from scalegpt.planner.time.communication import EXPOSED, collectives, sent_bytes
 
 L, H, V, T = 24, 256, 512, 64
 """All rows are multiples of 64, so that nothing is padded; 64 ranks divide every tensor."""

@@ -13,15 +13,15 @@ import pytest
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import PLANNED_BY_DEFAULT
+from scalegpt.hardware.detect import cpu_card
+from scalegpt.hardware.gpus import GB, find_card
+from scalegpt.hardware.machine import ASSUMED, Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.cpu_memory import KEPT, LIBRARIES, checkpoint_copy_bytes
-from scalegpt.planner.detect import cpu_card
-from scalegpt.planner.gpus import GB, find_card
-from scalegpt.planner.machine import ASSUMED, Machine
+from scalegpt.planner.memory.cpu import KEPT, LIBRARIES, checkpoint_copy_bytes
+from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.room import GIVES_BACK, WAITS, choose_in_room, fixed_in_room
-from scalegpt.planner.search import Question
-from scalegpt.planner.states import training_bytes
+from scalegpt.planner.search.choose import Question
+from scalegpt.planner.search.room import GIVES_BACK, WAITS, choose_in_room, fixed_in_room
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,9 @@ import pytest
 
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.train import RECOMPUTE
-from scalegpt.planner.answer import Answer, Asked, answer
-from scalegpt.planner.curves import memory_curves
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.planner.search.curves import memory_curves
 
 
 def _given(preset: str = "150M_1024", gpus: int = 1, **flags: object) -> Answer:

@@ -12,8 +12,8 @@ from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import bundled, preset_names, resolve
 from scalegpt.errors import InputError
-from scalegpt.planner.deepspeed_keys import ALLOWED, REFUSED
-from scalegpt.planner.deepspeed_settings import block_parameters, deepspeed_settings, load_ds_config
+from scalegpt.planner.memory.deepspeed.keys import ALLOWED, REFUSED
+from scalegpt.planner.memory.deepspeed.settings import block_parameters, deepspeed_settings, load_ds_config
 
 LAYOUTS = [*((stage, "none") for stage in range(4)), (1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
 

@@ -12,10 +12,10 @@ from amdgpu_fake import lay_out
 from nvml_fake import DRIVER_NOT_LOADED, Fake, Gpu, a100
 from scalegpt.config.machine import MachineConfig
 from scalegpt.errors import InputError
-from scalegpt.planner import detect
-from scalegpt.planner.detect import cpu_card, planned_machine
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware import detect
+from scalegpt.hardware.detect import cpu_card, planned_machine
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
 
 GIB = 2**30
 HOST, CORES = 48 * GIB, 6

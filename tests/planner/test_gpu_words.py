@@ -4,8 +4,8 @@ import pytest
 
 from scalegpt.config.machine import MachineConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import read_counts
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import read_counts
 
 CLEAR = {
     "2x 3090": ("RTX 3090", 2, 1), "2x3090": ("RTX 3090", 2, 1), "3090 x2": ("RTX 3090", 2, 1), "3090 2x": ("RTX 3090", 2, 1),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scalegpt.planner.gpus import catalogue, find_card, known_card, peak_flops
+from scalegpt.hardware.gpus import catalogue, find_card, known_card, peak_flops
 
 # As torch.cuda.get_device_name gives them.
 NAMES = {

@@ -6,9 +6,9 @@ import pytest
 
 from scalegpt.config.machine import MachineConfig
 from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import catalogue, find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.checks import resolve_precision
-from scalegpt.planner.gpus import catalogue, find_card
-from scalegpt.planner.machine import Machine
 
 
 def made(**settings: Any) -> Machine:

@@ -14,11 +14,11 @@ from itertools import combinations, pairwise
 import pytest
 
 from plans import CARDS, draw_run, space
-from scalegpt.planner import search
-from scalegpt.planner.gpus import GB, find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware.gpus import GB, find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
-from scalegpt.planner.search import TIE, Question, choose, handicap, plan_key
+from scalegpt.planner.search import choose as search
+from scalegpt.planner.search.choose import TIE, Question, choose, handicap, plan_key
 
 SEEDS = range(int(os.environ.get("SCALEGPT_SEARCH_CASES", "24")))
 EXACT = 1 + 1e-6

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nvml_fake import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, MIB, Fake, Gpu, a100
-from scalegpt.planner import nvml
-from scalegpt.planner.devices import Found
-from scalegpt.planner.gpus import find_card
+from scalegpt.hardware import nvml
+from scalegpt.hardware.devices import Found
+from scalegpt.hardware.gpus import find_card
 
 GIB = 2**30
 

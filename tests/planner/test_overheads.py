@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from scalegpt.config.presets import resolve
-from scalegpt.planner import overheads
-from scalegpt.planner.gpus import catalogue, find_card
-from scalegpt.planner.overheads import MIB, Figure, Overheads
+from scalegpt.hardware.gpus import catalogue, find_card
+from scalegpt.planner.memory import overheads
+from scalegpt.planner.memory.overheads import MIB, Figure, Overheads
 
 PEAK = 10 * 2**30
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scalegpt.architecture.counting import closed_form, count_parameters, formula_steps, weight_bytes
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
-from scalegpt.planner.parameters import closed_form, count_parameters, format_bytes, formula_steps, weight_bytes
+from scalegpt.units import format_bytes
 
 GPT2 = {
     "gpt2": (12, 768, 12, 124_439_808),

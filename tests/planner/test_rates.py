@@ -5,11 +5,21 @@ from typing import Any
 
 import pytest
 
-from scalegpt.planner.detect import cpu_card
-from scalegpt.planner.gpus import GB, Card, catalogue, find_card
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.overheads import Figure
-from scalegpt.planner.rates import FITTED, FITTED_ON, NETWORK, SHARES, THROUGH_HOST, Rates, Shares, basis, network_gbit
+from scalegpt.hardware.detect import cpu_card
+from scalegpt.hardware.gpus import GB, Card, catalogue, find_card
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.memory.overheads import Figure
+from scalegpt.planner.time.rates import (
+    FITTED,
+    FITTED_ON,
+    NETWORK,
+    SHARES,
+    THROUGH_HOST,
+    Rates,
+    Shares,
+    basis,
+    network_gbit,
+)
 
 A100 = find_card("a100-80gb")
 

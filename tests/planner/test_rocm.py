@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from amdgpu_fake import GIB, lay_out, write
-from scalegpt.planner import rocm
-from scalegpt.planner.devices import Found
+from scalegpt.hardware import rocm
+from scalegpt.hardware.devices import Found
 
 VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 

@@ -29,11 +29,12 @@ from scalegpt.config.presets import resolve
 from scalegpt.config.run import PLANNED, ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import GB, find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan, divisors
-from scalegpt.planner.gpus import GB, find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.planner.memory.states import rank_states
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.search import (
+from scalegpt.planner.search.choose import (
     ERROR,
     MARGIN,
     Found,
@@ -47,8 +48,7 @@ from scalegpt.planner.search import (
     simplicity,
     time_class,
 )
-from scalegpt.planner.space import Setting, Space
-from scalegpt.planner.states import rank_states
+from scalegpt.planner.search.space import Setting, Space
 
 CASES = int(os.environ.get("SCALEGPT_SEARCH_CASES", "200"))
 """Questions that are held to brute force."""
@@ -417,7 +417,7 @@ def test_offload_is_chosen_only_where_states_do_not_fit() -> None:
 
 
 def test_a_processor_offloads_nothing() -> None:
-    from scalegpt.planner.detect import cpu_card
+    from scalegpt.hardware.detect import cpu_card
 
     card = cpu_card(2, 16 * GB)
     machine = replace(Machine.with_card(card), is_gpu=False, host_bytes=16 * GB)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import kind_of, parameter_shapes
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.optimizers import EMBEDDING, FP32, MATRIX, OPTIMIZERS, STATE_NAMES, VECTOR
@@ -15,10 +16,9 @@ from scalegpt.config.presets import resolve
 from scalegpt.config.run import STAGES
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import MAKERS, optimizer_factory
-from scalegpt.planner.memory import predict
-from scalegpt.planner.newton_schulz import ALONE, Exchange
-from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.states import (
+from scalegpt.planner.memory.newton_schulz import ALONE, Exchange
+from scalegpt.planner.memory.predict import predict
+from scalegpt.planner.memory.states import (
     RECIPES,
     counters,
     parameters_by_kind,
@@ -28,7 +28,7 @@ from scalegpt.planner.states import (
     tensors_of,
     training_bytes,
 )
-from scalegpt.training.trace_tracker import Tracker
+from scalegpt.tracing.tracker import Tracker
 
 MODEL = ModelConfig(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=100, bias=True, tie_head=False)
 

@@ -10,13 +10,13 @@ import pytest
 from plans import draw_machine, draw_run, space
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
-from scalegpt.planner.communication import sent_bytes
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import Machine
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Estimator
-from scalegpt.planner.rates import Rates
-from scalegpt.planner.throughput import COMMUNICATION, HOST, LAUNCHES, Counted, StepTime, step_time
-from scalegpt.planner.work import count_work
+from scalegpt.planner.time.communication import sent_bytes
+from scalegpt.planner.time.rates import Rates
+from scalegpt.planner.time.step_time import COMMUNICATION, HOST, LAUNCHES, Counted, StepTime, step_time
+from scalegpt.planner.time.work import count_work
 
 INSTANT = Rates(
     matmul=1e30, attention=1e30, memory=1e30, kernel=0.0, link=1e30, message=0.0, overlap=0.0, interference=0.0,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalegpt.planner.timeline import Moment, Timeline
+from scalegpt.planner.memory.timeline import Moment, Timeline
 
 
 def play(timeline: Timeline) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scalegpt.errors import InputError
-from scalegpt.planner.gpus import catalogue, find_card, known_card, peak_flops, user_file
+from scalegpt.hardware.gpus import catalogue, find_card, known_card, peak_flops, user_file
 
 NEW = """\
 - name: RTX 5090 D

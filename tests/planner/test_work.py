@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.recompute import apply_recompute
 from scalegpt.optim.factory import optimizer_factory
-from scalegpt.planner.parameters import count_parameters
-from scalegpt.planner.work import (
+from scalegpt.planner.time.work import (
     LOSS,
     OPTIMIZER,
     RECOMPUTE,

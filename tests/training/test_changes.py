@@ -7,7 +7,7 @@ import pytest
 
 from scalegpt.config.presets import as_file, resolve
 from scalegpt.config.run import SECTIONS
-from scalegpt.training.changes import FREE_TO_CHANGE, allow_change, differences, free_differences, ways_out
+from scalegpt.training.runs.changes import FREE_TO_CHANGE, allow_change, differences, free_differences, ways_out
 
 
 def filed(**flags: Any) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from scalegpt.backends import World
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import PLANNED, PLANNED_BY_DEFAULT
 from scalegpt.errors import InputError
-from scalegpt.planner import detect
-from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import Machine
-from scalegpt.planner.search import Question
-from scalegpt.training import choice, memory
-from scalegpt.training.choice import Chosen, _settle, settle_layout
+from scalegpt.hardware import detect
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.search.choose import Question
+from scalegpt.planner.time.calibration import Calibration
+from scalegpt.training import memory
+from scalegpt.training import planning as choice
 from scalegpt.training.memory import predicted_line
+from scalegpt.training.planning import Chosen, _settle, settle_layout
 from scalegpt.training.setup import Request
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scalegpt.errors import InputError
-from scalegpt.training.files import try_writing
+from scalegpt.training.runs.files import try_writing
 
 
 def test_what_can_be_written_or_is_not_there_yet_will_do(tmp_path: Path) -> None:

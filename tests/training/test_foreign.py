@@ -7,11 +7,11 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
-from scalegpt.training.ending import end
-from scalegpt.training.foreign import in_one_line
-from scalegpt.training.heartbeat import Heartbeats
-from scalegpt.training.rundir import RunDirectory
-from scalegpt.training.watchdog import Watchdog
+from scalegpt.training.resilience.failure import end
+from scalegpt.training.resilience.foreign import in_one_line
+from scalegpt.training.resilience.heartbeat import Heartbeats
+from scalegpt.training.resilience.watchdog import Watchdog
+from scalegpt.training.runs.directory import RunDirectory
 
 PAGES = "C++ compile error\n" + "\x1b[31merror: no such header\n" * 200
 

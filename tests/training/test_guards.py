@@ -11,8 +11,8 @@ import pytest
 from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
-from scalegpt.training.guards import GRADIENT, LOSS, SPIKE, Guards, LeftOut, Recollection, write_bad_steps
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.resilience.guards import GRADIENT, LOSS, SPIKE, Guards, LeftOut, Recollection, write_bad_steps
+from scalegpt.training.runs.directory import RunDirectory
 
 NAN, INF = float("nan"), float("inf")
 TRAIN = TrainConfig(warmup_steps=0, spike_window=4, spike_factor=3.0, max_skipped_in_a_row=3)

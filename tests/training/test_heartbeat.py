@@ -13,7 +13,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
-from scalegpt.training.heartbeat import FOLDER, Beat, Halt, Heartbeats
+from scalegpt.training.resilience.heartbeat import FOLDER, Beat, Halt, Heartbeats
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

@@ -13,7 +13,7 @@ from scalegpt.checkpoint.manifest import WEIGHTS, file_name
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.training.inference import load_model, newest_checkpoint
+from scalegpt.inference.load import load_model, newest_checkpoint
 
 
 def test_the_newest_checkpoint_of_a_run_is_loaded_exactly(tiny_run: Any, tiny_model: Any) -> None:
@@ -52,7 +52,7 @@ def test_a_gpt2_tokenizer_comes_with_its_padding(tiny_run: Any) -> None:
 def test_matrices_lie_in_the_compute_dtype_and_give_the_same_logits(
     tiny_run: Any, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scalegpt.training.inference.compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("scalegpt.inference.load.compute_dtype", lambda device: torch.bfloat16)
     x = torch.arange(16).view(1, 16)
     for name, residual in (("one", torch.bfloat16), ("two", torch.float32)):
         word = "fp32" if residual == torch.float32 else "compute"

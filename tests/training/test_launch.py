@@ -7,9 +7,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scalegpt.processes import birth_of
-from scalegpt.training.launch import begun_before, launch_marks, note_going_back, runs_named, went_back_before
-from scalegpt.training.rundir import STARTED_BY
+from scalegpt.system.processes import birth_of
+from scalegpt.training.runs.directory import STARTED_BY
+from scalegpt.training.runs.launch_marks import (
+    begun_before,
+    launch_marks,
+    note_going_back,
+    runs_named,
+    went_back_before,
+)
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"}
 NAMED = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "job 7"}

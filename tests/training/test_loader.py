@@ -12,7 +12,7 @@ from scalegpt.backends import World
 from scalegpt.data.sampler import WindowSampler, held_out_starts
 from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.training.loader import HeldOutBatches, ReadAhead, TrainingBatches
+from scalegpt.training.batches import HeldOutBatches, ReadAhead, TrainingBatches
 
 BLOCK = 8
 TOKENS = np.arange(5000, dtype=np.uint16)  # each token is its own place

@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from scalegpt.errors import InputError, RunError
-from scalegpt.training.lock import LOCK, RunLock
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.lock import LOCK, RunLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.runs.directory import RunDirectory
 if sys.argv[2] == "no locks":
     import errno, fcntl
     def flock(*_):
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_synced_is_told_at_the_start(tmp_path: Path, mon
 @pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL"])
 def test_the_systems_own_answers(tmp_path: Path, error: str) -> None:
     """A real call that the kernel refuses, as Lustre without ``-o flock`` does."""
-    imports = "from pathlib import Path; from scalegpt.training.rundir import RunDirectory"
+    imports = "from pathlib import Path; from scalegpt.training.runs.directory import RunDirectory"
     program = f"{imports}; print(RunDirectory(Path({str(tmp_path)!r})).lock())"
     trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=flock,fsync"]
     inject = ["-e", f"inject=flock:error={error}", "-e", "inject=fsync:error=EINVAL"]

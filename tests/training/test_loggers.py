@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scalegpt.training.loggers import Logger, StepLine, human_count, human_time
+from scalegpt.training.loggers import Logger, StepLine
+from scalegpt.units import human_count, human_time
 
 LINE = StepLine(20, 3.14159, 6e-4, 1.25, 12_345.0, None, 75.0)
 

@@ -12,11 +12,12 @@ import torch
 from nvml_fake import Fake, a100
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
-from scalegpt.planner import calibration, detect, nvml
+from scalegpt.hardware import detect, nvml
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, make_plan
+from scalegpt.planner.time import calibration
 from scalegpt.training import memory
 from scalegpt.training.memory import Measured, MemoryWatch, comparison, keep_for_later, machine_of, predicted_line
 

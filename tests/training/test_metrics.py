@@ -10,7 +10,7 @@ import torch
 
 from scalegpt.config import ModelConfig
 from scalegpt.errors import RunError
-from scalegpt.planner.work import flops_per_token
+from scalegpt.planner.time.work import flops_per_token
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 
 

@@ -12,16 +12,16 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
-from scalegpt.planner.advice import lighter
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.planner.calibration import Calibration
-from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.training import oom
-from scalegpt.training.ending import end
-from scalegpt.training.heartbeat import Heartbeats
-from scalegpt.training.rundir import RunDirectory
-from scalegpt.training.watchdog import Watchdog
+from scalegpt.planner.search.advice import lighter
+from scalegpt.planner.time.calibration import Calibration
+from scalegpt.training.resilience import oom
+from scalegpt.training.resilience.failure import end
+from scalegpt.training.resilience.heartbeat import Heartbeats
+from scalegpt.training.resilience.watchdog import Watchdog
+from scalegpt.training.runs.directory import RunDirectory
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

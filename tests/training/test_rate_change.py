@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scalegpt.config import TrainConfig
-from scalegpt.training.rate_change import keeping, rate_change
+from scalegpt.training.runs.rate_change import keeping, rate_change
 from scalegpt.training.schedules import learning_rate
 
 BEFORE = {"learning_rate": 1e-3, "min_lr_ratio": 0.1, "warmup_steps": 10, "schedule": "cosine", "max_iters": 100}

@@ -9,8 +9,8 @@ import pytest
 
 from pages import Page, needs_nothing_else
 from scalegpt.config.presets import resolve
-from scalegpt.training.report import chart, decimals, read_metrics, smoothed, ticks, write_report
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.report import chart, decimals, read_metrics, smoothed, ticks, write_report
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from scalegpt.backends import World
 from scalegpt.checkpoint.manifest import Progress
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.errors import InputError
-from scalegpt.training.resume import Found, goes_on_with, newest_whole_checkpoint, resumed_line, way_back
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.resume import Found, goes_on_with, newest_whole_checkpoint, resumed_line, way_back
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

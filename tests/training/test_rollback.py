@@ -12,9 +12,9 @@ from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
-from scalegpt.training.guards import Spike
-from scalegpt.training.rollback import check_rollbacks, go_back, ways_back
-from scalegpt.training.rundir import RunDirectory
+from scalegpt.training.resilience.guards import Spike
+from scalegpt.training.resilience.rollback import check_rollbacks, go_back, ways_back
+from scalegpt.training.runs.directory import RunDirectory
 
 SPIKE = Spike(50, 9.0, 2.0, 2.4, begins=True)
 STRETCH = Stretch(1, 0, 4, 16, 1337, 5000, "train.bin", "digest", "start")

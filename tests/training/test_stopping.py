@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from scalegpt.backends import World
-from scalegpt.training import stopping
-from scalegpt.training.stopping import LauncherWatch, Reason, Stopped, StopRequest
+from scalegpt.training.resilience import stopping
+from scalegpt.training.resilience.stopping import LauncherWatch, Reason, Stopped, StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -137,7 +137,7 @@ def test_last_words_that_hang_keep_nobody(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_process_that_hangs_in_c_still_leaves() -> None:
     """Python's own handlers run only when the main thread returns; a thread reads the signals instead."""
     code = (
-        "from scalegpt.training.stopping import StopRequest\n"
+        "from scalegpt.training.resilience.stopping import StopRequest\n"
         "with StopRequest().listening():\n"
         "    import ctypes; c = ctypes.CDLL(None); mutex = ctypes.create_string_buffer(64); c.pthread_mutex_lock(mutex)\n"
         "    print('ready', flush=True); c.pthread_mutex_lock(mutex)  # for ever, and no signal ends that\n"

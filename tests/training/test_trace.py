@@ -12,15 +12,15 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.backends import World, build_model, make_backend, plain
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError, RunError
+from scalegpt.hardware.gpus import find_card
 from scalegpt.optim.factory import optimizer_factory
-from scalegpt.planner.gpus import find_card
-from scalegpt.planner.parameters import count_parameters
-from scalegpt.training import trace
-from scalegpt.training.trace import PHASES, Trace, trace_step
+from scalegpt.tracing import trace
+from scalegpt.tracing.trace import PHASES, Trace, trace_step
 
 SMALL = {
     "n_layer": 2,

@@ -19,9 +19,9 @@ from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.data.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
+from scalegpt.training.resilience.stopping import Reason, Stopped, StopRequest
 from scalegpt.training.run import collective_timeout
 from scalegpt.training.setup import Request, prepare
-from scalegpt.training.stopping import Reason, Stopped, StopRequest
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -112,7 +112,7 @@ def test_an_error_is_told_and_a_second_one_does_not_hide_it(trainer: Any, monkey
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scalegpt.training.files.write_atomic", full)
+    monkeypatch.setattr("scalegpt.training.runs.files.write_atomic", full)
     one.fail(RunError("the first error"))
 
 

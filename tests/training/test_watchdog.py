@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from scalegpt.backends import World
-from scalegpt.training.heartbeat import Halt, Heartbeats
-from scalegpt.training.rundir import RunDirectory
-from scalegpt.training.watchdog import HUNG_STATUS, Watchdog
+from scalegpt.training.resilience.heartbeat import Halt, Heartbeats
+from scalegpt.training.resilience.watchdog import HUNG_STATUS, Watchdog
+from scalegpt.training.runs.directory import RunDirectory
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

@@ -1,0 +1,233 @@
+"""The layers that parts are made of: what parameters each has, and what operations it runs.
+
+Symbols: T tokens of a sequence, H width of the residual stream, a heads, D width of a head, F width of the feed-forward
+layer; c bytes of the compute dtype, r of the residual stream's. What a part records follows the ``forward`` of the
+module of the same name in :mod:`scalegpt.model.gpt`, with Python's scopes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from scalegpt.architecture.operations import (
+    MATMULS,
+    PASSED_ON,
+    Cost,
+    Gradient,
+    Operation,
+    Recorder,
+    Size,
+    Value,
+)
+from scalegpt.architecture.parameters import Dim, Parameter
+
+FP32 = 4
+"""Bytes of fp32, the dtype of a norm's statistics."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What decides the bytes of a step's tensors, besides the model.
+
+    Attributes:
+        compute: bytes of the compute dtype, c.
+        residual: bytes of the residual stream's dtype, r.
+        weights: bytes of the weights as modules find them: 4 where they are fp32 and cast where they are used, else c.
+        kernel: of attention.
+        one_sequence: whether the micro batch is 1.
+    """
+
+    compute: int
+    residual: int
+    weights: int
+    kernel: str
+    one_sequence: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the residual stream has another dtype than the computation."""
+        return self.residual != self.compute
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix [outputs, inputs], and a bias where the model has them."""
+
+    name: str
+    part: str
+    inputs: Dim
+    outputs: Dim
+    bias: bool
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Torch stores the matrix as outputs by inputs."""
+        yield Parameter(f"{self.name}.weight", (self.outputs, self.inputs), self.part)
+        if self.bias:
+            yield Parameter(f"{self.name}.bias", (self.outputs,), self.part)
+
+    def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
+        """[T, inputs] → [T, outputs]. The input and the weight's copy are kept; the backward pass has two matmuls for one.
+
+        Args:
+            r: where.
+            x: the input.
+            tokens: T, of one sequence.
+            numerics: the dtypes.
+            passing: the input has no other name.
+        """
+        c, inputs, outputs = numerics.compute, self.inputs.size, self.outputs.size
+        numel = inputs * outputs
+        copies = (Value(Size(fixed=c * numel)),) if numerics.weights != c else ()
+        flops = 2.0 * tokens * numel
+        operation = Operation(
+            name=self.name,
+            part=MATMULS,
+            inputs=(x,),
+            gradients=(Gradient(Size(c * tokens * inputs)),),
+            results=(Value(Size(c * tokens * outputs)),),
+            copies=copies,
+            saves=(x, *copies),
+            parameter=f"{self.name}.weight",
+            weight=numel,
+            is_dear=True,
+            forward=Cost(flops=flops, kernels=1, fused_kernels=1),
+            backward=Cost(flops=2 * flops, kernels=2, fused_kernels=2),
+        )
+        return r.run(operation, passing=(x,) if passing else ())
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the residual stream."""
+
+    name: str
+    part: str
+    width: Dim
+    bias: bool
+
+    def parameters(self) -> Iterator[Parameter]:
+        """A weight, and a bias where the model has them."""
+        yield Parameter(f"{self.name}.weight", (self.width,), self.part)
+        if self.bias:
+            yield Parameter(f"{self.name}.bias", (self.width,), self.part)
+
+    def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
+        """[T, H] in the stream's dtype → [T, H] in the compute dtype, statistics in fp32.
+
+        A norm casts its weights to the dtype of what comes in, and autograd keeps the copies. Compiled, one that
+        follows a sum finds its input on the chip.
+        """
+        c, residual, numel = numerics.compute, numerics.residual, tokens * self.width.size
+        stream = Size(residual * numel)
+        vectors = 2 if self.bias else 1
+        cast = residual != numerics.weights
+        copies = tuple(Value(Size(fixed=residual * self.width.size)) for _ in range(vectors)) if cast else ()
+        mean, deviation = Value(Size(FP32 * tokens)), Value(Size(FP32 * tokens))
+        moved, back = float((residual + c) * numel), float((5 * residual + 2 * c) * numel) + residual * numel
+        y = r.run(
+            Operation(
+                name=self.name,
+                inputs=(x,),
+                gradients=(Gradient(stream),),
+                results=(Value(stream), mean, deviation),
+                copies=copies,
+                saves=(x, mean, deviation, *copies),
+                forward=Cost(
+                    moved=moved + (2 * residual * numel if numerics.mixed else 0),
+                    fused=moved - (residual * numel if follows_sum else 0),
+                    kernels=1,
+                ),
+                backward=Cost(moved=back, fused=float((3 * residual + c) * numel), kernels=4, fused_kernels=2),
+            )
+        )
+        return record_cast(r, y, Size(c * numel), stream) if numerics.mixed else y
+
+
+def record_cast(r: Recorder, x: Value, size: Size, gradient: Size) -> Value:
+    """Another dtype of a tensor that has no other name."""
+    operation = Operation(name="cast", inputs=(x,), gradients=(Gradient(gradient),), results=(Value(size),))
+    return r.run(operation, passing=(x,))
+
+
+def record_dropout(r: Recorder, x: Value, numel: int, width: int) -> Value:
+    """Dropout of ``numel`` elements of ``width`` bytes a sequence; keeps a mask of one byte each."""
+    size, mask = Size(width * numel), Value(Size(numel))
+    moved = float((2 * width + 1) * numel)
+    operation = Operation(
+        name="dropout",
+        inputs=(x,),
+        gradients=(Gradient(size),),
+        results=(Value(size), mask),
+        saves=(mask,),
+        forward=Cost(moved=moved, fused=float(numel)),
+        backward=Cost(moved=moved, fused=float(numel)),
+    )
+    return r.run(operation, passing=(x,))
+
+
+def record_sum(r: Recorder, x: Value, branch: Value, numel: int, numerics: Numerics) -> Value:
+    """The residual stream plus a branch, in the stream's dtype; the branch's gradient is cast to its own."""
+    c, residual = numerics.compute, numerics.residual
+    moved = float((2 * residual + c) * numel)
+    operation = Operation(
+        name="residual sum",
+        inputs=(x, branch),
+        gradients=(PASSED_ON, Gradient(Size(c * numel)) if numerics.mixed else PASSED_ON),
+        results=(Value(Size(residual * numel)),),
+        forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
+    )
+    return r.run(operation, passing=(branch,))
+
+
+def record_gelu(r: Recorder, x: Value, numel: int, width: int) -> Value:
+    """GELU of ``numel`` elements of ``width`` bytes a sequence; keeps its input."""
+    size, moved, back = Size(width * numel), float(2 * width * numel), float(3 * width * numel)
+    operation = Operation(
+        name="gelu",
+        inputs=(x,),
+        gradients=(Gradient(size),),
+        results=(Value(size),),
+        saves=(x,),
+        forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
+        backward=Cost(moved=back, fused=back, kernels=1, fused_kernels=1),
+    )
+    return r.run(operation, passing=(x,))
+
+
+def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
+    """ReLU, which keeps its result, and its square, which keeps the same.
+
+    The square's gradient is ``grad * (2 * input.pow(1))``, with two temporaries (torch, ``FunctionsManual.cpp:
+    pow_backward``). Compiled, both are one pass.
+    """
+    size, once = Size(width * numel), float(width * numel)
+    positive = Value(size)
+    r.run(
+        Operation(
+            name="relu",
+            inputs=(x,),
+            gradients=(Gradient(size),),
+            results=(positive,),
+            saves=(positive,),
+            forward=Cost(moved=2 * once, fused=2 * once, kernels=1, fused_kernels=1),
+            backward=Cost(moved=3 * once, fused=3 * once, kernels=1, fused_kernels=1),
+        )
+    )
+    square = Operation(
+        name="square",
+        inputs=(positive,),
+        gradients=(Gradient(size),),
+        results=(Value(size),),
+        saves=(positive,),
+        workspace_back=lambda batch: [size.at(batch), size.at(batch)],
+        forward=Cost(moved=2 * once, kernels=1),
+        backward=Cost(moved=7 * once, kernels=3),
+    )
+    return r.run(square, passing=(positive, x))
+
+
+ACTIVATIONS: dict[str, Callable[[Recorder, Value, int, int], Value]] = {
+    "gelu": record_gelu,
+    "gelu_tanh": record_gelu,
+    "relu2": record_relu2,
+}
+"""What the feed-forward layer's activation records, by the setting of that name."""

@@ -1,0 +1,4 @@
+"""DeepSpeed's ZeRO behind the interface of :mod:`scalegpt.backends.base`.
+
+Start with ``engine``.
+"""

@@ -1,0 +1,295 @@
+"""DeepSpeed ZeRO, stages 0 to 3, with optimizer or parameter offload.
+
+What is made to agree with the other backends:
+
+- **fp32 masters are exact.** DeepSpeed makes its masters from weights already rounded to bf16; we set them afterwards from
+  the fp32 values, and refresh the bf16 copies by hand.
+- **Gradients accumulate and travel in fp32**, at every stage.
+- **Stage 0** runs DeepSpeed's fp32 engine, and the model computes in bf16 by itself, as ``plain`` does: DeepSpeed's own
+  bf16 path at stage 0 accumulates gradients in bf16.
+- **The optimizer is torch's**, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon is
+  ours, at stage 0: from stage 1 on DeepSpeed's optimizers hold flat parts of groups, in which there are no matrices.
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalegpt.backends.base import (
+    ALL_KEYS,
+    WEIGHT,
+    Backend,
+    LossScaler,
+    MayStep,
+    OptimizerFactory,
+    Piece,
+    StepResult,
+    always,
+    clip_factor,
+    empty_state,
+    is_finite,
+    local_square_norm,
+)
+from scalegpt.backends.deepspeed.discard import discarding, forget_gradients
+from scalegpt.backends.plain import named
+from scalegpt.backends.world import World
+from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
+from scalegpt.model.gpt import GPT, Block
+from scalegpt.text import visible
+
+
+class DeepSpeedBackend(Backend):
+    """A DeepSpeed engine around the model.
+
+    Args:
+        settings: DeepSpeed's configuration with every ``auto`` filled in.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        world: World,
+        grad_accum: int,
+        model: GPT,
+        make_optimizer: OptimizerFactory,
+        settings: dict[str, Any],
+    ) -> None:
+        super().__init__(run, world, grad_accum)
+        self.stage = run.parallel.stage
+        self.settings = settings
+        world.ensure_group()
+        deepspeed = _import_deepspeed(world)
+        # DeepSpeed copies the weights into its own buffers: they must exist, though their values come later.
+        model = model.to_empty(device="cpu" if run.parallel.offload == "all" else world.device)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        if self.stage == 3:
+            # A block's weights come and go together. By default ZeRO-3 releases each layer's after its forward pass, also
+            # when that pass is a recomputation whose results the backward needs next.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
+        self.engine, self.optimizer = _initialize(deepspeed, model, make_optimizer(named(model)), settings)
+        self.model = model
+        # torch makes the moments in the first step. DeepSpeed links them to parameters after the first group's step, when
+        # the second group's do not exist yet, and never again: they must all be there beforehand.
+        self._make_moments(steps=0)
+        if self.stage == 3 and model.head is None:
+            # The loss uses the embedding's matrix outside of the embedding: ZeRO-3 must gather it there too.
+            deepspeed.zero.register_external_parameter(model, model.wte.weight)
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        """Through the engine: ZeRO-3 gathers by its hooks."""
+        result: Tensor = self.engine(*arguments, **options)
+        return result
+
+    def micro_step(self, tokens: Tensor, targets: Tensor, *, last: bool) -> Tensor:
+        """See :meth:`Backend.micro_step`; the engine divides by the accumulation steps itself."""
+        loss = self.engine(tokens, targets)
+        self.engine.backward(loss)
+        if not last:
+            self.engine.step()  # only counts
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
+        """See :meth:`Backend.step`."""
+        self.set_learning_rate(learning_rate)
+        if self._steps_whole_gradients:
+            return self._step_whole_gradients(may_step)
+        if not may_step():
+            with discarding(self.optimizer):
+                self.engine.step()
+            assert not self.engine.was_step_applied()
+            forget_gradients(self.optimizer)
+            return StepResult(math.nan, skipped=True)
+        self.engine.step()
+        if self.engine.was_step_applied():
+            return StepResult(float(self.engine.get_global_grad_norm()), skipped=False)
+        forget_gradients(self.optimizer)
+        return StepResult(math.inf, skipped=True)
+
+    @property
+    def _steps_whole_gradients(self) -> bool:
+        """Whether the engine leaves clipping to us: its fp32 stage 0 has no word for the norm it clipped."""
+        return self.stage == 0 and self.run.train.precision != "fp16"
+
+    def _step_whole_gradients(self, may_step: MayStep) -> StepResult:
+        parameters = list(self.model.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = local_square_norm(gradients, self.world.device).sqrt().item()
+        skipped = not may_step() or not is_finite(norm)
+        factor = clip_factor(norm, self.run.train.grad_clip, 1.0)
+        if skipped:
+            for parameter in parameters:
+                parameter.grad = None  # the engine's step then changes nothing
+        elif factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        self.engine.step()
+        return StepResult(norm, skipped)
+
+    # --- canonical state ---------------------------------------------------------------------------------------------
+
+    def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
+        """See :meth:`Backend.held`."""
+        holding = self._holding()
+        for name, parameter in named(self.model):
+            for key in self.keys_of(name):
+                piece = holding(name, parameter, key) if key in keys else None
+                if piece is not None:
+                    yield piece
+
+    def _holding(self) -> Callable[[str, nn.Parameter, str], Piece | None]:
+        """How to find the part of a parameter's tensor that is on this rank, which each stage keeps in another place."""
+        if self.stage == 0:
+            masters = self._masters()
+            return lambda name, parameter, key: self._whole(name, masters.get(parameter, parameter), key)
+        return self._fragment if self.stage < 3 else self._partition
+
+    def _whole(self, name: str, master: Tensor, key: str) -> Piece:
+        """Stage 0: each rank has all of it, as in torch."""
+        values = master if key == WEIGHT else self._inner_optimizer().state[master][key]
+        return Piece(name, key, 0, values.detach().view(-1))
+
+    @staticmethod
+    def _fragment(name: str, parameter: nn.Parameter, key: str) -> Piece | None:
+        """Stages 1 and 2: DeepSpeed's own link from a parameter to the part of it in this rank's cut of the flat group."""
+        link: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if link is None:
+            return None
+        values = link.get_hp_fragment(None if key == WEIGHT else key)
+        return Piece(name, key, link.lp_fragment_address.start, values.detach().view(-1))
+
+    def _partition(self, name: str, parameter: nn.Parameter, key: str) -> Piece | None:
+        """Stage 3: equal parts of each flattened tensor, the last ones padded."""
+        wrapper: Any = self.optimizer
+        # Its public form copies to the GPU where the optimizer is offloaded; this is the memory itself.
+        part, _ = wrapper._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=True, optim_state_key=None if key == WEIGHT else key
+        )
+        start = self.world.rank * part.numel()
+        count = min(part.numel(), math.prod(self.model.shapes[name]) - start)
+        return Piece(name, key, start, part.detach().view(-1)[:count]) if count > 0 else None
+
+    def _masters(self) -> dict[nn.Parameter, Tensor]:
+        """The fp32 masters that DeepSpeed's unfused fp16 optimizer (stage 0) keeps beside fp16 weights; else none."""
+        wrapper: Any = self.optimizer
+        if self.stage > 0 or self.run.train.precision != "fp16":
+            return {}
+        groups = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+        return {parameter: master for low, high in groups for parameter, master in zip(low, high, strict=True)}
+
+    @property
+    def replicated(self) -> bool:
+        """See :attr:`Backend.replicated`."""
+        return self.stage == 0
+
+    def set_steps(self, steps: int) -> None:
+        """See :meth:`Backend.set_steps`."""
+        for state in self._inner_optimizer().state.values():
+            if "step" in state:  # Muon counts none
+                state["step"].fill_(steps)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the masters into the weights that DeepSpeed computes with, as it does itself at the end of a step."""
+        wrapper: Any = self.optimizer
+        if self.stage == 0:
+            for parameter, master in self._masters().items():
+                parameter.copy_(master)
+        elif self.stage < 3:
+            wrapper.update_lp_params()
+        else:
+            wrapper._partition_all_parameters()
+            for group in range(len(wrapper.fp32_partitioned_groups_flat)):
+                wrapper._reassign_or_swap_out_partitioned_parameters(group)
+            kept = wrapper.persistent_parameters  # small tensors, whole on every rank
+            if kept:
+                kept[0].all_gather(kept)
+
+    def _make_moments(self, steps: int) -> None:
+        """Make the optimizer's state for every master that DeepSpeed keeps."""
+        inner, wrapper = self._inner_optimizer(), self.optimizer
+        if self.stage == 0:
+            masters = self._masters()
+            for name, parameter in named(self.model):
+                master = masters.get(parameter, parameter)
+                counts = self.group_of(name).counts_steps
+                inner.state[master] = empty_state(inner, master, self.keys_of(name), steps, counts_steps=counts)
+            return
+        parts: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
+            part for group in inner.param_groups for part in group["params"]
+        ]
+        group = self.run.train.optimizer_spec.groups[0]  # ZeRO's parts need the same states of all
+        for part in parts:
+            inner.state[part] = empty_state(inner, part, group.states, steps, counts_steps=group.counts_steps)
+        link = getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:  # stages 1 and 2 keep views of the state by parameter
+            link()
+
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
+        """Torch's optimizer inside DeepSpeed's wrapper."""
+        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner
+
+    # --- loss scale --------------------------------------------------------------------------------------------------
+
+    @property
+    def scaler(self) -> LossScaler:
+        """DeepSpeed's own dynamic scale, in our terms."""
+        if self.run.train.precision != "fp16":
+            return LossScaler()
+        theirs = self._their_scaler()
+        good = int(theirs.cur_iter - theirs.last_overflow_iter - 1)
+        return LossScaler(scale=float(theirs.cur_scale), good_steps=good, dynamic=True)
+
+    def load_scaler(self, scale: float, good_steps: int) -> None:
+        """See :meth:`Backend.load_scaler`."""
+        if self.run.train.precision == "fp16":
+            theirs = self._their_scaler()
+            theirs.cur_scale, theirs.last_overflow_iter = scale, theirs.cur_iter - 1 - good_steps
+
+    def _their_scaler(self) -> Any:
+        """The object with ``cur_scale``: the stage-0 wrapper itself, or the ZeRO wrapper's ``loss_scaler``."""
+        return getattr(self.optimizer, "loss_scaler", None) or self.optimizer
+
+
+def _initialize(
+    deepspeed: Any, model: GPT, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+) -> tuple[Any, Any]:
+    """DeepSpeed's engine and its wrapper of the optimizer.
+
+    Raises:
+        InputError: DeepSpeed does not take the settings; it says so by assertions and by errors of its own checks.
+    """
+    try:
+        engine, wrapper, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        reason = visible(" ".join(str(error).split())[:300]) or type(error).__name__
+        raise InputError(
+            f"DeepSpeed does not take these settings: {reason}; give another --ds_config, --zero_stage or --offload"
+        ) from error
+    return engine, wrapper
+
+
+def _import_deepspeed(world: World) -> Any:
+    """Import DeepSpeed for our device, with its log limited to warnings and nothing to compile at first use."""
+    if world.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
+        os.environ.setdefault(name, str(value))
+    # DeepSpeed calls collectives by names that newer torch releases deprecate; that is between the two.
+    warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
+    import deepspeed
+
+    # On a CPU DeepSpeed would compile collectives in shared memory, which only its inference calls. That takes ninja, a C++
+    # compiler, a folder for extensions and 66 MB of /dev/shm a rank, and killed processes leave the last behind. DeepSpeed
+    # builds nothing that it does not find among the operations that it believes to be possible here.
+    deepspeed.ops.__compatible_ops__ = {}
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed

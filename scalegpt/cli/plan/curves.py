@@ -1,0 +1,118 @@
+"""Memory over micro batch, for the page of a plan: a chart with the card's limit, and the same numbers as a table."""
+
+from scalegpt.hardware.gpus import GIB
+from scalegpt.html.page import Table, escape
+from scalegpt.html.svg import Chart, Line, Mark, Point, Words, sample
+from scalegpt.planner.plan import Plan
+from scalegpt.planner.query import Answer
+from scalegpt.planner.search.curves import Curves, memory_curves
+from scalegpt.units import gib
+
+_HUES = {"none": 1, "selective": 4, "full": 3}
+"""Recompute → the colour of its line."""
+
+
+def over_micro_batches(given: Answer) -> str:
+    """The chart, its key, what it shows in words, and its table."""
+    curves = memory_curves(given.question, given.plan)
+    said, batch = _largest(given, curves), given.plan.batch
+    return (
+        "<h2>Memory over micro batch</h2>"
+        "<p>What each GPU would hold with other micro batches of the "
+        f"{batch.micro_batch * batch.grad_accum:,} sequences that it has in a step; layout and "
+        f"{escape(given.plan.run.train.loss)} loss stay. {escape(said)}</p>"
+        f"{_chart(given, curves, said)}{_key(given, curves)}{_table(given, curves)}"
+    )
+
+
+def _largest(given: Answer, curves: Curves) -> str:
+    """The largest micro batch that fits with each recompute, in a sentence."""
+    fitting, none = list[str](), list[str]()
+    for recompute, curve in curves.items():
+        sizes = [micro for micro, plan in curve.items() if plan.total_bytes <= given.question.limit]
+        if sizes:
+            fitting.append(f"{max(sizes)} with recompute {recompute}")
+        else:
+            none.append(recompute)
+    said = f"The largest that fits with the safety margin is {_list(fitting)}. " if fitting else ""
+    return said + (f"None fits with recompute {_list(none)}." if none else "")
+
+
+def _list(words: list[str]) -> str:
+    """Words in a row: a, b and c."""
+    return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
+
+
+def _chart(given: Answer, curves: Curves, said: str) -> str:
+    plan, usable = given.plan, given.plan.machine.usable_bytes or 0
+    lines = [Line(_HUES[name], [_point(given, other) for other in curve.values()]) for name, curve in curves.items()]
+    marks = [Mark(usable / GIB, "limit", "limit")]
+    if given.question.margin:
+        marks.append(Mark(given.question.limit / GIB, "margin", "margin"))
+    chart = Chart(
+        words=Words(
+            "curves",
+            "Total memory on each GPU over micro batch",
+            f"A line for each recompute, rising with the micro batch, against the card's limit of {gib(usable)}. {said} "
+            f"The plan is marked: micro batch {plan.batch.micro_batch}, {gib(plan.total_bytes)}.",
+        ),
+        lines=lines,
+        marks=marks,
+        chosen=_point(given, plan),
+        chosen_label="this plan",
+        x_label="sequences in a micro batch, on each GPU",
+        unit="GiB",
+        top=max(1.25 * usable, 1.12 * plan.total_bytes) / GIB,
+    )
+    return chart.draw()
+
+
+def _point(given: Answer, plan: Plan) -> Point:
+    micro = plan.batch.micro_batch
+    words = f"micro batch {micro}, recompute {plan.run.train.recompute}: {gib(plan.total_bytes)}"
+    return Point(micro, plan.total_bytes / GIB, f"{words}{', ' if _remark(given, plan) else ''}{_remark(given, plan)}")
+
+
+def _remark(given: Answer, plan: Plan) -> str:
+    """Why it would not be chosen; nothing where it fits."""
+    if plan.fits is False:
+        return "does not fit"
+    return "within the margin" if plan.total_bytes > given.question.limit else ""
+
+
+def _key(given: Answer, curves: Curves) -> str:
+    """What the lines are."""
+    usable, margin, limit = given.plan.machine.usable_bytes or 0, given.question.margin, given.question.limit
+    named = [(Line(_HUES[name], ()).style, f"recompute {name}") for name in curves]
+    named.append(("limit", f"limit of the card, {gib(usable)}"))
+    if margin:
+        named.append(("margin", f"limit less the margin of {100 * margin:g}%, {gib(int(limit))}"))
+    spans = "".join(f"<span>{sample(style)}{escape(words)}</span>" for style, words in named)
+    return f'<p class="keys">{spans}</p>'
+
+
+def _table(given: Answer, curves: Curves) -> str:
+    own = given.plan.batch.micro_batch, given.plan.run.train.recompute
+    table = Table(
+        "Total memory on each GPU over micro batch",
+        ("micro batch", *(f"recompute {name}" for name in curves)),
+        ["number"] * (1 + len(curves)),
+    )
+    for micro in sorted({micro for curve in curves.values() for micro in curve}):
+        cells = [_cell(given, curve.get(micro), here=(micro, name) == own) for name, curve in curves.items()]
+        table.add(str(micro), *cells)
+    return (
+        f'{table.draw()}<p class="soft">Totals in GiB. Framed: this plan. ✗: does not fit. ~: fits only without the '
+        "safety margin. The largest needs no accumulation, and so no room for gradients that wait.</p>"
+    )
+
+
+def _cell(given: Answer, plan: Plan | None, *, here: bool) -> str:
+    """A total, marked where it is too much and where it is the plan's own."""
+    if plan is None:
+        return '<abbr title="not with this DeepSpeed file">–</abbr>'
+    remark = _remark(given, plan)
+    sign = {"": "", "does not fit": "✗ ", "within the margin": "~ "}[remark]
+    total = f"{plan.total_bytes / GIB:.2f}"
+    kind = " ".join([*(["over"] if remark else []), *(["here"] if here else [])])
+    return f'<span class="{kind}">{sign}{total}</span>' if kind else total

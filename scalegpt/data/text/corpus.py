@@ -1,0 +1,353 @@
+"""Check that files are text, and read them piece by piece in bounded memory.
+
+A file that the user named must be text, or the command ends. Inside a folder, what is not text is skipped, counted and
+reported by reason; a folder that is mostly data in another format is refused.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from scalegpt.data.text.decoding import (
+    NotInEncodingError,
+    UnusableTextError,
+    binary,
+    decoded,
+    encoding_instead,
+    unsure,
+)
+from scalegpt.data.text.documents import SAVED, Document, Skipped, find_documents, is_folder, is_run, real_path
+from scalegpt.data.text.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
+from scalegpt.data.text.formats import HEAD_BYTES, Format, Kind, recognise
+from scalegpt.data.text.ours import LOG, RUN, file_of_ours, is_our_output
+from scalegpt.data.tokenizers import code_points
+from scalegpt.errors import InputError
+from scalegpt.text import one_line
+
+PIECE_CHARACTERS = 1 << 20
+"""A piece is cut at the last place that allows it once so many characters are there: 1 to 4 MB of UTF-8."""
+
+HARD_LIMIT_CHARACTERS = 8 << 20
+"""Text with no such place for so long is cut anywhere: one or two tokens may differ there, and memory stays bounded."""
+
+_CUT = re.compile(r"[ \n](?=\S)")
+_UNICODE_SIZE = 0x110000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document that has been read through once: it is text.
+
+    Attributes:
+        path: where it is.
+        name: its path inside the folder that the user named.
+        encoding: the codec that reads it.
+        bytes: its size.
+        sha256: of its bytes, in hex.
+
+    """
+
+    path: Path
+    name: str
+    encoding: str
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Corpus:
+    """All the text of a preparation.
+
+    Attributes:
+        sources: in an order that depends on names and contents alone.
+        encoding: as asked for; ``auto`` lets every file have its own.
+        skipped: what of the folders is not read.
+        as_they_are: records among the sources, which are read as they are written.
+        characters: every character that occurs, sorted; None where nobody asked.
+
+    """
+
+    encoding: str
+    sources: list[Source] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
+    as_they_are: Skipped = field(default_factory=Skipped)
+    characters: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all the text."""
+        return sum(source.bytes for source in self.sources)
+
+
+@dataclass
+class _Share:
+    """How much of a folder is text, and how much is data in another format.
+
+    Attributes:
+        files: files by kind of format; None for plain text.
+        bytes: their bytes.
+        formats: the formats that hold text which is not read as such.
+
+    """
+
+    files: Counter[Kind | None] = field(default_factory=Counter)
+    bytes: Counter[Kind | None] = field(default_factory=Counter)
+    formats: Skipped = field(default_factory=Skipped)
+
+    def add(self, document: Document, form: Format | None, size: int) -> None:
+        """Count a file that is read, or that is skipped for its format."""
+        kind = None if form is None else form.kind
+        self.files[kind] += 1
+        self.bytes[kind] += size
+        if form is not None and form.kind is not Kind.OTHER:
+            self.formats.add(form.name, document.name)
+
+    @property
+    def is_mostly_data(self) -> bool:
+        """Whether more than half is records or containers. Markup counts only where most files are markup."""
+        text = self.bytes[None] + self.bytes[Kind.MARKUP]
+        data = self.bytes[Kind.RECORDS] + self.bytes[Kind.CONTAINER]
+        if 2 * self.files[Kind.MARKUP] > sum(self.files.values()) - self.files[Kind.OTHER]:
+            text, data = self.bytes[None], data + self.bytes[Kind.MARKUP]
+        return data > text
+
+
+def survey(
+    inputs: Sequence[str | Path],
+    encoding: str,
+    *,
+    want_characters: bool = False,
+    as_text: bool = False,
+    follow_links: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Corpus:
+    """Read every document once: check that it is text, and take its size and SHA-256.
+
+    Args:
+        inputs: files and folders.
+        encoding: of all files, or ``auto``.
+        want_characters: gather the characters that occur, for a ``char`` vocabulary.
+        as_text: read records and markup (JSON, CSV, HTML …) as they are written, and folders that are mostly such data.
+        follow_links: follow links that leave a folder.
+        progress: called with the bytes read so far.
+
+    Raises:
+        InputError: a named file is no text in that encoding, or a folder holds none that is, or is mostly other data.
+
+    """
+    found = find_documents(inputs, follow_links=follow_links)
+    corpus = Corpus(codec_name(encoding), skipped=found.skipped)
+    seen = np.zeros(_UNICODE_SIZE, dtype=bool) if want_characters else None
+    shares: dict[Path, _Share] = {}
+    done = 0
+    for document in found.documents:
+        share = shares.setdefault(document.folder, _Share()) if document.folder is not None else None
+        try:
+            form = _format(document, as_text=as_text)
+            source = _examine(document, corpus.encoding, seen)
+        except UnusableTextError as error:
+            if share is None:
+                raise
+            corpus.skipped.add(error.reason, document.name)
+            if isinstance(error, OtherFormatError):
+                share.add(document, error.form, error.size)
+            continue
+        corpus.sources.append(source)
+        if share is not None:
+            share.add(document, form, source.bytes)
+            if form is not None and form.kind is Kind.RECORDS:
+                corpus.as_they_are.add(form.name, document.name)
+        done += source.bytes
+        if progress is not None:
+            progress(done)
+    if not as_text:
+        _check_data_sets(corpus, shares)
+    _check_folders(inputs, corpus, found.documents)
+    # Contents decide where names are equal, so that the order of the inputs does not matter.
+    corpus.sources.sort(key=lambda source: (source.name, source.sha256))
+    if seen is not None:
+        corpus.characters = np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    return corpus
+
+
+def _check_data_sets(corpus: Corpus, shares: dict[Path, _Share]) -> None:
+    """Refuse folders whose text lies, wholly or mostly, in formats that are not read."""
+    way_out = (
+        "write its text to .txt files, one a document; or --as_text true trains on what is text there, as it is written"
+    )
+    if SAVED in corpus.skipped.counts:
+        example = one_line(corpus.skipped.examples[SAVED])
+        raise InputError(
+            f"folder {example} is a data set saved by Hugging Face datasets: its text lies in Arrow files; {way_out}"
+        )
+    for folder, share in shares.items():
+        if share.is_mostly_data:
+            raise InputError(f"most of folder {one_line(folder)} is not plain text: {share.formats}; {way_out}")
+
+
+def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequence[Document]) -> None:
+    usable = {source.path for source in corpus.sources}
+    for folder in (Path(given) for given in inputs if is_folder(Path(given))):
+        real = real_path(folder)
+        inside = [each for each in documents if each.folder == folder or each.real.is_relative_to(real)]
+        if not any(document.path in usable for document in inside):
+            skipped = f"; skipped: {corpus.skipped}" if corpus.skipped.counts else ""
+            raise InputError(
+                f"folder {one_line(folder)} holds no text in {corpus.encoding}{skipped}; name another, or --encoding"
+            )
+
+
+class OtherFormatError(UnusableTextError):
+    """A file in a format that is not plain text.
+
+    Attributes:
+        form: the format.
+        size: bytes of the file.
+
+    """
+
+    def __init__(self, document: Document, form: Format, size: int) -> None:
+        what = f"binary ({form.name}), not text" if form.kind is Kind.OTHER else f"{form.name}, not plain text"
+        as_text = ", or --as_text true trains on it as it is written" if form.is_readable else ""
+        super().__init__(form.name, f"input {one_line(document.path)} is {what}; {form.remedy}{as_text}")
+        self.form, self.size = form, size
+
+
+def _format(document: Document, *, as_text: bool) -> Format | None:
+    """The format of a document that may be read as text; None for plain text.
+
+    Raises:
+        UnusableTextError: it is in another format and must not be read as text, or cannot be read.
+
+    """
+    try:
+        _refuse_ours(document)
+        if not document.path.is_file():
+            raise UnusableTextError(
+                "unreadable", f"input {one_line(document.path)} is not a regular file; copy its text into one"
+            )
+        with document.path.open("rb") as file:
+            form = recognise(document.path.name, file.read(HEAD_BYTES))
+        size = document.path.stat().st_size
+    except OSError as error:
+        raise _unreadable(document, error) from None
+    if form is None or (form.is_readable and (as_text or document.folder is not None)):
+        return form
+    raise OtherFormatError(document, form, size)
+
+
+def _unreadable(document: Document, error: OSError) -> UnusableTextError:
+    return UnusableTextError("unreadable", f"input {one_line(document.path)} cannot be read: {error.strerror}")
+
+
+def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
+    """Read a document through in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding that it is in."""
+    path = document.path
+    try:
+        mark = None
+        if encoding == AUTO:
+            with path.open("rb") as file:
+                mark = byte_order_mark(file.read(4))
+        try:
+            return _read_through(document, (mark or UTF8) if encoding == AUTO else encoding, seen)
+        except NotInEncodingError as error:
+            guess = encoding_instead(path, encoding, error.offset, mark)
+        try:
+            return _read_through(document, codec_name(guess), seen)
+        except NotInEncodingError as error:
+            raise unsure(path, guess, error.offset) from None
+    except OSError as error:
+        raise _unreadable(document, error) from None
+
+
+def _refuse_ours(document: Document) -> None:
+    """Refuse what ScaleGPT has written itself. A file that the user names is taken, except this process's own output.
+
+    Raises:
+        UnusableTextError: it is ours.
+        OSError: it cannot be read.
+
+    """
+    path = document.path
+    if path.is_dir():
+        kind = RUN if is_run(path) else None
+    elif document.folder is None:
+        kind = LOG if is_our_output(path) else None
+    else:
+        kind = file_of_ours(path) if path.is_file() else None
+    if kind is not None:
+        raise UnusableTextError(kind, f"input {one_line(path)} is a {kind}, not text to train on; name another file")
+
+
+def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
+    digest = hashlib.sha256()
+    size = characters = 0
+    # A file with a character that does not count must not add to the vocabulary of the others.
+    here = None if seen is None else np.zeros_like(seen)
+    for chunk, text in decoded(document.path, encoding):
+        digest.update(chunk)
+        if "\0" in text or (not characters and looks_binary(text[:65536].encode("utf-8", "replace"))):
+            raise binary(document.path)
+        size, characters = size + len(chunk), characters + len(text)
+        if here is not None:
+            here[code_points(text)] = True
+    if not characters:
+        raise UnusableTextError("empty", f"input {one_line(document.path)} is empty; name a file with text in it")
+    if seen is not None and here is not None:
+        seen |= here
+    return Source(document.path, document.name, encoding, size, digest.hexdigest())
+
+
+def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
+    """Yield a document's text in pieces whose ids, joined, are those of the whole text.
+
+    Yields:
+        The piece, and how many bytes of the file have been read by then.
+
+    Raises:
+        InputError: the file is no longer what the survey saw.
+
+    """
+    digest, size, kept = hashlib.sha256(), 0, ""
+    try:
+        for chunk, text in decoded(source.path, source.encoding):
+            digest.update(chunk)
+            size += len(chunk)
+            kept += text
+            while len(kept) >= PIECE_CHARACTERS and (place := cut_place(kept)):
+                yield kept[:place], size
+                kept = kept[place:]
+        if digest.hexdigest() != source.sha256:
+            raise _changed(source)
+    except NotInEncodingError:
+        raise _changed(source) from None
+    except OSError as error:
+        raise InputError(f"input {one_line(source.path)} cannot be read any more: {error.strerror}") from None
+    if kept:
+        yield kept, size
+
+
+def _changed(source: Source) -> InputError:
+    return InputError(f"input {one_line(source.path)} changed while it was read; prepare it again")
+
+
+def cut_place(text: str) -> int:
+    r"""Find the last place where text may be cut without changing its GPT-2 ids, or 0 where there is none yet.
+
+    That is before a space or newline that a non-space follows. GPT-2's pattern matches words, numbers and signs, each
+    with at most one space in front, and runs of white space without their last one (``\s+(?!\S)``), which stands alone
+    or belongs to the word behind it. So no match crosses such a place. None looks across it either, except a run of
+    white space that ends there: ``\s++$`` takes at the piece's end what ``\s+(?!\S)`` took before. And none looks back.
+    A newline between two full lines is the usual case; ``\r\n`` and text without lines are served too. Python's
+    ``\S`` excludes a few control characters that tiktoken's engine does not call spaces: it is only more careful.
+    """
+    for window in (4096, len(text)):
+        places = [match.start() for match in _CUT.finditer(text, max(1, len(text) - window))]
+        if places:
+            return places[-1]
+    return len(text) if len(text) >= HARD_LIMIT_CHARACTERS else 0

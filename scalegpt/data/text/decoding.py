@@ -1,0 +1,154 @@
+"""Decode a file chunk by chunk, and say what is wrong with one that does not decode."""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scalegpt.data.text.diagnosis import diagnose
+from scalegpt.data.text.encodings import AUTO, UTF8
+from scalegpt.errors import InputError
+from scalegpt.text import one_line
+
+CHUNK_BYTES = 1 << 20
+
+
+class UnusableTextError(InputError):
+    """A file that cannot be trained on.
+
+    Attributes:
+        reason: in a word or two, to count by: ``binary``, ``empty``, ``not utf-8``, ``unreadable``.
+
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> Any:
+        """Ranks send each other what they raise."""
+        return UnusableTextError, (self.reason, str(self))
+
+
+class NotInEncodingError(Exception):
+    """Bytes that an encoding does not have.
+
+    Attributes:
+        offset: of the first such byte in the file.
+
+    """
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
+    """Yield a file's chunks, each with the text that it completes; line ends stay as they are.
+
+    Raises:
+        NotInEncodingError: bytes that are not of the encoding.
+        OSError: the file cannot be read.
+
+    """
+    decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
+    offset = 0
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            # UTF-8's mark is dropped here: its own codec for that counts offsets from behind it.
+            skipped = 3 if offset == 0 and encoding == UTF8 and chunk.startswith(codecs.BOM_UTF8) else 0
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(chunk[skipped:], final=not chunk)
+                if encoding != UTF8 and not text.isascii():
+                    text.encode()  # some codecs make lone surrogates, which no tokenizer can take
+            except UnicodeDecodeError as error:
+                raise NotInEncodingError(offset + skipped - pending + error.start) from None
+            except UnicodeError:
+                raise NotInEncodingError(offset) from None
+            yield chunk, text
+            if not chunk:
+                return
+            offset += len(chunk)
+
+
+def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> str:
+    """Name the encoding of a file that is not in the one it was read in, where it is sure and was asked for.
+
+    Args:
+        path: the file.
+        asked: the encoding that the user gave, or ``auto``.
+        offset: of the first byte that was not in it, or with ``auto`` not in UTF-8.
+        mark: the encoding that the file's byte order mark announces, if it has one and it was read in that.
+
+    Raises:
+        UnusableTextError: with ``auto`` there is no sure encoding, else always; says what the file probably is.
+
+    """
+    if mark not in (None, UTF8):
+        raise UnusableTextError(
+            f"broken {mark}",
+            f"input {one_line(path)} has the byte order mark of {mark} and is not {mark}: {_byte_at(path, offset)}; get it "
+            "whole, or convert it to UTF-8",
+        )
+    if asked not in {AUTO, UTF8}:
+        advice = "give its own --encoding, or --encoding auto to detect it"
+        raise UnusableTextError(
+            f"not {asked}", f"input {one_line(path)} is not {asked}: {_byte_at(path, offset)}; {advice}"
+        )
+    found = diagnose(path, offset)
+    if found.is_binary:
+        raise binary(path)
+    if found.is_utf8:
+        raise _broken_utf8(path, offset, is_cut=found.is_cut)
+    if found.encoding is not None and asked == AUTO:
+        return found.encoding
+    reason = "not utf-8" if asked == UTF8 else "in no sure encoding"
+    if found.is_cut:
+        advice = (
+            f"it ends there with what may be part of a character: cut it to its first {offset} bytes if so, or give its "
+            "--encoding"
+        )
+    elif found.encoding is not None:
+        known = "ISO-8859-1 (latin-1)" if found.encoding == "latin-1" else found.encoding
+        advice = f"it is probably {known}: use --encoding {found.encoding}, or --encoding auto"
+    else:
+        advice = "what it is in is not sure: give its --encoding, or mend it"
+    raise UnusableTextError(reason, f"input {one_line(path)} is not UTF-8: {_byte_at(path, offset)}; {advice}")
+
+
+def unsure(path: Path, encoding: str, offset: int) -> UnusableTextError:
+    """What to raise where a file is not in the encoding that was guessed."""
+    return UnusableTextError(
+        "in no sure encoding",
+        f"input {one_line(path)} is neither UTF-8 nor {encoding}: {_byte_at(path, offset)}; give its --encoding, or mend it",
+    )
+
+
+def binary(path: Path) -> UnusableTextError:
+    """What to raise where a file is no text."""
+    return UnusableTextError(
+        "binary", f"input {one_line(path)} is binary, not text; name a text file, or --encoding if it is one"
+    )
+
+
+def _broken_utf8(path: Path, offset: int, *, is_cut: bool) -> UnusableTextError:
+    if is_cut:
+        what = f"cut inside its last character, at byte offset {offset}"
+        advice = f"get it whole, or keep its first {offset} bytes: head -c {offset} FILE > NEW_FILE"
+    else:
+        what = f"broken at byte offset {offset} (0x{_byte(path, offset).hex()})"
+        advice = "mend it there, or drop what is not UTF-8: iconv -f utf-8 -t utf-8 -c FILE > NEW_FILE"
+    return UnusableTextError("broken utf-8", f"input {one_line(path)} is UTF-8, {what}; {advice}")
+
+
+def _byte_at(path: Path, offset: int) -> str:
+    byte = _byte(path, offset)
+    return f"byte 0x{byte.hex()} at byte offset {offset}" if byte else f"it ends too early, at byte offset {offset}"
+
+
+def _byte(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(1)

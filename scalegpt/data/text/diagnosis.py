@@ -1,0 +1,169 @@
+"""What a file is that does not decode as UTF-8, with the whole file in view."""
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+
+from scalegpt.data.text.encodings import UTF8, byte_order_mark, looks_binary
+from scalegpt.data.text.guessing import guess
+from scalegpt.data.tokenizers import code_points
+
+_CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 65536
+_WINDOWS, _WINDOW_BYTES, _SAMPLE_BYTES = 32, 65536, 16384
+_C1 = bytes(range(0x80, 0xA0))
+_LOWEST_TRAIL = 0x30
+"""No multi-byte encoding has a lower byte than this inside a character."""
+
+_SURELY_UTF8 = 8
+"""So many multi-byte characters of UTF-8 in a row are no chance in any other encoding."""
+
+_SELDOM = 20
+"""In encodings of one byte a character UTF-8's characters are rarer than this, among the bytes that are none."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a file that should be UTF-8.
+
+    Attributes:
+        is_binary: it is no text.
+        is_utf8: it is UTF-8 with damage: other multi-byte characters of it are whole.
+        is_cut: it ends where a UTF-8 character could be unfinished.
+        encoding: what it is in instead; None where that is not sure.
+
+    """
+
+    is_binary: bool = False
+    is_utf8: bool = False
+    is_cut: bool = False
+    encoding: str | None = None
+
+
+def diagnose(path: Path, offset: int) -> Diagnosis:
+    """Tell what a file is that is not UTF-8.
+
+    Args:
+        path: the file.
+        offset: of the first byte that is not UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+
+    """
+    mark, is_binary = _beginning(path, offset)
+    if mark == UTF8:
+        return Diagnosis(is_utf8=True, is_cut=_ends_inside(path, offset))
+    if mark is not None:
+        return Diagnosis(encoding=mark)
+    if is_binary:
+        return Diagnosis(is_binary=True)
+    before, after, stray = _utf8_characters(path, offset)
+    if _ends_inside(path, offset):
+        return Diagnosis(is_utf8=before > 0, is_cut=True)
+    if before + after >= stray or before >= _SURELY_UTF8:
+        return Diagnosis(is_utf8=True)
+    like_utf8 = before > 0 or _SELDOM * after > stray
+    encoding = guess(_telling_lines(path, offset), like_utf8=like_utf8)
+    if encoding == "latin-1" and _holds_c1(path):
+        encoding = "cp1252"  # the rest of the file uses the places that latin-1 leaves to control characters
+    return Diagnosis(is_utf8=encoding is None and before > 0, encoding=encoding)
+
+
+def _beginning(path: Path, offset: int) -> tuple[str | None, bool]:
+    """The encoding that a byte order mark announces, and whether the file looks binary at its head or at the offset."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        file.seek(max(0, offset - 4096))
+        there = file.read(_HEAD_BYTES)
+    return byte_order_mark(head[:4]), looks_binary(head) or looks_binary(there)
+
+
+def _ends_inside(path: Path, offset: int) -> bool:
+    """Whether the file ends after the offset with the beginning of one UTF-8 character, and nothing else."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(4)
+    decoder = codecs.getincrementaldecoder(UTF8)()
+    try:
+        text = decoder.decode(rest)
+    except UnicodeDecodeError:
+        return False
+    return not text and len(rest) < 4
+
+
+def _utf8_characters(path: Path, offset: int) -> tuple[int, int, int]:
+    """Count the multi-byte characters of UTF-8 before and after an offset, and the bytes above 127 that belong to none."""
+    before, stray_before = _count(_chunks(path, 0, offset))
+    after, stray = _count(_chunks(path, offset, None))
+    assert not stray_before
+    return before, after, stray
+
+
+def _count(chunks: Iterator[bytes]) -> tuple[int, int]:
+    decoder = codecs.getincrementaldecoder(UTF8)("surrogateescape")
+    whole = stray = 0
+    for chunk in chain(chunks, [b""]):
+        points = code_points(decoder.decode(chunk, final=not chunk))
+        points = points[points >= 0x80]
+        escaped = int(np.count_nonzero((points >= 0xDC80) & (points <= 0xDCFF)))
+        whole, stray = whole + len(points) - escaped, stray + escaped
+    return whole, stray
+
+
+def _chunks(path: Path, first: int, end: int | None) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(first)
+        while chunk := file.read(_CHUNK_BYTES if end is None else min(_CHUNK_BYTES, end - file.tell())):
+            yield chunk
+
+
+def _telling_lines(path: Path, offset: int) -> bytes:
+    """Lines with bytes above 127 from around the offset and all over the file, each once and cut inside no character."""
+    size = path.stat().st_size
+    windows = min(_WINDOWS, -(-size // _WINDOW_BYTES))
+    places = [number * size // windows for number in range(windows + 1)]
+    spans = [(first, min(_WINDOW_BYTES, end - first)) for first, end in pairwise(places)]
+    if size > windows * _WINDOW_BYTES:  # the spans leave gaps
+        spans.append((max(0, offset - 4096), 2 * 4096))
+    lines: list[bytes] = []
+    with path.open("rb") as file:
+        for first, length in spans:
+            file.seek(first)
+            inside = _whole_characters(file.read(length), is_first=not first, is_last=first + length >= size)
+            lines += _some_lines(inside, _SAMPLE_BYTES // windows)
+        if not lines:  # one long line in characters of several bytes
+            file.seek(0)
+            lines = [file.read(_SAMPLE_BYTES)]
+    return b"\n".join(lines)
+
+
+def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:
+    """A window without what may be parts of characters at its ends."""
+    places = [place for place, byte in enumerate(window) if byte < _LOWEST_TRAIL]
+    if not places:
+        return window if is_first and is_last else b""
+    return window[0 if is_first else places[0] : len(window) if is_last else places[-1]]
+
+
+def _some_lines(window: bytes, most: int) -> Iterator[bytes]:
+    """The first lines with bytes above 127, up to about so many bytes."""
+    size = 0
+    for line in window.split(b"\n"):
+        if line.isascii():
+            continue
+        if len(line) > most - size:
+            end = next((place for place in range(most - size, 0, -1) if line[place] < _LOWEST_TRAIL), 0)
+            if not line[:end].isascii():
+                yield line[:end]
+            return
+        yield line
+        size += len(line)
+
+
+def _holds_c1(path: Path) -> bool:
+    return any(len(chunk.translate(None, _C1)) != len(chunk) for chunk in _chunks(path, 0, None))

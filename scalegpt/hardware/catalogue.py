@@ -1,0 +1,139 @@
+"""The catalogue of GPUs: ``gpus.yaml``, and a user's own file of the same form, which adds cards and overrides figures.
+
+The user's file is ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``.
+"""
+
+import math
+import os
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from scalegpt.errors import InputError
+from scalegpt.hardware.card import Card
+from scalegpt.hardware.catalogue_file import FIGURES, Entry, missing, read_entries
+from scalegpt.hardware.gpu_words import name_key, name_words
+from scalegpt.storage import user_path
+
+_VARIANTS = frozenset({"ti", "super", "laptop", "max", "mobile", "nvl", "d", "mig"})
+"""Words that make another card of a name: an RTX 3080 Ti is no RTX 3080, a MIG slice no whole card."""
+
+_SIZE = re.compile(r"\d+gb")
+
+_NEEDED = ("gib", "capability", "tflops", "gbps", "host_gbps")
+"""What a new card cannot do without."""
+
+
+def user_file() -> Path | None:
+    """The user's own catalogue: ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``; None where there is none.
+
+    A file that the variable names must be there, reading it says so where it is not; an empty variable means no file.
+    """
+    chosen = os.environ.get("SCALEGPT_GPUS")
+    if chosen is not None:
+        return Path(user_path(chosen)) if chosen else None
+    try:
+        path = Path("~/.config/scalegpt/gpus.yaml").expanduser()
+    except RuntimeError:  # there is no home folder
+        return None
+    return path if path.is_file() else None
+
+
+def catalogue() -> tuple[Card, ...]:
+    """Every card that is known, in the file's order, and then those that only the user's file has.
+
+    Raises:
+        InputError: the user's file is broken; file and line are named.
+    """
+    return _read(user_file())
+
+
+@cache
+def _read(own: Path | None) -> tuple[Card, ...]:
+    cards = [_new_card(entry) for entry in read_entries(Path(__file__).with_name("gpus.yaml"))]
+    for entry in read_entries(own) if own else ():
+        place = next((index for index, card in enumerate(cards) if name_key(entry.name) in card_keys(card)), None)
+        if place is None:
+            cards.append(_new_card(entry))
+        else:
+            cards[place] = _overridden(cards[place], entry)
+        _check_names(cards, len(cards) - 1 if place is None else place, entry)
+    return tuple(cards)
+
+
+def _sources(entry: Entry) -> dict[str, str]:
+    """Figure → source of all figures that the entry has; the file itself where it tells none."""
+    return {key: entry.sources.get(key, entry.where) for key in (*FIGURES, "peer") if key in entry.values}
+
+
+def _new_card(entry: Entry) -> Card:
+    """A card from an entry that has all that is needed.
+
+    Raises:
+        InputError: something is missing.
+    """
+    given = entry.values
+    lacks = missing(entry, _NEEDED)
+    if given.get("link", "pcie") != "pcie":
+        lacks += missing(entry, ["link_gbps"])
+    if lacks:
+        raise InputError(f"{entry.where}: {entry.name} is a new card and lacks {', '.join(lacks)}; add them")
+    sources = _sources(entry)
+    defaults = {
+        "match": tuple(sorted(name_words(entry.name) - {"nvidia", "geforce", "amd", "rtx"}) or name_words(entry.name)),
+        "gb": math.ceil(given["gib"]),
+        "link": "pcie",
+        "link_gbps": given["host_gbps"],
+        "peer": False,
+    }
+    if "link_gbps" not in given:
+        sources["link_gbps"] = sources["host_gbps"]
+    sources.setdefault("peer", "~assumed")
+    return Card(**{**defaults, **given}, sources=sources)
+
+
+def _overridden(card: Card, entry: Entry) -> Card:
+    """The card with the figures of the entry, and its own name."""
+    given = {key: value for key, value in entry.values.items() if key != "name"}
+    if "gb" not in given and given.get("gib", 0) > card.gb:
+        given["gb"] = math.ceil(given["gib"])
+    if "link_gbps" not in given and given.get("link", card.link) == "pcie" and {"link", "host_gbps"} & set(given):
+        given["link_gbps"] = given.get("host_gbps", card.host_gbps)
+    return replace(card, **given, sources={**card.sources, **_sources(entry)})
+
+
+def _check_names(cards: list[Card], place: int, entry: Entry) -> None:
+    """Refuse a name that another card has.
+
+    Raises:
+        InputError: it does; both are named.
+    """
+    ours = set(card_keys(cards[place]))
+    for index, card in enumerate(cards):
+        if index != place and ours & set(card_keys(card)):
+            raise InputError(f"{entry.where}: {entry.name} is given a name that {card.name} has; take another")
+
+
+def known_card(name: str) -> Card | None:
+    """The card that a driver's name means, such as ``NVIDIA A100-SXM4-40GB``; None where that is not certain."""
+    words = name_words(name)
+    fitting = [card for card in catalogue() if words.issuperset(card.match)]
+    best = max(fitting, key=lambda card: len(card.match), default=None)
+    if best is None or (words & _VARIANTS) - set(best.match):
+        return None
+    return best
+
+
+def namesakes(name: str, card: Card) -> list[Card]:
+    """The cards that a driver's name fits as well as ``card``, since it tells no size: an RTX 4060 Ti has 8 GB or 16."""
+    if re.search(r"\d+ ?gb", name.lower()):
+        return [card]
+    bare = [word for word in card.match if not _SIZE.fullmatch(word)]
+    return [other for other in catalogue() if [word for word in other.match if not _SIZE.fullmatch(word)] == bare]
+
+
+def card_keys(card: Card) -> Collection[str]:
+    """The keys of all names of a card."""
+    return {name_key(word) for word in (card.name, *card.aliases)}

@@ -1,0 +1,193 @@
+"""The machine at hand, without torch: its GPUs, by NVML or the files of AMD's driver, or its processor.
+
+What is planned for is what the cards have free. Of cards that differ the smallest counts, since every rank holds as much.
+"""
+
+from pathlib import Path
+
+from scalegpt.config.machine import CPU, MachineConfig
+from scalegpt.errors import InputError
+from scalegpt.hardware import nvml, rocm
+from scalegpt.hardware.devices import Device, Found
+from scalegpt.hardware.gpus import CPU_CAPABILITY, GB, GIB, Card
+from scalegpt.hardware.machine import FOUND, GIVEN, Machine
+from scalegpt.system.cores import ROOT, available_bytes, usable_cores
+
+CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
+"""What one core of a processor does in fp32, and its share of the memory's bandwidth. Estimates, which may be wrong
+twofold."""
+
+
+def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT) -> Machine:
+    """The machine that the settings mean: the one at hand where they name neither a card nor a memory.
+
+    Args:
+        settings: what was asked for.
+        torch: version of torch that will run, if known.
+        root: where ``proc`` and ``sys`` are looked for.
+
+    Raises:
+        InputError: the card is not known, or has less memory than is to be used.
+    """
+    if not settings.at_hand:
+        return Machine.of(settings, torch=torch)
+    return machine_at_hand(settings, torch=torch, root=root, look_for_gpus=settings.gpu != CPU)
+
+
+def machine_at_hand(
+    settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, look_for_gpus: bool = True
+) -> Machine:
+    """The machine at hand: its GPUs, or its processor where it has none.
+
+    Args:
+        settings: how many cards and machines, and the network; as many cards as are found where they do not say.
+        torch: as above.
+        root: as above.
+        look_for_gpus: false: its processor all the same.
+    """
+    found = find(root, settings.gpus) if look_for_gpus else Found()
+    if not found.devices:
+        return cpu_machine(settings, torch=torch, root=root, notes=found.notes)
+    gpus = settings.gpus or len(found.devices)
+    host, source = _host(settings, available_bytes(root))
+    devices = found.devices[:gpus]
+    smallest = min(devices, key=_size)
+    card = smallest.card
+    host_gbps = smallest.host_gbps or (None if card is None else card.host_gbps)
+    return Machine(
+        name=smallest.name,
+        usable_bytes=smallest.free_bytes,
+        card=card,
+        capability=smallest.capability,
+        gpus=gpus,
+        nodes=settings.nodes,
+        torch=torch,
+        driver=found.driver,
+        link=found.link if found.link and gpus <= len(found.devices) else None if card is None else card.link_of(gpus),
+        host_gbps=host_gbps,
+        host_bytes=host,
+        host_source=source,
+        cores=usable_cores(root),
+        network_gbps=settings.network_gbps,
+        notes=(*found.notes, *_notes(found, devices, smallest, gpus)),
+    )
+
+
+def find(root: Path = ROOT, most: int | None = None) -> Found:
+    """The GPUs that a process here can use: NVIDIA's, else AMD's.
+
+    Args:
+        root: where ``sys`` is looked for.
+        most: how many of them are wanted: the link is that of the first so many; None: of all.
+    """
+    nvidia = nvml.find(most)
+    if nvidia is not None and nvidia.devices:
+        return nvidia
+    return rocm.find(root, most) or nvidia or Found()
+
+
+def cpu_machine(
+    settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, notes: tuple[str, ...] = (), held: int = 0
+) -> Machine:
+    """The processor at hand as a machine whose ranks share the host's memory, one rank where the settings do not say.
+
+    Args:
+        settings: how many ranks, and how much memory.
+        torch: version of torch that will run, if known.
+        root: where ``proc`` and ``sys`` are looked for.
+        notes: what to say about the machine.
+        held: bytes that the run's own processes hold already, which are part of what it may use.
+
+    Raises:
+        InputError: more memory is to be used than there is.
+    """
+    ranks, cores = settings.gpus or 1, usable_cores(root)
+    memory, source = _host(settings, available_bytes(root) + held)
+    card = cpu_card(cores, memory, ranks)
+    usable = card.usable_bytes if settings.memory_gb is None else int(settings.memory_gb * GB)
+    if usable > card.usable_bytes:
+        raise InputError(
+            f"memory_gb {settings.memory_gb:g}: each of {ranks} ranks on the cpu has {card.usable_bytes / GB:.2f} GB; "
+            "give less, or leave it out"
+        )
+    return Machine(
+        name=card.name,
+        usable_bytes=usable,
+        card=card,
+        capability=card.capability,
+        gpus=ranks,
+        nodes=settings.nodes,
+        is_gpu=False,
+        torch=torch,
+        link=card.link_of(ranks),
+        host_gbps=card.host_gbps,
+        host_bytes=memory,
+        host_source=source,
+        cores=cores,
+        network_gbps=settings.network_gbps,
+        notes=notes,
+    )
+
+
+def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
+    """The host memory to plan for, and where it comes from: the part that the settings name, or all that is available.
+
+    Raises:
+        InputError: the settings name more than there is.
+    """
+    if settings.host_memory_gb is None:
+        return available, FOUND
+    if settings.host_memory_gb * GB > available:
+        raise InputError(
+            f"host_memory_gb {settings.host_memory_gb:g}: this machine has {available / GB:.2f} GB available; "
+            "give less, or leave it out"
+        )
+    return int(settings.host_memory_gb * GB), GIVEN
+
+
+def cpu_card(cores: int, memory: int, ranks: int = 1) -> Card:
+    """The share that each of its ranks has of a processor, in the terms of a card."""
+    rate = CORE_GBPS * cores / ranks
+    estimated = f"~estimated from {cores} core{'s' if cores > 1 else ''}"
+    return Card(
+        name=f"cpu, {cores} core{'s' if cores > 1 else ''}",
+        match=(),
+        gb=max(1, round(memory / ranks / 10**9)),
+        gib=memory / ranks / GIB,
+        capability=CPU_CAPABILITY,
+        tflops=CORE_TFLOPS * cores / ranks,
+        gbps=rate,
+        host_gbps=rate,
+        link="host",
+        link_gbps=rate,
+        peer=True,
+        sources={"gib": "the kernel", **dict.fromkeys(("tflops", "gbps", "host_gbps", "link_gbps", "peer"), estimated)},
+    )
+
+
+def _size(device: Device) -> tuple[float, float]:
+    """By what the smallest card is told: its memory, and its speed between cards of the same."""
+    memory = float("inf") if device.free_bytes is None else device.free_bytes
+    return memory, 0.0 if device.card is None else device.card.tflops
+
+
+def _notes(found: Found, devices: tuple[Device, ...], smallest: Device, gpus: int) -> list[str]:
+    notes = [_taken(device) for device in devices if device.is_taken]
+    kinds = list(dict.fromkeys(device.name for device in devices))
+    if len(kinds) > 1:
+        size = "" if smallest.usable_bytes is None else f", {smallest.usable_bytes / GIB:.2f} GiB"
+        notes.append(f"the GPUs differ ({', '.join(kinds)}); planned for the smallest, GPU {smallest.label}{size}")
+    if gpus > len(found.devices):
+        notes.append(f"planned for {gpus} GPUs, this machine has {len(found.devices)}")
+    if smallest.usable_bytes is None:
+        notes.append(f"the driver does not tell the memory of {smallest.name}; give --memory_gb")
+    elif smallest.card is None:
+        notes.append(f"{smallest.name} is not in the catalogue; see `scalegpt gpus --help` for how to add a card")
+    return notes
+
+
+def _taken(device: Device) -> str:
+    """What others hold of a card."""
+    held = f"{device.taken_bytes / GIB:.2f} GiB of GPU {device.label}"
+    who = "" if not device.processes else f" ({device.processes} process{'es' if device.processes > 1 else ''})"
+    return f"others hold {held}{who}; planned for the {(device.free_bytes or 0) / GIB:.2f} GiB that are free"

@@ -1,0 +1,105 @@
+"""What is found of GPUs on the machine at hand, whoever reports it: NVML, or AMD's kernel driver."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scalegpt.hardware.gpus import Card, Link, catalogue, known_card, namesakes
+
+TAKEN_FROM = 64 * 2**20
+"""Less than this in use on a card is the driver's own, not another process's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One card that a process here can use.
+
+    Attributes:
+        label: what the driver's tools call it, such as ``0``, or ``0:1`` for the second MIG device of card 0.
+        name: the driver's name of it.
+        usable_bytes: what torch will report as its memory; None: the driver does not tell.
+        taken_bytes: what other processes hold of that.
+        processes: how many of them the driver lists; it may list none and still count their memory, as in a container.
+        capability: compute capability, or AMD's architecture; None: not known.
+        card: its entry in the catalogue; None for a card that is not there, and for a part of one.
+        host_gbps: its PCIe, GB/s of 10⁹, both directions together; None: not known.
+    """
+
+    label: str
+    name: str
+    usable_bytes: int | None
+    taken_bytes: int = 0
+    processes: int = 0
+    capability: str | None = None
+    card: Card | None = None
+    host_gbps: float | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether other processes hold some of it."""
+        return self.taken_bytes >= TAKEN_FROM
+
+    @property
+    def free_bytes(self) -> int | None:
+        """What a run may fill."""
+        if self.usable_bytes is None or not self.is_taken:
+            return self.usable_bytes
+        return max(0, self.usable_bytes - self.taken_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The cards that a process here can use.
+
+    Attributes:
+        devices: the cards, as CUDA or HIP number them, as far as can be told.
+        link: what joins them; None for a single card, and where it is not told.
+        driver: the driver's version.
+        notes: what is to be said, a line each.
+    """
+
+    devices: tuple[Device, ...] = ()
+    link: Link | None = None
+    driver: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> Card | None:
+    """The catalogue's entry for a card at hand: by its name and memory, else as the only one of its architecture and size.
+
+    NVIDIA's driver calls cards of several sizes by one name, AMD's does not always tell a name.
+    """
+    card = known_card(name)
+    if card is not None and usable_bytes is not None:
+        return min(namesakes(name, card), key=lambda other: abs(other.usable_bytes - usable_bytes))
+    if card is not None or capability is None or not capability.startswith("gfx") or usable_bytes is None:
+        return card
+    alike = [
+        card
+        for card in catalogue()
+        if card.capability == capability and abs(usable_bytes / card.usable_bytes - 1) < 0.03
+    ]
+    return alike[0] if len(alike) == 1 and name.startswith("AMD GPU") else None
+
+
+def visible(text: str | None, names: Sequence[Sequence[str]]) -> list[int]:
+    """The places that a variable such as ``CUDA_VISIBLE_DEVICES`` leaves, in its order.
+
+    Args:
+        text: its value: indices, or names that may be cut short, with commas between; None: it is not set, all are left.
+        names: the names of each place, such as its UUID.
+
+    Returns:
+        The places. What is no place ends the list, as in CUDA: ``0,-1,1`` leaves the first alone.
+    """
+    if text is None:
+        return list(range(len(names)))
+    chosen: list[int] = []
+    for word in map(str.strip, text.split(",")):
+        if word.isdecimal():
+            meant = [int(word)] if int(word) < len(names) else []
+        else:
+            meant = [place for place, own in enumerate(names) if word and any(name.startswith(word) for name in own)]
+        if len(meant) != 1 or meant[0] in chosen:
+            break
+        chosen += meant
+    return chosen

@@ -1,0 +1,293 @@
+"""FSDP2's part of the ledger: shards, gathered weights, and the buffers of its collectives.
+
+Read from torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_gather``, ``foreach_reduce``,
+``FSDPParamGroup``), for the groups that our backend makes: one for each block, one for the root with embeddings, final norm
+and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, so a rank may hold padding.
+
+- Gathering a group allocates a buffer of all its weights in the compute dtype and the weights themselves. In the forward pass
+  the buffer lives until the next group's weights are there; in the backward pass a block's buffer is made when the block
+  before begins, and lives until its weights are there.
+- Reducing a group copies its gradients into a buffer in the dtype of reduction, which lives until the next reduction, and
+  leaves an fp32 shard.
+- On inner micro steps of stages 0 and 2 nothing is reduced: whole gradients add up in that dtype. Stage 0 gathers, which is
+  to copy, for each of them; stage 2 once for all.
+- With offload (stage 3) shards of weights, moments and gradients live in host memory, weights and gradients in pinned memory,
+  where an allocation is a power of two. To gather a group its fp32 shards are copied to the device one by one and cast, and
+  the casts live until all have been sent. The fp32 shard of a reduced group goes to the host before the next one is made.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+
+from scalegpt.architecture.parameters import Shape
+from scalegpt.config import RunConfig
+from scalegpt.planner.memory.predict import Prediction
+from scalegpt.planner.memory.sizes import GRADIENTS, TEMPORARIES, host_size
+from scalegpt.planner.memory.states import state_bytes
+from scalegpt.planner.memory.step import Step
+from scalegpt.planner.memory.tensors import numel
+from scalegpt.planner.memory.timeline import rounded
+from scalegpt.units import BYTES
+
+REDUCE_DTYPE = "fp32"
+"""What gradients are reduced and added up in. The backend, and with it the trace, read it here."""
+
+GATHERED, GATHER_BUFFERS, REDUCE_BUFFERS = "gathered weights", "gather buffers", "reduce buffers"
+
+
+def padded(shape: Shape, shards: int) -> int:
+    """Elements of a tensor whose rows are made a multiple of the shards."""
+    return -(-shape[0] // shards) * shards * numel(shape[1:])
+
+
+@dataclass(frozen=True)
+class Group:
+    """The bytes of the tensors that are gathered and reduced together.
+
+    Attributes:
+        gathered: of the whole weights, in the compute dtype.
+        buffer: of all of them in one; 0 where nothing is sent.
+        casts: of each shard in the compute dtype; with fp32 weights only what is copied to the device.
+        shards: of each shard in fp32, beside its cast; 0 where there is none.
+        gradients: of the gradients in the compute dtype.
+        accumulated: of whole gradients in the dtype of reduction.
+        converting: at most, over the gradients, while they are cast to it one after another.
+        reduced: of all gradients in one, in that dtype.
+        part: of this rank's part of it; 0 where that is in fp32 already.
+        shard: of this rank's part in fp32.
+    """
+
+    gathered: int
+    buffer: int
+    casts: tuple[int, ...]
+    shards: tuple[int, ...]
+    gradients: int
+    accumulated: int
+    converting: int
+    reduced: int
+    part: int
+    shard: int
+
+    @classmethod
+    @lru_cache(maxsize=512)
+    def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int, reduce: int) -> "Group":
+        """The group of these tensors."""
+        sizes = [padded(shape, shards) for shape in shapes]
+        flat = sum(sizes)
+        low = [rounded(compute * numel(shape)) for shape in shapes]
+        high = [rounded(reduce * numel(shape)) for shape in shapes]
+        grown = accumulate(high_ - low_ for high_, low_ in zip(high, low, strict=True))
+        return cls(
+            gathered=sum(rounded(compute * size) for size in sizes),
+            buffer=rounded(compute * flat) if shards > 1 else 0,
+            casts=tuple(rounded(compute * size // shards) for size in sizes),
+            shards=tuple(rounded(4 * size // shards) if compute != 4 else 0 for size in sizes),
+            gradients=sum(low),
+            accumulated=sum(high),
+            converting=max(more + size for more, size in zip(grown, low, strict=True)),
+            reduced=rounded(reduce * flat),
+            part=rounded(reduce * flat // shards) if reduce != 4 else 0,
+            shard=rounded(4 * flat // shards),
+        )
+
+
+class FSDPStep(Step):
+    """One optimizer step under ``fsdp``, at stage 0, 2 or 3."""
+
+    casts_weights = False
+
+    def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
+        super().__init__(run, ranks, grad_accum)
+        self.stage = run.parallel.stage
+        self.offloads = run.parallel.offload == "all"
+        self.shards = ranks if self.stage > 0 else 1
+        if self.stage == 3:
+            self.micro_steps = min(grad_accum, 2)  # each reduces, also the last
+        self.reduce = BYTES[REDUCE_DTYPE]
+        self.block_group = Group.of(self.block_shapes, self.shards, self.s.compute, self.reduce)
+        self.root_group = Group.of(self.root_shapes, self.shards, self.s.compute, self.reduce)
+        self.small = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.small)
+        self.vectors = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.vectors)
+        self.buffered = self.reducing = 0  # bytes of the buffers that wait to be freed
+        self.held_parts = 0  # at stage 0, of what has been reduced and then cast
+        self.stays_gathered = False  # at stage 2, from an inner micro step to the next
+
+    def play(self) -> Prediction:
+        """See :meth:`Step.play`; adds the host's memory."""
+        return replace(super().play(), host_bytes=self._host_bytes() if self.offloads else 0)
+
+    def _host_bytes(self) -> int:
+        """Weights and gradients in pinned memory, and the optimizer's state, which torch makes as it makes any tensor."""
+        pinned = self.over_all(lambda shape: 2 * host_size(self._part(shape), pin=True))
+        return pinned + state_bytes(self.optimizer, self.counted, self._part)
+
+    def _part(self, shape: Shape) -> int:
+        """Bytes of this rank's part of an fp32 tensor."""
+        return 4 * padded(shape, self.shards) // self.shards
+
+    def held(self, shape: Shape) -> int:
+        """See :meth:`Step.held`; a shard is padded to ⌈rows / W⌉ rows."""
+        return rounded(4 * padded(shape, self.shards) // self.shards)
+
+    def hold_states(self) -> None:
+        """See :meth:`Step.hold_states`."""
+        if not self.offloads:
+            super().hold_states()
+
+    @property
+    def largest_held(self) -> int:
+        """See :attr:`Step.largest_held`."""
+        return max(padded(shape, self.shards) for shape in (*self.block_shapes, *self.root_shapes)) // self.shards
+
+    # --- gathering ---------------------------------------------------------------------------------------------------
+
+    def _gather(self, group: Group) -> None:
+        """Gather in the forward pass, where the buffer stays until the next gather has copied out of its own."""
+        self._send(group)
+        self._copy_out(group)
+        self._free_buffer()
+        self.buffered = group.buffer
+
+    def _copy_out(self, group: Group) -> None:
+        if self.shards == 1:
+            self._copy(group)
+        else:
+            self.t.hold(GATHERED, group.gathered)
+
+    def _fetch(self) -> None:
+        """Gather a block ahead of its backward pass."""
+        if self.shards > 1:
+            self._send(self.block_group)
+            self.buffered = self.block_group.buffer
+
+    def _send(self, group: Group) -> None:
+        """Begin to gather: the buffer, with what it is filled from beside it."""
+        t = self.t
+        if self.offloads and self.shards > 1:
+            for cast, shard in zip(group.casts, group.shards, strict=True):
+                t.hold(GATHER_BUFFERS, shard + cast)
+                t.drop(GATHER_BUFFERS, shard)
+        t.hold(GATHER_BUFFERS, group.buffer)
+        if self.offloads and self.shards > 1:
+            t.drop(GATHER_BUFFERS, sum(group.casts))
+
+    def _copy(self, group: Group) -> None:
+        """Where nothing is sent each weight is cast and copied; one's cast is freed when the next one's is made."""
+        t, before = self.t, 0
+        copies = self.offloads or self.s.compute != 4
+        for cast, shard in zip(group.casts, group.shards, strict=True):
+            if copies:
+                t.hold(GATHER_BUFFERS, cast + (shard if self.offloads else 0))
+                t.drop(GATHER_BUFFERS, before + (shard if self.offloads else 0))
+                before = cast
+            t.hold(GATHERED, cast)
+        t.drop(GATHER_BUFFERS, before)
+
+    def _free_buffer(self) -> None:
+        self.t.drop(GATHER_BUFFERS, self.buffered)
+        self.buffered = 0
+
+    def before_forward(self) -> None:
+        """Gather the root, unless an inner micro step has left it gathered."""
+        if not self.stays_gathered:
+            self._gather(self.root_group)
+
+    def block_forward(self) -> None:
+        """Gather, compute, and at stage 3 give back; stages 0 and 2 keep the weights to the step's end."""
+        if not self.stays_gathered:
+            self._gather(self.block_group)
+        self.alike("forward", self.play_forward)
+        if self.stage == 3:
+            self.t.drop(GATHERED, self.block_group.gathered)
+
+    def before_backward(self) -> None:
+        """The root's hook finds nothing to gather, lets the last buffer go, and at stage 3 fetches the last block."""
+        self._free_buffer()
+        if self.stage == 3:
+            self._fetch()
+
+    # --- gradients ---------------------------------------------------------------------------------------------------
+
+    @property
+    def reduces(self) -> bool:
+        """Whether this micro step reduces its gradients."""
+        return self.stage == 3 or self.last_micro
+
+    @property
+    def adds_at_once(self) -> bool:
+        """Whether autograd adds a gradient to one that is there; where dtypes differ FSDP2 adds the group's."""
+        return self.s.compute == self.reduce and self.has_gradients and self.stage != 3
+
+    def accumulate(self, elements: int) -> None:
+        """The gradient stays as it is until the block's are all there."""
+        self.t.give(TEMPORARIES, self.s.compute * elements)
+        if not self.adds_at_once:
+            self.t.take(GRADIENTS, self.s.compute * elements)
+
+    def small_gradients(self, _shapes: object) -> None:
+        """See :meth:`Step.small_gradients`: the position embedding's and the last norm's."""
+        if not self.adds_at_once:
+            self.t.hold(GRADIENTS, self.small)
+
+    def settle_head(self) -> None:
+        """An untied head's gradient waits for the root's."""
+        if self.adds_at_once:
+            self.t.give(GRADIENTS, self.s.compute * self.head)
+
+    settle_embedding = settle_head
+
+    def block_backward(self) -> None:
+        """Gather, compute, reduce."""
+        t = self.t
+        if self.stage == 3:
+            self._copy_out(self.block_group)
+            self._free_buffer()
+            if not self.at_last_block:
+                self._fetch()
+        self.alike(("backward", self.adds_at_once), self.play_backward)
+        if not self.adds_at_once:
+            t.hold(GRADIENTS, self.vectors)
+        self._finish_group(self.block_group)
+
+    def after_backward(self) -> None:
+        """The root's gradients, reduced or added up."""
+        self._finish_group(self.root_group)
+        self._free_buffer()
+        self.stays_gathered = self.stage == 2 and not self.reduces
+        if self.reduces:
+            self.t.drop(REDUCE_BUFFERS, self.reducing + self.held_parts)
+            self.reducing = self.held_parts = 0
+
+    def _finish_group(self, group: Group) -> None:
+        """Give the weights back where the stage says so, and turn the group's gradients into what is kept."""
+        t, mine = self.t, group.gradients
+        joins = self.has_gradients and self.stage != 3  # what has added up
+        if not self.reduces:
+            t.drop(GATHERED, 0 if self.stage == 2 else group.gathered)
+            if self.s.compute != self.reduce:
+                t.hold(GRADIENTS, 0 if joins else group.converting)
+                t.drop(GRADIENTS, mine if joins else group.converting + mine - group.accumulated)
+            return
+        t.drop(GATHERED, group.gathered)
+        if joins and self.s.compute != self.reduce:
+            t.drop(GRADIENTS, mine)
+        if joins:
+            mine = group.accumulated
+        t.drop(REDUCE_BUFFERS, self.reducing)
+        self.reducing = group.reduced
+        t.hold(REDUCE_BUFFERS, self.reducing)
+        t.drop(GRADIENTS, mine)
+        t.hold(REDUCE_BUFFERS, group.part)
+        t.hold(GRADIENTS, group.shard)
+        if self.stage == 0:
+            self.held_parts += group.part
+        else:
+            t.drop(REDUCE_BUFFERS, group.part)
+        if self.offloads or (self.stage == 3 and self.has_gradients):
+            t.drop(GRADIENTS, group.shard)
+
+    def _optimizer_step(self) -> None:
+        """See :meth:`Step._optimizer_step`; what is offloaded is updated where it lies."""
+        if not self.offloads:
+            super()._optimizer_step()

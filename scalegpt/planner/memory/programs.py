@@ -1,0 +1,57 @@
+"""The programs of a model's parts: their records, compiled for the dtypes and the recompute policy of a run."""
+
+from functools import lru_cache
+
+from scalegpt.architecture.decoder import Decoder
+from scalegpt.architecture.layers import Numerics
+from scalegpt.architecture.loss import LossPart
+from scalegpt.architecture.operations import Recorder, Size, Value
+from scalegpt.config import ModelConfig
+from scalegpt.planner.memory.sizes import GRADIENTS, LOSS
+from scalegpt.planner.memory.tape import Kinds, Program, Sized, compile_record
+
+
+@lru_cache(maxsize=1024)
+def block_program(model: ModelConfig, numerics: Numerics, recompute: str) -> Program:
+    """One block, from the residual stream to the residual stream."""
+    r, x = Recorder(), Value(_stream(model, numerics))
+    y = Decoder(model).block.record(r, x, model.block_size, numerics)
+    return compile_record(r.entries, x, y, recompute=recompute, gradient_width=numerics.compute)
+
+
+@lru_cache(maxsize=8192)
+def block_at(model: ModelConfig, numerics: Numerics, recompute: str, batch: int) -> Sized:
+    """The block for a micro batch."""
+    return block_program(model, numerics, recompute).at(batch)
+
+
+@lru_cache(maxsize=8192)
+def embedding_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
+    """The embeddings, from ids to the residual stream, for a micro batch."""
+    r = Recorder()
+    x = Decoder(model).embedding.record(r, model.block_size, numerics)
+    kinds = Kinds(gradient=GRADIENTS)
+    return compile_record(r.entries, None, x, gradient_width=numerics.weights, kinds=kinds).at(batch)
+
+
+@lru_cache(maxsize=8192)
+def final_norm_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
+    """The last norm, from the residual stream to the hidden states, for a micro batch."""
+    r, x = Recorder(), Value(_stream(model, numerics))
+    y = Decoder(model).head.norm.record(r, x, model.block_size, numerics)
+    kinds = Kinds(result=LOSS, incoming=LOSS)
+    return compile_record(r.entries, x, y, gradient_width=numerics.compute, kinds=kinds).at(batch)
+
+
+@lru_cache(maxsize=8192)
+def loss_at(loss: LossPart, numerics: Numerics, batch: int) -> Sized:
+    """Head and loss, from the hidden states, for a micro batch."""
+    model = loss.model
+    r, hidden = Recorder(), Value(Size(numerics.compute * model.block_size * model.n_embd))
+    result = loss.record(r, hidden, model.block_size, numerics)
+    kinds = Kinds(lasting=LOSS, passing=LOSS, start=LOSS, result=LOSS)
+    return compile_record(r.entries, hidden, result, gradient_width=numerics.compute, kinds=kinds).at(batch)
+
+
+def _stream(model: ModelConfig, numerics: Numerics) -> Size:
+    return Size(numerics.residual * model.block_size * model.n_embd)

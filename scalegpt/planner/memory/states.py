@@ -1,0 +1,278 @@
+"""The model states of training: what weights, gradients and optimizer take, per parameter and per rank.
+
+Three tables, each the only place of what it says:
+
+- :data:`scalegpt.config.optimizers.OPTIMIZERS`, what each optimizer keeps and allocates; what that comes to is computed here.
+- :func:`widths`, the bytes of a weight, of its fp32 master and of its gradient, by backend, stage and precision.
+- :data:`RECIPES`, the same for recipes of the literature, with their sources.
+
+ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) cuts the optimizer's state over the ranks from stage 1 on,
+gradients from stage 2 and weights from stage 3. With w, g and k bytes of a weight, a gradient and a parameter's optimizer
+state, masters included, a rank of W holds of P parameters::
+
+    stage 0   (w + g + k)·P
+    stage 1   (w + g)·P + k·P/W
+    stage 2   w·P + (g + k)·P/W
+    stage 3   (w + g + k)·P/W
+
+FSDP2's stage 2 cuts weights as well, and gathers them once a step.
+
+The ledger of :mod:`scalegpt.planner.memory.step` reads the rows tensor by tensor, and so counts what these closed forms leave
+out: what is cut unevenly, and the allocator's rounding.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from scalegpt.architecture.decoder import BLOCKS, kind_of, parameter_shapes
+from scalegpt.architecture.parameters import Shape
+from scalegpt.config import ModelConfig, RunConfig, TrainConfig
+from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, FP32, MOMENTUM, OptimizerSpec, UpdateGroup
+from scalegpt.errors import InputError
+from scalegpt.units import BYTES
+
+STATE_WORDS = {EXP_AVG: "first_moment", EXP_AVG_SQ: "second_moment", MOMENTUM: "momentum"}
+"""What the calculator calls the states."""
+
+CUT_FROM = {"optimizer": 1, "gradients": 2, "weights": 3}
+"""The stage of ZeRO from which on each of the states is cut over the ranks."""
+
+
+Tensors = Mapping[tuple[str, Shape], int]
+"""How many tensors there are of each kind and shape."""
+
+
+@lru_cache(maxsize=256)
+def tensors_of(model: ModelConfig) -> Tensors:
+    """How many tensors a model has of each kind and shape; all blocks are alike, so one is counted and multiplied.
+
+    Raises:
+        InputError: the vocabulary's size is not known yet.
+    """
+    counts: Counter[tuple[str, Shape]] = Counter()
+    for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
+        counts[kind_of(name, shape), shape] += model.n_layer if name.startswith(BLOCKS) else 1
+    return counts
+
+
+def parameters_by_kind(model: ModelConfig) -> dict[str, int]:
+    """How many parameters a model has of each kind.
+
+    Raises:
+        InputError: the vocabulary's size is not known yet.
+    """
+    counts: Counter[str] = Counter()
+    for (kind, shape), count in tensors_of(model).items():
+        counts[kind] += count * math.prod(shape)
+    return dict(counts)
+
+
+# --- optimizers ------------------------------------------------------------------------------------------------------
+
+Held = Callable[[Shape], int]
+"""The bytes of an fp32 tensor of a parameter's shape on a rank."""
+
+
+def state_bytes(spec: OptimizerSpec, tensors: Tensors, held: Held) -> int:
+    """Bytes of state of all tensors, without the counters."""
+    return sum(
+        spec.group_of(kind).state_bytes * held(shape) * count // FP32 for (kind, shape), count in tensors.items()
+    )
+
+
+def counters(spec: OptimizerSpec, tensors: Tensors) -> int:
+    """How many step counters there are on the device."""
+    if not spec.counters_on_device:
+        return 0
+    return sum(count for (kind, _), count in tensors.items() if spec.group_of(kind).counts_steps)
+
+
+def temporary_bytes(
+    spec: OptimizerSpec, tensors: Tensors, held: Held, orthogonalising: Callable[[Shape, int], int]
+) -> int:
+    """The most that an update allocates at once besides the states; groups are updated one after another.
+
+    Args:
+        spec: the optimizer.
+        tensors: the parameters.
+        held: their bytes.
+        orthogonalising: the bytes that the update of N matrices of a shape takes, where a group orthogonalises.
+    """
+    fullest = 0
+    for group in spec.groups:
+        mine = [(shape, held(shape), count) for (kind, shape), count in tensors.items() if kind in group.kinds]
+        at_once = group.together * sum(size * count for _, size, count in mine)
+        largest = group.one_by_one * max((size for _, size, _ in mine), default=0)
+        fullest = max(fullest, (at_once + largest) // FP32)
+        if group.orthogonalises:
+            fullest = max(fullest, *(orthogonalising(shape, count) for shape, _, count in mine))
+    return fullest
+
+
+def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
+    """The group that stands for all, where all keep the same state; what ZeRO's flat parts need.
+
+    Raises:
+        InputError: groups keep different state.
+    """
+    if not spec.is_uniform:
+        raise InputError(
+            f"optimizer {spec.name} keeps other state for matrices than for the rest, "
+            "which ZeRO's flat parts cannot; use --backend plain or fsdp"
+        )
+    return spec.groups[0]
+
+
+# --- weights and gradients -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Bytes per parameter.
+
+    Attributes:
+        weights: of the weights that a step starts from.
+        masters: of fp32 copies of them, which the optimizer updates; 0 where the weights are fp32 and need none.
+        gradients: of the gradients as they add up.
+        weights_cut_from: the stage from which on weights are cut over the ranks.
+    """
+
+    weights: int
+    masters: int
+    gradients: int
+    weights_cut_from: int = CUT_FROM["weights"]
+
+
+def widths(run: RunConfig) -> Widths:
+    """What a weight, its master and its gradient take in a run.
+
+    ``plain`` and FSDP2 hold fp32 weights and cast or gather them in the compute dtype while they are used. DeepSpeed's
+    engine does so at stage 0, but for fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
+    From stage 1 on it holds weights in the compute dtype and fp32 masters, in fp32 as well, and adds gradients up in fp32,
+    as our settings tell it to (``grad_accum_dtype``).
+
+    Raises:
+        InputError: the precision is still ``auto``.
+    """
+    backend, stage, precision = run.parallel.backend, run.parallel.stage, run.train.precision
+    if precision not in BYTES:
+        raise InputError("precision auto: say which, bf16, fp16 or fp32")
+    compute = BYTES[precision]
+    if backend == "deepspeed" and stage > 0:
+        return Widths(weights=compute, masters=FP32, gradients=FP32)
+    if backend == "deepspeed" and precision == "fp16":
+        return Widths(weights=compute, masters=FP32, gradients=compute)
+    return Widths(weights=FP32, masters=0, gradients=FP32, weights_cut_from=2 if backend == "fsdp" else 3)
+
+
+def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
+    """The bytes of weights, gradients and optimizer state, masters included, on each of so many ranks.
+
+    The closed form: nothing is padded or rounded, gradients are those at the end of the last backward pass, and states
+    that are offloaded count where they would be.
+
+    Raises:
+        InputError: the precision is still ``auto``, or the vocabulary is.
+    """
+    width, spec, counts = widths(run), run.train.optimizer_spec, parameters_by_kind(run.model)
+    total = sum(counts.values())
+    state = sum(spec.group_of(kind).state_bytes * count for kind, count in counts.items())
+    whole = {
+        "weights": width.weights * total,
+        "gradients": width.gradients * total,
+        "optimizer": width.masters * total + state,
+    }
+    return _cut(whole, ranks, run.parallel.stage, {**CUT_FROM, "weights": width.weights_cut_from})
+
+
+def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict[str, int]:
+    """The bytes of the model states by part, in one process and fp32, before any sharding: 16 a parameter with AdamW.
+
+    Activations, the loss, communication buffers and the device's own context are not in it.
+
+    Raises:
+        InputError: the vocabulary's size is not known yet.
+    """
+    spec, counts = (train or TrainConfig()).optimizer_spec, parameters_by_kind(model)
+    total = sum(counts.values())
+    parts: Counter[str] = Counter({"master_weights": FP32 * total, "gradients": FP32 * total})
+    for kind, count in counts.items():
+        for state in spec.group_of(kind).states:
+            parts[STATE_WORDS.get(state, state)] += FP32 * count
+    return dict(parts)
+
+
+# --- the literature --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Bytes per parameter of a recipe of the literature.
+
+    Attributes:
+        weights: bytes of a weight.
+        gradients: bytes of a gradient.
+        optimizer: what the optimizer keeps → its bytes per parameter, masters included.
+        source: where the bytes were read.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: Mapping[str, int]
+    source: str
+
+    @property
+    def per_parameter(self) -> int:
+        """Bytes per parameter before any sharding."""
+        return self.weights + self.gradients + sum(self.optimizer.values())
+
+    def rank_bytes(self, parameters: int, ranks: int, stage: int) -> float:
+        """The bytes of the model states on each rank.
+
+        Args:
+            parameters: P.
+            ranks: W, the data-parallel ranks.
+            stage: of ZeRO, 0 to 3.
+
+        Raises:
+            InputError: a stage that ZeRO does not have, or no rank.
+        """
+        if stage not in range(4):
+            raise InputError(f"stage {stage}: ZeRO has stages 0, 1, 2 and 3")
+        if ranks < 1:
+            raise InputError(f"{ranks} ranks: give at least 1")
+        whole = {
+            "weights": self.weights * parameters,
+            "gradients": self.gradients * parameters,
+            "optimizer": sum(self.optimizer.values()) * parameters,
+        }
+        return sum(_cut(whole, ranks, stage, CUT_FROM).values())
+
+
+_MOMENTS = {"first_moment": 4, "second_moment": 4}
+_ZERO = "Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1 and figure 1"
+_MEGATRON = "Megatron Core, Distributed Optimizer (docs.nvidia.com/megatron-core), theoretical bytes per parameter"
+
+RECIPES = {
+    "zero": Recipe(weights=2, gradients=2, optimizer={"master_weights": 4, **_MOMENTS}, source=_ZERO),
+    "megatron fp16": Recipe(
+        weights=2, gradients=2, optimizer={"master_weights": 4, "master_gradients": 4, **_MOMENTS}, source=_MEGATRON
+    ),
+    "megatron bf16": Recipe(weights=2, gradients=4, optimizer={"master_weights": 4, **_MOMENTS}, source=_MEGATRON),
+    "megatron fp32": Recipe(weights=4, gradients=4, optimizer=_MOMENTS, source=_MEGATRON),
+    "pure bf16": Recipe(
+        weights=2,
+        gradients=2,
+        optimizer={"first_moment": 2, "second_moment": 2},
+        source="MosaicML llm-foundry's benchmark tables, mp_mode PURE: weights, gradients and moments in bf16",
+    ),
+}
+"""Recipes with Adam, by name. Megatron's distributed optimizer is ZeRO's stage 1."""
+
+
+def _cut(whole: Mapping[str, int], ranks: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
+    """What a rank holds of each state."""
+    return {state: size / ranks if stage >= cut_from[state] else size for state, size in whole.items()}

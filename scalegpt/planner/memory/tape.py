@@ -1,0 +1,352 @@
+"""The life of every tensor of a block: what autograd allocates and frees, forward and backward, under each recompute policy.
+
+A record of operations (:mod:`scalegpt.architecture.operations`) is played with reference counts, as PyTorch's eager mode has
+them. A tensor lives as long as a Python name, autograd, selective recompute's cache, or a gradient that is still to be used
+refers to it.
+
+- **Forward.** Each operation allocates its results; autograd keeps what the operation saves.
+- **Backward.** Operations come in reverse. Each makes its weight's gradient and its inputs' gradients, then frees what
+  it saved and the gradient that came in. The second gradient of one tensor is added to the first: in place where
+  nothing else refers to it (``InputBuffer::accumulate`` in torch).
+- **Recompute.** *full* saves nothing but the input; the backward pass runs the forward again, up to the last tensor that it
+  needs (``torch.utils.checkpoint`` stops early). *selective* also keeps the results of operations that are dear.
+
+The outcome is a :class:`Program`: allocations and frees in order, which do not depend on the micro batch. It is made once
+for a model and played for each micro batch.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scalegpt.architecture.operations import Entry, Gradient, Operation, Release, Size, Value, Workspace
+from scalegpt.architecture.recompute import computed_again, kept_by_selective, last_saving, saves_its_own
+from scalegpt.planner.memory.sizes import ACTIVATIONS, COPIES, TEMPORARIES
+from scalegpt.planner.memory.timeline import Timeline, rounded
+
+TAKE, GIVE, TOUCH, GRADIENT = range(4)
+
+Accumulate = Callable[[str, int], None]
+
+Event = tuple[int, str, int]
+"""What happens (:data:`TAKE` …), the kind of memory, and which of the program's sizes; of a gradient, the parameter's
+name and elements."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Allocations and frees in order.
+
+    Attributes:
+        forward: of the forward pass.
+        leave: of what goes with the caller's name for the input.
+        backward: of the backward pass; the result's gradient is alive before it, and the input's after it.
+        operations: all, in order.
+        again: operations that the backward pass computes again, of which those that were kept cost nothing.
+        kept: of these, the ones whose results selective recompute keeps.
+    """
+
+    sizes: tuple[Size | Workspace, ...]
+    forward: tuple[Event, ...]
+    leave: tuple[Event, ...]
+    backward: tuple[Event, ...]
+    operations: tuple[Operation, ...]
+    again: tuple[Operation, ...]
+    kept: frozenset[Operation]
+
+    def at(self, batch: int) -> "Sized":
+        """The program for a micro batch of so many sequences."""
+        return Sized(self, tuple(_bytes(size, batch) for size in self.sizes))
+
+
+def _bytes(size: Size | Workspace, batch: int) -> int:
+    if isinstance(size, Size):
+        return rounded(size.at(batch))
+    return sum(map(rounded, size(batch)))
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A program with its bytes for one micro batch."""
+
+    program: Program
+    sizes: tuple[int, ...]
+
+    def forward(self, timeline: Timeline) -> None:
+        """Play the forward pass; afterwards live what the backward pass needs, and the result."""
+        self._play(self.program.forward, timeline, _no_gradients)
+
+    def leave(self, timeline: Timeline) -> None:
+        """Drop the caller's name for the input, after the forward pass and before the backward pass."""
+        self._play(self.program.leave, timeline, _no_gradients)
+
+    def backward(self, timeline: Timeline, accumulate: Accumulate) -> None:
+        """Play the backward pass.
+
+        Args:
+            timeline: where.
+            accumulate: called with a matrix's name and elements when its gradient has been made, which is counted as the
+                program was told to; it must account for where the gradient goes.
+        """
+        self._play(self.program.backward, timeline, accumulate)
+
+    def _play(self, events: Sequence[Event], timeline: Timeline, accumulate: Accumulate) -> None:
+        sizes = self.sizes
+        for action, kind, index in events:
+            if action == TAKE:
+                timeline.hold(kind, sizes[index])
+            elif action == GIVE:
+                timeline.drop(kind, sizes[index])
+            elif action == TOUCH:
+                timeline.touch(kind, sizes[index])
+            else:
+                accumulate(kind, index)
+
+
+def _no_gradients(_name: str, _elements: int) -> None:
+    raise AssertionError("a forward pass makes no gradients")
+
+
+@dataclass(eq=False, slots=True)
+class _Memory:
+    """Memory, and how often it is referred to."""
+
+    size: int
+    kind: str
+    references: int = 1
+
+
+class _Script:
+    """The events so far, and the sizes that they name."""
+
+    def __init__(self) -> None:
+        self.sizes: list[Size | Workspace] = []
+        self._events: list[Event] = []
+        self._known: dict[Size, int] = {}
+
+    def index(self, size: Size | Workspace) -> int:
+        """The place of a size; equal ones share it."""
+        if not isinstance(size, Size):
+            self.sizes.append(size)
+            return len(self.sizes) - 1
+        if size not in self._known:
+            self._known[size] = len(self.sizes)
+            self.sizes.append(size)
+        return self._known[size]
+
+    def take(self, size: Size, kind: str) -> _Memory:
+        """Allocate."""
+        memory = _Memory(self.index(size), kind)
+        self._events.append((TAKE, kind, memory.size))
+        return memory
+
+    def drop(self, memory: _Memory) -> None:
+        """Drop a reference, and free what none is left of."""
+        memory.references -= 1
+        assert memory.references >= 0
+        if not memory.references:
+            self._events.append((GIVE, memory.kind, memory.size))
+
+    def touch(self, workspace: Workspace | None, kind: str) -> None:
+        """Allocate a kernel's workspace and free it again."""
+        if workspace is not None:
+            self._events.append((TOUCH, kind, self.index(workspace)))
+
+    def gradient(self, op: Operation) -> None:
+        """Hand over a matrix's gradient."""
+        self._events.append((GRADIENT, op.parameter, op.weight))
+
+    def cut(self) -> tuple[Event, ...]:
+        """The events since the last cut."""
+        events, self._events = tuple(self._events), []
+        return events
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """How the memory of a record is counted.
+
+    Attributes:
+        lasting: what outlives a pass.
+        passing: what does not.
+        start: the part's input.
+        result: its result.
+        incoming: the result's gradient.
+        gradient: a matrix's gradient when it has been made.
+    """
+
+    lasting: str = ACTIVATIONS
+    passing: str = TEMPORARIES
+    start: str = ACTIVATIONS
+    result: str = ACTIVATIONS
+    incoming: str = TEMPORARIES
+    gradient: str = TEMPORARIES
+
+
+def compile_record(
+    entries: Sequence[Entry],
+    start: Value | None,
+    end: Value,
+    *,
+    gradient_width: int,
+    recompute: str = "none",
+    kinds: Kinds = Kinds(),
+) -> Program:
+    """Turn the record of a part into a program.
+
+    Args:
+        entries: the record.
+        start: the part's input, which was allocated before; None: there is none.
+        end: its result.
+        gradient_width: bytes of an element of a matrix's gradient as the backward pass makes it.
+        recompute: ``none``, ``selective`` or ``full``.
+        kinds: how memory is counted.
+    """
+    return _Compiler(entries, start, end, recompute, gradient_width, kinds).compile()
+
+
+class _Compiler:
+    """The state of one compilation: who refers to what."""
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        start: Value | None,
+        end: Value,
+        recompute: str,
+        gradient_width: int,
+        kinds: Kinds,
+    ) -> None:
+        self.entries, self.start, self.end = entries, start, end
+        self.recompute, self.gradient_width, self.kinds = recompute, gradient_width, kinds
+        self.operations = [entry for entry in entries if isinstance(entry, Operation)]
+        self.last = last_saving(self.operations)
+        self.again = () if recompute == "none" else computed_again(self.operations)
+        self.kept = kept_by_selective(self.operations) if recompute == "selective" else frozenset[Operation]()
+        self.script = _Script()
+        self.memory: dict[Value, _Memory] = {}
+        if start is not None:
+            self.memory[start] = _Memory(self.script.index(start.size), kinds.start)
+        self.gradients: dict[Value, _Memory] = {}
+
+    def compile(self) -> Program:
+        """Play both passes."""
+        saves = self.recompute == "none"
+        _Forward(self, saves=saves, again=False).run()
+        forward = self.script.cut()
+        if self.start is not None and saves:
+            self.script.drop(self.memory[self.start])  # the caller's name; autograd may refer to it still
+        leave = self.script.cut()
+        self._backward()
+        if self.start is not None and not saves:
+            self.script.drop(self.memory[self.start])  # the checkpoint's
+        sizes, backward = tuple(self.script.sizes), self.script.cut()
+        return Program(sizes, forward, leave, backward, tuple(self.operations), self.again, self.kept)
+
+    def _backward(self) -> None:
+        script, waiting = self.script, self.recompute != "none"
+        self.gradients[self.end] = _Memory(script.index(self.end.size), self.kinds.incoming)
+        for op in reversed(self.operations):
+            incoming = [self.gradients.pop(value) for value in op.results if value in self.gradients]
+            if waiting and op.saves:
+                _Forward(self, saves=True, again=True).run()
+                waiting = False
+            if op.weight_gradient is not None:
+                self.memory[op.weight_gradient].references += 1
+            elif op.weight:
+                script.take(Size(fixed=self.gradient_width * op.weight), self.kinds.gradient)
+            made = [self._gradient(each, incoming[0]) for each in op.gradients]
+            script.touch(op.workspace_back, self.kinds.passing)
+            for value in op.saves:
+                script.drop(self.memory[value.storage])
+            for memory in incoming:
+                script.drop(memory)
+            for value, memory in zip(op.inputs, made, strict=True):
+                self._deposit(value, memory)
+            if op.weight:
+                script.gradient(op)
+
+    def _gradient(self, gradient: Gradient, incoming: _Memory) -> _Memory:
+        if gradient.size is not None:
+            return self.script.take(gradient.size, self.kinds.passing)
+        memory = incoming if gradient.reuses is None else self.memory[gradient.reuses]
+        memory.references += 1
+        return memory
+
+    def _deposit(self, value: Value, memory: _Memory) -> None:
+        """Add a gradient to the one that a tensor has: in place, unless something else refers to that."""
+        known = self.gradients.get(value)
+        if known is None:
+            self.gradients[value] = memory
+        elif known.references == 1:
+            self.script.drop(memory)
+        else:
+            self.gradients[value] = self.script.take(value.size, self.kinds.passing)
+            self.script.drop(known)
+            self.script.drop(memory)
+
+
+class _Forward:
+    """One forward pass through a block.
+
+    Args:
+        block: the compilation.
+        saves: whether autograd keeps what operations save.
+        again: whether this is the recomputation, which uses what was kept and stops early.
+    """
+
+    def __init__(self, block: _Compiler, *, saves: bool, again: bool) -> None:
+        self.block, self.script, self.memory, self.kinds = block, block.script, block.memory, block.kinds
+        self.saves, self.again = saves, again
+        self.names = Counter[Value]()
+        saved = {value.storage for op in block.operations for value in op.saves} if saves else set()
+        outliving = set() if again else {block.end.storage, *(v.storage for op in block.kept for v in op.results)}
+        self.lasting = saved | outliving
+
+    def run(self) -> None:
+        """Play the record."""
+        for entry in self.block.entries:
+            if isinstance(entry, Release):
+                self._release(entry.value)
+                continue
+            self._execute(entry)
+            if self.again and entry is self.block.last:
+                break
+        if self.again:  # the exception that stops it unwinds the functions, and their names go
+            for value in list(self.names.elements()):
+                self._release(value)
+
+    def _execute(self, op: Operation) -> None:
+        popped = self.again and op in self.block.kept
+        for copy in op.copies:
+            self.memory[copy] = self.script.take(copy.size, COPIES if copy in self.lasting else self.kinds.passing)
+        stops = self.again and op is self.block.last and not saves_its_own(op)
+        if not stops:
+            self._make_results(op, popped=popped)
+        for value in op.saves if self.saves else ():
+            self.memory[value.storage].references += 1
+        for copy in op.copies:
+            self.script.drop(self.memory[copy])
+        if not stops:
+            for value in op.results[1:]:  # what the kernel returns beside the result has no name
+                self._release(value)
+
+    def _make_results(self, op: Operation, *, popped: bool) -> None:
+        cached = op in self.block.kept and not self.again
+        for value in op.results:
+            self.names[value] += 1
+            if value.base is not None:
+                self.memory[value.storage].references += 1
+            elif not popped:  # else the name takes the place of the cache's reference
+                kind = self.kinds.lasting if value in self.lasting else self.kinds.passing
+                kind = self.kinds.result if value is self.block.end else kind
+                self.memory[value] = self.script.take(value.size, kind)
+            if cached:
+                self.memory[value.storage].references += 1
+        if not popped:
+            self.script.touch(op.workspace, self.kinds.passing)
+
+    def _release(self, value: Value) -> None:
+        if self.names[value]:
+            self.names[value] -= 1
+            self.script.drop(self.memory[value.storage])

@@ -1,0 +1,417 @@
+"""From what is asked to what is answered: one run on one machine, every preset on a machine, or a run on every card.
+
+The command line reads flags into an :class:`Asked` and prints an :class:`Answer` or :class:`Row` objects; the trainer
+asks the same way. A run on a machine of which nothing is known, neither card nor memory, is predicted as it stands:
+there is nothing to choose by.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from scalegpt.architecture.counting import count_parameters
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.presets import named_settings, preset_names, resolve
+from scalegpt.config.run import BACKENDS, PLANNED, STAGES
+from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import GB, catalogue
+from scalegpt.hardware.machine import ASSUMED, HOST_LEAST, HOST_MOST, HOST_PER_CARD, Machine
+from scalegpt.planner.batches import plan_batches
+from scalegpt.planner.checks import (
+    check_attention,
+    check_optimizer,
+    check_ranks,
+    resolve_precision,
+    vocabulary_remark,
+    with_expected_vocabulary,
+)
+from scalegpt.planner.command import launch_command
+from scalegpt.planner.length import length_notes
+from scalegpt.planner.plan import Plan
+from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, remedies
+from scalegpt.planner.search.choose import MARGIN, Question
+from scalegpt.planner.search.room import choose_in_room, fixed_in_room
+from scalegpt.planner.time.calibration import Calibration
+from scalegpt.planner.time.rates import basis, network_gbit
+
+Values = dict[str, Any]
+
+SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
+"""The settings that say how large a model is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked.
+
+    Attributes:
+        run: the run with all that was said; what is ``auto``, or was not said, the planner may choose.
+        base: the run as preset or file have it.
+        source: the flag that names those, such as ``("--preset", "tiny")``; empty: none.
+        named: the settings that flags, preset or file name.
+        fixed: the settings that must stay as they are.
+        machine: what it shall run on.
+        calibration: measurements that correct the overheads.
+        margin: share of a card's memory to leave free.
+    """
+
+    run: RunConfig
+    base: RunConfig
+    source: tuple[str, ...]
+    fixed: frozenset[str]
+    machine: Machine
+    calibration: Calibration = field(default_factory=Calibration)
+    margin: float = MARGIN
+    named: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        preset: str | None,
+        config_file: str | None,
+        flags: Values,
+        machine: Machine,
+        calibration: Calibration | None = None,
+        margin: float = MARGIN,
+    ) -> "Asked":
+        """What the flags of a command ask.
+
+        Raises:
+            InputError: an unknown name, or settings that do not go together.
+        """
+        base = (
+            _preset(preset)
+            if preset is not None and config_file is None
+            else resolve(config_file=config_file, preset=preset)
+        )
+        run = _resolved(preset, config_file, flags) if flags else base
+        if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
+            run = with_expected_vocabulary(run, {*flags, *named_settings(config_file=config_file)})
+        fixed = frozenset(flags) - run.auto
+        if "ds_config" in fixed:  # it is for one stage and one offload
+            fixed |= {"backend", "zero_stage", "offload"}
+        named = {"--preset": preset, "--config_file": config_file}
+        source = next(((flag, value) for flag, value in named.items() if value is not None), ())
+        return cls(
+            run=run,
+            base=base,
+            source=source,
+            fixed=fixed,
+            machine=machine,
+            calibration=calibration or Calibration(),
+            margin=margin,
+            named=frozenset(flags) | named_settings(preset, config_file),
+        )
+
+    def question(self) -> tuple[Question, tuple[str, ...]]:
+        """What the search is to choose, with everything checked that can be, and remarks.
+
+        Raises:
+            InputError: what is fixed cannot work on this machine.
+        """
+        machine, notes = self.machine, list[str]()
+        run = replace(self.run, auto=frozenset())
+        precision = resolve_precision(run.train.precision, machine.card, machine.capability)
+        run = replace(run, train=run.train.changed(precision=precision))
+        check_attention(run, precision, machine.card)
+        if "backend" in self.fixed or "zero_stage" in self.fixed or machine.usable_bytes is None:
+            remark = check_ranks(
+                run, machine.ranks, stage_fixed="zero_stage" in self.fixed and "ds_config" not in self.fixed
+            )
+            notes += [remark] if remark and machine.usable_bytes is not None else []
+        if self.fixed >= {"backend", "zero_stage", "offload"} or machine.usable_bytes is None:
+            check_optimizer(run)
+        plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
+        vocabulary = vocabulary_remark(run)
+        notes += [vocabulary] if vocabulary else []
+        if not self.source and self.fixed.isdisjoint(SHAPE):
+            notes.append("no preset, no file and no shape is given: the model is the trainer's default")
+        elif not self.source:
+            notes.append(
+                f"no preset is given: the trainer's defaults hold for {', '.join(sorted(SHAPE - self.fixed)) or 'the rest'}"
+            )
+        return (
+            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
+            (*notes, *machine_notes(machine), *_warnings(self.calibration)),
+        )
+
+
+@lru_cache(maxsize=64)
+def _preset(name: str) -> RunConfig:
+    """A preset as it stands: remembered, since tables ask for all of them card by card."""
+    return resolve(preset=name)
+
+
+def _resolved(preset: str | None, config_file: str | None, flags: Values) -> RunConfig:
+    """The run that the flags describe; a stage or an offload without a backend may ask for another backend than the preset's.
+
+    Raises:
+        InputError: no backend does it.
+    """
+    try:
+        return resolve(preset=preset, config_file=config_file, flags=flags)
+    except InputError:
+        if flags.get("backend", "auto") != "auto" or not flags.keys() & {"zero_stage", "offload"}:
+            raise
+        for backend in BACKENDS:
+            for stage in (flags["zero_stage"],) if "zero_stage" in flags else STAGES[backend]:
+                try:
+                    run = resolve(
+                        preset=preset,
+                        config_file=config_file,
+                        flags={**flags, "backend": backend, "zero_stage": stage},
+                    )
+                except InputError:
+                    continue
+                return replace(run, auto=run.auto | ({"backend", "zero_stage"} - (flags.keys() - run.auto)))
+        raise
+
+
+def machine_notes(machine: Machine) -> Iterator[str]:
+    """What is to be said of a machine, a line each."""
+    yield from machine.notes
+    card = machine.card
+    if card is None:
+        return
+    if card.is_estimated and not card.is_cpu:
+        yield f"the usable memory of {card.name} is estimated"
+    if machine.nodes > 1 and machine.network_gbps is None:
+        yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network_gbps says another"
+
+
+def host_notes(*plans: Plan | None) -> Iterator[str]:
+    """How much host memory is assumed for plans that offload, a line at most."""
+    known = [plan.machine for plan in plans if plan is not None and plan.host_bytes]
+    sizes = {machine.host_bytes for machine in known if machine.host_source == ASSUMED and machine.host_bytes}
+    if not sizes:
+        return
+    how = f"{HOST_PER_CARD} times its cards' memory, {HOST_LEAST / GB:.0f} GB at least and {HOST_MOST / GB:,.0f} GB at most"
+    said = f"{min(sizes) / GB:,.0f} GB of host memory ({how})" if len(sizes) == 1 else f"{how} of host memory"
+    yield f"for offload, each machine is assumed to have {said}; --host_memory_gb gives the true one"
+
+
+def _warnings(measured: Calibration) -> Iterator[str]:
+    if measured.warning:
+        yield f"warning: calibration {measured.warning}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One run on one machine.
+
+    Attributes:
+        asked: what was asked.
+        question: the same, as the search was given it.
+        plan: the plan; where none fits, the one that lacks least.
+        notes: remarks, a line each.
+        alternatives: why not the others.
+        remedies: where none fits, what would.
+        trace: phase → bytes by the trace, where one was asked for.
+    """
+
+    asked: Asked
+    question: Question
+    plan: Plan
+    notes: tuple[str, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    trace: dict[str, int] | None = None
+
+    def command(self, plan: Plan | None = None) -> str:
+        """The command that trains by the plan, or by another of the same run."""
+        return launch_command(plan or self.plan, self.asked.base, self.asked.source, self.asked.fixed)
+
+    def as_dict(self) -> Values:
+        """The answer as ``--json`` prints it."""
+        choice = self.plan.as_choice(self.command())
+        if self.trace is not None:
+            choice["trace"] = {"peak_bytes": max(self.trace.values()), "phases": self.trace}
+        return {
+            "model": model_as_dict(self.plan.run),
+            "gpu": machine_as_dict(self.question.machine),
+            "margin": self.question.margin,
+            "choice": choice,
+            "alternatives": [
+                {**each.plan.as_choice(self.command(each.plan)), "differs": each.differs, "why_not": each.why_not}
+                for each in self.alternatives
+            ],
+            "would_fit": self.remedies[0].plan.as_choice(self.command(self.remedies[0].plan))
+            if self.remedies
+            else None,
+            "remedies": [
+                {
+                    "what": each.what,
+                    "gpu": machine_as_dict(each.plan.machine),
+                    **each.plan.as_choice(self.command(each.plan)),
+                }
+                for each in self.remedies
+            ],
+            "notes": list(self.notes),
+            "times_rest_on": basis(self.plan.machine.card) if self.plan.machine.card is not None else None,
+        }
+
+
+def model_as_dict(run: RunConfig) -> Values:
+    """A model as ``--json`` prints it."""
+    shape = {key: getattr(run.model, key) for key in ModelConfig.settings()}
+    return {"name": run.name, "parameters": count_parameters(run.model).total, **shape}
+
+
+def machine_as_dict(machine: Machine) -> Values:
+    """A machine as ``--json`` prints it."""
+    return {
+        "name": machine.name,
+        "usable_bytes": machine.usable_bytes,
+        "count": machine.gpus,
+        "nodes": machine.nodes,
+        "host_bytes": machine.host_bytes,
+        "host_source": machine.host_source,
+    }
+
+
+def answer(asked: Asked, *, explain: bool = True) -> Answer:
+    """Choose, and say why.
+
+    Args:
+        asked: what is asked.
+        explain: whether alternatives and remedies are wanted: each is a search of its own.
+
+    Raises:
+        InputError: what is fixed cannot work.
+    """
+    question, notes = asked.question()
+    if question.machine.usable_bytes is None or not question.open:
+        plan, said = _as_it_stands(question, notes)
+    else:
+        plan, said = _chosen(question, notes)
+    said = (*said, *host_notes(plan), *length_notes(plan.run.train, plan.batch.tokens, asked.named))
+    given = Answer(asked, question, plan, said)
+    if not explain or question.machine.usable_bytes is None:
+        return given
+    if plan.fits is False or not plan.fits_host:
+        return replace(given, remedies=tuple(remedies(question)))
+    return replace(given, alternatives=tuple(alternatives(question, plan)) if question.open else ())
+
+
+def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a run in which nothing is to be chosen, or can be."""
+    run, machine = question.run, question.machine
+    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
+    plan, gave_way = fixed_in_room(question, batch)
+    notes = (*notes, *gave_way)
+    if batch.micro_batch < run.train.micro_batch:
+        notes = (
+            f"micro batch {batch.micro_batch} rather than {run.train.micro_batch}: it divides the tokens of a step",
+            *notes,
+        )
+    if plan.fits and plan.total_bytes > question.limit:
+        notes = (*notes, f"less than the safety margin of {question.margin:.0%} is left")
+    return plan, notes
+
+
+def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
+    """The plan that the search finds, without the safety margin where none fits with it."""
+    roomed = choose_in_room(question)
+    if roomed.found.best is None and question.margin:
+        tight = choose_in_room(replace(question, margin=0.0))
+        if tight.found.best is not None:
+            said = f"it fits only without the safety margin of {question.margin:.0%}"
+            return tight.found.best, (*notes, *tight.notes, said)
+    plan = roomed.found.best or roomed.found.closest
+    assert plan is not None
+    notes = (*notes, *roomed.notes)
+    used, there = plan.machine.ranks, question.machine.ranks
+    if used < there:
+        notes = (*notes, f"{used} of the {there} GPUs: with more, sending costs more than they bring")
+    return plan, notes
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a run on a machine.
+
+    Attributes:
+        name: of the preset, or of the card.
+        run: the run.
+        machine: the machine.
+        plan: the plan; None where the question does not arise.
+        why_not: why there is none.
+        command: what trains so.
+        fits_without_offload: whether some plan without offload fits too, where the one that was chosen offloads.
+    """
+
+    name: str
+    run: RunConfig
+    machine: Machine
+    plan: Plan | None
+    why_not: str | None = None
+    command: str | None = None
+    fits_without_offload: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.plan is not None and self.plan.fits is True and self.plan.fits_host
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the plan offloads."""
+        return self.plan is not None and self.plan.run.parallel.offload != "none"
+
+    def as_dict(self) -> Values:
+        """The line as ``--json`` prints it."""
+        return {
+            "name": self.name,
+            "model": model_as_dict(self.run),
+            "gpu": machine_as_dict(self.machine),
+            "choice": None if self.plan is None else self.plan.as_choice(self.command or ""),
+            "why_not": self.why_not,
+        }
+
+
+def over_presets(machine: Machine, flags: Values, calibration: Calibration, margin: float = MARGIN) -> list[Row]:
+    """Every preset on a machine, the smallest model first."""
+
+    def row_of(name: str, flags: Values) -> Row:
+        return _row(
+            name,
+            Asked.of(
+                preset=name, config_file=None, flags=flags, machine=machine, calibration=calibration, margin=margin
+            ),
+        )
+
+    rows = []
+    for name in preset_names():
+        row = row_of(name, flags)
+        if row.fits and row.offloads and "offload" not in flags:
+            row = replace(row, fits_without_offload=row_of(name, {**flags, "offload": "none"}).fits)
+        rows.append(row)
+    return sorted(rows, key=lambda row: (count_parameters(row.run.model).total, row.run.model.block_size))
+
+
+def over_cards(asked: Asked) -> list[Row]:
+    """A run on as many of every card of the catalogue, the smallest memory first."""
+    machine = asked.machine
+    cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
+    return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
+
+
+def _row(name: str, asked: Asked) -> Row:
+    try:
+        given = answer(asked, explain=False)
+    except InputError as error:
+        return Row(name, asked.run, asked.machine, None, str(error))
+    return Row(name, given.plan.run, asked.machine, given.plan, command=given.command())
+
+
+def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
+    """The line with the largest model that fits; ``without_offload``, of those that some plan without it makes fit."""
+    fitting = [row for row in rows if row.fits]
+    if without_offload:
+        fitting = [row for row in fitting if not row.offloads or row.fits_without_offload]
+    return max(fitting, key=lambda row: count_parameters(row.run.model).total, default=None)

@@ -1,0 +1,231 @@
+"""Why a plan and not another: what each alternative would bring, and what would fit where nothing does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from scalegpt.config.run import PLANNED, ParallelConfig
+from scalegpt.config.train import LOSSES, RECOMPUTE
+from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import catalogue
+from scalegpt.planner.batches import divisors
+from scalegpt.planner.plan import Plan, host_words, make_plan
+from scalegpt.planner.search.choose import (
+    Found,
+    Question,
+    Simplicity,
+    best_of_layout,
+    choose,
+    handicap,
+    layouts,
+    simplicity,
+    with_tokens,
+)
+from scalegpt.planner.time.calibration import Calibration
+from scalegpt.units import gib
+
+MOST_CARDS = 64
+"""Up to so many cards of a kind are tried where a model does not fit."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A plan that was not chosen.
+
+    Attributes:
+        plan: the best of its kind, or where none fits the one that lacks least.
+        differs: what it has otherwise, as flags.
+        why_not: why it was not chosen.
+    """
+
+    plan: Plan
+    differs: str
+    why_not: str
+
+
+def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
+    """The best plan of each other kind, in the order: other layouts, recompute, loss, a larger micro batch, fewer cards.
+
+    A kind is one setting fixed at another value than the chosen plan has; settings that the user fixed are not varied.
+    """
+    question = with_tokens(question)  # those of all its cards, also where the chosen plan uses fewer
+    seen = {_signature(chosen)}
+    listed = []
+    for found in _others(question, chosen):
+        plan = found.best or found.closest
+        if plan is None or _signature(plan) in seen:
+            continue
+        seen.add(_signature(plan))
+        listed.append(
+            Alternative(plan, differences(chosen, plan), _why_not(question, chosen, plan, fits=bool(found.best)))
+        )
+    return listed
+
+
+def _others(question: Question, chosen: Plan) -> Iterator[Found]:
+    own, train, asked = chosen.run.parallel, chosen.run.train, replace(question, machine=chosen.machine, fewer=False)
+    for layout in layouts(asked):
+        if _place(layout) != _place(own):
+            yield best_of_layout(asked, layout)
+    fixed = replace(
+        asked, run=replace(question.run, parallel=own), open=asked.open - {"backend", "zero_stage", "offload"}
+    )
+    for name, values in (("recompute", RECOMPUTE), ("loss", LOSSES)):
+        for value in values if name in question.open else ():
+            if value != getattr(train, name):
+                run = replace(fixed.run, train=fixed.run.train.changed(**{name: value}))
+                yield choose(replace(fixed, run=run, open=fixed.open - {name}))
+    if "micro_batch" in question.open:
+        larger = [
+            size
+            for size in divisors(chosen.batch.micro_batch * chosen.batch.grad_accum)
+            if size > chosen.batch.micro_batch
+        ]
+        if larger:
+            changed = train.changed(micro_batch=larger[0], tokens_per_step=chosen.batch.tokens)
+            run = replace(question.run, train=changed, parallel=own)
+            yield choose(replace(fixed, run=run, open=frozenset()))
+    if chosen.machine.ranks != question.machine.ranks:
+        yield choose(replace(question, fewer=False))
+
+
+def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
+    """What may hold where a plan did not, whatever was predicted: a smaller micro batch, a heavier recompute.
+
+    Of each kind the one nearest to the plan that is predicted to hold less than it, and to fit, as far as that is known. The
+    tokens of a step stay.
+    """
+    batch, train = plan.batch, plan.run.train
+    per_rank = batch.micro_batch * batch.grad_accum
+    sizes = [size for size in reversed(divisors(per_rank)) if size < batch.micro_batch]
+    smaller = (replace(batch, micro_batch=size, grad_accum=per_rank // size) for size in sizes)
+    heavier = (
+        replace(plan.run, train=train.changed(recompute=kind))
+        for kind in RECOMPUTE[RECOMPUTE.index(train.recompute) + 1 :]
+    )
+    kinds = (
+        (make_plan(plan.run, plan.machine, other, calibration) for other in smaller),
+        (make_plan(run, plan.machine, batch, calibration) for run in heavier),
+    )
+    found = (
+        next((other for other in kind if other.peak_bytes < plan.peak_bytes and other.fits is not False), None)
+        for kind in kinds
+    )
+    return [other for other in found if other is not None]
+
+
+def _place(layout: ParallelConfig) -> tuple[str, int, str]:
+    return layout.backend, layout.stage, layout.offload
+
+
+def _signature(plan: Plan) -> tuple[object, ...]:
+    train = plan.run.train
+    return (*_place(plan.run.parallel), train.recompute, train.loss, plan.batch.micro_batch, plan.machine.ranks)
+
+
+def differences(chosen: Plan, other: Plan) -> str:
+    """What another plan has otherwise, as flags."""
+    pairs = {
+        "gpus": (chosen.machine.gpus, other.machine.gpus),
+        "nodes": (chosen.machine.nodes, other.machine.nodes),
+        "backend": (chosen.run.parallel.backend, other.run.parallel.backend),
+        "zero_stage": (chosen.run.parallel.stage, other.run.parallel.stage),
+        "offload": (chosen.run.parallel.offload, other.run.parallel.offload),
+        "micro_batch": (chosen.batch.micro_batch, other.batch.micro_batch),
+        "recompute": (chosen.run.train.recompute, other.run.train.recompute),
+        "loss": (chosen.run.train.loss, other.run.train.loss),
+    }
+    return " ".join(f"--{name} {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs)
+
+
+def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str:
+    if not fits:
+        over = plan.total_bytes - question.limit
+        if not plan.fits_host:
+            return f"does not fit: needs {host_words(plan)}"
+        if over <= 0 or plan.fits:
+            return "fits only without the safety margin"
+        smallest = ", even with one sequence at a time" if plan.batch.micro_batch == 1 else ""
+        return f"does not fit: {gib(plan.missing_bytes)} too much{smallest}"
+    slower = plan.seconds / chosen.seconds - 1
+    if slower > 0.0005:
+        return f"takes {slower:.1%} longer"
+    needed, gain = _weight(plan, question) / _weight(chosen, question) - 1, chosen.seconds / plan.seconds - 1
+    if gain > 0.0005 and needed > 0.0005:
+        return f"{gain:.1%} faster: what it adds must gain {needed:.1%}"
+    return (
+        "as fast, less simple" if _simple(plan, question) >= _simple(chosen, question) else f"{gain:.1%} faster: a tie"
+    )
+
+
+def _simple(plan: Plan, question: Question) -> Simplicity:
+    train = plan.run.train
+    return simplicity(plan.run.parallel, train.recompute, train.loss, question.run)
+
+
+def _weight(plan: Plan, question: Question) -> float:
+    train = plan.run.train
+    return handicap(plan.run.parallel, train.recompute, train.loss, question.run, plan.machine.ranks)
+
+
+# --- where nothing fits ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What would fit.
+
+    Attributes:
+        what: in words.
+        plan: the plan.
+    """
+
+    what: str
+    plan: Plan
+
+
+def remedies(question: Question) -> list[Remedy]:
+    """What would make a run fit that does not: settings set free, more of these cards, the smallest card that holds it."""
+    found = [_set_free(question), _more_cards(question), _larger_card(question)]
+    return [remedy for remedy in found if remedy is not None]
+
+
+def _set_free(question: Question) -> Remedy | None:
+    fixed = PLANNED - question.open
+    if not fixed:
+        return None
+    best = _try(replace(question, open=PLANNED))
+    return None if best is None else Remedy("with other settings", best)
+
+
+def _more_cards(question: Question) -> Remedy | None:
+    machine, count = question.machine, 2 * question.machine.gpus
+    if machine.is_gpu and question.run.parallel.backend == "plain" and "backend" not in question.open:
+        return None
+    while machine.is_gpu and count * machine.nodes <= MOST_CARDS:
+        gpus, nodes = (count, machine.nodes) if count <= 8 else (8, machine.nodes * count // 8)
+        more = machine.with_cards(gpus=gpus, nodes=nodes)
+        best = _try(replace(question, machine=more))
+        if best is not None:
+            return Remedy(f"on {more.ranks} of these GPUs", best)
+        count *= 2
+    return None
+
+
+def _larger_card(question: Question) -> Remedy | None:
+    machine = question.machine
+    usable = machine.usable_bytes or 0
+    for card in sorted(catalogue(), key=lambda card: card.usable_bytes):
+        lacks_dtype = question.run.train.precision == "bf16" and not card.has_bf16
+        if card.usable_bytes <= usable or lacks_dtype:
+            continue
+        best = _try(replace(question, machine=machine.with_other_card(card)))
+        if best is not None:
+            return Remedy(f"on {'an' if card.name[0] in 'AHLR' else 'a'} {card.name}", best)
+    return None
+
+
+def _try(question: Question) -> Plan | None:
+    try:
+        return choose(question).best
+    except InputError:  # so many cards do not divide the step, or the backend cannot do it
+        return None

@@ -1,0 +1,95 @@
+"""Which micro batches of a line fit a card: found out one at a time, as far as somebody asks."""
+
+import bisect
+
+from scalegpt.planner.memory.overheads import Overheads
+from scalegpt.planner.search.space import Line
+
+
+class Bracket:
+    """The micro batches of a line between the largest that is known to fit and the smallest that is known not to.
+
+    Memory grows with the micro batch, and about evenly, which tells where to look; what other cards asked about narrows it
+    first. But with a single micro step no gradients wait, and with two FSDP2 has none in which whole gradients wait and none
+    is reduced, so that either may take less than a smaller micro batch: those are looked at one by one.
+
+    Attributes:
+        line: the configurations.
+        sizes: the micro batches to choose among, in rising order.
+        low: of the micro batches before this place the last fits.
+        high: none from this place on fits; settled where it is ``low``.
+        bounded: whether :meth:`bound` was called.
+
+    Args:
+        line: as above.
+        sizes: as above.
+        overheads: of this kind of run on the card.
+        limit: bytes that a plan may take.
+    """
+
+    __slots__ = ("_above", "_below", "bounded", "high", "limit", "line", "low", "overheads", "sizes")
+
+    def __init__(self, line: Line, sizes: tuple[int, ...], overheads: Overheads, limit: float) -> None:
+        self.line, self.sizes, self.overheads, self.limit = line, sizes, overheads, limit
+        self.low, self.high, self.bounded = 0, len(sizes), False
+        self._below = self._above = (0, 0)  # a micro batch that fits and one that does not, with their bytes
+
+    @property
+    def largest(self) -> int:
+        """The largest micro batch that may still fit."""
+        return self.sizes[self.high - 1]
+
+    def fits(self, micro: int) -> bool:
+        """Whether a micro batch fits."""
+        return self._total(micro) <= self.limit
+
+    def bound(self) -> None:
+        """Leave out the micro batches that cannot fit, by what they hold at least."""
+        self.bounded = True
+        states = self.line.space.state_bytes(self.line.setting.layout)
+        self._below = 0, self.overheads.total_bytes(states)
+        while self.high:
+            least = self.overheads.total_bytes(self.line.least_bytes(self.largest))
+            if least <= self.limit:
+                break
+            self._above = self.largest, least
+            self.high -= 1
+
+    def close(self) -> None:
+        """Leave out all."""
+        self.bounded, self.high = True, 0
+
+    def probe(self) -> None:
+        """Find out whether one more micro batch fits."""
+        layout = self.line.setting.layout
+        apart = 3 if layout.backend == "fsdp" and layout.stage != 3 else 2
+        if self.high == len(self.sizes) or self.line.space.per_rank // self.largest < apart:
+            if self._settle(self.high - 1):
+                self.low = self.high
+            return
+        for place in range(self.low, self.high):
+            if self.sizes[place] in self.line.predictions and not self._settle(place):
+                break
+        if self.low < self.high:
+            self._settle(self._between())
+
+    def _settle(self, place: int) -> bool:
+        """Whether the micro batch at this place fits, noted down."""
+        micro = self.sizes[place]
+        total = self._total(micro)
+        if total > self.limit:
+            self.high, self._above = place, (micro, total)
+            return False
+        self.low, self._below = place + 1, (micro, total)
+        return True
+
+    def _between(self) -> int:
+        """The place in [low, high) of the micro batch that fills the card if memory grows evenly between two of them."""
+        (below, least), (above, most) = self._below, self._above
+        slope = (most - least) / max(1, above - below)
+        guess = below + (self.limit - least) / slope if slope > 0 else self.largest
+        return min(self.high - 1, max(self.low, bisect.bisect_right(self.sizes, guess) - 1))
+
+    def _total(self, micro: int) -> int:
+        prediction = self.line.prediction(micro)
+        return self.overheads.total_bytes(prediction.peak_bytes, prediction.host_bytes)

@@ -1,0 +1,36 @@
+"""Memory over micro batch: what the plan would take with every other division of its step."""
+
+from scalegpt.config.train import RECOMPUTE
+from scalegpt.errors import InputError
+from scalegpt.planner.batches import BatchPlan, divisors
+from scalegpt.planner.plan import Estimator, Plan
+from scalegpt.planner.search.choose import Question
+from scalegpt.planner.search.space import Setting, candidate
+
+Curves = dict[str, dict[int, Plan]]
+"""Recompute → micro batch → plan."""
+
+
+def memory_curves(question: Question, plan: Plan) -> Curves:
+    """The plan with every micro batch that divides its step on each rank, and every recompute; all else as it is.
+
+    Micro batches are in rising order. One that the run's own DeepSpeed file forbids is left out.
+
+    Args:
+        question: what was asked.
+        plan: its answer, whatever of it was fixed.
+    """
+    run, batch = plan.run, plan.batch
+    per_rank = batch.micro_batch * batch.grad_accum
+    estimator = Estimator(plan.machine, question.calibration)
+    curves: Curves = {}
+    for recompute in RECOMPUTE:
+        curve = curves.setdefault(recompute, {})
+        for micro in divisors(per_rank):
+            divided = BatchPlan(micro, per_rank // micro, batch.ranks, batch.block_size)
+            other = candidate(run, Setting(run.parallel, recompute, run.train.loss), divided)
+            try:
+                curve[micro] = estimator.plan(other, divided)
+            except InputError:
+                continue
+    return curves

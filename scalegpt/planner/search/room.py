@@ -1,0 +1,92 @@
+"""What gives way where memory is short, before a plan is refused: the same for the planner and the trainer.
+
+On a processor a run keeps the memory that it frees, and copies its state so that a checkpoint is written while training
+continues. Where that has no room, it gives freed memory back, which makes steps slower; then training waits for its
+checkpoints. On a GPU the copy lies in host memory beside what is offloaded; without room for it, training waits too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from scalegpt.config.train import RECOMPUTE
+from scalegpt.hardware.machine import ASSUMED
+from scalegpt.planner.batches import BatchPlan
+from scalegpt.planner.plan import Plan, make_plan
+from scalegpt.planner.search.choose import Found, Question, choose
+
+GIVES_BACK = "freed memory is given back, which takes less memory and makes steps slower"
+WAITS = "training waits for its checkpoints: memory has no room for the copy that they are written from"
+
+
+@dataclass(frozen=True)
+class Roomed:
+    """What was found, and what gave way for it, a line each."""
+
+    found: Found
+    notes: tuple[str, ...] = ()
+
+
+def choose_in_room(question: Question) -> Roomed:
+    """The fastest plan that fits, with as little given up as possible.
+
+    Something is given up where nothing fits otherwise, or only with more recompute, which costs more time.
+
+    Raises:
+        InputError: as for :func:`~scalegpt.planner.search.choose.choose`.
+    """
+    lightest, last = RECOMPUTE[0] if "recompute" in question.open else question.run.train.recompute, None
+    for each, notes in _ways(question):
+        last = Roomed(choose(each), notes)
+        best = last.found.best
+        if best is not None and best.run.train.recompute == lightest:
+            break
+    assert last is not None
+    return last if last.found.best is None else _without_copy(last)
+
+
+def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a run in which nothing is open, with what gives way for it; where none fits, the one that lacks least.
+
+    Raises:
+        InputError: as for :func:`~scalegpt.planner.plan.make_plan`.
+    """
+    found: list[tuple[Plan, tuple[str, ...]]] = []
+    for each, notes in _ways(question):
+        found.append((make_plan(each.run, each.machine, batch, each.calibration), notes))
+        if found[-1][0].fits is not False:
+            break
+    plan, notes = found[-1]
+    roomed = _without_copy(Roomed(Found(plan), notes))
+    return roomed.found.best or plan, roomed.notes
+
+
+def _ways(question: Question) -> Iterator[tuple[Question, tuple[str, ...]]]:
+    """The question, and on a processor the same with more and more given up."""
+    yield question, ()
+    if question.machine.is_gpu:
+        return
+    notes: tuple[str, ...] = ()
+    if question.machine.ranks == 1:  # with collectives it was not measured to save anything
+        question, notes = replace(question, machine=replace(question.machine, keeps_freed_memory=False)), (GIVES_BACK,)
+        yield question, notes
+    if question.run.train.async_checkpoint:
+        yield _waiting(question), (*notes, WAITS)
+
+
+def _waiting(question: Question) -> Question:
+    run = question.run
+    return replace(question, run=replace(run, train=run.train.changed(async_checkpoint=False)))
+
+
+def _without_copy(roomed: Roomed) -> Roomed:
+    """The same without the copy for a checkpoint, where the host of a GPU has no room for it.
+
+    Where the host's memory is an assumption, that is only said: the trainer decides by the true one.
+    """
+    best = roomed.found.best
+    if best is None or best.copy_fits or not best.checkpoint_copy_bytes:
+        return roomed
+    if best.machine.host_source == ASSUMED:
+        return Roomed(roomed.found, (*roomed.notes, WAITS))
+    run = replace(best.run, train=best.run.train.changed(async_checkpoint=False))
+    return Roomed(Found(replace(best, run=run)), (*roomed.notes, WAITS))

@@ -1,0 +1,172 @@
+"""What the ranks send each other in one optimizer step, collective by collective.
+
+W ranks exchange a tensor of S bytes by rings, in which each rank sends (W - 1)/W·S to gather or to reduce and scatter it, and
+twice that to reduce it for everyone (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). Who sends what, and when, is
+that of our backends, read from torch 2.13 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19
+(``runtime/zero/stage_1_and_2.py: average_tensor``, ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
+
+================  =========================================  ==============================================  =============
+backend, stage    weights are gathered                       gradients, fp32                                 hidden behind
+================  =========================================  ==============================================  =============
+fsdp 0            never                                      all-reduced after the last micro step           backward
+fsdp 2            in a step's first forward pass             reduce-scattered in the last micro step         both passes
+fsdp 3            for every forward and backward pass        reduce-scattered in every micro step            both passes
+deepspeed 0       never                                      all-reduced after the last micro step           nothing
+deepspeed 1       after the update                           all-reduced after the last micro step           nothing [1]_
+deepspeed 2       after the update                           all-reduced in every micro step                 backward [2]_
+deepspeed 3       for every forward and backward pass [3]_   reduce-scattered in every micro step            both passes
+================  =========================================  ==============================================  =============
+
+.. [1] In fp16 and fp32 with ``overlap_comm`` behind the last backward pass.
+.. [2] The gradients; gathering the weights is hidden behind nothing. ZeRO-2 all-reduces because its buckets hold the
+   parts of several ranks (``use_multi_rank_bucket_allreduce``).
+.. [3] But for what the prefetch keeps from the one for the other (:mod:`scalegpt.planner.memory.deepspeed.gather`), and
+   for norms and biases, which every rank keeps whole: they are gathered once after the update, hidden behind nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from scalegpt.architecture.counting import count_parameters
+from scalegpt.architecture.decoder import parameter_shapes
+from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from scalegpt.config.optimizers import MATRIX
+from scalegpt.planner.memory import fsdp as fsdp_memory
+from scalegpt.planner.memory.deepspeed import sharded as deepspeed_step
+from scalegpt.planner.memory.deepspeed.gather import gathering, schedule
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.planner.memory.newton_schulz import REPLICATED, exchange_of, wire
+from scalegpt.planner.memory.states import tensors_of
+from scalegpt.planner.memory.tensors import numel
+from scalegpt.units import BYTES
+
+FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
+FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """Collectives of one kind.
+
+    Attributes:
+        kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
+        size: bytes of what is gathered or reduced, whole, at each occasion.
+        messages: into how many collectives that is divided.
+        when: at which occasions: the first, the last or every micro step, or once a step.
+        behind: the pass whose computation hides it, or ``exposed``.
+    """
+
+    kind: str
+    size: int
+    messages: int
+    when: str
+    behind: str
+
+    def sent(self, ranks: int) -> float:
+        """Bytes that each rank sends at one occasion."""
+        factor = {"all_reduce": 2.0, "all_to_all": 1 / ranks}.get(self.kind, 1.0)
+        return factor * self.size * (ranks - 1) / ranks
+
+
+def collectives(run: RunConfig, ranks: int) -> tuple[Collective, ...]:
+    """The collectives of a step over so many ranks; none for a single one.
+
+    Args:
+        run: a run whose precision is resolved.
+        ranks: data-parallel ranks W.
+    """
+    if ranks == 1 or run.parallel.backend == "plain":
+        return ()
+    own = _fsdp if run.parallel.backend == "fsdp" else _deepspeed
+    return (*own(run, ranks), *_orthogonalisation(run, ranks))
+
+
+def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
+    """Bytes that each rank sends in one optimizer step."""
+    times = {EVERY: grad_accum}
+    return sum(each.sent(ranks) * times.get(each.when, 1) for each in collectives(run, ranks))
+
+
+def _fsdp(run: RunConfig, ranks: int) -> Iterator[Collective]:
+    """A collective for each block and one for the root; tensors are padded to ⌈rows / W⌉ rows a rank."""
+    stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
+    if stage == 0:
+        yield Collective("all_reduce", 4 * count_parameters(run.model).total, groups, LAST, BACKWARD)
+        return
+    whole, inner = _in_rows(run.model, ranks)
+    yield Collective("all_gather", width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD)
+    if stage == 3:
+        yield Collective("all_gather", width * inner, groups - 1, EVERY, BACKWARD)
+    yield Collective("reduce_scatter", 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD)
+
+
+def _orthogonalisation(run: RunConfig, ranks: int) -> Iterator[Collective]:
+    """Muon's, once a step and behind nothing; ``scalegpt.optim.muon`` makes them.
+
+    Where all ranks hold all matrices, results are gathered, in equal shares. Else rows are sent to the matrices' owners, and
+    the results' rows back: of S bytes each rank holds S/W, and sends (W - 1)/W of that.
+    """
+    if not run.train.optimizer_spec.orthogonalises:
+        return
+    exchange, width, sent = exchange_of(run, ranks), BYTES[run.train.precision], BYTES[wire(run.train.precision)]
+    for (kind, shape), count in tensors_of(run.model).items():
+        if kind != MATRIX:
+            continue
+        messages = sum(1 for _ in exchange.rounds(shape, count))
+        if exchange.how == REPLICATED:
+            size = ranks * exchange.largest_share(shape, count) * shape[0] * shape[1]
+            yield Collective("all_gather", width * size, messages, STEP, EXPOSED)
+        else:
+            size = count * fsdp_memory.padded(shape, ranks)
+            yield Collective("all_to_all", (sent + width) * size, 2 * messages, STEP, EXPOSED)
+
+
+def _deepspeed(run: RunConfig, ranks: int) -> Iterator[Collective]:
+    stage, width, layers = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer
+    whole, buckets = count_parameters(run.model).total, layers + 2
+    if stage == 3:
+        forward, back, kept_whole = _gathered_by_stage3(run.model, run.parallel, run.train.precision, ranks)
+        yield Collective("all_gather", width * forward, buckets, EVERY, FORWARD)
+        yield Collective("all_gather", width * back, buckets, EVERY, BACKWARD)
+        yield Collective("reduce_scatter", 4 * _in_parts(run.model, ranks), buckets, EVERY, BACKWARD)
+        yield Collective("all_gather", width * kept_whole, 1, STEP, EXPOSED)
+        return
+    late = stage == 0 or (stage == 1 and run.train.precision == "bf16" and run.parallel.offload == "none")
+    yield Collective(
+        "all_reduce", 4 * whole, 1 if late else buckets, EVERY if stage == 2 else LAST, EXPOSED if late else BACKWARD
+    )
+    if stage:
+        yield Collective("all_gather", width * whole, buckets, STEP, EXPOSED)
+
+
+@lru_cache(maxsize=1024)
+def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
+    """Elements of all tensors, and of the blocks' among them, where rows are made a multiple of the ranks."""
+    whole = blocks = 0
+    for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
+        in_block = name.startswith("blocks.")
+        size = fsdp_memory.padded(shape, ranks) * (model.n_layer if in_block else 1)
+        whole += size
+        blocks += size if in_block else 0
+    return whole, blocks
+
+
+@lru_cache(maxsize=1024)
+def _gathered_by_stage3(
+    model: ModelConfig, parallel: ParallelConfig, precision: str, ranks: int
+) -> tuple[int, int, int]:
+    """Elements that ZeRO-3 gathers in a forward pass, in a backward pass, and once a step: what is too small to be cut."""
+    run = RunConfig(name="", model=model, parallel=parallel, train=TrainConfig(precision=precision, micro_batch=1))
+    settings = deepspeed_settings(run, grad_accum=1, ranks=ranks, on_cuda=True)
+    threshold = int(settings["zero_optimization"]["stage3_param_persistence_threshold"])
+    small = (shape for shape in parameter_shapes(model).values() if numel(shape) <= threshold)
+    forward, back = schedule(gathering(run, ranks, settings)).fetched
+    return forward, back, ranks * sum(deepspeed_step.padded(shape, ranks) for shape in small)
+
+
+@lru_cache(maxsize=1024)
+def _in_parts(model: ModelConfig, ranks: int) -> int:
+    """Elements of all tensors, each cut into equal parts by itself."""
+    parts = (deepspeed_step.padded(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
+    return ranks * sum(parts)

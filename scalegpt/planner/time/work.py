@@ -1,0 +1,249 @@
+"""What one optimizer step has a card do: operations, memory traffic and kernels, counted from what our trainer does.
+
+Symbols: n tokens of a micro batch, T block size, H width, V vocabulary, P parameters; c bytes of the compute dtype, r of the
+residual stream's. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns it into seconds.
+
+Operations (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass does twice the forward's matmuls):
+
+=====================  ==========================================  ================================================
+part                   forward                                     backward
+=====================  ==========================================  ================================================
+matmuls of a block     24·n·H²                                     48·n·H²
+attention, causal      2·n·T·H                                     5·n·T·H: five matmuls for two (FlashAttention-2,
+                                                                   arXiv 2307.08691, section 3.1)
+attention, math        4·n·T·H: it computes what it masks          8·n·T·H
+head                   2·n·V·H                                     4·n·V·H
+=====================  ==========================================  ================================================
+
+The formula that MFU is defined by, 6P + 12·L·H·T a token, counts attention as if nothing were masked.
+
+Memory traffic is what kernels that only move data read and write, operation by operation as ``scalegpt.model.gpt.Block`` and
+``scalegpt.model.loss`` have them; each operation of :mod:`scalegpt.architecture` says its own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scalegpt.architecture.counting import count_parameters
+from scalegpt.architecture.layers import Numerics
+from scalegpt.architecture.loss import LossPart
+from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS, Cost, Operation
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.optimizers import MATRIX
+from scalegpt.planner.memory.newton_schulz import exchange_of, flops, wire
+from scalegpt.planner.memory.programs import block_program
+from scalegpt.planner.memory.sizes import Sizes
+from scalegpt.planner.memory.states import parameters_by_kind, tensors_of
+from scalegpt.planner.memory.tape import Program
+from scalegpt.units import BYTES
+
+LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
+
+KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
+"""Kernels that a block's weights and gradients take: casts, sums and buckets tensor by tensor, or FSDP2's grouped copies."""
+
+KERNELS_OF_STEP = 60
+"""Kernels of the norm, the clipping and the fused update, which take many tensors each."""
+
+KERNELS_OF_ROUND = 22
+"""Kernels that orthogonalise the matrices of one shape: three a step of the iteration, the norm, copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a part does: ``flops`` in matmuls, ``attention`` in attention kernels, ``bytes`` moved, ``kernels`` started."""
+
+    flops: float = 0.0
+    attention: float = 0.0
+    bytes: float = 0.0
+    kernels: float = 0.0
+
+    def times(self, count: float) -> "Load":
+        """So many of it."""
+        return Load(self.flops * count, self.attention * count, self.bytes * count, self.kernels * count)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One optimizer step of one rank.
+
+    Attributes:
+        forward: of each micro step, by part.
+        backward: of each micro step, by part.
+        update: once a step.
+    """
+
+    forward: dict[str, Load]
+    backward: dict[str, Load]
+    update: dict[str, Load]
+
+
+def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool, ranks: int | None = None) -> Work:
+    """Count the work of a step.
+
+    Args:
+        run: a run whose precision is resolved and whose micro batch is fixed.
+        shards: over how many ranks the optimizer's state is cut.
+        ranks: that hold the model, if they are more than it is cut over.
+        kernel: the attention kernel, such as ``flash``.
+        compiled: whether the blocks are compiled.
+    """
+    s, layers = Sizes.of(run), run.model.n_layer
+    parameters = count_parameters(run.model).total
+    numerics = Numerics(s.compute, s.residual, s.compute, kernel, s.batch == 1)
+    program = block_program(run.model, numerics, run.train.recompute)
+    blocks = _Blocks(layers, s.batch, compiled)
+    forward = blocks.by_part((op, op.forward) for op in program.operations)
+    backward = blocks.by_part((op, op.backward) for op in program.operations)
+    loss = LossPart.of(run.model, run.train).cost(s.n, numerics, compiled=compiled)
+    return Work(
+        forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels)},
+        backward={
+            **backward,
+            RECOMPUTE: _recompute(program, forward, blocks),
+            WEIGHTS: _weights(run, parameters, shards),
+        },
+        update={OPTIMIZER: _update(run, shards, ranks or shards)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Blocks that are all alike, in a micro batch of several sequences."""
+
+    layers: int
+    sequences: int
+    compiled: bool
+
+    def by_part(self, costs: Iterable[tuple[Operation, Cost]]) -> dict[str, Load]:
+        """The loads of all blocks by part. Kernels count as elementwise: each takes Python as long to start."""
+        parts: dict[str, list[Cost]] = {MATMULS: [], ATTENTION: [], ELEMENTWISE: []}
+        for op, cost in costs:
+            parts[op.part].append(cost)
+        loads = {part: self._load(some) for part, some in parts.items()}
+        kernels = sum(load.kernels for load in loads.values())
+        return {part: replace(load, kernels=kernels if part == ELEMENTWISE else 0.0) for part, load in loads.items()}
+
+    def _load(self, costs: Sequence[Cost]) -> Load:
+        times = self.layers * self.sequences
+        flops, attention = sum(cost.flops for cost in costs), sum(cost.attention for cost in costs)
+        moved = sum(cost.fused if self.compiled else cost.moved for cost in costs)
+        kernels = sum(cost.fused_kernels if self.compiled else cost.kernels for cost in costs)
+        return Load(flops * times, attention * times, moved * times, kernels * self.layers)
+
+
+def _recompute(program: Program, forward: Mapping[str, Load], blocks: _Blocks) -> Load:
+    """What the backward pass computes again: nothing of what was kept.
+
+    All kernels of a block count, kept or not, since the policy of selective recompute looks at each; and so does the
+    traffic of the last residual sum, which is not computed again.
+    """
+    if not program.again:
+        return Load()
+    again = blocks.by_part((op, op.forward) for op in program.again if op not in program.kept)
+    flops = again[MATMULS].flops + again[ATTENTION].flops
+    moved = again[ATTENTION].bytes + forward[ELEMENTWISE].bytes
+    return Load(flops, again[ATTENTION].attention, moved, forward[ELEMENTWISE].kernels)
+
+
+def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
+    """What a micro step does to weights and gradients themselves, whatever the number of tokens.
+
+    Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights
+    are copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast
+    to fp32 (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
+    """
+    backend, stage, c = run.parallel.backend, run.parallel.stage, Sizes.of(run).compute
+    cast = c + 4 if c != 4 else 0
+    if casts_weights(run):
+        passes = 2 if run.train.recompute == "full" else 1
+        return Load(bytes=parameters * (cast * passes + cast + 12), kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
+    gathers = (2 if stage == 3 else 1) if shards > 1 and (backend == "fsdp" or stage == 3) else 0
+    each = float(4 * c * gathers + cast)
+    if backend == "fsdp":
+        each += 12 if stage != 3 else 12 / shards
+        return Load(bytes=parameters * each, kernels=KERNELS_OF_GROUP * run.model.n_layer)
+    each += 12 if stage == 1 else 2 * c + 12 / shards
+    return Load(bytes=parameters * each, kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
+
+
+def casts_weights(run: RunConfig) -> bool:
+    """Whether weights are fp32 and cast where they are used: under ``plain``, and DeepSpeed's stage 0 but for fp16."""
+    parallel = run.parallel
+    if parallel.backend == "deepspeed":
+        return parallel.stage == 0 and run.train.precision != "fp16"
+    return parallel.backend == "plain"
+
+
+def _update(run: RunConfig, shards: int, ranks: int) -> Load:
+    """The update of this rank's part: norm and clipping (12 bytes an element), and what each group of tensors moves.
+
+    The foreach form goes through memory for each of its operations: about two and a half times as much. What is offloaded
+    is updated in host memory, see :func:`host_traffic`.
+    """
+    if run.parallel.offload != "none":
+        return Load(kernels=KERNELS_OF_STEP)
+    spec, counts = run.train.optimizer_spec, parameters_by_kind(run.model)
+    passes = 1.0 if run.train.fused else 2.5
+    moved = 0.0
+    for group in spec.groups:
+        elements = sum(counts[kind] for kind in group.kinds) / shards
+        moved += elements * (12 + group.moved * (1.0 if group.orthogonalises else passes))
+    extra = _orthogonalising(run, shards, ranks) if spec.orthogonalises else Load()
+    return Load(extra.flops, bytes=moved + extra.bytes, kernels=extra.kernels + KERNELS_OF_STEP)
+
+
+def _orthogonalising(run: RunConfig, shards: int, ranks: int) -> Load:
+    """What Muon adds on the rank that orthogonalises most.
+
+    Bytes an element of this rank's part: adding the result reads 4 + c and writes 4. Bytes an element that it
+    orthogonalises: gathering reads 4 and writes w, the dtype that is gathered in; dividing by the norm 3w. Operations: see
+    :mod:`scalegpt.planner.memory.newton_schulz`.
+    """
+    width, sent, exchange = BYTES[run.train.precision], BYTES[wire(run.train.precision)], exchange_of(run, ranks)
+    operations = moved = kernels = matrices = 0
+    for (kind, shape), count in tensors_of(run.model).items():
+        if kind != MATRIX:
+            continue
+        size, share = shape[0] * shape[1], exchange.largest_share(shape, count)
+        matrices += count * size
+        operations += share * flops(shape, width)
+        moved += share * size * (4 + 4 * sent)
+        kernels += KERNELS_OF_ROUND * sum(1 for _ in exchange.rounds(shape, count)) + count
+    return Load(operations, bytes=moved + matrices / shards * (8 + width), kernels=kernels)
+
+
+@dataclass(frozen=True, slots=True)
+class HostTraffic:
+    """Bytes that offload moves in one step: ``copied`` between card and host, ``updated`` in host memory."""
+
+    copied: float = 0.0
+    updated: float = 0.0
+
+
+def host_traffic(run: RunConfig, ranks: int, grad_accum: int) -> HostTraffic:
+    """What offload moves in a step of one rank.
+
+    DeepSpeed sends its part of the fp32 gradient once a step and gets weights back; with parameters offloaded too, weights
+    come for each pass. FSDP2 gets fp32 weights for each pass and sends fp32 gradients after each backward pass.
+    """
+    parallel = run.parallel
+    if parallel.offload == "none":
+        return HostTraffic()
+    mine, width = count_parameters(run.model).total / ranks, BYTES[run.train.precision]
+    if parallel.backend == "fsdp":
+        copied = 12 * mine * grad_accum
+    else:
+        copied = (4 + width) * mine + (2 * width * mine * grad_accum if parallel.offload == "all" else 0)
+    counts = parameters_by_kind(run.model)
+    moved = sum(run.train.optimizer_spec.group_of(kind).moved * count for kind, count in counts.items())
+    return HostTraffic(copied, moved / ranks)
+
+
+def flops_per_token(model: ModelConfig) -> int:
+    """FLOPs of one token's forward and backward pass as MFU counts them: 6P + 12·L·H·T.
+
+    6P for the weights' matmuls (2 forward, 4 backward), 12·L·H·T for attention's two products over T positions (PaLM,
+    arXiv 2204.02311, appendix B). Recompute is not counted: MFU counts the work that the model needs.
+    """
+    return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_embd * model.block_size

@@ -1,0 +1,342 @@
+"""The memory of one training step of our own code, without a GPU and without memory.
+
+:func:`trace_step` builds the run's model and backend as the trainer does, on tensors that have a shape and no data, and
+takes two steps with them: one that leaves the optimizer's state, and one that is measured. What is followed is what
+PyTorch's eager mode allocates on a CUDA device, in the caching allocator's blocks of 512 bytes, so the figures compare
+with ``torch.cuda.max_memory_allocated()``, but for
+
+- the workspaces of cuBLAS, some MiB that are the same in every step;
+- what the allocator hands out beyond the request: up to 1 MiB for each large tensor, unless segments are expandable;
+- ``torch.compile``, which fuses: a compiled block keeps and makes fewer tensors than the traced one.
+
+The phases of a step, in order; with accumulation they come again for every micro batch, and a phase's figure is the
+largest of all. A sharded backend's buffers belong to the phase in which they live.
+
+==================  ===================================================================================================
+``forward``         embeddings, blocks, final norm
+``loss``            the head and the loss; the chunked loss computes its gradients here
+``loss_backward``   down to the gradient of the hidden states that the loss was given
+``block_backward``  final norm and blocks, with what they compute again
+``backward_tail``   embeddings, and what waited for them: a tied head's gradient; FSDP2's last reduction
+``optimizer_step``  norm, clipping, update
+==================  ===================================================================================================
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+
+from scalegpt.backends import Backend, World, build_model, make_backend
+from scalegpt.config import RunConfig
+from scalegpt.config.train import LOSS_ROWS
+from scalegpt.errors import InputError, RunError
+from scalegpt.hardware.gpus import Card
+from scalegpt.model.gpt import GPT, Block
+from scalegpt.model.loss import make_loss
+from scalegpt.optim.factory import optimizer_factory
+from scalegpt.planner.attention import attention_kernel
+from scalegpt.tracing.cuda import cuda_functions, extras, run_as_cuda, shared_extras
+from scalegpt.tracing.tracker import Moment, Tracker
+
+PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
+
+_BACKWARD = frozenset(PHASES[2:5])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a step held.
+
+    Attributes:
+        moments: the fullest moment of each phase.
+        steady: what lives between two steps: weights and the optimizer's state.
+    """
+
+    moments: dict[str, Moment]
+    steady: Moment
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """The largest number of live bytes in each phase."""
+        return {phase: self.moments[phase].size for phase in PHASES}
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that holds most; the first, where several do."""
+        return max(PHASES, key=self.phases.__getitem__)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes that live at once."""
+        return self.moments[self.peak_phase].size
+
+    @property
+    def breakdown(self) -> dict[str, int]:
+        """Bytes by kind at the peak, the largest first.
+
+        Kinds: weights, optimizer, gradients, inputs; activations (what the forward of blocks and embeddings keeps),
+        loss (what the loss keeps for its backward), recomputed; cast weights (to the compute dtype), gathered weights,
+        gather buffers, reduce buffers; temporaries.
+        """
+        return self.moments[self.peak_phase].by_kind
+
+    @property
+    def steady_bytes(self) -> int:
+        """The bytes that live between two steps."""
+        return self.steady.size
+
+
+def trace_step(
+    run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card | None = None, as_cuda: bool = True
+) -> Trace:
+    """Trace one step in the steady state, on rank 0.
+
+    The process must not belong to a process group. Nothing of the trace stays behind in it.
+
+    Args:
+        run: a run whose precision and vocabulary are known; ``micro_batch`` is taken as it stands.
+        ranks: data-parallel ranks W.
+        grad_accum: micro batches per step.
+        card: what it would run on, which decides on the attention kernel where the run leaves that to torch.
+        as_cuda: allocate as CUDA's kernels do, and tell host memory, which does not count, from the device's; false: as the
+            CPU's do, apart from the space inside an operator, and with offload both together.
+
+    Raises:
+        InputError: a backend that cannot be traced, or the settings do not go together.
+        RunError: the process has joined a process group.
+    """
+    _check(run)
+    kernel = attention_kernel(run, card)
+    if as_cuda:
+        run = _with_attention(run, kernel)
+    with ExitStack() as context:
+        if run.parallel.backend == "fsdp":
+            context.enter_context(fake_process_group(ranks))
+        context.enter_context(_no_collection())
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        backend = _make_backend(run, ranks, grad_accum, fake, as_cuda=as_cuda)
+        context.enter_context(fake)
+        tracker = Tracker(run_as_cuda, extras) if as_cuda else Tracker(extras=shared_extras, block=1)
+        context.enter_context(tracker)
+        tracker.calibrate()
+        context.enter_context(_resizing(tracker))
+        context.enter_context(_shapes_apart(tracker))
+        if as_cuda:
+            context.enter_context(cuda_functions(kernel))
+        offloads = as_cuda and run.parallel.offload == "all"
+        if offloads:
+            context.enter_context(_host_apart(tracker))
+        _watch(backend.model, tracker)
+        for _ in range(2):
+            _mark_states(backend, tracker, fused=run.train.fused, on_host=offloads)
+            gc.collect()
+            tracker.restart()
+            _take_step(backend, tracker, on_host=offloads)
+        steady, moments = tracker.replay()
+        return Trace(moments, steady)
+
+
+def _check(run: RunConfig) -> None:
+    if run.parallel.backend == "deepspeed":
+        raise InputError("backend deepspeed cannot be traced, its memory is not torch's to follow; trace plain or fsdp")
+    if run.train.precision == "auto":
+        raise InputError("precision auto cannot be traced; give --precision bf16, fp16 or fp32")
+
+
+def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
+    """The run, asking for the math kernel where CUDA would take it; else :func:`cuda_functions` has the word."""
+    return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
+
+
+def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorMode, *, as_cuda: bool) -> Backend:
+    """The trainer's backend. Only the allocation of its weights is without memory; sharding a ``meta`` model needs none."""
+    model = build_model(run, compiled=False)
+    if as_cuda:
+        model.set_loss(make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS))
+
+    def to_empty(*, device: torch.device, recurse: bool = True) -> GPT:
+        with fake:
+            return GPT.to_empty(model, device=device, recurse=recurse)
+
+    model.to_empty = to_empty  # type: ignore[method-assign,assignment]
+    world = World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=torch.device("cpu"))
+    return make_backend(run, world, grad_accum, model, optimizer_factory(run.train))
+
+
+def _take_step(backend: Backend, tracker: Tracker, *, on_host: bool = False) -> None:
+    """What the trainer does in a step; ``on_host`` says that the optimizer updates what is offloaded."""
+    shape = backend.run.train.micro_batch, backend.run.model.block_size
+    tracker.phase = "forward"
+    total = torch.zeros(())
+    for micro in range(backend.grad_accum):
+        tracker.phase = "forward"
+        tokens, targets = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
+        tracker.mark(tokens, "inputs")
+        tracker.mark(targets, "inputs")
+        total += backend.micro_step(tokens, targets, last=micro == backend.grad_accum - 1)
+        for parameter in backend.model.parameters():
+            tracker.mark(parameter.grad, "gradients")
+    tracker.phase = "optimizer_step"
+    tracker.on_host = on_host
+    backend.step(backend.run.train.learning_rate)
+    tracker.on_host = False
+
+
+def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bool) -> None:
+    """Say what lives between two steps."""
+    tracker.on_host = on_host
+    for parameter in backend.model.parameters():
+        tracker.mark(parameter, "weights")
+    for state in backend.optimizer.state.values():
+        for name, value in state.items():
+            if name == "step" and not fused:
+                tracker.ignore(value)  # a number in host memory
+            else:
+                tracker.mark(value, "optimizer")
+    tracker.on_host = False
+
+
+def _watch(model: GPT, tracker: Tracker) -> None:
+    """Make the model's parts tell the tracker in which phase they are; the step itself stays the trainer's own."""
+
+    def enter(phase: str) -> Callable[[Any], None]:
+        def hook(_gradient: Any) -> None:
+            tracker.phase = phase
+
+        return hook
+
+    original_loss, original_embed, made = model.loss, model.embed, [0]
+
+    def embed(tokens: Tensor, past: int = 0) -> Tensor:
+        made[0] = tracker.made
+        x = original_embed(tokens, past)
+        x.register_hook(enter("backward_tail"))  # type: ignore[no-untyped-call]
+        return x
+
+    def loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        tracker.mark_since(made[0], "activations")
+        hidden.register_hook(enter("block_backward"))  # type: ignore[no-untyped-call]
+        tracker.phase = "loss"
+        with tracker.keeping("loss"):
+            value = original_loss(hidden, head, targets)
+        tracker.phase = "loss_backward"
+        return value
+
+    model.embed, model.loss = embed, loss  # type: ignore[method-assign]
+    for block in model.layers:
+        _watch_block(block, tracker)
+
+
+def _watch_block(block: Block, tracker: Tracker) -> None:
+    original = block.body
+
+    def body(*args: Any) -> Tensor:
+        if tracker.phase not in _BACKWARD:
+            return original(*args)
+        with tracker.keeping("recomputed"):
+            return original(*args)
+
+    block.body = body  # type: ignore[method-assign,assignment]
+
+
+@contextmanager
+def fake_process_group(ranks: int) -> Iterator[None]:
+    """Belong, for a while, to a group of so many ranks, of which only we exist: its collectives move nothing.
+
+    Raises:
+        RunError: the process has joined a group already.
+    """
+    import torch.distributed._tools.fake_collectives  # noqa: F401  # collectives on tensors without data
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise RunError("a trace makes a process group of its own, but this process has joined one; trace it in another")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect no garbage unless asked, since when it comes is chance; and then only look at what was made within."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def _resizing(tracker: Tracker) -> Iterator[None]:
+    """Tell the tracker when a storage is resized: FSDP2 frees and allocates gathered weights so."""
+    inherited = torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, size: int) -> None:
+        inherited(storage, size)
+        tracker.resized(storage)
+
+    torch.UntypedStorage.resize_ = resize  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        del torch.UntypedStorage.resize_  # back to the base class's
+
+
+@contextmanager
+def _host_apart(tracker: Tracker) -> Iterator[None]:
+    """Make FSDP2's copies between host and device, which are none where the two are one.
+
+    It copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
+    all_gather_inputs``), reduced gradients to the host, where they do not count (``_fsdp_collectives.py: foreach_reduce``).
+    The latter block because memory is not pinned here; nothing else in a step says whether to block.
+    """
+    inherited = torch.Tensor.to
+
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if "non_blocking" not in kwargs:
+            return inherited(tensor, *args, **kwargs)
+        was_on_host, tracker.on_host = tracker.on_host, not kwargs["non_blocking"]
+        try:
+            return tensor.clone()
+        finally:
+            tracker.on_host = was_on_host
+
+    torch.Tensor.to = to  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        del torch.Tensor.to  # back to the base class's
+
+
+@contextmanager
+def _shapes_apart(tracker: Tracker) -> Iterator[None]:
+    """Do not count what DTensor makes to find out its results' shapes; it makes that because we trace, of whole tensors."""
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    inherited = propagator._propagate_tensor_meta_non_cached
+
+    def propagate(*args: Any) -> Any:
+        was_paused, tracker.paused = tracker.paused, True
+        try:
+            return inherited(*args)
+        finally:
+            tracker.paused = was_paused
+
+    propagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        del propagator._propagate_tensor_meta_non_cached

@@ -1,0 +1,181 @@
+"""What the planner chooses for a run that is about to start: the first rank plans, all ranks go by its answer.
+
+The micro batch and what to recompute are chosen unless the user, or for the latter a preset, says otherwise; backend, ZeRO
+stage, offload and loss only where they are ``auto``: otherwise a preset's own hold.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from scalegpt.backends import World
+from scalegpt.backends.host_memory import give_back_freed_memory
+from scalegpt.config import RunConfig
+from scalegpt.config.run import PLANNED_BY_DEFAULT
+from scalegpt.errors import InputError
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.batches import BatchPlan, plan_batches
+from scalegpt.planner.memory.overheads import Overheads
+from scalegpt.planner.plan import Plan, host_words
+from scalegpt.planner.search.advice import Remedy, differences, remedies
+from scalegpt.planner.search.choose import Question
+from scalegpt.planner.search.room import choose_in_room, fixed_in_room
+from scalegpt.planner.time import calibration
+from scalegpt.training.memory import machine_of
+from scalegpt.units import gib
+
+ROOM_FOR_ERROR = 0.1
+"""A run whose settings are all given is refused where more than this share of what it needs is lacking."""
+
+TAKEN = 0.02
+"""Share of a card's memory below which what other processes hold is not worth a word."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The run with nothing left open.
+
+    Attributes:
+        run: as it will be trained.
+        plan: the prediction for it.
+        notes: what to say about it, a line each.
+    """
+
+    run: RunConfig
+    plan: Plan
+    notes: tuple[str, ...]
+
+    @property
+    def batch(self) -> BatchPlan:
+        """How a step is divided."""
+        return self.plan.batch
+
+
+def settle_layout(
+    run: RunConfig, world: World, *, open_: frozenset[str], margin: float, reopen: frozenset[str] = frozenset()
+) -> Chosen:
+    """Choose what is open, on the first rank for all; on a processor each rank then treats freed memory as is planned.
+
+    Args:
+        run: a run whose precision and vocabulary are known.
+        world: the ranks.
+        open_: the settings to choose.
+        margin: share of a card's memory to leave free.
+        reopen: settings that an earlier process of the run chose, and that are chosen anew where they do not fit any more.
+
+    Raises:
+        InputError: the step cannot be divided among the ranks, or with what is open nothing fits.
+    """
+    machine, notes = _machine(run, world)
+    run = replace(run, auto=frozenset())
+    chosen = world.on_first(
+        lambda: _settle(Question(run, machine, open_, margin, calibration.load(), fewer=False), notes, reopen)
+    )
+    if not machine.is_gpu and not chosen.plan.machine.keeps_freed_memory:
+        give_back_freed_memory()
+    return chosen
+
+
+def _settle(question: Question, notes: tuple[str, ...], reopen: frozenset[str] = frozenset()) -> Chosen:
+    run, machine = question.run, question.machine
+    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
+    if not question.open:
+        plan, gave_way = fixed_in_room(question, batch)
+        if not _is_too_large(plan):
+            return Chosen(plan.run, plan, (*notes, *gave_way))
+        if not reopen:
+            raise InputError(_refusal(question, plan))
+        return _settle(replace(question, open=reopen), notes)
+    roomed = choose_in_room(question)
+    if roomed.found.best is None and question.margin:
+        roomed = choose_in_room(replace(question, margin=0.0))
+        notes = (*notes, f"what fits leaves less than the safety margin of {question.margin:.0%} free")
+    best = roomed.found.best
+    if best is None and reopen - question.open:
+        return _settle(replace(question, open=question.open | reopen), notes[:-1] if question.margin else notes)
+    if best is None:
+        raise InputError(_refusal(question, roomed.found.closest))
+    return Chosen(best.run, best, (*notes, *roomed.notes, *_said(question, best)))
+
+
+def _is_too_large(plan: Plan) -> bool:
+    """Whether a plan whose settings are all given is refused.
+
+    A card may hold a little less than is predicted. On a processor nothing may be lacking, since the machine would go down.
+    """
+    if not plan.fits_host:
+        return True
+    allowed = ROOM_FOR_ERROR * plan.total_bytes if plan.machine.is_gpu else 0
+    return plan.missing_bytes > allowed
+
+
+def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
+    """The machine at hand, with the memory that the fullest card has left for us."""
+    machine = machine_of(world)
+    usable, host = machine.usable_bytes, machine.host_bytes
+    if usable is None:
+        return machine, ()
+    smallest = -world.largest(-usable)
+    machine = replace(machine, host_bytes=None if host is None else -world.largest(-host))
+    if not machine.is_gpu:
+        return replace(machine, usable_bytes=smallest), ()
+    free, total = torch.cuda.mem_get_info(world.device)
+    ours = Overheads.of(run, machine.card, 1).context  # torch has made its context to answer
+    taken = world.largest(max(0, total - free - ours))
+    notes = []
+    if smallest < usable:
+        notes.append(f"the smallest card of the ranks has {gib(smallest)}: all are planned for that")
+    if taken > TAKEN * smallest:
+        notes.append(f"other processes hold {gib(taken)} of a card: {gib(smallest - taken)} is planned for")
+        smallest -= taken
+    return replace(machine, usable_bytes=smallest), tuple(notes)
+
+
+def _said(question: Question, plan: Plan) -> tuple[str, ...]:
+    """What was chosen, in a line; nothing where a processor takes the micro batch as it is."""
+    wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
+    if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:
+        sequences = plan.batch.sequences // plan.batch.ranks
+        why = f"it fits, and divides the {sequences} sequences per rank of a step"
+        recompute = "" if plan.run.train.recompute == "none" else f", recompute {plan.run.train.recompute}"
+        lowered = f"micro batch {taken} rather than {wanted}{recompute}: {why}"
+        return (lowered,) if taken < wanted or recompute else ()
+    train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
+    words = {
+        "micro_batch": f"micro batch {plan.batch.micro_batch}",
+        "backend": parallel.backend,
+        "zero_stage": f"stage {parallel.stage}",
+        "offload": f"offload {parallel.offload}",
+        "recompute": f"recompute {train.recompute}",
+        "loss": f"{train.loss} loss",
+    }
+    chosen = ", ".join(text for name, text in words.items() if name in question.open)
+    room = "" if machine.usable_bytes is None else f", {gib(plan.total_bytes)} of {gib(machine.usable_bytes)}"
+    return (f"chosen   {chosen}: the fastest that fits{room}",)
+
+
+def _refusal(question: Question, closest: Plan | None) -> str:
+    """Why a run is not started, and what would fit."""
+    machine, run = question.machine, question.run
+    if closest is not None and closest.fits and not closest.fits_host:
+        return f"{run.name} does not fit: offload needs {host_words(closest)}; {_advice(remedies(question), closest)}"
+    room = gib(machine.usable_bytes or 0) + ("" if machine.is_gpu else " of memory available for each rank")
+    needs = f"{gib(closest.total_bytes)} at least" if closest else "more than that for its model states alone"
+    fixed = "" if "recompute" in question.open else f" with recompute {run.train.recompute}"
+    advice = _advice(remedies(question), closest)
+    return f"{run.name} does not fit{fixed}: {machine.name} has {room}, and it needs {needs}; {advice}"
+
+
+def _advice(found: list[Remedy], closest: Plan | None) -> str:
+    if not found:
+        return "use a smaller model, more GPUs, or --offload"
+    said = []
+    for remedy in found:
+        same_machine = closest is not None and remedy.plan.machine.ranks == closest.machine.ranks
+        flags = (
+            differences(closest, remedy.plan)
+            if closest is not None and same_machine and remedy.what[:4] == "with"
+            else ""
+        )
+        said.append(f"use {flags}" if flags else f"run it {remedy.what}")
+    return ", or ".join(said)

@@ -1,0 +1,119 @@
+"""One run, one owner: the lock that the process which trains a run holds on its folder."""
+
+import os
+import socket
+from pathlib import Path
+from typing import TextIO
+
+from scalegpt.errors import InputError, RunError
+from scalegpt.storage import lock_file
+from scalegpt.system.processes import has_ended, own_birth
+from scalegpt.text import visible
+
+LOCK = ".lock"
+"""A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
+
+_MOST_READ = 1000
+
+
+class RunLock:
+    """The lock of a run's folder. The system releases it with the process, however that ends.
+
+    On a file system without locks the file itself names its owner: process, machine, and when the process began. A second
+    process on the same machine is then refused as well, unless both start at the same moment; one on another machine is not.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file: TextIO | None = None
+        self._is_weak = False
+
+    def take(self) -> str | None:
+        """Keep other processes out.
+
+        Returns:
+            What is not guaranteed here, for a warning; None: the file system locks.
+
+        Raises:
+            InputError: another process is training this run.
+            RunError: the directory cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / LOCK).open("a+", encoding="ascii", errors="replace")
+        except OSError as error:
+            reason = "it is a link to nothing" if isinstance(error, FileExistsError) else error.strerror
+            raise RunError(f"{self.folder} cannot be written: {reason}; choose another --runs_dir") from None
+        try:
+            reason = lock_file(file)
+        except BlockingIOError:
+            owner = _read(file)[0]
+            file.close()
+            raise InputError(self._taken(f"process {owner or 'of another user'}")) from None
+        except OSError as error:
+            file.close()
+            raise RunError(
+                f"{self.folder / LOCK} cannot be locked: {error.strerror}; choose another --runs_dir"
+            ) from None
+        weakness = None if reason is None else self._without_lock(file, reason)
+        whose = f"\n{socket.gethostname()}\n{own_birth()}\n" if weakness else ""
+        file.truncate(0)
+        file.write(f"{os.getpid()}{whose}")
+        file.flush()
+        self._file, self._is_weak = file, weakness is not None
+        return weakness
+
+    def release(self) -> None:
+        """Let other processes in."""
+        if self._file is not None:
+            if self._is_weak:
+                self._file.truncate(0)  # this alone says that nobody is here
+            self._file.close()
+            self._file = None
+
+    def _without_lock(self, file: TextIO, reason: str) -> str:
+        """Look for another owner by what the file says.
+
+        Raises:
+            InputError: it lives on this machine.
+        """
+        told = f"the file system has no locks (flock: {reason}): nothing stops a run on another machine from writing here too"
+        owner = _read(file)
+        if len(owner) < 3:
+            return told
+        pid, host, born = owner[:3]
+        if host != socket.gethostname():
+            return f"{told}; process {pid} on {host} began this run or resumed it last: make sure that it has ended"
+        if _lives(pid, born):
+            file.close()
+            raise InputError(self._taken(f"process {pid}"))
+        return told
+
+    def _taken(self, owner: str) -> str:
+        return f"{self.folder} is being trained by {owner}; wait for it, or choose another --model_name or --fresh"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a run's folder now; False where there is none, or no locking."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            lock_file(file, shared=True)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _read(file: TextIO) -> list[str]:
+    """The lines of a lock file: process, machine, and when the process began."""
+    file.seek(0)
+    return visible(file.read(_MOST_READ)).split("\n")
+
+
+def _lives(pid: str, born: str) -> bool:
+    """Whether a process of this machine lives, and is the one that began then."""
+    return pid.isdecimal() and int(pid) != os.getpid() and bool(born) and not has_ended(int(pid), born)
