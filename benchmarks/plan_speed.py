@@ -27,7 +27,7 @@ def sweep() -> tuple[int, int]:
     """Plan every preset on every card of the catalogue, 1, 8 and 64 of it; how many plans were made and how many fit."""
     from scalegpt.hardware.gpus import catalogue
     from scalegpt.hardware.machine import Machine
-    from scalegpt.planner.query import over_presets
+    from scalegpt.planner.tables import over_presets
     from scalegpt.planner.time.calibration import Calibration
 
     rows = [

@@ -16,7 +16,8 @@ from scalegpt.hardware.gpus import GB, find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.search.choose import Question, handicap, simplicity, time_class
+from scalegpt.planner.search.question import Question
+from scalegpt.planner.search.ranking import handicap, simplicity, time_class
 
 PRESETS = ("demo", "tiny", "small", "150M_1024", "350M_1024", "500M_1024")
 CARDS = ("t4", "rtx3060", "4090", "v100-32gb", "a100-40gb", "h100", "mi300x")

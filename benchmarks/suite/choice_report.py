@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.suite.choice_rows import EMULATED, STEPS
 from benchmarks.suite.frame import machine_table, table
 from scalegpt.hardware.gpus import GIB
-from scalegpt.planner.search.choose import TIE
+from scalegpt.planner.search.ranking import TIE
 from scalegpt.units import gib
 
 Values = dict[str, Any]

@@ -12,7 +12,8 @@ from scalegpt.planner.batches import BatchPlan, divisors
 from scalegpt.planner.checks import resolve_precision
 from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.search.advice import alternatives
-from scalegpt.planner.search.choose import Found, Question, choose
+from scalegpt.planner.search.choose import choose
+from scalegpt.planner.search.question import Found, Question
 from scalegpt.planner.search.space import Setting, candidate
 
 EMULATED = ("RTX 3070", "RTX 3080", "RTX 3060", "RTX A4000", "RTX 4090", "A100 40GB", "A100 80GB")

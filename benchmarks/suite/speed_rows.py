@@ -12,7 +12,8 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.checks import resolve_precision
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.search.choose import Question, choose
+from scalegpt.planner.search.choose import choose
+from scalegpt.planner.search.question import Question
 from scalegpt.planner.search.space import Setting, candidate
 from scalegpt.units import gib
 

@@ -8,7 +8,7 @@ from benchmarks.tables.presets import PAIRS
 from scalegpt.architecture.operations import ATTENTION
 from scalegpt.config.presets import resolve
 from scalegpt.planner.plan import Plan
-from scalegpt.planner.search.choose import MARGIN
+from scalegpt.planner.search.question import MARGIN
 
 FAST = ("RTX 4090", "A100 80GB", "H100 SXM")
 SIZES = (

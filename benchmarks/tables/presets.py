@@ -7,7 +7,7 @@ from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.memory.states import training_bytes
-from scalegpt.planner.search.choose import MARGIN
+from scalegpt.planner.search.question import MARGIN
 from scalegpt.planner.time.work import flops_per_token
 from scalegpt.units import format_bytes
 

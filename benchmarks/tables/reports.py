@@ -9,7 +9,8 @@ from scalegpt.cli.plan.tables import presets_table
 from scalegpt.cli.plan.text import report
 from scalegpt.config.machine import MachineConfig
 from scalegpt.hardware.machine import Machine
-from scalegpt.planner.query import Answer, Asked, answer, over_presets
+from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.planner.tables import over_presets
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.system.invocation import program, train_command
 

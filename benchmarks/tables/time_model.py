@@ -6,7 +6,8 @@ from benchmarks.cross_check import cross_check
 from benchmarks.tables.markdown import code, table
 from scalegpt.hardware.gpus import catalogue
 from scalegpt.planner.memory.overheads import Figure
-from scalegpt.planner.search import choose as search
+from scalegpt.planner.search.question import MARGIN
+from scalegpt.planner.search.ranking import ERROR, TIE
 from scalegpt.planner.time import rates
 from scalegpt.planner.time.rates import FITTED, NETWORK, SHARES
 
@@ -82,12 +83,12 @@ def other_trainers() -> str:
 def search_constants() -> str:
     """The margins and the width of a tie."""
     rows = [
-        ("safety margin", f"{search.MARGIN:.0%} of the card", "`--margin`"),
+        ("safety margin", f"{MARGIN:.0%} of the card", "`--margin`"),
         (
             "what each kind of machinery must gain",
-            f"more than {search.ERROR:.1%}",
-            "`ERROR` and `machinery` in `scalegpt/planner/search/choose.py`",
+            f"more than {ERROR:.1%}",
+            "`ERROR` and `machinery` in `scalegpt/planner/search/ranking.py`",
         ),
-        ("times that count as equal", f"within {search.TIE:.0%}", "`TIE` in `scalegpt/planner/search/choose.py`"),
+        ("times that count as equal", f"within {TIE:.0%}", "`TIE` in `scalegpt/planner/search/ranking.py`"),
     ]
     return table(("what", "value", "where"), rows)

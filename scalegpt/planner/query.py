@@ -1,8 +1,8 @@
-"""From what is asked to what is answered: one run on one machine, every preset on a machine, or a run on every card.
+"""From what is asked to what is answered, for one run on one machine (:mod:`scalegpt.planner.tables` asks for many).
 
-The command line reads flags into an :class:`Asked` and prints an :class:`Answer` or :class:`Row` objects; the trainer
-asks the same way. A run on a machine of which nothing is known, neither card nor memory, is predicted as it stands:
-there is nothing to choose by.
+The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer asks the same way. A run
+on a machine of which nothing is known, neither card nor memory, is predicted as it stands: there is nothing to choose
+by.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from typing import Any
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.presets import named_settings, preset_names, resolve
+from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import BACKENDS, PLANNED, STAGES
 from scalegpt.errors import InputError
-from scalegpt.hardware.gpus import GB, catalogue
+from scalegpt.hardware.gpus import GB
 from scalegpt.hardware.machine import ASSUMED, HOST_LEAST, HOST_MOST, HOST_PER_CARD, Machine
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.checks import (
@@ -30,7 +30,7 @@ from scalegpt.planner.command import launch_command
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, remedies
-from scalegpt.planner.search.choose import MARGIN, Question
+from scalegpt.planner.search.question import MARGIN, Question
 from scalegpt.planner.search.room import choose_in_room, fixed_in_room
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import basis, network_gbit
@@ -326,92 +326,3 @@ def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str
     if used < there:
         notes = (*notes, f"{used} of the {there} GPUs: with more, sending costs more than they bring")
     return plan, notes
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: a run on a machine.
-
-    Attributes:
-        name: of the preset, or of the card.
-        run: the run.
-        machine: the machine.
-        plan: the plan; None where the question does not arise.
-        why_not: why there is none.
-        command: what trains so.
-        fits_without_offload: whether some plan without offload fits too, where the one that was chosen offloads.
-    """
-
-    name: str
-    run: RunConfig
-    machine: Machine
-    plan: Plan | None
-    why_not: str | None = None
-    command: str | None = None
-    fits_without_offload: bool = False
-
-    @property
-    def fits(self) -> bool:
-        """Whether it does."""
-        return self.plan is not None and self.plan.fits is True and self.plan.fits_host
-
-    @property
-    def offloads(self) -> bool:
-        """Whether the plan offloads."""
-        return self.plan is not None and self.plan.run.parallel.offload != "none"
-
-    def as_dict(self) -> Values:
-        """The line as ``--json`` prints it."""
-        return {
-            "name": self.name,
-            "model": model_as_dict(self.run),
-            "gpu": machine_as_dict(self.machine),
-            "choice": None if self.plan is None else self.plan.as_choice(self.command or ""),
-            "why_not": self.why_not,
-        }
-
-
-def over_presets(machine: Machine, flags: Values, calibration: Calibration, margin: float = MARGIN) -> list[Row]:
-    """Every preset on a machine, the smallest model first."""
-
-    def row_of(name: str, flags: Values) -> Row:
-        return _row(
-            name,
-            Asked.of(
-                preset=name, config_file=None, flags=flags, machine=machine, calibration=calibration, margin=margin
-            ),
-        )
-
-    rows = []
-    for name in preset_names():
-        row = row_of(name, flags)
-        if row.fits and row.offloads and "offload" not in flags:
-            row = replace(row, fits_without_offload=row_of(name, {**flags, "offload": "none"}).fits)
-        rows.append(row)
-    return sorted(rows, key=lambda row: (count_parameters(row.run.model).total, row.run.model.block_size))
-
-
-def over_cards(asked: Asked) -> list[Row]:
-    """A run on as many of every card of the catalogue, the smallest memory first."""
-    machine = asked.machine
-    cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
-    return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
-
-
-def _row(name: str, asked: Asked) -> Row:
-    try:
-        given = answer(asked, explain=False)
-    except InputError as error:
-        return Row(name, asked.run, asked.machine, None, str(error))
-    return Row(name, given.plan.run, asked.machine, given.plan, command=given.command())
-
-
-def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
-    """The line with the largest model that fits; ``without_offload``, of those that some plan without it makes fit."""
-    fitting = [row for row in rows if row.fits]
-    if without_offload:
-        fitting = [row for row in fitting if not row.offloads or row.fits_without_offload]
-    return max(fitting, key=lambda row: count_parameters(row.run.model).total, default=None)

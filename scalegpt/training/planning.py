@@ -18,7 +18,7 @@ from scalegpt.planner.batches import BatchPlan, plan_batches
 from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.plan import Plan, host_words
 from scalegpt.planner.search.advice import Remedy, differences, remedies
-from scalegpt.planner.search.choose import Question
+from scalegpt.planner.search.question import Question
 from scalegpt.planner.search.room import choose_in_room, fixed_in_room
 from scalegpt.planner.time import calibration
 from scalegpt.training.memory import machine_of

@@ -27,7 +27,7 @@ from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.states import training_bytes
-from scalegpt.planner.search.choose import MARGIN
+from scalegpt.planner.search.question import MARGIN
 from scalegpt.training.data_setup import fix_data, open_data, tokens_to_keep
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger

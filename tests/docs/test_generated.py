@@ -8,7 +8,7 @@ from benchmarks.generate_tables import DOCUMENTS, OF_PUBLISHED_RUNS, ROOT, TABLE
 from benchmarks.tables.asking import fits_with_margin
 from benchmarks.tables.cards import CLAIMS, Claim
 from scalegpt.config.train import RECOMPUTE
-from scalegpt.planner.search.choose import MARGIN
+from scalegpt.planner.search.question import MARGIN
 from scalegpt.planner.time.rates import FITTED, SHARES
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "published_runs.csv"

@@ -13,7 +13,9 @@ from scalegpt.hardware.gpus import GB, catalogue, find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, differences, remedies
-from scalegpt.planner.search.choose import Question, choose, plan_key
+from scalegpt.planner.search.choose import choose
+from scalegpt.planner.search.question import Question
+from scalegpt.planner.search.ranking import plan_key
 
 
 def question(preset: str = "350M_1024", *, gpu: str = "4090", gpus: int = 1, nodes: int = 1, **known: Any) -> Question:

@@ -11,7 +11,8 @@ from scalegpt.config.run import PLANNED
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import GB, catalogue, find_card
 from scalegpt.hardware.machine import Machine
-from scalegpt.planner.query import Answer, Asked, answer, largest, over_cards, over_presets
+from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.planner.tables import largest, over_cards, over_presets
 from scalegpt.planner.time.calibration import Calibration
 
 

@@ -20,7 +20,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.cpu import KEPT, LIBRARIES, checkpoint_copy_bytes
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.search.choose import Question
+from scalegpt.planner.search.question import Question
 from scalegpt.planner.search.room import GIVES_BACK, WAITS, choose_in_room, fixed_in_room
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,9 @@ from scalegpt.hardware.gpus import GB, find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.search import choose as search
-from scalegpt.planner.search.choose import TIE, Question, choose, handicap, plan_key
+from scalegpt.planner.search.choose import choose
+from scalegpt.planner.search.question import Question
+from scalegpt.planner.search.ranking import TIE, handicap, plan_key
 
 SEEDS = range(int(os.environ.get("SCALEGPT_SEARCH_CASES", "24")))
 EXACT = 1 + 1e-6

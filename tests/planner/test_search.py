@@ -34,20 +34,10 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan, divisors
 from scalegpt.planner.memory.states import rank_states
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.search.choose import (
-    ERROR,
-    MARGIN,
-    Found,
-    Question,
-    best_of_layout,
-    choose,
-    handicap,
-    layouts,
-    machinery,
-    plan_key,
-    simplicity,
-    time_class,
-)
+from scalegpt.planner.search.choose import best_of_layout, choose
+from scalegpt.planner.search.layouts import layouts
+from scalegpt.planner.search.question import MARGIN, Found, Question
+from scalegpt.planner.search.ranking import ERROR, handicap, machinery, plan_key, simplicity, time_class
 from scalegpt.planner.search.space import Setting, Space
 
 CASES = int(os.environ.get("SCALEGPT_SEARCH_CASES", "200"))

@@ -14,7 +14,7 @@ from scalegpt.errors import InputError
 from scalegpt.hardware import detect
 from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine
-from scalegpt.planner.search.choose import Question
+from scalegpt.planner.search.question import Question
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.training import memory
 from scalegpt.training import planning as choice

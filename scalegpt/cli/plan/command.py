@@ -16,17 +16,8 @@ from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.machine import Machine, read_counts
-from scalegpt.planner.query import (
-    Answer,
-    Asked,
-    answer,
-    host_notes,
-    largest,
-    machine_as_dict,
-    machine_notes,
-    over_cards,
-    over_presets,
-)
+from scalegpt.planner.query import Answer, Asked, answer, host_notes, machine_as_dict, machine_notes
+from scalegpt.planner.tables import largest, over_cards, over_presets
 from scalegpt.planner.time import calibration
 from scalegpt.planner.time.calibration import Calibration
 

@@ -6,7 +6,8 @@ from scalegpt.cli.table import aligned
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.plan import Plan
-from scalegpt.planner.query import Answer, Row, host_notes, largest, machine_notes
+from scalegpt.planner.query import Answer, host_notes, machine_notes
+from scalegpt.planner.tables import Row, largest
 from scalegpt.planner.time.rates import basis_of_all
 from scalegpt.units import gib
 

@@ -9,17 +9,10 @@ from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import catalogue
 from scalegpt.planner.batches import divisors
 from scalegpt.planner.plan import Plan, host_words, make_plan
-from scalegpt.planner.search.choose import (
-    Found,
-    Question,
-    Simplicity,
-    best_of_layout,
-    choose,
-    handicap,
-    layouts,
-    simplicity,
-    with_tokens,
-)
+from scalegpt.planner.search.choose import best_of_layout, choose, with_tokens
+from scalegpt.planner.search.layouts import layouts
+from scalegpt.planner.search.question import Found, Question
+from scalegpt.planner.search.ranking import Simplicity, handicap, simplicity
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
 

@@ -23,11 +23,8 @@ import heapq
 import itertools
 import math
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
-from scalegpt.config import RunConfig
-from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig, optimizer_unfit
+from scalegpt.config.run import ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.hardware.machine import Machine
@@ -35,118 +32,10 @@ from scalegpt.planner.batches import divisors, sequences_per_rank
 from scalegpt.planner.memory.deepspeed.settings import fixes_batch
 from scalegpt.planner.plan import Estimator, Plan
 from scalegpt.planner.search.bracket import Bracket
+from scalegpt.planner.search.layouts import layouts
+from scalegpt.planner.search.question import Found, Question
+from scalegpt.planner.search.ranking import Key, handicap, plan_key, simplicity, time_class
 from scalegpt.planner.search.space import Line, Setting, Space
-from scalegpt.planner.time.calibration import Calibration
-
-MARGIN = MachineConfig().margin
-"""Share of a card's memory that a chosen plan leaves free: what lies outside the step's tensors is known less exactly."""
-
-TIE = 0.02
-"""Relative width of a class of times that count as equal."""
-
-ERROR = 0.071
-"""The time model's mean absolute error where our trainer stands in for the published runs (docs/PLANNER.md, generated)."""
-
-Simplicity = tuple[int, int, bool, int, int, bool]
-Key = tuple[int, Simplicity, float]
-"""What plans are sorted by: class of time, simplicity, seconds; times with the margins of their machinery."""
-
-
-def time_class(seconds: float) -> int:
-    """The class of times that count as equal.
-
-    More memory, more cards or a faster card never raise the least time, margins included, of all plans that fit. The chosen
-    plan is in the class of that least time, so that its class never rises either. Its time without the margins may, by less
-    than a tie and the margins of the machinery that it no longer needs, where something simpler has come to fit. That does
-    not add up, through however many improvements. Only to take the fastest always, by however little, would rule it out.
-    """
-    return math.floor(math.log(seconds) / math.log1p(TIE))
-
-
-def machinery(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig, ranks: int) -> int:
-    """How many kinds of machinery a setting has that must pay for themselves.
-
-    Args:
-        layout: who holds what.
-        recompute: its kind.
-        loss: its kind.
-        run: the run; the layout and the loss that it names are no machinery.
-        ranks: data-parallel ranks; over one, the ZeRO stage divides nothing.
-    """
-    own = run.parallel
-    named = (layout.backend, layout.stage) == (own.backend, own.stage)
-    if named or layout.backend == "plain":
-        sharding = 0
-    elif layout.offload != "none" and ranks == 1:
-        sharding = 0  # it is what offload takes there
-    else:
-        sharding = (layout.stage > 0 or layout.backend == "deepspeed") + (layout.stage == 3 and ranks > 1)
-    return sharding + (layout.offload != "none") + RECOMPUTE.index(recompute) + (loss != run.train.loss)
-
-
-def handicap(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig, ranks: int) -> float:
-    """What a setting's time is multiplied by before it is compared: a margin of :data:`ERROR` for each kind of machinery."""
-    return (1 + ERROR) ** machinery(layout, recompute, loss, run, ranks)
-
-
-def simplicity(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig) -> Simplicity:
-    """A key that sorts simpler settings first; ``run`` names the layout and the loss that count as simplest."""
-    own = run.parallel
-    return (
-        OFFLOADS.index(layout.offload),
-        RECOMPUTE.index(recompute),
-        (layout.backend, layout.stage) != (own.backend, own.stage),
-        BACKENDS.index(layout.backend),
-        layout.stage,
-        loss != run.train.loss,
-    )
-
-
-def plan_key(plan: Plan, run: RunConfig) -> Key:
-    """What a plan is sorted by, among plans for the same run."""
-    train, layout = plan.run.train, plan.run.parallel
-    seconds = plan.seconds * handicap(layout, train.recompute, train.loss, run, plan.machine.ranks)
-    return time_class(seconds), simplicity(layout, train.recompute, train.loss, run), seconds
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be chosen.
-
-    Attributes:
-        run: the run; of settings that are open it says which value is the simplest, since a preset names it.
-        machine: what it runs on.
-        open: which settings may be chosen.
-        margin: share of the card's memory to leave free.
-        calibration: measurements that correct the overheads.
-        fewer: whether fewer cards than the machine has may be used.
-    """
-
-    run: RunConfig
-    machine: Machine
-    open: frozenset[str] = PLANNED
-    margin: float = MARGIN
-    calibration: Calibration = field(default_factory=Calibration)
-    fewer: bool = True
-
-    @property
-    def limit(self) -> float:
-        """Bytes that a plan may take on each card."""
-        usable = self.machine.usable_bytes
-        return float("inf") if usable is None else usable * (1 - self.margin)
-
-
-@dataclass(frozen=True)
-class Found:
-    """The outcome of a search.
-
-    Attributes:
-        best: the fastest plan that fits; None: none does.
-        closest: where none fits, the plan on all cards that lacks least.
-    """
-
-    best: Plan | None
-    closest: Plan | None = None
 
 
 def choose(question: Question) -> Found:
@@ -176,73 +65,6 @@ def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
     search = _Search(with_tokens(question), (layout,))
     found = search.run()
     return found if found.best is not None else Found(None, search.closest())
-
-
-def layouts(question: Question) -> tuple[ParallelConfig, ...]:
-    """Who may hold what: the run's own layout where nothing is open, else all that work; the simplest first.
-
-    Over one rank sharding divides nothing: it is considered only with offload, or where it is fixed. A processor has
-    nothing to gain from offload, since its memory is the host's.
-
-    Raises:
-        InputError: nothing that is fixed together works.
-    """
-    own, open_, ranks = question.run.parallel, question.open, question.machine.ranks
-    backends = BACKENDS if "backend" in open_ else (own.backend,)
-    found = []
-    for backend in backends:
-        if backend == "plain" and ranks > 1:
-            continue
-        stages = (
-            STAGES[backend] if "zero_stage" in open_ else (own.zero_stage if own.zero_stage is not None else own.stage,)
-        )
-        offloads = (own.offload,) if "offload" not in open_ else OFFLOADS if question.machine.is_gpu else ("none",)
-        for stage, offload in itertools.product(stages, offloads):
-            layout = _layout(own, backend, stage, offload)
-            if layout is not None and (ranks > 1 or _makes_sense_alone(layout, open_)):
-                found.append(layout)
-    if not found:
-        raise InputError(
-            f"no backend does this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
-            f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; leave one of them open"
-        )
-    return _with_its_optimizer(question.run, tuple(found))
-
-
-def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tuple[ParallelConfig, ...]:
-    """Those under which the run's optimizer can be had.
-
-    Raises:
-        InputError: there is none.
-    """
-    reasons = {layout: optimizer_unfit(run.train.optimizer, layout) for layout in found}
-    possible = tuple(layout for layout, reason in reasons.items() if reason is None)
-    if not possible:
-        raise InputError(str(reasons[found[0]]))
-    return possible
-
-
-def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:
-    """A layout, with the run's own DeepSpeed file where it is of the same kind; None where no library runs it."""
-    same = backend == own.backend and stage == own.stage and offload == own.offload
-    return _made(backend, stage, offload, own.ds_config if same else None)
-
-
-@lru_cache(maxsize=256)
-def _made(backend: str, stage: int, offload: str, ds_config: str | None) -> ParallelConfig | None:
-    try:
-        return ParallelConfig(backend=backend, zero_stage=stage, offload=offload, ds_config=ds_config)
-    except InputError:  # the configuration knows what does not go together
-        return None
-
-
-def _makes_sense_alone(layout: ParallelConfig, open_: frozenset[str]) -> bool:
-    if layout.offload != "none" or "zero_stage" not in open_:
-        return True
-    return layout.stage == 0 and (layout.backend == "plain" or "backend" not in open_)
-
-
-# --- the search over one number of ranks -----------------------------------------------------------------------------
 
 
 @dataclass(order=True, slots=True)

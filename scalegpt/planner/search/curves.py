@@ -4,7 +4,7 @@ from scalegpt.config.train import RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, divisors
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.search.choose import Question
+from scalegpt.planner.search.question import Question
 from scalegpt.planner.search.space import Setting, candidate
 
 Curves = dict[str, dict[int, Plan]]

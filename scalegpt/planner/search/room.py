@@ -12,7 +12,8 @@ from scalegpt.config.train import RECOMPUTE
 from scalegpt.hardware.machine import ASSUMED
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.search.choose import Found, Question, choose
+from scalegpt.planner.search.choose import choose
+from scalegpt.planner.search.question import Found, Question
 
 GIVES_BACK = "freed memory is given back, which takes less memory and makes steps slower"
 WAITS = "training waits for its checkpoints: memory has no room for the copy that they are written from"

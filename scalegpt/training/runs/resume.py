@@ -13,7 +13,8 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.training.runs.directory import RUN_ID, Past, RunDirectory
+from scalegpt.training.runs.directory import RUN_ID, RunDirectory
+from scalegpt.training.runs.records import Past
 from scalegpt.training.runs.same_data import check_tokens, other_tokens
 
 MOST_NAMED = 6

@@ -1,0 +1,103 @@
+"""Many answers at once: every preset on a machine, or a run on every card."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from scalegpt.architecture.counting import count_parameters
+from scalegpt.config import RunConfig
+from scalegpt.config.presets import preset_names
+from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import catalogue
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.plan import Plan
+from scalegpt.planner.query import Asked, answer, machine_as_dict, model_as_dict
+from scalegpt.planner.search.question import MARGIN
+from scalegpt.planner.time.calibration import Calibration
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a run on a machine.
+
+    Attributes:
+        name: of the preset, or of the card.
+        run: the run.
+        machine: the machine.
+        plan: the plan; None where the question does not arise.
+        why_not: why there is none.
+        command: what trains so.
+        fits_without_offload: whether some plan without offload fits too, where the one that was chosen offloads.
+    """
+
+    name: str
+    run: RunConfig
+    machine: Machine
+    plan: Plan | None
+    why_not: str | None = None
+    command: str | None = None
+    fits_without_offload: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.plan is not None and self.plan.fits is True and self.plan.fits_host
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the plan offloads."""
+        return self.plan is not None and self.plan.run.parallel.offload != "none"
+
+    def as_dict(self) -> Values:
+        """The line as ``--json`` prints it."""
+        return {
+            "name": self.name,
+            "model": model_as_dict(self.run),
+            "gpu": machine_as_dict(self.machine),
+            "choice": None if self.plan is None else self.plan.as_choice(self.command or ""),
+            "why_not": self.why_not,
+        }
+
+
+def over_presets(machine: Machine, flags: Values, calibration: Calibration, margin: float = MARGIN) -> list[Row]:
+    """Every preset on a machine, the smallest model first."""
+
+    def row_of(name: str, flags: Values) -> Row:
+        return _row(
+            name,
+            Asked.of(
+                preset=name, config_file=None, flags=flags, machine=machine, calibration=calibration, margin=margin
+            ),
+        )
+
+    rows = []
+    for name in preset_names():
+        row = row_of(name, flags)
+        if row.fits and row.offloads and "offload" not in flags:
+            row = replace(row, fits_without_offload=row_of(name, {**flags, "offload": "none"}).fits)
+        rows.append(row)
+    return sorted(rows, key=lambda row: (count_parameters(row.run.model).total, row.run.model.block_size))
+
+
+def over_cards(asked: Asked) -> list[Row]:
+    """A run on as many of every card of the catalogue, the smallest memory first."""
+    machine = asked.machine
+    cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
+    return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
+
+
+def _row(name: str, asked: Asked) -> Row:
+    try:
+        given = answer(asked, explain=False)
+    except InputError as error:
+        return Row(name, asked.run, asked.machine, None, str(error))
+    return Row(name, given.plan.run, asked.machine, given.plan, command=given.command())
+
+
+def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
+    """The line with the largest model that fits; ``without_offload``, of those that some plan without it makes fit."""
+    fitting = [row for row in rows if row.fits]
+    if without_offload:
+        fitting = [row for row in fitting if not row.offloads or row.fits_without_offload]
+    return max(fitting, key=lambda row: count_parameters(row.run.model).total, default=None)
