@@ -14,16 +14,23 @@ MOST_SHOWN = 60
 """Characters of the longest value that a message quotes."""
 
 
-def visible(text: object, *, one_line: bool = False) -> str:
+def visible(text: object) -> str:
     r"""The text with its control characters written out, as ``\x1b`` or ``\u202e``: a terminal only shows it.
 
     File names, checkpoints, samples and error messages of others may hold escape sequences, which a terminal obeys. Line ends
-    and tabs stay, unless the text must be one line, as in a table's cell.
+    and tabs stay.
     """
-    text = str(text)
+    return _written_out(str(text), _KEPT)
+
+
+def one_line(text: object) -> str:
+    """The same for what must be one line, such as a name or a table's cell: line ends and tabs are written out too."""
+    return _written_out(str(text), _JOINERS)
+
+
+def _written_out(text: str, kept: frozenset[str]) -> str:
     if text.isascii() and text.isprintable():
         return text
-    kept = _JOINERS if one_line else _KEPT
     return "".join(c if c in kept or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in text)
 
 
@@ -56,8 +63,3 @@ def brief(text: object, most: int = 300) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
-def one_line(name: object) -> str:
-    r"""A name that is not ours, for one line: as :func:`visible`, with line ends and tabs written out too."""
-    return visible(name).replace("\n", "\\n").replace("\t", "\\t")

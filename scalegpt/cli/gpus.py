@@ -9,7 +9,7 @@ from scalegpt.cli.table import aligned
 from scalegpt.hardware.catalogue_file import FIGURES
 from scalegpt.hardware.gpus import GB, Card, catalogue, meant_card, user_file
 from scalegpt.planner.time.rates import basis
-from scalegpt.text import visible
+from scalegpt.text import one_line
 
 EXAMPLE = """\
 scalegpt gpus
@@ -96,9 +96,9 @@ def one_card(card: Card, remark: str | None = None) -> str:
         "usable": f"{card.usable_bytes:,} bytes = {card.usable_bytes / GB:.2f} GB",
         "link": link,
     }
-    described = "\n".join(f"{key:<15}{visible(value, one_line=True)}" for key, value in words.items())
+    described = "\n".join(f"{key:<15}{one_line(value)}" for key, value in words.items())
     notes = [f"note: {note}" for note in (remark, basis(card)) if note]
-    return f"{visible(card.name, one_line=True)}\n\n{described}\n\n{aligned(rows, right={1})}\n\n" + "\n".join(notes)
+    return f"{one_line(card.name)}\n\n{described}\n\n{aligned(rows, right={1})}\n\n" + "\n".join(notes)
 
 
 def _row(card: Card) -> tuple[str, ...]:

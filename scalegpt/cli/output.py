@@ -5,7 +5,7 @@ import re
 import sys
 from typing import Any
 
-from scalegpt.text import visible
+from scalegpt.text import one_line, visible
 
 
 def show(*texts: object) -> None:
@@ -15,7 +15,7 @@ def show(*texts: object) -> None:
 
 def show_row(head: str, value: object) -> None:
     """Print a name that is ours and what stands under it, on one line."""
-    print(head + visible(value, one_line=True))
+    print(head + one_line(value))
 
 
 def note(text: str) -> None:

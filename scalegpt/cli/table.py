@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from scalegpt.text import visible
+from scalegpt.text import one_line
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
@@ -13,7 +13,7 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
         right: the columns whose cells end, rather than begin, at the same place: those of numbers.
 
     """
-    rows = [[visible(cell, one_line=True) for cell in row] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:

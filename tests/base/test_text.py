@@ -2,12 +2,12 @@
 
 import pytest
 
-from scalegpt.text import shortened, shown, visible
+from scalegpt.text import one_line, shortened, shown
 
 
 def test_a_cell_is_one_line() -> None:
-    assert visible("a\nb\tc\x1b", one_line=True) == "a\\nb\\tc\\x1b"
-    assert visible("plain", one_line=True) == "plain"
+    assert one_line("a\nb\tc\x1b") == "a\\nb\\tc\\x1b"
+    assert one_line("plain") == "plain"
 
 
 @pytest.mark.parametrize(
