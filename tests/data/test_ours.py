@@ -31,11 +31,11 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / run / "checkpoints" / "step_00000001").mkdir(parents=True)
         for name in RUN:
             (tmp_path / run / name).write_text("words of ours\n")
-        (tmp_path / run / "checkpoints" / "step_00000001" / "manifest.json").write_text("words of ours\n")
+        (tmp_path / run / "checkpoints" / "step_00000001" / "checkpoint.json").write_text("words of ours\n")
     (tmp_path / "runs" / "mine" / ".run_id").write_text("1")
     alone = tmp_path / "a_checkpoint"
     alone.mkdir()
-    (alone / "manifest.json").write_text("words of ours\n")
+    (alone / "checkpoint.json").write_text("words of ours\n")
     (alone / "rank_00000.weights.safetensors").write_text("words of ours\n")
     (tmp_path / "train.log").write_text(LOG)
     (tmp_path / "report.html").write_text(page.document("a run", "<p>words of ours</p>"))
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 def test_only_the_users_text_is_read(folder: Path) -> None:
     corpus = survey([folder], "utf-8")
     assert [source.name for source in corpus.sources] == ["text.txt"]
-    assert corpus.skipped == {"folder of a run": 4, "log of ScaleGPT": 1, "page of ScaleGPT": 1}
+    assert corpus.skipped.counts == {"folder of a run": 4, "log of ScaleGPT": 1, "page of ScaleGPT": 1}
 
 
 @pytest.mark.parametrize("inside", ["runs/mine", "old", "a_checkpoint", "old/checkpoints/.."])
@@ -61,7 +61,7 @@ def test_what_a_user_names_is_taken(folder: Path) -> None:
 
 def test_folders_and_files_of_others_are_none_of_ours(tmp_path: Path) -> None:
     assert folder_of_ours({"config.yaml", "README.md", "metrics.jsonl"}) is None
-    assert folder_of_ours({"manifest.json", "index.js"}) is None
+    assert folder_of_ours({"checkpoint.json", "index.js"}) is None
     (tmp_path / "a.txt").write_text("model    with parameters: 3 layers\ndata")
     assert file_of_ours(tmp_path / "a.txt") is None
 

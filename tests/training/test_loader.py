@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalegpt.backends import World
@@ -43,6 +43,7 @@ def test_all_layouts_train_on_the_same_windows(micro: int, accum: int, ranks: in
 
 
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 600), st.integers(BLOCK + 1, 500))
+@settings(deadline=None)
 def test_evaluation_sees_each_window_once_however_it_is_divided(
     micro: int, ranks: int, limit: int, tokens: int
 ) -> None:

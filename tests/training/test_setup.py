@@ -13,8 +13,11 @@ from scalegpt.config.presets import resolve
 from scalegpt.data.shards import open_tokens
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
+from scalegpt.training.data import open_data
 from scalegpt.training.job import Job
+from scalegpt.training.loggers import Logger
 from scalegpt.training.setup import Request, check_name, plan_summary, prepare, total_steps
+from scalegpt.training.stopping import StopRequest
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 FLAGS = {
@@ -89,17 +92,13 @@ def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureF
     assert left == {".lock", ".run_id", "checkpoints", "config.yaml", "data_ledger.jsonl", "plan.json"}
 
 
-def test_a_run_of_an_earlier_release_keeps_its_tokens(
-    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_an_earlier_release_keeps_its_tokens(request_for: Any, tmp_path: Path) -> None:
     digest = made_before(tmp_path / "text.txt", tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
-    with monkeypatch.context() as before:
-        before.setattr("scalegpt.training.setup.prepare_cached", lambda data, **_: open_tokens(folder))
-        prepare(request_for(), ALONE).directory.unlock()
-    again = prepare(request_for(), ALONE)
-    assert (again.data_digest, again.data.path) == (digest, folder)
-    assert prepare(request_for(fresh=True), ALONE).data_digest != digest
+    run, logger = request_for().run, Logger(speaks=True, total=1, every=1)
+    data, found = open_data(run, frozenset(), ALONE, logger, StopRequest(), digest)
+    assert (found, data.path) == (digest, folder)
+    assert open_data(run, frozenset(), ALONE, logger, StopRequest(), None)[1] != digest
 
 
 def test_the_encodings_are_printed(request_for: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
