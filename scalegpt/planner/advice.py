@@ -9,6 +9,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.gpus import catalogue
+from scalegpt.planner.layouts import layouts
 from scalegpt.planner.plan import Plan, gib, host_words, make_plan
 from scalegpt.planner.search import (
     Found,
@@ -17,7 +18,6 @@ from scalegpt.planner.search import (
     best_of_layout,
     choose,
     handicap,
-    layouts,
     simplicity,
     with_tokens,
 )

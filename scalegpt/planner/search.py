@@ -23,17 +23,17 @@ import heapq
 import itertools
 import math
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from scalegpt.config import RunConfig
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, STAGES, ParallelConfig, why_not_muon
+from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors, sequences_per_rank
 from scalegpt.planner.bracket import Bracket
 from scalegpt.planner.calibration import Calibration
 from scalegpt.planner.deepspeed_settings import fixes_batch
+from scalegpt.planner.layouts import layouts
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Estimator, Plan
 from scalegpt.planner.space import Line, Setting, Space
@@ -176,72 +176,6 @@ def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
     search = _Search(with_tokens(question), (layout,))
     found = search.run()
     return found if found.best is not None else Found(None, search.closest())
-
-
-def layouts(question: Question) -> tuple[ParallelConfig, ...]:
-    """Who may hold what: the run's own layout where nothing is open, else all that work; the simplest first.
-
-    Over one rank sharding divides nothing: it is considered only with offload, or where it is fixed. A processor has
-    nothing to gain from offload, since its memory is the host's.
-
-    Raises:
-        InputError: nothing that is fixed together works.
-    """
-    own, open_, ranks = question.run.parallel, question.open, question.machine.ranks
-    backends = BACKENDS if "backend" in open_ else (own.backend,)
-    found = []
-    for backend in backends:
-        if backend == "plain" and ranks > 1:
-            continue
-        stages = (
-            STAGES[backend] if "zero_stage" in open_ else (own.zero_stage if own.zero_stage is not None else own.stage,)
-        )
-        offloads = (own.offload,) if "offload" not in open_ else OFFLOADS if question.machine.is_gpu else ("none",)
-        for stage, offload in itertools.product(stages, offloads):
-            layout = _layout(own, backend, stage, offload)
-            if layout is not None and (ranks > 1 or _makes_sense_alone(layout, open_)):
-                found.append(layout)
-    if not found:
-        raise InputError(
-            f"no backend does this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
-            f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; leave one of them open"
-        )
-    return _with_its_optimizer(question.run, tuple(found))
-
-
-def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tuple[ParallelConfig, ...]:
-    """Those under which the run's optimizer can be had.
-
-    Raises:
-        InputError: there is none.
-    """
-    if run.train.optimizer != "muon":
-        return found
-    reasons = {layout: why_not_muon(layout) for layout in found}
-    possible = tuple(layout for layout, reason in reasons.items() if reason is None)
-    if not possible:
-        raise InputError(str(reasons[found[0]]))
-    return possible
-
-
-def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:
-    """A layout, with the run's own DeepSpeed file where it is of the same kind; None where no library runs it."""
-    same = backend == own.backend and stage == own.stage and offload == own.offload
-    return _made(backend, stage, offload, own.ds_config if same else None)
-
-
-@lru_cache(maxsize=256)
-def _made(backend: str, stage: int, offload: str, ds_config: str | None) -> ParallelConfig | None:
-    try:
-        return ParallelConfig(backend=backend, zero_stage=stage, offload=offload, ds_config=ds_config)
-    except InputError:  # the configuration knows what does not go together
-        return None
-
-
-def _makes_sense_alone(layout: ParallelConfig, open_: frozenset[str]) -> bool:
-    if layout.offload != "none" or "zero_stage" not in open_:
-        return True
-    return layout.stage == 0 and (layout.backend == "plain" or "backend" not in open_)
 
 
 # --- the search over one number of ranks -----------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, divisors
 from scalegpt.planner.gpus import GB, find_card
+from scalegpt.planner.layouts import layouts
 from scalegpt.planner.machine import Machine
 from scalegpt.planner.plan import Estimator, Plan
 from scalegpt.planner.search import (
@@ -41,7 +42,6 @@ from scalegpt.planner.search import (
     best_of_layout,
     choose,
     handicap,
-    layouts,
     machinery,
     plan_key,
     simplicity,
