@@ -1,4 +1,4 @@
-"""Which layouts a question leaves: who may hold what over so many ranks."""
+"""Which layouts a question leaves: who may hold what."""
 
 import itertools
 from functools import lru_cache
