@@ -24,7 +24,7 @@ from scalegpt.training.heartbeat import Heartbeats
 from scalegpt.training.job import Job, held_out_loss, sample_text
 from scalegpt.training.loader import HeldOutBatches, TrainingBatches
 from scalegpt.training.loggers import StepLine
-from scalegpt.training.memory import compare
+from scalegpt.training.memory import compare, memory_status
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.resume import verified
 from scalegpt.training.rollback import WayBack, go_back, restore
@@ -379,8 +379,7 @@ class Trainer:
                 **self.guards.as_status(),
                 rollbacks=self.rollbacks,
                 windows_left_out=self.left_out,
-                predicted_peak_bytes=self.job.memory.peak_bytes,
-                **self.job.watch.measure().as_status(),
+                **memory_status(self.job.memory, self.job.watch.measure()),
             )
 
     def _compare_memory(self) -> None:
