@@ -149,6 +149,15 @@ def _status_bytes(key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
+def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
+    """The entries of ``run_status.json`` about memory. On a CPU the predicted total and the measured peak are comparable."""
+    return {
+        "predicted_peak_bytes": plan.peak_bytes,
+        "predicted_total_bytes": plan.total_bytes,
+        **measured.as_status(),
+    }
+
+
 def compare(plan: Plan, measured: Measured) -> str:
     """Keep what was measured for later plans; the prediction beside it, in a few lines."""
     lost = keep_for_later(plan, measured)

@@ -23,7 +23,7 @@ from scalegpt.training.checkpointing import Saving
 from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import StepLine
-from scalegpt.training.memory import compare
+from scalegpt.training.memory import compare, memory_status
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.resilience.failure import end
 from scalegpt.training.resilience.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
@@ -368,8 +368,7 @@ class Trainer(Housekeeping):
                 **self.guards.as_status(),
                 rollbacks=self.rollbacks,
                 windows_left_out=self.left_out,
-                predicted_peak_bytes=self.job.memory.peak_bytes,
-                **self.job.watch.measure().as_status(),
+                **memory_status(self.job.memory, self.job.watch.measure()),
                 **({} if lost is None else {"output_lost": lost}),
             )
 

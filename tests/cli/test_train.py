@@ -167,8 +167,10 @@ def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
     plan = json.loads((folder / "plan.json").read_text())
     memory = plan["memory"]
     assert left["predicted_peak_bytes"] == memory["peak_bytes"] == memory["phases"][memory["binding_phase"]] > 0
-    assert sum(memory["breakdown"].values()) == memory["peak_bytes"] == memory["total_bytes"]  # a CPU has no overheads
-    assert "MiB predicted peak (phase " in out
+    assert sum(memory["breakdown"].values()) == memory["peak_bytes"]
+    assert memory["peak_bytes"] + sum(memory["overheads"].values()) == memory["total_bytes"]  # of the whole process
+    assert left["predicted_total_bytes"] == memory["total_bytes"]
+    assert "MiB peak of the step (phase " in out
     assert "iB measured (peak of the process's resident memory" in out
     assert not Path("cache/calibration.json").exists()  # a CPU's memory says nothing of a GPU's
     assert (plan["micro_batch"], plan["grad_accum"], plan["tokens_per_step"], plan["steps"]) == (4, 2, 128, 12)
