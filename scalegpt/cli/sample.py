@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.inference.load import load_model
 
     loaded = load_model(Path(arguments.run), settings.device)
+    if prompt is None:  # read last: whoever types it should not learn afterwards that there is no such run
+        prompt = _standard_input()
     ids = _prompt_ids(prompt, loaded.tokenizer)
     block = loaded.model.config.block_size
     if len(ids) > block:
@@ -108,8 +110,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _prompt(arguments: Namespace) -> str:
-    """Return the text to continue, empty where none is given.
+def _prompt(arguments: Namespace) -> str | None:
+    """Return the text to continue, empty where none is given; None where standard input gives it.
 
     Without a flag it is what a pipe or a file gives on standard input; ``-`` asks for standard input whatever it is.
 
@@ -120,7 +122,7 @@ def _prompt(arguments: Namespace) -> str:
     if text is not None and file is not None:
         raise InputError("give --prompt or --prompt_file, not both")
     if "-" in (text, file) or (text is None and file is None and _is_fed()):
-        return _standard_input()
+        return None
     if file is None:
         return text or ""
     try:

@@ -11,6 +11,7 @@ from scalegpt.data.shards import TokenSet, UnreadableError, open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.writer import PlaceError, remove_folder
 from scalegpt.errors import InputError
+from scalegpt.storage import user_path
 from scalegpt.text import one_line
 
 _log = logging.getLogger(__name__)
@@ -19,8 +20,10 @@ _log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """Return where prepared tokens are kept: ``$SCALEGPT_CACHE``, else ``~/.cache/scalegpt/data``."""
     chosen = os.environ.get("SCALEGPT_CACHE")
+    if chosen:
+        return Path(user_path(chosen))
     try:
-        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "scalegpt" / "data"
+        return Path.home() / ".cache" / "scalegpt" / "data"
     except RuntimeError as error:
         raise InputError(f"no folder for prepared tokens: {error}; set SCALEGPT_CACHE to one") from None
 

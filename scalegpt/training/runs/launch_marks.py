@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scalegpt.errors import InputError
 from scalegpt.structured import read_object
+from scalegpt.system.launchers import starter
 from scalegpt.system.processes import birth_of
 from scalegpt.training.runs.directory import STARTED_BY
 from scalegpt.training.runs.files import write_whole
@@ -34,7 +35,7 @@ def launch_marks(environment: Mapping[str, str] | None = None) -> dict[str, str]
     known = os.environ if environment is None else environment
     marks = {}
     if "TORCHELASTIC_RUN_ID" in known:
-        marks["agent"] = _process(os.getppid())
+        marks["agent"] = _process(starter().pid)
         if known["TORCHELASTIC_RUN_ID"] not in NAMELESS:
             marks["torchrun"] = known["TORCHELASTIC_RUN_ID"]
     if "SLURM_JOB_ID" in known:
