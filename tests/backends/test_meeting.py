@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from ranks import free_port
 from scalegpt.backends import meeting
-from scalegpt.backends.meeting import meet, meeting_store, own_store
+from scalegpt.backends.meeting import _process_name, meet, meeting_store, own_store
 from scalegpt.errors import InputError, RunError
 from scalegpt.system.ranks import Ranks
 
@@ -76,7 +76,7 @@ def test_ranks_of_one_launcher_meet_at_another_port_where_theirs_is_taken(
     folder = tmp_path / f"scalegpt-{os.getuid()}"
     folder.mkdir(mode=0o700)
     (folder / f"{os.getppid()}@1000000.port").write_text("1")  # a dead one's, of the same number
-    of_a_living_one = folder / f"{os.getpid()}@{psutil.Process().create_time():.0f}.port"
+    of_a_living_one = folder / f"{_process_name(os.getpid())}.port"
     of_a_living_one.write_text("1")
     with socket.socket() as taken:
         taken.bind(("", 0))

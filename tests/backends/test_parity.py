@@ -82,7 +82,7 @@ LION = {"optimizer": "lion", "learning_rate": 1e-3}
 def test_lion_is_the_same_under_every_layout_and_its_state_moves(tmp_path: Path) -> None:
     """The sign of a momentum near zero may fall either way by rounding, so losses agree less closely than AdamW's."""
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **LION)["plain"]
-    names = [*LAYOUTS]
+    names = ("fsdp-2", "fsdp-3", "deepspeed-1", "deepspeed-3")
     layouts = {name: [LAYOUTS[name]] for name in names}
     layouts |= {f"{a} to {b}": [LAYOUTS[a], LAYOUTS[b]] for a, b in pairwise((*names, names[0]))}
     for name, result in run(layouts, tmp_path / "two", 2, precision="fp32", **LION).items():
