@@ -223,7 +223,7 @@ FSDP2, FSDP3 = (Setting(f"backend fsdp zero_stage {stage}", 8) for stage in (2, 
 FSDP2_TWICE = Setting(FSDP2.flags, 8, grad_accum=2)
 ZERO1, ZERO2, ZERO3 = (Setting(f"backend deepspeed zero_stage {stage}", 2) for stage in (1, 2, 3))
 
-BLOCK, LOSS, STEP = "`model/gpt.py`", "`model/loss.py`", "`planner/states.py`"
+BLOCK, LOSS, STEP = "`model/gpt.py`", "`model/loss.py`", "`planner/memory/states.py`"
 RECOMPUTE, FULLY_SHARD = "`model/recompute.py`", "torch `fsdp/_fully_shard`"
 MATH = "torch `_scaled_dot_product_attention_math`"
 ZERO_CODE, ZERO3_CODE = "DeepSpeed `stage_1_and_2.py`", "DeepSpeed `stage3.py`"
