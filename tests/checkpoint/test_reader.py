@@ -122,7 +122,8 @@ def test_a_manifest_that_lies_about_its_files(saved: Path) -> None:
 
     def swap(document: dict[str, dict[str, dict[str, object]]]) -> None:
         tensors = document["tensors"]
-        tensors["weight/other"] = tensors.pop("weight/one")
+        for key in KEYS:
+            tensors[f"{key}/other"] = tensors.pop(f"{key}/one")
 
     rewrite(saved, swap)
     checkpoint = Checkpoint.open(saved)

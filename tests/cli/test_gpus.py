@@ -131,6 +131,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
 def test_a_plan_is_for_the_gpus_that_are_found(machine: Any, printed: Any) -> None:
     machine([a100(0), a100(1)], nvlink="all")
     found = json.loads(printed("plan --preset tiny --backend fsdp --json"))
+    assert found["gpu"].pop("host_bytes") > 0
+    assert found["gpu"].pop("host_source") == "found"
     assert found["gpu"] == {
         "name": "NVIDIA A100-SXM4-40GB", "usable_bytes": (40960 - 512) * 2**20, "count": 2, "nodes": 1,
     }  # fmt: skip
