@@ -34,6 +34,7 @@ class MachineConfig(Section):
         "host memory of each machine, GB of 10⁹ bytes, which offload needs; none: what this machine has available, or an "
         "assumption for --gpu and --gpus",
         above=0,
+        maximum=1_000_000,
     )
     gpus: int | None = setting(
         None, "GPUs in each machine; none: those found here, or 1 of --gpu", minimum=1, maximum=MOST_GPUS

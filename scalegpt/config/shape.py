@@ -45,7 +45,10 @@ class ModelConfig(Section):
     )
 
     logit_softcap: float | None = setting(
-        None, "keep logits within ± this by its tanh, as Gemma 2 does (30); none: as they are", above=0
+        None,
+        "keep logits within ± this by its tanh, as Gemma 2 does (30); none: as they are",
+        above=0,
+        maximum=1_000_000,
     )
 
     def check(self) -> None:
