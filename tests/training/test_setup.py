@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from scalegpt.training.data import open_data
-from scalegpt.training.stopping import StopRequest
 
 from earlier_tokens import made_before
 from scalegpt.backends import World
@@ -15,8 +13,10 @@ from scalegpt.config.presets import resolve
 from scalegpt.data.shards import open_tokens
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
+from scalegpt.training.data_setup import open_data
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
+from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.setup import Request, check_name, plan_summary, prepare, total_steps
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
