@@ -21,7 +21,10 @@ from scalegpt.architecture.operations import (
 from scalegpt.architecture.parameters import Dim, Parameter
 
 FP32 = 4
-"""Bytes of fp32, the dtype of a norm's statistics."""
+"""Bytes of fp32."""
+
+STATISTICS = FP32
+"""Bytes of a norm's mean and of its deviation, which are fp32 on a GPU (torch's ``layer_norm_kernel.cu``)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Norm:
         vectors = 2 if self.bias else 1
         cast = residual != numerics.weights
         copies = tuple(Value(Size(fixed=residual * self.width.size)) for _ in range(vectors)) if cast else ()
-        mean, deviation = Value(Size(FP32 * tokens)), Value(Size(FP32 * tokens))
+        mean, deviation = Value(Size(STATISTICS * tokens)), Value(Size(STATISTICS * tokens))
         moved, back = float((residual + c) * numel), float((5 * residual + 2 * c) * numel) + residual * numel
         y = r.run(
             Operation(

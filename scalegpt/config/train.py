@@ -68,7 +68,7 @@ class TrainConfig(Section):
 
     optimizer: str = setting("adamw", optimizer_help(), choices=tuple(OPTIMIZERS))
     fused: bool = setting(True, "the fused form of the optimizer; false: the foreach form, which holds more memory")
-    learning_rate: float = setting(1e-3, "peak learning rate", above=0, maximum=1000)
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0, maximum=1e38)
     min_lr_ratio: float = setting(0.1, "the last learning rate as a share of the peak", minimum=0, maximum=1)
     warmup_steps: int = setting(100, "steps of linear warm-up", minimum=0, maximum=MOST_STEPS)
     schedule: str = setting("cosine", "cosine; wsd: warm up, stay, then decay linearly; constant", choices=SCHEDULES)

@@ -18,18 +18,12 @@ from scalegpt.cli.main import main
 from scalegpt.cli.plan import command as command
 from scalegpt.cli.plan import page as plan_page
 from scalegpt.cli.plan.text import duration
+from scalegpt.hardware import detect
 from scalegpt.hardware.gpus import GIB
 from scalegpt.html.page import HUES, PALETTE
-from scalegpt.planner import (
-    deepspeed_stage3,
-    deepspeed_step,
-    detect,
-    fsdp_memory,
-    sizes,
-    step,
-    throughput,
-    work,
-)
+from scalegpt.planner.memory import fsdp, sizes
+from scalegpt.planner.memory.deepspeed import sharded, stage3
+from scalegpt.planner.time import step_time, work
 from scalegpt.units import gib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,11 +157,11 @@ def test_a_part_has_the_same_colour_in_every_plan(written: Any) -> None:
 
 
 def test_every_part_that_the_planner_knows_has_a_colour() -> None:
-    memory = {sizes.ACTIVATIONS, sizes.TEMPORARIES, sizes.COPIES, step.WEIGHTS, step.GRADIENTS, step.OPTIMIZER, step.INPUTS,
-              step.LOSS, deepspeed_step.BUCKETS, deepspeed_stage3.GATHERED, fsdp_memory.GATHERED, fsdp_memory.GATHER_BUFFERS,
-              fsdp_memory.REDUCE_BUFFERS}  # fmt: skip
+    memory = {sizes.ACTIVATIONS, sizes.TEMPORARIES, sizes.COPIES, sizes.WEIGHTS, sizes.GRADIENTS, sizes.OPTIMIZER,
+              sizes.INPUTS, sizes.LOSS, sharded.BUCKETS, stage3.GATHERED, fsdp.GATHERED, fsdp.GATHER_BUFFERS,
+              fsdp.REDUCE_BUFFERS}  # fmt: skip
     time = {work.MATMULS, work.ATTENTION, work.ELEMENTWISE, work.LOSS, work.RECOMPUTE, work.WEIGHTS, work.OPTIMIZER,
-            throughput.LAUNCHES, throughput.COMMUNICATION, throughput.HOST}  # fmt: skip
+            step_time.LAUNCHES, step_time.COMMUNICATION, step_time.HOST}  # fmt: skip
     assert memory | time == set(plan_page.COLOURS)
     for parts in (memory, time):
         assert len({plan_page.COLOURS[part] for part in parts}) == len(parts)
@@ -386,7 +380,7 @@ def test_a_step_of_one_sequence_has_one_point(written: Any) -> None:
 def test_a_processor_has_a_page_too(written: Any) -> None:
     made = written("--preset tiny --gpu cpu --micro_batch 1", status=None)
     assert "on all GPUs" not in made.text
-    assert "a processor's libraries and temporaries come on top" in made.text
+    assert "memory is that of a whole process" in made.text
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------

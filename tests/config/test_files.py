@@ -106,7 +106,7 @@ def test_values_that_cannot_be_are_one_line(values: Any, message: str, tmp_path:
 @pytest.mark.parametrize(
     "value", ["1e308", "1e309", "9" * 4400, "-" + "9" * 4400, "9223372036854775807", "9" * 100_000]
 )
-@pytest.mark.parametrize("key", ["n_embd", "tokens_per_step", "step_timeout", "learning_rate", "max_iters"])
+@pytest.mark.parametrize("key", ["n_embd", "tokens_per_step", "step_timeout", "max_iters"])
 def test_numbers_beyond_any_use_are_one_line(key: str, value: str) -> None:
     with pytest.raises(InputError, match=f"{key} must be ") as refused:
         resolve(flags={key: value})

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ranks import run_ranks
-from scalegpt.architecture import kernels
+from scalegpt.architecture import kernels, layers
 from scalegpt.backends.capabilities import cpu_has_fp16
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
@@ -30,6 +30,7 @@ from scalegpt.planner.memory.deepspeed.sharded import BUCKETS, ShardedStep
 from scalegpt.planner.memory.deepspeed.stage3 import Stage3
 from scalegpt.planner.memory.deepspeed.stages_0_to_2 import PartStep, make_step
 from scalegpt.planner.memory.predict import Prediction
+from scalegpt.planner.memory.programs import block_program
 from scalegpt.planner.memory.step import GRADIENTS, OPTIMIZER, WEIGHTS
 from scalegpt.planner.memory.timeline import rounded
 
@@ -82,7 +83,6 @@ class Played:
     """A prediction for these CPUs, with the components that a prediction does not name."""
 
     def __init__(self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(kernels, "attention_backward", lambda _kernel, _heads: ())
         run: RunConfig = resolve(flags=flags)
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=RANKS, on_cuda=False)
         step = make_step(run, ranks=RANKS, grad_accum=grad_accum, settings=settings)
@@ -90,7 +90,10 @@ class Played:
         step.copies_between = False
         if isinstance(step, Stage3):
             step.plan = schedule(replace(step.gathering, on_host=False))
-        step.block.statistics = 2 * rounded(step.s.compute * step.s.n)
+        patch.setattr(kernels, "attention_backward", lambda _kernel, _heads: ())
+        patch.setattr(layers, "STATISTICS", step.s.compute)
+        uncached = block_program.__wrapped__
+        step.block = uncached(run.model, step.numerics, run.train.recompute).at(step.s.batch)
         self.live: Counter[str] = Counter()
         self.buckets = 0
         self._listen(step, run.parallel.stage)

@@ -17,7 +17,7 @@ from plans import CARDS, draw_run, space
 from scalegpt.hardware.gpus import GB, find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
-from scalegpt.planner.search import choose as search
+from scalegpt.planner.search import ranking
 from scalegpt.planner.search.choose import choose
 from scalegpt.planner.search.question import Question
 from scalegpt.planner.search.ranking import TIE, handicap, plan_key
@@ -32,8 +32,8 @@ FIGURES = ("tflops", "gbps", "host_gbps", "link_gbps")
 @pytest.fixture
 def no_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the fastest win, however little it is ahead."""
-    monkeypatch.setattr(search, "TIE", 1e-7)
-    monkeypatch.setattr(search, "ERROR", 0.0)
+    monkeypatch.setattr(ranking, "TIE", 1e-7)
+    monkeypatch.setattr(ranking, "ERROR", 0.0)
 
 
 def drawn(seed: int) -> Question:
@@ -115,8 +115,8 @@ def test_what_is_chosen_ties_with_the_fastest(monkeypatch: pytest.MonkeyPatch) -
     chosen = [choose(question).best for question in questions]
     weights = [weight(plan, question) if plan else 0.0 for plan, question in zip(chosen, questions, strict=True)]
     with monkeypatch.context() as patch:
-        patch.setattr(search, "TIE", 1e-7)
-        patch.setattr(search, "ERROR", 0.0)
+        patch.setattr(ranking, "TIE", 1e-7)
+        patch.setattr(ranking, "ERROR", 0.0)
         fastest = [choose(question).best for question in questions]
     for ours, best, ours_weight, question in zip(chosen, fastest, weights, questions, strict=True):
         assert (ours is None) == (best is None)

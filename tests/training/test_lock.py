@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from scalegpt.errors import InputError, RunError
+from scalegpt.system.processes import birth_of
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.lock import LOCK, RunLock
 
@@ -96,9 +97,9 @@ def test_what_the_lock_file_says_may_be_anything(tmp_path: Path, no_locks: None,
 
 def test_a_number_that_was_given_to_another_process_holds_nothing(tmp_path: Path, no_locks: None) -> None:
     parent = psutil.Process(os.getppid())
-    (tmp_path / LOCK).write_text(f"{parent.pid}\n{os.uname().nodename}\n{parent.create_time() - 100:.2f}\n")
+    (tmp_path / LOCK).write_text(f"{parent.pid}\n{os.uname().nodename}\n{birth_of(os.getpid())}\n")
     assert RunLock(tmp_path).take() is not None
-    (tmp_path / LOCK).write_text(f"{parent.pid}\n{os.uname().nodename}\n{parent.create_time():.2f}\n")
+    (tmp_path / LOCK).write_text(f"{parent.pid}\n{os.uname().nodename}\n{birth_of(parent.pid)}\n")
     with pytest.raises(InputError, match=f"process {parent.pid}"):
         RunLock(tmp_path).take()
 

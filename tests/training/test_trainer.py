@@ -182,11 +182,11 @@ def test_a_request_to_stop_learns_what_happens_next(trainer: Any, monkeypatch: p
     one.fit()
     assert seen == [
         "finishing step 1, then saving",
-        "finishing what is under way (evaluation) and one step, then saving",
         "finishing what is under way (saving) and one step, then saving",
+        "finishing what is under way (evaluation) and one step, then saving",
         "finishing step 2, then saving",
-        "no further step is taken; finishing what is under way: evaluation",
         "no further step is taken; finishing what is under way: saving",
+        "no further step is taken; finishing what is under way: evaluation",
     ]
     assert one.job.stop.course() == ""
 

@@ -39,8 +39,8 @@ COLOURS = {
 }  # fmt: skip
 """Part of the memory, or of the time → the number of its colour: it has the same in every plan."""
 
-OUTSIDE = {"cuBLAS workspaces": 1, "fragmentation": 2, "CUDA context": 1, "NCCL": 2}
-"""Part of the memory outside the step's tensors → the number of its grey."""
+GREYS = 2
+"""How many greys take turns among the parts that lie outside the step's tensors."""
 
 
 def page(given: Answer, asked_by: str | None = None, written: date | None = None) -> str:
@@ -196,8 +196,8 @@ def _outside(plan: Plan) -> list[Slice]:
     """What lies outside the step's tensors, in greys."""
     parts = {name: size for name, size in plan.overheads.parts(plan.peak_bytes).items() if size}
     return [
-        Slice(name, size, f"{gib(size)}, {size / plan.total_bytes:.1%}", f"r{OUTSIDE[name]}")
-        for name, size in parts.items()
+        Slice(name, size, f"{gib(size)}, {size / plan.total_bytes:.1%}", f"r{1 + place % GREYS}")
+        for place, (name, size) in enumerate(parts.items())
     ]
 
 

@@ -188,7 +188,7 @@ def _alternatives(given: Answer) -> str:
 def sources(plan: Plan) -> tuple[str, ...]:
     """What the figures rest on."""
     if not plan.machine.is_gpu:
-        return ("memory is what a GPU would hold; a processor's libraries and temporaries come on top",)
+        return ("memory is that of a whole process; times are estimates, of a processor whose rates are not known",)
     runs = plan.overheads.measured
     memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer"
     if runs:

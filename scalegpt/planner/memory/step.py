@@ -60,7 +60,8 @@ class Step:
     def _attend(self, kernel: str) -> None:
         self.kernel = kernel
         model, s, batch = self.run.model, self.s, self.s.batch
-        numerics = Numerics(s.compute, s.residual, 4 if self.casts_weights else s.compute, kernel, batch == 1)
+        self.numerics = Numerics(s.compute, s.residual, 4 if self.casts_weights else s.compute, kernel, batch == 1)
+        numerics = self.numerics
         self.block = block_at(model, numerics, self.run.train.recompute, batch)
         self.embedding, self.final_norm = embedding_at(model, numerics, batch), final_norm_at(model, numerics, batch)
         self.loss = loss_at(LossPart.of(model, self.run.train), numerics, batch)
