@@ -32,9 +32,6 @@ QUESTIONS = {
 }
 """What the dialogue asks for, in its order, and each explained in a phrase."""
 
-COUNTLESS = ("dropout", "activation")
-"""Settings of the model that add no parameter: no flags here."""
-
 
 def main(argv: Sequence[str]) -> int:
     """Print the count of the model that the arguments or the dialogue describe."""
@@ -62,7 +59,7 @@ def _parser() -> Parser:
     parser.add_argument("--interactive", action="store_true", help="ask for the shape step by step")
     parser.add_argument("--show_formula", action="store_true", help="show the closed form with the numbers put in")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_settings(parser, "shape", ModelConfig, skip=COUNTLESS)
+    add_settings(parser, "shape", ModelConfig)
     parser.add_argument(
         "--untied",
         "--no_tie_head",

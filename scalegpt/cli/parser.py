@@ -90,15 +90,13 @@ def with_underscores(words: Iterable[str]) -> list[str]:
     return result
 
 
-def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Section], skip: Iterable[str] = ()) -> None:
+def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Section]) -> None:
     """A flag for every setting of a section; absent flags leave no trace in the parsed arguments.
 
     Values stay text here: the section converts and checks them, with the same messages as for a file.
     """
     group = parser.add_argument_group(title)
     for name, field in section.settings().items():
-        if name in skip:
-            continue
         default = "none" if field.default is None else str(field.default).lower()
         words = field.metadata["help"].replace("%", "%%")
         bounds = f" ({limits(field)})" if limits(field) else ""

@@ -43,7 +43,6 @@ class ModelConfig(Section):
         False,
         "attention and feed-forward read the same stream, side by side, as in GPT-NeoX; false: one after the other",
     )
-
     logit_softcap: float | None = setting(
         None,
         "keep logits within ± this by its tanh, as Gemma 2 does (30); none: as they are",

@@ -40,8 +40,11 @@ _HARMLESS = re.compile(
 
 _MOST_NEAR = 5
 
+BY_MEMORY = "; or give --memory_gb N instead of --gpu, to plan by memory alone"
+"""What the user of a card that is not in the catalogue can do."""
 
-def find_card(name: str, advice: str = "; or give --memory_gb N, to plan by memory alone") -> Card:
+
+def find_card(name: str, advice: str = BY_MEMORY) -> Card:
     """The card that a user means: ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or ``RTX 4090``.
 
     Args:
@@ -54,7 +57,7 @@ def find_card(name: str, advice: str = "; or give --memory_gb N, to plan by memo
     return meant_card(name, advice)[0]
 
 
-def meant_card(name: str, advice: str = "; or give --memory_gb N, to plan by memory alone") -> tuple[Card, str | None]:
+def meant_card(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
     """The card that a user means, and a remark where the name fits other cards too.
 
     Args:

@@ -80,8 +80,11 @@ def test_turing_and_volta_have_neither_bf16_nor_flash(name: str) -> None:
             "did you mean RTX 4060, RTX 4070, RTX 4080, RTX 4090, Quadro RTX 4000? The closest card is RTX 4060 (8 GB)",
         ),
         ("RTX 4050 24GB", "The closest card is RTX 4090 (24 GB)"),
-        ("RTX 5090 D", "The closest card is RTX 5090 (32 GB); or give --memory_gb N"),
-        ("foo", "is not in the catalogue; `scalegpt gpus` lists those that are; or give --memory_gb N"),
+        ("RTX 5090 D", "The closest card is RTX 5090 (32 GB); or give --memory_gb N instead of --gpu"),
+        (
+            "foo",
+            "is not in the catalogue; `scalegpt gpus` lists those that are; or give --memory_gb N instead of --gpu",
+        ),
         ("", "is not in the catalogue; `scalegpt gpus` lists"),
         ("rtx", "is not in the catalogue; `scalegpt gpus` lists"),
         ("A100 80GB 8", "A100 80GB is known, but not what '8' means; give the name alone, numbers by --gpus N"),
