@@ -23,12 +23,16 @@ TESTS = Path(__file__).resolve().parents[1]
 HANGS = 120
 """Seconds after which a worker that does not answer is ended: longer than its own alarm."""
 
+RENEWED = 500
+"""Cases after which a worker is replaced: what libraries keep fills its limited address space in some thousands."""
+
 
 class Worker:
     """A process that runs cases."""
 
     def __init__(self, base: Path, scratch: Path, seed: int) -> None:
         self.number: int | None = None
+        self.given = 0
         words = [sys.executable, "-m", "fuzz.worker", str(base), str(scratch), str(seed)]
         self.log = (scratch / f"worker_{os.urandom(4).hex()}.log").open("w+")
         self.process = subprocess.Popen(
@@ -45,6 +49,7 @@ class Worker:
         """Begin a case."""
         assert self.process.stdin is not None
         self.number = number
+        self.given += 1
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
 
@@ -129,6 +134,8 @@ def run(numbers: list[int], seed: int, workers: int, scratch: Path, *, show_all:
                 bad.append(answer)
             if answer["faults"] or show_all:
                 report(answer)
+            if worker.given >= RENEWED:
+                worker.end()
             start(None if worker.process.poll() is not None else worker)
     return bad
 
