@@ -1,6 +1,7 @@
 """Fixtures that several folders share."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 os.environ["SCALEGPT_GPUS"] = ""  # a developer's own catalogue is none of the tests' business
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores, the processes of tests would inherit
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 16, "vocab_size": 61}
 

@@ -14,7 +14,9 @@ def steps(target: str, folder: Path) -> str:
     shutil.copy(ROOT / "Makefile", folder / "Makefile")
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder / name)
-    done = subprocess.run(["make", "-n", target], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", target], cwd=folder, capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
