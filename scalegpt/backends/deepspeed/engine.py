@@ -290,6 +290,6 @@ def _import_deepspeed(world: World) -> Any:
     # On a CPU DeepSpeed would compile collectives in shared memory, which only its inference calls. That takes ninja, a C++
     # compiler, a folder for extensions and 66 MB of /dev/shm a rank, and killed processes leave the last behind. DeepSpeed
     # builds nothing that it does not find among the operations that it believes to be possible here.
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
