@@ -24,23 +24,31 @@ BLOCK_BYTES = 4 << 20
 _CHUNK_TOKENS = 1 << 22
 
 
-class UnreadableError(InputError):
-    """Tokens that cannot be read now, which says nothing about whether they are whole.
+class DiskError(InputError):
+    """A path at which the disk refuses what is to be done.
 
     Attributes:
-        path: what cannot be read.
+        path: the path.
         problem: what the disk answers, in words that can follow the path.
 
     """
 
+    subject, done, advice = "", "used", "see to the disk"
+
     def __init__(self, path: Path, error: OSError) -> None:
-        self.path, self.problem = path, f"cannot be read: {error.strerror}"
-        super().__init__(f"token file {one_line(path)} {self.problem}; make it readable")
+        self.path, self.problem = path, f"cannot be {self.done}: {error.strerror}"
+        super().__init__(f"{self.subject}{one_line(path)} {self.problem}; {self.advice}")
         self._error = error
 
     def __reduce__(self) -> Any:
         """Ranks send each other what they raise."""
-        return UnreadableError, (self.path, self._error)
+        return type(self), (self.path, self._error)
+
+
+class UnreadableError(DiskError):
+    """Tokens that cannot be read now, which says nothing about whether they are whole."""
+
+    subject, done, advice = "token file ", "read", "make it readable"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from scalegpt.data.leftovers import make_unfinished, unfinished_name
-from scalegpt.data.shards import TokenFile
+from scalegpt.data.shards import DiskError, TokenFile
 from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
 from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
@@ -39,23 +39,10 @@ def disk_errors(out: Path) -> Iterator[None]:
         raise PlaceError(out, error) from None
 
 
-class PlaceError(InputError):
-    """A place that cannot be written.
+class PlaceError(DiskError):
+    """A place that cannot be written."""
 
-    Attributes:
-        path: the place.
-        problem: what the disk answers, in words that can follow the path.
-
-    """
-
-    def __init__(self, path: Path, error: OSError) -> None:
-        self.path, self.problem = path, f"cannot be written: {error.strerror}"
-        super().__init__(f"{one_line(path)} {self.problem}; choose another place")
-        self._error = error
-
-    def __reduce__(self) -> Any:
-        """Ranks send each other what they raise."""
-        return PlaceError, (self.path, self._error)
+    done, advice = "written", "choose another place"
 
 
 def check_space(out: Path, needed: int) -> None:
