@@ -52,11 +52,6 @@ class Sizes:
         """Bytes of [n, width·H] in the compute dtype."""
         return self.compute * self.n * self.hidden * width
 
-    @property
-    def residual_stream(self) -> int:
-        """Bytes of the residual stream [n, H]."""
-        return self.residual * self.n * self.hidden
-
 
 def host_size(count: int, *, pin: bool) -> int:
     """Host memory for a tensor of so many bytes: pinned allocations are powers of two (torch's ``CachingHostAllocator``)."""
