@@ -49,11 +49,12 @@ tests: .venv/installed-dev
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 # torch comes first and alone: DeepSpeed's own set-up looks for it, outside of a build environment.
+# There is no build environment to constrain then, and pip from 26 on refuses to be given both.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ScaleGPT needs Python 3.11 or newer; make install PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q torch numpy ninja setuptools wheel packaging
-	$(BIN)/pip install -q --no-build-isolation deepspeed
+	env -u PIP_BUILD_CONSTRAINT $(BIN)/pip install -q --no-build-isolation deepspeed
 	$(BIN)/pip install -q -e .
 	touch $@
 
@@ -66,7 +67,7 @@ $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt torch numpy ninja setuptools wheel packaging
-	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt --no-build-isolation deepspeed
+	env -u PIP_BUILD_CONSTRAINT $(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt --no-build-isolation deepspeed
 	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt -e ".[dev]"
 	touch $@
 
