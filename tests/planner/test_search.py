@@ -342,13 +342,24 @@ def test_each_kind_of_machinery_has_its_margin() -> None:
     assert handicap(ParallelConfig(**own), "full", "chunked", run, 8) == pytest.approx((1 + ERROR) ** 2)
 
 
-@pytest.mark.parametrize("card", ["rtx4080", "rtx3060", "3080", "a10", "t4", "4090"])
-@pytest.mark.parametrize("preset", ["350M_1024", "500M_1024"])
-def test_offload_and_heavier_recompute_win_by_more_than_the_error(card: str, preset: str) -> None:
-    run = with_tokens(resolve(preset=preset, flags={"precision": "fp16", "backend": "plain"}), 2**19)
+@pytest.mark.parametrize(
+    ("card", "preset", "precision", "chosen"),
+    [
+        ("4090", "500M_1024", "fp16", ("none", "none")),
+        ("t4", "500M_1024", "fp16", ("optimizer", "none")),
+        ("3080", "350M_1024", "fp16", ("optimizer", "none")),
+        ("gtx1650", "500M_1024", "fp32", ("all", "none")),
+        ("gtx1650", "500M_1024", "fp16", ("optimizer", "selective")),
+    ],
+)
+def test_offload_and_heavier_recompute_win_by_more_than_the_error(
+    card: str, preset: str, precision: str, chosen: tuple[str, str]
+) -> None:
+    run = with_tokens(resolve(preset=preset, flags={"precision": precision, "backend": "plain"}), 2**19)
     question = Question(run, Machine.with_card(find_card(card)))
     best = choose(question).best
     assert best is not None
+    assert (best.run.parallel.offload, best.run.train.recompute) == chosen
     if best.run.parallel.offload != "none":
         held = replace(run, parallel=ParallelConfig())
         lighter = choose(replace(question, run=held, open=PLANNED - {"offload", "backend", "zero_stage"})).best
