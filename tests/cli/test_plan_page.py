@@ -17,7 +17,7 @@ from pages import Page, needs_nothing_else
 from scalegpt.cli.main import main
 from scalegpt.cli.plan import command as command
 from scalegpt.cli.plan import page as plan_page
-from scalegpt.cli.plan.text import duration
+from scalegpt.cli.plan.wording import duration
 from scalegpt.hardware import detect
 from scalegpt.hardware.gpus import GIB
 from scalegpt.html.page import HUES, PALETTE
