@@ -27,8 +27,18 @@ def learning_rate(train: TrainConfig, step: int, total: int) -> float:
     if train.schedule == "cosine":
         progress = _share(step - train.warmup_steps, total - train.warmup_steps)
         return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
-    start = max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
+    start = decay_start(train, total)
     return peak + (last - peak) * _share(step - start, total - start)
+
+
+def decay_start(train: TrainConfig, total: int) -> int:
+    """The last step, counted from 0, at which the ``wsd`` schedule is at its peak: from the next one on the rate falls.
+
+    Args:
+        train: the settings.
+        total: all steps of the run.
+    """
+    return max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
 
 
 def _share(done: int, whole: int) -> float:
