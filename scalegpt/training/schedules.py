@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step."""
+"""What follows from the number of a step alone: its learning rate, and what is due after it."""
 
 import math
 
@@ -39,6 +39,11 @@ def decay_start(train: TrainConfig, total: int) -> int:
         total: all steps of the run.
     """
     return max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether a step is one at which something with a period is done; never where the period is 0."""
+    return every > 0 and step % every == 0
 
 
 def _share(done: int, whole: int) -> float:
