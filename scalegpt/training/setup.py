@@ -23,7 +23,7 @@ from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
+from scalegpt.planner.checks import check_installed, check_optimizer, check_ranks, with_expected_vocabulary
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.states import training_bytes
@@ -118,6 +118,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     expected = with_expected_vocabulary(run, request.given)
     chosen = settle_layout(expected, world, open_=open_, margin=request.margin, reopen=reopen)
     check_optimizer(chosen.run)
+    check_installed(chosen.run.parallel.backend)
     if world.size == 1 and chosen.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
