@@ -19,7 +19,6 @@ from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.shards import TokenSet
-from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
@@ -28,6 +27,7 @@ from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.search.question import MARGIN
+from scalegpt.storage import check_space
 from scalegpt.training.data_setup import fix_data, open_data, tokens_to_keep
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
