@@ -4,12 +4,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.config.aliases import hint
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.presets import load_config_file, load_preset, resolve
+from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
 from scalegpt.config.train import TrainConfig
@@ -78,11 +77,10 @@ def main(argv: Sequence[str]) -> int:
     outlast_standard_streams()
     flags = given_settings(arguments, *SECTIONS.values())
     margin = MachineConfig.from_mapping({"margin": arguments.margin} if arguments.margin else {}, "command line").margin
-    values = load_config_file(arguments.config_file) if arguments.config_file and not arguments.preset else {}
-    given = {*flags, *_keys(values)}
+    given = frozenset(flags) | named_settings(config_file=None if arguments.preset else arguments.config_file)
     ranks = read_ranks()
-    if ranks.size > 1 and arguments.preset is None and "backend" not in {*flags, *values}:
-        flags["backend"] = "fsdp"  # several ranks were started, and nobody said what for
+    if ranks.size > 1 and arguments.preset is None and "backend" not in given:
+        flags["backend"] = "fsdp"  # several ranks were started, and no backend is named
     allowed = _allowed(arguments.allow_change)
     resume_step = _resume_step(arguments.resume_step, fresh=arguments.fresh)
     # Everything that needs no torch is checked before torch is imported.
@@ -102,8 +100,8 @@ def main(argv: Sequence[str]) -> int:
             run=run,
             runs_dir=Path(arguments.runs_dir),
             fresh=arguments.fresh,
-            given=frozenset(given),
-            stated=_stated(arguments.preset),
+            given=given,
+            stated=named_settings(arguments.preset),
             margin=margin,
             allow_change=allowed,
             trust_checkpoint=arguments.trust_checkpoint,
@@ -145,13 +143,3 @@ def _resume_step(text: str | None, *, fresh: bool) -> int | None:
     if fresh:
         raise InputError("--resume_step resumes a run and --fresh begins one; give one of them")
     return int(text)
-
-
-def _keys(values: dict[str, Any]) -> set[str]:
-    """The settings that a configuration file names."""
-    return {key for part in values.values() if isinstance(part, dict) for key in part}
-
-
-def _stated(preset: str | None) -> frozenset[str]:
-    """The settings that a preset names."""
-    return frozenset() if preset is None else frozenset(_keys(load_preset(preset)))

@@ -22,7 +22,7 @@ from scalegpt.data.shards import TokenSet
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
+from scalegpt.planner.checks import check_installed, check_optimizer, check_ranks, with_expected_vocabulary
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.states import training_bytes
@@ -39,6 +39,7 @@ from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.beginning import write_directory
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import try_writing
+from scalegpt.training.runs.history import read_history
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
 from scalegpt.training.runs.rate_change import rate_change
 from scalegpt.training.runs.resume import (
@@ -117,6 +118,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     expected = with_expected_vocabulary(run, request.given)
     chosen = settle_layout(expected, world, open_=open_, margin=request.margin, reopen=reopen)
     check_optimizer(chosen.run)
+    check_installed(chosen.run.parallel.backend)
     if world.size == 1 and chosen.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
@@ -142,6 +144,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     except InputError:
         directory.unlock()
         raise
+    history = world.on_first(lambda: read_history(directory.metrics, progress.step, run.train.spike_window))
     if warning:
         logger.say(f"warning: {warning}")
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
@@ -150,7 +153,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     back = request.resume_step is not None
     again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh, back=back)
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
-    gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
+    gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(history)])
     idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
     length = length_notes(run.train, plan.tokens, request.given | request.stated)
     for note in (
@@ -171,7 +174,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
-    world.on_first(lambda: write_directory(directory, run, summary, stretch, found, request.resume_step))
+    world.on_first(lambda: write_directory(directory, run, summary, stretch, found, history, request.resume_step))
     return Job(
         run=run,
         world=world,
@@ -185,6 +188,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         total_steps=total_steps(run.train, plan),
         progress=progress,
         stretch=stretch,
+        history=history,
         resumed=found.checkpoint is not None,
         memory=chosen.plan,
         watch=watch,
