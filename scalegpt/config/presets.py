@@ -233,14 +233,15 @@ def _gives_length(values: Values) -> bool:
 
 
 def named_settings(preset: str | None = None, config_file: str | Path | None = None) -> frozenset[str]:
-    """The settings that a preset or a configuration file names; none of neither.
+    """The settings, those of the layout too, that a preset or a configuration file names; empty without either.
 
     Raises:
         InputError: no such preset, or a file that is no configuration.
     """
     values = {} if config_file is None else load_config_file(config_file)
     values = values if preset is None else load_preset(preset)
-    return frozenset(key for part in values.values() if isinstance(part, dict) for key in part)
+    layout = [key for key in ParallelConfig.settings() if key in values]
+    return frozenset([*layout, *(key for part in _PARTS for key in values.get(part, {}))])
 
 
 def as_file(run: RunConfig) -> Values:

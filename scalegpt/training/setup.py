@@ -17,7 +17,6 @@ from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
 from scalegpt.data.shards import TokenSet
-from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
@@ -25,6 +24,7 @@ from scalegpt.planner.checks import check_installed, check_optimizer, check_rank
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.states import training_bytes
+from scalegpt.storage import check_space
 from scalegpt.training.data_setup import fix_data, open_data, tokens_to_keep
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
@@ -37,6 +37,7 @@ from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.beginning import write_directory
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import try_writing
+from scalegpt.training.runs.history import read_history
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
 from scalegpt.training.runs.rate_change import rate_change
 from scalegpt.training.runs.resume import (
@@ -104,6 +105,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     except InputError:
         directory.unlock()
         raise
+    history = world.on_first(lambda: read_history(directory.metrics, progress.step, run.train.spike_window))
     if warning:
         logger.say(f"warning: {warning}")
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
@@ -112,7 +114,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     back = request.resume_step is not None
     again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh, back=back)
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
-    gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
+    gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(history)])
     idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
     length = length_notes(run.train, plan.tokens, request.given | request.stated)
     for note in (
@@ -133,7 +135,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
-    world.on_first(lambda: write_directory(directory, run, summary, stretch, found, request.resume_step))
+    world.on_first(lambda: write_directory(directory, run, summary, stretch, found, history, request.resume_step))
     return Job(
         run=run,
         world=world,
@@ -147,6 +149,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         total_steps=total_steps(run.train, plan),
         progress=progress,
         stretch=stretch,
+        history=history,
         resumed=found.checkpoint is not None,
         memory=chosen.plan,
         watch=watch,
