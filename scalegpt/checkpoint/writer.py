@@ -43,7 +43,7 @@ from scalegpt.checkpoint.manifest import (
 from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
 from scalegpt.errors import InputError, RunError
-from scalegpt.storage import RETRY_SECONDS, free_bytes, read_bytes, retried, sync_folder, write_atomic
+from scalegpt.storage import free_bytes, read_bytes, retried, sync_folder, write_atomic
 
 PEERS_SECONDS = 900.0
 """How long the first rank waits for the others' parts after its own is written."""
@@ -224,7 +224,7 @@ def _patiently(work: Callable[[], object]) -> None:
     Raises:
         OSError: of the last attempt, or at once an error that does not pass.
     """
-    retried(work, RETRY_SECONDS)
+    retried(work)
 
 
 def _make_place(save: Save, needed: int) -> None:
@@ -341,6 +341,5 @@ def _assemble(
 
 
 def _free_space(folder: Path) -> str:
-    place = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
-    free = None if place is None else free_bytes(place)
+    free = free_bytes(folder)
     return "" if free is None else f" ({free / 1e9:.1f} GB free)"

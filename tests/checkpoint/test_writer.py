@@ -178,7 +178,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_error_that_may_pass_is_met_by_trying_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", (0.0, 0.0))
     real, tries = writer.write_tensors, []
 
     def flaky(path: Path, *arguments: Any) -> Any:
@@ -203,7 +203,7 @@ def test_every_sync_of_a_save_may_fail_and_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """Each of them in turn: of the two files, the record, the manifest, and the folders."""
-    monkeypatch.setattr(writer, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", (0.0, 0.0))
     real, calls = os.fsync, [0]
 
     def failing(descriptor: int) -> None:

@@ -21,9 +21,8 @@ from scalegpt.checkpoint.reader import read_manifest, unreadable
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file, from_run
-from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError
-from scalegpt.storage import is_temporary, read_text, sync_folder
+from scalegpt.storage import disk_errors, is_temporary, read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
 from scalegpt.training.metrics import metric_lines
 from scalegpt.training.runs.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
