@@ -335,8 +335,7 @@ def _assemble(
 def _free_space(folder: Path) -> str:
     """The room on a folder's disk, as part of a message; empty where the disk does not answer."""
     try:
-        place = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
-        free = None if place is None else free_bytes(place)
+        free = free_bytes(folder)
     except OSError:
         free = None
     return "" if free is None else f" ({free / 1e9:.1f} GB free)"

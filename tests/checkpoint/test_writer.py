@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from checkpoint.samples import SHAPES, at, cut, header, save, whole
-from scalegpt import storage
 from scalegpt.backends.base import Piece
 from scalegpt.checkpoint import store, writer
 from scalegpt.checkpoint.reader import Checkpoint
@@ -165,7 +164,7 @@ def test_an_error_is_reported_where_the_free_space_is_unknown(
     def refuse(path: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(storage, "RETRY_SECONDS", ())
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", ())
     ticket = writer.begin(tmp_path, 7, 1, 0)
     monkeypatch.setattr("shutil.disk_usage", refuse)
     ticket.temporary.rmdir()
@@ -196,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_error_that_may_pass_is_met_by_trying_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", (0.0, 0.0))
     real, tries = writer.write_tensors, []
 
     def flaky(path: Path, *arguments: Any) -> Any:
@@ -221,7 +220,7 @@ def test_every_sync_of_a_save_may_fail_and_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """Each of them in turn: of the two files, the record, the manifest, and the folders."""
-    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", (0.0, 0.0))
     real, calls = os.fsync, [0]
 
     def failing(descriptor: int) -> None:

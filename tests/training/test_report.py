@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from pages import Page, needs_nothing_else
 from scalegpt.config.presets import resolve
+from scalegpt.html.page import PALETTE
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.report import chart, decimals, read_metrics, smoothed, ticks, write_report
 
@@ -65,8 +67,8 @@ def test_light_and_dark(directory: RunDirectory) -> None:
     source, _ = page_of(directory)
     assert "color-scheme:light dark" in source
     assert "prefers-color-scheme:dark" in source
-    colours = re.findall(r"(--[a-z]+):#", source)
-    assert all(colours.count(name) == 2 for name in colours)  # each has one for either
+    colours = Counter(re.findall(r"--([a-z]+[0-9]*):#", source))
+    assert colours == dict.fromkeys(PALETTE, 2)  # each has one for either
 
 
 def test_what_a_model_or_a_user_wrote_stays_text(directory: RunDirectory) -> None:
@@ -109,7 +111,9 @@ def test_every_point_lies_within_the_picture(points: list[tuple[float, float]]) 
     picture = chart(points, points, "{:.2f}".format)
     Page(picture)
     assert "nan" not in picture
-    for x, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", " ".join(re.findall('points="([^"]*)"', picture))):
+    places = re.findall(r"(-?[\d.]+),(-?[\d.]+)", " ".join(re.findall('points="([^"]*)"', picture)))
+    assert len(places) == 2 * len(points)  # of the line and of the dots
+    for x, y in places:
         assert 0 <= float(x) <= 760
         assert 0 <= float(y) <= 300
 
@@ -148,7 +152,9 @@ def test_neighbours_differ() -> None:
 def test_no_label_is_cut_off(right: int) -> None:
     """Figures are at most 7 wide at this size of type, and commas 4."""
     picture = chart([(0.0, 1e9), (float(right), -1e9)], [])
-    for x, anchor, text in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">([^<]*)', picture):
+    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">([^<]*)', picture)
+    assert len(labels) == picture.count("<text") >= 4  # two on each axis
+    for x, anchor, text in labels:
         width = 7 * len(text)
         left = float(x) - {"end": width, "middle": width / 2}[anchor]
         assert left >= 0, text
