@@ -14,7 +14,8 @@ from scalegpt.html.page import HUES, escape
 
 STYLE = """
 svg{display:block;width:100%}svg.swatch{display:inline-block;width:12px;margin-right:.5rem;vertical-align:-1px}
-.keys span{display:inline-block;margin-right:1.4rem}svg.sample{display:inline-block;width:30px;margin-right:.4rem;vertical-align:-1px}
+.keys span{display:inline-block;margin-right:1.4rem}
+svg.sample{display:inline-block;width:30px;margin-right:.4rem;vertical-align:-1px}
 .lines{overflow:visible;margin:.6rem 0 3.2rem 4rem;width:calc(100% - 4.8rem)}
 svg .inside{fill:var(--on)}.whole{fill:none;stroke:var(--soft)}
 .slice{stroke:var(--page);stroke-width:.75}
