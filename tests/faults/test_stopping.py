@@ -162,7 +162,7 @@ EARLY = {
     "deepspeed SIGTERM": ("deepspeed", signal.SIGTERM, f"exits with return code = {LAUNCHER_GONE}"),
     "deepspeed SIGKILL": ("deepspeed", signal.SIGKILL, f"exits with return code = {LAUNCHER_GONE}"),
 }
-"""Launcher, signal, and what is printed in the end. DeepSpeed's ``launch.py`` lives on without its runner: it reports the rank
+"""Launcher, signal, and what is printed in the end. DeepSpeed's ``launch.py`` outlives its runner: it reports the rank
 that leaves first, and ends the other, which may not have come as far as to report anything."""
 
 
