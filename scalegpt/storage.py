@@ -12,12 +12,14 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from scalegpt.errors import InputError
-from scalegpt.text import shown
+from scalegpt.text import one_line, shown
 
 Result = TypeVar("Result")
 
@@ -63,28 +65,29 @@ NO_FREE_SPACE = UNSUPPORTED
 NO_FOLDER_SYNC = UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
 """The same for a folder that is to be opened and synced: some refuse to open it, or do not take its descriptor."""
 
-NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
-"""The same for ``flock``."""
+NO_LOCKS = UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}
+"""The same for ``flock``; the last two for a folder, which NFS cannot lock."""
 
 NO_LINKS = UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}
 """The same for hard links; FAT says EPERM."""
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
 _BIRTH_SECONDS = 2.0
 """By so much the times of files and of processes may differ: clocks of file servers, and whole seconds."""
 
 
-def retried(work: Callable[[], Result], waits: tuple[float, ...] | None = None) -> Result:
+def retried(work: Callable[[], Result]) -> Result:
     """Do something with a disk, again after an error that may pass (:data:`RETRIED`).
 
     Args:
-        work: may be done again.
-        waits: seconds before each further attempt; :data:`RETRY_SECONDS` where none are given.
+        work: may be done again. What writes a file writes it anew: after a failed sync the system drops what it could not
+            write, and another sync of the same file reports no error.
 
     Raises:
         OSError: of the last attempt, or at once an error that does not pass.
     """
-    for seconds in RETRY_SECONDS if waits is None else waits:
+    for seconds in RETRY_SECONDS:
         try:
             return work()
         except OSError as error:
@@ -113,14 +116,35 @@ def read_text(path: Path, limit: int = TEXT_LIMIT, *, errors: str = "strict") ->
     return read_bytes(path, limit).decode("utf-8-sig", errors=errors).replace("\r\n", "\n")
 
 
+class NotPlainError(InputError):
+    """A pipe, a socket or a device where a file is wanted."""
+
+
+def open_plain(path: Path, *, follow_link: bool = True) -> BufferedReader:
+    """Open a plain file to read its bytes; a pipe in its place does not block.
+
+    Raises:
+        NotPlainError: it is a pipe, a socket or a device.
+        OSError: it is missing, a directory, or cannot be read; or it is a link, and links are not followed.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotPlainError(f"{path} is not a plain file") from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise NotPlainError(f"{path} is not a plain file")
+
+
 def _read(path: Path, limit: int) -> bytes:
-    # A pipe in the file's place must not keep us waiting.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path} is not a plain file")
+    with open_plain(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes: too large for a file of its kind")
@@ -128,18 +152,84 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def free_bytes(path: Path) -> int | None:
-    """How much room a file system has; None where it does not say.
+    """How much room there is for a path, which need not exist yet; None where the file system does not say.
 
     Raises:
         OSError: the path cannot be looked at.
     """
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
     try:
-        usage = retried(lambda: shutil.disk_usage(path))
+        usage = retried(lambda: shutil.disk_usage(place))
     except OSError as error:
         if error.errno not in NO_FREE_SPACE:
             raise
         return None
     return None if usage.free == 0 and usage.total == 0 else usage.free
+
+
+# --- what a disk refuses ---------------------------------------------------------------------------------------------
+
+
+class DiskError(InputError):
+    """A path at which the disk refuses what is to be done.
+
+    Attributes:
+        path: the path.
+        problem: what the disk answers, in words that can follow the path.
+    """
+
+    subject, done, advice = "", "used", "see to the disk"
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.path, self.problem = path, f"cannot be {self.done}: {error.strerror}"
+        super().__init__(f"{self.subject}{one_line(path)} {self.problem}; {self.advice}")
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        """Ranks send each other what they raise."""
+        return type(self), (self.path, self._error)
+
+
+class PlaceError(DiskError):
+    """A place that cannot be written."""
+
+    done, advice = "written", "choose another place"
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses, inside the block, into one line.
+
+    Raises:
+        InputError: no space is left; a :class:`PlaceError`: the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
+        raise PlaceError(out, error) from None
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        out: the folder to be written; it need not exist.
+        needed: bytes.
+
+    Raises:
+        InputError: names the bytes needed and those free.
+    """
+    with disk_errors(out):
+        free = free_bytes(out)
+    if free is not None and free < needed:
+        raise InputError(
+            f"not enough disk space for {one_line(out)}: about {needed:,} bytes are needed and {free:,} are free there; "
+            "free some, or choose another disk"
+        )
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -272,8 +362,12 @@ def give_name(temporary: Path, path: Path) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def lock_file(file: IO[Any], *, shared: bool = False) -> str | None:
-    """Lock an open file until it is closed or the process ends, without waiting; ``shared``: beside others that share it.
+def lock_file(file: IO[Any] | int, *, shared: bool = False) -> str | None:
+    """Lock an open file or folder, without waiting, until it is closed or the process ends.
+
+    Args:
+        file: it, or its descriptor.
+        shared: others may lock it so too.
 
     Returns:
         Why the file system cannot lock files, in words; None: it is locked.

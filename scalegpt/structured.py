@@ -6,11 +6,12 @@ nothing of the content: a file that was given by mistake may hold a secret.
 
 import json
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
 from scalegpt.errors import InputError
-from scalegpt.storage import read_text
+from scalegpt.storage import open_plain, read_text
 from scalegpt.text import shown
 
 CONFIG_LIMIT = 1 << 20
@@ -211,9 +212,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: there is none.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is not a plain file")
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with TextIOWrapper(open_plain(path), encoding="utf-8", errors="replace") as file:
             is_whole, length = True, 0
             while line := file.readline(LINE_LIMIT):
                 begins, is_whole = is_whole, line.endswith("\n")

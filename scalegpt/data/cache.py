@@ -1,5 +1,6 @@
 """The cache of tokens that the trainer has prepared, which several users and processes may share."""
 
+import errno
 import logging
 import os
 import pwd
@@ -7,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalegpt.data.shards import TokenSet, UnreadableError, open_tokens
+from scalegpt.data.shards import TokenSet, UnreadableError, digest_of, open_tokens
+from scalegpt.data.sidecar import SIDECAR, read_sidecar
 from scalegpt.data.text.documents import is_prepared
-from scalegpt.data.writer import PlaceError, remove_folder
+from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.data.writer import remove_folder
 from scalegpt.errors import InputError
-from scalegpt.storage import user_path
+from scalegpt.storage import PlaceError, user_path
 from scalegpt.text import one_line
 
+_NO_ENTRY = frozenset({errno.ENOENT, errno.ENOTDIR})
 _log = logging.getLogger(__name__)
 
 
@@ -53,18 +57,42 @@ def find_cached(key: str) -> TokenSet | None:
 
 
 def cached_with(digest: str) -> TokenSet | None:
-    """The cache's tokens that have a digest, whole; None where there are none."""
+    """The cache's tokens that have a digest, whole; None where there are none.
+
+    Raises:
+        UnreadableError: the cache, or the entry that has them, cannot be read.
+    """
     folder = cache_folder()
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if entry.name.startswith(".") or not is_prepared(entry):
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UnreadableError(folder, error) from None
+    for entry in (folder / name for name in sorted(names) if not name.startswith(".")):
+        if _recorded_digest(entry) != digest:
             continue
         try:
             tokens = open_tokens(entry)
-            if tokens.digest == digest:
-                tokens.check_contents()
-                return tokens
-        except InputError:  # damaged, or not ours to read: whoever needs this entry is told
+            tokens.check_contents()
+        except UnreadableError:
+            raise
+        except InputError:  # damaged; it is made again when its text asks for it
             continue
+        return tokens
+    return None
+
+
+def _recorded_digest(entry: Path) -> str | None:
+    """The digest that an entry's sidecar records; None where it has no sidecar that can be read."""
+    try:
+        meta = read_sidecar(entry / SIDECAR)
+        return digest_of(Tokenizer.from_dict(meta["tokenizer"]), meta["files"])
+    except OSError as error:
+        if error.errno not in _NO_ENTRY:
+            _log.warning("cached tokens %s cannot be read: %s", one_line(entry), error.strerror)
+    except InputError:  # damaged
+        pass
     return None
 
 

@@ -4,8 +4,6 @@ A folder in the making is a hidden one beside its place. Its maker keeps a lock 
 process ends in whatever way.
 """
 
-import errno
-import fcntl
 import hashlib
 import math
 import os
@@ -14,19 +12,15 @@ import re
 import shutil
 import time
 import uuid
-from enum import Enum
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from scalegpt.storage import lock_file
+from scalegpt.system.processes import boot_id
+
 _DAY, _HOUR = 24 * 3600, 3600
 _CACHED = re.compile(r"\.[0-9a-f]{64}\.tmp-.+")
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EISDIR}
-
-
-class _Lock(Enum):
-    """What became of a try to lock a folder."""
-
-    OURS, TAKEN, UNSUPPORTED = range(3)
 
 
 def unfinished_name(name: str) -> str:
@@ -48,9 +42,11 @@ def make_unfinished(out: Path) -> tuple[Path, int]:
         folder = out.with_name(unfinished_name(out.name))
         folder.mkdir()
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        # Between the two, another process may have taken it for abandoned.
-        if _lock(descriptor) is not _Lock.TAKEN and folder.exists():
-            return folder, descriptor
+        # Between the two, another process may have locked it as abandoned, and removed it.
+        with suppress(BlockingIOError):
+            lock_file(descriptor)
+            if folder.exists():
+                return folder, descriptor
         os.close(descriptor)
 
 
@@ -77,12 +73,12 @@ def _remove_if_abandoned(folder: Path) -> None:
     except OSError:  # gone meanwhile, or another user's
         return
     try:
-        lock = _lock(descriptor)
-        patience = 0 if f".tmp-{_machine()}-" in folder.name else _HOUR
-        if lock is _Lock.UNSUPPORTED:
-            patience = _DAY
-        if lock is not _Lock.TAKEN and time.time() - _last_written(folder) >= patience:
+        has_locks = lock_file(descriptor) is None
+        patience = _DAY if not has_locks else 0 if f".tmp-{_machine()}-" in folder.name else _HOUR
+        if time.time() - _last_written(folder) >= patience:
             shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:  # its maker is at work
+        return
     finally:
         os.close(descriptor)
 
@@ -95,23 +91,7 @@ def _last_written(folder: Path) -> float:
         return math.inf
 
 
-def _lock(descriptor: int) -> _Lock:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _Lock.TAKEN
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return _Lock.UNSUPPORTED
-    return _Lock.OURS
-
-
 @cache
 def _machine() -> str:
     """A mark of this machine since it was started: only within it a free lock surely tells that the maker has ended."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    except OSError:  # no Linux
-        boot = platform.node()
-    return hashlib.sha256(boot.encode()).hexdigest()[:8]
+    return hashlib.sha256((boot_id() or platform.node()).encode()).hexdigest()[:8]

@@ -23,8 +23,9 @@ from scalegpt.data.sidecar import VERSION
 from scalegpt.data.text.corpus import Corpus, Source, read_pieces, survey
 from scalegpt.data.text.documents import LEAVES, is_folder, is_prepared
 from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
-from scalegpt.data.writer import TokenWriter, check_space, disk_errors
+from scalegpt.data.writer import TokenWriter
 from scalegpt.errors import InputError
+from scalegpt.storage import check_space, disk_errors
 from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
 
@@ -149,9 +150,10 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
 
 
 def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = None) -> tuple[TokenSet, str | None]:
-    """Return the tokens that a run began with where the cache still has them, even if the folder of their text has changed.
+    """Return the tokens that a run began with where the cache still has them, even if the folders of their text have changed.
 
-    Logs, notes and results may be put into such a folder while it trains. A file that the user names is read as it is now.
+    Logs, notes and results may be put into such folders while it trains. So this needs inputs that are all folders of text: a
+    file that the user names is read as it is now, and so is what is named beside it.
 
     Args:
         data: as for :func:`prepare_cached`.
@@ -167,8 +169,9 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
 
     """
     inputs = [] if data.input_file is None else _split_inputs(data.input_file)
-    in_folders = any(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
-    kept = cached_with(digest) if in_folders else None
+    are_folders = bool(inputs) and all(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
+    with cache_errors():
+        kept = cached_with(digest) if are_folders else None
     if kept is None:
         return prepare_cached(data, begun_with=digest, progress=progress), None
     try:

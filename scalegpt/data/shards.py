@@ -16,33 +16,13 @@ from scalegpt.data.sidecar import SIDECAR, SPLITS, read_nanogpt_characters, read
 from scalegpt.data.stored import DTYPE, StoredTokens
 from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
+from scalegpt.storage import DiskError
 from scalegpt.text import one_line
 
 BLOCK_BYTES = 4 << 20
 """Each so many bytes of a file have a digest of their own in the sidecar, so that a change can be found."""
 
 _CHUNK_TOKENS = 1 << 22
-
-
-class DiskError(InputError):
-    """A path at which the disk refuses what is to be done.
-
-    Attributes:
-        path: the path.
-        problem: what the disk answers, in words that can follow the path.
-
-    """
-
-    subject, done, advice = "", "used", "see to the disk"
-
-    def __init__(self, path: Path, error: OSError) -> None:
-        self.path, self.problem = path, f"cannot be {self.done}: {error.strerror}"
-        super().__init__(f"{self.subject}{one_line(path)} {self.problem}; {self.advice}")
-        self._error = error
-
-    def __reduce__(self) -> Any:
-        """Ranks send each other what they raise."""
-        return type(self), (self.path, self._error)
 
 
 class UnreadableError(DiskError):
@@ -186,8 +166,7 @@ class TokenSet:
     def digest(self) -> str:
         """SHA-256 over the tokenizer and both files: equal digests mean equal tokens. nanoGPT's are read for it."""
         recorded = self.meta.get("files") or {split: self.files[split].sha256() for split in SPLITS}
-        parts = [self.tokenizer.digest, *(recorded[split] for split in SPLITS)]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        return digest_of(self.tokenizer, recorded)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse tokens that a model of that vocabulary has no embedding for.
@@ -233,6 +212,12 @@ class TokenSet:
     def _origin(self) -> str:
         sources = self.meta.get("sources", [])
         return one_line(sources[0]["path"] if len(sources) == 1 else self.path)
+
+
+def digest_of(tokenizer: Tokenizer, files: dict[str, str]) -> str:
+    """:attr:`TokenSet.digest`, from the SHA-256 of the file of each split."""
+    parts = [tokenizer.digest, *(files[split] for split in SPLITS)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _first_difference(found: list[str], recorded: Any) -> str:

@@ -86,12 +86,8 @@ class StoredTokens:
         return np.frombuffer(content, dtype=DTYPE)
 
     def _read_some(self, wanted: int, offset: int) -> bytes:
-        """At most so many bytes, none where the file ends."""
-        file = self._file.fileno()
-        try:
-            return os.pread(file, wanted, offset)
-        except OSError:
-            return retried(lambda: os.pread(file, wanted, offset))
+        """At most ``wanted`` bytes; none where the file ends."""
+        return retried(lambda: os.pread(self._file.fileno(), wanted, offset))
 
     def _cut_short(self) -> str:
         there = os.fstat(self._file.fileno()).st_size // DTYPE.itemsize

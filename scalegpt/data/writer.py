@@ -4,66 +4,19 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from scalegpt.data.leftovers import make_unfinished, unfinished_name
-from scalegpt.data.shards import DiskError, TokenFile
+from scalegpt.data.shards import TokenFile
 from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
 from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
-from scalegpt.storage import free_bytes, sync_file, sync_folder
-from scalegpt.text import one_line
+from scalegpt.storage import disk_errors, sync_file, sync_folder
 
 _COPY_BYTES = 8 << 20
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
-
-
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Turn what a disk refuses, inside the block, into one line.
-
-    Raises:
-        InputError: no space is left; a :class:`PlaceError`: the place cannot be written.
-
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise InputError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
-        raise PlaceError(out, error) from None
-
-
-class PlaceError(DiskError):
-    """A place that cannot be written."""
-
-    done, advice = "written", "choose another place"
-
-
-def check_space(out: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Args:
-        out: the folder to be written; it need not exist.
-        needed: bytes.
-
-    Raises:
-        InputError: names the bytes needed and those free.
-
-    """
-    with disk_errors(out):
-        place = next(parent for parent in out.absolute().parents if parent.exists())
-        free = free_bytes(place)
-    if free is not None and free < needed:
-        raise InputError(
-            f"not enough disk space for {one_line(out)}: about {needed:,} bytes are needed and {free:,} free in "
-            f"{place}; free some, or choose another disk"
-        )
 
 
 class TokenWriter:

@@ -5,13 +5,17 @@ What cannot work on any machine, such as a stage that the backend does not have,
 
 from collections.abc import Collection
 from dataclasses import replace
+from importlib.util import find_spec
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.run import optimizer_unfit
+from scalegpt.config.run import BACKENDS, optimizer_unfit
 from scalegpt.config.shape import TOKENS
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import CPU_CAPABILITY, Card, has_bf16
 from scalegpt.planner.attention import unfit
+
+INSTALL = "pip install 'scalegpt[deepspeed]'"
+"""How DeepSpeed, an extra of the package, is installed."""
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
@@ -36,6 +40,21 @@ def resolve_precision(wanted: str, card: Card | None, capability: str | None = N
     if capability == CPU_CAPABILITY:
         return "fp32"
     return "bf16" if native else "fp16"
+
+
+def installed_backends() -> tuple[str, ...]:
+    """The backends that this installation can train with: DeepSpeed is an extra of the package."""
+    return tuple(each for each in BACKENDS if each != "deepspeed" or find_spec("deepspeed") is not None)
+
+
+def check_installed(backend: str) -> None:
+    """Refuse to train with a backend whose package is missing here.
+
+    Raises:
+        InputError: DeepSpeed is not installed.
+    """
+    if backend not in installed_backends():
+        raise InputError(f"backend {backend}: the package is not installed here; {INSTALL}, or use --backend fsdp")
 
 
 def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str | None:

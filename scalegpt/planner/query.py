@@ -19,9 +19,11 @@ from scalegpt.hardware.gpus import GB
 from scalegpt.hardware.machine import ASSUMED, HOST_LEAST, HOST_MOST, HOST_PER_CARD, Machine
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.checks import (
+    INSTALL,
     check_attention,
     check_optimizer,
     check_ranks,
+    installed_backends,
     resolve_precision,
     vocabulary_remark,
     with_expected_vocabulary,
@@ -286,13 +288,19 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
         plan, said = _as_it_stands(question, notes)
     else:
         plan, said = _chosen(question, notes)
-    said = (*said, *host_notes(plan), *length_notes(plan.run.train, plan.batch.tokens, asked.named))
+    said = (*said, *host_notes(plan), *length_notes(plan.run.train, plan.batch.tokens, asked.named), *_package(plan))
     given = Answer(asked, question, plan, said)
     if not explain or question.machine.usable_bytes is None:
         return given
     if plan.fits is False or not plan.fits_host:
         return replace(given, remedies=tuple(remedies(question)))
     return replace(given, alternatives=tuple(alternatives(question, plan)) if question.open else ())
+
+
+def _package(plan: Plan) -> Iterator[str]:
+    """Name the package that the plan's command needs and this installation lacks."""
+    if plan.run.parallel.backend not in installed_backends():
+        yield f"DeepSpeed is not installed here: {INSTALL} before the command"
 
 
 def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:

@@ -5,6 +5,7 @@ reported by reason; a folder that is mostly data in another format is refused.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,13 @@ from scalegpt.data.text.decoding import (
     encoding_instead,
     unsure,
 )
-from scalegpt.data.text.documents import SAVED, Document, Skipped, find_documents, is_folder, is_run, real_path
+from scalegpt.data.text.documents import SAVED, Document, Skipped, find_documents, is_folder, real_path
 from scalegpt.data.text.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
 from scalegpt.data.text.formats import HEAD_BYTES, Format, Kind, recognise
-from scalegpt.data.text.ours import LOG, RUN, file_of_ours, is_our_output
+from scalegpt.data.text.ours import file_of_ours
 from scalegpt.data.tokenizers import code_points
 from scalegpt.errors import InputError
+from scalegpt.storage import NotPlainError, open_plain
 from scalegpt.text import one_line
 
 PIECE_CHARACTERS = 1 << 20
@@ -225,15 +227,20 @@ def _format(document: Document, *, as_text: bool) -> Format | None:
         UnusableTextError: it is in another format and must not be read as text, or cannot be read.
 
     """
+    path = document.path
     try:
-        _refuse_ours(document)
-        if not document.path.is_file():
-            raise UnusableTextError(
-                "unreadable", f"input {one_line(document.path)} is not a regular file; copy its text into one"
-            )
-        with document.path.open("rb") as file:
-            form = recognise(document.path.name, file.read(HEAD_BYTES))
-        size = document.path.stat().st_size
+        with open_plain(path) as file:
+            ours = file_of_ours(file, named=document.folder is None)
+            if ours is not None:
+                raise UnusableTextError(
+                    ours, f"input {one_line(path)} is a {ours}, not text to train on; name another file"
+                )
+            form = recognise(path.name, file.read(HEAD_BYTES))
+            size = os.fstat(file.fileno()).st_size
+    except NotPlainError:
+        raise UnusableTextError(
+            "unreadable", f"input {one_line(path)} is not a regular file; copy its text into one"
+        ) from None
     except OSError as error:
         raise _unreadable(document, error) from None
     if form is None or (form.is_readable and (as_text or document.folder is not None)):
@@ -263,25 +270,6 @@ def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool
             raise unsure(path, guess, error.offset) from None
     except OSError as error:
         raise _unreadable(document, error) from None
-
-
-def _refuse_ours(document: Document) -> None:
-    """Refuse what ScaleGPT has written itself. A file that the user names is taken, except this process's own output.
-
-    Raises:
-        UnusableTextError: it is ours.
-        OSError: it cannot be read.
-
-    """
-    path = document.path
-    if path.is_dir():
-        kind = RUN if is_run(path) else None
-    elif document.folder is None:
-        kind = LOG if is_our_output(path) else None
-    else:
-        kind = file_of_ours(path) if path.is_file() else None
-    if kind is not None:
-        raise UnusableTextError(kind, f"input {one_line(path)} is a {kind}, not text to train on; name another file")
 
 
 def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:

@@ -8,12 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scalegpt.data.text.ours import folder_of_ours
+from scalegpt.data.text.ours import RUN, folder_of_ours
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
 LEAVES = "link out of the folder"
 """Why a symbolic link is skipped whose target lies outside the folder that the user named."""
+
+TOKENS, SAVED = "folder of prepared tokens", "saved data set"
+
+_REFUSED = {
+    RUN: "is the folder of a run, which holds no text to train on; name the text itself",
+    TOKENS: "holds tokens already prepared; give it alone as --input_file, or name text files",
+    SAVED: (
+        "is a data set saved by Hugging Face datasets, in Arrow files; write its text column to .txt files, one a document, "
+        "and name their folder"
+    ),
+}
+"""What to say of a folder of each kind that the user names as input."""
 
 _SPECIAL = {
     stat.S_IFIFO: "pipe",
@@ -105,8 +117,6 @@ def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) 
     for given in map(Path, inputs):
         check_exists(given)
         if is_folder(given):
-            _refuse_run(given)
-            _refuse_folder(given)
             search = _Search(given, skipped, follow_links=follow_links)
             for real, path in search.run().items():
                 found.setdefault(real, Document(path, path.relative_to(given).as_posix(), real, given))
@@ -159,9 +169,11 @@ class _Search:
             except OSError as error:
                 self._refuse_unreadable(folder, error)
                 continue
-            reason = folder_kind({entry.name for entry in entries}, folder) if folder != self.folder else None
-            if reason is not None:
-                self._skip(reason, folder)
+            kind = folder_kind({entry.name for entry in entries}, folder)
+            if kind is not None:
+                if folder == self.folder:
+                    raise InputError(f"{one_line(folder)} {_REFUSED[kind]}")
+                self._skip(kind, folder)
                 continue
             for entry in entries:
                 if not entry.name.startswith("."):
@@ -211,9 +223,6 @@ class _Search:
         self._skip("unreadable", folder)
 
 
-TOKENS, SAVED = "folder of prepared tokens", "saved data set"
-
-
 def folder_kind(names: set[str], folder: Path) -> str | None:
     """Name what a folder is that holds no text of its own, from the names in it; None for an ordinary folder."""
     ours = folder_of_ours(names)
@@ -225,37 +234,6 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
         "dataset_info.json" in names and ("state.json" in names or any(name.endswith(".arrow") for name in names))
     )
     return SAVED if is_saved else None
-
-
-def _refuse_folder(folder: Path) -> None:
-    try:
-        kind = folder_kind(set(os.listdir(folder)), folder)  # noqa: PTH208
-    except OSError:  # the search says so
-        return
-    if kind == TOKENS:
-        raise InputError(
-            f"{one_line(folder)} holds tokens already prepared; give it alone as --input_file, or name text files"
-        )
-    if kind == SAVED:
-        raise InputError(
-            f"{one_line(folder)} is a data set saved by Hugging Face datasets, in Arrow files; write its text column to .txt "
-            "files, one a document, and name their folder"
-        )
-
-
-def _refuse_run(folder: Path) -> None:
-    if is_run(folder):
-        raise InputError(
-            f"{one_line(folder)} is the folder of a run, which holds no text to train on; name the text itself"
-        )
-
-
-def is_run(folder: Path) -> bool:
-    """Say whether a folder is that of a run, or of a checkpoint."""
-    try:
-        return folder_of_ours({entry.name for entry in os.scandir(folder)}) is not None
-    except OSError:
-        return False
 
 
 def is_prepared(folder: Path) -> bool:

@@ -5,9 +5,9 @@ A user who names the working folder as data (``--input_file .``) has them inside
 
 import os
 import re
-import stat
 from collections.abc import Set
-from pathlib import Path
+from contextlib import suppress
+from io import BufferedReader
 
 RUN, PAGE, LOG = "folder of a run", "page of ScaleGPT", "log of ScaleGPT"
 
@@ -31,33 +31,32 @@ def folder_of_ours(names: Set[str]) -> str | None:
     return RUN if is_run or is_checkpoint else None
 
 
-def file_of_ours(path: Path) -> str | None:
-    """Name what a file of ours is; None for any other file.
+def file_of_ours(file: BufferedReader, *, named: bool) -> str | None:
+    """Name what an open file of ours is; None for any other file. The file is then at its beginning again.
+
+    Args:
+        file: at its beginning.
+        named: the user named it: it is taken, except where this process's own output goes to it.
 
     Raises:
         OSError: it cannot be read.
     """
-    if is_our_output(path):
+    if _is_our_output(file):
         return LOG
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+    if named:
+        return None
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
     if _PAGE_MARK in head:
         return PAGE
     return LOG if _LOG_LINES.search(head) else None
 
 
-def is_our_output(path: Path) -> bool:
-    """Whether this process's standard output or error goes to the file.
-
-    Raises:
-        OSError: it cannot be looked at.
-    """
-    found = path.stat()
+def _is_our_output(file: BufferedReader) -> bool:
+    """Whether this process's standard output or error goes to the file."""
+    found = os.fstat(file.fileno())
     for descriptor in (1, 2):
-        try:
-            ours = os.fstat(descriptor)
-        except OSError:  # closed
-            continue
-        if stat.S_ISREG(ours.st_mode) and os.path.samestat(found, ours):
-            return True
+        with suppress(OSError):  # closed
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return True
     return False

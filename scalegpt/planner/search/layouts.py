@@ -4,7 +4,7 @@ import itertools
 from functools import lru_cache
 
 from scalegpt.config import RunConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS, STAGES, ParallelConfig, optimizer_unfit
+from scalegpt.config.run import OFFLOADS, STAGES, ParallelConfig, optimizer_unfit
 from scalegpt.errors import InputError
 from scalegpt.planner.search.question import Question
 
@@ -19,7 +19,7 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
         InputError: nothing that is fixed together works.
     """
     own, open_, ranks = question.run.parallel, question.open, question.machine.ranks
-    backends = BACKENDS if "backend" in open_ else (own.backend,)
+    backends = question.backends if "backend" in open_ else (own.backend,)
     found = []
     for backend in backends:
         if backend == "plain" and ranks > 1:

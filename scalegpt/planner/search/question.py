@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from scalegpt.config import RunConfig
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import PLANNED
+from scalegpt.config.run import BACKENDS, PLANNED
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.calibration import Calibration
@@ -24,6 +24,7 @@ class Question:
         margin: share of the card's memory to leave free.
         calibration: measurements that correct the overheads.
         fewer: whether fewer cards than the machine has may be used.
+        backends: the backends to choose from where that is open.
     """
 
     run: RunConfig
@@ -32,6 +33,7 @@ class Question:
     margin: float = MARGIN
     calibration: Calibration = field(default_factory=Calibration)
     fewer: bool = True
+    backends: tuple[str, ...] = BACKENDS
 
     @property
     def limit(self) -> float:
