@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from scalegpt.api import traced
 from scalegpt.cli.output import note, show, show_json
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.cli.plan.text import report
@@ -15,7 +16,8 @@ from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
 from scalegpt.errors import InputError
-from scalegpt.hardware.machine import Machine, read_counts
+from scalegpt.hardware.detect import meant_machine, planned_machine
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.query import Answer, Asked, answer, host_notes, machine_as_dict, machine_notes
 from scalegpt.planner.tables import largest, over_cards, over_presets
 from scalegpt.planner.time import calibration
@@ -34,19 +36,14 @@ DOES_NOT_FIT = 3
 def main(argv: Sequence[str]) -> int:
     """Print the plan; 0 where it fits or nothing says what it must fit in, 3 where it does not."""
     arguments = _parser().parse(argv)
-    flags_of_machine = given_settings(arguments, MachineConfig)
-    settings, read = read_counts(MachineConfig.from_mapping(flags_of_machine, "command line"), flags_of_machine)
     measured = Calibration() if arguments.no_calibration else calibration.load()
     if measured.warning:
         note(f"scalegpt plan: warning: calibration {measured.warning}")
     torch = calibration.installed_torch() if measured.measurements else None
-    machine = _machine(settings, torch)
+    settings, machine = meant_machine(given_settings(arguments, MachineConfig), torch=torch)
     flags = given_settings(arguments, *SECTIONS.values())
-    asks_for_a_run = arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig)
-    if not asks_for_a_run and machine.usable_bytes is None:
-        machine = _processor(settings, torch)
-    machine = replace(machine, notes=(*read, *machine.notes))
-    if not asks_for_a_run:
+    if not (arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig)):
+        machine = machine if machine.usable_bytes is not None else _processor(settings, torch)
         return _print_presets(arguments, machine, flags, measured, settings.margin)
     asked = Asked.of(
         preset=arguments.preset,
@@ -58,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     )
     given = answer(asked)
     if arguments.trace:
-        given = replace(given, trace=_trace(given))
+        given = traced(given)
     if arguments.html:
         _write_page(arguments.html, given, shlex.join(["scalegpt", "plan", *argv]))
     cards = machine.usable_bytes is None and not arguments.trace
@@ -88,18 +85,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _machine(settings: MachineConfig, torch: str | None) -> Machine:
-    """The machine that is meant; of one without a GPU, its processor only where that was asked for."""
-    if not settings.at_hand:
-        return Machine.of(settings, torch=torch)
-    from scalegpt.hardware.detect import planned_machine  # imported here: a card that is named need not be looked for
-
-    machine = planned_machine(settings, torch=torch)
-    if machine.is_gpu or settings.gpu is not None:
-        return machine
-    return replace(Machine.of(settings, torch=torch), notes=machine.notes)
-
-
 def _processor(settings: MachineConfig, torch: str | None) -> Machine:
     """The processor at hand, where there is no GPU and nothing says what to plan.
 
@@ -110,23 +95,11 @@ def _processor(settings: MachineConfig, torch: str | None) -> Machine:
         raise InputError(
             "no GPU is here and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
         )
-    machine = _machine(settings.changed(gpu=CPU), torch)
+    machine = planned_machine(settings.changed(gpu=CPU), torch=torch)
     remark = (
         "no GPU was found: this is this machine's processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
     )
     return replace(machine, notes=(remark, *machine.notes))
-
-
-def _trace(given: Answer) -> dict[str, int]:
-    """The same step, traced with the trainer's own code.
-
-    Raises:
-        InputError: a backend or an offload that cannot be traced.
-    """
-    from scalegpt.tracing.trace import trace_step
-
-    plan = given.plan
-    return trace_step(plan.run, ranks=plan.machine.ranks, grad_accum=plan.batch.grad_accum).phases
 
 
 def _write_page(path: str, given: Answer, words: str) -> None:
@@ -149,7 +122,7 @@ def _write_page(path: str, given: Answer, words: str) -> None:
 
 def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
     show_json(given.as_dict()) if arguments.json else show(report(given))
-    return DOES_NOT_FIT if given.plan.fits is False or not given.plan.fits_host else 0
+    return DOES_NOT_FIT if given.choice.fits is False or not given.choice.fits_host else 0
 
 
 def _print_presets(
