@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, RunError
-from scalegpt.hardware.detect import meant_machine
 from scalegpt.planner.query import Answer, Asked, answer
-from scalegpt.planner.time import calibration
-from scalegpt.planner.time.calibration import Calibration
+from scalegpt.planner.target import Target
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
 
@@ -66,26 +64,24 @@ def plan(
     """
     if preset is None and config_file is None and settings.keys().isdisjoint(ModelConfig.settings()):
         raise InputError("plan() needs a preset, a config_file, or settings of the model such as n_layer=12")
-    measured = calibration.load() if calibrated else Calibration()
-    machine_settings, machine = meant_machine(
+    target = Target.of(
         _given(
             gpu=gpu, gpus=gpus, nodes=nodes, memory_gb=memory_gb, host_memory_gb=host_memory_gb,
             network_gbps=network_gbps, margin=margin,
         ),
-        given_in="plan()",
-        torch=calibration.installed_torch() if measured.measurements else None,
+        "plan()",
+        calibrated=calibrated,
     )  # fmt: skip
-    given = answer(
-        Asked.of(
-            preset=preset,
-            config_file=_text(config_file),
-            flags=settings,
-            machine=machine,
-            calibration=measured,
-            margin=machine_settings.margin,
-            given_in="plan()",
-        )
+    asked = Asked.of(
+        preset=preset,
+        config_file=_text(config_file),
+        flags=settings,
+        machine=target.machine,
+        calibration=target.calibration,
+        margin=target.margin,
+        given_in="plan()",
     )
+    given = answer(asked)
     return traced(given) if trace else given
 
 

@@ -3,17 +3,14 @@
 What is planned for is what the cards have free. Of cards that differ the smallest counts, since every rank holds as much.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware import nvml, rocm
 from scalegpt.hardware.devices import Device, Found
 from scalegpt.hardware.gpus import CPU_CAPABILITY, GB, GIB, Card
-from scalegpt.hardware.machine import FOUND, GIVEN, Machine, read_counts
+from scalegpt.hardware.machine import FOUND, GIVEN, Machine
 from scalegpt.system.cores import ROOT, available_bytes, usable_cores
 
 CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
@@ -35,28 +32,6 @@ def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: 
     if not settings.at_hand:
         return Machine.of(settings, torch=torch)
     return machine_at_hand(settings, torch=torch, root=root, look_for_gpus=settings.gpu != CPU)
-
-
-def meant_machine(
-    given: Mapping[str, Any], *, given_in: str = "command line", torch: str | None = None
-) -> tuple[MachineConfig, Machine]:
-    """The settings of a machine as a user gave them, and the machine that they mean.
-
-    Of a machine at hand without a GPU nothing is known, unless ``gpu`` asks for its processor.
-
-    Args:
-        given: setting of :class:`MachineConfig` → value; ``gpu`` may name counts, as in ``8x A100 80GB``.
-        given_in: where they come from, for error messages.
-        torch: version of torch that will run, if known.
-
-    Raises:
-        InputError: a setting that cannot work, a card that is not known, or one with less memory than is to be used.
-    """
-    settings, read = read_counts(MachineConfig.from_mapping(dict(given), given_in), given)
-    machine = planned_machine(settings, torch=torch)
-    if settings.at_hand and not machine.is_gpu and settings.gpu is None:
-        machine = replace(Machine.of(settings, torch=torch), notes=machine.notes)
-    return settings, replace(machine, notes=(*read, *machine.notes))
 
 
 def machine_at_hand(
