@@ -2,8 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from scalegpt.backends import Backend, World, build_model, make_backend
@@ -17,7 +16,6 @@ from scalegpt.backends.ports import use_loopback
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
-from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.shards import TokenSet
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
@@ -26,13 +24,13 @@ from scalegpt.planner.checks import check_installed, check_optimizer, check_rank
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.states import training_bytes
-from scalegpt.planner.search.question import MARGIN
 from scalegpt.storage import check_space
 from scalegpt.training.data_setup import fix_data, open_data, tokens_to_keep
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.planning import settle_layout
+from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
@@ -56,43 +54,6 @@ LONGEST_NAME = 200
 """File systems allow 255; ``--fresh`` appends a number."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Attributes:
-        run: the configuration, with ``auto`` where the machine or the data decide.
-        runs_dir: the folder of all runs.
-        fresh: start anew beside an earlier run of this name.
-        given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
-        stated: those that the preset names.
-        margin: share of a card's memory that what is chosen leaves free.
-        allow_change: settings, or ``data``, that a resumed run may have otherwise than before.
-        trust_checkpoint: go on from a checkpoint that another run has written.
-        resume_step: resume from the checkpoint of this step, and set later ones aside; None: from the newest.
-    """
-
-    run: RunConfig
-    runs_dir: Path
-    fresh: bool
-    given: frozenset[str] = frozenset()
-    stated: frozenset[str] = frozenset()
-    margin: float = MARGIN
-    allow_change: frozenset[str] = frozenset()
-    trust_checkpoint: bool = False
-    resume_step: int | None = None
-
-    @property
-    def open(self) -> frozenset[str]:
-        """The settings that the planner chooses: what is ``auto``, and by default the micro batch and what to recompute.
-
-        A preset's stage is one of its backend's: with another backend it is open too.
-        """
-        by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
-        stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()
-        return self.run.auto | by_default | stage
 
 
 def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:

@@ -20,6 +20,7 @@ from scalegpt.cli.plan import page as plan_page
 from scalegpt.cli.plan.wording import duration
 from scalegpt.hardware import detect
 from scalegpt.hardware.gpus import GIB
+from scalegpt.hardware.machine import Machine
 from scalegpt.html.page import HUES, PALETTE
 from scalegpt.planner.memory import fsdp, sizes
 from scalegpt.planner.memory.deepspeed import sharded, stage3
@@ -348,7 +349,7 @@ def test_the_table_of_the_curves_is_what_the_planner_says_of_each(written: Any, 
             exact = f"{start} {fixed} --micro_batch {row[0]} --recompute {recompute}"
             asked = command._parser().parse(shlex.split(exact))
             flags = command.given_settings(asked, *command.SECTIONS.values())
-            machine = command.Machine.of(command.MachineConfig.from_mapping(
+            machine = Machine.of(command.MachineConfig.from_mapping(
                 command.given_settings(asked, command.MachineConfig), "test"
             ))  # fmt: skip
             given = command.answer(
@@ -446,7 +447,7 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_no_page(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detect, "planned_machine", lambda settings, torch=None: command.Machine.of(settings))
+    monkeypatch.setattr(detect, "planned_machine", lambda settings, torch=None: Machine.of(settings))
     assert main(["plan", *words.format(there=tmp_path).split()]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -20,9 +20,10 @@ from scalegpt.config.presets import resolve
 from scalegpt.data.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
 from scalegpt.training import metrics
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Reason, Stopped, StopRequest
 from scalegpt.training.run import collective_timeout
-from scalegpt.training.setup import Request, prepare
+from scalegpt.training.setup import prepare
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

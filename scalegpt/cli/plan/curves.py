@@ -1,8 +1,10 @@
 """Memory over micro batch, for the page of a plan: a chart with the card's limit, and the same numbers as a table."""
 
+from math import log2
+
 from scalegpt.hardware.gpus import GIB
 from scalegpt.html.page import Table, escape
-from scalegpt.html.svg import Chart, Line, Mark, Point, Words, sample
+from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Words, sample, ticks
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.curves import Curves, memory_curves
@@ -43,34 +45,36 @@ def _list(words: list[str]) -> str:
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
-def _chart(given: Answer, curves: Curves, said: str) -> str:
+def _chart(given: Answer, curves: Curves, largest: str) -> str:
     plan, usable = given.plan, given.plan.machine.usable_bytes or 0
     lines = [Line(_HUES[name], [_point(given, other) for other in curve.values()]) for name, curve in curves.items()]
     marks = [Mark(usable / GIB, "limit", "limit")]
     if given.question.margin:
         marks.append(Mark(given.question.limit / GIB, "margin", "margin"))
+    doublings = max(point.x for line in lines for point in line.points)
+    top = max(1.25 * usable, 1.12 * plan.total_bytes) / GIB
     chart = Chart(
-        words=Words(
+        Words(
             "curves",
             "Total memory on each GPU over micro batch",
-            f"A line for each recompute, rising with the micro batch, against the card's limit of {gib(usable)}. {said} "
+            f"A line for each recompute, rising with the micro batch, against the card's limit of {gib(usable)}. {largest} "
             f"The plan is marked: micro batch {plan.batch.micro_batch}, {gib(plan.total_bytes)}.",
         ),
-        lines=lines,
+        lines,
+        along=Axis(0, doublings, range(0, int(doublings) + 1, 1 + int(doublings) // 10), lambda power: f"{2**power:g}"),
+        up=Axis(0, top, [each for each in ticks(0, top) if each <= top], lambda size: f"{size:g} GiB"),
         marks=marks,
-        chosen=_point(given, plan),
-        chosen_label="this plan",
-        x_label="sequences in a micro batch, on each GPU",
-        unit="GiB",
-        top=max(1.25 * usable, 1.12 * plan.total_bytes) / GIB,
+        chosen=(_point(given, plan), "this plan"),
+        caption="sequences in a micro batch, on each GPU",
     )
     return chart.draw()
 
 
 def _point(given: Answer, plan: Plan) -> Point:
-    micro = plan.batch.micro_batch
+    """A plan in the chart: the logarithm to base 2 of its micro batch, and its memory in GiB."""
+    micro, remark = plan.batch.micro_batch, _remark(given, plan)
     words = f"micro batch {micro}, recompute {plan.run.train.recompute}: {gib(plan.total_bytes)}"
-    return Point(micro, plan.total_bytes / GIB, f"{words}{', ' if _remark(given, plan) else ''}{_remark(given, plan)}")
+    return Point(log2(micro), plan.total_bytes / GIB, f"{words}, {remark}" if remark else words)
 
 
 def _remark(given: Answer, plan: Plan) -> str:

@@ -22,7 +22,7 @@ _STYLE = (
 table{margin:.6rem 0}td.bar{width:40%;min-width:5rem;padding-top:.4rem}td.why{min-width:9rem}
 tr.sum>*{color:inherit;font-weight:600;border-top:1px solid var(--line)}th.flags{min-width:12rem}
 .here{font-weight:700;outline:2px solid var(--ink);outline-offset:2px}
-thead td{border-bottom:1px solid var(--line)}.keys span{display:inline-block;margin-right:1.4rem}.soft{color:var(--soft)}
+thead td{border-bottom:1px solid var(--line)}.soft{color:var(--soft)}
 code,pre{font-family:ui-monospace,monospace;overflow-wrap:anywhere}code{font-size:13px}pre{user-select:all}
 @media (max-width:640px){code{font-size:12px}td.bar{min-width:3rem}
 table:has(.flags),table:has(.flags) thead,table:has(.flags) tbody{display:block}
