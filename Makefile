@@ -33,7 +33,7 @@ lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/ruff check .
 	$(LOWEST)/bin/lint-imports
 	$(LOWEST)/bin/pytest -q -n 2 --dist loadgroup -m "not slow and not faults" tests/base tests/config tests/data tests/model \
-	  tests/checkpoint tests/backends tests/training tests/planner/test_nvml.py tests/planner/test_detect.py
+	  tests/checkpoint tests/backends tests/optim tests/training tests/planner/test_nvml.py tests/planner/test_detect.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -55,11 +55,11 @@ tests: .venv/installed-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q torch numpy ninja setuptools wheel packaging
 	env -u PIP_BUILD_CONSTRAINT $(BIN)/pip install -q --no-build-isolation deepspeed
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -q -e ".[deepspeed]"
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q -e ".[dev]"
+	$(BIN)/pip install -q -e ".[deepspeed,dev]"
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
@@ -68,7 +68,7 @@ $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
 	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt torch numpy ninja setuptools wheel packaging
 	env -u PIP_BUILD_CONSTRAINT $(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt --no-build-isolation deepspeed
-	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt -e ".[dev]"
+	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt -e ".[deepspeed,dev]"
 	touch $@
 
 clean:

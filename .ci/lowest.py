@@ -19,4 +19,5 @@ def lowest(requirements: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    print("\n".join(lowest([*project["dependencies"], *project["optional-dependencies"]["dev"]])))
+    extras = project["optional-dependencies"]
+    print("\n".join(lowest([*project["dependencies"], *extras["deepspeed"], *extras["dev"]])))

@@ -28,7 +28,7 @@ def test_there_is_something_to_check() -> None:
     assert "torch.distributed" in imported(ROOT / "scalegpt" / "backends" / "world.py")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scalegpt" / "model").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "scalegpt" / "model").rglob("*.py")), ids=lambda path: path.stem)
 def test_the_model_knows_nothing_of_ranks(path: Path) -> None:
     assert not {name for name in imported(path) if name.startswith(("torch.distributed", "deepspeed"))}
 

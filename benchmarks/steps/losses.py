@@ -30,7 +30,7 @@ def inputs(n: int, H: int, V: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def loss_of(way: str, *, chunk: int = 1024, compiled: bool = False) -> Loss:
-    """A loss: ``full``, ``chunked``, ``torch`` for its ``linear_cross_entropy``, or ``liger`` for that of ``liger-kernel``.
+    """A loss: ``full``, ``chunked``, ``torch``, ``torch chunked`` or ``liger``, the last three of torch and liger-kernel.
 
     Raises:
         InputError: this machine does not have it.
@@ -39,10 +39,10 @@ def loss_of(way: str, *, chunk: int = 1024, compiled: bool = False) -> Loss:
         return make_loss("chunked", chunk, compiled=compiled)
     if way == "full":
         return torch.compile(full_cross_entropy, dynamic=False) if compiled else full_cross_entropy
-    if way == "torch":
+    if way in {"torch", "torch chunked"}:
         if not hasattr(F, "linear_cross_entropy") or not hasattr(torch.nn, "LinearCrossEntropyOptions"):
             raise InputError(f"torch {torch.__version__} has no linear_cross_entropy with options; 2.13 has")
-        options = torch.nn.LinearCrossEntropyOptions()
+        options = torch.nn.LinearCrossEntropyOptions() if way == "torch chunked" else None
         return lambda hidden, head, targets: F.linear_cross_entropy(
             hidden, head.to(hidden.dtype), targets, ignore_index=IGNORED, options=options
         )

@@ -191,7 +191,7 @@ CHANGES: tuple[Values, ...] = (
 LOSS_WAYS: tuple[Values, ...] = (
     {"way": "full", "compiled": True},
     *({"way": "chunked", "chunk": chunk, "compiled": True} for chunk in (1024, 4096)),
-    *({"way": way} for way in ("chunked", "torch", "liger")),
+    *({"way": way} for way in ("chunked", "torch", "torch chunked", "liger")),
 )
 """Arguments of :func:`benchmarks.steps.losses.loss_of`."""
 

@@ -2,7 +2,7 @@
 
 A part of the model records its operations on a :class:`Recorder`, in the order and with the scopes of the Python code
 that the module runs. The record is data: the planner plays it forward and backward
-(:mod:`scalegpt.planner.memory.predict.tape`), and adds up its costs (:mod:`scalegpt.planner.time.work`).
+(:mod:`scalegpt.planner.memory.tape`), and adds up its costs (:mod:`scalegpt.planner.time.work`).
 
 Sizes depend on the micro batch B alone, since everything else is fixed when a part records: a :class:`Size` is
 ``per_sequence``·B + ``fixed`` bytes. So a record is made once and evaluated for each B.

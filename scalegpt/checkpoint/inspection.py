@@ -13,9 +13,8 @@ from scalegpt.backends.base import WEIGHT
 from scalegpt.checkpoint.manifest import Manifest, StoredFile, tensors_of
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
-from scalegpt.data.writer import check_space, disk_errors
 from scalegpt.errors import InputError
-from scalegpt.storage import give_name, remove_temporaries, sync_folder, temporary_name
+from scalegpt.storage import check_space, disk_errors, give_name, remove_temporaries, sync_folder, temporary_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

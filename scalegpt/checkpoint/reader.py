@@ -38,7 +38,7 @@ from scalegpt.checkpoint.manifest import (
     tensors_of,
 )
 from scalegpt.errors import InputError
-from scalegpt.storage import retried
+from scalegpt.storage import NotPlainError, open_plain, retried
 
 Result = TypeVar("Result")
 
@@ -263,16 +263,13 @@ def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:
     """
 
     def attempt() -> Result:
-        # A pipe in the file's place must not keep us waiting.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise DamagedError(f"{path} is no plain file")
-        with os.fdopen(descriptor, "rb") as file:
+        with open_plain(path, follow_link=False) as file:
             return work(file)
 
     try:
         return retried(attempt)
+    except (NotPlainError, IsADirectoryError):
+        raise DamagedError(f"{path} is no plain file") from None
     except OSError as error:
         if error.errno in _GONE:
             raise DamagedError(f"{path} is missing") from None

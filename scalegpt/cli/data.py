@@ -126,6 +126,7 @@ def describe(tokens: "TokenSet") -> dict[str, Any]:
         "documents": meta.get("documents"),
         "split": meta.get("split"),
         "encoding": meta.get("encoding"),
+        "encodings": tokens.encodings,
         "skipped": tokens.skipped,
         "bytes": meta.get("bytes"),
         "sources": meta.get("sources", []),
@@ -168,9 +169,8 @@ def _sources(facts: dict[str, Any]) -> str:
     if not sources:
         return "unknown"
     size = sum(source["bytes"] for source in sources) if facts["bytes"] is None else facts["bytes"]
-    encodings = ", ".join(sorted({source.get("encoding", "utf-8") for source in sources}))
     name = sources[0]["path"] if len(sources) == 1 else f"{facts['documents'] or len(sources):,} documents"
-    return f"{name}, {size / 1e6:,.3f} MB, {encodings}"
+    return ", ".join([name, f"{size / 1e6:,.3f} MB", *facts["encodings"]])
 
 
 class _ProgressLine:

@@ -22,8 +22,11 @@ _DATA_PARALLEL = (
 )
 _RANKS = "the launcher starts one rank for each GPU: torchrun --nproc_per_node N --nnodes M, or deepspeed --num_gpus N"
 _TRACKERS = "no tracker is called: metrics.jsonl and report.html in the run's folder have the curves"
-_RESUME = "the same command resumes the run from its newest checkpoint; --fresh starts a new run beside it"
-_WORKERS = "batches are read from one mapped token file: there are no loader workers"
+_RESUME = (
+    "the same command resumes the run from its newest checkpoint, with --resume_step N from that of step N; "
+    "--fresh starts a new run beside it"
+)
+_WORKERS = "each rank reads its batches from the token file itself: there are no loader workers"
 _ADAPTERS = "all weights are trained: there are no adapters and no quantized weights"
 _POSITIONS = "positions are learned embeddings: there is no rotary or relative form"
 
@@ -134,10 +137,17 @@ RENAMED: dict[str, str] = {
     "preset": "model model_type model_size model_flavor flavor size",
     "config_file": "config config_path cfg conf configuration yaml job_config_file",
     "fresh": "overwrite overwrite_output_dir restart from_scratch scratch",
+    "resume_step": (
+        "ckpt_step load_step resume_iter resume_iteration resume_from_step resume_from_iter load_iteration start_step "
+        "start_iter checkpoint_step from_step step rollback_step"
+    ),
     "gpu": "card gpu_type gpu_name accelerator gpu_model",
     "gpus": "num_gpus n_gpus ngpu ngpus gpu_count nproc_per_node devices num_devices n_gpu gpus_per_node",
     "nodes": "nnodes num_nodes n_nodes machines num_machines",
     "memory_gb": "vram vram_gb gpu_memory gpu_mem memory mem gpu_memory_gb",
+    "host_memory_gb": (
+        "host_memory host_mem host_ram cpu_memory cpu_memory_gb cpu_mem cpu_ram ram ram_gb system_memory system_ram dram"
+    ),
     "network_gbps": "network bandwidth internode_gbps network_bandwidth ib_gbps",
 }
 """Setting or flag → what others call it, with spaces between."""
@@ -168,7 +178,7 @@ TOLD: dict[str, str] = {
         "intermediate_size ffn_hidden_size mlp_ratio expansion_ratio n_inner ffn_dim mlp_hidden_size "
         "multiple_of ffn_dim_multiplier d_ff"
     ),
-    "the feed-forward layer is GELU's: {activation} is gelu or gelu_tanh": "swiglu glu use_swiglu geglu",
+    "the feed-forward layer has no gate: {activation} is gelu, gelu_tanh or relu2": "swiglu glu use_swiglu geglu",
     "every head has its own keys and values: there is no grouped-query attention; {n_head} counts the heads": (
         "num_key_value_heads n_kv_head n_kv_heads num_kv_heads num_query_groups gqa mqa group_query_attention kv_heads"
     ),
@@ -224,9 +234,12 @@ TOLD: dict[str, str] = {
 
 _ELSEWHERE = {
     **dict.fromkeys(
-        ("runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change"), "scalegpt train"
+        ("runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change", "resume_step"),
+        "scalegpt train",
     ),
-    **dict.fromkeys(("gpu", "memory_gb", "network_gbps", "html", "trace", "no_calibration"), "scalegpt plan"),
+    **dict.fromkeys(
+        ("gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"), "scalegpt plan"
+    ),
 }
 """Flag → the command that has it."""
 

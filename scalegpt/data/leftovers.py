@@ -1,11 +1,9 @@
-"""Unfinished folders of tokens: whose they are, and which of them nobody will finish.
+"""Unfinished folders of tokens: who is making them, and which of them are abandoned.
 
-A folder in the making is a hidden one beside its place. Its maker keeps a lock on it, which the system releases when the
+A folder in the making is a hidden one beside its place. Its maker holds a lock on it, which the system releases when the
 process ends in whatever way.
 """
 
-import errno
-import fcntl
 import hashlib
 import math
 import os
@@ -14,19 +12,15 @@ import re
 import shutil
 import time
 import uuid
-from enum import Enum
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from scalegpt.storage import lock_file
+from scalegpt.system.processes import boot_id
+
 _DAY, _HOUR = 24 * 3600, 3600
 _CACHED = re.compile(r"\.[0-9a-f]{64}\.tmp-.+")
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EISDIR}
-
-
-class _Lock(Enum):
-    """What became of a try to lock a folder."""
-
-    OURS, TAKEN, UNSUPPORTED = range(3)
 
 
 def unfinished_name(name: str) -> str:
@@ -35,36 +29,37 @@ def unfinished_name(name: str) -> str:
 
 
 def make_unfinished(out: Path) -> tuple[Path, int]:
-    """Make a hidden folder beside the place that it is for, and lock it.
+    """Make a hidden folder beside its final place, and lock it.
 
     Returns:
         The folder, and a descriptor that holds the lock until it is closed.
 
     Raises:
         OSError: the place cannot be written.
-
     """
     while True:
         folder = out.with_name(unfinished_name(out.name))
         folder.mkdir()
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        # Between the two, another process may have taken it for abandoned.
-        if _lock(descriptor) is not _Lock.TAKEN and folder.exists():
-            return folder, descriptor
+        # Between the two, another process may have locked it as abandoned, and removed it.
+        with suppress(BlockingIOError):
+            lock_file(descriptor)
+            if folder.exists():
+                return folder, descriptor
         os.close(descriptor)
 
 
 def remove_abandoned(out: Path) -> None:
-    """Remove what preparations left that were killed: those of the same place, and in a cache those of any entry.
+    """Remove what killed preparations left: those of the same place, and in a cache those of any entry.
 
-    A folder is abandoned when its maker's lock is free. On a file system without locks nothing must have been written there
-    for a day; from another machine, whose locks may not reach here, for an hour.
+    A folder is abandoned when its lock is free. Without that evidence nothing must have been written there for a while: a
+    day on a file system without locks; an hour for a folder of another machine, whose locks may not be visible here.
     """
     own = f".{out.name}.tmp-"
     in_cache = re.fullmatch("[0-9a-f]{64}", out.name) is not None
     try:
         names = os.listdir(out.parent)  # noqa: PTH208
-    except OSError:  # it does not exist yet, or cannot be read: whoever writes there says so
+    except OSError:  # it does not exist yet, or cannot be read: whoever writes there reports that
         return
     for name in names:
         if name.startswith(own) or (in_cache and _CACHED.fullmatch(name)):
@@ -74,44 +69,28 @@ def remove_abandoned(out: Path) -> None:
 def _remove_if_abandoned(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # gone meanwhile, or another user's
+    except OSError:  # removed meanwhile, or another user's
         return
     try:
-        lock = _lock(descriptor)
-        patience = 0 if f".tmp-{_machine()}-" in folder.name else _HOUR
-        if lock is _Lock.UNSUPPORTED:
-            patience = _DAY
-        if lock is not _Lock.TAKEN and time.time() - _last_written(folder) >= patience:
+        has_locks = lock_file(descriptor) is None
+        patience = _DAY if not has_locks else 0 if f".tmp-{_machine()}-" in folder.name else _HOUR
+        if time.time() - _last_written(folder) >= patience:
             shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:  # its maker is at work
+        return
     finally:
         os.close(descriptor)
 
 
 def _last_written(folder: Path) -> float:
-    """When something was last written in a folder, in seconds since 1970; infinity where that cannot be told."""
+    """When something was last written in a folder, in seconds since 1970; infinity where it cannot be read."""
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:
         return math.inf
 
 
-def _lock(descriptor: int) -> _Lock:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _Lock.TAKEN
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return _Lock.UNSUPPORTED
-    return _Lock.OURS
-
-
 @cache
 def _machine() -> str:
-    """A mark of this machine since it was started: only within it a free lock surely tells that the maker has ended."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    except OSError:  # no Linux
-        boot = platform.node()
-    return hashlib.sha256(boot.encode()).hexdigest()[:8]
+    """A mark of this boot of this machine: only within it does a free lock prove that the maker has ended."""
+    return hashlib.sha256((boot_id() or platform.node()).encode()).hexdigest()[:8]

@@ -4,77 +4,29 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from scalegpt.data.leftovers import make_unfinished, unfinished_name
-from scalegpt.data.shards import DiskError, TokenFile
+from scalegpt.data.shards import TokenFile
 from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
 from scalegpt.data.stored import DTYPE, Tokens
 from scalegpt.errors import InputError
-from scalegpt.storage import free_bytes, sync_file, sync_folder
-from scalegpt.text import one_line
+from scalegpt.storage import disk_errors, sync_file, sync_folder
 
 _COPY_BYTES = 8 << 20
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
-
-
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Turn what a disk refuses, inside the block, into one line.
-
-    Raises:
-        InputError: no space is left; a :class:`PlaceError`: the place cannot be written.
-
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise InputError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
-        raise PlaceError(out, error) from None
-
-
-class PlaceError(DiskError):
-    """A place that cannot be written."""
-
-    done, advice = "written", "choose another place"
-
-
-def check_space(out: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Args:
-        out: the folder to be written; it need not exist.
-        needed: bytes.
-
-    Raises:
-        InputError: names the bytes needed and those free.
-
-    """
-    with disk_errors(out):
-        place = next(parent for parent in out.absolute().parents if parent.exists())
-        free = free_bytes(place)
-    if free is not None and free < needed:
-        raise InputError(
-            f"not enough disk space for {one_line(out)}: about {needed:,} bytes are needed and {free:,} free in "
-            f"{place}; free some, or choose another disk"
-        )
 
 
 class TokenWriter:
     """A folder of tokens in the making.
 
-    As a context manager it makes a hidden folder beside ``out``; :meth:`commit` renames it. Where the block ends
-    without that, nothing stays behind.
+    As a context manager it makes a hidden folder beside ``out``; :meth:`commit` renames it. A block that ends without that
+    leaves nothing behind.
 
     Attributes:
         counts: tokens written so far, by split.
-
     """
 
     def __init__(self, out: Path) -> None:
@@ -106,14 +58,13 @@ class TokenWriter:
 
         Raises:
             InputError: the disk is full.
-
         """
         with disk_errors(self.out):
             self._files[split].write(ids.astype(DTYPE, copy=False).tobytes())
         self.counts[split] += len(ids)
 
     def hold_out_tail(self, first: int) -> None:
-        """Move the training tokens from place ``first`` on to the end of the held-out ones."""
+        """Move the training tokens from offset ``first`` on to the end of the held-out ones."""
         train, val = (self._files[split] for split in SPLITS)
         with disk_errors(self.out):
             train.seek(first * DTYPE.itemsize)
@@ -128,14 +79,13 @@ class TokenWriter:
         """Write the sidecar, sync everything, and rename the folder into place.
 
         Args:
-            meta: the sidecar, less the format and what the files themselves tell.
+            meta: the sidecar, except the format, the counts and the digests.
 
         Returns:
-            Whether the folder is now ours; False where another has taken the place meanwhile.
+            Whether the folder took its place; False where another folder is there already.
 
         Raises:
             InputError: the disk is full, or the place cannot be written.
-
         """
         folder = self._folder
         assert folder is not None
@@ -169,11 +119,11 @@ class TokenWriter:
         return True
 
     def _clear(self) -> None:
-        """Remove what was not committed; after a commit there is nothing to remove."""
+        """Remove what was not committed."""
         for file in self._files.values():
             try:
                 file.close()
-            except OSError:  # closing flushes: a full disk says so again, and the first error is on its way
+            except OSError:  # closing flushes: a full disk fails again, after the error that is being raised
                 continue
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -183,12 +133,12 @@ class TokenWriter:
         for parent in self._made:
             try:
                 parent.rmdir()
-            except OSError:  # not empty: it holds the committed folder, or another has come to use it
+            except OSError:  # not empty: it holds the committed folder, or another process uses it
                 return
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of tokens at once for all who look: it is renamed first."""
+    """Remove a folder of tokens; it is renamed first, so that no reader sees a part of it."""
     aside = folder.with_name(unfinished_name(folder.name))
     with disk_errors(folder):
         try:

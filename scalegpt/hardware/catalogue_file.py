@@ -68,7 +68,7 @@ def _compose(path: Path) -> Any:
         return yaml_node(read_text(path, CONFIG_LIMIT), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"{path}: cannot be read ({reason}); correct it, or unset SCALEGPT_GPUS") from None
+        raise InputError(f"{path}: cannot be read ({reason}); correct it, or do without it: `SCALEGPT_GPUS=`") from None
 
 
 def _where(path: Path, node: Any) -> str:

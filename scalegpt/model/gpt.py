@@ -12,7 +12,7 @@ What it is made of:
   DeepSpeed cast them beforehand): the arithmetic is the same, no autocast is involved, and the backends agree.
 
 Sizes in comments: B micro batch, T sequence, H ``n_embd``, a heads, D = H/a, V vocabulary. Parameter names are part of
-the checkpoint format and are listed by :func:`scalegpt.architecture.counting.parameter_shapes`.
+the checkpoint format and are listed by :func:`scalegpt.architecture.decoder.parameter_shapes`.
 """
 
 import math

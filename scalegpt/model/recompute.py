@@ -28,6 +28,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+import scalegpt.model.cpu.matmul_attention  # noqa: F401 - registers the operator
 from scalegpt.architecture.recompute import kept_matmuls
 from scalegpt.model.gpt import GPT
 

@@ -5,13 +5,18 @@ What cannot work on any machine, such as a stage that the backend does not have,
 
 from collections.abc import Collection
 from dataclasses import replace
+from importlib.util import find_spec
 
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.run import optimizer_unfit
 from scalegpt.config.shape import TOKENS
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import CPU_CAPABILITY, Card, has_bf16
 from scalegpt.planner.attention import unfit
+
+INSTALL = "pip install 'scalegpt[deepspeed]'"
+"""How DeepSpeed, an extra of the package, is installed."""
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
@@ -38,6 +43,21 @@ def resolve_precision(wanted: str, card: Card | None, capability: str | None = N
     return "bf16" if native else "fp16"
 
 
+def installed_backends() -> tuple[str, ...]:
+    """The backends that this installation can train with: DeepSpeed is an extra of the package."""
+    return tuple(name for name, spec in BACKENDS.items() if spec.package is None or find_spec(spec.package) is not None)
+
+
+def check_installed(backend: str) -> None:
+    """Refuse to train with a backend whose package is missing here.
+
+    Raises:
+        InputError: DeepSpeed is not installed.
+    """
+    if backend not in installed_backends():
+        raise InputError(f"backend {backend}: the package is not installed here; {INSTALL}, or use --backend fsdp")
+
+
 def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str | None:
     """Refuse a layout that so many ranks cannot have.
 
@@ -53,8 +73,7 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
         InputError: several ranks without a backend for them, or sharding over one.
     """
     parallel = run.parallel
-    if parallel.backend == "plain" and ranks > 1:
-        raise InputError(f"backend plain runs in one process, not {ranks}; use --backend fsdp or --backend deepspeed")
+    parallel.spec.check_mesh(parallel.mesh(ranks))
     if ranks > 1 or parallel.stage == 0 or parallel.offload != "none":
         return None
     if stage_fixed:

@@ -24,7 +24,7 @@ def birth_of(pid: int) -> str | None:
     """
     fields = _stat(pid)
     if fields is not None:
-        return f"{_boot()}:{fields[_START_TICKS]}"
+        return f"{boot_id()}:{fields[_START_TICKS]}"
     try:
         return f"{psutil.Process(pid).create_time():.2f}"
     except psutil.Error:
@@ -36,7 +36,7 @@ def has_ended(pid: int, birth: str) -> bool:
 
     One of another boot is one of another machine, of which nothing is known here: it has not ended as far as we can tell.
     """
-    if ":" in birth and birth.partition(":")[0] != _boot():
+    if ":" in birth and birth.partition(":")[0] != boot_id():
         return False
     fields = _stat(pid)
     if fields is not None and fields[_STATE] in _ENDED:
@@ -49,7 +49,7 @@ def has_ended(pid: int, birth: str) -> bool:
         return False
 
 
-def _boot() -> str:
+def boot_id() -> str:
     """The id of this boot of the system; empty where the system has none."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()

@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any, TextIO, cast
 
+from scalegpt.system.ranks import ranks_or_alone
+
 _NAMES = ("stdin", "stdout", "stderr")
 _NOBODY_READS = frozenset({errno.EPIPE, errno.EBADF})
 
@@ -93,7 +95,7 @@ def lasting(stream: TextIO, fallback: TextIO | None = None) -> LastingStream:
 
 def outlast_standard_streams() -> None:
     """Make this process's standard output and error lasting, for all that print: other libraries too."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = ranks_or_alone().rank == 0
     error = lasting(sys.stderr)
     output = lasting(sys.stdout, cast(TextIO, error) if first else None)
     sys.stderr, sys.stdout = cast(TextIO, error), cast(TextIO, output)

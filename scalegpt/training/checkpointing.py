@@ -11,9 +11,9 @@ from scalegpt.checkpoint.store import checkpoint_name, find_checkpoints, step_of
 from scalegpt.errors import RunError
 from scalegpt.training.job import Job
 from scalegpt.training.metrics import Stopwatch
-from scalegpt.training.resilience.guards import LeftOut
-from scalegpt.training.runs.owed import is_due
+from scalegpt.training.runs.history import SkippedStep
 from scalegpt.training.runs.resume import way_back
+from scalegpt.training.schedules import is_due
 
 SECONDS_TO_FINISH_A_SAVE = 60.0
 """How long a run that ends by an error waits for the checkpoint that is being written."""
@@ -118,7 +118,7 @@ class Saving:
             lambda: way_back(find_checkpoints(job.directory.checkpoints), first_skipped, job.again)
         )
 
-    def may_save_after(self, row: list[LeftOut], val_loss: float | None, *, evaluated: bool) -> bool:
+    def may_save_after(self, row: list[SkippedStep], val_loss: float | None, *, evaluated: bool) -> bool:
         """Whether a run whose last steps were skipped may save at its end: its held-out loss shows that the weights are good.
 
         Args:

@@ -16,7 +16,8 @@ from scalegpt.training.resilience.guards import Guards
 from scalegpt.training.resilience.stopping import Reason
 from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.files import finite
-from scalegpt.training.runs.owed import Owed, is_due, owed_for
+from scalegpt.training.runs.history import History, PendingWork, pending_work
+from scalegpt.training.schedules import is_due
 
 
 class Housekeeping(ABC):
@@ -24,6 +25,7 @@ class Housekeeping(ABC):
 
     Attributes:
         step: the steps taken.
+        history: what ``metrics.jsonl`` says of the steps up to the last resume or rollback.
         val_loss: of the last evaluation; None before the first, or where it was not finite.
         best_val_loss: the lowest so far.
         reason: why the run is to end before its last step.
@@ -32,6 +34,7 @@ class Housekeeping(ABC):
     job: Job
     train: TrainConfig
     step: int
+    history: History
     val_loss: float | None
     best_val_loss: float | None
     reason: Reason | None
@@ -63,7 +66,7 @@ class Housekeeping(ABC):
         train = self.train
         at_leisure = last and (self.step >= self.job.total_steps or self.reason is Reason.TIME)
         evaluates = at_leisure or is_due(self.step, train.eval_every)
-        row = self.guards.known.row
+        row = self.guards.known.skipped_in_a_row
         if last or self.saving.wanted(self.step):
             if not row:
                 self._save(last=last, evaluates=evaluates)
@@ -88,22 +91,24 @@ class Housekeeping(ABC):
         self.saving.save(header, last=last)
         self._status("running")
 
-    def _look_back(self, *, at_end: bool) -> Owed:
-        """What the checkpoint's step still lacks after a resume; its held-out loss is known from the files, if from any."""
+    def _find_pending(self, *, at_end: bool) -> PendingWork:
+        """What the checkpoint's step still lacks after a resume. Its held-out loss, if there is one, is in the files."""
         if not self.job.resumed:
-            return Owed()
-        directory = self.job.directory
-        owed: Owed = self.job.world.on_first(lambda: owed_for(directory, self.train, self.step, at_end=at_end))
-        if owed.val_loss is not None:
-            self._learn(owed.val_loss)
-        return owed
+            return PendingWork()
+        directory, step = self.job.directory, self.step
+        finished, sampled = self.job.world.on_first(
+            lambda: (directory.read_state() == "finished", any(after == step for after, _ in directory.read_samples()))
+        )
+        if self.history.val_loss is not None:
+            self._learn(self.history.val_loss)
+        return pending_work(self.history, self.train, finished=finished, sampled=sampled, at_end=at_end)
 
-    def _make_up(self, owed: Owed, *, last: bool) -> None:
+    def _catch_up(self, pending: PendingWork, *, last: bool) -> None:
         """Evaluate and sample where an earlier process ended between a checkpoint and that."""
-        if owed.evaluation:
+        if pending.evaluation:
             self.watchdog.outside("evaluation")
             self._evaluate()
-        if owed.sample:
+        if pending.sample:
             self.watchdog.outside("sampling")
             self._sample(show=last)
         self.clock.lap()

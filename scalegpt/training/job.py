@@ -17,6 +17,7 @@ from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.history import History
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Job:
         prompt: ids that the samples continue.
         progress: where the run stands: step 0, or where a checkpoint left it.
         stretch: which data the next steps consume.
+        history: what ``metrics.jsonl`` says of the steps so far.
         resumed: whether a checkpoint left it there.
         memory: the prediction.
         watch: measures what is held.
@@ -47,6 +49,7 @@ class Job:
     total_steps: int
     progress: Progress
     stretch: Stretch
+    history: History
     resumed: bool
     memory: Plan
     watch: MemoryWatch

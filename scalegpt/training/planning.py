@@ -15,6 +15,7 @@ from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.errors import InputError
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan, plan_batches
+from scalegpt.planner.checks import installed_backends
 from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.plan import Plan, host_words
 from scalegpt.planner.search.advice import Remedy, differences, remedies
@@ -68,8 +69,11 @@ def settle_layout(
     """
     machine, notes = _machine(run, world)
     run = replace(run, auto=frozenset())
+    backends = installed_backends()
     chosen = world.on_first(
-        lambda: _settle(Question(run, machine, open_, margin, calibration.load(), fewer=False), notes, reopen)
+        lambda: _settle(
+            Question(run, machine, open_, margin, calibration.load(), fewer=False, backends=backends), notes, reopen
+        )
     )
     if not machine.is_gpu and not chosen.plan.machine.keeps_freed_memory:
         give_back_freed_memory()

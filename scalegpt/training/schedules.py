@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step."""
+"""What follows from the number of a step alone: its learning rate, and what is due after it."""
 
 import math
 
@@ -27,8 +27,23 @@ def learning_rate(train: TrainConfig, step: int, total: int) -> float:
     if train.schedule == "cosine":
         progress = _share(step - train.warmup_steps, total - train.warmup_steps)
         return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
-    start = max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
+    start = decay_start(train, total)
     return peak + (last - peak) * _share(step - start, total - start)
+
+
+def decay_start(train: TrainConfig, total: int) -> int:
+    """The last step, counted from 0, at which the ``wsd`` schedule is at its peak: from the next one on the rate falls.
+
+    Args:
+        train: the settings.
+        total: all steps of the run.
+    """
+    return max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether a step is one at which something with a period is done; never where the period is 0."""
+    return every > 0 and step % every == 0
 
 
 def _share(done: int, whole: int) -> float:

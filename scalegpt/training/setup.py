@@ -2,8 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from scalegpt.backends import Backend, World, build_model, make_backend
@@ -17,28 +16,28 @@ from scalegpt.backends.ports import use_loopback
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.checkpoint import store
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
-from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.shards import TokenSet
-from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.checks import check_optimizer, check_ranks, with_expected_vocabulary
+from scalegpt.planner.checks import check_installed, check_optimizer, check_ranks, with_expected_vocabulary
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.states import training_bytes
-from scalegpt.planner.search.question import MARGIN
+from scalegpt.storage import check_space
 from scalegpt.training.data_setup import fix_data, open_data, tokens_to_keep
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
 from scalegpt.training.planning import settle_layout
+from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.beginning import write_directory
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import try_writing
+from scalegpt.training.runs.history import read_history
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
 from scalegpt.training.runs.rate_change import rate_change
 from scalegpt.training.runs.resume import (
@@ -55,43 +54,6 @@ LONGEST_NAME = 200
 """File systems allow 255; ``--fresh`` appends a number."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Attributes:
-        run: the configuration, with ``auto`` where the machine or the data decide.
-        runs_dir: the folder of all runs.
-        fresh: start anew beside an earlier run of this name.
-        given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
-        stated: those that the preset names.
-        margin: share of a card's memory that what is chosen leaves free.
-        allow_change: settings, or ``data``, that a resumed run may have otherwise than before.
-        trust_checkpoint: go on from a checkpoint that another run has written.
-        resume_step: resume from the checkpoint of this step, and set later ones aside; None: from the newest.
-    """
-
-    run: RunConfig
-    runs_dir: Path
-    fresh: bool
-    given: frozenset[str] = frozenset()
-    stated: frozenset[str] = frozenset()
-    margin: float = MARGIN
-    allow_change: frozenset[str] = frozenset()
-    trust_checkpoint: bool = False
-    resume_step: int | None = None
-
-    @property
-    def open(self) -> frozenset[str]:
-        """The settings that the planner chooses: what is ``auto``, and by default the micro batch and what to recompute.
-
-        A preset's stage is one of its backend's: with another backend it is open too.
-        """
-        by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
-        stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()
-        return self.run.auto | by_default | stage
 
 
 def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:
@@ -117,6 +79,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     expected = with_expected_vocabulary(run, request.given)
     chosen = settle_layout(expected, world, open_=open_, margin=request.margin, reopen=reopen)
     check_optimizer(chosen.run)
+    check_installed(chosen.run.parallel.backend)
     if world.size == 1 and chosen.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
     logger = Logger(speaks=world.is_first, total=total_steps(run.train, chosen.batch), every=run.train.log_every)
@@ -142,6 +105,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     except InputError:
         directory.unlock()
         raise
+    history = world.on_first(lambda: read_history(directory.metrics, progress.step, run.train.spike_window))
     if warning:
         logger.say(f"warning: {warning}")
     if run.train.warmup_steps >= total_steps(run.train, plan) > 0:
@@ -150,7 +114,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     back = request.resume_step is not None
     again = goes_on_with(directory.path.name, request.run.name, fresh=request.fresh, back=back)
     began = [f"fresh    a new run in {directory.path}; {again} goes on with it later"] if request.fresh else []
-    gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(progress.step)])
+    gaps = world.on_first(lambda: [f"warning: {gap}" for gap in directory.gaps(history)])
     idle = [f"warning: {line}" for line in unused(run, plan, request.given)]
     length = length_notes(run.train, plan.tokens, request.given | request.stated)
     for note in (
@@ -171,7 +135,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     summary = {**plan_summary(run, plan, world, settings), "memory": chosen.plan.memory(), "speed": chosen.plan.speed()}
     stretch = first_stretch(run, plan, data, digest, progress)
     stop.check(world)
-    world.on_first(lambda: write_directory(directory, run, summary, stretch, found, request.resume_step))
+    world.on_first(lambda: write_directory(directory, run, summary, stretch, found, history, request.resume_step))
     return Job(
         run=run,
         world=world,
@@ -185,6 +149,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         total_steps=total_steps(run.train, plan),
         progress=progress,
         stretch=stretch,
+        history=history,
         resumed=found.checkpoint is not None,
         memory=chosen.plan,
         watch=watch,

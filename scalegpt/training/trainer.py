@@ -26,12 +26,13 @@ from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import compare, memory_status
 from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
 from scalegpt.training.resilience.failure import end
-from scalegpt.training.resilience.guards import Conclusion, Guards, Recollection, Spike, write_bad_steps
+from scalegpt.training.resilience.guards import Conclusion, Guards, Spike, write_bad_steps
 from scalegpt.training.resilience.heartbeat import Heartbeats
-from scalegpt.training.resilience.rollback import WayBack, check_rollbacks, go_back, restore, whole_before
+from scalegpt.training.resilience.rollback import RollbackTarget, check_rollbacks, go_back, restore, whole_before
 from scalegpt.training.resilience.stopping import Reason
 from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.files import finite
+from scalegpt.training.runs.history import History
 from scalegpt.training.runs.rate_change import keeping
 from scalegpt.training.schedules import learning_rate
 
@@ -42,7 +43,7 @@ class Trainer(Housekeeping):
     def __init__(self, job: Job) -> None:
         self.job = job
         self.train = job.run.train
-        self._stand_at(job.progress, job.stretch)
+        self.load_progress(job.progress, job.stretch, job.history)
         self.batches = TrainingBatches(job.data.train, job.plan, job.world, self.train.seed)
         self.held_out = HeldOutBatches(job.data.val, job.plan, job.world, self.train.eval_tokens)
         self.metrics = MetricsFile(job.directory.metrics) if job.world.is_first else None
@@ -60,15 +61,13 @@ class Trainer(Housekeeping):
             later=self.train.step_timeout,
         )
 
-    def _stand_at(self, progress: Progress, stretch: Stretch) -> None:
-        """Be where a checkpoint left the run, or where it begins."""
-        job = self.job
-        self.step, self.stretch = progress.step, stretch
+    def load_progress(self, progress: Progress, stretch: Stretch, history: History) -> None:
+        """Continue from where a checkpoint left the run, or from its start."""
+        self.step, self.stretch, self.history = progress.step, stretch, history
         self._step_before, self._tokens_before = progress.step, progress.tokens
         self.val_loss, self.best_val_loss = progress.val_loss, progress.best_val_loss
         self.left_out, self.rollbacks = progress.left_out, progress.rollbacks
-        known = job.world.on_first(lambda: Recollection.of(self.train, job.directory.read_steps()))
-        self.guards = Guards(self.train, known, progress.skipped_steps)
+        self.guards = Guards(self.train, history.recent, progress.skipped_steps)
 
     def fit(self) -> None:
         """Train until the last step or minute; leave a checkpoint, a sample and a status.
@@ -77,8 +76,8 @@ class Trainer(Housekeeping):
             RunError: the loss stays non-finite, or a file cannot be written.
         """
         all_taken = self.step >= self.job.total_steps
-        owed = self._look_back(at_end=all_taken)
-        if all_taken and self.job.resumed and not owed.anything:
+        pending = self._find_pending(at_end=all_taken)
+        if all_taken and self.job.resumed and not pending.anything:
             self._nothing_left()
             return
         self._status("running")
@@ -88,7 +87,7 @@ class Trainer(Housekeeping):
         self.saving.prepare(self.job.total_steps - self.step)
         self.clock.lap()
         if self.job.resumed:
-            self._make_up(owed, last=all_taken)
+            self._catch_up(pending, last=all_taken)
         elif all_taken:  # of none
             self._housekeeping(last=True)
         over = all_taken
@@ -248,7 +247,7 @@ class Trainer(Housekeeping):
         if warning:
             job.logger.say(warning)
         if self.guards.gives_up:
-            row = self.guards.known.row
+            row = self.guards.known.skipped_in_a_row
             job.world.on_first(lambda: write_bad_steps(job.directory, row))
             self.guards.raise_row(self.saving.way_back(row[0].step))
         return conclusion.spike if self.train.on_spike == "rollback" else None
@@ -271,7 +270,7 @@ class Trainer(Housekeeping):
         back = job.world.on_first(lambda: self._take_files_back(spike, whole))
         restore(job.backend, checkpoint, back.progress)
         self.saving.went_back(back.checkpoint)
-        self._stand_at(back.progress, back.stretch)
+        self.load_progress(back.progress, back.stretch, back.history)
         job.logger.say(
             f"rolled back to {back.checkpoint}, rollback {self.rollbacks} of at most {self.train.max_rollbacks}; "
             f"{self.left_out:,} windows of the data are left out"
@@ -280,11 +279,18 @@ class Trainer(Housekeeping):
         self.clock.lap()
         return True
 
-    def _take_files_back(self, spike: Spike, checkpoint: Checkpoint) -> WayBack:
+    def _take_files_back(self, spike: Spike, checkpoint: Checkpoint) -> RollbackTarget:
         if self.metrics is not None:
             self.metrics.close()
         try:
-            return go_back(self.job.directory, spike, checkpoint, now=self._progress(), stretch=self.stretch)
+            return go_back(
+                self.job.directory,
+                spike,
+                checkpoint,
+                now=self._progress(),
+                stretch=self.stretch,
+                window=self.train.spike_window,
+            )
         finally:
             self.metrics = MetricsFile(self.job.directory.metrics)
 

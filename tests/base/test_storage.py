@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import threading
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 from scalegpt import storage
-from scalegpt.data.writer import check_space
 from scalegpt.errors import InputError
 from scalegpt.text import brief, visible
 
@@ -34,10 +34,22 @@ def test_a_file_of_the_limit_is_read_and_a_larger_one_refused(tmp_path: Path) ->
 
 def test_a_pipe_is_refused_at_once_and_a_folder_is_an_ordinary_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="not a plain file"):
-        storage.read_bytes(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+    for special in ("pipe", "socket"):
+        with pytest.raises(storage.NotPlainError, match="not a plain file"):
+            storage.read_bytes(tmp_path / special)
     with pytest.raises(IsADirectoryError):
         storage.read_bytes(tmp_path)
+
+
+def test_a_link_is_followed_only_where_it_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("a")
+    with storage.open_plain(tmp_path / "link") as file:
+        assert file.read() == b"1"
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        storage.open_plain(tmp_path / "link", follow_link=False)
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(errno.EIO, 3), (errno.ESTALE, 3), (errno.ENOENT, 1)])
@@ -164,6 +176,12 @@ def test_a_lock_that_the_file_system_lacks_is_told(tmp_path: Path, monkeypatch: 
         assert storage.lock_file(other) == os.strerror(code)
 
 
+def test_room_is_asked_for_a_place_that_does_not_exist_yet(tmp_path: Path) -> None:
+    assert storage.free_bytes(tmp_path / "deep" / "er") is not None
+    with pytest.raises(InputError, match=r"not enough disk space for .*deep: about 1,000,000,000,000,000,000 bytes"):
+        storage.check_space(tmp_path / "deep", 10**18)
+
+
 @pytest.mark.parametrize("answer", [OSError(errno.ENOSYS, "Function not implemented"), (0, 0, 0)])
 def test_room_that_is_not_told_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     assert (storage.free_bytes(tmp_path) or 0) > 0
@@ -175,7 +193,7 @@ def test_room_that_is_not_told_is_unknown(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     assert storage.free_bytes(tmp_path) is None
-    check_space(tmp_path / "out", 10**18)
+    storage.check_space(tmp_path / "out", 10**18)
 
 
 # --- what is left of files that were not finished --------------------------------------------------------------------

@@ -157,6 +157,23 @@ def test_room_is_checked_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert names(tmp_path / "large") == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EIO, errno.EACCES])
+def test_an_error_is_reported_where_the_free_space_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", ())
+    ticket = writer.begin(tmp_path, 7, 1, 0)
+    monkeypatch.setattr("shutil.disk_usage", refuse)
+    ticket.temporary.rmdir()
+    with pytest.raises(
+        RunError, match="cannot be written: No such file or directory; no earlier checkpoint was touched"
+    ):
+        writer.write_part(ticket, 0, whole())
+
+
 def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -178,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_error_that_may_pass_is_met_by_trying_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", (0.0, 0.0))
     real, tries = writer.write_tensors, []
 
     def flaky(path: Path, *arguments: Any) -> Any:
@@ -203,7 +220,7 @@ def test_every_sync_of_a_save_may_fail_and_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """Each of them in turn: of the two files, the record, the manifest, and the folders."""
-    monkeypatch.setattr(writer, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", (0.0, 0.0))
     real, calls = os.fsync, [0]
 
     def failing(descriptor: int) -> None:

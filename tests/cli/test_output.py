@@ -1,6 +1,7 @@
 """What others wrote, in files and names, is shown by every command and obeyed by no terminal."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,9 @@ def test_a_catalogue_s_words(out: Callable[..., str], tmp_path: Path, monkeypatc
     assert json.loads(out("gpus", "evil", "--json"))["name"] == f"{EVIL}x"
     assert shown in out("plan", "--gpu", "evil", "--preset", "tiny")
     out("plan", "--gpu", "evil", "--preset", "tiny", "--html", tmp_path / "page.html")
-    assert "\x1b" not in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert shown in page
+    assert not set(EVIL) & {c for c in page if not c.isprintable()}
 
 
 def test_a_checkpoint_s_words(out: Callable[..., str], tiny_run: Any) -> None:
@@ -74,11 +77,12 @@ def test_names_of_files(out: Callable[..., str], tmp_path: Path) -> None:
     (folder / f"a{EVIL}.txt").write_text("A text to read. " * 50)
     made = out("data", "prepare", folder, "--out", tmp_path / f"out{EVIL}", "--tokenizer", "byte")
     assert "\\x1b]0;owned" in made
-    assert "\\nwith a line" in made or len(made.splitlines()) < 12
+    assert re.search(r"^sources .*\\nwith a line.*/a\\x1b]0;owned", made, re.MULTILINE)
+    assert len(made.splitlines()) < 12
     out("data", "inspect", tmp_path / f"out{EVIL}")
     json.loads(out("data", "inspect", tmp_path / f"out{EVIL}", "--json"))
     for words in (("checkpoint", "list"), ("sample",), ("data", "inspect"), ("params", "--config_file")):
-        out(*words, tmp_path / f"absent{EVIL}", status=2)
+        assert "absent\\x1b]0;owned" in out(*words, tmp_path / f"absent{EVIL}", status=2)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,9 @@ def test_names_of_files(out: Callable[..., str], tmp_path: Path) -> None:
 def test_words_of_the_command_line(out: Callable[..., str], words: list[str]) -> None:
     text = out(*words, status=2)
     assert "\\x1b" in text
-    assert "--debug" in words or text.count("\n") == 1
+    errors = [line for line in text.splitlines() if ": error: " in line]
+    assert errors == text.splitlines()[:1]
+    assert (text.count("\n") > 1) == ("--debug" in words)
 
 
 def test_an_error_is_never_a_page(out: Callable[..., str], tmp_path: Path) -> None:
@@ -104,7 +110,10 @@ def test_an_error_is_never_a_page(out: Callable[..., str], tmp_path: Path) -> No
         ["gpus", "x" * 100_000],
         ["params", "--config_file", path],
     ):
-        assert len(out(*words, status=2)) < 1000
+        text = out(*words, status=2)
+        assert text.startswith("scalegpt")
+        assert (text.count(": error: "), text.count("\n")) == (1, 1)
+        assert len(text) < 1000
 
 
 def test_a_sample_is_raw_in_a_pipe_and_visible_on_a_terminal(

@@ -82,6 +82,29 @@ def test_no_flag_of_another_trainer_leads_astray(words: str) -> None:
     assert hint("--rope", TRAIN).startswith(": positions are learned")
 
 
+def test_a_sentence_names_every_value_of_the_setting_that_it_lists() -> None:
+    said = hint("--swiglu", TRAIN)
+    assert said.startswith(": the feed-forward layer has no gate: --activation is ")
+    listed = said.rpartition(" is ")[2].replace(" or ", ", ").split(", ")
+    assert listed == list(SECTIONS["model"].settings()["activation"].metadata["choices"])
+
+
+@pytest.mark.parametrize(
+    ("word", "train", "plan"),
+    [
+        ("--checkpoint.load_step", "; did you mean --resume_step?", ": that is --resume_step of `scalegpt train`"),
+        ("--ckpt-step", "; did you mean --resume_step?", ": that is --resume_step of `scalegpt train`"),
+        ("--resume_step", "; did you mean --resume_step?", ": `scalegpt train` has it"),
+        ("--cpu_memory", ": that is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
+        ("--ram-gb", ": that is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
+        ("--host_memory_gb", ": `scalegpt plan` has it", "; did you mean --host_memory_gb?"),
+    ],
+)
+def test_a_flag_of_one_command_is_found_from_both(word: str, train: str, plan: str) -> None:
+    assert hint(word, TRAIN) == train
+    assert hint(word, PLAN) == plan
+
+
 def test_a_misspelling_is_still_met() -> None:
     assert hint("--blok_size", TRAIN) == "; did you mean --block_size, --vocab_size?"
     assert hint("zzzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists those that there are"

@@ -1,5 +1,6 @@
 """The cache of prepared tokens: shared by users, left by killed processes, filled by earlier releases."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,11 +16,11 @@ import pytest
 from earlier_tokens import made_before
 from scalegpt.config import DataConfig
 from scalegpt.data import leftovers
-from scalegpt.data import prepare as module
 from scalegpt.data.prepare import prepare, prepare_cached
-from scalegpt.data.shards import TokenSet, UnreadableError
-from scalegpt.data.writer import PlaceError
+from scalegpt.data.shards import TokenSet, UnreadableTokensError
+from scalegpt.data.split import WHOLE_DOCUMENTS_FROM
 from scalegpt.errors import InputError
+from scalegpt.storage import PlaceError
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +46,14 @@ def config(text: Path) -> DataConfig:
 AS_ANOTHER = """
 import os, sys
 from scalegpt.config import DataConfig
-from scalegpt.data.prepare import prepare, prepare_cached
+from scalegpt.data.prepare import prepare, prepare_again, prepare_cached
 from scalegpt.errors import InputError
 prepare([sys.argv[2]], sys.argv[3], tokenizer="byte")  # what is imported late, from files that may be closed to that user
 os.setuid(int(sys.argv[1]))
 os.umask(0o077)
 try:
-    print(prepare_cached(DataConfig(input_file=sys.argv[2], tokenizer="byte")).path)
+    config = DataConfig(input_file=sys.argv[2], tokenizer="byte")
+    print(prepare_again(config, sys.argv[4])[0].path if sys.argv[4] else prepare_cached(config).path)
 except InputError as error:
     print("refused:", error)
 """
@@ -69,14 +71,15 @@ def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield folder
 
 
-def as_another(user: int, text: Path) -> str:
+def as_another(user: int, text: Path, begun_with: str = "", *, noted: str = "") -> str:
+    warm = text.with_name(f"warm-{uuid.uuid4()}")
     done = subprocess.run(
-        [sys.executable, "-c", AS_ANOTHER, str(user), str(text), str(text.with_name(f"warm-{uuid.uuid4()}"))],
+        [sys.executable, "-c", AS_ANOTHER, str(user), str(text), str(warm), begun_with],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert not done.stderr
+    assert noted in done.stderr if noted else not done.stderr
     return done.stdout.strip()
 
 
@@ -121,6 +124,36 @@ def test_a_cache_that_another_user_keeps_for_himself(open_to_all: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+def test_tokens_that_a_run_began_with_and_another_user_closed(open_to_all: Path) -> None:
+    folder, cache = open_to_all / "texts", open_to_all / "cache"
+    folder.mkdir()
+    (folder / "a.txt").write_text("the text of the user\n" * 50)
+    cache.chmod(0o777)
+    begun = prepare_cached(config(folder))
+    (folder / "notes.txt").write_text("a line more\n")
+    assert Path(as_another(12345, folder, begun.digest)) == begun.path
+    cannot_be_read = (
+        r"cannot be read: Permission denied (it belongs to user root); have it opened to you, or set SCALEGPT_CACHE"
+    )
+    for name in ("train.bin", "val.bin"):
+        (begun.path / name).chmod(0o600)
+        assert f"{begun.path / name} {cannot_be_read}" in as_another(12345, folder, begun.digest)
+        (begun.path / name).chmod(0o644)
+    begun.path.chmod(0o711)  # its files can be opened and not listed
+    assert f"refused: cache of prepared tokens: {begun.path} {cannot_be_read}" in as_another(
+        12345, folder, begun.digest
+    )
+    begun.path.chmod(0o755)
+    cache.chmod(0o733)
+    assert f"refused: cache of prepared tokens: {cache} {cannot_be_read}" in as_another(12345, folder, begun.digest)
+    # What the entry holds cannot be known: it is named, and the text is read as it is now.
+    cache.chmod(0o777)
+    begun.path.chmod(0o700)
+    note = f"cached tokens {begun.path} cannot be read: Permission denied"
+    assert Path(as_another(12345, folder, begun.digest, noted=note)) != begun.path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 def test_an_input_in_a_closed_folder(open_to_all: Path) -> None:
     closed = open_to_all / "closed"
     closed.mkdir(0o700)
@@ -133,7 +166,7 @@ def test_a_passing_read_error_is_no_damage(text: Path, monkeypatch: pytest.Monke
     made = prepare_cached(config(text))
 
     def fail(self: TokenSet) -> None:
-        raise UnreadableError(made.path, OSError(5, "Input/output error"))
+        raise UnreadableTokensError(made.path, OSError(5, "Input/output error"))
 
     monkeypatch.setattr(TokenSet, "check_contents", fail)
     with pytest.raises(InputError, match=r"cannot be read: Input/output error; .*SCALEGPT_CACHE"):
@@ -144,7 +177,7 @@ def test_a_passing_read_error_is_no_damage(text: Path, monkeypatch: pytest.Monke
 def test_ranks_can_send_each_other_what_is_wrong() -> None:
     import pickle
 
-    for kind in (UnreadableError, PlaceError):
+    for kind in (UnreadableTokensError, PlaceError):
         error = pickle.loads(pickle.dumps(kind(Path("a"), OSError(13, "Permission denied"))))
         assert type(error) is kind
         assert "Permission denied" in str(error)
@@ -218,7 +251,7 @@ def test_without_locks_age_decides(
 
     folder = cache / leftovers.unfinished_name("a" * 64)
     aged(folder, age)
-    monkeypatch.setattr(leftovers.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     prepare_cached(config(text))
     assert folder.exists() != is_removed
 
@@ -267,7 +300,7 @@ def test_every_document_of_either_part_ends_with_end_of_text(tmp_path: Path, num
     end = tokens.tokenizer.end_of_text
     ends = {name: part.tolist().count(end) for name, part in (("train", tokens.train), ("val", tokens.val))}
     assert tokens.train[-1] == tokens.val[-1] == end
-    if number < module.WHOLE_DOCUMENTS_FROM:
+    if number < WHOLE_DOCUMENTS_FROM:
         assert ends == {"train": number, "val": number}  # each is divided
     else:
         assert sum(ends.values()) == number

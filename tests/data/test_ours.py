@@ -63,7 +63,9 @@ def test_folders_and_files_of_others_are_none_of_ours(tmp_path: Path) -> None:
     assert folder_of_ours({"config.yaml", "README.md", "metrics.jsonl"}) is None
     assert folder_of_ours({"checkpoint.json", "index.js"}) is None
     (tmp_path / "a.txt").write_text("model    with parameters: 3 layers\ndata")
-    assert file_of_ours(tmp_path / "a.txt") is None
+    with (tmp_path / "a.txt").open("rb") as file:
+        assert file_of_ours(file, named=False) is None
+        assert file.tell() == 0
 
 
 def test_the_log_that_is_being_written_is_not_read(tmp_path: Path) -> None:
@@ -131,3 +133,37 @@ def test_a_file_that_the_user_names_is_read_as_it_is_now(data: DataConfig) -> No
     again, changed = prepare_again(named, begun.digest)
     assert again.digest != begun.digest
     assert changed is None
+
+
+def test_a_file_that_is_named_beside_a_folder_is_read_as_it_is_now(data: DataConfig, tmp_path: Path) -> None:
+    file = tmp_path / "named.txt"
+    file.write_text("a text of its own\n" * 50)
+    mixed = data.changed(input_file=f"{data.input_file},{file}")
+    begun = prepare_cached(mixed)
+    again, changed = prepare_again(mixed, begun.digest)
+    assert (again.digest, changed) == (begun.digest, None)
+    file.write_text("another text\n" * 50)
+    again, changed = prepare_again(mixed, begun.digest)
+    assert again.digest != begun.digest
+    assert changed is None
+
+
+def test_prepared_tokens_beside_a_folder_are_refused_though_the_cache_has_the_runs_tokens(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    begun = prepare_cached(data)
+    begun.path.rename(tmp_path / "prepared")
+    begun = prepare_cached(data)
+    with pytest.raises(InputError, match="holds tokens already prepared; give it alone"):
+        prepare_again(data.changed(input_file=f"{data.input_file},{tmp_path / 'prepared'}"), begun.digest)
+
+
+def test_several_folders_may_change(data: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.txt").write_text("more text\n" * 50)
+    both = data.changed(input_file=f"{data.input_file},{tmp_path / 'more'}")
+    begun = prepare_cached(both)
+    (tmp_path / "more" / "notes.txt").write_text("a line more\n")
+    kept, changed = prepare_again(both, begun.digest)
+    assert kept.digest == begun.digest
+    assert changed is not None

@@ -47,24 +47,41 @@ def test_a_deleted_file_is_still_read(path: Path) -> None:
     assert np.array_equal(tokens[:], IDS)
 
 
-def test_a_read_error_is_met_by_another_attempt_and_then_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, left = os.pread, [3]
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_read_that_fails_is_retried(path: Path, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    real, attempts = os.pread, 0
 
     def failing(*arguments: object) -> bytes:
-        left[0] -= 1
-        if left[0] >= 0:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= failures:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(os, "pread", failing)
     tokens = StoredTokens(path)
-    assert tokens[5:7].tolist() == [5, 6]
-    left[0] = 4
-    with pytest.raises(
-        RunError, match=r"train.bin cannot be read at token offset 5: Input/output error; see to the disk"
-    ):
-        tokens[5:7]
+    if failures <= len(storage.RETRY_SECONDS):
+        assert tokens[5:7].tolist() == [5, 6]
+    else:
+        with pytest.raises(
+            RunError, match=r"train.bin cannot be read at token offset 5: Input/output error; see to the disk"
+        ):
+            tokens[5:7]
+    assert attempts == 3
+
+
+def test_an_error_that_does_not_pass_is_not_retried(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def failing(*_: object) -> bytes:
+        attempts.append(1)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(RunError, match="Bad file descriptor"):
+        StoredTokens(path)[5:7]
+    assert len(attempts) == 1
 
 
 def test_a_read_that_is_given_in_parts_is_put_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,44 @@ from pathlib import Path
 
 import pytest
 
+from fuzz.cases import Case
+from fuzz.worker import faults
+
 CASES, SEED = 1000, 1
+ERROR = "scalegpt plan: error: gpu 'x' is not known; give one of `scalegpt gpus`\n"
+TRACEBACK = "Traceback (most recent call last):\n"
+NOTE = "scalegpt plan: warning: calibration was not read\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "out", "err"),
+    [
+        ("plan", 2, "", ""), ("plan", 2, "", ERROR + ERROR), ("plan", 2, "", ERROR + NOTE),
+        ("plan", 2, "", "plan: error: x\n"),
+        ("plan", 2, "", f"a stray line\n{ERROR}"), ("plan", 0, "", ERROR), ("plan", 3, "", ERROR), ("plan", 1, "", ERROR),
+        ("train", 1, "", ""), ("train", 1, "", ERROR + ERROR), ("train", 1, "", TRACEBACK + ERROR),
+        ("checkpoint list", 2, "damage", ""), ("checkpoint verify x", 1, "", ""), ("data inspect", 2, "scalegpt data", ""),
+        ("checkpoint verify x", 1, "", "scalegpt checkpoint: error: this machine has not enough memory for it\n"),
+        ("train", 1, "", "scalegpt train: error: KeyError: 1 (an error of ours; --debug shows where)\n"),
+        ("plan", 2, "", ERROR.replace("x", "x" * 1000)), ("plan", 2, "", ERROR.replace("x", "\x1b")), ("plan", 0, "\x9b", ""),
+    ],
+)  # fmt: skip
+def test_the_oracle_sees_a_fault(words: str, status: int, out: str, err: str) -> None:
+    assert faults(Case(words.split(), may_fail=words != "plan"), status, out, err)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "out", "err"),
+    [
+        ("plan", 0, "a plan", NOTE), ("plan", 3, "a plan", ""), ("plan", 2, "", ERROR), ("plan", 2, "", NOTE + ERROR),
+        ("train", 1, "", "a line of a library\n" + ERROR), ("data", 2, "scalegpt data: text to tokens", ""),
+        ("", 2, "scalegpt", ""),
+        ("checkpoint verify x", 1, "damaged", ""), ("plan --debug", 2, "", ERROR + TRACEBACK),
+        ("train", 1, "", "scalegpt train: error: this machine has not enough memory for it\n"),
+    ],
+)  # fmt: skip
+def test_the_oracle_sees_none_where_there_is_none(words: str, status: int, out: str, err: str) -> None:
+    assert faults(Case(words.split(), may_fail=words.split()[:1] != ["plan"]), status, out, err) == []
 
 
 @pytest.mark.slow

@@ -36,7 +36,9 @@ def explained(name: str) -> tuple[Question, Plan, list[Alternative]]:
     asked = QUESTIONS[name]
     chosen = choose(asked).best
     assert chosen is not None
-    return asked, chosen, alternatives(asked, chosen)
+    others = alternatives(asked, chosen)
+    assert others
+    return asked, chosen, others
 
 
 def settings(plan: Plan) -> dict[str, Any]:

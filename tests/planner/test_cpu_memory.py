@@ -20,6 +20,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.cpu import KEPT, LIBRARIES, checkpoint_copy_bytes
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.plan import Plan, make_plan
+from scalegpt.planner.search.choose import choose
 from scalegpt.planner.search.question import Question
 from scalegpt.planner.search.room import GIVES_BACK, WAITS, choose_in_room, fixed_in_room
 
@@ -96,6 +97,29 @@ def test_first_freed_memory_gives_way_then_the_copy_then_recompute() -> None:
     assert notes == sorted(notes)
     assert notes[-1] == len((GIVES_BACK, WAITS))
     assert seen[0][1] is not None
+
+
+@pytest.mark.parametrize(
+    ("share", "recompute", "notes"),
+    [(0.86, "none", (GIVES_BACK, WAITS)), (0.76, "selective", (GIVES_BACK,)), (0.63, "full", ())],
+)
+def test_least_recompute_wins_and_then_what_gives_up_least(
+    share: float, recompute: str, notes: tuple[str, ...]
+) -> None:
+    """At 0.76 and at 0.63 of the memory several ways lead to the least recompute."""
+    made = run(micro_batch=16, tokens_per_step=16 * made_block())
+    question = Question(made, machine(64), frozenset({"recompute"}), 0.0, fewer=False)
+    ample = choose_in_room(question).found.best
+    assert ample is not None
+    tight = replace(question, machine=machine(ample.total_bytes * share / GB))
+    roomed = choose_in_room(tight)
+    assert roomed.found.best is not None
+    assert (roomed.found.best.run.train.recompute, roomed.notes) == (recompute, notes)
+    waiting = replace(made, train=made.train.changed(async_checkpoint=False))
+    all_given_up = replace(tight, run=waiting, machine=replace(tight.machine, keeps_freed_memory=False))
+    most_room = choose(all_given_up).best
+    assert most_room is not None
+    assert most_room.run.train.recompute == recompute
 
 
 def made_block() -> int:

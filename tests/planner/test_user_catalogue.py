@@ -151,7 +151,7 @@ def test_a_broken_file_is_one_line_with_its_place(own: Any, text: str) -> None:
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in {
-        "absent.yaml": ": cannot be read (No such file or directory); correct it, or unset SCALEGPT_GPUS",
+        "absent.yaml": ": cannot be read (No such file or directory); correct it, or do without it: `SCALEGPT_GPUS=`",
         "folder": ": cannot be read (Is a directory)",
         "latin.yaml": ": cannot be read (not a text file)",
         "large.yaml": " has more than 1,048,576 bytes",

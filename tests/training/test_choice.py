@@ -20,7 +20,7 @@ from scalegpt.training import memory
 from scalegpt.training import planning as choice
 from scalegpt.training.memory import predicted_line
 from scalegpt.training.planning import Chosen, _settle, settle_layout
-from scalegpt.training.setup import Request
+from scalegpt.training.request import Request
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

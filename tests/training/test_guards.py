@@ -11,8 +11,9 @@ import pytest
 from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
-from scalegpt.training.resilience.guards import GRADIENT, LOSS, SPIKE, Guards, LeftOut, Recollection, write_bad_steps
+from scalegpt.training.resilience.guards import Guards, write_bad_steps
 from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.history import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
 
 NAN, INF = float("nan"), float("inf")
 TRAIN = TrainConfig(warmup_steps=0, spike_window=4, spike_factor=3.0, max_skipped_in_a_row=3)
@@ -20,7 +21,7 @@ TRAIN = TrainConfig(warmup_steps=0, spike_window=4, spike_factor=3.0, max_skippe
 
 def guards(losses: list[float], **changes: Any) -> Guards:
     train = TRAIN.changed(**changes)
-    return Guards(train, Recollection(deque(losses, maxlen=train.spike_window)), skipped=0)
+    return Guards(train, RecentSteps(deque(losses, maxlen=train.spike_window)), skipped=0)
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -114,6 +115,13 @@ def test_only_steps_in_a_row_end_the_run() -> None:
 # --- going on --------------------------------------------------------------------------------------------------------
 
 
+def remembered(lines: list[dict[str, Any]]) -> RecentSteps:
+    known = RecentSteps(deque(maxlen=TRAIN.spike_window))
+    for line in lines:
+        known.add_line(line)
+    return known
+
+
 def test_a_resumed_run_remembers_what_its_metrics_tell() -> None:
     losses = [3.0, 2.9, NAN, 2.8, 9.0, 2.7, 2.6, 9.0, NAN, 2.5]
     whole = guards([], on_spike="skip")
@@ -123,18 +131,22 @@ def test_a_resumed_run_remembers_what_its_metrics_tell() -> None:
         lines.append(
             json.loads(json.dumps({"step": step, "loss": None if loss != loss else loss, **told.as_metrics()}))
         )
-        known = Recollection.of(whole.train, lines)
+        known = remembered(lines)
         assert (known.losses, known.spiking) == (whole.known.losses, whole.known.spiking)
-        assert [(each.step, each.reason) for each in known.row] == [
-            (each.step, each.reason) for each in whole.known.row
+        assert [(each.step, each.reason) for each in known.skipped_in_a_row] == [
+            (each.step, each.reason) for each in whole.known.skipped_in_a_row
         ]
     assert whole.skipped == 3
-    assert known.last == LeftOut(9, LOSS, known.last.loss)
+    assert known.last_skipped == SkippedStep(9, LOSS, known.last_skipped.loss)
 
 
 def test_metrics_of_an_older_version_tell_of_no_reason() -> None:
-    known = Recollection.of(TRAIN, [{"step": 1, "loss": None, "skipped": True}, {"step": 2, "loss": 1.0}])
-    assert (known.last.reason if known.last else None, known.row, list(known.losses)) == (GRADIENT, [], [1.0])
+    known = remembered([{"step": 1, "loss": None, "skipped": True}, {"step": 2, "loss": 1.0}])
+    assert (known.last_skipped.reason if known.last_skipped else None, known.skipped_in_a_row, list(known.losses)) == (
+        GRADIENT,
+        [],
+        [1.0],
+    )
 
 
 def test_the_samples_of_bad_steps_are_written(tmp_path: Path) -> None:
@@ -142,7 +154,7 @@ def test_the_samples_of_bad_steps_are_written(tmp_path: Path) -> None:
     stretch = Stretch(1, 0, 3, 8, 1337, 1000, "train.bin", "digest", "start")
     directory.ledger.append(stretch)
     directory.ledger.append(replace(stretch, first_step=5, first_window=90, reason="rolled back"))
-    write_bad_steps(directory, [LeftOut(4, LOSS, NAN), LeftOut(5, GRADIENT, 2.0)])
+    write_bad_steps(directory, [SkippedStep(4, LOSS, NAN), SkippedStep(5, GRADIENT, 2.0)])
     first, second = (json.loads(line) for line in directory.bad_steps.read_text().splitlines())
     assert (first["step"], first["reason"], first["loss"]) == (4, LOSS, None)
     assert [window["number"] for window in first["windows"]] == [9, 10, 11]

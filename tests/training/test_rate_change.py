@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from scalegpt.config import TrainConfig
+from scalegpt.config.train import MOST_STEPS
 from scalegpt.training.runs.rate_change import keeping, rate_change
 from scalegpt.training.schedules import learning_rate
 
@@ -41,6 +42,12 @@ def test_the_flags_that_are_offered_keep_the_rate() -> None:
     assert set(rates[: first - 100]) == {rate}
     assert rates[first - 100 :] == sorted(rates[first - 100 :], reverse=True)
     assert rates[-1] < rate
+
+
+def test_the_longest_run_is_answered_without_walking_through_its_steps() -> None:
+    (line,) = lines(100, MOST_STEPS)
+    first = int(line.partition("until step ")[2].split()[0].replace(",", ""))
+    assert first == MOST_STEPS - MOST_STEPS // 5 + 1  # by default a fifth of the steps decays
 
 
 @pytest.mark.parametrize(

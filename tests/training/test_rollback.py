@@ -41,7 +41,7 @@ def test_files_go_back_with_the_run_and_the_data_goes_on(tiny_run: Callable[...,
     directory.ledger.append(STRETCH)
     directory.metrics.write_text("".join(f'{{"step": {step}, "loss": 2.0}}\n' for step in range(1, 51)))
     checkpoint = Checkpoint.open(directory.checkpoints / "step_00000020")
-    back = go_back(directory, SPIKE, checkpoint, now=now(left_out=3, rollbacks=1), stretch=STRETCH)
+    back = go_back(directory, SPIKE, checkpoint, now=now(left_out=3, rollbacks=1), stretch=STRETCH, window=20)
     assert [path.name for path in find_checkpoints(directory.checkpoints)] == ["step_00000020"]
     assert [line["step"] for line in directory.read_steps()] == list(range(1, 21))
     assert (back.progress.step, back.progress.sequences) == (20, 200)
@@ -67,6 +67,13 @@ def test_what_is_not_known_to_be_ours_is_set_aside_on_the_way_back(tiny_run: Cal
     (directory.checkpoints / "step_00000045").rename(directory.checkpoints / "step_00000048")
     (directory.checkpoints / "step_00000049").symlink_to("nowhere")
     directory.ledger.append(STRETCH)
-    go_back(directory, SPIKE, Checkpoint.open(directory.checkpoints / "step_00000020"), now=now(), stretch=STRETCH)
+    go_back(
+        directory,
+        SPIKE,
+        Checkpoint.open(directory.checkpoints / "step_00000020"),
+        now=now(),
+        stretch=STRETCH,
+        window=20,
+    )
     left = sorted(path.name for path in directory.checkpoints.iterdir())
     assert left == ["step_00000020", "step_00000048.damaged", "step_00000049.damaged"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scalegpt.config import TrainConfig
 from scalegpt.config.train import SCHEDULES
-from scalegpt.training.schedules import learning_rate
+from scalegpt.training.schedules import decay_start, learning_rate
 
 PEAK = 1e-3
 
@@ -57,6 +57,18 @@ def test_wsd_stays_then_falls_along_a_line() -> None:
     rates = curve(100, schedule="wsd", warmup_steps=10, min_lr_ratio=0.0, decay_fraction=0.2)
     assert rates[10:81] == [PEAK] * 71
     assert rates[80:101] == pytest.approx([PEAK * (20 - step) / 20 for step in range(21)], abs=1e-12)
+
+
+@given(st.integers(1, 500), st.integers(0, 50), st.floats(0.01, 1))
+def test_the_decay_starts_after_the_last_step_at_the_peak(total: int, warmup: int, fraction: float) -> None:
+    settings = {"schedule": "wsd", "warmup_steps": warmup, "decay_fraction": fraction, "min_lr_ratio": 0.0}
+    start = decay_start(TrainConfig(learning_rate=PEAK, **settings), total)  # type: ignore[arg-type]
+    rates = curve(total, **settings)
+    if start < total:
+        assert rates[start] == PEAK
+        assert rates[start + 1] < PEAK
+    else:
+        assert start == warmup
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -16,8 +16,9 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.data_setup import open_data
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
-from scalegpt.training.setup import Request, check_name, plan_summary, prepare, total_steps
+from scalegpt.training.setup import check_name, plan_summary, prepare, total_steps
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 FLAGS = {

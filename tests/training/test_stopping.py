@@ -23,6 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
+def be_rank(monkeypatch: pytest.MonkeyPatch, rank: int | None, size: int = 2) -> None:
+    """Set a launcher's variables for one of its ranks; None: for a process without ranks."""
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", size)):
+        if rank is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(value))
+
+
 def wait_until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
     until = time.monotonic() + seconds
     while not holds():
@@ -93,7 +102,7 @@ def reported(capfd: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    be_rank(monkeypatch, None)
     stop = StopRequest(leave=[].append)
     with stop.listening():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -112,12 +121,26 @@ def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str], monkeyp
 
 
 def test_of_several_ranks_the_first_answers(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+    be_rank(monkeypatch, 1)
     stop = StopRequest()
     stop.ask(Reason.TERM)
     stop.ask(Reason.TIME)
     assert not any(thread.name == "report" for thread in threading.enumerate())
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stray", ["RANK", "LOCAL_RANK"])
+def test_half_set_variables_silence_nobody(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stray: str
+) -> None:
+    be_rank(monkeypatch, None)
+    monkeypatch.setenv(stray, "1")
+    StopRequest().ask(Reason.TERM)
+    assert reported(capfd) == "scalegpt train: SIGTERM: ending before the first step\n"
+    stop = StopRequest(leave=[].append)
+    with stop.alone():
+        stop.ask(Reason.TERM)
+    assert "stopped before the first step: SIGTERM" in capfd.readouterr().out
 
 
 def test_last_words_that_hang_keep_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +245,11 @@ def test_a_request_from_before_is_not_forgotten() -> None:
     assert left == [Reason.HUP.exit_status]
 
 
-@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
+@pytest.mark.parametrize(("rank", "speaks"), [(0, True), (1, False)])
 def test_of_a_launchers_ranks_the_first_speaks(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: str, speaks: bool
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: int, speaks: bool
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("RANK", rank)
+    be_rank(monkeypatch, rank)
     stop = StopRequest(leave=lambda _: None)
     with stop.alone():
         stop.ask(Reason.LAUNCHER)

@@ -19,9 +19,11 @@ from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.data.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
+from scalegpt.training import metrics
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Reason, Stopped, StopRequest
 from scalegpt.training.run import collective_timeout
-from scalegpt.training.setup import Request, prepare
+from scalegpt.training.setup import prepare
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -216,6 +218,21 @@ def test_memory_that_lacks_in_the_loop_is_told_with_advice(trainer: Any) -> None
     assert isinstance(failure, RunError)
     assert "out of memory on rank 0 in step 1, forward and backward" in status(one)["cause"]
     assert "--micro_batch 2" in str(failure)
+
+
+def test_a_resume_reads_the_metrics_twice(trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once before the checkpoint is chosen, once up to it; a third time only where lines are to be dropped."""
+    first = trainer(checkpoint_every=2)
+    first.fit()
+    first.job.directory.unlock()
+    run = resolve(flags={**FLAGS, "input_file": str(tmp_path / "text.txt"), "max_iters": 6}, name="run")
+    read, real = list[str](), metrics.read_lines
+    monkeypatch.setattr(metrics, "read_lines", lambda path: read.append(path.name) or real(path))
+    resumed = Trainer(prepare(Request(run, tmp_path / "runs", False), ALONE))
+    resumed.fit()
+    resumed.close()
+    assert resumed.step == 6
+    assert read == ["metrics.jsonl"] * 2
 
 
 def test_a_set_up_that_is_stopped_leaves_nothing(tmp_path: Path, trainer: Any) -> None:

@@ -1,11 +1,11 @@
 """``scalegpt plan --html``: a plan as one page with pictures, which needs nothing else and reads without them too."""
 
-from collections.abc import Iterator
 from datetime import date
+from itertools import chain, cycle
 
-from scalegpt.architecture.counting import count_parameters
+from scalegpt.cli.plan import wording
 from scalegpt.cli.plan.curves import over_micro_batches
-from scalegpt.cli.plan.text import duration, sources, speed
+from scalegpt.cli.plan.wording import NOTHING_LIGHTER, Sum, duration, speed
 from scalegpt.html import svg
 from scalegpt.html.page import Table, command, document, escape, facts
 from scalegpt.html.svg import Mark, Slice, Words, small_bar, stack, swatch
@@ -22,7 +22,7 @@ _STYLE = (
 table{margin:.6rem 0}td.bar{width:40%;min-width:5rem;padding-top:.4rem}td.why{min-width:9rem}
 tr.sum>*{color:inherit;font-weight:600;border-top:1px solid var(--line)}th.flags{min-width:12rem}
 .here{font-weight:700;outline:2px solid var(--ink);outline-offset:2px}
-thead td{border-bottom:1px solid var(--line)}.keys span{display:inline-block;margin-right:1.4rem}.soft{color:var(--soft)}
+thead td{border-bottom:1px solid var(--line)}.soft{color:var(--soft)}
 code,pre{font-family:ui-monospace,monospace;overflow-wrap:anywhere}code{font-size:13px}pre{user-select:all}
 @media (max-width:640px){code{font-size:12px}td.bar{min-width:3rem}
 table:has(.flags),table:has(.flags) thead,table:has(.flags) tbody{display:block}
@@ -39,8 +39,8 @@ COLOURS = {
 }  # fmt: skip
 """Part of the memory, or of the time → the number of its colour: it has the same in every plan."""
 
-GREYS = 2
-"""How many greys take turns among the parts that lie outside the step's tensors."""
+GREYS = ("r1", "r2")
+"""The styles that take turns among the parts that lie outside the step's tensors."""
 
 
 def page(given: Answer, asked_by: str | None = None, written: date | None = None) -> str:
@@ -51,8 +51,8 @@ def page(given: Answer, asked_by: str | None = None, written: date | None = None
         asked_by: the command that asked for it; None: omitted.
         written: the day on which the page is written; None: omitted.
     """
-    plan = given.plan
-    title = f"{plan.run.name} on {_cards(plan)}"
+    plan = given.choice
+    title = f"{plan.run.name} on {wording.cards(plan.machine)}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         _verdict(given),
@@ -74,16 +74,9 @@ def _fits(plan: Plan) -> bool:
     return plan.fits is not False and plan.fits_host
 
 
-def _cards(plan: Plan) -> str:
-    """What it runs on."""
-    machine = plan.machine
-    nodes = f" in each of {machine.nodes} machines" if machine.nodes > 1 else ""
-    return f"{machine.gpus} × {machine.name or 'GPU'}{nodes}"
-
-
 def _verdict(given: Answer) -> str:
     """Whether it fits, in a sentence; and how fast it is, where that is known."""
-    plan, question = given.plan, given.question
+    plan, question = given.choice, given.question
     each = " on each GPU" if plan.machine.ranks > 1 else ""
     needs, usable = f"It needs {gib(plan.total_bytes)}{each}", gib(plan.machine.usable_bytes or 0)
     if plan.fits is False:
@@ -109,7 +102,7 @@ def _to_train(given: Answer) -> str:
 def _remedies(given: Answer) -> str:
     """What would fit, each with its command."""
     if not given.remedies:
-        said = "<p>Nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card.</p>"
+        said = f"<p>{NOTHING_LIGHTER[0].upper()}{NOTHING_LIGHTER[1:]}.</p>"
     else:
         said = "".join(_remedy(given, remedy) for remedy in given.remedies)
     return f"<h2>What would fit</h2>{said}"
@@ -117,7 +110,7 @@ def _remedies(given: Answer) -> str:
 
 def _remedy(given: Answer, remedy: Remedy) -> str:
     plan = remedy.plan
-    changes = differences(given.plan, plan)
+    changes = differences(given.choice, plan)
     flags = f": <code>{command(changes)}</code>" if changes else ", all else left as it is."
     size = f"{gib(plan.total_bytes)} of {gib(plan.machine.usable_bytes or 0)}"
     return f"<p>It fits {escape(remedy.what)}, taking {size}{flags}</p><pre>{command(given.command(plan))}</pre>"
@@ -128,22 +121,19 @@ def _remedy(given: Answer, remedy: Remedy) -> str:
 
 def _planned(given: Answer) -> str:
     """The model, its step, and the settings, each with who decided it."""
-    run, batch = given.plan.run, given.plan.batch
-    model, train, parallel = run.model, run.train, run.parallel
-    ranks = batch.ranks
+    plan = given.choice
+    train, parallel = plan.run.train, plan.run.parallel
     about = {
-        "model": f"{run.name}: {count_parameters(model).total:,} parameters, {model.n_layer} layers, {model.n_embd} wide, "
-        f"{model.n_head} heads, block {model.block_size}, vocabulary {model.vocab_size:,}",
-        "machine": f"{_cards(given.plan)}, {gib(given.plan.machine.usable_bytes or 0)} usable on each",
-        "step": f"{batch.tokens:,} tokens = {ranks} rank{'s' if ranks > 1 else ''} × micro batch {batch.micro_batch} × "
-        f"accumulation {batch.grad_accum} × block {batch.block_size}",
+        "model": wording.model(plan.run),
+        "machine": f"{wording.cards(plan.machine)}, {gib(plan.machine.usable_bytes or 0)} usable on each",
+        "step": wording.step(plan),
         "training": f"{train.precision}, {train.optimizer}",
     }
     settings = {
         "backend": parallel.backend,
         "zero_stage": str(parallel.stage),
         "offload": parallel.offload,
-        "micro_batch": str(batch.micro_batch),
+        "micro_batch": str(plan.batch.micro_batch),
         "recompute": train.recompute,
         "loss": train.loss,
     }
@@ -158,10 +148,10 @@ def _planned(given: Answer) -> str:
 
 def _memory(given: Answer) -> str:
     """The bar of the parts against the card, and their table."""
-    plan, question = given.plan, given.question
+    plan, question = given.choice, given.question
     usable = plan.machine.usable_bytes or 0
-    inside = _slices(plan.prediction.breakdown, plan.total_bytes)
-    outside = _outside(plan)
+    sums = list(wording.memory(plan))
+    slices = _slices(plan, sums)
     marks = [Mark(usable, f"limit of the card: {gib(usable)}", "limit")]
     if question.margin:
         marks.append(
@@ -169,13 +159,17 @@ def _memory(given: Answer) -> str:
         )
     words = Words("memory", "Memory on each GPU, by part", _described(plan))
     picture = stack(
-        words, [*inside, *outside], max(usable, plan.total_bytes), f"this plan: {gib(plan.total_bytes)}", marks
+        words,
+        list(chain.from_iterable(slices)),
+        max(usable, plan.total_bytes),
+        f"this plan: {gib(plan.total_bytes)}",
+        marks,
     )
     table = Table("Memory on each GPU, by part", ("part", "size", "share"), ("", "number", "number"))
-    for name, size, slices in _sums(plan, inside, outside):
-        for each in slices:
+    for whole, parts in zip(sums, slices, strict=True):
+        for each in parts:
             table.add(swatch(each.style) + escape(each.name), *_figures(plan, int(each.size)))
-        table.add(escape(name), *_figures(plan, size), kind="sum")
+        table.add(escape(whole.name), *_figures(plan, whole.size), kind="sum")
     table.add("limit of the card", gib(usable), "")
     if question.margin:
         table.add(f"limit less the margin of {100 * question.margin:g}%", gib(int(question.limit)), "")
@@ -186,27 +180,20 @@ def _memory(given: Answer) -> str:
     )
 
 
-def _slices(parts: dict[str, int], total: int) -> list[Slice]:
-    """The parts that there are, the largest first."""
-    there = sorted(((name, size) for name, size in parts.items() if size), key=lambda item: -item[1])
-    return [Slice(name, size, f"{gib(size)}, {size / total:.1%}", f"c{COLOURS[name]}") for name, size in there]
-
-
-def _outside(plan: Plan) -> list[Slice]:
-    """What lies outside the step's tensors, in greys."""
-    parts = {name: size for name, size in plan.overheads.parts(plan.peak_bytes).items() if size}
-    return [
-        Slice(name, size, f"{gib(size)}, {size / plan.total_bytes:.1%}", f"r{1 + place % GREYS}")
-        for place, (name, size) in enumerate(parts.items())
+def _slices(plan: Plan, sums: list[Sum]) -> list[list[Slice]]:
+    """The parts of each sum: those of the step's tensors in their colours, the others in greys."""
+    greys = cycle(GREYS)
+    styles = [
+        [f"c{COLOURS[name]}" for name, _ in sums[0].parts],
+        *([next(greys) for _ in each.parts] for each in sums[1:]),
     ]
-
-
-def _sums(plan: Plan, inside: list[Slice], outside: list[Slice]) -> Iterator[tuple[str, int, list[Slice]]]:
-    """The sums, each with the parts that it has more than the one before."""
-    waste = [each for each in outside if each.name in plan.overheads.reserved_parts]
-    yield "the allocator's peak", plan.peak_bytes, inside
-    yield "reserved", plan.reserved_bytes, waste
-    yield "total", plan.total_bytes, [each for each in outside if each not in waste]
+    return [
+        [
+            Slice(name, size, ", ".join(_figures(plan, size)), style)
+            for (name, size), style in zip(each.parts, drawn, strict=True)
+        ]
+        for each, drawn in zip(sums, styles, strict=True)
+    ]
 
 
 def _figures(plan: Plan, size: int) -> tuple[str, str]:
@@ -223,21 +210,12 @@ def _described(plan: Plan) -> str:
 
 def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
     """The peak of each phase, beside the trace where there is one."""
-    heads, classes = ["phase", "peak"], ["", "number"]
-    if trace:
-        heads, classes = [*heads, "traced", "error"], [*classes, "number", "number"]
-    table = Table("The peak of each phase of a step", [*heads, ""], [*classes, "bar"])
-    for phase, size in plan.prediction.phases.items():
-        binds = phase == plan.prediction.phase
-        beside: tuple[str, ...] = ()
-        if trace:
-            traced = trace.get(phase, 0)
-            beside = (gib(traced), f"{size / traced - 1:+.2%}" if traced else "?")
-        name = phase.replace("_", " ")
-        table.add(
-            f"{name}, the peak" if binds else name, gib(size), *beside,
-            small_bar(size / plan.peak_bytes, "c1" if binds else "r2"), kind="binds" if binds else "",
-        )  # fmt: skip
+    heads, phases = wording.phases(plan, trace)
+    table = Table("The peak of each phase of a step", [*heads, ""], ["", *["number"] * (len(heads) - 1), "bar"])
+    for each in phases:
+        drawn = small_bar(each.size / plan.peak_bytes, "c1" if each.binds else "r2")
+        name, kind = (f"{each.name}, the peak", "binds") if each.binds else (each.name, "")
+        table.add(name, *each.figures, drawn, kind=kind)
     return (
         "<h2>The peak of each phase</h2>"
         f"<p>Tensors alone; the fullest phase decides how much is needed.</p>{table.draw()}"
@@ -249,7 +227,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
 
 def _time(plan: Plan) -> str:
     """What a step's time goes into."""
-    parts = sorted(((name, time) for name, time in plan.time.parts.items() if time), key=lambda item: -item[1])
+    parts = wording.times(plan)
     slices = [
         Slice(name, time, f"{duration(time)}, {time / plan.seconds:.1%}", f"c{COLOURS[name]}") for name, time in parts
     ]
@@ -271,7 +249,7 @@ def _alternatives(given: Answer) -> str:
     if not given.alternatives:
         why = "there is nothing else to choose" if given.question.open else "every setting was fixed"
         return f"<h2>Why not another</h2><p>Nothing was compared: {why}.</p>"
-    known = given.plan.machine.card is not None
+    known = given.choice.machine.card is not None
     heads, classes = ("instead", "why not", "total", "tokens/s"), ("flags", "why", "number", "number")
     table = Table("Why not another", heads, classes)
     for each in given.alternatives:
@@ -282,7 +260,7 @@ def _alternatives(given: Answer) -> str:
 
 
 def _notes(given: Answer) -> str:
-    lines = "".join(f"<li>{escape(note)}</li>" for note in (*given.notes, *sources(given.plan)))
+    lines = "".join(f"<li>{escape(note)}</li>" for note in (*given.notes, *wording.sources(given.choice)))
     return f"<h2>Notes</h2><ul>{lines}</ul>"
 
 

@@ -1,7 +1,7 @@
 """The tables of ``scalegpt plan``: every preset on a machine, a run on every card."""
 
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.cli.plan.text import duration, sources
+from scalegpt.cli.plan.wording import cards, duration, layout, nodes, sources
 from scalegpt.cli.table import aligned
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.length import total_steps
@@ -15,7 +15,7 @@ from scalegpt.units import gib
 def presets_table(machine: Machine, rows: list[Row]) -> str:
     """Every preset on a machine, and the largest that fits."""
     usable = machine.usable_bytes or 0
-    head = f"{machine.gpus} × {machine.name or 'GPU'}{_nodes(machine)}, {gib(usable)} usable each"
+    head = f"{cards(machine)}, {gib(usable)} usable each"
     columns = ("preset", "parameters")
     table = aligned(
         [
@@ -35,9 +35,9 @@ def presets_table(machine: Machine, rows: list[Row]) -> str:
 
 def cards_table(given: Answer, rows: list[Row]) -> str:
     """A run on every card of the catalogue."""
-    run, machine = given.plan.run, given.question.machine
+    run, machine = given.choice.run, given.question.machine
     count = f"{machine.gpus} × each card" if machine.gpus > 1 else "each card"
-    head = f"{run.name}, {count_parameters(run.model).total:,} parameters, on {count}{_nodes(machine)} of the catalogue"
+    head = f"{run.name}, {count_parameters(run.model).total:,} parameters, on {count}{nodes(machine)} of the catalogue"
     table = aligned(
         [("card", "memory", *_HEADING), *((row.name, _usable(row.machine), *_cells(row)) for row in rows)],
         right={1, 2, 5, 6, 7},
@@ -61,16 +61,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     train = plan.run.train
     speed = f"{plan.tokens_per_second:,.0f}" if plan.machine.card is not None else ""
     return (
-        str(plan.batch.micro_batch), f"{train.recompute}, {train.loss}", _layout(plan), gib(plan.total_bytes), speed,
+        str(plan.batch.micro_batch),
+        f"{train.recompute}, {train.loss}",
+        layout(plan.run.parallel, stage=""),
+        gib(plan.total_bytes),
+        speed,
         _whole_run(plan) if speed else "",
-    )  # fmt: skip
-
-
-def _layout(plan: Plan) -> str:
-    parallel = plan.run.parallel
-    stage = "" if parallel.backend == "plain" else f" {parallel.stage}"
-    offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
-    return f"{parallel.backend}{stage}{offload}"
+    )
 
 
 def _whole_run(plan: Plan) -> str:
@@ -88,7 +85,3 @@ def _largest(rows: list[Row]) -> str:
 
 def _usable(machine: Machine) -> str:
     return gib(machine.usable_bytes or 0)
-
-
-def _nodes(machine: Machine) -> str:
-    return f" in each of {machine.nodes} machines" if machine.nodes > 1 else ""

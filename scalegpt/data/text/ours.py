@@ -5,17 +5,17 @@ A user who names the working folder as data (``--input_file .``) has them inside
 
 import os
 import re
-import stat
 from collections.abc import Set
-from pathlib import Path
+from contextlib import suppress
+from io import BufferedReader
 
 RUN, PAGE, LOG = "folder of a run", "page of ScaleGPT", "log of ScaleGPT"
 
 _RUN_FILES = frozenset(
     {"config.yaml", "plan.json", "metrics.jsonl", "data_ledger.jsonl", "run_status.json", "checkpoints"}
 )
-_ENOUGH = 3
-"""So many of a run's files make a folder a run: a copy may lack some, and other programs have a ``config.yaml``."""
+_FEWEST_RUN_FILES = 3
+"""With this many of a run's files a folder is a run: a copy may lack some, and other programs have a ``config.yaml``."""
 
 _HEAD_BYTES = 16 << 10
 _PAGE_MARK = b'<meta name="generator" content="ScaleGPT">'
@@ -25,39 +25,38 @@ _LOG_LINES = re.compile(
 
 
 def folder_of_ours(names: Set[str]) -> str | None:
-    """Name what a folder of ours is, from the names in it; None for any other folder."""
-    is_run = ".run_id" in names or len(names & _RUN_FILES) >= _ENOUGH
+    """:data:`RUN` for a folder of a run or a checkpoint, from the names in it; None for any other."""
+    is_run = ".run_id" in names or len(names & _RUN_FILES) >= _FEWEST_RUN_FILES
     is_checkpoint = "checkpoint.json" in names and any(name.endswith(".weights.safetensors") for name in names)
     return RUN if is_run or is_checkpoint else None
 
 
-def file_of_ours(path: Path) -> str | None:
-    """Name what a file of ours is; None for any other file.
+def file_of_ours(file: BufferedReader, *, named: bool) -> str | None:
+    """:data:`PAGE` or :data:`LOG` for an open file that ScaleGPT wrote; None for any other.
+
+    Args:
+        file: at its beginning, where it is again afterwards.
+        named: the user named it: it is only a log where this process's own output goes to it.
 
     Raises:
         OSError: it cannot be read.
     """
-    if is_our_output(path):
+    if _is_our_output(file):
         return LOG
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+    if named:
+        return None
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
     if _PAGE_MARK in head:
         return PAGE
     return LOG if _LOG_LINES.search(head) else None
 
 
-def is_our_output(path: Path) -> bool:
-    """Whether this process's standard output or error goes to the file.
-
-    Raises:
-        OSError: it cannot be looked at.
-    """
-    found = path.stat()
+def _is_our_output(file: BufferedReader) -> bool:
+    """Whether this process's standard output or error goes to the file."""
+    found = os.fstat(file.fileno())
     for descriptor in (1, 2):
-        try:
-            ours = os.fstat(descriptor)
-        except OSError:  # closed
-            continue
-        if stat.S_ISREG(ours.st_mode) and os.path.samestat(found, ours):
-            return True
+        with suppress(OSError):  # closed
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return True
     return False

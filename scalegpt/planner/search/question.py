@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.run import PLANNED
 from scalegpt.hardware.machine import Machine
@@ -24,6 +25,7 @@ class Question:
         margin: share of the card's memory to leave free.
         calibration: measurements that correct the overheads.
         fewer: whether fewer cards than the machine has may be used.
+        backends: the backends to choose from where that is open.
     """
 
     run: RunConfig
@@ -32,6 +34,7 @@ class Question:
     margin: float = MARGIN
     calibration: Calibration = field(default_factory=Calibration)
     fewer: bool = True
+    backends: tuple[str, ...] = tuple(BACKENDS)
 
     @property
     def limit(self) -> float:

@@ -28,21 +28,24 @@ class Roomed:
 
 
 def choose_in_room(question: Question) -> Roomed:
-    """The fastest plan that fits, with as little given up as possible.
+    """The plan with the least recompute that fits, and of those the one that gives up least speed.
 
-    Something is given up where nothing fits otherwise, or only with more recompute, which costs more time.
+    Recompute costs more time than anything that gives way here.
 
     Raises:
         InputError: as for :func:`~scalegpt.planner.search.choose.choose`.
     """
-    lightest, last = RECOMPUTE[0] if "recompute" in question.open else question.run.train.recompute, None
+    lightest = 0 if "recompute" in question.open else RECOMPUTE.index(question.run.train.recompute)
+    ways: list[Roomed] = []
+    fitting: dict[int, Roomed] = {}  # recompute → the first way with it, which gives up least
     for each, notes in _ways(question):
-        last = Roomed(choose(each), notes)
-        best = last.found.best
-        if best is not None and best.run.train.recompute == lightest:
+        ways.append(Roomed(choose(each), notes))
+        best = ways[-1].found.best
+        if best is not None:
+            fitting.setdefault(RECOMPUTE.index(best.run.train.recompute), ways[-1])
+        if lightest in fitting:
             break
-    assert last is not None
-    return last if last.found.best is None else _without_copy(last)
+    return _without_copy(fitting[min(fitting)]) if fitting else ways[-1]
 
 
 def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str, ...]]:

@@ -13,22 +13,19 @@ after another is above; it is told once.
 
 import json
 import statistics
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from math import isfinite, nan
+from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from scalegpt.config import TrainConfig
 from scalegpt.errors import RunError
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import finite, write_whole, writing
+from scalegpt.training.runs.history import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
 
 LEAST_RISE = 1.2
 """A loss below this multiple of the median is no spike, however still the losses were before."""
-
-LOSS, GRADIENT, SPIKE = "loss not finite", "gradient not finite", "loss spike"
-"""Why a step was left out, in the words of ``metrics.jsonl``."""
 
 
 @dataclass(frozen=True)
@@ -51,54 +48,6 @@ class Spike:
         return f"loss spike at step {self.step}: {self.loss:.4f}, above {self.limit:.4f} (median {self.median:.4f})"
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A step that was left out, and why."""
-
-    step: int
-    reason: str
-    loss: float
-
-
-@dataclass
-class Recollection:
-    """What the guards know of the steps before.
-
-    It is in ``metrics.jsonl``, so that a resumed run judges as the undisturbed one would.
-
-    Attributes:
-        losses: of the last steps that were taken, at most ``spike_window``.
-        spiking: whether the last step was part of a spike.
-        row: the last steps, as far as they were all left out.
-        last: the last step that was left out.
-    """
-
-    losses: deque[float]
-    spiking: bool = False
-    row: list[LeftOut] = field(default_factory=list)
-    last: LeftOut | None = None
-
-    def add(self, step: int, loss: float, reason: str | None, *, spiking: bool) -> None:
-        """Learn of a step."""
-        self.spiking = spiking
-        if reason is not None:
-            self.last = LeftOut(step, reason, loss)
-            self.row.append(self.last)
-            return
-        self.row.clear()
-        self.losses.append(loss)
-
-    @classmethod
-    def of(cls, train: TrainConfig, lines: Iterable[dict[str, Any]]) -> "Recollection":
-        """Learn of the steps that a run's metrics tell, in their order."""
-        made = cls(deque(maxlen=train.spike_window))
-        for line in lines:
-            reason = str(line.get("reason", GRADIENT)) if line.get("skipped") else None
-            loss = nan if line.get("loss") is None else float(line["loss"])
-            made.add(int(line["step"]), loss, reason, spiking=bool(line.get("spike")))
-        return made
-
-
 class Guards:
     """Judges the steps of a run.
 
@@ -108,7 +57,7 @@ class Guards:
         skipped: how many were left out until now.
     """
 
-    def __init__(self, train: TrainConfig, known: Recollection, skipped: int) -> None:
+    def __init__(self, train: TrainConfig, known: RecentSteps, skipped: int) -> None:
         self.train, self.known, self.skipped = train, known, skipped
         self._refusal: str | None = None
         self._spike: Spike | None = None
@@ -153,14 +102,14 @@ class Guards:
 
     def as_status(self) -> dict[str, Any]:
         """What ``run_status.json`` says of steps left out."""
-        last = self.known.last
+        last = self.known.last_skipped
         told = None if last is None else {"step": last.step, "reason": last.reason}
         return {"skipped_steps": self.skipped, "last_skipped": told}
 
     @property
     def gives_up(self) -> bool:
         """Whether as many steps in a row were left out as may be."""
-        return len(self.known.row) >= self.train.max_skipped_in_a_row
+        return len(self.known.skipped_in_a_row) >= self.train.max_skipped_in_a_row
 
     def raise_row(self, way_back: str = "") -> None:
         """End a run whose steps are all left out.
@@ -171,7 +120,7 @@ class Guards:
         Raises:
             RunError: ``max_skipped_in_a_row`` were.
         """
-        row = self.known.row
+        row = self.known.skipped_in_a_row
         last, reasons = row[-1], ", ".join(dict.fromkeys(each.reason for each in row))
         raise RunError(
             f"{len(row)} steps in a row up to step {last.step} were left out ({reasons}; last loss {last.loss:.4g}); "
@@ -209,7 +158,7 @@ class Conclusion:
         return told | ({"spike": True} if self.spike else {})
 
 
-def write_bad_steps(directory: RunDirectory, steps: Iterable[LeftOut]) -> None:
+def write_bad_steps(directory: RunDirectory, steps: Iterable[SkippedStep]) -> None:
     """Write ``bad_steps.jsonl``: the samples of the steps that ended a run, a step a line.
 
     Raises:

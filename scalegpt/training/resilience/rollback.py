@@ -23,22 +23,25 @@ from scalegpt.errors import RunError
 from scalegpt.training.resilience.guards import Spike
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import writing
+from scalegpt.training.runs.history import History, read_history
 from scalegpt.training.runs.resume import verified
 
 
 @dataclass(frozen=True)
-class WayBack:
+class RollbackTarget:
     """Where a run goes back to.
 
     Attributes:
         checkpoint: what to load.
         progress: where the run stands then, the data's place being past the spike.
         stretch: the data that the next steps consume.
+        history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.
     """
 
     checkpoint: Path
     progress: Progress
     stretch: Stretch
+    history: History
 
 
 def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> None:
@@ -113,8 +116,14 @@ def check_rollbacks(spike: Spike, train: TrainConfig, rollbacks: int) -> None:
 
 
 def go_back(
-    directory: RunDirectory, spike: Spike, checkpoint: Checkpoint, *, now: Progress, stretch: Stretch
-) -> WayBack:
+    directory: RunDirectory,
+    spike: Spike,
+    checkpoint: Checkpoint,
+    *,
+    now: Progress,
+    stretch: Stretch,
+    window: int,
+) -> RollbackTarget:
     """Take a run's files back to an earlier checkpoint; the first rank does this, all load the state afterwards.
 
     Whenever this is cut short, the run goes on from the checkpoint chosen, or from one after it, meets the same spike, and
@@ -126,6 +135,7 @@ def go_back(
         checkpoint: the verified one to go back to.
         now: where the run stands, the step of the spike included.
         stretch: the ledger's line in force.
+        window: steps by which spikes are measured.
 
     Raises:
         RunError: a file cannot be written.
@@ -140,7 +150,8 @@ def go_back(
     )
     with writing(directory.checkpoints):
         store.forget_after(directory.checkpoints, then.step)
-    directory.forget_after(then.step)
+    history = read_history(directory.metrics, then.step, window)
+    directory.forget_after(history)
     later = replace(
         stretch,
         first_step=then.step + 1,
@@ -149,4 +160,4 @@ def go_back(
     )
     with writing(directory.ledger.path):
         directory.ledger.append(later)
-    return WayBack(checkpoint.path, progress, later)
+    return RollbackTarget(checkpoint.path, progress, later, history)

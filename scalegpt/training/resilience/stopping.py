@@ -28,7 +28,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from scalegpt.errors import RunError
-from scalegpt.system.launchers import launchers, under_launcher
+from scalegpt.system.launchers import launchers
+from scalegpt.system.ranks import ranks_or_alone
 
 if TYPE_CHECKING:  # it imports torch, and this module must work before that is there
     from scalegpt.backends import World
@@ -160,7 +161,7 @@ class StopRequest:
             alone = self._alone
         if alone:
             self._leave_alone(reason)
-        elif reason is not Reason.TIME and os.environ.get("RANK", "0") == "0":
+        elif reason is not Reason.TIME and ranks_or_alone().rank == 0:
             # In a thread of its own: a terminal that was stopped must not keep the next signal waiting.
             threading.Thread(target=_report, args=(reason, self.course), name="report", daemon=True).start()
 
@@ -239,7 +240,7 @@ def _is_ignored(number: signal.Signals) -> bool:
 
 def _say_stopped(reason: Reason) -> None:
     """One line; of the ranks that a launcher has started, the first speaks."""
-    if under_launcher() and os.environ.get("RANK") != "0":
+    if ranks_or_alone().rank != 0:
         return
     with contextlib.suppress(OSError):  # a terminal that was closed
         os.write(sys.stdout.fileno(), f"{Stopped(reason)}\n".encode())

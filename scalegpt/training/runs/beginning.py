@@ -8,6 +8,7 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.storage import remove_temporaries
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import writing
+from scalegpt.training.runs.history import History
 from scalegpt.training.runs.launch_marks import launch_marks, note_going_back
 from scalegpt.training.runs.resume import Found
 
@@ -18,6 +19,7 @@ def write_directory(
     plan: dict[str, Any],
     stretch: Stretch,
     found: Found,
+    history: History,
     resume_step: int | None,
 ) -> None:
     """Write what a run that goes on begins with; a finished one keeps its own. First rank only, which has the lock."""
@@ -34,6 +36,6 @@ def write_directory(
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return
     directory.create(run, plan, launch_marks())
-    directory.forget_after(step)
+    directory.forget_after(history)
     with writing(directory.ledger.path):
         directory.ledger.append(stretch)

@@ -21,13 +21,13 @@ from scalegpt.checkpoint.reader import read_manifest, unreadable
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file, from_run
-from scalegpt.data.writer import disk_errors
 from scalegpt.errors import InputError
-from scalegpt.storage import is_temporary, read_text, sync_folder
+from scalegpt.storage import disk_errors, is_temporary, read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
 from scalegpt.training.metrics import metric_lines
 from scalegpt.training.runs.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
 from scalegpt.training.runs.files import write_whole, writing
+from scalegpt.training.runs.history import History
 from scalegpt.training.runs.lock import LOCK, RunLock, is_locked
 from scalegpt.training.runs.records import RunRecords, sample_text
 
@@ -286,18 +286,20 @@ class RunDirectory(RunRecords):
         with suppress(OSError):  # it was there already, and holds something
             self.checkpoints.rmdir()
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics, samples and ledger of steps that a resumed run will take again.
+    def forget_after(self, history: History) -> None:
+        """Drop the metrics, samples and ledger of steps after a checkpoint, which a resumed run takes again.
+
+        Args:
+            history: up to the checkpoint's step, as ``metrics.jsonl`` has it now.
 
         Raises:
             InputError: they cannot be written.
         """
+        step = history.step
         with disk_errors(self.path):
             self.ledger.forget_after(step)
-            if self.metrics.is_file():
-                kept = "".join(line for line, _ in metric_lines(self.metrics, until=step))
-                if len(kept.encode()) != self.metrics.stat().st_size:
-                    write_whole(self.metrics, kept)
+            if self.metrics.is_file() and self.metrics.stat().st_size != history.size:
+                write_whole(self.metrics, "".join(line for line, _ in metric_lines(self.metrics, until=step)))
             samples = self.read_samples()
             if any(after > step for after, _ in samples):
                 write_whole(self.samples, "".join(sample_text(*each) for each in samples if each[0] <= step))

@@ -4,7 +4,7 @@ from typing import Any
 
 from scalegpt.config import TrainConfig
 from scalegpt.errors import InputError
-from scalegpt.training.schedules import learning_rate
+from scalegpt.training.schedules import decay_start, learning_rate
 
 SCHEDULE = ("schedule", "learning_rate", "min_lr_ratio", "warmup_steps", "decay_fraction")
 """The settings that decide the learning rate of a step, besides the number of all steps."""
@@ -61,6 +61,6 @@ def _ways_to_keep(train: TrainConfig, rate: float, step: int, total: int) -> str
     ways = f"; to stay at {rate:.2e}, add {keeping(rate)}"
     held = train.changed(schedule="wsd", learning_rate=rate)
     if learning_rate(held, step, total) == rate and learning_rate(held, total - 1, total) < rate:
-        first = next(each for each in range(step, total) if learning_rate(held, each, total) < rate)
-        ways += f"; with --schedule wsd instead of constant it stays until step {first:,} and then falls"
+        last_at_peak = decay_start(held, total) + 1  # as in messages, steps are counted from 1
+        ways += f"; with --schedule wsd instead of constant it stays until step {last_at_peak:,} and then falls"
     return ways

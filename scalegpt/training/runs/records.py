@@ -1,6 +1,5 @@
 """What a run writes down while it trains, and what can be read of it later: its status, its metrics, its samples."""
 
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from scalegpt.storage import read_text
 from scalegpt.structured import read_object
 from scalegpt.training.metrics import metric_lines
 from scalegpt.training.runs.files import finite, write_whole, writing
+from scalegpt.training.runs.history import History
 
 SAMPLES_LIMIT = 1 << 28
 """Bytes of ``samples.txt`` that are read at most."""
@@ -112,13 +112,11 @@ class RunRecords:
         except (OSError, InputError):
             return {}
 
-    def gaps(self, step: int) -> list[str]:
-        """What the files should tell of the steps up to one, and do not: a line each."""
-        notes = []
-        told = {entry["step"] for entry in self.read_steps() if 1 <= entry["step"] <= step}
-        if len(told) < step:  # counted, not listed: the step is a checkpoint's word
-            first = next(each for each in itertools.count(1) if each not in told)
-            which = f"{step - len(told):,} of the {step:,} steps, from step {first:,} on"
+    def gaps(self, history: History) -> list[str]:
+        """What the files lack of the steps that a history is of: a line each."""
+        notes, step = [], history.step
+        if history.first_missing is not None:
+            which = f"{step - history.recorded:,} of the {step:,} steps, from step {history.first_missing:,} on"
             notes.append(f"{self.metrics} lacks {which}, and so will the report; {FROM_A_COPY}")
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
@@ -128,11 +126,7 @@ class RunRecords:
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl`` that are of steps, in their order; none where there is no such file."""
-        return (values for values in self.read_metrics() if "loss" in values)
-
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, of steps and of evaluations, in their order; none where there is no such file."""
-        return (values for _, values in metric_lines(self.metrics))
+        return (values for _, values in metric_lines(self.metrics) if "loss" in values)
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a sample to ``samples.txt``.

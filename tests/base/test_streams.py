@@ -11,7 +11,7 @@ import pytest
 
 from scalegpt.system.streams import LastingStream, lasting
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Failing(io.StringIO):
@@ -70,6 +70,26 @@ def test_a_full_disk_behind_standard_output_changes_no_exit_status() -> None:
     with Path("/dev/full").open("w") as full:
         assert run(PRINTS, stdout=full, stderr=full) == 7
     assert run(PRINTS, stdout=subprocess.DEVNULL) == 8
+
+
+@needs_dev_full
+@pytest.mark.parametrize(
+    ("variables", "reports"),
+    [
+        ("", True),
+        ("RANK=1", True),  # half set: no launcher starts a rank so
+        ("RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", True),
+        ("RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", False),
+    ],
+)
+def test_of_several_ranks_the_first_reports_lost_output(variables: str, reports: bool) -> None:
+    environment = {key: value for key, value in os.environ.items() if "RANK" not in key and "WORLD_SIZE" not in key}
+    environment |= dict(word.split("=") for word in variables.split())
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTS], cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, timeout=120
+        )
+    assert (b"standard output cannot be written" in done.stderr) == reports
 
 
 def test_a_reader_that_has_gone_changes_no_exit_status() -> None:

@@ -1,0 +1,134 @@
+"""What the text, the tables and the page of a plan all show: its model, layout and step, its parts and sums, its sources."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from scalegpt.architecture.counting import count_parameters
+from scalegpt.config import ParallelConfig, RunConfig
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.length import total_steps
+from scalegpt.planner.plan import Plan
+from scalegpt.planner.time.rates import basis
+from scalegpt.units import gib
+
+NOTHING_LIGHTER = "nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card"
+
+_LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
+
+
+def model(run: RunConfig) -> str:
+    """The model's name and shape."""
+    shape = run.model
+    return (
+        f"{run.name}: {count_parameters(shape).total:,} parameters, {shape.n_layer} layers, {shape.n_embd} wide, "
+        f"{shape.n_head} heads, block {shape.block_size}, vocabulary {shape.vocab_size:,}"
+    )
+
+
+def cards(machine: Machine) -> str:
+    """The cards of all machines."""
+    return f"{machine.gpus} × {machine.name or 'GPU'}{nodes(machine)}"
+
+
+def nodes(machine: Machine) -> str:
+    """The number of machines; empty for one."""
+    return f" in each of {machine.nodes} machines" if machine.nodes > 1 else ""
+
+
+def layout(parallel: ParallelConfig, stage: str = "stage ") -> str:
+    """The backend, its stage after the word given, and what is offloaded."""
+    offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
+    return f"{parallel.label(stage)}{offload}"
+
+
+def step(plan: Plan) -> str:
+    """The tokens of an optimizer step, as a product."""
+    batch, ranks = plan.batch, plan.machine.ranks
+    return (
+        f"{batch.tokens:,} tokens = {ranks} rank{'s' if ranks > 1 else ''} × micro batch {batch.micro_batch} × "
+        f"accumulation {batch.grad_accum} × block {batch.block_size}"
+    )
+
+
+def speed(plan: Plan) -> str:
+    """Tokens per second, the share of the cards' peak, and the time of the whole run."""
+    share = f" on all GPUs, {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
+    tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
+    amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
+    return (
+        f"{plan.tokens_per_second:,.0f} tokens/s{share}; {amount} tokens in {duration(tokens / plan.tokens_per_second)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time with its unit, to three digits.
+
+    >>> [duration(each) for each in (0.0123, 1.5, 7200, 864000)]
+    ['12.3 ms', '1.5 s', '2 h', '10 days']
+    """
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= size * (2 if unit in {"days", "min"} else 1):
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1000:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
+
+
+class Phase(NamedTuple):
+    """The peak of a phase: its size in words, beside what was traced and the error where there is a trace."""
+
+    name: str
+    figures: tuple[str, ...]
+    size: int
+    binds: bool
+
+
+def phases(plan: Plan, trace: dict[str, int] | None) -> tuple[tuple[str, ...], list[Phase]]:
+    """The headings, and a row for each phase of a step."""
+    rows = []
+    for phase, size in plan.prediction.phases.items():
+        figures: tuple[str, ...] = (gib(size),)
+        if trace:
+            traced = trace.get(phase, 0)
+            figures += (gib(traced), f"{size / traced - 1:+.2%}" if traced else "?")
+        rows.append(Phase(phase.replace("_", " "), figures, size, phase == plan.prediction.phase))
+    return ("phase", "peak", *(("traced", "error") if trace else ())), rows
+
+
+class Sum(NamedTuple):
+    """A sum over the parts of the memory, with the parts that the sum before it does not have."""
+
+    name: str
+    size: int
+    parts: list[tuple[str, int]]
+
+
+def memory(plan: Plan) -> Iterator[Sum]:
+    """The sums over the memory of a GPU, in bytes; the tensors of a step are sorted by size."""
+    inside = sorted(plan.prediction.breakdown.items(), key=lambda item: -item[1])
+    outside = [(name, size) for name, size in plan.overheads.parts(plan.peak_bytes).items() if size]
+    waste = [part for part in outside if part[0] in plan.overheads.reserved_parts]
+    yield Sum("the allocator's peak", plan.peak_bytes, [part for part in inside if part[1]])
+    yield Sum("reserved", plan.reserved_bytes, waste)
+    yield Sum("total", plan.total_bytes, [part for part in outside if part not in waste])
+
+
+def times(plan: Plan) -> list[tuple[str, float]]:
+    """The parts of a step's time in seconds, the largest first."""
+    return sorted(((name, time) for name, time in plan.time.parts.items() if time), key=lambda item: -item[1])
+
+
+def sources(plan: Plan) -> tuple[str, ...]:
+    """What the figures rest on."""
+    if not plan.machine.is_gpu:
+        return ("memory is that of a whole process; times are estimates, of a processor whose rates are not known",)
+    runs = plan.overheads.measured
+    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer"
+    if runs:
+        memory = (
+            f"what lies outside the peak is corrected by {runs} measured run{'s' if runs > 1 else ''} like this one"
+        )
+    if plan.machine.card is None:
+        return (
+            memory,
+            "a card that is not named has no rates: no times are printed, and an A100's decide what is faster",
+        )
+    return memory, basis(plan.machine.card)
