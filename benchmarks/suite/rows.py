@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.presets import resolve
-from scalegpt.config.run import DEFAULT_STAGE, PLANNED, STAGES, RunConfig
+from scalegpt.config.run import PLANNED, RunConfig
 from scalegpt.config.train import ATTENTION, RECOMPUTE
 from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine
@@ -72,8 +73,7 @@ USUAL = {("recompute", "none"), ("loss", "chunked"), ("attention", "auto"), ("co
 
 def settings(preset: str | None, flags: Mapping[str, Any]) -> RunConfig:
     """The run that a row names; plain where its flags name no backend."""
-    backend = flags.get("backend", "plain")
-    layout = {"backend": backend, "zero_stage": DEFAULT_STAGE[backend], "ds_config": None}
+    layout = {"backend": "plain", "zero_stage": None, "ds_config": None}
     return resolve(preset=preset, flags={**layout, **flags}, name=None if preset else "suite")
 
 
@@ -96,7 +96,9 @@ SMOKE_IN_ONE_PROCESS: tuple[Values, ...] = (
     *({"optimizer": name} for name in OPTIMIZERS if name != "adamw"),
     *({"precision": precision} for precision in ("fp16", "fp32")),
 )
-SMOKE_SHARDED = tuple({"backend": name, "zero_stage": each} for name in ("fsdp", "deepspeed") for each in STAGES[name])
+SMOKE_SHARDED = tuple(
+    {"backend": name, "zero_stage": each} for name in ("fsdp", "deepspeed") for each in BACKENDS[name].stages
+)
 
 
 def smoke(_machine: Machine) -> Part:
