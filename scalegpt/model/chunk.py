@@ -1,10 +1,8 @@
-"""What becomes of a chunk's logits: the sum of its losses, and the gradients of hidden states and head.
+"""From a chunk's logits to the sum of its losses, and the gradients of hidden states and head.
 
-There are two ways, which give the same within rounding: by rows, here, and on a CPU in fp32 and bf16 by columns
-(:mod:`scalegpt.model.cpu.columns`). Sizes: k tokens of the chunk, vocabulary V, width H.
-
-By rows the logits are [k, V]. Some tokens at a time the softmax minus the one-hot takes their place (:func:`turn`), and two
-matmuls follow.
+Two ways give the same within rounding: by rows, here, and on a CPU in fp32 and bf16 by columns
+(:mod:`scalegpt.model.cpu.columns`). By rows the logits are [k, V]; for some rows at a time the softmax minus the one-hot
+takes their place (:func:`turn`), and two matmuls follow. Sizes: k tokens of the chunk, vocabulary V, width H.
 """
 
 from collections.abc import Callable
@@ -17,7 +15,7 @@ IGNORED = -1
 """Target of a position that does not count."""
 
 CACHED_ROWS = 800_000
-"""Logits that a CPU turns at once by rows, which its caches hold."""
+"""Logits that a CPU's caches hold: it turns so large a piece of the rows at once."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,10 @@ class Chunk:
     Attributes:
         hidden: [k, H] in the compute dtype.
         weight: [V, H], the head in the compute dtype.
-        targets: [k] int64; those that are -1 give neither loss nor gradient.
-        hidden_grad: [k, H] in the compute dtype, to be filled, if it is wanted.
-        head_grad: [V, H] fp32, to be added to, if it is wanted.
-        is_first: nothing has been added to ``head_grad`` yet, and what it holds is to be overwritten.
+        targets: [k] int64; -1 gives neither loss nor gradient.
+        hidden_grad: [k, H] in the compute dtype, to be filled; None: not wanted.
+        head_grad: [V, H] fp32, to be added to; None: not wanted.
+        is_first: ``head_grad`` is uninitialised, and is overwritten.
     """
 
     hidden: Tensor
@@ -72,7 +70,7 @@ Way = Callable[[Chunk], Tensor]
 
 
 def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
-    """The way with logits [k, V], of which ``turn_rows`` turns so many rows at a time, as :func:`turn` does."""
+    """The way with logits [k, V], of which ``turn_rows`` turns ``rows`` rows at a time, as :func:`turn` does."""
 
     def way(chunk: Chunk) -> Tensor:
         logits = chunk.hidden @ chunk.weight.t()
@@ -91,8 +89,8 @@ def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
 def turn(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn the logits of some rows into the gradient of the sum of their losses, in place.
 
-    The log-sum-exp is found from the softmax's largest entry: with m the largest logit, that is exp(m - lse). It is at least
-    1/V, so that its logarithm is safe where that of the target's probability need not be.
+    The log-sum-exp follows from the softmax's largest entry, exp(m - lse) with m the largest logit. That is at least 1/V, so
+    that its logarithm is safe, which that of the target's probability need not be.
 
     Args:
         logits: [r, V] in the compute dtype; becomes softmax minus one-hot, rounded to it, and 0 in rows that do not count.

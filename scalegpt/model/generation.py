@@ -1,8 +1,7 @@
 """Drawing new tokens from a model, one after another, with a key-value cache.
 
-Nothing here knows of ranks, tokenizers or files. The model is any callable with the arguments of
-:meth:`scalegpt.model.gpt.GPT.forward`, so that a sharded backend can pass its own; then all ranks call :func:`generate`
-together and, because the draws follow from the logits and the seed alone, all draw the same tokens.
+The model is any callable with the arguments of :meth:`scalegpt.model.gpt.GPT.forward`, so that a sharded backend can pass its
+own. Then all ranks call :func:`generate` together, and draw the same tokens: the draws follow from logits and seed alone.
 """
 
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ class DivergedError(RunError):
 
 
 class Forward(Protocol):
-    """A model in evaluation mode, or what stands in for one."""
+    """A model in evaluation mode, or a function that acts as one."""
 
     def __call__(self, tokens: Tensor, targets: None, cache: GenerationCache, /) -> Tensor:
         """Return the logits [B, V] of the last position, fp32, for ids [B, t] that continue what the cache holds."""
@@ -43,22 +42,19 @@ def generate(
 ) -> Iterator[Tensor]:
     """Continue each row of the prompt by up to ``max_new_tokens``, yielding every token as soon as it is drawn.
 
-    The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the place
-    where its token stood. So the cache is dropped and the newest half of the window is read again from position 0. That
-    is one pass over T/2 tokens for every T/2 tokens drawn, at most twice the arithmetic, where sliding by one token
-    would cost a pass over all T tokens each time. From there on the context is between T/2 and T tokens long.
+    The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the position
+    of its token. So the cache is dropped and the newest half of the window is read again from position 0: one pass over
+    T/2 tokens for every T/2 tokens drawn, at most twice the arithmetic, where sliding by one token would cost a pass over
+    all T tokens each time. From there on the context is between T/2 and T tokens long.
 
-    The draws depend on the logits, ``settings`` and nothing else: they come from a generator of their own on the CPU,
-    whatever the device, and leave torch's global random state alone.
+    Draws come from a generator of their own on the CPU, and leave torch's global random state alone.
 
     Args:
-        forward: the model, in evaluation mode (dropout would act otherwise).
+        forward: the model, in evaluation mode: without dropout.
         config: the model's shape.
-        prompt: [B, t] int64 ids with t at least 1, on the model's device. Of a prompt longer than ``block_size``, only
-            the last ``block_size`` tokens are read.
+        prompt: [B, t] int64 ids with t at least 1, on the model's device. The last ``block_size`` tokens are read.
         settings: how many tokens to draw, and how.
-        stop_token: the id that ends a row. It is yielded, and repeated while other rows go on; the iteration ends when
-            every row has met it.
+        stop_token: the id that ends a row. It is yielded, and repeated until every row has drawn it.
         limit_vocab: ids from here on are never drawn: a vocabulary is padded beyond the tokenizer's.
 
     Yields:
@@ -107,7 +103,7 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
     """
     logits = logits.cpu().double()
     peak = logits.amax(dim=-1, keepdim=True)
-    if not peak.isfinite().all():  # amax hands NaN on
+    if not peak.isfinite().all():  # amax of NaN is NaN
         raise DivergedError(
             "the model's logits are not finite: it diverged; use an earlier checkpoint, or train it anew"
         )

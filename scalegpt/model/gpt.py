@@ -1,18 +1,16 @@
-"""The GPT. Read top-down: layers, attention, feed-forward, block, model.
-
-What it is made of:
+"""The GPT: layers, attention, feed-forward, block, model.
 
 - GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
 - One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``, unless
   :meth:`GPT.set_attention` is given another for whole sequences.
-- The LM head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss can keep
-  the logits from ever existing as a whole.
-- **Precision is explicit.** Each layer casts its weight to the dtype of what comes in, at the place where it is used,
-  and the embedding decides that dtype. Weights may therefore be fp32 masters (``plain``) or already bf16 (FSDP2 and
-  DeepSpeed cast them beforehand): the arithmetic is the same, no autocast is involved, and the backends agree.
+- The head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss never holds
+  all logits.
+- **Precision is explicit.** Each layer casts its weight to its input's dtype where it is used, and the embedding decides
+  that dtype. So weights may be fp32 masters (``plain``) or in the compute dtype already (FSDP2 and DeepSpeed cast them
+  beforehand): the arithmetic is the same without autocast, and the backends agree.
 
-Sizes in comments: B micro batch, T sequence, H ``n_embd``, a heads, D = H/a, V vocabulary. Parameter names are part of
-the checkpoint format and are listed by :func:`scalegpt.architecture.decoder.parameter_shapes`.
+Sizes: B micro batch, T sequence, H ``n_embd``, a heads, D = H/a, V vocabulary. Parameter names are part of the
+checkpoint format and are listed by :func:`scalegpt.architecture.decoder.parameter_shapes`.
 """
 
 import math
@@ -40,7 +38,6 @@ SDPA_BACKENDS = {
     "math": SDPBackend.MATH,
 }
 
-
 AttendWhole = Callable[[Tensor, int], Tensor | None]
 """(QKV [B, T, 3·H], heads) → causal attention's result [B, T, H], or None where torch's kernels are to be called."""
 
@@ -48,8 +45,7 @@ AttendWhole = Callable[[Tensor, int], Tensor | None]
 class KeyValueCache:
     """Keys and values of the tokens seen so far, for one block.
 
-    The buffers [B, a, capacity, D] are made by the first call, in its dtype and on its device, and filled in place: a
-    cache that grew by concatenation would copy itself for every token.
+    The first call makes the buffers [B, a, capacity, D], in its dtype and on its device; they are filled in place.
 
     Args:
         capacity: most tokens held.
@@ -104,7 +100,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm that takes any dtype and returns ``dtype``; the statistics are fp32 inside torch's kernel."""
+    """LayerNorm of any dtype; the statistics are fp32 inside torch's kernel."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """[..., H] → [..., H], in ``dtype`` or x's own."""
@@ -131,8 +127,7 @@ class Attention(nn.Module):
         whole = self.attend(qkv, self.n_head) if self.attend is not None and cache is None else None
         if whole is not None:
             return self.proj(whole)  # type: ignore[no-any-return]
-        # Split before shaping into heads [B, a, T, D]: nothing is copied, and the backward pass joins the three gradients
-        # in one copy where a permuted view would take two.
+        # Split before shaping into heads [B, a, T, D]: the backward pass then joins the three gradients in one copy.
         q, k, v = (part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in qkv.split(H, dim=2))
         past = cache.length if cache is not None else 0
         if cache is not None:
@@ -148,7 +143,7 @@ class Attention(nn.Module):
 
 
 def _continuation_mask(new: int, past: int, device: torch.device) -> Tensor:
-    """Return a mask [new, past + new], True where a new token may look."""
+    """A mask [new, past + new], True where a new token may look."""
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)
 
 
@@ -182,8 +177,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
 
-    In a parallel block both read the block's input. ``recompute`` is how activation checkpointing wraps the block's
-    body, see :mod:`scalegpt.model.recompute`.
+    In a parallel block both read the block's input. :mod:`scalegpt.model.recompute` sets ``recompute``, which runs the body.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -204,7 +198,7 @@ class Block(nn.Module):
         return self.recompute(self.body, x)
 
     def body(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Do the block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
+        """The block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
         middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
         read = x if self.is_parallel else middle
         return middle + self._drop(self.mlp(self.ln2(read, self.compute_dtype)))
@@ -237,7 +231,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
         self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
-        # Sharding changes what the parameters say of themselves: ZeRO-3 leaves them empty.
+        # As they are before sharding: ZeRO-3 leaves parameters empty.
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
 
     @property
@@ -249,8 +243,8 @@ class GPT(nn.Module):
         """GPT-2's initialisation, one fp32 CPU tensor at a time, by parameter name.
 
         N(0, 0.02) for matrices, with projections into the residual stream scaled by 1/√(2L); ones and zeros for norms
-        and biases. The draws follow one another in the order of the names, so that a seed gives the same model on every
-        device, backend and number of ranks; and no rank need ever hold more than one whole matrix.
+        and biases. Drawn on the CPU in the order of the names: a seed gives the same model on every device, backend and
+        number of ranks, and no rank holds more than one whole matrix.
         """
         generator = torch.Generator().manual_seed(seed)
         scaled = INIT_STD / math.sqrt(2 * self.config.n_layer)

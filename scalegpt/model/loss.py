@@ -1,21 +1,12 @@
 """Cross entropy of the LM head: over full logits, or over chunks of tokens so that the logits never exist as a whole.
 
-Both take the hidden states and the head's matrix, and compute the same thing: logits in the compute dtype (as the
-matmul gives them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1.
-
-Memory beyond the inputs, for n tokens, vocabulary V, compute dtype of c bytes, chunk of k tokens, r of their logits' rows at
-once:
-
-- full: in the forward c·n·V logits, their fp32 copy 4·n·V (none in fp32) and the log-softmax 4·n·V; at the backward's
-  peak 12·n·V: the log-softmax, its gradient and the fp32 logits' gradient.
-- chunked: the hidden states' gradient c·n·H and the head's 4·V·H in fp32, which stay for the backward; the head cast to
-  the compute dtype c·V·H, where it is not in it already; and for each chunk its logits c·k·V, which become their own
-  gradient in place, and beside them the larger of an fp32 copy of r rows, 4·r·V (none in fp32; on a CPU a few MB), and the
-  chunk's part of the head's gradient, c·V·H (none in fp32, which adds without a temporary).
+Both take the hidden states and the head's matrix, and compute the same: logits in the compute dtype (as the matmul gives
+them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1. docs/MEMORY.md has what each
+allocates.
 
 A chunk's logits take part in three matmuls, and in between become their gradients (:mod:`scalegpt.model.chunk`): on a CPU as
-many at once as its caches hold, so that only the first of some passes over them waits for memory; on other devices as many as
-keep them busy. A larger chunk adds less often to the head's gradient, 4·V·H in memory each time.
+many at once as its caches hold, on other devices as many as keep them busy. A larger chunk adds less often to the head's
+gradient, 4·V·H bytes of memory traffic each time.
 """
 
 from collections.abc import Callable
@@ -33,7 +24,6 @@ from scalegpt.model.chunk import CACHED_ROWS, IGNORED, Chunk, Way, by_rows, turn
 from scalegpt.model.cpu.columns import by_columns
 
 TurnRows = Callable[[Tensor, Tensor], Tensor]
-
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden [..., H], head [V, H], targets [...] int64) → mean loss, an fp32 scalar. Ours also take ``softcap``."""
@@ -56,14 +46,14 @@ def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, softcap
 def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool = False) -> Loss:
     """Make a loss that forms the logits of ``chunk`` tokens at a time.
 
-    The gradients are computed in the forward pass, while a chunk's logits exist, so nothing is recomputed and the
-    backward pass only scales them. It follows that the loss cannot be differentiated twice.
+    The gradients are computed in the forward pass, while a chunk's logits exist; the backward pass only scales them. So the
+    loss cannot be differentiated twice.
 
     Args:
         chunk: tokens whose logits exist at once.
         rows: of these, tokens whose logits become gradients at once, as on a GPU; None: as suits the device.
-        compiled: let ``torch.compile`` fuse what happens between the matmuls. On a GPU that makes two passes over the logits
-            in the compute dtype of six in fp32. It is left alone on a CPU, where the passes do not reach memory anyway.
+        compiled: let ``torch.compile`` fuse what happens between the matmuls: on a GPU two passes over the logits in the
+            compute dtype instead of six in fp32. Without effect on a CPU, where the passes stay in the caches.
 
     Raises:
         InputError: a chunk below one token.
@@ -87,7 +77,7 @@ def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool
 
 
 def make_loss(kind: str, chunk: int, *, rows: int | None = None, compiled: bool = False) -> Loss:
-    """Return the loss that the settings ``loss`` and ``loss_chunk`` name; the rest as for :func:`chunked_cross_entropy`."""
+    """The loss that the settings ``loss`` and ``loss_chunk`` name; the rest as for :func:`chunked_cross_entropy`."""
     return full_cross_entropy if kind == "full" else chunked_cross_entropy(chunk, rows=rows, compiled=compiled)
 
 
@@ -97,10 +87,9 @@ def _counted(targets: Tensor) -> Tensor:
 
 
 def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows, softcap: float | None) -> Way:
-    """How a chunk's logits are turned, as suits device and dtype.
+    """How a chunk's logits become gradients, as suits device and dtype.
 
-    fp16's exponents are too few for exponentials that are not divided by their sum, and a graph that is compiled has no place
-    for a look at these. The way by columns knows no soft cap.
+    By columns needs more range than fp16 has, a look at the sums, which a compiled graph cannot take, and no soft cap.
     """
     is_cpu = hidden.device.type == "cpu"
     has_range = hidden.dtype in (torch.float32, torch.bfloat16)
@@ -122,8 +111,8 @@ def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Saves the gradients of hidden states and head for the *sum* of the losses; the backward divides by the count.
 
-    Dividing late keeps the fp16 gradients of single logits away from underflow: p / n is beyond fp16's range for n in
-    the thousands, p is not, and a loss scale arrives with the incoming gradient.
+    Dividing late keeps fp16 from underflow: with n in the thousands p / n is beyond its range, p is not. The loss scale
+    comes with the incoming gradient.
     """
 
     @staticmethod

@@ -9,24 +9,19 @@ selective    the block's input, QKV, attention's output and statistics,      nor
 full         the block's input                                               the whole block
 ===========  ==============================================================  =====================================
 
-The selective policy keeps the results that are dear to compute and drops those that are cheap. The last matmul of a
-block is not kept: nothing in the block's backward needs its result. Which matmuls are kept follows from the description of
-the block (:func:`scalegpt.architecture.recompute.kept_matmuls`), which the planner reads too.
+The selective policy keeps results that are expensive to compute, except that of a block's last matmul, which nothing in
+the block's backward pass needs. Which matmuls are kept follows from the description of the block
+(:func:`scalegpt.architecture.recompute.kept_matmuls`), which the planner reads too.
 
-Dropout changes that. For the masks to come out the same, everything that draws random numbers must run again in the
-same order: attention draws its own, so it is then computed again and not kept. And the last mask stands behind the last
-matmul, whose result is then kept rather than computed again.
+With dropout everything that draws random numbers must run again in the same order, to draw the same masks. So attention,
+which draws its own, is recomputed; and the last matmul, which precedes the last mask, is kept.
 """
 
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import scalegpt.model.cpu.matmul_attention  # noqa: F401 - registers the operator
 from scalegpt.architecture.recompute import kept_matmuls
@@ -35,20 +30,13 @@ from scalegpt.model.gpt import GPT
 _MATMULS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
-def _attention_ops() -> frozenset[Any]:
-    """SDPA's kernels, as far as this torch has them, and ours."""
-    names = (
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_attention_math",
-    )
-    kernels = [getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name)]
-    return frozenset([*kernels, torch.ops.scalegpt.matmul_attention.default])
+_SDPA = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention", "attention_math")
 
-
-_ATTENTION = _attention_ops()
+_ATTENTION = frozenset(
+    [getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default for name in _SDPA]
+    + [torch.ops.scalegpt.matmul_attention.default]
+)
+"""SDPA's kernels, and ours."""
 
 
 class _KeepDearResults:
@@ -83,10 +71,8 @@ def _selective_contexts(matmuls: tuple[bool, ...], *, with_dropout: bool) -> Any
 def apply_recompute(model: GPT, kind: str) -> None:
     """Make every block of the model recompute as ``kind`` says; apply before compile and before sharding.
 
-    The random state is replayed where the model has dropout.
-
     Args:
-        model: the model, changed in place.
+        model: the model, changed in place; with dropout its random state is replayed.
         kind: ``none``, ``selective`` or ``full``.
     """
     with_dropout = model.config.dropout > 0

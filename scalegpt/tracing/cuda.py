@@ -1,9 +1,8 @@
-"""What CUDA does where the CPU, or tensors without data, would tell another story.
+"""CUDA's behaviour where that of the CPU, or of tensors without data, is another.
 
-A trace runs on tensors that say they live on the CPU, so torch takes its CPU paths. This module puts CUDA's in their
-place. Which attention kernel that is, and what kernels allocate for themselves, the planner knows:
-:mod:`scalegpt.planner.attention`, :mod:`scalegpt.architecture.kernels`. The rest stands here, each with its source in
-torch, to be held against a real card:
+A trace runs on tensors of the CPU, so torch takes its CPU paths. This module puts CUDA's in their place.
+:mod:`scalegpt.planner.attention` has the attention kernel, :mod:`scalegpt.architecture.kernels` what kernels allocate for
+themselves. The rest is here, each with its source in torch, to be compared with a real card:
 
 ==================================  ===================================================================================
 what                                source
@@ -13,7 +12,7 @@ dropout's mask of one byte          aten/src/ATen/native/Dropout.cpp, ``native_d
 heads padded to a multiple of 8     aten/src/ATen/native/transformers/attention.cpp, ``pad_last_dim``
 ==================================  ===================================================================================
 
-Not here, because it is the same in every step: the workspaces of cuBLAS, which the allocator counts as well.
+Not here, because they are the same in every step: cuBLAS's workspaces, which the allocator counts as well.
 """
 
 from collections.abc import Iterator
@@ -43,10 +42,10 @@ _ATTENTION = {
 
 @contextmanager
 def cuda_functions(kernel: str) -> Iterator[None]:
-    """While it lasts, attention and dropout call the kernels that CUDA would.
+    """Make attention and dropout call the kernels that CUDA would.
 
-    Attention is replaced where the model looks it up: torch suspends a ``TorchFunctionMode`` in the backward, where what is
-    computed again needs it too. Dropout is replaced below that, since the math kernel calls it from C++.
+    Attention is replaced where the model looks it up, since torch suspends a ``TorchFunctionMode`` in the backward pass,
+    where recompute needs it too. Dropout is replaced below that, since the math kernel calls it from C++.
 
     Args:
         kernel: what :func:`~scalegpt.planner.attention.attention_kernel` says.
@@ -80,11 +79,8 @@ def _attend(
     assert attn_mask is None, "training has no attention mask"
     if kernel == "flash":
         return _attend_with_flash(q, k, v, dropout_p, is_causal)
-    operator = {
-        "mem_efficient": aten._scaled_dot_product_efficient_attention,
-        "cudnn": aten._scaled_dot_product_cudnn_attention,
-    }[kernel]
-    y: Tensor = operator(q, k, v, None, True, dropout_p, is_causal)[0]
+    efficient, cudnn = aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention
+    y: Tensor = (efficient if kernel == "mem_efficient" else cudnn)(q, k, v, None, True, dropout_p, is_causal)[0]
     return y
 
 
@@ -131,5 +127,5 @@ def shared_extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
     """The same for operators that are made of others, on every device alike."""
     if func is aten._safe_softmax.default:
         scores = args[0]
-        yield "safe softmax: what is masked", scores.numel()
-        yield "safe softmax: rows that are", scores.numel() // scores.shape[-1]
+        yield "safe softmax: masked scores", scores.numel()
+        yield "safe softmax: masked rows", scores.numel() // scores.shape[-1]

@@ -3,7 +3,7 @@
 :func:`trace_step` builds the run's model and backend as the trainer does, on tensors that have a shape and no data, and
 takes two steps with them: one that leaves the optimizer's state, and one that is measured. What is followed is what
 PyTorch's eager mode allocates on a CUDA device, in the caching allocator's blocks of 512 bytes, so the figures compare
-with ``torch.cuda.max_memory_allocated()``, but for
+with ``torch.cuda.max_memory_allocated()``, except for
 
 - the workspaces of cuBLAS, some MiB that are the same in every step;
 - what the allocator hands out beyond the request: up to 1 MiB for each large tensor, unless segments are expandable;
@@ -43,30 +43,29 @@ from scalegpt.model.gpt import GPT, Block
 from scalegpt.model.loss import make_loss
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.attention import attention_kernel
+from scalegpt.planner.memory.predict import PHASES
 from scalegpt.tracing.cuda import cuda_functions, extras, run_as_cuda, shared_extras
-from scalegpt.tracing.tracker import Moment, Tracker
-
-PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
+from scalegpt.tracing.tracker import Snapshot, Tracker
 
 _BACKWARD = frozenset(PHASES[2:5])
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a step held.
+    """The memory of one step.
 
     Attributes:
-        moments: the fullest moment of each phase.
-        steady: what lives between two steps: weights and the optimizer's state.
+        snapshots: the fullest moment of each phase.
+        steady: between two steps: weights and the optimizer's state.
     """
 
-    moments: dict[str, Moment]
-    steady: Moment
+    snapshots: dict[str, Snapshot]
+    steady: Snapshot
 
     @property
     def phases(self) -> dict[str, int]:
         """The largest number of live bytes in each phase."""
-        return {phase: self.moments[phase].size for phase in PHASES}
+        return {phase: self.snapshots[phase].size for phase in PHASES}
 
     @property
     def peak_phase(self) -> str:
@@ -76,7 +75,7 @@ class Trace:
     @property
     def peak_bytes(self) -> int:
         """The most bytes that live at once."""
-        return self.moments[self.peak_phase].size
+        return self.snapshots[self.peak_phase].size
 
     @property
     def breakdown(self) -> dict[str, int]:
@@ -86,7 +85,7 @@ class Trace:
         loss (what the loss keeps for its backward), recomputed; cast weights (to the compute dtype), gathered weights,
         gather buffers, reduce buffers; temporaries.
         """
-        return self.moments[self.peak_phase].by_kind
+        return self.snapshots[self.peak_phase].by_kind
 
     @property
     def steady_bytes(self) -> int:
@@ -99,15 +98,13 @@ def trace_step(
 ) -> Trace:
     """Trace one step in the steady state, on rank 0.
 
-    The process must not belong to a process group. Nothing of the trace stays behind in it.
-
     Args:
-        run: a run whose precision and vocabulary are known; ``micro_batch`` is taken as it stands.
+        run: a run whose precision, vocabulary and micro batch are fixed.
         ranks: data-parallel ranks W.
         grad_accum: micro batches per step.
         card: what it would run on, which decides on the attention kernel where the run leaves that to torch.
-        as_cuda: allocate as CUDA's kernels do, and tell host memory, which does not count, from the device's; false: as the
-            CPU's do, apart from the space inside an operator, and with offload both together.
+        as_cuda: allocate as CUDA's kernels do, and count no host memory; false: as the CPU's do, except for the space inside
+            an operator, and with offload host and device together.
 
     Raises:
         InputError: a backend that cannot be traced, or the settings do not go together.
@@ -140,24 +137,26 @@ def trace_step(
             gc.collect()
             tracker.restart()
             _take_step(backend, tracker, on_host=offloads)
-        steady, moments = tracker.replay()
-        return Trace(moments, steady)
+        steady, snapshots = tracker.replay()
+        return Trace(snapshots, steady)
 
 
 def _check(run: RunConfig) -> None:
     if run.parallel.backend == "deepspeed":
-        raise InputError("backend deepspeed cannot be traced, its memory is not torch's to follow; trace plain or fsdp")
+        raise InputError(
+            "backend deepspeed cannot be traced: it runs no steps on tensors without data; trace plain or fsdp"
+        )
     if run.train.precision == "auto":
         raise InputError("precision auto cannot be traced; give --precision bf16, fp16 or fp32")
 
 
 def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
-    """The run, asking for the math kernel where CUDA would take it; else :func:`cuda_functions` has the word."""
+    """The run, asking for the math kernel where CUDA would take it; else :func:`cuda_functions` decides."""
     return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
 
 
 def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorMode, *, as_cuda: bool) -> Backend:
-    """The trainer's backend. Only the allocation of its weights is without memory; sharding a ``meta`` model needs none."""
+    """The trainer's backend, whose weights are allocated without memory."""
     model = build_model(run, compiled=False)
     if as_cuda:
         model.set_loss(make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS))
@@ -205,7 +204,7 @@ def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bo
 
 
 def _watch(model: GPT, tracker: Tracker) -> None:
-    """Make the model's parts tell the tracker in which phase they are; the step itself stays the trainer's own."""
+    """Make the model's parts set the tracker's phase; the step itself is the trainer's own."""
 
     def enter(phase: str) -> Callable[[Any], None]:
         def hook(_gradient: Any) -> None:
@@ -249,7 +248,7 @@ def _watch_block(block: Block, tracker: Tracker) -> None:
 
 @contextmanager
 def fake_process_group(ranks: int) -> Iterator[None]:
-    """Belong, for a while, to a group of so many ranks, of which only we exist: its collectives move nothing.
+    """Belong, for a while, to a process group of which only this rank exists: its collectives move nothing.
 
     Raises:
         RunError: the process has joined a group already.
@@ -268,7 +267,7 @@ def fake_process_group(ranks: int) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Collect no garbage unless asked, since when it comes is chance; and then only look at what was made within."""
+    """Collect no garbage unless asked, since its time is chance; and then only what was made within."""
     was_enabled = gc.isenabled()
     gc.disable()
     gc.freeze()
@@ -281,28 +280,35 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
+def _overridden(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function before one that the owner inherits."""
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+
+
+@contextmanager
 def _resizing(tracker: Tracker) -> Iterator[None]:
-    """Tell the tracker when a storage is resized: FSDP2 frees and allocates gathered weights so."""
+    """Follow storages that are resized: FSDP2 frees and allocates gathered weights in this way."""
     inherited = torch.UntypedStorage.resize_
 
     def resize(storage: torch.UntypedStorage, size: int) -> None:
         inherited(storage, size)
         tracker.resized(storage)
 
-    torch.UntypedStorage.resize_ = resize  # type: ignore[assignment,method-assign]
-    try:
+    with _overridden(torch.UntypedStorage, "resize_", resize):
         yield
-    finally:
-        del torch.UntypedStorage.resize_  # back to the base class's
 
 
 @contextmanager
 def _host_apart(tracker: Tracker) -> Iterator[None]:
-    """Make FSDP2's copies between host and device, which are none where the two are one.
+    """Make FSDP2's copies between host and device, which do not happen where the two are one.
 
     It copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
-    all_gather_inputs``), reduced gradients to the host, where they do not count (``_fsdp_collectives.py: foreach_reduce``).
-    The latter block because memory is not pinned here; nothing else in a step says whether to block.
+    all_gather_inputs``), reduced gradients to the host, blocking since memory is not pinned here (``_fsdp_collectives.py:
+    foreach_reduce``). No other call in a step has that argument.
     """
     inherited = torch.Tensor.to
 
@@ -315,16 +321,13 @@ def _host_apart(tracker: Tracker) -> Iterator[None]:
         finally:
             tracker.on_host = was_on_host
 
-    torch.Tensor.to = to  # type: ignore[assignment,method-assign]
-    try:
+    with _overridden(torch.Tensor, "to", to):
         yield
-    finally:
-        del torch.Tensor.to  # back to the base class's
 
 
 @contextmanager
 def _shapes_apart(tracker: Tracker) -> Iterator[None]:
-    """Do not count what DTensor makes to find out its results' shapes; it makes that because we trace, of whole tensors."""
+    """Do not count the whole tensors that DTensor makes to find its results' shapes, which it does only in a trace."""
     propagator = DTensor._op_dispatcher.sharding_propagator
     inherited = propagator._propagate_tensor_meta_non_cached
 
@@ -335,8 +338,5 @@ def _shapes_apart(tracker: Tracker) -> Iterator[None]:
         finally:
             tracker.paused = was_paused
 
-    propagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign,assignment]
-    try:
+    with _overridden(propagator, "_propagate_tensor_meta_non_cached", propagate):
         yield
-    finally:
-        del propagator._propagate_tensor_meta_non_cached

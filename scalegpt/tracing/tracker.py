@@ -1,11 +1,9 @@
-"""Following every storage that a piece of code makes: how many bytes live, what they are, and when there were most.
+"""Following every storage that a piece of code makes: how many bytes live, of what kind, and when there were most.
 
-A :class:`Tracker` sees each operator's results below autograd and DTensor, where they are plain tensors. It writes a log
-of births, deaths and changes of size, and learns on the way what each storage is for: a weight, a gradient, something
-saved for the backward. When the code is done, :meth:`Tracker.replay` goes through the log once more and says for every
-phase how many bytes lived at its fullest moment, and which. What a storage turned out to be counts from its birth.
-
-Sizes are those of CUDA's caching allocator, unless told otherwise: each storage in whole blocks of 512 bytes.
+A :class:`Tracker` sees each operator's results below autograd and DTensor, where they are plain tensors. It logs
+allocations, frees and changes of size, and finds out what each storage is for: a weight, a gradient, something saved for
+the backward pass. :meth:`Tracker.replay` then goes through the log and returns the fullest moment of every phase. The kind
+of a storage counts from its allocation, whenever it was found out.
 """
 
 import weakref
@@ -26,18 +24,17 @@ BLOCK = 512
 """The caching allocator's smallest unit, in bytes (``kMinBlockSize`` in c10/cuda/CUDACachingAllocator.cpp)."""
 
 SCALAR = 2.0
-"""What a tensor without data answers to ``.item()``: finite, and above the usual clipping norm, so that gradients are
-clipped."""
+"""The ``.item()`` of a tensor without data: finite, and above the usual clipping norm, so that gradients are clipped."""
 
 TEMPORARY = "temporaries"
-"""The kind of what nobody claimed."""
+"""The kind of storages that are marked as no other."""
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Storages that live at one moment, alike in all but their place.
+class Held:
+    """Storages that live at one moment, alike except for their address.
 
     Attributes:
         kind: what they are for.
@@ -57,18 +54,18 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """The fullest moment of a phase."""
+class Snapshot:
+    """What lives at one moment."""
 
     size: int
-    pieces: tuple[Piece, ...]
+    held: tuple[Held, ...]
 
     @property
     def by_kind(self) -> dict[str, int]:
         """Bytes by kind, the largest first."""
         kinds: Counter[str] = Counter()
-        for piece in self.pieces:
-            kinds[piece.kind] += piece.size
+        for each in self.held:
+            kinds[each.kind] += each.size
         return dict(kinds.most_common())
 
 
@@ -97,19 +94,18 @@ Extras = Callable[[Any, Any], Iterable[tuple[str, int]]]
 class Tracker(TorchDispatchMode):
     """While active, follows every storage that an operator makes.
 
-    It answers ``.item()`` with :data:`SCALAR`, so that code which reads a number from the device runs on tensors without
-    data; everything else it hands on.
+    ``.item()`` gives :data:`SCALAR`, so that code which reads a number from the device runs on tensors without data.
 
     Attributes:
-        phase: what the code is doing, as it says itself.
-        paused: while true, what is made does not count.
+        phase: of the step, set by the code that runs.
+        paused: while true, nothing that is made counts.
         on_host: while true, what is made would be in host memory on a GPU, and is followed with a size of 0.
 
     Args:
         replace: called as (operator, args, kwargs) to run an operator.
         extras: called as (operator, args) for what the operator's kernel allocates besides its results and frees
             before it returns: labels and bytes.
-        block: sizes are rounded up to a multiple of so many bytes.
+        block: sizes are rounded up to a multiple of this; the default is that of CUDA's caching allocator.
     """
 
     def __init__(self, replace: Replacement | None = None, extras: Extras | None = None, *, block: int = BLOCK) -> None:
@@ -117,19 +113,19 @@ class Tracker(TorchDispatchMode):
         self._block = block
         self.phase = ""
         self.paused = self.on_host = False
-        self._replace = replace or _run
-        self._extras = extras or _nothing
+        self._replace = replace or (lambda func, args, kwargs: func(*args, **kwargs))
+        self._extras = extras or (lambda _func, _args: ())
         self._storages: list[_Storage] = []
         self._living: dict[int, int] = {}  # address of the storage → its number
         self._log = _Log()
         self._unique: tuple[int, int] | None = None  # how often a tensor and its storage are referred to at the least
 
-    # --- what the code does ------------------------------------------------------------------------------------------
+    # --- allocations and frees ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # DTensor comes back with what it makes of it
+            return NotImplemented  # DTensor calls again, with its local tensors
         if self.paused:
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
@@ -147,9 +143,9 @@ class Tracker(TorchDispatchMode):
         return result
 
     def _engine_adds_in_place(self, old: Any, _new: Any) -> bool:
-        """Whether this sum of two gradients of one tensor would overwrite the first, were there no dispatch mode.
+        """Whether this sum of two gradients of one tensor would overwrite the first without a dispatch mode.
 
-        Autograd's engine adds in place what no one else refers to, but never while a dispatch mode is active
+        Autograd's engine adds in place to what nothing else refers to, but never while a dispatch mode is active
         (``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp). In our backward passes only the engine adds
         tensors with gradients off.
         """
@@ -161,7 +157,7 @@ class Tracker(TorchDispatchMode):
         return counts <= self._unique and counts[1] <= self._unique[1] and is_dense(old)
 
     def calibrate(self) -> None:
-        """Learn how often a gradient is referred to that the engine alone holds, seen from in here; call while active."""
+        """Find how often a gradient is referred to here that the engine alone holds; call while active."""
         source = torch.ones(4, requires_grad=True)
         shared = source * 2.0
         (shared.sin() + shared.cos()).exp().sum().backward()  # type: ignore[no-untyped-call]
@@ -194,14 +190,14 @@ class Tracker(TorchDispatchMode):
         self._log.changes.append((number, by, self.phase))
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """A storage that exists has changed its size, which no operator tells."""
+        """A storage that exists has changed its size, which no operator shows."""
         number = self._living.get(storage._cdata)
         if number is not None:
             known = self._storages[number]
             size = self._rounded(storage.nbytes())
             self._change(number, size - known.size)
             known.size = size
-            known.kind = "gathered weights"  # only FSDP2 does so, with whole weights
+            known.kind = "gathered weights"  # only FSDP2 does that, with whole weights
 
     # --- what storages are for ---------------------------------------------------------------------------------------
 
@@ -222,7 +218,7 @@ class Tracker(TorchDispatchMode):
 
     @contextmanager
     def keeping(self, kind: str) -> Iterator[None]:
-        """What is made within and lives at the end is of this kind, unless it is known to be of another."""
+        """What is made within and lives at the end is of this kind, unless it is marked already."""
         first = len(self._storages)
         try:
             yield
@@ -230,7 +226,7 @@ class Tracker(TorchDispatchMode):
             self.mark_since(first, kind)
 
     def mark_since(self, first: int, kind: str) -> None:
-        """What was made since storage number ``first`` and still lives is of this kind, unless known otherwise."""
+        """What was made since storage number ``first`` and still lives is of this kind, unless it is marked already."""
         for number in self._living.values():
             if number >= first and self._storages[number].kind is None:
                 self._storages[number].kind = kind
@@ -265,18 +261,18 @@ class Tracker(TorchDispatchMode):
         number = self._living.get(tensor.untyped_storage()._cdata)
         return None if number is None else self._storages[number].kind
 
-    # --- what it comes to --------------------------------------------------------------------------------------------
+    # --- the result --------------------------------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Forget the log, not what lives."""
+        """Begin a new log, with what lives now."""
         alive = {number: self._storages[number].size for number in self._living.values()}
         self._log = _Log(at_start=alive)
 
-    def replay(self) -> tuple[Moment, dict[str, Moment]]:
+    def replay(self) -> tuple[Snapshot, dict[str, Snapshot]]:
         """Go through the log since the last restart.
 
         Returns:
-            What lived at the restart, and the fullest moment of each phase.
+            At the restart, and at the fullest moment of each phase.
         """
         now, largest, at = sum(self._log.at_start.values()), dict[str, int](), dict[str, int]()
         for i, (_, by, phase) in enumerate(self._log.changes):
@@ -284,16 +280,16 @@ class Tracker(TorchDispatchMode):
             if max(before, now) > largest.get(phase, -1):
                 largest[phase], at[phase] = max(before, now), i if now >= before else i - 1
         alive = Counter(self._log.at_start)
-        start = self._moment(alive)
+        start = self._snapshot(alive)
         wanted = {i: [phase for phase in at if at[phase] == i] for i in at.values()}
-        moments = dict.fromkeys(wanted.get(-1, ()), start)
+        fullest = dict.fromkeys(wanted.get(-1, ()), start)
         for i, (number, by, _) in enumerate(self._log.changes):
             alive[number] += by
             for phase in wanted.get(i, ()):
-                moments[phase] = self._moment(alive)
-        return start, {phase: moments[phase] for phase in largest}
+                fullest[phase] = self._snapshot(alive)
+        return start, {phase: fullest[phase] for phase in largest}
 
-    def _moment(self, alive: Counter[int]) -> Moment:
+    def _snapshot(self, alive: Counter[int]) -> Snapshot:
         counts, sizes = Counter[_Likeness](), Counter[_Likeness]()
         for number, size in alive.items():
             if size:
@@ -301,13 +297,5 @@ class Tracker(TorchDispatchMode):
                 key = storage.kind or TEMPORARY, storage.made_by, storage.shape, storage.dtype
                 counts[key] += 1
                 sizes[key] += size
-        pieces = tuple(Piece(*key, count=counts[key], size=size) for key, size in sizes.most_common())
-        return Moment(sum(sizes.values()), pieces)
-
-
-def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    return func(*args, **kwargs)
-
-
-def _nothing(_func: Any, _args: Any) -> Iterable[tuple[str, int]]:
-    return ()
+        held = tuple(Held(*key, count=counts[key], size=size) for key, size in sizes.most_common())
+        return Snapshot(sum(sizes.values()), held)

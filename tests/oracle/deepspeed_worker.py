@@ -20,7 +20,7 @@ from scalegpt.model.loss import make_loss
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.tracing.trace import _watch
-from scalegpt.tracing.tracker import Moment, Tracker
+from scalegpt.tracing.tracker import Snapshot, Tracker
 
 HOST = "host"
 WARM_UP = 3
@@ -152,10 +152,10 @@ def reduced_gradients(backend: DeepSpeedBackend, tracker: Tracker) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-def described(moment: Moment) -> dict[str, Any]:
+def described(moment: Snapshot) -> dict[str, Any]:
     return {
         "total": moment.size,
-        "pieces": [[p.kind, p.made_by, list(p.shape), p.dtype, p.count, p.size] for p in moment.pieces],
+        "pieces": [[p.kind, p.made_by, list(p.shape), p.dtype, p.count, p.size] for p in moment.held],
     }
 
 

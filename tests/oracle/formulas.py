@@ -154,14 +154,14 @@ def between_steps(kind: str) -> Callable[[Setting], int]:
 
 def at(phase: str, *kinds: str) -> Callable[[Setting], int]:
     """What lives of these kinds at the fullest moment of a phase."""
-    return lambda setting: sum(traced(setting).moments[phase].by_kind[kind] for kind in kinds)
+    return lambda setting: sum(traced(setting).snapshots[phase].by_kind[kind] for kind in kinds)
 
 
 def a_block(kind: str) -> Callable[[Setting], int]:
     """What one block adds when the loss is reached: with three layers more than with two."""
 
     def holds(setting: Setting) -> int:
-        two, three = (traced(setting, layers).moments["loss"].by_kind[kind] for layers in (2, 3))
+        two, three = (traced(setting, layers).snapshots["loss"].by_kind[kind] for layers in (2, 3))
         return three - two
 
     return holds
@@ -172,7 +172,7 @@ def as_wide_as_the_vocabulary(phase: str, kinds: Sequence[str] = ("loss", "tempo
 
     def holds(setting: Setting) -> int:
         width = setting.run().model.vocab_size
-        pieces = traced(setting).moments[phase].pieces
+        pieces = traced(setting).snapshots[phase].held
         return sum(piece.size for piece in pieces if piece.shape[-1:] == (width,) and piece.kind in kinds)
 
     return holds
@@ -323,16 +323,16 @@ def tiny(loss: str) -> dict[str, int]:
     """What the preset ``tiny`` holds in one process when the loss is at its fullest."""
     run = resolve(preset="tiny", flags={"backend": "plain", "precision": "bf16", "loss": loss})
     trace = trace_step(run)
-    moment, vocabulary = trace.moments[trace.peak_phase], run.model.vocab_size
+    moment, vocabulary = trace.snapshots[trace.peak_phase], run.model.vocab_size
     logits = sum(
         piece.size
-        for piece in moment.pieces
+        for piece in moment.held
         if piece.shape[-1:] == (vocabulary,) and piece.kind in {"loss", "temporaries"}
     )
     kinds = moment.by_kind
     figures = {
         LOGITS: logits,
-        STATES: trace.steady_bytes + trace.moments["optimizer_step"].by_kind["gradients"],
+        STATES: trace.steady_bytes + trace.snapshots["optimizer_step"].by_kind["gradients"],
         KEPT: kinds["activations"],
     }
     return {**figures, "the peak": trace.peak_bytes}

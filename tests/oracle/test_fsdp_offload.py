@@ -27,7 +27,7 @@ from scalegpt.planner.memory import fsdp as fsdp_memory
 from scalegpt.planner.memory.predict import predict
 from scalegpt.tracing import trace
 from scalegpt.tracing.cuda import shared_extras
-from scalegpt.tracing.tracker import Moment, Tracker
+from scalegpt.tracing.tracker import Snapshot, Tracker
 
 MODEL = {
     "backend": "fsdp", "zero_stage": 3, "offload": "all", "n_layer": 4, "n_embd": 128, "n_head": 4, "block_size": 128,
@@ -67,7 +67,7 @@ def real_backend(run: RunConfig, ranks: int, grad_accum: int) -> Iterator[Backen
         yield backend
 
 
-def follow(backend: Backend) -> tuple[Moment, dict[str, Moment]]:
+def follow(backend: Backend) -> tuple[Snapshot, dict[str, Snapshot]]:
     """The second of two steps."""
     tracker, fused = RealTensors(extras=shared_extras), backend.run.train.fused
     with trace._no_collection(), tracker, trace._resizing(tracker), trace._host_apart(tracker):

@@ -16,7 +16,7 @@ from scalegpt.planner.attention import attention_kernel, unfit
 from scalegpt.planner.checks import check_attention
 from scalegpt.planner.memory.predict import predict
 from scalegpt.planner.memory.sizes import ACTIVATIONS, TEMPORARIES
-from scalegpt.planner.memory.tape import compile_record
+from scalegpt.planner.memory.tape import Compiler
 from scalegpt.planner.memory.timeline import Timeline
 
 
@@ -91,7 +91,7 @@ def kept(kernel: str, head: int = D, **flags: Any) -> int:
     result = Size(2 * T * A * head)
     r, x = Recorder(), Value(result)
     y = Attention(run.model).record(r, x, T, Numerics(compute=2, residual=2, weights=2, kernel=kernel))
-    program = compile_record(r.entries, x, y, gradient_width=2).at(B)
+    program = Compiler(r, x, y, 2).compile().at(B)
     timeline = Timeline()
     program.forward(timeline)
     left = timeline.total - result.at(B)

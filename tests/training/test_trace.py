@@ -158,7 +158,7 @@ def test_fsdp_divides_what_it_shards() -> None:
 def test_cuda_kernels_keep_what_the_formula_says() -> None:
     """Per block, in bf16 with flash attention: 32·n·H, the norms' statistics 16·n, the attention's 4·B·a·T."""
     B, T, H, heads, few, many = 4, 128, 128, 4, 2, 4
-    forwards = [traced(n_layer=layers).moments["forward"].by_kind["activations"] for layers in (few, many)]
+    forwards = [traced(n_layer=layers).snapshots["forward"].by_kind["activations"] for layers in (few, many)]
     n = B * T
     block = 32 * n * H + 16 * n + 4 * B * heads * T
     weights_of_norms = 2 * 512
@@ -166,7 +166,7 @@ def test_cuda_kernels_keep_what_the_formula_says() -> None:
 
 
 def test_dropout_keeps_a_byte_for_each_element() -> None:
-    kept = [traced(dropout=dropout).moments["forward"].by_kind["activations"] for dropout in (0.0, 0.1)]
+    kept = [traced(dropout=dropout).snapshots["forward"].by_kind["activations"] for dropout in (0.0, 0.1)]
     masks, elements = 1 + 2 * 2, 4 * 128 * 128
     # The projections' results are not saved; the sums' are, with dropout as without.
     assert kept[1] - kept[0] == pytest.approx(masks * elements, rel=0.01)
@@ -177,7 +177,7 @@ def test_every_attention_kernel_can_be_traced(attention: str) -> None:
     width = 60 if attention in {"flash", "math"} else 64
     told = traced(attention=attention, dropout=0.125, n_embd=width, recompute="selective")
     assert told.peak_bytes > 0
-    scores = [piece for piece in told.moments["forward"].pieces if piece.shape[-2:] == (128, 128)]
+    scores = [piece for piece in told.snapshots["forward"].held if piece.shape[-2:] == (128, 128)]
     assert bool(scores) == (attention == "math")
 
 
@@ -185,7 +185,7 @@ def test_the_card_decides_on_the_kernel() -> None:
     """A T4 has no flash attention, and its memory-efficient kernel does not take heads of 20."""
     run = configure(precision="fp16", n_embd=80, recompute="none")
     recent, old = trace_step(run), trace_step(run, card=find_card("t4"))
-    made_by = [{piece.made_by for piece in told.moments["forward"].pieces} for told in (recent, old)]
+    made_by = [{piece.made_by for piece in told.snapshots["forward"].held} for told in (recent, old)]
     assert "aten._scaled_dot_product_flash_attention.default" in made_by[0]
     assert "aten._safe_softmax.default" in made_by[1]
 
@@ -195,7 +195,7 @@ def test_math_attention_drops_out_as_cuda_does() -> None:
     B, T, heads, layers = 4, 128, 4, 2
     masks = 4 * 128 * 128 * (1 + 2 * layers)  # of the embedding, and of each branch
     kept = [
-        traced(dropout=dropout, attention="math").moments["loss"].by_kind["activations"] for dropout in (0.0, 0.125)
+        traced(dropout=dropout, attention="math").snapshots["loss"].by_kind["activations"] for dropout in (0.0, 0.125)
     ]
     assert kept[1] - kept[0] == pytest.approx(layers * 5 * B * heads * T * T + masks, rel=0.01)
 
@@ -204,7 +204,7 @@ def test_what_is_offloaded_is_not_on_the_device() -> None:
     sharded = {"backend": "fsdp", "zero_stage": 3, "ranks": 8, "vocab_size": 8000}
     here, there = traced(**sharded), traced(offload="all", **sharded)
     assert there.steady_bytes == 0
-    assert set(there.moments["optimizer_step"].by_kind) <= {"inputs", "temporaries"}
+    assert set(there.snapshots["optimizer_step"].by_kind) <= {"inputs", "temporaries"}
     assert there.phases["optimizer_step"] < 16 * 4 * 128 + 1024  # the last micro batch and its loss
     assert 0 < there.peak_bytes < here.peak_bytes
 
@@ -227,10 +227,10 @@ def test_a_trace_is_the_same_every_time_and_leaves_nothing_behind() -> None:
 def test_the_breakdown_is_all_there_is() -> None:
     told = traced(recompute="selective")
     for phase in PHASES:
-        assert sum(told.moments[phase].by_kind.values()) == told.phases[phase]
+        assert sum(told.snapshots[phase].by_kind.values()) == told.phases[phase]
     assert sum(told.breakdown.values()) == told.peak_bytes == max(told.phases.values())
     assert set(told.steady.by_kind) == {"weights", "optimizer"}
-    assert all(piece.size % 512 == 0 for moment in told.moments.values() for piece in moment.pieces)
+    assert all(piece.size % 512 == 0 for moment in told.snapshots.values() for piece in moment.held)
 
 
 @pytest.mark.parametrize(

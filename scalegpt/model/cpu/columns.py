@@ -1,10 +1,9 @@
-"""A chunk's logits with tokens side by side: what becomes of them on a CPU, in fp32 and bf16.
+"""A chunk's losses and gradients on a CPU, in fp32 and bf16, from logits with tokens side by side.
 
 Logits are [V, k], and their exponentials take their place, some entries of the vocabulary at a time for all tokens. No
-maximum has to be known first, as what is subtracted is the target's own logit. The sums come with them, and divide the
-narrow [k, H] matrices instead of the exponentials. So there are fewer passes than by rows, and two of the three matmuls
-read both factors as they lie in memory, which oneDNN's bf16 kernels take in half the time with AMX
-(``benchmarks/loss_bench.py``).
+maximum has to be known first: the target's own logit is subtracted. The sums of exponentials divide the narrow [k, H]
+matrices. So there are fewer passes than by rows, and two of the three matmuls read both factors as they lie in memory,
+which takes oneDNN's bf16 kernels half the time with AMX (``benchmarks/loss_bench.py``).
 """
 
 import torch
@@ -13,17 +12,18 @@ from torch import Tensor
 from scalegpt.model.chunk import Chunk
 
 CACHED = 500_000
-"""Logits that a CPU turns at once by columns: 2 MB in fp32, which the caches of two cores hold."""
+"""Logits whose exponentials are computed at once: 2 MB in fp32, which the caches of two cores hold."""
 
 SAFE = 1e30
 """A sum of exponentials below it, and all that is made of it, is far from the largest number of fp32 and bf16, 3e38."""
 
 
 def by_columns(chunk: Chunk) -> Tensor:
-    """The way with logits [V, k]. With x the logits, t the target, c any number of each token and s = Σ exp(x - c).
+    """The way with logits [V, k].
 
-    The loss is log s + c - x[t], the logits' gradient (exp(x - c) - s·[t]) / s. With c = x[t] the sum is at least 1, and it
-    is too large only where the largest logit is some 70 above the target's; then the largest is c.
+    With x the logits, t the target, c any number and s = Σ exp(x - c), a token's loss is log s + c - x[t], and its logits'
+    gradient (exp(x - c) - s·[t]) / s. With c = x[t] the sum is at least 1. It is too large only where the largest logit is
+    some 70 above the target's; then c is the largest.
     """
     entries, tokens = chunk.entries, torch.arange(chunk.targets.shape[0])
     logits = chunk.weight @ chunk.hidden.t()

@@ -1,18 +1,16 @@
 """Causal attention by batched matmuls, for processors that multiply bf16 in hardware.
 
-torch's kernels for SDPA on a CPU multiply small tiles, converting bf16 to fp32 and back, and leave much of what AVX-512's
-bf16 instructions could do unused; with AMX the backward does, the forward does not (:class:`ByMatmuls`). Here oneDNN's
-batched matmul does the work, on scores that stay in the caches: of some heads at a time (:data:`SCORES_BYTES`), and of
-:data:`ROWS` queries at a time with the keys that these may see, so that of a long sequence little is computed that the mask
-hides. ``benchmarks/attention_bench.py`` times the two side by side.
+torch's SDPA kernels for CPUs multiply small tiles, converting bf16 to fp32 and back, which leaves AVX-512's bf16
+instructions mostly unused; with AMX that holds for the backward pass alone (:class:`ByMatmuls`). Here oneDNN's batched
+matmul does the work, on scores that stay in the caches: of some heads at a time (:data:`SCORES_BYTES`), and of :data:`ROWS`
+queries at a time with the keys that they may see. ``benchmarks/attention_bench.py`` times the two side by side.
 
-It is an operator of its own, ``scalegpt::matmul_attention``, so that selective recompute can keep its result, and
-``torch.compile`` takes it as a whole. What autograd keeps is QKV, as with SDPA; the backward computes the probabilities
-again, one group of heads after another, so that T·T numbers never exist for more than such a group.
+It is an operator of its own, ``scalegpt::matmul_attention``, so that selective recompute can keep its result and
+``torch.compile`` takes it as a whole. Autograd keeps QKV, as with SDPA; the backward pass recomputes the probabilities, one
+group of heads after another.
 
-Precision: scores and probabilities are rounded to bf16, which SDPA's kernel does to the probabilities alone; softmax and
-sums inside the matmuls are fp32, and so are the sums of the keys' and values' gradients over blocks of queries. Against
-fp64 the error is that of bf16's rounding, some 0.5% (``tests/model/test_matmul_attention.py``).
+Precision: scores and probabilities are rounded to bf16, of which SDPA's kernel rounds the probabilities alone; softmax and
+all sums are fp32. Against fp64 the error is that of bf16's rounding, some 0.5% (``tests/model/test_matmul_attention.py``).
 
 Sizes: B micro batch, T sequence, H features, a heads, D = H/a.
 """
@@ -29,22 +27,21 @@ ROWS = 256
 """Queries of a block: 64 to 1024 were tried, at T of 64 to 2048; 256 was the fastest or nearly so everywhere."""
 
 SCORES_BYTES = 4 * 2**20
-"""Scores that exist at once; below it there are more calls than the caches give back."""
-
+"""Bytes of scores that exist at once; below it the number of calls costs more than the caches save."""
 
 LONGEST_BACKWARD = 1024
 """The longest sequence whose backward was measured to be faster than SDPA's with AMX; at 2,048 it takes 1.1 times as long."""
 
 
 class ByMatmuls(Enum):
-    """What of attention is done here, and not by torch's kernels."""
+    """Which passes of attention are computed here, and not by torch's kernels."""
 
     NOTHING = "nothing"
     BACKWARD = "backward"
     ALL = "forward and backward"
 
     def takes(self, tokens: int) -> bool:
-        """Whether :func:`matmul_attention` is to be called for sequences of so many tokens."""
+        """Whether :func:`matmul_attention` is called for sequences of this length."""
         return self is self.ALL or (self is self.BACKWARD and tokens <= LONGEST_BACKWARD)
 
     def attend(self, qkv: Tensor, n_head: int) -> Tensor | None:
@@ -62,7 +59,7 @@ def matmul_attention(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> 
     Args:
         qkv: [B, T, 3·H], queries, keys and values side by side, each of all heads.
         n_head: a, which divides H.
-        torchs_forward: take SDPA's kernel for the forward; the backward does not depend on it.
+        torchs_forward: take SDPA's kernel for the forward pass; the backward pass does not depend on it.
 
     Returns:
         [B, T, H] in qkv's dtype. It can be differentiated once.
@@ -139,7 +136,7 @@ def _probabilities(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice
 
 
 def _scaled_bmm(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return scale · left @ right, scaled within the matmul."""
+    """Scale · left @ right, scaled within the matmul."""
     nothing = left.new_empty(()).expand(1, 1, 1)
     return torch.baddbmm(nothing, left, right, beta=0, alpha=scale)
 

@@ -1,14 +1,13 @@
 """What a GPU holds beyond the step's own tensors: workspaces, fragmentation, the CUDA context, NCCL.
 
-Three sums of a run are told apart, each larger than the one before:
+A run has three sums, each larger than the one before:
 
 - the *peak* of the step's tensors, which :mod:`scalegpt.planner.memory.predict` knows exactly;
-- what the caching allocator has *reserved*: the peak, cuBLAS's workspaces, and what fragmentation keeps it from using;
-- the *total* that the driver counts for the process: what is reserved, the CUDA context with its kernels, NCCL's buffers.
+- the *reserved* memory of the caching allocator: the peak, cuBLAS's workspaces, and fragmentation;
+- the *total* that the driver counts for the process: reserved memory, the CUDA context with its kernels, NCCL's buffers.
 
-None of the figures here has been measured on our own trainer yet. Those that a source gives are as good as the source; the
-rest are estimates, marked so, and meant to err on the safe side. Measurements of real runs take their
-place (:mod:`scalegpt.planner.time.calibration`).
+None of the figures here has been measured on our own trainer yet: each has a source, or is an estimate on the safe side and
+marked. Measurements of real runs replace them (:mod:`scalegpt.planner.time.calibration`).
 """
 
 from dataclasses import dataclass, replace
@@ -36,8 +35,7 @@ CUBLAS_WORKSPACE = {
     "gfx942": Figure(128 * MIB, _POOL),
 }
 """Bytes of one cuBLAS workspace. It lives in the caching allocator, so that ``memory_allocated`` counts it; the trace and the
-planner's peak do not. cuBLASLt shares it in the releases of torch that we run on (``unified_cublas_and_lt_workspaces``
-there); before, it had 1 MiB, 4 or 32 of its own, depending on the card."""
+planner's peak do not. cuBLASLt shares it (``unified_cublas_and_lt_workspaces`` in torch)."""
 
 WORKSPACES = Figure(2, "the same file: one a handle and stream, and autograd's backward thread has its own handle")
 
@@ -60,7 +58,7 @@ NCCL = {
 """Bytes of one communicator, by the largest number of ranks that it holds for. Cards without NVLink use fewer channels and
 so less, but no figure for them is known."""
 
-NCCL_OF_MORE = Figure(1600 * 10**6, "one communicator, number of ranks not told (NVIDIA/nccl issue 864)")
+NCCL_OF_MORE = Figure(1600 * 10**6, "one communicator, number of ranks not reported (NVIDIA/nccl issue 864)")
 
 FRAGMENTATION = Figure(0.04, "~share of the peak; steps that are all alike fragment little")
 
@@ -72,10 +70,10 @@ SEGMENT = Figure(
 
 @dataclass(frozen=True, kw_only=True)
 class Overheads:
-    """The parts outside the step's tensors, in bytes; ``fragmentation_share`` is one of what is allocated.
+    """The parts outside the step's tensors, in bytes; ``fragmentation_share`` is a share of what is allocated.
 
     Attributes:
-        measured: on how many runs like this one the parts rest; 0: on the tables above alone.
+        measured: the number of similar runs that the parts are based on; 0: on the tables above alone.
     """
 
     workspaces: int = 0
@@ -87,7 +85,7 @@ class Overheads:
 
     @classmethod
     def of(cls, run: RunConfig, card: Card | None, ranks: int) -> "Overheads":
-        """What the tables say; an unknown card counts as the most demanding of NVIDIA's."""
+        """By the tables; an unknown card counts as the most demanding of NVIDIA's."""
         capability = card.capability if card else "9.0"
         return cls(
             workspaces=_workspaces(capability),
@@ -102,11 +100,11 @@ class Overheads:
         return int((peak + self.workspaces) * self.fragmentation_share) + self.segment
 
     def reserved_bytes(self, peak: int) -> int:
-        """What ``torch.cuda.max_memory_reserved`` will say for this peak."""
+        """``torch.cuda.max_memory_reserved`` for this peak."""
         return peak + self.workspaces + self.fragmentation(peak)
 
     def total_bytes(self, peak: int, host: int = 0) -> int:  # noqa: ARG002 - a processor's ranks count it
-        """What the driver will say: it must stay under the card's memory. ``host`` bytes, offloaded, do not count here."""
+        """The driver's count, which must stay under the card's memory. ``host`` bytes, offloaded, do not count here."""
         return self.reserved_bytes(peak) + self.context + self.nccl
 
     def parts(self, peak: int) -> dict[str, int]:
@@ -124,15 +122,10 @@ class Overheads:
         return "cuBLAS workspaces", "fragmentation"
 
     def corrected(self, *, fragmentation_share: float, outside: int, measured: int) -> "Overheads":
-        """The same with what runs have shown: the allocator's waste, and the bytes beyond what it reserved."""
+        """With measurements of runs: the allocator's waste, and the bytes ``outside`` of what it reserved."""
         nccl = min(self.nccl, outside)
-        return replace(
-            self,
-            fragmentation_share=fragmentation_share,
-            context=outside - nccl,
-            nccl=nccl,
-            measured=measured,
-        )
+        share, context = fragmentation_share, outside - nccl
+        return replace(self, fragmentation_share=share, context=context, nccl=nccl, measured=measured)
 
 
 def _workspaces(capability: str) -> int:

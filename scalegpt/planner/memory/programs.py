@@ -9,7 +9,7 @@ from scalegpt.architecture.operations import Recorder, Size, Value
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.planner.memory.sizes import ACTIVATIONS, GRADIENTS, LOSS, Sizes
 from scalegpt.planner.memory.states import casts_weights
-from scalegpt.planner.memory.tape import Kinds, Program, Sized, compile_record
+from scalegpt.planner.memory.tape import Compiler, Kinds, Program, Sized
 from scalegpt.planner.memory.timeline import Timeline
 
 
@@ -32,7 +32,7 @@ def block_program(model: ModelConfig, numerics: Numerics, recompute: str) -> Pro
     """One block, from the residual stream to the residual stream."""
     r, x = Recorder(), Value(_stream(model, numerics))
     y = Decoder(model).block.record(r, x, model.block_size, numerics)
-    return compile_record(r.entries, x, y, recompute=recompute, gradient_width=numerics.compute)
+    return Compiler(r, x, y, numerics.compute, recompute=recompute).compile()
 
 
 @lru_cache(maxsize=8192)
@@ -47,7 +47,7 @@ def embedding_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
     r = Recorder()
     x = Decoder(model).embedding.record(r, model.block_size, numerics)
     kinds = Kinds(gradient=GRADIENTS)
-    return compile_record(r.entries, None, x, gradient_width=numerics.weights, kinds=kinds).at(batch)
+    return Compiler(r, None, x, numerics.weights, kinds=kinds).compile().at(batch)
 
 
 @lru_cache(maxsize=8192)
@@ -56,7 +56,7 @@ def final_norm_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
     r, x = Recorder(), Value(_stream(model, numerics))
     y = Decoder(model).head.norm.record(r, x, model.block_size, numerics)
     kinds = Kinds(result=LOSS, incoming=LOSS)
-    return compile_record(r.entries, x, y, gradient_width=numerics.compute, kinds=kinds).at(batch)
+    return Compiler(r, x, y, numerics.compute, kinds=kinds).compile().at(batch)
 
 
 @lru_cache(maxsize=8192)
@@ -66,7 +66,7 @@ def loss_at(loss: LossPart, numerics: Numerics, batch: int) -> Sized:
     r, hidden = Recorder(), Value(Size(numerics.compute * model.block_size * model.n_embd))
     result = loss.record(r, hidden, model.block_size, numerics)
     kinds = Kinds(lasting=LOSS, passing=LOSS, start=LOSS, result=LOSS)
-    return compile_record(r.entries, hidden, result, gradient_width=numerics.compute, kinds=kinds).at(batch)
+    return Compiler(r, hidden, result, numerics.compute, kinds=kinds).compile().at(batch)
 
 
 def _stream(model: ModelConfig, numerics: Numerics) -> Size:

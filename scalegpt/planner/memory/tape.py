@@ -1,15 +1,14 @@
-"""The life of every tensor of a block: what autograd allocates and frees, forward and backward, under each recompute policy.
+"""What autograd allocates and frees in a block, forward and backward, under each recompute policy.
 
-A record of operations (:mod:`scalegpt.architecture.operations`) is played with reference counts, as PyTorch's eager mode has
-them. A tensor lives as long as a Python name, autograd, selective recompute's cache, or a gradient that is still to be used
-refers to it.
+A record of operations (:mod:`scalegpt.architecture.operations`) is played with the reference counts of PyTorch's eager mode.
+A tensor lives as long as a Python name, autograd, selective recompute's cache or a gradient refers to it.
 
 - **Forward.** Each operation allocates its results; autograd keeps what the operation saves.
-- **Backward.** Operations come in reverse. Each makes its weight's gradient and its inputs' gradients, then frees what
-  it saved and the gradient that came in. The second gradient of one tensor is added to the first: in place where
-  nothing else refers to it (``InputBuffer::accumulate`` in torch).
-- **Recompute.** *full* saves nothing but the input; the backward pass runs the forward again, up to the last tensor that it
-  needs (``torch.utils.checkpoint`` stops early). *selective* also keeps the results of operations that are dear.
+- **Backward.** Operations come in reverse. Each makes the gradients of its weight and its inputs, then frees what it saved
+  and the incoming gradient. The second gradient of one tensor is added to the first: in place where nothing else refers
+  to it (``InputBuffer::accumulate`` in torch).
+- **Recompute.** *full* saves nothing but the input; the backward pass runs the forward pass again, up to the last tensor
+  that it needs (``torch.utils.checkpoint`` stops early). *selective* also keeps the results of expensive operations.
 
 The outcome is a :class:`Program`: allocations and frees in order, which do not depend on the micro batch. It is made once
 for a model and played for each micro batch.
@@ -19,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scalegpt.architecture.operations import Entry, Gradient, Operation, Release, Size, Value, Workspace
+from scalegpt.architecture.operations import Gradient, Operation, Recorder, Release, Size, Value, Workspace
 from scalegpt.architecture.recompute import kept_by_selective, last_saving, recomputed, saves_its_own
 from scalegpt.planner.memory.sizes import ACTIVATIONS, COPIES, TEMPORARIES
 from scalegpt.planner.memory.timeline import Timeline, rounded
@@ -27,10 +26,11 @@ from scalegpt.planner.memory.timeline import Timeline, rounded
 TAKE, GIVE, TOUCH, GRADIENT = range(4)
 
 Accumulate = Callable[[str, int], None]
+"""Called with a matrix's name and elements when its gradient has been made, to account for where it goes."""
 
 Event = tuple[int, str, int]
-"""What happens (:data:`TAKE` …), the kind of memory, and which of the program's sizes; of a gradient, the parameter's
-name and elements."""
+"""The action (:data:`TAKE` …), the kind of memory, and the number of the size; of a gradient, the parameter's name and
+elements."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ class Program:
     """Allocations and frees in order.
 
     Attributes:
+        sizes: of the allocations, for any micro batch.
         forward: of the forward pass.
-        leave: of what goes with the caller's name for the input.
+        leave: when the caller's name for the input goes, between the passes.
         backward: of the backward pass; the result's gradient is alive before it, and the input's after it.
         operations: all, in order.
-        again: operations that the backward pass computes again, of which those that were kept cost nothing.
+        again: operations that the backward pass recomputes, of which those that were kept cost nothing.
         kept: of these, the ones whose results selective recompute keeps.
     """
 
@@ -55,7 +56,7 @@ class Program:
     kept: frozenset[Operation]
 
     def at(self, batch: int) -> "Sized":
-        """The program for a micro batch of so many sequences."""
+        """The program for a micro batch of ``batch`` sequences."""
         return Sized(self, tuple(_bytes(size, batch) for size in self.sizes))
 
 
@@ -81,13 +82,7 @@ class Sized:
         self._play(self.program.leave, timeline, _no_gradients)
 
     def backward(self, timeline: Timeline, accumulate: Accumulate) -> None:
-        """Play the backward pass.
-
-        Args:
-            timeline: where.
-            accumulate: called with a matrix's name and elements when its gradient has been made, which is counted as the
-                program was told to; it must account for where the gradient goes.
-        """
+        """Play the backward pass."""
         self._play(self.program.backward, timeline, accumulate)
 
     def _play(self, events: Sequence[Event], timeline: Timeline, accumulate: Accumulate) -> None:
@@ -109,7 +104,7 @@ def _no_gradients(_name: str, _elements: int) -> None:
 
 @dataclass(eq=False, slots=True)
 class _Memory:
-    """Memory, and how often it is referred to."""
+    """Memory by the number of its size, and how often it is referred to."""
 
     size: int
     kind: str
@@ -117,22 +112,15 @@ class _Memory:
 
 
 class _Script:
-    """The events so far, and the sizes that they name."""
+    """The events so far, and the sizes that they name by number."""
 
     def __init__(self) -> None:
-        self.sizes: list[Size | Workspace] = []
+        self.sizes: dict[Size | Workspace, int] = {}
         self._events: list[Event] = []
-        self._known: dict[Size, int] = {}
 
     def index(self, size: Size | Workspace) -> int:
-        """The place of a size; equal ones share it."""
-        if not isinstance(size, Size):
-            self.sizes.append(size)
-            return len(self.sizes) - 1
-        if size not in self._known:
-            self._known[size] = len(self.sizes)
-            self.sizes.append(size)
-        return self._known[size]
+        """The number of a size; equal ones share it."""
+        return self.sizes.setdefault(size, len(self.sizes))
 
     def take(self, size: Size, kind: str) -> _Memory:
         """Allocate."""
@@ -153,7 +141,7 @@ class _Script:
             self._events.append((TOUCH, kind, self.index(workspace)))
 
     def gradient(self, op: Operation) -> None:
-        """Hand over a matrix's gradient."""
+        """A matrix's gradient has been made."""
         self._events.append((GRADIENT, op.parameter, op.weight))
 
     def cut(self) -> tuple[Event, ...]:
@@ -183,43 +171,30 @@ class Kinds:
     gradient: str = TEMPORARIES
 
 
-def compile_record(
-    entries: Sequence[Entry],
-    start: Value | None,
-    end: Value,
-    *,
-    gradient_width: int,
-    recompute: str = "none",
-    kinds: Kinds = Kinds(),
-) -> Program:
-    """Turn the record of a part into a program.
+class Compiler:
+    """Turns the record of a part into a program.
 
     Args:
-        entries: the record.
+        record: the record.
         start: the part's input, which was allocated before; None: there is none.
         end: its result.
         gradient_width: bytes of an element of a matrix's gradient as the backward pass makes it.
         recompute: ``none``, ``selective`` or ``full``.
         kinds: how memory is counted.
     """
-    return _Compiler(entries, start, end, recompute, gradient_width, kinds).compile()
-
-
-class _Compiler:
-    """The state of one compilation: who refers to what."""
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        record: Recorder,
         start: Value | None,
         end: Value,
-        recompute: str,
         gradient_width: int,
-        kinds: Kinds,
+        *,
+        recompute: str = "none",
+        kinds: Kinds = Kinds(),
     ) -> None:
-        self.entries, self.start, self.end = entries, start, end
+        self.entries, self.operations, self.start, self.end = record.entries, record.operations, start, end
         self.recompute, self.gradient_width, self.kinds = recompute, gradient_width, kinds
-        self.operations = [entry for entry in entries if isinstance(entry, Operation)]
         self.last = last_saving(self.operations)
         self.again = () if recompute == "none" else recomputed(self.operations)
         self.kept = kept_by_selective(self.operations) if recompute == "selective" else frozenset[Operation]()
@@ -287,7 +262,7 @@ class _Compiler:
 
 
 class _Forward:
-    """One forward pass through a block.
+    """One forward pass through a part.
 
     Args:
         block: the compilation.
@@ -295,7 +270,7 @@ class _Forward:
         again: whether this is the recomputation, which uses what was kept and stops early.
     """
 
-    def __init__(self, block: _Compiler, *, saves: bool, again: bool) -> None:
+    def __init__(self, block: Compiler, *, saves: bool, again: bool) -> None:
         self.block, self.script, self.memory, self.kinds = block, block.script, block.memory, block.kinds
         self.saves, self.again = saves, again
         self.names = Counter[Value]()
@@ -312,7 +287,7 @@ class _Forward:
             self._execute(entry)
             if self.again and entry is self.block.last:
                 break
-        if self.again:  # the exception that stops it unwinds the functions, and their names go
+        if self.again:  # the exception that stops it ends the functions, and their names go
             for value in list(self.names.elements()):
                 self._release(value)
 
@@ -337,7 +312,7 @@ class _Forward:
             self.names[value] += 1
             if value.base is not None:
                 self.memory[value.storage].references += 1
-            elif not popped:  # else the name takes the place of the cache's reference
+            elif not popped:  # the name takes over the cache's reference
                 kind = self.kinds.lasting if value in self.lasting else self.kinds.passing
                 kind = self.kinds.result if value is self.block.end else kind
                 self.memory[value] = self.script.take(value.size, kind)

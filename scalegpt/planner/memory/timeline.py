@@ -1,4 +1,4 @@
-"""Bytes that come and go in the order of a training step: the ledger that the memory model is written in.
+"""Bytes that are allocated and freed in the order of a training step: the ledger that the memory model is written in.
 
 Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes (``kMinBlockSize`` in torch's
 ``CUDACachingAllocator``), as ``torch.cuda.memory_allocated`` counts it.
@@ -26,7 +26,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a piece of a timeline does, wherever it begins.
+    """The changes that a piece of a timeline makes, wherever it begins.
 
     Attributes:
         rise: bytes of its fullest moment over those at its beginning.
@@ -44,11 +44,11 @@ class Effect:
 class Timeline:
     """A running sum of live bytes that remembers the fullest moment of each phase.
 
-    It is played thousands of times in a search. A moment is therefore written down only when it is over: when bytes are
-    freed, or the phase changes.
+    A search plays it thousands of times. So a moment is recorded only when it is over: when bytes are freed, or the phase
+    changes.
 
     Attributes:
-        phase: the phase that moments are counted in now.
+        phase: the current one.
         live: bytes live now, by kind.
         total: bytes live now, in all.
     """
@@ -58,7 +58,7 @@ class Timeline:
     def __init__(self) -> None:
         self.phase, self.live, self.total = "idle", Counter[str](), 0
         self._highest = 0  # of this phase, this moment included
-        self._at_peak = False  # whether this is it, and not written down
+        self._at_peak = False  # whether this moment is the fullest, and not recorded
         self._peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def enter(self, phase: str) -> None:
@@ -75,7 +75,7 @@ class Timeline:
         """Allocate tensors of these sizes in bytes, one after another, and keep them."""
         exact = 0
         for size in sizes:
-            exact += (size + 511) & -512  # rounded, and below hold and drop, without a call: it adds up
+            exact += (size + 511) & -512  # `rounded`, and below `hold` and `drop`, without the cost of calls
         self.live[kind] += exact
         self.total = total = self.total + exact
         if total > self._highest:
@@ -94,14 +94,14 @@ class Timeline:
         self.total -= exact
 
     def hold(self, kind: str, exact: int) -> None:
-        """Add bytes that are rounded already, such as a sum over many tensors."""
+        """Allocate bytes that are rounded already, such as a sum over many tensors."""
         self.live[kind] += exact
         self.total = total = self.total + exact
         if total > self._highest:
             self._highest, self._at_peak = total, True
 
     def drop(self, kind: str, exact: int) -> None:
-        """Take away bytes that are rounded already."""
+        """Free bytes that are rounded already."""
         if self._at_peak and exact:
             self._note()
         live = self.live[kind] - exact
@@ -110,7 +110,7 @@ class Timeline:
         self.total -= exact
 
     def touch(self, kind: str, *sizes: int) -> None:
-        """Allocate tensors together and free them again: temporaries."""
+        """Allocate temporaries together and free them again."""
         exact = 0
         for size in sizes:
             exact += (size + 511) & -512
@@ -119,7 +119,7 @@ class Timeline:
             self.drop(kind, exact)
 
     def observe(self, play: Callable[[], None]) -> "Effect":
-        """Play something within this phase, and say what it does wherever it begins."""
+        """Play something within this phase, and return its effect."""
         self._note()
         start, total, known, highest = self.live.copy(), self.total, self._peaks.get(self.phase), self._highest
         self._highest, self._at_peak = total, True
@@ -150,14 +150,14 @@ class Timeline:
         self.total += effect.grows
 
     def repeat(self, before: "Counter[str]", times: int) -> None:
-        """Let what has changed since ``before``, a copy of :attr:`live`, change so many times more.
+        """Repeat what has changed since ``before``, a copy of :attr:`live`, a number of times.
 
-        No moment in between counts: the fullest must be one that counts already, or come later.
+        No moment in between counts: the fullest must be recorded already, or come later.
         """
         self.become({kind: size + (size - before[kind]) * times for kind, size in self.live.items()})
 
     def become(self, live: Mapping[str, int]) -> None:
-        """Set what lives of these kinds, as if time had passed that holds no fullest moment."""
+        """Set what lives of these kinds; no moment until then counts."""
         self._note()
         for kind, size in live.items():
             self.live[kind] = size

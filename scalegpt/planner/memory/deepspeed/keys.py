@@ -1,9 +1,9 @@
-"""Which keys a user's DeepSpeed file may have: those that the plan counts, and those that change nothing it counts.
+"""The keys that a user's DeepSpeed file may have: those that the plan counts, and those that change nothing it counts.
 
-The list is one of what is allowed, by deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``,
-``runtime/zero/config.py``, ``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed itself ignores a key at the top
-level that it does not know, and much of what it knows writes files elsewhere, holds memory that the plan does not count, or
-changes the numbers. Such a key is refused by its name, unless it is switched off.
+Read from deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``, ``runtime/zero/config.py``,
+``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Of those that it
+knows, many write files elsewhere, hold memory that the plan does not count, or change the numbers. Such a key is refused by
+name, unless it is switched off.
 """
 
 import math
@@ -17,7 +17,7 @@ from scalegpt.text import visible
 AUTO = "auto"
 
 Check = Callable[[Any], str | None]
-"""Says what a value must be, where it is not."""
+"""Returns what a value must be, where it is not that."""
 
 _LARGEST = 2**62
 
@@ -142,7 +142,7 @@ ALLOWED: Mapping[str, Any] = {
         "offload_param": _OFFLOAD,
     },
 }
-"""Key → a check of its value, or the keys of an object. What only one value is allowed for is not counted by the plan."""
+"""Key → a check of its value, or the keys of an object. A key with one allowed value changes what the plan does not count."""
 
 _BY_FLAGS = "the run's own flags decide that"
 _FILES = "it writes files outside of the run's folder; metrics.jsonl has the run's figures"
@@ -173,7 +173,7 @@ REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"), "use --offload"),
 }  # fmt: skip
-"""Keys of DeepSpeed's that are not taken → why."""
+"""DeepSpeed's keys that are refused → why."""
 
 
 def checked(settings: Mapping[str, Any], file: object) -> dict[str, Any]:

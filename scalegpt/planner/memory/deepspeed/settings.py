@@ -1,15 +1,15 @@
 """DeepSpeed's configuration: the files in ``ds_configs/`` with every ``"auto"`` filled in to suit the model.
 
-DeepSpeed's defaults are made for models a hundred times larger. Its reduce bucket of 5e8 elements is allocated whatever the
-model's size (twice with ``overlap_comm``), and its stage 3 keeps up to 1e9 gathered parameters alive, which below a billion
-parameters means that stage 3 saves no parameter memory at all (deepspeed 0.19, ``runtime/zero/config.py``,
-``stage_1_and_2.py: setup_buckets``, ``partitioned_param_coordinator.py``). The values here follow from the model:
+DeepSpeed's defaults suit models a hundred times larger. Its reduce bucket of 5e8 elements is allocated whatever the model's
+size (twice with ``overlap_comm``), and its stage 3 keeps up to 1e9 gathered parameters alive: a model below a billion
+parameters stays gathered (deepspeed 0.19, ``runtime/zero/config.py``, ``stage_1_and_2.py: setup_buckets``,
+``partitioned_param_coordinator.py``). The values here follow from the model:
 
-- a bucket holds one block's parameters: communication still comes in pieces of tens of megabytes;
+- a bucket holds one block's parameters: messages are still tens of megabytes;
 - stage 3 prefetches one block, and may keep two blocks and the embedding alive; nothing is kept for reuse. DeepSpeed's
   limit does not count its flat gather buffers, so that up to a block and a quarter more is live (see ``gather``);
-- stage 1 adds each gradient to its fp32 sum as soon as it is there, which frees 2 bytes a parameter;
-- stage 3 keeps norms and biases whole on every rank: too small to be worth a message.
+- stage 1 adds each gradient to its fp32 sum at once, which frees 2 bytes a parameter;
+- stage 3 keeps norms and biases whole on every rank, since they are too small to be worth a message.
 """
 
 from functools import lru_cache
@@ -31,13 +31,13 @@ Settings = dict[str, Any]
 
 
 def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: bool) -> Settings:
-    """The configuration that the trainer gives DeepSpeed, complete, and that the planner reckons with.
+    """The complete configuration that the trainer gives DeepSpeed, and that the planner counts with.
 
     Args:
         run: a run whose precision is resolved and whose backend is ``deepspeed``.
         grad_accum: micro batches per optimizer step.
         ranks: data-parallel ranks W.
-        on_cuda: whether the run is on CUDA: CPUs have no pinned memory to gain from, and no streams to overlap.
+        on_cuda: whether the run is on CUDA: a CPU neither needs pinned memory nor overlaps communication.
 
     Raises:
         InputError: the file is missing or broken, or contradicts the run's settings.
@@ -56,10 +56,10 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
 
 
 def load_ds_config(parallel: ParallelConfig) -> Settings:
-    """The DeepSpeed file in force, with what it switches off left away.
+    """The run's DeepSpeed file, without what it switches off.
 
     Raises:
-        InputError: it is missing, is not JSON, holds what is not taken, or its stage is not the run's.
+        InputError: it is missing, is not JSON, has keys that are refused, or its stage is not the run's.
     """
     path = _path(parallel)
     try:
@@ -84,7 +84,7 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
 
 
 def fixes_batch(parallel: ParallelConfig) -> bool:
-    """Whether the file says how the step is divided, so that it may contradict a micro batch.
+    """Whether the file fixes how the step is divided, so that it may contradict a micro batch.
 
     Raises:
         InputError: as for :func:`load_ds_config`.
@@ -95,7 +95,7 @@ def fixes_batch(parallel: ParallelConfig) -> bool:
 
 @lru_cache(maxsize=64)
 def _text(path: Path, _changed: int) -> str:
-    """The text of a file as it was at that time: a search asks for it hundreds of times."""
+    """The text of a file as changed at that time: a search asks for it hundreds of times."""
     return read_text(path, CONFIG_LIMIT)
 
 
@@ -119,7 +119,7 @@ def _name(parallel: ParallelConfig) -> str:
 
 
 def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> None:
-    """Fill an ``auto`` or absent entry; with ``what``, refuse a fixed one that says otherwise."""
+    """Fill an ``auto`` or absent entry; with ``what``, refuse another fixed value."""
     fixed = settings.get(key, AUTO)
     if fixed == AUTO:
         settings[key] = value
@@ -132,7 +132,7 @@ def _fill_batch(settings: Settings, run: RunConfig, grad_accum: int, ranks: int)
     _fill(settings, "train_micro_batch_size_per_gpu", micro, "--micro_batch")
     _fill(settings, "gradient_accumulation_steps", grad_accum, "--tokens_per_step")
     _fill(settings, "train_batch_size", micro * grad_accum * ranks, "--tokens_per_step")
-    # At stage 0 the trainer clips by itself, so that it knows the norm (see the backend).
+    # At stage 0 the trainer clips, so that it knows the norm (see the backend).
     ours = run.parallel.stage == 0 and run.train.precision != "fp16"
     _fill(settings, "gradient_clipping", 0.0 if ours else run.train.grad_clip, "--grad_clip")
 
@@ -142,9 +142,9 @@ def _fill_precision(settings: Settings, run: RunConfig) -> None:
     # At stage 0 the engine stays fp32 and the model computes in bf16 by itself.
     in_bf16 = precision == "bf16" and stage > 0
     _fill(_part(settings, "bf16"), "enabled", in_bf16, "--precision")
-    # At stage 1 DeepSpeed would hold all bf16 gradients until the backward pass ends, beside the fp32 ones they go to.
+    # Without it, stage 1 would hold all bf16 gradients beside the fp32 ones until the backward pass ends.
     _fill(_part(settings, "bf16"), "immediate_grad_update", in_bf16 and stage == 1)
-    # Otherwise stages 1 and 2 would take a step with NaN in its gradients.
+    # Without it, stages 1 and 2 would take a step with NaN in its gradients.
     _fill(_part(settings, "bf16"), "check_grad_overflow", True, "the guard against non-finite gradients")
     fp16 = _part(settings, "fp16")
     _fill(fp16, "enabled", precision == "fp16", "--precision")
@@ -172,7 +172,7 @@ def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
         values |= {"reduce_scatter": True, "allgather_bucket_size": even}
     for key, value in values.items():
         _fill(zero, key, value)
-    # Ours is torch's fused AdamW, which DeepSpeed has not on its list, and which is as good on the CPU.
+    # DeepSpeed's list does not have torch's fused AdamW, which is as fast on the CPU as DeepSpeed's own.
     _fill(settings, "zero_allow_untested_optimizer", True)
     _fill(settings, "zero_force_ds_cpu_optimizer", False)
 
