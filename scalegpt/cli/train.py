@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         with stop.alone():  # importing torch takes seconds
             launcher.start()
             from scalegpt.training.run import train
-            from scalegpt.training.setup import Request
+            from scalegpt.training.setup.resolve import Request
 
         request = Request(
             run=run,

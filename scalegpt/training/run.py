@@ -12,7 +12,8 @@ from scalegpt.system.ranks import read_ranks
 from scalegpt.text import visible
 from scalegpt.training.resilience.stopping import Stopped, StopRequest
 from scalegpt.training.runs.report import write_report
-from scalegpt.training.setup import Request, prepare
+from scalegpt.training.setup.prepare import prepare
+from scalegpt.training.setup.resolve import Request
 from scalegpt.training.trainer import Trainer
 
 ROOM = timedelta(minutes=5)

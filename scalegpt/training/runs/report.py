@@ -8,9 +8,9 @@ from typing import Any
 from scalegpt.html.page import document, escape, facts
 from scalegpt.storage import read_text
 from scalegpt.structured import CONFIG_LIMIT, read_object
-from scalegpt.training.metrics import metric_lines
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import write_whole, writing
+from scalegpt.training.runs.metrics_file import metric_lines
 from scalegpt.units import human_count, human_time
 
 Point = tuple[float, float]
