@@ -14,8 +14,8 @@ import torch
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
 from scalegpt.training.batches import TrainingBatches
+from scalegpt.training.request import Request
 from scalegpt.training.setup.prepare import prepare
-from scalegpt.training.setup.resolve import Request
 from scalegpt.training.trainer import Trainer
 
 DATA, FORWARD, LOSS, BACKWARD, NORM, OPTIMIZER, REST = (

@@ -10,7 +10,7 @@ from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import catalogue
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
-from scalegpt.planner.query import Asked, answer, machine_as_dict, model_as_dict
+from scalegpt.planner.query import Asked, answer, host_notes, machine_as_dict, machine_notes, model_as_dict
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.planner.time.calibration import Calibration
 
@@ -92,7 +92,7 @@ def _row(name: str, asked: Asked) -> Row:
         given = answer(asked, explain=False)
     except InputError as error:
         return Row(name, asked.run, asked.machine, None, str(error))
-    return Row(name, given.plan.run, asked.machine, given.plan, command=given.command())
+    return Row(name, given.choice.run, asked.machine, given.choice, command=given.command())
 
 
 def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
@@ -101,3 +101,16 @@ def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
     if without_offload:
         fitting = [row for row in fitting if not row.offloads or row.fits_without_offload]
     return max(fitting, key=lambda row: count_parameters(row.run.model).total, default=None)
+
+
+def presets_as_dict(machine: Machine, rows: list[Row]) -> Values:
+    """The table of presets as ``--json`` prints it; the choice is that of the largest preset that fits."""
+    best = largest(rows)
+    return {
+        **(best or rows[0]).as_dict(),
+        "gpu": machine_as_dict(machine),
+        "alternatives": [],
+        "notes": [*machine_notes(machine), *host_notes(*(row.plan for row in rows))],
+        "largest": None if best is None else best.name,
+        "presets": [row.as_dict() for row in rows],
+    }

@@ -1,7 +1,9 @@
 """One run from joining the ranks to leaving them."""
 
 import math
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from scalegpt.backends import World
 from scalegpt.backends.ports import public_ports
@@ -10,10 +12,10 @@ from scalegpt.config import TrainConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.system.ranks import read_ranks
 from scalegpt.text import visible
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Stopped, StopRequest
 from scalegpt.training.runs.report import write_report
 from scalegpt.training.setup.prepare import prepare
-from scalegpt.training.setup.resolve import Request
 from scalegpt.training.trainer import Trainer
 
 ROOM = timedelta(minutes=5)
@@ -23,16 +25,26 @@ ENDLESS = timedelta(days=30)
 """torch must be given a number."""
 
 
-def train(request: Request, device: str, stop: StopRequest) -> int:
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended that did not fail.
+
+    Attributes:
+        status: the exit status: 0, or 128 and the number of the signal that stopped the run.
+        folder: the run's folder; None where it was stopped before the first step.
+    """
+
+    status: int
+    folder: Path | None
+
+
+def train(request: Request, device: str, stop: StopRequest) -> Ending:
     """Prepare and train; afterwards say where the run's files are.
 
     Args:
         request: what to train.
         device: ``auto``, ``cpu`` or ``cuda``.
         stop: whether this process was asked to stop.
-
-    Returns:
-        The exit status: 0, or 128 and the number of the signal that stopped the run.
 
     Raises:
         InputError: the request cannot be met; nothing was changed.
@@ -44,13 +56,13 @@ def train(request: Request, device: str, stop: StopRequest) -> int:
         for line in public_ports(read_ranks()):
             print(f"warning: {line}", flush=True)
     try:
-        status = _run(request, world, stop)
+        ending = _run(request, world, stop)
     except BaseException:
         if world.size == 1:  # of several, one that ends alone must not wait for the others to part, as NCCL would
             world.leave()
         raise
     world.leave()
-    return status
+    return ending
 
 
 def collective_timeout(train: TrainConfig) -> timedelta:
@@ -59,13 +71,13 @@ def collective_timeout(train: TrainConfig) -> timedelta:
     return ENDLESS if math.isinf(longest) else max(COLLECTIVE_TIMEOUT, timedelta(seconds=longest)) + ROOM
 
 
-def _run(request: Request, world: World, stop: StopRequest) -> int:
+def _run(request: Request, world: World, stop: StopRequest) -> Ending:
     try:
         job = prepare(request, world, stop)
     except Stopped as stopped:
         if world.is_first:
             print(visible(stopped), flush=True)
-        return stopped.exit_status
+        return Ending(stopped.exit_status, None)
     trainer = Trainer(job)
     try:
         trainer.fit()
@@ -86,4 +98,4 @@ def _run(request: Request, world: World, stop: StopRequest) -> int:
     world.barrier()  # part together: nobody waits for a rank that has gone
     if world.is_first:
         trainer.watchdog.beats.remove()
-    return trainer.exit_status
+    return Ending(trainer.exit_status, job.directory.path)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from scalegpt.cli.plan import page as plan_page
 from scalegpt.cli.plan.wording import duration
 from scalegpt.hardware import detect
 from scalegpt.hardware.gpus import GIB
+from scalegpt.hardware.machine import Machine
 from scalegpt.html.page import HUES, PALETTE
 from scalegpt.planner.memory import fsdp, sizes
 from scalegpt.planner.memory.deepspeed import sharded, stage3
@@ -255,7 +257,8 @@ def test_the_phases_are_the_answers(written: Any, words: str) -> None:
 
 def test_a_trace_stands_beside_the_phases(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     phases = written(FITS).choice["phases"]
-    monkeypatch.setattr(command, "_trace", lambda given: {phase: 2 * size for phase, size in phases.items()})
+    doubled = {phase: 2 * size for phase, size in phases.items()}
+    monkeypatch.setattr(command, "traced", lambda given: replace(given, trace=doubled))
     rows = written(f"{FITS} --trace").table("The peak of each phase of a step")
     assert rows[0] == ["phase", "peak", "traced", "error", ""]
     assert [row[2:4] for row in rows[1:]] == [[gib(2 * size), "-50.00%"] for size in phases.values()]
@@ -348,13 +351,13 @@ def test_the_table_of_the_curves_is_what_the_planner_says_of_each(written: Any, 
             exact = f"{start} {fixed} --micro_batch {row[0]} --recompute {recompute}"
             asked = command._parser().parse(shlex.split(exact))
             flags = command.given_settings(asked, *command.SECTIONS.values())
-            machine = command.Machine.of(command.MachineConfig.from_mapping(
+            machine = Machine.of(command.MachineConfig.from_mapping(
                 command.given_settings(asked, command.MachineConfig), "test"
             ))  # fmt: skip
             given = command.answer(
                 command.Asked.of(preset=asked.preset, config_file=None, flags=flags, machine=machine), explain=False
             )
-            assert cell == f"{'' if given.plan.fits else '✗ '}{given.plan.total_bytes / GIB:.2f}"
+            assert cell == f"{'' if given.choice.fits else '✗ '}{given.choice.total_bytes / GIB:.2f}"
 
 
 def test_the_plan_is_framed_in_the_table(written: Any) -> None:
@@ -446,7 +449,7 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_no_page(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detect, "planned_machine", lambda settings, torch=None: command.Machine.of(settings))
+    monkeypatch.setattr(detect, "planned_machine", lambda settings, torch=None: Machine.of(settings))
     assert main(["plan", *words.format(there=tmp_path).split()]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

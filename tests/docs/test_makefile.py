@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,16 @@ def steps(target: str, folder: Path) -> str:
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_install_sets_up_and_does_nothing_else(tmp_path: Path) -> None:
     said = steps("install", tmp_path)
-    assert ".venv/bin/pip install -q -e ." in said
-    assert not any(word in said for word in ("demo.py", "pytest", "mypy", "[dev]"))
+    assert '.venv/bin/pip install -q -e ".[deepspeed]"' in said
+    assert not any(word in said for word in ("demo.py", "pytest", "mypy", "dev]"))
     assert "demo.py" in steps("demo", tmp_path)
+    assert '".[deepspeed,dev]"' in steps("tests", tmp_path)
+
+
+def test_the_lowest_releases_are_those_of_the_extras_too() -> None:
+    done = subprocess.run([sys.executable, ".ci/lowest.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = {line.partition("==")[0] for line in done.stdout.splitlines()}
+    assert {"deepspeed", "ninja", "numpy", "pytest"} <= names
 
 
 def test_the_readme_names_it() -> None:

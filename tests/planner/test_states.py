@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import kind_of, parameter_shapes
 from scalegpt.config import ModelConfig, TrainConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.optimizers import EMBEDDING, FP32, MATRIX, OPTIMIZERS, STATE_NAMES, VECTOR
 from scalegpt.config.presets import resolve
-from scalegpt.config.run import STAGES
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import MAKERS, optimizer_factory
 from scalegpt.planner.memory.newton_schulz import ALONE, Exchange
@@ -29,6 +29,7 @@ from scalegpt.planner.memory.states import (
     training_bytes,
 )
 from scalegpt.tracing.tracker import Tracker
+from traffic import Traffic
 
 MODEL = ModelConfig(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=100, bias=True, tie_head=False)
 
@@ -99,6 +100,24 @@ def test_groups_are_those_that_the_trainer_makes(name: str) -> None:
     assert made == [group.kinds for group in train.optimizer_spec.groups]
 
 
+@pytest.mark.parametrize(("name", "fused"), FORMS)
+@pytest.mark.parametrize("kind", [EMBEDDING, VECTOR])
+def test_an_update_moves_what_its_operators_read_and_write(name: str, fused: bool, kind: str) -> None:
+    train = TrainConfig(optimizer=name, fused=fused, precision="bf16")
+    shape = (256, 256) if kind == EMBEDDING else (256 * 256,)
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for _ in range(2)]
+    optimizer = optimizer_factory(train)((f"wte{i}.weight", each) for i, each in enumerate(parameters))
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with Traffic() as traffic:
+        optimizer.step()
+    group = train.optimizer_spec.group_of(kind)
+    assert traffic.moved == pytest.approx(2 * group.moved * math.prod(shape), rel=1e-3)  # and scalars
+    if group.kernels:
+        assert traffic.kernels == 2 * group.kernels
+
+
 def update(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> int:
     """What a step allocates for a while at its fullest moment, after one that has made the states; call while faking."""
     for parameter in parameters:
@@ -153,7 +172,9 @@ def flags_of(model: ModelConfig) -> dict[str, Any]:
     return {key: getattr(model, key) for key in ModelConfig.settings()}
 
 
-@pytest.mark.parametrize(("backend", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages])
+@pytest.mark.parametrize(
+    ("backend", "stage"), [(name, stage) for name, spec in BACKENDS.items() for stage in spec.stages]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_closed_forms_are_the_ledgers_states(backend: str, stage: int, precision: str) -> None:
     model = MODEL.changed(n_embd=512, vocab_size=5000)

@@ -20,9 +20,9 @@ from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.checkpoint.store import best_checkpoint, find_checkpoints, step_of
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError, RunError
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Reason
 from scalegpt.training.setup.prepare import prepare
-from scalegpt.training.setup.resolve import Request
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

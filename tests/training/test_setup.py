@@ -16,13 +16,14 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.summary import plan_summary, total_steps
 from scalegpt.training.setup import data
 from scalegpt.training.setup import prepare as setup
 from scalegpt.training.setup.data import prepare_data
 from scalegpt.training.setup.prepare import prepare
-from scalegpt.training.setup.resolve import Request, check_name
+from scalegpt.training.setup.resolve import check_name
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 FLAGS = {

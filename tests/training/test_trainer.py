@@ -19,11 +19,11 @@ from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.data.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Reason, Stopped, StopRequest
 from scalegpt.training.run import collective_timeout
 from scalegpt.training.runs import metrics_file
 from scalegpt.training.setup.prepare import prepare
-from scalegpt.training.setup.resolve import Request
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

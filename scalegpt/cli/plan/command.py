@@ -3,23 +3,21 @@
 import argparse
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from scalegpt.api import traced
 from scalegpt.cli.output import note, show, show_json
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.cli.plan.text import report
-from scalegpt.config import ModelConfig, TrainConfig
-from scalegpt.config.machine import CPU, MachineConfig
-from scalegpt.config.run import SECTIONS, DataConfig, ParallelConfig
+from scalegpt.config import DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from scalegpt.config.machine import MachineConfig
+from scalegpt.config.run import SECTIONS
 from scalegpt.errors import InputError
-from scalegpt.hardware.machine import Machine, read_counts
-from scalegpt.planner.query import Answer, Asked, answer, host_notes, machine_as_dict, machine_notes
-from scalegpt.planner.tables import largest, over_cards, over_presets
-from scalegpt.planner.time import calibration
-from scalegpt.planner.time.calibration import Calibration
+from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.planner.tables import largest, over_cards, over_presets, presets_as_dict
+from scalegpt.planner.target import Target
 
 EXAMPLE = """\
 scalegpt plan --preset 500M_1024 --gpu a100-40gb     the fastest way to train it there
@@ -28,41 +26,39 @@ scalegpt plan --preset 350M_1024 --gpu 4090 --gpus 8 --micro_batch 12 --recomput
 scalegpt plan --preset 150M_1024 --memory_gb 12 --json"""
 
 DOES_NOT_FIT = 3
-"""Exit status of a plan that its card cannot hold."""
+"""Exit status of a plan that does not fit."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the plan; 0 where it fits or nothing says what it must fit in, 3 where it does not."""
+    """Print the plan; 0 where it fits or no memory is known, 3 where it does not fit."""
     arguments = _parser().parse(argv)
-    flags_of_machine = given_settings(arguments, MachineConfig)
-    settings, read = read_counts(MachineConfig.from_mapping(flags_of_machine, "command line"), flags_of_machine)
-    measured = Calibration() if arguments.no_calibration else calibration.load()
-    if measured.warning:
-        note(f"scalegpt plan: warning: calibration {measured.warning}")
-    torch = calibration.installed_torch() if measured.measurements else None
-    machine = _machine(settings, torch)
     flags = given_settings(arguments, *SECTIONS.values())
-    asks_for_a_run = arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig)
-    if not asks_for_a_run and machine.usable_bytes is None:
-        machine = _processor(settings, torch)
-    machine = replace(machine, notes=(*read, *machine.notes))
-    if not asks_for_a_run:
-        return _print_presets(arguments, machine, flags, measured, settings.margin)
+    is_one_run = bool(arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig))
+    target = Target.of(
+        given_settings(arguments, MachineConfig),
+        "command line",
+        calibrated=not arguments.no_calibration,
+        or_processor=not is_one_run,
+    )
+    if target.calibration.warning:
+        note(f"scalegpt plan: warning: calibration {target.calibration.warning}")
+    if not is_one_run:
+        return _print_presets(arguments, target, flags)
     asked = Asked.of(
         preset=arguments.preset,
         config_file=arguments.config_file,
         flags=flags,
-        machine=machine,
-        calibration=measured,
-        margin=settings.margin,
+        machine=target.machine,
+        calibration=target.calibration,
+        margin=target.margin,
     )
     given = answer(asked)
     if arguments.trace:
-        given = replace(given, trace=_trace(given))
+        given = traced(given)
     if arguments.html:
         _write_page(arguments.html, given, shlex.join(["scalegpt", "plan", *argv]))
-    cards = machine.usable_bytes is None and not arguments.trace
-    return _print_cards(arguments, asked, given) if cards else _print_answer(arguments, given)
+    is_known = target.machine.usable_bytes is not None
+    return _print_answer(arguments, given) if is_known or arguments.trace else _print_cards(arguments, asked, given)
 
 
 def _parser() -> Parser:
@@ -88,49 +84,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _machine(settings: MachineConfig, torch: str | None) -> Machine:
-    """The machine that is meant; of one without a GPU, its processor only where that was asked for."""
-    if not settings.at_hand:
-        return Machine.of(settings, torch=torch)
-    from scalegpt.hardware.detect import planned_machine  # imported here: a card that is named need not be looked for
-
-    machine = planned_machine(settings, torch=torch)
-    if machine.is_gpu or settings.gpu is not None:
-        return machine
-    return replace(Machine.of(settings, torch=torch), notes=machine.notes)
-
-
-def _processor(settings: MachineConfig, torch: str | None) -> Machine:
-    """The processor at hand, where there is no GPU and nothing says what to plan.
-
-    Raises:
-        InputError: several GPUs or machines are asked for.
-    """
-    if settings.gpus is not None or settings.nodes > 1:
-        raise InputError(
-            "no GPU is here and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
-        )
-    machine = _machine(settings.changed(gpu=CPU), torch)
-    remark = (
-        "no GPU was found: this is this machine's processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
-    )
-    return replace(machine, notes=(remark, *machine.notes))
-
-
-def _trace(given: Answer) -> dict[str, int]:
-    """The same step, traced with the trainer's own code.
-
-    Raises:
-        InputError: a backend or an offload that cannot be traced.
-    """
-    from scalegpt.tracing.trace import trace_step
-
-    plan = given.plan
-    return trace_step(plan.run, ranks=plan.machine.ranks, grad_accum=plan.batch.grad_accum).phases
-
-
-def _write_page(path: str, given: Answer, words: str) -> None:
-    """Write the page, which names the words that asked for it.
+def _write_page(path: str, given: Answer, command: str) -> None:
+    """Write the page, which shows the command that made it.
 
     Raises:
         InputError: it cannot be written, or no machine is known to show the plan on.
@@ -141,7 +96,7 @@ def _write_page(path: str, given: Answer, words: str) -> None:
         raise InputError("html shows one run on one machine; give --gpu NAME or --memory_gb N too")
     try:
         Path(path).write_text(
-            page(given, words, datetime.now().astimezone().date()), encoding="utf-8", errors="replace"
+            page(given, command, datetime.now().astimezone().date()), encoding="utf-8", errors="replace"
         )
     except OSError as error:
         raise InputError(f"html {path}: {error.strerror}; give a file that can be written") from None
@@ -149,30 +104,25 @@ def _write_page(path: str, given: Answer, words: str) -> None:
 
 def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
     show_json(given.as_dict()) if arguments.json else show(report(given))
-    return DOES_NOT_FIT if given.plan.fits is False or not given.plan.fits_host else 0
+    return DOES_NOT_FIT if given.choice.fits is False or not given.choice.fits_host else 0
 
 
-def _print_presets(
-    arguments: argparse.Namespace, machine: Machine, flags: dict[str, Any], measured: Calibration, margin: float
-) -> int:
-    """Every preset on the machine; the choice in JSON is that of the largest that fits."""
+def _print_presets(arguments: argparse.Namespace, target: Target, flags: dict[str, Any]) -> int:
+    """Print every preset on the machine."""
     if arguments.html or arguments.trace:
         raise InputError("html and trace show one run; give --preset NAME too")
-    rows = over_presets(machine, flags, measured, margin)
-    if not arguments.json:
+    rows = over_presets(target.machine, flags, target.calibration, target.margin)
+    if arguments.json:
+        show_json(presets_as_dict(target.machine, rows))
+    else:
         from scalegpt.cli.plan.tables import presets_table
 
-        show(presets_table(machine, rows))
-        return 0 if largest(rows) else DOES_NOT_FIT
-    best = largest(rows) or rows[0]
-    notes = [*machine_notes(machine), *host_notes(*(row.plan for row in rows))]
-    whole = {**best.as_dict(), "gpu": machine_as_dict(machine), "alternatives": [], "notes": notes}
-    show_json({**whole, "largest": best.name if best.fits else None, "presets": [row.as_dict() for row in rows]})
-    return 0 if best.fits else DOES_NOT_FIT
+        show(presets_table(target.machine, rows))
+    return 0 if largest(rows) else DOES_NOT_FIT
 
 
 def _print_cards(arguments: argparse.Namespace, asked: Asked, given: Answer) -> int:
-    """The run on every card; the choice in JSON is the run as it stands, on no card in particular."""
+    """Print the run on every card; in JSON the choice is the run as it is configured, for no card in particular."""
     rows = over_cards(asked)
     if arguments.json:
         show_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]})

@@ -27,7 +27,6 @@ def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, 
     model, train, parallel = run.model, run.train, run.parallel
     parameters = count_parameters(model).total
     steps = total_steps(train, batch)
-    stage = "" if parallel.backend == "plain" else f" stage {parallel.stage}"
     offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
     epochs = steps * batch.tokens / max(1, len(data.train))
     return "\n".join((
@@ -37,7 +36,7 @@ def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, 
         f"{data.tokenizer.kind} tokenizer{_read_as(data)}; {epochs:.2f} epochs",
         f"step     {batch.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
         f"{batch.micro_batch} × accumulation {batch.grad_accum} × block {batch.block_size}; {steps:,} steps",
-        f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.backend}{stage}{offload}, "
+        f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.label()}{offload}, "
         f"{train.precision}, "
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
         f"states   {format_bytes(sum(training_bytes(model, train).values()))} for weights, gradients and moments in all",

@@ -3,7 +3,7 @@
 =============  =============================  ================================================================
 stage          made by                        what it settles
 =============  =============================  ================================================================
-``Request``    the command line               what is asked, and which settings the user named
+``Request``    ``request.Request.of``         what is asked, and which settings the user named
 ``Resolved``   ``resolve.resolve_request``    precision, compiling, expected vocabulary, what earlier processes chose
 ``Planned``    ``planning.choose_layout``     micro batch, recompute, backend, stage, offload, loss; the prediction
 ``ReadyData``  ``data.prepare_data``          the tokens, their tokenizer and vocabulary

@@ -13,9 +13,9 @@ from scalegpt.data.prepare import prepare_again, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.errors import InputError
 from scalegpt.training.loggers import Logger
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
-from scalegpt.training.setup.resolve import Request
 from scalegpt.units import human_count
 
 REPORTED_FROM = 50_000_000

@@ -13,6 +13,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.storage import check_space, remove_temporaries
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import try_writing, writing
@@ -21,7 +22,6 @@ from scalegpt.training.runs.metrics_file import History, read_history
 from scalegpt.training.runs.resume import CheckpointChoice, choose_checkpoint, starting_progress
 from scalegpt.training.runs.summary import total_steps
 from scalegpt.training.setup.data import ReadyData
-from scalegpt.training.setup.resolve import Request
 
 
 @dataclass(frozen=True)

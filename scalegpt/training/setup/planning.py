@@ -138,11 +138,11 @@ def _chosen_line(question: Question, plan: Plan) -> tuple[str, ...]:
     """A line on what was chosen; none where a CPU takes the micro batch as it is."""
     wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
     if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:
+        changed = [f"micro batch {taken} rather than {wanted}"] if taken < wanted else []
+        changed += [f"recompute {plan.run.train.recompute}"] if plan.run.train.recompute != "none" else []
         sequences = plan.batch.sequences // plan.batch.ranks
-        why = f"it fits, and divides the {sequences} sequences per rank of a step"
-        recompute = "" if plan.run.train.recompute == "none" else f", recompute {plan.run.train.recompute}"
-        lowered = f"micro batch {taken} rather than {wanted}{recompute}: {why}"
-        return (lowered,) if taken < wanted or recompute else ()
+        why = f"it fits, and divides the {sequences} sequences per rank of a step" if taken < wanted else "it fits"
+        return (f"{', '.join(changed)}: {why}",) if changed else ()
     train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
     words = {
         "micro_batch": f"micro batch {plan.batch.micro_batch}",

@@ -15,6 +15,7 @@ from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch, predicted_line
+from scalegpt.training.request import Request
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.changes import rate_change
@@ -23,7 +24,7 @@ from scalegpt.training.runs.summary import describe, plan_summary, total_steps, 
 from scalegpt.training.setup.data import ReadyData, prepare_data
 from scalegpt.training.setup.directory import Start, open_run, write_start
 from scalegpt.training.setup.planning import Planned, choose_layout
-from scalegpt.training.setup.resolve import Request, Resolved, resolve_request
+from scalegpt.training.setup.resolve import Resolved, resolve_request
 
 
 def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:

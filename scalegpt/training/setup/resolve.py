@@ -1,4 +1,4 @@
-"""What is asked, and the same with everything filled in that neither the planner nor the data decide."""
+"""A request on this machine: everything filled in that neither the planner nor the data decide."""
 
 import re
 from contextlib import suppress
@@ -9,13 +9,12 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.config import ParallelConfig, RunConfig
-from scalegpt.config.run import PLANNED_BY_DEFAULT
 from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import sequences_per_rank
 from scalegpt.planner.checks import check_ranks, with_expected_vocabulary
-from scalegpt.planner.search.question import MARGIN
+from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
@@ -24,43 +23,6 @@ LONGEST_NAME = 200
 """File systems allow 255; ``--fresh`` appends a number."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Attributes:
-        run: the configuration, with ``auto`` where the machine or the data decide.
-        runs_dir: the folder of all runs.
-        fresh: start a new run beside an earlier one of this name.
-        given: the settings that the user named on the command line or in a file; the others are a preset's or defaults.
-        stated: the settings that the preset names.
-        margin: share of a card's memory that the planner leaves free.
-        allow_change: settings, or ``data``, that a resumed run may change.
-        trust_checkpoint: resume from a checkpoint that another run has written.
-        resume_step: resume from the checkpoint of this step, and set later ones aside; None: from the newest.
-    """
-
-    run: RunConfig
-    runs_dir: Path
-    fresh: bool
-    given: frozenset[str] = frozenset()
-    stated: frozenset[str] = frozenset()
-    margin: float = MARGIN
-    allow_change: frozenset[str] = frozenset()
-    trust_checkpoint: bool = False
-    resume_step: int | None = None
-
-    @property
-    def open(self) -> frozenset[str]:
-        """The settings that the planner chooses: what is ``auto``, and by default the micro batch and what to recompute.
-
-        A preset's stage belongs to the preset's backend: where the backend is open, so is the stage.
-        """
-        by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
-        stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()
-        return self.run.auto | by_default | stage
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""What plans are made for: a machine, what earlier runs measured, and the memory to leave free."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scalegpt.config.machine import CPU, MachineConfig
+from scalegpt.errors import InputError
+from scalegpt.hardware.machine import Machine, read_counts
+from scalegpt.planner.search.question import MARGIN
+from scalegpt.planner.time import calibration
+from scalegpt.planner.time.calibration import Calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What plans are made for.
+
+    Attributes:
+        machine: its cards and its host.
+        calibration: measurements of earlier runs, which correct the overheads.
+        margin: share of a card's memory to leave free.
+    """
+
+    machine: Machine
+    calibration: Calibration = field(default_factory=Calibration)
+    margin: float = MARGIN
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, Any], where: str, *, calibrated: bool = True, or_processor: bool = False
+    ) -> "Target":
+        """The target that settings describe: the GPUs at hand where neither a card nor a memory is named.
+
+        Args:
+            values: settings of :class:`~scalegpt.config.machine.MachineConfig`, by name.
+            where: what to call their source in an error message.
+            calibrated: whether measurements are read.
+            or_processor: whether the processor at hand is taken where no GPU is found; without it the memory is not known.
+
+        Raises:
+            InputError: an unknown card, counts that contradict each other, or several processors.
+        """
+        settings, remarks = read_counts(MachineConfig.from_mapping(dict(values), where), values)
+        measured = calibration.load() if calibrated else Calibration()
+        torch = calibration.installed_torch() if measured.measurements else None
+        machine = _machine(settings, torch)
+        if or_processor and machine.usable_bytes is None:
+            machine = _processor(settings, torch)
+        machine = replace(machine, notes=(*remarks, *machine.notes))
+        return cls(machine=machine, calibration=measured, margin=settings.margin)
+
+
+def _machine(settings: MachineConfig, torch: str | None) -> Machine:
+    """The machine that is meant; of one without a GPU, its processor only where ``gpu`` names it."""
+    if not settings.at_hand:
+        return Machine.of(settings, torch=torch)
+    from scalegpt.hardware import detect  # imported here: nothing is looked for where a card is named
+
+    machine = detect.planned_machine(settings, torch=torch)
+    if machine.is_gpu or settings.gpu is not None:
+        return machine
+    return replace(Machine.of(settings, torch=torch), notes=machine.notes)
+
+
+def _processor(settings: MachineConfig, torch: str | None) -> Machine:
+    """The processor at hand.
+
+    Raises:
+        InputError: several GPUs or machines are asked for.
+    """
+    if settings.gpus is not None or settings.nodes > 1:
+        raise InputError(
+            "no GPU is here and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
+        )
+    machine = _machine(settings.changed(gpu=CPU), torch)
+    remark = (
+        "no GPU was found: this is this machine's processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
+    )
+    return replace(machine, notes=(remark, *machine.notes))
