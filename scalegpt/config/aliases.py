@@ -14,7 +14,7 @@ from scalegpt.structured import parse_yaml
 _ONLY_TRAIN = {"runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change", "resume_step"}
 _ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
-"""Flags of ``scalegpt train`` alone, of ``scalegpt plan`` alone, and those whose place is taken by the launcher in training."""
+"""Flags of ``scalegpt train`` alone, of ``scalegpt plan`` alone, and those that the launcher has in training."""
 
 
 @cache
