@@ -93,7 +93,7 @@ def checked(values: Any, where: str) -> Values:
         raise InputError(f"config_file {where} is no configuration: it has none of the parts {parts}, and no layout")
     if unknown:
         raise InputError(f"{where}: unknown key {shown(unknown[0])}{_home(unknown[0]) or hint(unknown[0], names)}")
-    for part in set(_PARTS) & values.keys():
+    for part in [each for each in _PARTS if each in values]:
         if not isinstance(values[part], dict):
             raise InputError(f"{where}: {part} must be an object of settings, not {shown(values[part])}")
         for key in values[part]:
