@@ -16,13 +16,13 @@ _HUES = {"none": 1, "selective": 4, "full": 3}
 
 def over_micro_batches(given: Answer) -> str:
     """The chart, its key, what it shows in words, and its table."""
-    curves = memory_curves(given.question, given.plan)
-    said, batch = _largest(given, curves), given.plan.batch
+    curves = memory_curves(given.question, given.choice)
+    said, batch = _largest(given, curves), given.choice.batch
     return (
         "<h2>Memory over micro batch</h2>"
         "<p>What each GPU would hold with other micro batches of the "
         f"{batch.micro_batch * batch.grad_accum:,} sequences that it has in a step; layout and "
-        f"{escape(given.plan.run.train.loss)} loss stay. {escape(said)}</p>"
+        f"{escape(given.choice.run.train.loss)} loss stay. {escape(said)}</p>"
         f"{_chart(given, curves, said)}{_key(given, curves)}{_table(given, curves)}"
     )
 
@@ -46,7 +46,7 @@ def _list(words: list[str]) -> str:
 
 
 def _chart(given: Answer, curves: Curves, largest: str) -> str:
-    plan, usable = given.plan, given.plan.machine.usable_bytes or 0
+    plan, usable = given.choice, given.choice.machine.usable_bytes or 0
     lines = [Line(_HUES[name], [_point(given, other) for other in curve.values()]) for name, curve in curves.items()]
     marks = [Mark(usable / GIB, "limit", "limit")]
     if given.question.margin:
@@ -86,7 +86,7 @@ def _remark(given: Answer, plan: Plan) -> str:
 
 def _key(given: Answer, curves: Curves) -> str:
     """What the lines are."""
-    usable, margin, limit = given.plan.machine.usable_bytes or 0, given.question.margin, given.question.limit
+    usable, margin, limit = given.choice.machine.usable_bytes or 0, given.question.margin, given.question.limit
     named = [(Line(_HUES[name], ()).style, f"recompute {name}") for name in curves]
     named.append(("limit", f"limit of the card, {gib(usable)}"))
     if margin:
@@ -96,7 +96,7 @@ def _key(given: Answer, curves: Curves) -> str:
 
 
 def _table(given: Answer, curves: Curves) -> str:
-    own = given.plan.batch.micro_batch, given.plan.run.train.recompute
+    own = given.choice.batch.micro_batch, given.choice.run.train.recompute
     table = Table(
         "Total memory on each GPU over micro batch",
         ("micro batch", *(f"recompute {name}" for name in curves)),
