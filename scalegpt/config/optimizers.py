@@ -86,8 +86,8 @@ class OptimizerSpec:
 def _adamw(*, fused: bool) -> OptimizerSpec:
     """AdamW's two moments for every tensor, in two groups: with weight decay, and without.
 
-    The fused form reads weight, gradient and moments (16 bytes) and writes all except the gradient (12). The foreach form goes
-    through memory for each operation of ``torch/optim/adam.py: _multi_tensor_adam``: it decays the weight (8), updates the
+    The fused form reads weight, gradient and moments (16 bytes) and writes all except the gradient (12). The foreach form
+    reads and writes in each operation of ``torch/optim/adam.py: _multi_tensor_adam``: it decays the weight (8), updates the
     first moment (12), decays the second (8) and adds the gradient's square to it (12), takes its root into new memory (8),
     divides that (8) and adds epsilon (8), and updates the weight with both (16). The roots of a whole group live at once.
     """
