@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from scalegpt.cli.output import show, show_json
+from scalegpt.cli.output import aligned, show, show_json
 from scalegpt.cli.parser import Parser
-from scalegpt.cli.table import aligned
 from scalegpt.hardware.catalogue_file import FIGURES
 from scalegpt.hardware.gpus import GB, Card, catalogue, meant_card, user_file
 from scalegpt.planner.time.rates import basis

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scalegpt.architecture.counting import ParameterCount, closed_form, count_parameters, formula_steps, weight_bytes
-from scalegpt.cli.output import note, show, show_json
+from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
-from scalegpt.cli.table import aligned
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.errors import InputError

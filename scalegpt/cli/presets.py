@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.cli.output import show, show_json
+from scalegpt.cli.output import aligned, show, show_json
 from scalegpt.cli.parser import Parser
-from scalegpt.cli.table import aligned
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import load_preset, preset_names, resolve
 from scalegpt.errors import InputError
