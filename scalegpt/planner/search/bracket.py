@@ -2,6 +2,7 @@
 
 import bisect
 
+from scalegpt.config.backends import FSDP
 from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.search.space import Line
 
@@ -62,7 +63,7 @@ class Bracket:
     def probe(self) -> None:
         """Find out whether one more micro batch fits."""
         layout = self.line.setting.layout
-        apart = 3 if layout.backend == "fsdp" and layout.stage != 3 else 2
+        apart = 3 if layout.spec is FSDP and layout.stage != 3 else 2
         if self.high == len(self.sizes) or self.line.space.per_rank // self.largest < apart:
             if self._settle(self.high - 1):
                 self.low = self.high

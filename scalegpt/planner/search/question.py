@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import BACKENDS, PLANNED
+from scalegpt.config.run import PLANNED
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.calibration import Calibration
@@ -33,7 +34,7 @@ class Question:
     margin: float = MARGIN
     calibration: Calibration = field(default_factory=Calibration)
     fewer: bool = True
-    backends: tuple[str, ...] = BACKENDS
+    backends: tuple[str, ...] = tuple(BACKENDS)
 
     @property
     def limit(self) -> float:

@@ -3,7 +3,8 @@
 import math
 
 from scalegpt.config import RunConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS, ParallelConfig
+from scalegpt.config.backends import BACKENDS, DEEPSPEED, OFFLOADS
+from scalegpt.config.run import ParallelConfig
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.plan import Plan
 
@@ -41,12 +42,12 @@ def machinery(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig,
     """
     own = run.parallel
     named = (layout.backend, layout.stage) == (own.backend, own.stage)
-    if named or layout.backend == "plain":
+    if named or layout.spec.one_process:
         sharding = 0
     elif layout.offload != "none" and ranks == 1:
         sharding = 0  # it is what offload takes there
     else:
-        sharding = (layout.stage > 0 or layout.backend == "deepspeed") + (layout.stage == 3 and ranks > 1)
+        sharding = (layout.stage > 0 or layout.spec is DEEPSPEED) + (layout.stage == 3 and ranks > 1)
     return sharding + (layout.offload != "none") + RECOMPUTE.index(recompute) + (loss != run.train.loss)
 
 
@@ -62,7 +63,7 @@ def simplicity(layout: ParallelConfig, recompute: str, loss: str, run: RunConfig
         OFFLOADS.index(layout.offload),
         RECOMPUTE.index(recompute),
         (layout.backend, layout.stage) != (own.backend, own.stage),
-        BACKENDS.index(layout.backend),
+        tuple(BACKENDS).index(layout.backend),
         layout.stage,
         loss != run.train.loss,
     )
