@@ -13,8 +13,7 @@ from scalegpt.planner.checks import resolve_precision
 from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.search.advice import alternatives
 from scalegpt.planner.search.choose import choose
-from scalegpt.planner.search.question import Found, Question
-from scalegpt.planner.search.space import Setting, candidate
+from scalegpt.planner.search.question import Found, Question, Scheme
 
 EMULATED = ("RTX 3070", "RTX 3080", "RTX 3060", "RTX A4000", "RTX 4090", "A100 40GB", "A100 80GB")
 """A card of each size, of 8, 10, 12, 16, 24, 40 and 80 GB, whose memory is emulated, as torch reports it; nothing else is."""
@@ -146,7 +145,7 @@ def shortest(plan: Plan) -> Plan:
 def _with_batch(plan: Plan, batch: BatchPlan) -> Plan:
     train = plan.run.train
     return make_plan(
-        candidate(plan.run, Setting(plan.run.parallel, train.recompute, train.loss), batch), plan.machine, batch
+        Scheme(plan.run.parallel, train.recompute, train.loss).applied(plan.run, batch), plan.machine, batch
     )
 
 

@@ -13,8 +13,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.checks import resolve_precision
 from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.search.choose import choose
-from scalegpt.planner.search.question import Question
-from scalegpt.planner.search.space import Setting, candidate
+from scalegpt.planner.search.question import Question, Scheme
 from scalegpt.units import gib
 
 Values = dict[str, Any]
@@ -72,17 +71,17 @@ class Subject:
         """Sequences of a step."""
         return self.plan.batch.sequences
 
-    def with_setting(
-        self, micro: int, setting: Setting | None = None, *, attention: str = "auto", compiled: bool | None = None
+    def with_scheme(
+        self, micro: int, scheme: Scheme | None = None, *, attention: str = "auto", compiled: bool | None = None
     ) -> Plan:
-        """The plan with other settings; the step has the same sequences."""
+        """The plan with another scheme; the step has the same sequences."""
         run, batch = self.plan.run, self.plan.batch
-        setting = setting or Setting(run.parallel, run.train.recompute, run.train.loss)
+        scheme = scheme or Scheme.of(run)
         changed = run.train.changed(attention=attention)
         if compiled is not None:
             changed = changed.changed(compile="auto" if compiled else "off")
         divided = BatchPlan(micro, self.sequences // micro, batch.ranks, batch.block_size)
-        return make_plan(candidate(replace(run, train=changed), setting, divided), self.plan.machine, divided)
+        return make_plan(scheme.applied(replace(run, train=changed), divided), self.plan.machine, divided)
 
 
 def subjects(machine: Machine) -> tuple[list[Subject], list[Values]]:
@@ -195,13 +194,13 @@ def changed(subject: Subject, change: Change, micro: int) -> Plan | None:
     train = subject.plan.run.train
     stage = change.zero_stage if change.backend != "plain" else None
     layout = ParallelConfig(backend=change.backend, zero_stage=stage)
-    setting = Setting(layout, change.recompute or train.recompute, change.loss or train.loss)
+    scheme = Scheme(layout, change.recompute or train.recompute, change.loss or train.loss)
     wanted = change.micro or micro * change.times
     if wanted < 1 or subject.sequences % wanted:
         return None
 
     def at(size: int) -> Plan:
-        return subject.with_setting(size, setting, attention=change.attention, compiled=change.compiled)
+        return subject.with_scheme(size, scheme, attention=change.attention, compiled=change.compiled)
 
     return _largest_fitting(at, int(wanted), subject.limit) if change.loss == "full" else at(int(wanted))
 
@@ -254,11 +253,11 @@ def loop_plan(subject: Subject, micro: int | None = None) -> Plan | None:
         subject: the preset.
         micro: sequences of a micro batch; None: as many as are predicted to fit.
     """
-    setting = Setting(ParallelConfig(), "none", "full")
+    scheme = Scheme(ParallelConfig(), "none", "full")
     if micro is not None:
-        return subject.with_setting(micro, setting)
+        return subject.with_scheme(micro, scheme)
     most = min(LARGEST_OF_LOOP, subject.sequences)
-    return _largest_fitting(lambda size: subject.with_setting(size, setting), most, subject.limit)
+    return _largest_fitting(lambda size: subject.with_scheme(size, scheme), most, subject.limit)
 
 
 def loop_job(plan: Plan, *, compiled: bool) -> Values:
