@@ -31,12 +31,17 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMON = "--tokenizer byte --max_iters 5 --checkpoint_every 2 --eval_every 3 --eval_tokens 2048 --sample_tokens 4"
 NARROW = "--n_layer 8 --n_embd 512 --n_head 8 --block_size 256"
 WIDE = "--n_layer 6 --n_embd 768 --n_head 8 --block_size 128"
+DEEP = "--n_layer 10 --n_embd 768 --n_head 8 --block_size 512"
 VOCABULARY = "--n_layer 4 --n_embd 384 --n_head 6 --block_size 256 --vocab_size 50304"
 
 PLAIN = {
     "narrow": f"{NARROW} --micro_batch 4 --tokens_per_step 2048",
     "narrow, large batch": f"{NARROW} --micro_batch 16",
+    "deep": f"{DEEP} --micro_batch 2",
+    "deep, recompute full": f"{DEEP} --micro_batch 4 --recompute full",
+    "deep, recompute selective": f"{DEEP} --micro_batch 4 --recompute selective",
     "wide": f"{WIDE} --micro_batch 8",
+    "wide, small batch": f"{WIDE} --micro_batch 4",
     "wide, recompute full": f"{WIDE} --micro_batch 8 --recompute full",
     "wide, recompute selective": f"{WIDE} --micro_batch 8 --recompute selective",
     "vocabulary": f"{VOCABULARY} --micro_batch 4",
@@ -51,11 +56,12 @@ def cases() -> dict[str, tuple[str, str]]:
     for precision in ("fp32", "bf16"):
         for name, flags in PLAIN.items():
             found[f"plain, {name}, {precision}"] = "plain", f"{flags} --precision {precision}"
-        for backend, stages in {"fsdp": (0, 2, 3), "deepspeed": (0, 2, 3)}.items():
+        for backend, stages in {"fsdp": (0, 2, 3), "deepspeed": (0, 1, 2, 3)}.items():
             for stage in stages:
                 flags = f"{SHARDED} --zero_stage {stage} --precision {precision}"
                 found[f"{backend} {stage}, 2 ranks, {precision}"] = backend, flags
-    return found
+    broad = "--n_layer 3 --n_embd 1024 --n_head 8 --block_size 128 --micro_batch 8 --zero_stage 3 --precision bf16"
+    return {**found, "fsdp 3, broad, 2 ranks, bf16": ("fsdp", broad)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""The two ways in which a command ends badly, and the exit status of each.
+"""The two errors of a command, and the exit status of each.
 
-Every message is one line that says what is wrong, where, and what to do. Invariants of our own are ``assert``s; they are
-never the user's fault and are shown with a traceback under ``--debug``.
+Every message is one line that says what is wrong, where, and what to do. Invariants of ScaleGPT itself are ``assert``s, whose
+traceback ``--debug`` shows.
 """
 
 import difflib
@@ -12,7 +12,7 @@ _MOST_OFFERED, _MOST_LISTED, _LONGEST_WORD = 3, 12, 100
 
 
 class InputError(ValueError):
-    """What the user gave cannot work: an option, a file, a combination. Exit status 2, nothing written."""
+    """An option, a file or a combination of them cannot be used. Exit status 2, nothing written."""
 
     exit_status = 2
 
@@ -24,12 +24,12 @@ class RunError(RuntimeError):
 
 
 def nearest(word: object, known: Iterable[str], listed: str | None = None) -> str:
-    """A hint that names the closest known words, ready to append to a message.
+    """A hint that names the closest known words, to append to a message.
 
     Args:
-        word: what was given.
-        known: what might have been meant.
-        listed: the command that lists the known words, for where they are too many for a line.
+        word: the word given.
+        known: the words allowed.
+        listed: the command that lists them, where they are too many for a line.
 
     Returns:
         ``"; did you mean a, b?"``, or ``"; known: …"`` when nothing is close.
@@ -38,7 +38,7 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
     word = str(word)[:_LONGEST_WORD]
     folded = {candidate.lower(): candidate for candidate in reversed(candidates)}
     text = word.lower()
-    # An abbreviation is meant so; beside it, words that only happen to share letters (wd: seed) would mislead.
+    # Where it abbreviates known words, words that only share letters with it (wd: seed) are not offered.
     close = sorted(each for each in folded if _abbreviates(text, each))[:_MOST_OFFERED]
     close = close or difflib.get_close_matches(text, folded, n=_MOST_OFFERED, cutoff=0.6)
     if close:

@@ -1,7 +1,7 @@
-"""What a disk does: bounded reads, errors that may pass, atomic writes, syncing, locks, and file systems that lack some.
+"""What a disk does: bounded reads, retries, free space, atomic and durable writes, locks.
 
 Lustre, some NFS servers, FUSE and FAT lack ``flock``, hard links, or ``fsync`` on folders. The functions here work without
-them, and those whose promise is then weaker return why, so that a caller can say so.
+them, and those whose guarantee is then weaker return the reason, so that a caller can report it.
 """
 
 import errno
@@ -24,22 +24,32 @@ from scalegpt.text import one_line, shown
 Result = TypeVar("Result")
 
 RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
-"""What a network's disk may answer once and not again; a full disk is none of them."""
+"""Errors of a network's disk that may pass; a full disk is not one of them."""
 
 RETRY_SECONDS = (0.5, 2.0)
-"""How long to wait before each further attempt."""
+"""The wait before each further attempt."""
 
 TEXT_LIMIT = 16 << 20
-"""Bytes of the largest configuration, status or catalogue that is read; what is larger is no such file."""
+"""Bytes of the largest text file that is read whole, where the caller sets no limit."""
 
-_NAME_BYTES, _PATH_BYTES = 255, 4095
-"""What Linux allows a file's name and a path at most."""
+_NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux's limits
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+# What a file system answers to an operation that it does not have: in general, and for some operations besides.
+_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+_NO_FOLDER_SYNC = _UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}  # some do not open a folder
+_NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}  # the last two: NFS, for a folder
+_NO_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # FAT answers EPERM
+
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
+_CLOCK_SECONDS = 2.0
+"""By how much times of files and of processes may differ: a file server's clock, and times in whole seconds."""
 
 
 def user_path(text: str) -> str:
-    """A path that a user gave, with ``~`` and ``~user`` at its beginning replaced by the home folder.
+    """A path that a user gave, with ``~`` and ``~user`` at its start replaced by the home folder.
 
-    A shell does that only for words that begin with ``~``, not behind ``--flag=`` and not in a configuration file. A file
+    A shell does that only for words that begin with ``~``, not after ``--flag=`` and not in a configuration file. A file
     named ``~`` is reached as ``./~``.
 
     Raises:
@@ -56,124 +66,8 @@ def user_path(text: str) -> str:
     return path
 
 
-UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
-"""What a file system answers to an operation that it does not have."""
-
-NO_FREE_SPACE = UNSUPPORTED
-"""The same for the question how much room there is."""
-
-NO_FOLDER_SYNC = UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
-"""The same for a folder that is to be opened and synced: some refuse to open it, or do not take its descriptor."""
-
-NO_LOCKS = UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}
-"""The same for ``flock``; the last two for a folder, which NFS cannot lock."""
-
-NO_LINKS = UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}
-"""The same for hard links; FAT says EPERM."""
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
-_BIRTH_SECONDS = 2.0
-"""By so much the times of files and of processes may differ: clocks of file servers, and whole seconds."""
-
-
-def retried(work: Callable[[], Result]) -> Result:
-    """Do something with a disk, again after an error that may pass (:data:`RETRIED`).
-
-    Args:
-        work: may be done again. What writes a file writes it anew: after a failed sync the system drops what it could not
-            write, and another sync of the same file reports no error.
-
-    Raises:
-        OSError: of the last attempt, or at once an error that does not pass.
-    """
-    for seconds in RETRY_SECONDS:
-        try:
-            return work()
-        except OSError as error:
-            if error.errno not in RETRIED:
-                raise
-        time.sleep(seconds)
-    return work()
-
-
-def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
-    """The content of a plain file of at most ``limit`` bytes.
-
-    Raises:
-        InputError: it is no plain file, or larger.
-        OSError: it is missing or cannot be read; an error that may pass was retried.
-    """
-    return retried(lambda: _read(path, limit))
-
-
-def read_text(path: Path, limit: int = TEXT_LIMIT, *, errors: str = "strict") -> str:
-    """The content of a UTF-8 file of at most ``limit`` bytes, without a byte order mark; see :func:`read_bytes`.
-
-    Raises:
-        UnicodeDecodeError: it is not UTF-8, and ``errors`` is ``strict``.
-    """
-    return read_bytes(path, limit).decode("utf-8-sig", errors=errors).replace("\r\n", "\n")
-
-
-class NotPlainError(InputError):
-    """A pipe, a socket or a device where a file is wanted."""
-
-
-def open_plain(path: Path, *, follow_link: bool = True) -> BufferedReader:
-    """Open a plain file to read its bytes; a pipe in its place does not block.
-
-    Raises:
-        NotPlainError: it is a pipe, a socket or a device.
-        OSError: it is missing, a directory, or cannot be read; or it is a link, and links are not followed.
-    """
-    # Without O_NONBLOCK, opening a pipe would wait for its writer.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW))
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            raise NotPlainError(f"{path} is not a plain file") from None
-        raise
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise NotPlainError(f"{path} is not a plain file")
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with open_plain(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise InputError(f"{path} has more than {limit:,} bytes: too large for a file of its kind")
-    return content
-
-
-def free_bytes(path: Path) -> int | None:
-    """How much room there is for a path, which need not exist yet; None where the file system does not say.
-
-    Raises:
-        OSError: the path cannot be looked at.
-    """
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    try:
-        usage = retried(lambda: shutil.disk_usage(place))
-    except OSError as error:
-        if error.errno not in NO_FREE_SPACE:
-            raise
-        return None
-    return None if usage.free == 0 and usage.total == 0 else usage.free
-
-
-# --- what a disk refuses ---------------------------------------------------------------------------------------------
-
-
 class DiskError(InputError):
-    """A path at which the disk refuses what is to be done.
+    """A path at which the disk refuses an operation.
 
     Attributes:
         path: the path.
@@ -188,7 +82,7 @@ class DiskError(InputError):
         self._error = error
 
     def __reduce__(self) -> Any:
-        """Ranks send each other what they raise."""
+        """Ranks send each other the errors that they raise."""
         return type(self), (self.path, self._error)
 
 
@@ -198,9 +92,13 @@ class PlaceError(DiskError):
     done, advice = "written", "choose another place"
 
 
+class NotPlainError(InputError):
+    """A pipe, a socket or a device where a file is expected."""
+
+
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turn what a disk refuses, inside the block, into one line.
+    """Turn an error of the disk inside the block into one line.
 
     Raises:
         InputError: no space is left; a :class:`PlaceError`: the place cannot be written.
@@ -213,12 +111,94 @@ def disk_errors(out: Path) -> Iterator[None]:
         raise PlaceError(out, error) from None
 
 
-def check_space(out: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
+def retried(work: Callable[[], Result]) -> Result:
+    """Do something with a disk, again after an error that may pass (:data:`RETRIED`).
 
-    Args:
-        out: the folder to be written; it need not exist.
-        needed: bytes.
+    Work that writes a file must write it anew each time: after a failed sync the system drops the data that it could not
+    write, and a second sync of the same file reports no error.
+
+    Raises:
+        OSError: of the last attempt, or at once an error that does not pass.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in RETRIED:
+                raise
+        time.sleep(seconds)
+    return work()
+
+
+def open_plain(path: Path, *, follow_link: bool = True) -> BufferedReader:
+    """Open a plain file to read its bytes; a pipe in its place does not block.
+
+    Raises:
+        NotPlainError: it is a pipe, a socket or a device.
+        OSError: it is missing, a folder, or cannot be read; or it is a link, and ``follow_link`` is false.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotPlainError(f"{path} is not a plain file") from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise NotPlainError(f"{path} is not a plain file")
+
+
+def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """The content of a plain file of at most ``limit`` bytes.
+
+    Raises:
+        InputError: it is not a plain file, or larger.
+        OSError: it is missing or cannot be read, after retries.
+    """
+
+    def read() -> bytes:
+        with open_plain(path) as file:
+            return file.read(limit + 1)
+
+    content = retried(read)
+    if len(content) > limit:
+        raise InputError(f"{path} has more than {limit:,} bytes: too large for a file of its kind")
+    return content
+
+
+def read_text(path: Path, limit: int = TEXT_LIMIT, *, errors: str = "strict") -> str:
+    r"""The content of a UTF-8 file, without a byte order mark and with ``\n`` at line ends; see :func:`read_bytes`.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8, and ``errors`` is ``strict``.
+    """
+    return read_bytes(path, limit).decode("utf-8-sig", errors=errors).replace("\r\n", "\n")
+
+
+def free_bytes(path: Path) -> int | None:
+    """The free space for a path, which need not exist yet; None where the file system does not report it.
+
+    Raises:
+        OSError: the path cannot be looked at.
+    """
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        usage = retried(lambda: shutil.disk_usage(place))
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return None
+    return None if usage.free == 0 and usage.total == 0 else usage.free
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse to write ``needed`` bytes to a place, which need not exist yet, where the disk has no room for them.
 
     Raises:
         InputError: names the bytes needed and those free.
@@ -232,9 +212,6 @@ def check_space(out: Path, needed: int) -> None:
         )
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
 def sync_file(file: IO[Any]) -> None:
     """Make what was written to an open file outlast a power cut, as far as its file system can.
 
@@ -245,7 +222,7 @@ def sync_file(file: IO[Any]) -> None:
     try:
         os.fsync(file.fileno())
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in _UNSUPPORTED:
             raise
 
 
@@ -253,7 +230,7 @@ def sync_folder(path: Path) -> str | None:
     """Make a folder's entries outlast a power cut.
 
     Returns:
-        Why its file system cannot do that, in words; None: it is done.
+        Why its file system cannot do that; None: it is done.
 
     Raises:
         OSError: the disk could not write them.
@@ -265,19 +242,16 @@ def sync_folder(path: Path) -> str | None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
+        if error.errno not in _NO_FOLDER_SYNC:
             raise
         return str(error.strerror)
     return None
 
 
 def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> None:
-    """Write a file so that a reader or a crash finds the old or the new content, never a part.
+    """Write a file, text as UTF-8, so that a reader or a crash finds the old or the new content, never a part.
 
-    Args:
-        path: the file; it may exist.
-        content: text is written as UTF-8.
-        durable: sync it, and its folder, before and after it takes its name.
+    ``durable`` syncs the file before it takes its name, and its folder after.
 
     Raises:
         OSError: it cannot be written; the old content is still there.
@@ -297,51 +271,47 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
 
 
 def temporary_name(path: Path) -> Path:
-    """What a file is called until it is whole: ``.NAME.PID.tmp``, with the thread's number where it is not the first."""
+    """The name of a file until it is whole: ``.NAME.PID.tmp``, or ``.NAME.PID-THREAD.tmp`` outside the main thread."""
     number = threading.get_native_id()
     mine = f"{os.getpid()}" if number == os.getpid() else f"{os.getpid()}-{number}"
     return path.with_name(f".{path.name}.{mine}.tmp")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is one that its process has not finished (:func:`temporary_name`), by its name."""
+    """Whether a file is, by its name, one that its process has not finished (:func:`temporary_name`)."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def remove_temporaries(folder: Path, name: str = "*") -> None:
-    """Delete the unfinished files of processes that have ended (:func:`temporary_name`).
+    """Delete the unfinished files (:func:`temporary_name`) of processes that have ended.
 
-    Args:
-        folder: where; nobody else begins to write there meanwhile.
-        name: of the file that they were to become; all by default.
+    ``name`` is a glob pattern for the names that they were to take. Nobody else may begin to write in the folder meanwhile.
 
     Raises:
         OSError: the folder cannot be read or written.
     """
     for path in folder.glob(f".{name}.*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or not path.is_file() or path.is_symlink():
-            continue
-        if not _may_be_writing(int(match[1]), path):
+        if match and path.is_file() and not path.is_symlink() and not _may_be_writing(int(match[1]), path):
             path.unlink(missing_ok=True)
 
 
 def _may_be_writing(pid: int, path: Path) -> bool:
-    """Whether the process of that number may be the one that writes the file: it lives, and is older than the file."""
+    """Whether the process of that number may be writing the file: it runs, and is older than the file."""
     import psutil  # here, since a command line that only prints its help need not load it
 
     if pid == os.getpid():
         return False
     try:
-        return float(psutil.Process(pid).create_time()) <= path.stat().st_mtime + _BIRTH_SECONDS
+        return float(psutil.Process(pid).create_time()) <= path.stat().st_mtime + _CLOCK_SECONDS
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
 
 
 def give_name(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, unless something has that name already.
+    """Give a finished file its name, unless the name is taken.
 
-    Without hard links the name is taken by an empty file first, so a reader may see that for a moment.
+    Without hard links an empty file takes the name first, so a reader may see that for a moment.
 
     Raises:
         FileExistsError: the name is taken.
@@ -350,9 +320,9 @@ def give_name(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in _NO_LINKS:
             raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # only one can
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # only one process can
         try:
             temporary.replace(path)
         except BaseException:
@@ -365,12 +335,10 @@ def give_name(temporary: Path, path: Path) -> None:
 def lock_file(file: IO[Any] | int, *, shared: bool = False) -> str | None:
     """Lock an open file or folder, without waiting, until it is closed or the process ends.
 
-    Args:
-        file: it, or its descriptor.
-        shared: others may lock it so too.
+    ``shared`` allows other shared locks on it.
 
     Returns:
-        Why the file system cannot lock files, in words; None: it is locked.
+        Why the file system cannot lock; None: it is locked.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -378,7 +346,7 @@ def lock_file(file: IO[Any] | int, *, shared: bool = False) -> str | None:
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in _NO_LOCKS:
             raise
         return str(error.strerror)
     return None

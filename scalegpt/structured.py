@@ -18,27 +18,24 @@ CONFIG_LIMIT = 1 << 20
 """Bytes of the largest configuration, catalogue or status file."""
 
 LINE_LIMIT = 1 << 16
-"""Characters of the longest line of a log of JSON objects; a longer one was not written by us."""
+"""Characters of the longest line of a log of JSON objects; ScaleGPT writes no longer one."""
 
 _ENDLESS_LINE = 1 << 25
-"""Characters after which a file is no log: one that was made larger, or lost its content, can have gigabytes of zeros."""
+"""Characters of a line after which a file is not a log: a sparse or damaged file can have gigabytes of zeros."""
 
 DEPTH = 32
-"""How deep objects and lists may lie in each other."""
+"""How deep objects and lists may nest."""
 
 DIGITS = 40
-"""Of the longest whole number. Python converts 4,300 digits at most, and slowly."""
+"""Digits of the longest whole number. Python converts 4,300 at most, and slowly."""
 
+_TOO_DEEP = f"objects and lists nest deeper than {DEPTH}"
 _TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")) | {"!"}
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text.
-
-    Args:
-        text: the content of a file.
-        where: what to call it in an error message, such as its path.
+    """The value of a JSON text; errors call it ``where``, such as its path.
 
     Raises:
         InputError: it is not JSON, nests deeper than :data:`DEPTH`, repeats a key, or has a number that is no quantity.
@@ -59,23 +56,15 @@ def parse_json(text: str, where: str) -> Any:
         return values
 
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=unique,
-            parse_int=whole,
-        )
+        value = json.loads(text, object_pairs_hook=unique, parse_int=whole)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}:{error.lineno}: not JSON: {error.msg.removesuffix(' at')}") from None
     except RecursionError:
-        refuse(_too_deep())
+        refuse(_TOO_DEEP)
     level = [value]
     for _ in range(DEPTH + 1):
         level = [child for each in level for child in _children(each)]
-    return refuse(_too_deep()) if level else value
-
-
-def _too_deep() -> str:
-    return f"objects and lists nest deeper than {DEPTH}"
+    return refuse(_TOO_DEEP) if level else value
 
 
 def _children(value: Any) -> list[Any]:
@@ -87,8 +76,8 @@ def _children(value: Any) -> list[Any]:
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text: objects, lists, None for what is empty or null, and every other scalar as its text.
 
-    What a scalar means is up to the setting that it is for, as on the command line. So ``off`` is a word where a word is due,
-    ``2024`` a name where a name is due, and ``1e-3`` a number, which YAML 1.1 would all read otherwise.
+    The setting decides what a scalar means, as on the command line. So ``off`` can be a word, ``2024`` a name, and ``1e-3`` a
+    number, all of which YAML 1.1 would read differently.
 
     Raises:
         InputError: as for :func:`yaml_node`, or a key is a list or an object.
@@ -105,7 +94,7 @@ def _value(node: Any, where: str) -> Any:
         return None if is_plain and node.value in _NULLS else node.value
     values: dict[str, Any] = {}
     for key, value in node.value:
-        line = f"{where}:{key.start_mark.line + 1}"
+        line = _line(key, where)
         if key.id != "scalar":
             raise InputError(f"{line}: a key must be a word")
         if key.value in values:
@@ -115,11 +104,7 @@ def _value(node: Any, where: str) -> Any:
 
 
 def yaml_node(text: str, where: str) -> Any:
-    """The root of a YAML text, whose nodes know their lines; None for an empty text. All scalars are text.
-
-    Args:
-        text: the content of a file.
-        where: what to call it in an error message, such as its path.
+    """The root node of a YAML text, with line numbers; None for an empty text. All scalars are text.
 
     Raises:
         InputError: it is not YAML, nests deeper than :data:`DEPTH`, or has an alias or a tag of its own.
@@ -144,7 +129,9 @@ def _composed(events: Iterator[Any], where: str) -> Any:
     open_: list[Any] = []
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
-            _close(open_.pop())
+            closed = open_.pop()
+            if closed.id == "mapping":  # its keys and values came in turn
+                closed.value = list(zip(closed.value[::2], closed.value[1::2], strict=True))
             continue
         if not isinstance(event, yaml.NodeEvent):
             if isinstance(event, yaml.DocumentStartEvent) and root is not None:
@@ -157,7 +144,7 @@ def _composed(events: Iterator[Any], where: str) -> Any:
         if node.id != "scalar":
             open_.append(node)
             if len(open_) > DEPTH:
-                raise InputError(f"{_line(event, where)}: {_too_deep()}")
+                raise InputError(f"{_line(event, where)}: {_TOO_DEEP}")
     return root
 
 
@@ -177,20 +164,16 @@ def _node(event: Any, where: str) -> Any:
     return kind(tag, [], *marks)
 
 
-def _close(node: Any) -> None:
-    if node.id == "mapping":  # its keys and values came one after another
-        node.value = list(zip(node.value[::2], node.value[1::2], strict=True))
-
-
-def _line(event: Any, where: str) -> str:
-    return f"{where}:{event.start_mark.line + 1}"
+def _line(node: Any, where: str) -> str:
+    """File and line of a node or an event."""
+    return f"{where}:{node.start_mark.line + 1}"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of ours.
+    """The object in a JSON file.
 
     Raises:
-        InputError: it holds no object, or one that cannot be ours (:func:`parse_json`).
+        InputError: it holds no object, or one that :func:`parse_json` refuses.
         OSError: it is missing or cannot be read.
     """
     try:
@@ -203,12 +186,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a log of JSON objects, each with its object; what is no whole line of that kind is skipped.
+    """The lines of a log of JSON objects, each with its object; a line that is cut short or not an object is skipped.
 
-    A crash may cut the last line short. The file may be large, so one line at a time is held.
+    A crash may cut the last line short. The file may be large, so one line at a time is in memory.
 
     Raises:
-        InputError: it cannot be read, is no plain file, or has a line without an end.
+        InputError: it cannot be read, is not a plain file, or has a line without an end.
         FileNotFoundError: there is none.
     """
     try:

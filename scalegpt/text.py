@@ -1,37 +1,36 @@
-"""Text that is not ours, made safe to print."""
+"""Text from elsewhere, made safe to print: file names, samples, error messages of other programs."""
 
 import unicodedata
 
-_JOINERS = frozenset("\u200c\u200d")
-"""What scripts and emoji need between characters."""
-_KEPT = _JOINERS | frozenset("\n\t")
-"""Besides, line ends and tabs."""
+_JOINERS = frozenset("\u200c\u200d")  # scripts and emoji need them between characters
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of control characters, format characters (which reorder text), surrogates and line separators."""
-
 
 MOST_SHOWN = 60
 """Characters of the longest value that a message quotes."""
 
 
 def visible(text: object) -> str:
-    r"""The text with its control characters written out, as ``\x1b`` or ``\u202e``: a terminal only shows it.
+    r"""The text with its control characters escaped, as ``\x1b`` or ``\u202e``, so that a terminal does not obey them.
 
-    File names, checkpoints, samples and error messages of others may hold escape sequences, which a terminal obeys. Line ends
-    and tabs stay.
+    Line ends and tabs stay.
     """
-    return _written_out(str(text), _KEPT)
+    return _escaped(str(text), _JOINERS | {"\n", "\t"})
 
 
 def one_line(text: object) -> str:
-    """The same for what must be one line, such as a name or a table's cell: line ends and tabs are written out too."""
-    return _written_out(str(text), _JOINERS)
+    """:func:`visible` for what must be one line, such as a name or a table's cell: line ends and tabs are escaped too."""
+    return _escaped(str(text), _JOINERS)
 
 
-def _written_out(text: str, kept: frozenset[str]) -> str:
+def _escaped(text: str, kept: frozenset[str]) -> str:
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in kept or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in text)
+
+    def escape(character: str) -> str:
+        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+    return "".join(c if c in kept or unicodedata.category(c) not in _HIDDEN else escape(c) for c in text)
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
@@ -55,11 +54,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def brief(text: object, most: int = 300) -> str:
-    """The text as one line of at most ``most`` characters, safe to print: what is quoted must not become a page."""
+    """The text as one safe line of at most ``most`` characters."""
     line = str(text)[: most + 1]
     shown = " ".join(visible(line).split())
     return shown if len(line) <= most and len(shown) <= most else f"{shown[:most]}…"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scalegpt.config import RunConfig
+from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, ParallelConfig
@@ -21,6 +21,12 @@ from scalegpt.planner.search.ranking import handicap, simplicity, time_class
 
 PRESETS = ("demo", "tiny", "small", "150M_1024", "350M_1024", "500M_1024")
 CARDS = ("t4", "rtx3060", "4090", "v100-32gb", "a100-40gb", "h100", "mi300x")
+
+
+def block_parameters(model: ModelConfig) -> int:
+    """Parameters of one block of GPT-2's shape, independent of the planner's count: 12H² and 2H, with biases 13H."""
+    width = model.n_embd
+    return 12 * width**2 + (13 if model.bias else 2) * width
 
 
 def model_flags(draw: random.Random) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
-_ORDER = "LVTFH"
-"""In which order symbols are multiplied: layers, vocabulary, block, width of the feed-forward layer, width."""
+_ORDER = "VTH"
+"""In which order symbols are multiplied: vocabulary, block size, width."""
 
 _POWERS = ("", "", "²", "³")
 

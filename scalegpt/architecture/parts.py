@@ -22,8 +22,8 @@ from scalegpt.architecture.operations import PASSED_ON, Gradient, Operation, Rec
 from scalegpt.architecture.parameters import Dim, Parameter
 from scalegpt.config import ModelConfig
 
-TOKENS = "wte.weight"
-"""The token embedding, which the head may share."""
+TOKENS, POSITIONS, HEAD = "wte.weight", "wpe.weight", "head.weight"
+"""Parameters outside the blocks: the token embedding, which the head may share, position embedding, and an untied head."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Embedding:
         """The two tables."""
         width = width_of(self.model)
         yield Parameter(TOKENS, (vocabulary_of(self.model), width), "token embedding")
-        yield Parameter("wpe.weight", (Dim(self.model.block_size, 1, "T"), width), "position embedding")
+        yield Parameter(POSITIONS, (Dim(self.model.block_size, 1, "T"), width), "position embedding")
 
     def record(self, r: Recorder, tokens: int, numerics: Numerics) -> Value:
         """Ids → the residual stream [T, H]. The lookups are in the weights' dtype, and their gradients dense."""
@@ -153,7 +153,7 @@ class Embedding:
             positions = Value(Size(fixed=8 * tokens))
             r.hold(r.run(Operation(name="positions", inputs=(), gradients=(), results=(positions,))))
             token = self._look_up(r, TOKENS, model.vocab_size, Size(numel), numerics)
-            table = self._look_up(r, "wpe.weight", model.block_size, Size(fixed=numel), numerics, saves=(positions,))
+            table = self._look_up(r, POSITIONS, model.block_size, Size(fixed=numel), numerics, saves=(positions,))
             total = Operation(
                 name="sum",
                 inputs=(token, table),
@@ -204,7 +204,7 @@ class Head:
         """A head that shares the token embedding's matrix has none of its own."""
         yield from self.norm.parameters()
         if not self.model.tie_head:
-            yield Parameter("head.weight", (vocabulary_of(self.model), width_of(self.model)), "head")
+            yield Parameter(HEAD, (vocabulary_of(self.model), width_of(self.model)), "head")
 
 
 def width_of(model: ModelConfig) -> Dim:

@@ -5,7 +5,7 @@ learns who holds what.
 
 State goes in and out in one canonical form, whatever the sharding. It consists of fp32 tensors, some for each parameter by
 its clean name: the master weight and the states that its optimizer keeps, such as AdamW's two moments
-(:func:`canonical_keys`). No rank need hold a whole one. Each tensor is
+(:meth:`Backend.keys_of`). No rank need hold a whole one. Each tensor is
 thought of as flattened, last dimension fastest, and a rank holds contiguous ranges of it, :class:`Piece`:
 
 - FSDP2 cuts tensors into rows, so that a rank's shard is one range;
@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from scalegpt.architecture.decoder import kind_of
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
-from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, OPTIMIZERS, STATE_NAMES, UpdateGroup
+from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, STATE_NAMES, UpdateGroup
 from scalegpt.model.gpt import GPT
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
@@ -43,17 +43,6 @@ KEYS = (WEIGHT, EXP_AVG, EXP_AVG_SQ)
 
 ALL_KEYS = (WEIGHT, *STATE_NAMES)
 """All canonical tensors that there are; a parameter has some of them."""
-
-
-def canonical_keys(optimizer: str, name: str, shape: Sequence[int]) -> tuple[str, ...]:
-    """The canonical tensors of a parameter: its weight, and the states that its optimizer keeps.
-
-    Args:
-        optimizer: the setting.
-        name: the parameter's.
-        shape: of the whole parameter.
-    """
-    return WEIGHT, *OPTIMIZERS[optimizer][True].group_of(kind_of(name, tuple(shape))).states
 
 
 LR_RATIO = "lr_ratio"
@@ -211,8 +200,8 @@ class Backend(ABC):
         """
 
     def keys_of(self, name: str) -> tuple[str, ...]:
-        """The canonical tensors of a parameter."""
-        return canonical_keys(self.run.train.optimizer, name, self.model.shapes[name])
+        """The canonical tensors of a parameter: its weight, and the states that its optimizer keeps."""
+        return WEIGHT, *self.group_of(name).states
 
     def group_of(self, name: str) -> UpdateGroup:
         """What the optimizer keeps of a parameter."""
@@ -285,26 +274,21 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def step_count(optimizer: Optimizer, parameter: Tensor, steps: int) -> Tensor:
-    """The step counter as torch's AdamW keeps it: on the device for the fused form, else on the CPU."""
-    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-    return torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")
-
-
-def empty_state(
-    optimizer: Optimizer, parameter: Tensor, keys: Sequence[str], steps: int, *, counts_steps: bool
-) -> dict[str, Tensor]:
+def empty_state(optimizer: Optimizer, parameter: Tensor, group: UpdateGroup, steps: int) -> dict[str, Tensor]:
     """What an optimizer makes of a parameter in its first step: states of zeros, and torch's step counter.
 
     Args:
         optimizer: which keeps it.
         parameter: the master.
-        keys: the parameter's canonical tensors.
+        group: what the optimizer keeps of it.
         steps: those taken.
-        counts_steps: whether it keeps a counter.
     """
-    states = {key: torch.zeros_like(parameter, requires_grad=False) for key in keys if key != WEIGHT}
-    return {"step": step_count(optimizer, parameter, steps), **states} if counts_steps else states
+    states = {name: torch.zeros_like(parameter, requires_grad=False) for name in group.states}
+    if not group.counts_steps:
+        return states
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")  # as torch's AdamW keeps it
+    count = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")
+    return {"step": count, **states}
 
 
 def local_square_norm(gradients: list[Tensor], device: torch.device) -> Tensor:

@@ -91,11 +91,7 @@ class TorchBackend(Backend):
         for name, parameter in self.model.named_parameters():
             state = self.optimizer.state[parameter]
             if not state:
-                state.update(
-                    empty_state(
-                        self.optimizer, parameter, self.keys_of(name), 0, counts_steps=self.group_of(name).counts_steps
-                    )
-                )
+                state.update(empty_state(self.optimizer, parameter, self.group_of(name), steps=0))
 
     def set_steps(self, steps: int) -> None:
         """See :meth:`Backend.set_steps`."""

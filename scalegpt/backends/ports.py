@@ -24,6 +24,9 @@ INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not listened at
 
+UNSEEN = (psutil.Error, OSError, RuntimeError)
+"""What psutil raises where the system does not show a process, or shows its sockets in a form that psutil cannot read."""
+
 BACKLOG = 4096
 """Connections that may wait to be accepted: all ranks come at once."""
 
@@ -152,31 +155,45 @@ def loopback_interface() -> str | None:
 def public_ports(ranks: Ranks) -> list[str]:
     """A warning for each process of this job that listens on all interfaces of a machine with a network; rank 0 asks.
 
+    It is advice and never ends a run: where the system does not answer, there is no warning.
+
     Args:
         ranks: this process's place.
     """
+    try:
+        return _public_ports(ranks)
+    except UNSEEN:
+        return []
+
+
+def _public_ports(ranks: Ranks) -> list[str]:
     if not _has_network():
         return []
-    found = [("rank 0", _wildcard_ports(psutil.Process()), "name an address of this machine as MASTER_ADDR")]
+    found = [("rank 0", psutil.Process(), "name an address of this machine as MASTER_ADDR")]
     if TORCHRUN in os.environ:
         advice = (
             f"start with {WITHOUT_PORTS}" if ranks.on_one_machine else "admit only the job's machines by a firewall"
         )
-        found.append(("torchrun", _wildcard_ports(starter()), advice))
+        found.append(("torchrun", starter(), advice))
     return [
         f"{who} listens on all network interfaces (port {', '.join(map(str, ports))}), and who reaches that can disturb "
         f"the run; to avoid it, {advice}"
-        for who, ports, advice in found
-        if ports
+        for who, process, advice in found
+        if (ports := _wildcard_ports(process))
     ]
 
 
 def _wildcard_ports(process: psutil.Process) -> list[int]:
+    """The ports that a process listens at on all interfaces; none where we may not see its sockets."""
     try:
         connections = process.net_connections(kind="tcp")
-    except (psutil.Error, OSError):  # not ours to ask
+    except UNSEEN:
         return []
-    return sorted({each.laddr.port for each in connections if each.status == "LISTEN" and each.laddr.ip in WILDCARDS})
+    ports = set()
+    for each in connections:
+        if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.ip in WILDCARDS:
+            ports.add(each.laddr.port)
+    return sorted(ports)
 
 
 def _has_network() -> bool:

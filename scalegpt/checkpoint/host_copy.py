@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -60,17 +59,14 @@ class HostCopy:
         room = torch.zeros(count)
         room.fill_(0.0)  # zeros may be pages that the system has only promised
         if self.device.type == "cuda" and count:
-            status = _cuda().cudaHostRegister(room.data_ptr(), room.nbytes, 0)
+            with torch.cuda.device(self.device):  # a thread of its own begins at card 0
+                status = torch.cuda.cudart().cudaHostRegister(room.data_ptr(), room.nbytes, 0)  # type: ignore[no-untyped-call]
             self._pinned = int(status) == 0  # refused, as a small limit on locked memory does: the copy is slower
         self._room = room
 
     def release(self) -> None:
         """Give the memory back."""
         if self._pinned:
-            _cuda().cudaHostUnregister(self._room.data_ptr())
+            with torch.cuda.device(self.device):
+                torch.cuda.cudart().cudaHostUnregister(self._room.data_ptr())  # type: ignore[no-untyped-call]
         self._room, self._pinned = torch.empty(0), False
-
-
-def _cuda() -> Any:
-    """CUDA's runtime."""
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

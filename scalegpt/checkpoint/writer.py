@@ -100,18 +100,21 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
     """
     save = Save(folder, step, secrets.token_hex(8), ranks)
     with failing_as_a_run(save):
-        _patiently(lambda: _make_place(save, needed + _SPARE_BYTES))
+        retried(lambda: _make_place(save, needed + _SPARE_BYTES))
     return save
 
 
 def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
     """Write a rank's pieces, and then the record that says so.
 
+    A further attempt writes its files anew: after a failed sync Linux takes what it could not write for written, and another
+    sync of the same file reports no error.
+
     Raises:
-        RunError: the disk is full, or the place cannot be written; an error that may pass is met by trying again.
+        RunError: the disk is full, or the place cannot be written, also in further attempts.
     """
     with failing_as_a_run(save):
-        _patiently(lambda: _try_to_write(save, rank, pieces))
+        retried(lambda: _try_to_write(save, rank, pieces))
 
 
 def commit(
@@ -145,13 +148,13 @@ def commit(
     with failing_as_a_run(save):
         records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
         manifest = _assemble(save, header, shapes, records, keys_of)
-        _patiently(lambda: _replace_records(save, manifest))
+        retried(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
         if os.path.lexists(save.final):  # a rename would replace an empty one
             raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
         save.temporary.rename(save.final)
-        _patiently(lambda: sync_folder(save.folder))
+        retried(lambda: sync_folder(save.folder))
     return save.final
 
 
@@ -173,7 +176,7 @@ def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None)
         return
     with failing_as_a_run(Save(checkpoint.parent, progress.step, "", 0)):
         content = replace(manifest, header=replace(header, progress=progress)).encode()
-        _patiently(lambda: write_atomic(checkpoint / MANIFEST, content, durable=True))
+        retried(lambda: write_atomic(checkpoint / MANIFEST, content, durable=True))
 
 
 def save_alone(
@@ -214,17 +217,6 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
             f"checkpoint {save.final} cannot be written: {reason}{_free_space(save.folder)}; no earlier checkpoint "
             "was touched: make room, or the folder writable, and start the run again"
         ) from error
-
-
-def _patiently(work: Callable[[], object]) -> None:
-    """Do something that may be done again, which writes its files anew each time.
-
-    After a failed sync the system takes what it could not write for written, and to sync the same file again says nothing.
-
-    Raises:
-        OSError: of the last attempt, or at once an error that does not pass.
-    """
-    retried(work)
 
 
 def _make_place(save: Save, needed: int) -> None:
@@ -341,5 +333,9 @@ def _assemble(
 
 
 def _free_space(folder: Path) -> str:
-    free = free_bytes(folder)
+    """The room on a folder's disk, as part of a message; empty where the disk does not answer."""
+    try:
+        free = free_bytes(folder)
+    except OSError:
+        free = None
     return "" if free is None else f" ({free / 1e9:.1f} GB free)"

@@ -21,8 +21,7 @@ from scalegpt.storage import TEXT_LIMIT, read_text
 from scalegpt.text import visible
 
 if TYPE_CHECKING:  # torch takes seconds, which --help and a mistyped flag need not pay
-    from scalegpt.data.tokenizers import Tokenizer
-    from scalegpt.inference.load import LoadedModel
+    from scalegpt.inference.loaded import LoadedModel
 
 EXAMPLE = """\
 scalegpt sample runs/tiny --prompt "Once upon a time"
@@ -70,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     loaded = load_model(Path(arguments.run), settings.device)
     if prompt is None:  # read last: whoever types it should not learn afterwards that there is no such run
         prompt = _standard_input()
-    ids = _prompt_ids(prompt, loaded.tokenizer)
+    ids = loaded.prompt_ids(prompt)
     block = loaded.model.config.block_size
     if len(ids) > block:
         _note(f"the prompt has {len(ids)} tokens; the model sees the last {block}")
@@ -168,47 +167,18 @@ def _standard_input() -> str:
     return text.replace("\r\n", "\n").removesuffix("\n")
 
 
-def _prompt_ids(prompt: str, tokenizer: "Tokenizer") -> list[int]:
-    """Return the prompt's tokens; without a prompt, what comes before a text: its end's token, or a newline.
-
-    Raises:
-        InputError: the vocabulary lacks a character.
-    """
-    if prompt:
-        return [int(token) for token in tokenizer.encode(prompt)]
-    if tokenizer.end_of_text is not None:
-        return [tokenizer.end_of_text]
-    try:
-        return [int(token) for token in tokenizer.encode("\n")]
-    except InputError:
-        raise InputError("this model's vocabulary has no newline to start from; give --prompt TEXT") from None
-
-
 def _pieces(
     loaded: "LoadedModel", ids: list[int], settings: SampleSettings, index: int, totals: Totals
 ) -> Iterator[str]:
     """Draw one sample and yield its text in whole characters, without the token that ends it."""
-    import torch
-
-    from scalegpt.model.generation import generate
-
-    model, tokenizer, _ = loaded
-    prompt = torch.tensor([ids], device=model.wte.weight.device)
-    decoder = tokenizer.stream()
     start = time.perf_counter()
-    for drawn in generate(
-        model,
-        model.config,
-        prompt,
-        replace(settings, seed=settings.seed + index),
-        stop_token=tokenizer.end_of_text,
-        limit_vocab=tokenizer.vocab_size,
-    ):
-        token = int(drawn)
-        totals.tokens += 1
-        if token != tokenizer.end_of_text:
-            yield decoder.push(token)
-    yield decoder.finish()
+
+    def counted() -> Iterator[int]:
+        for token in loaded.draw(ids, replace(settings, seed=settings.seed + index)):
+            totals.tokens += 1
+            yield token
+
+    yield from loaded.decode(counted())
     totals.seconds += time.perf_counter() - start
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scalegpt.api import run_request
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.config.run import DATA, SECTIONS, DataConfig, ParallelConfig
 from scalegpt.config.shape import ModelConfig
@@ -85,14 +86,7 @@ def main(argv: Sequence[str]) -> int:
         trust_checkpoint=arguments.trust_checkpoint,
         resume_step=_resume_step(arguments.resume_step),
     )
-    with stop.listening():
-        with stop.alone():  # importing torch takes seconds
-            launcher.start()
-            from scalegpt.training.run import train
-        try:
-            ending = train(request, arguments.device, stop)
-        finally:
-            launcher.stop()
+    ending = run_request(request, arguments.device, stop, launcher)
     if request.run.train.max_iters == 0 and read_ranks().rank == 0:
         print("no step was taken: max_iters is 0; give a larger --max_iters to train", flush=True)
     return ending.status

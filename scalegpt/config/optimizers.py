@@ -25,9 +25,10 @@ class UpdateGroup:
     Attributes:
         kinds: which tensors.
         states: the names of the state tensors that each parameter has, all fp32 and of its shape.
-        moved: bytes per parameter that an update reads and writes in its fused form.
+        moved: bytes per parameter that an update reads and writes.
         together: bytes per parameter of what the update allocates for all tensors of the group at once.
         one_by_one: bytes per parameter of what it allocates for one tensor after another; the largest counts.
+        kernels: that it starts for each tensor; 0 where one kernel takes many tensors.
         counts_steps: whether it keeps the number of steps of each tensor.
         orthogonalises: whether it also allocates and computes what :mod:`scalegpt.planner.memory.newton_schulz` says.
     """
@@ -37,6 +38,7 @@ class UpdateGroup:
     moved: int
     together: int = 0
     one_by_one: int = 0
+    kernels: int = 0
     counts_steps: bool = True
     orthogonalises: bool = False
 
@@ -84,19 +86,22 @@ class OptimizerSpec:
 def _adamw(*, fused: bool) -> OptimizerSpec:
     """AdamW's two moments for every tensor, in two groups: with weight decay, and without.
 
-    The fused form reads weight, gradient and moments and writes all but the gradient. The foreach form makes the roots of all
-    of a group's second moments before it uses them (``torch/optim/adam.py: _multi_tensor_adam``, ``exp_avg_sq_sqrt``).
+    The fused form reads weight, gradient and moments (16 bytes) and writes all but the gradient (12). The foreach form goes
+    through memory for each operation of ``torch/optim/adam.py: _multi_tensor_adam``: it decays the weight (8), updates the
+    first moment (12), decays the second (8) and adds the gradient's square to it (12), takes its root into new memory (8),
+    divides that (8) and adds epsilon (8), and updates the weight with both (16). The roots of a whole group live at once.
     """
     moments = UpdateGroup(
         kinds=frozenset({MATRIX, EMBEDDING}),
         states=(EXP_AVG, EXP_AVG_SQ),
-        moved=28,
+        moved=28 if fused else 80,
         together=0 if fused else FP32,
     )
+    vectors = replace(moments, kinds=frozenset({VECTOR}), moved=28 if fused else 72)  # nothing decays
     return OptimizerSpec(
         name="adamw",
         help="AdamW",
-        groups=(moments, replace(moments, kinds=frozenset({VECTOR}))),
+        groups=(moments, vectors),
         counters_on_device=fused,
     )
 
@@ -104,8 +109,8 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
 def _muon(*, fused: bool) -> OptimizerSpec:
     """Muon's one momentum for the blocks' matrices, whose gradient serves as its workspace; AdamW for the rest.
 
-    An update of a matrix reads 8 bytes of momentum and gradient and writes 4, and so does Nesterov's sum; decay reads and
-    writes 8.
+    An update of a matrix updates the momentum (12 bytes), makes Nesterov's sum in the gradient's place (12), and decays the
+    weight (8). :mod:`scalegpt.planner.time.work` adds what orthogonalising moves.
     """
     adamw = _adamw(fused=fused)
     momentum = UpdateGroup(
@@ -142,8 +147,8 @@ def _unfit_for_muon(backend: str, stage: int, offload: str) -> str | None:
 def _lion(*, fused: bool) -> OptimizerSpec:
     """Lion's one momentum for every tensor, in two groups as AdamW's.
 
-    An update makes the interpolated momentum in new memory (reads 8, writes 4), takes its sign (8), decays the weight
-    (8), adds to it (12), and updates the momentum (12). What is called the fused form does so tensor by tensor.
+    An update makes the interpolated momentum in new memory (12 bytes), takes its sign (8), decays the weight (8), adds to
+    it (12), and updates the momentum (12). The fused form does so tensor by tensor, with five kernels each.
     """
     momentum = UpdateGroup(
         kinds=frozenset({MATRIX, EMBEDDING}),
@@ -151,6 +156,7 @@ def _lion(*, fused: bool) -> OptimizerSpec:
         moved=52,
         together=0 if fused else FP32,
         one_by_one=FP32 if fused else 0,
+        kernels=5 if fused else 0,
         counts_steps=False,
     )
     return OptimizerSpec(

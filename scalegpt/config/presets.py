@@ -149,7 +149,7 @@ def resolve(
     config_file: str | None = None,
     flags: Values | None = None,
     name: str | None = None,
-    source: str = "command line",
+    given_in: str = "command line",
 ) -> RunConfig:
     """The configuration that a preset or file and the flags over it describe.
 
@@ -159,7 +159,7 @@ def resolve(
         flags: setting → value for any setting of any section; they win over the file's. Those of
             :data:`~scalegpt.config.run.PLANNED` may be ``auto``, in a file too.
         name: the run's name; by default the file's, or the preset's.
-        source: where the flags come from, for error messages.
+        given_in: where the flags come from, for error messages.
 
     Raises:
         InputError: an unknown name or key, a bad value, or settings that do not go together.
@@ -172,7 +172,7 @@ def resolve(
         base = load_preset(preset)
     elif config_file is not None:
         base = load_config_file(config_file)
-    where = f"preset {preset}" if preset else str(config_file or source)
+    where = f"preset {preset}" if preset else str(config_file or given_in)
     file_values = {part: dict(base.get(part, {})) for part in _PARTS}
     file_values["parallel"] = {key: base[key] for key in ParallelConfig.settings() if key in base}
     for part, values in file_values.items():
@@ -187,7 +187,7 @@ def resolve(
             _with_vocab_word(file_values[part]), where
         )  # a mistake in the file is the file's, whatever the flags say
         sections[part] = section.from_mapping(
-            _with_vocab_word({**file_values[part], **over}), source if over else where
+            _with_vocab_word({**file_values[part], **over}), given_in if over else where
         )
     if flags:
         key = next(iter(flags))

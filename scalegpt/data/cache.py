@@ -1,4 +1,4 @@
-"""The cache of tokens that the trainer has prepared, which several users and processes may share."""
+"""The cache of prepared tokens, which several users and processes may share."""
 
 import errno
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalegpt.data.shards import TokenSet, UnreadableError, digest_of, open_tokens
+from scalegpt.data.shards import TokenSet, UnreadableTokensError, digest_of, open_tokens
 from scalegpt.data.sidecar import SIDECAR, read_sidecar
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Return where prepared tokens are kept: ``$SCALEGPT_CACHE``, else ``~/.cache/scalegpt/data``."""
+    """Where prepared tokens are kept: ``$SCALEGPT_CACHE``, else ``~/.cache/scalegpt/data``."""
     chosen = os.environ.get("SCALEGPT_CACHE")
     if chosen:
         return Path(user_path(chosen))
@@ -36,9 +36,8 @@ def find_cached(key: str) -> TokenSet | None:
     """The cache's entry of a key, read and checked; None where there is none, or a damaged one, which is removed.
 
     Raises:
-        UnreadableError: it cannot be read: nobody knows whether it is damaged, so it stays.
+        UnreadableTokensError: it cannot be read; it may be whole, so it stays.
         PlaceError: it is damaged and cannot be removed.
-
     """
     out = cache_folder() / key
     try:
@@ -47,7 +46,7 @@ def find_cached(key: str) -> TokenSet | None:
             raise something_else(out)
         if found is not None:
             found.check_contents()
-    except UnreadableError:
+    except UnreadableTokensError:
         raise
     except InputError as error:
         _log.warning("the cached tokens are damaged and are made again: %s", error)
@@ -60,7 +59,7 @@ def cached_with(digest: str) -> TokenSet | None:
     """The cache's tokens that have a digest, whole; None where there are none.
 
     Raises:
-        UnreadableError: the cache, or the entry that has them, cannot be read.
+        UnreadableTokensError: the cache, or the entry that has them, cannot be read.
     """
     folder = cache_folder()
     try:
@@ -68,14 +67,14 @@ def cached_with(digest: str) -> TokenSet | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UnreadableError(folder, error) from None
+        raise UnreadableTokensError(folder, error) from None
     for entry in (folder / name for name in sorted(names) if not name.startswith(".")):
         if _recorded_digest(entry) != digest:
             continue
         try:
             tokens = open_tokens(entry)
             tokens.check_contents()
-        except UnreadableError:
+        except UnreadableTokensError:
             raise
         except InputError:  # damaged; it is made again when its text asks for it
             continue
@@ -98,15 +97,14 @@ def _recorded_digest(entry: Path) -> str | None:
 
 @contextmanager
 def cache_errors() -> Iterator[None]:
-    """Say of a cache that cannot be used whose it is, and how to have another.
+    """Report of a cache that cannot be used whose it is, and how to use another.
 
     Raises:
-        InputError: in place of an :class:`UnreadableError` or a :class:`PlaceError`.
-
+        InputError: in place of an :class:`UnreadableTokensError` or a :class:`PlaceError`.
     """
     try:
         yield
-    except (UnreadableError, PlaceError) as error:
+    except (UnreadableTokensError, PlaceError) as error:
         owner = _owner(error.path)
         whose = "" if owner is None else f" (it belongs to {one_line(owner)})"
         raise InputError(
@@ -119,9 +117,8 @@ def tokens_in(out: Path) -> TokenSet | None:
     """Open a folder of tokens; None where there is nothing yet.
 
     Raises:
-        UnreadableError: it cannot be read.
+        UnreadableTokensError: it cannot be read.
         InputError: it holds something else, or is damaged.
-
     """
     try:
         names = os.listdir(out)  # noqa: PTH208
@@ -130,28 +127,28 @@ def tokens_in(out: Path) -> TokenSet | None:
     except NotADirectoryError:
         if out.exists():
             raise something_else(out) from None
-        return None  # its parent is a file, which whoever writes there is told
+        return None  # its parent is a file: writing there reports that
     except OSError as error:
-        raise UnreadableError(out, error) from None
+        raise UnreadableTokensError(out, error) from None
     if not names:
         return None
     if "train.bin" in names:
         try:
             (out / "train.bin").stat()
         except OSError as error:
-            raise UnreadableError(out, error) from None
+            raise UnreadableTokensError(out, error) from None
     if not is_prepared(out):
         raise something_else(out)
     return open_tokens(out)
 
 
 def something_else(out: Path) -> InputError:
-    """What to raise where a folder is taken."""
+    """The error for a folder that holds something else than the tokens wanted."""
     return InputError(f"out {one_line(out)} already holds something else; choose another --out, or remove it first")
 
 
 def _owner(path: Path) -> str | None:
-    """Who owns a path, or the nearest folder above it that we may look at; None where that is ourselves."""
+    """The owner of a path, or of the nearest folder above it that can be looked at; None where that is this user."""
     for each in (path, *path.parents):
         try:
             number = each.stat().st_uid

@@ -1,9 +1,9 @@
 """Which windows of the data each optimizer step consumed.
 
-The windows of a run come in one order, a pure function of seed, block size and number of tokens (see
-:mod:`scalegpt.data.sampler`), whatever the ranks. A step consumes so many of them, from the place where the step before
-ended; only going back behind a loss spike leaves some out. So a run needs one line where its counting starts, and another
-where it changes: ``data_ledger.jsonl``, from which the windows of any step follow without the data being read.
+The windows of a run have one order, a pure function of seed, block size and number of tokens (:mod:`scalegpt.data.sampler`),
+on any number of ranks. A step consumes the next windows of that order; only a rollback after a loss spike skips some. So a
+run needs one line where its counting starts, and another where it changes: ``data_ledger.jsonl``, from which the windows of
+any step follow without reading the data.
 """
 
 import json
@@ -18,9 +18,10 @@ from scalegpt.storage import write_atomic
 from scalegpt.structured import read_lines
 
 _MOST = 10**16
-"""No step, window or token has a larger number: it bounds the tokens of a run."""
+"""The largest number of a step, window or token."""
+
 _MOST_PER_STEP = 10**7
-"""Windows of a step: a line that says more was not written by a run."""
+"""The most windows of a step."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,8 @@ class Window:
     """One training sample.
 
     Attributes:
-        order: its place in the global batch of its step, from 0. Which rank takes it in which micro step depends on the
-            layout; the order does not.
-        number: its place in the run's order of windows, over all epochs.
+        order: its place in the global batch of its step, from 0, independent of ranks and micro batches.
+        number: its place in the run's order of windows, counted over all epochs.
         file: the token file.
         offset: of its first token in the file, in tokens.
         length: in tokens, the last target included: ``block_size + 1``.
@@ -45,7 +45,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps that consume windows one after another: a line of the ledger.
+    """Steps that consume consecutive windows: a line of the ledger.
 
     Attributes:
         first_step: the first of them, counted from 1 as in ``metrics.jsonl``.
@@ -53,10 +53,10 @@ class Stretch:
         windows_per_step: over all ranks and micro steps.
         block_size: T.
         seed: the run's.
-        tokens: how many the file has.
+        tokens: the number in the file.
         file: the training tokens.
         data: the digest of the data.
-        reason: why the counting begins here.
+        reason: why a new line begins here.
     """
 
     first_step: int
@@ -74,13 +74,13 @@ class Stretch:
         return self.first_window + (step - self.first_step) * self.windows_per_step
 
     def starting_at(self, step: int) -> "Stretch":
-        """The same windows for the same steps, told from another step on."""
+        """The same windows for the same steps, written from another step on."""
         return replace(self, first_step=step, first_window=self.window_of(step))
 
     def continues(self, before: "Stretch") -> bool:
-        """Whether another stretch says the same of our steps; the file may have moved."""
-        told = before.starting_at(self.first_step)
-        return replace(told, file=self.file, reason=self.reason) == self
+        """Whether another stretch gives our steps the same windows; the file may have moved."""
+        ours = before.starting_at(self.first_step)
+        return replace(ours, file=self.file, reason=self.reason) == self
 
     def windows(self, step: int) -> list[Window]:
         """The windows of one of its steps, in their order within the global batch."""
@@ -105,7 +105,7 @@ class Ledger:
     def read(self) -> list[Stretch]:
         """All stretches, in the order of their steps; none where there is no file.
 
-        A line that a crash cut short is left out: its writer had not gone on yet.
+        A line that a crash cut short is skipped: its run had not continued yet.
 
         Raises:
             InputError: it cannot be read.
@@ -116,7 +116,7 @@ class Ledger:
             return []
 
     def append(self, stretch: Stretch) -> None:
-        """Add a stretch, on the disk when this returns; nothing where the last one says the same.
+        """Add a stretch durably, unless the last one gives the same windows.
 
         Raises:
             OSError: it cannot be written.
@@ -138,41 +138,44 @@ class Ledger:
             self._write(kept)
 
     def stretch_of(self, step: int) -> Stretch | None:
-        """The stretch that a step belongs to; None where none is known."""
-        return next((stretch for stretch in reversed(self.read()) if stretch.first_step <= step), None)
+        """The stretch of a step; None where none is known."""
+        return _stretch_of(self.read(), step)
 
     def windows(self, steps: Iterable[int]) -> Iterator[tuple[int, list[Window]]]:
         """Each of the steps with its windows.
 
         Raises:
-            InputError: the ledger knows nothing of a step.
+            InputError: the ledger does not cover a step.
         """
         known = self.read()
         for step in steps:
-            stretch = next((each for each in reversed(known) if each.first_step <= step), None)
+            stretch = _stretch_of(known, step)
             if stretch is None:
-                raise InputError(self._silence(step, is_empty=not known))
+                raise InputError(self._unknown(step, is_empty=not known))
             if stretch.window_of(step) > _MOST:
                 raise InputError(f"{self.path}: no run consumes as many windows as it says; put it back from a copy")
             yield step, stretch.windows(step)
 
-    def _silence(self, step: int, *, is_empty: bool) -> str:
-        """Why nothing can be told of a step, and what can be done."""
+    def _unknown(self, step: int, *, is_empty: bool) -> str:
+        """Why the windows of a step are not known, and what can be done."""
         if not self.path.exists():
             reason = "is missing"
         elif is_empty:
             reason = "has no line that can be read"
         else:
             reason = f"says nothing of step {step}: it may have been cut short or replaced"
-        return f"{self.path} {reason}; put it back from a copy: nothing else tells which windows a step consumed"
+        return f"{self.path} {reason}; put it back from a copy: nothing else records which windows a step consumed"
 
     def _write(self, stretches: list[Stretch]) -> None:
-        """Replace the file: a reader or a crash finds the old or the new one. It has few lines."""
         write_atomic(self.path, "".join(json.dumps(asdict(stretch)) + "\n" for stretch in stretches), durable=True)
 
 
+def _stretch_of(known: list[Stretch], step: int) -> Stretch | None:
+    return next((each for each in reversed(known) if each.first_step <= step), None)
+
+
 def _parse(values: dict[str, Any]) -> Stretch | None:
-    """The object of a line as a stretch; None for what is none."""
+    """The object of a line as a stretch; None where it is not one."""
     if values.keys() != {each.name for each in fields(Stretch)}:
         return None
     stretch = Stretch(**values)

@@ -1,6 +1,6 @@
-"""Unfinished folders of tokens: whose they are, and which of them nobody will finish.
+"""Unfinished folders of tokens: who is making them, and which of them are abandoned.
 
-A folder in the making is a hidden one beside its place. Its maker keeps a lock on it, which the system releases when the
+A folder in the making is a hidden one beside its place. Its maker holds a lock on it, which the system releases when the
 process ends in whatever way.
 """
 
@@ -29,14 +29,13 @@ def unfinished_name(name: str) -> str:
 
 
 def make_unfinished(out: Path) -> tuple[Path, int]:
-    """Make a hidden folder beside the place that it is for, and lock it.
+    """Make a hidden folder beside its final place, and lock it.
 
     Returns:
         The folder, and a descriptor that holds the lock until it is closed.
 
     Raises:
         OSError: the place cannot be written.
-
     """
     while True:
         folder = out.with_name(unfinished_name(out.name))
@@ -51,16 +50,16 @@ def make_unfinished(out: Path) -> tuple[Path, int]:
 
 
 def remove_abandoned(out: Path) -> None:
-    """Remove what preparations left that were killed: those of the same place, and in a cache those of any entry.
+    """Remove what killed preparations left: those of the same place, and in a cache those of any entry.
 
-    A folder is abandoned when its maker's lock is free. On a file system without locks nothing must have been written there
-    for a day; from another machine, whose locks may not reach here, for an hour.
+    A folder is abandoned when its lock is free. Without that evidence nothing must have been written there for a while: a
+    day on a file system without locks; an hour for a folder of another machine, whose locks may not be visible here.
     """
     own = f".{out.name}.tmp-"
     in_cache = re.fullmatch("[0-9a-f]{64}", out.name) is not None
     try:
         names = os.listdir(out.parent)  # noqa: PTH208
-    except OSError:  # it does not exist yet, or cannot be read: whoever writes there says so
+    except OSError:  # it does not exist yet, or cannot be read: whoever writes there reports that
         return
     for name in names:
         if name.startswith(own) or (in_cache and _CACHED.fullmatch(name)):
@@ -70,7 +69,7 @@ def remove_abandoned(out: Path) -> None:
 def _remove_if_abandoned(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # gone meanwhile, or another user's
+    except OSError:  # removed meanwhile, or another user's
         return
     try:
         has_locks = lock_file(descriptor) is None
@@ -84,7 +83,7 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def _last_written(folder: Path) -> float:
-    """When something was last written in a folder, in seconds since 1970; infinity where that cannot be told."""
+    """When something was last written in a folder, in seconds since 1970; infinity where it cannot be read."""
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:
@@ -93,5 +92,5 @@ def _last_written(folder: Path) -> float:
 
 @cache
 def _machine() -> str:
-    """A mark of this machine since it was started: only within it a free lock surely tells that the maker has ended."""
+    """A mark of this boot of this machine: only within it does a free lock prove that the maker has ended."""
     return hashlib.sha256((boot_id() or platform.node()).encode()).hexdigest()[:8]

@@ -1,8 +1,8 @@
 """The order of a run's training windows: a pure function of seed, block size and number of tokens.
 
-No state is kept and no permutation is stored, so that a run may resume at any window, on any number of ranks, and see the
-windows that it would have seen. Every window occurs exactly once an epoch. Which of them a step takes is in
-:mod:`scalegpt.data.ledger`.
+No state and no permutation is stored, so a run may resume at any window, on any number of ranks, and see the same windows as
+without the interruption. Every window occurs exactly once an epoch. :mod:`scalegpt.data.ledger` records which of them a step
+took.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from scalegpt.data.stored import StoredTokens, Tokens
 from scalegpt.errors import InputError
 
 Starts = npt.NDArray[np.int64]
-Window = npt.NDArray[np.int64]
+Batch = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 
 _ROUNDS = 8
@@ -25,19 +25,18 @@ class WindowSampler:
 
     A window spans ``block_size + 1`` tokens, inputs and targets being shifted by one; neighbours are ``block_size``
     apart, so that every token is a target once. Each epoch moves the grid of windows by another pseudo-random offset:
-    the boundaries differ, and tokens that one epoch leaves out at the ends are seen in another.
+    the boundaries differ, and tokens that one epoch misses at the ends are seen in another.
 
     Args:
-        tokens: how many there are.
+        tokens: their number.
         block_size: T, the model's context.
         seed: any integer.
 
     Attributes:
-        windows: how many windows an epoch has.
+        windows: the number of windows in an epoch.
 
     Raises:
         InputError: the tokens do not fill one window.
-
     """
 
     def __init__(self, tokens: int, block_size: int, seed: int) -> None:
@@ -47,9 +46,9 @@ class WindowSampler:
         self.windows = max(1, (tokens - 1) // block_size - 1)
 
     def starts(self, first: int, count: int) -> Starts:
-        """Return the first token of each of the samples ``first … first + count - 1``, counted over the whole run.
+        """The first token of the run's samples ``first … first + count - 1``, int64 [count].
 
-        Sample g lies in epoch ``g // windows``.
+        Sample g is in epoch ``g // windows``.
         """
         assert first >= 0
         assert count >= 0
@@ -75,20 +74,19 @@ class WindowSampler:
 def permute(places: Starts, size: int, key: bytes) -> Starts:
     """Map places to places, one to one, within [0, size): a pseudo-random permutation that is computed, not stored.
 
-    A Feistel network permutes the numbers of 2k bits, the fewest that hold ``size``. Whatever lands past the end goes
-    through it again until it lands inside (cycle walking); since the network permutes, this ends and keeps one to one.
+    A Feistel network permutes the numbers of 2k bits, the fewest that hold ``size``. A result past the end goes through it
+    again until it is inside (cycle walking); since the network permutes, this ends and stays one to one.
 
     Args:
         places: int64, any shape, each in [0, size).
-        size: how many there are.
+        size: the number of places.
         key: 8 bytes for each of the 8 rounds.
-
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     keys = np.frombuffer(key, dtype="<u8")
     result = _feistel(places.astype(np.uint64), half, keys)
     outside = np.flatnonzero(result >= size)
-    while len(outside):  # at most four times as many numbers as places: a few turns
+    while len(outside):  # at most four times as many numbers as places: a few passes
         result[outside] = _feistel(result[outside], half, keys)
         outside = outside[result[outside] >= size]
     return result.astype(np.int64)
@@ -111,18 +109,17 @@ def _mix(words: _Words) -> _Words:
 
 
 def rank_share(starts: Starts, rank: int, ranks: int, micro_step: int, micro_batch: int) -> Starts:
-    """Return what one rank takes of a step's windows in one micro step.
+    """The windows of a step that one rank takes in one micro step, int64 [B].
 
-    Sequence j of the step is the b-th of rank r in micro step m for j = (m·W + r)·B + b. Whatever W, B and the
-    accumulation are, the ranks together take all windows of the step, each once.
+    Sequence j of the step is the b-th of rank r in micro step m for j = (m·W + r)·B + b. For any W, B and gradient
+    accumulation the ranks together take all windows of the step, each once.
 
     Args:
-        starts: of the whole step, W·B·accumulation of them.
+        starts: int64 [W·B·accumulation], of the whole step.
         rank: r, in [0, W).
         ranks: W.
         micro_step: m, counted from 0.
         micro_batch: B, windows per rank and micro step.
-
     """
     first = (micro_step * ranks + rank) * micro_batch
     assert 0 <= rank < ranks
@@ -130,17 +127,16 @@ def rank_share(starts: Starts, rank: int, ranks: int, micro_step: int, micro_bat
     return starts[first : first + micro_batch]
 
 
-def cut_windows(tokens: Tokens | StoredTokens, starts: Starts, block_size: int) -> tuple[Window, Window]:
+def cut_windows(tokens: Tokens | StoredTokens, starts: Starts, block_size: int) -> tuple[Batch, Batch]:
     """Read windows from the tokens.
 
     Args:
         tokens: in a file or in memory; only the windows are read.
-        starts: [B], as the sampler gives them.
+        starts: int64 [B], the first token of each.
         block_size: T.
 
     Returns:
         Inputs and targets, each int64 [B, T], contiguous, writable and independent of each other.
-
     """
     inputs = np.empty((len(starts), block_size), dtype=np.int64)
     targets = np.empty_like(inputs)
@@ -151,25 +147,24 @@ def cut_windows(tokens: Tokens | StoredTokens, starts: Starts, block_size: int) 
 
 
 def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
-    """Return the windows to evaluate on: spread evenly over all of the tokens, without overlap, the same ones each time.
+    """The windows to evaluate on: spread evenly over all of the tokens, without overlap, the same ones each time.
 
-    The tokens lie in the order of the files' names: the first of them alone would judge by one part of the text.
+    The tokens are in the order of the files' names, so the first of them alone would be one part of the text.
 
     Args:
-        tokens: how many are held out.
+        tokens: the number held out.
         block_size: T.
-        limit_tokens: take the fewest windows that hold so many targets, all windows where there are fewer.
+        limit_tokens: take the fewest windows that hold this many targets; all windows where there are fewer.
 
     Raises:
         InputError: the tokens do not fill one window.
-
     """
     _check_length(tokens, block_size)
     windows = (tokens - 1) // block_size
     count = min(max(1, -(-limit_tokens // block_size)), windows)
     numbers = np.arange(count, dtype=np.int64)
     if count < windows:
-        numbers = (2 * numbers + 1) * windows // (2 * count)  # the middle of each of so many equal shares
+        numbers = (2 * numbers + 1) * windows // (2 * count)  # the middle of each of ``count`` equal shares
     return numbers * block_size
 
 

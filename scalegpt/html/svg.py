@@ -1,18 +1,20 @@
-"""Pictures for a page: a bar of parts, and lines over powers of two, as SVG whose text does not shrink with the page.
+"""Charts for a page, as SVG: a bar of parts, and lines over two axes with round numbers.
 
-Places along a picture are shares of its width, those down it are pixels: it becomes as wide as there is room for, and text
-and strokes keep their size, on a phone as in print. Every picture is described in words, and its numbers are to stand in a
-table beside it. Colours are classes ``c1``, ``c2``, …, see :data:`STYLE`.
+Places along a chart are shares of its width, those down it are pixels, so that text and strokes keep their size on a phone
+and in print. Every chart has a title and a description; its figures belong in a table beside it. Colours are the classes
+``c1``, ``c2``, … of :data:`STYLE`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scalegpt.html.page import HUES, escape
 
 STYLE = """
 svg{display:block;width:100%}svg.swatch{display:inline-block;width:12px;margin-right:.5rem;vertical-align:-1px}
+.keys span{display:inline-block;margin-right:1.4rem}
 svg.sample{display:inline-block;width:30px;margin-right:.4rem;vertical-align:-1px}
 .lines{overflow:visible;margin:.6rem 0 3.2rem 4rem;width:calc(100% - 4.8rem)}
 svg .inside{fill:var(--on)}.whole{fill:none;stroke:var(--soft)}
@@ -28,105 +30,49 @@ stroke-linejoin:round}.curve{fill:none;stroke-width:2;vector-effect:non-scaling-
 """ + "".join(f".c{hue}{{fill:var(--c{hue})}}.s{hue}{{stroke:var(--c{hue})}}" for hue in range(1, HUES + 1))
 
 _WIDE, _NARROW, _LETTER = 760, 330, 7.2
-"""Pixels of a bar on a desktop and on a phone, and of a letter: what a part's name needs to stand within it."""
+"""Pixels of a bar on a desktop and on a phone, and of a letter: they decide which names fit inside a part."""
 
 _ABOVE, _BAR, _BELOW = 34, 38, 20
-"""Pixels of a bar's marks over it, of the bar, and of those under it."""
+"""Pixels above a bar for a mark, of the bar, and below it for another mark."""
+
+_MOST_INTERVALS = 5
 
 
-@dataclass(frozen=True)
-class Slice:
-    """A part of a bar.
-
-    Attributes:
-        name: what it is.
-        size: how much of it.
-        label: the same in words.
-        style: its class.
-    """
-
-    name: str
-    size: float
-    label: str
-    style: str
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A value that is marked: across a bar, or along a chart.
-
-    Attributes:
-        at: the value.
-        label: what it is.
-        style: its class: ``limit`` or ``margin``.
-    """
-
-    at: float
-    label: str
-    style: str
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of a chart: its place, and what it says when pointed at."""
-
-    x: float
-    y: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart.
-
-    Attributes:
-        hue: the number of its colour, and of its dashes: 1 has none, 4 long ones, 3 short ones.
-        points: its points, in rising order.
-    """
-
-    hue: int
-    points: Sequence[Point]
-
-    @property
-    def style(self) -> str:
-        """Its class."""
-        return f"curve s{self.hue} dash{self.hue}"
-
-
-@dataclass(frozen=True)
-class Words:
-    """What describes a picture to those who do not see it.
-
-    Attributes:
-        key: tells it from the others of its page.
-        title: what it shows.
-        description: what is to be seen.
-    """
+class Words(NamedTuple):
+    """A key that is unique on the page, a title, and a description for readers who do not see the chart."""
 
     key: str
     title: str
     description: str
 
     def open(self, kind: str, height: int) -> str:
-        """The tag that begins the picture, and its description."""
+        """The opening tag of the chart, with its title and description."""
         return (
             f'<svg class="{kind}" height="{height}" role="img" aria-labelledby="{self.key}-t {self.key}-d">'
             f'<title id="{self.key}-t">{escape(self.title)}</title><desc id="{self.key}-d">{escape(self.description)}</desc>'
         )
 
 
+class Mark(NamedTuple):
+    """A value marked across a bar or along a chart, its label, and its class: ``limit`` or ``margin``."""
+
+    at: float
+    label: str
+    style: str
+
+
 def swatch(style: str) -> str:
-    """A small square in the colour of a part, for the table beside the picture."""
+    """A small square in the colour of a part, for the table beside the chart."""
     return f'<svg class="swatch" height="12" aria-hidden="true"><rect class="{style}" width="12" height="12" rx="2"/></svg>'
 
 
 def sample(style: str) -> str:
-    """A short piece of a line of that class, for the words beside the picture."""
+    """A short piece of a line of that class, for the legend."""
     return f'<svg class="sample" height="12" aria-hidden="true"><line class="{style}" x2="30" y1="6" y2="6"/></svg>'
 
 
 def small_bar(share: float, style: str) -> str:
-    """A share from 0 to 1 as a bar in a cell of a table that has the number too."""
+    """A share from 0 to 1 as a bar in a table's cell."""
     width = f"{100 * min(1.0, max(0.0, share)):.2f}%"
     return f'<svg height="12" aria-hidden="true"><rect class="{style}" width="{width}" height="12" rx="2"/></svg>'
 
@@ -134,34 +80,44 @@ def small_bar(share: float, style: str) -> str:
 # --- a bar of parts --------------------------------------------------------------------------------------------------
 
 
+class Slice(NamedTuple):
+    """A part of a bar: its name, its size, the size in words, and its class."""
+
+    name: str
+    size: float
+    label: str
+    style: str
+
+
 def stack(words: Words, slices: Sequence[Slice], whole: float, head: str = "", marks: Sequence[Mark] = ()) -> str:
     """A bar of parts, one after the other.
 
     Args:
-        words: its description.
+        words: its title and description.
         slices: the parts.
-        whole: what the whole width stands for; parts and marks lie within it.
-        head: what stands over the bar.
-        marks: values marked across the bar; the first is named over it, the second under it.
+        whole: the value of the whole width; parts and marks lie within it.
+        head: text above the bar.
+        marks: values marked across the bar; the first has its label above the bar, the second below.
     """
     top = _ABOVE if head or marks else 0
-    height = top + _BAR + (_BELOW if len(marks) > 1 else 2)
-    drawn = [words.open("stack", height)]
+    drawn = [words.open("stack", top + _BAR + (_BELOW if len(marks) > 1 else 2))]
     if head:
         drawn.append(f'<text class="strong" x="0" y="12">{escape(head)}</text>')
-    start = 0.0
+    start, places = 0.0, [mark.at / whole for mark in marks]
     for each in slices:
-        drawn += _slice(each, start / whole, each.size / whole, top, [mark.at / whole for mark in marks])
+        drawn += _slice(each, start / whole, each.size / whole, top, places)
         start += each.size
     drawn.append(f'<rect class="whole" x="0" y="{top}" width="100%" height="{_BAR}"/>')
-    drawn += [_down("edge", mark.at / whole, top) for mark in marks]
-    for mark, y in zip(marks, (top - 6, top + _BAR + 16), strict=False):
-        drawn += _across(mark, mark.at / whole, top, y)
+    drawn += [_across("edge", place, top) for place in places]
+    for mark, place, y in zip(marks, places, (top - 6, top + _BAR + 16), strict=False):
+        anchor = "end" if place > 0.5 else "start"
+        drawn.append(_across(mark.style, place, top))
+        drawn.append(_text("limit-text", f"{100 * place:.3f}%", f"{y}", anchor, mark.label))
     return "".join([*drawn, "</svg>"])
 
 
 def _slice(each: Slice, start: float, share: float, top: int, marks: Sequence[float]) -> Iterator[str]:
-    """A part of a bar, with its name where that has room and no mark runs through it."""
+    """A part of a bar, with its name where it fits and no mark crosses it."""
     place = f'x="{100 * start:.3f}%" width="{100 * share:.3f}%"'
     yield (
         f'<rect class="slice {each.style}" {place} y="{top}" height="{_BAR}">'
@@ -171,96 +127,116 @@ def _slice(each: Slice, start: float, share: float, top: int, marks: Sequence[fl
     room = min([share / 2, *(abs(middle - mark) for mark in marks)])
     if needed / 2 <= room * _WIDE:
         kind = "inside" if needed / 2 <= room * _NARROW else "inside wide"
-        x, y = f"{100 * middle:.3f}%", top + _BAR / 2 + 4
-        yield f'<text class="{kind}" x="{x}" y="{y:g}" text-anchor="middle">{escape(each.name)}</text>'
+        yield _text(kind, f"{100 * middle:.3f}%", f"{top + _BAR / 2 + 4:g}", "middle", each.name)
 
 
-def _across(mark: Mark, share: float, top: int, y: int) -> Iterator[str]:
-    x = f"{100 * share:.3f}%"
-    anchor = "end" if share > 0.5 else "start"
-    yield _down(mark.style, share, top)
-    yield f'<text class="limit-text" x="{x}" y="{y}" text-anchor="{anchor}">{escape(mark.label)}</text>'
-
-
-def _down(style: str, share: float, top: int) -> str:
+def _across(style: str, place: float, top: int) -> str:
     """A line down across the bar."""
-    x = f"{100 * share:.3f}%"
+    x = f"{100 * place:.3f}%"
     return f'<line class="{style}" x1="{x}" x2="{x}" y1="{top - 4}" y2="{top + _BAR + 4}"/>'
 
 
-# --- lines over powers of two ----------------------------------------------------------------------------------------
+def _text(style: str, x: str, y: str, anchor: str, text: str) -> str:
+    kind = f'class="{style}" ' if style else ""
+    return f'<text {kind}x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+# --- lines over two axes ---------------------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """A point of a chart, and the text that is shown when it is pointed at."""
+
+    x: float
+    y: float
+    label: str = ""
+
+
+class Line(NamedTuple):
+    """A line of a chart: the number of its colour and dashes (3 short, 4 long), its points, and whether they have dots."""
+
+    hue: int
+    points: Sequence[Point]
+    has_dots: bool = True
+
+    @property
+    def style(self) -> str:
+        """Its class."""
+        return f"curve s{self.hue} dash{self.hue}"
+
+
+class Axis(NamedTuple):
+    """The lowest and the highest value, the values that are labelled, and what writes their labels."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    write: Callable[[float], str]
+
+    def share(self, value: float) -> float:
+        """The place of a value, from 0 at the lowest to 1 at the highest."""
+        return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over powers of two.
+    """Lines over two axes; lines leave the chart above the highest value of the axis up it.
 
     Attributes:
-        words: its description.
+        words: its title and description.
         lines: the lines.
-        marks: values marked along the chart; the first is named over its line, the second under it.
-        chosen: the point that is ringed.
-        chosen_label: its name.
-        x_label: what is along it.
-        unit: of what is up it.
-        top: the largest value there is room for; lines leave the picture above it.
+        along: the axis along it.
+        up: the axis up it.
+        marks: levels marked along the chart; the first has its label above its line, the second below.
+        chosen: a point with a ring, whose label is beside the ring.
+        caption: text below the axis along it.
     """
 
     words: Words
     lines: Sequence[Line]
-    marks: Sequence[Mark]
-    chosen: Point
-    chosen_label: str
-    x_label: str
-    unit: str
-    top: float
+    along: Axis
+    up: Axis
+    marks: Sequence[Mark] = ()
+    chosen: tuple[Point, str] | None = None
+    caption: str = ""
 
     HEIGHT = 300
 
     def draw(self) -> str:
-        """The picture."""
-        return "".join([
-            self.words.open("lines", self.HEIGHT),
-            *self._beyond(),
-            *self._values(),
-            *self._powers(),
-            *self._curves(),
-            *self._levels(),
-            *self._ring(),
-            "</svg>",
-        ])  # fmt: skip
-
-    @property
-    def _doublings(self) -> float:
-        return math.log2(max(point.x for line in self.lines for point in line.points))
+        """The chart."""
+        parts = (self._beyond(), self._rows(), self._columns(), self._curves(), self._levels(), self._ring())
+        return "".join([self.words.open("lines", self.HEIGHT), *(each for part in parts for each in part), "</svg>"])
 
     def _x(self, value: float) -> float:
-        """The place along the picture, in percent of its width."""
-        return 2 + 96 * math.log2(value) / self._doublings if self._doublings else 50.0
+        """The place along the chart, in percent of its width."""
+        return 2 + 96 * self.along.share(value)
 
     def _y(self, value: float) -> float:
-        """The place down the picture, in pixels."""
-        return self.HEIGHT * (1 - value / self.top)
+        """The place down the chart, in pixels."""
+        return self.HEIGHT * (1 - self.up.share(value))
 
     def _beyond(self) -> Iterator[str]:
-        """The part of the picture above the first mark."""
+        """The area above the first mark."""
         for mark in self.marks[:1]:
             yield f'<rect class="beyond" x="0" y="0" width="100%" height="{self._y(mark.at):.1f}"/>'
 
-    def _values(self) -> Iterator[str]:
-        step = _step(self.top)
-        for place in range(math.floor(self.top / step) + 1):
-            y = self._y(place * step)
-            yield f'<line class="{"grid" if place else "axis"}" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-            yield f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{place * step:g} {self.unit}</text>'
+    def _rows(self) -> Iterator[str]:
+        for value in self.up.ticks:
+            y = self._y(value)
+            style = "axis" if value == self.up.low else "grid"
+            yield f'<line class="{style}" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
+            yield _text("", "-8", f"{y + 4:.1f}", "end", self.up.write(value))
 
-    def _powers(self) -> Iterator[str]:
-        last = math.floor(self._doublings)
-        for power in range(0, last + 1, 1 + last // 10):
-            x = f"{self._x(2**power):.3f}%"
+    def _columns(self) -> Iterator[str]:
+        for value in self.along.ticks:
+            x, label = f"{self._x(value):.3f}%", self.along.write(value)
+            anchor = (
+                "end" if self._x(value) > 90 and len(label) > 4 else "middle"
+            )  # centred, a long number would be cut off
             yield f'<line class="axis" x1="{x}" x2="{x}" y1="{self.HEIGHT}" y2="{self.HEIGHT + 4}"/>'
-            yield f'<text x="{x}" y="{self.HEIGHT + 18}" text-anchor="middle">{2**power}</text>'
-        yield f'<text x="50%" y="{self.HEIGHT + 38}" text-anchor="middle">{escape(self.x_label)}</text>'
+            yield _text("", x, f"{self.HEIGHT + 18}", anchor, label)
+        if self.caption:
+            yield _text("", "50%", f"{self.HEIGHT + 38}", "middle", self.caption)
 
     def _curves(self) -> Iterator[str]:
         yield f'<svg width="100%" height="{self.HEIGHT}" viewBox="0 0 100 {self.HEIGHT}" preserveAspectRatio="none">'
@@ -269,48 +245,62 @@ class Chart:
             yield f'<polyline class="{line.style}" points="{places}"/>'
         yield "</svg>"
         for line in self.lines:
-            for point in line.points:
-                if point.y <= self.top:
-                    yield (
-                        f'<circle class="c{line.hue}" {self._place(point)} r="3.5">'
-                        f"<title>{escape(point.label)}</title></circle>"
-                    )
+            for point in line.points if line.has_dots else ():
+                if point.y <= self.up.high:
+                    yield self._circle(f"c{line.hue}", point, 3.5)
 
     def _levels(self) -> Iterator[str]:
-        """The marks, named on the right, where lines have left the picture, unless the chosen point is there."""
-        left = self._near_a_mark() and self._x(self.chosen.x) > 60
-        x, anchor = ("6", "start") if left else ("100%", "end")
+        """The marks, labelled on the right, where lines have left the chart, unless the chosen point is there."""
+        x, anchor = "100%", "end"
+        if self.chosen is not None and self._is_near_a_mark(self.chosen[0]) and self._x(self.chosen[0].x) > 60:
+            x, anchor = "6", "start"
         for mark, shift in zip(self.marks, (-6, 16), strict=False):
             y = self._y(mark.at)
             yield f'<line class="{mark.style}" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-            yield (
-                f'<text class="limit-text halo" x="{x}" y="{y + shift:.1f}" text-anchor="{anchor}">'
-                f"{escape(mark.label)}</text>"
-            )
+            yield _text("limit-text halo", x, f"{y + shift:.1f}", anchor, mark.label)
 
     def _ring(self) -> Iterator[str]:
-        x, y = self._x(self.chosen.x), self._y(self.chosen.y)
-        yield f'<circle class="ring" {self._place(self.chosen)} r="8"><title>{escape(self.chosen.label)}</title></circle>'
-        near = self._near_a_mark()
-        away, rise = (14, -4.0) if near else (0, 14.0)  # beside the ring, or over it where nothing else is
+        if self.chosen is None:
+            return
+        point, label = self.chosen
+        yield self._circle("ring", point, 8)
+        x, y = self._x(point.x), self._y(point.y)
+        away, rise = (14, -4.0) if self._is_near_a_mark(point) else (0, 14.0)  # beside the ring, or above it
         anchor, shift = ("end", -away) if x > 28 else ("start", away)
         yield (
             f'<text class="strong halo" x="{x:.3f}%" dx="{shift}" y="{y - rise:.1f}" text-anchor="{anchor}">'
-            f"{escape(self.chosen_label)}</text>"
+            f"{escape(label)}</text>"
         )
 
-    def _near_a_mark(self) -> bool:
-        return any(abs(self._y(mark.at) - self._y(self.chosen.y)) < 40 for mark in self.marks)
+    def _is_near_a_mark(self, point: Point) -> bool:
+        return any(abs(self._y(mark.at) - self._y(point.y)) < 40 for mark in self.marks)
 
-    def _place(self, point: Point) -> str:
-        return f'cx="{self._x(point.x):.3f}%" cy="{self._y(point.y):.1f}"'
+    def _circle(self, style: str, point: Point, radius: float) -> str:
+        title = f"<title>{escape(point.label)}</title>" if point.label else ""
+        place = f'cx="{self._x(point.x):.3f}%" cy="{self._y(point.y):.1f}"'
+        return f'<circle class="{style}" {place} r="{radius:g}">{title}</circle>'
 
 
-def _step(top: float) -> float:
-    """A round distance of at most six lines up to a value.
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Round numbers around a range: two or more, at equal distances of 1, 2 or 5 times a power of ten.
 
-    >>> [_step(top) for top in (0.9, 7, 48, 100)]
-    [0.2, 2, 10, 20]
+    Args:
+        low: the range's lowest value, not below the first number.
+        high: its highest, not above the last.
+        whole: whole numbers alone.
     """
-    power = 10.0 ** math.floor(math.log10(top / 6))
-    return next(times * power for times in (1, 2, 5, 10) if top / (times * power) <= 6)
+    least = (high - low) / _MOST_INTERVALS or abs(high) / _MOST_INTERVALS or 1.0
+    if whole:
+        least = max(1.0, least)
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(each * power for each in (1, 2, 5, 10) if each * power >= least * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+def decimals(step: float) -> Callable[[float], str]:
+    """What writes numbers so that those of this distance differ; large and tiny ones with an exponent."""
+    places = -math.floor(math.log10(step) + 1e-9)
+    if -6 < places < 6:
+        return lambda value: f"{value:.{max(0, places)}f}"
+    return "{:.3g}".format

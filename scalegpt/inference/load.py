@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError, nearest
+from scalegpt.inference.loaded import LoadedModel
 from scalegpt.model.gpt import GPT
 from scalegpt.training.runs.directory import RunDirectory
 
@@ -36,14 +37,6 @@ SET_ASIDE = (f"step_*.{DAMAGED}*", f"step_*.{REPLACED}*")
 
 MOST_NAMED = 6
 """Of a run's checkpoints so many are named in a message: a line must not become a page."""
-
-
-class LoadedModel(NamedTuple):
-    """A trained model in evaluation mode, its tokenizer, and the header of the checkpoint that it came from."""
-
-    model: GPT
-    tokenizer: Tokenizer
-    header: Header
 
 
 def load_model(path: Path, device: str = "auto") -> LoadedModel:

@@ -77,8 +77,9 @@ class Asked:
         machine: Machine,
         calibration: Calibration | None = None,
         margin: float = MARGIN,
+        given_in: str = "command line",
     ) -> "Asked":
-        """What the flags of a command ask.
+        """What the flags of a command ask, or of another source, which ``given_in`` names in errors.
 
         Raises:
             InputError: an unknown name, or settings that do not go together.
@@ -88,7 +89,7 @@ class Asked:
             if preset is not None and config_file is None
             else resolve(config_file=config_file, preset=preset)
         )
-        run = _resolved(preset, config_file, flags) if flags else base
+        run = _resolved(preset, config_file, flags, given_in) if flags else base
         if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
             run = with_expected_vocabulary(run, {*flags, *named_settings(config_file=config_file)})
         fixed = frozenset(flags) - run.auto
@@ -146,14 +147,14 @@ def _preset(name: str) -> RunConfig:
     return resolve(preset=name)
 
 
-def _resolved(preset: str | None, config_file: str | None, flags: Values) -> RunConfig:
+def _resolved(preset: str | None, config_file: str | None, flags: Values, given_in: str) -> RunConfig:
     """The run that the flags describe; a stage or an offload without a backend may ask for another backend than the preset's.
 
     Raises:
         InputError: no backend does it.
     """
     try:
-        return resolve(preset=preset, config_file=config_file, flags=flags)
+        return resolve(preset=preset, config_file=config_file, flags=flags, given_in=given_in)
     except InputError:
         if flags.get("backend", "auto") != "auto" or not flags.keys() & {"zero_stage", "offload"}:
             raise
@@ -206,7 +207,7 @@ class Answer:
     Attributes:
         asked: what was asked.
         question: the same, as the search was given it.
-        plan: the plan; where none fits, the one that lacks least.
+        choice: the plan; where none fits, the one that lacks least.
         notes: remarks, a line each.
         alternatives: why not the others.
         remedies: where none fits, what would.
@@ -215,7 +216,7 @@ class Answer:
 
     asked: Asked
     question: Question
-    plan: Plan
+    choice: Plan
     notes: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     remedies: tuple[Remedy, ...] = ()
@@ -223,15 +224,15 @@ class Answer:
 
     def command(self, plan: Plan | None = None) -> str:
         """The command that trains by the plan, or by another of the same run."""
-        return launch_command(plan or self.plan, self.asked.base, self.asked.source, self.asked.fixed)
+        return launch_command(plan or self.choice, self.asked.base, self.asked.source, self.asked.fixed)
 
     def as_dict(self) -> Values:
         """The answer as ``--json`` prints it."""
-        choice = self.plan.as_choice(self.command())
+        choice = self.choice.as_choice(self.command())
         if self.trace is not None:
             choice["trace"] = {"peak_bytes": max(self.trace.values()), "phases": self.trace}
         return {
-            "model": model_as_dict(self.plan.run),
+            "model": model_as_dict(self.choice.run),
             "gpu": machine_as_dict(self.question.machine),
             "margin": self.question.margin,
             "choice": choice,
@@ -251,7 +252,7 @@ class Answer:
                 for each in self.remedies
             ],
             "notes": list(self.notes),
-            "times_rest_on": basis(self.plan.machine.card) if self.plan.machine.card is not None else None,
+            "times_rest_on": basis(self.choice.machine.card) if self.choice.machine.card is not None else None,
         }
 
 

@@ -92,7 +92,7 @@ def _row(name: str, asked: Asked) -> Row:
         given = answer(asked, explain=False)
     except InputError as error:
         return Row(name, asked.run, asked.machine, None, str(error))
-    return Row(name, given.plan.run, asked.machine, given.plan, command=given.command())
+    return Row(name, given.choice.run, asked.machine, given.choice, command=given.command())
 
 
 def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:

@@ -56,7 +56,7 @@ class Request:
         allow_change: Iterable[str] = (),
         trust_checkpoint: bool = False,
         resume_step: int | None = None,
-        source: str = "command line",
+        given_in: str = "command line",
     ) -> "Request":
         """Read and check what a user gave.
 
@@ -71,7 +71,7 @@ class Request:
             allow_change: see there.
             trust_checkpoint: see there.
             resume_step: see there.
-            source: where the settings come from, for error messages.
+            given_in: where the settings come from, for error messages.
 
         Raises:
             InputError: a name, a key or a value that cannot work, or a backend that is not installed.
@@ -82,7 +82,7 @@ class Request:
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
             settings["backend"] = "fsdp"  # several ranks were started, and no backend is named
-        run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, source=source)
+        run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, given_in=given_in)
         if name is not None:
             run = replace(run, name=name)  # an empty one too, which is refused with the other bad names
         _check_paths(run)
@@ -95,7 +95,7 @@ class Request:
             fresh=fresh,
             given=given,
             stated=named_settings(preset),
-            margin=MachineConfig.from_mapping(margins, source).margin,
+            margin=MachineConfig.from_mapping(margins, given_in).margin,
             allow_change=_known(allow_change),
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,

@@ -4,6 +4,7 @@ import os
 import socket
 from collections import namedtuple
 from datetime import timedelta
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -121,6 +122,42 @@ def test_torchruns_public_port_is_reported(monkeypatch: pytest.MonkeyPatch, inte
         assert "firewall" in public_ports(AFAR)[-1]
         interfaces.pop("eth0")
         assert public_ports(HERE) == []
+
+
+def listens_at(ip: str, port: int, status: str = psutil.CONN_LISTEN) -> SimpleNamespace:
+    return SimpleNamespace(status=status, laddr=SimpleNamespace(ip=ip, port=port))
+
+
+def test_each_socket_is_judged_by_itself(monkeypatch: pytest.MonkeyPatch, interfaces: dict[str, str]) -> None:
+    interfaces["eth0"] = "192.0.2.2"
+    sockets = [
+        SimpleNamespace(status=psutil.CONN_LISTEN, laddr=()),
+        listens_at("127.0.0.1", 1),
+        listens_at("0.0.0.0", 2, psutil.CONN_ESTABLISHED),
+        listens_at("::", 4),
+        listens_at("0.0.0.0", 3),
+        listens_at("192.0.2.2", 5),
+    ]
+    monkeypatch.setattr(psutil.Process, "net_connections", lambda self, kind: sockets)
+    (line,) = public_ports(HERE)
+    assert "rank 0 listens on all network interfaces (port 3, 4)" in line
+
+
+@pytest.mark.parametrize(
+    "error", [psutil.AccessDenied(1), psutil.NoSuchProcess(1), OSError(5, "EIO"), RuntimeError("?")]
+)
+@pytest.mark.parametrize("asked", ["net_if_stats", "net_if_addrs", "starter", "net_connections"])
+def test_what_cannot_be_seen_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, interfaces: dict[str, str], asked: str, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    interfaces["eth0"] = "192.0.2.2"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    owner = {"starter": module, "net_connections": psutil.Process}.get(asked, psutil)
+    monkeypatch.setattr(owner, asked, fail)
+    assert public_ports(HERE) == []
 
 
 # --- the collectives' interface --------------------------------------------------------------------------------------

@@ -157,6 +157,23 @@ def test_room_is_checked_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert names(tmp_path / "large") == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EIO, errno.EACCES])
+def test_an_error_is_reported_where_the_free_space_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("scalegpt.storage.RETRY_SECONDS", ())
+    ticket = writer.begin(tmp_path, 7, 1, 0)
+    monkeypatch.setattr("shutil.disk_usage", refuse)
+    ticket.temporary.rmdir()
+    with pytest.raises(
+        RunError, match="cannot be written: No such file or directory; no earlier checkpoint was touched"
+    ):
+        writer.write_part(ticket, 0, whole())
+
+
 def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

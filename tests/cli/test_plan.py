@@ -299,7 +299,7 @@ def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     flags = command.given_settings(arguments, *command.SECTIONS.values())
     run = resolve(config_file=arguments.config_file, flags=flags)
     question, _ = asked(words).question()
-    ours = answer(asked(words), explain=False).plan.run
+    ours = answer(asked(words), explain=False).choice.run
     assert question.run.train.precision == "bf16"
     assert asdict(run) == asdict(ours)
 
@@ -381,7 +381,7 @@ def test_a_trace_stands_beside_the_arithmetic(plan: Any, printed: Any, monkeypat
     words = "--preset tiny --backend plain --micro_batch 2 --tokens_per_step 1024"
     traced = plan(words)["choice"]["phases"]
     traced = {phase: size + 2**20 for phase, size in traced.items()}
-    monkeypatch.setattr(command, "_trace", lambda plan: traced)
+    monkeypatch.setattr(command, "traced", lambda given: replace(given, trace=traced))
     choice = plan(f"{words} --trace")["choice"]
     assert choice["trace"] == {"peak_bytes": max(traced.values()), "phases": traced}
     text = printed(f"{words} --trace")

@@ -99,10 +99,10 @@ def test_the_trainer_takes_every_command_and_means_the_same_run(tmp_path: Path) 
         except InputError:
             continue
         accepted += 1
-        ours, theirs = asdict(given.plan.run), asdict(understood(given.command()))
+        ours, theirs = asdict(given.choice.run), asdict(understood(given.command()))
         for run in (ours, theirs):
-            run["parallel"]["zero_stage"] = run["parallel"]["zero_stage"] or given.plan.run.parallel.stage
-            if given.plan.run.data.input_file is None:
+            run["parallel"]["zero_stage"] = run["parallel"]["zero_stage"] or given.choice.run.parallel.stage
+            if given.choice.run.data.input_file is None:
                 run["data"]["input_file"] = None
             run["auto"] = None
         assert theirs == ours, (seed, flags)
@@ -112,7 +112,7 @@ def test_the_trainer_takes_every_command_and_means_the_same_run(tmp_path: Path) 
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_preset_alone_is_trained_as_planned(preset: str) -> None:
     given = planned(preset, None, {}, "a100-80gb", 1)
-    assert asdict(understood(given.command()).model) == asdict(given.plan.run.model)
+    assert asdict(understood(given.command()).model) == asdict(given.choice.run.model)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_preset_alone_is_trained_as_planned(preset: str) -> None:
 )  # fmt: skip
 def test_the_vocabulary_is_the_trainers(flags: dict[str, str], vocabulary: int, data: str) -> None:
     given = planned("tiny", None, flags, "4090", 1)
-    assert given.plan.run.model.vocab_size == vocabulary == understood(given.command()).model.vocab_size
+    assert given.choice.run.model.vocab_size == vocabulary == understood(given.command()).model.vocab_size
     assert f"--input_file {data}" in given.command()
     said = [note for note in given.notes if "the trainer refuses text" in note]
     assert len(said) == (data == PREPARED)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,8 @@ def test_the_phases_are_the_answers(written: Any, words: str) -> None:
 
 def test_a_trace_stands_beside_the_phases(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     phases = written(FITS).choice["phases"]
-    monkeypatch.setattr(command, "_trace", lambda given: {phase: 2 * size for phase, size in phases.items()})
+    doubled = {phase: 2 * size for phase, size in phases.items()}
+    monkeypatch.setattr(command, "traced", lambda given: replace(given, trace=doubled))
     rows = written(f"{FITS} --trace").table("The peak of each phase of a step")
     assert rows[0] == ["phase", "peak", "traced", "error", ""]
     assert [row[2:4] for row in rows[1:]] == [[gib(2 * size), "-50.00%"] for size in phases.values()]
@@ -355,7 +357,7 @@ def test_the_table_of_the_curves_is_what_the_planner_says_of_each(written: Any, 
             given = command.answer(
                 command.Asked.of(preset=asked.preset, config_file=None, flags=flags, machine=machine), explain=False
             )
-            assert cell == f"{'' if given.plan.fits else '✗ '}{given.plan.total_bytes / GIB:.2f}"
+            assert cell == f"{'' if given.choice.fits else '✗ '}{given.choice.total_bytes / GIB:.2f}"
 
 
 def test_the_plan_is_framed_in_the_table(written: Any) -> None:

@@ -114,7 +114,7 @@ def test_text_appears_as_it_is_drawn_and_in_whole_characters(tiny_run: Any, monk
             yield torch.tensor([byte])
             shown.append(recorder.flushed)
 
-    monkeypatch.setattr("scalegpt.model.generation.generate", scripted)
+    monkeypatch.setattr("scalegpt.inference.loaded.generate", scripted)
     monkeypatch.setattr(sys, "stdout", recorder)
     assert main(["sample", str(run), "--prompt", ">", "--device", "cpu"]) == 0
     assert shown == [">", ">è", ">è ", ">è ", ">è ", ">è ", ">è 🎉", ">è 🎉!", ">è 🎉!", ">è 🎉!"]
@@ -131,7 +131,7 @@ def test_the_end_of_the_text_ends_the_sample_and_is_not_shown(
         seen.update(options, prompt=prompt.tolist())
         yield from (torch.tensor([token]) for token in (104, 105, 256))
 
-    monkeypatch.setattr("scalegpt.model.generation.generate", scripted)
+    monkeypatch.setattr("scalegpt.inference.loaded.generate", scripted)
     assert sample(run) == "hi\n"
     assert seen == {"prompt": [[256]], "stop_token": 256, "limit_vocab": 257}
 
@@ -234,7 +234,7 @@ def test_error_lines(letters: Path, refused: Sample, tmp_path: Path) -> None:
 
 def test_a_vocabulary_without_a_newline_asks_for_a_prompt(tiny_run: Any, refused: Sample) -> None:
     run = tiny_run(tokenizer=make_tokenizer("char", "abc"))
-    assert "give --prompt TEXT" in refused(run, "--device", "cpu")
+    assert "give a prompt" in refused(run, "--device", "cpu")
 
 
 def test_a_diverged_model_fails_in_one_line(

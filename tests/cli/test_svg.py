@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pages import Page
-from scalegpt.html.svg import Chart, Line, Mark, Point, Slice, Words, _step, small_bar, stack
+from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Slice, Words, small_bar, stack, ticks
 
 WORDS = Words("key", "a <title>", "a description & more")
 
@@ -44,40 +44,46 @@ def test_a_bar_stays_in_its_cell(share: float, width: str) -> None:
 
 def _chart(points: list[Point], chosen: Point, top: float = 100) -> str:
     marks = [Mark(0.8 * top, "limit", "limit"), Mark(0.75 * top, "margin", "margin")]
-    return Chart(WORDS, [Line(1, points)], marks, chosen, "this one", "along", "GiB", top).draw()
+    along = Axis(0, max(point.x for point in points), [0], str)
+    return Chart(WORDS, [Line(1, points)], along, Axis(0, top, [0], str), marks, (chosen, "this one"), "caption").draw()
 
 
-def test_points_above_the_picture_are_left_out() -> None:
-    points = [Point(1, 10, "low"), Point(2, 90, "high"), Point(4, 500, "beyond")]
+def test_points_above_the_chart_are_not_drawn() -> None:
+    points = [Point(0, 10, "low"), Point(1, 90, "high"), Point(2, 500, "beyond")]
     picture = _chart(points, points[0])
     Page(picture)
     assert "<title>high</title>" in picture
     assert "<title>beyond</title>" not in picture
-    assert ",-1200.0" in picture  # the line goes on to it, and is cut off where the picture ends
+    assert ",-1200.0" in picture  # the line leads to it, and is cut off where the chart ends
 
 
 @pytest.mark.parametrize(
     ("chosen", "anchor", "of_marks"),
-    [(Point(1, 10, ""), "start", "end"), (Point(64, 10, ""), "end", "end"), (Point(64, 78, ""), "end", "start")],
+    [(Point(0, 10), "start", "end"), (Point(6, 10), "end", "end"), (Point(6, 78), "end", "start")],
 )
 def test_names_keep_out_of_each_others_way(chosen: Point, anchor: str, of_marks: str) -> None:
-    picture = _chart([Point(1, 5, ""), Point(64, 80, "")], chosen)
+    picture = _chart([Point(0, 5), Point(6, 80)], chosen)
     assert re.search(rf'text-anchor="{anchor}">this one<', picture)
     for mark in ("limit", "margin"):
         assert re.search(rf'text-anchor="{of_marks}">{mark}<', picture)
 
 
-@pytest.mark.parametrize("largest", [1, 2, 48, 1000, 65_536])
-def test_there_are_few_powers_along_it(largest: int) -> None:
-    point = Point(largest, 10, "")
-    powers = [int(each) for each in re.findall(r'text-anchor="middle">(\d+)<', _chart([point], point))]
-    assert 1 <= len(powers) <= 11
-    assert powers[0] == 1
-    assert all(power <= largest and power & (power - 1) == 0 for power in powers)
+def test_a_chart_of_one_place_has_it_in_the_middle() -> None:
+    picture = _chart([Point(0, 10, "alone")], Point(0, 10, "alone"))
+    assert re.findall(r'<circle[^>]* cx="([\d.]+)%"', picture) == ["50.000"] * 2
 
 
-@pytest.mark.parametrize("top", [0.01, 0.9, 1, 6, 7, 23.5, 60, 100, 1e6])
-def test_values_up_it_are_round_and_few(top: float) -> None:
-    step = _step(top)
-    assert 2 <= top / step <= 6
-    assert f"{step:e}"[0] in "125"
+@pytest.mark.parametrize("right", [9, 1000, 12_345, 1_000_000, 123_456_789])
+@pytest.mark.parametrize("width", [320, 760])
+def test_no_label_is_cut_off(right: int, width: int) -> None:
+    """On a phone and on a desktop: a digit is at most 7 wide at this size of type; the chart has margins of 60 and 12."""
+    along = Axis(0, right, [each for each in ticks(0, right, whole=True) if each <= right], "{:,.0f}".format)
+    up = Axis(-1e9, 1e9, ticks(-1e9, 1e9), "{:.3g}".format)
+    picture = Chart(WORDS, [Line(1, [Point(0, 1e9), Point(right, -1e9)])], along, up).draw()
+    labels = re.findall(r'<text x="(-?[\d.]+)(%?)" y="[\d.]+" text-anchor="(\w+)">([^<]*)', picture)
+    assert len(labels) == picture.count("<text") >= 4  # two on each axis
+    for place, percent, anchor, text in labels:
+        x = float(place) * (width - 72) / 100 if percent else float(place)
+        left = x - {"end": 7, "middle": 3.5}[anchor] * len(text)
+        assert left >= -60, text
+        assert left + 7 * len(text) <= width - 60, text

@@ -623,7 +623,7 @@ def test_a_full_disk_is_noticed_beforehand(refused: Callable[..., str], monkeypa
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     line = refused(command(input_file="tokens"))
     assert "not enough disk space for runs/run/checkpoints" in line
-    assert "1,000 free" in line
+    assert "1,000 are free" in line
 
 
 def test_what_fails_on_the_way_is_one_line_and_status_1(

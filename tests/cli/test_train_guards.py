@@ -350,7 +350,7 @@ def test_a_shard_cut_short_is_refused(train: Callable[..., str], shard: Path) ->
     assert "token file tokens/train.bin holds 6001 bytes where its meta.json says" in line
     assert "cut short at token offset 3000" in line
     shard.write_bytes(content + b"ab")
-    assert f"goes on past token offset {len(content) // 2}" in train(fails=2, input_file="tokens")
+    assert f"continues past token offset {len(content) // 2}" in train(fails=2, input_file="tokens")
 
 
 def test_a_changed_shard_is_refused_with_the_place(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ import pytest
 from earlier_tokens import made_before
 from scalegpt.config import DataConfig
 from scalegpt.data import leftovers
-from scalegpt.data import prepare as module
 from scalegpt.data.prepare import prepare, prepare_cached
-from scalegpt.data.shards import TokenSet, UnreadableError
+from scalegpt.data.shards import TokenSet, UnreadableTokensError
+from scalegpt.data.split import WHOLE_DOCUMENTS_FROM
 from scalegpt.errors import InputError
 from scalegpt.storage import PlaceError
 
@@ -166,7 +166,7 @@ def test_a_passing_read_error_is_no_damage(text: Path, monkeypatch: pytest.Monke
     made = prepare_cached(config(text))
 
     def fail(self: TokenSet) -> None:
-        raise UnreadableError(made.path, OSError(5, "Input/output error"))
+        raise UnreadableTokensError(made.path, OSError(5, "Input/output error"))
 
     monkeypatch.setattr(TokenSet, "check_contents", fail)
     with pytest.raises(InputError, match=r"cannot be read: Input/output error; .*SCALEGPT_CACHE"):
@@ -177,7 +177,7 @@ def test_a_passing_read_error_is_no_damage(text: Path, monkeypatch: pytest.Monke
 def test_ranks_can_send_each_other_what_is_wrong() -> None:
     import pickle
 
-    for kind in (UnreadableError, PlaceError):
+    for kind in (UnreadableTokensError, PlaceError):
         error = pickle.loads(pickle.dumps(kind(Path("a"), OSError(13, "Permission denied"))))
         assert type(error) is kind
         assert "Permission denied" in str(error)
@@ -300,7 +300,7 @@ def test_every_document_of_either_part_ends_with_end_of_text(tmp_path: Path, num
     end = tokens.tokenizer.end_of_text
     ends = {name: part.tolist().count(end) for name, part in (("train", tokens.train), ("val", tokens.val))}
     assert tokens.train[-1] == tokens.val[-1] == end
-    if number < module.WHOLE_DOCUMENTS_FROM:
+    if number < WHOLE_DOCUMENTS_FROM:
         assert ends == {"train": number, "val": number}  # each is divided
     else:
         assert sum(ends.values()) == number

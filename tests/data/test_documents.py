@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scalegpt.data.text.corpus import survey
-from scalegpt.data.text.documents import Found, find_documents
+from scalegpt.data.text.documents import FoundDocuments, find_documents
 from scalegpt.errors import InputError
 
 IS_ROOT = os.geteuid() == 0
@@ -24,7 +24,7 @@ def write(folder: Path, *names: str) -> Path:
     return folder
 
 
-def names(found: Found) -> list[str]:
+def names(found: FoundDocuments) -> list[str]:
     return [document.name for document in found.documents]
 
 

@@ -168,7 +168,7 @@ def test_a_folder_of_code_keeps_its_small_data(tmp_path: Path) -> None:
     (tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0" + bytes(99_999))
     found = survey([tmp_path], "utf-8")
     assert [source.name for source in found.sources] == ["data.csv", "main.py", "package.json"]
-    assert str(found.as_they_are) == "1 CSV (data.csv)"
+    assert str(found.read_as_written) == "1 CSV (data.csv)"
     assert str(found.skipped) == "1 image (logo.png)"
 
 

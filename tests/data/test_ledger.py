@@ -79,7 +79,7 @@ def test_what_the_ledger_does_not_tell_is_laid_to_nobody_else(tmp_path: Path, co
     with pytest.raises(InputError) as caught:
         list(ledger.windows([2]))
     assert str(caught.value) == (
-        f"{ledger.path} {reason}; put it back from a copy: nothing else tells which windows a step consumed"
+        f"{ledger.path} {reason}; put it back from a copy: nothing else records which windows a step consumed"
     )
 
 

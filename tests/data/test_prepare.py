@@ -12,9 +12,10 @@ import pytest
 from scalegpt.config import DataConfig
 from scalegpt.data import prepare as module
 from scalegpt.data import writer
-from scalegpt.data.prepare import choose_split, prepare, prepare_cached
+from scalegpt.data.prepare import prepare, prepare_cached
+from scalegpt.data.split import choose_split
 from scalegpt.data.text import corpus, decoding
-from scalegpt.data.text.corpus import Source, survey
+from scalegpt.data.text.corpus import Source
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
 
@@ -347,9 +348,3 @@ def test_losing_the_race_takes_the_winners(text, cache, monkeypatch):
     tokens = prepare_cached(data)
     assert np.array_equal(tokens.train[:2], [ord("T"), ord("o")])
     assert left(cache) == [tokens.path.name]
-
-
-def test_survey_tells_its_progress(text):
-    seen = []
-    survey([text], "utf-8", progress=seen.append)
-    assert seen == [text.stat().st_size]

@@ -111,7 +111,7 @@ def lay_faults() -> None:
         "assemble": (writer, "_assemble", always), "commit": (Path, "rename", is_commit),
         "rotate": (os, "unlink", SecondOfTree()),
     }  # fmt: skip
-    if "slow" in FAULTS:
+    if FAULTS.get("slow", {}).get("place") in places:
         slow_down(*places[FAULTS["slow"]["place"]], **FAULTS["slow"])
     if "eio" in FAULTS:
         fail(os, "fsync", OSError(errno.EIO, os.strerror(errno.EIO)), **FAULTS["eio"])
@@ -160,6 +160,9 @@ if __name__ == "__main__":
     import sys
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    if FAULTS.get("slow", {}).get("place") == "import":  # before torch is imported, and anything of ours
+        Path(f"at_import.{RANK}").touch()
+        time.sleep(FAULTS["slow"]["seconds"])
     from scalegpt.cli.main import run_and_exit
 
     lay_faults()

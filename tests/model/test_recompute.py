@@ -1,5 +1,7 @@
 """Recompute: the same gradients, the promised extra arithmetic, the promised memory."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -171,3 +173,8 @@ def test_none_undoes_the_others(tiny_model: Any) -> None:
         loss = model(x, targets)
         assert made.now == before
     del loss
+
+
+def test_it_can_be_imported_alone() -> None:
+    """It names an operator that another module defines."""
+    subprocess.run([sys.executable, "-c", "import scalegpt.model.recompute"], check=True)

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oracle.test_deepspeed_memory import MODEL, RANKS
+from plans import block_parameters
 from ranks import run_ranks
 from scalegpt.architecture.decoder import EMBEDDING, MATRIX, VECTOR, parameter_shapes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.config.train import LOSS_ROWS
-from scalegpt.planner.memory.deepspeed.settings import block_parameters
 from scalegpt.planner.memory.states import parameters_by_kind, rank_states
 from scalegpt.tracing.trace import Trace, trace_step
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from plans import block_parameters
 from ranks import run_ranks
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
-from scalegpt.planner.memory.deepspeed.settings import block_parameters
 from scalegpt.planner.time.communication import EVERY, collectives, sent_bytes
 from scalegpt.units import BYTES
 

@@ -30,7 +30,7 @@ from scalegpt.planner.memory.deepspeed.sharded import BUCKETS, ShardedStep
 from scalegpt.planner.memory.deepspeed.stage3 import Stage3
 from scalegpt.planner.memory.deepspeed.stages_0_to_2 import PartStep, make_step
 from scalegpt.planner.memory.predict import Prediction
-from scalegpt.planner.memory.programs import block_program
+from scalegpt.planner.memory.programs import block_program, numerics_of
 from scalegpt.planner.memory.step import GRADIENTS, OPTIMIZER, WEIGHTS
 from scalegpt.planner.memory.timeline import rounded
 
@@ -93,7 +93,7 @@ class Played:
         patch.setattr(kernels, "attention_backward", lambda _kernel, _heads: ())
         patch.setattr(layers, "STATISTICS", step.s.compute)
         uncached = block_program.__wrapped__
-        step.block = uncached(run.model, step.numerics, run.train.recompute).at(step.s.batch)
+        step.block = uncached(run.model, numerics_of(run, step.kernel), run.train.recompute).at(step.s.batch)
         self.live: Counter[str] = Counter()
         self.buckets = 0
         self._listen(step, run.parallel.stage)

@@ -47,7 +47,7 @@ def test_a_deepspeed_file_fixes_what_it_is_for() -> None:
 
 def test_a_stage_may_ask_for_another_backend_than_the_presets() -> None:
     """FSDP2 has no stage 1."""
-    plan = given(zero_stage=1, machine=card(gpus=4)).plan
+    plan = given(zero_stage=1, machine=card(gpus=4)).choice
     assert (plan.run.parallel.backend, plan.run.parallel.stage) == ("deepspeed", 1)
     with pytest.raises(InputError, match="zero_stage"):
         asked(zero_stage=1, backend="fsdp", machine=card(gpus=4))
@@ -64,12 +64,12 @@ def test_with_all_fixed_it_is_only_predicted() -> None:
     }
     got = answer(asked(**fixed))
     assert not got.question.open
-    assert (got.plan.batch.micro_batch, got.plan.run.train.recompute, got.alternatives) == (1, "none", ())
+    assert (got.choice.batch.micro_batch, got.choice.run.train.recompute, got.alternatives) == (1, "none", ())
 
 
 def test_an_unknown_machine_gets_the_run_as_it_stands() -> None:
     got = answer(asked("tiny", Machine()))
-    assert got.plan.fits is None
+    assert got.choice.fits is None
     assert got.alternatives == got.remedies == ()
     assert got.as_dict()["choice"]["tokens_per_second"] is None
 
@@ -79,9 +79,9 @@ def test_an_unknown_machine_gets_the_run_as_it_stands() -> None:
 
 def test_a_plan_that_fits_only_without_the_margin_says_so() -> None:
     fixed = {"micro_batch": 8, "recompute": "none", "loss": "full"}
-    total = given(**fixed).plan.total_bytes
+    total = given(**fixed).choice.total_bytes
     tight = given(**fixed, machine=card(usable_bytes=int(total * 1.01)), offload="none")
-    assert tight.plan.fits
+    assert tight.choice.fits
     assert any("without the safety margin of 3%" in note for note in tight.notes)
     roomy = given(**fixed, machine=card(usable_bytes=int(total * 1.04)), offload="none")
     assert not any("margin" in note for note in roomy.notes)
@@ -89,7 +89,7 @@ def test_a_plan_that_fits_only_without_the_margin_says_so() -> None:
 
 def test_cards_that_are_left_out_are_mentioned() -> None:
     got = given("demo", card(gpus=8, nodes=8, network_gbps=1))
-    used = got.plan.machine.ranks
+    used = got.choice.machine.ranks
     assert used < 64
     assert any(note.startswith(f"{used} of the 64 GPUs") for note in got.notes)
 
@@ -137,7 +137,7 @@ def test_every_preset_is_in_the_table_once_the_smallest_first() -> None:
     bigger = [row for row in rows if count_parameters(row.run.model).total > count_parameters(best.run.model).total]
     assert all(not row.fits or row.offloads for row in bigger)
     for row in bigger:
-        assert not answer(asked(row.name, card("rtx3060"), offload="none"), explain=False).plan.fits
+        assert not answer(asked(row.name, card("rtx3060"), offload="none"), explain=False).choice.fits
 
 
 def test_what_fits_without_offload_is_not_only_what_is_chosen_without_it() -> None:
@@ -145,7 +145,7 @@ def test_what_fits_without_offload_is_not_only_what_is_chosen_without_it() -> No
     chosen_with_it = [row for row in rows if row.offloads and row.fits_without_offload]
     assert chosen_with_it, "a preset for which offload is the faster of two that fit"
     for row in chosen_with_it:
-        assert answer(asked(row.name, card("rtx3060"), offload="none"), explain=False).plan.fits
+        assert answer(asked(row.name, card("rtx3060"), offload="none"), explain=False).choice.fits
 
 
 def test_every_card_is_in_the_table_once_the_smallest_memory_first() -> None:

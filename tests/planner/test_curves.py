@@ -20,7 +20,7 @@ def _given(preset: str = "150M_1024", gpus: int = 1, **flags: object) -> Answer:
 @pytest.mark.parametrize("flags", [{}, {"micro_batch": 4, "recompute": "full"}, {"gpus": 8}])
 def test_the_plan_lies_on_its_curve(flags: dict[str, object]) -> None:
     given = _given(**flags)  # type: ignore[arg-type]
-    plan, curves = given.plan, memory_curves(given.question, given.plan)
+    plan, curves = given.choice, memory_curves(given.question, given.choice)
     assert tuple(curves) == RECOMPUTE
     assert curves[plan.run.train.recompute][plan.batch.micro_batch] == plan
     for curve in curves.values():
@@ -35,7 +35,7 @@ def test_the_plan_lies_on_its_curve(flags: dict[str, object]) -> None:
 
 def test_without_tokens_per_step_the_micro_batch_is_the_step() -> None:
     given = _given("tiny", micro_batch=6, tokens_per_step=None)
-    curves = memory_curves(given.question, given.plan)
+    curves = memory_curves(given.question, given.choice)
     assert [list(curve) for curve in curves.values()] == [[1, 2, 3, 6]] * 3
 
 
@@ -47,5 +47,5 @@ def test_what_a_deepspeed_file_forbids_is_left_out(tmp_path: Path) -> None:
     given = _given(
         "150M_1024", gpus=2, backend="deepspeed", zero_stage=2, ds_config=str(file), micro_batch=4, offload="none"
     )
-    curves = memory_curves(given.question, given.plan)
+    curves = memory_curves(given.question, given.choice)
     assert [list(curve) for curve in curves.values()] == [[4]] * 3

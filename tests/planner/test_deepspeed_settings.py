@@ -1,6 +1,7 @@
 """DeepSpeed's configuration: complete, in keeping with the run, and with nothing left at sizes made for giants."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plans import block_parameters
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import bundled, preset_names, resolve
 from scalegpt.errors import InputError
 from scalegpt.planner.memory.deepspeed.keys import ALLOWED, REFUSED
-from scalegpt.planner.memory.deepspeed.settings import block_parameters, deepspeed_settings, load_ds_config
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings, load_ds_config
 
 LAYOUTS = [*((stage, "none") for stage in range(4)), (1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
 
@@ -105,12 +107,7 @@ def test_what_a_file_leaves_out_is_not_left_to_deepspeed(stage: int, file: Any, 
 @given(st.integers(1, 40), st.integers(1, 6), st.booleans())
 def test_a_block_is_counted_as_the_calculator_does(width: int, heads: int, bias: bool) -> None:
     model = run(n_embd=width * heads, n_head=heads, bias=bias, n_layer=2).model
-    sizes = {}
-    for name, shape in parameter_shapes(model).items():
-        size = 1
-        for side in shape:
-            size *= side
-        sizes[name] = size
+    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}
     assert block_parameters(model) == sum(size for name, size in sizes.items() if name.startswith("blocks.1."))
 
 

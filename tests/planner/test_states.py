@@ -29,6 +29,7 @@ from scalegpt.planner.memory.states import (
     training_bytes,
 )
 from scalegpt.tracing.tracker import Tracker
+from traffic import Traffic
 
 MODEL = ModelConfig(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=100, bias=True, tie_head=False)
 
@@ -97,6 +98,24 @@ def test_groups_are_those_that_the_trainer_makes(name: str) -> None:
     kinds = {id(parameter): kind_of(name, tuple(parameter.shape)) for name, parameter in named.items()}
     made = [{kinds[id(parameter)] for parameter in group["params"]} for group in optimizer.param_groups]
     assert made == [group.kinds for group in train.optimizer_spec.groups]
+
+
+@pytest.mark.parametrize(("name", "fused"), FORMS)
+@pytest.mark.parametrize("kind", [EMBEDDING, VECTOR])
+def test_an_update_moves_what_its_operators_read_and_write(name: str, fused: bool, kind: str) -> None:
+    train = TrainConfig(optimizer=name, fused=fused, precision="bf16")
+    shape = (256, 256) if kind == EMBEDDING else (256 * 256,)
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for _ in range(2)]
+    optimizer = optimizer_factory(train)((f"wte{i}.weight", each) for i, each in enumerate(parameters))
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with Traffic() as traffic:
+        optimizer.step()
+    group = train.optimizer_spec.group_of(kind)
+    assert traffic.moved == pytest.approx(2 * group.moved * math.prod(shape), rel=1e-3)  # and scalars
+    if group.kernels:
+        assert traffic.kernels == 2 * group.kernels
 
 
 def update(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> int:

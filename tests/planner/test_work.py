@@ -5,15 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import parameter_shapes
+from scalegpt.architecture.loss import LossPart
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
+from scalegpt.model.loss import make_loss
 from scalegpt.model.recompute import apply_recompute
 from scalegpt.optim.factory import optimizer_factory
+from scalegpt.planner.memory.programs import block_program, numerics_of
 from scalegpt.planner.time.work import (
     LOSS,
     OPTIMIZER,
@@ -25,6 +30,8 @@ from scalegpt.planner.time.work import (
     flops_per_token,
     host_traffic,
 )
+from scalegpt.tracing.cuda import cuda_functions
+from traffic import Traffic
 
 L, H, A, T, V, B = 3, 64, 2, 32, 100, 2
 N = B * T
@@ -153,6 +160,38 @@ def test_a_smaller_chunk_adds_up_the_heads_gradient_more_often() -> None:
     for fewer, more in pairwise(loads):
         assert more.bytes - fewer.bytes >= added
         assert more.kernels > fewer.kernels
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("loss", ["full", "chunked"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_loss_moves_what_its_operators_read_and_write(precision: str, loss: str, softcap: float | None) -> None:
+    rows, width, vocabulary = 256, 4, 5_000
+    flags = {"n_embd": width, "n_head": 1, "block_size": rows, "vocab_size": vocabulary, "micro_batch": 1}
+    run = made(**flags, precision=precision, loss=loss, loss_chunk=rows, logit_softcap=softcap)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    hidden, head = (torch.randn(size, width, dtype=dtype, requires_grad=True) for size in (rows, vocabulary))
+    module = GPT(run.model, make_loss(loss, rows, rows=rows))
+    with Traffic() as traffic:
+        module.loss(hidden, head, torch.zeros(rows, dtype=torch.long)).backward()
+    cost = LossPart.of(run.model, run.train).cost(rows, numerics_of(run, "flash"), compiled=False)
+    assert cost.moved == pytest.approx(traffic.moved, rel=0.03)  # and the head's own bytes
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_math_attention_moves_what_its_operators_read_and_write(precision: str, dropout: float) -> None:
+    heads, tokens, width = 16, 256, 8
+    flags = {"n_embd": heads * width, "n_head": heads, "block_size": tokens, "micro_batch": 1, "dropout": dropout}
+    run = made(**flags, precision=precision)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    q, k, v = (torch.randn(1, heads, tokens, width, dtype=dtype, requires_grad=True) for _ in range(3))
+    with sdpa_kernel(SDPBackend.MATH), cuda_functions("math"), Traffic() as traffic:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout).sum().backward()
+    inner = 14 * heads * tokens**2  # of the softmax, which looks for masked rows, clears them, and is one operator here
+    program = block_program(run.model, numerics_of(run, "math"), "none")
+    (op,) = (op for op in program.operations if op.name == "weighted sum")
+    assert op.forward.moved + op.backward.moved == pytest.approx(traffic.moved + inner, rel=0.1)
 
 
 def test_nothing_is_computed_again_unless_asked_for() -> None:

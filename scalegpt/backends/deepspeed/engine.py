@@ -79,7 +79,7 @@ class DeepSpeedBackend(Backend):
         self.model = model
         # torch makes the moments in the first step. DeepSpeed links them to parameters after the first group's step, when
         # the second group's do not exist yet, and never again: they must all be there beforehand.
-        self._make_moments(steps=0)
+        self._make_moments()
         if self.stage == 3 and model.head is None:
             # The loss uses the embedding's matrix outside of the embedding: ZeRO-3 must gather it there too.
             deepspeed.zero.register_external_parameter(model, model.wte.weight)
@@ -212,22 +212,21 @@ class DeepSpeedBackend(Backend):
             if kept:
                 kept[0].all_gather(kept)
 
-    def _make_moments(self, steps: int) -> None:
+    def _make_moments(self) -> None:
         """Make the optimizer's state for every master that DeepSpeed keeps."""
         inner, wrapper = self._inner_optimizer(), self.optimizer
         if self.stage == 0:
             masters = self._masters()
             for name, parameter in named(self.model):
                 master = masters.get(parameter, parameter)
-                counts = self.group_of(name).counts_steps
-                inner.state[master] = empty_state(inner, master, self.keys_of(name), steps, counts_steps=counts)
+                inner.state[master] = empty_state(inner, master, self.group_of(name), steps=0)
             return
         parts: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
             part for group in inner.param_groups for part in group["params"]
         ]
         group = self.run.train.optimizer_spec.groups[0]  # ZeRO's parts need the same states of all
         for part in parts:
-            inner.state[part] = empty_state(inner, part, group.states, steps, counts_steps=group.counts_steps)
+            inner.state[part] = empty_state(inner, part, group, steps=0)
         link = getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:  # stages 1 and 2 keep views of the state by parameter
             link()

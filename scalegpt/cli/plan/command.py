@@ -3,11 +3,11 @@
 import argparse
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from scalegpt.api import traced
 from scalegpt.cli.output import note, show, show_json
 from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
 from scalegpt.cli.plan.text import report
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     )
     given = answer(asked)
     if arguments.trace:
-        given = replace(given, trace=_trace(given))
+        given = traced(given)
     if arguments.html:
         _write_page(arguments.html, given, shlex.join(["scalegpt", "plan", *argv]))
     is_known = target.machine.usable_bytes is not None
@@ -84,18 +84,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _trace(given: Answer) -> dict[str, int]:
-    """The peak of each phase in bytes, traced with the trainer's own code.
-
-    Raises:
-        InputError: a backend or an offload that cannot be traced.
-    """
-    from scalegpt.tracing.trace import trace_step
-
-    plan = given.plan
-    return trace_step(plan.run, ranks=plan.machine.ranks, grad_accum=plan.batch.grad_accum).phases
-
-
 def _write_page(path: str, given: Answer, command: str) -> None:
     """Write the page, which shows the command that made it.
 
@@ -116,7 +104,7 @@ def _write_page(path: str, given: Answer, command: str) -> None:
 
 def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
     show_json(given.as_dict()) if arguments.json else show(report(given))
-    return DOES_NOT_FIT if given.plan.fits is False or not given.plan.fits_host else 0
+    return DOES_NOT_FIT if given.choice.fits is False or not given.choice.fits_host else 0
 
 
 def _print_presets(arguments: argparse.Namespace, target: Target, flags: dict[str, Any]) -> int:

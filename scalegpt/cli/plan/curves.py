@@ -1,8 +1,10 @@
 """Memory over micro batch, for the page of a plan: a chart with the card's limit, and the same numbers as a table."""
 
+from math import log2
+
 from scalegpt.hardware.gpus import GIB
 from scalegpt.html.page import Table, escape
-from scalegpt.html.svg import Chart, Line, Mark, Point, Words, sample
+from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Words, sample, ticks
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.curves import Curves, memory_curves
@@ -14,13 +16,13 @@ _HUES = {"none": 1, "selective": 4, "full": 3}
 
 def over_micro_batches(given: Answer) -> str:
     """The chart, its key, what it shows in words, and its table."""
-    curves = memory_curves(given.question, given.plan)
-    said, batch = _largest(given, curves), given.plan.batch
+    curves = memory_curves(given.question, given.choice)
+    said, batch = _largest(given, curves), given.choice.batch
     return (
         "<h2>Memory over micro batch</h2>"
         "<p>What each GPU would hold with other micro batches of the "
         f"{batch.micro_batch * batch.grad_accum:,} sequences that it has in a step; layout and "
-        f"{escape(given.plan.run.train.loss)} loss stay. {escape(said)}</p>"
+        f"{escape(given.choice.run.train.loss)} loss stay. {escape(said)}</p>"
         f"{_chart(given, curves, said)}{_key(given, curves)}{_table(given, curves)}"
     )
 
@@ -43,34 +45,36 @@ def _list(words: list[str]) -> str:
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
-def _chart(given: Answer, curves: Curves, said: str) -> str:
-    plan, usable = given.plan, given.plan.machine.usable_bytes or 0
+def _chart(given: Answer, curves: Curves, largest: str) -> str:
+    plan, usable = given.choice, given.choice.machine.usable_bytes or 0
     lines = [Line(_HUES[name], [_point(given, other) for other in curve.values()]) for name, curve in curves.items()]
     marks = [Mark(usable / GIB, "limit", "limit")]
     if given.question.margin:
         marks.append(Mark(given.question.limit / GIB, "margin", "margin"))
+    doublings = max(point.x for line in lines for point in line.points)
+    top = max(1.25 * usable, 1.12 * plan.total_bytes) / GIB
     chart = Chart(
-        words=Words(
+        Words(
             "curves",
             "Total memory on each GPU over micro batch",
-            f"A line for each recompute, rising with the micro batch, against the card's limit of {gib(usable)}. {said} "
+            f"A line for each recompute, rising with the micro batch, against the card's limit of {gib(usable)}. {largest} "
             f"The plan is marked: micro batch {plan.batch.micro_batch}, {gib(plan.total_bytes)}.",
         ),
-        lines=lines,
+        lines,
+        along=Axis(0, doublings, range(0, int(doublings) + 1, 1 + int(doublings) // 10), lambda power: f"{2**power:g}"),
+        up=Axis(0, top, [each for each in ticks(0, top) if each <= top], lambda size: f"{size:g} GiB"),
         marks=marks,
-        chosen=_point(given, plan),
-        chosen_label="this plan",
-        x_label="sequences in a micro batch, on each GPU",
-        unit="GiB",
-        top=max(1.25 * usable, 1.12 * plan.total_bytes) / GIB,
+        chosen=(_point(given, plan), "this plan"),
+        caption="sequences in a micro batch, on each GPU",
     )
     return chart.draw()
 
 
 def _point(given: Answer, plan: Plan) -> Point:
-    micro = plan.batch.micro_batch
+    """A plan in the chart: the logarithm to base 2 of its micro batch, and its memory in GiB."""
+    micro, remark = plan.batch.micro_batch, _remark(given, plan)
     words = f"micro batch {micro}, recompute {plan.run.train.recompute}: {gib(plan.total_bytes)}"
-    return Point(micro, plan.total_bytes / GIB, f"{words}{', ' if _remark(given, plan) else ''}{_remark(given, plan)}")
+    return Point(log2(micro), plan.total_bytes / GIB, f"{words}, {remark}" if remark else words)
 
 
 def _remark(given: Answer, plan: Plan) -> str:
@@ -82,7 +86,7 @@ def _remark(given: Answer, plan: Plan) -> str:
 
 def _key(given: Answer, curves: Curves) -> str:
     """What the lines are."""
-    usable, margin, limit = given.plan.machine.usable_bytes or 0, given.question.margin, given.question.limit
+    usable, margin, limit = given.choice.machine.usable_bytes or 0, given.question.margin, given.question.limit
     named = [(Line(_HUES[name], ()).style, f"recompute {name}") for name in curves]
     named.append(("limit", f"limit of the card, {gib(usable)}"))
     if margin:
@@ -92,7 +96,7 @@ def _key(given: Answer, curves: Curves) -> str:
 
 
 def _table(given: Answer, curves: Curves) -> str:
-    own = given.plan.batch.micro_batch, given.plan.run.train.recompute
+    own = given.choice.batch.micro_batch, given.choice.run.train.recompute
     table = Table(
         "Total memory on each GPU over micro batch",
         ("micro batch", *(f"recompute {name}" for name in curves)),

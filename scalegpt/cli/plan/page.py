@@ -22,7 +22,7 @@ _STYLE = (
 table{margin:.6rem 0}td.bar{width:40%;min-width:5rem;padding-top:.4rem}td.why{min-width:9rem}
 tr.sum>*{color:inherit;font-weight:600;border-top:1px solid var(--line)}th.flags{min-width:12rem}
 .here{font-weight:700;outline:2px solid var(--ink);outline-offset:2px}
-thead td{border-bottom:1px solid var(--line)}.keys span{display:inline-block;margin-right:1.4rem}.soft{color:var(--soft)}
+thead td{border-bottom:1px solid var(--line)}.soft{color:var(--soft)}
 code,pre{font-family:ui-monospace,monospace;overflow-wrap:anywhere}code{font-size:13px}pre{user-select:all}
 @media (max-width:640px){code{font-size:12px}td.bar{min-width:3rem}
 table:has(.flags),table:has(.flags) thead,table:has(.flags) tbody{display:block}
@@ -51,7 +51,7 @@ def page(given: Answer, asked_by: str | None = None, written: date | None = None
         asked_by: the command that asked for it; None: omitted.
         written: the day on which the page is written; None: omitted.
     """
-    plan = given.plan
+    plan = given.choice
     title = f"{plan.run.name} on {wording.cards(plan.machine)}"
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -76,7 +76,7 @@ def _fits(plan: Plan) -> bool:
 
 def _verdict(given: Answer) -> str:
     """Whether it fits, in a sentence; and how fast it is, where that is known."""
-    plan, question = given.plan, given.question
+    plan, question = given.choice, given.question
     each = " on each GPU" if plan.machine.ranks > 1 else ""
     needs, usable = f"It needs {gib(plan.total_bytes)}{each}", gib(plan.machine.usable_bytes or 0)
     if plan.fits is False:
@@ -110,7 +110,7 @@ def _remedies(given: Answer) -> str:
 
 def _remedy(given: Answer, remedy: Remedy) -> str:
     plan = remedy.plan
-    changes = differences(given.plan, plan)
+    changes = differences(given.choice, plan)
     flags = f": <code>{command(changes)}</code>" if changes else ", all else left as it is."
     size = f"{gib(plan.total_bytes)} of {gib(plan.machine.usable_bytes or 0)}"
     return f"<p>It fits {escape(remedy.what)}, taking {size}{flags}</p><pre>{command(given.command(plan))}</pre>"
@@ -121,7 +121,7 @@ def _remedy(given: Answer, remedy: Remedy) -> str:
 
 def _planned(given: Answer) -> str:
     """The model, its step, and the settings, each with who decided it."""
-    plan = given.plan
+    plan = given.choice
     train, parallel = plan.run.train, plan.run.parallel
     about = {
         "model": wording.model(plan.run),
@@ -148,7 +148,7 @@ def _planned(given: Answer) -> str:
 
 def _memory(given: Answer) -> str:
     """The bar of the parts against the card, and their table."""
-    plan, question = given.plan, given.question
+    plan, question = given.choice, given.question
     usable = plan.machine.usable_bytes or 0
     sums = list(wording.memory(plan))
     slices = _slices(plan, sums)
@@ -249,7 +249,7 @@ def _alternatives(given: Answer) -> str:
     if not given.alternatives:
         why = "there is nothing else to choose" if given.question.open else "every setting was fixed"
         return f"<h2>Why not another</h2><p>Nothing was compared: {why}.</p>"
-    known = given.plan.machine.card is not None
+    known = given.choice.machine.card is not None
     heads, classes = ("instead", "why not", "total", "tokens/s"), ("flags", "why", "number", "number")
     table = Table("Why not another", heads, classes)
     for each in given.alternatives:
@@ -260,7 +260,7 @@ def _alternatives(given: Answer) -> str:
 
 
 def _notes(given: Answer) -> str:
-    lines = "".join(f"<li>{escape(note)}</li>" for note in (*given.notes, *wording.sources(given.plan)))
+    lines = "".join(f"<li>{escape(note)}</li>" for note in (*given.notes, *wording.sources(given.choice)))
     return f"<h2>Notes</h2><ul>{lines}</ul>"
 
 

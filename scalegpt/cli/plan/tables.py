@@ -35,7 +35,7 @@ def presets_table(machine: Machine, rows: list[Row]) -> str:
 
 def cards_table(given: Answer, rows: list[Row]) -> str:
     """A run on every card of the catalogue."""
-    run, machine = given.plan.run, given.question.machine
+    run, machine = given.choice.run, given.question.machine
     count = f"{machine.gpus} × each card" if machine.gpus > 1 else "each card"
     head = f"{run.name}, {count_parameters(run.model).total:,} parameters, on {count}{nodes(machine)} of the catalogue"
     table = aligned(

@@ -15,7 +15,7 @@ _FULL = "█"
 
 def report(given: Answer) -> str:
     """The whole answer as text: the plan, its memory, its time, the command, and why not the others."""
-    plan = given.plan
+    plan = given.choice
     parts = [_heading(plan), _phases(plan, given.trace), _memory(plan), _verdict(plan)]
     if plan.machine.card is not None:
         parts.append(_time(plan))
@@ -117,7 +117,7 @@ def _remedies(given: Answer) -> str:
     lines = []
     for remedy in given.remedies:
         plan = remedy.plan
-        changes = differences(given.plan, plan) if plan.machine.card == given.plan.machine.card else ""
+        changes = differences(given.choice, plan) if plan.machine.card == given.choice.machine.card else ""
         where = f" {remedy.what}" if changes.find("--gpus") < 0 and not remedy.what.startswith("with") else ""
         what = f"would fit{where}, with {gib(plan.total_bytes)}" + (f": {changes}" if changes else "")
         lines.append(f"{what}\n  {given.command(plan)}")

@@ -8,11 +8,12 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from scalegpt.data.text.decoding import (
     NotInEncodingError,
@@ -22,7 +23,7 @@ from scalegpt.data.text.decoding import (
     encoding_instead,
     unsure,
 )
-from scalegpt.data.text.documents import SAVED, Document, Skipped, find_documents, is_folder, real_path
+from scalegpt.data.text.documents import SAVED, Document, Tally, find_documents, is_folder, real_path
 from scalegpt.data.text.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
 from scalegpt.data.text.formats import HEAD_BYTES, Format, Kind, recognise
 from scalegpt.data.text.ours import file_of_ours
@@ -32,26 +33,26 @@ from scalegpt.storage import NotPlainError, open_plain
 from scalegpt.text import one_line
 
 PIECE_CHARACTERS = 1 << 20
-"""A piece is cut at the last place that allows it once so many characters are there: 1 to 4 MB of UTF-8."""
+"""A piece of this many characters (1 to 4 MB of UTF-8) is cut at the last place that allows it."""
 
 HARD_LIMIT_CHARACTERS = 8 << 20
-"""Text with no such place for so long is cut anywhere: one or two tokens may differ there, and memory stays bounded."""
+"""Text without such a place is cut anywhere at this length: one or two tokens may differ, and memory stays bounded."""
 
 _CUT = re.compile(r"[ \n](?=\S)")
 _UNICODE_SIZE = 0x110000
+_Seen = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A document that has been read through once: it is text.
+    """A document that has been read once and is text.
 
     Attributes:
-        path: where it is.
+        path: its path.
         name: its path inside the folder that the user named.
         encoding: the codec that reads it.
         bytes: its size.
         sha256: of its bytes, in hex.
-
     """
 
     path: Path
@@ -66,18 +67,17 @@ class Corpus:
     """All the text of a preparation.
 
     Attributes:
+        encoding: as asked for; with ``auto`` every file has its own.
         sources: in an order that depends on names and contents alone.
-        encoding: as asked for; ``auto`` lets every file have its own.
-        skipped: what of the folders is not read.
-        as_they_are: records among the sources, which are read as they are written.
+        skipped: what is not read of the folders.
+        read_as_written: files of records (JSON Lines, CSV) among the sources.
         characters: every character that occurs, sorted; None where nobody asked.
-
     """
 
     encoding: str
     sources: list[Source] = field(default_factory=list)
-    skipped: Skipped = field(default_factory=Skipped)
-    as_they_are: Skipped = field(default_factory=Skipped)
+    skipped: Tally = field(default_factory=Tally)
+    read_as_written: Tally = field(default_factory=Tally)
     characters: str | None = None
 
     @property
@@ -87,22 +87,15 @@ class Corpus:
 
 
 @dataclass
-class _Share:
-    """How much of a folder is text, and how much is data in another format.
-
-    Attributes:
-        files: files by kind of format; None for plain text.
-        bytes: their bytes.
-        formats: the formats that hold text which is not read as such.
-
-    """
+class _Shares:
+    """Files and bytes of a folder by kind of format, None for plain text; and the formats whose text is not read as such."""
 
     files: Counter[Kind | None] = field(default_factory=Counter)
     bytes: Counter[Kind | None] = field(default_factory=Counter)
-    formats: Skipped = field(default_factory=Skipped)
+    formats: Tally = field(default_factory=Tally)
 
     def add(self, document: Document, form: Format | None, size: int) -> None:
-        """Count a file that is read, or that is skipped for its format."""
+        """Count a file that is read, or skipped for its format."""
         kind = None if form is None else form.kind
         self.files[kind] += 1
         self.bytes[kind] += size
@@ -126,7 +119,6 @@ def survey(
     want_characters: bool = False,
     as_text: bool = False,
     follow_links: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Read every document once: check that it is text, and take its size and SHA-256.
 
@@ -136,19 +128,16 @@ def survey(
         want_characters: gather the characters that occur, for a ``char`` vocabulary.
         as_text: read records and markup (JSON, CSV, HTML …) as they are written, and folders that are mostly such data.
         follow_links: follow links that leave a folder.
-        progress: called with the bytes read so far.
 
     Raises:
-        InputError: a named file is no text in that encoding, or a folder holds none that is, or is mostly other data.
-
+        InputError: a named file is not text in that encoding, or a folder holds none that is, or is mostly other data.
     """
-    found = find_documents(inputs, follow_links=follow_links)
-    corpus = Corpus(codec_name(encoding), skipped=found.skipped)
+    documents, skipped = find_documents(inputs, follow_links=follow_links)
+    corpus = Corpus(codec_name(encoding), skipped=skipped)
     seen = np.zeros(_UNICODE_SIZE, dtype=bool) if want_characters else None
-    shares: dict[Path, _Share] = {}
-    done = 0
-    for document in found.documents:
-        share = shares.setdefault(document.folder, _Share()) if document.folder is not None else None
+    shares: dict[Path, _Shares] = {}
+    for document in documents:
+        share = shares.setdefault(document.folder, _Shares()) if document.folder is not None else None
         try:
             form = _format(document, as_text=as_text)
             source = _examine(document, corpus.encoding, seen)
@@ -163,13 +152,10 @@ def survey(
         if share is not None:
             share.add(document, form, source.bytes)
             if form is not None and form.kind is Kind.RECORDS:
-                corpus.as_they_are.add(form.name, document.name)
-        done += source.bytes
-        if progress is not None:
-            progress(done)
+                corpus.read_as_written.add(form.name, document.name)
     if not as_text:
         _check_data_sets(corpus, shares)
-    _check_folders(inputs, corpus, found.documents)
+    _check_folders(inputs, corpus, documents)
     # Contents decide where names are equal, so that the order of the inputs does not matter.
     corpus.sources.sort(key=lambda source: (source.name, source.sha256))
     if seen is not None:
@@ -177,8 +163,8 @@ def survey(
     return corpus
 
 
-def _check_data_sets(corpus: Corpus, shares: dict[Path, _Share]) -> None:
-    """Refuse folders whose text lies, wholly or mostly, in formats that are not read."""
+def _check_data_sets(corpus: Corpus, shares: dict[Path, _Shares]) -> None:
+    """Refuse folders whose text is, wholly or mostly, in formats that are not read."""
     way_out = (
         "write its text to .txt files, one a document; or --as_text true trains on what is text there, as it is written"
     )
@@ -193,6 +179,7 @@ def _check_data_sets(corpus: Corpus, shares: dict[Path, _Share]) -> None:
 
 
 def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequence[Document]) -> None:
+    """Refuse folders without any text."""
     usable = {source.path for source in corpus.sources}
     for folder in (Path(given) for given in inputs if is_folder(Path(given))):
         real = real_path(folder)
@@ -205,13 +192,7 @@ def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequ
 
 
 class OtherFormatError(UnusableTextError):
-    """A file in a format that is not plain text.
-
-    Attributes:
-        form: the format.
-        size: bytes of the file.
-
-    """
+    """A file in a format that is not plain text: its format, and its size in bytes."""
 
     def __init__(self, document: Document, form: Format, size: int) -> None:
         what = f"binary ({form.name}), not text" if form.kind is Kind.OTHER else f"{form.name}, not plain text"
@@ -224,36 +205,32 @@ def _format(document: Document, *, as_text: bool) -> Format | None:
     """The format of a document that may be read as text; None for plain text.
 
     Raises:
-        UnusableTextError: it is in another format and must not be read as text, or cannot be read.
-
+        UnusableTextError: it must not be read as text, or cannot be read.
     """
     path = document.path
     try:
         with open_plain(path) as file:
             ours = file_of_ours(file, named=document.folder is None)
-            if ours is not None:
-                raise UnusableTextError(
-                    ours, f"input {one_line(path)} is a {ours}, not text to train on; name another file"
-                )
             form = recognise(path.name, file.read(HEAD_BYTES))
             size = os.fstat(file.fileno()).st_size
     except NotPlainError:
-        raise UnusableTextError(
-            "unreadable", f"input {one_line(path)} is not a regular file; copy its text into one"
-        ) from None
+        message = f"input {one_line(path)} is not a regular file; copy its text into one"
+        raise UnusableTextError("unreadable", message) from None
     except OSError as error:
-        raise _unreadable(document, error) from None
+        raise _unreadable(path, error) from None
+    if ours is not None:
+        raise UnusableTextError(ours, f"input {one_line(path)} is a {ours}, not text to train on; name another file")
     if form is None or (form.is_readable and (as_text or document.folder is not None)):
         return form
     raise OtherFormatError(document, form, size)
 
 
-def _unreadable(document: Document, error: OSError) -> UnusableTextError:
-    return UnusableTextError("unreadable", f"input {one_line(document.path)} cannot be read: {error.strerror}")
+def _unreadable(path: Path, error: OSError) -> UnusableTextError:
+    return UnusableTextError("unreadable", f"input {one_line(path)} cannot be read: {error.strerror}")
 
 
-def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
-    """Read a document through in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding that it is in."""
+def _examine(document: Document, encoding: str, seen: _Seen | None) -> Source:
+    """Read a document to its end in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding that it is in."""
     path = document.path
     try:
         mark = None
@@ -261,21 +238,21 @@ def _examine(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool
             with path.open("rb") as file:
                 mark = byte_order_mark(file.read(4))
         try:
-            return _read_through(document, (mark or UTF8) if encoding == AUTO else encoding, seen)
+            return _read_to_end(document, (mark or UTF8) if encoding == AUTO else encoding, seen)
         except NotInEncodingError as error:
             guess = encoding_instead(path, encoding, error.offset, mark)
         try:
-            return _read_through(document, codec_name(guess), seen)
+            return _read_to_end(document, codec_name(guess), seen)
         except NotInEncodingError as error:
             raise unsure(path, guess, error.offset) from None
     except OSError as error:
-        raise _unreadable(document, error) from None
+        raise _unreadable(path, error) from None
 
 
-def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np.bool_] | None") -> Source:
+def _read_to_end(document: Document, encoding: str, seen: _Seen | None) -> Source:
     digest = hashlib.sha256()
     size = characters = 0
-    # A file with a character that does not count must not add to the vocabulary of the others.
+    # The characters of a file that turns out unusable must not join the vocabulary.
     here = None if seen is None else np.zeros_like(seen)
     for chunk, text in decoded(document.path, encoding):
         digest.update(chunk)
@@ -292,16 +269,16 @@ def _read_through(document: Document, encoding: str, seen: "np.typing.NDArray[np
 
 
 def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
-    """Yield a document's text in pieces whose ids, joined, are those of the whole text.
+    """A document's text in pieces whose ids, joined, are those of the whole text.
 
     Yields:
-        The piece, and how many bytes of the file have been read by then.
+        The piece, and the bytes of the file that have been read by then.
 
     Raises:
-        InputError: the file is no longer what the survey saw.
-
+        InputError: the file has changed since the survey.
     """
     digest, size, kept = hashlib.sha256(), 0, ""
+    changed = InputError(f"input {one_line(source.path)} changed while it was read; prepare it again")
     try:
         for chunk, text in decoded(source.path, source.encoding):
             digest.update(chunk)
@@ -311,28 +288,24 @@ def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
                 yield kept[:place], size
                 kept = kept[place:]
         if digest.hexdigest() != source.sha256:
-            raise _changed(source)
+            raise changed
     except NotInEncodingError:
-        raise _changed(source) from None
+        raise changed from None
     except OSError as error:
         raise InputError(f"input {one_line(source.path)} cannot be read any more: {error.strerror}") from None
     if kept:
         yield kept, size
 
 
-def _changed(source: Source) -> InputError:
-    return InputError(f"input {one_line(source.path)} changed while it was read; prepare it again")
-
-
 def cut_place(text: str) -> int:
-    r"""Find the last place where text may be cut without changing its GPT-2 ids, or 0 where there is none yet.
+    r"""The last place where text may be cut without changing its GPT-2 ids; 0 where there is none yet.
 
     That is before a space or newline that a non-space follows. GPT-2's pattern matches words, numbers and signs, each
-    with at most one space in front, and runs of white space without their last one (``\s+(?!\S)``), which stands alone
-    or belongs to the word behind it. So no match crosses such a place. None looks across it either, except a run of
-    white space that ends there: ``\s++$`` takes at the piece's end what ``\s+(?!\S)`` took before. And none looks back.
-    A newline between two full lines is the usual case; ``\r\n`` and text without lines are served too. Python's
-    ``\S`` excludes a few control characters that tiktoken's engine does not call spaces: it is only more careful.
+    with at most one space in front, and runs of white space without their last one (``\s+(?!\S)``), which is matched alone
+    or with the word after it. So no match crosses such a place. No lookahead crosses it either, except in a run of
+    white space that ends there: at the piece's end ``\s++$`` matches what ``\s+(?!\S)`` matched before. There is no
+    lookbehind. A newline between two full lines is the usual case; ``\r\n`` and text without lines work too. Python's
+    ``\S`` excludes a few control characters that tiktoken's engine does not call spaces, so cuts are only rarer.
     """
     for window in (4096, len(text)):
         places = [match.start() for match in _CUT.finditer(text, max(1, len(text) - window))]

@@ -1,4 +1,4 @@
-"""Decode a file chunk by chunk, and say what is wrong with one that does not decode."""
+"""Decode a file chunk by chunk, and say what is wrong with a file that does not decode."""
 
 import codecs
 from collections.abc import Iterator
@@ -18,7 +18,6 @@ class UnusableTextError(InputError):
 
     Attributes:
         reason: in a word or two, to count by: ``binary``, ``empty``, ``not utf-8``, ``unreadable``.
-
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -26,17 +25,12 @@ class UnusableTextError(InputError):
         self.reason = reason
 
     def __reduce__(self) -> Any:
-        """Ranks send each other what they raise."""
+        """Ranks send each other the errors that they raise."""
         return UnusableTextError, (self.reason, str(self))
 
 
 class NotInEncodingError(Exception):
-    """Bytes that an encoding does not have.
-
-    Attributes:
-        offset: of the first such byte in the file.
-
-    """
+    """Bytes that an encoding does not have; ``offset`` is that of the first in the file."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(offset)
@@ -44,19 +38,18 @@ class NotInEncodingError(Exception):
 
 
 def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
-    """Yield a file's chunks, each with the text that it completes; line ends stay as they are.
+    """A file's chunks, each with the text that it completes; line ends stay as they are.
 
     Raises:
         NotInEncodingError: bytes that are not of the encoding.
         OSError: the file cannot be read.
-
     """
     decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
     offset = 0
     with path.open("rb") as file:
         while True:
             chunk = file.read(CHUNK_BYTES)
-            # UTF-8's mark is dropped here: its own codec for that counts offsets from behind it.
+            # UTF-8's mark is dropped here: the codec that drops it counts offsets from behind the mark.
             skipped = 3 if offset == 0 and encoding == UTF8 and chunk.startswith(codecs.BOM_UTF8) else 0
             pending = len(decoder.getstate()[0])
             try:
@@ -74,29 +67,27 @@ def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
 
 
 def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> str:
-    """Name the encoding of a file that is not in the one it was read in, where it is sure and was asked for.
+    """The encoding of a file that does not decode, where it is sure and the user asked to detect it.
 
     Args:
         path: the file.
         asked: the encoding that the user gave, or ``auto``.
-        offset: of the first byte that was not in it, or with ``auto`` not in UTF-8.
-        mark: the encoding that the file's byte order mark announces, if it has one and it was read in that.
+        offset: of the first byte that did not decode; with ``auto``, as UTF-8.
+        mark: the encoding that the file's byte order mark announces, if it has one and was read in that.
 
     Raises:
-        UnusableTextError: with ``auto`` there is no sure encoding, else always; says what the file probably is.
-
+        UnusableTextError: always, except with ``auto`` and a sure encoding; says what the file probably is.
     """
+    name = f"input {one_line(path)}"
     if mark not in (None, UTF8):
         raise UnusableTextError(
             f"broken {mark}",
-            f"input {one_line(path)} has the byte order mark of {mark} and is not {mark}: {_byte_at(path, offset)}; get it "
+            f"{name} has the byte order mark of {mark} and is not {mark}: {_byte_at(path, offset)}; get it "
             "whole, or convert it to UTF-8",
         )
     if asked not in {AUTO, UTF8}:
         advice = "give its own --encoding, or --encoding auto to detect it"
-        raise UnusableTextError(
-            f"not {asked}", f"input {one_line(path)} is not {asked}: {_byte_at(path, offset)}; {advice}"
-        )
+        raise UnusableTextError(f"not {asked}", f"{name} is not {asked}: {_byte_at(path, offset)}; {advice}")
     found = diagnose(path, offset)
     if found.is_binary:
         raise binary(path)
@@ -104,7 +95,6 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
         raise _broken_utf8(path, offset, is_cut=found.is_cut)
     if found.encoding is not None and asked == AUTO:
         return found.encoding
-    reason = "not utf-8" if asked == UTF8 else "in no sure encoding"
     if found.is_cut:
         advice = (
             f"it ends there with what may be part of a character: cut it to its first {offset} bytes if so, or give its "
@@ -115,11 +105,12 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
         advice = f"it is probably {known}: use --encoding {found.encoding}, or --encoding auto"
     else:
         advice = "what it is in is not sure: give its --encoding, or mend it"
-    raise UnusableTextError(reason, f"input {one_line(path)} is not UTF-8: {_byte_at(path, offset)}; {advice}")
+    reason = "not utf-8" if asked == UTF8 else "in no sure encoding"
+    raise UnusableTextError(reason, f"{name} is not UTF-8: {_byte_at(path, offset)}; {advice}")
 
 
 def unsure(path: Path, encoding: str, offset: int) -> UnusableTextError:
-    """What to raise where a file is not in the encoding that was guessed."""
+    """The error for a file that is not in the encoding that was guessed."""
     return UnusableTextError(
         "in no sure encoding",
         f"input {one_line(path)} is neither UTF-8 nor {encoding}: {_byte_at(path, offset)}; give its --encoding, or mend it",
@@ -127,7 +118,7 @@ def unsure(path: Path, encoding: str, offset: int) -> UnusableTextError:
 
 
 def binary(path: Path) -> UnusableTextError:
-    """What to raise where a file is no text."""
+    """The error for a file that is not text."""
     return UnusableTextError(
         "binary", f"input {one_line(path)} is binary, not text; name a text file, or --encoding if it is one"
     )

@@ -1,4 +1,4 @@
-"""What a file is that does not decode as UTF-8, with the whole file in view."""
+"""What a file that does not decode as UTF-8 is, judged from the whole file."""
 
 import codecs
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ _LOWEST_TRAIL = 0x30
 """No multi-byte encoding has a lower byte than this inside a character."""
 
 _SURELY_UTF8 = 8
-"""So many multi-byte characters of UTF-8 in a row are no chance in any other encoding."""
+"""This many multi-byte characters of UTF-8 before the first error do not occur by chance in any other encoding."""
 
 _SELDOM = 20
-"""In encodings of one byte a character UTF-8's characters are rarer than this, among the bytes that are none."""
+"""In an encoding of one byte a character, fewer than 1 in this many bytes above 127 happen to form UTF-8's characters."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,10 @@ class Diagnosis:
     """What is wrong with a file that should be UTF-8.
 
     Attributes:
-        is_binary: it is no text.
-        is_utf8: it is UTF-8 with damage: other multi-byte characters of it are whole.
+        is_binary: it is not text.
+        is_utf8: it is damaged UTF-8: it has whole multi-byte characters too.
         is_cut: it ends where a UTF-8 character could be unfinished.
-        encoding: what it is in instead; None where that is not sure.
-
+        encoding: its actual encoding; None where that is not sure.
     """
 
     is_binary: bool = False
@@ -45,15 +44,10 @@ class Diagnosis:
 
 
 def diagnose(path: Path, offset: int) -> Diagnosis:
-    """Tell what a file is that is not UTF-8.
-
-    Args:
-        path: the file.
-        offset: of the first byte that is not UTF-8.
+    """What a file is whose first byte that is not UTF-8 lies at ``offset``.
 
     Raises:
         OSError: it cannot be read.
-
     """
     mark, is_binary = _beginning(path, offset)
     if mark == UTF8:
@@ -68,9 +62,9 @@ def diagnose(path: Path, offset: int) -> Diagnosis:
     if before + after >= stray or before >= _SURELY_UTF8:
         return Diagnosis(is_utf8=True)
     like_utf8 = before > 0 or _SELDOM * after > stray
-    encoding = guess(_telling_lines(path, offset), like_utf8=like_utf8)
+    encoding = guess(_sample(path, offset), like_utf8=like_utf8)
     if encoding == "latin-1" and _holds_c1(path):
-        encoding = "cp1252"  # the rest of the file uses the places that latin-1 leaves to control characters
+        encoding = "cp1252"  # the file has bytes that latin-1 reserves for control characters
     return Diagnosis(is_utf8=encoding is None and before > 0, encoding=encoding)
 
 
@@ -122,8 +116,8 @@ def _chunks(path: Path, first: int, end: int | None) -> Iterator[bytes]:
             yield chunk
 
 
-def _telling_lines(path: Path, offset: int) -> bytes:
-    """Lines with bytes above 127 from around the offset and all over the file, each once and cut inside no character."""
+def _sample(path: Path, offset: int) -> bytes:
+    """Lines with bytes above 127 from around the offset and all over the file, none cut inside a character."""
     size = path.stat().st_size
     windows = min(_WINDOWS, -(-size // _WINDOW_BYTES))
     places = [number * size // windows for number in range(windows + 1)]
@@ -143,7 +137,7 @@ def _telling_lines(path: Path, offset: int) -> bytes:
 
 
 def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:
-    """A window without what may be parts of characters at its ends."""
+    """A window without possible parts of characters at its ends."""
     places = [place for place, byte in enumerate(window) if byte < _LOWEST_TRAIL]
     if not places:
         return window if is_first and is_last else b""
@@ -151,7 +145,7 @@ def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:
 
 
 def _some_lines(window: bytes, most: int) -> Iterator[bytes]:
-    """The first lines with bytes above 127, up to about so many bytes."""
+    """The first lines with bytes above 127, ``most`` bytes of them at most."""
     size = 0
     for line in window.split(b"\n"):
         if line.isascii():

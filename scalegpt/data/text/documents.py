@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from scalegpt.data.text.ours import RUN, folder_of_ours
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
-LEAVES = "link out of the folder"
+OUTSIDE_LINK = "link out of the folder"
 """Why a symbolic link is skipped whose target lies outside the folder that the user named."""
 
 TOKENS, SAVED = "folder of prepared tokens", "saved data set"
@@ -25,14 +26,9 @@ _REFUSED = {
         "and name their folder"
     ),
 }
-"""What to say of a folder of each kind that the user names as input."""
+"""Kind of folder → why it is refused where the user names it as input."""
 
-_SPECIAL = {
-    stat.S_IFIFO: "pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "device",
-    stat.S_IFBLK: "device",
-}
+_SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,10 @@ class Document:
     """A file to read.
 
     Attributes:
-        path: where it is.
-        name: how it is called whatever folder it lies in: its path inside the folder that the user named.
-        real: where it is with all links followed, which tells two paths to one file.
-        folder: the folder that the user named, or None for a file that the user named.
-
+        path: its path.
+        name: its path inside the folder that the user named.
+        real: its path with all links followed, by which two paths to one file are recognised.
+        folder: the folder that the user named; None for a file that the user named.
     """
 
     path: Path
@@ -54,14 +49,8 @@ class Document:
 
 
 @dataclass
-class Skipped:
-    """What is not read of the folders given.
-
-    Attributes:
-        counts: reason → number of files, folders or links.
-        examples: reason → one of them.
-
-    """
+class Tally:
+    """Files, folders or links, counted by reason, with an example of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -72,76 +61,63 @@ class Skipped:
         self.examples.setdefault(reason, name)
 
     def __str__(self) -> str:
-        """As in ``3 binary (such as a.png), 1 empty (b.txt)``; empty where nothing was skipped."""
+        """As in ``3 binary (such as a.png), 1 empty (b.txt)``."""
         return ", ".join(
             f"{count} {reason} ({'such as ' if count > 1 else ''}{one_line(self.examples[reason])})"
             for reason, count in sorted(self.counts.items())
         )
 
 
-@dataclass
-class Found:
-    """What the inputs name and hold.
-
-    Attributes:
-        documents: sorted by name, none twice.
-        skipped: what is no file that could be read: pipes, broken links, folders of tokens, links out of the folder.
-
-    """
+class FoundDocuments(NamedTuple):
+    """The documents of the inputs, sorted by name and none twice, and what was skipped of the folders."""
 
     documents: list[Document]
-    skipped: Skipped
+    skipped: Tally
 
 
-def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) -> Found:
+def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) -> FoundDocuments:
     """List the files that the inputs name or hold.
 
-    Folders are searched to any depth. Hidden files and folders are skipped, and folders that hold tokens, a saved data set, a
-    run or a checkpoint.
-    A symbolic link inside a folder never adds a file twice; one that leaves the folder is followed only on request.
-
-    Args:
-        inputs: files and folders.
-        follow_links: follow links that leave a folder.
+    Folders are searched to any depth. Hidden files and folders are skipped, and folders of tokens, saved data sets, runs and
+    checkpoints. A symbolic link inside a folder never adds a file twice; one that leaves the folder is followed only on
+    request.
 
     Raises:
-        InputError: no input; one that does not exist, or that is a folder of tokens or a saved data set.
-
+        InputError: no input; one that does not exist; or a folder of tokens, of a run, or of a saved data set.
     """
     if not inputs:
         raise InputError("no input was given; name text files or folders of them")
-    skipped = Skipped()
+    skipped = Tally()
     found: dict[Path, Document] = {}
     links: list[tuple[Path, str]] = []
     folders: list[Path] = []
     for given in map(Path, inputs):
-        check_exists(given)
+        _check_exists(given)
         if is_folder(given):
-            search = _Search(given, skipped, follow_links=follow_links)
+            search = _FolderSearch(given, skipped, follow_links=follow_links)
             for real, path in search.run().items():
                 found.setdefault(real, Document(path, path.relative_to(given).as_posix(), real, given))
             links += [(target, path.relative_to(given).as_posix()) for target, path in search.leaving]
             folders.append(search.root)
         else:
-            # A named file is held to more than one that lies in a folder: the name wins.
+            # A file that is named must be usable, one in a folder may be skipped: the named one counts.
             found[real_path(given)] = Document(given, given.name, real_path(given))
     for target, name in links:
         if target not in found and not any(target.is_relative_to(folder) for folder in folders):
-            skipped.add(LEAVES, name)
+            skipped.add(OUTSIDE_LINK, name)
     documents = sorted(found.values(), key=lambda document: (document.name, str(document.path)))
-    return Found(documents, skipped)
+    return FoundDocuments(documents, skipped)
 
 
-class _Search:
+class _FolderSearch:
     """The files of one folder.
 
     Attributes:
         root: the folder, with all links followed.
         leaving: links that leave the folder and were not followed: target and path.
-
     """
 
-    def __init__(self, folder: Path, skipped: Skipped, *, follow_links: bool) -> None:
+    def __init__(self, folder: Path, skipped: Tally, *, follow_links: bool) -> None:
         self.folder, self.root = folder, real_path(folder)
         self.leaving: list[tuple[Path, Path]] = []
         self._skipped, self._follows = skipped, follow_links
@@ -150,7 +126,7 @@ class _Search:
         self._seen: set[Path] = set()
 
     def run(self) -> dict[Path, Path]:
-        """Return the files: the real path and the path to open. A file goes before any link to it."""
+        """The files: real path → path to open. A file is preferred to any link to it."""
         self._walk(self.folder)
         heapq.heapify(self._links)
         while self._links:
@@ -161,13 +137,17 @@ class _Search:
         pending = [(top, real_path(top))]
         while pending:
             folder, real = pending.pop()
-            if real in self._seen:  # a link back to where we have been
+            if real in self._seen:  # a link back to a folder above
                 continue
             self._seen.add(real)
             try:
                 entries = list(os.scandir(folder))
             except OSError as error:
-                self._refuse_unreadable(folder, error)
+                if folder == self.folder:
+                    raise InputError(
+                        f"input {one_line(folder)} cannot be read: {error.strerror}; make it readable"
+                    ) from None
+                self._skip("unreadable", folder)
                 continue
             kind = folder_kind({entry.name for entry in entries}, folder)
             if kind is not None:
@@ -182,7 +162,7 @@ class _Search:
     def _take(self, path: Path, real: Path, pending: list[tuple[Path, Path]]) -> None:
         try:
             mode = path.lstat().st_mode
-        except OSError:  # removed meanwhile, or not ours to see
+        except OSError:  # removed meanwhile, or closed to us
             self._skip("unreadable", path)
             return
         if stat.S_ISLNK(mode):
@@ -201,8 +181,7 @@ class _Search:
         try:
             mode = link.stat().st_mode
         except OSError as error:
-            is_there = isinstance(error, PermissionError)
-            self._skip("unreadable" if is_there else "broken link", link)
+            self._skip("unreadable" if isinstance(error, PermissionError) else "broken link", link)
             return
         if not self._follows and not target.is_relative_to(self.root):
             self.leaving.append((target, link))
@@ -216,15 +195,9 @@ class _Search:
     def _skip(self, reason: str, path: Path) -> None:
         self._skipped.add(reason, path.relative_to(self.folder).as_posix())
 
-    def _refuse_unreadable(self, folder: Path, error: OSError) -> None:
-        """Count a folder that cannot be listed; the one that the user named is refused."""
-        if folder == self.folder:
-            raise InputError(f"input {one_line(folder)} cannot be read: {error.strerror}; make it readable") from None
-        self._skip("unreadable", folder)
-
 
 def folder_kind(names: set[str], folder: Path) -> str | None:
-    """Name what a folder is that holds no text of its own, from the names in it; None for an ordinary folder."""
+    """The kind of a folder that holds no text of its own, from the names in it; None for an ordinary folder."""
     ours = folder_of_ours(names)
     if ours is not None:
         return ours
@@ -237,33 +210,29 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Say whether a folder holds token files, ours or nanoGPT's."""
-    try:
-        return stat.S_ISREG((folder / "train.bin").stat().st_mode)
-    except (OSError, ValueError):
-        return False
+    """Whether a folder holds token files, ours or nanoGPT's."""
+    return _has_mode(folder / "train.bin", stat.S_IFREG)
 
 
 def is_folder(path: Path) -> bool:
-    """Say whether a path leads to a folder; a broken or circular link and a place that cannot be seen do not."""
+    """Whether a path leads to a folder; false for a broken or circular link and a place that cannot be looked at."""
+    return _has_mode(path, stat.S_IFDIR)
+
+
+def _has_mode(path: Path, kind: int) -> bool:
     try:
-        return stat.S_ISDIR(path.stat().st_mode)
+        return stat.S_IFMT(path.stat().st_mode) == kind
     except (OSError, ValueError):
         return False
 
 
 def real_path(path: Path) -> Path:
-    """Return a path with all links followed, as far as they lead anywhere."""
+    """The path with all links followed, as far as they lead anywhere."""
     return Path(os.path.realpath(path))
 
 
-def check_exists(path: Path) -> None:
-    """Refuse an input that is not there.
-
-    Raises:
-        InputError: it does not exist, or cannot be looked at.
-
-    """
+def _check_exists(path: Path) -> None:
+    """Refuse an input that is missing or cannot be looked at."""
     try:
         path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Names of text encodings, and what the first bytes of a file tell."""
+"""Names of text encodings, and what the first bytes of a file say of it."""
 
 import codecs
 import encodings.aliases
@@ -22,18 +22,17 @@ _MAX_CONTROL_SHARE = 0.3
 
 
 def codec_name(encoding: str) -> str:
-    """Return one name for all spellings of an encoding: ``latin-1``, ``ISO-8859-1``, ``l1`` are all ``iso8859-1``.
+    """One name for all spellings of an encoding: ``latin-1``, ``ISO-8859-1``, ``l1`` are all ``iso8859-1``.
 
     Raises:
         InputError: Python has no such text encoding.
-
     """
     if encoding.lower() == AUTO:
         return AUTO
     try:
         codec = codecs.lookup(encoding)
         b"a".decode(encoding)  # a LookupError for codecs that are not of text, such as base64
-    except UnicodeError:  # one byte is not a whole UTF-16 character: the codec is of text all the same
+    except UnicodeError:  # one byte is not a whole UTF-16 character, but the codec is of text
         codec = codecs.lookup(encoding)
     except (LookupError, ValueError):
         hint = nearest(encoding, {alias.replace("_", "-") for alias in encodings.aliases.aliases})
@@ -45,12 +44,12 @@ def codec_name(encoding: str) -> str:
 
 
 def byte_order_mark(head: bytes) -> str | None:
-    """Return the encoding that the first bytes of a file announce, if they do."""
+    """The encoding that the first bytes of a file announce, if they do."""
     return next((name for mark, name in _BOMS.items() if head.startswith(mark)), None)
 
 
 def looks_binary(sample: bytes) -> bool:
-    """Say whether bytes are no text in any encoding that keeps ASCII: a NUL, or mostly control characters."""
+    """Whether bytes are not text in any encoding that keeps ASCII: they have a NUL, or many control characters."""
     if not sample:
         return False
     controls = len(sample) - len(sample.translate(None, _CONTROL_BYTES))

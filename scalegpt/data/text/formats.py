@@ -1,8 +1,4 @@
-"""Recognise files that hold something else than plain text, by their content first and by their names second.
-
-Three kinds: records and markup, which can be read as text but would train the model on braces, commas and tags; containers,
-whose text is packed so that it cannot be read here; and other files, which hold no text.
-"""
+"""Recognise files in formats other than plain text, first by their content, then by their names."""
 
 import csv
 import json
@@ -16,7 +12,11 @@ HEAD_BYTES = 65536
 
 
 class Kind(Enum):
-    """What a format does to text."""
+    """How a format holds text.
+
+    Records and markup can be read as text, but would train the model on braces, commas and tags. The text of a container is
+    packed and cannot be read here. Other files hold no text.
+    """
 
     RECORDS = "records"
     MARKUP = "markup"
@@ -32,7 +32,6 @@ class Format:
         name: as counted and shown.
         kind: see :class:`Kind`.
         remedy: how to get at the text.
-
     """
 
     name: str
@@ -41,7 +40,7 @@ class Format:
 
     @property
     def is_readable(self) -> bool:
-        """Whether the file can be trained on as it is, where the user asks for that."""
+        """Whether the file can be trained on as it is written, where the user asks for that."""
         return self.kind in {Kind.RECORDS, Kind.MARKUP}
 
 
@@ -98,7 +97,7 @@ _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
     (0, b"version https://git-lfs.github.com/spec/", POINTER), (0, b"{\\rtf", RTF),
 )  # fmt: skip
 _WORDS = frozenset({b"BZh", b"ORC", b"GIF8", b"ID3", b"GGUF", b"WEBP", b"WAVE", b"ftyp", b"PAR1", b"FEA1", b"OggS"})
-"""Marks that text could begin with: they count where a byte follows that is no text."""
+"""Marks that text could begin with: they count where a byte follows that text does not have."""
 
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _BY_NAME: dict[str, Format] = {
@@ -107,7 +106,7 @@ _BY_NAME: dict[str, Format] = {
     ".sqlite3": SQLITE, ".h5": HDF5, ".hdf5": HDF5, ".safetensors": WEIGHTS, ".gguf": WEIGHTS, ".csv": CSV, ".tsv": TSV,
     ".html": HTML, ".htm": HTML, ".xhtml": HTML, ".xml": XML, ".rtf": RTF,
 }  # fmt: skip
-"""Formats that a name decides whatever the content: a text in its place is a pointer to the file, or an error page."""
+"""Formats that the name alone decides: text under such a name is a pointer to the file, or an error page."""
 
 _IN_ZIP: dict[str, Format] = {
     ".docx": OFFICE, ".xlsx": OFFICE, ".pptx": OFFICE, ".odt": OFFICE, ".ods": OFFICE, ".epub": EPUB, ".npz": NUMPY,
@@ -128,8 +127,7 @@ def recognise(name: str, head: bytes) -> Format | None:
         head: its first bytes, at most :data:`HEAD_BYTES` of them.
 
     Returns:
-        The format; None for plain text, program code among it, and for bytes that are nothing known.
-
+        The format; None for plain text, program code included, and for bytes in no known format.
     """
     suffix = PurePath(name).suffix.lower()
     for place, mark, found in _MAGIC:
@@ -154,7 +152,7 @@ def _as_text(head: bytes) -> str:
 
 
 def _written_format(suffix: str, text: str, *, is_whole: bool) -> Format | None:
-    """Tell records and markup that are written in characters."""
+    """Recognise records and markup that are written in characters."""
     if text.lstrip().startswith("<?xml"):
         return XML
     if _HTML_START.match(text):

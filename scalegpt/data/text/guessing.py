@@ -1,8 +1,8 @@
 """A guess at the encoding of text that is not UTF-8, made only where it is sure.
 
-Every byte string is text in dozens of encodings. The right one shows by what it makes of the bytes above 127: letters of one
-language, the frequent ones most, small inside words. Each encoding is scored by the likelihood of its letters in the language
-that suits it best. The best is taken if it is far more likely than any other that reads another text from the bytes.
+Every byte string is text in dozens of encodings. The right one turns the bytes above 127 into letters of one language, mostly
+its frequent ones, and lower-case inside words. Each encoding is scored by the likelihood of its letters in the language that
+suits it best. The best is taken if it is far more likely than every encoding that gives another text.
 """
 
 import codecs
@@ -18,10 +18,10 @@ _COMMONNESS = {
            "cp437", "cp852"),
     -4.0: ("mac-cyrillic", "iso8859-8", "iso8859-6", "iso8859-4", "iso8859-13", "mac-latin2", "cp737"),
 }  # fmt: skip
-"""Encodings that files are found in, by the logarithm of how usual they are, roughly."""
+"""Encodings that files are found in, by the logarithm of a rough estimate of their frequency."""
 
 ENCODINGS = {encoding: share for share, encodings in _COMMONNESS.items() for encoding in encodings}
-"""The same, most usual first: of those that read the same text the first is named."""
+"""Encoding → that logarithm, the most frequent first: of those that give the same text the first is named."""
 
 _MULTIBYTE = frozenset({"gb18030", "big5", "cp932", "euc-jp", "cp949"})
 _OFTEN_UTF8 = _MULTIBYTE | {"cp866", "koi8-r", "koi8-u", "mac-roman", "cp737", "cp852"}
@@ -92,9 +92,9 @@ _EAST = {
 
 _STRAY, _FOREIGN, _RARE, _VERY_RARE, _SIGN, _WRONG_CASE, _TORN = -11.0, -9.0, -7.5, -10.0, -4.0, -5.0, -5.0
 _CLEARLY, _CLEARLY_OF_FEW, _FEW = 4.0, 6.0, 8
-"""The best must be so much likelier, in natural logarithms, than the next that reads another text; of few characters more."""
+"""By how much the best must exceed the next that gives another text, as a natural logarithm; more for a few characters."""
 _FITTING, _FITTING_WIDE = -5.5, -8.0
-"""The least mean of a character's logarithm, of letters and of East Asian ones: below it the language is not known here."""
+"""The least mean log-likelihood of a character, for letters and for East Asian ones: below it the language is unknown."""
 
 
 def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
@@ -102,11 +102,10 @@ def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
 
     Args:
         sample: lines with bytes above 127, none of them cut inside a character, except at the sample's end.
-        like_utf8: whether some of the bytes are characters in UTF-8, which rules out encodings where that never happens.
+        like_utf8: some of the bytes are characters in UTF-8, which rules out encodings where that never happens.
 
     Returns:
         One of :data:`ENCODINGS`; None where none fits, or several do.
-
     """
     scores: dict[str, float] = {}  # by text
     names: dict[str, str] = {}
@@ -131,7 +130,7 @@ def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
 
 
 def _least(text: str) -> float:
-    """The likelihood that text of any language that is known here has at least."""
+    """The least log-likelihood of a text in a known language."""
     outside = [character for character in text if not character.isascii()]
     return sum(_FITTING_WIDE if _script(character) == "EAST" else _FITTING for character in outside)
 
@@ -153,7 +152,7 @@ def _likelihood(text: str) -> float:
 
 
 def _blemish(before: str, character: str, after: str) -> float:
-    """What speaks against a character where it stands: a capital inside a word, a sign or another script's letter in one."""
+    """A penalty for a character in its place: a capital inside a word, or a sign or another script's letter in one."""
     if character.isalpha():
         turns = (character.isupper() and before.islower()) + (character.islower() and after.isupper())
         wrong = _WRONG_CASE * turns
@@ -173,7 +172,7 @@ def _script(character: str) -> str:
 
 @cache
 def _log_share(character: str, language: str) -> float:
-    """Logarithm of a character's share among those outside ASCII, roughly: letters by Zipf's law, signs alike."""
+    """Logarithm of a character's approximate share outside ASCII: letters by Zipf's law, all signs equally."""
     letters = _LANGUAGES[language]
     wide = language in _EAST
     place = letters.find(character)
@@ -188,7 +187,7 @@ def _log_share(character: str, language: str) -> float:
 
 
 def _east_share(character: str, codec: str, last_usual: int) -> float:
-    """The same of an East Asian character that is not among the most frequent: by its place in the national set."""
+    """The same for an East Asian character outside the most frequent: by its place in the national set."""
     try:
         lead = character.encode(codec)[0]
     except UnicodeEncodeError:

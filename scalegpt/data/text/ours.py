@@ -14,8 +14,8 @@ RUN, PAGE, LOG = "folder of a run", "page of ScaleGPT", "log of ScaleGPT"
 _RUN_FILES = frozenset(
     {"config.yaml", "plan.json", "metrics.jsonl", "data_ledger.jsonl", "run_status.json", "checkpoints"}
 )
-_ENOUGH = 3
-"""So many of a run's files make a folder a run: a copy may lack some, and other programs have a ``config.yaml``."""
+_FEWEST_RUN_FILES = 3
+"""With this many of a run's files a folder is a run: a copy may lack some, and other programs have a ``config.yaml``."""
 
 _HEAD_BYTES = 16 << 10
 _PAGE_MARK = b'<meta name="generator" content="ScaleGPT">'
@@ -25,18 +25,18 @@ _LOG_LINES = re.compile(
 
 
 def folder_of_ours(names: Set[str]) -> str | None:
-    """Name what a folder of ours is, from the names in it; None for any other folder."""
-    is_run = ".run_id" in names or len(names & _RUN_FILES) >= _ENOUGH
+    """:data:`RUN` for a folder of a run or a checkpoint, from the names in it; None for any other."""
+    is_run = ".run_id" in names or len(names & _RUN_FILES) >= _FEWEST_RUN_FILES
     is_checkpoint = "checkpoint.json" in names and any(name.endswith(".weights.safetensors") for name in names)
     return RUN if is_run or is_checkpoint else None
 
 
 def file_of_ours(file: BufferedReader, *, named: bool) -> str | None:
-    """Name what an open file of ours is; None for any other file. The file is then at its beginning again.
+    """:data:`PAGE` or :data:`LOG` for an open file that ScaleGPT wrote; None for any other.
 
     Args:
-        file: at its beginning.
-        named: the user named it: it is taken, except where this process's own output goes to it.
+        file: at its beginning, where it is again afterwards.
+        named: the user named it: it is only a log where this process's own output goes to it.
 
     Raises:
         OSError: it cannot be read.

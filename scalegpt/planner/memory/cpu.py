@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
+from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.memory.overheads import MIB, Figure, Overheads
+from scalegpt.planner.memory.programs import kept_by_blocks
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.units import BYTES
 
@@ -41,9 +43,6 @@ KEPT_OF_LOGITS = {"fp32": Figure(0.6, _MEASURED), "bf16": Figure(0.35, _MEASURED
 
 GIVEN_BACK = Figure(0.06, _MEASURED)
 """Share of the peak where the process gives large blocks back as soon as they are free."""
-
-KEPT_PER_TOKEN = {"none": (2, 14), "selective": (1, 9), "full": (1, 0)}
-"""What a block keeps for each token and number of its width by recompute: residual streams, tensors in the compute dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +115,6 @@ def _kept_share(run: RunConfig) -> float:
     model, train = run.model, run.train
     if train.loss != "full":
         return KEPT.value
-    compute = BYTES[train.precision]
-    residual = 4 if train.residual_dtype == "fp32" else compute
-    streams, tensors = KEPT_PER_TOKEN[train.recompute]
-    logits = 16 * model.vocab_size
-    share = logits / (logits + model.n_layer * model.n_embd * (streams * residual + tensors * compute))
-    return KEPT.value + share * KEPT_OF_LOGITS["fp32" if compute == BYTES["fp32"] else "bf16"].value
+    logits = 16 * train.micro_batch * model.block_size * model.vocab_size
+    share = logits / (logits + kept_by_blocks(run, attention_kernel(run)))
+    return KEPT.value + share * KEPT_OF_LOGITS["fp32" if train.precision == "fp32" else "bf16"].value

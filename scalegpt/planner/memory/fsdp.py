@@ -95,8 +95,6 @@ class Group:
 class FSDPStep(Step):
     """One optimizer step under ``fsdp``, at stage 0, 2 or 3."""
 
-    casts_weights = False
-
     def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
         super().__init__(run, ranks, grad_accum)
         self.stage = run.parallel.stage

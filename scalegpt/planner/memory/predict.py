@@ -9,13 +9,11 @@ allocator's view is added elsewhere.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scalegpt.architecture.layers import Numerics
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import Card
 from scalegpt.planner.attention import attention_kernel
-from scalegpt.planner.memory.programs import block_at
-from scalegpt.planner.memory.sizes import ACTIVATIONS, Sizes
+from scalegpt.planner.memory.programs import kept_by_blocks
 from scalegpt.planner.memory.timeline import Timeline
 from scalegpt.units import BYTES
 
@@ -83,11 +81,9 @@ def kept_bytes(kernel: str, run: RunConfig) -> int:
     All blocks then keep what their backward pass needs, and the full loss keeps its log-softmax in fp32. Far sooner told
     than the peak; arguments as for :func:`predict_with`.
     """
-    timeline, sizes = Timeline(), Sizes.of(run)
-    numerics = Numerics(sizes.compute, sizes.residual, sizes.compute, kernel, sizes.batch == 1)
-    block_at(run.model, numerics, run.train.recompute, sizes.batch).forward(timeline)
-    logits = 4 * sizes.n * sizes.vocab if run.train.loss == "full" else 0
-    return run.model.n_layer * timeline.live[ACTIVATIONS] + logits
+    tokens = run.train.micro_batch * run.model.block_size
+    logits = 4 * tokens * run.model.vocab_size if run.train.loss == "full" else 0
+    return kept_by_blocks(run, kernel) + logits
 
 
 def _step(run: RunConfig, ranks: int, grad_accum: int) -> "Step":

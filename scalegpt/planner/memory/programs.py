@@ -3,12 +3,28 @@
 from functools import lru_cache
 
 from scalegpt.architecture.decoder import Decoder
-from scalegpt.architecture.layers import Numerics
+from scalegpt.architecture.layers import FP32, Numerics
 from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.operations import Recorder, Size, Value
-from scalegpt.config import ModelConfig
-from scalegpt.planner.memory.sizes import GRADIENTS, LOSS
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.planner.memory.sizes import ACTIVATIONS, GRADIENTS, LOSS, Sizes
+from scalegpt.planner.memory.states import casts_weights
 from scalegpt.planner.memory.tape import Kinds, Program, Sized, compile_record
+from scalegpt.planner.memory.timeline import Timeline
+
+
+def numerics_of(run: RunConfig, kernel: str) -> Numerics:
+    """The dtypes of a run whose precision and micro batch are fixed, with its attention kernel."""
+    sizes = Sizes.of(run)
+    weights = FP32 if casts_weights(run) else sizes.compute
+    return Numerics(sizes.compute, sizes.residual, weights, kernel, sizes.batch == 1)
+
+
+def kept_by_blocks(run: RunConfig, kernel: str) -> int:
+    """Bytes of activations that all blocks keep for the backward pass of a micro batch."""
+    timeline = Timeline()
+    block_at(run.model, numerics_of(run, kernel), run.train.recompute, run.train.micro_batch).forward(timeline)
+    return run.model.n_layer * timeline.live[ACTIVATIONS]
 
 
 @lru_cache(maxsize=1024)

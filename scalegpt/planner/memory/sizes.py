@@ -15,21 +15,15 @@ class Sizes:
 
     Attributes:
         n: tokens of a micro batch, B·T.
+        batch: B.
         compute: bytes of the compute dtype, c.
         residual: bytes of the residual stream's dtype, r.
-        dropout: whether there is any.
     """
 
     n: int
-    hidden: int
-    heads: int
-    block: int
     batch: int
-    vocab: int
     compute: int
     residual: int
-    bias: bool
-    dropout: bool
 
     @classmethod
     def of(cls, run: RunConfig) -> "Sizes":
@@ -37,20 +31,10 @@ class Sizes:
         compute = BYTES[run.train.precision]
         return cls(
             n=run.train.micro_batch * run.model.block_size,
-            hidden=run.model.n_embd,
-            heads=run.model.n_head,
-            block=run.model.block_size,
             batch=run.train.micro_batch,
-            vocab=run.model.vocab_size,
             compute=compute,
             residual=4 if run.train.residual_dtype == "fp32" else compute,
-            bias=run.model.bias,
-            dropout=run.model.dropout > 0,
         )
-
-    def stream(self, width: int = 1) -> int:
-        """Bytes of [n, width·H] in the compute dtype."""
-        return self.compute * self.n * self.hidden * width
 
 
 def host_size(count: int, *, pin: bool) -> int:

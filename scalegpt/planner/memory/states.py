@@ -146,6 +146,14 @@ class Widths:
     weights_cut_from: int = CUT_FROM["weights"]
 
 
+def casts_weights(run: RunConfig) -> bool:
+    """Whether weights are fp32 and cast where they are used: under ``plain``, and DeepSpeed's stage 0 except in fp16."""
+    parallel = run.parallel
+    if parallel.backend == "deepspeed":
+        return parallel.stage == 0 and run.train.precision != "fp16"
+    return parallel.backend == "plain"
+
+
 def widths(run: RunConfig) -> Widths:
     """What a weight, its master and its gradient take in a run.
 
@@ -160,12 +168,10 @@ def widths(run: RunConfig) -> Widths:
     backend, stage, precision = run.parallel.backend, run.parallel.stage, run.train.precision
     if precision not in BYTES:
         raise InputError("precision auto: say which, bf16, fp16 or fp32")
+    if backend == "fsdp" or casts_weights(run):
+        return Widths(weights=FP32, masters=0, gradients=FP32, weights_cut_from=2 if backend == "fsdp" else 3)
     compute = BYTES[precision]
-    if backend == "deepspeed" and stage > 0:
-        return Widths(weights=compute, masters=FP32, gradients=FP32)
-    if backend == "deepspeed" and precision == "fp16":
-        return Widths(weights=compute, masters=FP32, gradients=compute)
-    return Widths(weights=FP32, masters=0, gradients=FP32, weights_cut_from=2 if backend == "fsdp" else 3)
+    return Widths(weights=compute, masters=FP32, gradients=FP32 if stage > 0 else compute)
 
 
 def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Self
 
 from scalegpt.architecture import kernels
-from scalegpt.architecture.layers import Numerics
 from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.parameters import Shape
 from scalegpt.architecture.parts import TOKENS
@@ -12,9 +11,9 @@ from scalegpt.config import RunConfig
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.memory.newton_schulz import exchange_of
 from scalegpt.planner.memory.predict import Prediction
-from scalegpt.planner.memory.programs import block_at, embedding_at, final_norm_at, loss_at
+from scalegpt.planner.memory.programs import block_at, embedding_at, final_norm_at, loss_at, numerics_of
 from scalegpt.planner.memory.sizes import GRADIENTS, INPUTS, LOSS, OPTIMIZER, TEMPORARIES, WEIGHTS, Sizes
-from scalegpt.planner.memory.states import counters, state_bytes, temporary_bytes, tensors_of
+from scalegpt.planner.memory.states import casts_weights, counters, state_bytes, temporary_bytes, tensors_of
 from scalegpt.planner.memory.tensors import Tensors, numel
 from scalegpt.planner.memory.timeline import Effect, Timeline, rounded
 
@@ -31,7 +30,6 @@ class Step:
         grad_accum: micro batches per optimizer step.
     """
 
-    casts_weights = True
     backwards_alike = True
     """Whether the backward passes of blocks do the same, given which gradients exist."""
 
@@ -43,11 +41,12 @@ class Step:
         self.parameters, self.counted = Tensors.of(run.model), tensors_of(run.model)
         self.shapes = self.parameters.shapes
         self.optimizer, self.exchange = run.train.optimizer_spec, exchange_of(run, ranks)
+        self.casts_weights = casts_weights(run)
         self.copies = self.casts_weights and self.s.compute != 4
         self.gradient_bytes = 4 if self.casts_weights else self.s.compute
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
         self.block_shapes, self.root_shapes = self.parameters.block, self.parameters.root
-        self.head = numel(self.shapes["wte.weight"])
+        self.head = numel(self.shapes[TOKENS])
         self._seen: dict[object, Effect] = {}
         self._attend(attention_kernel(run))
 
@@ -59,9 +58,8 @@ class Step:
 
     def _attend(self, kernel: str) -> None:
         self.kernel = kernel
-        model, s, batch = self.run.model, self.s, self.s.batch
-        self.numerics = Numerics(s.compute, s.residual, 4 if self.casts_weights else s.compute, kernel, batch == 1)
-        numerics = self.numerics
+        model, batch = self.run.model, self.s.batch
+        numerics = numerics_of(self.run, kernel)
         self.block = block_at(model, numerics, self.run.train.recompute, batch)
         self.embedding, self.final_norm = embedding_at(model, numerics, batch), final_norm_at(model, numerics, batch)
         self.loss = loss_at(LossPart.of(model, self.run.train), numerics, batch)

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scalegpt.architecture.decoder import parameter_shapes
+from scalegpt.architecture.decoder import Decoder, parameter_shapes
 from scalegpt.architecture.parameters import Shape
+from scalegpt.architecture.parts import HEAD, TOKENS
 from scalegpt.config import ModelConfig
 
 
@@ -43,13 +44,14 @@ class Tensors:
         Raises:
             InputError: its vocabulary is not known.
         """
-        shapes = parameter_shapes(model)
-        block = tuple(shape for name, shape in shapes.items() if name.startswith("blocks.0."))
+        decoder, shapes = Decoder(model), parameter_shapes(model)
+        block = tuple(each.shape for each in decoder.inside())
+        root = {each.name: each.shape for each in (*decoder.before(), *decoder.after())}
         return cls(
             shapes=shapes,
             block=block,
             vectors=tuple(shape for shape in block if len(shape) == 1),
-            root=tuple(shape for name, shape in shapes.items() if not name.startswith("blocks.")),
-            small=tuple(shape for name, shape in shapes.items() if name.startswith(("wpe", "ln_f"))),
+            root=tuple(root.values()),
+            small=tuple(shape for name, shape in root.items() if name not in (TOKENS, HEAD)),
             largest=max(map(numel, shapes.values())),
         )

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.architecture.decoder import parameter_shapes
+from scalegpt.architecture.decoder import BLOCKS, parameter_shapes
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.memory import fsdp as fsdp_memory
@@ -145,7 +145,7 @@ def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
     """Elements of all tensors, and of the blocks' among them, where rows are made a multiple of the ranks."""
     whole = blocks = 0
     for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
-        in_block = name.startswith("blocks.")
+        in_block = name.startswith(BLOCKS)
         size = fsdp_memory.padded(shape, ranks) * (model.n_layer if in_block else 1)
         whole += size
         blocks += size if in_block else 0

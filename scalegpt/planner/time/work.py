@@ -23,17 +23,17 @@ Memory traffic is what kernels that only move data read and write, operation by 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.architecture.layers import Numerics
 from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS, Cost, Operation
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.memory.newton_schulz import exchange_of, flops, wire
-from scalegpt.planner.memory.programs import block_program
+from scalegpt.planner.memory.programs import block_program, numerics_of
 from scalegpt.planner.memory.sizes import Sizes
-from scalegpt.planner.memory.states import parameters_by_kind, tensors_of
+from scalegpt.planner.memory.states import casts_weights, parameters_by_kind, tensors_of
 from scalegpt.planner.memory.tape import Program
 from scalegpt.units import BYTES
 
@@ -90,7 +90,7 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool, rank
     """
     s, layers = Sizes.of(run), run.model.n_layer
     parameters = count_parameters(run.model).total
-    numerics = Numerics(s.compute, s.residual, s.compute, kernel, s.batch == 1)
+    numerics = numerics_of(run, kernel)
     program = block_program(run.model, numerics, run.train.recompute)
     blocks = _Blocks(layers, s.batch, compiled)
     forward = blocks.by_part((op, op.forward) for op in program.operations)
@@ -152,6 +152,7 @@ def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
     Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights
     are copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast
     to fp32 (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
+    FSDP2's kernels take a group of tensors each, except where offloaded ones are copied to and from the host one by one.
     """
     backend, stage, c = run.parallel.backend, run.parallel.stage, Sizes.of(run).compute
     cast = c + 4 if c != 4 else 0
@@ -162,35 +163,26 @@ def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
     each = float(4 * c * gathers + cast)
     if backend == "fsdp":
         each += 12 if stage != 3 else 12 / shards
-        return Load(bytes=parameters * each, kernels=KERNELS_OF_GROUP * run.model.n_layer)
+        kernels = KERNELS_OF_GROUP if run.parallel.offload == "none" else KERNELS_OF_WEIGHTS
+        return Load(bytes=parameters * each, kernels=kernels * run.model.n_layer)
     each += 12 if stage == 1 else 2 * c + 12 / shards
     return Load(bytes=parameters * each, kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
-
-
-def casts_weights(run: RunConfig) -> bool:
-    """Whether weights are fp32 and cast where they are used: under ``plain``, and DeepSpeed's stage 0 but for fp16."""
-    parallel = run.parallel
-    if parallel.backend == "deepspeed":
-        return parallel.stage == 0 and run.train.precision != "fp16"
-    return parallel.backend == "plain"
 
 
 def _update(run: RunConfig, shards: int, ranks: int) -> Load:
     """The update of this rank's part: norm and clipping (12 bytes an element), and what each group of tensors moves.
 
-    The foreach form goes through memory for each of its operations: about two and a half times as much. What is offloaded
-    is updated in host memory, see :func:`host_traffic`.
+    What is offloaded is updated in host memory, see :func:`host_traffic`.
     """
     if run.parallel.offload != "none":
         return Load(kernels=KERNELS_OF_STEP)
-    spec, counts = run.train.optimizer_spec, parameters_by_kind(run.model)
-    passes = 1.0 if run.train.fused else 2.5
-    moved = 0.0
-    for group in spec.groups:
-        elements = sum(counts[kind] for kind in group.kinds) / shards
-        moved += elements * (12 + group.moved * (1.0 if group.orthogonalises else passes))
+    spec, moved, kernels = run.train.optimizer_spec, 0.0, KERNELS_OF_STEP
+    for (kind, shape), count in tensors_of(run.model).items():
+        group = spec.group_of(kind)
+        moved += count * prod(shape) / shards * (12 + group.moved)
+        kernels += count * group.kernels
     extra = _orthogonalising(run, shards, ranks) if spec.orthogonalises else Load()
-    return Load(extra.flops, bytes=moved + extra.bytes, kernels=extra.kernels + KERNELS_OF_STEP)
+    return Load(extra.flops, bytes=moved + extra.bytes, kernels=extra.kernels + kernels)
 
 
 def _orthogonalising(run: RunConfig, shards: int, ranks: int) -> Load:

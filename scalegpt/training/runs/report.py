@@ -5,7 +5,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scalegpt.html import svg
 from scalegpt.html.page import document, escape, facts
+from scalegpt.html.svg import Axis, Chart, Line, Point, Words, decimals, ticks
 from scalegpt.storage import read_text
 from scalegpt.structured import CONFIG_LIMIT, read_object
 from scalegpt.training.metrics import metric_lines
@@ -13,19 +15,10 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import write_whole, writing
 from scalegpt.units import human_count, human_time
 
-Point = tuple[float, float]
+TRAINING, HELD_OUT = 1, 2
+"""The colours of the two losses."""
 
-WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 760, 300, 64, 10, 32, 14
-EDGE = 48
-"""A number closer to the right end than this has its end there, not its middle."""
-
-MOST_INTERVALS = 5
-
-_STYLE = """
-svg{width:100%;height:auto}
-.grid{stroke:var(--line)}.train{stroke:var(--c1);fill:none;stroke-width:1.5}
-.val{stroke:var(--c2);fill:none;stroke-width:2}.dot{fill:var(--c2)}.key-train{color:var(--c1)}.key-val{color:var(--c2)}
-"""
+Points = Sequence[tuple[float, float]]
 
 
 def write_report(directory: RunDirectory) -> None:
@@ -43,15 +36,16 @@ def write_report(directory: RunDirectory) -> None:
     parts = [
         f"<h1>{escape(name)}: {escape(status['state'])} after {status['step']:,} steps</h1>",
         facts(_figures(steps, status)),
-        '<h2>Loss (<span class="key-train">training</span>, <span class="key-val">held-out</span>)</h2>',
-        chart(smoothed(losses), held_out),
+        "<h2>Loss</h2>",
+        chart(Words("loss", "Loss over steps", "Training, and held-out with dots."), smoothed(losses), held_out),
+        f'<p class="keys">{_key(TRAINING, "training")}{_key(HELD_OUT, "held-out")}</p>',
         "<h2>Tokens per second</h2>",
-        chart(smoothed(speeds), [], human_count, from_zero=True),
+        chart(Words("speed", "Tokens per second over steps", "Training."), smoothed(speeds), write=human_count),
         _sample(directory),
         f"<h2>Configuration</h2><pre>{escape(read_text(directory.config, CONFIG_LIMIT))}</pre>",
     ]
     with writing(directory.report):
-        write_whole(directory.report, document(name, "".join(parts), _STYLE))
+        write_whole(directory.report, document(name, "".join(parts), svg.STYLE))
 
 
 def read_metrics(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -60,81 +54,39 @@ def read_metrics(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[di
     return [entry for entry in entries if "loss" in entry], [entry for entry in entries if "val_loss" in entry]
 
 
-def smoothed(points: Sequence[Point], most: int = 400) -> list[Point]:
+def smoothed(points: Points, most: int = 400) -> list[tuple[float, float]]:
     """Means of neighbours, so that at most ``most`` points are drawn."""
     size = max(1, math.ceil(len(points) / most))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def chart(
-    line: Sequence[Point],
-    dots: Sequence[Point],
-    label: Callable[[float], str] | None = None,
-    *,
-    from_zero: bool = False,
-) -> str:
-    """A line, and a dotted line over it, as an SVG picture; both axes have round numbers.
+def chart(words: Words, line: Points, dots: Points = (), write: Callable[[float], str] | None = None) -> str:
+    """A line over steps, and a dotted line, as an SVG chart; both axes have round numbers.
 
     Args:
-        line: points of the first line.
-        dots: points of the second, each marked.
-        label: writes a value at the axis; None: with as many decimals as its neighbours need to differ.
-        from_zero: begin the axis at zero.
+        words: title and description.
+        line: (step, value) of the points of the line.
+        dots: the same of the dotted line.
+        write: writes a value at the axis, which then begins at zero; None: with the decimals in which neighbours differ.
     """
     points = [*line, *dots]
     if not points:
         return "<p>No steps were taken.</p>"
     right = max(step for step, _ in points) or 1
     values = [value for _, value in points]
-    rows = ticks(0.0 if from_zero else min(values), max(values))
-    low, span = rows[0], rows[-1] - rows[0]
-    write = label or decimals(rows[1] - rows[0])
-
-    def place(point: Point) -> Point:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * point[0] / right
-        return x, TOP + (HEIGHT - TOP - BOTTOM) * (1 - (point[1] - low) / span)
-
-    def path(of: Sequence[Point]) -> str:
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, of))
-
-    grid = []
-    for value in rows:
-        _, y = place((0, value))
-        grid.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        grid.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{write(value)}</text>')
-    for step in (each for each in ticks(0.0, right, whole=True) if each <= right):
-        x, _ = place((step, low))
-        anchor = "middle" if x < WIDTH - EDGE else "end"  # centred, a long number would be cut off
-        grid.append(f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{step:,.0f}</text>')
-    marks = "".join(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in map(place, dots))
-    lines = f'<polyline class="train" points="{path(line)}"/><polyline class="val" points="{path(dots)}"/>'
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(grid)}{lines}{marks}</svg>'
+    rows = ticks(0.0 if write else min(values), max(values))
+    lines = [
+        Line(TRAINING, [Point(*point) for point in line], has_dots=False),
+        Line(HELD_OUT, [Point(*point) for point in dots]),
+    ]
+    steps = [each for each in ticks(0.0, right, whole=True) if each <= right]
+    along = Axis(0, right, steps, "{:,.0f}".format)
+    return Chart(words, lines, along, Axis(rows[0], rows[-1], rows, write or decimals(rows[1] - rows[0]))).draw()
 
 
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Round numbers around a range: two or more, at equal distances of 1, 2 or 5 times a power of ten.
-
-    Args:
-        low: the range's lowest value, not below the first number.
-        high: its highest, not above the last.
-        whole: whole numbers alone.
-    """
-    least = (high - low) / MOST_INTERVALS or abs(high) / MOST_INTERVALS or 1.0
-    if whole:
-        least = max(1.0, least)
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(each * power for each in (1, 2, 5, 10) if each * power >= least * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(first, max(last, first + 1) + 1)]
-
-
-def decimals(step: float) -> Callable[[float], str]:
-    """A way to write numbers so that those of this distance differ; large and tiny ones with an exponent."""
-    places = -math.floor(math.log10(step) + 1e-9)
-    if -6 < places < 6:
-        return lambda value: f"{value:.{max(0, places)}f}"
-    return "{:.3g}".format
+def _key(hue: int, name: str) -> str:
+    return f"<span>{svg.sample(Line(hue, ()).style)}{name}</span> "
 
 
 def _figures(steps: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, str]:

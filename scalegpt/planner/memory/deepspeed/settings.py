@@ -7,7 +7,7 @@ parameters means that stage 3 saves no parameter memory at all (deepspeed 0.19, 
 
 - a bucket holds one block's parameters: communication still comes in pieces of tens of megabytes;
 - stage 3 prefetches one block, and may keep two blocks and the embedding alive; nothing is kept for reuse. DeepSpeed's
-  limit leaves out its flat gather buffers, so that up to a block and a quarter more is live (see ``deepspeed_gather``);
+  limit does not count its flat gather buffers, so that up to a block and a quarter more is live (see ``gather``);
 - stage 1 adds each gradient to its fp32 sum as soon as it is there, which frees 2 bytes a parameter;
 - stage 3 keeps norms and biases whole on every rank: too small to be worth a message.
 """
@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from scalegpt.architecture.counting import count_parameters
 from scalegpt.config.presets import bundled
 from scalegpt.config.run import ParallelConfig, RunConfig
-from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, nearest
 from scalegpt.planner.memory.deepspeed.keys import AUTO, checked
 from scalegpt.storage import read_text
@@ -157,7 +157,7 @@ def _fill_precision(settings: Settings, run: RunConfig) -> None:
 
 def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
     zero, model = settings["zero_optimization"], run.model
-    block = block_parameters(model)
+    block = count_parameters(model).layer.total
     values = {"overlap_comm": overlap, "contiguous_gradients": True, "reduce_bucket_size": block}
     if run.parallel.stage == 3:
         values |= {
@@ -185,12 +185,6 @@ def _fill_offload(zero: Settings, parallel: ParallelConfig, *, pin: bool) -> Non
             _fill(_part(zero, key), "pin_memory", pin)
         elif zero.get(key) is not None:
             _fill(_part(zero, key), "device", "none", "--offload")
-
-
-def block_parameters(model: ModelConfig) -> int:
-    """Parameters of one transformer block: 12H² and its norms, with biases 13H in all (GPT-2's shape)."""
-    width = model.n_embd
-    return 12 * width**2 + (13 if model.bias else 2) * width
 
 
 def _autos(settings: Any, prefix: str = "") -> list[str]:

@@ -40,7 +40,6 @@ def pinned(zero: Settings, what: str) -> bool:
 class ShardedStep(Step, ABC):
     """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
 
-    casts_weights = False
     backwards_alike = False  # each depends on what is in the bucket
     pins_masters = True
 

@@ -70,8 +70,6 @@ class EngineStep(Step):
 class UnfusedStep(EngineStep):
     """Stage 0 in fp16: weights and gradients in fp16, masters beside them."""
 
-    casts_weights = False
-
     def hold_states(self) -> None:
         """See :meth:`Step.hold_states`."""
         super().hold_states()

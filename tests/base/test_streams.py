@@ -11,7 +11,7 @@ import pytest
 
 from scalegpt.system.streams import LastingStream, lasting
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Failing(io.StringIO):

@@ -1,0 +1,210 @@
+"""What ``import scalegpt`` offers: :func:`plan`, :func:`train`, :func:`load`. The commands call the same functions below.
+
+Importing this module, and planning, loads neither torch nor numpy.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalegpt.config.shape import ModelConfig
+from scalegpt.errors import InputError, RunError
+from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.planner.target import Target
+from scalegpt.training.request import Request
+from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
+
+if TYPE_CHECKING:  # it imports torch
+    from scalegpt.inference.loaded import LoadedModel
+    from scalegpt.training.run import Ending
+
+
+def plan(
+    preset: str | None = None,
+    *,
+    config_file: str | Path | None = None,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    nodes: int | None = None,
+    memory_gb: float | None = None,
+    host_memory_gb: float | None = None,
+    network_gbps: float | None = None,
+    margin: float | None = None,
+    calibrated: bool = True,
+    trace: bool = False,
+    **settings: Any,
+) -> Answer:
+    """Choose the fastest way to train a model that fits a machine, as ``scalegpt plan`` does; no torch, no GPU.
+
+    >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
+    True
+
+    Args:
+        preset: a named configuration, see ``scalegpt presets``.
+        config_file: a JSON or YAML file of the same form, instead of a preset.
+        gpu: the card, such as ``a100-40gb``; ``cpu``: this processor. None: the GPUs of this machine, or ``memory_gb``.
+        gpus: GPUs in each machine; None: those found here, or one ``gpu``.
+        nodes: machines; None: one.
+        memory_gb: memory of a card to plan for, GB of 10⁹ bytes: of one that is not known, or the part of ``gpu`` to use.
+        host_memory_gb: host memory of each machine, GB of 10⁹ bytes, which offload needs.
+        network_gbps: network of each machine, Gbit/s in each direction.
+        margin: share of a card's memory that the plan leaves free; None: 0.03.
+        calibrated: correct the prediction by measurements of earlier runs.
+        trace: also run the same step on tensors without data, which takes seconds and torch.
+        settings: any setting of a run, such as ``micro_batch=8``; it is kept, and the rest is chosen.
+
+    Returns:
+        The answer. ``choice`` is the plan: ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step,
+        ``tokens_per_second``, ``batch``, ``run``. ``command()`` trains it, ``alternatives`` and ``remedies`` are other
+        plans, ``as_dict()`` is what ``scalegpt plan --json`` prints.
+
+    Raises:
+        InputError: an unknown name or card, or settings that cannot work.
+    """
+    if preset is None and config_file is None and settings.keys().isdisjoint(ModelConfig.settings()):
+        raise InputError("plan() needs a preset, a config_file, or settings of the model such as n_layer=12")
+    target = Target.of(
+        _given(
+            gpu=gpu, gpus=gpus, nodes=nodes, memory_gb=memory_gb, host_memory_gb=host_memory_gb,
+            network_gbps=network_gbps, margin=margin,
+        ),
+        "plan()",
+        calibrated=calibrated,
+    )  # fmt: skip
+    asked = Asked.of(
+        preset=preset,
+        config_file=_text(config_file),
+        flags=settings,
+        machine=target.machine,
+        calibration=target.calibration,
+        margin=target.margin,
+        given_in="plan()",
+    )
+    given = answer(asked)
+    return traced(given) if trace else given
+
+
+def traced(given: Answer) -> Answer:
+    """The answer with the peak of each phase by the trace: the trainer's own step on tensors without data.
+
+    Raises:
+        InputError: a backend or an offload that cannot be traced.
+    """
+    from scalegpt.tracing.trace import trace_step
+
+    choice = given.choice
+    trace = trace_step(choice.run, ranks=choice.machine.ranks, grad_accum=choice.batch.grad_accum)
+    return replace(given, trace=trace.phases)
+
+
+def train(
+    preset: str | None = None,
+    *,
+    input_file: str | Path | None = None,
+    config_file: str | Path | None = None,
+    model_name: str | None = None,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    fresh: bool = False,
+    margin: float | None = None,
+    allow_change: Iterable[str] = (),
+    trust_checkpoint: bool = False,
+    resume_step: int | None = None,
+    **settings: Any,
+) -> Path:
+    """Train a model in this process, as ``scalegpt train`` does; the same call resumes an unfinished run.
+
+    For several ranks, start the script with ``torchrun`` or ``deepspeed``: each rank calls this. Called in the main
+    thread, it lets signals such as Ctrl-C end the run after the step, with a checkpoint; before the first step they end
+    the process. A step that exceeds ``step_timeout`` ends the process with status 75.
+
+    Args:
+        preset: a named configuration, see ``scalegpt presets``; None: the settings' defaults.
+        input_file: a text file, a folder of text, or a folder of prepared tokens; None: what ``config_file`` names.
+        config_file: a JSON or YAML file of a preset's form, instead of a preset.
+        model_name: the run's folder in ``runs_dir``; None: the preset's name.
+        runs_dir: the folder of all runs.
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
+        fresh: start anew, beside an earlier run of the same name.
+        margin: share of a card's memory that a chosen micro batch leaves free; None: 0.03.
+        allow_change: settings that may differ when the run resumes, or ``data``.
+        trust_checkpoint: resume from a checkpoint that another run has written.
+        resume_step: go back: resume from the checkpoint of this step, and set later ones aside.
+        settings: any setting of a run, such as ``max_iters=1000``, over the preset's; ``scalegpt train --help`` lists them.
+
+    Returns:
+        The run's folder: ``metrics.jsonl``, ``run_status.json``, ``checkpoints/``.
+
+    Raises:
+        InputError: a setting, the data or the run's folder cannot work; nothing was changed.
+        RunError: the run failed, and ``run_status.json`` says why; or a signal stopped it after a checkpoint.
+    """
+    stop = StopRequest()
+    request = Request.of(
+        preset=preset,
+        config_file=_text(config_file),
+        name=model_name,
+        settings={**settings, **_given(input_file=_text(input_file))},
+        runs_dir=Path(runs_dir),
+        fresh=fresh,
+        margin=margin,
+        allow_change=allow_change,
+        trust_checkpoint=trust_checkpoint,
+        resume_step=resume_step,
+        given_in="train()",
+    )
+    ending = run_request(request, device, stop, LauncherWatch(stop))
+    if ending.status or ending.folder is None:
+        raise RunError(f"the run was stopped by a signal (status {ending.status}); the same call resumes it")
+    return ending.folder
+
+
+def run_request(request: Request, device: str, stop: StopRequest, launcher: LauncherWatch) -> "Ending":
+    """Train what is asked for, taking signals and watching the launcher meanwhile; torch is imported here.
+
+    Raises:
+        InputError: the request cannot be met; nothing was changed.
+        RunError: the run failed.
+    """
+    with stop.listening():
+        with stop.alone():  # importing torch takes seconds
+            launcher.start()
+            from scalegpt.training.run import train as train_run
+        try:
+            return train_run(request, device, stop)
+        finally:
+            launcher.stop()
+
+
+def load(run: str | Path, *, device: str = "auto", runs_dir: str | Path = "runs") -> "LoadedModel":
+    """Load a trained model to use it.
+
+    >>> load("runs/tiny").generate("Once upon a time", max_new_tokens=50)  # doctest: +SKIP
+
+    Args:
+        run: a run's folder, whose newest checkpoint is taken; a checkpoint's own; or the name of a run in ``runs_dir``.
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
+        runs_dir: where a name is looked for.
+
+    Returns:
+        The model. ``generate(prompt)`` continues a text; ``model`` is the torch module, ``tokenizer`` and ``header`` are
+        what the checkpoint holds beside it. It computes in bf16 on a CUDA device that has it, else in fp32.
+
+    Raises:
+        InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
+    """
+    from scalegpt.inference.load import load_model
+
+    path = Path(run)
+    named = Path(runs_dir) / path
+    return load_model(named if len(path.parts) == 1 and not path.exists() and named.exists() else path, device)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """The settings that are not None."""
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
