@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.backends import BACKENDS, OFFLOADS
 from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.presets import resolve
-from scalegpt.config.run import BACKENDS, OFFLOADS, PLANNED, ParallelConfig
+from scalegpt.config.run import PLANNED, ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import GB, find_card

@@ -6,7 +6,6 @@ from functools import cache
 
 from benchmarks.tables.asking import HIGH_CONTEXT, block_size, by_size, chosen, predicted
 from benchmarks.tables.markdown import code, gib, table
-from benchmarks.tables.presets import layout
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
@@ -144,7 +143,9 @@ def batches() -> str:
         for flags in ({}, {"backend": "plain"}):
             plans = [claim.plan(recompute, **flags) for recompute in RECOMPUTE]
             run = plans[0].run
-            rows.append((code(claim.preset), str(run.train.micro_batch), _card(claim), layout(run), *map(room, plans)))
+            rows.append(
+                (code(claim.preset), str(run.train.micro_batch), _card(claim), run.parallel.label(), *map(room, plans))
+            )
     return table(("preset", "batch", "card", "layout", *(f"recompute {kind}" for kind in RECOMPUTE)), rows, right={1})
 
 

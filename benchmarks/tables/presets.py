@@ -3,7 +3,6 @@
 from benchmarks.tables.asking import as_it_stands, block_size, by_size, fits_with_margin, parameters
 from benchmarks.tables.markdown import code, gib, table
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.memory.states import training_bytes
@@ -53,14 +52,8 @@ def _row(name: str) -> tuple[str, ...]:
     return (
         code(name), *map(str, (model.n_layer, model.n_embd, model.n_head, model.block_size, train.micro_batch)),
         f"{parameters(name):,}", micro if train.tokens_per_step is None else f"{train.tokens_per_step:,}",
-        layout(run), f"{train.learning_rate:g}",
+        run.parallel.label(), f"{train.learning_rate:g}",
     )  # fmt: skip
-
-
-def layout(run: RunConfig) -> str:
-    """Backend and stage in the backend's own words."""
-    stages = {"plain": "plain", "fsdp": f"fsdp, stage {run.parallel.stage}"}
-    return stages.get(run.parallel.backend, f"{run.parallel.backend}, ZeRO-{run.parallel.stage}")
 
 
 def states() -> str:

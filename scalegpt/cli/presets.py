@@ -127,13 +127,14 @@ def _row(preset: Preset) -> tuple[str, ...]:
     micro = f"{train.micro_batch * model.block_size:,} a GPU"
     shape = (model.n_layer, model.n_embd, model.n_head, model.block_size, model.vocab_size, train.micro_batch)
     tokens = micro if train.tokens_per_step is None else f"{train.tokens_per_step:,}"
-    return (preset.name, f"{preset.parameters:,}", *map(str, shape), tokens, _layout(preset.run), preset.description)
-
-
-def _layout(run: RunConfig) -> str:
-    """Return the backend and its stage in the backend's own words."""
-    words = {"plain": "plain", "fsdp": f"fsdp, stage {run.parallel.stage}"}
-    return words.get(run.parallel.backend, f"{run.parallel.backend}, ZeRO-{run.parallel.stage}")
+    return (
+        preset.name,
+        f"{preset.parameters:,}",
+        *map(str, shape),
+        tokens,
+        preset.run.parallel.label(),
+        preset.description,
+    )
 
 
 def _plain(value: Any) -> str:

@@ -8,6 +8,8 @@ optimizers themselves. To add one: a :class:`OptimizerSpec` in :data:`OPTIMIZERS
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from scalegpt.config.backends import BackendSpec
+
 MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
 """The kinds of tensors that optimizers tell apart: a block's matrices; tables and the head; norms and biases."""
 
@@ -66,7 +68,7 @@ class OptimizerSpec:
     groups: tuple[UpdateGroup, ...]
     settings: frozenset[str] = frozenset()
     counters_on_device: bool
-    unfit: Callable[[str, int, str], str | None] = lambda _backend, _stage, _offload: None
+    unfit: Callable[[BackendSpec, int, str], str | None] = lambda _backend, _stage, _offload: None
 
     def group_of(self, kind: str) -> UpdateGroup:
         """The group that tensors of this kind belong to."""
@@ -127,11 +129,11 @@ def _muon(*, fused: bool) -> OptimizerSpec:
     )
 
 
-def _unfit_for_muon(backend: str, stage: int, offload: str) -> str | None:
+def _unfit_for_muon(backend: BackendSpec, stage: int, offload: str) -> str | None:
     """What DeepSpeed's stages do was seen in real steps of version 0.19.8 (docs/MEMORY.md)."""
     if offload != "none":
         return f"optimizer muon cannot be offloaded (offload {offload}); use --offload none or --optimizer adamw"
-    if backend != "deepspeed" or stage == 0:
+    if not backend.updates_flat_parts(stage):
         return None
     if stage == 1:
         return (

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from scalegpt.config.backends import BACKENDS, DEEPSPEED, OFFLOADS, BackendSpec, Mesh, backend_help, stage_help
 from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.settings import Section, setting
 from scalegpt.config.shape import ModelConfig
@@ -16,14 +17,7 @@ PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompu
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
 """Those that the trainer leaves to the planner where nobody says otherwise; a preset's micro batch is no more than a hint."""
 
-BACKENDS = ("plain", "fsdp", "deepspeed")
-OFFLOADS = ("none", "optimizer", "all")
 TOKENIZERS = ("gpt2", "byte", "char")
-
-STAGES = {"plain": (0,), "fsdp": (0, 2, 3), "deepspeed": (0, 1, 2, 3)}
-"""The ZeRO stages that each backend offers. FSDP2: 0 replicates, 2 gathers once a step and keeps, 3 reshards."""
-
-DEFAULT_STAGE = {"plain": 0, "fsdp": 3, "deepspeed": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +28,8 @@ class ParallelConfig(Section):
         InputError: a stage that the backend does not have, or an offload that the stage does not allow.
     """
 
-    backend: str = setting(
-        "plain", "plain: one process; fsdp: FSDP2; deepspeed: ZeRO; auto: the fastest that fits", choices=BACKENDS
-    )
-    zero_stage: int | None = setting(
-        None,
-        "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "
-        "none: 3 for fsdp, 2 for deepspeed; auto: the fastest that fits",
-        minimum=0,
-        maximum=3,
-    )
+    backend: str = setting("plain", backend_help(), choices=tuple(BACKENDS))
+    zero_stage: int | None = setting(None, stage_help(), minimum=0, maximum=3)
     offload: str = setting(
         "none",
         "keep the optimizer's state, or parameters too (all), in host memory; auto: if need be",
@@ -55,30 +41,30 @@ class ParallelConfig(Section):
 
     def check(self) -> None:
         """Refuse combinations that no library runs."""
-        if self.stage not in STAGES[self.backend]:
-            offered = ", ".join(map(str, STAGES[self.backend]))
+        if self.stage not in self.spec.stages:
+            offered = ", ".join(map(str, self.spec.stages))
             raise InputError(f"zero_stage {self.stage} does not exist for backend {self.backend}; it has {offered}")
-        if self.offload != "none":
-            self._check_offload()
-        if self.ds_config is not None and self.backend != "deepspeed":
+        self.spec.check_offload(self.offload, self.stage)
+        if self.ds_config is not None and self.spec is not DEEPSPEED:
             raise InputError(f"ds_config {self.ds_config!r} needs backend deepspeed, not {self.backend}")
 
-    def _check_offload(self) -> None:
-        if self.backend == "plain":
-            raise InputError(f"offload {self.offload} needs backend fsdp or deepspeed, not plain")
-        if self.backend == "fsdp" and (self.offload != "all" or self.stage != 3):
-            raise InputError(
-                "fsdp offloads parameters and optimizer state together, at stage 3: use --offload all --zero_stage 3"
-            )
-        if self.backend == "deepspeed" and self.stage == 0:
-            raise InputError("deepspeed offloads from stage 1 on: use --zero_stage 1, 2 or 3")
-        if self.backend == "deepspeed" and self.offload == "all" and self.stage != 3:
-            raise InputError("deepspeed offloads parameters at stage 3 only: use --zero_stage 3 or --offload optimizer")
+    @property
+    def spec(self) -> BackendSpec:
+        """What the backend is."""
+        return BACKENDS[self.backend]
 
     @property
     def stage(self) -> int:
         """The ZeRO stage in force, the backend's own where none is set."""
-        return DEFAULT_STAGE[self.backend] if self.zero_stage is None else self.zero_stage
+        return self.spec.default_stage if self.zero_stage is None else self.zero_stage
+
+    def mesh(self, ranks: int) -> Mesh:
+        """How W data-parallel ranks are laid out as replicas and shards."""
+        return self.spec.mesh(self.stage, ranks)
+
+    def label(self, before_stage: str = "stage ") -> str:
+        """Backend and stage for people, such as ``fsdp stage 2``."""
+        return f"{self.backend} {before_stage}{self.stage}" if self.spec.has_stages else self.backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +91,7 @@ DATA = "data"
 
 def optimizer_unfit(optimizer: str, parallel: ParallelConfig) -> str | None:
     """Why an optimizer cannot be had with a layout, and what to use instead; None where it can."""
-    return OPTIMIZERS[optimizer][True].unfit(parallel.backend, parallel.stage, parallel.offload)
+    return OPTIMIZERS[optimizer][True].unfit(parallel.spec, parallel.stage, parallel.offload)
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -8,7 +8,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.run import BACKENDS, optimizer_unfit
+from scalegpt.config.backends import BACKENDS
+from scalegpt.config.run import optimizer_unfit
 from scalegpt.config.shape import TOKENS
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import CPU_CAPABILITY, Card, has_bf16
@@ -44,7 +45,7 @@ def resolve_precision(wanted: str, card: Card | None, capability: str | None = N
 
 def installed_backends() -> tuple[str, ...]:
     """The backends that this installation can train with: DeepSpeed is an extra of the package."""
-    return tuple(each for each in BACKENDS if each != "deepspeed" or find_spec("deepspeed") is not None)
+    return tuple(name for name, spec in BACKENDS.items() if spec.package is None or find_spec(spec.package) is not None)
 
 
 def check_installed(backend: str) -> None:
@@ -72,8 +73,7 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
         InputError: several ranks without a backend for them, or sharding over one.
     """
     parallel = run.parallel
-    if parallel.backend == "plain" and ranks > 1:
-        raise InputError(f"backend plain runs in one process, not {ranks}; use --backend fsdp or --backend deepspeed")
+    parallel.spec.check_mesh(parallel.mesh(ranks))
     if ranks > 1 or parallel.stage == 0 or parallel.offload != "none":
         return None
     if stage_fixed:

@@ -34,7 +34,7 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
         for field in fields(kind):
             value = getattr(ours, field.name)
             if field.name == "zero_stage":
-                if plan.run.parallel.backend == "plain":
+                if not plan.run.parallel.spec.has_stages:
                     continue
                 value = plan.run.parallel.stage
             if field.name == "ds_config" and value is None:
@@ -63,12 +63,12 @@ def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
 
 def _launcher(plan: Plan) -> list[str]:
     """The launcher and its options."""
-    machine = plan.machine
+    machine, launcher = plan.machine, plan.run.parallel.spec.launcher
     if machine.nodes > 1:
         place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
         return ["torchrun", "--nnodes", str(machine.nodes), "--nproc_per_node", str(machine.gpus), *place]
-    if plan.run.parallel.backend == "deepspeed":
-        return ["deepspeed", "--num_gpus", str(machine.gpus)]
+    if launcher == "deepspeed":
+        return [launcher, "--num_gpus", str(machine.gpus)]
     return ["torchrun", "--nproc_per_node", str(machine.gpus)] if machine.gpus > 1 else ["python"]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.presets import named_settings, resolve
-from scalegpt.config.run import BACKENDS, PLANNED, STAGES
+from scalegpt.config.run import PLANNED
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import GB
 from scalegpt.hardware.machine import ASSUMED, HOST_LEAST, HOST_MOST, HOST_PER_CARD, Machine
@@ -158,8 +159,8 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values, given_
     except InputError:
         if flags.get("backend", "auto") != "auto" or not flags.keys() & {"zero_stage", "offload"}:
             raise
-        for backend in BACKENDS:
-            for stage in (flags["zero_stage"],) if "zero_stage" in flags else STAGES[backend]:
+        for backend, spec in BACKENDS.items():
+            for stage in (flags["zero_stage"],) if "zero_stage" in flags else spec.stages:
                 try:
                     run = resolve(
                         preset=preset,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.presets import resolve
-from scalegpt.config.run import BACKENDS
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine
@@ -70,7 +70,7 @@ def test_a_plan_for_it_is_made_and_names_the_package(tmp_path: Path) -> None:
 
 def test_it_is_known_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("deepspeed")
-    assert installed_backends() == BACKENDS
+    assert installed_backends() == tuple(BACKENDS)
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     assert installed_backends() == ("plain", "fsdp")
     with pytest.raises(InputError, match="not installed here"):

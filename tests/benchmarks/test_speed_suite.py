@@ -31,7 +31,7 @@ from benchmarks.suite.speed_rows import (
     subjects,
 )
 from benchmarks.suite.speed_trials import Trials, foreseen, need
-from scalegpt.config.run import BACKENDS
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine

@@ -116,7 +116,7 @@ def of(name: str) -> RunConfig:
 
 
 def test_readme_states_the_shapes_and_settings() -> None:
-    words = {"plain": "plain", "fsdp": "fsdp, stage {}", "deepspeed": "deepspeed, ZeRO-{}"}
+    words = {"plain": "plain", "fsdp": "fsdp stage {}", "deepspeed": "deepspeed stage {}"}
     expected = []
     for run in in_order_of_size():
         model, train = run.model, run.train

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import kind_of, parameter_shapes
 from scalegpt.config import ModelConfig, TrainConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.optimizers import EMBEDDING, FP32, MATRIX, OPTIMIZERS, STATE_NAMES, VECTOR
 from scalegpt.config.presets import resolve
-from scalegpt.config.run import STAGES
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import MAKERS, optimizer_factory
 from scalegpt.planner.memory.newton_schulz import ALONE, Exchange
@@ -172,7 +172,9 @@ def flags_of(model: ModelConfig) -> dict[str, Any]:
     return {key: getattr(model, key) for key in ModelConfig.settings()}
 
 
-@pytest.mark.parametrize(("backend", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages])
+@pytest.mark.parametrize(
+    ("backend", "stage"), [(name, stage) for name, spec in BACKENDS.items() for stage in spec.stages]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_closed_forms_are_the_ledgers_states(backend: str, stage: int, precision: str) -> None:
     model = MODEL.changed(n_embd=512, vocab_size=5000)

@@ -37,9 +37,8 @@ def nodes(machine: Machine) -> str:
 
 def layout(parallel: ParallelConfig, stage: str = "stage ") -> str:
     """The backend, its stage after the word given, and what is offloaded."""
-    sharding = "" if parallel.backend == "plain" else f" {stage}{parallel.stage}"
     offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
-    return f"{parallel.backend}{sharding}{offload}"
+    return f"{parallel.label(stage)}{offload}"
 
 
 def step(plan: Plan) -> str:

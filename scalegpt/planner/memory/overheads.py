@@ -89,13 +89,12 @@ class Overheads:
     def of(cls, run: RunConfig, card: Card | None, ranks: int) -> "Overheads":
         """What the tables say; an unknown card counts as the most demanding of NVIDIA's."""
         capability = card.capability if card else "9.0"
-        group = run.parallel.backend != "plain"
         return cls(
             workspaces=_workspaces(capability),
             fragmentation_share=FRAGMENTATION.value,
             segment=int(SEGMENT.value),
             context=int(_context(capability).value),
-            nccl=int(_nccl(ranks).value) if group else 0,
+            nccl=int(_nccl(ranks).value) if not run.parallel.spec.one_process else 0,
         )
 
     def fragmentation(self, peak: int) -> int:

@@ -190,7 +190,7 @@ def _set_free(question: Question) -> Remedy | None:
 
 def _more_cards(question: Question) -> Remedy | None:
     machine, count = question.machine, 2 * question.machine.gpus
-    if machine.is_gpu and question.run.parallel.backend == "plain" and "backend" not in question.open:
+    if machine.is_gpu and question.run.parallel.spec.one_process and "backend" not in question.open:
         return None
     while machine.is_gpu and count * machine.nodes <= MOST_CARDS:
         gpus, nodes = (count, machine.nodes) if count <= 8 else (8, machine.nodes * count // 8)

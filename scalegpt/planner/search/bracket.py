@@ -2,6 +2,7 @@
 
 import bisect
 
+from scalegpt.config.backends import FSDP
 from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.search.costs import SchemeCosts
 
@@ -63,7 +64,7 @@ class Bracket:
     def probe(self) -> None:
         """Find out whether one more micro batch fits."""
         run_costs, layout = self.costs.run_costs, self.costs.scheme.layout
-        apart = 3 if layout.backend == "fsdp" and layout.stage != 3 else 2
+        apart = 3 if layout.spec is FSDP and layout.stage != 3 else 2
         if self.high == len(self.sizes) or run_costs.per_rank // self.largest < apart:
             if self._settle(self.high - 1):
                 self.low = self.high

@@ -4,7 +4,8 @@ import itertools
 from functools import lru_cache
 
 from scalegpt.config import RunConfig
-from scalegpt.config.run import OFFLOADS, STAGES, ParallelConfig, optimizer_unfit
+from scalegpt.config.backends import BACKENDS, OFFLOADS
+from scalegpt.config.run import ParallelConfig, optimizer_unfit
 from scalegpt.errors import InputError
 from scalegpt.planner.search.question import Question
 
@@ -22,11 +23,10 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
     backends = question.backends if "backend" in open_ else (own.backend,)
     found = []
     for backend in backends:
-        if backend == "plain" and ranks > 1:
+        spec = BACKENDS[backend]
+        if spec.one_process and ranks > 1:
             continue
-        stages = (
-            STAGES[backend] if "zero_stage" in open_ else (own.zero_stage if own.zero_stage is not None else own.stage,)
-        )
+        stages = spec.stages if "zero_stage" in open_ else (own.stage,)
         offloads = (own.offload,) if "offload" not in open_ else OFFLOADS if question.machine.is_gpu else ("none",)
         for stage, offload in itertools.product(stages, offloads):
             layout = _layout(own, backend, stage, offload)
@@ -70,7 +70,7 @@ def _made(backend: str, stage: int, offload: str, ds_config: str | None) -> Para
 def _makes_sense_alone(layout: ParallelConfig, open_: frozenset[str]) -> bool:
     if layout.offload != "none" or "zero_stage" not in open_:
         return True
-    return layout.stage == 0 and (layout.backend == "plain" or "backend" not in open_)
+    return layout.stage == 0 and (layout.spec.one_process or "backend" not in open_)
 
 
 # --- the search over one number of ranks -----------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import BACKENDS, PLANNED, ParallelConfig
+from scalegpt.config.run import PLANNED, ParallelConfig
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan
@@ -35,7 +36,7 @@ class Question:
     margin: float = MARGIN
     calibration: Calibration = field(default_factory=Calibration)
     fewer: bool = True
-    backends: tuple[str, ...] = BACKENDS
+    backends: tuple[str, ...] = tuple(BACKENDS)
 
     @property
     def limit(self) -> float:

@@ -4,7 +4,7 @@ import math
 from functools import lru_cache
 
 from scalegpt.config import RunConfig
-from scalegpt.config.run import BACKENDS, OFFLOADS
+from scalegpt.config.backends import BACKENDS, DEEPSPEED, OFFLOADS
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.search.question import Scheme
@@ -42,12 +42,12 @@ def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
     """
     layout = scheme.layout
     named = (layout.backend, layout.stage) == (own.layout.backend, own.layout.stage)
-    if named or layout.backend == "plain":
+    if named or layout.spec.one_process:
         sharding = 0
     elif layout.offload != "none" and ranks == 1:
         sharding = 0  # offload needs it there
     else:
-        sharding = (layout.stage > 0 or layout.backend == "deepspeed") + (layout.stage == 3 and ranks > 1)
+        sharding = (layout.stage > 0 or layout.spec is DEEPSPEED) + (layout.stage == 3 and ranks > 1)
     return sharding + (layout.offload != "none") + RECOMPUTE.index(scheme.recompute) + (scheme.loss != own.loss)
 
 
@@ -64,7 +64,7 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
         OFFLOADS.index(layout.offload),
         RECOMPUTE.index(scheme.recompute),
         (layout.backend, layout.stage) != (own.layout.backend, own.layout.stage),
-        BACKENDS.index(layout.backend),
+        tuple(BACKENDS).index(layout.backend),
         layout.stage,
         scheme.loss != own.loss,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import BACKENDS
 from scalegpt.hardware.gpus import Card, known_card
 from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.storage import user_path
@@ -126,7 +127,7 @@ class Calibration:
             if known_card(each.card) == card
             and _minor(each.torch) == _minor(torch)
             and driver in {None, each.driver}
-            and (each.backend == "plain") == (run.parallel.backend == "plain")
+            and _has_group(each.backend) == _has_group(run.parallel.backend)
             and each.ranks == ranks
         ][-NEWEST:]
         if not fitting:
@@ -207,6 +208,11 @@ def installed_torch() -> str | None:
         return None
     found = [line.split("=")[1].strip().strip("'\"") for line in text.splitlines() if line.startswith("__version__ =")]
     return found[0] if found else None
+
+
+def _has_group(backend: str) -> bool:
+    """Whether its process has a process group, whose memory counts; a measurement may name a backend that is gone."""
+    return backend not in BACKENDS or not BACKENDS[backend].one_process
 
 
 def _minor(version: str) -> tuple[str, ...]:

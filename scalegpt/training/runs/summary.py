@@ -25,7 +25,6 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
     model, train, parallel = run.model, run.train, run.parallel
     parameters = count_parameters(model).total
     steps = total_steps(train, plan)
-    stage = "" if parallel.backend == "plain" else f" stage {parallel.stage}"
     offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
     epochs = steps * plan.tokens / max(1, len(data.train))
     return "\n".join((
@@ -35,7 +34,7 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
         f"{data.tokenizer.kind} tokenizer{_read_as(data)}; {epochs:.2f} epochs",
         f"step     {plan.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
         f"{plan.micro_batch} × accumulation {plan.grad_accum} × block {plan.block_size}; {steps:,} steps",
-        f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.backend}{stage}{offload}, "
+        f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.label()}{offload}, "
         f"{train.precision}, "
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
         f"states   {format_bytes(sum(training_bytes(model, train).values()))} for weights, gradients and moments in all",

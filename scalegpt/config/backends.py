@@ -1,0 +1,176 @@
+"""What each backend is, said once, and how a run's ranks are laid out.
+
+The settings, the planner, the trainer and the messages read it here. :mod:`scalegpt.backends` makes the backends themselves.
+To add one: a :class:`BackendSpec` in :data:`BACKENDS`, its maker in :mod:`scalegpt.backends`, and its rows in the planner's
+tables, which have this spec as their key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scalegpt.errors import InputError
+
+OFFLOADS = ("none", "optimizer", "all")
+"""What may be kept in host memory: nothing; the optimizer's state; weights and gradients too."""
+
+OPTIMIZER_STATE, GRADIENTS, WEIGHTS = "optimizer", "gradients", "weights"
+"""The model states that a stage may cut; fp32 masters belong to the optimizer's state."""
+
+ZERO_CUTS = {OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 3}
+"""State → the stage from which on ZeRO cuts it (Rajbhandari et al. 2020, arXiv 1910.02054, section 5)."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The data-parallel ranks as a grid of ``replicas`` × ``shards``.
+
+    The ranks of one replica hold the states that their stage cuts in ``shards`` parts, and together hold all of them. Every
+    replica holds the same. What a stage does not cut is whole on every rank. Each rank computes on its own data. Rank r is
+    shard r mod ``shards`` of replica r ÷ ``shards``: the shards of a replica, which send each other most, are neighbours.
+
+    - Mesh(W, 1): nothing is cut over W ranks (stage 0).
+    - Mesh(1, W): the states are cut over all W ranks (ZeRO, FSDP2).
+    - Mesh(R, S): R replicas of S shards (HSDP); no backend runs it yet, and :meth:`BackendSpec.check_mesh` refuses it.
+
+    Collectives over shards gather weights and scatter gradients. Collectives over replicas sum the gradients of a shard.
+    """
+
+    replicas: int = 1
+    shards: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """W, all data-parallel ranks."""
+        return self.replicas * self.shards
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """The replica that a rank belongs to, and the shard that it holds."""
+        return divmod(rank, self.shards)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BackendSpec:
+    """One backend.
+
+    Attributes:
+        name: as ``--backend`` has it.
+        help: what it is, for ``--help``.
+        stages: the ZeRO stages that it offers.
+        default_stage: the stage of a run that names none.
+        cut_from: model state → the stage from which on it is cut over the shards.
+        flat_from: the stage from which on the optimizer updates flat parts of many tensors, in which there are no matrices;
+            None: it always updates tensors.
+        offloads: what it can keep in host memory → at which stages.
+        offload_rule: the same for a message, with the flags to use.
+        launcher: the program that starts its ranks; ``python``: it runs in one process.
+        package: the Python package that it needs beside torch.
+    """
+
+    name: str
+    help: str
+    stages: tuple[int, ...]
+    default_stage: int
+    cut_from: Mapping[str, int] = field(default_factory=lambda: ZERO_CUTS)
+    flat_from: int | None = None
+    offloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    offload_rule: str = ""
+    launcher: str = "torchrun"
+    package: str | None = None
+
+    @property
+    def one_process(self) -> bool:
+        """Whether it runs without a process group."""
+        return self.launcher == "python"
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether a stage distinguishes its runs."""
+        return len(self.stages) > 1
+
+    def cuts(self, state: str, stage: int) -> bool:
+        """Whether a model state is cut over the shards at a stage."""
+        return stage >= self.cut_from[state]
+
+    def updates_flat_parts(self, stage: int) -> bool:
+        """Whether the optimizer sees flat parts in place of tensors."""
+        return self.flat_from is not None and stage >= self.flat_from
+
+    def mesh(self, stage: int, ranks: int) -> Mesh:
+        """How ranks are laid out at a stage: replicas where nothing is cut, else shards of one replica."""
+        return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
+
+    def check_mesh(self, mesh: Mesh) -> None:
+        """Refuse a mesh that the backend cannot run.
+
+        Raises:
+            InputError: several ranks for a backend of one process, or several replicas of several shards.
+        """
+        if self.one_process and mesh.ranks > 1:
+            others = " or ".join(f"--backend {spec.name}" for spec in BACKENDS.values() if not spec.one_process)
+            raise InputError(f"backend {self.name} runs in one process, not {mesh.ranks}; use {others}")
+        if mesh.replicas > 1 and mesh.shards > 1:
+            raise InputError(
+                f"backend {self.name} cannot run {mesh.replicas} replicas of {mesh.shards} shards; use one replica"
+            )
+
+    def check_offload(self, offload: str, stage: int) -> None:
+        """Refuse an offload that the backend does not have at a stage.
+
+        Raises:
+            InputError: with what it has.
+        """
+        if offload == "none" or stage in self.offloads.get(offload, ()):
+            return
+        if not self.offloads:
+            others = " or ".join(spec.name for spec in BACKENDS.values() if spec.offloads)
+            raise InputError(f"offload {offload} needs backend {others}, not {self.name}")
+        raise InputError(f"{self.name} {self.offload_rule}")
+
+
+PLAIN = BackendSpec(name="plain", help="one process", stages=(0,), default_stage=0, launcher="python")
+
+FSDP = BackendSpec(
+    name="fsdp",
+    help="FSDP2",
+    stages=(
+        0,
+        2,
+        3,
+    ),  # 0 replicates, 2 gathers once a step and keeps the weights to its end, 3 frees them after each use
+    default_stage=3,
+    cut_from={OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 2},
+    offloads={"all": (3,)},
+    offload_rule="offloads parameters and optimizer state together, at stage 3: use --offload all --zero_stage 3",
+)
+
+DEEPSPEED = BackendSpec(
+    name="deepspeed",
+    help="ZeRO",
+    stages=(0, 1, 2, 3),
+    default_stage=2,
+    flat_from=1,
+    offloads={"optimizer": (1, 2, 3), "all": (3,)},
+    offload_rule=(
+        "offloads the optimizer's state from stage 1 on, and parameters at stage 3 only: use --offload optimizer with "
+        "--zero_stage 1, 2 or 3, or --offload all with --zero_stage 3"
+    ),
+    launcher="deepspeed",
+    package="deepspeed",
+)
+
+BACKENDS = {spec.name: spec for spec in (PLAIN, FSDP, DEEPSPEED)}
+"""Name → backend, the simplest first."""
+
+
+def backend_help() -> str:
+    """What the backends are, for ``--help``."""
+    return "; ".join(f"{spec.name}: {spec.help}" for spec in BACKENDS.values()) + "; auto: the fastest that fits"
+
+
+def stage_help() -> str:
+    """What the stages shard, for ``--help``."""
+    defaults = ", ".join(f"{spec.default_stage} for {spec.name}" for spec in BACKENDS.values() if spec.has_stages)
+    return (
+        "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "
+        f"none: {defaults}; auto: the fastest that fits"
+    )
