@@ -1,7 +1,9 @@
 """Values of the benchmarks' flags, refused before anything is measured."""
 
 import argparse
+import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,22 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return count
+
+
+def above_zero(text: str) -> float:
+    """A flag's type: a number above zero."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A flag's type: a regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
 
 
 def counts(text: str) -> list[int]:

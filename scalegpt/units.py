@@ -1,6 +1,6 @@
 """Numbers as people read them: bytes with their unit, seconds, counts. GB is 10⁹, GiB is 2³⁰."""
 
-GIB = 2**30
+GIB, GB = 2**30, 10**9
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of one number, by dtype."""

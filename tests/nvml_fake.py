@@ -81,12 +81,13 @@ class Fake(ModuleType):
         peer: whether cards copy directly over PCIe; the answer is a status of the chipset's where not.
         fails: the code that the start fails with.
         old: a driver that has the first version of the memory's figures only, in which the reserved part is left out.
-        driver: its version, bytes as old bindings give it.
+        driver: its version.
     """
 
     NVMLError = FakeNVMLError
     NVML_ERROR_LIBRARY_NOT_FOUND = LIBRARY_NOT_FOUND
     NVML_DEVICE_MIG_ENABLE = 1
+    NVML_NVLINK_MAX_LINKS = 18
     nvmlMemory_v2 = 0x02000028  # noqa: N815
 
     def __init__(
@@ -97,7 +98,7 @@ class Fake(ModuleType):
         peer: bool = True,
         fails: int | None = None,
         old: bool = False,
-        driver: Any = "580.65.06",
+        driver: str = "580.65.06",
     ) -> None:
         super().__init__("pynvml")
         self.gpus, self.nvlink, self.peer, self.fails, self.old, self.driver = gpus, nvlink, peer, fails, old, driver
@@ -111,7 +112,7 @@ class Fake(ModuleType):
     def nvmlShutdown(self) -> None:
         self.open -= 1
 
-    def nvmlSystemGetDriverVersion(self) -> Any:
+    def nvmlSystemGetDriverVersion(self) -> str:
         return self.driver
 
     def nvmlDeviceGetCount(self) -> int:

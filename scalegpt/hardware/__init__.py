@@ -1,5 +1,5 @@
-"""The GPUs that are known (``gpus.yaml``), those at hand, and the machines around them; without torch.
+"""Known GPUs (``gpus.yaml``), the GPUs at hand, and the machines around them; without torch.
 
-Start with ``gpus``, which finds the card that a user means; ``machine`` is what plans are made for. May import
-:mod:`scalegpt.config` and what lies below.
+Read ``gpus`` first, which finds the card that a user means, then ``machine``, for which plans are made. May import
+:mod:`scalegpt.config` and what lies below it.
 """

@@ -1,10 +1,9 @@
-"""One kind of GPU, and what joins several of them: the figures that a plan is made from."""
+"""One kind of GPU, and the link between several: the figures that a plan is made from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-GIB = 2**30
-GB = 10**9
+from scalegpt.units import GIB
 
 _FIRST_WITH_BF16 = 8.0
 """Before it, Volta and Turing have neither bf16 matmuls nor a flash kernel in torch's attention (``sdp_utils.cpp``)."""
@@ -14,12 +13,12 @@ CPU_CAPABILITY = "cpu"
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """How the cards of one machine are joined.
+    """The link between the cards of one machine.
 
     Attributes:
         kind: ``nvlink``, ``xgmi``, ``pcie``, or ``host`` for the ranks of a processor.
         gbps: of each card to all others, GB/s of 10⁹, both directions together, as vendors print it.
-        peer: whether the cards copy directly to each other; false: everything goes through the host's memory.
+        peer: whether the cards copy directly to each other; false: through the host's memory.
     """
 
     kind: str
@@ -32,8 +31,8 @@ class Card:
     """One entry of the catalogue; ``gpus.yaml`` explains its figures.
 
     Attributes:
-        name: what to call it.
-        match: the words of its driver's name.
+        name: the catalogue's.
+        match: the words of its name by the driver.
         aliases: other names.
         gb: the size in its name, GB.
         gib: the memory that torch reports, GiB.
@@ -41,11 +40,11 @@ class Card:
         tflops: dense half-precision peak with fp32 accumulation, TFLOP/s; of a processor, that of fp32.
         gbps: bandwidth of its memory, GB/s of 10⁹.
         host_gbps: between the card and the host's memory, GB/s of 10⁹, both directions together.
-        link: what joins it to other cards: ``nvlink``, ``xgmi``, ``pcie``, or ``host``.
+        link: to other cards: ``nvlink``, ``xgmi``, ``pcie``, or ``host``.
         link_gbps: of that link, GB/s of 10⁹, all links and both directions together.
-        link_cards: how many cards it joins, 2 for a bridge; None: all in a machine. More cards use PCIe.
+        link_cards: the number of cards that it joins, 2 for a bridge; None: all in a machine. More cards use PCIe.
         peer: whether cards of this kind copy directly to each other over PCIe.
-        sources: figure → where it comes from; one that begins with ~ makes it an estimate.
+        sources: figure → its source; one that begins with ~ marks an estimate.
     """
 
     name: str
@@ -70,12 +69,12 @@ class Card:
 
     @property
     def estimated(self) -> tuple[str, ...]:
-        """The figures that nobody has read."""
+        """The figures that are estimates."""
         return tuple(figure for figure, source in self.sources.items() if source.startswith("~"))
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the memory is a figure that nobody has read."""
+        """Whether the memory is an estimate."""
         return "gib" in self.estimated
 
     @property
@@ -99,7 +98,7 @@ class Card:
         return self.capability == CPU_CAPABILITY
 
     def link_of(self, gpus: int) -> Link:
-        """What joins N of these cards in a machine that is built for them."""
+        """The link between ``gpus`` of these cards in a machine that is built for them."""
         if self.link == "pcie":
             return Link(kind="pcie", gbps=self.link_gbps, peer=self.peer)
         if self.link_cards is not None and gpus > self.link_cards:

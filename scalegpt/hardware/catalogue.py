@@ -13,23 +13,23 @@ from pathlib import Path
 
 from scalegpt.errors import InputError
 from scalegpt.hardware.card import Card
-from scalegpt.hardware.catalogue_file import FIGURES, Entry, missing, read_entries
+from scalegpt.hardware.catalogue_file import FIGURES, CardEntry, read_entries
 from scalegpt.hardware.gpu_words import name_key, name_words
 from scalegpt.storage import user_path
 
 _VARIANTS = frozenset({"ti", "super", "laptop", "max", "mobile", "nvl", "d", "mig"})
-"""Words that make another card of a name: an RTX 3080 Ti is no RTX 3080, a MIG slice no whole card."""
+"""Words that name another card: an RTX 3080 Ti is not an RTX 3080, a MIG slice not a whole card."""
 
 _SIZE = re.compile(r"\d+gb")
 
 _NEEDED = ("gib", "capability", "tflops", "gbps", "host_gbps")
-"""What a new card cannot do without."""
+"""The keys that a new card needs."""
 
 
 def user_file() -> Path | None:
     """The user's own catalogue: ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``; None where there is none.
 
-    A file that the variable names must be there, reading it says so where it is not; an empty variable means no file.
+    A file that the variable names must exist, which reading it checks; an empty variable means no file.
     """
     chosen = os.environ.get("SCALEGPT_GPUS")
     if chosen is not None:
@@ -42,7 +42,7 @@ def user_file() -> Path | None:
 
 
 def catalogue() -> tuple[Card, ...]:
-    """Every card that is known, in the file's order, and then those that only the user's file has.
+    """Every known card: those of ScaleGPT's file in its order, then those that only the user's file has.
 
     Raises:
         InputError: the user's file is broken; file and line are named.
@@ -63,21 +63,20 @@ def _read(own: Path | None) -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def _sources(entry: Entry) -> dict[str, str]:
-    """Figure → source of all figures that the entry has; the file itself where it tells none."""
+def _sources(entry: CardEntry) -> dict[str, str]:
+    """Figure → source, of the entry's figures; the place in the file where no source is given."""
     return {key: entry.sources.get(key, entry.where) for key in (*FIGURES, "peer") if key in entry.values}
 
 
-def _new_card(entry: Entry) -> Card:
-    """A card from an entry that has all that is needed.
+def _new_card(entry: CardEntry) -> Card:
+    """A card from an entry.
 
     Raises:
-        InputError: something is missing.
+        InputError: a key that it needs is missing.
     """
     given = entry.values
-    lacks = missing(entry, _NEEDED)
-    if given.get("link", "pcie") != "pcie":
-        lacks += missing(entry, ["link_gbps"])
+    needed = _NEEDED if given.get("link", "pcie") == "pcie" else (*_NEEDED, "link_gbps")
+    lacks = [key for key in needed if key not in given]
     if lacks:
         raise InputError(f"{entry.where}: {entry.name} is a new card and lacks {', '.join(lacks)}; add them")
     sources = _sources(entry)
@@ -94,8 +93,8 @@ def _new_card(entry: Entry) -> Card:
     return Card(**{**defaults, **given}, sources=sources)
 
 
-def _overridden(card: Card, entry: Entry) -> Card:
-    """The card with the figures of the entry, and its own name."""
+def _overridden(card: Card, entry: CardEntry) -> Card:
+    """The card with the figures of the entry, under its own name."""
     given = {key: value for key, value in entry.values.items() if key != "name"}
     if "gb" not in given and given.get("gib", 0) > card.gb:
         given["gb"] = math.ceil(given["gib"])
@@ -104,7 +103,7 @@ def _overridden(card: Card, entry: Entry) -> Card:
     return replace(card, **given, sources={**card.sources, **_sources(entry)})
 
 
-def _check_names(cards: list[Card], place: int, entry: Entry) -> None:
+def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
     """Refuse a name that another card has.
 
     Raises:
@@ -127,7 +126,7 @@ def known_card(name: str) -> Card | None:
 
 
 def namesakes(name: str, card: Card) -> list[Card]:
-    """The cards that a driver's name fits as well as ``card``, since it tells no size: an RTX 4060 Ti has 8 GB or 16."""
+    """The cards that a driver's name without a size fits as well as ``card``: an RTX 4060 Ti has 8 GB or 16."""
     if re.search(r"\d+ ?gb", name.lower()):
         return [card]
     bare = [word for word in card.match if not _SIZE.fullmatch(word)]

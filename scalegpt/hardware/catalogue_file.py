@@ -1,12 +1,12 @@
 """Reads a catalogue of cards: ``gpus.yaml``, or a user's own file of the same form.
 
-The file is composed into YAML nodes and no further: each node knows its line, so that an error names the place, and the
-values are converted by what each key stands for. That also costs a third of what loading into Python values does.
+The file is read as YAML nodes, which have line numbers, so that an error names the place. Each key converts its own value.
+That also takes a third of the time of loading Python values.
 """
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scalegpt.structured import CONFIG_LIMIT, yaml_node
 from scalegpt.text import shown
 
 FIGURES = ("gib", "tflops", "gbps", "host_gbps", "link_gbps")
-"""Numbers above zero that have a source."""
+"""Keys of numbers above zero that have a source."""
 
 COUNTS = ("gb", "link_cards")
 LISTS = ("match", "aliases")
@@ -25,20 +25,20 @@ LINKS = ("nvlink", "xgmi", "pcie")
 KEYS = ("name", *LISTS, "capability", *COUNTS, *FIGURES, "link", "peer")
 
 MOST_CHARACTERS = 500
-"""Of a name or a source."""
+"""Characters of the longest name or source."""
 
 MOST = 1e6
-"""No figure of a card is larger: one that is has another unit."""
+"""No figure of a card is larger, unless it is in another unit."""
 
 
 @dataclass
-class Entry:
-    """One card of a file, or the figures of one that are to be overridden.
+class CardEntry:
+    """One card of a file, or figures that override those of a known one.
 
     Attributes:
-        values: key → value, of the keys that the entry has.
-        sources: figure → source, of the figures that are given with one.
         where: file and line, as ``gpus.yaml:7``.
+        values: key → value.
+        sources: figure → source, of the figures that have one.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Entry:
     sources: dict[str, str] = field(default_factory=dict)
 
 
-def read_entries(path: Path) -> list[Entry]:
+def read_entries(path: Path) -> list[CardEntry]:
     """The entries of a file, in its order.
 
     Raises:
-        InputError: the file cannot be read, is not YAML, or says something that cannot be; file and line are named.
+        InputError: the file cannot be read, is not YAML, or has an invalid value; file and line are named.
     """
     entries = [_entry(path, node) for node in _items(path, _compose(path), "the file", "of cards")]
-    seen: dict[str, Entry] = {}
+    seen: dict[str, CardEntry] = {}
     for entry in entries:
         first = seen.setdefault(entry.name.lower(), entry)
         if first is not entry:
@@ -95,7 +95,7 @@ def _text(path: Path, node: Any, what: str) -> str:
     return text
 
 
-def _entry(path: Path, node: Any) -> Entry:
+def _entry(path: Path, node: Any) -> CardEntry:
     where = _where(path, node)
     if node.id != "mapping":
         raise InputError(f"{where}: a card must be a mapping such as `name: RTX 4090`, then its figures")
@@ -103,7 +103,7 @@ def _entry(path: Path, node: Any) -> Entry:
     name = next((_text(path, value, "name") for key, value in pairs if key == "name"), None)
     if name is None:
         raise InputError(f"{where}: a card without a name; add `name: …`")
-    entry = Entry(name, where)
+    entry = CardEntry(name, where)
     for key, value in pairs:
         entry.values[key] = _value(path, entry, key, value)
     return entry
@@ -122,8 +122,8 @@ def _pairs(path: Path, node: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _value(path: Path, entry: Entry, key: str, node: Any) -> Any:
-    """The value of a key, converted; its source, if it has one, is noted in the entry."""
+def _value(path: Path, entry: CardEntry, key: str, node: Any) -> Any:
+    """The value of a key, converted; its source, if it has one, goes into the entry."""
     if key in LISTS:
         return tuple(_text(path, item, key) for item in _items(path, node, key, "of words"))
     if key in (*FIGURES, "peer") and node.id == "sequence":
@@ -160,8 +160,3 @@ def _checked(path: Path, node: Any, key: str, text: str, holds: bool, must: str)
     if not holds:
         raise InputError(f"{_where(path, node)}: {key} must be {must}, not {shown(text)}")
     return text
-
-
-def missing(entry: Entry, needed: Iterable[str]) -> list[str]:
-    """The keys that an entry lacks."""
-    return [key for key in needed if key not in entry.values]

@@ -1,6 +1,7 @@
 """The machine at hand, without torch: its GPUs, by NVML or the files of AMD's driver, or its processor.
 
-What is planned for is what the cards have free. Of cards that differ the smallest counts, since every rank holds as much.
+Plans are made for the memory that the cards have free. Of cards that differ the smallest counts, since every rank holds as
+much.
 """
 
 from pathlib import Path
@@ -8,21 +9,20 @@ from pathlib import Path
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware import nvml, rocm
-from scalegpt.hardware.devices import Device, Found
+from scalegpt.hardware.devices import Device, FoundGpus
 from scalegpt.hardware.gpus import CPU_CAPABILITY, GB, GIB, Card
 from scalegpt.hardware.machine import FOUND, GIVEN, Machine
 from scalegpt.system.cores import ROOT, available_bytes, usable_cores
 
 CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
-"""What one core of a processor does in fp32, and its share of the memory's bandwidth. Estimates, which may be wrong
-twofold."""
+"""fp32 TFLOP/s of one core, and its share of the memory's bandwidth in GB/s. Estimates, within a factor of 2."""
 
 
 def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT) -> Machine:
-    """The machine that the settings mean: the one at hand where they name neither a card nor a memory.
+    """The machine that the settings mean: the one at hand where they name neither a card nor a memory size.
 
     Args:
-        settings: what was asked for.
+        settings: the user's.
         torch: version of torch that will run, if known.
         root: where ``proc`` and ``sys`` are looked for.
 
@@ -40,12 +40,12 @@ def machine_at_hand(
     """The machine at hand: its GPUs, or its processor where it has none.
 
     Args:
-        settings: how many cards and machines, and the network; as many cards as are found where they do not say.
+        settings: the numbers of cards and machines, and the network; all cards that are found where they do not say.
         torch: as above.
         root: as above.
-        look_for_gpus: false: its processor all the same.
+        look_for_gpus: false: its processor, even where it has GPUs.
     """
-    found = find(root, settings.gpus) if look_for_gpus else Found()
+    found = find(root, settings.gpus) if look_for_gpus else FoundGpus()
     if not found.devices:
         return cpu_machine(settings, torch=torch, root=root, notes=found.notes)
     gpus = settings.gpus or len(found.devices)
@@ -73,17 +73,12 @@ def machine_at_hand(
     )
 
 
-def find(root: Path = ROOT, most: int | None = None) -> Found:
-    """The GPUs that a process here can use: NVIDIA's, else AMD's.
-
-    Args:
-        root: where ``sys`` is looked for.
-        most: how many of them are wanted: the link is that of the first so many; None: of all.
-    """
+def find(root: Path = ROOT, most: int | None = None) -> FoundGpus:
+    """The GPUs that a process here can use: NVIDIA's, else AMD's. The link is that of the first ``most``; None: of all."""
     nvidia = nvml.find(most)
     if nvidia is not None and nvidia.devices:
         return nvidia
-    return rocm.find(root, most) or nvidia or Found()
+    return rocm.find(root, most) or nvidia or FoundGpus()
 
 
 def cpu_machine(
@@ -92,11 +87,11 @@ def cpu_machine(
     """The processor at hand as a machine whose ranks share the host's memory, one rank where the settings do not say.
 
     Args:
-        settings: how many ranks, and how much memory.
+        settings: the number of ranks, and the memory.
         torch: version of torch that will run, if known.
         root: where ``proc`` and ``sys`` are looked for.
-        notes: what to say about the machine.
-        held: bytes that the run's own processes hold already, which are part of what it may use.
+        notes: remarks on the machine, for the user.
+        held: bytes that the run's own processes hold already, which it may use too.
 
     Raises:
         InputError: more memory is to be used than there is.
@@ -146,13 +141,13 @@ def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
 
 
 def cpu_card(cores: int, memory: int, ranks: int = 1) -> Card:
-    """The share that each of its ranks has of a processor, in the terms of a card."""
+    """Each rank's share of a processor, in the terms of a card."""
     rate = CORE_GBPS * cores / ranks
     estimated = f"~estimated from {cores} core{'s' if cores > 1 else ''}"
     return Card(
         name=f"cpu, {cores} core{'s' if cores > 1 else ''}",
         match=(),
-        gb=max(1, round(memory / ranks / 10**9)),
+        gb=max(1, round(memory / ranks / GB)),
         gib=memory / ranks / GIB,
         capability=CPU_CAPABILITY,
         tflops=CORE_TFLOPS * cores / ranks,
@@ -166,12 +161,12 @@ def cpu_card(cores: int, memory: int, ranks: int = 1) -> Card:
 
 
 def _size(device: Device) -> tuple[float, float]:
-    """By what the smallest card is told: its memory, and its speed between cards of the same."""
+    """The key that orders cards by size: free memory, then speed."""
     memory = float("inf") if device.free_bytes is None else device.free_bytes
     return memory, 0.0 if device.card is None else device.card.tflops
 
 
-def _notes(found: Found, devices: tuple[Device, ...], smallest: Device, gpus: int) -> list[str]:
+def _notes(found: FoundGpus, devices: tuple[Device, ...], smallest: Device, gpus: int) -> list[str]:
     notes = [_taken(device) for device in devices if device.is_taken]
     kinds = list(dict.fromkeys(device.name for device in devices))
     if len(kinds) > 1:
@@ -180,14 +175,14 @@ def _notes(found: Found, devices: tuple[Device, ...], smallest: Device, gpus: in
     if gpus > len(found.devices):
         notes.append(f"planned for {gpus} GPUs, this machine has {len(found.devices)}")
     if smallest.usable_bytes is None:
-        notes.append(f"the driver does not tell the memory of {smallest.name}; give --memory_gb")
+        notes.append(f"the driver does not report the memory of {smallest.name}; give --memory_gb")
     elif smallest.card is None:
         notes.append(f"{smallest.name} is not in the catalogue; see `scalegpt gpus --help` for how to add a card")
     return notes
 
 
 def _taken(device: Device) -> str:
-    """What others hold of a card."""
+    """A note on the memory of a card that other processes hold."""
     held = f"{device.taken_bytes / GIB:.2f} GiB of GPU {device.label}"
     who = "" if not device.processes else f" ({device.processes} process{'es' if device.processes > 1 else ''})"
     return f"others hold {held}{who}; planned for the {(device.free_bytes or 0) / GIB:.2f} GiB that are free"

@@ -1,4 +1,4 @@
-"""What is found of GPUs on the machine at hand, whoever reports it: NVML, or AMD's kernel driver."""
+"""The GPUs found on the machine at hand, in the same terms whether NVML or AMD's kernel driver reports them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scalegpt.hardware.gpus import Card, Link, catalogue, known_card, namesakes
 
 TAKEN_FROM = 64 * 2**20
-"""Less than this in use on a card is the driver's own, not another process's."""
+"""Less memory than this in use on a card is the driver's own, not another process's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +14,13 @@ class Device:
     """One card that a process here can use.
 
     Attributes:
-        label: what the driver's tools call it, such as ``0``, or ``0:1`` for the second MIG device of card 0.
+        label: its name in the driver's tools, such as ``0``, or ``0:1`` for the second MIG device of card 0.
         name: the driver's name of it.
-        usable_bytes: what torch will report as its memory; None: the driver does not tell.
-        taken_bytes: what other processes hold of that.
-        processes: how many of them the driver lists; it may list none and still count their memory, as in a container.
+        usable_bytes: the memory that torch will report; None: the driver does not say.
+        taken_bytes: held of that by other processes.
+        processes: those that the driver lists; it may list none and still count their memory, as in a container.
         capability: compute capability, or AMD's architecture; None: not known.
-        card: its entry in the catalogue; None for a card that is not there, and for a part of one.
+        card: its entry in the catalogue; None for an unknown card, and for a part of one.
         host_gbps: its PCIe, GB/s of 10⁹, both directions together; None: not known.
     """
 
@@ -40,21 +40,21 @@ class Device:
 
     @property
     def free_bytes(self) -> int | None:
-        """What a run may fill."""
+        """The memory that a run may fill."""
         if self.usable_bytes is None or not self.is_taken:
             return self.usable_bytes
         return max(0, self.usable_bytes - self.taken_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FoundGpus:
     """The cards that a process here can use.
 
     Attributes:
-        devices: the cards, as CUDA or HIP number them, as far as can be told.
-        link: what joins them; None for a single card, and where it is not told.
+        devices: the cards, in the order of CUDA or HIP, as far as it is known.
+        link: what joins them; None for a single card, and where it is not known.
         driver: the driver's version.
-        notes: what is to be said, a line each.
+        notes: remarks for the user, a line each.
     """
 
     devices: tuple[Device, ...] = ()
@@ -66,7 +66,7 @@ class Found:
 def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> Card | None:
     """The catalogue's entry for a card at hand: by its name and memory, else as the only one of its architecture and size.
 
-    NVIDIA's driver calls cards of several sizes by one name, AMD's does not always tell a name.
+    NVIDIA's driver gives cards of several sizes one name; AMD's does not always give a name.
     """
     card = known_card(name)
     if card is not None and usable_bytes is not None:
@@ -82,14 +82,14 @@ def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> C
 
 
 def visible(text: str | None, names: Sequence[Sequence[str]]) -> list[int]:
-    """The places that a variable such as ``CUDA_VISIBLE_DEVICES`` leaves, in its order.
+    """The places that a variable such as ``CUDA_VISIBLE_DEVICES`` selects, in its order.
 
     Args:
-        text: its value: indices, or names that may be cut short, with commas between; None: it is not set, all are left.
+        text: its value: indices, or names that may be cut short, with commas between; None: it is not set, all are selected.
         names: the names of each place, such as its UUID.
 
     Returns:
-        The places. What is no place ends the list, as in CUDA: ``0,-1,1`` leaves the first alone.
+        The places. An invalid entry ends the list, as in CUDA: ``0,-1,1`` selects only the first.
     """
     if text is None:
         return list(range(len(names)))

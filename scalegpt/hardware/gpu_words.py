@@ -1,4 +1,4 @@
-"""What a user writes for a GPU: how many cards in how many machines, a memory size, a form. No card is known here."""
+"""Reading what a user writes for a GPU: the numbers of cards and machines, a memory size, a form. Knows no cards."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _PLACES = re.compile(
     re.IGNORECASE,
 )
 _MOST_LETTERS = 80
-"""A longer text names no card."""
+"""Letters of the longest text that may name a card."""
 
 _SEVERAL = re.compile(r"[,;+&|]|\b(?:and|or|plus)\b", re.IGNORECASE)
 _FILLERS = re.compile(r"^(?:an?|my|our|the)\b|\b(?:gpus?|cards?|graphics)\b", re.IGNORECASE)
@@ -31,32 +31,26 @@ FORMS = ("pcie", "sxm", "nvl")
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What a text names.
-
-    Attributes:
-        name: the card.
-        gpus: cards in each machine; None: no number is given.
-        nodes: machines; None: no number is given.
-    """
+class NamedGpus:
+    """The card that a text names, and the numbers of cards in each machine and of machines; None where they are not given."""
 
     name: str
     gpus: int | None = None
     nodes: int | None = None
 
 
-def counted(text: str, is_card: Callable[[str], bool]) -> Counted:
+def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
     """The card, the number of cards, and the number of machines that a text names.
 
     Args:
         text: such as ``2x 3090``, ``A100:8``, ``dual 4090``, ``4x L40S across 2 nodes``.
-        is_card: whether a text names a card, or several that the name does not tell apart.
+        is_card: whether a text names a card, or several that it does not distinguish.
 
     Raises:
         InputError: it names several kinds of cards, or its numbers can be read in more than one way.
     """
     if len(text) > _MOST_LETTERS or is_card(text):
-        return Counted(text)
+        return NamedGpus(text)
     rest, nodes, how = _machines(" ".join(text.replace("×", "x").split()))
     if _SEVERAL.search(rest):
         raise InputError(f"gpu {text!r} names several cards; give one, of mixed cards the smallest")
@@ -65,12 +59,12 @@ def counted(text: str, is_card: Callable[[str], bool]) -> Counted:
         raise InputError(f"gpu {text!r} can be read in several ways; give --gpus N and the card's name alone")
     name, gpus = next(iter(read), (_spellings(rest)[1] if nodes is not None else text, None))
     if nodes is None or gpus is None:
-        return Counted(name, gpus, nodes)
-    return Counted(name, _in_each(text, gpus, nodes, how), nodes)
+        return NamedGpus(name, gpus, nodes)
+    return NamedGpus(name, _in_each(text, gpus, nodes, how), nodes)
 
 
 def _machines(words: str) -> tuple[str, int | None, str]:
-    """The text without its machines, their number, and how the cards are counted: in ``each``, in ``total``, or not said."""
+    """The text without its machines, their number, and whether cards are counted in ``each``, in ``total``, or not said."""
     each = _EACH.search(words)
     if each:
         words = f"{words[: each.start()]} {words[each.end() :]}"
@@ -112,14 +106,14 @@ _PATTERNS = (
     (re.compile(rf"(.+?)\s+{_N}\s*[x*]", re.IGNORECASE), 1, 2),
     (re.compile(rf"{_N}\s+(?:gpus?\s+|cards?\s+)?(?:of )?(.+)", re.IGNORECASE), 2, 1),
 )
-"""Pattern, group of the card, and group of the number; the last alone does not show that a number is meant."""
+"""Pattern, group of the card, and group of the number; only the last may match a name without a number."""
 
 _PLAIN = 999
-"""More cards than these are read only where the rest is the name of a card: 7900 XTX is no number of cards."""
+"""A larger number is read as one only where the rest is the name of a card: 7900 XTX is not a number of cards."""
 
 
 def _read(words: str, is_card: Callable[[str], bool]) -> set[tuple[str, int]]:
-    """The ways in which a text is a card and a number of them; where no card is known, the first that its form shows."""
+    """The ways to read a text as a card and a number; where no card is known, the first way that its form allows."""
     known, unknown = set[tuple[str, int]](), list[tuple[str, int]]()
     for place, (pattern, name_group, number_group) in enumerate(_PATTERNS):
         found = pattern.fullmatch(_FILLERS.sub("", words).strip() if place else words)
@@ -140,7 +134,7 @@ def _number(word: str) -> int:
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """A name as it stands, without words such as ``GPUs``, and of a plural the singular."""
+    """A name as written, without words such as ``GPUs``, and the singular of a plural."""
     bare = " ".join(_FILLERS.sub(" ", name.strip()).split())
     return name.strip(), bare, re.sub(r"(?<=[0-9a-zA-Z])s\b", "", bare)
 
@@ -151,29 +145,29 @@ def with_gb(name: str) -> str:
 
 
 def size_said(name: str) -> int | None:
-    """The memory in GB that a name says, such as 80 of ``a100-80gb``."""
+    """The memory in GB in a name, such as 80 of ``a100-80gb``."""
     said = re.search(r"(?<![a-z0-9])(\d{1,6})gb\b", with_gb(name))
     return int(said[1]) if said else None
 
 
 def form_said(name: str) -> str | None:
-    """The form that a name says: one of :data:`FORMS`."""
+    """The form in a name: one of :data:`FORMS`, or None."""
     squeezed = re.sub("[^a-z0-9]", "", name.lower())
     if "hbm3" in squeezed and "h100" in squeezed:
-        return "sxm"  # the driver calls an H100 with SXM so, and no other
+        return "sxm"  # the driver's name of an H100 with SXM, and of no other
     return next((form for form in FORMS if form in squeezed), None)
 
 
 _DECORATION = re.compile("nvidia|geforce|tesla|quadro|amd|instinct|rtx|gtx|generation|gpu|graphics")
-"""Parts of a card's name that may be given or omitted without meaning another card."""
+"""Parts of a card's name that make no difference."""
 
 
 @cache
 def name_key(name: str) -> str:
-    """A name without spaces, case, and words that all cards of a maker bear."""
+    """A name without spaces, case, and the words that all cards of a maker have."""
     return _DECORATION.sub("", re.sub("[^a-z0-9]", "", name.lower()))
 
 
 def name_words(name: str) -> set[str]:
-    """The whole words of a name, in lower case: an RTX A4000 is no A40."""
+    """The whole words of a name, in lower case: an RTX A4000 is not an A40."""
     return set(re.findall("[a-z0-9]+", name.lower()))

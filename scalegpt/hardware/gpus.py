@@ -1,16 +1,17 @@
-"""Which card of the catalogue a user means, and what is said of a name that means none.
+"""Which card of the catalogue a user means, and the error for a name that means none.
 
-What is known of each card stands in ``gpus.yaml``; :mod:`scalegpt.hardware.catalogue` reads it.
+The cards are in ``gpus.yaml``, which :mod:`scalegpt.hardware.catalogue` reads.
 """
 
 import difflib
 import re
 
 from scalegpt.errors import InputError
-from scalegpt.hardware.card import CPU_CAPABILITY, GB, GIB, Card, Link, has_bf16
+from scalegpt.hardware.card import CPU_CAPABILITY, Card, Link, has_bf16
 from scalegpt.hardware.catalogue import card_keys, catalogue, known_card, namesakes, user_file
 from scalegpt.hardware.gpu_words import FORMS, form_said, name_key, name_words, size_said, with_gb
 from scalegpt.hardware.unsupported_gpus import unsupported
+from scalegpt.units import GB, GIB
 
 __all__ = [
     "CPU_CAPABILITY",
@@ -30,25 +31,25 @@ __all__ = [
 ]
 
 _GENERATIONS = ("quadro", "ada", "pro", "blackwell")
-"""Words that tell cards of one number apart: Quadro RTX 6000, RTX 6000 Ada, RTX PRO 6000 Blackwell."""
+"""Words that distinguish cards of one number: Quadro RTX 6000, RTX 6000 Ada, RTX PRO 6000 Blackwell."""
 
 _HARMLESS = re.compile(
     "nvidia|geforce|tesla|quadro|amd|instinct|radeon|rtx|gtx|gpus?|cards?|graphics|generation|edition|workstation|server|"
     r"founders|fe|oem|oam|pci|pcie|e|x16|sxm\d?|hbm\d?e?|gddr\d?x?|\d+gb"
 )
-"""Words of a user that add nothing to a card's name."""
+"""Words in a user's name for a card that make no difference."""
 
 _MOST_NEAR = 5
 
 BY_MEMORY = "; or give --memory_gb N instead of --gpu, to plan by memory alone"
-"""What the user of a card that is not in the catalogue can do."""
+"""Advice for a card that is not in the catalogue."""
 
 
 def find_card(name: str, advice: str = BY_MEMORY) -> Card:
     """The card that a user means: ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or ``RTX 4090``.
 
     Args:
-        name: what the user calls it.
+        name: the user's.
         advice: what else the user can do where there is no such card.
 
     Raises:
@@ -58,15 +59,7 @@ def find_card(name: str, advice: str = BY_MEMORY) -> Card:
 
 
 def meant_card(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
-    """The card that a user means, and a remark where the name fits other cards too.
-
-    Args:
-        name: as above.
-        advice: as above.
-
-    Raises:
-        InputError: as above.
-    """
+    """:func:`find_card`, and a note where the name fits other cards too."""
     cards = _called(name)
     if not cards:
         raise InputError(_unknown(name, advice))
@@ -82,7 +75,7 @@ def meant_card(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
 
 
 def _told_apart(card: Card) -> str:
-    """The name of a card with what tells it from others of its kind, where the name does not say it: form or size."""
+    """The name of a card with its form or size, where that distinguishes it from others of its kind."""
     form, said = _form(card), form_said(card.name)
     if form is not None:
         return card.name if said else f"{card.name} with {form.upper()}"
@@ -90,21 +83,20 @@ def _told_apart(card: Card) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name means a card of the catalogue, or several that it does not tell apart."""
+    """Whether a name means a card of the catalogue, or several that it does not distinguish."""
     return bool(_called(name))
 
 
 def _called(name: str) -> list[Card]:
-    """The cards that a user's name may mean: one, several that it does not tell apart, or none."""
+    """The cards that a user's name may mean: one, several that it does not distinguish, or none."""
     words = with_gb(name)
     key, cards = name_key(words), catalogue()
     if not key:
         return []
     exact = [card for card in cards if key in card_keys(card)]
     alike = [card for card in cards if _numbered(card.name) == _numbered(words)]
-    said = {word for word in _GENERATIONS if word in words}
-    if len(alike) > 1 and len({_generation(card) for card in alike}) > 1:
-        alike = [card for card in alike if said <= _generation(card)]
+    if len(alike) > 1 and len({_generation(card.name) for card in alike}) > 1:
+        alike = [card for card in alike if _generation(words) <= _generation(card.name)]
         if len(alike) > 1 or not exact:
             return alike
     if exact:
@@ -120,7 +112,7 @@ def _called(name: str) -> list[Card]:
 
 
 def _same_kind(name: str) -> list[Card]:
-    """The cards that differ from what a name says in nothing but what it does not say: memory size and form."""
+    """The cards that a name fits, which may leave memory size and form open."""
     kind, size, form = _kind(name), size_said(name), form_said(name)
     return [
         card
@@ -136,7 +128,7 @@ def _kind(name: str) -> str:
 
 
 def _form(card: Card) -> str | None:
-    """The form of a card; None: its kind has but one."""
+    """The form of a card; None: its kind has one form."""
     named = form_said(card.name)
     return named or ("sxm" if card.link == "nvlink" and card.link_cards is None else None)
 
@@ -146,12 +138,12 @@ def _numbered(name: str) -> str:
     return re.sub("|".join(_GENERATIONS), "", name_key(name))
 
 
-def _generation(card: Card) -> frozenset[str]:
-    return frozenset(word for word in _GENERATIONS if word in card.name.lower())
+def _generation(name: str) -> frozenset[str]:
+    return frozenset(word for word in _GENERATIONS if word in name.lower())
 
 
 def _odd_words(name: str, card: Card) -> set[str]:
-    """The words of a user's name that neither the card's name nor any name of a card explains."""
+    """The words of a user's name that are neither in the card's name nor harmless."""
     known = set(card.match) | name_words(card.name)
     return {word for word in name_words(name) - known if not _HARMLESS.fullmatch(word)}
 
@@ -164,7 +156,7 @@ def peak_flops(card: str, precision: str) -> float | None:
         precision: the compute dtype, ``bf16`` or ``fp16``.
 
     Returns:
-        The peak, or None for a card or dtype that is not in ``gpus.yaml``: MFU is then not shown rather than wrong.
+        The peak; None for a card or dtype that is not in ``gpus.yaml``: no MFU is shown then.
     """
     known = known_card(card)
     if known is None or precision not in {"bf16", "fp16"} or (precision == "bf16" and not known.has_bf16):
@@ -176,10 +168,10 @@ def _check_size(name: str, card: Card) -> None:
     """Refuse a size that is not the card's: an RTX 3080 of 12 GB is another card than that of 10.
 
     Raises:
-        InputError: the name says another size.
+        InputError: the name has another size.
     """
     said = size_said(name)
-    if said is not None and said != card.gb and f"{said}gb" not in card.match:  # a GH200 bears its processor's memory
+    if said is not None and said != card.gb and f"{said}gb" not in card.match:  # a GH200 is named by its host's memory
         sizes = sorted({other.gb for other in catalogue() if _kind(other.name) == _kind(card.name)})
         raise InputError(
             f"gpu {name!r}: the {card.name} of the catalogue has {' or '.join(map(str, sizes))} GB; "
@@ -188,7 +180,7 @@ def _check_size(name: str, card: Card) -> None:
 
 
 def _unknown(name: str, advice: str) -> str:
-    """What is said of a name that means no card: why, the nearest names, and what may stand in for it."""
+    """The message for a name that means no card: why, the nearest names, and the closest card."""
     kind = unsupported(name)
     if kind is not None:
         closest = kind.closest or (_closest(name, []) if size_said(name) else None)
@@ -208,7 +200,7 @@ def _unknown(name: str, advice: str) -> str:
 
 
 def _near(name: str) -> list[str]:
-    """The cards that are called alike, the nearest first."""
+    """The cards with similar names, the nearest first."""
     names: dict[str, str] = {}
     for card in catalogue():
         for key in (*map(name_key, (card.name, *card.aliases)), _kind(card.name)):
@@ -227,7 +219,7 @@ def _number_in(key: str) -> int:
 
 
 def _closest(name: str, near: list[str]) -> str | None:
-    """The card that may stand in: of those with no more memory than the name says the largest, and nearest in name."""
+    """The closest card: the largest with no more memory than the name says, and of those the nearest in name."""
     said = size_said(name)
     if said is None:
         return near[0] if near else None

@@ -1,6 +1,6 @@
-"""What a run is planned for: cards, how they are joined, and the host around them.
+"""The hardware that a run is planned for: cards, the links between them, and their host.
 
-:meth:`Machine.of` takes a card from the catalogue. :mod:`scalegpt.hardware.detect` looks at the machine at hand.
+:meth:`Machine.of` describes a card of the catalogue, :mod:`scalegpt.hardware.detect` the machine at hand.
 """
 
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
-from scalegpt.hardware.gpu_words import counted
+from scalegpt.hardware.gpu_words import named_gpus
 from scalegpt.hardware.gpus import GB, Card, Link, is_known, meant_card
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
@@ -23,32 +23,32 @@ GIVEN, FOUND, ASSUMED = "given", "found", "assumed"
 
 
 def assumed_host_bytes(card_bytes: int, gpus: int) -> int:
-    """Host memory that is assumed for a machine of this many cards, each with this much memory."""
+    """The host memory assumed for a machine of ``gpus`` cards with ``card_bytes`` each."""
     return min(HOST_MOST, max(HOST_LEAST, HOST_PER_CARD * card_bytes * gpus))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run is planned for.
+    """The hardware that a run is planned for.
 
     Attributes:
-        name: what to call the card; None where none is named.
+        name: of the card; None where none is named.
         usable_bytes: memory of one card that a run may fill; None: not known.
         card: its entry in the catalogue, if it has one.
         capability: NVIDIA's compute capability, AMD's architecture, or ``cpu``; None: not known.
         gpus: cards in each machine.
         nodes: machines.
-        is_gpu: false for a run on the CPU, which has no overheads of a card.
+        is_gpu: false for a run on the CPU, which has none of a card's overheads.
         torch: version of torch that will run, if known.
         driver: version of the driver, if known.
         link: how the cards of one machine are joined; None: not known.
         host_gbps: between a card and the host's memory, GB/s of 10⁹, both directions together; None: not known.
         host_bytes: host memory of one machine that a run may use, all its ranks together; None: not known.
         host_source: :data:`GIVEN`, :data:`FOUND` or :data:`ASSUMED`; None where it is not known.
-        keeps_freed_memory: whether a process on the CPU keeps the memory that it frees, which is faster and takes more.
+        keeps_freed_memory: whether a process on the CPU keeps the memory that it frees, which is faster and needs more.
         cores: processor cores of one machine that a run may use; None: not known.
         network_gbps: network of one machine, Gbit/s in each direction; None: not known.
-        notes: what to say about the machine, a line each: memory that others hold, mixed cards.
+        notes: remarks for the user, a line each: memory that others hold, mixed cards.
     """
 
     name: str | None = None
@@ -71,7 +71,7 @@ class Machine:
 
     @classmethod
     def of(cls, settings: MachineConfig, *, torch: str | None = None) -> "Machine":
-        """The machine that the settings describe, with the catalogue's figures; nothing here is looked at.
+        """The machine that the settings describe, with the catalogue's figures; the machine at hand is not looked at.
 
         Raises:
             InputError: the card is not known, or has less memory than is to be used.
@@ -110,7 +110,7 @@ class Machine:
 
     @classmethod
     def with_card(cls, card: Card, *, gpus: int = 1, nodes: int = 1) -> "Machine":
-        """Machines of a card of the catalogue, built as such are."""
+        """Machines with a card of the catalogue, and the usual link and host memory."""
         return cls(
             name=card.name,
             usable_bytes=card.usable_bytes,
@@ -123,7 +123,7 @@ class Machine:
         )
 
     def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
-        """The same with another number of cards, joined as such a number is; with fewer cards the host stays as it is."""
+        """The same with another number of cards, and the usual link for it; with fewer cards the host memory is unchanged."""
         link, host = self.link, self.host_bytes
         if self.card is not None and link == self.card.link_of(self.gpus):
             link = self.card.link_of(gpus)
@@ -133,7 +133,7 @@ class Machine:
         return replace(self, gpus=gpus, nodes=nodes, link=link, host_bytes=host)
 
     def with_other_card(self, card: Card) -> "Machine":
-        """As many machines with as many of another card; network, torch and a host memory that was given stay."""
+        """The same numbers of another card; network, torch and a given host memory are kept."""
         built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
         if self.host_source == GIVEN:
             built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
@@ -146,18 +146,18 @@ class Machine:
 
 
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:
-    """The settings with the numbers that ``gpu`` names, as in ``2x 3090``, and a remark that says how it was read.
+    """The settings with the numbers that ``gpu`` names, as in ``2x 3090``, and a note that says how it was read.
 
     Args:
-        settings: what was asked for.
-        given: the settings that were given; the others have their defaults.
+        settings: the user's.
+        given: the names of those that the user gave; the others have their defaults.
 
     Raises:
         InputError: the numbers can be read in several ways, or contradict ``gpus`` or ``nodes``.
     """
     if settings.gpu is None:
         return settings, ()
-    read = counted(settings.gpu, lambda name: is_known(name) or name.strip().lower() == CPU)
+    read = named_gpus(settings.gpu, lambda name: is_known(name) or name.strip().lower() == CPU)
     name = CPU if read.name.strip().lower() == CPU else read.name
     numbers = {key: number for key, number in (("gpus", read.gpus), ("nodes", read.nodes)) if number is not None}
     for key, number in numbers.items():

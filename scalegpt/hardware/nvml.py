@@ -1,10 +1,9 @@
 """NVIDIA's cards by NVML, the driver's own library, without torch.
 
-**Which memory.** ``nvmlDeviceGetMemoryInfo`` in its second version tells apart ``total``, all that the card has, ``reserved``
-(what the driver keeps for itself), ``used`` (by processes) and ``free``. What CUDA, and so
-``torch.cuda.get_device_properties().total_memory``, calls the card's memory is ``total`` − ``reserved``, and that is what we
-take: an RTX 4090 has 24564 MiB, and torch prints 23.52 GiB. The first version, all that older drivers have, leaves the
-reserved part out of ``total`` by itself.
+**Which memory.** ``nvmlDeviceGetMemoryInfo`` in its second version separates ``total``, all that the card has, ``reserved``
+(what the driver keeps for itself), ``used`` (by processes) and ``free``. CUDA's figure, and so
+``torch.cuda.get_device_properties().total_memory``, is ``total`` − ``reserved``: an RTX 4090 has 24564 MiB, and torch prints
+23.52 GiB. The first version, which is all that older drivers have, subtracts the reserved part from ``total`` itself.
 """
 
 import os
@@ -13,14 +12,11 @@ from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
-from scalegpt.hardware.devices import Device, Found, visible, whole_card
+from scalegpt.hardware.devices import Device, FoundGpus, visible, whole_card
 from scalegpt.hardware.gpus import Link
 
 P2P_READ, P2P_NVLINK, P2P_OK = 0, 2, 0
 """``nvmlGpuP2PCapsIndex_t`` and ``nvmlGpuP2PStatus_t`` of ``nvml.h``; in pynvml the first is a tuple by mistake."""
-
-MOST_LINKS = 18
-"""``NVML_NVLINK_MAX_LINKS`` of the cards up to Blackwell."""
 
 NVLINK_GBPS = {1: 40.0, 2: 50.0, 3: 50.0, 4: 50.0, 5: 100.0}
 """GB/s of one NVLink by its version, both directions together: a V100's 300 are 6 of version 2, a B200's 1800 are 18 of 5."""
@@ -30,11 +26,7 @@ PCIE_GBPS = {1: 0.5, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0}
 
 
 class NoNvmlError(Exception):
-    """There is no NVML to ask.
-
-    Attributes:
-        reason: why, where the library is there and does not work; None where there is none, as without a GPU of NVIDIA's.
-    """
+    """NVML cannot be used. ``reason`` is None where it is not installed, as on a machine without NVIDIA's GPUs."""
 
     def __init__(self, reason: str | None = None) -> None:
         super().__init__(reason or "NVML is not installed")
@@ -43,10 +35,10 @@ class NoNvmlError(Exception):
 
 @contextmanager
 def session() -> Iterator[Any]:
-    """The initialized library, until the block ends.
+    """``pynvml``, initialized until the block ends.
 
     Raises:
-        NoNvmlError: there is none, or no driver behind it.
+        NoNvmlError: it is not installed, has no driver, or a card fails meanwhile.
     """
     try:
         import pynvml
@@ -66,7 +58,7 @@ def session() -> Iterator[Any]:
 
 
 def ask(nvml: Any, call: str, *arguments: Any) -> Any:
-    """The answer of a call that not every card, driver or version has; None where it has not."""
+    """The result of a call that not every card, driver or version supports; None where it is not supported."""
     try:
         return getattr(nvml, call)(*arguments)
     except (AttributeError, nvml.NVMLError):
@@ -77,7 +69,8 @@ def driver_version() -> str | None:
     """The driver's version; None where there is no NVML, as under ROCm."""
     try:
         with session() as nvml:
-            return _text(ask(nvml, "nvmlSystemGetDriverVersion"))
+            version: str | None = ask(nvml, "nvmlSystemGetDriverVersion")
+            return version
     except NoNvmlError:
         return None
 
@@ -92,38 +85,32 @@ def listed_bytes(uuid: str) -> dict[int, int] | None:
         return None
 
 
-def find(most: int | None = None) -> Found | None:
-    """The cards of NVIDIA's that a process here can use, as ``CUDA_VISIBLE_DEVICES`` has it.
+def find(most: int | None = None) -> FoundGpus | None:
+    """NVIDIA's cards that a process here can use, by ``CUDA_VISIBLE_DEVICES``; None where there is no NVML.
 
-    Args:
-        most: how many of them are wanted: the link is that of the first so many; None: of all.
-
-    Returns:
-        The cards; none of them, with a note, where the driver does not work; None where there is no NVML.
+    The link is that of the first ``most`` cards; None: of all. Where the driver does not work there are no cards, and a note.
     """
     try:
         with session() as nvml:
             return _find(nvml, most)
     except NoNvmlError as error:
-        return Found(notes=(f"NVIDIA's driver does not answer ({error.reason})",)) if error.reason else None
+        return FoundGpus(notes=(f"NVIDIA's driver does not answer ({error.reason})",)) if error.reason else None
 
 
-def _text(value: Any) -> str | None:
-    """Text of NVML's, which older versions of the bindings give as bytes."""
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _find(nvml: Any, most: int | None) -> Found:
+def _find(nvml: Any, most: int | None) -> FoundGpus:
     wholes = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     parts = [_mig_devices(nvml, handle) for handle in wholes]
-    names = [[_uuid(nvml, each) for each in (handle, *(own or ()))] for handle, own in zip(wholes, parts, strict=True)]
+    names = [
+        [ask(nvml, "nvmlDeviceGetUUID", each) or "" for each in (handle, *(own or ()))]
+        for handle, own in zip(wholes, parts, strict=True)
+    ]
     text = os.environ.get("CUDA_VISIBLE_DEVICES")
     places = visible(text, names)
     whole = [place for place in places if parts[place] is None]
-    driver = _text(ask(nvml, "nvmlSystemGetDriverVersion"))
+    driver = ask(nvml, "nvmlSystemGetDriverVersion")
     if whole:
         devices = tuple(_device(nvml, str(place), wholes[place]) for place in whole)
-        return Found(
+        return FoundGpus(
             devices=devices,
             link=_link(nvml, [wholes[place] for place in whole[:most]], devices[0]),
             driver=driver,
@@ -131,16 +118,12 @@ def _find(nvml: Any, most: int | None) -> Found:
         )
     divided = next((place for place in places if parts[place]), None)
     if divided is None:
-        return Found(driver=driver)
-    own = parts[divided] or []
-    part = _part_meant(text, names[divided])
-    device = _device(nvml, f"{divided}:{part}", own[part], of=wholes[divided])
+        return FoundGpus(driver=driver)
+    part = _named_part(text, names[divided])
+    device = _device(nvml, f"{divided}:{part}", (parts[divided] or [])[part], of=wholes[divided])
     alone = f"planned for MIG device {device.label} alone: CUDA shows a process one of them"
-    return Found(devices=(device,), driver=driver, notes=(alone,) if sum(len(each or ()) for each in parts) > 1 else ())
-
-
-def _uuid(nvml: Any, handle: Any) -> str:
-    return _text(ask(nvml, "nvmlDeviceGetUUID", handle)) or ""
+    several = sum(len(each or ()) for each in parts) > 1
+    return FoundGpus(devices=(device,), driver=driver, notes=(alone,) if several else ())
 
 
 def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
@@ -153,30 +136,34 @@ def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
     return [part for part in found if part is not None]
 
 
-def _part_meant(text: str | None, names: list[str]) -> int:
+def _named_part(text: str | None, names: list[str]) -> int:
     """Which MIG device of a card the variable names; the first where it names the card."""
-    word = next((word.strip() for word in (text or "").split(",")), "")
+    word = (text or "").split(",")[0].strip()
     return next((place for place, name in enumerate(names[1:]) if word.startswith("MIG") and name.startswith(word)), 0)
 
 
 def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int) -> tuple[str, ...]:
-    """A remark where an index may mean another card to CUDA, which by default counts the fastest first, than to NVML."""
+    """A note where an index may mean another card to CUDA, which by default counts the fastest first, than to NVML."""
     if text is None or shown == len(wholes) or "GPU-" in text or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
         return ()
     if len({ask(nvml, "nvmlDeviceGetName", handle) for handle in wholes}) == 1:
         return ()
-    return ("the GPUs differ, and CUDA may count them otherwise; set CUDA_DEVICE_ORDER=PCI_BUS_ID to be sure",)
+    return ("the GPUs differ, and CUDA may number them differently; set CUDA_DEVICE_ORDER=PCI_BUS_ID to be sure",)
 
 
 def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
     """A card, or the MIG device of card ``of``."""
-    name = _text(ask(nvml, "nvmlDeviceGetName", handle)) or "unknown GPU"
+    name = ask(nvml, "nvmlDeviceGetName", handle) or "unknown GPU"
     if of is not None and "MIG" not in name:
         name = f"{name} MIG"
     usable, free = _memory(nvml, handle)
     listed = {**(_processes(nvml, handle, "Graphics") or {}), **(_processes(nvml, handle, "Compute") or {})}
     ours = listed.pop(os.getpid(), 0)
-    capability = ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle if of is None else of)
+    whole = handle if of is None else of
+    capability = ask(nvml, "nvmlDeviceGetCudaComputeCapability", whole)
+    # The current PCIe speed is lower while a card is idle.
+    generation = ask(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", whole)
+    lanes = ask(nvml, "nvmlDeviceGetMaxPcieLinkWidth", whole)
     return Device(
         label=label,
         name=name,
@@ -185,12 +172,12 @@ def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
         processes=len(listed),
         capability=None if capability is None else f"{capability[0]}.{capability[1]}",
         card=whole_card(name, None, usable) if of is None else None,
-        host_gbps=_pcie_gbps(nvml, handle if of is None else of),
+        host_gbps=PCIE_GBPS[generation] * lanes if generation in PCIE_GBPS and lanes else None,
     )
 
 
 def _memory(nvml: Any, handle: Any) -> tuple[int | None, int | None]:
-    """What CUDA calls the card's memory, and what is free of it."""
+    """The card's memory by CUDA's definition, and the free part of it."""
     info = ask(nvml, "nvmlDeviceGetMemoryInfo", handle, getattr(nvml, "nvmlMemory_v2", None))
     if info is not None and hasattr(info, "reserved"):
         return int(info.total - info.reserved), int(info.free)
@@ -203,32 +190,23 @@ def _processes(nvml: Any, handle: Any, kind: str) -> dict[int, int] | None:
     return None if listed is None else {each.pid: each.usedGpuMemory or 0 for each in listed}
 
 
-def _pcie_gbps(nvml: Any, handle: Any) -> float | None:
-    """What card and slot can do; the current speed is lower while a card is idle."""
-    generation = ask(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
-    width = ask(nvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
-    if generation not in PCIE_GBPS or not width:
-        return None
-    return PCIE_GBPS[generation] * int(width)
-
-
 def _link(nvml: Any, handles: list[Any], first: Device) -> Link | None:
-    """NVLink where it joins every pair of the cards, else PCIe; None for a single card, and where NVML does not tell."""
+    """NVLink where it joins every pair of the cards, else PCIe; None for a single card, and where NVML does not say."""
     card, pairs = first.card, list(combinations(handles, 2))
     if not pairs:
         return None
     if all(ask(nvml, "nvmlDeviceGetP2PStatus", *pair, P2P_NVLINK) == P2P_OK for pair in pairs):
         of_kind = card.link_gbps if card is not None and card.link == "nvlink" else None
         gbps = of_kind or _nvlink_gbps(nvml, handles[0])
-        return None if gbps is None else Link(kind="nvlink", gbps=gbps, peer=True)
+        return Link(kind="nvlink", gbps=gbps, peer=True) if gbps else None
     reads = [ask(nvml, "nvmlDeviceGetP2PStatus", *pair, P2P_READ) for pair in pairs]
     if first.host_gbps is None or None in reads:
         return None
     return Link(kind="pcie", gbps=first.host_gbps, peer=all(status == P2P_OK for status in reads))
 
 
-def _nvlink_gbps(nvml: Any, handle: Any) -> float | None:
-    """The sum of a card's active links."""
-    active = [link for link in range(MOST_LINKS) if ask(nvml, "nvmlDeviceGetNvLinkState", handle, link) == 1]
-    versions = [ask(nvml, "nvmlDeviceGetNvLinkVersion", handle, link) for link in active]
-    return sum(NVLINK_GBPS.get(version, 0.0) for version in versions) or None
+def _nvlink_gbps(nvml: Any, handle: Any) -> float:
+    """The sum of a card's active links, GB/s."""
+    links = range(nvml.NVML_NVLINK_MAX_LINKS)
+    active = [link for link in links if ask(nvml, "nvmlDeviceGetNvLinkState", handle, link) == 1]
+    return sum(NVLINK_GBPS.get(ask(nvml, "nvmlDeviceGetNvLinkVersion", handle, link), 0.0) for link in active)

@@ -1,4 +1,4 @@
-"""Accelerators that cannot be planned, why, and which card of the catalogue comes closest."""
+"""Accelerators that cannot be planned, why, and the card of the catalogue that is closest in memory and speed."""
 
 import re
 from dataclasses import dataclass
@@ -6,13 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A kind of accelerator.
-
-    Attributes:
-        pattern: what its name looks like, in lower case.
-        why: a sentence that says why it is not planned.
-        closest: the card that comes closest in memory and speed; None: none does.
-    """
+    """A kind of accelerator: a pattern of its name in lower case, why it is not planned, and the closest card, if any."""
 
     pattern: re.Pattern[str]
     why: str
@@ -81,10 +75,10 @@ _KINDS = (
 )  # fmt: skip
 
 UNSUPPORTED = tuple(Unsupported(re.compile(pattern), why, closest) for pattern, why, closest in _KINDS)
-"""In this order the first whose pattern is found counts."""
+"""The first whose pattern is found counts."""
 
 
 def unsupported(name: str) -> Unsupported | None:
-    """The kind that a name means; None: none of these."""
+    """The kind that a name means, if any of these."""
     text = name.lower().replace("_", " ")
     return next((kind for kind in UNSUPPORTED if kind.pattern.search(text)), None)

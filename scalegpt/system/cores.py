@@ -1,4 +1,4 @@
-"""The host's memory and cores that a process may use: a container's or a job's limits count, not the machine's.
+"""The host's memory and cores that a process may use: the limits of a container or a job count, not the machine's.
 
 Planner, trainer and data preparation all ask here, so that they agree.
 """
@@ -8,21 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
+"""Under it ``proc`` and ``sys`` are looked for; tests give another."""
 
 
 def available_bytes(root: Path = ROOT) -> int:
-    """Memory that can still be filled: what the kernel calls available, or the least room in a control group.
-
-    Args:
-        root: where ``proc`` and ``sys`` of the control groups are looked for.
-    """
+    """Memory that can still be filled: the kernel's available memory, or the least room in a control group."""
     import psutil
 
     return max(0, min([int(psutil.virtual_memory().available), *_rooms(root)]))
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Cores that this process may run on, no more than its control groups grant it time on."""
+    """Cores that this process may run on, no more than the time that its control groups grant."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
 
@@ -30,25 +27,26 @@ def usable_cores(root: Path = ROOT) -> int:
 def _rooms(root: Path) -> Iterator[int]:
     """The room that each control group with a limit still has.
 
-    What is in use counts the file cache too, which the kernel gives up before it ends a process; its inactive part is room.
+    Usage includes the file cache, which the kernel drops before it ends a process; its inactive part is room.
     """
     for folder in _groups(root, ""):
-        if (limit := _number(folder / "memory.max")) is not None:
-            yield limit - (_number(folder / "memory.current") or 0) + _stat(folder, "inactive_file")
+        if (limit := kernel_number(folder / "memory.max")) is not None:
+            yield limit - (kernel_number(folder / "memory.current") or 0) + _stat(folder, "inactive_file")
     for folder in _groups(root, "memory"):
-        limit = _number(folder / "memory.limit_in_bytes")
+        limit = kernel_number(folder / "memory.limit_in_bytes")
         if limit is not None and limit < 2**60:  # no limit is written as the largest number of pages
-            yield limit - (_number(folder / "memory.usage_in_bytes") or 0) + _stat(folder, "total_inactive_file")
+            used = kernel_number(folder / "memory.usage_in_bytes") or 0
+            yield limit - used + _stat(folder, "total_inactive_file")
 
 
 def _quotas(root: Path) -> Iterator[float]:
     """The cores' worth of time that each control group with a limit grants."""
     for folder in _groups(root, ""):
-        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        quota, _, period = kernel_text(folder / "cpu.max").partition(" ")
         if quota.isdecimal() and period.isdecimal() and int(period):
             yield int(quota) / int(period)
     for folder in _groups(root, "cpu"):
-        given, each = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        given, each = kernel_number(folder / "cpu.cfs_quota_us"), kernel_number(folder / "cpu.cfs_period_us")
         if given and each:
             yield given / each
 
@@ -56,37 +54,31 @@ def _quotas(root: Path) -> Iterator[float]:
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """The folders of our control group and of those around it.
 
-    Args:
-        root: as above.
-        controller: of version 1, such as ``memory``; empty: version 2, which has one tree for all.
+    ``controller`` is one of version 1, such as ``memory``; empty: version 2, which has one tree for all.
     """
     base = root / "sys/fs/cgroup" / controller
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in kernel_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controller not in controllers.split(","):
-            continue
-        folder = base / path.strip("/")
-        while True:
+        if controller in controllers.split(","):
+            folder = base / path.strip("/")
             yield folder
-            if folder == base or base not in folder.parents:
-                break
-            folder = folder.parent
+            yield from (parent for parent in folder.parents if parent == base or base in parent.parents)
 
 
-def _read(path: Path) -> str:
-    """The file's text; empty where it is not there, or not ours to read."""
+def _stat(folder: Path, key: str) -> int:
+    lines = (line.split() for line in kernel_text(folder / "memory.stat").splitlines())
+    return next((int(words[1]) for words in lines if words[0] == key), 0)
+
+
+def kernel_text(path: Path) -> str:
+    """The text of a small file of the kernel's; empty where it is missing or cannot be read."""
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 
 
-def _number(path: Path) -> int | None:
-    """The number in a file; None where there is none: no such file, or ``max``."""
-    text = _read(path)
+def kernel_number(path: Path) -> int | None:
+    """The whole number in such a file; None where there is none: no such file, or ``max``."""
+    text = kernel_text(path)
     return int(text) if text.isdecimal() else None
-
-
-def _stat(folder: Path, key: str) -> int:
-    lines = (line.split() for line in _read(folder / "memory.stat").splitlines())
-    return next((int(words[1]) for words in lines if words[0] == key), 0)

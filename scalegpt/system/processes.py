@@ -6,11 +6,13 @@ itself counts from the boot.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 
 import psutil
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from scalegpt.system.cores import kernel_text
+
 _STATE, _START_TICKS = 0, 19
 """Places of these fields in ``/proc/PID/stat``, counted from the first behind the process's name."""
 
@@ -18,12 +20,12 @@ _ENDED = frozenset("ZXx")
 
 
 def birth_of(pid: int) -> str | None:
-    """What tells this process from every other that had or will have its number; None where there is no such process.
+    """What distinguishes this process from every other that had or will have its number; None: there is no such process.
 
     On Linux: the boot, and the clock ticks from there to its start. Elsewhere: seconds since the epoch.
     """
     fields = _stat(pid)
-    if fields is not None:
+    if fields:
         return f"{boot_id()}:{fields[_START_TICKS]}"
     try:
         return f"{psutil.Process(pid).create_time():.2f}"
@@ -32,38 +34,32 @@ def birth_of(pid: int) -> str | None:
 
 
 def has_ended(pid: int, birth: str) -> bool:
-    """Whether the process of this number and :func:`birth_of` has ended, even if nobody has asked for its status yet.
+    """Whether the process of this number and :func:`birth_of` has ended, even if its parent has not waited for it yet.
 
-    One of another boot is one of another machine, of which nothing is known here: it has not ended as far as we can tell.
+    A process of another boot is one of another machine: nothing is known of it here, so it counts as running.
     """
     if ":" in birth and birth.partition(":")[0] != boot_id():
         return False
     fields = _stat(pid)
-    if fields is not None and fields[_STATE] in _ENDED:
+    if fields and fields[_STATE] in _ENDED:
         return True
     try:
         return birth_of(pid) != birth or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-    except psutil.Error:  # it is there, and belongs to somebody else
+    except psutil.Error:  # it exists, and belongs to another user
         return False
 
 
+@cache
 def boot_id() -> str:
     """The id of this boot of the system; empty where the system has none."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    return kernel_text(Path("/proc/sys/kernel/random/boot_id"))
 
 
-def _stat(pid: int) -> list[str] | None:
-    """The fields of ``/proc/PID/stat`` behind the process's name; None where there is no such file."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()
+def _stat(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` behind the process's name; empty where there is no such file."""
+    return kernel_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 
 def own_birth() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from nvml_fake import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, MIB, Fake, Gpu, a100
 from scalegpt.hardware import nvml
-from scalegpt.hardware.devices import Found
+from scalegpt.hardware.devices import FoundGpus
 from scalegpt.hardware.gpus import find_card
 
 GIB = 2**30
@@ -33,7 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fake]:
     return put
 
 
-def found(most: int | None = None) -> Found:
+def found(most: int | None = None) -> FoundGpus:
     result = nvml.find(most)
     assert result is not None
     return result
@@ -110,7 +110,7 @@ def test_what_others_hold_is_taken_off(machine: Any) -> None:
 
 
 def test_an_old_drivers_figures_leave_the_reserved_part_out_by_themselves(machine: Any) -> None:
-    machine([Gpu(held=GIB)], old=True, driver=b"470.1")
+    machine([Gpu(held=GIB)], old=True, driver="470.1")
     (device,) = found().devices
     assert round((device.usable_bytes or 0) / GIB, 2) == 23.52
     assert device.taken_bytes == GIB
@@ -182,14 +182,14 @@ def test_a_divided_card_without_parts_has_nothing_to_use(machine: Any) -> None:
 
 def test_there_may_be_no_device(machine: Any) -> None:
     machine([])
-    assert found() == Found(driver="580.65.06")
+    assert found() == FoundGpus(driver="580.65.06")
 
 
 def test_a_driver_that_does_not_work_is_said(machine: Any) -> None:
     machine([], fails=DRIVER_NOT_LOADED)
-    assert found() == Found(notes=("NVIDIA's driver does not answer (Driver Not Loaded)",))
+    assert found() == FoundGpus(notes=("NVIDIA's driver does not answer (Driver Not Loaded)",))
     machine([Gpu(), Gpu(lost=True)])
-    assert found() == Found(notes=("NVIDIA's driver does not answer (GPU is lost)",))
+    assert found() == FoundGpus(notes=("NVIDIA's driver does not answer (GPU is lost)",))
 
 
 def test_without_nvml_nothing_is_found(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

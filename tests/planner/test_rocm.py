@@ -8,16 +8,16 @@ import pytest
 
 from amdgpu_fake import GIB, lay_out, write
 from scalegpt.hardware import rocm
-from scalegpt.hardware.devices import Found
+from scalegpt.hardware.devices import FoundGpus
 
 VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
+def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FoundGpus]:
     """What is found below a root, with the variables that are given."""
 
-    def look(root: Path, most: int | None = None, **variables: str) -> Found:
+    def look(root: Path, most: int | None = None, **variables: str) -> FoundGpus:
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():

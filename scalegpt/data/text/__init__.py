@@ -1,4 +1,4 @@
-"""Text that users give: which files, which formats, which encodings.
+"""The text that users give: which files, which formats, which encodings.
 
-Start with ``corpus``. May import :mod:`scalegpt.config` and below.
+Read ``corpus`` first. May import :mod:`scalegpt.config` and what lies below it, :mod:`scalegpt.data.tokenizers`, and numpy.
 """
