@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arguments import at_least, new_file, write_figures
-from scalegpt.cli.table import aligned
+from scalegpt.cli.output import aligned
 from scalegpt.units import gib
 
 ROOT = Path(__file__).resolve().parents[1]

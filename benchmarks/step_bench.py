@@ -95,7 +95,7 @@ def measure(
             ),
             "phases": phases,
             "loader_tokens_per_second": ours.loader_rate(LOADED_STEPS),
-            "predicted_peak_bytes": ours.job.memory.peak_bytes,
+            "predicted_peak_bytes": ours.job.plan.peak_bytes,
             **ours.job.watch.measure().as_status(),
         }
     finally:

@@ -18,7 +18,7 @@ from scalegpt.backends import World
 from scalegpt.config.presets import resolve
 from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.request import Request
-from scalegpt.training.setup import prepare
+from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
 DATA, FORWARD, LOSS, BACKWARD, NORM, OPTIMIZER, REST = (
@@ -77,12 +77,12 @@ class OurSteps:
     @property
     def tokens(self) -> int:
         """Tokens of a step, of all ranks."""
-        return self.job.plan.tokens
+        return self.job.batch_plan.tokens
 
     @property
     def layout(self) -> str:
         """The settings in force that matter to speed, in words."""
-        train, parallel, plan = self.job.run.train, self.job.run.parallel, self.job.plan
+        train, parallel, plan = self.job.run.train, self.job.run.parallel, self.job.batch_plan
         stage = "" if parallel.backend == "plain" else f" {parallel.stage}"
         return (
             f"{parallel.backend}{stage}, {train.precision}, micro batch {plan.micro_batch} × {plan.grad_accum}, "
@@ -99,14 +99,14 @@ class OurSteps:
     def loader_rate(self, steps: int) -> float:
         """Tokens a second, of all ranks, that the loader gives when nothing else is done."""
         job = self.job
-        batches = TrainingBatches(job.data.train, job.plan, self.world, job.run.train.seed)
+        batches = TrainingBatches(job.data.train, job.batch_plan, self.world, job.run.train.seed)
         begin = time.perf_counter()
         for step in range(steps):
-            for _ in batches.step(step * job.plan.sequences):
+            for _ in batches.step(step * job.batch_plan.sequences):
                 pass
         seconds = time.perf_counter() - begin
         batches.close()
-        return steps * job.plan.tokens / seconds
+        return steps * job.batch_plan.tokens / seconds
 
     def close(self) -> None:
         """End threads and close files."""

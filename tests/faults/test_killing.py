@@ -53,7 +53,7 @@ def test_row_1_a_rank_is_killed_in_a_step(start_job: Start, undisturbed: Undistu
     status = job.status()
     assert (status["state"], status["step"]) == ("failed", 6)
     assert f"rank {victim} (process {lost.pid} on" in status["cause"]
-    assert " has ended; it was last heard of in step " in status["cause"]
+    assert " has ended; its last heartbeat was in step " in status["cause"]
     job.finish()
     assert "step_00000005, step 5 of 14" in job.output()
     assert_same(job, undisturbed(layout))
