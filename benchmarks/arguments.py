@@ -1,9 +1,13 @@
-"""Values of the benchmarks' flags, refused before anything is measured."""
+"""Values of the benchmarks' flags, refused before anything is measured, and what several benchmarks do with figures."""
 
 import argparse
+import json
+import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -21,9 +25,38 @@ def at_least(least: int) -> Callable[[str], int]:
     return count
 
 
+def above_zero(text: str) -> float:
+    """A flag's type: a number above zero."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A flag's type: a regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+
+
 def counts(text: str) -> list[int]:
     """A flag's type: whole numbers above zero, separated by commas."""
     return [at_least(1)(part) for part in text.split(",")]
+
+
+def names_of(known: Mapping[str, Any], separator: str = ",") -> Callable[[str], list[str]]:
+    """A flag's type: some of the known names, separated."""
+
+    def names(text: str) -> list[str]:
+        found = [name.strip() for name in text.split(separator) if name.strip()]
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"there is no {name!r}; choose from {f'{separator} '.join(known)}")
+        return found
+
+    return names
 
 
 def new_file(text: str) -> Path:
@@ -33,3 +66,14 @@ def new_file(text: str) -> Path:
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
     return path
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Settings as words of a command line."""
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+def write_figures(path: Path | None, figures: Any) -> None:
+    """Write figures as JSON, where a file was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

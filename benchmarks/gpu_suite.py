@@ -1,77 +1,153 @@
-"""Measures on a CUDA card what the rest of the project predicts. Each suite is one command of under 9 minutes.
+"""Measures on a CUDA card what the rest of the project predicts, in the minutes that it is given.
 
-python benchmarks/gpu_suite.py plan          predicted memory against the allocator's and the driver's figures
-python benchmarks/gpu_suite.py choice        the planner's choices on emulated cards: do they run, and as fast as it says?
-python benchmarks/gpu_suite.py speed         tokens per second, MFU and memory, beside a nanoGPT-style loop, and a profile
-python benchmarks/gpu_suite.py plan --dry    the same configurations, tiny and on the CPU: do they all build and step?
+python benchmarks/gpu_suite.py all --minutes 8     all four parts, in this order
+python benchmarks/gpu_suite.py smoke               every backend, recompute, attention, loss, optimizer; save, resume, sample
+python benchmarks/gpu_suite.py plan                predicted memory against the allocator's and the driver's figures
+python benchmarks/gpu_suite.py speed               tokens/s and MFU beside a nanoGPT-style loop; losses alone; a profile
+python benchmarks/gpu_suite.py choice              the planner's choices on emulated cards of 12, 24 and 40 GB
+python benchmarks/gpu_suite.py all --dry           the same rows, tiny and on the CPU: does each of them run?
 
-``plan`` takes some sixty configurations through three or more optimizer steps of the trainer's own backends, on random
-tokens: the presets, plain, FSDP2 and DeepSpeed on one GPU, FSDP2 as rank 0 of a fake process group of eight (its allocations
-are real, nothing is sent), micro batches, recompute, loss, accumulation, optimizer, attention, dtypes, dropout. For each
-it compares, by the planner's tables alone and without earlier measurements,
+One child process takes the rows; a new one replaces it when it crashes, hangs, or reports a fatal error, and the next row is
+taken. A part that ends early leaves its minutes to the next ones. JSON and Markdown in benchmarks/results/, named by date and
+card, are written anew after every row; earlier files are never replaced. A dry run writes into a temporary folder.
 
-- the predicted peak and cuBLAS workspaces with ``torch.cuda.max_memory_allocated``,
-- the predicted reservation with ``torch.cuda.max_memory_reserved``,
-- the predicted total with what the driver counts: by NVML for the process, else what is in use on the card.
-
-What is not predicted to fit the card, with a tenth to spare for an error, is left out; running out of memory is a result like
-any other, held against the prediction.
-
-``choice`` gives the planner the card at hand with the memory of cards of 8, 10, 12, 16, 24, 40 and 80 GB, as far as it has
-that, and presets of 150M to 500M. The allocator is held to the emulated card's memory less what lies outside the allocator
-(:mod:`benchmarks.suite.choice_child` says how). For each size and preset
-
-- the chosen plan takes twenty optimizer steps: none may run out of memory, and tokens per second are to be as predicted;
-- the largest micro batch that runs, all else as chosen, is found by bisection: how much of it was chosen?
-- for one preset of each size the next best plans are timed too, one of them laid out otherwise: is the predicted order right?
-
-What the planner says does not fit is listed and not tried. The blocks are compiled, as is the trainer's default
-(``--no_compile``: they are not). Rows come in rounds that hold every size and preset, so that what time leaves out is spread.
-
-``speed`` times 150M_1024, 350M_1024 and 500M_1024, all with the same tokens in a step: as the planner chooses them for one
-process, and beside that a nanoGPT-style loop, compiled; then one setting changed at a time: each backend over one rank,
-recompute, loss, compilation, attention kernels, micro batches. The head's loss is also timed alone, ours, torch's
-``linear_cross_entropy`` and, where ``liger-kernel`` is installed, Liger's. The best row is profiled; ``--trace FILE`` keeps
-the whole trace. Predicted speed and memory stand beside the measured ones, and each limit is said to be kept or not.
-
-At the end of ``--minutes`` what is left is named and left out. JSON and Markdown go into ``benchmarks/results/``, named by
-date and card; an earlier file is never replaced.
-
-Exit status: 0 done, 1 a configuration failed in a way that is no result, 2 bad arguments, 3 there is no CUDA device,
-130 interrupted (what was measured by then is written).
+Exit status: 0 done, 1 a row failed, 2 bad arguments, 3 there is no CUDA device, 130 interrupted.
 """
 
 import argparse
+import json
+import platform
+import re
+import shlex
+import subprocess
 import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 # Run by path: the repository's packages must be found without installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.suite import choice_suite, plan_suite, speed_suite
-from benchmarks.suite.frame import INTERRUPTED
+from benchmarks.arguments import above_zero, pattern
+from benchmarks.suite.child import ChildGoneError, Runner
+from benchmarks.suite.report import markdown, said, verdicts
+from benchmarks.suite.rows import PARTS, PROFILE, ROOT, Part, Row, Values
+from scalegpt.storage import write_atomic
+
+DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
+
+SHARES = {"smoke": 0.125, "plan": 0.4, "speed": 0.65, "choice": 1.0}
+"""The share of the time that is left which a part may use; of 8 minutes smoke has one."""
+
+
+def device_bench(mode: str) -> Any:
+    """What a child measures with; torch is imported there alone."""
+    from benchmarks.suite.measure import make_bench
+
+    return make_bench(mode)
+
+
+def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> Iterator[tuple[Row, Values]]:
+    """The rows of a part and their answers, as many as are begun within so many seconds."""
+    end = time.monotonic() + seconds
+    try:
+        row = next(part)
+        while time.monotonic() < end:
+            answer = take(row)
+            yield row, answer
+            row = part.send(answer)
+    except StopIteration:
+        return
+    except Exception as error:  # the planner's: the other parts are to be measured all the same
+        text = traceback.format_exc()
+        yield Row(name="planning"), {"outcome": "failed", "reason": repr(error), "traceback": text, "seconds": 0.0}
+
+
+def software() -> Values:
+    """What ran, and from which sources."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    versions = {each.name: each.version for each in distributions()}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip(),
+        "system": f"Python {platform.python_version()}, {platform.platform()}",
+        **{name: versions.get(name, "not installed") for name in ("torch", "deepspeed", "liger-kernel")},
+    }
+
+
+def free_path(folder: Path, suite: str, card: str) -> Path:
+    """A new JSON file's path, such as ``all_2026-11-25_NVIDIA-H200_1.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "_".join([suite, datetime.now(UTC).date().isoformat(), "-".join(re.findall("[A-Za-z0-9.]+", card))])
+    number = 1
+    while (folder / f"{stem}_{number}.json").exists():
+        number += 1
+    return folder / f"{stem}_{number}.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the suite that is named.
-
-    Args:
-        arguments: the command line; None: the process's own.
-
-    Returns:
-        The exit status.
-    """
+    """Run the parts that are named; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
-    plan_suite.add_arguments(suites.add_parser("plan", help="predicted memory against measured"))
-    choice_suite.add_arguments(suites.add_parser("choice", help="the planner's choices on emulated cards"))
-    speed_suite.add_arguments(suites.add_parser("speed", help="tokens per second, MFU and memory, and a profile"))
+    parser.add_argument("suite", choices=("all", *PARTS))
+    parser.add_argument("--minutes", type=above_zero, default=8.0, help="how long all may take [8]")
+    parser.add_argument("--only", type=pattern, help="only rows in whose name this expression is found")
+    parser.add_argument("--dry", action="store_true", help="tiny models on the CPU: does every row run?")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write [benchmarks/results]")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write the profile's trace there, for Perfetto")
     given = parser.parse_args(arguments)
     try:
-        status: int = given.run(given)
+        runner = Runner(device_bench, "dry" if given.dry else "cuda", 60 * given.minutes)
+    except ChildGoneError as gone:
+        print(f"gpu_suite: error: the measuring process does not start: {gone}", file=sys.stderr)
+        return FAILED
+    try:
+        if runner.greeting["machine"] is None:
+            print("gpu_suite: torch finds no CUDA device here; --dry runs every row on this CPU", file=sys.stderr)
+            return NO_GPU
+        return run(given, runner)
     except KeyboardInterrupt:
         return INTERRUPTED
-    return status
+    finally:
+        runner.close()
+
+
+def run(given: argparse.Namespace, runner: Runner) -> int:
+    """Take the rows of each part, and write after every one."""
+    machine, card = runner.greeting.pop("machine"), runner.greeting["card"]
+    folder = given.results or (Path(tempfile.mkdtemp()) if given.dry else ROOT / "benchmarks" / "results")
+    path = free_path(folder, given.suite, card)
+    rows: list[Values] = []
+    record = {"suite": given.suite, "format": 2, "dry": given.dry, **software(), **runner.greeting, "rows": rows}
+
+    def take(row: Row) -> Values:
+        if given.only and not given.only.search(row.name):
+            return {"outcome": "left out"}
+        trace = {"trace": str(given.trace.resolve())} if given.trace and row.kind == PROFILE else {}
+        return runner.take(replace(row, more={**row.more, **trace}))
+
+    for name in PARTS if given.suite == "all" else [given.suite]:
+        share = SHARES[name] if given.suite == "all" else 1.0
+        for row, answer in rows_within(PARTS[name](machine), take, share * runner.left):
+            if answer["outcome"] == "left out":
+                continue
+            rows.append({"part": name, **asdict(row), **answer})
+            write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_atomic(path.with_suffix(".md"), markdown(record))
+            reason = f": {answer['reason'].splitlines()[0]}" if answer.get("reason") else ""
+            print(f"{name} {answer['seconds']:5.1f} s {answer['outcome']:13} {row.name}{reason}", flush=True)
+        runner.close()  # the next part is measured in a new process
+    if not rows:
+        print("gpu_suite: error: there was no row to take; see --only and --minutes", file=sys.stderr)
+        return BAD_INPUT
+    print(*([] if given.dry else map(said, verdicts(rows))), path, path.with_suffix(".md"), sep="\n")
+    return FAILED if any(row["outcome"] == "failed" for row in rows) else DONE
 
 
 if __name__ == "__main__":

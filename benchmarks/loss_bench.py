@@ -3,26 +3,26 @@
 python benchmarks/loss_bench.py                                 (B 4, T 1,024, V 50,304, H 192; from the repository's root)
 python benchmarks/loss_bench.py --hidden 768 --tokens 8192 --chunks 512,2048 --device cuda --dtype bf16
 
-Medians, and the ratio to full logits. Memory is told by ``tests/model/test_loss.py`` and on a GPU by ``gpu_suite.py speed``.
+Medians, and the ratio to full logits. ``tests/model/test_loss.py`` measures their memory, on a GPU ``gpu_suite.py speed``.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arguments import at_least, counts
-from scalegpt.model.loss import chunked_cross_entropy, full_cross_entropy
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+from benchmarks.steps.losses import gradients, inputs, loss_of
+from scalegpt.backends.base import DTYPES
+from scalegpt.errors import InputError
+from scalegpt.model.loss import Loss
 
 
 def main() -> int:
@@ -40,13 +40,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
-    dtype = torch.float32 if arguments.dtype == "fp32" else torch.bfloat16
-    losses: dict[str, Loss] = {"full": full_cross_entropy}
-    losses |= {f"chunked {chunk}": chunked_cross_entropy(chunk) for chunk in arguments.chunks}
-    if hasattr(F, "linear_cross_entropy"):
-        losses["torch's"] = lambda x, w, t: F.linear_cross_entropy(x, w.to(x.dtype), t)
-    shape = (arguments.tokens, arguments.hidden, arguments.vocabulary)
-    seconds = race(losses, shape, dtype, arguments.device, arguments.rounds)
+    losses = {"full": loss_of("full")} | {
+        f"chunked {chunk}": loss_of("chunked", chunk=chunk) for chunk in arguments.chunks
+    }
+    with suppress(InputError):  # an older torch
+        losses["torch's"] = loss_of("torch")
+    shape = arguments.tokens, arguments.hidden, arguments.vocabulary
+    tensors = inputs(*shape, DTYPES[arguments.dtype], torch.device(arguments.device))
+    seconds = race(losses, tensors, arguments.rounds)
     full = statistics.median(seconds["full"])
     for name, each in seconds.items():
         median = statistics.median(each)
@@ -55,21 +56,20 @@ def main() -> int:
     return 0
 
 
-def race(
-    losses: dict[str, Loss], shape: tuple[int, int, int], dtype: torch.dtype, device: str, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each loss in each round, after one that does not count; ``shape`` is tokens, width, vocabulary."""
-    n, width, vocabulary = shape
-    hidden = torch.randn(n, width, device=device).to(dtype).requires_grad_()
-    head = (0.02 * torch.randn(vocabulary, width, device=device)).requires_grad_()
-    targets = torch.randint(vocabulary, (n,), device=device)
+def race(losses: dict[str, Loss], tensors: tuple[Tensor, Tensor, Tensor], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each loss in each round, after one that does not count.
+
+    Args:
+        losses: taken in turn.
+        tensors: hidden states [n, H], head [V, H] and targets [n].
+        rounds: that count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for number in range(rounds + 1):
         for name, loss in losses.items():
-            hidden.grad = head.grad = None
             begin = time.perf_counter()
-            loss(hidden, head, targets).backward()  # type: ignore[no-untyped-call]
-            if device == "cuda":
+            gradients(loss, *tensors)
+            if tensors[0].is_cuda:
                 torch.cuda.synchronize()
             if number:
                 seconds[name].append(time.perf_counter() - begin)

@@ -1,1 +1,1 @@
-"""The parts of ``gpu_suite.py``: a frame that all its suites share, and the suites."""
+"""The GPU suite: its rows (``rows.py``), the child process that takes them (``child.py``, ``measure.py``), and its report."""

@@ -1,121 +1,129 @@
-"""Real steps of a trainer's backend on random tokens, and what they hold. For every suite that trains."""
+"""A training step on random tokens: its memory, its time, its profile; and how a backend is taken apart afterwards."""
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
 
-from benchmarks.suite.children import Values
+from benchmarks.suite.rows import Values
 from scalegpt.backends import Backend
 from scalegpt.backends.base import local
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.batches import on_device
+from scalegpt.training.memory import MemoryWatch, own_bytes
+
+PROFILED_STEPS, KERNELS = 3, 25
 
 
-class Peaks:
-    """The allocator's peaks, part of a run by part; on the CPU it has none.
+class Memory:
+    """The peaks of a configuration, by parts of the run, in bytes.
+
+    On a GPU they are the allocator's. On a CPU, in a dry run, they are the process's own, so that the same lines run.
 
     Args:
-        device: whose allocator.
+        device: whose memory.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.allocated: dict[str, int] = {}
-        self.reserved: dict[str, int] = {}
+        self.peaks: dict[str, tuple[int, int]] = {}
 
     def lap(self, part: str) -> None:
-        """What was held since the last lap belongs to this part; a part may come several times."""
+        """What was held since the last lap, allocated and reserved, belongs to this part."""
         if self.device.type != "cuda":
+            self.peaks[part] = own_bytes(), own_bytes()
             return
-        for peaks, peak in (
-            (self.allocated, torch.cuda.max_memory_allocated(self.device)),
-            (self.reserved, torch.cuda.max_memory_reserved(self.device)),
-        ):
-            peaks[part] = max(peak, peaks.get(part, 0))
+        torch.cuda.synchronize(self.device)
+        self.peaks[part] = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
 
-    def summary(self, before: Values, after: Values) -> Values:
-        """The measurement: the largest of all parts, and what was held before and after."""
+    def summary(self) -> Values:
+        """The largest of all parts; what the driver counts now, and how much of that lies outside the allocator."""
+        watched = MemoryWatch(self.device).measure()
+        driver = watched.driver or watched.peak
+        reserved = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else own_bytes()
         return {
-            "allocated_bytes": max(self.allocated.values()),
-            "reserved_bytes": max(self.reserved.values()),
-            "driver_bytes": after["driver_bytes"],
-            "outside_bytes": after["driver_bytes"] - after["reserved_bytes"],
-            "allocated_by_part": self.allocated,
-            "allocation_retries": after["allocation_retries"] - before["allocation_retries"],
-            "before": before,
-            "after": after,
+            "allocated_bytes": max(allocated for allocated, _ in self.peaks.values()),
+            "reserved_bytes": max(reserved for _, reserved in self.peaks.values()),
+            "driver_bytes": driver,
+            "outside_bytes": max(0, driver - reserved),
+            "allocated_by_part": {part: allocated for part, (allocated, _) in self.peaks.items()},
         }
 
 
-class Marks:
-    """Moments of a step, on the card's own clock, which runs behind Python; on the CPU by the processor's.
+def timed(take: Callable[[], object], seconds: float) -> Values:
+    """Call something that is warmed up for about so many seconds: median and interquartile range of a call, in seconds."""
+    timer = Timer("take()", globals={"take": take}, num_threads=torch.get_num_threads())
+    found = timer.blocked_autorange(min_run_time=seconds)
+    return {"step_seconds": found.median, "iqr_seconds": found.iqr, "steps": found.number_per_run * len(found.times)}
+
+
+def profiled(take: Callable[[], object], device: torch.device, trace: str | None) -> Values:
+    """Profile some steps that are warmed up: the kernels that take most, and the share of the time in which any runs.
 
     Args:
-        device: whose clock.
+        take: takes a step.
+        device: where; on the CPU its operators stand for kernels.
+        trace: a file for the whole trace, in Chrome's format; None: none.
     """
+    on_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with profile(activities=activities) as profiler:
+        begin = time.perf_counter()
+        for _ in range(PROFILED_STEPS):
+            take()
+        if on_cuda:
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - begin
+    if trace is not None:
+        profiler.export_chrome_trace(trace)
+    key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    events = profiler.key_averages()
+    # On a GPU an operator and an annotation have the time of their kernels, which are listed too.
+    kernels = (
+        each for each in events if not on_cuda or (each.device_type.name, each.is_user_annotation) == ("CUDA", False)
+    )
+    busy = sum(getattr(each, key) for each in kernels) / 1e6
+    table = events.table(sort_by=key, row_limit=KERNELS, max_name_column_width=80)
+    return {"step_seconds": seconds / PROFILED_STEPS, "busy_share": busy / seconds, "kernels": table}
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._events: list[torch.cuda.Event] = []
-        self._times: list[float] = []
 
-    def mark(self) -> None:
-        """Mark the moment at which the card is done with all that it was given so far."""
-        if self.device.type != "cuda":
-            self._times.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        self._events.append(event)
-
-    def spans(self) -> list[float]:
-        """Seconds from each mark to the next; waits for the card."""
-        if self.device.type != "cuda":
-            return [end - start for start, end in pairwise(self._times)]
-        torch.cuda.synchronize(self.device)
-        return [start.elapsed_time(end) / 1000 for start, end in pairwise(self._events)]
-
-
-def take_step(
-    backend: Backend, batch: BatchPlan, peaks: Peaks | None = None, after_micro: Callable[[], None] = lambda: None
-) -> bool:
+def take_step(backend: Backend, batch: BatchPlan, memory: Memory | None = None) -> tuple[float, bool]:
     """What the trainer does in a step, on random tokens.
 
     Args:
         backend: with its weights.
         batch: how the step is divided.
-        peaks: takes the allocator's peaks of its parts; None: nobody does.
-        after_micro: called after each micro step.
+        memory: takes the peaks of the step's parts; None: nobody does.
 
-    Over a fake group gathered weights are whatever the memory held, and so are the gradients: they are set to zero, lest the
-    step be skipped for one that is not finite.
+    Over a fake group gathered weights are whatever the memory held, and so are the gradients: they are set to zero, so that
+    the step is not skipped for one that is not finite.
 
     Returns:
-        Whether the step was skipped.
+        The mean loss, and whether the step was skipped.
     """
     world = backend.world
     total = torch.zeros((), device=world.device)
     for micro, (tokens, targets) in enumerate(_micro_batches(backend, batch)):
         total += backend.micro_step(tokens, targets, last=micro == batch.grad_accum - 1)
-        after_micro()
     if world.size > 1:
         for parameter in backend.model.parameters():
             if parameter.grad is not None:
                 local(parameter.grad).zero_()
-    if peaks is not None:
-        peaks.lap("micro steps")
+    if memory is not None:
+        memory.lap("micro steps")
     result = backend.step(backend.run.train.learning_rate)
-    world.sum(total).item()
-    if peaks is not None:
-        peaks.lap("optimizer step")
-    return result.skipped
+    loss = float(world.sum(total)) / (batch.grad_accum * world.size)
+    if memory is not None:
+        memory.lap("optimizer step")
+    return loss, result.skipped
 
 
 def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor, Tensor]]:
@@ -126,7 +134,7 @@ def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor,
         yield on_device(windows[:, :-1].copy(), windows[:, 1:].copy(), backend.world.device)
 
 
-def dismantle(backend: Any) -> None:
+def dismantle_deepspeed(backend: Any) -> None:
     """Take DeepSpeed's engine apart.
 
     It leaves circles through C++ that Python's garbage collector does not see, and stage 3 keeps the model in a module's list
@@ -141,11 +149,15 @@ def dismantle(backend: Any) -> None:
         parameter.data = parameter.data.new_empty(0)
 
 
-def living_bytes(known: set[int]) -> int:
-    """Bytes of the CPU's tensors that Python can reach, apart from those at the known addresses."""
-    storages: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(size for address, size in storages.items() if address and address not in known)
+def release(device: torch.device) -> int:
+    """Give back what a row held, workspaces and compiled code included; returns the bytes that stay allocated on a GPU."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    gc.collect()
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)

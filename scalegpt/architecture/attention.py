@@ -3,15 +3,15 @@
 Kept for the backward pass, with U = c·n·H the bytes of one activation and S = 4·B·a·T² those of the scores in fp32:
 
 =============  ========================================================================================================
-flash, cudnn   QKV and the output, 4U, and the rows' log-sum-exp, 4·a·n. Where heads are not a multiple of 8 wide, flash
-               works on padded copies: these four are kept instead, and the projection's input besides
+flash, cudnn   QKV and the output, 4U, and the rows' log-sum-exp, 4·a·n. Where the width of a head is no multiple of 8,
+               flash works on padded copies: these four are kept instead, and the projection's input besides
 mem_efficient  the same, unpadded; log-sum-exp rows are rounded up to 32 in each sequence
-math           Q, K and V as fp32 copies, 12·n·H, and the softmax, S; with dropout what it leaves, S, and its mask, S/4;
+math           Q, K and V as fp32 copies, 12·n·H, and the softmax, S; with dropout its result, S, and its mask, S/4;
                the projection's input
 =============  ========================================================================================================
 
-Math follows ``attention.cpp: _scaled_dot_product_attention_math`` operator by operator. Its copies of Q, K and V are made to
-join batch and heads for the matrix product, and are not needed where one of the two is 1.
+Math follows ``attention.cpp: _scaled_dot_product_attention_math`` operator by operator. Its copies of Q, K and V join batch
+and heads for the matrix product, and are not needed where one of the two is 1.
 """
 
 from dataclasses import dataclass
@@ -49,10 +49,9 @@ class AttentionShape:
         """Queries, keys or values of a micro batch, padded to a width."""
         return Heads(batch, self.heads, self.tokens, width, self.element)
 
-    @property
-    def numel(self) -> int:
-        """a·T·D, of one sequence."""
-        return self.heads * self.tokens * self.width
+    def bytes_of(self, width: int, element: int) -> Size:
+        """Queries, keys or values, padded to a width, with elements of a number of bytes."""
+        return Size(element * self.heads * self.tokens * width)
 
     @property
     def pairs(self) -> int:
@@ -62,7 +61,7 @@ class AttentionShape:
     @property
     def result(self) -> Size:
         """Bytes of the output in the compute dtype."""
-        return Size(self.element * self.numel)
+        return self.bytes_of(self.width, self.element)
 
 
 def record_heads(r: Recorder, kernel: str, shape: AttentionShape, qkv: Value) -> list[Value]:
@@ -70,24 +69,11 @@ def record_heads(r: Recorder, kernel: str, shape: AttentionShape, qkv: Value) ->
 
     The fused kernels return gradients laid out as [B, T, a, D]. Others are laid out anew, each by a copy.
     """
-    element = shape.element
-    whole, parts = Size(3 * element * shape.numel), [Value(Size(), base=qkv) for _ in range(3)]
-    moved = 6.0 * element * shape.numel
-    r.run(
-        Operation(
-            name="split",
-            inputs=(qkv,),
-            gradients=(Gradient(whole),),
-            results=tuple(parts),
-            backward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
-        )
-    )
+    whole, parts = shape.result.times(3), tuple(Value(base=qkv) for _ in range(3))
+    r.run(Operation("split", (qkv,), (Gradient(whole),), parts, backward=Cost.moving(2.0 * whole.per_sequence)))
     laid_out = shape.heads > 1 and (kernel == "math" or _padded_width(kernel, shape) != shape.width)
-    gradient = Gradient(shape.result) if laid_out else PASSED_ON
-    heads = []
-    for part in parts:
-        view = Value(Size(), base=qkv)
-        heads.append(r.hold(r.run(Operation(name="heads", inputs=(part,), gradients=(gradient,), results=(view,)))))
+    gradients = (Gradient(shape.result) if laid_out else PASSED_ON,)
+    heads = [r.hold(r.run(Operation("heads", (part,), gradients, (Value(base=qkv),)))) for part in parts]
     r.release(parts[0])
     return heads
 
@@ -117,178 +103,139 @@ def record_attention(r: Recorder, kernel: str, shape: AttentionShape, q: Value, 
 
 def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
     """One kernel. FLOPs of causal attention: 2 matmuls forward, 5 backward (FlashAttention-2, arXiv 2307.08691, 3.1)."""
-    each = Size(shape.element * shape.heads * shape.tokens * width)
+    each = shape.bytes_of(width, shape.element)
     rows = kernels.multiple(shape.tokens, kernels.EFFICIENT_ROWS) if kernel == "mem_efficient" else shape.tokens
-    output, lse = Value(each), Value(Size(4 * shape.heads * rows))
+    output, lse = Value(each), Value(Size(FP32 * shape.heads * rows))
     states = Value(_RANDOM_STATE), Value(_RANDOM_STATE)
-    pairs, moved = float(shape.pairs * shape.width), 4.0 * shape.element * shape.numel
+    pairs, moved = float(shape.pairs * shape.width), 4.0 * shape.result.per_sequence
     return r.run(
         Operation(
-            name=f"attention, {kernel}",
+            f"attention, {kernel}",
+            (q, k, v),
+            (Gradient(each),) * 3,
+            (output, lse, *states),
             part=ATTENTION,
-            inputs=(q, k, v),
-            gradients=(Gradient(each),) * 3,
-            results=(output, lse, *states),
             saves=(q, k, v, output, lse, *states),
-            is_dear=not shape.dropout,
+            is_expensive=not shape.dropout,
             workspace=lambda batch: [*kernels.sizes(kernels.attention_forward(kernel, shape.of(batch, width)))],
             workspace_back=lambda batch: [*kernels.sizes(kernels.attention_backward(kernel, shape.of(batch, width)))],
-            forward=Cost(attention=2 * pairs, moved=moved, fused=moved, kernels=2, fused_kernels=2),
-            backward=Cost(attention=5 * pairs, moved=2 * moved, fused=2 * moved, kernels=5, fused_kernels=5),
+            forward=Cost.moving(moved, kernels=2)._replace(attention=2 * pairs),
+            backward=Cost.moving(2 * moved, kernels=5)._replace(attention=5 * pairs),
         )
     )
 
 
 def _record_padded(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
     """Flash on padded heads, whose output is cut; several heads are then laid out anew."""
-    each = Size(shape.element * shape.heads * shape.tokens * width)
+    each = shape.bytes_of(width, shape.element)
     with r.scope():
-        padded = [
-            r.hold(
-                r.run(
-                    Operation(name="pad", inputs=(part,), gradients=(Gradient(shape.result),), results=(Value(each),))
-                )
-            )
-            for part in (q, k, v)
-        ]
+        padded = [r.hold(r.new("pad", part, each, shape.result)) for part in (q, k, v)]
         output = _record_fused(r, kernel, shape, width, *padded)
-    cut = Value(Size(), base=output)
-    r.run(Operation(name="cut", inputs=(output,), gradients=(Gradient(each),), results=(cut,)), passing=(output,))
-    r.hold(cut)
+    cut = Value(base=output)
+    r.hold(r.run(Operation("cut", (output,), (Gradient(each),), (cut,)), passing=(output,)))
     return cut if shape.heads == 1 else _record_layout(r, shape, cut)
 
 
 def _record_layout(r: Recorder, shape: AttentionShape, heads: Value) -> Value:
     """[B, a, T, D] → [B, T, a·D], by a copy."""
-    flat = Value(shape.result)
-    return r.hold(r.run(Operation(name="lay out heads", inputs=(heads,), gradients=(PASSED_ON,), results=(flat,))))
+    return r.hold(r.run(Operation("lay out heads", (heads,), (PASSED_ON,), (Value(shape.result),))))
 
 
 def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Value) -> Value:
     """Attention out of single operators, in fp32."""
-    full = Size(4 * shape.numel)
-    half, joined = shape.element != 4, shape.one_sequence or shape.heads == 1
+    full, pairs = shape.bytes_of(shape.width, FP32), shape.tokens**2
     with r.scope():
-        if half:
-            q, k, v = (r.hold(_new(r, "cast", part, full, shape.result)) for part in (q, k, v))
-        q = r.hold(_new(r, "scale", q, full, full))
-        r.hold(_record_mask(r, shape))
-        k = _new(r, "scale", k, full, full)
-        scores = _record_scores(r, shape, q, k, joined=joined)
+        if shape.element != FP32:
+            q, k, v = (r.hold(r.new("cast", part, full, shape.result)) for part in (q, k, v))
+        q = r.hold(r.new("scale", q, full, full))
+        mask = Value(Size(fixed=FP32 * pairs))  # made from one of bytes
+        r.hold(r.run(Operation("mask", (), (), (mask,), workspace=lambda _batch: [pairs])))
+        k = r.new("scale", k, full, full)
+        scores = _record_scores(r, shape, q, k)
         weights = r.hold(_record_softmax(r, shape, scores))
-        if half:
-            cast = Value(Size(2 * shape.pairs))
-            r.hold(r.run(Operation(name="cast weights", inputs=(), gradients=(), results=(cast,))))
-        output = _record_product(r, shape, weights, v, joined=joined)
-        if half:
-            output = _new(r, "cast", output, shape.result, full, passing=True)
+        if shape.element != FP32:
+            r.hold(r.run(Operation("cast weights", (), (), (Value(Size(shape.element * shape.pairs)),))))
+        output = _record_product(r, shape, weights, v)
+        if shape.element != FP32:
+            output = r.new("cast", output, shape.result, full, passing=True)
     r.hold(output)
     return output if shape.heads == 1 else _record_layout(r, shape, output)
 
 
-def _new(r: Recorder, name: str, value: Value, size: Size, gradient: Size, *, passing: bool = False) -> Value:
-    """An elementwise operation that saves nothing."""
-    made = Operation(name=name, inputs=(value,), gradients=(Gradient(gradient),), results=(Value(size),))
-    return r.run(made, passing=(value,) if passing else ())
+def _record_joined(r: Recorder, shape: AttentionShape, *parts: Value) -> tuple[tuple[Value, ...], bool]:
+    """Copies that join batch and heads, and whether they were needed."""
+    if shape.one_sequence or shape.heads == 1:
+        return parts, False
+    full = shape.bytes_of(shape.width, FP32)
+    return tuple(r.run(Operation("join", (part,), (PASSED_ON,), (Value(full),))) for part in parts), True
 
 
-def _record_mask(r: Recorder, shape: AttentionShape) -> Value:
-    """The causal mask in fp32, made from one of bytes."""
-    pairs = shape.tokens**2
-    mask = Value(Size(fixed=4 * pairs))
-    return r.run(Operation(name="mask", inputs=(), gradients=(), results=(mask,), workspace=lambda _batch: [pairs]))
-
-
-def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value, *, joined: bool) -> Value:
-    """Q·Kᵀ, on copies that join batch and heads."""
-    full, scale_k = Size(4 * shape.numel), k
-    copies = []
-    if not joined:
-        q, k = (
-            r.run(Operation(name="join", inputs=(x,), gradients=(PASSED_ON,), results=(Value(full),))) for x in (q, k)
-        )
-        copies = [q, k]
-    flops = 2.0 * shape.pairs * shape.width
+def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Value:
+    """Q·Kᵀ."""
+    full, flops = shape.bytes_of(shape.width, FP32), 2.0 * shape.pairs * shape.width
+    factors, copied = _record_joined(r, shape, q, k)
     scores = r.run(
         Operation(
-            name="scores",
+            "scores",
+            factors,
+            (Gradient(full), Gradient(full)),
+            (Value(Size(FP32 * shape.pairs)),),
             part=ATTENTION,
-            inputs=(q, k),
-            gradients=(Gradient(full), Gradient(full)),
-            results=(Value(Size(4 * shape.pairs)),),
-            saves=(q, k),
+            saves=factors,
             forward=Cost(flops=flops),
             backward=Cost(flops=2 * flops),
         ),
-        passing=copies,
+        passing=factors if copied else (),
     )
-    r.release(scale_k)
+    r.release(k)
     return scores
 
 
 def _record_softmax(r: Recorder, shape: AttentionShape, scores: Value) -> Value:
     """Softmax of the masked scores, and dropout."""
-    size, rows = Size(4 * shape.pairs), shape.heads * shape.tokens
-    probabilities = Value(size)
-    r.run(
-        Operation(
-            name="softmax",
-            inputs=(scores,),
-            gradients=(Gradient(size),),
-            results=(probabilities,),
-            saves=(probabilities,),
-            workspace=lambda batch: [batch * shape.pairs, batch * rows],
-        ),
-        passing=(scores,),
+    size, rows = Size(FP32 * shape.pairs), shape.heads * shape.tokens
+    gradients, probabilities = (Gradient(size),), Value(size)
+    softmax = Operation(
+        "softmax",
+        (scores,),
+        gradients,
+        (probabilities,),
+        saves=(probabilities,),
+        workspace=lambda batch: [batch * shape.pairs, batch * rows],
     )
+    r.run(softmax, passing=(scores,))
     if not shape.dropout:
         return probabilities
     mask = Value(Size(shape.pairs))
-    return r.run(
-        Operation(
-            name="dropout",
-            inputs=(probabilities,),
-            gradients=(Gradient(size),),
-            results=(Value(size), mask),
-            saves=(mask,),
-        ),
-        passing=(probabilities,),
-    )
+    dropout = Operation("dropout", (probabilities,), gradients, (Value(size), mask), saves=(mask,))
+    return r.run(dropout, passing=(probabilities,))
 
 
-def _record_product(r: Recorder, shape: AttentionShape, weights: Value, v: Value, *, joined: bool) -> Value:
-    """The weighted sum of the values, which also counts what the whole of attention moves.
+def _record_product(r: Recorder, shape: AttentionShape, weights: Value, v: Value) -> Value:
+    """The weighted sum of the values. Counts the bytes that the whole of attention moves.
 
     Bytes a pair of tokens, in fp32: the scores are written (4), masked (8), turned into their softmax (8), in which masked
     rows are looked for (5 and 1) and cleared (8); dropout (9); a cast that nothing reads (4 + c, none in fp32); read (4).
     Backward: the softmax is read (4), its gradient written (4), dropout (9), the scores' gradient (12) read twice (8).
     """
-    full, scores = Size(4 * shape.numel), Size(4 * shape.pairs)
-    copies = []
-    if not joined:
-        v = r.run(Operation(name="join", inputs=(v,), gradients=(PASSED_ON,), results=(Value(full),)))
-        copies = [v]
+    full, scores = shape.bytes_of(shape.width, FP32), Size(FP32 * shape.pairs)
+    (values,), copied = _record_joined(r, shape, v)
     flops = 2.0 * shape.pairs * shape.width
     dropout = 9 if shape.dropout else 0
     cast = FP32 + shape.element if shape.element != FP32 else 0
-    inputs = 4.0 * shape.element * shape.numel
+    inputs = 4.0 * shape.result.per_sequence
     moved, back = inputs + (38 + cast + dropout) * shape.pairs, 2 * inputs + (28 + dropout) * shape.pairs
-    output = r.run(
-        Operation(
-            name="weighted sum",
-            part=ATTENTION,
-            inputs=(v, weights),
-            gradients=(Gradient(full), Gradient(scores)),
-            results=(Value(full),),
-            saves=(v, weights),
-            forward=Cost(flops=flops, moved=moved, fused=moved, kernels=18, fused_kernels=2),
-            backward=Cost(flops=2 * flops, moved=back, fused=back, kernels=15, fused_kernels=5),
-        ),
-        passing=copies,
+    product = Operation(
+        "weighted sum",
+        (values, weights),
+        (Gradient(full), Gradient(scores)),
+        (Value(full),),
+        part=ATTENTION,
+        saves=(values, weights),
+        forward=Cost(flops=flops, moved=moved, fused=moved, kernels=18, fused_kernels=2),
+        backward=Cost(flops=2 * flops, moved=back, fused=back, kernels=15, fused_kernels=5),
     )
-    if joined:
-        return output
-    heads = Value(Size(), base=output)
-    return r.run(
-        Operation(name="part heads", inputs=(output,), gradients=(Gradient(full),), results=(heads,)), passing=(output,)
-    )
+    if not copied:
+        return r.run(product)
+    output = r.run(product, passing=(values,))
+    return r.run(Operation("part heads", (output,), (Gradient(full),), (Value(base=output),)), passing=(output,))

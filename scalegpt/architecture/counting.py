@@ -1,33 +1,10 @@
-"""How many parameters a model has, tensor by tensor, and the memory of its weights.
+"""How many parameters a model has, part by part, and the memory of its weights.
+
+Everything is counted from the parts of :mod:`scalegpt.architecture`, which list the tensors by the module's own names.
+Tests hold the counts to the module, to closed forms of their own, and to the published sizes of GPT-2 (Radford et al.
+2019). docs/PARAMETER_CALCULATION.md derives the closed form.
 
 Symbols: L = n_layer, H = n_embd, T = block_size, V = vocab_size, P = all parameters.
-
-A linear layer from m to n features has m·n weights and, with biases, n more; a layer norm has H weights and, with
-biases, H more. The parts of the model, weights first, then what biases add::
-
-    token embedding        V·H
-    position embedding     T·H
-    per layer
-      attention, qkv       3·H²    + 3·H       H features to 3H: queries, keys and values of all heads
-      attention, proj      H²      + H
-      feed-forward, fc     4·H²    + 4·H
-      feed-forward, proj   4·H²    + H
-      two norms            2·H     + 2·H
-    final norm             H       + H
-    head                   0 when it shares the token embedding, else V·H; never a bias
-
-One layer adds up to (3 + 1 + 4 + 4)·H² = 12·H² in matrices, 2·H in norm weights and, with biases,
-(3 + 1 + 4 + 1 + 2)·H = 11·H more. Hence the closed forms::
-
-    without biases   P = V·H + T·H + L·(12·H² +  2·H) +   H   (+ V·H when the head is untied)
-    with biases      P = V·H + T·H + L·(12·H² + 13·H) + 2·H   (+ V·H when the head is untied)
-
-The heads do not appear: they divide the width and add nothing. The second form gives the published sizes of GPT-2
-(Radford et al. 2019): 124,439,808, 354,823,168, 774,030,080 and 1,557,611,200. An often-copied breakdown counts 6,144
-norm parameters in a layer 768 wide without biases; two norms of 768 weights are 1,536.
-
-Everything is counted from the parts of :mod:`scalegpt.architecture`, which list the tensors by the module's own names;
-the closed forms and the module itself are what the tests hold the counts to.
 """
 
 from collections import defaultdict
@@ -40,7 +17,7 @@ from scalegpt.config import ModelConfig
 from scalegpt.units import BYTES
 
 WEIGHT_DTYPES = ("fp32", "bf16")
-"""The dtypes that weights are trained and handed on in."""
+"""The dtypes that weights are trained and exported in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +30,7 @@ class LayerParameters:
 
     @property
     def total(self) -> int:
-        """Return the parameters of the whole block."""
+        """The parameters of the whole block."""
         return self.attention + self.feed_forward + self.norms
 
 
@@ -72,16 +49,16 @@ class ParameterCount:
 
     @property
     def all_layers(self) -> int:
-        """Return the parameters of all blocks together."""
+        """The parameters of all blocks together."""
         return self.n_layer * self.layer.total
 
     @property
     def total(self) -> int:
-        """Return the parameters of the model; a shared matrix counts once."""
+        """The parameters of the model; a shared matrix counts once."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Return the parts that add up to the total, in the order in which tokens meet them."""
+        """The parts that add up to the total, in the model's order."""
         return {
             "token_embedding": self.token_embedding,
             "position_embedding": self.position_embedding,
@@ -91,13 +68,13 @@ class ParameterCount:
         }
 
     def share(self, parameters: int) -> float:
-        """Return a part's share of the total, from 0 to 1."""
+        """A part's share of the total, from 0 to 1."""
         return parameters / self.total
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormulaStep:
-    """One line of the closed form: a part in symbols, with the numbers put in, and what it comes to."""
+    """One line of the closed form: a part in symbols, with the numbers put in, and its value."""
 
     part: str
     symbols: str
@@ -113,7 +90,6 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
-
     """
     outer, layer = _by_part(model)
     return ParameterCount(
@@ -132,12 +108,12 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 
 def weight_bytes(parameters: int) -> dict[str, int]:
-    """Return the bytes that so many weights take, by dtype."""
+    """The bytes of a number of weights, by dtype."""
     return {dtype: BYTES[dtype] * parameters for dtype in WEIGHT_DTYPES}
 
 
 def closed_form(model: ModelConfig) -> str:
-    """Return the formula for a model of this kind in symbols."""
+    """The formula for a model of this kind in symbols."""
     decoder = Decoder(model)
     outer = [formula([each]) for each in decoder.before()]
     layer, norm = formula(decoder.inside()), formula(decoder.head.norm.parameters())
@@ -146,23 +122,26 @@ def closed_form(model: ModelConfig) -> str:
 
 
 def formula_steps(model: ModelConfig) -> list[FormulaStep]:
-    """Return the closed form one part at a time, with the model's numbers put in.
+    """The closed form one part at a time, with the model's numbers put in.
 
     The indented parts add up to "one layer"; the embeddings, all layers, the final norm and the head to the total.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
-
     """
     outer, layer = _by_part(model)
     whole = [parameter for some in layer.values() for parameter in some]
     size = sum(parameter.numel for parameter in whole)
-    before = [part for part in outer if part.endswith("embedding")]
-    symbols = {**{part: formula(some) for part, some in outer.items()}, "head": formula(outer.get("head", []))}
-    steps = [(part, symbols[part], _numel(outer, part)) for part in before]
-    steps += [(f"  {_title(part)}", formula(some), sum(each.numel for each in some)) for part, some in layer.items()]
+
+    def outside(part: str) -> tuple[str, str, int]:
+        return part, formula(outer.get(part, [])), _numel(outer, part)
+
+    steps = [outside("token embedding"), outside("position embedding")]
+    for part, some in layer.items():
+        title = "two norms" if part == "norms" else part
+        steps.append((f"  {title}", formula(some), sum(each.numel for each in some)))
     steps += [("one layer", formula(whole), size), ("all layers", f"L·({formula(whole)})", model.n_layer * size)]
-    steps += [(part, symbols[part], _numel(outer, part)) for part in ("final norm", "head")]
+    steps += [outside("final norm"), outside("head")]
     sizes = {"V": model.vocab_size, "T": model.block_size, "H": model.n_embd, "L": model.n_layer}
     return [
         FormulaStep(part=part, symbols=text, numbers="".join(str(sizes.get(c, c)) for c in text), value=value)
@@ -170,12 +149,8 @@ def formula_steps(model: ModelConfig) -> list[FormulaStep]:
     ]
 
 
-def _title(part: str) -> str:
-    return "two norms" if part == "norms" else part
-
-
 def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, list[Parameter]]]:
-    """The parameters outside of the blocks and those of one block, by the part that they belong to, in order."""
+    """The parameters outside the blocks and those of one block, by the part that they belong to, in order."""
     decoder = Decoder(model)
     outer, layer = defaultdict[str, list[Parameter]](list), defaultdict[str, list[Parameter]](list)
     for parameter in (*decoder.before(), *decoder.after()):

@@ -22,11 +22,7 @@ def kind_of(name: str, shape: Shape) -> str:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The parts of a model, from ids to the loss.
-
-    Raises:
-        InputError: from the parameters' names and shapes, while the vocabulary's size is not known.
-    """
+    """The parts of a model, from ids to the loss."""
 
     model: ModelConfig
 
@@ -46,7 +42,11 @@ class Decoder:
         return Head(self.model)
 
     def before(self) -> list[Parameter]:
-        """The parameters before the blocks."""
+        """The parameters before the blocks.
+
+        Raises:
+            InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
+        """
         if self.model.vocab_size == AUTO_VOCAB:
             raise InputError(
                 "vocab_size is auto: the parameters depend on it; give the tokenizer's, such as 50304 for gpt2"

@@ -1,7 +1,7 @@
 """What CUDA's kernels allocate for themselves while they run, besides their results.
 
-The ledger counts it, and the trace, whose tensors without data run no kernel, is told of it. Read from torch 2.13, and not
-yet measured on a card:
+The ledger counts it. The trace, whose tensors without data run no kernel, reads it here too. Read from torch 2.13, and
+not yet measured on a card:
 
 ==================  ===================================================================================================
 kernel              source in ``aten/src/ATen/native``
@@ -32,7 +32,7 @@ EFFICIENT_WIDE = 128
 EFFICIENT_BLOCKS = 200
 """Blocks over which that kernel spreads the fp32 sums of dK and dV, where it needs them."""
 EMBEDDING_UNSORTED = 3072
-"""Up to so many tokens, the embedding's backward sums without sorting them, and needs no space."""
+"""Tokens up to which the embedding's backward sums without sorting them, and needs no space."""
 EMBEDDING_ROWS = 10
 """Rows that a thread of the sorted sum adds (``NROWS_PER_THREAD``)."""
 NORM_CHUNK = 65_536
@@ -40,7 +40,7 @@ NORM_CHUNK = 65_536
 
 
 class Heads(NamedTuple):
-    """Queries, keys or values [B, a, T, D] of so many bytes an element."""
+    """Queries, keys or values [B, a, T, D], with the bytes of an element."""
 
     batch: int
     number: int
@@ -90,23 +90,19 @@ def _efficient_backward(heads: Heads) -> Extras:
     if half and heads.width > EFFICIENT_WIDE:
         splits = max(1, min(-(-heads.rows // keys), EFFICIENT_BLOCKS // matrices))
         floats += 2 * splits * keys * multiple(heads.width, queries)
-    delta = 4 * matrices * heads.rows
-    run = ("mem_efficient backward: delta", delta), ("mem_efficient backward: fp32 sums", 4 * floats * matrices)
+    delta = ("mem_efficient backward: delta", 4 * matrices * heads.rows)
+    run = delta, ("mem_efficient backward: fp32 sums", 4 * floats * matrices)
     if half:
         return run
-    # In fp32 the rows' sums are made by operators, with the product and a transposed copy beside them.
-    sums = (
-        ("mem_efficient backward: dO · O", 4 * heads.numel),
-        ("mem_efficient backward: its sums", delta),
-        ("mem_efficient backward: delta", delta),
-    )
+    # In fp32 operators make the rows' sums, with the product and a transposed copy beside them.
+    sums = ("mem_efficient backward: dO · O", 4 * heads.numel), ("mem_efficient backward: its sums", delta[1]), delta
     return max(run, sums, key=lambda extras: sum(size for _, size in extras))
 
 
 def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
-    """What the gradient of a table [rows, width] needs to add up so many tokens' gradients.
+    """What the gradient of a table [rows, width] needs to add up the gradients of a number of tokens.
 
-    The sums are fp32 whatever the gradients are. The sorting, which comes before, needs less.
+    The sums are fp32 whatever the gradients are. Sorting, which precedes them, needs less.
     """
     if tokens <= EMBEDDING_UNSORTED:
         return ()
@@ -124,7 +120,7 @@ def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
 
 
 def grouped_norm(tensors: int, largest: int) -> Extras:
-    """The partial sums that the norms of so many tensors need, the largest of which has ``largest`` elements."""
+    """The partial sums that the norms of several tensors need, the largest of which has ``largest`` elements."""
     return (("grouped norm: partial sums", 4 * tensors * -(-largest // NORM_CHUNK)),)
 
 

@@ -1,27 +1,18 @@
 """The layers that parts are made of: what parameters each has, and what operations it runs.
 
-Symbols: T tokens of a sequence, H width of the residual stream, a heads, D width of a head, F width of the feed-forward
-layer; c bytes of the compute dtype, r of the residual stream's. What a part records follows the ``forward`` of the
-module of the same name in :mod:`scalegpt.model.gpt`, with Python's scopes.
+Symbols: T tokens of a sequence, H width of the residual stream; c bytes of the compute dtype, r of the residual stream's.
+What a layer records follows the ``forward`` of the module of the same name in :mod:`scalegpt.model.gpt`, with Python's
+scopes.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from scalegpt.architecture.operations import (
-    MATMULS,
-    PASSED_ON,
-    Cost,
-    Gradient,
-    Operation,
-    Recorder,
-    Size,
-    Value,
-)
+from scalegpt.architecture.operations import MATMULS, PASSED_ON, Cost, Gradient, Operation, Recorder, Size, Value
 from scalegpt.architecture.parameters import Dim, Parameter
+from scalegpt.units import BYTES
 
-FP32 = 4
-"""Bytes of fp32."""
+FP32 = BYTES["fp32"]
 
 STATISTICS = FP32
 """Bytes of a norm's mean and of its deviation, which are fp32 on a GPU (torch's ``layer_norm_kernel.cu``)."""
@@ -68,7 +59,7 @@ class Linear:
             yield Parameter(f"{self.name}.bias", (self.outputs,), self.part)
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
-        """[T, inputs] → [T, outputs]. The input and the weight's copy are kept; the backward pass has two matmuls for one.
+        """[T, inputs] → [T, outputs]. The input and the weight's copy are kept; the backward pass has two matmuls.
 
         Args:
             r: where.
@@ -82,16 +73,16 @@ class Linear:
         copies = (Value(Size(fixed=c * numel)),) if numerics.weights != c else ()
         flops = 2.0 * tokens * numel
         operation = Operation(
-            name=self.name,
+            self.name,
+            (x,),
+            (Gradient(Size(c * tokens * inputs)),),
+            (Value(Size(c * tokens * outputs)),),
             part=MATMULS,
-            inputs=(x,),
-            gradients=(Gradient(Size(c * tokens * inputs)),),
-            results=(Value(Size(c * tokens * outputs)),),
             copies=copies,
             saves=(x, *copies),
             parameter=f"{self.name}.weight",
             weight=numel,
-            is_dear=True,
+            is_expensive=True,
             forward=Cost(flops=flops, kernels=1, fused_kernels=1),
             backward=Cost(flops=2 * flops, kernels=2, fused_kernels=2),
         )
@@ -116,53 +107,38 @@ class Norm:
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
         """[T, H] in the stream's dtype → [T, H] in the compute dtype, statistics in fp32.
 
-        A norm casts its weights to the dtype of what comes in, and autograd keeps the copies. Compiled, one that
-        follows a sum finds its input on the chip.
+        A norm casts its weights to the input's dtype, and autograd keeps the copies. Compiled, one that follows a sum
+        finds its input on the chip.
         """
         c, residual, numel = numerics.compute, numerics.residual, tokens * self.width.size
-        stream = Size(residual * numel)
-        vectors = 2 if self.bias else 1
+        stream, vectors = Size(residual * numel), 2 if self.bias else 1
         cast = residual != numerics.weights
         copies = tuple(Value(Size(fixed=residual * self.width.size)) for _ in range(vectors)) if cast else ()
         mean, deviation = Value(Size(STATISTICS * tokens)), Value(Size(STATISTICS * tokens))
-        moved, back = float((residual + c) * numel), float((5 * residual + 2 * c) * numel) + residual * numel
+        moved, casting = float((residual + c) * numel), 2 * residual * numel if numerics.mixed else 0
+        read_again = residual * numel if follows_sum else 0
+        back, fused_back = float((6 * residual + 2 * c) * numel), float((3 * residual + c) * numel)
         y = r.run(
             Operation(
-                name=self.name,
-                inputs=(x,),
-                gradients=(Gradient(stream),),
-                results=(Value(stream), mean, deviation),
+                self.name,
+                (x,),
+                (Gradient(stream),),
+                (Value(stream), mean, deviation),
                 copies=copies,
                 saves=(x, mean, deviation, *copies),
-                forward=Cost(
-                    moved=moved + (2 * residual * numel if numerics.mixed else 0),
-                    fused=moved - (residual * numel if follows_sum else 0),
-                    kernels=1,
-                ),
-                backward=Cost(moved=back, fused=float((3 * residual + c) * numel), kernels=4, fused_kernels=2),
+                forward=Cost(moved=moved + casting, fused=moved - read_again, kernels=1),
+                backward=Cost(moved=back, fused=fused_back, kernels=4, fused_kernels=2),
             )
         )
-        return record_cast(r, y, Size(c * numel), stream) if numerics.mixed else y
-
-
-def record_cast(r: Recorder, x: Value, size: Size, gradient: Size) -> Value:
-    """Another dtype of a tensor that has no other name."""
-    operation = Operation(name="cast", inputs=(x,), gradients=(Gradient(gradient),), results=(Value(size),))
-    return r.run(operation, passing=(x,))
+        return r.new("cast", y, Size(c * numel), stream, passing=True) if numerics.mixed else y
 
 
 def record_dropout(r: Recorder, x: Value, numel: int, width: int) -> Value:
     """Dropout of ``numel`` elements of ``width`` bytes a sequence; keeps a mask of one byte each."""
     size, mask = Size(width * numel), Value(Size(numel))
-    moved = float((2 * width + 1) * numel)
+    cost = Cost(moved=float((2 * width + 1) * numel), fused=float(numel))
     operation = Operation(
-        name="dropout",
-        inputs=(x,),
-        gradients=(Gradient(size),),
-        results=(Value(size), mask),
-        saves=(mask,),
-        forward=Cost(moved=moved, fused=float(numel)),
-        backward=Cost(moved=moved, fused=float(numel)),
+        "dropout", (x,), (Gradient(size),), (Value(size), mask), saves=(mask,), forward=cost, backward=cost
     )
     return r.run(operation, passing=(x,))
 
@@ -170,30 +146,18 @@ def record_dropout(r: Recorder, x: Value, numel: int, width: int) -> Value:
 def record_sum(r: Recorder, x: Value, branch: Value, numel: int, numerics: Numerics) -> Value:
     """The residual stream plus a branch, in the stream's dtype; the branch's gradient is cast to its own."""
     c, residual = numerics.compute, numerics.residual
-    moved = float((2 * residual + c) * numel)
-    operation = Operation(
-        name="residual sum",
-        inputs=(x, branch),
-        gradients=(PASSED_ON, Gradient(Size(c * numel)) if numerics.mixed else PASSED_ON),
-        results=(Value(Size(residual * numel)),),
-        forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
-    )
+    gradients = PASSED_ON, Gradient(Size(c * numel)) if numerics.mixed else PASSED_ON
+    cost = Cost.moving(float((2 * residual + c) * numel))
+    operation = Operation("residual sum", (x, branch), gradients, (Value(Size(residual * numel)),), forward=cost)
     return r.run(operation, passing=(branch,))
 
 
 def record_gelu(r: Recorder, x: Value, numel: int, width: int) -> Value:
     """GELU of ``numel`` elements of ``width`` bytes a sequence; keeps its input."""
-    size, moved, back = Size(width * numel), float(2 * width * numel), float(3 * width * numel)
-    operation = Operation(
-        name="gelu",
-        inputs=(x,),
-        gradients=(Gradient(size),),
-        results=(Value(size),),
-        saves=(x,),
-        forward=Cost(moved=moved, fused=moved, kernels=1, fused_kernels=1),
-        backward=Cost(moved=back, fused=back, kernels=1, fused_kernels=1),
-    )
-    return r.run(operation, passing=(x,))
+    size, once = Size(width * numel), float(width * numel)
+    costs = Cost.moving(2 * once), Cost.moving(3 * once)
+    gelu = Operation("gelu", (x,), (Gradient(size),), (Value(size),), saves=(x,), forward=costs[0], backward=costs[1])
+    return r.run(gelu, passing=(x,))
 
 
 def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
@@ -203,23 +167,14 @@ def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
     pow_backward``). Compiled, both are one pass.
     """
     size, once = Size(width * numel), float(width * numel)
-    positive = Value(size)
-    r.run(
-        Operation(
-            name="relu",
-            inputs=(x,),
-            gradients=(Gradient(size),),
-            results=(positive,),
-            saves=(positive,),
-            forward=Cost(moved=2 * once, fused=2 * once, kernels=1, fused_kernels=1),
-            backward=Cost(moved=3 * once, fused=3 * once, kernels=1, fused_kernels=1),
-        )
-    )
+    gradients, positive = (Gradient(size),), Value(size)
+    costs = Cost.moving(2 * once), Cost.moving(3 * once)
+    r.run(Operation("relu", (x,), gradients, (positive,), saves=(positive,), forward=costs[0], backward=costs[1]))
     square = Operation(
-        name="square",
-        inputs=(positive,),
-        gradients=(Gradient(size),),
-        results=(Value(size),),
+        "square",
+        (positive,),
+        gradients,
+        (Value(size),),
         saves=(positive,),
         workspace_back=lambda batch: [size.at(batch), size.at(batch)],
         forward=Cost(moved=2 * once, kernels=1),

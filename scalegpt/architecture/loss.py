@@ -41,6 +41,11 @@ class LossPart:
         """The loss that a run trains with."""
         return cls(model, train.loss, train.loss_chunk)
 
+    @property
+    def has_cap(self) -> bool:
+        """Whether logits are soft-capped."""
+        return self.model.logit_softcap is not None
+
     def record(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
         """Hidden states [T, H] → the loss, whose bytes are not counted."""
         return (self._record_full if self.kind == "full" else self._record_chunked)(r, hidden, tokens, numerics)
@@ -51,59 +56,44 @@ class LossPart:
         size, exact = Size(c * numel), Size(FP32 * numel)
         head = Linear("head", "head", width_of(self.model), vocabulary_of(self.model), bias=False)
         with r.scope():
-            logits = r.hold(head.record(r, hidden, tokens, numerics))
-            passing = []
+            logits, passing = r.hold(head.record(r, hidden, tokens, numerics)), list[Value]()
             if c != FP32:
-                cast = Operation(name="cast", inputs=(logits,), gradients=(Gradient(size),), results=(Value(exact),))
-                logits = r.run(cast)
+                logits = r.new("cast", logits, exact, size)
                 passing = [logits]
-            if self.model.logit_softcap is not None:
-                logits = r.hold(_record_softcap(r, logits, exact, passing))
-                passing = []
-            probabilities = Value(exact)
-            log_softmax = Operation(
-                name="log-softmax",
-                inputs=(logits,),
-                gradients=(Gradient(exact),),
-                results=(probabilities,),
-                saves=(probabilities,),
-            )
-            r.run(log_softmax)
-            mean = Operation(
-                name="mean", inputs=(probabilities,), gradients=(Gradient(exact),), results=(Value(Size()),)
-            )
+            if self.has_cap:
+                logits, passing = r.hold(_record_softcap(r, logits, exact, passing)), []
+            gradients, probabilities = (Gradient(exact),), Value(exact)
+            r.run(Operation("log-softmax", (logits,), gradients, (probabilities,), saves=(probabilities,)))
+            mean = Operation("mean", (probabilities,), gradients, (Value(),))
             return r.run(mean, passing=(probabilities, *passing))
 
     def _record_chunked(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
         """Both gradients, and a chunk's logits at a time; the hidden states are not kept."""
-        model, c = self.model, numerics.compute
-        numel = model.vocab_size * model.n_embd
-        hidden_gradient = Value(Size(c * tokens * model.n_embd))
-        head_gradient = Value(Size(fixed=FP32 * numel))
-        copies = (Value(Size(fixed=c * numel)),) if numerics.weights != c else ()
-        loss = Operation(
-            name="chunked loss",
-            part=MATMULS,
-            inputs=(hidden,),
-            gradients=(Gradient(reuses=hidden_gradient),),
-            results=(Value(Size()), hidden_gradient, head_gradient),
-            copies=copies,
-            saves=(hidden_gradient, head_gradient),
-            parameter=HEAD,
-            weight=numel,
-            weight_gradient=head_gradient,
-            workspace=lambda batch: self._fullest(batch * tokens, c),
+        c, numel = numerics.compute, self.model.vocab_size * self.model.n_embd
+        made = Value(Size(c * tokens * self.model.n_embd)), Value(Size(fixed=FP32 * numel))
+        return r.run(
+            Operation(
+                "chunked loss",
+                (hidden,),
+                (Gradient(reuses=made[0]),),
+                (Value(), *made),
+                part=MATMULS,
+                copies=(Value(Size(fixed=c * numel)),) if numerics.weights != c else (),
+                saves=made,
+                parameter=HEAD,
+                weight=numel,
+                weight_gradient=made[1],
+                workspace=lambda batch: self._fullest(batch * tokens, c),
+            )
         )
-        return r.run(loss)
 
     def _fullest(self, tokens: int, c: int) -> list[int]:
         """A chunk's logits, and beside them some rows in fp32, or the chunk's part of the head's gradient."""
         chunk, vocabulary = min(self.chunk, tokens), self.model.vocab_size
         logits, rows = c * chunk * vocabulary, FP32 * min(LOSS_ROWS, chunk) * vocabulary
         part = c * vocabulary * self.model.n_embd if c != FP32 else 0
-        copies = 1 if c != FP32 else 0
-        exact = 2 if self.model.logit_softcap is not None else copies  # the capped rows, and their share of the cap
-        return [logits, *([rows] * exact if exact * rows > part else [part])]
+        copies = 2 if self.has_cap else int(c != FP32)  # with a cap, of the capped rows and their share of the cap
+        return [logits, *([rows] * copies if copies * rows > part else [part])]
 
     def cost(self, tokens: int, numerics: Numerics, *, compiled: bool) -> Cost:
         """The work of the loss with its gradients, which the chunked loss computes at once.
@@ -121,28 +111,26 @@ class LossPart:
         c, model = numerics.compute, self.model
         logits, head = float(tokens) * model.vocab_size, float(model.vocab_size) * model.n_embd
         flops = 6.0 * logits * model.n_embd
-        capping, kernels_of_capping = CAPPING if model.logit_softcap is not None else (0, 0)
+        capping, kernels_of_capping = CAPPING if self.has_cap else (0, 0)
         casts = 2 * (c + FP32) if c != FP32 else 0
         if self.kind == "full":
             moved = (3 * c + casts + 24 + capping) * logits + 2 * c * head
             return Cost(flops=flops, moved=moved, kernels=KERNELS_OF_FULL_LOSS + kernels_of_capping)
-        chunks = -(-tokens // self.chunk)
-        once = 2 * c + 8 if c != FP32 else 8
-        if capping and casts:
+        if self.has_cap and casts:
             capping, kernels_of_capping = capping - 8, kernels_of_capping - 2
+        chunks = -(-tokens // self.chunk)
+        added = 2 * c + 8 if c != FP32 else 8
         between = 3 * c if compiled else casts + 24 + capping
-        # Those of a whole chunk for the last one too, which may be smaller: then they only depend on their number.
+        # The last chunk counts as a whole one, so that kernels depend on the number of chunks alone.
         kernels = KERNELS_OF_ROWS_COMPILED if compiled else KERNELS_OF_ROWS + kernels_of_capping
         kernels = KERNELS_OF_CHUNK + kernels * -(-self.chunk // LOSS_ROWS)
-        return Cost(flops=flops, moved=(3 * c + between) * logits + once * head * chunks, kernels=kernels * chunks)
+        return Cost(flops=flops, moved=(3 * c + between) * logits + added * head * chunks, kernels=kernels * chunks)
 
 
 def _record_softcap(r: Recorder, logits: Value, size: Size, passing: Sequence[Value]) -> Value:
     """A quotient, tanh, which keeps its result, and a product; ``passing`` are the logits where they have no name."""
     gradients = (Gradient(size),)
     quotient, share, capped = Value(size), Value(size), Value(size)
-    r.run(Operation(name="divide", inputs=(logits,), gradients=gradients, results=(quotient,)))
-    tanh = Operation(name="tanh", inputs=(quotient,), gradients=gradients, results=(share,), saves=(share,))
-    r.run(tanh, passing=(quotient,))
-    multiply = Operation(name="multiply", inputs=(share,), gradients=gradients, results=(capped,))
-    return r.run(multiply, passing=(share, *passing))
+    r.run(Operation("divide", (logits,), gradients, (quotient,)))
+    r.run(Operation("tanh", (quotient,), gradients, (share,), saves=(share,)), passing=(quotient,))
+    return r.run(Operation("multiply", (share,), gradients, (capped,)), passing=(share, *passing))

@@ -1,16 +1,16 @@
 """Operations on tensors, as PyTorch runs them eagerly: what each allocates, keeps for the backward pass, and computes.
 
 A part of the model records its operations on a :class:`Recorder`, in the order and with the scopes of the Python code
-that the module runs. The record is data: the planner plays it forward and backward
-(:mod:`scalegpt.planner.memory.tape`), and adds up its costs (:mod:`scalegpt.planner.time.work`).
+that the module runs. The record is data: the planner plays it forward and backward (:mod:`scalegpt.planner.memory.tape`),
+and adds up its costs (:mod:`scalegpt.planner.time.work`).
 
-Sizes depend on the micro batch B alone, since everything else is fixed when a part records: a :class:`Size` is
-``per_sequence``·B + ``fixed`` bytes. So a record is made once and evaluated for each B.
+Everything but the micro batch B is fixed when a part records: a :class:`Size` is ``per_sequence``·B + ``fixed`` bytes, so
+that one record serves each B.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 Workspace = Callable[[int], Sequence[int]]
@@ -28,6 +28,13 @@ class Size(NamedTuple):
     def at(self, batch: int) -> int:
         """The bytes for a micro batch."""
         return self.per_sequence * batch + self.fixed
+
+    def times(self, factor: int) -> "Size":
+        """A multiple."""
+        return Size(self.per_sequence * factor, self.fixed * factor)
+
+
+NOTHING = Size()
 
 
 class Cost(NamedTuple):
@@ -49,6 +56,11 @@ class Cost(NamedTuple):
     kernels: int = 0
     fused_kernels: int = 0
 
+    @classmethod
+    def moving(cls, moved: float, kernels: int = 1) -> "Cost":
+        """Bytes that are moved whether or not the block is compiled."""
+        return cls(moved=moved, fused=moved, kernels=kernels, fused_kernels=kernels)
+
 
 FREE = Cost()
 
@@ -58,11 +70,11 @@ class Value:
     """A tensor of the forward pass.
 
     Attributes:
-        size: of its memory; of a view, none of its own.
+        size: of its memory; a view has none of its own.
         base: the tensor whose memory a view shares.
     """
 
-    size: Size
+    size: Size = NOTHING
     base: "Value | None" = None
 
     @property
@@ -80,32 +92,32 @@ class Gradient:
 
     Attributes:
         size: of new memory; None: the incoming gradient itself is passed on.
-        reuses: a result that was saved and becomes the gradient in place.
+        reuses: a saved result that becomes the gradient in place.
     """
 
     size: Size | None = None
-    reuses: "Value | None" = None
+    reuses: Value | None = None
 
 
 PASSED_ON = Gradient()
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Operation:
     """One differentiable operation.
 
     Attributes:
         name: for readers.
-        part: :data:`MATMULS`, :data:`ATTENTION` or :data:`ELEMENTWISE`: where its time is counted.
         inputs: the tensors that gradients flow back to.
         gradients: one for each input, in the order in which the backward pass allocates them.
         results: the result first, then what the kernel returns beside it (statistics, masks).
+        part: :data:`MATMULS`, :data:`ATTENTION` or :data:`ELEMENTWISE`: where its time is counted.
         copies: weights cast to the compute dtype for this operation, alive while it runs.
         saves: inputs, results and copies that autograd keeps until the backward pass.
         parameter: the name of the matrix that it multiplies by or looks up, inside its part of the model.
-        weight: elements of that matrix; its gradient is made before the inputs'. 0: none.
-        weight_gradient: a result that was saved and becomes that gradient in place; None: it is made anew.
-        is_dear: its results are worth keeping under selective recompute.
+        weight: elements of that matrix, whose gradient is made before the inputs'; 0: none.
+        weight_gradient: a saved result that becomes that gradient in place; None: it is made anew.
+        is_expensive: selective recompute keeps its results.
         workspace: of the forward kernel.
         workspace_back: of the backward kernel, beside the gradients.
         forward: cost of the forward pass.
@@ -113,16 +125,17 @@ class Operation:
     """
 
     name: str
-    part: str = ELEMENTWISE
     inputs: tuple[Value, ...]
     gradients: tuple[Gradient, ...]
     results: tuple[Value, ...]
+    _: KW_ONLY
+    part: str = ELEMENTWISE
     copies: tuple[Value, ...] = ()
     saves: tuple[Value, ...] = ()
     parameter: str = ""
     weight: int = 0
     weight_gradient: Value | None = None
-    is_dear: bool = False
+    is_expensive: bool = False
     workspace: Workspace | None = None
     workspace_back: Workspace | None = None
     forward: Cost = FREE
@@ -143,20 +156,34 @@ class Recorder:
     """Records operations and the lifetimes of Python's names.
 
     A result is alive until :meth:`release`, or until the scope that holds it ends: a module's ``forward`` holds its
-    arguments and local names until it returns. :meth:`run` releases those of its inputs that are named ``passing``:
-    expressions without a name, which Python drops when the call is over.
+    arguments and local names until it returns.
     """
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self._scopes: list[list[Value]] = []
 
+    @property
+    def operations(self) -> list[Operation]:
+        """Without the releases."""
+        return [entry for entry in self.entries if isinstance(entry, Operation)]
+
     def run(self, operation: Operation, *, passing: Sequence[Value] = ()) -> Value:
-        """Record an operation and return its result; ``passing`` are released after it."""
+        """Record an operation and return its result.
+
+        Args:
+            operation: the operation.
+            passing: inputs without a name, such as another call's result, which Python drops when the call is over.
+        """
         self.entries.append(operation)
         for value in passing:
             self.release(value)
         return operation.results[0]
+
+    def new(self, name: str, x: Value, size: Size, gradient: Size, *, passing: bool = False) -> Value:
+        """Record an operation that makes one tensor of another, each pass a new one, and saves nothing."""
+        made = Operation(name, (x,), (Gradient(gradient),), (Value(size),))
+        return self.run(made, passing=(x,) if passing else ())
 
     def release(self, value: Value) -> None:
         """Drop the last name of a tensor."""

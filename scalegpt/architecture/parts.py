@@ -9,21 +9,23 @@ from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
 from scalegpt.architecture.attention import AttentionShape, record_attention, record_heads
-from scalegpt.architecture.layers import (
-    ACTIVATIONS,
-    Linear,
-    Norm,
-    Numerics,
-    record_cast,
-    record_dropout,
-    record_sum,
-)
+from scalegpt.architecture.layers import ACTIVATIONS, Linear, Norm, Numerics, record_dropout, record_sum
 from scalegpt.architecture.operations import PASSED_ON, Gradient, Operation, Recorder, Size, Value
 from scalegpt.architecture.parameters import Dim, Parameter
 from scalegpt.config import ModelConfig
 
 TOKENS, POSITIONS, HEAD = "wte.weight", "wpe.weight", "head.weight"
 """Parameters outside the blocks: the token embedding, which the head may share, position embedding, and an untied head."""
+
+
+def width_of(model: ModelConfig) -> Dim:
+    """H, the width of the residual stream."""
+    return Dim(model.n_embd, 1, "H")
+
+
+def vocabulary_of(model: ModelConfig) -> Dim:
+    """V."""
+    return Dim(model.vocab_size, 1, "V")
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,7 @@ class Attention:
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """[T, H] → [T, H]."""
         model, c = self.model, numerics.compute
-        shape = AttentionShape(
-            tokens, model.n_head, model.head_size, c, dropout=model.dropout > 0, one_sequence=numerics.one_sequence
-        )
+        shape = AttentionShape(tokens, model.n_head, model.head_size, c, model.dropout > 0, numerics.one_sequence)
         with r.scope():
             r.hold(x)
             qkv = r.hold(self.qkv.record(r, x, tokens, numerics))
@@ -70,19 +70,16 @@ class FeedForward:
     model: ModelConfig
 
     @property
-    def width(self) -> Dim:
-        """F."""
-        return width_of(self.model).times(4)
-
-    @property
     def fc(self) -> Linear:
         """H → F."""
-        return Linear("mlp.fc", "feed-forward, fc", width_of(self.model), self.width, self.model.bias)
+        width = width_of(self.model)
+        return Linear("mlp.fc", "feed-forward, fc", width, width.times(4), self.model.bias)
 
     @property
     def proj(self) -> Linear:
         """F → H."""
-        return Linear("mlp.proj", "feed-forward, proj", self.width, width_of(self.model), self.model.bias)
+        width = width_of(self.model)
+        return Linear("mlp.proj", "feed-forward, proj", width.times(4), width, self.model.bias)
 
     def parameters(self) -> Iterator[Parameter]:
         """Those of both projections."""
@@ -94,7 +91,8 @@ class FeedForward:
         with r.scope():
             r.hold(x)
             wide = self.fc.record(r, x, tokens, numerics)
-            active = ACTIVATIONS[self.model.activation](r, wide, tokens * self.width.size, numerics.compute)
+            numel = tokens * self.fc.outputs.size
+            active = ACTIVATIONS[self.model.activation](r, wide, numel, numerics.compute)
             return self.proj.record(r, active, tokens, numerics, passing=True)
 
 
@@ -102,7 +100,7 @@ class FeedForward:
 class Block:
     """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
 
-    In a parallel block both read the block's input, and compiled, the second norm finds it on the chip too.
+    In a parallel block both read the block's input. Compiled, the second norm finds that on the chip too.
     """
 
     model: ModelConfig
@@ -151,41 +149,31 @@ class Embedding:
         numel = tokens * model.n_embd
         with r.scope():
             positions = Value(Size(fixed=8 * tokens))
-            r.hold(r.run(Operation(name="positions", inputs=(), gradients=(), results=(positions,))))
+            r.hold(r.run(Operation("positions", (), (), (positions,))))
             token = self._look_up(r, TOKENS, model.vocab_size, Size(numel), numerics)
             table = self._look_up(r, POSITIONS, model.block_size, Size(fixed=numel), numerics, saves=(positions,))
-            total = Operation(
-                name="sum",
-                inputs=(token, table),
-                gradients=(PASSED_ON, Gradient(Size(fixed=c * numel))),
-                results=(Value(Size(c * numel)),),
-            )
-            x = r.run(total)
+            gradients = PASSED_ON, Gradient(Size(fixed=c * numel))
+            x = r.run(Operation("sum", (token, table), gradients, (Value(Size(c * numel)),)))
             if numerics.mixed:
-                x = record_cast(r, x, Size(residual * numel), Size(c * numel))
+                x = r.new("cast", x, Size(residual * numel), Size(c * numel), passing=True)
             return record_dropout(r, x, numel, residual) if model.dropout else x
 
     def _look_up(
         self, r: Recorder, name: str, rows: int, numel: Size, numerics: Numerics, saves: tuple[Value, ...] = ()
     ) -> Value:
         """Rows of a table, cast to the compute dtype; ``numel`` elements."""
-        width, c = self.model.n_embd, numerics.compute
-        size = Size(numerics.weights * numel.per_sequence, numerics.weights * numel.fixed)
-        operation = Operation(
-            name=name,
-            inputs=(),
-            gradients=(),
-            results=(Value(size),),
-            saves=saves,
-            parameter=name,
-            weight=rows * width,
-            workspace_back=lambda batch: [
-                *kernels.sizes(kernels.embedding_backward(numel.at(batch) // width, rows, width))
-            ],
+        width, size = self.model.n_embd, numel.times(numerics.weights)
+
+        def summing(batch: int) -> list[int]:
+            return [*kernels.sizes(kernels.embedding_backward(numel.at(batch) // width, rows, width))]
+
+        x = r.run(
+            Operation(
+                name, (), (), (Value(size),), saves=saves, parameter=name, weight=rows * width, workspace_back=summing
+            )
         )
-        x = r.run(operation)
-        if numerics.weights != c:
-            x = record_cast(r, x, Size(c * numel.per_sequence, c * numel.fixed), size)
+        if numerics.weights != numerics.compute:
+            x = r.new("cast", x, numel.times(numerics.compute), size, passing=True)
         return r.hold(x)
 
 
@@ -205,13 +193,3 @@ class Head:
         yield from self.norm.parameters()
         if not self.model.tie_head:
             yield Parameter(HEAD, (vocabulary_of(self.model), width_of(self.model)), "head")
-
-
-def width_of(model: ModelConfig) -> Dim:
-    """H, the width of the residual stream."""
-    return Dim(model.n_embd, 1, "H")
-
-
-def vocabulary_of(model: ModelConfig) -> Dim:
-    """V."""
-    return Dim(model.vocab_size, 1, "V")

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.fit_throughput import cross_validate, error, fit, in_their_place, shares_of
 from benchmarks.published import CARDS, PublishedRun, fused_loss, read_published
-from benchmarks.suite.frame import ROOT
+from benchmarks.suite.rows import ROOT
 from scalegpt.planner.time.rates import SHARES
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "published_runs.csv"

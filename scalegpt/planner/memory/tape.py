@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scalegpt.architecture.operations import Entry, Gradient, Operation, Release, Size, Value, Workspace
-from scalegpt.architecture.recompute import computed_again, kept_by_selective, last_saving, saves_its_own
+from scalegpt.architecture.recompute import kept_by_selective, last_saving, recomputed, saves_its_own
 from scalegpt.planner.memory.sizes import ACTIVATIONS, COPIES, TEMPORARIES
 from scalegpt.planner.memory.timeline import Timeline, rounded
 
@@ -221,7 +221,7 @@ class _Compiler:
         self.recompute, self.gradient_width, self.kinds = recompute, gradient_width, kinds
         self.operations = [entry for entry in entries if isinstance(entry, Operation)]
         self.last = last_saving(self.operations)
-        self.again = () if recompute == "none" else computed_again(self.operations)
+        self.again = () if recompute == "none" else recomputed(self.operations)
         self.kept = kept_by_selective(self.operations) if recompute == "selective" else frozenset[Operation]()
         self.script = _Script()
         self.memory: dict[Value, _Memory] = {}

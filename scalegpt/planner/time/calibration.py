@@ -30,8 +30,6 @@ MOST_MEASUREMENTS = 200
 NEWEST = 8
 """So many of the fitting measurements are looked at: what has changed since is forgotten."""
 
-_BYTES = ("predicted_peak_bytes", "allocated_bytes", "reserved_bytes", "driver_bytes")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:

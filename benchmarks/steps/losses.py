@@ -1,0 +1,74 @@
+"""Ways to compute the head's cross entropy, ours and others', to be timed alone.
+
+Each takes hidden states in the compute dtype and an fp32 master of the head, as our model calls its loss, and gives gradients
+of both in these dtypes. Others' want the head in the compute dtype: the cast is part of what they take.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scalegpt.errors import InputError
+from scalegpt.model.chunk import IGNORED
+from scalegpt.model.loss import Loss, full_cross_entropy, make_loss
+
+COMPARED_TOKENS = 4096
+"""A loss's gradients are compared with those of full logits in fp32 over this many tokens at most."""
+
+MOST_ERROR = 0.2
+"""Rounding to the compute dtype gives a fortieth of that; with more, a loss computes something else."""
+
+
+def inputs(n: int, H: int, V: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Random hidden states [n, H] in the compute dtype, head [V, H] in fp32, and targets [n]."""
+    generator = torch.Generator(device).manual_seed(1)
+    hidden = torch.randn(n, H, device=device, generator=generator).to(dtype).requires_grad_()
+    head = (0.02 * torch.randn(V, H, device=device, generator=generator)).requires_grad_()
+    return hidden, head, torch.randint(V, (n,), device=device, generator=generator)
+
+
+def loss_of(way: str, *, chunk: int = 1024, compiled: bool = False) -> Loss:
+    """A loss: ``full``, ``chunked``, ``torch``, ``torch chunked`` or ``liger``, the last three of torch and liger-kernel.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
+    if way == "chunked":
+        return make_loss("chunked", chunk, compiled=compiled)
+    if way == "full":
+        return torch.compile(full_cross_entropy, dynamic=False) if compiled else full_cross_entropy
+    if way in {"torch", "torch chunked"}:
+        if not hasattr(F, "linear_cross_entropy") or not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+            raise InputError(f"torch {torch.__version__} has no linear_cross_entropy with options; 2.13 has")
+        options = torch.nn.LinearCrossEntropyOptions() if way == "torch chunked" else None
+        return lambda hidden, head, targets: F.linear_cross_entropy(
+            hidden, head.to(hidden.dtype), targets, ignore_index=IGNORED, options=options
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise InputError("liger-kernel is not installed; pip install liger-kernel")
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+    liger = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED)
+    return lambda hidden, head, targets: liger(head.to(hidden.dtype), hidden, targets)
+
+
+def gradients(loss: Loss, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Forward and backward: the gradients of hidden states and head."""
+    return torch.autograd.grad(loss(hidden, head, targets), (hidden, head))
+
+
+def relative_error(loss: Loss, hidden: Tensor, head: Tensor, targets: Tensor) -> float:
+    """How far the gradients are from those of full logits in fp32: relative, in the Frobenius norm, the worse of the two.
+
+    Raises:
+        RuntimeError: so far that it is another loss.
+    """
+    some, targets = hidden[:COMPARED_TOKENS].detach().requires_grad_(), targets[:COMPARED_TOKENS]
+    exact = gradients(full_cross_entropy, some.detach().float().requires_grad_(), head, targets)
+    found = gradients(loss, some, head, targets)
+    error = max(float((f.float() - e).norm() / e.norm()) for f, e in zip(found, exact, strict=True))
+    if not error <= MOST_ERROR:
+        raise RuntimeError(f"its gradients are {error:.1%} off: it is another loss")
+    return error

@@ -1,0 +1,338 @@
+"""What the suite's child process does with a row: takes it through the trainer's own backends.
+
+Every answer has an ``outcome``: ``ran``, ``out of memory``, ``skipped`` or ``failed``; the latter three with a ``reason``,
+and what failed with its ``traceback``. ``measured`` has the figures, ``notes`` further remarks. The figures of a dry run are
+those of tiny models on a CPU, and mean nothing.
+
+**Emulated cards.** Of a process a card holds what the allocator reserves, and what lies outside it: the context, loaded
+kernels, NCCL's buffers. ``set_per_process_memory_fraction`` limits the allocator's reservation alone. At the limit it does
+what it does on a full card: it gives back cached blocks, tries again, and then is out of memory. So the limit is the emulated
+card's memory less what lies outside, as the row before has measured it; the planner's tables, which are on trial, are not
+asked.
+"""
+
+import importlib
+import importlib.util
+import io
+import json
+import math
+import os
+import pkgutil
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import scalegpt
+from benchmarks.steps.baseline import BaselineSteps, Shape
+from benchmarks.steps.losses import gradients, inputs, loss_of, relative_error
+from benchmarks.steps.ours import random_tokens
+from benchmarks.suite.rows import ROOT, Row, Values, settings
+from benchmarks.suite.steps import Memory, dismantle_deepspeed, profiled, release, take_step, timed
+from scalegpt.backends import Backend, World, build_model, make_backend
+from scalegpt.backends.base import DTYPES
+from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile
+from scalegpt.backends.precision import resolve_precision
+from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import find_card, peak_flops
+from scalegpt.hardware.machine import Machine
+from scalegpt.optim.factory import optimizer_factory
+from scalegpt.planner.batches import BatchPlan
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.planner.time.work import flops_per_token
+from scalegpt.tracing.trace import fake_process_group
+from scalegpt.training.memory import MemoryWatch, machine_of
+from scalegpt.training.metrics import mfu
+from scalegpt.units import gib
+
+IMAGINED = "H100 SXM"
+"""The card that a dry run plans for."""
+
+DRY_MODEL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 128}
+DRY_BATCH, DRY_CHUNK, DRY_SECONDS, DRY_STEPS = 2, 16, 0.01, 8
+
+WARM_STEPS, MOST_SKIPPED = 2, 12
+"""Steps that compile and make the optimizer's state; and those that fp16 may skip while it looks for its loss scale."""
+
+RUN_STEPS = 300
+
+MOST_LEFT_OVER = 64 * 2**20
+"""Bytes that may stay allocated after a row; with more, a new process takes the next."""
+
+DRIVER_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How it reads when a library asks the driver itself for memory, past torch's allocator."""
+
+
+def make_bench(mode: str) -> "DeviceBench":
+    """The bench on the first CUDA device, or on the CPU where ``mode`` is ``dry`` and where there is no CUDA device."""
+    on_cuda = mode != "dry" and torch.cuda.is_available()
+    if mode == "dry":
+        torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
+    return DeviceBench(torch.device("cuda", 0) if on_cuda else torch.device("cpu"), dry=mode == "dry")
+
+
+class DeviceBench:
+    """Measures one row after another on a device.
+
+    Args:
+        device: where.
+        dry: tiny models, to see that every row runs.
+    """
+
+    def __init__(self, device: torch.device, *, dry: bool) -> None:
+        self.device, self.dry, self.on_cuda = device, dry, device.type == "cuda"
+        self.world = World(0, 1, 0, 1, device)
+        self.outside = 0
+        self.draws = torch.empty(0)
+
+    def greet(self) -> Values:
+        """The machine as the trainer would plan for it, and its card; None where there is none to measure on."""
+        if self.dry:
+            machine = replace(Machine.with_card(find_card(IMAGINED)), torch=torch.__version__)
+            return {"machine": machine, "card": f"a dry run, planned for {machine.name}"}
+        if not self.on_cuda:
+            return {"machine": None}
+        torch.cuda.set_device(self.device)
+        torch.zeros(1, device=self.device)
+        machine, held = machine_of(self.world), MemoryWatch(self.device).measure()
+        self.outside = held.driver or 0
+        return {
+            "machine": machine, "card": machine.name, "memory": machine.usable_bytes, "capability": machine.capability,
+            "driver": machine.driver, "cuda": torch.version.cuda or torch.version.hip, "context_bytes": held.driver,
+            "driver_counts_this_process_alone": held.driver_is_ours,
+            "allocator": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+        }  # fmt: skip
+
+    def answer(self, row: Row) -> Values:
+        """Measure one row; whatever comes of it is an answer."""
+        found: Values = {"notes": []}
+        try:
+            found["measured"] = getattr(self, row.kind)(row, found)
+            found["outcome"] = "ran"
+        except InputError as error:
+            found |= {"outcome": "skipped", "reason": str(error)}
+        except Exception as error:  # libraries' errors have no common class, and one of them must not end the suite
+            found |= failure(error)
+        left = release(self.device)
+        if left > MOST_LEFT_OVER:
+            found["restart"] = True
+            found["notes"].append(f"{gib(left)} stayed allocated")
+        return found
+
+    # --- kinds of rows -----------------------------------------------------------------------------------------------
+
+    def imports(self, _row: Row, found: Values) -> Values:
+        """Every module of the package, and libraries that some rows need."""
+        modules = [each.name for each in pkgutil.walk_packages(scalegpt.__path__, "scalegpt.")]
+        for name in (*modules, "deepspeed", "triton", "liger_kernel"):
+            if importlib.util.find_spec(name) is None:
+                found["notes"].append(f"{name} is not installed")
+            elif not name.endswith(("__main__", "scalegpt.train")):  # which are commands
+                importlib.import_module(name)
+        return {}
+
+    def train(self, row: Row, found: Values) -> Values:
+        """Steps of a backend: memory, and time where the row asks for it."""
+        run, batch = self._settings(row)
+        memory = Memory(self.device)
+        with self._limited(row, found), self._backend(run, batch, row) as backend:
+            memory.lap("set-up")
+            warm_up(backend, batch)
+            memory.lap("first steps")
+            loss, skipped = take_step(backend, batch, memory)
+            if skipped or (batch.ranks == 1 and not math.isfinite(loss)):
+                raise RuntimeError(f"the step was skipped, or its loss is not finite: {loss}")
+            speed = timed(lambda: take_step(backend, batch), self._seconds(row)) if row.seconds else {}
+            memory.lap("timed steps")
+            held = memory.summary()
+        self.outside = held["outside_bytes"]
+        return {**held, "loss": loss, **self._rates(speed, run, batch.tokens)}
+
+    def loop(self, row: Row, _found: Values) -> Values:
+        """A nanoGPT-style loop with the shape of a preset."""
+        run, batch = self._settings(row)
+        if run.train.precision != "bf16":
+            raise InputError(f"the plain loop trains in bf16, not in {run.train.precision} as this card would")
+        model, memory = run.model, Memory(self.device)
+        shape = Shape(
+            model.n_layer, model.n_head, model.n_embd, model.block_size, model.vocab_size,
+            batch=batch.micro_batch, bias=model.bias, grad_accum=batch.grad_accum,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder, self._eager_if_dry():
+            data = random_tokens(Path(folder), model.vocab_size)
+            loop = BaselineSteps(shape, data, self.device, bf16=True, compiled=True)
+            for _ in range(WARM_STEPS):
+                loop.step()
+            speed = timed(loop.take, self._seconds(row))
+            memory.lap("steps")
+        return {**memory.summary(), **self._rates(speed, run, shape.tokens)}
+
+    def loss(self, row: Row, found: Values) -> Values:
+        """Forward and backward of the loss alone, over the tokens of a micro batch."""
+        run, batch = self._settings(row)
+        way = {**row.more, **({"chunk": DRY_CHUNK} if self.dry else {})}
+        shape = batch.tokens, run.model.n_embd, run.model.vocab_size
+        hidden, head, targets = inputs(*shape, DTYPES[run.train.precision], self.device)
+        with self._eager_if_dry():
+            loss = loss_of(**way)
+            found["gradient_error"] = relative_error(loss, hidden, head, targets)
+            gradients(loss, hidden, head, targets)  # compiles for this shape
+            memory = Memory(self.device)
+            memory.lap("inputs")
+            before = torch.cuda.memory_allocated(self.device) if self.on_cuda else 0
+            speed = timed(lambda: gradients(loss, hidden, head, targets), self._seconds(row))
+            memory.lap("loss")
+        return {**speed, "tokens": batch.tokens, "extra_bytes": memory.peaks["loss"][0] - before}
+
+    def profile(self, row: Row, _found: Values) -> Values:
+        """The kernels of some steps."""
+        run, batch = self._settings(row)
+        with self._backend(run, batch, row) as backend:
+            warm_up(backend, batch)
+            return profiled(lambda: take_step(backend, batch), self.device, row.more.get("trace"))
+
+    def run(self, row: Row, _found: Values) -> Values:
+        """The commands: train on this repository's documents, save, resume, sample."""
+        steps = DRY_STEPS if self.dry else RUN_STEPS
+        flags = {**row.flags, **(DRY_MODEL if self.dry else {}), "vocab_size": "auto", "tokenizer": "byte"}
+        with tempfile.TemporaryDirectory() as folder:
+            flags |= {"input_file": ROOT / "docs", "runs_dir": folder, "model_name": "run", "device": self.device.type}
+            for until in (steps // 2, steps):
+                command("train", {**flags, "max_iters": until})
+            sample = command("sample", {"prompt": "The ", "device": self.device.type}, f"{folder}/run")
+            lines = Path(f"{folder}/run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses = [each["loss"] for each in map(json.loads, lines) if "loss" in each]
+        if len(losses) != steps or not losses[-1] < losses[0]:
+            raise RuntimeError(
+                f"{len(losses)} of {steps} steps, loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
+            )
+        return {"losses": losses[:: steps // DRY_STEPS], "sample": sample}
+
+    # --- what they share ---------------------------------------------------------------------------------------------
+
+    def _settings(self, row: Row) -> tuple[RunConfig, BatchPlan]:
+        """The run with its precision, checked against this device; in a dry run around a tiny model."""
+        run, accum = settings(row.preset, row.flags), row.grad_accum
+        train, model = run.train, run.model
+        if self.dry:
+            model, accum = model.changed(**DRY_MODEL), min(2, accum)
+            micro, precision = min(DRY_BATCH, train.micro_batch), train.precision.replace("auto", "bf16")
+            train = train.changed(micro_batch=micro, loss_chunk=DRY_CHUNK, precision=precision)
+        tokens = train.micro_batch * model.block_size
+        train = train.changed(precision=resolve_precision(train.precision, self.device, model, tokens))
+        check_attention(train.attention, train.precision, self.device, model.head_size, dropout=model.dropout > 0)
+        batch = BatchPlan(train.micro_batch, accum, row.ranks, model.block_size)
+        return replace(run, model=model, train=train.changed(tokens_per_step=batch.tokens)), batch
+
+    @contextmanager
+    def _backend(self, run: RunConfig, batch: BatchPlan, row: Row) -> Iterator[Backend]:
+        """The trainer's backend with its weights, taken apart afterwards."""
+        is_deepspeed, compiled = run.parallel.backend == "deepspeed", row.flags["compile"] == "on"
+        if is_deepspeed and importlib.util.find_spec("deepspeed") is None:
+            raise InputError("DeepSpeed is not installed")
+        lacking = resolve_compile("on", self.device)[1] if compiled and not self.dry else None
+        if lacking is not None:
+            raise InputError(lacking)
+        world = replace(self.world, size=batch.ranks, local_size=batch.ranks)
+        with self._group(batch.ranks), self._eager_if_dry():
+            options = None
+            if is_deepspeed:
+                options = deepspeed_settings(run, grad_accum=batch.grad_accum, ranks=1, on_cuda=self.on_cuda)
+            model = build_model(run, compiled=compiled, device=self.device)
+            backend = make_backend(run, world, batch.grad_accum, model, optimizer_factory(run.train), options)
+            backend.load_weights(self._weights(model.shapes))
+            try:
+                yield backend
+            finally:
+                if is_deepspeed:
+                    dismantle_deepspeed(backend)
+
+    def _weights(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights as a model starts with, all from the same draws: new ones would take seconds of every row."""
+        most = max(map(math.prod, shapes.values()))
+        if len(self.draws) < most:
+            self.draws = 0.02 * torch.randn(most)
+        for name, shape in shapes.items():
+            matrix, ones = self.draws[: math.prod(shape)].view(*shape), torch.ones(shape)
+            yield name, matrix if len(shape) > 1 else ones * name.endswith("weight")
+
+    @contextmanager
+    def _group(self, ranks: int) -> Iterator[None]:
+        """A fake process group of more ranks than one. A group of one is made by the backend, and kept for the next row."""
+        if ranks > 1:
+            self.world.leave()
+        with fake_process_group(ranks) if ranks > 1 else nullcontext():
+            yield
+
+    @contextmanager
+    def _limited(self, row: Row, found: Values) -> Iterator[None]:
+        """Limit the allocator to the card that is emulated."""
+        if row.usable_bytes is None:
+            yield
+            return
+        found["allocator_limit_bytes"] = limit = row.usable_bytes - self.outside
+        if self.on_cuda:
+            total = torch.cuda.mem_get_info(self.device)[1]
+            torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, limit / total)), self.device)
+        try:
+            yield
+        finally:
+            if self.on_cuda:
+                torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+
+    def _eager_if_dry(self) -> AbstractContextManager[object]:
+        """In a dry run what is compiled runs eagerly: compiling takes minutes on a CPU."""
+        return torch.compiler.set_stance("force_eager") if self.dry else nullcontext()
+
+    def _seconds(self, row: Row) -> float:
+        return DRY_SECONDS if self.dry else float(row.seconds)
+
+    def _rates(self, speed: Values, run: RunConfig, tokens: int) -> Values:
+        """The time of a step, and what it is in tokens a second and MFU."""
+        if not speed:
+            return {}
+        rate, peak = tokens / speed["step_seconds"], peak_flops(device_name(self.device), run.train.precision)
+        share = mfu(rate, flops_per_token(run.model), peak, 1)
+        return {**speed, "tokens_per_step": tokens, "tokens_per_second": rate, "mfu": share}
+
+
+def warm_up(backend: Backend, batch: BatchPlan) -> None:
+    """Steps until some were taken that no gradient had skipped."""
+    taken = 0
+    for _ in range(MOST_SKIPPED + WARM_STEPS):
+        taken += not take_step(backend, batch)[1]
+        if taken == WARM_STEPS:
+            return
+    raise RuntimeError(f"{MOST_SKIPPED} steps were skipped for a gradient that is not finite")
+
+
+def failure(error: Exception) -> Values:
+    """What an error means for the row and for this process."""
+    errors: list[BaseException] = [error]
+    while errors[-1].__context__ is not None:  # cleaning up after the first may have raised others
+        errors.append(errors[-1].__context__)
+    for each in errors:
+        by_driver = any(sign in str(each) for sign in DRIVER_OUT_OF_MEMORY)
+        if isinstance(each, torch.OutOfMemoryError) or by_driver:
+            return {"outcome": "out of memory", "reason": str(each), "restart": by_driver or each is not error}
+    text = "".join(traceback.format_exception(error))
+    return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": text, "restart": True}
+
+
+def command(name: str, flags: Values, *words: str) -> str:
+    """Run one of the package's commands here, and return what it prints.
+
+    Raises:
+        RuntimeError: its exit status is not 0.
+    """
+    main = importlib.import_module(f"scalegpt.cli.{name}").main
+    with redirect_stdout(io.StringIO()) as printed:
+        status = main([*words, *(word for key, value in flags.items() for word in (f"--{key}", str(value)))])
+    if status:
+        raise RuntimeError(f"scalegpt {name} ended with status {status}: {printed.getvalue()}")
+    return printed.getvalue()

@@ -1,0 +1,326 @@
+"""The rows of the suite: four parts, each a generator that yields rows and is sent their answers.
+
+A row names the trainer's own settings. Most are data; what to time next to the planner's choice, which configuration to
+profile and which micro batch to try follows from earlier answers.
+"""
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scalegpt.config.backends import BACKENDS
+from scalegpt.config.optimizers import OPTIMIZERS
+from scalegpt.config.presets import resolve
+from scalegpt.config.run import PLANNED, RunConfig
+from scalegpt.config.train import ATTENTION, RECOMPUTE
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.batches import BatchPlan, divisors
+from scalegpt.planner.checks import resolve_precision
+from scalegpt.planner.plan import Plan, make_plan
+from scalegpt.planner.search.choose import choose
+from scalegpt.planner.search.question import Question
+from scalegpt.units import gib
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Values = dict[str, Any]
+
+IMPORTS, TRAIN, RUN, LOOP, LOSS, PROFILE = "imports", "train", "run", "loop", "loss", "profile"
+"""Kinds of rows; :mod:`benchmarks.suite.measure` has a method for each."""
+
+ROOM_FOR_ERROR = 1.1
+"""A plan that is predicted to fill the card more often than this is not tried: it would only run out of memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Something to measure.
+
+    Attributes:
+        name: unique within its part.
+        kind: what is done with it.
+        preset: where the settings start from; None: from defaults.
+        flags: settings, as on the trainer's command line.
+        grad_accum: micro batches of a step.
+        ranks: data-parallel ranks W; more than one are a fake process group.
+        seconds: how long steps are timed; 0: they are taken, not timed.
+        predicted: what the planner says of it.
+        usable_bytes: memory of the card that is emulated; None: the whole card.
+        more: what only this kind of row needs.
+        skip: why it is not tried; empty: it is.
+    """
+
+    name: str
+    kind: str = TRAIN
+    preset: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    grad_accum: int = 1
+    ranks: int = 1
+    seconds: float = 0.0
+    predicted: Values = field(default_factory=dict)
+    usable_bytes: int | None = None
+    more: Values = field(default_factory=dict)
+    skip: str = ""
+
+
+Part = Generator[Row, Values, None]
+
+LAYOUT = ("backend", "zero_stage")
+USUAL = {("recompute", "none"), ("loss", "chunked"), ("attention", "auto"), ("compile", "off")}
+
+
+def settings(preset: str | None, flags: Mapping[str, Any]) -> RunConfig:
+    """The run that a row names; plain where its flags name no backend."""
+    layout = {"backend": "plain", "zero_stage": None, "ds_config": None}
+    return resolve(preset=preset, flags={**layout, **flags}, name=None if preset else "suite")
+
+
+def named(flags: Mapping[str, Any]) -> str:
+    """Settings in words, without those that most rows have."""
+    layout = [str(flags.get("backend", "plain")), *(str(value) for key, value in flags.items() if key == "zero_stage")]
+    words = (f"{key}={value}" for key, value in flags.items() if (key, value) not in USUAL and key not in LAYOUT)
+    return " ".join([*layout, *words])
+
+
+# --- smoke -----------------------------------------------------------------------------------------------------------
+
+SMALL_MODEL = {"n_layer": 2, "n_embd": 128, "n_head": 2, "block_size": 128, "vocab_size": 512}
+
+SMOKE_IN_ONE_PROCESS: tuple[Values, ...] = (
+    *({"recompute": kind} for kind in RECOMPUTE),
+    *({"attention": kind} for kind in ATTENTION[1:]),
+    {"loss": "full"},
+    *({"compile": "on", "recompute": kind} for kind in RECOMPUTE),
+    *({"optimizer": name} for name in OPTIMIZERS if name != "adamw"),
+    *({"precision": precision} for precision in ("fp16", "fp32")),
+)
+SMOKE_SHARDED = tuple(
+    {"backend": name, "zero_stage": each} for name in ("fsdp", "deepspeed") for each in BACKENDS[name].stages
+)
+
+
+def smoke(_machine: Machine) -> Part:
+    """Everything once, on a small model."""
+    yield Row(name="imports", kind=IMPORTS)
+    yield Row(name="train, save, resume, sample", kind=RUN, flags={**SMALL_MODEL, "micro_batch": 8})
+    for flags in (*SMOKE_IN_ONE_PROCESS, *SMOKE_SHARDED):  # DeepSpeed last, which keeps its process group
+        yield Row(name=named(flags), flags={"compile": "off", "micro_batch": 2, **SMALL_MODEL, **flags})
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+PRESETS_1024 = ("150M_1024", "200M_1024", "250M_1024", "350M_1024", "500M_1024")
+
+PLAN_ROWS: tuple[tuple[str, int, Values], ...] = (
+    *((preset, 1, {}) for preset in PRESETS_1024),
+    *((preset, 1, {"compile": "on"}) for preset in PRESETS_1024),
+    ("350M_1024", 1, {"recompute": "selective"}),
+    ("500M_1024", 1, {"recompute": "full", "loss": "full"}),
+    *(("150M_1024", 8, {"backend": "fsdp", "zero_stage": stage}) for stage in (2, 3)),
+    *((preset, 1, {"backend": "fsdp"}) for preset in ("150M_1024", "500M_1024")),
+    ("350M_1024", 1, {"compile": "on", "backend": "fsdp", "zero_stage": 2}),
+    *((preset, 1, {"backend": "deepspeed"}) for preset in ("150M_1024", "350M_1024", "500M_1024")),
+    *((preset, 1, {"compile": "on", "backend": "deepspeed"}) for preset in ("150M_1024", "500M_1024")),
+)
+"""Preset, ranks W and settings, in the order in which the driver's figure is least disturbed: what a process loads stays
+loaded, so rows without a communicator come first. There is time for two more, for modern shapes."""
+
+
+def plan(machine: Machine) -> Part:
+    """Predicted memory against measured."""
+    for preset, ranks, flags in PLAN_ROWS:
+        yield planned_row(planned(machine, preset, {"compile": "off", **flags}, ranks=ranks), seconds=0.2)
+
+
+def planned(machine: Machine, preset: str, flags: Mapping[str, Any], *, grad_accum: int = 1, ranks: int = 1) -> Plan:
+    """The prediction for fixed settings, by the planner's tables alone."""
+    run = with_precision(settings(preset, flags), machine)
+    batch = BatchPlan(run.train.micro_batch, grad_accum, ranks, run.model.block_size)
+    found = make_plan(run, machine.with_cards(gpus=ranks, nodes=1), batch)
+    # A fake group has no communicator.
+    return found if ranks == 1 else replace(found, overheads=replace(found.overheads, nccl=0))
+
+
+def with_precision(run: RunConfig, machine: Machine) -> RunConfig:
+    """The run with the precision that the card gives it."""
+    precision = resolve_precision(run.train.precision, machine.card, machine.capability)
+    return replace(run, train=run.train.changed(precision=precision))
+
+
+def planned_row(found: Plan, *, seconds: float, usable_bytes: int | None = None, label: str = "") -> Row:
+    """A plan as something to train, its prediction beside it."""
+    train, parallel, batch, usable = found.run.train, found.run.parallel, found.batch, found.machine.usable_bytes
+    flags = {
+        "backend": parallel.backend, **({} if parallel.backend == "plain" else {"zero_stage": parallel.stage}),
+        "micro_batch": batch.micro_batch, "recompute": train.recompute, "loss": train.loss,
+        "compile": "off" if train.compile == "off" else "on", "attention": train.attention,
+        **({} if parallel.offload == "none" else {"offload": parallel.offload}),
+    }  # fmt: skip
+    words = f" grad_accum={batch.grad_accum}" * (batch.grad_accum > 1) + f" W={batch.ranks}" * (batch.ranks > 1)
+    too_large = usable is not None and found.total_bytes > ROOM_FOR_ERROR * usable and usable_bytes is None
+    return Row(
+        name=f"{label}{found.run.preset} {named(flags)}{words}",
+        preset=found.run.preset, flags=flags, grad_accum=batch.grad_accum, ranks=batch.ranks, seconds=seconds,
+        predicted={**found.memory(), **found.speed(), "workspace_bytes": found.overheads.workspaces},
+        usable_bytes=usable_bytes,
+        skip=f"{gib(found.total_bytes)} predicted, the card has {gib(usable or 0)}" if too_large else "",
+    )  # fmt: skip
+
+
+# --- speed -----------------------------------------------------------------------------------------------------------
+
+SPEED_PRESETS = ("500M_1024", "350M_1024", "150M_1024")
+"""The one whose figure says most comes first."""
+
+STEP_SEQUENCES, LOOP_SEQUENCES, LOSS_SEQUENCES = 64, 32, 16
+"""Sequences of a step; of a micro batch of the plain loop, at most; and of a loss alone. With 1,024 tokens each they keep any
+card busy."""
+
+TIMED_SECONDS, LOSS_SECONDS = 1.5, 0.25
+
+CHANGES: tuple[Values, ...] = (
+    *({"recompute": kind} for kind in RECOMPUTE),
+    {"backend": "fsdp", "zero_stage": 2},
+    {"compile": "off"},
+    *({"attention": kind} for kind in ("flash", "cudnn")),
+    {"loss": "full"},
+    {"backend": "deepspeed", "zero_stage": 1},
+)
+"""What is changed of the planner's choice, each alone."""
+
+LOSS_WAYS: tuple[Values, ...] = (
+    {"way": "full", "compiled": True},
+    *({"way": "chunked", "chunk": chunk, "compiled": True} for chunk in (1024, 4096)),
+    *({"way": way} for way in ("chunked", "torch", "torch chunked", "liger")),
+)
+"""Arguments of :func:`benchmarks.steps.losses.loss_of`."""
+
+
+def speed(machine: Machine) -> Part:
+    """The presets in turn beside a plain loop, the losses, a profile of the best, then one setting changed at a time."""
+    chosen: dict[str, Plan] = {}
+    rows: dict[str, tuple[float, Row]] = {}
+    for preset in SPEED_PRESETS:
+        run = with_precision(settings(preset, {}), machine)
+        train = run.train.changed(tokens_per_step=STEP_SEQUENCES * run.model.block_size)
+        free = PLANNED - {"backend", "zero_stage", "offload"}
+        found = choose(Question(replace(run, train=train), machine, open=free)).best
+        if found is None:
+            yield Row(name=preset, preset=preset, skip="the planner finds no plan without offload that fits")
+            continue
+        row = planned_row(found, seconds=TIMED_SECONDS)
+        measured = (yield row).get("measured", {})
+        chosen[preset], rows[row.name] = found, (measured.get("mfu") or 0.0, row)
+        yield from _loops(found)
+    for preset in chosen:
+        for way in LOSS_WAYS:
+            words = f"{preset} loss alone: {' '.join(f'{key}={value}' for key, value in way.items())}"
+            flags = {"micro_batch": LOSS_SEQUENCES}
+            yield Row(name=words, kind=LOSS, preset=preset, flags=flags, seconds=LOSS_SECONDS, more=way)
+    if rows:
+        best = max(rows.values(), key=lambda each: each[0])[1]
+        yield replace(best, kind=PROFILE, name=f"profile of {best.name}")
+    for change in CHANGES:
+        for found in chosen.values():
+            flags = {**planned_row(found, seconds=0).flags, **change}
+            plan = planned(machine, str(found.run.preset), flags, grad_accum=found.batch.grad_accum)
+            row = planned_row(plan, seconds=TIMED_SECONDS)
+            if row.name not in rows:
+                yield row
+
+
+def _loops(found: Plan) -> Part:
+    """The plain loop with the same tokens in a step; its micro batch is halved until it fits."""
+    sequences, outcome = found.batch.sequences, "out of memory"
+    micro = min(LOOP_SEQUENCES, sequences)
+    while outcome == "out of memory" and micro:
+        answer = yield Row(
+            name=f"{found.run.preset} nanoGPT-style loop micro_batch={micro} grad_accum={sequences // micro}",
+            kind=LOOP, preset=found.run.preset, flags={"micro_batch": micro, "compile": "on"},
+            grad_accum=sequences // micro, seconds=TIMED_SECONDS,
+        )  # fmt: skip
+        outcome, micro = answer["outcome"], micro // 2
+
+
+# --- choice ----------------------------------------------------------------------------------------------------------
+
+CHOICES = (
+    ("RTX 3060", "150M_1024"), ("RTX 4090", "350M_1024"), ("A100 40GB", "500M_1024"),
+    ("RTX 3060", "350M_1024"), ("RTX 4090", "500M_1024"), ("A100 40GB", "150M_1024"),
+)  # fmt: skip
+"""Cards of 12, 24 and 40 GB whose memory is emulated, nothing else of them; and what is trained there."""
+
+CHOICE_SECONDS = 1.0
+
+
+def choice(machine: Machine) -> Part:
+    """The planner's choices on emulated cards, and the largest micro batch that runs there, all else as chosen."""
+    rehearsal = planned(machine, "150M_1024", {"micro_batch": 1, "compile": "on"})
+    yield planned_row(rehearsal, seconds=0, label="rehearsal: ")  # loads the kernels, so that they count as outside
+    for name, preset in CHOICES:
+        card = find_card(name)
+        emulated = replace(machine, usable_bytes=card.usable_bytes)
+        found = choose(Question(with_precision(resolve(preset=preset), machine), emulated)).best
+        if machine.usable_bytes is not None and machine.usable_bytes < card.usable_bytes:
+            yield Row(name=f"{card.gb} GB: {preset}", skip=f"this card has less, {gib(machine.usable_bytes)}")
+        elif found is None:
+            yield Row(name=f"{card.gb} GB: {preset}", skip="the planner finds no plan that fits")
+        else:
+            yield from _choice_on(found, card.usable_bytes, f"{card.gb} GB: ")
+
+
+def _choice_on(found: Plan, usable: int, where: str) -> Part:
+    """A chosen plan, then the search for the largest micro batch, which starts beside the chosen one."""
+    sequences, micro = found.batch.sequences, found.batch.micro_batch
+    affordable = max(2, int(CHOICE_SECONDS / (found.seconds / found.batch.grad_accum)))
+    short = _with_batch(found, micro, min(found.batch.grad_accum, affordable))
+    row = planned_row(short, seconds=CHOICE_SECONDS, usable_bytes=usable, label=f"{where}chosen ")
+    answer = yield replace(row, more={"sequences": sequences})
+    search = largest(divisors(sequences), micro, ran=ran_within(answer, usable))
+    size = next(search, None)
+    while size is not None and answer["outcome"] in {"ran", "out of memory"}:
+        tried = _with_batch(found, size, min(2, sequences // size))
+        answer = yield planned_row(tried, seconds=0, usable_bytes=usable, label=f"{where}trial ")
+        try:
+            size = search.send(ran_within(answer, usable))
+        except StopIteration:
+            return
+
+
+def _with_batch(found: Plan, micro: int, grad_accum: int) -> Plan:
+    """The plan with another micro batch and accumulation. From two micro batches on, memory does not depend on how many."""
+    return make_plan(found.run, found.machine, BatchPlan(micro, grad_accum, 1, found.batch.block_size))
+
+
+def ran_within(answer: Mapping[str, Any], usable: int) -> bool:
+    """Whether a row ran, and held no more than the emulated card has, what lies outside the allocator included."""
+    measured = answer.get("measured", {})
+    held = measured.get("reserved_bytes", 0) + measured.get("outside_bytes", 0)
+    return bool(answer["outcome"] == "ran" and held <= usable)
+
+
+def largest(sizes: Iterable[int], start: int, *, ran: bool) -> Generator[int, bool, None]:
+    """Search for the largest size that runs, where all below one that runs do, too.
+
+    It begins beside a size whose outcome is known, since a prediction is more often nearly right than half wrong.
+
+    Args:
+        sizes: in rising order.
+        start: one of them.
+        ran: whether it did.
+
+    Yields:
+        A size to try; wants to be sent whether it ran.
+    """
+    sizes = list(sizes)
+    place = sizes.index(start)
+    low, high = (place, len(sizes)) if ran else (-1, place)
+    probe = low + 1 if ran else high - 1
+    while high - low > 1:
+        low, high = (probe, high) if (yield sizes[probe]) else (low, probe)
+        probe = (low + high) // 2
+
+
+PARTS = {each.__name__: each for each in (smoke, plan, speed, choice)}

@@ -1,0 +1,185 @@
+"""What the planner chooses for a run that is about to start: the first rank plans, and all ranks use its answer.
+
+The micro batch and what to recompute are chosen unless the user, or for recompute a preset, names them. Backend, ZeRO stage,
+offload and loss are chosen only where they are ``auto``.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from scalegpt.backends import World
+from scalegpt.backends.host_memory import give_back_freed_memory
+from scalegpt.config import RunConfig
+from scalegpt.config.run import PLANNED_BY_DEFAULT
+from scalegpt.errors import InputError
+from scalegpt.hardware.machine import Machine
+from scalegpt.planner.batches import BatchPlan, plan_batches
+from scalegpt.planner.checks import installed_backends
+from scalegpt.planner.memory.overheads import Overheads
+from scalegpt.planner.plan import Plan, host_words
+from scalegpt.planner.search.advice import Remedy, differences, remedies
+from scalegpt.planner.search.question import Question
+from scalegpt.planner.search.room import choose_in_room, fixed_in_room
+from scalegpt.planner.time import calibration
+from scalegpt.training.memory import machine_of
+from scalegpt.units import gib
+
+TOLERANCE = 0.1
+"""A run whose settings are all given is refused where it lacks more than this share of what it needs."""
+
+NOTABLE = 0.02
+"""Share of a card's memory below which what other processes hold is not reported."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The run with its layout chosen.
+
+    Attributes:
+        run: nothing in it is open any more.
+        plan: the prediction for it.
+        notes: lines for the user.
+    """
+
+    run: RunConfig
+    plan: Plan
+    notes: tuple[str, ...]
+
+    @property
+    def batch(self) -> BatchPlan:
+        """How a step is divided."""
+        return self.plan.batch
+
+
+def choose_layout(
+    run: RunConfig, world: World, *, open_: frozenset[str], margin: float, reopen: frozenset[str] = frozenset()
+) -> Planned:
+    """Choose what is open; all ranks must call it together. A CPU process is then set to free memory as the plan assumes.
+
+    Args:
+        run: a run whose precision and vocabulary are known.
+        world: the ranks.
+        open_: the settings to choose.
+        margin: share of a card's memory to leave free.
+        reopen: settings that an earlier process of the run chose. They are chosen anew where they no longer fit.
+
+    Raises:
+        InputError: the step cannot be divided among the ranks, or nothing fits.
+    """
+    machine, notes = _machine(run, world)
+    run, backends = replace(run, auto=frozenset()), installed_backends()
+    planned = world.on_first(
+        lambda: _choose(
+            Question(run, machine, open_, margin, calibration.load(), fewer=False, backends=backends), notes, reopen
+        )
+    )
+    if not machine.is_gpu and not planned.plan.machine.keeps_freed_memory:
+        give_back_freed_memory()
+    return planned
+
+
+def _choose(question: Question, notes: tuple[str, ...], reopen: frozenset[str] = frozenset()) -> Planned:
+    batch = plan_batches(question.run, question.machine.ranks, micro_fixed="micro_batch" not in question.open)
+    if not question.open:
+        plan, compromises = fixed_in_room(question, batch)
+        if not _is_too_large(plan):
+            return Planned(plan.run, plan, (*notes, *compromises))
+        if not reopen:
+            raise InputError(_refusal(question, plan))
+        return _choose(replace(question, open=reopen), notes)
+    roomed = choose_in_room(question)
+    margin_notes: tuple[str, ...] = ()
+    if roomed.found.best is None and question.margin:
+        roomed = choose_in_room(replace(question, margin=0.0))
+        margin_notes = (f"what fits leaves less than the safety margin of {question.margin:.0%} free",)
+    best = roomed.found.best
+    if best is not None:
+        return Planned(best.run, best, (*notes, *margin_notes, *roomed.notes, *_chosen_line(question, best)))
+    if reopen - question.open:
+        return _choose(replace(question, open=question.open | reopen), notes)
+    raise InputError(_refusal(question, roomed.found.closest))
+
+
+def _is_too_large(plan: Plan) -> bool:
+    """Whether a plan whose settings are all given is refused.
+
+    On a card the prediction may be a little high. On a CPU nothing may be lacking: the whole machine would run out of memory.
+    """
+    if not plan.fits_host:
+        return True
+    allowed = TOLERANCE * plan.total_bytes if plan.machine.is_gpu else 0
+    return plan.missing_bytes > allowed
+
+
+def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
+    """This machine, with the memory that the fullest card has left for the run, and notes."""
+    machine = machine_of(world)
+    usable, host = machine.usable_bytes, machine.host_bytes
+    if usable is None:
+        return machine, ()
+    smallest = -world.largest(-usable)
+    machine = replace(machine, host_bytes=None if host is None else -world.largest(-host))
+    if not machine.is_gpu:
+        return replace(machine, usable_bytes=smallest), ()
+    free, total = torch.cuda.mem_get_info(world.device)
+    context = Overheads.of(run, machine.card, 1).context  # torch made one to answer
+    taken = world.largest(max(0, total - free - context))
+    notes = []
+    if smallest < usable:
+        notes.append(f"the smallest card of the ranks has {gib(smallest)}: all are planned for that")
+    if taken > NOTABLE * smallest:
+        notes.append(f"other processes hold {gib(taken)} of a card: {gib(smallest - taken)} is planned for")
+        smallest -= taken
+    return replace(machine, usable_bytes=smallest), tuple(notes)
+
+
+def _chosen_line(question: Question, plan: Plan) -> tuple[str, ...]:
+    """A line on what was chosen; none where a CPU takes the micro batch as it is."""
+    wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
+    if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:
+        changed = [f"micro batch {taken} rather than {wanted}"] if taken < wanted else []
+        changed += [f"recompute {plan.run.train.recompute}"] if plan.run.train.recompute != "none" else []
+        sequences = plan.batch.sequences // plan.batch.ranks
+        why = f"it fits, and divides the {sequences} sequences per rank of a step" if taken < wanted else "it fits"
+        return (f"{', '.join(changed)}: {why}",) if changed else ()
+    train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
+    words = {
+        "micro_batch": f"micro batch {plan.batch.micro_batch}",
+        "backend": parallel.backend,
+        "zero_stage": f"stage {parallel.stage}",
+        "offload": f"offload {parallel.offload}",
+        "recompute": f"recompute {train.recompute}",
+        "loss": f"{train.loss} loss",
+    }
+    chosen = ", ".join(text for name, text in words.items() if name in question.open)
+    room = "" if machine.usable_bytes is None else f", {gib(plan.total_bytes)} of {gib(machine.usable_bytes)}"
+    return (f"chosen   {chosen}: the fastest that fits{room}",)
+
+
+def _refusal(question: Question, closest: Plan | None) -> str:
+    """Why a run is not started, and what would fit."""
+    machine, run = question.machine, question.run
+    if closest is not None and closest.fits and not closest.fits_host:
+        return f"{run.name} does not fit: offload needs {host_words(closest)}; {_advice(remedies(question), closest)}"
+    room = gib(machine.usable_bytes or 0) + ("" if machine.is_gpu else " of memory available for each rank")
+    needs = f"{gib(closest.total_bytes)} at least" if closest else "more than that for its model states alone"
+    fixed = "" if "recompute" in question.open else f" with recompute {run.train.recompute}"
+    advice = _advice(remedies(question), closest)
+    return f"{run.name} does not fit{fixed}: {machine.name} has {room}, and it needs {needs}; {advice}"
+
+
+def _advice(found: list[Remedy], closest: Plan | None) -> str:
+    if not found:
+        return "use a smaller model, more GPUs, or --offload"
+    lines = []
+    for remedy in found:
+        flags = ""
+        if closest is not None and remedy.what.startswith("with") and _same_ranks(remedy.plan, closest):
+            flags = differences(closest, remedy.plan)
+        lines.append(f"use {flags}" if flags else f"run it {remedy.what}")
+    return ", or ".join(lines)
+
+
+def _same_ranks(one: Plan, other: Plan) -> bool:
+    return one.machine.ranks == other.machine.ranks
