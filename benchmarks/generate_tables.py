@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.tables import cards, context, presets, reports, time_model
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "configs/README.md", "docs/PLANNER.md", "docs/HIGH_CONTEXT_CONFIGS.md")
+DOCUMENTS = ("configs/README.md", "docs/PLANNER.md", "docs/HIGH_CONTEXT_CONFIGS.md")
 
 Table = Callable[[], str]
 

@@ -55,23 +55,17 @@ def plan(
         settings: any setting of a run, such as ``micro_batch=8``; it is kept, and the rest is chosen.
 
     Returns:
-        The answer. ``choice`` is the plan: ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step,
-        ``tokens_per_second``, ``batch``, ``run``. ``command()`` trains it, ``alternatives`` and ``remedies`` are other
-        plans, ``as_dict()`` is what ``scalegpt plan --json`` prints.
+        ``choice`` is the plan: ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step, ``tokens_per_second``,
+        ``batch``, ``run``. ``command()`` trains it. ``as_dict()`` is what ``scalegpt plan --json`` prints.
 
     Raises:
         InputError: an unknown name or card, or settings that cannot work.
     """
     if preset is None and config_file is None and settings.keys().isdisjoint(ModelConfig.settings()):
         raise InputError("plan() needs a preset, a config_file, or settings of the model such as n_layer=12")
-    target = Target.of(
-        _given(
-            gpu=gpu, gpus=gpus, nodes=nodes, memory_gb=memory_gb, host_memory_gb=host_memory_gb,
-            network_gbps=network_gbps, margin=margin,
-        ),
-        "plan()",
-        calibrated=calibrated,
-    )  # fmt: skip
+    machine = {"gpu": gpu, "gpus": gpus, "nodes": nodes, "memory_gb": memory_gb, "host_memory_gb": host_memory_gb}
+    named = _given(**machine, network_gbps=network_gbps, margin=margin)
+    target = Target.of(named, "plan()", calibrated=calibrated)
     asked = Asked.of(
         preset=preset,
         config_file=_text(config_file),

@@ -21,8 +21,8 @@ TRAIN = "train --preset tiny --tokenizer byte --vocab_size 257 --n_layer 1 --n_e
 TRAIN += "--micro_batch 2 --tokens_per_step 32 --max_iters 1 --compile off --device cpu --precision fp32 --input_file "
 
 IMPORT_ALL = """
-import importlib, pkgutil, scalegpt
-for each in pkgutil.walk_packages(scalegpt.__path__, "scalegpt."):
+import importlib, pkgutil, scalegpt as package
+for each in pkgutil.walk_packages(package.__path__, "scalegpt."):
     if not each.name.endswith("__main__"):
         importlib.import_module(each.name)
 """

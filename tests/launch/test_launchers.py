@@ -1,4 +1,4 @@
-"""The command lines of the README, word for word as a user starts them, on two ranks of this machine's CPU."""
+"""The command lines of docs/TRAINING.md, word for word as a user starts them, on two ranks of this machine's CPU."""
 
 import json
 import os
