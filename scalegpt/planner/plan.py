@@ -14,7 +14,8 @@ from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.cpu import ProcessOverheads, checkpoint_copy_bytes
 from scalegpt.planner.memory.overheads import Overheads
-from scalegpt.planner.memory.predict import Prediction, predict_with
+from scalegpt.planner.memory.predict import predict_with
+from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import Rates
 from scalegpt.planner.time.step_time import Counted, StepTime, least_seconds, step_time

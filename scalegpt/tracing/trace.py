@@ -43,7 +43,7 @@ from scalegpt.model.gpt import GPT, Block
 from scalegpt.model.loss import make_loss
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.attention import attention_kernel
-from scalegpt.planner.memory.predict import PHASES
+from scalegpt.planner.memory.step import PHASES
 from scalegpt.tracing.cuda import cuda_functions, extras, run_as_cuda, shared_extras
 from scalegpt.tracing.tracker import Snapshot, Tracker
 

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.planner.attention import attention_kernel, unfit
-from scalegpt.planner.memory.predict import Prediction, predict
+from scalegpt.planner.memory.predict import predict
+from scalegpt.planner.memory.step import Prediction
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,8 @@ from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.deepspeed.sharded import BUCKETS, ShardedStep
 from scalegpt.planner.memory.deepspeed.stage3 import Stage3
 from scalegpt.planner.memory.deepspeed.stages_0_to_2 import PartStep, make_step
-from scalegpt.planner.memory.predict import Prediction
 from scalegpt.planner.memory.programs import block_program, numerics_of
-from scalegpt.planner.memory.step import GRADIENTS, OPTIMIZER, WEIGHTS
+from scalegpt.planner.memory.step import GRADIENTS, OPTIMIZER, WEIGHTS, Prediction
 from scalegpt.planner.memory.timeline import rounded
 
 pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
@@ -91,9 +90,9 @@ class Played:
         if isinstance(step, Stage3):
             step.plan = schedule(replace(step.gathering, on_host=False))
         patch.setattr(kernels, "attention_backward", lambda _kernel, _heads: ())
-        patch.setattr(layers, "STATISTICS", step.s.compute)
+        patch.setattr(layers, "STATISTICS", step.compute)
         uncached = block_program.__wrapped__
-        step.block = uncached(run.model, numerics_of(run, step.kernel), run.train.recompute).at(step.s.batch)
+        step.block = uncached(run.model, numerics_of(run, step.kernel), run.train.recompute).at(run.train.micro_batch)
         self.live: Counter[str] = Counter()
         self.buckets = 0
         self._listen(step, run.parallel.stage)

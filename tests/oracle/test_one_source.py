@@ -25,7 +25,8 @@ from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import plan_batches
 from scalegpt.planner.memory import fsdp as fsdp_memory
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
-from scalegpt.planner.memory.predict import Prediction, predict
+from scalegpt.planner.memory.predict import predict
+from scalegpt.planner.memory.step import Prediction
 from scalegpt.tracing import trace
 from scalegpt.training.setup import prepare
 

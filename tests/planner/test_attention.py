@@ -15,9 +15,8 @@ from scalegpt.hardware.gpus import Card, find_card
 from scalegpt.planner.attention import attention_kernel, unfit
 from scalegpt.planner.checks import check_attention
 from scalegpt.planner.memory.predict import predict
-from scalegpt.planner.memory.sizes import ACTIVATIONS, TEMPORARIES
 from scalegpt.planner.memory.tape import Compiler
-from scalegpt.planner.memory.timeline import Timeline
+from scalegpt.planner.memory.timeline import ACTIVATIONS, TEMPORARIES, Timeline
 
 
 def configure(head: int, heads: int = 4, **flags: Any) -> RunConfig:

@@ -5,36 +5,40 @@ Read from torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_ga
 and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, so a rank may hold padding.
 
 - Gathering a group allocates a buffer of all its weights in the compute dtype and the weights themselves. In the forward pass
-  the buffer lives until the next group's weights are there; in the backward pass a block's buffer is made when the block
-  before begins, and lives until its weights are there.
+  the buffer lives until the next group's weights exist; in the backward pass from the start of the block before until the
+  weights exist.
 - Reducing a group copies its gradients into a buffer in the dtype of reduction, which lives until the next reduction, and
-  leaves an fp32 shard.
-- On inner micro steps of stages 0 and 2 nothing is reduced: whole gradients add up in that dtype. Stage 0 gathers, which is
-  to copy, for each of them; stage 2 once for all.
+  makes an fp32 shard of the result.
+- Inner micro steps of stages 0 and 2 reduce nothing: whole gradients add up in that dtype. Stage 0 gathers, here a copy, for
+  each of them; stage 2 once for all.
 - With offload (stage 3) shards of weights, moments and gradients live in host memory, weights and gradients in pinned memory,
   where an allocation is a power of two. To gather a group its fp32 shards are copied to the device one by one and cast, and
   the casts live until all have been sent. The fp32 shard of a reduced group goes to the host before the next one is made.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
-from scalegpt.planner.memory.predict import Prediction
-from scalegpt.planner.memory.sizes import GRADIENTS, TEMPORARIES, host_size
 from scalegpt.planner.memory.states import state_bytes
 from scalegpt.planner.memory.step import Step
 from scalegpt.planner.memory.tensors import numel
-from scalegpt.planner.memory.timeline import rounded
+from scalegpt.planner.memory.timeline import (
+    GATHER_BUFFERS,
+    GATHERED,
+    GRADIENTS,
+    REDUCE_BUFFERS,
+    TEMPORARIES,
+    host_size,
+    rounded,
+)
 from scalegpt.units import BYTES
 
 REDUCE_DTYPE = "fp32"
-"""What gradients are reduced and added up in. The backend, and with it the trace, read it here."""
-
-GATHERED, GATHER_BUFFERS, REDUCE_BUFFERS = "gathered weights", "gather buffers", "reduce buffers"
+"""What gradients are reduced and added up in. The backend, and with it the trace, reads it here."""
 
 
 def padded(shape: Shape, shards: int) -> int:
@@ -103,22 +107,13 @@ class FSDPStep(Step):
         if self.stage == 3:
             self.micro_steps = min(grad_accum, 2)  # each reduces, also the last
         self.reduce = BYTES[REDUCE_DTYPE]
-        self.block_group = Group.of(self.block_shapes, self.shards, self.s.compute, self.reduce)
-        self.root_group = Group.of(self.root_shapes, self.shards, self.s.compute, self.reduce)
-        self.small = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.small)
-        self.vectors = sum(rounded(self.s.compute * numel(shape)) for shape in self.parameters.vectors)
+        self.block_group = Group.of(self.parameters.block, self.shards, self.compute, self.reduce)
+        self.root_group = Group.of(self.parameters.root, self.shards, self.compute, self.reduce)
+        self.small = sum(rounded(self.compute * numel(shape)) for shape in self.parameters.small)
+        self.vectors = sum(rounded(self.compute * numel(shape)) for shape in self.parameters.vectors)
         self.buffered = self.reducing = 0  # bytes of the buffers that wait to be freed
         self.held_parts = 0  # at stage 0, of what has been reduced and then cast
         self.stays_gathered = False  # at stage 2, from an inner micro step to the next
-
-    def play(self) -> Prediction:
-        """See :meth:`Step.play`; adds the host's memory."""
-        return replace(super().play(), host_bytes=self._host_bytes() if self.offloads else 0)
-
-    def _host_bytes(self) -> int:
-        """Weights and gradients in pinned memory, and the optimizer's state, which torch makes as it makes any tensor."""
-        pinned = self.over_all(lambda shape: 2 * host_size(self._part(shape), pin=True))
-        return pinned + state_bytes(self.optimizer, self.counted, self._part)
 
     def _part(self, shape: Shape) -> int:
         """Bytes of this rank's part of an fp32 tensor."""
@@ -126,22 +121,27 @@ class FSDPStep(Step):
 
     def held(self, shape: Shape) -> int:
         """See :meth:`Step.held`; a shard is padded to ⌈rows / W⌉ rows."""
-        return rounded(4 * padded(shape, self.shards) // self.shards)
+        return rounded(self._part(shape))
 
     def hold_states(self) -> None:
-        """See :meth:`Step.hold_states`."""
+        """See :meth:`Step.hold_states`; with offload weights and gradients lie in pinned host memory, moments do not."""
         if not self.offloads:
             super().hold_states()
+            return
+        pinned = self.over_all(lambda shape: 2 * host_size(self._part(shape), pin=True))
+        self.host = pinned + state_bytes(self.optimizer, self.counted, self._part)
 
     @property
     def largest_held(self) -> int:
         """See :attr:`Step.largest_held`."""
-        return max(padded(shape, self.shards) for shape in (*self.block_shapes, *self.root_shapes)) // self.shards
+        return (
+            max(padded(shape, self.shards) for shape in (*self.parameters.block, *self.parameters.root)) // self.shards
+        )
 
     # --- gathering ---------------------------------------------------------------------------------------------------
 
     def _gather(self, group: Group) -> None:
-        """Gather in the forward pass, where the buffer stays until the next gather has copied out of its own."""
+        """Gather in the forward pass, where the buffer lives until the next group has been copied out of its own."""
         self._send(group)
         self._copy_out(group)
         self._free_buffer()
@@ -160,7 +160,7 @@ class FSDPStep(Step):
             self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
-        """Begin to gather: the buffer, with what it is filled from beside it."""
+        """Begin to gather: the buffer, and beside it what fills it."""
         t = self.t
         if self.offloads and self.shards > 1:
             for cast, shard in zip(group.casts, group.shards, strict=True):
@@ -171,9 +171,9 @@ class FSDPStep(Step):
             t.drop(GATHER_BUFFERS, sum(group.casts))
 
     def _copy(self, group: Group) -> None:
-        """Where nothing is sent each weight is cast and copied; one's cast is freed when the next one's is made."""
+        """Without a send each weight is cast and copied; one's cast is freed when the next one's is made."""
         t, before = self.t, 0
-        copies = self.offloads or self.s.compute != 4
+        copies = self.offloads or self.compute != 4
         for cast, shard in zip(group.casts, group.shards, strict=True):
             if copies:
                 t.hold(GATHER_BUFFERS, cast + (shard if self.offloads else 0))
@@ -192,7 +192,7 @@ class FSDPStep(Step):
             self._gather(self.root_group)
 
     def block_forward(self) -> None:
-        """Gather, compute, and at stage 3 give back; stages 0 and 2 keep the weights to the step's end."""
+        """Gather, compute, and at stage 3 free the weights; stages 0 and 2 keep them to the step's end."""
         if not self.stays_gathered:
             self._gather(self.block_group)
         self.alike("forward", self.play_forward)
@@ -200,7 +200,7 @@ class FSDPStep(Step):
             self.t.drop(GATHERED, self.block_group.gathered)
 
     def before_backward(self) -> None:
-        """The root's hook finds nothing to gather, lets the last buffer go, and at stage 3 fetches the last block."""
+        """The root's hook gathers nothing, frees the last buffer, and at stage 3 fetches the last block."""
         self._free_buffer()
         if self.stage == 3:
             self._fetch()
@@ -214,14 +214,14 @@ class FSDPStep(Step):
 
     @property
     def adds_at_once(self) -> bool:
-        """Whether autograd adds a gradient to one that is there; where dtypes differ FSDP2 adds the group's."""
-        return self.s.compute == self.reduce and self.has_gradients and self.stage != 3
+        """Whether autograd adds a gradient to one that exists; where dtypes differ FSDP2 adds the group's."""
+        return self.compute == self.reduce and self.has_gradients and self.stage != 3
 
     def accumulate(self, elements: int) -> None:
-        """The gradient stays as it is until the block's are all there."""
-        self.t.give(TEMPORARIES, self.s.compute * elements)
+        """The gradient stays as it is until all of the block's exist."""
+        self.t.give(TEMPORARIES, self.compute * elements)
         if not self.adds_at_once:
-            self.t.take(GRADIENTS, self.s.compute * elements)
+            self.t.take(GRADIENTS, self.compute * elements)
 
     def small_gradients(self, _shapes: object) -> None:
         """See :meth:`Step.small_gradients`: the position embedding's and the last norm's."""
@@ -231,9 +231,7 @@ class FSDPStep(Step):
     def settle_head(self) -> None:
         """An untied head's gradient waits for the root's."""
         if self.adds_at_once:
-            self.t.give(GRADIENTS, self.s.compute * self.head)
-
-    settle_embedding = settle_head
+            self.t.give(GRADIENTS, self.compute * self.head)
 
     def block_backward(self) -> None:
         """Gather, compute, reduce."""
@@ -258,17 +256,17 @@ class FSDPStep(Step):
             self.reducing = self.held_parts = 0
 
     def _finish_group(self, group: Group) -> None:
-        """Give the weights back where the stage says so, and turn the group's gradients into what is kept."""
+        """Free the weights where the stage does so, and turn the group's gradients into what is kept."""
         t, mine = self.t, group.gradients
         joins = self.has_gradients and self.stage != 3  # what has added up
         if not self.reduces:
             t.drop(GATHERED, 0 if self.stage == 2 else group.gathered)
-            if self.s.compute != self.reduce:
+            if self.compute != self.reduce:
                 t.hold(GRADIENTS, 0 if joins else group.converting)
                 t.drop(GRADIENTS, mine if joins else group.converting + mine - group.accumulated)
             return
         t.drop(GATHERED, group.gathered)
-        if joins and self.s.compute != self.reduce:
+        if joins and self.compute != self.reduce:
             t.drop(GRADIENTS, mine)
         if joins:
             mine = group.accumulated

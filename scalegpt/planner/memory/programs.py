@@ -7,17 +7,18 @@ from scalegpt.architecture.layers import FP32, Numerics
 from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.operations import Recorder, Size, Value
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.planner.memory.sizes import ACTIVATIONS, GRADIENTS, LOSS, Sizes
 from scalegpt.planner.memory.states import casts_weights
 from scalegpt.planner.memory.tape import Compiler, Kinds, Program, Sized
-from scalegpt.planner.memory.timeline import Timeline
+from scalegpt.planner.memory.timeline import ACTIVATIONS, GRADIENTS, LOSS, Timeline
+from scalegpt.units import BYTES
 
 
 def numerics_of(run: RunConfig, kernel: str) -> Numerics:
     """The dtypes of a run whose precision and micro batch are fixed, with its attention kernel."""
-    sizes = Sizes.of(run)
-    weights = FP32 if casts_weights(run) else sizes.compute
-    return Numerics(sizes.compute, sizes.residual, weights, kernel, sizes.batch == 1)
+    compute = BYTES[run.train.precision]
+    residual = FP32 if run.train.residual_dtype == "fp32" else compute
+    weights = FP32 if casts_weights(run) else compute
+    return Numerics(compute, residual, weights, kernel, run.train.micro_batch == 1)
 
 
 def kept_by_blocks(run: RunConfig, kernel: str) -> int:

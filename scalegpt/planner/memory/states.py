@@ -39,12 +39,12 @@ STATE_WORDS = {EXP_AVG: "first_moment", EXP_AVG_SQ: "second_moment", MOMENTUM: "
 """What the calculator calls the states."""
 
 
-Tensors = Mapping[tuple[str, Shape], int]
+TensorCounts = Mapping[tuple[str, Shape], int]
 """How many tensors there are of each kind and shape."""
 
 
 @lru_cache(maxsize=256)
-def tensors_of(model: ModelConfig) -> Tensors:
+def tensors_of(model: ModelConfig) -> TensorCounts:
     """How many tensors a model has of each kind and shape; all blocks are alike, so one is counted and multiplied.
 
     Raises:
@@ -74,14 +74,14 @@ Held = Callable[[Shape], int]
 """The bytes of an fp32 tensor of a parameter's shape on a rank."""
 
 
-def state_bytes(spec: OptimizerSpec, tensors: Tensors, held: Held) -> int:
+def state_bytes(spec: OptimizerSpec, tensors: TensorCounts, held: Held) -> int:
     """Bytes of state of all tensors, without the counters."""
     return sum(
         spec.group_of(kind).state_bytes * held(shape) * count // FP32 for (kind, shape), count in tensors.items()
     )
 
 
-def counters(spec: OptimizerSpec, tensors: Tensors) -> int:
+def counters(spec: OptimizerSpec, tensors: TensorCounts) -> int:
     """How many step counters there are on the device."""
     if not spec.counters_on_device:
         return 0
@@ -89,7 +89,7 @@ def counters(spec: OptimizerSpec, tensors: Tensors) -> int:
 
 
 def temporary_bytes(
-    spec: OptimizerSpec, tensors: Tensors, held: Held, orthogonalising: Callable[[Shape, int], int]
+    spec: OptimizerSpec, tensors: TensorCounts, held: Held, orthogonalising: Callable[[Shape, int], int]
 ) -> int:
     """The most that an update allocates at once besides the states; groups are updated one after another.
 

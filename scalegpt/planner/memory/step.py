@@ -1,6 +1,7 @@
 """One optimizer step as a ledger: what the trainer allocates and frees, in order, from state to state."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Self
 
 from scalegpt.architecture import kernels
@@ -11,12 +12,44 @@ from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.memory.newton_schulz import Exchange
-from scalegpt.planner.memory.predict import Prediction
 from scalegpt.planner.memory.programs import block_at, embedding_at, final_norm_at, loss_at, numerics_of
-from scalegpt.planner.memory.sizes import GRADIENTS, INPUTS, LOSS, OPTIMIZER, TEMPORARIES, WEIGHTS, Sizes
 from scalegpt.planner.memory.states import casts_weights, counters, state_bytes, temporary_bytes, tensors_of
-from scalegpt.planner.memory.tensors import Tensors, numel
-from scalegpt.planner.memory.timeline import Effect, Timeline, rounded
+from scalegpt.planner.memory.tensors import ModelShapes, numel
+from scalegpt.planner.memory.timeline import (
+    GRADIENTS,
+    INPUTS,
+    LOSS,
+    OPTIMIZER,
+    TEMPORARIES,
+    WEIGHTS,
+    Effect,
+    Timeline,
+    rounded,
+)
+
+PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
+"""The phases of a step, in order; with accumulation a phase's figure is the largest over all micro steps."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The memory of a configuration at the fullest moment of a step, in bytes per rank.
+
+    Attributes:
+        peak_bytes: the allocator's peak.
+        phase: the phase that it falls in.
+        phases: phase → its own peak.
+        breakdown: the peak by kind; adds up to ``peak_bytes``.
+        steady_bytes: what lives between steps.
+        host_bytes: what offload keeps in host memory.
+    """
+
+    peak_bytes: int
+    phase: str
+    phases: dict[str, int]
+    breakdown: dict[str, int]
+    steady_bytes: int
+    host_bytes: int = 0
 
 
 class Step:
@@ -35,25 +68,22 @@ class Step:
     """
 
     backwards_alike = True
-    """Whether the backward passes of blocks do the same, given which gradients exist."""
+    """Whether all blocks' backward passes do the same, given which gradients exist."""
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int) -> None:
         run.parallel.spec.check_mesh(mesh)
         self.run, self.shards, self.grad_accum = run, mesh.shards, grad_accum
-        # The second micro step meets gradients; those between it and the last are like it.
+        # From the second micro step on gradients exist; those between it and the last are like it.
         self.micro_steps = min(grad_accum, 3)
-        self.t, self.s = Timeline(), Sizes.of(run)
-        self.parameters, self.counted = Tensors.of(run.model), tensors_of(run.model)
-        self.shapes = self.parameters.shapes
+        self.t, self.host = Timeline(), 0
+        self.parameters, self.counted = ModelShapes.of(run.model), tensors_of(run.model)
         self.optimizer, self.exchange = run.train.optimizer_spec, Exchange(mesh, run.train.precision)
-        self.casts_weights = casts_weights(run)
-        self.copies = self.casts_weights and self.s.compute != 4
-        self.gradient_bytes = 4 if self.casts_weights else self.s.compute
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
-        self.block_shapes, self.root_shapes = self.parameters.block, self.parameters.root
+        self.shapes = self.parameters.shapes
         self.head = numel(self.shapes[TOKENS])
         self._seen: dict[object, Effect] = {}
         self._attend(attention_kernel(run))
+        self.gradient_bytes = 4 if casts_weights(run) else self.compute
 
     def attending_with(self, kernel: str) -> Self:
         """The step with this attention kernel; itself."""
@@ -62,9 +92,9 @@ class Step:
         return self
 
     def _attend(self, kernel: str) -> None:
-        self.kernel = kernel
-        model, batch = self.run.model, self.s.batch
+        self.kernel, model, batch = kernel, self.run.model, self.run.train.micro_batch
         numerics = numerics_of(self.run, kernel)
+        self.compute = numerics.compute
         self.block = block_at(model, numerics, self.run.train.recompute, batch)
         self.embedding, self.final_norm = embedding_at(model, numerics, batch), final_norm_at(model, numerics, batch)
         self.loss = loss_at(LossPart.of(model, self.run.train), numerics, batch)
@@ -80,9 +110,11 @@ class Step:
             self.has_gradients = True
         t.enter("optimizer_step")
         self._optimizer_step()
-        return Prediction.of(t, steady)
+        (phase, moment), peaks = t.peak(), t.peaks
+        phases = {name: peaks[name].total for name in PHASES if name in peaks}
+        return Prediction(moment.total, phase, phases, moment.kinds, steady, self.host)
 
-    # --- what a sharded backend does otherwise -----------------------------------------------------------------------
+    # --- what sharded backends change --------------------------------------------------------------------------------
 
     def held(self, shape: Shape) -> int:
         """Bytes of an fp32 tensor of this shape on a rank, as the allocator counts them."""
@@ -95,22 +127,21 @@ class Step:
 
     def hold_states(self) -> None:
         """Hold what lives between steps: fp32 weights, the optimizer's state, and the step counters on the device."""
-        whole = self.over_all(self.held)
-        self.t.hold(WEIGHTS, whole)
+        self.t.hold(WEIGHTS, self.over_all(self.held))
         self.t.hold(OPTIMIZER, state_bytes(self.optimizer, self.counted, self.held))
         self.t.hold(OPTIMIZER, rounded(4) * counters(self.optimizer, self.counted))
 
     def accumulate(self, elements: int) -> None:
-        """Bring a weight's gradient, made in the compute dtype and counted as temporary, to where gradients add up.
+        """Account for a weight's gradient, made in the compute dtype and counted as temporary, where gradients add up.
 
-        Here: cast to fp32, and it becomes the parameter's, or is added to it in place.
+        Here it is cast to fp32, and becomes the parameter's, or is added to it in place.
         """
-        if self.s.compute == 4:
+        if self.compute == 4:
             self.t.give(TEMPORARIES, 4 * elements)
             self.t.take(GRADIENTS, 0 if self.has_gradients else 4 * elements)
             return
         self.t.take(GRADIENTS, 4 * elements)
-        self.t.give(TEMPORARIES, self.s.compute * elements)
+        self.t.give(TEMPORARIES, self.compute * elements)
         if self.has_gradients:
             self.t.give(GRADIENTS, 4 * elements)
 
@@ -146,11 +177,21 @@ class Step:
         self.block.leave(self.t)
         self.block.backward(self.t, lambda _name, elements: self.accumulate(elements))
 
+    def settle_head(self) -> None:
+        """An untied head's or the token embedding's gradient is complete; it is added to one that exists."""
+        if self.has_gradients:
+            self.t.give(GRADIENTS, self.gradient_bytes * self.head)
+
     def after_backward(self) -> None:
         """What follows the last gradient."""
 
+    @property
+    def largest_held(self) -> int:
+        """Elements of the largest gradient of which the norm is taken."""
+        return self.parameters.largest
+
     def alike(self, name: object, play: Callable[[], None]) -> None:
-        """Play what does the same wherever it begins: the first time as it is, then its effect."""
+        """Play something that does the same wherever it begins: the first time itself, then its effect."""
         effect = self._seen.get(name)
         if effect is None:
             self._seen[name] = self.t.observe(play)
@@ -160,11 +201,11 @@ class Step:
     # --- one micro step ----------------------------------------------------------------------------------------------
 
     def _micro_step(self) -> None:
-        t, s = self.t, self.s
+        t, ids = self.t, 8 * self.run.train.micro_batch * self.run.model.block_size
         t.enter("forward")
-        t.take(INPUTS, 8 * s.n, 8 * s.n)
-        if self.has_gradients:  # those of the micro step before were held until these were there
-            t.give(INPUTS, 8 * s.n, 8 * s.n)
+        t.take(INPUTS, ids, ids)
+        if self.has_gradients:  # those of the micro step before were held until these existed
+            t.give(INPUTS, ids, ids)
         self.before_forward()
         self._embed()
         self._blocks(self.block_forward)
@@ -182,10 +223,10 @@ class Step:
         self.after_backward()
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """Play the first two blocks and the last two, and between them as many times the second one's effect.
+        """Play the first two blocks and the last two, and between them repeat the second one's effect.
 
-        From the second to the last but one, what lives grows or shrinks by the same amount from block to block, so that the
-        fullest moment falls in one of these. The last is another matter: nothing is gathered ahead in it.
+        From the second to the last but one, what lives changes by the same amount from block to block, so that the fullest
+        moment falls in one of these or in the last, during which nothing is gathered ahead.
         """
         layers = self.run.model.n_layer
         played = [*range(min(layers, 2)), *range(max(2, layers - 2), layers)]
@@ -202,8 +243,6 @@ class Step:
     def _final_norm(self) -> None:
         self.final_norm.forward(self.t)
 
-    # --- the loss ----------------------------------------------------------------------------------------------------
-
     def _loss(self) -> None:
         self.loss.forward(self.t)
 
@@ -218,23 +257,14 @@ class Step:
 
     def _head_gradient(self) -> None:
         """The head's gradient has been made: in the compute dtype, or by the chunked loss in fp32 and in its own memory."""
-        t, made, wanted = self.t, self.s.compute * self.head, self.gradient_bytes * self.head
-        kind = TEMPORARIES
-        if self.run.train.loss == "chunked":
-            kind, made = LOSS, 4 * self.head
+        chunked, wanted = self.run.train.loss == "chunked", self.gradient_bytes * self.head
+        kind, made = (LOSS, 4 * self.head) if chunked else (TEMPORARIES, self.compute * self.head)
         if made != wanted:
-            t.take(GRADIENTS, wanted)
-            t.give(kind, made)
+            self.t.take(GRADIENTS, wanted)
+            self.t.give(kind, made)
         else:
-            t.give(kind, made)
-            t.take(GRADIENTS, wanted)
-
-    def settle_head(self) -> None:
-        """An untied head's gradient is complete at once, and is added to one that exists."""
-        if self.has_gradients:
-            self.t.give(GRADIENTS, 4 * self.head)
-
-    # --- the end -----------------------------------------------------------------------------------------------------
+            self.t.give(kind, made)
+            self.t.take(GRADIENTS, wanted)
 
     def _tail(self) -> None:
         """The embeddings' gradients."""
@@ -242,21 +272,17 @@ class Step:
 
     def _embedding_gradient(self, name: str, elements: int) -> None:
         """A table's gradient has been made, dense and in the dtype of the weights."""
-        self.t.give(GRADIENTS, self.gradient_bytes * elements)
+        size = self.gradient_bytes * elements
+        self.t.give(GRADIENTS, size)
         if name != TOKENS:
             self.small_gradients(self.parameters.small)
             return
-        self.t.take(GRADIENTS, self.gradient_bytes * elements)
+        self.t.take(GRADIENTS, size)
         if self.run.model.tie_head:
-            if self.run.train.loss == "full" and not self.copies:
-                self.t.touch(GRADIENTS, self.gradient_bytes * self.head)  # a third is made of the two
-            self.t.give(GRADIENTS, self.gradient_bytes * self.head)  # else autograd adds one to the other in place
-        self.settle_embedding()
-
-    def settle_embedding(self) -> None:
-        """The token embedding's gradient is added to one that exists."""
-        if self.has_gradients:
-            self.t.give(GRADIENTS, 4 * self.head)
+            if self.run.train.loss == "full" and self.gradient_bytes == self.compute:
+                self.t.touch(GRADIENTS, size)  # a third is made of the two; else autograd adds in place
+            self.t.give(GRADIENTS, size)
+        self.settle_head()
 
     def _optimizer_step(self) -> None:
         """The norm, and then what the update allocates for a while."""
@@ -265,8 +291,3 @@ class Step:
         temporaries = temporary_bytes(self.optimizer, self.counted, self.held, self.exchange.peak_bytes)
         self.t.hold(TEMPORARIES, temporaries)
         self.t.drop(TEMPORARIES, temporaries)
-
-    @property
-    def largest_held(self) -> int:
-        """Elements of the largest gradient of which the norm is taken."""
-        return self.parameters.largest

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 
 from scalegpt.architecture.operations import Gradient, Operation, Recorder, Release, Size, Value, Workspace
 from scalegpt.architecture.recompute import kept_by_selective, last_saving, recomputed, saves_its_own
-from scalegpt.planner.memory.sizes import ACTIVATIONS, COPIES, TEMPORARIES
-from scalegpt.planner.memory.timeline import Timeline, rounded
+from scalegpt.planner.memory.timeline import ACTIVATIONS, COPIES, TEMPORARIES, Timeline, rounded
 
 TAKE, GIVE, TOUCH, GRADIENT = range(4)
 

@@ -17,8 +17,8 @@ def numel(shape: Shape) -> int:
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """A model's parameters, sorted once: a search asks for the same models again and again.
+class ModelShapes:
+    """The shapes of a model's parameters, sorted once: a search asks for the same models again and again.
 
     Attributes:
         shapes: every parameter's, by name.
@@ -38,8 +38,8 @@ class Tensors:
 
     @classmethod
     @lru_cache(maxsize=256)
-    def of(cls, model: ModelConfig) -> "Tensors":
-        """The tensors of a model.
+    def of(cls, model: ModelConfig) -> "ModelShapes":
+        """Those of a model.
 
         Raises:
             InputError: its vocabulary is not known.

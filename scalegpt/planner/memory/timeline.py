@@ -10,6 +10,16 @@ from dataclasses import dataclass
 
 UNIT = 512
 
+ACTIVATIONS, TEMPORARIES, COPIES = "activations", "temporaries", "weight copies"
+WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
+GATHERED, GATHER_BUFFERS, REDUCE_BUFFERS, BUCKETS = "gathered weights", "gather buffers", "reduce buffers", "buckets"
+"""The kinds of memory."""
+
+
+def host_size(count: int, *, pin: bool) -> int:
+    """Host memory for a tensor of ``count`` bytes: a power of two if pinned (torch's ``CachingHostAllocator``)."""
+    return 1 << (count - 1).bit_length() if pin and count else count
+
 
 def rounded(count: int) -> int:
     """The bytes that the allocator counts for an allocation of ``count`` bytes."""

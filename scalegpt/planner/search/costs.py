@@ -12,8 +12,9 @@ from scalegpt.config.run import ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.planner.attention import counted_as
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.memory.predict import Prediction, kept_bytes, predict_with
+from scalegpt.planner.memory.predict import kept_bytes, predict_with
 from scalegpt.planner.memory.states import rank_states
+from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.search.question import Scheme
 from scalegpt.planner.time.step_time import Counted, Whole
 

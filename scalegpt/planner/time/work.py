@@ -34,7 +34,6 @@ from scalegpt.config.backends import WEIGHTS as STATE_WEIGHTS
 from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.memory.newton_schulz import Exchange, flops, wire
 from scalegpt.planner.memory.programs import block_program, numerics_of
-from scalegpt.planner.memory.sizes import Sizes
 from scalegpt.planner.memory.states import casts_weights, parameters_by_kind, tensors_of
 from scalegpt.planner.memory.tape import Program
 from scalegpt.units import BYTES
@@ -89,14 +88,14 @@ def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Wo
         kernel: the attention kernel, such as ``flash``.
         compiled: whether the blocks are compiled.
     """
-    s, layers = Sizes.of(run), run.model.n_layer
+    sequences, layers = run.train.micro_batch, run.model.n_layer
     parameters = count_parameters(run.model).total
     numerics = numerics_of(run, kernel)
     program = block_program(run.model, numerics, run.train.recompute)
-    blocks = _Blocks(layers, s.batch, compiled)
+    blocks = _Blocks(layers, sequences, compiled)
     forward = blocks.by_part((op, op.forward) for op in program.operations)
     backward = blocks.by_part((op, op.backward) for op in program.operations)
-    loss = LossPart.of(run.model, run.train).cost(s.n, numerics, compiled=compiled)
+    loss = LossPart.of(run.model, run.train).cost(sequences * run.model.block_size, numerics, compiled=compiled)
     return Work(
         forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels)},
         backward={
@@ -155,7 +154,7 @@ def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
     to fp32 (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
     FSDP2's kernels take a group of tensors each, except where offloaded ones are copied to and from the host one by one.
     """
-    backend, stage, c = run.parallel.spec, run.parallel.stage, Sizes.of(run).compute
+    backend, stage, c = run.parallel.spec, run.parallel.stage, BYTES[run.train.precision]
     cast = c + 4 if c != 4 else 0
     if casts_weights(run):
         passes = 2 if run.train.recompute == "full" else 1

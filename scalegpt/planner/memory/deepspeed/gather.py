@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from scalegpt.config import RunConfig
-from scalegpt.planner.memory.deepspeed.sharded import Settings, offloaded
-from scalegpt.planner.memory.tensors import Tensors, numel
+from scalegpt.planner.memory.deepspeed.settings import Settings
+from scalegpt.planner.memory.deepspeed.sharded import offloaded
+from scalegpt.planner.memory.tensors import ModelShapes, numel
 from scalegpt.planner.memory.timeline import rounded
 from scalegpt.units import BYTES
 
@@ -109,7 +110,7 @@ def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
         settings: DeepSpeed's complete configuration.
     """
     zero, model = settings["zero_optimization"], run.model
-    threshold, parameters = int(zero["stage3_param_persistence_threshold"]), Tensors.of(model)
+    threshold, parameters = int(zero["stage3_param_persistence_threshold"]), ModelShapes.of(model)
     head, positions = model.vocab_size * model.n_embd, model.block_size * model.n_embd
     return Gathering(
         blocks=model.n_layer,

@@ -3,29 +3,24 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import Mesh
 from scalegpt.config.optimizers import FP32
-from scalegpt.planner.memory.predict import Prediction
-from scalegpt.planner.memory.sizes import GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
+from scalegpt.planner.memory.deepspeed.settings import Settings
 from scalegpt.planner.memory.states import uniform_group
 from scalegpt.planner.memory.step import Step
 from scalegpt.planner.memory.tensors import numel
+from scalegpt.planner.memory.timeline import GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
 from scalegpt.units import BYTES
-
-BUCKETS = "buckets"
 
 NORM_BYTES = 8
 """Gradients' norms are taken in fp64 (``zero/utils.py: get_norm_dtype``), one tensor's at a time."""
 
-Settings = dict[str, Any]
-Group = tuple[Shape, ...]
+Shapes = tuple[Shape, ...]
 
 
 def offloaded(zero: Settings, what: str) -> bool:
@@ -47,7 +42,6 @@ class ShardedStep(Step, ABC):
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
         super().__init__(run, mesh, grad_accum)
         self.zero = settings["zero_optimization"]
-        self.width = self.s.compute
         self.accumulated = BYTES[settings["data_types"]["grad_accum_dtype"]]
         self.sent = BYTES[settings["communication_data_type"]]
         self.offloads, self.pins = offloaded(self.zero, "optimizer"), pinned(self.zero, "optimizer")
@@ -58,17 +52,12 @@ class ShardedStep(Step, ABC):
         self.parts = [self.part(group) for group in self.groups]
         self.part_state = uniform_group(self.optimizer)
         self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
-        self.host = 0
         self.in_tail = self.norm_waits = False
 
-    def part(self, group: Group) -> int:
+    def part(self, group: Shapes) -> int:
         """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
         total, align = _elements(group), 2 * self.shards
         return -(-total // align) * 2
-
-    def play(self) -> Prediction:
-        """See :meth:`Step.play`; adds the host's memory."""
-        return replace(super().play(), host_bytes=self.host)
 
     def hold_states(self) -> None:
         """Hold flat weights, and masters and moments in parts."""
@@ -85,32 +74,30 @@ class ShardedStep(Step, ABC):
     def hold_weights(self) -> None:
         """Hold flat weights, a buffer for each group."""
         for part in self.parts:
-            self.t.take(WEIGHTS, self.width * part * self.shards)
+            self.t.take(WEIGHTS, self.compute * part * self.shards)
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """See :meth:`Step.small_gradients`; here they are followed like the others, and so small that only buckets notice."""
+        """See :meth:`Step.small_gradients`; here each goes to the bucket, and has no bytes of its own."""
         for shape in shapes:
             if not self.in_tail or len(shape) > 1:  # the last norm's came long before
                 self.arrive(numel(shape), 0)
 
     def settle_head(self) -> None:
         """See :meth:`Step.settle_head`."""
-        self.t.give(GRADIENTS, self.width * self.head)
-        self.t.take(TEMPORARIES, self.width * self.head)
-        self.arrive(self.head, self.width)
-
-    settle_embedding = settle_head
+        self.t.give(GRADIENTS, self.compute * self.head)
+        self.t.take(TEMPORARIES, self.compute * self.head)
+        self.arrive(self.head, self.compute)
 
     def accumulate(self, elements: int) -> None:
         """See :meth:`Step.accumulate`."""
-        self.arrive(elements, self.width)
+        self.arrive(elements, self.compute)
 
     @abstractmethod
     def arrive(self, elements: int, width: int) -> None:
-        """A parameter's gradient is there, in so many bytes per element and counted as temporary; 0: not followed."""
+        """A parameter's gradient is complete, ``width`` bytes an element counted as temporary; 0: not counted."""
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """See :meth:`Step._blocks`; blocks are alike from the first that leaves the bucket as it found it."""
+        """See :meth:`Step._blocks`; blocks are alike from the first after which the bucket is as before it."""
         layers, played, alike = self.run.model.n_layer, 0, False
         while played < layers:
             before, state = self.t.live.copy(), self.bucket_state
@@ -132,7 +119,7 @@ class ShardedStep(Step, ABC):
         self.norm_waits = True
 
     def block_backward(self) -> None:
-        """See :meth:`Step.block_backward`; before the first block the last norm's gradients come."""
+        """See :meth:`Step.block_backward`; the last norm's gradients come before the first block."""
         self.last_norm()
         super().block_backward()
 
@@ -156,19 +143,19 @@ class ShardedStep(Step, ABC):
 
 
 @lru_cache(maxsize=64)
-def _groups(model: ModelConfig) -> tuple[Group, Group]:
+def _groups(model: ModelConfig) -> tuple[Shapes, Shapes]:
     """The shapes of matrices and of vectors, which DeepSpeed's optimizer keeps apart: with weight decay, and without."""
     shapes = parameter_shapes(model).values()
     return tuple(shape for shape in shapes if len(shape) > 1), tuple(shape for shape in shapes if len(shape) == 1)
 
 
 @lru_cache(maxsize=256)
-def _elements(group: Group) -> int:
+def _elements(group: Shapes) -> int:
     return sum(map(numel, group))
 
 
 @lru_cache(maxsize=1024)
-def padded_elements(group: Group, shards: int) -> int:
+def padded_elements(group: Shapes, shards: int) -> int:
     """Elements of each rank's parts of a group whose tensors are cut one by one."""
     return sum(padded(shape, shards) for shape in group)
 

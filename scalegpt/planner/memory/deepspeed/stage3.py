@@ -6,7 +6,7 @@ Beyond what :mod:`scalegpt.planner.memory.deepspeed.gather` says, from deepspeed
   ``stage3_param_persistence_threshold`` elements.
 - A block's gradients wait until its backward pass is over (blocks are leaf modules), pass through the bucket in the dtype of
   communication, and are joined in a copy of it to be reduced and cut.
-- The optimizer steps through the groups, each with a flat copy of its gradients.
+- The optimizer updates one group after another, each with a flat copy of its gradients.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,22 +15,18 @@ from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.deepspeed.gather import Schedule, Visit, gathering, schedule
+from scalegpt.planner.memory.deepspeed.settings import Settings
 from scalegpt.planner.memory.deepspeed.sharded import (
-    BUCKETS,
     NORM_BYTES,
-    Group,
-    Settings,
+    Shapes,
     ShardedStep,
     offloaded,
     padded,
     padded_elements,
     pinned,
 )
-from scalegpt.planner.memory.sizes import GRADIENTS, TEMPORARIES, WEIGHTS, host_size
 from scalegpt.planner.memory.tensors import numel
-from scalegpt.planner.memory.timeline import rounded
-
-GATHERED = "gathered weights"
+from scalegpt.planner.memory.timeline import BUCKETS, GATHERED, GRADIENTS, TEMPORARIES, WEIGHTS, host_size, rounded
 
 
 class Stage3(ShardedStep):
@@ -44,20 +40,20 @@ class Stage3(ShardedStep):
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
         whole = [padded(shape, mesh.shards) for shape in self.shapes.values() if numel(shape) <= threshold]
-        apart = mesh.shards > 1 or offloaded(self.zero, "param")  # else they look into the part, which is the whole
-        self.kept_whole = sum(rounded(self.width * mesh.shards * part) for part in whole) if apart else 0
+        apart = mesh.shards > 1 or offloaded(self.zero, "param")  # else they are views of the part, which is the whole
+        self.kept_whole = sum(rounded(self.compute * mesh.shards * part) for part in whole) if apart else 0
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
         self.gathering = gathering(run, mesh.shards, settings)
         self.plan: Schedule = schedule(self.gathering)
         self.large = 0  # bytes of the gradient that is too large for the bucket
         self.in_block: list[int] | None = None
 
-    def part(self, group: Group) -> int:
+    def part(self, group: Shapes) -> int:
         """See :meth:`ShardedStep.part`; each tensor is cut by itself."""
         return padded_elements(group, self.shards)
 
-    def _sub_groups(self, group: Group) -> list[int]:
-        """Elements of the parts that the optimizer steps through one after another."""
+    def _sub_groups(self, group: Shapes) -> list[int]:
+        """Elements of the parts that the optimizer updates one after another."""
         limit = int(self.zero["sub_group_size"])
         if self.part(group) <= limit:
             return [self.part(group)]
@@ -72,7 +68,7 @@ class Stage3(ShardedStep):
     # --- what lives between steps ------------------------------------------------------------------------------------
 
     def hold_states(self) -> None:
-        """Hold all parts, the bucket, and the tensors that stay whole."""
+        """Hold all parts, the bucket, and the tensors that are kept whole."""
         total = sum(self.parts)
         super().hold_states()
         self.t.hold(WEIGHTS, self.kept_whole)
@@ -87,9 +83,9 @@ class Stage3(ShardedStep):
         """Hold the parts in one buffer, or a buffer for each group in host memory."""
         if self.on_host:
             pin = pinned(self.zero, "param")
-            self.host += sum(host_size(self.width * self.part(group), pin=pin) for group in self.groups)
+            self.host += sum(host_size(self.compute * self.part(group), pin=pin) for group in self.groups)
         else:
-            self.t.take(WEIGHTS, self.width * sum(self.parts))
+            self.t.take(WEIGHTS, self.compute * sum(self.parts))
 
     # --- gathered weights --------------------------------------------------------------------------------------------
 
@@ -130,7 +126,7 @@ class Stage3(ShardedStep):
         self._gathered(self.plan.norm_back.after)
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """Play each block with what is gathered around it; those in the middle that stand out."""
+        """Play each block with what is gathered around it, but of those in the middle only the fullest."""
         forward = play == self.block_forward
         visits = self.plan.blocks if forward else self.plan.blocks_back[::-1]
         number, count = 0, len(visits)
@@ -146,7 +142,7 @@ class Stage3(ShardedStep):
     def _play_middle(
         self, visits: Sequence[Visit], number: int, before: dict[str, int], play: Callable[[], None]
     ) -> None:
-        """From here on only gathered weights differ: play the blocks in which most lives, and leave the last one."""
+        """From here on only gathered weights differ: play the blocks in which most lives, up to the last but one."""
         after = self._others()
         change = {kind: size - before.get(kind, 0) for kind, size in after.items()}
         grows, middle = sum(change.values()), range(number, len(visits) - 1)
@@ -167,19 +163,19 @@ class Stage3(ShardedStep):
         return {kind: size for kind, size in self.t.live.items() if kind != GATHERED}
 
     def _jump(self, start: dict[str, int], change: dict[str, int], times: int, gathered: int) -> None:
-        """Set what lives to the state after so many more blocks."""
+        """Set what lives to the state after ``times`` more blocks."""
         self.t.become({kind: size + times * change[kind] for kind, size in start.items()} | {GATHERED: gathered})
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
     def block_backward(self) -> None:
-        """A block's gradients are reduced when all of them are there, matrices first."""
+        """A block's gradients are reduced when all of them exist, matrices first."""
         self.last_norm()
         self.in_block = []
         self.alike("backward", self.play_backward)
         self.in_block = None
-        for shape in sorted(self.block_shapes, key=lambda shape: len(shape) == 1):
-            self.arrive(numel(shape), self.width if len(shape) > 1 else 0)
+        for shape in sorted(self.parameters.block, key=lambda shape: len(shape) == 1):
+            self.arrive(numel(shape), self.compute if len(shape) > 1 else 0)
 
     def arrive(self, elements: int, width: int) -> None:
         """Into the bucket, or waiting beside it."""
@@ -190,8 +186,8 @@ class Stage3(ShardedStep):
             self._reduce()
         if self.filled + elements <= self.bucket:
             self.t.give(TEMPORARIES, width * elements)
-        else:  # it lives until it is reduced: only the position embedding's is not followed, and may be as large
-            self.large = self.width * elements
+        else:  # it lives until it is reduced: only the position embedding's is not counted, and may be as large
+            self.large = self.compute * elements
             self.t.take(TEMPORARIES, self.large - width * elements)
         self.filled += elements
         self.largest = max(self.largest, elements)
@@ -202,7 +198,7 @@ class Stage3(ShardedStep):
         elements, self.filled = self.filled, 0
         if not elements:
             return
-        cast = self.sent * elements if self.large and self.sent != self.width else 0
+        cast = self.sent * elements if self.large and self.sent != self.compute else 0
         alone = self.tensors == 1 and elements % self.shards == 0
         joined = 0 if alone else self.sent * elements
         back = self.accumulated * -(-elements // self.shards) if self.offloads and self.copies_between else 0
@@ -224,7 +220,7 @@ class Stage3(ShardedStep):
             self._enter(self.plan.embeddings_back[1])
 
     def after_backward(self) -> None:
-        """Reduce the rest and let go of the embeddings."""
+        """Reduce the rest and free the embeddings."""
         self._reduce()
         self._gathered(0)
 

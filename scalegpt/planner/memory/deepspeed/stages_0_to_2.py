@@ -9,7 +9,7 @@ stage  optimizer                     gradients
 0      torch's own                   fp32, whole; copied into one buffer to be reduced
 0      fp16's unfused wrapper        fp16, whole; the buffer and an fp32 copy of it, and fp32 copies for the step
 1      bf16's (``BF16_Optimizer``)   bf16 and fp32, both whole, and a copy of the fp32 ones to be reduced
-1      ZeRO's, otherwise             fp32, whole until they are reduced
+1      ZeRO's, in all other cases   fp32, whole until they are reduced
 2      ZeRO's                        each rank its part in fp32; a bucket in the weights' dtype before
 3      ZeRO's, stage 3               each rank its part in fp32, from the start; an fp32 bucket, from the start
 =====  ============================  ==================================================================================
@@ -27,18 +27,18 @@ from collections.abc import Iterable, Iterator
 
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
-from scalegpt.planner.memory.deepspeed.sharded import BUCKETS, NORM_BYTES, Settings, ShardedStep, offloaded
+from scalegpt.planner.memory.deepspeed.settings import Settings
+from scalegpt.planner.memory.deepspeed.sharded import NORM_BYTES, ShardedStep, offloaded
 from scalegpt.planner.memory.deepspeed.stage3 import Stage3
-from scalegpt.planner.memory.sizes import GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
 from scalegpt.planner.memory.step import Step
 from scalegpt.planner.memory.tensors import numel
-from scalegpt.planner.memory.timeline import rounded
+from scalegpt.planner.memory.timeline import BUCKETS, GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size, rounded
 
 FALLBACK_BUCKET = 500_000_000
 """Elements after which the engine reduces what it has collected (``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
 
-def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, settings: Settings) -> "Step":
+def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, settings: Settings) -> Step:
     """The step of the fullest rank that these settings make DeepSpeed take.
 
     Args:
@@ -77,26 +77,19 @@ class UnfusedStep(EngineStep):
         masters = sum(self.held(shape) for shape in self.shapes.values())
         self.t.drop(WEIGHTS, masters)
         self.t.hold(OPTIMIZER, masters)
-        self.t.hold(WEIGHTS, sum(rounded(self.s.compute * numel(shape)) for shape in self.shapes.values()))
+        self.t.hold(WEIGHTS, sum(rounded(self.compute * numel(shape)) for shape in self.shapes.values()))
 
     def accumulate(self, elements: int) -> None:
         """See :meth:`Step.accumulate`: it becomes the parameter's, or is added to it."""
         if not self.has_gradients:
-            self.t.take(GRADIENTS, self.s.compute * elements)
-        self.t.give(TEMPORARIES, self.s.compute * elements)
-
-    def settle_head(self) -> None:
-        """See :meth:`Step.settle_head`."""
-        if self.has_gradients:
-            self.t.give(GRADIENTS, self.gradient_bytes * self.head)
-
-    settle_embedding = settle_head
+            self.t.take(GRADIENTS, self.compute * elements)
+        self.t.give(TEMPORARIES, self.compute * elements)
 
     def after_backward(self) -> None:
         """Reduce an fp32 copy of a copy."""
         if self.last_micro:
             pile = largest_pile(map(numel, self.shapes.values()))
-            self.t.touch(TEMPORARIES, self.s.compute * pile, 4 * pile)
+            self.t.touch(TEMPORARIES, self.compute * pile, 4 * pile)
 
     def _optimizer_step(self) -> None:
         """Fp32 copies of all gradients."""
@@ -107,7 +100,7 @@ class UnfusedStep(EngineStep):
 
 
 def largest_pile(sizes: Iterable[int]) -> int:
-    """Elements that the engine copies together at most: it collects tensors until they pass the limit."""
+    """The most elements that the engine copies together: it collects tensors until they pass the limit."""
     largest = pile = count = 0
     for size in sizes:
         pile, count = pile + size, count + 1
@@ -136,7 +129,7 @@ class BF16Step(ShardedStep):
         if self.at_once:
             self.t.touch(TEMPORARIES, self.accumulated * elements)
         elif not self.has_gradients:
-            self.t.take(GRADIENTS, self.width * elements)
+            self.t.take(GRADIENTS, self.compute * elements)
         self.t.give(TEMPORARIES, width * elements)
 
     def after_backward(self) -> None:
@@ -156,25 +149,25 @@ class PartStep(ShardedStep):
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
         super().__init__(run, mesh, grad_accum, settings)
-        self.compact = self.accumulated == 4 and self.width != 4
+        self.compact = self.accumulated == 4 and self.compute != 4
         self.open = self.owned = 0  # bytes of the buckets and of this rank's gradients
         self.waiting = 0  # bytes of a gradient that is too large for the bucket
-        self.kept = 0  # of one that has been reduced and is not let go before the end of the backward pass
+        self.kept = 0  # of one that has been reduced and is not freed before the end of the backward pass
 
     def hold_states(self) -> None:
         """See :meth:`ShardedStep.hold_states`; with offload a buffer for the largest tensor, there and here."""
         super().hold_states()
         if self.offloads:
-            largest = self.width * max(map(numel, self.shapes.values()))
+            largest = self.compute * max(map(numel, self.shapes.values()))
             self.t.take(BUCKETS, largest)
             self.host += host_size(largest, pin=self.pins)
             for part in self.parts:  # the gradient, and the weights on their way back
-                self.host += host_size(4 * part, pin=self.pins) + host_size(self.width * part, pin=self.pins)
+                self.host += host_size(4 * part, pin=self.pins) + host_size(self.compute * part, pin=self.pins)
 
     @property
     def staged(self) -> int:
         """Bytes of an element in the bucket."""
-        return self.width
+        return self.compute
 
     @property
     def bucket_state(self) -> tuple[int, ...]:
@@ -202,7 +195,7 @@ class PartStep(ShardedStep):
             if kind != BUCKETS:
                 self.t.give(kind, self.waiting)
                 self.t.take(BUCKETS, self.waiting)
-            if self.offloads:  # it is cloned, lest its memory be used for something else
+            if self.offloads:  # it is cloned, so that its memory is not reused
                 self.t.touch(BUCKETS, self.waiting)
         else:
             self.t.give(kind, width * elements)
@@ -260,7 +253,7 @@ class Stage2(PartStep):
         """See :meth:`PartStep.hold_states`; in fp32 gradients add up in host memory."""
         super().hold_states()
         if self.offloads and not self.compact and self.grad_accum > 1:
-            self.host += host_size(self.width * self.overlapping, pin=self.pins)
+            self.host += host_size(self.compute * self.overlapping, pin=self.pins)
 
     def arrive(self, elements: int, width: int) -> None:
         """Into the bucket."""
