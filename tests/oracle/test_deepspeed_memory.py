@@ -26,12 +26,12 @@ from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.planner.memory.deepspeed.gather import schedule
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
-from scalegpt.planner.memory.deepspeed.sharded import BUCKETS, ShardedStep
+from scalegpt.planner.memory.deepspeed.sharded import ShardedStep
 from scalegpt.planner.memory.deepspeed.stage3 import Stage3
 from scalegpt.planner.memory.deepspeed.stages_0_to_2 import PartStep, make_step
 from scalegpt.planner.memory.programs import block_program, numerics_of
-from scalegpt.planner.memory.step import GRADIENTS, OPTIMIZER, WEIGHTS, Prediction
-from scalegpt.planner.memory.timeline import rounded
+from scalegpt.planner.memory.step import Prediction
+from scalegpt.planner.memory.timeline import BUCKETS, GRADIENTS, OPTIMIZER, WEIGHTS, rounded
 
 pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
 RANKS = 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from recipes import RECIPES
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import kind_of, parameter_shapes
 from scalegpt.config import ModelConfig, TrainConfig
@@ -19,7 +20,6 @@ from scalegpt.optim.factory import MAKERS, optimizer_factory
 from scalegpt.planner.memory.newton_schulz import Exchange
 from scalegpt.planner.memory.predict import predict
 from scalegpt.planner.memory.states import (
-    RECIPES,
     counters,
     parameters_by_kind,
     rank_states,
@@ -266,9 +266,3 @@ def test_megatrons_table(name: str, kept: int, cut: int) -> None:
 
 def test_pure_bf16_is_half_of_ours() -> None:
     assert 2 * RECIPES["pure bf16"].per_parameter == sum(training_bytes(MODEL).values()) / count_parameters(MODEL).total
-
-
-@pytest.mark.parametrize(("ranks", "stage", "words"), [(0, 1, "0 ranks"), (8, 4, "stage 4"), (8, -1, "stage -1")])
-def test_what_zero_does_not_have_is_refused(ranks: int, stage: int, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        RECIPES["zero"].rank_bytes(1000, ranks, stage)

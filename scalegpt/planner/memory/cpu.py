@@ -1,8 +1,8 @@
 """What a process that trains on a processor holds beyond the step's own tensors.
 
-There the memory is the host's, and lack of it takes the machine down. So all that a process holds counts: the ledger's peak,
-the freed memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, and the copy that a checkpoint is
-written from. Measured by ``python benchmarks/cpu_memory.py`` as the kernel's ``VmHWM``; docs/MEMORY.md has the comparison.
+There the memory is the host's, and running out of it takes the machine down. So all that a process holds counts: the
+ledger's peak, freed memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, and the copy that a
+checkpoint is written from. Fitted to the kernel's ``VmHWM`` in the runs of ``python benchmarks/cpu_memory.py``; docs/MEMORY.md compares.
 """
 
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ BUFFERS = {
         0: Figure(1.2, _MEASURED), 1: Figure(1.6, _MEASURED), 2: Figure(0.8, _MEASURED), 3: Figure(5.0, _MEASURED)
     },
 }  # fmt: skip
-"""What collectives over several ranks hold by backend and stage, in times of the whole model in the compute dtype: gathered
-weights and gradients on their way, which a CPU frees later than the ledger's GPU does, and gloo's copies of them."""
+"""What collectives over several ranks hold by backend and stage, as a multiple of the whole model in the compute dtype:
+gathered weights and gradients being sent, which a CPU frees later than the ledger's GPU does, and gloo's copies of them."""
 
 KEPT = Figure(0.25, _MEASURED)
-"""Share of the peak that a process holds on top where it keeps freed memory: free blocks that no later tensor fits."""
+"""Share of the peak that a process holds besides where it keeps freed memory: free blocks that no later tensor fits."""
 
 KEPT_OF_LOGITS = {"fp32": Figure(0.6, _MEASURED), "bf16": Figure(0.35, _MEASURED)}
 """The same on top of :data:`KEPT`, by dtype, of a peak that consists of the full loss's logits: few large blocks."""
@@ -51,9 +51,9 @@ class ProcessOverheads(Overheads):
     """The parts of a process on a CPU, in bytes; ``fragmentation_share`` is what freed memory adds to the peak.
 
     Attributes:
-        libraries: what is loaded before anything is trained.
-        copy: the copy that a checkpoint is written from.
-        buffers: what collectives hold.
+        libraries: before anything is trained.
+        copy: that a checkpoint is written from.
+        buffers: of collectives.
     """
 
     libraries: int = 0
@@ -62,7 +62,7 @@ class ProcessOverheads(Overheads):
 
     @classmethod
     def of_process(cls, run: RunConfig, ranks: int, *, keeps_freed_memory: bool) -> "ProcessOverheads":
-        """What was measured for runs like this one.
+        """By the measurements above.
 
         Args:
             run: the run, its precision known.
@@ -79,7 +79,7 @@ class ProcessOverheads(Overheads):
         )
 
     def total_bytes(self, peak: int, host: int = 0) -> int:
-        """What the kernel will count for the process at its fullest; what is offloaded lies in the same memory."""
+        """The kernel's count for the process at its fullest; what is offloaded is in the same memory."""
         return self.reserved_bytes(peak) + self.libraries + self.copy + self.buffers + host
 
     @property
@@ -100,7 +100,7 @@ class ProcessOverheads(Overheads):
 def checkpoint_copy_bytes(run: RunConfig, ranks: int) -> int:
     """Host memory of each rank for the copy from which a checkpoint is written while training continues; 0 without one.
 
-    Masters and moments, each rank its part. The last checkpoint needs no copy: nothing is trained meanwhile.
+    Masters and moments, each rank its part. The last checkpoint needs no copy, since training is over.
     """
     train = run.train
     tokens = train.tokens_per_step or train.micro_batch * ranks * run.model.block_size

@@ -1,15 +1,15 @@
 """Muon's orthogonalisation, as arithmetic: its rounds, its operations, and what it allocates.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982) replaces the momentum of a
-matrix by a matrix whose singular values are all near one, which five steps of a Newton-Schulz iteration find. Let a matrix X
-have s rows and l columns, s ≤ l, or else take its transpose. The iteration is::
+matrix by a matrix whose singular values are all near one, found by five steps of a Newton-Schulz iteration. For a matrix X
+of s rows and l columns, s ≤ l (a tall one is transposed)::
 
     X ← X / |X|;   five times:   R = X·Xᵀ,   Z = a·I + b·R + c·R²,   X ← Z·X
 
-Two forms compute it. In the *direct* form each step takes 4·s²·l + 2·s³ operations. But all Z are polynomials of the first R,
-and so the *Gram* form multiplies them first, and X once: R ← Z·R·Z, Q ← Q·Z, and X ← Q·X at the end. That is
-4·s²·l + 34·s³ operations in all, fewer where l > 1.5·s. The first R squares X's condition, which fp32 bears and bf16 does
-not: only fp32 takes this form.
+Two forms compute it. In the *direct* form each step takes 4·s²·l + 2·s³ operations. All Z are polynomials of the first R, so
+the *Gram* form multiplies them first, and X once: R ← Z·R·Z, Q ← Q·Z, and X ← Q·X at the end. That is 4·s²·l + 34·s³
+operations in all, fewer where l > 1.5·s. The first R squares X's condition number, which needs fp32: only fp32 takes this
+form.
 
 Matrices of one shape are orthogonalised together, in rounds. Over several ranks the matrices of a round are assigned to them
 in turn, and each is whole on its owner (:mod:`scalegpt.optim.muon` does what is counted here). Where ranks are replicas
@@ -29,8 +29,8 @@ STEPS = 5
 """Of the iteration, as in torch's Muon."""
 
 ROUND_ELEMENTS = 1 << 24
-"""A round has no more elements on a rank, but at least one matrix: one kernel serves many small matrices, and large ones fill
-a card by themselves."""
+"""The most elements of a round on a rank, which has at least one matrix: one kernel serves many small matrices, and a large
+one fills a card by itself."""
 
 Shape = tuple[int, ...]
 
@@ -52,7 +52,7 @@ def flops(shape: Shape, width: int) -> int:
 
 
 def wire(precision: str) -> str:
-    """The dtype that matrices are gathered and normalised in: fp16 has no room for gradients as they come."""
+    """The dtype that matrices are gathered and normalised in; fp16 lacks the range of gradients."""
     return "fp32" if precision == "fp16" else precision
 
 
@@ -79,7 +79,7 @@ class Exchange:
         return self.mesh.replicas > 1
 
     def rounds(self, shape: Shape, count: int) -> Iterator[int]:
-        """How many matrices of one shape each round takes, of so many in all."""
+        """How many of ``count`` matrices of one shape each round takes."""
         fitting = max(1, ROUND_ELEMENTS // (shape[0] * shape[1]))
         # Where results are gathered, each rank holds those of the whole round.
         most = max(self.ranks, fitting) if self.gathers_results else fitting * self.ranks
@@ -88,7 +88,7 @@ class Exchange:
             count -= most
 
     def peak_bytes(self, shape: Shape, count: int) -> int:
-        """The most that the update of so many matrices allocates at once, on the rank that has most of them."""
+        """The most that the update of ``count`` matrices allocates at once, on the rank that has most of them."""
         return max(_peak(self, shape, some) for some in set(self.rounds(shape, count)))
 
     def largest_share(self, shape: Shape, count: int) -> int:
@@ -113,7 +113,7 @@ def _alone(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
 
 
 def _replicated(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
-    """The results are put in order, where they are of tall matrices, and gathered."""
+    """The results are gathered, tall ones after a copy that puts them in order."""
     mine = -(-count // exchange.ranks)
     _alone(t, exchange, shape, mine)
     whole = BYTES[exchange.precision] * mine * shape[0] * shape[1]
@@ -132,7 +132,7 @@ def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
     t.take(_X, sent * count * part * columns)
     t.take(_X, sent * padded)
     t.give(_X, sent * count * part * columns)
-    if mine > 1:  # one matrix is in order as it comes
+    if mine > 1:  # one matrix arrives in order
         t.take(_X, sent * padded)
         t.give(_X, sent * padded)
     result = _orthogonalise(t, exchange.precision, shape, mine, sent * padded)
@@ -148,7 +148,7 @@ def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
 
 
 def _orthogonalise(t: Timeline, precision: str, shape: Shape, count: int, gathered: int) -> int:
-    """The iteration over so many whole matrices, which begins with them gathered; returns the bytes of its result."""
+    """The iteration over ``count`` whole, gathered matrices; returns the bytes of its result."""
     short, long = sorted(shape)
     width = BYTES[precision]
     matrix, square = width * count * short * long, width * count * short**2

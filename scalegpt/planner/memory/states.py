@@ -1,10 +1,7 @@
-"""The model states of training: what weights, gradients and optimizer take, per parameter and per rank.
+"""The model states of training: the bytes of weights, gradients and optimizer, per parameter and per rank.
 
-Three tables, each the only place of what it says:
-
-- :data:`scalegpt.config.optimizers.OPTIMIZERS`, what each optimizer keeps and allocates; what that comes to is computed here.
-- :func:`widths`, the bytes of a weight, of its fp32 master and of its gradient, by backend, stage and precision.
-- :data:`RECIPES`, the same for recipes of the literature, with their sources.
+:data:`scalegpt.config.optimizers.OPTIMIZERS` has what each optimizer keeps and allocates, :func:`widths` the bytes of a
+weight, of its fp32 master and of its gradient.
 
 ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) cuts the optimizer's state over the ranks from stage 1 on,
 gradients from stage 2 and weights from stage 3. With w, g and k bytes of a weight, a gradient and a parameter's optimizer
@@ -17,8 +14,7 @@ state, masters included, a rank of W holds of P parameters::
 
 FSDP2's stage 2 cuts weights as well, and gathers them once a step.
 
-The ledger of :mod:`scalegpt.planner.memory.step` reads the rows tensor by tensor, and so counts what these closed forms leave
-out: what is cut unevenly, and the allocator's rounding.
+The ledger of :mod:`scalegpt.planner.memory.step` counts tensor by tensor: it adds uneven cuts and the allocator's rounding.
 """
 
 import math
@@ -30,14 +26,13 @@ from functools import lru_cache
 from scalegpt.architecture.decoder import BLOCKS, kind_of, parameter_shapes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
-from scalegpt.config.backends import DEEPSPEED, FSDP, GRADIENTS, OPTIMIZER_STATE, PLAIN, WEIGHTS, ZERO_CUTS
+from scalegpt.config.backends import DEEPSPEED, FSDP, GRADIENTS, OPTIMIZER_STATE, PLAIN, WEIGHTS
 from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, FP32, MOMENTUM, OptimizerSpec, UpdateGroup
 from scalegpt.errors import InputError
 from scalegpt.units import BYTES
 
 STATE_WORDS = {EXP_AVG: "first_moment", EXP_AVG_SQ: "second_moment", MOMENTUM: "momentum"}
 """What the calculator calls the states."""
-
 
 TensorCounts = Mapping[tuple[str, Shape], int]
 """How many tensors there are of each kind and shape."""
@@ -111,7 +106,7 @@ def temporary_bytes(
 
 
 def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
-    """The group that stands for all, where all keep the same state; what ZeRO's flat parts need.
+    """One group for all, where all keep the same state, which ZeRO's flat parts need.
 
     Raises:
         InputError: groups keep different state.
@@ -151,12 +146,12 @@ def casts_weights(run: RunConfig) -> bool:
 
 
 def widths(run: RunConfig) -> Widths:
-    """What a weight, its master and its gradient take in a run.
+    """The bytes of a weight, its master and its gradient in a run.
 
-    ``plain`` and FSDP2 hold fp32 weights and cast or gather them in the compute dtype while they are used. DeepSpeed's
-    engine does so at stage 0, but for fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
+    ``plain`` and FSDP2 hold fp32 weights and cast or gather them in the compute dtype while they are used. So does
+    DeepSpeed's engine at stage 0, except in fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
     From stage 1 on it holds weights in the compute dtype and fp32 masters, in fp32 as well, and adds gradients up in fp32,
-    as our settings tell it to (``grad_accum_dtype``).
+    which our settings ask for (``grad_accum_dtype``).
 
     Raises:
         InputError: the precision is still ``auto``.
@@ -171,7 +166,7 @@ def widths(run: RunConfig) -> Widths:
 
 
 def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
-    """The bytes of weights, gradients and optimizer state, masters included, on each of so many ranks.
+    """The bytes of weights, gradients and optimizer state, masters included, on each rank.
 
     The closed form: nothing is padded or rounded, gradients are those at the end of the last backward pass, and states
     that are offloaded count where they would be.
@@ -188,7 +183,7 @@ def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
         OPTIMIZER_STATE: width.masters * total + state,
     }
     parallel = run.parallel
-    return _cut(whole, parallel.mesh(ranks).shards, parallel.stage, parallel.spec.cut_from)
+    return cut_over(whole, parallel.mesh(ranks).shards, parallel.stage, parallel.spec.cut_from)
 
 
 def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict[str, int]:
@@ -208,74 +203,6 @@ def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict
     return dict(parts)
 
 
-# --- the literature --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Bytes per parameter of a recipe of the literature.
-
-    Attributes:
-        weights: bytes of a weight.
-        gradients: bytes of a gradient.
-        optimizer: what the optimizer keeps → its bytes per parameter, masters included.
-        source: where the bytes were read.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: Mapping[str, int]
-    source: str
-
-    @property
-    def per_parameter(self) -> int:
-        """Bytes per parameter before any sharding."""
-        return self.weights + self.gradients + sum(self.optimizer.values())
-
-    def rank_bytes(self, parameters: int, ranks: int, stage: int) -> float:
-        """The bytes of the model states on each rank.
-
-        Args:
-            parameters: P.
-            ranks: W, the data-parallel ranks.
-            stage: of ZeRO, 0 to 3.
-
-        Raises:
-            InputError: a stage that ZeRO does not have, or no rank.
-        """
-        if stage not in range(4):
-            raise InputError(f"stage {stage}: ZeRO has stages 0, 1, 2 and 3")
-        if ranks < 1:
-            raise InputError(f"{ranks} ranks: give at least 1")
-        whole = {
-            WEIGHTS: self.weights * parameters,
-            GRADIENTS: self.gradients * parameters,
-            OPTIMIZER_STATE: sum(self.optimizer.values()) * parameters,
-        }
-        return sum(_cut(whole, ranks, stage, ZERO_CUTS).values())
-
-
-_MOMENTS = {"first_moment": 4, "second_moment": 4}
-_ZERO = "Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1 and figure 1"
-_MEGATRON = "Megatron Core, Distributed Optimizer (docs.nvidia.com/megatron-core), theoretical bytes per parameter"
-
-RECIPES = {
-    "zero": Recipe(weights=2, gradients=2, optimizer={"master_weights": 4, **_MOMENTS}, source=_ZERO),
-    "megatron fp16": Recipe(
-        weights=2, gradients=2, optimizer={"master_weights": 4, "master_gradients": 4, **_MOMENTS}, source=_MEGATRON
-    ),
-    "megatron bf16": Recipe(weights=2, gradients=4, optimizer={"master_weights": 4, **_MOMENTS}, source=_MEGATRON),
-    "megatron fp32": Recipe(weights=4, gradients=4, optimizer=_MOMENTS, source=_MEGATRON),
-    "pure bf16": Recipe(
-        weights=2,
-        gradients=2,
-        optimizer={"first_moment": 2, "second_moment": 2},
-        source="MosaicML llm-foundry's benchmark tables, mp_mode PURE: weights, gradients and moments in bf16",
-    ),
-}
-"""Recipes with Adam, by name. Megatron's distributed optimizer is ZeRO's stage 1."""
-
-
-def _cut(whole: Mapping[str, int], shards: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
+def cut_over(whole: Mapping[str, int], shards: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
     """What a rank holds of each state."""
     return {state: size / shards if stage >= cut_from[state] else size for state, size in whole.items()}

@@ -3,14 +3,14 @@
 Follows deepspeed 0.19, ``partitioned_param_coordinator.py`` (``fetch_sub_module``, ``release_sub_module``) and
 ``partition_parameters.py`` (``all_gather_coalesced``), in the steady state, when the order of the modules is known:
 
-- A module's weights are gathered before its forward pass and before its backward pass. What lies next in the order is
-  prefetched: parameters are added until they reach the bucket, which may therefore reach into the block after the next.
+- A module's weights are gathered before its forward pass and before its backward pass. The next ones in the order are
+  prefetched: parameters are added until they reach the bucket, which may extend into the block after the next.
 - Weights that are gathered together arrive in one flat buffer and are copied out of it when the first module needs them; the
-  buffer lives until the last of them has been asked for. A single tensor needs no copy.
-- A module's weights are let go after it, unless the prefetch has met them again already: the last block's stay for its
+  buffer lives until the last of them has been needed. A single tensor needs no copy.
+- A module's weights are released after it, unless the prefetch has reached their next use: the last block's stay for its
   backward pass.
-- The model itself counts as a module whose weights are those it uses outside of their own module: the head's matrix. It stays
-  for the whole of the forward pass and again of the backward pass.
+- The model itself counts as a module, with the head's matrix, which it uses outside the matrix's own module. That stays
+  during the whole forward pass and the whole backward pass.
 """
 
 from collections import Counter
@@ -33,10 +33,12 @@ class Gathering:
     """The settings and sizes that decide what is gathered when.
 
     Attributes:
-        matrices: elements of each of a block's tensors that are sharded for good, in the module's order.
+        blocks: L.
+        matrices: elements of each of a block's tensors that are not kept whole, in the module's order.
         head: elements of the token embedding; 0 where it is kept whole.
         positions: elements of the position embedding; 0 where it is kept whole.
         tied: whether the head is the token embedding.
+        shards: W, over which each tensor is cut.
         width: bytes of a weight.
         on_host: whether the parts lie in host memory and are copied to the device to be gathered.
         prefetch: ``stage3_prefetch_bucket_size``.
@@ -62,9 +64,9 @@ class Visit:
     """Bytes of gathered weights around one pass through a module.
 
     Attributes:
-        fetching: at most, while they are fetched.
+        fetching: the most while they are fetched.
         during: while the module computes.
-        after: when its weights have been let go.
+        after: when its weights have been released.
     """
 
     fetching: int
@@ -77,7 +79,7 @@ class Schedule:
     """A micro step: the visits of the modules in their order.
 
     Attributes:
-        start: the model itself, before its forward pass; its ``after`` is of no meaning.
+        start: the model itself, before its forward pass; its ``after`` is not used.
         embeddings: token embedding, then position embedding.
         blocks: forward, the first block first.
         norm: the last norm, forward.
@@ -86,7 +88,7 @@ class Schedule:
         norm_back: the last norm, backward.
         blocks_back: backward, in the order of the blocks, the first block first.
         embeddings_back: position embedding, then token embedding.
-        fetched: elements that are gathered on the way forward, and on the way back, with what fills their parts.
+        fetched: elements that are gathered in the forward and in the backward pass, padding included.
     """
 
     start: Visit
@@ -102,13 +104,7 @@ class Schedule:
 
 
 def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
-    """What decides in a run what is gathered when.
-
-    Args:
-        run: a run of stage 3.
-        shards: over how many ranks each tensor is cut.
-        settings: DeepSpeed's complete configuration.
-    """
+    """The settings and sizes of a run of stage 3, with DeepSpeed's complete configuration."""
     zero, model = settings["zero_optimization"], run.model
     threshold, parameters = int(zero["stage3_param_persistence_threshold"]), ModelShapes.of(model)
     head, positions = model.vocab_size * model.n_embd, model.block_size * model.n_embd
@@ -209,14 +205,14 @@ class _Coordinator:
         return soon
 
     def _whole(self, p: int) -> int:
-        """Bytes of a gathered parameter; a single rank looks into the part that it holds, which is the whole."""
+        """Bytes of a gathered parameter; a single rank has a view of the part that it holds, which is the whole."""
         return 0 if self.given.shards == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
 
     def _part(self, p: int) -> int:
         return -(-self.numel[p] // self.given.shards)
 
     def _buffer(self, wanted: Sequence[int]) -> int:
-        """Bytes of what parameters are gathered into."""
+        """Bytes of the buffer that parameters are gathered into."""
         if self.given.shards == 1:
             return sum(map(self._whole, wanted))
         return rounded(self.given.width * self.given.shards * sum(map(self._part, wanted)))
@@ -238,7 +234,7 @@ class _Coordinator:
         self.bytes -= copies
 
     def _wait(self, p: int) -> None:
-        """A module needs a parameter: its group is copied out, and the buffer goes with the last of the group."""
+        """A module needs a parameter: its group is copied out, and the buffer is freed with the last of the group."""
         key = self.group.pop(p, None)
         if key is None:
             return

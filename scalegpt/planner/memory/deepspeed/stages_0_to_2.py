@@ -1,7 +1,7 @@
 """DeepSpeed's part of the ledger: what its optimizers hold, and the buffers that gradients pass through.
 
 Read from deepspeed 0.19. All sizes, dtypes and limits come from the completed configuration of
-:mod:`scalegpt.planner.memory.deepspeed.settings`, which is what the trainer gives DeepSpeed. Which optimizer that makes:
+:mod:`scalegpt.planner.memory.deepspeed.settings`, which the trainer gives DeepSpeed. It makes one of these optimizers:
 
 =====  ============================  ==================================================================================
 stage  optimizer                     gradients
@@ -60,7 +60,7 @@ def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, settings: Settings
 
 
 class EngineStep(Step):
-    """Stage 0 in fp32 or bf16: as ``plain``, and one buffer for the reduction."""
+    """Stage 0 in fp32 or bf16: ``plain`` with one buffer for the reduction."""
 
     def after_backward(self) -> None:
         """Reduce a copy of the gradients, in one piece or in pieces of 5e8 elements."""
@@ -187,7 +187,7 @@ class PartStep(ShardedStep):
         self.open = 0
 
     def into_bucket(self, elements: int, width: int, kind: str) -> None:
-        """Copy a gradient into the bucket, which is reduced before if it is too full; a very large one waits by itself."""
+        """Copy a gradient into the bucket, which is reduced first if it is too full; one that is too large waits alone."""
         if self.filled + elements > self.bucket:
             self.reduce()
         if elements > self.bucket:
@@ -238,7 +238,7 @@ class PartStep(ShardedStep):
         return max(first, last)
 
     def _optimizer_step(self) -> None:
-        """The norm, tensor by tensor; where gradients are not in one piece, a flat copy of a group's."""
+        """The norm, tensor by tensor; where gradients are not contiguous, a flat copy of a group's."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, NORM_BYTES * min(max(map(numel, self.shapes.values())), self.parts[0]))
             if not self.compact:
@@ -309,8 +309,8 @@ class Stage1(PartStep):
             yield from map(numel, group)
 
     def _optimizer_step(self) -> None:
-        """The gradients of other ranks' parameters are still there: in the bucket, or a very large one by itself."""
-        fuller = self.offloads or not self.run.model.tie_head  # than the rank whose the token embedding is
+        """Gradients of other ranks' parameters still live: in the bucket, or one that is too large for it by itself."""
+        fuller = self.offloads or not self.run.model.tie_head  # than the rank that owns the token embedding
         foreign = 4 * self.head if fuller and self.shards > 1 and self.head > self.bucket else 0
         self.t.take(TEMPORARIES, foreign)
         super()._optimizer_step()
