@@ -4,7 +4,7 @@ from math import log2
 
 from scalegpt.hardware.gpus import GIB
 from scalegpt.html.page import Table, escape, section
-from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Words, sample, ticks
+from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Words, legend, ticks
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.curves import Curves, memory_curves
@@ -93,8 +93,7 @@ def _legend(given: Answer, curves: Curves) -> str:
     named.append(("limit", f"limit of the card, {gib(usable)}"))
     if margin:
         named.append(("margin", f"limit less the margin of {100 * margin:g}%, {gib(int(limit))}"))
-    spans = "".join(f"<span>{sample(style)}{escape(words)}</span>" for style, words in named)
-    return f'<p class="keys">{spans}</p>'
+    return legend(named)
 
 
 def _table(given: Answer, curves: Curves) -> str:
