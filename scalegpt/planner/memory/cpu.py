@@ -2,7 +2,8 @@
 
 There the memory is the host's, and running out of it takes the machine down. So all that a process holds counts: the
 ledger's peak, freed memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, and the copy that a
-checkpoint is written from. Fitted to the kernel's ``VmHWM`` in the runs of ``python benchmarks/cpu_memory.py``; docs/MEMORY.md compares.
+checkpoint is written from. Fitted to the kernel's ``VmHWM`` in the runs of ``python benchmarks/cpu_memory.py``;
+docs/MEMORY.md compares.
 """
 
 from dataclasses import dataclass
