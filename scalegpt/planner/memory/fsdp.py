@@ -134,9 +134,7 @@ class FSDPStep(Step):
     @property
     def largest_held(self) -> int:
         """See :attr:`Step.largest_held`."""
-        return (
-            max(padded(shape, self.shards) for shape in (*self.parameters.block, *self.parameters.root)) // self.shards
-        )
+        return max(padded(shape, self.shards) for _, shape in self.counted) // self.shards
 
     # --- gathering ---------------------------------------------------------------------------------------------------
 

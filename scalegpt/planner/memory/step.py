@@ -122,8 +122,7 @@ class Step:
 
     def over_all(self, size: Callable[[Shape], int]) -> int:
         """The sum of a size over all parameters."""
-        block = sum(map(size, self.parameters.block))
-        return sum(map(size, self.parameters.root)) + self.run.model.n_layer * block
+        return sum(count * size(shape) for (_, shape), count in self.counted.items())
 
     def hold_states(self) -> None:
         """Hold what lives between steps: fp32 weights, the optimizer's state, and the step counters on the device."""

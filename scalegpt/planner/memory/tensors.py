@@ -21,7 +21,8 @@ class ModelShapes:
     """The shapes of a model's parameters, sorted once: a search asks for the same models again and again.
 
     Attributes:
-        shapes: every parameter's, by name.
+        shapes: of every parameter, by name.
+        groups: matrices and vectors, which get weight decay and none, in the model's order.
         block: those of one block; all are alike.
         vectors: the block's norms and biases.
         root: those outside the blocks.
@@ -30,6 +31,7 @@ class ModelShapes:
     """
 
     shapes: dict[str, Shape]
+    groups: tuple[tuple[Shape, ...], tuple[Shape, ...]]
     block: tuple[Shape, ...]
     vectors: tuple[Shape, ...]
     root: tuple[Shape, ...]
@@ -49,6 +51,10 @@ class ModelShapes:
         root = {each.name: each.shape for each in (*decoder.before(), *decoder.after())}
         return cls(
             shapes=shapes,
+            groups=(
+                tuple(shape for shape in shapes.values() if len(shape) > 1),
+                tuple(shape for shape in shapes.values() if len(shape) == 1),
+            ),
             block=block,
             vectors=tuple(shape for shape in block if len(shape) == 1),
             root=tuple(root.values()),

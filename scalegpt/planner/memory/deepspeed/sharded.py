@@ -5,9 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.architecture.parameters import Shape
-from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
 from scalegpt.config.optimizers import FP32
 from scalegpt.planner.memory.deepspeed.settings import Settings
@@ -48,7 +47,7 @@ class ShardedStep(Step, ABC):
         self.bucket = int(self.zero["reduce_bucket_size"])
         self.overlaps = bool(self.zero["overlap_comm"])
         self.copies_between = True  # to host memory and back; false where the device is the host
-        self.groups = _groups(run.model)
+        self.groups = self.parameters.groups
         self.parts = [self.part(group) for group in self.groups]
         self.part_state = uniform_group(self.optimizer)
         self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
@@ -98,20 +97,18 @@ class ShardedStep(Step, ABC):
 
     def _blocks(self, play: Callable[[], None]) -> None:
         """See :meth:`Step._blocks`; blocks are alike from the first after which the bucket is as before it."""
-        layers, played, alike = self.run.model.n_layer, 0, False
+        layers, played = self.run.model.n_layer, 0
         while played < layers:
             before, state = self.t.live.copy(), self.bucket_state
-            if alike:
-                played = layers - 1
             play()
-            played, alike = played + 1, False
+            played += 1
             if state == self.bucket_state and played < layers - 1:
                 self.t.repeat(before, layers - 1 - played)
-                alike = True
+                played = layers - 1
 
     @property
     def bucket_state(self) -> tuple[int, ...]:
-        """What decides what the next gradient does."""
+        """What the next gradient's effect depends on."""
         return (self.filled,)
 
     def _loss_backward(self) -> None:
@@ -140,13 +137,6 @@ class ShardedStep(Step, ABC):
         """What the update of a part allocates for a while."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, (self.part_state.together + self.part_state.one_by_one) * max(self.parts))
-
-
-@lru_cache(maxsize=64)
-def _groups(model: ModelConfig) -> tuple[Shapes, Shapes]:
-    """The shapes of matrices and of vectors, which DeepSpeed's optimizer keeps apart: with weight decay, and without."""
-    shapes = parameter_shapes(model).values()
-    return tuple(shape for shape in shapes if len(shape) > 1), tuple(shape for shape in shapes if len(shape) == 1)
 
 
 @lru_cache(maxsize=256)

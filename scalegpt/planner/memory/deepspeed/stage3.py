@@ -232,7 +232,7 @@ class Stage3(ShardedStep):
         total = sum(self.parts)
         if self.run.train.precision == "fp16":
             self.t.touch(TEMPORARIES, 4 * total, total)
-        largest = max(padded(shape, self.shards) for shape in self.shapes.values())
+        largest = padded((self.parameters.largest,), self.shards)
         self.t.touch(TEMPORARIES, NORM_BYTES * largest)
         self.t.take(TEMPORARIES, 4 * max(self.parts))
         self._step_in_groups()

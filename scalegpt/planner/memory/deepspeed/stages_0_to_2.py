@@ -23,7 +23,8 @@ part of the fp32 gradient and a buffer for the largest tensor. Pinned host memor
 ``CachingHostAllocator``).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
@@ -74,10 +75,10 @@ class UnfusedStep(EngineStep):
     def hold_states(self) -> None:
         """See :meth:`Step.hold_states`."""
         super().hold_states()
-        masters = sum(self.held(shape) for shape in self.shapes.values())
+        masters = self.over_all(self.held)
         self.t.drop(WEIGHTS, masters)
         self.t.hold(OPTIMIZER, masters)
-        self.t.hold(WEIGHTS, sum(rounded(self.compute * numel(shape)) for shape in self.shapes.values()))
+        self.t.hold(WEIGHTS, self.over_all(lambda shape: rounded(self.compute * numel(shape))))
 
     def accumulate(self, elements: int) -> None:
         """See :meth:`Step.accumulate`: it becomes the parameter's, or is added to it."""
@@ -93,7 +94,7 @@ class UnfusedStep(EngineStep):
 
     def _optimizer_step(self) -> None:
         """Fp32 copies of all gradients."""
-        whole = sum(self.held(shape) for shape in self.shapes.values())
+        whole = self.over_all(self.held)
         self.t.hold(GRADIENTS, whole)
         super()._optimizer_step()
         self.t.drop(GRADIENTS, whole)
@@ -119,7 +120,7 @@ class BF16Step(ShardedStep):
         self.at_once = bool(settings["bf16"].get("immediate_grad_update", False))
 
     def hold_states(self) -> None:
-        """See :meth:`ShardedStep.hold_states`; the fp32 gradients are there from the start."""
+        """See :meth:`ShardedStep.hold_states`; the fp32 gradients live from the start."""
         super().hold_states()
         for part in self.parts:
             self.t.take(GRADIENTS, self.accumulated * part * self.shards)
@@ -135,7 +136,7 @@ class BF16Step(ShardedStep):
     def after_backward(self) -> None:
         """Add the bf16 gradients to the fp32 ones, tensor by tensor, and reduce a copy of the groups."""
         if not self.at_once:
-            self.t.touch(TEMPORARIES, self.accumulated * max(map(numel, self.shapes.values())))
+            self.t.touch(TEMPORARIES, self.accumulated * self.parameters.largest)
         if self.last_micro:
             pile = largest_pile(part * self.shards for part in self.parts)
             self.t.touch(TEMPORARIES, self.accumulated * pile if len(self.parts) > 1 else 0)
@@ -155,10 +156,10 @@ class PartStep(ShardedStep):
         self.kept = 0  # of one that has been reduced and is not freed before the end of the backward pass
 
     def hold_states(self) -> None:
-        """See :meth:`ShardedStep.hold_states`; with offload a buffer for the largest tensor, there and here."""
+        """See :meth:`ShardedStep.hold_states`; with offload a buffer for the largest tensor, on host and device."""
         super().hold_states()
         if self.offloads:
-            largest = self.compute * max(map(numel, self.shapes.values()))
+            largest = self.compute * self.parameters.largest
             self.t.take(BUCKETS, largest)
             self.host += host_size(largest, pin=self.pins)
             for part in self.parts:  # the gradient, and the weights on their way back
@@ -192,9 +193,8 @@ class PartStep(ShardedStep):
             self.reduce()
         if elements > self.bucket:
             self.waiting = width * elements
-            if kind != BUCKETS:
-                self.t.give(kind, self.waiting)
-                self.t.take(BUCKETS, self.waiting)
+            self.t.give(kind, self.waiting)
+            self.t.take(BUCKETS, self.waiting)
             if self.offloads:  # it is cloned, so that its memory is not reused
                 self.t.touch(BUCKETS, self.waiting)
         else:
@@ -209,9 +209,8 @@ class PartStep(ShardedStep):
         if not elements:
             return
         if not self.owned and not (self.offloads and not self.compact):
-            self.owned = (
-                sum(rounded(4 * part) for part in self.parts) if self.compact else rounded(4 * self.overlapping)
-            )
+            kept = self.parts if self.compact else [self.overlapping]
+            self.owned = sum(rounded(4 * part) for part in kept)
             self.t.hold(GRADIENTS, self.owned)
         alone = self.tensors == 1 and elements <= self.parts[0]
         joined = 0 if alone else self.staged * elements
@@ -240,7 +239,7 @@ class PartStep(ShardedStep):
     def _optimizer_step(self) -> None:
         """The norm, tensor by tensor; where gradients are not contiguous, a flat copy of a group's."""
         if not self.offloads:
-            self.t.touch(TEMPORARIES, NORM_BYTES * min(max(map(numel, self.shapes.values())), self.parts[0]))
+            self.t.touch(TEMPORARIES, NORM_BYTES * min(self.parameters.largest, self.parts[0]))
             if not self.compact:
                 self.t.take(TEMPORARIES, 4 * self.parts[0])
             self._step_in_groups()
@@ -298,15 +297,11 @@ class Stage1(PartStep):
         if not self.last_micro:
             return
         if not self.overlaps:
-            for elements in self._in_order():
-                self.into_bucket(elements, 4, GRADIENTS)
+            for shape in chain(*self.groups):
+                self.into_bucket(numel(shape), 4, GRADIENTS)
         self.reduce()
         if not self.compact or self.shards == 1:
             self.close_buckets()
-
-    def _in_order(self) -> Iterator[int]:
-        for group in self.groups:
-            yield from map(numel, group)
 
     def _optimizer_step(self) -> None:
         """Gradients of other ranks' parameters still live: in the bucket, or one that is too large for it by itself."""
