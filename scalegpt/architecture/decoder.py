@@ -1,7 +1,5 @@
 """A decoder as parts in order: embeddings, blocks that are all alike, the final norm and the head."""
 
-from dataclasses import dataclass
-
 from scalegpt.architecture.parameters import Parameter, Shape
 from scalegpt.architecture.parts import Block, Embedding, Head
 from scalegpt.config import ModelConfig
@@ -20,26 +18,11 @@ def kind_of(name: str, shape: Shape) -> str:
     return MATRIX if name.startswith(BLOCKS) else EMBEDDING
 
 
-@dataclass(frozen=True)
 class Decoder:
-    """The parts of a model, from ids to the loss."""
+    """The parts of a model, from ids to the loss: the embeddings, one of ``n_layer`` blocks, and the head."""
 
-    model: ModelConfig
-
-    @property
-    def embedding(self) -> Embedding:
-        """Ids → the residual stream."""
-        return Embedding(self.model)
-
-    @property
-    def block(self) -> Block:
-        """One of ``n_layer`` blocks."""
-        return Block(self.model)
-
-    @property
-    def head(self) -> Head:
-        """The residual stream → hidden states, and the head's matrix."""
-        return Head(self.model)
+    def __init__(self, model: ModelConfig) -> None:
+        self.model, self.embedding, self.block, self.head = model, Embedding(model), Block(model), Head(model)
 
     def before(self) -> list[Parameter]:
         """The parameters before the blocks.

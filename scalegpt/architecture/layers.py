@@ -43,20 +43,30 @@ class Numerics:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A matrix [outputs, inputs], and a bias where the model has them."""
+class Layer:
+    """A weight, and a bias where the model has them.
+
+    Attributes:
+        name: the module's own, inside its part of the model.
+        part: as the calculator calls it.
+        bias: whether there is one.
+        dims: of the weight, as torch stores it: outputs first.
+    """
 
     name: str
     part: str
-    inputs: Dim
-    outputs: Dim
     bias: bool
+    dims: tuple[Dim, ...]
 
     def parameters(self) -> Iterator[Parameter]:
-        """Torch stores the matrix as outputs by inputs."""
-        yield Parameter(f"{self.name}.weight", (self.outputs, self.inputs), self.part)
+        """The weight, then the bias."""
+        yield Parameter(f"{self.name}.weight", self.dims, self.part)
         if self.bias:
-            yield Parameter(f"{self.name}.bias", (self.outputs,), self.part)
+            yield Parameter(f"{self.name}.bias", self.dims[:1], self.part)
+
+
+class Linear(Layer):
+    """A matrix [outputs, inputs], and a bias."""
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
         """[T, inputs] → [T, outputs]. The input and the weight's copy are kept; the backward pass has two matmuls.
@@ -68,7 +78,7 @@ class Linear:
             numerics: the dtypes.
             passing: the input has no other name.
         """
-        c, inputs, outputs = numerics.compute, self.inputs.size, self.outputs.size
+        c, (outputs, inputs) = numerics.compute, (dim.size for dim in self.dims)
         numel = inputs * outputs
         copies = (Value(Size(fixed=c * numel)),) if numerics.weights != c else ()
         flops = 2.0 * tokens * numel
@@ -89,20 +99,8 @@ class Linear:
         return r.run(operation, passing=(x,) if passing else ())
 
 
-@dataclass(frozen=True)
-class Norm:
+class Norm(Layer):
     """LayerNorm over the residual stream."""
-
-    name: str
-    part: str
-    width: Dim
-    bias: bool
-
-    def parameters(self) -> Iterator[Parameter]:
-        """A weight, and a bias where the model has them."""
-        yield Parameter(f"{self.name}.weight", (self.width,), self.part)
-        if self.bias:
-            yield Parameter(f"{self.name}.bias", (self.width,), self.part)
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
         """[T, H] in the stream's dtype → [T, H] in the compute dtype, statistics in fp32.
@@ -110,10 +108,11 @@ class Norm:
         A norm casts its weights to the input's dtype, and autograd keeps the copies. Compiled, one that follows a sum
         finds its input on the chip.
         """
-        c, residual, numel = numerics.compute, numerics.residual, tokens * self.width.size
+        c, residual, width = numerics.compute, numerics.residual, self.dims[0].size
+        numel = tokens * width
         stream, vectors = Size(residual * numel), 2 if self.bias else 1
         cast = residual != numerics.weights
-        copies = tuple(Value(Size(fixed=residual * self.width.size)) for _ in range(vectors)) if cast else ()
+        copies = tuple(Value(Size(fixed=residual * width)) for _ in range(vectors)) if cast else ()
         mean, deviation = Value(Size(STATISTICS * tokens)), Value(Size(STATISTICS * tokens))
         moved, casting = float((residual + c) * numel), 2 * residual * numel if numerics.mixed else 0
         read_again = residual * numel if follows_sum else 0

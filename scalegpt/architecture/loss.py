@@ -7,9 +7,9 @@ chunk; c bytes of the compute dtype.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scalegpt.architecture.layers import FP32, Linear, Numerics
+from scalegpt.architecture.layers import FP32, Numerics
 from scalegpt.architecture.operations import MATMULS, Cost, Gradient, Operation, Recorder, Size, Value
-from scalegpt.architecture.parts import HEAD, vocabulary_of, width_of
+from scalegpt.architecture.parts import HEAD, matrix_of_head
 from scalegpt.config import ModelConfig
 from scalegpt.config.train import LOSS_ROWS, TrainConfig
 
@@ -54,9 +54,8 @@ class LossPart:
         """Logits, their fp32 copy and the log-softmax, of which the last is kept."""
         numel, c = tokens * self.model.vocab_size, numerics.compute
         size, exact = Size(c * numel), Size(FP32 * numel)
-        head = Linear("head", "head", width_of(self.model), vocabulary_of(self.model), bias=False)
         with r.scope():
-            logits, passing = r.hold(head.record(r, hidden, tokens, numerics)), list[Value]()
+            logits, passing = r.hold(matrix_of_head(self.model).record(r, hidden, tokens, numerics)), list[Value]()
             if c != FP32:
                 logits = r.new("cast", logits, exact, size)
                 passing = [logits]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
 from scalegpt.architecture.attention import AttentionShape, record_attention, record_heads
-from scalegpt.architecture.layers import ACTIVATIONS, Linear, Norm, Numerics, record_dropout, record_sum
+from scalegpt.architecture.layers import ACTIVATIONS, Layer, Linear, Norm, Numerics, record_dropout, record_sum
 from scalegpt.architecture.operations import PASSED_ON, Gradient, Operation, Recorder, Size, Value
 from scalegpt.architecture.parameters import Dim, Parameter
 from scalegpt.config import ModelConfig
 
 TOKENS, POSITIONS, HEAD = "wte.weight", "wpe.weight", "head.weight"
-"""Parameters outside the blocks: the token embedding, which the head may share, position embedding, and an untied head."""
+"""Matrices outside the blocks: the token embedding, which the head may share, position embedding, and an untied head."""
 
 
 def width_of(model: ModelConfig) -> Dim:
@@ -28,28 +28,25 @@ def vocabulary_of(model: ModelConfig) -> Dim:
     return Dim(model.vocab_size, 1, "V")
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Causal multi-head self-attention: one matmul for queries, keys and values, attention, and a projection."""
+class Part:
+    """A part of the model: layers with parameters, and the operations that it records."""
 
-    model: ModelConfig
-
-    @property
-    def qkv(self) -> Linear:
-        """H → 3H."""
-        width = width_of(self.model)
-        return Linear("attn.qkv", "attention, qkv", width, width.times(3), self.model.bias)
-
-    @property
-    def proj(self) -> Linear:
-        """H → H."""
-        width = width_of(self.model)
-        return Linear("attn.proj", "attention, proj", width, width, self.model.bias)
+    layers: tuple[Layer, ...] = ()
 
     def parameters(self) -> Iterator[Parameter]:
-        """Those of both projections."""
-        yield from self.qkv.parameters()
-        yield from self.proj.parameters()
+        """Those of its layers, in the module's order."""
+        for layer in self.layers:
+            yield from layer.parameters()
+
+
+class Attention(Part):
+    """Causal multi-head self-attention: one matmul for queries, keys and values, attention, and a projection."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model, width = model, width_of(model)
+        self.qkv = Linear("attn.qkv", "attention, qkv", model.bias, (width.times(3), width))
+        self.proj = Linear("attn.proj", "attention, proj", model.bias, (width, width))
+        self.layers = self.qkv, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """[T, H] → [T, H]."""
@@ -63,69 +60,46 @@ class Attention:
             return self.proj.record(r, y, tokens, numerics)
 
 
-@dataclass(frozen=True)
-class FeedForward:
-    """H → 4H → activation → H."""
+class FeedForward(Part):
+    """H → F = 4H → activation → H."""
 
-    model: ModelConfig
-
-    @property
-    def fc(self) -> Linear:
-        """H → F."""
-        width = width_of(self.model)
-        return Linear("mlp.fc", "feed-forward, fc", width, width.times(4), self.model.bias)
-
-    @property
-    def proj(self) -> Linear:
-        """F → H."""
-        width = width_of(self.model)
-        return Linear("mlp.proj", "feed-forward, proj", width.times(4), width, self.model.bias)
-
-    def parameters(self) -> Iterator[Parameter]:
-        """Those of both projections."""
-        yield from self.fc.parameters()
-        yield from self.proj.parameters()
+    def __init__(self, model: ModelConfig) -> None:
+        self.model, width = model, width_of(model)
+        self.fc = Linear("mlp.fc", "feed-forward, fc", model.bias, (width.times(4), width))
+        self.proj = Linear("mlp.proj", "feed-forward, proj", model.bias, (width, width.times(4)))
+        self.layers = self.fc, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """[T, H] → [T, H]."""
         with r.scope():
             r.hold(x)
             wide = self.fc.record(r, x, tokens, numerics)
-            numel = tokens * self.fc.outputs.size
+            numel = tokens * self.fc.dims[0].size
             active = ACTIVATIONS[self.model.activation](r, wide, numel, numerics.compute)
             return self.proj.record(r, active, tokens, numerics, passing=True)
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(Part):
     """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
 
     In a parallel block both read the block's input. Compiled, the second norm finds that on the chip too.
     """
 
-    model: ModelConfig
-
-    def parameters(self) -> Iterator[Parameter]:
-        """In the module's order."""
-        yield from self._norm("ln1").parameters()
-        yield from Attention(self.model).parameters()
-        yield from self._norm("ln2").parameters()
-        yield from FeedForward(self.model).parameters()
+    def __init__(self, model: ModelConfig) -> None:
+        self.model, self.attn, self.mlp = model, Attention(model), FeedForward(model)
+        self.ln1, self.ln2 = (Norm(name, "norms", model.bias, (width_of(model),)) for name in ("ln1", "ln2"))
+        self.layers = self.ln1, *self.attn.layers, self.ln2, *self.mlp.layers
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """The residual stream [T, H] → the residual stream."""
         numel = tokens * self.model.n_embd
-        branch = Attention(self.model).record(r, self._norm("ln1").record(r, x, tokens, numerics), tokens, numerics)
+        branch = self.attn.record(r, self.ln1.record(r, x, tokens, numerics), tokens, numerics)
         middle = record_sum(r, x, self._drop(r, branch, numel, numerics), numel, numerics)
         read = x if self.model.parallel_block else middle
-        normed = self._norm("ln2").record(r, read, tokens, numerics, follows_sum=True)
-        branch = FeedForward(self.model).record(r, normed, tokens, numerics)
+        branch = self.mlp.record(r, self.ln2.record(r, read, tokens, numerics, follows_sum=True), tokens, numerics)
         result = record_sum(r, middle, self._drop(r, branch, numel, numerics), numel, numerics)
         r.release(middle)
         return result
-
-    def _norm(self, name: str) -> Norm:
-        return Norm(name, "norms", width_of(self.model), self.model.bias)
 
     def _drop(self, r: Recorder, x: Value, numel: int, numerics: Numerics) -> Value:
         return record_dropout(r, x, numel, numerics.compute) if self.model.dropout else x
@@ -177,19 +151,14 @@ class Embedding:
         return r.hold(x)
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(Part):
     """The final norm, and the matrix that turns hidden states into logits, which the loss applies."""
 
-    model: ModelConfig
+    def __init__(self, model: ModelConfig) -> None:
+        self.norm = Norm("ln_f", "final norm", model.bias, (width_of(model),))
+        self.layers = (self.norm,) if model.tie_head else (self.norm, matrix_of_head(model))
 
-    @property
-    def norm(self) -> Norm:
-        """The norm before the head."""
-        return Norm("ln_f", "final norm", width_of(self.model), self.model.bias)
 
-    def parameters(self) -> Iterator[Parameter]:
-        """A head that shares the token embedding's matrix has none of its own."""
-        yield from self.norm.parameters()
-        if not self.model.tie_head:
-            yield Parameter(HEAD, (vocabulary_of(self.model), width_of(self.model)), "head")
+def matrix_of_head(model: ModelConfig) -> Linear:
+    """[V, H], the head's own or the token embedding's."""
+    return Linear("head", "head", False, (vocabulary_of(model), width_of(model)))
