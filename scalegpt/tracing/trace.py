@@ -69,7 +69,7 @@ class Trace:
 
     @property
     def peak_phase(self) -> str:
-        """The phase that holds most; the first, where several do."""
+        """The phase of the peak; the first of equal ones."""
         return max(PHASES, key=self.phases.__getitem__)
 
     @property
@@ -81,9 +81,8 @@ class Trace:
     def breakdown(self) -> dict[str, int]:
         """Bytes by kind at the peak, the largest first.
 
-        Kinds: weights, optimizer, gradients, inputs; activations (what the forward of blocks and embeddings keeps),
-        loss (what the loss keeps for its backward), recomputed; cast weights (to the compute dtype), gathered weights,
-        gather buffers, reduce buffers; temporaries.
+        Kinds: weights, optimizer, gradients, inputs; activations (kept by blocks and embeddings), loss (kept by the loss),
+        recomputed; cast weights, gathered weights, gather buffers, reduce buffers; temporaries.
         """
         return self.snapshots[self.peak_phase].by_kind
 

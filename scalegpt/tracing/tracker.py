@@ -10,7 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,15 +78,6 @@ class _Storage:
     kind: str | None = None
 
 
-@dataclass
-class _Log:
-    """Changes of the number of live bytes, in order: which storage, by how much, in which phase."""
-
-    changes: list[tuple[int, int, str]] = field(default_factory=list)
-    at_start: dict[int, int] = field(default_factory=dict)
-
-
-_Likeness = tuple[str, str, tuple[int, ...], str]
 Replacement = Callable[[Any, Any, Any], Any]
 Extras = Callable[[Any, Any], Iterable[tuple[str, int]]]
 
@@ -117,7 +108,8 @@ class Tracker(TorchDispatchMode):
         self._extras = extras or (lambda _func, _args: ())
         self._storages: list[_Storage] = []
         self._living: dict[int, int] = {}  # address of the storage → its number
-        self._log = _Log()
+        self._changes: list[tuple[int, int, str]] = []  # storage, by how many bytes, in which phase
+        self._at_start: dict[int, int] = {}
         self._unique: tuple[int, int] | None = None  # how often a tensor and its storage are referred to at the least
 
     # --- allocations and frees ---------------------------------------------------------------------------------------
@@ -176,7 +168,7 @@ class Tracker(TorchDispatchMode):
     def _born(self, storage: _Storage) -> int:
         self._storages.append(storage)
         number = len(self._storages) - 1
-        self._log.changes.append((number, storage.size, self.phase))
+        self._change(number, storage.size)
         return number
 
     def _died(self, key: int) -> None:
@@ -187,7 +179,7 @@ class Tracker(TorchDispatchMode):
         return 0 if self.on_host else -(-size // self._block) * self._block
 
     def _change(self, number: int, by: int) -> None:
-        self._log.changes.append((number, by, self.phase))
+        self._changes.append((number, by, self.phase))
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage that exists has changed its size, which no operator shows."""
@@ -238,21 +230,15 @@ class Tracker(TorchDispatchMode):
 
     def _learn(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Recognise weights cast to the compute dtype, gradients that are added to others, and FSDP2's buffers."""
-        if func is aten._to_copy.default:
-            if self._kind(args[0]) == "weights":
-                self.mark(result, "cast weights")
+        if func is aten._to_copy.default and self._kind(args[0]) == "weights":
+            self.mark(result, "cast weights")
         elif func is aten.add_.Tensor:
             if type(torch._C._current_autograd_node()).__name__ == "AccumulateGrad":
                 self.mark(args[0], "gradients")
                 self.mark(args[1], "gradients")
-        elif func.namespace == "fsdp":
-            self._learn_from_fsdp(func, args, kwargs)
-
-    def _learn_from_fsdp(self, func: Any, args: Any, kwargs: Any) -> None:
-        name = func.overloadpacket.__name__
-        if name == "all_gather_copy_in":
+        elif func._schema.name == "fsdp::all_gather_copy_in":
             self.mark(args[1], "gather buffers")
-        elif name == "chunk_cat":
+        elif func._schema.name == "fsdp::chunk_cat":
             for gradient in args[0]:
                 self.mark(gradient, "gradients")
             self.mark(kwargs.get("out", args[-1]), "reduce buffers")
@@ -265,8 +251,7 @@ class Tracker(TorchDispatchMode):
 
     def restart(self) -> None:
         """Begin a new log, with what lives now."""
-        alive = {number: self._storages[number].size for number in self._living.values()}
-        self._log = _Log(at_start=alive)
+        self._changes, self._at_start = [], {number: self._storages[number].size for number in self._living.values()}
 
     def replay(self) -> tuple[Snapshot, dict[str, Snapshot]]:
         """Go through the log since the last restart.
@@ -274,23 +259,26 @@ class Tracker(TorchDispatchMode):
         Returns:
             At the restart, and at the fullest moment of each phase.
         """
-        now, largest, at = sum(self._log.at_start.values()), dict[str, int](), dict[str, int]()
-        for i, (_, by, phase) in enumerate(self._log.changes):
+        now, largest, at = sum(self._at_start.values()), dict[str, int](), dict[str, int]()
+        for i, (_, by, phase) in enumerate(self._changes):
             before, now = now, now + by
             if max(before, now) > largest.get(phase, -1):
                 largest[phase], at[phase] = max(before, now), i if now >= before else i - 1
-        alive = Counter(self._log.at_start)
+        alive = Counter(self._at_start)
         start = self._snapshot(alive)
         wanted = {i: [phase for phase in at if at[phase] == i] for i in at.values()}
         fullest = dict.fromkeys(wanted.get(-1, ()), start)
-        for i, (number, by, _) in enumerate(self._log.changes):
+        for i, (number, by, _) in enumerate(self._changes):
             alive[number] += by
             for phase in wanted.get(i, ()):
                 fullest[phase] = self._snapshot(alive)
         return start, {phase: fullest[phase] for phase in largest}
 
     def _snapshot(self, alive: Counter[int]) -> Snapshot:
-        counts, sizes = Counter[_Likeness](), Counter[_Likeness]()
+        counts, sizes = (
+            Counter[tuple[str, str, tuple[int, ...], str]](),
+            Counter[tuple[str, str, tuple[int, ...], str]](),
+        )
         for number, size in alive.items():
             if size:
                 storage = self._storages[number]

@@ -51,16 +51,16 @@ class Group:
     """The bytes of the tensors that are gathered and reduced together.
 
     Attributes:
-        gathered: of the whole weights, in the compute dtype.
-        buffer: of all of them in one; 0 where nothing is sent.
-        casts: of each shard in the compute dtype; with fp32 weights only what is copied to the device.
-        shards: of each shard in fp32, beside its cast; 0 where there is none.
-        gradients: of the gradients in the compute dtype.
-        accumulated: of whole gradients in the dtype of reduction.
-        converting: at most, over the gradients, while they are cast to it one after another.
-        reduced: of all gradients in one, in that dtype.
-        part: of this rank's part of it; 0 where that is in fp32 already.
-        shard: of this rank's part in fp32.
+        gathered: the whole weights, in the compute dtype.
+        buffer: all of them in one; 0 where nothing is sent.
+        casts: each shard in the compute dtype; with fp32 weights only what is copied to the device.
+        shards: each shard in fp32, beside its cast; 0 where there is none.
+        gradients: in the compute dtype.
+        accumulated: whole gradients in the dtype of reduction.
+        converting: the most over the gradients while they are cast to it one after another.
+        reduced: all gradients in one, in that dtype.
+        part: this rank's part of it; 0 where that is in fp32 already.
+        shard: this rank's part in fp32.
     """
 
     gathered: int
