@@ -76,7 +76,7 @@ LAYOUTS = tuple(all_layouts())
 
 
 def has_optimizer(run: RunConfig, layout: ParallelConfig) -> bool:
-    """Whether the run's optimizer can be had with a layout: Muon neither offloaded nor over DeepSpeed's flat parts."""
+    """Whether the run's optimizer works with a layout: Muon neither offloaded nor over DeepSpeed's flat parts."""
     return run.train.optimizer != "muon" or (
         layout.offload == "none" and (layout.backend != "deepspeed" or layout.stage == 0)
     )

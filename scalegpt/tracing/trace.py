@@ -124,12 +124,12 @@ def trace_step(
         context.enter_context(tracker)
         tracker.calibrate()
         context.enter_context(_resizing(tracker))
-        context.enter_context(_shapes_apart(tracker))
+        context.enter_context(_uncounted_shape_inference(tracker))
         if as_cuda:
             context.enter_context(cuda_functions(kernel))
         offloads = as_cuda and run.parallel.offload == "all"
         if offloads:
-            context.enter_context(_host_apart(tracker))
+            context.enter_context(_copies_to_host(tracker))
         _watch(backend.model, tracker)
         for _ in range(2):
             _mark_states(backend, tracker, fused=run.train.fused, on_host=offloads)
@@ -302,7 +302,7 @@ def _resizing(tracker: Tracker) -> Iterator[None]:
 
 
 @contextmanager
-def _host_apart(tracker: Tracker) -> Iterator[None]:
+def _copies_to_host(tracker: Tracker) -> Iterator[None]:
     """Make FSDP2's copies between host and device, which do not happen where the two are one.
 
     It copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
@@ -325,7 +325,7 @@ def _host_apart(tracker: Tracker) -> Iterator[None]:
 
 
 @contextmanager
-def _shapes_apart(tracker: Tracker) -> Iterator[None]:
+def _uncounted_shape_inference(tracker: Tracker) -> Iterator[None]:
     """Do not count the whole tensors that DTensor makes to find its results' shapes, which it does only in a trace."""
     propagator = DTensor._op_dispatcher.sharding_propagator
     inherited = propagator._propagate_tensor_meta_non_cached

@@ -1,6 +1,6 @@
 """Draws configurations of every kind and compares the arithmetic with a trace of the real step.
 
-``python tests/oracle/draws.py 160`` prints the errors of so many, the worst last.
+``python tests/oracle/draws.py 160`` prints the errors of 160 configurations, the worst last.
 """
 
 import random

@@ -1,7 +1,7 @@
-"""Each closed form of docs/MEMORY.md beside what the real step holds.
+"""Each closed form of docs/MEMORY.md compared with the real step.
 
-``python tests/oracle/formulas.py`` prints the tables of the section "The formulas, one by one" as they stand there, and ends
-with 1 if a formula errs by more than is claimed. The rows of ``plain`` and FSDP2 are held to a trace of our own step on
+``python tests/oracle/formulas.py`` prints the tables of the section "The formulas, one by one", and exits with 1 if a
+formula errs by more than is claimed. The rows of ``plain`` and FSDP2 are held to a trace of our own step on
 tensors without data, those of DeepSpeed to real tensors in real steps of two ranks on the CPU (``test_deepspeed_memory.py``).
 """
 

@@ -1,12 +1,10 @@
 """FSDP2 with everything offloaded: real steps on real tensors of the CPU, every storage followed.
 
-Host and device are one here. They are told apart by who holds a tensor: weights, reduced gradients and moments are what
-offload keeps in host memory; all else is the device's, and the copies from one to the other, which here would not happen,
-are made (``scalegpt.tracing.trace``). The other ranks of the process group do not exist, as their collectives need no
-memory of ours.
+Host and device are one here. The holder of a tensor decides which of the two it counts for: weights, reduced gradients and
+moments count as host memory, everything else as the device's. The copies between the two, which would not happen here, are
+made (``scalegpt.tracing.trace``). The other ranks of the process group do not exist: their collectives need no memory here.
 
-What a CPU cannot show: that pinned memory comes in powers of two, and that copies which do not block let go of the device's
-memory in the order of their stream.
+A CPU shows neither that pinned memory comes in powers of two, nor when non-blocking copies free the device's memory.
 """
 
 import gc
@@ -70,7 +68,7 @@ def real_backend(run: RunConfig, ranks: int, grad_accum: int) -> Iterator[Backen
 def follow(backend: Backend) -> tuple[Snapshot, dict[str, Snapshot]]:
     """The second of two steps."""
     tracker, fused = RealTensors(extras=shared_extras), backend.run.train.fused
-    with trace._no_collection(), tracker, trace._resizing(tracker), trace._host_apart(tracker):
+    with trace._no_collection(), tracker, trace._resizing(tracker), trace._copies_to_host(tracker):
         tracker.calibrate()
         trace._watch(backend.model, tracker)
         for _ in range(2):

@@ -2,7 +2,7 @@
 
 What the trainer uses is read off the backend that it builds: from the model, the optimizer and FSDP2's own state, and for
 DeepSpeed off the configuration that it is started with. That DeepSpeed then does what it says, real steps show
-(``test_deepspeed_memory.py``), with the settings that the planner reckons with.
+(``test_deepspeed_memory.py``), with the settings of the planner.
 """
 
 import inspect
@@ -43,7 +43,7 @@ def configure(**flags: Any) -> RunConfig:
 
 
 def built(run: RunConfig) -> Backend:
-    """The trainer's backend, on ranks that but for the first do not exist."""
+    """The trainer's backend, on ranks of which only the first exists."""
     with trace.fake_process_group(RANKS):
         model = build_model(run, compiled=False)
         return make_backend(run, CPU, 1, model, optimizer_factory(run.train))
@@ -126,7 +126,7 @@ def test_plan_trace_and_trainer_follow(name: str) -> None:
 
 
 def test_the_dtype_of_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no setting, but it stands in one place."""
+    """It is no setting, but it is defined in one place."""
     assert group(built(configure())).mp_policy.reduce_dtype == torch.float32
     before = unchanged()
     monkeypatch.setattr(fsdp_memory, "REDUCE_DTYPE", "bf16")
@@ -168,7 +168,7 @@ def changed_file(folder: Path, stage: int, part: str, key: str, value: Any) -> P
 
 
 class StartedError(Exception):
-    """Raised where DeepSpeed would begin, with what it was told."""
+    """Raised where DeepSpeed would begin, with the configuration that it was given."""
 
 
 def started_with(run: RunConfig, patch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -182,8 +182,8 @@ def started_with(run: RunConfig, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     settings = prepare._deepspeed_settings(run, plan_batches(run, RANKS, micro_fixed=True), CPU)
     with trace.fake_process_group(RANKS), pytest.raises(StartedError) as started:
         make_backend(run, CPU, 1, build_model(run, compiled=False), optimizer_factory(run.train), settings)
-    told: dict[str, Any] = started.value.args[0]
-    return told
+    given: dict[str, Any] = started.value.args[0]
+    return given
 
 
 def figures(prediction: Prediction) -> tuple[dict[str, int], int]:
@@ -191,13 +191,13 @@ def figures(prediction: Prediction) -> tuple[dict[str, int], int]:
 
 
 @pytest.mark.parametrize(("stage", "part", "key", "value", "offload"), DEEPSPEED)
-def test_deepspeed_is_told_what_the_plan_reckons_with(
+def test_deepspeed_gets_the_settings_of_the_plan(
     stage: int, part: str, key: str, value: Any, offload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ours(stage, offload, ds_config=str(changed_file(tmp_path, stage, part, key, value)))
     assert figures(predict(run, ranks=RANKS)) != figures(predict(ours(stage, offload), ranks=RANKS))
-    told = started_with(run, monkeypatch)
-    assert told == deepspeed_settings(run, grad_accum=1, ranks=RANKS, on_cuda=False)
-    reckoned = deepspeed_settings(run, grad_accum=1, ranks=RANKS, on_cuda=True)
-    for settings in (told, reckoned):
+    given = started_with(run, monkeypatch)
+    assert given == deepspeed_settings(run, grad_accum=1, ranks=RANKS, on_cuda=False)
+    planned = deepspeed_settings(run, grad_accum=1, ranks=RANKS, on_cuda=True)
+    for settings in (given, planned):
         assert (settings[part] if part else settings)[key] == value

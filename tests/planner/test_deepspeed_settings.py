@@ -23,7 +23,7 @@ SIZES = {
     "reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters",
     "stage3_param_persistence_threshold",
 }  # fmt: skip
-"""The sizes that DeepSpeed sets to hundreds of millions unless told otherwise."""
+"""The sizes that DeepSpeed sets to hundreds of millions by default."""
 
 
 def run(**flags: Any) -> RunConfig:

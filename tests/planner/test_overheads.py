@@ -1,4 +1,4 @@
-"""The parts outside the step's tensors: that they add up, and that each stands on something."""
+"""The parts outside the step's tensors: that they add up, and that each has a source."""
 
 from typing import Any
 

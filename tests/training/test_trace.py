@@ -118,9 +118,9 @@ def test_the_trace_says_what_the_allocator_says(case: str, one_thread: None, mon
     # What ranks that do not exist would have sent is not finite, and yet the step is to be taken.
     monkeypatch.setattr(plain, "is_finite", lambda _: True)
     real = measure(run, ranks, grad_accum)
-    told = trace_step(run, ranks=ranks, grad_accum=grad_accum, as_cuda=False)
+    traced_run = trace_step(run, ranks=ranks, grad_accum=grad_accum, as_cuda=False)
     for phase in PHASES:
-        assert told.phases[phase] == pytest.approx(real[phase], rel=0.002), phase
+        assert traced_run.phases[phase] == pytest.approx(real[phase], rel=0.002), phase
 
 
 def test_the_fused_optimizer_needs_no_temporaries_and_foreach_a_copy_of_the_weights() -> None:
@@ -175,9 +175,9 @@ def test_dropout_keeps_a_byte_for_each_element() -> None:
 @pytest.mark.parametrize("attention", ["flash", "mem_efficient", "cudnn", "math"])
 def test_every_attention_kernel_can_be_traced(attention: str) -> None:
     width = 60 if attention in {"flash", "math"} else 64
-    told = traced(attention=attention, dropout=0.125, n_embd=width, recompute="selective")
-    assert told.peak_bytes > 0
-    scores = [piece for piece in told.snapshots["forward"].held if piece.shape[-2:] == (128, 128)]
+    traced_run = traced(attention=attention, dropout=0.125, n_embd=width, recompute="selective")
+    assert traced_run.peak_bytes > 0
+    scores = [piece for piece in traced_run.snapshots["forward"].held if piece.shape[-2:] == (128, 128)]
     assert bool(scores) == (attention == "math")
 
 
@@ -185,7 +185,7 @@ def test_the_card_decides_on_the_kernel() -> None:
     """A T4 has no flash attention, and its memory-efficient kernel does not take heads of 20."""
     run = configure(precision="fp16", n_embd=80, recompute="none")
     recent, old = trace_step(run), trace_step(run, card=find_card("t4"))
-    made_by = [{piece.made_by for piece in told.snapshots["forward"].held} for told in (recent, old)]
+    made_by = [{piece.made_by for piece in traced_run.snapshots["forward"].held} for traced_run in (recent, old)]
     assert "aten._scaled_dot_product_flash_attention.default" in made_by[0]
     assert "aten._safe_softmax.default" in made_by[1]
 
@@ -225,12 +225,12 @@ def test_a_trace_is_the_same_every_time_and_leaves_nothing_behind() -> None:
 
 
 def test_the_breakdown_is_all_there_is() -> None:
-    told = traced(recompute="selective")
+    traced_run = traced(recompute="selective")
     for phase in PHASES:
-        assert sum(told.snapshots[phase].by_kind.values()) == told.phases[phase]
-    assert sum(told.breakdown.values()) == told.peak_bytes == max(told.phases.values())
-    assert set(told.steady.by_kind) == {"weights", "optimizer"}
-    assert all(piece.size % 512 == 0 for moment in told.snapshots.values() for piece in moment.held)
+        assert sum(traced_run.snapshots[phase].by_kind.values()) == traced_run.phases[phase]
+    assert sum(traced_run.breakdown.values()) == traced_run.peak_bytes == max(traced_run.phases.values())
+    assert set(traced_run.steady.by_kind) == {"weights", "optimizer"}
+    assert all(piece.size % 512 == 0 for moment in traced_run.snapshots.values() for piece in moment.held)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ class _Coordinator:
         self.queue = [(p, step) for step, module in enumerate(self.order) for p in self.modules[module]]
         self.next = self.step = 0
         self.state = [_AWAY] * len(self.numel)
-        self.met = [-1] * len(self.numel)
+        self.reached = [-1] * len(self.numel)
         self.users = Counter[int]()
         self.group: dict[int, int] = {}
         self.groups: dict[int, list[int]] = {}
@@ -188,7 +188,7 @@ class _Coordinator:
         kept = self._used_soon(step)
         for p in self.modules[module]:
             self.users[p] -= 1
-            if self.met[p] <= step and p not in kept and self.state[p] == _HERE and not self.users[p]:
+            if self.reached[p] <= step and p not in kept and self.state[p] == _HERE and not self.users[p]:
                 self.state[p] = _AWAY
                 self.available -= self.numel[p]
                 self.bytes -= self._whole(p)
@@ -254,9 +254,9 @@ class _Coordinator:
         self.highest = max(self.highest, self.bytes)
 
     def _prefetch(self, needed: Sequence[int]) -> None:
-        missing = sum(self.met[p] < self.step for p in needed)
+        missing = sum(self.reached[p] < self.step for p in needed)
         for p, step in self.queue[self.next : self.next + missing]:
-            self.met[p] = step
+            self.reached[p] = step
         self.next += missing
         most = min(self.given.live - self.available, self.given.prefetch) if self.given.prefetch > 0 else 0
         chosen, size = [], 0
@@ -266,5 +266,5 @@ class _Coordinator:
             if self.state[p] == _AWAY and p not in chosen:
                 chosen.append(p)
                 size += self.numel[p]
-            self.met[p] = max(self.met[p], step)
+            self.reached[p] = max(self.reached[p], step)
         self._gather(sorted(chosen))

@@ -40,8 +40,8 @@ class Stage3(ShardedStep):
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
         whole = [padded(shape, mesh.shards) for shape in self.shapes.values() if numel(shape) <= threshold]
-        apart = mesh.shards > 1 or offloaded(self.zero, "param")  # else they are views of the part, which is the whole
-        self.kept_whole = sum(rounded(self.compute * mesh.shards * part) for part in whole) if apart else 0
+        copied = mesh.shards > 1 or self.on_host  # else they are views of the part, which is the whole
+        self.kept_whole = sum(rounded(self.compute * mesh.shards * part) for part in whole) if copied else 0
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
         self.gathering = gathering(run, mesh.shards, settings)
         self.plan: Schedule = schedule(self.gathering)
