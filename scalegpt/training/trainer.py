@@ -17,7 +17,7 @@ from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import StepLine
-from scalegpt.training.memory import compare
+from scalegpt.training.memory import compare, measure
 from scalegpt.training.metrics import Throughput, mfu, peak_bytes
 from scalegpt.training.resilience.failure import end
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
@@ -305,7 +305,7 @@ class Trainer(Housekeeping):
         """Report prediction and measurement, and keep the measurement for later plans."""
         job = self.job
         if job.world.is_first and self.step > job.progress.step:
-            job.logger.say(compare(job.plan, job.watch.measure()))
+            job.logger.say(compare(job.plan, measure(job.world.device)))
 
     def _cause_of_end(self) -> str:
         if self.all_taken or self.reason is None:

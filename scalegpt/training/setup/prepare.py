@@ -14,7 +14,7 @@ from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
-from scalegpt.training.memory import MemoryWatch, predicted_line
+from scalegpt.training.memory import predicted_line
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
@@ -55,7 +55,6 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     run = replace(run, name=start.directory.path.name)
     hint = resume_hint(run.name, request.run.name, fresh=request.fresh, goes_back=request.resume_step is not None)
     _describe(resolved, planned, start, run, data, world, logger, hint)
-    watch = MemoryWatch(world.device)
     model = build_model(run, compiled=resolved.compiled, device=world.device)
     backend = make_backend(run, world, planned.batch.grad_accum, model, optimizer_factory(run.train), settings)
     _load(backend, start, run, steps, logger)
@@ -84,7 +83,6 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         stretch=stretch,
         history=start.history,
         resumed=start.choice.checkpoint is not None,
-        watch=watch,
         stop=stop,
         resume_hint=hint,
     )
