@@ -18,14 +18,7 @@ from scalegpt.planner.batches import BatchPlan
 
 
 class TrainingBatches:
-    """This rank's micro batches of every step.
-
-    Args:
-        tokens: the training tokens.
-        plan: how a step is divided.
-        world: the ranks.
-        seed: decides the order of the windows.
-    """
+    """This rank's micro batches of every step."""
 
     def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, seed: int) -> None:
         self.tokens, self.plan, self.world = tokens, plan, world

@@ -32,9 +32,6 @@ from scalegpt.training.schedules import is_due
 class Housekeeping:
     """The part of the trainer that is not a step. All ranks call its methods together.
 
-    Args:
-        job: the run.
-
     Attributes:
         step: the number of steps taken.
         history: what ``metrics.jsonl`` says of the steps up to the last resume or rollback.

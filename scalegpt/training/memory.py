@@ -144,12 +144,6 @@ def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
     }
 
 
-def compare(plan: Plan, measured: Measured) -> str:
-    """Prediction and measurement in a few lines; the measurement is kept for later plans."""
-    problem = keep_for_later(plan, measured)
-    return "\n".join([comparison(plan, measured), *([f"warning: calibration {problem}"] if problem else [])])
-
-
 def comparison(plan: Plan, measured: Measured) -> str:
     """Prediction and measurement in a line or two."""
     if measured.reserved is None or measured.driver is None:

@@ -65,12 +65,12 @@ class Request:
             config_file: path of a JSON or YAML file.
             name: the run's name; None: the file's, or the preset's.
             settings: setting → value, over the preset's or the file's.
-            runs_dir: as the attribute, like those that follow.
-            fresh: see there.
-            margin: see there; None: the default.
-            allow_change: see there.
-            trust_checkpoint: see there.
-            resume_step: see there.
+            runs_dir: as the attribute.
+            fresh: as the attribute.
+            margin: as the attribute; None: the default.
+            allow_change: as the attribute.
+            trust_checkpoint: as the attribute.
+            resume_step: as the attribute.
             given_in: where the settings come from, for error messages.
 
         Raises:

@@ -41,11 +41,6 @@ class Ending:
 def train(request: Request, device: str, stop: StopRequest) -> Ending:
     """Prepare and train, and report where the run's files are.
 
-    Args:
-        request: what to train.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        stop: whether this process was asked to stop.
-
     Raises:
         InputError: the request cannot be met; nothing was changed.
         RunError: the run failed; its status says why.

@@ -74,13 +74,6 @@ def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
 def find_target(folder: Path, spike: Spike, window: int, world: World, say: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to roll back to, verified; all ranks must call it together.
 
-    Args:
-        folder: the run's checkpoints.
-        spike: the reason.
-        window: number of steps by which the spike was measured.
-        world: the ranks.
-        say: reports damaged checkpoints.
-
     Returns:
         None where there is no checkpoint from before the spike.
 

@@ -54,12 +54,7 @@ def length_beside(ours: TrainConfig, theirs: dict[str, Any], given: frozenset[st
 
 
 def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
-    """What to do about differences that are not allowed.
-
-    Args:
-        changes: the settings that differ.
-        allowed: what the user has allowed already, and which a new flag must repeat.
-    """
+    """What to do about differences that are not allowed; the flag must repeat what is allowed already."""
     beside = "choose another --model_name, or --fresh to start anew beside it"
     keys = list(changes)
     if SHAPES_THE_WEIGHTS.isdisjoint(keys):

@@ -41,11 +41,7 @@ _MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
 
 
 class RunDirectory(RunRecords):
-    """The files of one run.
-
-    Args:
-        path: ``runs/MODEL_NAME``; it need not exist.
-    """
+    """The files of one run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -55,13 +51,7 @@ class RunDirectory(RunRecords):
     def choose(
         cls, root: Path, run: RunConfig, *, fresh: bool, allowed: frozenset[str] = frozenset()
     ) -> "RunDirectory":
-        """The directory for a run: its own where it is resumed, else a new one.
-
-        Args:
-            root: the folder of all runs.
-            run: the resolved run.
-            fresh: start a new run beside an earlier one of this name, in ``NAME-2``, ``NAME-3`` …
-            allowed: settings that may differ from those of the run so far.
+        """The directory for a run: its own, or with ``fresh`` the first of NAME, NAME-2, NAME-3 … that is free.
 
         Raises:
             InputError: the directory holds another run, or something that is no run.
@@ -138,10 +128,6 @@ class RunDirectory(RunRecords):
     def check_same_run(self, run: RunConfig, allowed: frozenset[str] = frozenset()) -> None:
         """Refuse to resume a run that had other settings.
 
-        Args:
-            run: as it is to be resumed.
-            allowed: settings that may differ.
-
         Raises:
             InputError: there is no run here, or settings differ; the message lists them.
         """
@@ -192,10 +178,6 @@ class RunDirectory(RunRecords):
 
     def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
         """The run with precision, ``tokens_per_step`` and length of the run so far, where they are open.
-
-        Args:
-            run: as it is asked for.
-            given: the settings that the user or a preset names.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
@@ -282,10 +264,7 @@ class RunDirectory(RunRecords):
             self.checkpoints.rmdir()
 
     def forget_after(self, history: History) -> None:
-        """Drop the metrics, samples and ledger of steps after a checkpoint, which a resumed run takes again.
-
-        Args:
-            history: up to the checkpoint's step, as ``metrics.jsonl`` has it now.
+        """Drop the metrics, samples and ledger of steps after a checkpoint's, up to which ``metrics.jsonl`` has this history.
 
         Raises:
             InputError: they cannot be written.

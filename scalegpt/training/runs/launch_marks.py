@@ -1,7 +1,7 @@
 """Which launcher began a run: its restart resumes the run that ``--fresh`` began, and begins no new one.
 
-torchrun restarts all ranks after a failure, with the same command; Slurm may requeue a job. With ``--fresh`` each restart would
-begin a new run. So a run's folder names the launcher that began it, and the launcher's later starts find it.
+torchrun restarts all ranks after a failure, with the same command; Slurm may requeue a job. With ``--fresh`` each restart
+would begin a new run. So a run's folder names the launcher that began it, and the launcher's later starts find it.
 """
 
 import json

@@ -86,12 +86,6 @@ def choose_checkpoint(
 ) -> CheckpointChoice:
     """Find and verify the checkpoint to resume from; all ranks must call it together, and share the reading.
 
-    Args:
-        directory: the run's.
-        world: the ranks.
-        trusted: take a checkpoint that another run has written.
-        step: take the checkpoint of this step, and no other.
-
     Raises:
         InputError: there are checkpoints, but none is whole; or the one to take is of another version or another run; or the
             run is known to have had some, and they are gone; or the step that was asked for has none.
@@ -249,14 +243,6 @@ def starting_progress(
 ) -> tuple[Progress, dict[str, str]]:
     """The progress that a run starts from, and how its tokens differ from before, each as ``old → new``.
 
-    Args:
-        choice: the checkpoint to resume from.
-        directory: the run's.
-        run: the run.
-        data: what it trains on now.
-        digest: SHA-256 of the data.
-        allowed: what may have changed.
-
     Raises:
         InputError: the checkpoint was trained on other tokens, and that is not allowed.
     """
@@ -328,14 +314,7 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
 
 
 def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
-    """A line on where a run resumes, and which of its steps it repeats.
-
-    Args:
-        checkpoint: from where.
-        progress: what it says.
-        total: steps of the run.
-        taken: the last step that was taken before.
-    """
+    """A line on where a run resumes, and which of its steps it repeats."""
     first = progress.step + 1
     several = f"steps {first} to {taken} were taken before, and are repeated"
     lost = f"step {first} was taken before, and is repeated" if taken == first else several

@@ -42,12 +42,6 @@ class ReadyData:
 def prepare_data(request: Request, world: World, logger: Logger, stop: StopRequest) -> ReadyData:
     """Prepare and check the data once on each machine, then open them on every rank; all ranks must call it together.
 
-    Args:
-        request: says which data.
-        world: the ranks.
-        logger: for progress, and for what has changed since the run began.
-        stop: ends a long preparation.
-
     Raises:
         InputError: the data cannot be used, or machines have different ones.
         Stopped: a rank was asked to stop.
