@@ -187,8 +187,8 @@ def _driver_bytes(device: torch.device) -> tuple[int, bool]:
     Where NVML does not list this process, as in most containers, they are those of the whole card.
     """
     used = _listed_bytes(device)
-    if used and (ours := used.get(os.getpid())):
-        return ours, True
+    if used and (own := used.get(os.getpid())):
+        return own, True
     free, total = torch.cuda.mem_get_info(device)
     return total - free, used is not None and len(used) <= 1
 

@@ -56,16 +56,16 @@ def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = 
     """
     marks = _earlier_marks(environment)
     for folder in reversed(runs_named(root, name)):
-        theirs = _read(folder / STARTED_BY)
-        if any(theirs.get(kind) == mark for kind, mark in marks.items()):
+        recorded = _read(folder / STARTED_BY)
+        if any(recorded.get(kind) == mark for kind, mark in marks.items()):
             return folder.name
     return None
 
 
 def went_back_before(folder: Path, step: int, environment: Mapping[str, str] | None = None) -> bool:
     """Whether an earlier start of this launcher went back to that step: its restart resumes from the newest checkpoint."""
-    theirs, marks = _read(folder / WENT_BACK), _earlier_marks(environment)
-    return theirs.get("step") == str(step) and any(theirs.get(kind) == mark for kind, mark in marks.items())
+    recorded, marks = _read(folder / WENT_BACK), _earlier_marks(environment)
+    return recorded.get("step") == str(step) and any(recorded.get(kind) == mark for kind, mark in marks.items())
 
 
 def note_going_back(folder: Path, step: int) -> None:

@@ -143,7 +143,7 @@ def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str |
     if run_id is None:
         whose = f"whether this run wrote {checkpoint.path} is not known: {directory.path / RUN_ID} is missing"
     raise InputError(
-        f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start anew beside it"
+        f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start a new run beside it"
     )
 
 
@@ -160,16 +160,16 @@ def _refuse_lost(
     if damaged:
         several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
         reasons = "; ".join(reason for _, reason in damaged)
-        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts anew beside this run")
+        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts a new run beside this one")
     if missing is not None:
         raise InputError(
             f"{directory.path} had a checkpoint of step {missing}, and there is none in {directory.checkpoints}; "
-            "put it back, or --fresh starts anew beside this run"
+            "put it back, or --fresh starts a new run beside this one"
         )
     if past.last_step and not past.has_status:
         raise InputError(
             f"{directory.path} has taken {past.last_step} steps, but there is no checkpoint in {directory.checkpoints}, and "
-            f"{directory.status} does not say whether there was one: put them back, or --fresh starts anew beside this run"
+            f"{directory.status} does not say whether there was one: put them back, or --fresh starts a new run beside this one"
         )
 
 
@@ -190,7 +190,7 @@ def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     if not good:
         return (
             f"the checkpoint of step {step_of(found[-1])} may hold ruined weights, and there is no whole one before it: "
-            "--fresh starts anew beside this run"
+            "--fresh starts a new run beside this one"
         )
     step = step_of(good[-1])
     if good[-1] == found[-1]:
@@ -256,7 +256,7 @@ def starting_progress(
         raise InputError(
             f"{choice.checkpoint.path} was trained on other tokens than {run.data.input_file} gives ({listed}); use the data "
             f"it was trained on; or {allow_change(changes, allowed)} resumes with these; or another --model_name, or "
-            "--fresh to start anew beside it"
+            "--fresh to start a new run beside it"
         )
     return _with_loss_scale(header, run), changes
 
