@@ -74,11 +74,12 @@ class Reported:
             return plan.tokens_per_second / GPUS
         run, machine = plan.run, plan.machine
         assert machine.card is not None
-        work = count_work(run, shards=1, kernel="flash", compiled=True)
+        mesh = run.parallel.mesh(GPUS)
+        work = count_work(run, mesh, kernel="flash", compiled=True)
         work = replace(work, forward={**work.forward, LOSS: fused_loss(run, self.micro_batch)})
         step = time_of(
-            work, collectives(run, GPUS), HostTraffic(), Rates.of(machine.card, machine, "bf16"),
-            ranks=GPUS, grad_accum=self.grad_accum, compiled=True,
+            work, collectives(run, mesh), HostTraffic(), Rates.of(machine.card, machine, "bf16"),
+            grad_accum=self.grad_accum, compiled=True,
         )  # fmt: skip
         return plan.batch.tokens / GPUS / step.seconds
 
