@@ -49,7 +49,9 @@ def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[s
     Earlier releases kept the default's or the preset's ``max_iters`` beside a given ``max_tokens``, and the other way round.
     """
     same = [key for key in LENGTHS if getattr(train, key) is not None and earlier.get(key) == getattr(train, key)]
-    other = [key for key in LENGTHS if getattr(train, key) is None and key not in given and earlier.get(key) is not None]
+    other = [
+        key for key in LENGTHS if getattr(train, key) is None and key not in given and earlier.get(key) is not None
+    ]
     return {key: earlier[key] for key in other} if same else {}
 
 

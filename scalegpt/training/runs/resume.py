@@ -160,16 +160,16 @@ def _refuse_lost(
     if damaged:
         several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
         reasons = "; ".join(reason for _, reason in damaged)
-        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts a new run beside this one")
+        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts a new run beside it")
     if missing is not None:
         raise InputError(
             f"{directory.path} had a checkpoint of step {missing}, and there is none in {directory.checkpoints}; "
-            "put it back, or --fresh starts a new run beside this one"
+            "put it back, or --fresh starts a new run beside it"
         )
     if past.last_step and not past.has_status:
         raise InputError(
             f"{directory.path} has taken {past.last_step} steps, but there is no checkpoint in {directory.checkpoints}, and "
-            f"{directory.status} does not say whether there was one: put them back, or --fresh starts a new run beside this one"
+            f"{directory.status} does not say whether there was one: put them back, or --fresh starts a new run beside it"
         )
 
 
@@ -190,7 +190,7 @@ def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     if not good:
         return (
             f"the checkpoint of step {step_of(found[-1])} may hold ruined weights, and there is no whole one before it: "
-            "--fresh starts a new run beside this one"
+            "--fresh starts a new run beside it"
         )
     step = step_of(good[-1])
     if good[-1] == found[-1]:
