@@ -87,10 +87,8 @@ def profiled(take: Callable[[], object], device: torch.device, trace: str | None
     key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     events = profiler.key_averages()
     # On a GPU an operator and an annotation have the time of their kernels, which are listed too.
-    kernels = (
-        each for each in events if not on_cuda or (each.device_type.name, each.is_user_annotation) == ("CUDA", False)
-    )
-    busy = sum(getattr(each, key) for each in kernels) / 1e6
+    kernels = [each for each in events if each.device_type.name == "CUDA" and not each.is_user_annotation]
+    busy = sum(getattr(each, key) for each in (kernels if on_cuda else events)) / 1e6
     table = events.table(sort_by=key, row_limit=KERNELS, max_name_column_width=80)
     return {"step_seconds": seconds / PROFILED_STEPS, "busy_share": busy / seconds, "kernels": table}
 

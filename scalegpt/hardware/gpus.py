@@ -149,14 +149,9 @@ def _odd_words(name: str, card: Card) -> set[str]:
 
 
 def peak_flops(card: str, precision: str) -> float | None:
-    """The card's dense peak in FLOP/s.
+    """A card's dense peak in FLOP/s; None for a card or dtype that is not in ``gpus.yaml``: no MFU is shown then.
 
-    Args:
-        card: the driver's name of the card, such as ``NVIDIA A100-SXM4-40GB``.
-        precision: the compute dtype, ``bf16`` or ``fp16``.
-
-    Returns:
-        The peak; None for a card or dtype that is not in ``gpus.yaml``: no MFU is shown then.
+    ``card`` is the driver's name, such as ``NVIDIA A100-SXM4-40GB``; ``precision`` the compute dtype, ``bf16`` or ``fp16``.
     """
     known = known_card(card)
     if known is None or precision not in {"bf16", "fp16"} or (precision == "bf16" and not known.has_bf16):

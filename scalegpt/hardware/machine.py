@@ -148,9 +148,7 @@ class Machine:
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:
     """The settings with the numbers that ``gpu`` names, as in ``2x 3090``, and a note that says how it was read.
 
-    Args:
-        settings: the user's.
-        given: the names of those that the user gave; the others have their defaults.
+    ``given`` are the names of the settings that the user gave; the others have their defaults.
 
     Raises:
         InputError: the numbers can be read in several ways, or contradict ``gpus`` or ``nodes``.

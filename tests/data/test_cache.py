@@ -162,7 +162,7 @@ def test_an_input_in_a_closed_folder(open_to_all: Path) -> None:
     assert said == f"refused: input {closed}/a.txt cannot be read: Permission denied; name a text file"
 
 
-def test_a_passing_read_error_is_no_damage(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_passing_read_error_is_not_damage(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = prepare_cached(config(text))
 
     def fail(self: TokenSet) -> None:
