@@ -25,6 +25,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -72,11 +73,14 @@ def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> It
 def software() -> Values:
     """What ran, and from which sources."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    commit = ""
+    with suppress(OSError):  # no git
+        commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     versions = {each.name: each.version for each in distributions()}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": commit or "not known",
         "system": f"Python {platform.python_version()}, {platform.platform()}",
         **{name: versions.get(name, "not installed") for name in ("torch", "deepspeed", "liger-kernel")},
     }

@@ -89,6 +89,11 @@ def document(title: str, body: str, style: str = "") -> str:
     )
 
 
+def section(title: str, *parts: str) -> str:
+    """A heading, and what is under it, as HTML."""
+    return f"<h2>{title}</h2>{''.join(parts)}"
+
+
 def facts(rows: Mapping[str, str]) -> str:
     """A table of names and values, both text."""
     lines = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows.items())

@@ -214,7 +214,7 @@ def runner() -> Iterator[Runner]:
 
 
 def test_a_row_that_crashes_or_hangs_costs_that_row_alone(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "ROW_SECONDS", 5)
+    monkeypatch.setattr(child_module, "ROW_SECONDS", 3)
     taken = {
         name: runner.take(Row(name=name)) for name in ("first", "die", "second", "restart", "third", "hang", "last")
     }
@@ -222,7 +222,7 @@ def test_a_row_that_crashes_or_hangs_costs_that_row_alone(runner: Runner, monkey
     assert outcomes == ["ran", "failed", "ran", "ran", "ran", "failed", "ran"]
     assert "status 7\n" in taken["die"]["reason"]
     assert "last words" in taken["die"]["reason"]
-    assert "no answer after 5 s" in taken["hang"]["reason"]
+    assert "no answer after 3 s" in taken["hang"]["reason"]
     processes = [taken[name]["process"] for name in ("first", "second", "restart", "third", "last")]
     assert processes[0] == runner.greeting["process"]
     assert processes[1] == processes[2]
