@@ -31,6 +31,7 @@ from scalegpt.config.run import SECTIONS
 from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.gpus import peak_flops
 from scalegpt.planner.time.work import flops_per_token
+from scalegpt.training import memory
 from scalegpt.training.metrics import mfu
 
 LOADED_STEPS = 50
@@ -96,7 +97,7 @@ def measure(
             "phases": phases,
             "loader_tokens_per_second": ours.loader_rate(LOADED_STEPS),
             "predicted_peak_bytes": ours.job.plan.peak_bytes,
-            **ours.job.watch.measure().as_status(),
+            **memory.measure(world.device).as_status(),
         }
     finally:
         ours.close()

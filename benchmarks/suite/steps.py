@@ -17,7 +17,7 @@ from scalegpt.backends import Backend
 from scalegpt.backends.base import local
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.batches import on_device
-from scalegpt.training.memory import MemoryWatch, own_bytes
+from scalegpt.training.memory import measure, own_bytes
 
 PROFILED_STEPS, KERNELS = 3, 25
 
@@ -46,7 +46,7 @@ class Memory:
 
     def summary(self) -> Values:
         """The largest of all parts; what the driver counts now, and how much of that lies outside the allocator."""
-        watched = MemoryWatch(self.device).measure()
+        watched = measure(self.device)
         driver = watched.driver or watched.peak
         reserved = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else own_bytes()
         return {
