@@ -420,7 +420,7 @@ def test_without_a_good_checkpoint_nothing_is_trained_from_the_start(
     assert "none of the 2 checkpoints is whole" in line
     for name in ("step_00000012", "step_00000008"):
         assert f"{name}/rank_00000.weights.safetensors is damaged" in line
-    assert "--fresh starts anew" in line
+    assert "--fresh starts a new run" in line
     assert snapshot() == before
 
 
