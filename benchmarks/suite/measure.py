@@ -46,7 +46,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.time.work import flops_per_token
 from scalegpt.tracing.trace import fake_process_group
-from scalegpt.training.memory import MemoryWatch, machine_of
+from scalegpt.training.memory import machine_of, measure
 from scalegpt.training.metrics import mfu
 from scalegpt.units import gib
 
@@ -102,7 +102,7 @@ class DeviceBench:
             return {"machine": None}
         torch.cuda.set_device(self.device)
         torch.zeros(1, device=self.device)
-        machine, held = machine_of(self.world), MemoryWatch(self.device).measure()
+        machine, held = machine_of(self.world), measure(self.device)
         self.outside = held.driver or 0
         return {
             "machine": machine, "card": machine.name, "memory": machine.usable_bytes, "capability": machine.capability,

@@ -420,7 +420,7 @@ def test_without_a_good_checkpoint_nothing_is_trained_from_the_start(
     assert "none of the 2 checkpoints is whole" in line
     for name in ("step_00000012", "step_00000008"):
         assert f"{name}/rank_00000.weights.safetensors is damaged" in line
-    assert "--fresh starts anew" in line
+    assert "--fresh starts a new run" in line
     assert snapshot() == before
 
 
@@ -553,7 +553,7 @@ def test_the_help_says_whose_defaults_it_shows(command_name: str, capsys: pytest
     with pytest.raises(SystemExit):
         main([command_name, "--help"])
     text = capsys.readouterr().out
-    note = "[value] after a flag: the default where neither the preset nor a file says otherwise\n"
+    note = "[value] after a flag: the default unless the preset or a file sets it\n"
     assert text.count(note) == 1
     assert text.index(note) < text.index("usage:")
 

@@ -1,4 +1,4 @@
-"""``report.html``: a finished run on one page that needs nothing else: curves, figures, settings, the last sample."""
+"""``report.html``: a finished run on one self-contained page: curves, figures, settings, the last sample."""
 
 import math
 import statistics
