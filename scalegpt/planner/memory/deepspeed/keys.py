@@ -55,93 +55,73 @@ def one_of(*allowed: Any) -> Check:
     return check
 
 
-_OFFLOAD: Mapping[str, Any] = {
-    "device": one_of("cpu", "none", "nvme"),  # compared with --offload afterwards
-    "pin_memory": flag,
-    "buffer_count": whole(),  # of NVMe only, like the next two: without effect
-    "buffer_size": whole(),
-    "max_in_cpu": whole(),
-    "nvme_path": one_of(None),
-    "pipeline_read": one_of(False),
-    "pipeline_write": one_of(False),
-    "fast_init": one_of(False),
-    "ratio": one_of(1, 1.0),
-    "super_offload": one_of(False),
-}
-
 _DTYPE = one_of("fp32", "bf16", "fp16")
 
+_OFFLOAD: Mapping[str, Any] = {
+    "device": one_of("cpu", "none", "nvme"),  # compared with --offload afterwards
+    "nvme_path": one_of(None),
+    "ratio": one_of(1, 1.0),
+    "pin_memory": flag,
+    **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), whole()),  # of NVMe only: without effect
+    **dict.fromkeys(("pipeline_read", "pipeline_write", "fast_init", "super_offload"), one_of(False)),
+}
+
 ALLOWED: Mapping[str, Any] = {
-    "train_batch_size": whole(1),
-    "train_micro_batch_size_per_gpu": whole(1),
-    "gradient_accumulation_steps": whole(1),
+    **dict.fromkeys(
+        ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), whole(1)
+    ),
+    **dict.fromkeys(("zero_allow_untested_optimizer", "managed_gradient_accumulation"), one_of(True)),
+    **dict.fromkeys(
+        ("zero_force_ds_cpu_optimizer", "prescale_gradients", "sparse_gradients", "disable_allgather",
+         "disable_python_gc"),
+        one_of(False),
+    ),
+    **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state"), flag),
     "gradient_clipping": number,
     "communication_data_type": _DTYPE,
-    "zero_allow_untested_optimizer": one_of(True),
-    "zero_force_ds_cpu_optimizer": one_of(False),
-    "prescale_gradients": one_of(False),
     "gradient_predivide_factor": one_of(1, 1.0),
     "gradient_allreduce_op": one_of("mean"),
-    "sparse_gradients": one_of(False),
-    "disable_allgather": one_of(False),
-    "managed_gradient_accumulation": one_of(True),
-    "disable_python_gc": one_of(False),
     "steps_per_print": lambda value: None if value is None else whole(1)(value),
-    "wall_clock_breakdown": flag,
-    "memory_breakdown": flag,
-    "dump_state": flag,
     "bf16": {
-        "enabled": flag,
-        "immediate_grad_update": flag,
-        "check_grad_overflow": flag,
-        "bf16_master_weights_and_grads": one_of(False),
-        "bf16_optimizer_states": one_of(False),
+        **dict.fromkeys(("enabled", "immediate_grad_update", "check_grad_overflow"), flag),
+        **dict.fromkeys(("bf16_master_weights_and_grads", "bf16_optimizer_states"), one_of(False)),
     },
     "fp16": {
-        "enabled": flag,
-        "auto_cast": one_of(False),
+        **dict.fromkeys(("enabled", "consecutive_hysteresis"), flag),
+        **dict.fromkeys(("auto_cast", "fp16_master_weights_and_grads"), one_of(False)),
+        **dict.fromkeys(("loss_scale_window", "hysteresis", "min_loss_scale"), whole(1)),
         "loss_scale": one_of(0, 0.0),
         "initial_scale_power": whole(),
-        "loss_scale_window": whole(1),
-        "hysteresis": whole(1),
-        "consecutive_hysteresis": flag,
-        "min_loss_scale": whole(1),
-        "fp16_master_weights_and_grads": one_of(False),
     },
     "data_types": {"grad_accum_dtype": _DTYPE},
-    "comms_logger": {"enabled": flag, "verbose": flag, "prof_all": flag, "debug": flag},
+    "comms_logger": dict.fromkeys(("enabled", "verbose", "prof_all", "debug"), flag),
     "zero_optimization": {
         "stage": one_of(0, 1, 2, 3),
-        "overlap_comm": flag,
-        "contiguous_gradients": one_of(True),
-        "reduce_scatter": one_of(True),
-        "reduce_bucket_size": whole(1),
-        "allgather_partitions": one_of(True),
         "allgather_bucket_size": whole(2, multiple=2),
-        "use_multi_rank_bucket_allreduce": one_of(True),
-        "round_robin_gradients": one_of(False),
-        "ignore_unused_parameters": flag,
-        "elastic_checkpoint": one_of(False),
-        "load_from_fp32_weights": flag,
-        "legacy_stage1": one_of(False),
-        "memory_efficient_linear": one_of(True),
-        "compute_grad_norm": one_of(True),
-        "override_module_apply": one_of(True),
-        "sub_group_size": whole(1),
-        "stage3_prefetch_bucket_size": whole(),
-        "stage3_param_persistence_threshold": whole(),
-        "stage3_max_live_parameters": whole(),
-        "stage3_max_reuse_distance": whole(),
-        "stage3_gather_16bit_weights_on_model_save": flag,  # DeepSpeed's own checkpoints are never written
-        "stage3_gather_fp16_weights_on_model_save": flag,
         "zero_hpz_partition_size": one_of(1),
-        "zero_quantized_weights": one_of(False),
-        "zero_quantized_gradients": one_of(False),
-        "zero_quantized_nontrainable_weights": one_of(False),
-        "offload_optimizer": _OFFLOAD,
-        "offload_param": _OFFLOAD,
+        **dict.fromkeys(("reduce_bucket_size", "sub_group_size"), whole(1)),
+        **dict.fromkeys(
+            ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters",
+             "stage3_max_reuse_distance"),
+            whole(),
+        ),
+        **dict.fromkeys(("overlap_comm", "ignore_unused_parameters", "load_from_fp32_weights"), flag),
+        **dict.fromkeys(  # DeepSpeed's own checkpoints are never written
+            ("stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"), flag
+        ),
+        **dict.fromkeys(
+            ("contiguous_gradients", "reduce_scatter", "allgather_partitions", "use_multi_rank_bucket_allreduce",
+             "memory_efficient_linear", "compute_grad_norm", "override_module_apply"),
+            one_of(True),
+        ),
+        **dict.fromkeys(
+            ("round_robin_gradients", "elastic_checkpoint", "legacy_stage1", "zero_quantized_weights",
+             "zero_quantized_gradients", "zero_quantized_nontrainable_weights"),
+            one_of(False),
+        ),
+        **dict.fromkeys(("offload_optimizer", "offload_param"), _OFFLOAD),
     },
-}
+}  # fmt: skip
 """Key → a check of its value, or the keys of an object. A key with one allowed value changes what the plan does not count."""
 
 _BY_FLAGS = "the run's own flags decide that"
