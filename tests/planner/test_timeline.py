@@ -65,16 +65,3 @@ def test_what_is_observed_below_an_earlier_peak_leaves_that_peak() -> None:
     assert timeline.peaks["blocks"] == known
     timeline.touch("passing", 200_000)
     assert timeline.peaks["blocks"].kinds == {"kept": 1024, "passing": 200_192}
-
-
-def test_repeating_changes_what_lives_and_counts_no_moment() -> None:
-    timeline = Timeline()
-    timeline.enter("blocks")
-    timeline.take("gone", 1024)
-    before = timeline.live.copy()
-    timeline.take("kept", 2048)
-    timeline.give("gone", 512)
-    timeline.repeat(before, 1)
-    assert dict(timeline.live) == {"gone": 0, "kept": 4096}
-    assert timeline.total == 4096
-    assert timeline.peaks["blocks"].total == 3072

@@ -222,19 +222,11 @@ class Step:
         self.after_backward()
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """Play the first two blocks and the last two, and between them repeat the second one's effect.
-
-        From the second to the last but one, what lives changes by the same amount from block to block, so that the fullest
-        moment falls in one of these or in the last, during which nothing is gathered ahead.
-        """
+        """Play a pass through all blocks."""
         layers = self.run.model.n_layer
-        played = [*range(min(layers, 2)), *range(max(2, layers - 2), layers)]
-        for index in played:
-            before = self.t.live.copy()
+        for index in range(layers):
             self.at_last_block = index == layers - 1
             play()
-            if index == 1 and layers > 4:
-                self.t.repeat(before, layers - 4)
 
     def _embed(self) -> None:
         self.embedding.forward(self.t)

@@ -5,7 +5,7 @@ Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 UNIT = 512
@@ -158,20 +158,6 @@ class Timeline:
         for kind, more in effect.change.items():
             live[kind] += more
         self.total += effect.grows
-
-    def repeat(self, before: "Counter[str]", times: int) -> None:
-        """Repeat what has changed since ``before``, a copy of :attr:`live`, a number of times.
-
-        No moment in between counts: the fullest must be recorded already, or come later.
-        """
-        self.become({kind: size + (size - before[kind]) * times for kind, size in self.live.items()})
-
-    def become(self, live: Mapping[str, int]) -> None:
-        """Set what lives of these kinds; no moment until then counts."""
-        self._note()
-        for kind, size in live.items():
-            self.live[kind] = size
-        self.total = sum(self.live.values())
 
     @property
     def peaks(self) -> dict[str, Moment]:

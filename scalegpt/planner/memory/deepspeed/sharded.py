@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 
 from scalegpt.architecture.parameters import Shape
@@ -94,22 +94,6 @@ class ShardedStep(Step, ABC):
     @abstractmethod
     def arrive(self, elements: int, width: int) -> None:
         """A parameter's gradient is complete, ``width`` bytes an element counted as temporary; 0: not counted."""
-
-    def _blocks(self, play: Callable[[], None]) -> None:
-        """See :meth:`Step._blocks`; blocks are alike from the first after which the bucket is as before it."""
-        layers, played = self.run.model.n_layer, 0
-        while played < layers:
-            before, state = self.t.live.copy(), self.bucket_state
-            play()
-            played += 1
-            if state == self.bucket_state and played < layers - 1:
-                self.t.repeat(before, layers - 1 - played)
-                played = layers - 1
-
-    @property
-    def bucket_state(self) -> tuple[int, ...]:
-        """What the next gradient's effect depends on."""
-        return (self.filled,)
 
     def _loss_backward(self) -> None:
         super()._loss_backward()

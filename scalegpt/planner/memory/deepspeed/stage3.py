@@ -9,7 +9,7 @@ Beyond what :mod:`scalegpt.planner.memory.deepspeed.gather` says, from deepspeed
 - The optimizer updates one group after another, each with a flat copy of its gradients.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
@@ -126,45 +126,11 @@ class Stage3(ShardedStep):
         self._gathered(self.plan.norm_back.after)
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """Play each block with what is gathered around it, but of those in the middle only the fullest."""
-        forward = play == self.block_forward
-        visits = self.plan.blocks if forward else self.plan.blocks_back[::-1]
-        number, count = 0, len(visits)
-        while number < count:
-            before, state = self._others(), self.filled
-            self._play(visits[number], play)
-            number += 1
-            if state == self.filled and number < count - 1:
-                self._play_middle(visits, number, before, play)
-                number = count - 1
-        self._gathered(visits[-1].after)
-
-    def _play_middle(
-        self, visits: Sequence[Visit], number: int, before: dict[str, int], play: Callable[[], None]
-    ) -> None:
-        """From here on only gathered weights differ: play the blocks in which most lives, up to the last but one."""
-        after = self._others()
-        change = {kind: size - before.get(kind, 0) for kind, size in after.items()}
-        grows, middle = sum(change.values()), range(number, len(visits) - 1)
-        fullest = max(middle, key=lambda i: (i - number) * grows + visits[i].during)
-        widest = max(middle, key=lambda i: (i - number) * grows + visits[i].fetching)
-        for i in {fullest, widest}:
-            self._jump(after, change, i - number, visits[i - 1].after)
-            self._play(visits[i], play)
-        self._jump(after, change, len(visits) - 1 - number, visits[-2].after)
-
-    def _play(self, visit: Visit, play: Callable[[], None]) -> None:
-        self._enter(visit)
-        play()
-        self._gathered(visit.after)
-
-    def _others(self) -> dict[str, int]:
-        """What lives besides gathered weights."""
-        return {kind: size for kind, size in self.t.live.items() if kind != GATHERED}
-
-    def _jump(self, start: dict[str, int], change: dict[str, int], times: int, gathered: int) -> None:
-        """Set what lives to the state after ``times`` more blocks."""
-        self.t.become({kind: size + times * change[kind] for kind, size in start.items()} | {GATHERED: gathered})
+        """See :meth:`Step._blocks`; each block with what is gathered around it."""
+        for visit in self.plan.blocks if play == self.block_forward else self.plan.blocks_back[::-1]:
+            self._enter(visit)
+            play()
+            self._gathered(visit.after)
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 

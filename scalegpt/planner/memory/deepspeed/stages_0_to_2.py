@@ -170,11 +170,6 @@ class PartStep(ShardedStep):
         """Bytes of an element in the bucket."""
         return self.compute
 
-    @property
-    def bucket_state(self) -> tuple[int, ...]:
-        """See :attr:`ShardedStep.bucket_state`."""
-        return self.filled, self.largest, self.open, self.owned, self.waiting
-
     def open_buckets(self) -> None:
         """Allocate the buckets, once in a backward pass."""
         if not self.open:
