@@ -51,7 +51,7 @@ class ShardedStep(Step, ABC):
         self.parts = [self.part(group) for group in self.groups]
         self.part_state = uniform_group(self.optimizer)
         self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
-        self.in_tail = self.norm_waits = False
+        self.in_tail = False
 
     def part(self, group: Shapes) -> int:
         """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
@@ -97,20 +97,9 @@ class ShardedStep(Step, ABC):
 
     def _loss_backward(self) -> None:
         super()._loss_backward()
-        self.norm_waits = True
-
-    def block_backward(self) -> None:
-        """See :meth:`Step.block_backward`; the last norm's gradients come before the first block."""
-        self.last_norm()
-        super().block_backward()
-
-    def last_norm(self) -> None:
-        """The last norm's gradients, once."""
-        if self.norm_waits:
-            self.norm_waits = False
-            for shape in self.parameters.small:
-                if len(shape) == 1:
-                    self.arrive(numel(shape), 0)
+        for shape in self.parameters.small:
+            if len(shape) == 1:  # the last norm's
+                self.arrive(numel(shape), 0)
 
     def _tail(self) -> None:
         self.in_tail = True

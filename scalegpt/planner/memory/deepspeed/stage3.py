@@ -136,7 +136,6 @@ class Stage3(ShardedStep):
 
     def block_backward(self) -> None:
         """A block's gradients are reduced when all of them exist, matrices first."""
-        self.last_norm()
         self.in_block = []
         self.alike("backward", self.play_backward)
         self.in_block = None
