@@ -109,8 +109,6 @@ class FSDPStep(Step):
         self.reduce = BYTES[REDUCE_DTYPE]
         self.block_group = Group.of(self.parameters.block, self.shards, self.compute, self.reduce)
         self.root_group = Group.of(self.parameters.root, self.shards, self.compute, self.reduce)
-        self.small = sum(rounded(self.compute * numel(shape)) for shape in self.parameters.small)
-        self.vectors = sum(rounded(self.compute * numel(shape)) for shape in self.parameters.vectors)
         self.buffered = self.reducing = 0  # bytes of the buffers that wait to be freed
         self.held_parts = 0  # at stage 0, of what has been reduced and then cast
         self.stays_gathered = False  # at stage 2, from an inner micro step to the next
@@ -212,7 +210,7 @@ class FSDPStep(Step):
 
     @property
     def adds_at_once(self) -> bool:
-        """Whether autograd adds a gradient to one that exists; where dtypes differ FSDP2 adds the group's."""
+        """See :attr:`Step.adds_at_once`; where dtypes differ FSDP2 adds the group's."""
         return self.compute == self.reduce and self.has_gradients and self.stage != 3
 
     def accumulate(self, elements: int) -> None:
@@ -221,27 +219,14 @@ class FSDPStep(Step):
         if not self.adds_at_once:
             self.t.take(GRADIENTS, self.compute * elements)
 
-    def small_gradients(self, _shapes: object) -> None:
-        """See :meth:`Step.small_gradients`: the position embedding's and the last norm's."""
-        if not self.adds_at_once:
-            self.t.hold(GRADIENTS, self.small)
-
-    def settle_head(self) -> None:
-        """An untied head's gradient waits for the root's."""
-        if self.adds_at_once:
-            self.t.give(GRADIENTS, self.compute * self.head)
-
     def block_backward(self) -> None:
         """Gather, compute, reduce."""
-        t = self.t
         if self.stage == 3:
             self._copy_out(self.block_group)
             self._free_buffer()
             if not self.at_last_block:
                 self._fetch()
-        self.alike(("backward", self.adds_at_once), self.play_backward)
-        if not self.adds_at_once:
-            t.hold(GRADIENTS, self.vectors)
+        super().block_backward()
         self._finish_group(self.block_group)
 
     def after_backward(self) -> None:

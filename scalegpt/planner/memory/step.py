@@ -67,9 +67,6 @@ class Step:
         InputError: the backend cannot run the mesh.
     """
 
-    backwards_alike = True
-    """Whether all blocks' backward passes do the same, given which gradients exist."""
-
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int) -> None:
         run.parallel.spec.check_mesh(mesh)
         self.run, self.shards, self.grad_accum = run, mesh.shards, grad_accum
@@ -144,9 +141,14 @@ class Step:
         if self.has_gradients:
             self.t.give(GRADIENTS, 4 * elements)
 
+    @property
+    def adds_at_once(self) -> bool:
+        """Whether a gradient is added to one that exists as soon as it is made."""
+        return self.has_gradients
+
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """Hold gradients that are too small to follow one by one: of norms and biases."""
-        if not self.has_gradients:
+        """Hold gradients that the tape does not follow: of norms, biases and positions."""
+        if not self.adds_at_once:
             self.t.hold(GRADIENTS, sum(rounded(self.gradient_bytes * numel(shape)) for shape in shapes))
 
     def before_forward(self) -> None:
@@ -161,10 +163,7 @@ class Step:
 
     def block_backward(self) -> None:
         """One block's backward pass, and what follows it."""
-        if self.backwards_alike:
-            self.alike(("backward", self.has_gradients), self.play_backward)
-        else:
-            self.play_backward()
+        self.alike(("backward", self.adds_at_once), self.play_backward)
         self.small_gradients(self.parameters.vectors)
 
     def play_forward(self) -> None:
@@ -178,7 +177,7 @@ class Step:
 
     def settle_head(self) -> None:
         """An untied head's or the token embedding's gradient is complete; it is added to one that exists."""
-        if self.has_gradients:
+        if self.adds_at_once:
             self.t.give(GRADIENTS, self.gradient_bytes * self.head)
 
     def after_backward(self) -> None:
@@ -245,6 +244,7 @@ class Step:
         self.t.enter("block_backward")
         self.final_norm.leave(self.t)
         self.final_norm.backward(self.t, lambda _name, _elements: None)
+        self.small_gradients(self.parameters.last_norm)
 
     def _head_gradient(self) -> None:
         """The head's gradient has been made: in the compute dtype, or by the chunked loss in fp32 and in its own memory."""
@@ -266,7 +266,7 @@ class Step:
         size = self.gradient_bytes * elements
         self.t.give(GRADIENTS, size)
         if name != TOKENS:
-            self.small_gradients(self.parameters.small)
+            self.small_gradients([self.parameters.positions])
             return
         self.t.take(GRADIENTS, size)
         if self.run.model.tie_head:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from scalegpt.architecture.decoder import Decoder, parameter_shapes
 from scalegpt.architecture.parameters import Shape
-from scalegpt.architecture.parts import HEAD, TOKENS
+from scalegpt.architecture.parts import POSITIONS
 from scalegpt.config import ModelConfig
 
 
@@ -26,7 +26,8 @@ class ModelShapes:
         block: those of one block; all are alike.
         vectors: the block's norms and biases.
         root: those outside the blocks.
-        small: those outside the blocks whose gradients are counted together: the position embedding, the last norm.
+        positions: of the position embedding.
+        last_norm: the final norm's vectors.
         largest: elements of the largest.
     """
 
@@ -35,7 +36,8 @@ class ModelShapes:
     block: tuple[Shape, ...]
     vectors: tuple[Shape, ...]
     root: tuple[Shape, ...]
-    small: tuple[Shape, ...]
+    positions: Shape
+    last_norm: tuple[Shape, ...]
     largest: int
 
     @classmethod
@@ -58,6 +60,7 @@ class ModelShapes:
             block=block,
             vectors=tuple(shape for shape in block if len(shape) == 1),
             root=tuple(root.values()),
-            small=tuple(shape for name, shape in root.items() if name not in (TOKENS, HEAD)),
+            positions=root[POSITIONS],
+            last_norm=tuple(shape for shape in root.values() if len(shape) == 1),
             largest=max(map(numel, shapes.values())),
         )

@@ -35,7 +35,6 @@ def pinned(zero: Settings, what: str) -> bool:
 class ShardedStep(Step, ABC):
     """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
 
-    backwards_alike = False  # each depends on what is in the bucket
     pins_masters = True
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
@@ -51,7 +50,6 @@ class ShardedStep(Step, ABC):
         self.parts = [self.part(group) for group in self.groups]
         self.part_state = uniform_group(self.optimizer)
         self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
-        self.in_tail = False
 
     def part(self, group: Shapes) -> int:
         """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
@@ -78,8 +76,12 @@ class ShardedStep(Step, ABC):
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
         """See :meth:`Step.small_gradients`; here each goes to the bucket, and has no bytes of its own."""
         for shape in shapes:
-            if not self.in_tail or len(shape) > 1:  # the last norm's came long before
-                self.arrive(numel(shape), 0)
+            self.arrive(numel(shape), 0)
+
+    def block_backward(self) -> None:
+        """See :meth:`Step.block_backward`; each depends on what is in the bucket."""
+        self.play_backward()
+        self.small_gradients(self.parameters.vectors)
 
     def settle_head(self) -> None:
         """See :meth:`Step.settle_head`."""
@@ -94,17 +96,6 @@ class ShardedStep(Step, ABC):
     @abstractmethod
     def arrive(self, elements: int, width: int) -> None:
         """A parameter's gradient is complete, ``width`` bytes an element counted as temporary; 0: not counted."""
-
-    def _loss_backward(self) -> None:
-        super()._loss_backward()
-        for shape in self.parameters.small:
-            if len(shape) == 1:  # the last norm's
-                self.arrive(numel(shape), 0)
-
-    def _tail(self) -> None:
-        self.in_tail = True
-        super()._tail()
-        self.in_tail = False
 
     def _step_in_groups(self) -> None:
         """What the update of a part allocates for a while."""

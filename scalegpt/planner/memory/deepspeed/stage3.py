@@ -9,9 +9,9 @@ Beyond what :mod:`scalegpt.planner.memory.deepspeed.gather` says, from deepspeed
 - The optimizer updates one group after another, each with a flat copy of its gradients.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from scalegpt.architecture.parameters import Shape
+from scalegpt.architecture.parts import TOKENS
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.deepspeed.gather import Schedule, Visit, gathering, schedule
@@ -178,10 +178,9 @@ class Stage3(ShardedStep):
         self._enter(self.plan.embeddings_back[0])
         super()._tail()
 
-    def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """See :meth:`ShardedStep.small_gradients`; the position embedding's comes before the token embedding is gathered."""
-        super().small_gradients(shapes)
-        if self.in_tail:
+    def _embedding_gradient(self, name: str, elements: int) -> None:
+        super()._embedding_gradient(name, elements)
+        if name != TOKENS:  # the token embedding is gathered next
             self._enter(self.plan.embeddings_back[1])
 
     def after_backward(self) -> None:
