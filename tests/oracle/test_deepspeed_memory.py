@@ -24,6 +24,7 @@ from scalegpt.architecture import kernels, layers
 from scalegpt.backends.capabilities import cpu_has_fp16
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
+from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.memory.deepspeed.gather import schedule
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.deepspeed.sharded import ShardedStep
@@ -83,8 +84,9 @@ class Played:
 
     def __init__(self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch) -> None:
         run: RunConfig = resolve(flags=flags)
+        kernel = attention_kernel(run)
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=RANKS, on_cuda=False)
-        step = make_step(run, mesh=run.parallel.mesh(RANKS), grad_accum=grad_accum, settings=settings)
+        step = make_step(run, mesh=run.parallel.mesh(RANKS), grad_accum=grad_accum, kernel=kernel, settings=settings)
         assert isinstance(step, ShardedStep)
         step.copies_between = False
         if isinstance(step, Stage3):
@@ -92,7 +94,7 @@ class Played:
         patch.setattr(kernels, "attention_backward", lambda _kernel, _heads: ())
         patch.setattr(layers, "STATISTICS", step.compute)
         uncached = block_program.__wrapped__
-        step.block = uncached(run.model, numerics_of(run, step.kernel), run.train.recompute).at(run.train.micro_batch)
+        step.block = uncached(run.model, numerics_of(run, kernel), run.train.recompute).at(run.train.micro_batch)
         self.live: Counter[str] = Counter()
         self.buckets = 0
         self._listen(step, run.parallel.stage)

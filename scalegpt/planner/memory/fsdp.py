@@ -100,8 +100,8 @@ class Group:
 class FSDPStep(Step):
     """One optimizer step under ``fsdp``, at stage 0, 2 or 3."""
 
-    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int) -> None:
-        super().__init__(run, mesh, grad_accum)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str) -> None:
+        super().__init__(run, mesh, grad_accum, kernel)
         self.stage = run.parallel.stage
         self.offloads = run.parallel.offload == "all"
         if self.stage == 3:

@@ -7,7 +7,7 @@ trainer allocates and frees. Its figures are those of ``torch.cuda.max_memory_al
 """
 
 from scalegpt.config import RunConfig
-from scalegpt.config.backends import DEEPSPEED, FSDP, Mesh
+from scalegpt.config.backends import DEEPSPEED, FSDP
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import Card
 from scalegpt.planner.attention import attention_kernel
@@ -38,7 +38,13 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
 
 def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
     """The same with the attention kernel named, which is all that a card decides."""
-    return _step(run, run.parallel.mesh(ranks), grad_accum).attending_with(kernel).play()
+    mesh = run.parallel.mesh(ranks)
+    if run.parallel.spec is FSDP:
+        return FSDPStep(run, mesh, grad_accum, kernel).play()
+    if run.parallel.spec is DEEPSPEED:
+        settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=ranks, on_cuda=True)
+        return make_step(run, mesh=mesh, grad_accum=grad_accum, kernel=kernel, settings=settings).play()
+    return Step(run, mesh, grad_accum, kernel).play()
 
 
 def kept_bytes(kernel: str, run: RunConfig) -> int:
@@ -50,12 +56,3 @@ def kept_bytes(kernel: str, run: RunConfig) -> int:
     tokens = run.train.micro_batch * run.model.block_size
     logits = 4 * tokens * run.model.vocab_size if run.train.loss == "full" else 0
     return kept_by_blocks(run, kernel) + logits
-
-
-def _step(run: RunConfig, mesh: Mesh, grad_accum: int) -> Step:
-    if run.parallel.spec is FSDP:
-        return FSDPStep(run, mesh, grad_accum)
-    if run.parallel.spec is DEEPSPEED:
-        settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=mesh.ranks, on_cuda=True)
-        return make_step(run, mesh=mesh, grad_accum=grad_accum, settings=settings)
-    return Step(run, mesh, grad_accum)

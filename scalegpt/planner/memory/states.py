@@ -20,7 +20,6 @@ The ledger of :mod:`scalegpt.planner.memory.step` counts tensor by tensor: it ad
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from scalegpt.architecture.decoder import BLOCKS, kind_of, parameter_shapes
@@ -122,21 +121,6 @@ def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
 # --- weights and gradients -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Widths:
-    """Bytes per parameter.
-
-    Attributes:
-        weights: of the weights that a step starts from.
-        masters: of fp32 copies of them, which the optimizer updates; 0 where the weights are fp32 and need none.
-        gradients: of the gradients as they add up.
-    """
-
-    weights: int
-    masters: int
-    gradients: int
-
-
 def casts_weights(run: RunConfig) -> bool:
     """Whether weights are fp32 and cast where they are used: under ``plain``, and DeepSpeed's stage 0 except in fp16."""
     parallel = run.parallel
@@ -145,8 +129,8 @@ def casts_weights(run: RunConfig) -> bool:
     return parallel.spec is PLAIN
 
 
-def widths(run: RunConfig) -> Widths:
-    """The bytes of a weight, its master and its gradient in a run.
+def widths(run: RunConfig) -> tuple[int, int, int]:
+    """The bytes of a weight between steps, of its fp32 master (0: none), and of its gradient as it adds up.
 
     ``plain`` and FSDP2 hold fp32 weights and cast or gather them in the compute dtype while they are used. So does
     DeepSpeed's engine at stage 0, except in fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
@@ -160,9 +144,9 @@ def widths(run: RunConfig) -> Widths:
     if precision not in BYTES:
         raise InputError("precision auto: say which, bf16, fp16 or fp32")
     if backend is FSDP or casts_weights(run):
-        return Widths(weights=FP32, masters=0, gradients=FP32)
+        return FP32, 0, FP32
     compute = BYTES[precision]
-    return Widths(weights=compute, masters=FP32, gradients=FP32 if stage > 0 else compute)
+    return compute, FP32, FP32 if stage > 0 else compute
 
 
 def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
@@ -174,13 +158,14 @@ def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
     Raises:
         InputError: the precision is still ``auto``, or the vocabulary is.
     """
-    width, spec, counts = widths(run), run.train.optimizer_spec, parameters_by_kind(run.model)
+    (weight, master, gradient), spec = widths(run), run.train.optimizer_spec
+    counts = parameters_by_kind(run.model)
     total = sum(counts.values())
     state = sum(spec.group_of(kind).state_bytes * count for kind, count in counts.items())
     whole = {
-        WEIGHTS: width.weights * total,
-        GRADIENTS: width.gradients * total,
-        OPTIMIZER_STATE: width.masters * total + state,
+        WEIGHTS: weight * total,
+        GRADIENTS: gradient * total,
+        OPTIMIZER_STATE: master * total + state,
     }
     parallel = run.parallel
     return cut_over(whole, parallel.mesh(ranks).shards, parallel.stage, parallel.spec.cut_from)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Self
 
 from scalegpt.architecture import kernels
 from scalegpt.architecture.loss import LossPart
@@ -10,7 +9,6 @@ from scalegpt.architecture.parameters import Shape
 from scalegpt.architecture.parts import TOKENS
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
-from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.memory.newton_schulz import Exchange
 from scalegpt.planner.memory.programs import block_at, embedding_at, final_norm_at, loss_at, numerics_of
 from scalegpt.planner.memory.states import casts_weights, counters, state_bytes, temporary_bytes, tensors_of
@@ -62,12 +60,13 @@ class Step:
         run: a run whose precision and micro batch are fixed.
         mesh: how the ranks are laid out.
         grad_accum: micro batches per optimizer step.
+        kernel: the attention kernel.
 
     Raises:
         InputError: the backend cannot run the mesh.
     """
 
-    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int) -> None:
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str) -> None:
         run.parallel.spec.check_mesh(mesh)
         self.run, self.shards, self.grad_accum = run, mesh.shards, grad_accum
         # From the second micro step on gradients exist; those between it and the last are like it.
@@ -79,22 +78,12 @@ class Step:
         self.shapes = self.parameters.shapes
         self.head = numel(self.shapes[TOKENS])
         self._seen: dict[object, Effect] = {}
-        self._attend(attention_kernel(run))
-        self.gradient_bytes = 4 if casts_weights(run) else self.compute
-
-    def attending_with(self, kernel: str) -> Self:
-        """The step with this attention kernel; itself."""
-        if kernel != self.kernel:
-            self._attend(kernel)
-        return self
-
-    def _attend(self, kernel: str) -> None:
-        self.kernel, model, batch = kernel, self.run.model, self.run.train.micro_batch
-        numerics = numerics_of(self.run, kernel)
+        model, batch, numerics = run.model, run.train.micro_batch, numerics_of(run, kernel)
         self.compute = numerics.compute
-        self.block = block_at(model, numerics, self.run.train.recompute, batch)
+        self.gradient_bytes = 4 if casts_weights(run) else self.compute
+        self.block = block_at(model, numerics, run.train.recompute, batch)
         self.embedding, self.final_norm = embedding_at(model, numerics, batch), final_norm_at(model, numerics, batch)
-        self.loss = loss_at(LossPart.of(model, self.run.train), numerics, batch)
+        self.loss = loss_at(LossPart.of(model, run.train), numerics, batch)
 
     def play(self) -> Prediction:
         """Play the states, the micro steps and the optimizer."""

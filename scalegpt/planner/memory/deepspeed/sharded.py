@@ -37,8 +37,8 @@ class ShardedStep(Step, ABC):
 
     pins_masters = True
 
-    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, mesh, grad_accum)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum, kernel)
         self.zero = settings["zero_optimization"]
         self.accumulated = BYTES[settings["data_types"]["grad_accum_dtype"]]
         self.sent = BYTES[settings["communication_data_type"]]

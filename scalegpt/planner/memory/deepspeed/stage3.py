@@ -34,8 +34,8 @@ class Stage3(ShardedStep):
 
     pins_masters = False
 
-    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, mesh, grad_accum, settings)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum, kernel, settings)
         self.micro_steps = min(grad_accum, 2)  # gradients have their place from the start; the last step holds most
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])

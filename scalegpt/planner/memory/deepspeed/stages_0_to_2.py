@@ -39,25 +39,26 @@ FALLBACK_BUCKET = 500_000_000
 """Elements after which the engine reduces what it has collected (``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
 
-def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, settings: Settings) -> Step:
+def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> Step:
     """The step of the fullest rank that these settings make DeepSpeed take.
 
     Args:
         run: a run whose precision and micro batch are fixed.
         mesh: how the ranks are laid out.
         grad_accum: micro batches per optimizer step.
+        kernel: the attention kernel.
         settings: DeepSpeed's configuration from :func:`~scalegpt.planner.memory.deepspeed.settings.deepspeed_settings`.
     """
     zero = settings["zero_optimization"]
     fp16, offload = settings["fp16"]["enabled"], offloaded(zero, "optimizer")
     if zero["stage"] == 3:
-        return Stage3(run, mesh, grad_accum, settings)
+        return Stage3(run, mesh, grad_accum, kernel, settings)
     if zero["stage"] == 0:
-        return UnfusedStep(run, mesh, grad_accum) if fp16 else EngineStep(run, mesh, grad_accum)
+        return (UnfusedStep if fp16 else EngineStep)(run, mesh, grad_accum, kernel)
     in_fp32 = settings["data_types"]["grad_accum_dtype"] == "fp32"
     if zero["stage"] == 1 and settings["bf16"]["enabled"] and in_fp32 and not offload:
-        return BF16Step(run, mesh, grad_accum, settings)
-    return (Stage1 if zero["stage"] == 1 else Stage2)(run, mesh, grad_accum, settings)
+        return BF16Step(run, mesh, grad_accum, kernel, settings)
+    return (Stage1 if zero["stage"] == 1 else Stage2)(run, mesh, grad_accum, kernel, settings)
 
 
 class EngineStep(Step):
@@ -115,8 +116,8 @@ def largest_pile(sizes: Iterable[int]) -> int:
 class BF16Step(ShardedStep):
     """Stage 1 in bf16: ``BF16_Optimizer``, which reduces all gradients everywhere, whole and in fp32."""
 
-    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, mesh, grad_accum, settings)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum, kernel, settings)
         self.at_once = bool(settings["bf16"].get("immediate_grad_update", False))
 
     def hold_states(self) -> None:
@@ -148,8 +149,8 @@ class BF16Step(ShardedStep):
 class PartStep(ShardedStep):
     """What stages 1 and 2 of ZeRO's own optimizer share: buckets that are allocated in each backward pass."""
 
-    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, mesh, grad_accum, settings)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum, kernel, settings)
         self.compact = self.accumulated == 4 and self.compute != 4
         self.open = self.owned = 0  # bytes of the buckets and of this rank's gradients
         self.waiting = 0  # bytes of a gradient that is too large for the bucket
