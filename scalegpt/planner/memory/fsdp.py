@@ -122,7 +122,7 @@ class FSDPStep(Step):
         return rounded(self._part(shape))
 
     def hold_states(self) -> None:
-        """See :meth:`Step.hold_states`; with offload weights and gradients lie in pinned host memory, moments do not."""
+        """See :meth:`Step.hold_states`; with offload weights and gradients are in pinned host memory, moments are not."""
         if not self.offloads:
             super().hold_states()
             return
@@ -267,6 +267,6 @@ class FSDPStep(Step):
             t.drop(GRADIENTS, group.shard)
 
     def _optimizer_step(self) -> None:
-        """See :meth:`Step._optimizer_step`; what is offloaded is updated where it lies."""
+        """See :meth:`Step._optimizer_step`; what is offloaded is updated in host memory."""
         if not self.offloads:
             super()._optimizer_step()

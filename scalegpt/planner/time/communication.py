@@ -177,11 +177,11 @@ def _gathered_by_stage3(
     threshold = int(settings["zero_optimization"]["stage3_param_persistence_threshold"])
     small = (shape for shape in parameter_shapes(model).values() if numel(shape) <= threshold)
     forward, back = schedule(gathering(run, ranks, settings)).fetched
-    return forward, back, ranks * sum(deepspeed_step.padded(shape, ranks) for shape in small)
+    return forward, back, ranks * sum(deepspeed_step.part_of_tensor(shape, ranks) for shape in small)
 
 
 @lru_cache(maxsize=1024)
 def _in_parts(model: ModelConfig, ranks: int) -> int:
     """Elements of all tensors, each cut into equal parts by itself."""
-    parts = (deepspeed_step.padded(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
+    parts = (deepspeed_step.part_of_tensor(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
     return ranks * sum(parts)

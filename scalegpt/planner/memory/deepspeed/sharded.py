@@ -109,12 +109,12 @@ def _elements(group: Shapes) -> int:
 
 
 @lru_cache(maxsize=1024)
-def padded_elements(group: Shapes, shards: int) -> int:
+def part_of_group(group: Shapes, shards: int) -> int:
     """Elements of each rank's parts of a group whose tensors are cut one by one."""
-    return sum(padded(shape, shards) for shape in group)
+    return sum(part_of_tensor(shape, shards) for shape in group)
 
 
 @lru_cache(maxsize=4096)
-def padded(shape: Shape, shards: int) -> int:
+def part_of_tensor(shape: Shape, shards: int) -> int:
     """Elements of a tensor that stage 3 has cut into equal parts, each rank one."""
     return math.ceil(numel(shape) / shards)

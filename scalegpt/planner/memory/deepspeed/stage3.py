@@ -21,8 +21,8 @@ from scalegpt.planner.memory.deepspeed.sharded import (
     Shapes,
     ShardedStep,
     offloaded,
-    padded,
-    padded_elements,
+    part_of_group,
+    part_of_tensor,
     pinned,
 )
 from scalegpt.planner.memory.tensors import numel
@@ -39,7 +39,7 @@ class Stage3(ShardedStep):
         self.micro_steps = min(grad_accum, 2)  # gradients have their place from the start; the last step holds most
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
-        whole = [padded(shape, mesh.shards) for shape in self.shapes.values() if numel(shape) <= threshold]
+        whole = [part_of_tensor(shape, mesh.shards) for shape in self.shapes.values() if numel(shape) <= threshold]
         copied = mesh.shards > 1 or self.on_host  # else they are views of the part, which is the whole
         self.kept_whole = sum(rounded(self.compute * mesh.shards * part) for part in whole) if copied else 0
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
@@ -50,7 +50,7 @@ class Stage3(ShardedStep):
 
     def part(self, group: Shapes) -> int:
         """See :meth:`ShardedStep.part`; each tensor is cut by itself."""
-        return padded_elements(group, self.shards)
+        return part_of_group(group, self.shards)
 
     def _sub_groups(self, group: Shapes) -> list[int]:
         """Elements of the parts that the optimizer updates one after another."""
@@ -59,7 +59,7 @@ class Stage3(ShardedStep):
             return [self.part(group)]
         parts, size = [], 0
         for shape in group:
-            size += padded(shape, self.shards)
+            size += part_of_tensor(shape, self.shards)
             if size >= limit:
                 parts.append(size)
                 size = 0
@@ -196,7 +196,7 @@ class Stage3(ShardedStep):
         total = sum(self.parts)
         if self.run.train.precision == "fp16":
             self.t.touch(TEMPORARIES, 4 * total, total)
-        largest = padded((self.parameters.largest,), self.shards)
+        largest = part_of_tensor((self.parameters.largest,), self.shards)
         self.t.touch(TEMPORARIES, NORM_BYTES * largest)
         self.t.take(TEMPORARIES, 4 * max(self.parts))
         self._step_in_groups()
