@@ -264,6 +264,34 @@ def test_a_planner_that_fails_ends_its_part_alone() -> None:
     assert "AssertionError" in answer["traceback"]
 
 
+def test_out_of_memory_is_a_result_and_what_else_fails_keeps_its_traceback() -> None:
+    import torch  # not above, where each child would import it
+
+    from benchmarks.suite.measure import failure, make_bench
+
+    def raised(error: Exception, context: Exception | None = None) -> Values:
+        error.__context__ = context
+        return failure(error)
+
+    over = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert raised(over)["outcome"] == "out of memory"
+    assert not raised(over)["restart"]
+    cleaning_failed = raised(RuntimeError("the engine has no optimizer"), over)
+    assert (cleaning_failed["outcome"], cleaning_failed["restart"]) == ("out of memory", True)
+    assert raised(RuntimeError("CUDA error: out of memory"))["restart"]
+    assert raised(ValueError("wrong"))["outcome"] == "failed"
+    threads = torch.get_num_threads()
+    bench = make_bench("dry")
+    torch.set_num_threads(threads)
+    failed = bench.answer(Row(name="", kind="nonsense"))
+    assert failed["outcome"] == "failed"
+    assert "AttributeError" in failed["traceback"]
+    flags = {"attention": "cudnn", "compile": "off"}
+    skipped = bench.answer(Row(name="", preset="tiny", flags=flags))
+    if not torch.cuda.is_available():
+        assert (skipped["outcome"], "cudnn" in skipped["reason"]) == ("skipped", True)
+
+
 # --- verdicts and the report -----------------------------------------------------------------------------------------
 
 
