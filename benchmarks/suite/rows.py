@@ -87,6 +87,7 @@ def named(flags: Mapping[str, Any]) -> str:
 # --- smoke -----------------------------------------------------------------------------------------------------------
 
 SMALL_MODEL = {"n_layer": 2, "n_embd": 128, "n_head": 2, "block_size": 128, "vocab_size": 512}
+SHORT_RUN = {"micro_batch": 8, "learning_rate": 3e-3, "warmup_steps": 2}
 
 SMOKE_IN_ONE_PROCESS: tuple[Values, ...] = (
     *({"recompute": kind} for kind in RECOMPUTE),
@@ -104,7 +105,7 @@ SMOKE_SHARDED = tuple(
 def smoke(_machine: Machine) -> Part:
     """Everything once, on a small model."""
     yield Row(name="imports", kind=IMPORTS)
-    yield Row(name="train, save, resume, sample", kind=RUN, flags={**SMALL_MODEL, "micro_batch": 8})
+    yield Row(name="train, save, resume, sample", kind=RUN, flags={**SMALL_MODEL, **SHORT_RUN})
     for flags in (*SMOKE_IN_ONE_PROCESS, *SMOKE_SHARDED):  # DeepSpeed last, which keeps its process group
         yield Row(name=named(flags), flags={"compile": "off", "micro_batch": 2, **SMALL_MODEL, **flags})
 
