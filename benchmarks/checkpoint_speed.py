@@ -1,4 +1,4 @@
-"""Measures how long a checkpoint holds the training loop up: a synchronous save beside a save that goes on meanwhile.
+"""Measures how long a checkpoint stops the training loop: a synchronous save beside an asynchronous one.
 
 python benchmarks/checkpoint_speed.py                        (from the repository's root; 150M_1024: 12 bytes a parameter)
 python benchmarks/checkpoint_speed.py --preset tiny --saves 5
@@ -34,7 +34,7 @@ class Times:
     """Seconds of one save.
 
     Attributes:
-        pause: until training could go on.
+        pause: until training could continue.
         whole: until the checkpoint was complete.
     """
 
@@ -70,7 +70,7 @@ def filled_backend(preset: str) -> Backend:
 
 
 def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> list[Times]:
-    """The times of so many saves, one after another."""
+    """The times of some saves, one after another."""
     saver = Saver(backend, folder, Keeping(1, False), asynchronous=asynchronous)
     if asynchronous:
         saver.prepare()

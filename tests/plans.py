@@ -17,7 +17,7 @@ from scalegpt.hardware.gpus import GB, find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.search.question import Question
+from scalegpt.planner.search.question import Question, Scheme
 from scalegpt.planner.search.ranking import handicap, simplicity, time_class
 
 PRESETS = ("demo", "tiny", "small", "150M_1024", "350M_1024", "500M_1024")
@@ -165,9 +165,8 @@ def brute_force(question: Question, candidates: list[Candidate]) -> Plan | None:
     """The best of the allowed candidates that fits: by class of time with its margins, more cards, simplicity, seconds."""
 
     def rank(each: Candidate) -> tuple[Any, ...]:
-        train = each.run.train
-        simple = simplicity(each.run.parallel, train.recompute, train.loss, question.run)
-        margin = handicap(each.run.parallel, train.recompute, train.loss, question.run, each.batch.ranks)
+        scheme, own = Scheme.of(each.run), Scheme.of(question.run)
+        simple, margin = simplicity(scheme, own), handicap(scheme, own, each.batch.ranks)
         seconds = each.seconds * margin
         return time_class(seconds), each.place, simple, seconds
 

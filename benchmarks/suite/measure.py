@@ -46,7 +46,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.time.work import flops_per_token
 from scalegpt.tracing.trace import fake_process_group
-from scalegpt.training.memory import MemoryWatch, machine_of
+from scalegpt.training.memory import machine_of, measure
 from scalegpt.training.metrics import mfu
 from scalegpt.units import gib
 
@@ -60,6 +60,9 @@ WARM_STEPS, MOST_SKIPPED = 2, 12
 """Steps that compile and make the optimizer's state; and those that fp16 may skip while it looks for its loss scale."""
 
 RUN_STEPS = 300
+
+OPTIONAL = ("deepspeed", "triton", "liger_kernel")
+"""Rows that need one of these libraries are skipped where it is not installed."""
 
 MOST_LEFT_OVER = 64 * 2**20
 """Bytes that may stay allocated after a row; with more, a new process takes the next."""
@@ -99,7 +102,7 @@ class DeviceBench:
             return {"machine": None}
         torch.cuda.set_device(self.device)
         torch.zeros(1, device=self.device)
-        machine, held = machine_of(self.world), MemoryWatch(self.device).measure()
+        machine, held = machine_of(self.world), measure(self.device)
         self.outside = held.driver or 0
         return {
             "machine": machine, "card": machine.name, "memory": machine.usable_bytes, "capability": machine.capability,
@@ -118,7 +121,10 @@ class DeviceBench:
             found |= {"outcome": "skipped", "reason": str(error)}
         except Exception as error:  # libraries' errors have no common class, and one of them must not end the suite
             found |= failure(error)
-        left = release(self.device)
+        try:
+            left = release(self.device)
+        except RuntimeError as error:  # the device no longer answers
+            return {**failure(error), **found, "restart": True}
         if left > MOST_LEFT_OVER:
             found["restart"] = True
             found["notes"].append(f"{gib(left)} stayed allocated")
@@ -129,11 +135,13 @@ class DeviceBench:
     def imports(self, _row: Row, found: Values) -> Values:
         """Every module of the package, and libraries that some rows need."""
         modules = [each.name for each in pkgutil.walk_packages(scalegpt.__path__, "scalegpt.")]
-        for name in (*modules, "deepspeed", "triton", "liger_kernel"):
-            if importlib.util.find_spec(name) is None:
-                found["notes"].append(f"{name} is not installed")
-            elif not name.endswith(("__main__", "scalegpt.train")):  # which are commands
+        for name in (*OPTIONAL, *modules):
+            try:
                 importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if str(error.name).split(".")[0] not in OPTIONAL:
+                    raise
+                found["notes"].append(f"{name}: {error}")
         return {}
 
     def train(self, row: Row, found: Values) -> Values:

@@ -8,7 +8,7 @@ from scalegpt.errors import InputError
 AUTO_VOCAB = 0
 
 TOKENS = {"gpt2": 50257, "byte": 257}
-"""Tokenizer → how many different tokens it gives; what characters give, only the text tells."""
+"""Tokenizer → its number of tokens; the char tokenizer's depends on the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class ModelConfig(Section):
     )
     parallel_block: bool = setting(
         False,
-        "attention and feed-forward read the same stream, side by side, as in GPT-NeoX; false: one after the other",
+        "attention and feed-forward read the same input, as in GPT-NeoX; false: one after the other",
     )
     logit_softcap: float | None = setting(
         None,
-        "keep logits within ± this by its tanh, as Gemma 2 does (30); none: as they are",
+        "bound the logits by X · tanh(logit / X), as Gemma 2 does with X = 30; none: no bound",
         above=0,
         maximum=1_000_000,
     )
@@ -53,12 +53,16 @@ class ModelConfig(Section):
     def check(self) -> None:
         """Refuse a width that the heads do not divide."""
         if self.n_embd % self.n_head:
-            # No model has more heads than this; a mistyped width of 1e12 must not be searched to its end.
-            fitting = [n for n in range(1, min(self.n_embd, 4096) + 1) if self.n_embd % n == 0]
-            near = min(fitting, key=lambda n: abs(n - self.n_head))
+            near = heads_near(self.n_embd, self.n_head)
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; n_head {near} would work")
 
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+
+def heads_near(width: int, heads: int) -> int:
+    """The number of heads that divides the width and is nearest to the one given."""
+    # No model has more than 4096 heads; the search for the divisors of a mistyped width must end.
+    return min((n for n in range(1, min(width, 4096) + 1) if width % n == 0), key=lambda n: abs(n - heads))

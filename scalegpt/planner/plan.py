@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.hardware.gpus import GIB, find_card
 from scalegpt.hardware.machine import ASSUMED, GIVEN, Machine
 from scalegpt.planner.attention import attention_kernel
@@ -16,7 +17,7 @@ from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.memory.predict import Prediction, predict_with
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import Rates
-from scalegpt.planner.time.step_time import StepTime, least_seconds, step_time
+from scalegpt.planner.time.step_time import Counted, StepTime, least_seconds, step_time
 from scalegpt.planner.time.work import count_work, flops_per_token
 from scalegpt.units import gib
 
@@ -92,15 +93,18 @@ class Plan:
 
         On a processor it is part of the total.
         """
-        if not self.machine.is_gpu or not self.host_bytes:
-            return 0
-        return (self.host_bytes + HOST_PROCESS) * self.machine.gpus
+        return host_needed(self.machine, self.host_bytes)
 
     @property
     def fits_host(self) -> bool:
         """Whether what is offloaded has room in host memory, as far as that is known."""
         there = self.machine.host_bytes
         return there is None or self.host_needed <= there
+
+    @property
+    def can_train(self) -> bool:
+        """Whether it fits, on the card and in host memory, as far as those are known."""
+        return self.fits is not False and self.fits_host
 
     @property
     def shortage(self) -> float:
@@ -173,6 +177,11 @@ class Plan:
         }
 
 
+def host_needed(machine: Machine, host_bytes: int) -> int:
+    """Host memory of each machine that offload needs, as :attr:`Plan.host_needed`, where a rank offloads so many bytes."""
+    return (host_bytes + HOST_PROCESS) * machine.gpus if machine.is_gpu and host_bytes else 0
+
+
 def host_words(plan: Plan) -> str:
     """What offload needs of each machine's host memory beside what there is; empty where nothing is offloaded to it."""
     if not plan.host_needed:
@@ -198,13 +207,16 @@ class Estimator:
         self._rates: dict[str, Rates] = {}
         self._overheads: dict[tuple[str, int], Overheads] = {}
 
-    def plan(self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None) -> Plan:
+    def plan(
+        self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None, work: Counted | None = None
+    ) -> Plan:
         """Predict a configuration.
 
         Args:
             run: as for :func:`make_plan`, with the batch entered in it.
             batch: how its step is divided.
             prediction: its memory, where that is known already.
+            work: what its step has to do, likewise.
 
         Raises:
             InputError: as for :func:`make_plan`.
@@ -217,7 +229,7 @@ class Estimator:
             batch=batch,
             prediction=prediction,
             overheads=self.overheads(run, batch.ranks),
-            time=self.time(run, batch),
+            time=work.time(self.rates(run)) if work else self.time(run, batch),
             peak_flops=self.rates(run).peak,
         )
 
@@ -231,7 +243,7 @@ class Estimator:
     def least_seconds(self, run: RunConfig) -> float:
         """What a sequence takes at least on one card, however it is trained: the operations and what they move, no more."""
         run = replace(run, train=run.train.changed(micro_batch=1))
-        return least_seconds(count_work(run, shards=1, kernel=self.kernel(run), compiled=True), self.rates(run))
+        return least_seconds(count_work(run, Mesh(), kernel=self.kernel(run), compiled=True), self.rates(run))
 
     def compiles(self, run: RunConfig) -> bool:
         """Whether the run's blocks are compiled here."""

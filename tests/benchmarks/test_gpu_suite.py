@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.gpu_suite import rows_within
 from benchmarks.suite import child as child_module
@@ -45,6 +44,8 @@ def suite(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_without_a_gpu_it_exits_3_and_says_so_in_a_line() -> None:
+    import torch  # not above, where each child would import it
+
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     done = suite("plan")
@@ -213,7 +214,7 @@ def runner() -> Iterator[Runner]:
 
 
 def test_a_row_that_crashes_or_hangs_costs_that_row_alone(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "ROW_SECONDS", 5)
+    monkeypatch.setattr(child_module, "ROW_SECONDS", 3)
     taken = {
         name: runner.take(Row(name=name)) for name in ("first", "die", "second", "restart", "third", "hang", "last")
     }
@@ -221,7 +222,7 @@ def test_a_row_that_crashes_or_hangs_costs_that_row_alone(runner: Runner, monkey
     assert outcomes == ["ran", "failed", "ran", "ran", "ran", "failed", "ran"]
     assert "status 7\n" in taken["die"]["reason"]
     assert "last words" in taken["die"]["reason"]
-    assert "no answer after 5 s" in taken["hang"]["reason"]
+    assert "no answer after 3 s" in taken["hang"]["reason"]
     processes = [taken[name]["process"] for name in ("first", "second", "restart", "third", "last")]
     assert processes[0] == runner.greeting["process"]
     assert processes[1] == processes[2]
@@ -261,6 +262,34 @@ def test_a_planner_that_fails_ends_its_part_alone() -> None:
     [*_, (row, answer)] = rows_within(endless(), lambda row: {"outcome": "failed"}, 10)
     assert (row.name, answer["outcome"]) == ("planning", "failed")
     assert "AssertionError" in answer["traceback"]
+
+
+def test_out_of_memory_is_a_result_and_what_else_fails_keeps_its_traceback() -> None:
+    import torch  # not above, where each child would import it
+
+    from benchmarks.suite.measure import failure, make_bench
+
+    def raised(error: Exception, context: Exception | None = None) -> Values:
+        error.__context__ = context
+        return failure(error)
+
+    over = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert raised(over)["outcome"] == "out of memory"
+    assert not raised(over)["restart"]
+    cleaning_failed = raised(RuntimeError("the engine has no optimizer"), over)
+    assert (cleaning_failed["outcome"], cleaning_failed["restart"]) == ("out of memory", True)
+    assert raised(RuntimeError("CUDA error: out of memory"))["restart"]
+    assert raised(ValueError("wrong"))["outcome"] == "failed"
+    threads = torch.get_num_threads()
+    bench = make_bench("dry")
+    torch.set_num_threads(threads)
+    failed = bench.answer(Row(name="", kind="nonsense"))
+    assert failed["outcome"] == "failed"
+    assert "AttributeError" in failed["traceback"]
+    flags = {"attention": "cudnn", "compile": "off"}
+    skipped = bench.answer(Row(name="", preset="tiny", flags=flags))
+    if not torch.cuda.is_available():
+        assert (skipped["outcome"], "cudnn" in skipped["reason"]) == ("skipped", True)
 
 
 # --- verdicts and the report -----------------------------------------------------------------------------------------

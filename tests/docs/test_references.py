@@ -111,7 +111,7 @@ def resolves(dotted: str) -> bool:
     module = module or place / "__init__.py"
     if not parts:
         return True
-    return module.is_file() and names_of(module) >= set(parts)
+    return module.is_file() and names_of(module) >= {part for part in parts if not part.startswith("__")}
 
 
 def dotted_in(text: str) -> list[str]:

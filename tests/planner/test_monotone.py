@@ -19,7 +19,7 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.search import ranking
 from scalegpt.planner.search.choose import choose
-from scalegpt.planner.search.question import Question
+from scalegpt.planner.search.question import Question, Scheme
 from scalegpt.planner.search.ranking import TIE, handicap, plan_key
 
 SEEDS = range(int(os.environ.get("SCALEGPT_SEARCH_CASES", "24")))
@@ -102,8 +102,7 @@ def test_the_fastest_plan_is_never_slower() -> None:
 
 def weight(plan: Plan, question: Question) -> float:
     """The margins of a plan's machinery."""
-    train = plan.run.train
-    return handicap(plan.run.parallel, train.recompute, train.loss, question.run, plan.machine.ranks)
+    return handicap(Scheme.of(plan.run), Scheme.of(question.run), plan.machine.ranks)
 
 
 def test_the_chosen_plan_is_never_slower_by_more_than_a_tie_and_its_margins_through_any_improvements() -> None:

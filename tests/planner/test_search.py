@@ -35,10 +35,10 @@ from scalegpt.planner.batches import BatchPlan, divisors
 from scalegpt.planner.memory.states import rank_states
 from scalegpt.planner.plan import Estimator, Plan
 from scalegpt.planner.search.choose import best_of_layout, choose
+from scalegpt.planner.search.costs import RunCosts
 from scalegpt.planner.search.layouts import layouts
-from scalegpt.planner.search.question import MARGIN, Found, Question
+from scalegpt.planner.search.question import MARGIN, Found, Question, Scheme
 from scalegpt.planner.search.ranking import ERROR, handicap, machinery, plan_key, simplicity, time_class
-from scalegpt.planner.search.space import Setting, Space
 
 CASES = int(os.environ.get("SCALEGPT_SEARCH_CASES", "200"))
 """Questions that are held to brute force."""
@@ -207,9 +207,9 @@ def test_heavier_recompute_is_never_faster_and_a_plan_holds_what_it_must(seed: i
 
 def least_bytes(each: Candidate) -> int:
     """What the search takes a plan to hold at least, before it predicts one."""
-    train = each.run.train
-    space = Space.of(each.run, each.batch.ranks, each.estimator.kernel(each.run), each.estimator.compiles(each.run))
-    return space.line(Setting(each.run.parallel, train.recompute, train.loss)).least_bytes(each.batch.micro_batch)
+    estimator = each.estimator
+    costs = RunCosts.of(each.run, each.batch.ranks, estimator.kernel(each.run), estimator.compiles(each.run))
+    return costs.least_bytes(Scheme.of(each.run), each.batch.micro_batch)
 
 
 # --- nothing better makes a plan slower ------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_simpler_comes_first() -> None:
     run = bf16(backend="fsdp", zero_stage=2, loss="chunked")
 
     def key(recompute: str = "none", loss: str = "chunked", **layout: Any) -> object:
-        return simplicity(ParallelConfig(**layout), recompute, loss, run)
+        return simplicity(Scheme(ParallelConfig(**layout), recompute, loss), Scheme.of(run))
 
     ordered = [
         key(backend="fsdp", zero_stage=2),  # the run's own
@@ -340,7 +340,7 @@ def test_each_kind_of_machinery_has_its_margin() -> None:
     run = bf16(backend="fsdp", zero_stage=2, loss="chunked")
 
     def kinds(recompute: str = "none", loss: str = "chunked", ranks: int = 8, **layout: Any) -> int:
-        return machinery(ParallelConfig(**layout), recompute, loss, run, ranks)
+        return machinery(Scheme(ParallelConfig(**layout), recompute, loss), Scheme.of(run), ranks)
 
     own = {"backend": "fsdp", "zero_stage": 2}
     assert kinds(**own) == kinds(backend="plain", ranks=1) == kinds(backend="fsdp", zero_stage=0) == 0
@@ -350,7 +350,9 @@ def test_each_kind_of_machinery_has_its_margin() -> None:
     assert kinds(backend="fsdp", zero_stage=3) == 2
     assert kinds(backend="fsdp", zero_stage=3, offload="all") == 3
     assert kinds(backend="fsdp", zero_stage=3, offload="all", ranks=1) == 1
-    assert handicap(ParallelConfig(**own), "full", "chunked", run, 8) == pytest.approx((1 + ERROR) ** 2)
+    assert handicap(Scheme(ParallelConfig(**own), "full", "chunked"), Scheme.of(run), 8) == pytest.approx(
+        (1 + ERROR) ** 2
+    )
 
 
 HELD = frozenset({"backend", "zero_stage", "offload"})

@@ -11,7 +11,7 @@ from scalegpt.planner.batches import divisors
 from scalegpt.planner.plan import Plan, host_words, make_plan
 from scalegpt.planner.search.choose import best_of_layout, choose, with_tokens
 from scalegpt.planner.search.layouts import layouts
-from scalegpt.planner.search.question import Found, Question
+from scalegpt.planner.search.question import Found, Question, Scheme
 from scalegpt.planner.search.ranking import Simplicity, handicap, simplicity
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
@@ -151,13 +151,11 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
 
 
 def _simple(plan: Plan, question: Question) -> Simplicity:
-    train = plan.run.train
-    return simplicity(plan.run.parallel, train.recompute, train.loss, question.run)
+    return simplicity(Scheme.of(plan.run), Scheme.of(question.run))
 
 
 def _weight(plan: Plan, question: Question) -> float:
-    train = plan.run.train
-    return handicap(plan.run.parallel, train.recompute, train.loss, question.run, plan.machine.ranks)
+    return handicap(Scheme.of(plan.run), Scheme.of(question.run), plan.machine.ranks)
 
 
 # --- where nothing fits ----------------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ from scalegpt.config.train import RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan, divisors
 from scalegpt.planner.plan import Estimator, Plan
-from scalegpt.planner.search.question import Question
-from scalegpt.planner.search.space import Setting, candidate
+from scalegpt.planner.search.question import Question, Scheme
 
 Curves = dict[str, dict[int, Plan]]
 """Recompute → micro batch → plan."""
@@ -28,7 +27,7 @@ def memory_curves(question: Question, plan: Plan) -> Curves:
         curve = curves.setdefault(recompute, {})
         for micro in divisors(per_rank):
             divided = BatchPlan(micro, per_rank // micro, batch.ranks, batch.block_size)
-            other = candidate(run, Setting(run.parallel, recompute, run.train.loss), divided)
+            other = Scheme(run.parallel, recompute, run.train.loss).applied(run, divided)
             try:
                 curve[micro] = estimator.plan(other, divided)
             except InputError:

@@ -1,12 +1,14 @@
-"""What is to be chosen, and what was found."""
+"""What is to be chosen, and what a search found."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import BACKENDS
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import PLANNED
+from scalegpt.config.run import PLANNED, ParallelConfig
 from scalegpt.hardware.machine import Machine
+from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.calibration import Calibration
 
@@ -43,8 +45,7 @@ class Question:
         return float("inf") if usable is None else usable * (1 - self.margin)
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The outcome of a search.
 
     Attributes:
@@ -54,3 +55,23 @@ class Found:
 
     best: Plan | None
     closest: Plan | None = None
+
+
+class Scheme(NamedTuple):
+    """How a step is computed, apart from its micro batch."""
+
+    layout: ParallelConfig
+    recompute: str
+    loss: str
+
+    @classmethod
+    def of(cls, run: RunConfig) -> "Scheme":
+        """The scheme of a run."""
+        return cls(run.parallel, run.train.recompute, run.train.loss)
+
+    def applied(self, run: RunConfig, batch: BatchPlan) -> RunConfig:
+        """A run with this scheme and its step divided so."""
+        train = run.train.changed(
+            recompute=self.recompute, loss=self.loss, micro_batch=batch.micro_batch, tokens_per_step=batch.tokens
+        )
+        return replace(run, train=train, parallel=self.layout)

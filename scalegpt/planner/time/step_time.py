@@ -54,14 +54,14 @@ class Sends:
     exposed: Traffic
 
     @classmethod
-    def of(cls, each: Iterable[Collective], ranks: int, grad_accum: int) -> "Sends":
+    def of(cls, each: Iterable[Collective], grad_accum: int) -> "Sends":
         """Add up collectives; arguments as for :func:`step_time`."""
         sums: dict[tuple[str, bool], list[float]] = defaultdict(lambda: [0.0, 0])
         for send in each:
             again = send.when == EVERY
             times = grad_accum if again and send.behind == EXPOSED else 1
             added = sums[send.behind, again and send.behind != EXPOSED]
-            added[0] += times * send.sent(ranks)
+            added[0] += times * send.sent
             added[1] += times * send.messages
         forward, backward = (
             (Traffic(*sums[behind, True]), Traffic(*sums[behind, False])) for behind in (FORWARD, BACKWARD)
@@ -82,11 +82,11 @@ class Counted:
     @classmethod
     def of(cls, run: RunConfig, *, ranks: int, grad_accum: int, kernel: str, compiled: bool) -> "Counted":
         """Count a step; arguments as for :func:`step_time`."""
-        shards = ranks if run.parallel.stage > 0 else 1
+        mesh = run.parallel.mesh(ranks)
         return cls(
-            count_work(run, shards=shards, kernel=kernel, compiled=compiled, ranks=ranks),
-            Sends.of(collectives(run, ranks), ranks, grad_accum),
-            host_traffic(run, ranks, grad_accum),
+            count_work(run, mesh, kernel=kernel, compiled=compiled),
+            Sends.of(collectives(run, mesh), grad_accum),
+            host_traffic(run, mesh, grad_accum),
             grad_accum,
             compiled,
         )
@@ -169,12 +169,11 @@ def time_of(
     host: HostTraffic,
     rates: Rates,
     *,
-    ranks: int,
     grad_accum: int,
     compiled: bool,
 ) -> StepTime:
     """The time of work that is counted already; arguments as for :func:`step_time`."""
-    return Counted(work, Sends.of(sends, ranks, grad_accum), host, grad_accum, compiled).time(rates)
+    return Counted(work, Sends.of(sends, grad_accum), host, grad_accum, compiled).time(rates)
 
 
 def least_seconds(work: Work, rates: Rates) -> float:

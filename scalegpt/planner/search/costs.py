@@ -1,0 +1,131 @@
+"""What the configurations of a run do and hold over a number of ranks.
+
+Neither depends on the card, except through its attention kernel. Both are computed once, however many cards are asked about.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+from scalegpt.config import RunConfig
+from scalegpt.config.run import ParallelConfig
+from scalegpt.config.train import LOSSES, RECOMPUTE
+from scalegpt.planner.attention import counted_as
+from scalegpt.planner.batches import BatchPlan, sequences_per_rank
+from scalegpt.planner.memory.predict import Prediction, kept_bytes, predict_with
+from scalegpt.planner.memory.states import rank_states
+from scalegpt.planner.search.question import Scheme
+from scalegpt.planner.time.step_time import Counted, Whole
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Memo(dict[K, V]):
+    """A dictionary that computes the values it lacks."""
+
+    def __init__(self, compute: Callable[[K], V]) -> None:
+        super().__init__()
+        self._compute = compute
+
+    def __missing__(self, key: K) -> V:
+        value = self[key] = self._compute(key)
+        return value
+
+
+class RunCosts:
+    """The costs of a run over a number of ranks, with any scheme and micro batch.
+
+    Attributes:
+        per_rank: sequences of a step on each rank.
+        schemes: the costs with each scheme.
+        fewer_chunks: (micro batches, place) → those before the place with fewer chunks of the loss in a step than the last.
+        state_bytes: layout → bytes of weights and optimizer state; 0 where they are offloaded.
+
+    Args:
+        run: the run, with its tokens per step and its precision.
+        ranks: data-parallel ranks W.
+        kernel: the attention kernel.
+        compiled: whether the blocks are compiled.
+
+    Raises:
+        InputError: the step cannot be divided among the ranks.
+    """
+
+    def __init__(self, run: RunConfig, ranks: int, kernel: str, compiled: bool) -> None:
+        self.run, self.ranks, self.kernel, self.compiled = run, ranks, kernel, compiled
+        self.per_rank = sequences_per_rank(run, ranks)
+        self.schemes: Memo[Scheme, SchemeCosts] = Memo(lambda scheme: SchemeCosts(self, scheme))
+        self.state_bytes = Memo(self._state_bytes)
+        self.fewer_chunks = Memo(self._fewer_chunks)
+        self._kept = Memo(self._kept_bytes)
+
+    @classmethod
+    def of(cls, run: RunConfig, ranks: int, kernel: str, compiled: bool) -> "RunCosts":
+        """The costs of a run: one object, whatever scheme the run has now, for all kernels that are counted alike."""
+        batch = BatchPlan(1, sequences_per_rank(run, ranks), ranks, run.model.block_size)
+        return _costs(_PLAIN.applied(run, batch), ranks, counted_as(kernel), compiled)
+
+    def batch(self, micro: int) -> BatchPlan:
+        """How the step is divided with a micro batch that divides it."""
+        return BatchPlan(micro, self.per_rank // micro, self.ranks, self.run.model.block_size)
+
+    def least_bytes(self, scheme: Scheme, micro: int) -> int:
+        """Bytes that a step holds at least: cheaper to compute than the prediction, and never more."""
+        return self.state_bytes[scheme.layout] + self._kept[scheme.recompute, scheme.loss, micro]
+
+    def _fewer_chunks(self, key: tuple[tuple[int, ...], int]) -> tuple[int, ...]:
+        sizes, high = key
+        block, chunk = self.run.model.block_size, self.run.train.loss_chunk
+        chunks = [self.per_rank // size * -(-size * block // chunk) for size in sizes[:high]]
+        return tuple(size for size, count in zip(sizes, chunks, strict=False) if count < chunks[-1])
+
+    def _state_bytes(self, layout: ParallelConfig) -> int:
+        if layout.offload != "none":
+            return 0
+        states = rank_states(_PLAIN._replace(layout=layout).applied(self.run, self.batch(1)), self.ranks)
+        return int(states["weights"] + states["optimizer"])
+
+    def _kept_bytes(self, key: tuple[str, str, int]) -> int:
+        """Bytes that are held at least besides the states, with a recompute, a loss and a micro batch."""
+        recompute, loss, micro = key
+        return kept_bytes(self.kernel, Scheme(_PLAIN.layout, recompute, loss).applied(self.run, self.batch(micro)))
+
+
+class SchemeCosts:
+    """The costs of a run with one scheme, by micro batch.
+
+    Attributes:
+        runs: the run with the scheme and each micro batch.
+        work: what a step has to do.
+        totals: the same, summed over its parts.
+        predictions: the memory that a step takes; an InputError where the run's own DeepSpeed file forbids it.
+    """
+
+    __slots__ = ("predictions", "run_costs", "runs", "scheme", "totals", "work")
+
+    def __init__(self, run_costs: RunCosts, scheme: Scheme) -> None:
+        self.run_costs, self.scheme = run_costs, scheme
+        self.runs: Memo[int, RunConfig] = Memo(lambda micro: scheme.applied(run_costs.run, run_costs.batch(micro)))
+        self.work = Memo(self._count)
+        self.totals: Memo[int, Whole] = Memo(lambda micro: self.work[micro].whole())
+        self.predictions = Memo(self._predict)
+
+    def _count(self, micro: int) -> Counted:
+        whole = self.run_costs
+        return Counted.of(
+            self.runs[micro], ranks=whole.ranks, grad_accum=whole.per_rank // micro, kernel=whole.kernel,
+            compiled=whole.compiled,
+        )  # fmt: skip
+
+    def _predict(self, micro: int) -> Prediction:
+        whole = self.run_costs
+        return predict_with(whole.kernel, self.runs[micro], ranks=whole.ranks, grad_accum=whole.per_rank // micro)
+
+
+_PLAIN = Scheme(ParallelConfig(), RECOMPUTE[0], LOSSES[0])
+
+
+@lru_cache(maxsize=1024)
+def _costs(run: RunConfig, ranks: int, kernel: str, compiled: bool) -> RunCosts:
+    return RunCosts(run, ranks, kernel, compiled)
