@@ -553,7 +553,7 @@ def test_the_help_says_whose_defaults_it_shows(command_name: str, capsys: pytest
     with pytest.raises(SystemExit):
         main([command_name, "--help"])
     text = capsys.readouterr().out
-    note = "[value] after a flag: the default where neither the preset nor a file says otherwise\n"
+    note = "[value] after a flag: the default unless the preset or a file sets it\n"
     assert text.count(note) == 1
     assert text.index(note) < text.index("usage:")
 
