@@ -7,7 +7,7 @@ difference is the loss.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,10 +19,9 @@ from scalegpt.config.presets import resolve
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.time.communication import collectives
 from scalegpt.planner.time.rates import Rates
-from scalegpt.planner.time.step_time import time_of
-from scalegpt.planner.time.work import LOSS, HostTraffic, count_work
+from scalegpt.planner.time.step_time import StepWork
+from scalegpt.planner.time.work import LOSS
 
 GPUS = 8
 """Cards in each of these machines."""
@@ -74,12 +73,9 @@ class Reported:
             return plan.tokens_per_second / GPUS
         run, machine = plan.run, plan.machine
         assert machine.card is not None
-        work = count_work(run, shards=1, kernel="flash", compiled=True)
-        work = replace(work, forward={**work.forward, LOSS: fused_loss(run, self.micro_batch)})
-        step = time_of(
-            work, collectives(run, GPUS), HostTraffic(), Rates.of(machine.card, machine, "bf16"),
-            ranks=GPUS, grad_accum=self.grad_accum, compiled=True,
-        )  # fmt: skip
+        counted = StepWork.of(run, ranks=GPUS, grad_accum=self.grad_accum, kernel="flash", compiled=True)
+        counted.work.forward[LOSS] = fused_loss(run, self.micro_batch)
+        step = counted.time(Rates.of(machine.card, machine, "bf16"))
         return plan.batch.tokens / GPUS / step.seconds
 
 

@@ -12,7 +12,7 @@ would do in their place :meth:`PublishedRun.plan` says.
 """
 
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from scalegpt.config import RunConfig
@@ -23,7 +23,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.time.communication import collectives
 from scalegpt.planner.time.rates import Rates, Shares
-from scalegpt.planner.time.step_time import StepTime, time_of
+from scalegpt.planner.time.step_time import Sends, StepTime, StepWork, dispatch_seconds
 from scalegpt.planner.time.work import LOSS, OPTIMIZER, HostTraffic, Load, Work, count_work
 
 CARDS = {"a100_40gb": "A100 40GB", "a100_80gb": "A100 80GB", "h100_80gb": "H100 SXM"}
@@ -105,21 +105,20 @@ class PublishedRun:
     def time(self, shares: Shares | None = None) -> StepTime:
         """The time of its step, its own trainer's differences counted."""
         assert self.machine.card is not None
-        ranks = self.batch.ranks
-        sends = collectives(self.run, ranks)
+        sends = collectives(self.run, self.batch.ranks)
         if self.pure:  # gradients travel in bf16
             sends = tuple(
-                replace(each, size=each.size // 2) if each.kind == "reduce_scatter" else each for each in sends
+                each._replace(size=each.size // 2) if each.kind == "reduce_scatter" else each for each in sends
             )
-        return time_of(
+        ranks, grad_accum = self.batch.ranks, self.batch.grad_accum
+        work = StepWork(
             self._work(),
-            sends,
+            Sends.of(sends, ranks, grad_accum),
             HostTraffic(),
-            Rates.of(self.machine.card, self.machine, "bf16", shares),
-            ranks=ranks,
-            grad_accum=self.batch.grad_accum,
-            compiled=False,
+            grad_accum,
+            dispatch_seconds(compiled=False),
         )
+        return work.time(Rates.of(self.machine.card, self.machine, "bf16", shares))
 
     def predicted(self, shares: Shares | None = None) -> float:
         """Tokens a second of each card, predicted."""
