@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, new_file
-from scalegpt.cli.table import aligned
+from benchmarks.arguments import at_least, new_file, write_figures
+from scalegpt.cli.output import aligned
 from scalegpt.units import gib
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures.append({"name": name, **found})
             print(f"{name}: prediction {found['predicted'] / found['measured'] - 1:+.1%}", flush=True)
     print(table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_figures(arguments.json, figures)
     return 1 if failed or not figures else 0
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
 from scalegpt.hardware.machine import Machine
@@ -105,15 +106,15 @@ class PublishedRun:
     def time(self, shares: Shares | None = None) -> StepTime:
         """The time of its step, its own trainer's differences counted."""
         assert self.machine.card is not None
-        sends = collectives(self.run, self.batch.ranks)
+        sends = collectives(self.run, self._mesh)
         if self.pure:  # gradients travel in bf16
             sends = tuple(
                 each._replace(size=each.size // 2) if each.kind == "reduce_scatter" else each for each in sends
             )
-        ranks, grad_accum = self.batch.ranks, self.batch.grad_accum
+        grad_accum = self.batch.grad_accum
         work = StepWork(
             self._work(),
-            Sends.of(sends, ranks, grad_accum),
+            Sends.of(sends, grad_accum),
             HostTraffic(),
             grad_accum,
             dispatch_seconds(compiled=False),
@@ -124,8 +125,12 @@ class PublishedRun:
         """Tokens a second of each card, predicted."""
         return self.batch.tokens / self.batch.ranks / self.time(shares).seconds
 
+    @property
+    def _mesh(self) -> Mesh:
+        return self.run.parallel.mesh(self.batch.ranks)
+
     def _work(self) -> Work:
-        work = count_work(self.run, shards=self.batch.ranks, kernel="flash", compiled=False)
+        work = count_work(self.run, self._mesh, kernel="flash", compiled=False)
         work.forward[LOSS] = fused_loss(self.run, self.batch.micro_batch)
         if self.pure:
             work.update[OPTIMIZER] = work.update[OPTIMIZER].times(0.5)

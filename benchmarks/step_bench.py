@@ -9,7 +9,6 @@ Every step is the trainer's own, with real data loading, guards, logging and met
 between the phases. Any flag of ``launch/train.py`` goes. Times are medians, with the middle half of the steps beside them.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -22,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, new_file
+from benchmarks.arguments import at_least, new_file, write_figures
 from benchmarks.steps.ours import PHASES, OurSteps
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
@@ -60,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     if world.is_first:
         print(table(figures))
-        if arguments.json:
-            arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(arguments.json, figures)
     world.leave()
     return 0
 
@@ -97,7 +95,7 @@ def measure(
             ),
             "phases": phases,
             "loader_tokens_per_second": ours.loader_rate(LOADED_STEPS),
-            "predicted_peak_bytes": ours.job.memory.peak_bytes,
+            "predicted_peak_bytes": ours.job.plan.peak_bytes,
             **ours.job.watch.measure().as_status(),
         }
     finally:

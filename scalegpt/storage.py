@@ -35,7 +35,7 @@ TEXT_LIMIT = 16 << 20
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux's limits
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-# What a file system answers to an operation that it does not have: in general, and for some operations besides.
+# Errors of a file system for an operation that it does not have: in general, and for some operations in addition.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 _NO_FOLDER_SYNC = _UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}  # some do not open a folder
 _NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}  # the last two: NFS, for a folder
@@ -114,7 +114,7 @@ def disk_errors(out: Path) -> Iterator[None]:
 def retried(work: Callable[[], Result]) -> Result:
     """Do something with a disk, again after an error that may pass (:data:`RETRIED`).
 
-    Work that writes a file must write it anew each time: after a failed sync the system drops the data that it could not
+    Work that writes a file must start it again each time: after a failed sync the system drops the data that it could not
     write, and a second sync of the same file reports no error.
 
     Raises:

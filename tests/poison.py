@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from scalegpt.backends import Backend
-from scalegpt.training import setup, trainer
+from scalegpt.training import trainer
 from scalegpt.training.batches import TrainingBatches
+from scalegpt.training.setup import prepare
 
 Setter = Callable[[Any, str, Any], None]
 
@@ -51,7 +52,7 @@ def spoil(kind: str, windows: Collection[int], rank: int = 0, put: Setter = seta
         output.register_hook(lambda gradient: gradient * math.inf)
         return output
 
-    make = setup.make_backend
+    make = prepare.make_backend
 
     def make_spoiled(*arguments: Any) -> Backend:
         backend = make(*arguments)
@@ -59,4 +60,4 @@ def spoil(kind: str, windows: Collection[int], rank: int = 0, put: Setter = seta
         return backend
 
     put(trainer, "TrainingBatches", Spoiled)
-    put(setup, "make_backend", make_spoiled)
+    put(prepare, "make_backend", make_spoiled)

@@ -1,20 +1,19 @@
-"""``scalegpt checkpoint``: look at a run's checkpoints, and take their weights out."""
+"""``scalegpt checkpoint``: look at a run's checkpoints, and write their weights to one file."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.output import show, show_json, show_row
-from scalegpt.cli.parser import Parser, path_argument
-from scalegpt.cli.table import aligned
-from scalegpt.errors import InputError, nearest
+from scalegpt.cli.output import aligned, show, show_json, show_row
+from scalegpt.cli.parser import Parser, add_json, path_argument, run_action
+from scalegpt.errors import InputError
 from scalegpt.units import format_bytes
 
 if TYPE_CHECKING:  # torch takes seconds, which --help need not pay
     from scalegpt.checkpoint.inspection import Verdict
 
 OVERVIEW = """\
-scalegpt checkpoint: look at a run's checkpoints, and take their weights out
+scalegpt checkpoint: look at a run's checkpoints, and write their weights to one file
 
 example:
   scalegpt checkpoint list runs/tiny
@@ -25,9 +24,24 @@ example:
 actions (each has --help):
   list      a run's checkpoints: step, size, held-out loss, whole or damaged
   verify    read every byte; name what is damaged (exit status 1)
-  show      what a checkpoint says of itself
+  show      the contents of a checkpoint's manifest
   convert   the weights as one safetensors file
 """
+
+OTHER_FORMATS = {
+    "llama.cpp's format": ".gguf .ggml",
+    "a pickle": ".bin .pt .pth .ckpt .pkl .pickle",
+    "ONNX": ".onnx",
+    "TensorFlow Lite": ".tflite",
+    "HDF5": ".h5 .hdf5",
+    "Keras": ".keras",
+    "a format of NumPy": ".npz .npy",
+    "Flax's msgpack": ".msgpack",
+    "Core ML": ".mlmodel",
+    "a ZIP archive": ".zip",
+    "JSON": ".json",
+}
+"""Formats of other programs, and the endings of names that mean them."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,60 +50,30 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: an unknown action or flag, no checkpoint, or one that cannot be used.
     """
-    words = list(argv)
-    actions = {"list": _list, "verify": _verify, "show": _show, "convert": _convert}
-    if not words or words[0] in {"-h", "--help"}:
-        print(OVERVIEW, end="")
-        return 0 if words else 2
-    if words[0] not in actions:
-        raise InputError(f"unknown action {words[0]!r}{nearest(words[0], actions)}")
-    return actions[words[0]](words[1:])
+    return run_action(argv, OVERVIEW, {"list": _list, "verify": _verify, "show": _show, "convert": _convert})
 
 
 def _parser(action: str, summary: str, example: str) -> Parser:
     parser = Parser(f"checkpoint {action}", summary, example)
     parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     return parser
-
-
-def _examine(run: Path) -> "list[Verdict]":
-    """Look at a run's checkpoints, or at one; those that are deleted meanwhile, as training does, are left out.
-
-    Raises:
-        InputError: no checkpoint, or one that was named and is gone.
-    """
-    from scalegpt.checkpoint.inspection import examine
-    from scalegpt.inference.load import checkpoints_of, refuse_deleted
-
-    verdicts: list[Verdict] = []
-    while not verdicts:  # all of them were deleted: then there are newer ones
-        for path in checkpoints_of(run):
-            try:
-                verdicts.append(examine(path))
-            except OSError:
-                if path.is_dir():
-                    raise
-            if not path.is_dir():
-                refuse_deleted(run, path)
-        verdicts = [verdict for verdict in verdicts if verdict.path.is_dir()]
-    return verdicts
 
 
 def _list(words: list[str]) -> int:
     parser = _parser(
         "list",
         "List a run's checkpoints, reading all of each.\n"
-        "Exit status 0 where some are damaged too: verify tells by its own.",
+        "The exit status is 0 also where some are damaged; that of verify is 1 then.",
         "scalegpt checkpoint list runs/tiny",
     )
     arguments = parser.parse(words)
-    verdicts = _examine(Path(arguments.run))
     from scalegpt.checkpoint.store import best_checkpoint
-    from scalegpt.inference.load import set_aside_in
+    from scalegpt.inference.load import examine_all, set_aside_in
 
+    verdicts = examine_all(Path(arguments.run))
     best = best_checkpoint([verdict.path for verdict in verdicts if verdict.is_whole])
-    aside = [_aside(path) for path in set_aside_in(Path(arguments.run))]
+    aside = [_set_aside(path) for path in set_aside_in(Path(arguments.run))]
     if arguments.json:
         entries = [{**_entry(verdict), "best": verdict.path == best, "set_aside": False} for verdict in verdicts]
         show_json(entries + [{**_entry(each), "best": False, "set_aside": True} for each in aside])
@@ -102,16 +86,16 @@ def _list(words: list[str]) -> int:
     return 0
 
 
-def _aside(path: Path) -> "Verdict":
-    """What is told of a folder that was a checkpoint, and is not looked into."""
+def _set_aside(path: Path) -> "Verdict":
+    """Why a folder that was a checkpoint is not examined."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
 
-    what, way = "set aside as damaged", "delete it when you have looked at it"
+    what, advice = "set aside as damaged", "delete it when you have looked at it"
     if f".{REPLACED}" in path.name:
         name = path.name.partition(".")[0]
-        what, way = "set aside by --resume_step", f"delete it, or rename it to {name} to use it"
-    return Verdict(path, None, (f"{what}: {path}; ScaleGPT does not read it: {way}",))
+        what, advice = "set aside by --resume_step", f"delete it, or rename it to {name} to use it"
+    return Verdict(path, None, (f"{what}: {path}; ScaleGPT does not read it: {advice}",))
 
 
 def _row(verdict: "Verdict", *, is_best: bool) -> tuple[str, ...]:
@@ -119,14 +103,8 @@ def _row(verdict: "Verdict", *, is_best: bool) -> tuple[str, ...]:
     step = "-" if entry["step"] is None else f"{entry['step']:,}"
     size = "-" if entry["bytes"] is None else format_bytes(entry["bytes"])
     loss = "-" if entry["val_loss"] is None else f"{entry['val_loss']:.4f}"
-    return (
-        verdict.path.name,
-        step,
-        size,
-        loss,
-        "; ".join(problem.replace(f"{verdict.path}/", "") for problem in verdict.problems)
-        or ("whole, the best" if is_best else "whole"),
-    )
+    state = "; ".join(problem.replace(f"{verdict.path}/", "") for problem in verdict.problems)
+    return verdict.path.name, step, size, loss, state or ("whole, the best" if is_best else "whole")
 
 
 def _entry(verdict: "Verdict") -> dict[str, Any]:
@@ -147,12 +125,14 @@ def _entry(verdict: "Verdict") -> dict[str, Any]:
 def _verify(words: list[str]) -> int:
     parser = _parser(
         "verify",
-        "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; see that every tensor "
-        "is covered.\nExit status 1 where something is damaged or cannot be read; list has 0 even then.",
+        "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; check that every tensor "
+        "is covered.\nThe exit status is 1 where something is damaged or cannot be read; that of list is 0 even then.",
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
-    verdicts = _examine(Path(arguments.run))
+    from scalegpt.inference.load import examine_all
+
+    verdicts = examine_all(Path(arguments.run))
     if arguments.json:
         show_json([_entry(verdict) for verdict in verdicts])
     else:
@@ -169,7 +149,7 @@ def _verify(words: list[str]) -> int:
 def _show(words: list[str]) -> int:
     parser = _parser(
         "show",
-        "Show what a checkpoint, or the newest of a run, says of itself; its files are not read.",
+        "Show the manifest of a checkpoint, or of a run's newest; the other files are not read.",
         "scalegpt checkpoint show runs/tiny --json",
     )
     arguments = parser.parse(words)
@@ -205,70 +185,39 @@ def _words(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
-OTHER_FORMATS = {
-    ".gguf": "llama.cpp's GGUF",
-    ".ggml": "llama.cpp's GGML",
-    ".bin": "a pickle of PyTorch's",
-    ".pt": "a pickle of PyTorch's",
-    ".pth": "a pickle of PyTorch's",
-    ".ckpt": "a pickle of PyTorch's",
-    ".pkl": "a pickle",
-    ".pickle": "a pickle",
-    ".onnx": "ONNX",
-    ".tflite": "TensorFlow Lite",
-    ".h5": "HDF5",
-    ".hdf5": "HDF5",
-    ".keras": "Keras",
-    ".npz": "NumPy's archive",
-    ".npy": "a NumPy array",
-    ".msgpack": "Flax's msgpack",
-    ".mlmodel": "Core ML",
-    ".zip": "a ZIP archive",
-    ".json": "JSON",
-}
-"""Endings of names by which other programs know a format, and the format."""
-
-
-def _check_ending(out: Path) -> None:
-    """Refuse a name that promises another format than the one that is written.
-
-    Raises:
-        InputError: names what is written.
-    """
-    promised = OTHER_FORMATS.get(out.suffix.lower())
-    if promised is not None:
-        raise InputError(
-            f"out {out}: {out.suffix} means {promised}, and convert writes safetensors; use "
-            f"--out {out.with_suffix('.safetensors')}, which converters for other formats read"
-        )
-
-
 def _convert(words: list[str]) -> int:
     parser = _parser(
         "convert",
-        "Write the weights of a checkpoint, or of a run's newest, as one safetensors file under their clean names.",
+        "Write the weights of a checkpoint, or of a run's newest, as one safetensors file under their canonical names.",
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors\n"
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16",
     )
     parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the file to make")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
     arguments = parser.parse(words)
-    _check_ending(Path(arguments.out))
+    run, out = Path(arguments.run), Path(arguments.out)
+    _check_ending(out)
     from scalegpt.checkpoint.inspection import convert
     from scalegpt.inference.load import open_weights, with_newest
 
-    path, written = with_newest(
-        Path(arguments.run), lambda path: (path, convert(open_weights(path), Path(arguments.out), arguments.dtype))
-    )
-    facts = {
-        "checkpoint": str(path),
-        "out": arguments.out,
-        "dtype": arguments.dtype,
-        "bytes": written.bytes,
-        "sha256": written.sha256,
-    }
+    path, written = with_newest(run, lambda path: (path, convert(open_weights(path), out, arguments.dtype)))
     if arguments.json:
-        show_json(facts)
+        facts = {"checkpoint": str(path), "out": arguments.out, "dtype": arguments.dtype}
+        show_json({**facts, "bytes": written.bytes, "sha256": written.sha256})
     else:
         show(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
     return 0
+
+
+def _check_ending(out: Path) -> None:
+    """Refuse a name whose ending means another format than safetensors.
+
+    Raises:
+        InputError: names a file that fits.
+    """
+    for meaning, endings in OTHER_FORMATS.items():
+        if out.suffix.lower() in endings.split():
+            raise InputError(
+                f"out {out}: {out.suffix} means {meaning}, and convert writes safetensors; use "
+                f"--out {out.with_suffix('.safetensors')}, which converters for other formats read"
+            )

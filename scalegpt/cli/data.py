@@ -1,17 +1,24 @@
 """``scalegpt data``: prepare text for training, or look at prepared tokens."""
 
+import json
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.output import show_json, show_row
-from scalegpt.cli.parser import Parser, path_argument
+from scalegpt.cli.output import aligned, show, show_json, show_row
+from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument, run_action
 from scalegpt.config import DataConfig
-from scalegpt.config.run import TOKENIZERS
-from scalegpt.errors import InputError, nearest
+from scalegpt.errors import InputError
+from scalegpt.structured import read_lines
+from scalegpt.text import shown
 
 if TYPE_CHECKING:
+    from scalegpt.data.ledger import Window
     from scalegpt.data.shards import TokenSet
 
 OVERVIEW = """\
@@ -24,11 +31,14 @@ example:
 actions (each has --help):
   prepare   tokenise text files and folders into a folder of tokens
   inspect   show what a folder of tokens holds, and check it
-  ledger    show which windows of the data a run's steps consumed
+  ledger    show which windows of the data a run's steps trained on
 """
 
 _PREVIEW_TOKENS = 60
-_CHOICES = ("as_text", "follow_links")
+_PREPARED = ("tokenizer", "encoding", "val_fraction", "as_text", "follow_links")
+"""The settings that decide what tokens are prepared."""
+
+LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,54 +46,29 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         InputError: an unknown action or flag, or data that cannot be used.
-
     """
-    words = list(argv)
-    actions = {"prepare": _prepare, "inspect": _inspect, "ledger": _ledger}
-    if not words or words[0] in {"-h", "--help"}:
-        print(OVERVIEW, end="")
-        return 0 if words else 2
-    if words[0] not in actions:
-        raise InputError(f"unknown action {words[0]!r}{nearest(words[0], actions)}")
-    return actions[words[0]](words[1:])
+    return run_action(argv, OVERVIEW, {"prepare": _prepare, "inspect": _inspect, "ledger": _ledger})
 
 
 def _prepare(words: list[str]) -> int:
     parser = Parser(
         "data prepare",
-        "tokenise text and code into a folder that the trainer reads (--input_file DIR)",
+        "Tokenise text and code into a folder that the trainer reads (--input_file DIR).",
         "scalegpt data prepare book.txt --out tokens\n"
         "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05",
     )
-    keys = DataConfig.settings()
     parser.add_argument("input", nargs="+", type=path_argument, metavar="INPUT", help="text files and folders of them")
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--tokenizer", default="gpt2", metavar="|".join(TOKENIZERS), help="[gpt2]")
-    parser.add_argument("--encoding", default="utf-8", metavar="E", help=f"{keys['encoding'].metadata['help']} [utf-8]")
-    parser.add_argument("--val_fraction", metavar="X", help=keys["val_fraction"].metadata["help"])
-    for key in _CHOICES:
-        parser.add_argument(
-            f"--{key}", default="false", metavar="true|false", help=f"{keys[key].metadata['help']} [false]"
-        )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_settings(parser, "tokens", DataConfig, _PREPARED)
+    add_json(parser)
     arguments = parser.parse(words)
-    settings = DataConfig.from_mapping(
-        {key: getattr(arguments, key) for key in ("tokenizer", "encoding", "val_fraction", *_CHOICES)}, "command line"
-    )
+    settings = DataConfig.from_mapping(given_settings(arguments, DataConfig), "command line")
     from scalegpt.data.prepare import prepare
 
     progress = _ProgressLine() if sys.stderr.isatty() else None
+    values = {key: getattr(settings, key) for key in _PREPARED}
     try:
-        tokens = prepare(
-            arguments.input,
-            arguments.out,
-            tokenizer=settings.tokenizer,
-            encoding=settings.encoding,
-            val_fraction=settings.val_fraction,
-            as_text=settings.as_text,
-            follow_links=settings.follow_links,
-            progress=progress,
-        )
+        tokens = prepare(arguments.input, arguments.out, **values, progress=progress)
     finally:
         if progress is not None:
             progress.clear()
@@ -93,10 +78,10 @@ def _prepare(words: list[str]) -> int:
 
 def _inspect(words: list[str]) -> int:
     parser = Parser(
-        "data inspect", "show what a folder of tokens holds, and check every id", "scalegpt data inspect tokens"
+        "data inspect", "Show what a folder of tokens holds, and check every id.", "scalegpt data inspect tokens"
     )
     parser.add_argument("folder", type=path_argument, metavar="DIR", help="made by scalegpt data prepare, or nanoGPT's")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     arguments = parser.parse(words)
     from scalegpt.data.shards import open_tokens
 
@@ -107,14 +92,8 @@ def _inspect(words: list[str]) -> int:
     return 0
 
 
-def _ledger(words: list[str]) -> int:
-    from scalegpt.cli.data_ledger import main as ledger
-
-    return ledger(words)
-
-
 def describe(tokens: "TokenSet") -> dict[str, Any]:
-    """Gather what both actions show."""
+    """The facts about a folder of tokens, as ``--json`` prints them."""
     meta, tokenizer = tokens.meta, tokens.tokenizer
     return {
         "folder": str(tokens.path),
@@ -189,5 +168,82 @@ class _ProgressLine:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the line."""
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+# --- ledger ----------------------------------------------------------------------------------------------------------
+
+
+def _ledger(words: list[str]) -> int:
+    parser = Parser(
+        "data ledger",
+        "Show which windows of the data each optimizer step of a run trained on.",
+        "scalegpt data ledger runs/tiny --steps 100:102\nscalegpt data ledger runs/tiny --steps 250 --json",
+    )
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "--steps", required=True, metavar="A[:B]", help="steps A to B inclusive, as numbered in metrics.jsonl"
+    )
+    add_json(parser, "print one JSON object for each step")
+    arguments = parser.parse(words)
+    folder = Path(arguments.run)
+    first, last = _range(arguments.steps)
+    taken = _steps_taken(folder)
+    if last > taken:
+        rest = f"{taken:,} steps; ask for at most step {taken}" if taken else "no step yet; train it first"
+        raise InputError(f"steps {arguments.steps}: {folder} has taken {rest}")
+    from scalegpt.data.ledger import Ledger
+
+    steps = Ledger(folder / LEDGER).windows(range(first, last + 1))
+    for line in _json_lines(steps) if arguments.json else _windows_table(steps):
+        show(line)
+    return 0
+
+
+def _range(text: str) -> tuple[int, int]:
+    """The first and the last step that ``A`` or ``A:B`` names.
+
+    Raises:
+        InputError: it is neither, or empty.
+    """
+    found = re.fullmatch("([0-9]{1,15})(?::([0-9]{1,15}))?", text)
+    if found is None:
+        raise InputError(f"steps must be A or A:B, whole numbers from 1 on, such as 100:120, not {shown(text)}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last:
+        raise InputError(f"steps {text} is empty: the first step is 1, and A must not be above B")
+    return first, last
+
+
+def _steps_taken(folder: Path) -> int:
+    """The last step in a run's metrics; 0 before the first.
+
+    Raises:
+        InputError: the folder is not a run, or its metrics cannot be read.
+    """
+    try:
+        steps = [values.get("step") for _, values in deque(read_lines(folder / METRICS), maxlen=1)]
+    except FileNotFoundError:
+        from scalegpt.inference.load import check_run  # imports torch, which takes seconds
+
+        check_run(folder)
+        raise InputError(
+            f"{folder / METRICS} is missing, and with it the number of steps; put it back from a copy"
+        ) from None
+    return next((step for step in steps if type(step) is int), 0)
+
+
+def _json_lines(steps: Iterator[tuple[int, "list[Window]"]]) -> Iterator[str]:
+    for step, windows in steps:
+        yield json.dumps({"step": step, "windows": [asdict(window) for window in windows]})
+
+
+def _windows_table(steps: Iterator[tuple[int, "list[Window]"]]) -> Iterator[str]:
+    file = None
+    for step, windows in steps:
+        if windows[0].file != file:
+            file = windows[0].file
+            yield f"{file}; offsets and lengths in tokens"
+        rows = [[str(step), str(each.order), str(each.number), str(each.offset), str(each.length)] for each in windows]
+        yield aligned([["step", "order", "window", "offset", "length"], *rows], right=range(5))

@@ -1,11 +1,10 @@
-"""``scalegpt gpus``: the catalogue of cards, or all that is known of one and where it comes from."""
+"""``scalegpt gpus``: the catalogue of cards, or one card with the sources of its figures."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from scalegpt.cli.output import show, show_json
-from scalegpt.cli.parser import Parser
-from scalegpt.cli.table import aligned
+from scalegpt.cli.output import aligned, show, show_json
+from scalegpt.cli.parser import Parser, add_json
 from scalegpt.hardware.catalogue_file import FIGURES
 from scalegpt.hardware.gpus import GB, Card, catalogue, meant_card, user_file
 from scalegpt.planner.time.rates import basis
@@ -15,14 +14,14 @@ EXAMPLE = """\
 scalegpt gpus
 scalegpt gpus a100-40gb
 
-cards of your own, and other figures for known ones, in ~/.config/scalegpt/gpus.yaml or the file that SCALEGPT_GPUS names:
+your own cards, and other figures for known ones, in ~/.config/scalegpt/gpus.yaml or the file that SCALEGPT_GPUS names:
   - name: RTX 5090 D                       # a new card; link, link_gbps, link_cards, peer, match and aliases are optional
     capability: 12.0
     gib: [31.36, nvidia-smi on my machine] # the memory that torch reports, GiB; its source is optional
     tflops: 209.5                          # dense half-precision peak with fp32 accumulation
     gbps: 1790                             # bandwidth of its memory, GB/s
     host_gbps: 128                         # PCIe, both directions together, GB/s
-  - name: RTX 4090                         # a known card: only what differs
+  - name: RTX 4090                         # a known card: only the figures that differ
     peer: true"""
 
 UNITS = {
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the catalogue, or one card of it."""
     parser = Parser("gpus", "List the GPUs that are known, or show one with the sources of its figures.", EXAMPLE)
     parser.add_argument("name", nargs="?", metavar="NAME", help="a card, such as a100-40gb; none: list all")
-    parser.add_argument("--json", action="store_true", help="print JSON: a list of the cards, or one, with all sources")
+    add_json(parser, "print JSON: a list of the cards, or one, with all sources")
     arguments = parser.parse(argv)
     if arguments.name is not None:
         card, remark = meant_card(arguments.name, advice="")
@@ -50,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def as_dict(card: Card) -> dict[str, Any]:
-    """A card as plain values, with the source of each figure."""
+    """A card as plain values, with the sources of its figures."""
     return {
         "name": card.name,
         "aliases": list(card.aliases),
@@ -69,13 +68,13 @@ def as_dict(card: Card) -> dict[str, Any]:
 
 
 def table(cards: Sequence[Card]) -> str:
-    """The cards, a row each; ~ marks what is estimated."""
+    """The cards as a table; ~ marks an estimate."""
     heading = ("gpu", "GiB", "TFLOP/s", "GB/s", "link", "link GB/s", "copies", "capability", "bf16")
     rows = [heading, *map(_row, cards)]
     own = user_file()
     notes = [
         "GiB: the memory that torch reports. TFLOP/s: dense half precision. link GB/s: both directions together; pairs:",
-        "a bridge joins two cards, more use PCIe. copies: between cards over PCIe, directly or by way of the host.",
+        "a bridge joins two cards, more use PCIe. copies: between cards over PCIe, directly or through the host.",
         "~ marks a figure that is estimated; `scalegpt gpus NAME` shows the sources.",
     ]
     if own is not None:
@@ -84,10 +83,12 @@ def table(cards: Sequence[Card]) -> str:
 
 
 def one_card(card: Card, remark: str | None = None) -> str:
-    """All that is known of one card, and a remark on its name."""
+    """The figures of one card with their sources, and a remark on its name."""
     rows = [("figure", "value", "", "source")]
     rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
-    rows.append(("peer", _yes(card.peer), "copies directly to others over PCIe", _source(card, "peer")))
+    rows.append(
+        ("peer", "yes" if card.peer else "no", "copies directly to other cards over PCIe", _source(card, "peer"))
+    )
     link = card.link if card.link_cards is None else f"{card.link} for {card.link_cards} cards, else pcie"
     words = {
         "also called": ", ".join(card.aliases) or "-",
@@ -118,7 +119,3 @@ def _source(card: Card, figure: str) -> str:
     if not source.startswith("~"):
         return source
     return source[1:] if source.startswith("~estimated") else f"estimated: {source[1:]}"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"

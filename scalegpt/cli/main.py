@@ -1,4 +1,4 @@
-"""``scalegpt COMMAND …``: finds the command, runs it, and turns what it raises into a line and an exit status."""
+"""``scalegpt COMMAND …``: runs the command, and turns what it raises into one line and an exit status."""
 
 import importlib
 import io
@@ -21,19 +21,16 @@ COMMANDS = {
     "gpus": "list the GPUs that are known, or show one with its sources",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
-    "checkpoint": "list, verify or show a run's checkpoints, or take their weights out",
+    "checkpoint": "list, verify or show a run's checkpoints, or convert their weights",
     "sample": "continue a prompt with a trained model",
 }
-"""Command → what it does. Each is a module of this package with ``main(argv) -> int``, imported only when it is named."""
+"""Command → its summary. Each is a module of this package with ``main(argv) -> int``, imported when it is named."""
 
-_LONGEST_LINE = 900
-"""Characters of an error: a terminal shows it whole."""
+LONGEST_LINE, LONGEST_UNEXPECTED = 900, 500
+"""Characters of an error that are shown, and of the message of an unexpected one."""
 
 SIGPIPE_STATUS = 141
-"""What a shell gives a command that was ended by writing to a closed pipe."""
-
-LONGEST = 500
-"""Characters of an unexpected error's message that are shown: a library may have put pages into it."""
+"""The exit status that a shell gives a command that wrote to a closed pipe."""
 
 EXAMPLE = """\
 scalegpt: plans the memory of a GPT training run, then trains it
@@ -53,46 +50,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].startswith(("--local_rank=", "--local-rank=")):
         words = words[1:]  # `deepspeed --module scalegpt train` puts it before the command
-    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? where it must, and no traceback
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? instead of a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         status = _dispatch(words)
-        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python exits
+        sys.stdout.flush()  # a reader that has ended is noticed here, not while Python exits
         return status
-    except (InputError, RunError) as error:
-        _complain(words, str(error), error.exit_status)
-        _show_traceback(words)
-        return error.exit_status
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does: nothing is left to say
+    except BrokenPipeError:  # the reader of our output has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_STATUS
     except KeyboardInterrupt:
         _complain(words, "interrupted", 130)
         return 130
-    except OSError as error:  # of the user's files; a run that trains says itself what became of it
-        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        _complain(words, f"{place}{error.strerror or error}", InputError.exit_status)
-        _show_traceback(words)
-        return InputError.exit_status
-    except MemoryError:
-        _complain(words, "this machine has not enough memory for it", RunError.exit_status)
-        _show_traceback(words)
-        return RunError.exit_status
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        said = said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
-        _complain(words, f"{said} (an error of ours; --debug shows where)", 1)
-        _show_traceback(words)
-        return 1
+        message, status = _explained(error)
+        _complain(words, message, status)
+        if "--debug" in words:
+            sys.stderr.write(visible(traceback.format_exc()))
+        return status
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """The message and the exit status of an error."""
+    if isinstance(error, InputError | RunError):
+        return str(error), error.exit_status
+    if isinstance(error, OSError):  # of the user's files; a training run explains its own
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{place}{error.strerror or error}", InputError.exit_status
+    if isinstance(error, MemoryError):
+        return "this machine has not enough memory for it", RunError.exit_status
+    said = f"{type(error).__name__}: {error}"
+    said = said if len(said) <= LONGEST_UNEXPECTED else f"{said[:LONGEST_UNEXPECTED]}…"
+    return f"{said} (an error of ours; --debug shows where)", RunError.exit_status
 
 
 def run_and_exit(argv: Sequence[str] | None = None) -> None:
-    """Run a command as a process of its own: the console script, ``launch/train.py`` and ``scalegpt.train``.
+    """Run a command as its own process: the console script, ``launch/train.py`` and ``scalegpt.train``.
 
-    A rank of several ends without Python's finalization: there, a native thread of the communication libraries that asks
-    for the interpreter's lock is ended by force, which now and then aborts a process that has done all its work ("terminate
-    called without an active exception", exit status -6), and its launcher then reports a failure.
+    One of several ranks skips Python's finalization: in it, a native thread of a communication library that waits for the
+    interpreter's lock can abort a process that has finished ("terminate called without an active exception", exit status
+    -6), and the launcher would report a failure.
     """
     status = main(argv)
     if ranks_or_alone().size > 1:
@@ -116,20 +114,15 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _complain(words: Sequence[str], message: str, status: int) -> None:
-    """Print one line; of several ranks on a machine that fail alike over bad input, only the first speaks."""
+    """Print one line of error; of several ranks on a machine with the same bad input, only the first prints it."""
     ranks = ranks_or_alone()
     if status == InputError.exit_status and ranks.local_rank:
         return
     command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
     if ranks.rank:
         command += f": rank {ranks.rank}"
-    line = shortened(visible(" ".join(message.split())), _LONGEST_LINE)
-    with suppress(OSError):  # a terminal that was closed: the status still tells
-        # One write with its end: print makes two where Python is unbuffered, as launchers start it, and ranks' lines mix.
+    line = shortened(visible(" ".join(message.split())), LONGEST_LINE)
+    with suppress(OSError):  # a terminal that was closed: the exit status remains
+        # One write: unbuffered, as launchers start Python, print makes two, and the lines of ranks would mix.
         sys.stderr.write(f"{command}: error: {line}\n")
         sys.stderr.flush()
-
-
-def _show_traceback(words: Sequence[str]) -> None:
-    if "--debug" in words:
-        sys.stderr.write(visible(traceback.format_exc()))

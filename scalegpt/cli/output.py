@@ -1,38 +1,56 @@
-"""The doors through which commands print: what others wrote can neither command a terminal nor break a table or JSON."""
+"""What commands print with: text of others can neither control a terminal nor break a table or JSON."""
 
 import json
 import re
 import sys
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from scalegpt.text import one_line, visible
 
 
 def show(*texts: object) -> None:
-    """Print a line or several on standard output, their control characters made visible."""
+    """Print text on standard output, with control characters written out."""
     print(visible(" ".join(map(str, texts))))
 
 
 def show_row(head: str, value: object) -> None:
-    """Print a name that is ours and what stands under it, on one line."""
+    """Print a label of ours and a value on one line."""
     print(head + one_line(value))
 
 
 def note(text: str) -> None:
-    """Print a line on standard error, beside the answer, likewise."""
+    """Print a line on standard error, with control characters written out."""
     print(visible(text), file=sys.stderr, flush=True)
 
 
 def show_json(values: Any) -> None:
-    """Print a value as JSON. Control characters, which may stand in names and samples, are escaped as JSON has it."""
+    """Print a value as JSON."""
     print(json_text(values))
 
 
 def json_text(values: Any) -> str:
-    """A value as JSON for readers: indented, letters of all scripts as they are, control characters escaped."""
+    """A value as indented JSON: letters of all scripts as they are, control characters escaped."""
     return re.sub(r"[^\x20-\x7e\n]", _escaped, json.dumps(values, indent=2, ensure_ascii=False))
 
 
 def _escaped(match: re.Match[str]) -> str:
     character = match[0]
     return character if visible(character) == character else json.dumps(character)[1:-1]
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """A table in plain text: the first row is the heading, with a rule under it.
+
+    Args:
+        rows: the cells; every row has the same number of them. Control characters and line ends are written out.
+        right: the columns that are aligned to the right: those of numbers.
+    """
+    rows = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        cells = enumerate(zip(row, widths, strict=True))
+        return "  ".join(cell.rjust(w) if column in right else cell.ljust(w) for column, (cell, w) in cells).rstrip()
+
+    return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])

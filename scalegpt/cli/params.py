@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scalegpt.architecture.counting import ParameterCount, closed_form, count_parameters, formula_steps, weight_bytes
-from scalegpt.cli.output import note, show, show_json
-from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
-from scalegpt.cli.table import aligned
+from scalegpt.cli.output import aligned, note, show, show_json
+from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.errors import InputError
@@ -22,15 +21,15 @@ scalegpt params --n_layer 12 --n_embd 768 --n_head 12 --block_size 1024 --vocab_
 scalegpt params --interactive"""
 
 QUESTIONS = {
-    "n_layer": "layers: how many transformer blocks follow one another",
-    "n_embd": "width: how many numbers describe a token between the blocks",
-    "n_head": "heads: into how many parts attention splits the width; must divide it; parts of 64 are usual",
-    "block_size": "block: how many tokens the model sees at once",
-    "vocab_size": "vocabulary: how many different tokens there are; GPT-2's, padded, is 50304, bytes are 257",
-    "bias": "biases in linear layers and norms, as GPT-2 has them; a model without is a little smaller",
-    "tie_head": "tied: the head reads the token embedding's matrix instead of having its own",
+    "n_layer": "layers: the number of transformer blocks",
+    "n_embd": "width of the residual stream: the numbers that describe a token between blocks",
+    "n_head": "attention heads; must divide the width; heads of 64 are usual",
+    "block_size": "block: the tokens that the model sees at once",
+    "vocab_size": "vocabulary: the number of different tokens; GPT-2's, padded, is 50304, that of bytes is 257",
+    "bias": "biases in linear layers and norms, as GPT-2 has them",
+    "tie_head": "tied: the head shares the token embedding's matrix",
 }
-"""What the dialogue asks for, in its order, and each explained in a phrase."""
+"""What the dialogue asks for, in this order."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,11 +53,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("params", "Count a model's parameters, part by part, and the memory they take.", EXAMPLE)
-    parser.add_argument("--preset", metavar="NAME", help="start from a preset; `scalegpt presets` lists them")
-    parser.add_argument("--config_file", type=path_argument, metavar="FILE", help="start from a JSON or YAML file")
+    add_source(parser)
     parser.add_argument("--interactive", action="store_true", help="ask for the shape step by step")
     parser.add_argument("--show_formula", action="store_true", help="show the closed form with the numbers put in")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     add_settings(parser, "shape", ModelConfig)
     parser.add_argument(
         "--untied",
@@ -73,7 +71,7 @@ def _parser() -> Parser:
 
 
 def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple[str, ModelConfig]:
-    """Return the model to count and what to call it."""
+    """The name of the model to count, and the model."""
     preset, config_file = arguments.preset, arguments.config_file
     if arguments.interactive and preset is None and config_file is None:
         preset = _ask_for_preset()
@@ -85,7 +83,7 @@ def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple
     return (run.name if model == unchanged else f"{run.name} (changed)"), model
 
 
-# The dialogue. It talks on stderr, so that stdout holds the answer alone and can go to a file.
+# The dialogue is on standard error: standard output has only the count.
 
 
 def _ask_for_preset() -> str | None:
@@ -101,11 +99,10 @@ def _existing_preset(answer: str) -> str:
 
 
 def _ask_for_model(default: ModelConfig) -> ModelConfig:
-    """Ask for each part of the shape, Enter keeping the default.
+    """Ask for each setting of the shape; Enter keeps the default.
 
     Raises:
         EOFError: the answers ended.
-
     """
     note("Enter keeps the value in brackets; Ctrl-D ends.")
     answers: dict[str, Any] = {}
@@ -121,26 +118,26 @@ def _ask_for_model(default: ModelConfig) -> ModelConfig:
 
 
 def _checked(key: str, answers: dict[str, Any]) -> Callable[[str], Any]:
-    """Return what turns an answer into the setting's value, or refuses it for a reason that it names."""
-    # Until the heads are asked for, one head stands in: it divides every width.
+    """What turns an answer into the setting's value, or raises :class:`InputError`."""
+    # One head, which divides every width, until the heads are asked for.
     values = {"n_head": 1, **answers}
 
     def accept(answer: str) -> Any:
         model = ModelConfig.from_mapping({**values, key: answer}, "answer")
-        count_parameters(model)  # refuses a vocabulary that a tokenizer would still have to decide
+        count_parameters(model)  # refuses vocab_size auto, which only a tokenizer decides
         return getattr(model, key)
 
     return accept
 
 
 def _usual_heads(width: int) -> int:
-    """Return the number of heads whose size is nearest to 64 among those that divide the width."""
+    """The number of heads whose size is nearest to 64, among those that divide the width."""
     dividing = [heads for heads in range(1, min(width, 4096) + 1) if width % heads == 0]
     return min(dividing, key=lambda heads: abs(width / heads - 64))
 
 
 def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
-    """Ask until the answer is accepted; say why one is not."""
+    """Ask until an answer is accepted."""
     while True:
         print(f"{question} [{default}]: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -149,16 +146,16 @@ def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
         try:
             return accept(line.strip() or default)
         except InputError as error:
-            note(f"  {error}; again, please")
+            note(f"  {error}; try again")
 
 
 # What is printed.
 
 
 def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict[str, Any]:
-    """Return the count as plain values: counts are parameters, shares run from 0 to 1, sizes are bytes.
+    """The count as plain values: counts of parameters, shares from 0 to 1, sizes in bytes.
 
-    The numbers directly under ``breakdown`` add up to ``parameters``; its ``per_layer`` describes one layer.
+    The numbers directly under ``breakdown`` add up to ``parameters``; its ``per_layer`` is of one layer.
     """
     count = count_parameters(model)
     parameters, states = count.total, training_bytes(model)
@@ -212,7 +209,7 @@ def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
 
 
 def _percent(share: float) -> str:
-    """Write a share so that a small part does not read as none."""
+    """A share in percent; a small one does not read as zero."""
     return "<0.01%" if 0 < share < 5e-5 else f"{share:.2%}"
 
 
@@ -227,8 +224,8 @@ def _memory_table(model: ModelConfig) -> str:
     for part, size in states.items():
         rows.append((f"  fp32 {part.replace('_', ' ')}", f"{size / parameters:g}", format_bytes(size)))
     note = (
-        "Training is the model states with AdamW on one GPU, before any sharding. Activations, the loss, buffers and\n"
-        "the device's own context come on top."
+        "Training: the model states with AdamW on one GPU, without sharding. Activations, the loss, buffers and the\n"
+        "device's context are not included."
     )
     return f"{aligned(rows, right={1, 2})}\n\n{note}"
 

@@ -1,26 +1,34 @@
-"""The command line's manners: ``_`` or ``-`` in every flag, one-line errors with the nearest flag, an example first."""
+"""How the command line is read: ``_`` or ``-`` in every flag, one-line errors with the nearest flag, an example first."""
 
 import argparse
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from scalegpt.config import DataConfig, ModelConfig, ParallelConfig, TrainConfig
 from scalegpt.config.aliases import hint
 from scalegpt.config.settings import Section, field_types, limits
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, nearest
 from scalegpt.storage import user_path
 from scalegpt.text import MOST_SHOWN, shortened, shown
 
 FLAGS_IN_USAGE = 12
-"""With more flags than these the usage line would be a page of its own; the groups below it list them all."""
+"""A command with more flags does not list them in its usage line."""
 
 DEFAULTS = "[value] after a flag: the default where neither the preset nor a file says otherwise"
-"""Said once where there are presets: what a preset sets is not what is in the brackets."""
+
+RUN_SECTIONS = {
+    "data": DataConfig,
+    "parallel layout": ParallelConfig,
+    "training": TrainConfig,
+    "model": ModelConfig,
+}
+"""Title → the settings of a run, in the order of ``--help``."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose mistakes raise :class:`InputError` and whose help opens with an example."""
+    """An ``ArgumentParser`` whose errors are :class:`InputError`, and whose help begins with an example."""
 
     def __init__(self, command: str, summary: str, example: str) -> None:
         super().__init__(
@@ -30,13 +38,13 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             description=f"{summary}\n\nexample:\n  " + "\n  ".join(example.splitlines()),
         )
-        # -1:3 and -1e-3 are values too, which the flag's own check refuses in words of its own.
+        # -1:3 and -1e-3 are values, which the flag's own check refuses.
         self._negative_number_matcher = re.compile(r"-\.?\d")
         self.add_argument("-h", "--help", action="help", help="show this and exit")
         self.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
     def format_help(self) -> str:
-        """The description with its example, then the usage: argparse has them the other way round."""
+        """The description with its example, then the usage; argparse has the usage first."""
         formatter = self._get_formatter()
         formatter.add_text(self.description)
         if "--preset" in self._option_string_actions:
@@ -52,27 +60,42 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
-        """Parse with flags spelled either way; an unknown flag names the nearest known one."""
-        parsed, unknown = self.parse_known_args(with_underscores(args))
-        if unknown:
-            self._refuse(unknown[0])
-        return parsed
+        """Parse flags in either spelling.
 
-    def _refuse(self, word: str) -> NoReturn:
-        if not word.startswith("-"):
-            raise InputError(f"unexpected argument {shown(word)}; see {self.prog} --help")
-        flag = shortened(word.split("=")[0], MOST_SHOWN)
+        Raises:
+            InputError: an unknown flag, with the nearest known one, or a missing value.
+        """
+        parsed, unknown = self.parse_known_args(with_underscores(args))
+        if not unknown:
+            return parsed
+        if not unknown[0].startswith("-"):
+            raise InputError(f"unexpected argument {shown(unknown[0])}; see {self.prog} --help")
+        flag = shortened(unknown[0].split("=")[0], MOST_SHOWN)
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         said = hint(flag, known)
         raise InputError(f"unknown flag {flag}{said if '; known: ' not in said else f'; see {self.prog} --help'}")
 
     def error(self, message: str) -> NoReturn:
-        """Argparse's own complaints, as ours."""
+        """Argparse's own errors, as ours."""
         raise InputError(message)
 
 
+def run_action(words: Sequence[str], overview: str, actions: Mapping[str, Callable[[list[str]], int]]) -> int:
+    """Run the action that the first word names, with the other words; without a word, print the overview.
+
+    Raises:
+        InputError: an unknown action, or what the action raises.
+    """
+    if not words or words[0] in {"-h", "--help"}:
+        print(overview, end="")
+        return 0 if words else 2
+    if words[0] not in actions:
+        raise InputError(f"unknown action {words[0]!r}{nearest(words[0], actions)}")
+    return actions[words[0]](list(words[1:]))
+
+
 def path_argument(text: str) -> str:
-    """The type of a flag or argument that is a path: ``~`` means the home folder, behind ``--flag=`` too."""
+    """The type of a path: ``~`` is the home folder, also in ``--flag=~``."""
     try:
         return user_path(text)
     except InputError as error:
@@ -80,7 +103,7 @@ def path_argument(text: str) -> str:
 
 
 def with_underscores(words: Iterable[str]) -> list[str]:
-    """The words with the ``-`` inside flag names turned into ``_``; values stay as they are."""
+    """The words with ``_`` for ``-`` in the names of flags; values are unchanged."""
     result = []
     for word in words:
         if word.startswith("--") and len(word) > 2:
@@ -90,13 +113,32 @@ def with_underscores(words: Iterable[str]) -> list[str]:
     return result
 
 
-def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Section]) -> None:
-    """A flag for every setting of a section; absent flags leave no trace in the parsed arguments.
+def add_json(parser: argparse._ActionsContainer, help: str = "print one JSON object") -> None:
+    """The flag ``--json``."""
+    parser.add_argument("--json", action="store_true", help=help)
 
-    Values stay text here: the section converts and checks them, with the same messages as for a file.
+
+def add_source(parser: argparse._ActionsContainer, note: str = "") -> None:
+    """The flags ``--preset`` and ``--config_file``."""
+    parser.add_argument(
+        "--preset", metavar="NAME", help=f"a named configuration, see `scalegpt presets`{note and f'; {note}'}"
+    )
+    parser.add_argument(
+        "--config_file", type=path_argument, metavar="FILE", help="a JSON or YAML file of the same form as a preset"
+    )
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, title: str, section: type[Section], names: Collection[str] | None = None
+) -> None:
+    """A flag for every setting of a section, or for those named; one that is not given is absent from the arguments.
+
+    Values stay text: the section converts and checks them, with the same messages as for a file.
     """
     group = parser.add_argument_group(title)
     for name, field in section.settings().items():
+        if names is not None and name not in names:
+            continue
         default = "none" if field.default is None else str(field.default).lower()
         words = field.metadata["help"].replace("%", "%%")
         bounds = f" ({limits(field)})" if limits(field) else ""
@@ -113,7 +155,13 @@ def add_settings(parser: argparse.ArgumentParser, title: str, section: type[Sect
         )
 
 
+def add_run_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting of a run."""
+    for title, section in RUN_SECTIONS.items():
+        add_settings(parser, title, section)
+
+
 def given_settings(arguments: argparse.Namespace, *sections: type[Section]) -> dict[str, Any]:
-    """The settings that the command line gave, by name."""
-    names = {field.name for section in sections for field in dataclasses.fields(section)}
+    """The settings that the command line gave, by name; without sections, those of a run."""
+    names = {field.name for section in sections or RUN_SECTIONS.values() for field in dataclasses.fields(section)}
     return {name: value for name, value in vars(arguments).items() if name in names}

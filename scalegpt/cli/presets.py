@@ -1,13 +1,12 @@
-"""``scalegpt presets``: list the presets by size, or show in what two of them differ."""
+"""``scalegpt presets``: list the presets by size, or show how two of them differ."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.cli.output import show, show_json
-from scalegpt.cli.parser import Parser
-from scalegpt.cli.table import aligned
+from scalegpt.cli.output import aligned, show, show_json
+from scalegpt.cli.parser import Parser, add_json
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import load_preset, preset_names, resolve
 from scalegpt.errors import InputError
@@ -15,8 +14,6 @@ from scalegpt.errors import InputError
 EXAMPLE = """\
 scalegpt presets
 scalegpt presets 150M 150M_1024"""
-
-UNSET = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +30,14 @@ class Preset:
         """Read a preset.
 
         Raises:
-            InputError: there is none of that name; the message offers the nearest.
-
+            InputError: no preset has that name.
         """
         description = str(load_preset(name).get("description", ""))
         run = resolve(preset=name)
         return cls(name=name, description=description, parameters=count_parameters(run.model).total, run=run)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the preset as plain values, the settings that its file leaves out included."""
+        """The preset as plain values, including the defaults of settings that its file does not have."""
         run = self.run
         return {
             "name": self.name,
@@ -57,9 +53,9 @@ class Preset:
 
 def main(argv: Sequence[str]) -> int:
     """Print the list, or the comparison of the two presets named."""
-    parser = Parser("presets", "List the presets by size, or show in what two of them differ.", EXAMPLE)
+    parser = Parser("presets", "List the presets by size, or show how two of them differ.", EXAMPLE)
     parser.add_argument("names", nargs="*", metavar="NAME", help="two presets to compare; none: list all")
-    parser.add_argument("--json", action="store_true", help="print JSON: a list of the presets, or the comparison")
+    add_json(parser, "print JSON: a list of the presets, or the comparison")
     arguments = parser.parse(argv)
     chosen = [Preset.load(name) for name in arguments.names]
     if len(chosen) not in {0, 2}:
@@ -77,12 +73,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def comparison(first: Preset, second: Preset) -> dict[str, Any]:
-    """Return in what two presets differ.
+    """How two presets differ.
 
     Returns:
         ``names`` and ``parameters`` of both, ``ratio`` of the second's parameters to the first's, and ``differences``:
-        ``section.setting`` to the pair of values, for the settings that differ.
-
+        ``section.setting`` → the pair of values, for the settings that differ.
     """
     one, other = _settings(first), _settings(second)
     return {
@@ -94,13 +89,11 @@ def comparison(first: Preset, second: Preset) -> dict[str, Any]:
 
 
 def _settings(preset: Preset) -> dict[str, Any]:
-    """Return every setting by ``section.setting``; those of the parallel layout stand alone, as in a file."""
-    values = preset.as_dict()
-    settings: dict[str, Any] = {}
-    for section in ("model", "train", "data"):
-        settings |= {f"{section}.{key}": value for key, value in values.pop(section).items()}
-    labels = ("name", "description", "parameters")
-    return {**settings, **{key: value for key, value in values.items() if key not in labels}}
+    """Every setting by ``section.setting``; those of the parallel layout have no section, as in a file."""
+    run = preset.run
+    sections = {"model": run.model, "train": run.train, "data": run.data}
+    settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in asdict(part).items()}
+    return {**settings, **asdict(run.parallel), "zero_stage": run.parallel.stage}
 
 
 def _comparison_table(first: Preset, second: Preset) -> str:
@@ -116,7 +109,7 @@ def _list_table(presets: Sequence[Preset]) -> str:
     heading = ("preset", "parameters", "layers", "width", "heads", "block", "vocab", "batch", "tokens/step", "backend")
     rows = [(*heading, "description"), *map(_row, presets)]
     notes = (
-        "batch: sequences of one block per GPU in a forward pass. tokens/step: over all GPUs, whatever their number.\n"
+        "batch: sequences of one block per GPU in a forward pass. tokens/step: over all GPUs.\n"
         "`scalegpt presets A B` shows how two presets differ, `scalegpt params --preset A` the parts of one."
     )
     return f"{aligned(rows, right=range(1, 9))}\n\n{notes}"
@@ -138,9 +131,7 @@ def _row(preset: Preset) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> str:
-    """Write a setting as a file or a flag would have it, large numbers grouped."""
-    if value is None:
-        return UNSET
-    if isinstance(value, bool):
+    """A setting as in a file, with large numbers grouped."""
+    if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,4 +1,4 @@
-"""``scalegpt sample``: continue a prompt with a trained model, printing the text as it is drawn."""
+"""``scalegpt sample``: continue a prompt with a trained model, printing the text as it is sampled."""
 
 import io
 import os
@@ -10,10 +10,10 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalegpt.cli.output import note, show_json
-from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
+from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.config.settings import setting
 from scalegpt.errors import InputError
@@ -30,31 +30,29 @@ scalegpt sample runs/tiny --prompt_file start.txt --temperature 0.8 --top_k 50 -
 scalegpt sample runs/tiny/checkpoints/step_00001000 --temperature 0 --json"""
 
 PATIENCE_SECONDS = 3.0
-"""After so long without the end of standard input, a line says what is waited for."""
+"""After this time without the end of standard input, a note says that it is read."""
 
 SEPARATOR = "-" * 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings(SamplingSettings):
-    """How to draw, how often, and where."""
+    """How to sample, how many samples, and where."""
 
-    num_samples: int = setting(
-        1, "how many samples; each has the seed of the one before plus one", minimum=1, maximum=10**6
-    )
-    device: str = setting("auto", "where to compute; auto: CUDA where there is any", choices=("auto", "cpu", "cuda"))
+    num_samples: int = setting(1, "number of samples; the seed increases by one with each", minimum=1, maximum=10**6)
+    device: str = setting("auto", "where to compute; auto: CUDA if there is any", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass
 class Totals:
-    """What all samples took together."""
+    """New tokens of all samples, and the seconds that they took, including the reading of the prompt."""
 
     tokens: int = 0
     seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens over the time spent on them, reading the prompt included."""
+        """Tokens over seconds."""
         return self.tokens / max(self.seconds, 1e-9)
 
 
@@ -67,52 +65,55 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.inference.load import load_model
 
     loaded = load_model(Path(arguments.run), settings.device)
-    if prompt is None:  # read last: whoever types it should not learn afterwards that there is no such run
+    if prompt is None:  # read last, so that nobody types a prompt for a run that does not exist
         prompt = _standard_input()
     ids = loaded.prompt_ids(prompt)
     block = loaded.model.config.block_size
     if len(ids) > block:
-        _note(f"the prompt has {len(ids)} tokens; the model sees the last {block}")
+        note(f"scalegpt sample: the prompt has {len(ids)} tokens; the model sees the last {block}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not end the sample
     totals = Totals()
+    samples = (_pieces(loaded, ids, settings, number, totals) for number in range(settings.num_samples))
     if arguments.json:
-        samples = ["".join(_pieces(loaded, ids, settings, i, totals)) for i in range(settings.num_samples)]
-        show_json(_report(arguments.run, loaded, prompt, settings, samples, totals))
+        texts = ["".join(pieces) for pieces in samples]
+        show_json({
+            "run": arguments.run,
+            "step": loaded.header.progress.step,
+            "prompt": prompt,
+            "seed": settings.seed,
+            "samples": texts,
+            "tokens": totals.tokens,
+            "tokens_per_second": totals.tokens_per_second,
+        })  # fmt: skip
         return 0
-    _print_samples(prompt, (_pieces(loaded, ids, settings, i, totals) for i in range(settings.num_samples)))
-    _note(f"{totals.tokens} tokens, {totals.tokens_per_second:.1f} tokens/s")
+    _print_samples(prompt, samples)
+    note(f"scalegpt sample: {totals.tokens} tokens, {totals.tokens_per_second:.1f} tokens/s")
     return 0
 
 
 def _parser() -> Parser:
-    parser = Parser("sample", "Continue a prompt with a trained model; the text appears as it is drawn.", EXAMPLE)
+    parser = Parser("sample", "Continue a prompt with a trained model; the text appears as it is sampled.", EXAMPLE)
     parser.add_argument(
-        "run",
-        type=path_argument,
-        metavar="RUN",
-        help="a run's folder, whose newest checkpoint is used, or a checkpoint's",
+        "run", type=path_argument, metavar="RUN", help="a run's folder, for its newest checkpoint, or a checkpoint's"
     )
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="text to continue; - reads standard input, as a pipe does without a flag; none: the start of a text of its own",
+        help="text to continue; -: standard input, which a pipe gives without a flag too; none: start a new text",
     )
     parser.add_argument(
-        "--prompt_file",
-        type=path_argument,
-        metavar="FILE",
-        help="UTF-8 file to continue instead; - reads standard input",
+        "--prompt_file", type=path_argument, metavar="FILE", help="UTF-8 file to continue instead; -: standard input"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    add_json(parser, "print one JSON object at the end")
     add_settings(parser, "sampling", SampleSettings)
     return parser
 
 
 def _prompt(arguments: Namespace) -> str | None:
-    """Return the text to continue, empty where none is given; None where standard input gives it.
+    """The text to continue, empty where none is given; None where it is on standard input.
 
-    Without a flag it is what a pipe or a file gives on standard input; ``-`` asks for standard input whatever it is.
+    It is there with the prompt ``-``, and without a prompt if standard input is a pipe or a file.
 
     Raises:
         InputError: two prompts, or a file that cannot be read.
@@ -142,13 +143,15 @@ def _is_fed() -> bool:
 
 
 def _standard_input() -> str:
-    """Read the prompt from standard input; the line end after its last line, which ``echo`` adds, is not part of it.
+    """Standard input without its last line end, which ``echo`` adds.
 
     Raises:
         InputError: it cannot be read, is too long, or is not UTF-8.
     """
     waiting = threading.Timer(
-        PATIENCE_SECONDS, _note, ["reading the prompt from standard input until it ends; --prompt TEXT reads none"]
+        PATIENCE_SECONDS,
+        note,
+        ["scalegpt sample: reading the prompt from standard input until it ends; --prompt TEXT reads none"],
     )
     waiting.daemon = True
     waiting.start()
@@ -168,13 +171,13 @@ def _standard_input() -> str:
 
 
 def _pieces(
-    loaded: "LoadedModel", ids: list[int], settings: SampleSettings, index: int, totals: Totals
+    loaded: "LoadedModel", ids: list[int], settings: SampleSettings, number: int, totals: Totals
 ) -> Iterator[str]:
-    """Draw one sample and yield its text in whole characters, without the token that ends it."""
+    """The text of one sample, in pieces of whole characters."""
     start = time.perf_counter()
 
     def counted() -> Iterator[int]:
-        for token in loaded.draw(ids, replace(settings, seed=settings.seed + index)):
+        for token in loaded.draw(ids, replace(settings, seed=settings.seed + number)):
             totals.tokens += 1
             yield token
 
@@ -183,33 +186,12 @@ def _pieces(
 
 
 def _print_samples(prompt: str, samples: Iterator[Iterator[str]]) -> None:
-    """Write each sample after its prompt, piece by piece; what a terminal would obey is made visible there."""
+    """Print each sample after its prompt, piece by piece; on a terminal, control characters are written out."""
     shown = visible if sys.stdout.isatty() else str
-    for i, pieces in enumerate(samples):
-        if i:
+    for number, pieces in enumerate(samples):
+        if number:
             print(SEPARATOR)
         print(shown(prompt), end="", flush=True)
-        for piece in pieces:
-            if piece:
-                print(shown(piece), end="", flush=True)
+        for piece in filter(None, pieces):
+            print(shown(piece), end="", flush=True)
         print(flush=True)
-
-
-def _report(
-    run: str, loaded: "LoadedModel", prompt: str, settings: SampleSettings, samples: list[str], totals: Totals
-) -> dict[str, Any]:
-    """Return what ``--json`` prints; ``samples`` are continuations, without the prompt."""
-    return {
-        "run": run,
-        "step": loaded.header.progress.step,
-        "prompt": prompt,
-        "seed": settings.seed,
-        "samples": samples,
-        "tokens": totals.tokens,
-        "tokens_per_second": totals.tokens_per_second,
-    }
-
-
-def _note(line: str) -> None:
-    """Say something beside the text: stdout holds the samples alone and can go to a file."""
-    note(f"scalegpt sample: {line}")

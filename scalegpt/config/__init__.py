@@ -1,4 +1,8 @@
-"""What a run is: the model's shape, the training settings, the parallel layout, the data; presets and overrides."""
+"""What a run is: settings that are checked when they are made, presets and files, and what flags change.
+
+Read ``run.py`` first, then ``settings.py`` (how a setting is described) and ``presets.py`` (how a run is resolved). May
+import :mod:`scalegpt.structured`, :mod:`~scalegpt.storage`, :mod:`~scalegpt.text` and :mod:`~scalegpt.errors`; no torch.
+"""
 
 from scalegpt.config.run import DataConfig, ParallelConfig, RunConfig
 from scalegpt.config.shape import ModelConfig

@@ -14,7 +14,7 @@ CPU = "cpu"
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig(Section):
-    """Which cards, and how many. Where neither a card nor a memory is named, the machine at hand is looked at.
+    """Which cards, and how many. Where neither a card nor a memory is named, this machine's are detected.
 
     Raises:
         InputError: a count below one, or no memory.
@@ -25,7 +25,7 @@ class MachineConfig(Section):
     )
     memory_gb: float | None = setting(
         None,
-        "memory to plan for, GB of 10⁹ bytes: of a card that is not known, or the part of --gpu to use",
+        "memory to plan for, GB of 10⁹ bytes: of a card without a name, or the part of --gpu to use",
         above=0,
         maximum=MOST_GB,
     )
@@ -50,5 +50,5 @@ class MachineConfig(Section):
 
     @property
     def at_hand(self) -> bool:
-        """Whether the machine at hand is meant."""
+        """Whether this machine is meant."""
         return self.gpu == CPU or (self.gpu is None and self.memory_gb is None)

@@ -1,8 +1,8 @@
-"""What each optimizer is, said once: its state tensors, their bytes, what an update allocates, and where it works.
+"""What each optimizer is: its state tensors, their bytes, what an update allocates, and where it works.
 
-The trainer's checkpoints, the planner's memory and time, and the messages read it here. :mod:`scalegpt.optim` makes the
-optimizers themselves. To add one: a :class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in
-:class:`~scalegpt.config.train.TrainConfig`, and what makes it in :mod:`scalegpt.optim.factory`.
+Checkpoints, the planner and messages read it here; :mod:`scalegpt.optim` makes the optimizers. To add one: an
+:class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in :class:`~scalegpt.config.train.TrainConfig`, and its maker in
+:mod:`scalegpt.optim.factory`.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from scalegpt.config.backends import BackendSpec
 
 MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
-"""The kinds of tensors that optimizers tell apart: a block's matrices; tables and the head; norms and biases."""
+"""The kinds of tensors that optimizers distinguish: a block's matrices; embeddings and the head; norms and biases."""
 
 FP32 = 4
 """Bytes of an element of every state: fp32 in every precision."""
@@ -22,7 +22,7 @@ EXP_AVG, EXP_AVG_SQ, MOMENTUM = "exp_avg", "exp_avg_sq", "momentum_buffer"
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateGroup:
-    """Tensors that an optimizer treats alike and updates together.
+    """Tensors that an optimizer updates together, in the same way.
 
     Attributes:
         kinds: which tensors.
@@ -55,12 +55,12 @@ class OptimizerSpec:
     """One optimizer in one form.
 
     Attributes:
-        name: as ``--optimizer`` says it.
+        name: its word for ``--optimizer``.
         help: what it is, for ``--help``.
         groups: in the order in which they are updated; each kind of tensor belongs to one.
         settings: those of :class:`~scalegpt.config.train.TrainConfig` that no other optimizer uses.
-        counters_on_device: whether each tensor's number of steps is an fp32 scalar on the device; else it is in host memory.
-        unfit: why it cannot be had with a backend, a ZeRO stage and an offload, and what to use instead; None where it can.
+        counters_on_device: whether each tensor's number of steps is an fp32 scalar on the device, or else in host memory.
+        unfit: (backend, ZeRO stage, offload) → why they do not work together, and what to use instead; None where they do.
     """
 
     name: str
@@ -76,20 +76,20 @@ class OptimizerSpec:
 
     @property
     def orthogonalises(self) -> bool:
-        """Whether a group does."""
+        """Whether any group does."""
         return any(group.orthogonalises for group in self.groups)
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all parameters have the same state, which ZeRO's flat parts need."""
+        """Whether all parameters have the same state tensors, which ZeRO's flat partitions need."""
         return all(group.states == self.groups[0].states for group in self.groups)
 
 
 def _adamw(*, fused: bool) -> OptimizerSpec:
     """AdamW's two moments for every tensor, in two groups: with weight decay, and without.
 
-    The fused form reads weight, gradient and moments (16 bytes) and writes all but the gradient (12). The foreach form goes
-    through memory for each operation of ``torch/optim/adam.py: _multi_tensor_adam``: it decays the weight (8), updates the
+    The fused form reads weight, gradient and moments (16 bytes) and writes all except the gradient (12). The foreach form
+    reads and writes in each operation of ``torch/optim/adam.py: _multi_tensor_adam``: it decays the weight (8), updates the
     first moment (12), decays the second (8) and adds the gradient's square to it (12), takes its root into new memory (8),
     divides that (8) and adds epsilon (8), and updates the weight with both (16). The roots of a whole group live at once.
     """
@@ -130,19 +130,15 @@ def _muon(*, fused: bool) -> OptimizerSpec:
 
 
 def _unfit_for_muon(backend: BackendSpec, stage: int, offload: str) -> str | None:
-    """What DeepSpeed's stages do was seen in real steps of version 0.19.8 (docs/MEMORY.md)."""
+    """What DeepSpeed's stages do was observed in real steps of version 0.19.8 (docs/MEMORY.md)."""
     if offload != "none":
         return f"optimizer muon cannot be offloaded (offload {offload}); use --offload none or --optimizer adamw"
     if not backend.updates_flat_parts(stage):
         return None
-    if stage == 1:
-        return (
-            "optimizer muon: DeepSpeed's stage 1 clips the orthogonalised update instead of the gradient, which is another "
-            "optimizer, and in bf16 its step is one that the planner does not know; use --backend fsdp, or --zero_stage 0"
-        )
+    also = ", and the planner does not model its step in bf16" if stage == 1 else ""
     return (
-        f"optimizer muon: DeepSpeed's stage {stage} clips the orthogonalised update instead of the gradient, which "
-        "is another optimizer; use --backend fsdp, or --zero_stage 0"
+        f"optimizer muon: DeepSpeed's stage {stage} clips the orthogonalised update instead of the gradient, which is "
+        f"another optimizer{also}; use --backend fsdp, or --zero_stage 0"
     )
 
 
@@ -163,7 +159,7 @@ def _lion(*, fused: bool) -> OptimizerSpec:
     )
     return OptimizerSpec(
         name="lion",
-        help="Lion, with half of AdamW's state; wants a third to a tenth of its learning rate",
+        help="Lion, with half of AdamW's state; needs a third to a tenth of its learning rate",
         groups=(momentum, replace(momentum, kinds=frozenset({VECTOR}))),
         counters_on_device=False,
     )
@@ -179,12 +175,12 @@ OPTIMIZERS: dict[str, dict[bool, OptimizerSpec]] = {
 STATE_NAMES = tuple(
     dict.fromkeys(name for forms in OPTIMIZERS.values() for group in forms[True].groups for name in group.states)
 )
-"""All state tensors that there are."""
+"""The names of all state tensors."""
 
 OWN_SETTINGS = {name: forms[True].settings for name, forms in OPTIMIZERS.items()}
-"""Name → the settings that this optimizer alone uses."""
+"""Name → the settings that only this optimizer uses."""
 
 
 def optimizer_help() -> str:
-    """What the optimizers are, for ``--help``."""
+    """The help of ``--optimizer``."""
     return "the optimizer; " + "; ".join(f"{name}: {forms[True].help}" for name, forms in OPTIMIZERS.items())

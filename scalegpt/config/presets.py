@@ -1,6 +1,6 @@
 """Presets and configuration files, and how flags override them.
 
-A configuration file, JSON or YAML, has this form; every part may be left out::
+A configuration file, JSON or YAML, has this form; every part is optional::
 
     {"description": "…", "name": "…",
      "model": {ModelConfig}, "train": {TrainConfig}, "data": {DataConfig},
@@ -73,50 +73,41 @@ def load_config_file(path: str | Path) -> Values:
 
 
 def checked(values: Any, where: str) -> Values:
-    """What a configuration file holds, with the form of its parts checked; their settings are checked by :func:`resolve`.
-
-    Args:
-        values: what was parsed.
-        where: what to call the file in an error message.
+    """The parsed values of the file ``where``, with its parts and keys checked; :func:`resolve` checks the settings.
 
     Raises:
-        InputError: no object, an unknown part, or one of another kind.
+        InputError: it is not an object, or has an unknown part or key.
     """
     if not isinstance(values, dict):
         raise InputError(f"config_file {where} must hold an object with the parts {', '.join(_PARTS)}")
     known = {*_PARTS, *_LABELS, *ParallelConfig.settings()}
     names = known | _setting_names()
     unknown = [key for key in values if key not in known]
-    # What is no configuration at all may be a secret, given by mistake: its words are not quoted.
-    if unknown and values.keys().isdisjoint(known) and not any(_is_meant(key, names) for key in unknown):
+    # A file that is not a configuration may hold a secret: its words are not quoted.
+    if (
+        unknown
+        and values.keys().isdisjoint(known)
+        and not any("did you mean" in nearest(key, names) for key in unknown)
+    ):
         parts = ", ".join(_PARTS)
         raise InputError(f"config_file {where} is no configuration: it has none of the parts {parts}, and no layout")
-    for key in unknown:
-        raise InputError(f"{where}: unknown key {shown(key)}{_home(key) or hint(key, names)}")
-    for part in _PARTS:
-        if part in values:
-            _check_part(values[part], part, where)
+    if unknown:
+        raise InputError(f"{where}: unknown key {shown(unknown[0])}{_home(unknown[0]) or hint(unknown[0], names)}")
+    for part in [each for each in _PARTS if each in values]:
+        if not isinstance(values[part], dict):
+            raise InputError(f"{where}: {part} must be an object of settings, not {shown(values[part])}")
+        for key in values[part]:
+            if key not in SECTIONS[part].settings():
+                known_here = _home(key) or hint(key, _setting_names())
+                raise InputError(f"{where}: {part}: unknown key {shown(key)}{known_here}")
     return {**values, **{key: _label(values[key], key, where) for key in _LABELS if key in values}}
 
 
-def _check_part(value: Any, part: str, where: str) -> None:
-    """Check the keys of a part of a file.
-
-    Raises:
-        InputError: it is no object, or has an unknown key.
-    """
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {part} must be an object of settings, not {shown(value)}")
-    for key in value:
-        if key not in SECTIONS[part].settings():
-            raise InputError(f"{where}: {part}: unknown key {shown(key)}{_home(key) or hint(key, _setting_names())}")
-
-
 def _label(value: Any, key: str, where: str) -> str | None:
-    """A word of the file that is no setting; a whole number may be a name.
+    """A name or description; a name may be a whole number.
 
     Raises:
-        InputError: it is something else, or very long.
+        InputError: it has another type, or is very long.
     """
     if value is None:
         return None
@@ -128,17 +119,12 @@ def _label(value: Any, key: str, where: str) -> str | None:
     return text
 
 
-def _is_meant(key: str, names: set[str]) -> bool:
-    """Whether a key is a setting, or close to one."""
-    return key in names or "did you mean" in nearest(key, names)
-
-
 def _setting_names() -> set[str]:
     return {key for section in SECTIONS.values() for key in section.settings()}
 
 
 def _home(key: str) -> str:
-    """Where a setting belongs that stands in another place of a file by mistake; empty where it belongs to no part."""
+    """The part of a file that a setting belongs to, as a hint; empty if it belongs to none."""
     part = next((part for part in _PARTS if key in SECTIONS[part].settings()), None)
     return "" if part is None else f": {key} belongs under {part!r}"
 
@@ -151,13 +137,13 @@ def resolve(
     name: str | None = None,
     given_in: str = "command line",
 ) -> RunConfig:
-    """The configuration that a preset or file and the flags over it describe.
+    """The configuration of a preset or a file, with the flags over it.
 
     Args:
-        preset: name of a preset; not together with ``config_file``. With neither, the settings' own defaults hold.
+        preset: name of a preset; not together with ``config_file``. Without either, the defaults apply.
         config_file: path of a JSON or YAML file.
-        flags: setting → value for any setting of any section; they win over the file's. Those of
-            :data:`~scalegpt.config.run.PLANNED` may be ``auto``, in a file too.
+        flags: setting → value, of any section; they override the file's. Those of
+            :data:`~scalegpt.config.run.PLANNED` may be ``auto``, also in a file.
         name: the run's name; by default the file's, or the preset's.
         given_in: where the flags come from, for error messages.
 
@@ -183,9 +169,8 @@ def resolve(
     sections = {}
     for part, section in SECTIONS.items():
         over = {key: flags.pop(key) for key in list(flags) if key in section.settings()}
-        section.from_mapping(
-            _with_vocab_word(file_values[part]), where
-        )  # a mistake in the file is the file's, whatever the flags say
+        # Checked without the flags too: an error of the file is reported as the file's.
+        section.from_mapping(_with_vocab_word(file_values[part]), where)
         sections[part] = section.from_mapping(
             _with_vocab_word({**file_values[part], **over}), given_in if over else where
         )
@@ -197,18 +182,18 @@ def resolve(
 
 
 def _without_auto(values: Values) -> tuple[Values, frozenset[str]]:
-    """The values that are set, and the names of those that the planner is to choose."""
+    """The values that are set, and the names of those that are ``auto``."""
     auto = frozenset(key for key, value in values.items() if key in PLANNED and value == AUTO)
     return {key: value for key, value in values.items() if key not in auto}, auto
 
 
 def _with_vocab_word(values: Values) -> Values:
-    """``vocab_size: auto`` is written 0 inside: the tokenizer decides."""
+    """The values with 0 for ``vocab_size: auto``: the tokenizer decides."""
     return {**values, "vocab_size": 0} if values.get("vocab_size") == "auto" else values
 
 
 def _drop_overridden_layout(layout: Values, flags: Values) -> None:
-    """Forget the file's stage and DeepSpeed file where a flag changes what they were written for."""
+    """Drop the file's stage and DeepSpeed file where a flag changes the layout that they are for."""
     if flags.get("backend", layout.get("backend")) != layout.get("backend"):
         for key in ("zero_stage", "ds_config", "offload"):
             layout.pop(key, None)
@@ -217,10 +202,9 @@ def _drop_overridden_layout(layout: Values, flags: Values) -> None:
 
 
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
-    """The file's values and the flags; a given length replaces the other length of the level below.
+    """The file's values and the flags, where a length of one level replaces both lengths of the level below.
 
-    A flag replaces what the file says, and the file replaces the default: ``max_tokens`` alone is not cut short by a
-    ``max_iters`` that nobody gave. Two lengths of the same level both stay.
+    The levels are flags, file, defaults: with ``max_tokens`` alone, the default of ``max_iters`` does not apply.
     """
     neither = dict.fromkeys(LENGTHS)
     if _gives_length(flags):
@@ -233,10 +217,10 @@ def _gives_length(values: Values) -> bool:
 
 
 def named_settings(preset: str | None = None, config_file: str | Path | None = None) -> frozenset[str]:
-    """The settings, those of the layout too, that a preset or a configuration file names; empty without either.
+    """The settings, including the layout's, that a preset or a configuration file gives; empty without either.
 
     Raises:
-        InputError: no such preset, or a file that is no configuration.
+        InputError: no such preset, or the file is not a configuration.
     """
     values = {} if config_file is None else load_config_file(config_file)
     values = values if preset is None else load_preset(preset)
@@ -245,29 +229,26 @@ def named_settings(preset: str | None = None, config_file: str | Path | None = N
 
 
 def as_file(run: RunConfig) -> Values:
-    """The run in the form of a configuration file: what ``resolve`` reads back."""
+    """The run in the form of a configuration file, which :func:`resolve` reads."""
     values = run.as_dict()
     parallel = values.pop("parallel")
     return {"name": values.pop("name"), "preset": values.pop("preset"), **values, **parallel}
 
 
 def from_run(values: Any, where: str) -> Values:
-    """A run's own configuration as it was written, every setting in its type.
+    """The configuration that a run or a checkpoint recorded, with every setting in its type.
 
     Args:
-        values: what was parsed from ``config.yaml``, or what a checkpoint says.
-        where: what to call it in an error message.
+        values: the parsed ``config.yaml``, or the configuration in a checkpoint.
+        where: its name in an error message.
 
     Raises:
-        InputError: it is no configuration, or a value is of another type.
+        InputError: it is not a configuration, or a value has another type.
     """
     values = checked(values, where)
     parts = {part: _typed(part, values.get(part, {}), where) for part in _PARTS}
-    return {
-        **values,
-        **parts,
-        **_typed("parallel", {k: values[k] for k in ParallelConfig.settings() if k in values}, where),
-    }
+    layout = {key: values[key] for key in ParallelConfig.settings() if key in values}
+    return {**values, **parts, **_typed("parallel", layout, where)}
 
 
 def _typed(part: str, values: Values, where: str) -> Values:

@@ -15,14 +15,14 @@ PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompu
 """The settings that may be ``auto``: the planner chooses them."""
 
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
-"""Those that the trainer leaves to the planner where nobody says otherwise; a preset's micro batch is no more than a hint."""
+"""Those that the trainer leaves to the planner unless they are set; a preset's micro batch is only a hint."""
 
 TOKENIZERS = ("gpt2", "byte", "char")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Section):
-    """Who holds what: the backend, how far it shards, and what it keeps in host memory.
+    """The backend, what it shards, and what it keeps in host memory.
 
     Raises:
         InputError: a stage that the backend does not have, or an offload that the stage does not allow.
@@ -32,7 +32,7 @@ class ParallelConfig(Section):
     zero_stage: int | None = setting(None, stage_help(), minimum=0, maximum=3)
     offload: str = setting(
         "none",
-        "keep the optimizer's state, or parameters too (all), in host memory; auto: if need be",
+        "keep the optimizer's state, or parameters too (all), in host memory; auto: only if nothing else fits",
         choices=OFFLOADS,
     )
     ds_config: str | None = setting(
@@ -86,11 +86,11 @@ class DataConfig(Section):
 
 
 DATA = "data"
-"""What the tokens are, where it stands among settings that a run may change."""
+"""The word for the tokens, among the settings that a resumed run may change."""
 
 
 def optimizer_unfit(optimizer: str, parallel: ParallelConfig) -> str | None:
-    """Why an optimizer cannot be had with a layout, and what to use instead; None where it can."""
+    """Why an optimizer does not work with a layout, and what to use instead; None where it does."""
     return OPTIMIZERS[optimizer][True].unfit(parallel.spec, parallel.stage, parallel.offload)
 
 
@@ -107,8 +107,8 @@ class RunConfig:
     """Everything that decides what a run computes. Made by :func:`scalegpt.config.presets.resolve`.
 
     Attributes:
-        auto: which of :data:`PLANNED` the planner has yet to choose; the values that they have meanwhile are a preset's, or
-            defaults.
+        auto: the settings of :data:`PLANNED` that the planner has yet to choose; until then they have the values of a preset,
+            or defaults.
     """
 
     name: str
@@ -120,7 +120,7 @@ class RunConfig:
     auto: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON or YAML; what is ``auto`` has the value that it has meanwhile."""
+        """Plain values for JSON or YAML; a setting that is ``auto`` has its value until the planner chooses."""
         values = asdict(self)
         del values["auto"]
         return values

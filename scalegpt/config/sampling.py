@@ -1,4 +1,4 @@
-"""How text is drawn from a trained model."""
+"""How text is sampled from a trained model."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,7 @@ from scalegpt.config.settings import Section, setting
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Section):
-    """How many tokens, and how each is drawn.
-
-    The temperature reshapes the distribution, top-k cuts it, and top-p cuts what top-k left.
+    """How many tokens are sampled, and how: temperature first, then top-k, then top-p on what top-k keeps.
 
     Raises:
         InputError: a value outside its bounds.
@@ -19,11 +17,13 @@ class SamplingSettings(Section):
         256, "most tokens of a sample; it ends earlier where the model ends the text", minimum=1, maximum=10**9
     )
     temperature: float = setting(
-        1.0, "below 1 is safer, above 1 is wilder; 0 always takes the likeliest token", minimum=0, maximum=1000
+        1.0, "below 1: likelier tokens; above 1: more variety; 0: always the likeliest token", minimum=0, maximum=1000
     )
-    top_k: int | None = setting(None, "draw among the k likeliest tokens; none: among all", minimum=1, maximum=10**9)
+    top_k: int | None = setting(None, "sample among the k likeliest tokens; none: among all", minimum=1, maximum=10**9)
     top_p: float | None = setting(
-        None, "draw among the fewest likeliest tokens whose probabilities reach p together; none: among all",
-        above=0, maximum=1,
-    )  # fmt: skip
-    seed: int = setting(1337, "seed of the draws: the same seed gives the same text", minimum=0, maximum=2**63 - 1)
+        None,
+        "sample among the fewest likeliest tokens whose probabilities add up to p; none: among all",
+        above=0,
+        maximum=1,
+    )
+    seed: int = setting(1337, "the same seed gives the same text", minimum=0, maximum=2**63 - 1)

@@ -1,8 +1,7 @@
 """How one setting is described, read from text or JSON, and checked.
 
-A setting is a dataclass field made by :func:`setting`. Its description serves the command line's ``--help`` and the error
-messages, so that a setting is written down once. Sections of a configuration derive from :class:`Section`, which checks
-every field when it is made: a configuration that exists is valid.
+A setting is a dataclass field made by :func:`setting`; ``--help`` and error messages use its description. A
+:class:`Section` checks every field when it is made: a configuration that exists is valid.
 """
 
 import dataclasses
@@ -18,10 +17,8 @@ from scalegpt.storage import user_path
 from scalegpt.structured import DIGITS
 from scalegpt.text import shown
 
-_MOST_CHARACTERS = 100_000
-"""Of a setting's text."""
-
-_MOST_OF_A_NUMBER = 400
+_LONGEST_TEXT = 100_000
+_LONGEST_NUMBER = 400
 """Characters; the largest float has 309 digits."""
 
 Scalar = str | int | float | bool | None
@@ -45,13 +42,11 @@ def setting(
     below: float | None = None,
     is_path: bool = False,
 ) -> Any:
-    """A dataclass field with its description and its bounds.
+    """A dataclass field with its help and its bounds.
 
-    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
-    A value of None is always within the bounds: it stands for "not set", which only an optional field can be.
-    ``is_path`` marks a path of a file or folder, in which ``~`` means the home folder.
-
-    Every number has an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
+    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words. None,
+    which only an optional field can be, is within all bounds. In a path (``is_path``), ``~`` is the home folder. Every
+    number has an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
     """
     metadata = {
         "help": help,
@@ -79,7 +74,7 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """Check what concerns several fields at once; sections override it."""
+        """Check fields against each other; sections override it."""
 
     @classmethod
     def settings(cls) -> dict[str, "dataclasses.Field[Any]"]:
@@ -92,7 +87,7 @@ class Section:
 
         Args:
             values: setting → value; text is converted to the setting's type.
-            where: what to call the source in an error message, such as ``configs/small.json``.
+            where: the source's name in an error message, such as ``configs/small.json``.
 
         Raises:
             InputError: an unknown key, or a value of the wrong type or outside its bounds.
@@ -107,7 +102,7 @@ class Section:
             raise InputError(f"{where}: {error}") from None
 
     def changed(self, **values: Any) -> Self:
-        """A copy with some settings replaced, and those checked; a search makes thousands."""
+        """A copy with some settings replaced and checked; fast, since a search makes thousands."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         for name, value in values.items():
@@ -121,7 +116,7 @@ class Section:
 
 
 def field_types(field: "dataclasses.Field[Any]") -> tuple[type, ...]:
-    """The plain types a setting takes: ``(int,)``, or ``(int, NoneType)`` for an optional one."""
+    """The types of a setting: ``(int,)``, or ``(int, NoneType)`` for an optional one."""
     kind = field.type
     return get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
@@ -140,7 +135,7 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
         return None
     word = "on" if value else "off"
     if isinstance(value, bool) and word in field.metadata["choices"]:
-        value = word  # what these words become on their way through YAML 1.1
+        value = word  # YAML 1.1 reads these words as booleans
     for kind in kinds:
         converted = _text(field, value) if kind is str else _convert(kind, value)
         if converted is not None:
@@ -149,30 +144,30 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
-    """The value as text, or None where it is none; a whole number may be a name.
+    """The value as text, or None for another type; a whole number may be a name.
 
     Raises:
-        InputError: it is no path, where one is due, or cannot be written as UTF-8.
+        InputError: it is too long, not a valid path, or not UTF-8.
     """
     if isinstance(value, int) and not isinstance(value, bool) and not field.metadata["choices"]:
         value = str(value)
     if not isinstance(value, str):
         return None
     text: str = value
+    if len(text) > _LONGEST_TEXT:
+        raise InputError(f"{field.name} has more than {_LONGEST_TEXT:,} characters")
     if field.metadata["is_path"]:
         try:
-            text = user_path(text)
+            return user_path(text)
         except InputError as error:
             raise InputError(f"{field.name} {error}") from None
-    if len(text) > _MOST_CHARACTERS:
-        raise InputError(f"{field.name} has more than {_MOST_CHARACTERS:,} characters")
-    if not field.metadata["is_path"] and any("\ud800" <= character <= "\udfff" for character in text):
+    if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(f"{field.name} {shown(text)} is not UTF-8")
     return text
 
 
 def _convert(kind: type, value: Any) -> Scalar:
-    """The value as ``kind``, or None where it is not one."""
+    """The value as ``kind``, or None where it is not of that kind."""
     if kind is bool:
         return _as_bool(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -180,19 +175,19 @@ def _convert(kind: type, value: Any) -> Scalar:
     try:
         number = _number(value)
         return float(number) if kind is float else int(number) if kind is int and number == int(number) else None
-    except (ValueError, OverflowError):  # no number, infinite, or too large for one
+    except (ValueError, OverflowError):  # not a number, infinite, or too large
         return None
 
 
 def _number(value: str | int | float) -> int | float:
-    """The number that a text stands for.
+    """The number that is written in a text.
 
     Raises:
-        ValueError: it stands for none, or for none that is finite.
-        OverflowError: no float is as large.
+        ValueError: it is not a number, or not finite.
+        OverflowError: it is larger than any float.
     """
     if isinstance(value, str):
-        if len(value) > _MOST_OF_A_NUMBER:
+        if len(value) > _LONGEST_NUMBER:
             raise ValueError("too long")
         if len(value) <= DIGITS:
             with suppress(ValueError):
@@ -204,8 +199,6 @@ def _number(value: str | int | float) -> int | float:
 
 
 def _as_bool(value: Any) -> bool | None:
-    if isinstance(value, bool):
-        return value
     words = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
     return words.get(str(value).lower())
 
@@ -230,7 +223,7 @@ def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
 
 
 def limits(field: "dataclasses.Field[Any]") -> str:
-    """The bounds of a number in words, such as ``1 to 10,000``; empty for a setting of another kind."""
+    """The bounds of a number in words, such as ``1 to 10,000``; empty for other settings."""
     bounds = field.metadata
     low, high = bounds["minimum"], bounds["maximum"]
     if low is not None and high is not None:

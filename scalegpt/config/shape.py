@@ -8,7 +8,7 @@ from scalegpt.errors import InputError
 AUTO_VOCAB = 0
 
 TOKENS = {"gpt2": 50257, "byte": 257}
-"""Tokenizer → how many different tokens it gives; what characters give, only the text tells."""
+"""Tokenizer → its number of tokens; the char tokenizer's depends on the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class ModelConfig(Section):
     )
     parallel_block: bool = setting(
         False,
-        "attention and feed-forward read the same stream, side by side, as in GPT-NeoX; false: one after the other",
+        "attention and feed-forward read the same input, as in GPT-NeoX; false: one after the other",
     )
     logit_softcap: float | None = setting(
         None,
-        "keep logits within ± this by its tanh, as Gemma 2 does (30); none: as they are",
+        "bound the logits by X · tanh(logit / X), as Gemma 2 does with X = 30; none: no bound",
         above=0,
         maximum=1_000_000,
     )

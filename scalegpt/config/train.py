@@ -9,14 +9,14 @@ from scalegpt.errors import InputError
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 RECOMPUTE = ("none", "selective", "full")
 LOSS_ROWS = 512
-"""Rows of a chunk's logits that the chunked loss turns into gradients at once, in fp32, anywhere but on a CPU."""
+"""Rows of a chunk's logits that the chunked loss turns into gradients at once, in fp32, except on a CPU."""
 
 LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
 MOST_STEPS = 10**12
 MOST_SECONDS = 30 * 24 * 3600
-"""What torch's collectives may wait at most, where a run has no time-out; see :mod:`scalegpt.training.run`."""
+"""The longest wait of torch's collectives, for runs without a time-out; see :mod:`scalegpt.training.run`."""
 MOST_MINUTES = 10**7
 """Nineteen years."""
 
@@ -49,13 +49,13 @@ class TrainConfig(Section):
     )
     max_iters: int | None = setting(
         1000,
-        "optimizer steps of the run; the default holds where max_tokens is not given; with both, the shorter; none: no limit",
+        "optimizer steps of the run; the default applies unless max_tokens is given; with both, the shorter; none: no limit",
         minimum=0,
         maximum=MOST_STEPS,
     )
     max_tokens: int | None = setting(
         None,
-        "tokens of the run; where given, it replaces the max_iters of the preset and of the default",
+        "tokens of the run; replaces the max_iters of the preset and the default",
         minimum=1,
         maximum=10**16,
     )
@@ -71,8 +71,8 @@ class TrainConfig(Section):
     learning_rate: float = setting(1e-3, "peak learning rate", above=0, maximum=1e38)
     min_lr_ratio: float = setting(0.1, "the last learning rate as a share of the peak", minimum=0, maximum=1)
     warmup_steps: int = setting(100, "steps of linear warm-up", minimum=0, maximum=MOST_STEPS)
-    schedule: str = setting("cosine", "cosine; wsd: warm up, stay, then decay linearly; constant", choices=SCHEDULES)
-    decay_fraction: float = setting(0.2, "share of the steps that wsd decays over", above=0, maximum=1)
+    schedule: str = setting("cosine", "cosine; wsd: warm-up, constant, linear decay; constant", choices=SCHEDULES)
+    decay_fraction: float = setting(0.2, "share of the steps over which wsd decays", above=0, maximum=1)
     weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", minimum=0, maximum=1000)
     beta1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
     beta2: float = setting(0.95, "decay of AdamW's second moment", minimum=0, below=1)
@@ -84,23 +84,24 @@ class TrainConfig(Section):
         maximum=1000,
     )
     muon_momentum: float = setting(0.95, "muon: decay of the momentum, which is Nesterov's", minimum=0, below=1)
-    grad_clip: float = setting(1.0, "largest gradient norm; 0 clips nothing", minimum=0, maximum=10**9)
+    grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping", minimum=0, maximum=10**9)
 
     max_skipped_in_a_row: int = setting(
         20,
-        "end the run when N steps in a row had a loss or gradient that was not finite, or a spike",
+        "end the run after N steps in a row with a loss or gradient that is not finite, or a spike",
         minimum=1,
         maximum=MOST_STEPS,
     )
     on_spike: str = setting(
         "warn",
-        "when the loss spikes: warn; skip leaves the step out; rollback goes back to a checkpoint and past the data",
+        "at a loss above median + N × MAD, and at least 1.2 × median: warn; skip the step; rollback to a checkpoint and skip "
+        "the data",
         choices=ON_SPIKE,
     )
-    spike_window: int = setting(50, "steps before, whose losses a spike is measured by", minimum=4, maximum=100_000)
-    spike_factor: float = setting(
-        10.0, "a spike is above the median by X median absolute deviations, and by a fifth", above=0, maximum=10**12
+    spike_window: int = setting(
+        50, "steps before a step whose losses give the median and the MAD", minimum=4, maximum=100_000
     )
+    spike_factor: float = setting(10.0, "N of on_spike, in median absolute deviations (MAD)", above=0, maximum=10**12)
     max_rollbacks: int = setting(3, "end the run at the next spike after N rollbacks", minimum=1, maximum=1_000_000)
 
     precision: str = setting(
@@ -146,23 +147,23 @@ class TrainConfig(Section):
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1, maximum=1_000_000)
     keep_best: bool = setting(True, "keep the checkpoint with the lowest held-out loss too")
     async_checkpoint: bool = setting(
-        True, "write checkpoints while training goes on, from a copy in host memory; false: training waits"
+        True, "write checkpoints while training continues, from a copy in host memory; false: training waits"
     )
     log_every: int = setting(
         10, "steps between printed lines; metrics.jsonl has every step", minimum=1, maximum=MOST_STEPS
     )
     first_step_timeout: float = setting(
         1800.0,
-        "seconds that the first step, or an evaluation or a save, may take before the run is ended; 0: endless",
+        "seconds that the first step, an evaluation or a save may take before the run is ended; 0: no limit",
         minimum=0,
         maximum=MOST_SECONDS,
     )
     step_timeout: float = setting(
-        300.0, "seconds that any later step may take; 0: endless", minimum=0, maximum=MOST_SECONDS
+        300.0, "seconds that any later step may take; 0: no limit", minimum=0, maximum=MOST_SECONDS
     )
     on_oom: str = setting(
         "stop",
-        "out of memory on any rank ends the run; shrink: the next start goes on with half the micro batch, and the same "
+        "out of memory on any rank ends the run; shrink: the next start resumes with half the micro batch and the same "
         "tokens per step",
         choices=("stop", "shrink"),
     )
@@ -175,5 +176,5 @@ class TrainConfig(Section):
 
     @property
     def optimizer_spec(self) -> OptimizerSpec:
-        """What is known of the optimizer, in the form that is set."""
+        """The optimizer in the form that is set."""
         return OPTIMIZERS[self.optimizer][self.fused]

@@ -103,7 +103,7 @@ def cpu_machine(
     if usable > card.usable_bytes:
         raise InputError(
             f"memory_gb {settings.memory_gb:g}: each of {ranks} ranks on the cpu has {card.usable_bytes / GB:.2f} GB; "
-            "give less, or leave it out"
+            "give less, or omit it"
         )
     return Machine(
         name=card.name,
@@ -135,7 +135,7 @@ def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
     if settings.host_memory_gb * GB > available:
         raise InputError(
             f"host_memory_gb {settings.host_memory_gb:g}: this machine has {available / GB:.2f} GB available; "
-            "give less, or leave it out"
+            "give less, or omit it"
         )
     return int(settings.host_memory_gb * GB), GIVEN
 

@@ -83,7 +83,7 @@ class Machine:
             given = int(settings.memory_gb * GB)
             if usable is not None and card is not None and given > usable:
                 raise InputError(
-                    f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or leave it out"
+                    f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or omit it"
                 )
             usable, name = given, name or f"{settings.memory_gb:g} GB card"
         gpus = settings.gpus or 1

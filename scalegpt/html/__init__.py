@@ -1,4 +1,4 @@
-"""One engine for pages and charts: a page that needs no network, and SVG charts in it.
+"""Pages that need no network (``page.py``, read first) and the SVG charts in them (``svg.py``).
 
-Start with ``page``. May import :mod:`scalegpt.text`.
+May import :mod:`scalegpt.text`.
 """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegpt.backends.world import choose_device
+from scalegpt.checkpoint.inspection import Verdict, examine
 from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError, Header
 from scalegpt.checkpoint.reader import Checkpoint, unreadable
 from scalegpt.checkpoint.store import DAMAGED, REPLACED, find_checkpoints, is_checkpoint
@@ -125,6 +126,29 @@ def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
             if checkpoint.is_dir():
                 raise
             refuse_deleted(path, checkpoint)
+
+
+def examine_all(path: Path) -> list[Verdict]:
+    """Examine a run's checkpoints, or one; those that training deletes meanwhile are skipped.
+
+    Args:
+        path: a run's folder, or a checkpoint's own.
+
+    Raises:
+        InputError: no checkpoint, or one that was named and is gone.
+    """
+    verdicts: list[Verdict] = []
+    while not verdicts:  # all of them were deleted: then there are newer ones
+        for checkpoint in checkpoints_of(path):
+            try:
+                verdicts.append(examine(checkpoint))
+            except OSError:
+                if checkpoint.is_dir():
+                    raise
+            if not checkpoint.is_dir():
+                refuse_deleted(path, checkpoint)
+        verdicts = [verdict for verdict in verdicts if verdict.path.is_dir()]
+    return verdicts
 
 
 def refuse_deleted(path: Path, checkpoint: Path) -> None:

@@ -25,8 +25,9 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
 from scalegpt.backends.base import DTYPES, local
+from scalegpt.config.backends import Mesh
 from scalegpt.config.optimizers import MOMENTUM
-from scalegpt.planner.memory.newton_schulz import ALONE, REPLICATED, STEPS, Exchange, uses_gram_form, wire
+from scalegpt.planner.memory.newton_schulz import STEPS, Exchange, uses_gram_form, wire
 
 A, B, C = 3.4445, -4.7750, 2.0315
 """Coefficients of the iteration, which make its slope at zero large (Jordan et al. 2024)."""
@@ -102,13 +103,16 @@ class Muon(Optimizer):
 
 
 def exchange_of(parameter: Tensor, precision: str) -> Exchange:
-    """Who holds the matrices, by one of them; all ranks of the process group take part."""
+    """Who holds the matrices, by one of them; all ranks of the process group take part.
+
+    The matrices are whole on every rank, or cut over all ranks.
+    """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     sharded = isinstance(parameter, DTensor) and any(
         isinstance(placement, Shard) and parameter.device_mesh.size(dimension) > 1
         for dimension, placement in enumerate(parameter.placements)
     )
-    return Exchange.of(precision, ranks, sharded=sharded)
+    return Exchange(Mesh(1, ranks) if sharded else Mesh(ranks, 1), precision)
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
@@ -126,9 +130,9 @@ def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
     Returns:
         The same parts of the results, in the dtype of the computation.
     """
-    if exchange.how == ALONE:
+    if exchange.ranks == 1:
         return _whole(exchange, parts, shape).unbind(0)
-    if exchange.how == REPLICATED:
+    if exchange.gathers_results:
         return _gathered(exchange, parts, shape)
     return _dealt_out(exchange, parts, shape)
 

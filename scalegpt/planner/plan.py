@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.hardware.gpus import GIB, find_card
 from scalegpt.hardware.machine import ASSUMED, GIVEN, Machine
 from scalegpt.planner.attention import attention_kernel
@@ -237,7 +238,7 @@ class Estimator:
     def least_seconds(self, run: RunConfig) -> float:
         """What a sequence takes at least on one card, however it is trained: the operations and what they move, no more."""
         run = replace(run, train=run.train.changed(micro_batch=1))
-        return least_seconds(count_work(run, shards=1, kernel=self.kernel(run), compiled=True), self.rates(run))
+        return least_seconds(count_work(run, Mesh(), kernel=self.kernel(run), compiled=True), self.rates(run))
 
     def compiles(self, run: RunConfig) -> bool:
         """Whether the run's blocks are compiled here."""

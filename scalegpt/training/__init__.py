@@ -1,1 +1,6 @@
-"""The training loop and what it needs: optimizer, schedule, batches, metrics, loggers."""
+"""A training run: its set-up, its loop, its evaluations, samples and metrics.
+
+``setup/`` turns a request into a job; ``runs/`` knows the run's folder; ``resilience/`` keeps a run from being lost. Start
+with ``run.py``, which joins them, then ``setup/prepare.py`` and ``trainer.py``. May import everything below training, but no
+command.
+"""

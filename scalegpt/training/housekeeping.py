@@ -1,89 +1,164 @@
-"""What comes between steps: the checkpoint, the evaluation and the sample, in this order, since the latter two may fail."""
+"""A run between its steps: where it is, and its checkpoint, evaluation and sample.
+
+They come in this order, since the latter two may fail. The checkpoint gets its held-out loss afterwards.
+"""
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import replace
 
-from scalegpt.checkpoint.manifest import Header
+import torch
+
+from scalegpt import __version__
+from scalegpt.checkpoint.manifest import Header, Progress
 from scalegpt.checkpoint.saver import Evaluation
-from scalegpt.config import TrainConfig
+from scalegpt.config.presets import as_file
+from scalegpt.data.ledger import Stretch
 from scalegpt.model.generation import DivergedError
+from scalegpt.system.streams import lost_output
 from scalegpt.training.batches import HeldOutBatches
 from scalegpt.training.checkpointing import Saving
 from scalegpt.training.job import Job, held_out_loss, sample_text
-from scalegpt.training.metrics import MetricsFile, Stopwatch
+from scalegpt.training.memory import memory_status
+from scalegpt.training.metrics import MetricSink, Stopwatch
 from scalegpt.training.resilience.guards import Guards
+from scalegpt.training.resilience.heartbeat import Heartbeats
 from scalegpt.training.resilience.stopping import Reason
 from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.files import finite
-from scalegpt.training.runs.history import History, PendingWork, pending_work
+from scalegpt.training.runs.metrics_file import History, MetricsFile, PendingWork, pending_work
 from scalegpt.training.schedules import is_due
 
 
-class Housekeeping(ABC):
-    """The part of the trainer that is no step. All ranks call its methods together.
+class Housekeeping:
+    """The part of the trainer that is not a step. All ranks call its methods together.
+
+    Args:
+        job: the run.
 
     Attributes:
-        step: the steps taken.
+        step: the number of steps taken.
         history: what ``metrics.jsonl`` says of the steps up to the last resume or rollback.
         val_loss: of the last evaluation; None before the first, or where it was not finite.
         best_val_loss: the lowest so far.
-        reason: why the run is to end before its last step.
+        left_out: windows of the data that rollbacks skipped.
+        reason: why the run stops before its last step.
+        sinks: where metrics are logged; empty on all ranks but the first.
     """
 
-    job: Job
-    train: TrainConfig
-    step: int
-    history: History
-    val_loss: float | None
-    best_val_loss: float | None
-    reason: Reason | None
-    held_out: HeldOutBatches
-    metrics: MetricsFile | None
-    guards: Guards
-    clock: Stopwatch
-    saving: Saving
-    watchdog: Watchdog
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.train = job.run.train
+        self.load_progress(job.progress, job.stretch, job.history)
+        self.held_out = HeldOutBatches(job.data.val, job.batch_plan, job.world, self.train.eval_tokens)
+        self.sinks = self._open_sinks()
+        self.clock = Stopwatch()
+        self.saving = Saving(job, self.clock)
+        self.run_id = job.directory.read_id() or ""
+        self.reason: Reason | None = None
+        self.watchdog = Watchdog(
+            job.directory,
+            Heartbeats(job.directory.path, job.world),
+            first=self.train.first_step_timeout,
+            later=self.train.step_timeout,
+        )
+
+    def load_progress(self, progress: Progress, stretch: Stretch, history: History) -> None:
+        """Continue from the progress of a checkpoint, or from the start."""
+        self.step, self.stretch, self.history = progress.step, stretch, history
+        self._step_before, self._tokens_before = progress.step, progress.tokens
+        self.val_loss, self.best_val_loss = progress.val_loss, progress.best_val_loss
+        self.left_out, self.rollbacks = progress.left_out, progress.rollbacks
+        self.guards = Guards(self.train, history.recent, progress.skipped_steps)
+
+    def _open_sinks(self) -> list[MetricSink]:
+        return [MetricsFile(self.job.directory.metrics)] if self.job.world.is_first else []
+
+    # --- where the run is --------------------------------------------------------------------------------------------
 
     @property
-    @abstractmethod
     def tokens(self) -> int:
-        """Tokens that the run's steps consumed so far."""
+        """Tokens that the run's steps consumed so far; those that a rollback undid do not count."""
+        return self._tokens_before + (self.step - self._step_before) * self.job.batch_plan.tokens
 
-    @abstractmethod
+    @property
+    def all_taken(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step >= self.job.total_steps
+
+    def _progress(self) -> Progress:
+        scaler = self.job.backend.scaler
+        return Progress(
+            step=self.step,
+            tokens=self.tokens,
+            val_loss=finite(self.val_loss),
+            best_val_loss=self.best_val_loss,
+            skipped_steps=self.guards.skipped,
+            loss_scale=scaler.scale,
+            good_steps=scaler.good_steps,
+            seed=self.train.seed,
+            sequences=self.stretch.window_of(self.step + 1),
+            left_out=self.left_out,
+            rollbacks=self.rollbacks,
+        )
+
     def _header(self) -> Header:
         """What a checkpoint written now says of its run."""
+        job = self.job
+        written_by = {
+            "backend": job.run.parallel.backend,
+            "zero_stage": job.run.parallel.stage,
+            "ranks": job.world.size,
+            "scalegpt": __version__,
+            "torch": torch.__version__,
+        }
+        tokenizer = job.data.tokenizer.as_dict()
+        return Header(self._progress(), as_file(job.run), tokenizer, job.data_digest, self.run_id, written_by)
 
-    @abstractmethod
     def _status(self, state: str, cause: str | None = None) -> None:
-        """Replace the run's status."""
+        """Replace the run's status; only the first rank writes it."""
+        if self.job.world.is_first:
+            lost = lost_output()
+            self.job.directory.write_status(
+                state=state,
+                step=self.step,
+                cause=cause,
+                val_loss=self.val_loss,
+                best_val_loss=self.best_val_loss,
+                **self.guards.as_status(),
+                rollbacks=self.rollbacks,
+                windows_left_out=self.left_out,
+                **memory_status(self.job.plan, self.job.watch.measure()),
+                **({} if lost is None else {"output_lost": lost}),
+            )
+
+    # --- what is due -------------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Save, evaluate and sample where they are due, and at the end; save first, since the others may fail.
+        """Save, evaluate and sample where they are due, and at the end.
 
-        The checkpoint is told its held-out loss afterwards. Where a signal ends the run, only what is due anyway is done.
+        Where a signal ends the run, only the checkpoint and what is due anyway is done.
         """
         train = self.train
-        at_leisure = last and (self.step >= self.job.total_steps or self.reason is Reason.TIME)
+        at_leisure = last and (self.all_taken or self.reason is Reason.TIME)
         evaluates = at_leisure or is_due(self.step, train.eval_every)
-        row = self.guards.known.skipped_in_a_row
+        skipped = self.guards.recent.skipped_in_a_row
         if last or self.saving.wanted(self.step):
-            if not row:
+            if not skipped:
                 self._save(last=last, evaluates=evaluates)
             elif not last:
-                self.saving.put_off(self.step, row[-1].reason)
+                self.saving.postpone(self.step, skipped[-1].reason)
         if evaluates:
             self.watchdog.outside("evaluation")
             self._evaluate()
-        if last and row and self.saving.may_save_after(row, self.val_loss, evaluated=evaluates):
+        if last and skipped and self.saving.may_save_after(skipped, self.val_loss, evaluated=evaluates):
             self._save(last=True)
         if train.sample_tokens and (at_leisure or is_due(self.step, train.sample_every)):
             self.watchdog.outside("sampling")
             self._sample(show=last)
-        self.clock.lap()  # what was done here is no part of the next step's time
+        self.clock.lap()  # none of this is part of the next step's time
 
     def _save(self, *, last: bool, evaluates: bool = False) -> None:
-        """Write a checkpoint; its held-out loss is left open where the evaluation of the same step comes next."""
+        """Write a checkpoint; its held-out loss stays open where the evaluation of the same step follows."""
         self.watchdog.outside("saving")
         header = self._header()
         if evaluates:
@@ -91,7 +166,7 @@ class Housekeeping(ABC):
         self.saving.save(header, last=last)
         self._status("running")
 
-    def _find_pending(self, *, at_end: bool) -> PendingWork:
+    def _find_pending(self) -> PendingWork:
         """What the checkpoint's step still lacks after a resume. Its held-out loss, if there is one, is in the files."""
         if not self.job.resumed:
             return PendingWork()
@@ -100,21 +175,21 @@ class Housekeeping(ABC):
             lambda: (directory.read_state() == "finished", any(after == step for after, _ in directory.read_samples()))
         )
         if self.history.val_loss is not None:
-            self._learn(self.history.val_loss)
-        return pending_work(self.history, self.train, finished=finished, sampled=sampled, at_end=at_end)
+            self._record_loss(self.history.val_loss)
+        return pending_work(self.history, self.train, finished=finished, sampled=sampled, at_end=self.all_taken)
 
-    def _catch_up(self, pending: PendingWork, *, last: bool) -> None:
+    def _catch_up(self, pending: PendingWork) -> None:
         """Evaluate and sample where an earlier process ended between a checkpoint and that."""
         if pending.evaluation:
             self.watchdog.outside("evaluation")
             self._evaluate()
         if pending.sample:
             self.watchdog.outside("sampling")
-            self._sample(show=last)
+            self._sample(show=self.all_taken)
         self.clock.lap()
 
-    def _learn(self, value: float) -> bool:
-        """Take note of the step's held-out loss, and let its checkpoint know; whether it is the best so far."""
+    def _record_loss(self, value: float) -> bool:
+        """Take the held-out loss of a step, and add it to its checkpoint; whether it is the best so far."""
         is_finite = math.isfinite(value)
         is_best = is_finite and (self.best_val_loss is None or value < self.best_val_loss)
         self.val_loss = value
@@ -126,18 +201,19 @@ class Housekeeping(ABC):
         return is_best
 
     def _evaluate(self) -> None:
-        """Find and report the mean loss over the held-out windows, the same on every rank."""
+        """Compute and report the mean loss over the held-out windows, the same on every rank."""
         value, counted = held_out_loss(self.job, self.held_out)
-        if self.metrics is not None:
-            self.metrics.write(step=self.step, tokens=self.tokens, val_loss=value, val_tokens=counted)
-        is_best = self._learn(value)
+        for sink in self.sinks:
+            sink.log({"step": self.step, "tokens": self.tokens, "val_loss": value, "val_tokens": counted})
+        is_best = self._record_loss(value)
         best = "the best so far" if is_best else f"best {self.best_val_loss or math.nan:.4f}"
         self.job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {counted:,} tokens ({best})")
         if not math.isfinite(value) and self.saving.saved_step == self.step:
-            self.job.logger.say(f"warning: the held-out loss is not finite; {self.saving.way_back(self.step + 1)}")
+            advice = self.saving.rollback_advice(self.step + 1)
+            self.job.logger.say(f"warning: the held-out loss is not finite; {advice}")
 
     def _sample(self, *, show: bool) -> None:
-        """Let the model write, keep it, and show it; a model that has diverged cannot, which is said."""
+        """Generate a sample, keep it, and show it; a model that has diverged cannot, which is reported."""
         job = self.job
         try:
             text = sample_text(job)

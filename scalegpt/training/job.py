@@ -1,4 +1,4 @@
-"""A prepared run, and the two looks that are taken at its model: the held-out loss, and a sample."""
+"""A prepared run, and the two ways to look at its model: the held-out loss, and a sample."""
 
 from dataclasses import dataclass, field
 
@@ -17,29 +17,31 @@ from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import MemoryWatch
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
-from scalegpt.training.runs.history import History
+from scalegpt.training.runs.metrics_file import History
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """Everything a run needs, made by :func:`scalegpt.training.setup.prepare`.
+    """Everything a run needs, made by :func:`scalegpt.training.setup.prepare.prepare`.
 
     Attributes:
+        batch_plan: how a step is divided.
+        plan: the prediction of its memory and time.
         data_digest: SHA-256 of the data's tokens.
         prompt: ids that the samples continue.
-        progress: where the run stands: step 0, or where a checkpoint left it.
+        progress: where the run starts: step 0, or the step of a checkpoint.
         stretch: which data the next steps consume.
         history: what ``metrics.jsonl`` says of the steps so far.
-        resumed: whether a checkpoint left it there.
-        memory: the prediction.
-        watch: measures what is held.
+        resumed: whether the run starts from a checkpoint.
+        watch: measures memory.
         stop: whether this process was asked to stop.
-        again: what goes on with the run once it has ended, in words that begin a clause.
+        resume_hint: the command that resumes the run later, in words that begin a clause.
     """
 
     run: RunConfig
     world: World
-    plan: BatchPlan
+    batch_plan: BatchPlan
+    plan: Plan
     data: TokenSet
     data_digest: str
     prompt: list[int]
@@ -51,14 +53,13 @@ class Job:
     stretch: Stretch
     history: History
     resumed: bool
-    memory: Plan
     watch: MemoryWatch
     stop: StopRequest = field(default_factory=StopRequest)
-    again: str = "the same command"
+    resume_hint: str = "the same command"
 
 
 def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
-    """The mean loss over the held-out windows, the same on every rank, and how many tokens it is of."""
+    """The mean loss over the held-out windows, the same on every rank, and the number of its tokens."""
     sums = torch.zeros(2, dtype=torch.float64, device=job.world.device)  # loss × tokens, tokens
     for tokens, targets, count in held_out:
         loss = job.backend.evaluate(tokens, targets)
@@ -68,7 +69,7 @@ def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
 
 
 def sample_text(job: Job) -> str:
-    """The sample prompt, continued; every rank generates the same tokens, since a sharded model needs all of them.
+    """The sample prompt, continued; every rank generates the same tokens, since a sharded model needs all ranks.
 
     Raises:
         DivergedError: the model's logits are not finite; on all ranks alike.

@@ -1,25 +1,34 @@
-"""What a run measures of itself: throughput, MFU, memory; and the file that keeps it, a line a step."""
+"""What a run measures of itself: throughput, MFU, memory; and where the values of a step are logged."""
 
-import json
 import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 
-from scalegpt.config.train import MOST_STEPS
-from scalegpt.structured import read_lines
 from scalegpt.training.memory import largest_resident
-from scalegpt.training.runs.files import finite, writing
+
+
+class MetricSink(Protocol):
+    """Takes what is measured of a run; the first rank's trainer has a list of sinks, and ``metrics.jsonl`` is the first."""
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Take the values of a step, or of an evaluation.
+
+        Args:
+            values: by the names of ``metrics.jsonl``: ``step`` and ``tokens`` always; a step has ``loss``, an evaluation
+                ``val_loss``.
+        """
+
+    def close(self) -> None:
+        """Take no more: the run ends, or a rollback is about to drop some of the steps."""
 
 
 class Throughput:
-    """Tokens per second over the last steps: the median, which a slow step (compile, a checkpoint) does not move."""
+    """Tokens per second by the median of the last steps, which one slow step (compile, a checkpoint) does not change."""
 
     def __init__(self, tokens_per_step: int, window: int = 20) -> None:
         self.tokens_per_step = tokens_per_step
@@ -50,55 +59,6 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return largest_resident()
-
-
-class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, flushed as it is written.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with writing(path):
-            self._file: TextIO = path.open("a", encoding="utf-8")
-
-    def write(self, **values: Any) -> None:
-        """Append a line; what is not finite becomes null, since JSON has no word for it."""
-        clean = {key: finite(value) for key, value in values.items()}
-        with writing(self.path):
-            self._file.write(json.dumps(clean) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file; what could not be written has been said already."""
-        with suppress(OSError):
-            self._file.close()
-
-
-_NUMBERS = frozenset({"loss", "val_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "tokens"})
-"""What is drawn or added up from a line of metrics."""
-
-
-def metric_lines(path: Path, until: float = math.inf) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of ``metrics.jsonl`` up to a step, each with its object; none where there is no such file.
-
-    What a crash cut short, and what no run has written, is skipped.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    with suppress(FileNotFoundError):
-        for line, values in read_lines(path):
-            step = values.get("step")
-            is_step = type(step) is int and 0 <= step <= min(until, MOST_STEPS)
-            if is_step and all(_is_number(values[key]) for key in _NUMBERS & values.keys()):
-                yield line, values
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 class Stopwatch:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.gpu_suite import rows_within
 from benchmarks.suite import child as child_module
@@ -45,6 +44,8 @@ def suite(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_without_a_gpu_it_exits_3_and_says_so_in_a_line() -> None:
+    import torch  # not above, where each child would import it
+
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     done = suite("plan")

@@ -152,7 +152,9 @@ def test_the_help_tells_the_exit_status(action: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["checkpoint", action, "--help"])
     text = capsys.readouterr().out
-    assert {"list": "Exit status 0 where some are damaged too", "verify": "list has 0 even then"}[action] in text
+    assert {"list": "The exit status is 0 also where some are damaged", "verify": "that of list is 0 even then"}[
+        action
+    ] in text
 
 
 def test_tensors_that_are_not_covered_are_damage(run: Path, say: Callable[..., str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.main import main
-from scalegpt.cli.table import aligned
+from scalegpt.cli.output import aligned
 from scalegpt.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -120,7 +120,7 @@ def test_it_is_the_prediction_of_what_was_fixed(plan: Any) -> None:
 def asked(words: str) -> Asked:
     """What these words ask, of no machine in particular."""
     arguments = command._parser().parse(shlex.split(words))
-    flags = command.given_settings(arguments, *command.SECTIONS.values())
+    flags = command.given_settings(arguments)
     return Asked.of(preset=arguments.preset, config_file=arguments.config_file, flags=flags, machine=Machine())
 
 
@@ -296,7 +296,7 @@ def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     )
     found = plan(words)
     arguments = make_parser().parse(shlex.split(found["choice"]["command"].split("launch/train.py ")[1]))
-    flags = command.given_settings(arguments, *command.SECTIONS.values())
+    flags = command.given_settings(arguments)
     run = resolve(config_file=arguments.config_file, flags=flags)
     question, _ = asked(words).question()
     ours = answer(asked(words), explain=False).choice.run

@@ -350,7 +350,7 @@ def test_the_table_of_the_curves_is_what_the_planner_says_of_each(written: Any, 
         for recompute, cell in zip(("none", "selective", "full"), row[1:], strict=True):
             exact = f"{start} {fixed} --micro_batch {row[0]} --recompute {recompute}"
             asked = command._parser().parse(shlex.split(exact))
-            flags = command.given_settings(asked, *command.SECTIONS.values())
+            flags = command.given_settings(asked)
             machine = Machine.of(command.MachineConfig.from_mapping(
                 command.given_settings(asked, command.MachineConfig), "test"
             ))  # fmt: skip

@@ -572,7 +572,7 @@ def test_cuda_that_is_not_there_is_refused(refused: Callable[..., str]) -> None:
         ({"tokens_per_step": 256}, "tokens_per_step: 128 → 256"),
         ({"tokenizer": "char"}, "vocab_size: 257 → 30, tokenizer: byte → char"),
         ({"seed": 1}, "seed: 1337 → 1"),
-        ({"optimizer": "muon", "muon_lr": 0.5}, "optimizer: adamw → muon; --allow_change optimizer goes on with it"),
+        ({"optimizer": "muon", "muon_lr": 0.5}, "optimizer: adamw → muon; --allow_change optimizer resumes with it"),
     ],
 )
 def test_another_run_of_that_name_is_refused(
@@ -651,6 +651,6 @@ def test_a_gradient_that_stays_non_finite_ends_the_run(
     monkeypatch.setattr("scalegpt.backends.plain.is_finite", lambda norm: False)
     assert main(command(max_skipped_in_a_row=3)) == 1
     line = capsys.readouterr().err
-    assert "3 steps in a row up to step 3 were left out (gradient not finite; last loss" in line
+    assert "3 steps in a row up to step 3 were skipped (gradient not finite; last loss" in line
     assert "--learning_rate" in line
     assert (status()["state"], status()["skipped_steps"]) == ("failed", 3)

@@ -104,7 +104,7 @@ def test_a_bad_step_is_left_out_counted_and_shown(
     spoil(kind, {first_window(6)}, put=monkeypatch.setattr)
     out = train()
     reason = f"{kind} not finite"
-    assert f"warning: step 6 is left out: {reason}" in out
+    assert f"warning: step 6 is skipped: {reason}" in out
     assert [(line["step"], line["reason"]) for line in lines() if line.get("skipped")] == [(6, reason)]
     assert status()["skipped_steps"] == 1
     assert status()["last_skipped"] == {"step": 6, "reason": reason}
@@ -119,10 +119,10 @@ def test_bad_steps_in_a_row_end_the_run_with_their_samples_also_after_a_resume(
     stop_before(9, monkeypatch)
     train(fails=130, max_skipped_in_a_row=4)
     line = train(fails=1, max_skipped_in_a_row=4)  # steps 7 and 8 are in the checkpoint
-    assert "4 steps in a row up to step 10 were left out (loss not finite; last loss nan)" in line
+    assert "4 steps in a row up to step 10 were skipped (loss not finite; last loss nan)" in line
     assert "bad_steps.jsonl names their samples" in line
     assert (status()["state"], status()["skipped_steps"]) == ("failed", 4)
-    assert "left out" in status()["cause"]
+    assert "were skipped" in status()["cause"]
     bad = [json.loads(text) for text in Path("runs/run/bad_steps.jsonl").read_text().splitlines()]
     assert [each["step"] for each in bad] == [7, 8, 9, 10]
     assert [{"step": each["step"], "windows": each["windows"]} for each in bad] == ledger(capsys, "7:10")
@@ -148,7 +148,7 @@ def test_a_spike_is_left_out(train: Callable[..., str], monkeypatch: pytest.Monk
     garble({first_window(10)}, put=monkeypatch.setattr)
     out = train(on_spike="skip", spike_factor=3)
     assert "loss spike at step 10: " in out
-    assert "; the step is left out" in out
+    assert "; the step is skipped" in out
     (line,) = [line for line in lines() if line.get("skipped")]
     assert (line["step"], line["reason"], line["spike"]) == (10, "loss spike", True)
     assert status()["skipped_steps"] == 1
@@ -237,8 +237,8 @@ def test_the_ledger_is_the_same_for_every_layout_and_after_a_resume(
     ("words", "complaint"),
     [
         (["runs/run", "--steps", "x"], "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not 'x'"),
-        (["runs/run", "--steps", "3:2"], "steps 3:2 are none"),
-        (["runs/run", "--steps", "0"], "steps 0 are none"),
+        (["runs/run", "--steps", "3:2"], "steps 3:2 is empty"),
+        (["runs/run", "--steps", "0"], "steps 0 is empty"),
         (
             ["runs/run", "--steps", "-1:3"],
             "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not '-1:3'",
@@ -274,10 +274,10 @@ def test_a_change_needs_a_word_and_is_shown(train: Callable[..., str], monkeypat
     changes = {"learning_rate": "5e-3", "weight_decay": 0.2}
     line = train(fails=2, **changes)
     assert "runs/run holds another run: learning_rate: 0.01 → 0.005, weight_decay: 0.1 → 0.2; " in line
-    assert "--allow_change learning_rate,weight_decay goes on with them" in line
+    assert "--allow_change learning_rate,weight_decay resumes with them" in line
     line = train(fails=2, allow_change="learning_rate", **changes)
     assert "holds another run: weight_decay: 0.1 → 0.2; " in line
-    assert "--allow_change learning_rate,weight_decay goes on with it" in line
+    assert "--allow_change learning_rate,weight_decay resumes with it" in line
     out = train(allow_change="learning-rate, weight_decay", **changes)
     assert "changed  learning_rate: 0.01 → 0.005" in out
     assert "changed  weight_decay: 0.1 → 0.2" in out
@@ -321,7 +321,7 @@ def test_other_tokens_and_another_tokenizer_are_named(train: Callable[..., str])
     assert "was trained on other tokens than text.txt gives (data: " in line
     (before, after) = (int(len(TEXT) * times * 0.9) + 1 for times in (1, 2))
     assert f"/train.bin of {before:,} → {after:,} tokens)" in line
-    assert "--allow_change data goes on with these" in line
+    assert "--allow_change data resumes with these" in line
     out = train(allow_change="data", max_iters=8)
     assert "changed  data: " in out
     line = train(fails=2, tokenizer="char", vocab_size=257, max_iters=12)

@@ -6,16 +6,14 @@ import pytest
 
 from scalegpt.cli.plan.command import _parser
 from scalegpt.cli.train import make_parser
-from scalegpt.config.aliases import RENAMED, TOLD, hint
+from scalegpt.config.aliases import hint, words_of_others
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.run import SECTIONS
 
+RENAMED, ANSWERS = words_of_others()
 SETTINGS = sorted({name for section in SECTIONS.values() for name in section.settings()})
 TRAIN = [flag for action in make_parser()._actions for flag in action.option_strings if flag.startswith("--")]
 PLAN = [flag for action in _parser()._actions for flag in action.option_strings if flag.startswith("--")]
-WORDS = sorted({word for table in (RENAMED, TOLD) for words in table.values() for word in words.split()})
-"""Every word that the table knows."""
-
 HUGGING_FACE = """learning_rate
 per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps warmup_ratio
 warmup_steps lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32 logging_steps
@@ -42,13 +40,13 @@ def test_what_a_word_leads_to_exists(setting: str) -> None:
     assert {"gpu", "gpus", "nodes", "memory_gb", "network_gbps"} <= MachineConfig.settings().keys()
 
 
-@pytest.mark.parametrize("sentence", TOLD)
+@pytest.mark.parametrize("sentence", ANSWERS)
 def test_a_sentence_names_settings_that_exist(sentence: str) -> None:
     assert set(re.findall(r"\{(\w+)\}", sentence)) <= set(SETTINGS)
 
 
 def test_no_word_leads_to_two_answers_or_is_itself_a_setting() -> None:
-    every = [word for table in (RENAMED, TOLD) for words in table.values() for word in words.split()]
+    every = [word for table in (RENAMED, ANSWERS) for words in table.values() for word in words]
     assert len(every) == len(set(every))
     assert not set(every) & {flag.removeprefix("--") for flag in (*TRAIN, *PLAN)}
 
@@ -56,14 +54,14 @@ def test_no_word_leads_to_two_answers_or_is_itself_a_setting() -> None:
 @pytest.mark.parametrize("known", [TRAIN, PLAN, SETTINGS], ids=["train", "plan", "file"])
 def test_every_word_gets_its_own_answer(known: list[str]) -> None:
     for setting, words in RENAMED.items():
-        for word in words.split():
+        for word in words:
             said = hint(word, known)
             mark = "" if known is SETTINGS else "--"
             expected = f"; did you mean {mark}{setting}?" if f"{mark}{setting}" in known else "torchrun" if setting in {
                 "gpus", "nodes"} else f": that is --{setting} of `scalegpt "  # fmt: skip
             assert expected in said, word
-    for sentence, words in TOLD.items():
-        for word in words.split():
+    for sentence, words in ANSWERS.items():
+        for word in words:
             assert hint(word, known) == ": " + re.sub(
                 r"\{(\w+)\}", r"\1" if known is SETTINGS else r"--\1", sentence
             ), word

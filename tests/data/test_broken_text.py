@@ -145,7 +145,7 @@ def test_what_may_be_cut_or_in_another_encoding_is_neither(tmp_path: Path, conte
 )
 def test_what_is_not_sure_is_not_guessed(tmp_path: Path, content: bytes) -> None:
     said = refusal(tmp_path / "a.txt", content, "auto")
-    assert "what it is in is not sure" in said
+    assert "its encoding is not sure" in said
     assert "auto" not in refusal(tmp_path / "a.txt", content, "utf-8").replace(str(tmp_path), "")
 
 

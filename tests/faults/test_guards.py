@@ -79,12 +79,12 @@ def test_bad_steps_spikes_data_and_settings_on_two_ranks(
     }, first  # fmt: skip
 
     # 19: the step is left out by all, counted and shown.
-    assert "step 6 is left out: gradient not finite" in first["row 19"]["out"]
+    assert "step 6 is skipped: gradient not finite" in first["row 19"]["out"]
     assert [line["step"] for line in steps(tmp_path, "nan") if line.get("skipped")] == [6]
     assert status(tmp_path, "nan")["skipped_steps"] == 1
 
     # 20: the run ends, and the samples of its last steps are written.
-    assert "3 steps in a row up to step 8 were left out (loss not finite" in first["row 20"]["err"]
+    assert "3 steps in a row up to step 8 were skipped (loss not finite" in first["row 20"]["err"]
     bad = [json.loads(line) for line in (tmp_path / "runs/stays/bad_steps.jsonl").read_text().splitlines()]
     assert [each["step"] for each in bad] == [6, 7, 8]
     numbers = [window["number"] for each in bad for window in each["windows"]]

@@ -28,7 +28,7 @@ def test_row_11_a_stopped_rank_is_named(start_job: Start, undisturbed: Undisturb
     assert job.status()["state"] == "failed"
     assert "takes more than 5 s: rank 1 (process" in cause
     assert f"process {victim.pid} on" in cause
-    assert "stands still" in cause
+    assert "the process is stopped" in cause
     assert cause in job.output()
     assert "in _take_step" in (job.run / "stacks_rank_0.txt").read_text()
     job.finish(*TIMEOUTS)
@@ -43,7 +43,7 @@ def test_row_12_a_stalled_loader_is_named_and_the_restart_finishes(
     job.start(*TIMEOUTS, restarts=1, stall={"rank": 1, "step": 7})
     assert job.wait(BOUND) == 0, job.output()
     assert "step 7 takes more than 5 s: rank 1 (process" in job.output()
-    assert "step 7, loader: it keeps the others waiting" in job.output()
+    assert "step 7, loader: the others wait for it" in job.output()
     assert "worker.py" in (job.run / "stacks_rank_1.txt").read_text()
     assert (job.run / "stacks_rank_0.txt").is_file()
     assert_same(job, undisturbed(layout))

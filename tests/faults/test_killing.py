@@ -53,7 +53,7 @@ def test_row_1_a_rank_is_killed_in_a_step(start_job: Start, undisturbed: Undistu
     status = job.status()
     assert (status["state"], status["step"]) == ("failed", 6)
     assert f"rank {victim} (process {lost.pid} on" in status["cause"]
-    assert " has ended; it was last heard of in step " in status["cause"]
+    assert " has ended; its last heartbeat was in step " in status["cause"]
     job.finish()
     assert "step_00000005, step 5 of 14" in job.output()
     assert_same(job, undisturbed(layout))
@@ -130,7 +130,7 @@ def test_the_script_that_kills_at_random(tmp_path: Path) -> None:
 
     first = run("--pause_after", "1")
     assert first.returncode == 0, first.stderr
-    assert "paused after 1 of 2 kills; the same command goes on" in first.stdout
+    assert "paused after 1 of 2 kills; the same command resumes" in first.stdout
     assert "holds other kills: seed 1, fsdp2" in run("--seed", "2").stderr
     second = run()
     assert second.returncode == 0, second.stdout + second.stderr

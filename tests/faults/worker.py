@@ -99,15 +99,16 @@ def lay_faults() -> None:
 
     from scalegpt.backends import World
     from scalegpt.checkpoint import writer
-    from scalegpt.training import setup
     from scalegpt.training.batches import TrainingBatches
     from scalegpt.training.checkpointing import Saving
+    from scalegpt.training.setup import prepare
     from scalegpt.training.trainer import Trainer
 
     places: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-        "join": (World, "join", always), "setup": (setup, "build_model", always), "compile": (Trainer, "_take_step", always),
+        "join": (World, "join", always), "setup": (prepare, "build_model", always),
+        "compile": (Trainer, "_take_step", always),
         "save": (Saving, "save", always), "evaluate": (Trainer, "_evaluate", always), "write": (os, "fsync", always),
-        "reduce": (Trainer, "_told", always), "part": (writer, "write_part", always),
+        "reduce": (Trainer, "_report", always), "part": (writer, "write_part", always),
         "assemble": (writer, "_assemble", always), "commit": (Path, "rename", is_commit),
         "rotate": (os, "unlink", SecondOfTree()),
     }  # fmt: skip

@@ -40,7 +40,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_volume_is_the_planners(measured: Any, label: str) -> None:
     run, accum = resolve(flags=LAYOUTS[label]["flags"]), LAYOUTS[label]["grad_accum"]
     expected: dict[str, int] = defaultdict(int)
-    for each in collectives(run, RANKS):
+    for each in collectives(run, run.parallel.mesh(RANKS)):
         expected[each.kind] += each.size * (accum if each.when == EVERY else 1)
     assert measured[label].keys() == expected.keys()
     for kind, size in expected.items():

@@ -85,7 +85,7 @@ class Played:
     def __init__(self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch) -> None:
         run: RunConfig = resolve(flags=flags)
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=RANKS, on_cuda=False)
-        step = make_step(run, ranks=RANKS, grad_accum=grad_accum, settings=settings)
+        step = make_step(run, mesh=run.parallel.mesh(RANKS), grad_accum=grad_accum, settings=settings)
         assert isinstance(step, ShardedStep)
         step.copies_between = False
         if isinstance(step, Stage3):

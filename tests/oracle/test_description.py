@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.architecture.recompute import kept_matmuls
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
@@ -67,7 +68,7 @@ def test_operations(seed: int, one_thread: None) -> None:
     tokens = torch.zeros(run.train.micro_batch, run.model.block_size, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(tokens, tokens).backward()
-    work = count_work(run, shards=1, kernel="math", compiled=False)
+    work = count_work(run, Mesh(), kernel="math", compiled=False)
     described = sum(load.flops for load in (*work.forward.values(), *work.backward.values()))
     assert counter.get_total_flops() == described
 

@@ -27,7 +27,7 @@ from scalegpt.planner.memory import fsdp as fsdp_memory
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.predict import Prediction, predict
 from scalegpt.tracing import trace
-from scalegpt.training import setup
+from scalegpt.training.setup import prepare
 
 MODEL = {
     "n_layer": 3, "n_embd": 128, "n_head": 4, "block_size": 256, "vocab_size": 2000, "micro_batch": 4, "precision": "bf16",
@@ -178,7 +178,7 @@ def started_with(run: RunConfig, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     utils = SimpleNamespace(set_z3_leaf_modules=lambda *_: None)
     patch.setattr(deepspeed_backend, "_import_deepspeed", lambda _: SimpleNamespace(initialize=initialize, utils=utils))
-    settings = setup._deepspeed_settings(run, plan_batches(run, RANKS, micro_fixed=True), CPU)
+    settings = prepare._deepspeed_settings(run, plan_batches(run, RANKS, micro_fixed=True), CPU)
     with trace.fake_process_group(RANKS), pytest.raises(StartedError) as started:
         make_backend(run, CPU, 1, build_model(run, compiled=False), optimizer_factory(run.train), settings)
     told: dict[str, Any] = started.value.args[0]

@@ -8,7 +8,7 @@ import pytest
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
-from scalegpt.planner.time.communication import EXPOSED, collectives, sent_bytes
+from scalegpt.planner.time.communication import EXPOSED, Collective, collectives, sent_bytes
 
 L, H, V, T = 24, 256, 512, 64
 """All rows are multiples of 64, so that nothing is padded; 64 ranks divide every tensor."""
@@ -27,6 +27,10 @@ ROOT = V * H + T * H + H
 """Parameters outside the blocks, which FSDP2 gathers once for both passes."""
 KEPT_BY_STAGE3, VECTORS = 2 * 12 * H**2, L * 2 * H + H
 """What ZeRO-3 need not gather on the way back, two blocks' matrices, and the norms, which it gathers once a step."""
+
+
+def collectives_of(run: RunConfig, ranks: int) -> tuple[Collective, ...]:
+    return collectives(run, run.parallel.mesh(ranks))
 
 
 def models_sent(run: RunConfig, ranks: int, grad_accum: int = 1) -> float:
@@ -57,7 +61,7 @@ def test_deepspeed_reduces_gradients_for_everyone_where_the_paper_scatters_them(
 
 def test_one_rank_sends_nothing() -> None:
     for run in (made("fsdp", 0), made("fsdp", 3), made("deepspeed", 2), made("plain", 0)):
-        assert collectives(run, 1) == ()
+        assert collectives_of(run, 1) == ()
         assert sent_bytes(run, ranks=1, grad_accum=5) == 0
 
 
@@ -86,7 +90,7 @@ def test_what_another_micro_step_sends(backend: str, stage: int, again: float) -
 def test_half_precision_halves_the_weights_and_leaves_gradients_fp32() -> None:
     for backend, stage in (("fsdp", 3), ("deepspeed", 3), ("deepspeed", 2)):
         full, half = (
-            {each.kind: each.size for each in collectives(made(backend, stage, precision=precision), 8)}
+            {each.kind: each.size for each in collectives_of(made(backend, stage, precision=precision), 8)}
             for precision in ("fp32", "bf16")
         )
         assert half["all_gather"] * 2 == full["all_gather"]
@@ -98,24 +102,24 @@ def test_half_precision_halves_the_weights_and_leaves_gradients_fp32() -> None:
 def test_rows_that_ranks_do_not_divide_are_padded() -> None:
     """FSDP2 gives each rank ⌈rows / W⌉ rows, DeepSpeed ⌈elements / W⌉ elements."""
     for backend in ("fsdp", "deepspeed"):
-        gathered = next(each for each in collectives(made(backend, 3), 7) if each.kind == "all_gather")
+        gathered = next(each for each in collectives_of(made(backend, 3), 7) if each.kind == "all_gather")
         assert PARAMETERS < gathered.size / 4 < 1.05 * PARAMETERS
         assert gathered.size % (4 * 7) == 0
 
 
 def test_deepspeed_hides_no_gathering_after_the_update() -> None:
     for stage in (1, 2):
-        (gather,) = (each for each in collectives(made("deepspeed", stage), 8) if each.kind == "all_gather")
+        (gather,) = (each for each in collectives_of(made("deepspeed", stage), 8) if each.kind == "all_gather")
         assert gather.behind == EXPOSED
     for backend in ("fsdp", "deepspeed"):
-        exposed = sum(each.size for each in collectives(made(backend, 3), 8) if each.behind == EXPOSED)
+        exposed = sum(each.size for each in collectives_of(made(backend, 3), 8) if each.behind == EXPOSED)
         assert exposed == (4 * VECTORS if backend == "deepspeed" else 0)
 
 
 def test_stage_1_reduces_behind_the_backward_pass_unless_in_bf16_on_the_card() -> None:
     def reduced_behind(**flags: Any) -> str:
         run = made("deepspeed", 1, **flags)
-        return next(each.behind for each in collectives(run, 8) if each.kind == "all_reduce")
+        return next(each.behind for each in collectives_of(run, 8) if each.kind == "all_reduce")
 
     assert reduced_behind(precision="bf16") == EXPOSED
     assert reduced_behind(precision="fp16") == reduced_behind(precision="bf16", offload="optimizer") != EXPOSED
@@ -134,6 +138,6 @@ def test_muon_sends_the_blocks_matrices_once_more(ranks: int) -> None:
             sent_bytes(made(backend, stage, optimizer=name), ranks=ranks, grad_accum=3) for name in ("muon", "adamw")
         )
         assert muon - adamw == pytest.approx(expected * (ranks - 1) / ranks)
-    sends = [each for each in collectives(made("fsdp", 3, optimizer="muon"), ranks) if each.kind == "all_to_all"]
+    sends = [each for each in collectives_of(made("fsdp", 3, optimizer="muon"), ranks) if each.kind == "all_to_all"]
     assert len(sends) == 4
     assert {(each.behind, each.messages) for each in sends} == {(EXPOSED, 2)}

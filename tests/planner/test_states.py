@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import kind_of, parameter_shapes
 from scalegpt.config import ModelConfig, TrainConfig
-from scalegpt.config.backends import BACKENDS
+from scalegpt.config.backends import BACKENDS, Mesh
 from scalegpt.config.optimizers import EMBEDDING, FP32, MATRIX, OPTIMIZERS, STATE_NAMES, VECTOR
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import MAKERS, optimizer_factory
-from scalegpt.planner.memory.newton_schulz import ALONE, Exchange
+from scalegpt.planner.memory.newton_schulz import Exchange
 from scalegpt.planner.memory.predict import predict
 from scalegpt.planner.memory.states import (
     RECIPES,
@@ -138,7 +138,7 @@ def test_temporaries_of_an_update(name: str, fused: bool, precision: str) -> Non
     with FakeTensorMode():
         named = {name: torch.nn.Parameter(torch.empty(shape)) for name, shape in parameter_shapes(MODEL).items()}
         more = update(optimizer_factory(train)(named.items()), list(named.values()))
-    exchange = Exchange(ALONE, 1, precision)
+    exchange = Exchange(Mesh(), precision)
     said = temporary_bytes(train.optimizer_spec, tensors_of(MODEL), fp32, exchange.peak_bytes)
     scalars = 2048  # bias corrections, norms and the like
     assert said <= more <= said * 1.001 + scalars

@@ -9,6 +9,7 @@ import pytest
 
 from plans import draw_machine, draw_run, space
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.config.presets import resolve
 from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine
@@ -98,7 +99,7 @@ def test_attention_takes_its_operations_over_its_own_rate() -> None:
 
 def test_the_update_waits_for_memory() -> None:
     run = made()
-    moved = sum(load.bytes for load in count_work(run, shards=1, kernel="flash", compiled=True).update.values())
+    moved = sum(load.bytes for load in count_work(run, Mesh(), kernel="flash", compiled=True).update.values())
     step, update = time(run, memory=1e9), moved / 1e9
     assert step.parts["optimizer"] == pytest.approx(update)
     assert step.seconds > 2 * update

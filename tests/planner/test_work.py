@@ -13,6 +13,7 @@ from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.architecture.loss import LossPart
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
@@ -43,7 +44,7 @@ def made(**flags: Any) -> RunConfig:
 
 
 def work(kernel: str = "flash", *, shards: int = 1, compiled: bool = True, **flags: Any) -> Work:
-    return count_work(made(**flags), shards=shards, kernel=kernel, compiled=compiled)
+    return count_work(made(**flags), Mesh(1, shards), kernel=kernel, compiled=compiled)
 
 
 def operations(counted: Work) -> float:
@@ -203,7 +204,7 @@ def test_nothing_is_computed_again_unless_asked_for() -> None:
 
 def offloaded(offload: str, backend: str = "deepspeed", ranks: int = 4, grad_accum: int = 3) -> HostTraffic:
     run = made(backend=backend, zero_stage=3, offload=offload)
-    return host_traffic(run, ranks, grad_accum)
+    return host_traffic(run, run.parallel.mesh(ranks), grad_accum)
 
 
 def test_gradients_leave_the_card_and_weights_come_back() -> None:
@@ -242,7 +243,7 @@ def test_torch_counts_as_many_operations_in_muons_update(precision: str) -> None
 def test_ranks_share_muons_work_as_evenly_as_matrices_allow() -> None:
     def flops(ranks: int, **flags: Any) -> float:
         run = made(optimizer="muon", **flags)
-        counted = count_work(run, shards=1, kernel="flash", compiled=True, ranks=ranks)
+        counted = count_work(run, run.parallel.mesh(ranks), kernel="flash", compiled=True)
         return counted.update[OPTIMIZER].flops
 
     alone = flops(1)

@@ -1,4 +1,4 @@
-"""Which steps are left out, what counts as a spike, and what a resumed run remembers of it."""
+"""Which steps are skipped, what counts as a spike, and what a resumed run remembers of it."""
 
 import json
 from collections import deque
@@ -13,7 +13,7 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.resilience.guards import Guards, write_bad_steps
 from scalegpt.training.runs.directory import RunDirectory
-from scalegpt.training.runs.history import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
+from scalegpt.training.runs.metrics_file import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
 
 NAN, INF = float("nan"), float("inf")
 TRAIN = TrainConfig(warmup_steps=0, spike_window=4, spike_factor=3.0, max_skipped_in_a_row=3)
@@ -86,8 +86,8 @@ def test_a_loss_that_is_not_finite_is_refused_and_not_remembered(loss: float) ->
     assert not one.allow(5, loss)
     told = one.conclude(5, loss, skipped=True)
     assert told.reason == LOSS
-    assert told.warning("fp16") == "warning: step 5 is left out: loss not finite"
-    assert list(one.known.losses) == [2.0] * 4
+    assert told.warning("fp16") == "warning: step 5 is skipped: loss not finite"
+    assert list(one.recent.losses) == [2.0] * 4
     assert one.as_status() == {"skipped_steps": 1, "last_skipped": {"step": 5, "reason": LOSS}}
 
 
@@ -109,7 +109,7 @@ def test_only_steps_in_a_row_end_the_run() -> None:
     one.conclude(6, 3.0, skipped=True)
     assert one.gives_up
     with pytest.raises(RunError, match=r"3 steps in a row up to step 6 .*loss not finite, gradient not finite; last"):
-        one.raise_row()
+        one.raise_skipped()
 
 
 # --- going on --------------------------------------------------------------------------------------------------------
@@ -132,9 +132,9 @@ def test_a_resumed_run_remembers_what_its_metrics_tell() -> None:
             json.loads(json.dumps({"step": step, "loss": None if loss != loss else loss, **told.as_metrics()}))
         )
         known = remembered(lines)
-        assert (known.losses, known.spiking) == (whole.known.losses, whole.known.spiking)
+        assert (known.losses, known.spiking) == (whole.recent.losses, whole.recent.spiking)
         assert [(each.step, each.reason) for each in known.skipped_in_a_row] == [
-            (each.step, each.reason) for each in whole.known.skipped_in_a_row
+            (each.step, each.reason) for each in whole.recent.skipped_in_a_row
         ]
     assert whole.skipped == 3
     assert known.last_skipped == SkippedStep(9, LOSS, known.last_skipped.loss)

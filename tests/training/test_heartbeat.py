@@ -113,13 +113,13 @@ def blame(ranks: list[Heartbeats], *, alive: tuple[int, ...], moves: tuple[int, 
 def test_a_rank_that_does_not_beat_stands_still(ranks: list[Heartbeats]) -> None:
     said = blame(ranks, alive=(0, 1), moves=(3, 2, 9))
     assert said.startswith(f"rank 2 (process {os.getpid()} on ")
-    assert said.endswith("step 4, place 9: the process stands still")
+    assert said.endswith("step 4, place 9: the process is stopped")
 
 
 def test_the_rank_that_came_least_far_keeps_the_others(ranks: list[Heartbeats]) -> None:
     said = blame(ranks, alive=(0, 1, 2), moves=(5, 3, 4))
     assert said.startswith("rank 1 ")
-    assert "place 3: it keeps the others waiting" in said
+    assert "place 3: the others wait for it" in said
 
 
 def test_where_all_are_at_one_place_all_are_named(ranks: list[Heartbeats]) -> None:
@@ -128,7 +128,7 @@ def test_where_all_are_at_one_place_all_are_named(ranks: list[Heartbeats]) -> No
 
 def test_a_rank_that_never_spoke_is_named(ranks: list[Heartbeats]) -> None:
     ranks[0].beat(1, "loader", 1)
-    assert ranks[0].blame(lambda _: None).startswith("rank 1 has never said anything")
+    assert ranks[0].blame(lambda _: None).startswith("rank 1 has written no heartbeat")
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import torch
 from scalegpt.config import ModelConfig
 from scalegpt.errors import RunError
 from scalegpt.planner.time.work import flops_per_token
-from scalegpt.training.metrics import MetricsFile, Stopwatch, Throughput, mfu, peak_bytes
+from scalegpt.training.metrics import Stopwatch, Throughput, mfu, peak_bytes
+from scalegpt.training.runs.metrics_file import MetricsFile
 
 
 def test_flops_of_gpt2() -> None:
@@ -48,7 +49,7 @@ def test_lines_are_there_at_once_and_hold_only_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
     file = MetricsFile(path)
-    file.write(step=2, loss=float("nan"), grad_norm=float("inf"), mfu=None, lr=1e-3)
+    file.log({"step": 2, "loss": float("nan"), "grad_norm": float("inf"), "mfu": None, "lr": 1e-3})
     lines = path.read_text().splitlines()
     assert lines[0] == '{"step": 1}'
     expected = {"step": 2, "loss": None, "grad_norm": None, "mfu": None, "lr": 1e-3}
@@ -63,7 +64,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     if Path("/dev/full").exists():
         file = MetricsFile(Path("/dev/full"))
         with pytest.raises(RunError, match="/dev/full cannot be written: No space left on device"):
-            file.write(step=1)
+            file.log({"step": 1})
         file.close()
 
 

@@ -61,7 +61,7 @@ def test_advice_names_the_next_smaller_ones_that_hold_less() -> None:
     said = oom.advice(plan_of(8))
     assert "--micro_batch 4 (" in said
     assert "--recompute selective (" in said
-    assert "nothing smaller is left" in oom.advice(plan_of(1, 8, recompute="full"))
+    assert "no smaller layout is left" in oom.advice(plan_of(1, 8, recompute="full"))
 
 
 def test_advice_fits_the_card_where_that_is_known() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from scalegpt.config import TrainConfig
 from scalegpt.config.train import MOST_STEPS
-from scalegpt.training.runs.rate_change import keeping, rate_change
+from scalegpt.training.runs.changes import keeping, rate_change
 from scalegpt.training.schedules import learning_rate
 
 BEFORE = {"learning_rate": 1e-3, "min_lr_ratio": 0.1, "warmup_steps": 10, "schedule": "cosine", "max_iters": 100}

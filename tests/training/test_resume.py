@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and when it does not begin again."""
+"""Which checkpoint a run resumes from, and when it does not begin again."""
 
 import shutil
 from collections.abc import Callable
@@ -12,13 +12,19 @@ from scalegpt.checkpoint.manifest import Progress
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.errors import InputError
 from scalegpt.training.runs.directory import RunDirectory
-from scalegpt.training.runs.resume import Found, goes_on_with, newest_whole_checkpoint, resumed_line, way_back
+from scalegpt.training.runs.resume import (
+    CheckpointChoice,
+    choose_checkpoint,
+    resume_hint,
+    resumed_line,
+    rollback_advice,
+)
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
-def found_in(folder: Path) -> Found:
-    return newest_whole_checkpoint(RunDirectory(folder), ALONE, trusted=True)
+def found_in(folder: Path) -> CheckpointChoice:
+    return choose_checkpoint(RunDirectory(folder), ALONE, trusted=True)
 
 
 @pytest.fixture
@@ -94,8 +100,8 @@ def test_where_the_status_is_broken_a_newer_one_might_be_gone(run: Path, status:
     write(run / "run_status.json", status)
     write(run / "metrics.jsonl", STEPS)
     (note,) = found_in(run).notes
-    assert "run_status.json is missing or cannot be read, so nobody would miss a newer checkpoint than" in note
-    assert note.endswith("step_00000010")
+    assert "run_status.json is missing or cannot be read, so whether there was a newer checkpoint than" in note
+    assert note.endswith("step_00000010 is not known")
 
 
 def test_a_run_of_which_nothing_tells_begins_again_and_says_so(run: Path) -> None:
@@ -103,35 +109,33 @@ def test_a_run_of_which_nothing_tells_begins_again_and_says_so(run: Path) -> Non
     write(run / "run_status.json", None)
     assert found_in(run).notes == []
     write(run / "config.yaml", "model: {}")
-    assert found_in(run).notes == ["begins again: nothing here tells of a step or a checkpoint before"]
+    assert found_in(run).notes == ["begins again: its files have no step and no checkpoint"]
 
 
 def test_without_its_number_a_run_cannot_tell_its_checkpoints(run: Path) -> None:
-    def look() -> Found:
-        return newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=False)
+    def look() -> CheckpointChoice:
+        return choose_checkpoint(RunDirectory(run), ALONE, trusted=False)
 
     (run / ".run_id").unlink(missing_ok=True)
-    with pytest.raises(
-        InputError, match=r"nothing tells whether this run wrote .*: .*\.run_id is missing; add --trust"
-    ):
+    with pytest.raises(InputError, match=r"whether this run wrote .* is not known: .*\.run_id is missing; add --trust"):
         look()
     (run / ".run_id").write_text("another")
     with pytest.raises(InputError, match=r"step_00000010 was not written by this run; add --trust"):
         look()
 
 
-def test_what_goes_on_with_a_run() -> None:
-    assert goes_on_with("run", "run", fresh=False) == "the same command"
-    assert goes_on_with("run", "run", fresh=True) == "the same command without --fresh"
-    assert goes_on_with("run-3", "run", fresh=True) == "the same command with --model_name run-3 instead of --fresh"
+def test_what_resumes_a_run() -> None:
+    assert resume_hint("run", "run", fresh=False) == "the same command"
+    assert resume_hint("run", "run", fresh=True) == "the same command without --fresh"
+    assert resume_hint("run-3", "run", fresh=True) == "the same command with --model_name run-3 instead of --fresh"
 
 
 @pytest.mark.parametrize(
     ("taken", "told"),
     [
         (10, ""),
-        (11, "; step 11 was taken before, and comes again"),
-        (15, "; steps 11 to 15 were taken before, and come again"),
+        (11, "; step 11 was taken before, and is repeated"),
+        (15, "; steps 11 to 15 were taken before, and are repeated"),
     ],
 )
 def test_steps_that_come_again_are_told(taken: int, told: str) -> None:
@@ -157,16 +161,16 @@ def test_a_checkpoint_after_which_every_step_was_skipped_is_suspected(run: Path)
 
 
 def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
-    found = newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=True, step=5)
+    found = choose_checkpoint(RunDirectory(run), ALONE, trusted=True, step=5)
     assert found.checkpoint is not None
     assert found.checkpoint.path.name == "step_00000005"
     assert [path.name for path in found.replaced] == ["step_00000010"]
-    assert found.notes == [f"{run}/checkpoints/step_00000010 is set aside: the run goes back behind it"]
+    assert found.notes == [f"{run}/checkpoints/step_00000010 is set aside: the run goes back to an earlier step"]
     with pytest.raises(InputError, match=r"resume_step: .* has no checkpoint of step 7; it has 5, 10"):
-        newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=True, step=7)
+        choose_checkpoint(RunDirectory(run), ALONE, trusted=True, step=7)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(InputError, match="has no checkpoint of step 5; it has none"):
-        newest_whole_checkpoint(RunDirectory(run), ALONE, trusted=True, step=5)
+        choose_checkpoint(RunDirectory(run), ALONE, trusted=True, step=5)
 
 
 @pytest.mark.parametrize(
@@ -183,17 +187,17 @@ def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
 )
 def test_where_to_go_back_to_after_steps_that_were_skipped(run: Path, first_skipped: int, words: str) -> None:
     found = find_checkpoints(run / "checkpoints")
-    assert way_back(found, first_skipped, "the same command").endswith(words)
-    assert way_back([], first_skipped, "the same command") == (
+    assert rollback_advice(found, first_skipped, "the same command").endswith(words)
+    assert rollback_advice([], first_skipped, "the same command") == (
         "no checkpoint was complete; the same command begins at the start"
     )
 
 
-def test_a_damaged_checkpoint_is_not_the_way_back(run: Path) -> None:
+def test_a_damaged_checkpoint_is_not_the_rollback_advice(run: Path) -> None:
     (run / "checkpoints" / "step_00000005" / "checkpoint.json").write_text("{}")
     found = find_checkpoints(run / "checkpoints")
-    assert "there is no whole one before it: --fresh" in way_back(found, 11, "the same command")
+    assert "there is no whole one before it: --fresh" in rollback_advice(found, 11, "the same command")
 
 
 def test_what_resumes_a_run_that_went_back() -> None:
-    assert goes_on_with("run", "run", fresh=False, back=True) == "the same command without --resume_step"
+    assert resume_hint("run", "run", fresh=False, goes_back=True) == "the same command without --resume_step"

@@ -13,7 +13,7 @@ from scalegpt.config import TrainConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.resilience.guards import Spike
-from scalegpt.training.resilience.rollback import check_rollbacks, go_back, ways_back
+from scalegpt.training.resilience.rollback import check_rollbacks, roll_back_files, rollback_candidates
 from scalegpt.training.runs.directory import RunDirectory
 
 SPIKE = Spike(50, 9.0, 2.0, 2.4, begins=True)
@@ -33,7 +33,7 @@ def test_the_newest_before_the_window_is_preferred_and_then_the_oldest_in_it(
     tiny_run: Callable[..., Path], steps: tuple[int, ...], chosen: list[int]
 ) -> None:
     folder = tiny_run(steps=steps) / "checkpoints"
-    assert [step_of(path) for path in ways_back(folder, SPIKE, 20)] == chosen
+    assert [step_of(path) for path in rollback_candidates(folder, SPIKE, 20)] == chosen
 
 
 def test_files_go_back_with_the_run_and_the_data_goes_on(tiny_run: Callable[..., Path]) -> None:
@@ -41,7 +41,7 @@ def test_files_go_back_with_the_run_and_the_data_goes_on(tiny_run: Callable[...,
     directory.ledger.append(STRETCH)
     directory.metrics.write_text("".join(f'{{"step": {step}, "loss": 2.0}}\n' for step in range(1, 51)))
     checkpoint = Checkpoint.open(directory.checkpoints / "step_00000020")
-    back = go_back(directory, SPIKE, checkpoint, now=now(left_out=3, rollbacks=1), stretch=STRETCH, window=20)
+    back = roll_back_files(directory, SPIKE, checkpoint, now(left_out=3, rollbacks=1), STRETCH, 20)
     assert [path.name for path in find_checkpoints(directory.checkpoints)] == ["step_00000020"]
     assert [line["step"] for line in directory.read_steps()] == list(range(1, 21))
     assert (back.progress.step, back.progress.sequences) == (20, 200)
@@ -49,7 +49,7 @@ def test_files_go_back_with_the_run_and_the_data_goes_on(tiny_run: Callable[...,
     assert directory.ledger.read() == [STRETCH, back.stretch]
     assert back.stretch.window_of(21) == 200
     assert back.stretch.reason.startswith("rolled back: loss spike at step 50: 9.0000")
-    assert back.stretch.reason.endswith("windows 120 to 199 are left out")
+    assert back.stretch.reason.endswith("windows 120 to 199 are skipped")
 
 
 def test_a_run_goes_back_so_often_only() -> None:
@@ -59,7 +59,7 @@ def test_a_run_goes_back_so_often_only() -> None:
 
 
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path) -> None:
-    assert ways_back(tmp_path / "absent", SPIKE, 20) == []
+    assert rollback_candidates(tmp_path / "absent", SPIKE, 20) == []
 
 
 def test_what_is_not_known_to_be_ours_is_set_aside_on_the_way_back(tiny_run: Callable[..., Path]) -> None:
@@ -67,13 +67,7 @@ def test_what_is_not_known_to_be_ours_is_set_aside_on_the_way_back(tiny_run: Cal
     (directory.checkpoints / "step_00000045").rename(directory.checkpoints / "step_00000048")
     (directory.checkpoints / "step_00000049").symlink_to("nowhere")
     directory.ledger.append(STRETCH)
-    go_back(
-        directory,
-        SPIKE,
-        Checkpoint.open(directory.checkpoints / "step_00000020"),
-        now=now(),
-        stretch=STRETCH,
-        window=20,
-    )
+    checkpoint = Checkpoint.open(directory.checkpoints / "step_00000020")
+    roll_back_files(directory, SPIKE, checkpoint, now(), STRETCH, 20)
     left = sorted(path.name for path in directory.checkpoints.iterdir())
     assert left == ["step_00000020", "step_00000048.damaged", "step_00000049.damaged"]

@@ -18,7 +18,7 @@ from scalegpt.data.ledger import Stretch
 from scalegpt.errors import InputError, RunError
 from scalegpt.training.runs.directory import STARTED_BY, RunDirectory
 from scalegpt.training.runs.files import finite, write_whole, writing
-from scalegpt.training.runs.history import read_history
+from scalegpt.training.runs.metrics_file import read_history
 from scalegpt.training.runs.records import Past
 
 STRETCH = Stretch(1, 0, 4, 32, 3, 1000, "train.bin", "digest", "start")
@@ -247,10 +247,10 @@ def test_the_status_has_the_newest_checkpoint_and_remembers_one_that_is_gone(dir
 
 @pytest.mark.parametrize(("status", "told"), [("broken", False), ("{}", False), ('{"checkpoint_step": null}', True)])
 def test_the_past_is_what_the_files_say(directory: RunDirectory, status: str, told: bool) -> None:
-    assert directory.read_past() == Past(None, is_told=False, steps=0, was_begun=True)
+    assert directory.read_past() == Past(None, has_status=False, last_step=0, was_begun=True)
     directory.status.write_text(status)
     directory.metrics.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n{"step": 2, "val_loss": 1}\n{"st')
-    assert directory.read_past() == Past(None, is_told=told, steps=2, was_begun=True)
+    assert directory.read_past() == Past(None, has_status=told, last_step=2, was_begun=True)
     directory.config.unlink()
     assert not directory.read_past().was_begun
 
@@ -260,7 +260,7 @@ def test_what_the_files_should_tell_and_do_not_is_missed(directory: RunDirectory
     directory.metrics.write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in (1, 2, 5)))
     metrics, ledger = directory.gaps(read_history(directory.metrics, 6, 4))
     assert "metrics.jsonl lacks 3 of the 6 steps, from step 3 on, and so will the report" in metrics
-    assert "data_ledger.jsonl says nothing of steps 1 to 6, and their windows" in ledger
+    assert "data_ledger.jsonl lacks steps 1 to 6, and which data" in ledger
     directory.ledger.append(STRETCH)
     assert directory.gaps(read_history(directory.metrics, 2, 4)) == []
 

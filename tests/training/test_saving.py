@@ -22,7 +22,7 @@ from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError, RunError
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Reason
-from scalegpt.training.setup import prepare
+from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -259,7 +259,7 @@ def test_nothing_is_saved_while_the_last_step_was_skipped(
         one.job.stop.ask(Reason.TERM)
         one.fit()
         assert one.outcome() == (
-            "stopped at step 5 of 20: SIGTERM; the same command goes on from the checkpoint of step 4"
+            "stopped at step 5 of 20: SIGTERM; the same command resumes from the checkpoint of step 4"
         )
     else:
         words = "no checkpoint is written after step" if trigger in {"time", "end"} else "5 steps in a row up to step 9"
@@ -329,13 +329,13 @@ def test_a_run_goes_back_to_the_step_that_is_asked_for(trainer: Make, capsys: py
     before = losses(whole)
     one = trainer(keep_checkpoints=9, resume_step=4)
     assert one.step == 4
-    assert one.job.again == "the same command without --resume_step"
+    assert one.job.resume_hint == "the same command without --resume_step"
     one.fit()
     assert losses(one) == before
     assert kept(one) == [4, 8, 12]
     aside = {path.name for path in one.job.directory.checkpoints.glob("*.replaced")}
     assert aside == {"step_00000008.replaced", "step_00000012.replaced"}
-    assert "step_00000012 is set aside: the run goes back behind it" in capsys.readouterr().out
+    assert "step_00000012 is set aside: the run goes back to an earlier step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("step", "words"), [(5, "has no checkpoint of step 5; it has 4, 8, 12"), (8, "is damaged")])

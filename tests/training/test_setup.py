@@ -10,15 +10,20 @@ from earlier_tokens import made_before
 from scalegpt.backends import World
 from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
+from scalegpt.data.prepare import prepare as prepare_text
 from scalegpt.data.shards import open_tokens
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.training.data_setup import open_data
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
-from scalegpt.training.setup import check_name, plan_summary, prepare, total_steps
+from scalegpt.training.runs.summary import plan_summary, total_steps
+from scalegpt.training.setup import data
+from scalegpt.training.setup import prepare as setup
+from scalegpt.training.setup.data import prepare_data
+from scalegpt.training.setup.prepare import prepare
+from scalegpt.training.setup.resolve import check_name
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 FLAGS = {
@@ -79,7 +84,7 @@ def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureF
     assert isinstance(job, Job)
     train = job.run.train
     assert train.precision in {"fp32", "bf16"}
-    assert (train.micro_batch, train.tokens_per_step, job.plan) == (10, 160, BatchPlan(10, 1, 1, 16))
+    assert (train.micro_batch, train.tokens_per_step, job.batch_plan) == (10, 160, BatchPlan(10, 1, 1, 16))
     assert job.run.model.vocab_size == job.data.tokenizer.padded_vocab_size == 257
     assert job.run.parallel.zero_stage == 0
     assert (job.progress.step, job.resumed, job.total_steps) == (0, False, 3)
@@ -93,13 +98,44 @@ def test_a_job_has_everything_resolved(request_for: Any, capsys: pytest.CaptureF
     assert left == {".lock", ".run_id", "checkpoints", "config.yaml", "data_ledger.jsonl", "plan.json"}
 
 
-def test_a_run_of_an_earlier_release_keeps_its_tokens(request_for: Any, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_release_keeps_its_tokens(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digest = made_before(tmp_path / "text.txt", tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
-    run, logger = request_for().run, Logger(speaks=True, total=1, every=1)
-    data, found = open_data(run, frozenset(), ALONE, logger, StopRequest(), digest)
-    assert (found, data.path) == (digest, folder)
-    assert open_data(run, frozenset(), ALONE, logger, StopRequest(), None)[1] != digest
+    request, logger = request_for(), Logger(speaks=True, total=1, every=1)
+    monkeypatch.setattr(data, "tokens_to_keep", lambda _: digest)
+    kept = prepare_data(request, ALONE, logger, StopRequest())
+    assert (kept.digest, kept.tokens.path) == (digest, folder)
+    monkeypatch.setattr(data, "tokens_to_keep", lambda _: None)
+    assert prepare_data(request, ALONE, logger, StopRequest()).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("flags", "times"),
+    [({}, 1), ({"tokenizer": "gpt2", "vocab_size": 0}, 1), ({"tokenizer": "char"}, 2), ({"input_file": "prepared"}, 1)],
+)
+def test_a_layout_is_planned_once_unless_only_the_text_knows_the_vocabulary(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], times: int
+) -> None:
+    if "input_file" in flags:
+        (tmp_path / "more.txt").write_text("abcdefgh" * 100)
+        flags = {"input_file": str(prepare_text([tmp_path / "more.txt"], tmp_path / "prepared", tokenizer="byte").path)}
+        flags |= {"tokenizer": "gpt2"}  # by default; that of the prepared tokens counts
+    planned, real = [], setup.choose_layout
+    monkeypatch.setattr(setup, "choose_layout", lambda run, *a, **o: planned.append(run.model) or real(run, *a, **o))
+    job = prepare(request_for(**flags), ALONE)
+    assert len(planned) == times
+    assert planned[-1] == job.run.model == job.plan.run.model
+    assert job.run.model.vocab_size == job.data.tokenizer.padded_vocab_size
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_data_are_read(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "prepare_cached", pytest.fail)
+    with pytest.raises(InputError, match="does not fit"):
+        prepare(request_for(n_layer=400, n_embd=16384, n_head=128), ALONE)
 
 
 def test_the_encodings_are_printed(request_for: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Being asked to stop: real signals, marks among ranks, launchers that go."""
+"""Being asked to stop: real signals, agreement among ranks, launchers that go."""
 
 import os
 import pickle
@@ -43,7 +43,7 @@ def wait_until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
     ("number", "status"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 128 + signal.SIGUSR1), (signal.SIGHUP, 129)],
 )
-def test_a_signal_leaves_a_mark_and_stops_nothing(number: signal.Signals, status: int) -> None:
+def test_a_signal_is_recorded_and_stops_nothing(number: signal.Signals, status: int) -> None:
     before = {each: signal.getsignal(each) for each in stopping.SIGNALS}
     stop = StopRequest()
     with stop.listening():
@@ -191,15 +191,16 @@ def test_outside_of_the_main_thread_nothing_is_taken() -> None:
     assert seen == [None]
 
 
-def test_marks_are_agreed_whoever_was_asked() -> None:
+def test_requests_are_agreed_whoever_was_asked() -> None:
     ranks = [StopRequest() for _ in range(4)]
 
-    def agreed(**late: bool) -> Reason | None:
-        marks = [torch.tensor(stop.marks(time_is_up=late.get(f"rank{rank}", False))) for rank, stop in enumerate(ranks)]
-        return StopRequest.agreed(torch.stack(marks).sum(dim=0).tolist())
+    def agreed() -> Reason | None:
+        counts = [torch.tensor(Reason.counts(stop.reason)) for stop in ranks]
+        return Reason.first(torch.stack(counts).sum(dim=0).tolist())
 
     assert agreed() is None
-    assert agreed(rank3=True) is Reason.TIME
+    ranks[3].ask(Reason.TIME)
+    assert agreed() is Reason.TIME
     ranks[1].ask(Reason.LAUNCHER)
     assert agreed() is Reason.LAUNCHER
     ranks[0].ask(Reason.TERM)

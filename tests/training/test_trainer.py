@@ -19,11 +19,11 @@ from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.data.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
-from scalegpt.training import metrics
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Reason, Stopped, StopRequest
 from scalegpt.training.run import collective_timeout
-from scalegpt.training.setup import prepare
+from scalegpt.training.runs import metrics_file
+from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -85,7 +85,7 @@ def test_dropout_is_drawn_anew_at_every_step_and_rank(trainer: Any) -> None:
     one = trainer(dropout=0.5)
     draws = set()
     for rank in range(3):
-        one.job.world = replace(ALONE, rank=rank)
+        one.job = replace(one.job, world=replace(ALONE, rank=rank))
         for one.step in range(5):
             one._seed_dropout()
             draws.add(torch.rand(1).item())
@@ -165,7 +165,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_nothing_else
     one.fit()
     assert (one.step, one.reason, one.exit_status) == (1, Reason.USR1, 128 + signal.SIGUSR1)
     assert (status(one)["state"], status(one)["cause"], status(one)["val_loss"]) == ("stopped", "SIGUSR1", None)
-    assert one.outcome() == "stopped at step 1 of 4: SIGUSR1; the same command without --fresh goes on from there"
+    assert one.outcome() == "stopped at step 1 of 4: SIGUSR1; the same command without --fresh resumes from there"
     assert [path.name for path in one.job.directory.checkpoints.iterdir()] == ["step_00000001"]
     assert not one.job.directory.samples.exists()
 
@@ -226,8 +226,8 @@ def test_a_resume_reads_the_metrics_twice(trainer: Any, tmp_path: Path, monkeypa
     first.fit()
     first.job.directory.unlock()
     run = resolve(flags={**FLAGS, "input_file": str(tmp_path / "text.txt"), "max_iters": 6}, name="run")
-    read, real = list[str](), metrics.read_lines
-    monkeypatch.setattr(metrics, "read_lines", lambda path: read.append(path.name) or real(path))
+    read, real = list[str](), metrics_file.read_lines
+    monkeypatch.setattr(metrics_file, "read_lines", lambda path: read.append(path.name) or real(path))
     resumed = Trainer(prepare(Request(run, tmp_path / "runs", False), ALONE))
     resumed.fit()
     resumed.close()
@@ -292,4 +292,4 @@ def test_the_status_knows_of_a_checkpoint_that_was_complete_after_the_error(
     failure = RunError("something else")
     assert one.fail(failure) is failure
     assert (status(one)["state"], status(one)["checkpoint_step"]) == ("failed", 2)
-    assert "the same command without --fresh goes on from the checkpoint of step 2" in capsys.readouterr().out
+    assert "the same command without --fresh resumes from the checkpoint of step 2" in capsys.readouterr().out

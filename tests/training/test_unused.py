@@ -6,7 +6,7 @@ import pytest
 
 from scalegpt.config.presets import resolve
 from scalegpt.planner.batches import BatchPlan
-from scalegpt.training.runs.unused_settings import unused
+from scalegpt.training.runs.summary import unused
 
 SHAPE = {"block_size": 32, "micro_batch": 4, "tokens_per_step": 128}
 

@@ -140,7 +140,7 @@ def test_all_ranks_leave_stacks_and_one_names_the_slow_one(ranks: Callable[..., 
     assert all(each.left.wait(20) for each in pair)
     assert [each.statuses for each in pair] == [[HUNG_STATUS], [HUNG_STATUS]]
     assert "rank 1 (process" in pair[0].status()["cause"]
-    assert "step 4, loader: it keeps the others waiting" in pair[0].status()["cause"]
+    assert "step 4, loader: the others wait for it" in pair[0].status()["cause"]
     assert all((pair[0].directory.path / f"stacks_rank_{rank}.txt").is_file() for rank in range(2))
 
 

@@ -9,11 +9,18 @@ from typing import Any
 
 from scalegpt.api import traced
 from scalegpt.cli.output import note, show, show_json
-from scalegpt.cli.parser import Parser, add_settings, given_settings, path_argument
+from scalegpt.cli.parser import (
+    Parser,
+    add_json,
+    add_run_settings,
+    add_settings,
+    add_source,
+    given_settings,
+    path_argument,
+)
 from scalegpt.cli.plan.text import report
-from scalegpt.config import DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from scalegpt.config import ModelConfig
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import SECTIONS
 from scalegpt.errors import InputError
 from scalegpt.planner.query import Answer, Asked, answer
 from scalegpt.planner.tables import largest, over_cards, over_presets, presets_as_dict
@@ -32,7 +39,7 @@ DOES_NOT_FIT = 3
 def main(argv: Sequence[str]) -> int:
     """Print the plan; 0 where it fits or no memory is known, 3 where it does not fit."""
     arguments = _parser().parse(argv)
-    flags = given_settings(arguments, *SECTIONS.values())
+    flags = given_settings(arguments)
     is_one_run = bool(arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig))
     target = Target.of(
         given_settings(arguments, MachineConfig),
@@ -64,23 +71,15 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("plan", "Choose the fastest way to train that fits; your own settings are kept.", EXAMPLE)
     run = parser.add_argument_group("what to plan")
-    run.add_argument(
-        "--preset", metavar="NAME", help="a named configuration, see `scalegpt presets`; none: all of them"
-    )
-    run.add_argument(
-        "--config_file", type=path_argument, metavar="FILE", help="a JSON or YAML file of the same form as a preset"
-    )
-    run.add_argument("--json", action="store_true", help="print one JSON object")
+    add_source(run, "none: all of them")
+    add_json(run)
     run.add_argument("--html", type=path_argument, metavar="FILE", help="also write the plan as a page with pictures")
     run.add_argument(
         "--trace", action="store_true", help="also trace the same step with torch (takes seconds) and compare"
     )
     run.add_argument("--no_calibration", action="store_true", help="ignore measurements of earlier runs")
     add_settings(parser, "machine", MachineConfig)
-    add_settings(parser, "data", DataConfig)
-    add_settings(parser, "parallel layout", ParallelConfig)
-    add_settings(parser, "training", TrainConfig)
-    add_settings(parser, "model", ModelConfig)
+    add_run_settings(parser)
     return parser
 
 

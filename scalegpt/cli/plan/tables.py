@@ -1,8 +1,8 @@
 """The tables of ``scalegpt plan``: every preset on a machine, a run on every card."""
 
 from scalegpt.architecture.counting import count_parameters
+from scalegpt.cli.output import aligned
 from scalegpt.cli.plan.wording import cards, duration, layout, nodes, sources
-from scalegpt.cli.table import aligned
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.plan import Plan

@@ -1,8 +1,8 @@
 """What ``scalegpt plan`` prints: the plan, where its memory and its time go, and why not the others."""
 
+from scalegpt.cli.output import aligned
 from scalegpt.cli.plan import wording
 from scalegpt.cli.plan.wording import NOTHING_LIGHTER, duration
-from scalegpt.cli.table import aligned
 from scalegpt.planner.plan import Plan, host_words
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.advice import differences

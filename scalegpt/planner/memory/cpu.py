@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import DEEPSPEED, FSDP, PLAIN
 from scalegpt.planner.attention import attention_kernel
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.memory.overheads import MIB, Figure, Overheads
@@ -19,16 +20,16 @@ from scalegpt.units import BYTES
 _MEASURED = "python benchmarks/cpu_memory.py, torch 2.13 on Linux with glibc"
 
 LIBRARIES = {
-    "plain": Figure(360 * MIB, _MEASURED),
-    "fsdp": Figure(360 * MIB, _MEASURED),
-    "deepspeed": Figure(430 * MIB, _MEASURED),
+    PLAIN.name: Figure(360 * MIB, _MEASURED),
+    FSDP.name: Figure(360 * MIB, _MEASURED),
+    DEEPSPEED.name: Figure(430 * MIB, _MEASURED),
 }
 """Bytes of a process that trains next to nothing: Python, torch and the backend's libraries."""
 
 BUFFERS = {
-    "plain": {0: Figure(0.0, "there are no collectives")},
-    "fsdp": {0: Figure(1.9, _MEASURED), 2: Figure(2.2, _MEASURED), 3: Figure(5.3, _MEASURED)},
-    "deepspeed": {
+    PLAIN.name: {0: Figure(0.0, "there are no collectives")},
+    FSDP.name: {0: Figure(1.9, _MEASURED), 2: Figure(2.2, _MEASURED), 3: Figure(5.3, _MEASURED)},
+    DEEPSPEED.name: {
         0: Figure(1.2, _MEASURED), 1: Figure(1.6, _MEASURED), 2: Figure(0.8, _MEASURED), 3: Figure(5.0, _MEASURED)
     },
 }  # fmt: skip

@@ -22,6 +22,7 @@ from itertools import accumulate
 
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.predict import Prediction
 from scalegpt.planner.memory.sizes import GRADIENTS, TEMPORARIES, host_size
 from scalegpt.planner.memory.states import state_bytes
@@ -95,11 +96,10 @@ class Group:
 class FSDPStep(Step):
     """One optimizer step under ``fsdp``, at stage 0, 2 or 3."""
 
-    def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
-        super().__init__(run, ranks, grad_accum)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int) -> None:
+        super().__init__(run, mesh, grad_accum)
         self.stage = run.parallel.stage
         self.offloads = run.parallel.offload == "all"
-        self.shards = ranks if self.stage > 0 else 1
         if self.stage == 3:
             self.micro_steps = min(grad_accum, 2)  # each reduces, also the last
         self.reduce = BYTES[REDUCE_DTYPE]

@@ -11,20 +11,17 @@ and so the *Gram* form multiplies them first, and X once: R ← Z·R·Z, Q ← Q
 4·s²·l + 34·s³ operations in all, fewer where l > 1.5·s. The first R squares X's condition, which fp32 bears and bf16 does
 not: only fp32 takes this form.
 
-Matrices of one shape are orthogonalised together, in rounds. Where several ranks hold the model, the matrices of a round are
-dealt out to them one by one, and each is whole on one rank (:mod:`scalegpt.optim.muon` does what is counted here):
-
-- *alone*: there is one rank;
-- *replicated* (stage 0): each rank orthogonalises its own, and all gather the results;
-- *sharded* (FSDP2's stages 2 and 3): ranks send the rows that they hold of each matrix to its owner, and get the rows of the
-  result back.
+Matrices of one shape are orthogonalised together, in rounds. Over several ranks the matrices of a round are assigned to them
+in turn, and each is whole on its owner (:mod:`scalegpt.optim.muon` does what is counted here). Where ranks are replicas
+(stage 0), each orthogonalises its own and all gather the results. Where they are shards (FSDP2's stages 2 and 3), they send
+the rows that they hold of each matrix to its owner, and get the rows of the result back.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.timeline import Timeline
 from scalegpt.units import BYTES
 
@@ -34,8 +31,6 @@ STEPS = 5
 ROUND_ELEMENTS = 1 << 24
 """A round has no more elements on a rank, but at least one matrix: one kernel serves many small matrices, and large ones fill
 a card by themselves."""
-
-ALONE, REPLICATED, SHARDED = "alone", "replicated", "sharded"
 
 Shape = tuple[int, ...]
 
@@ -66,25 +61,28 @@ class Exchange:
     """Who holds the matrices of a run, and what their orthogonalisation takes.
 
     Attributes:
-        how: :data:`ALONE`, :data:`REPLICATED` or :data:`SHARDED`.
-        ranks: W.
+        mesh: the ranks, as replicas or as shards of the matrices.
         precision: of the computation.
     """
 
-    how: str
-    ranks: int
+    mesh: Mesh
     precision: str
 
-    @classmethod
-    def of(cls, precision: str, ranks: int, *, sharded: bool) -> "Exchange":
-        """That of so many ranks, over which matrices are sharded or not."""
-        return cls(ALONE if ranks == 1 else SHARDED if sharded else REPLICATED, ranks, precision)
+    @property
+    def ranks(self) -> int:
+        """W, among which the matrices of a round are divided."""
+        return self.mesh.ranks
+
+    @property
+    def gathers_results(self) -> bool:
+        """Whether each rank holds whole matrices and so needs all results."""
+        return self.mesh.replicas > 1
 
     def rounds(self, shape: Shape, count: int) -> Iterator[int]:
         """How many matrices of one shape each round takes, of so many in all."""
         fitting = max(1, ROUND_ELEMENTS // (shape[0] * shape[1]))
         # Where results are gathered, each rank holds those of the whole round.
-        most = max(self.ranks, fitting) if self.how == REPLICATED else fitting * self.ranks
+        most = max(self.ranks, fitting) if self.gathers_results else fitting * self.ranks
         while count > 0:
             yield min(count, most)
             count -= most
@@ -98,17 +96,13 @@ class Exchange:
         return sum(-(-some // self.ranks) for some in self.rounds(shape, count))
 
 
-def exchange_of(run: RunConfig, ranks: int) -> Exchange:
-    """Who holds the matrices of a run over so many ranks."""
-    return Exchange.of(run.train.precision, ranks, sharded=run.parallel.stage > 0)
-
-
 @lru_cache(maxsize=1024)
 def _peak(exchange: Exchange, shape: Shape, count: int) -> int:
     """The fullest moment of a round, played in the order in which it allocates and frees."""
     t = Timeline()
     t.enter("round")
-    {ALONE: _alone, REPLICATED: _replicated, SHARDED: _sharded}[exchange.how](t, exchange, shape, count)
+    play = _sharded if exchange.mesh.shards > 1 else _replicated if exchange.gathers_results else _alone
+    play(t, exchange, shape, count)
     return t.peak()[1].total
 
 

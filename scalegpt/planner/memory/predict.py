@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import DEEPSPEED, FSDP, Mesh
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import Card
 from scalegpt.planner.attention import attention_kernel
@@ -72,7 +73,7 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
 
 def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
     """The same with the attention kernel named, which is all that a card decides."""
-    return _step(run, ranks, grad_accum).attending_with(kernel).play()
+    return _step(run, run.parallel.mesh(ranks), grad_accum).attending_with(kernel).play()
 
 
 def kept_bytes(kernel: str, run: RunConfig) -> int:
@@ -86,17 +87,17 @@ def kept_bytes(kernel: str, run: RunConfig) -> int:
     return kept_by_blocks(run, kernel) + logits
 
 
-def _step(run: RunConfig, ranks: int, grad_accum: int) -> "Step":
-    if run.parallel.backend == "fsdp":
+def _step(run: RunConfig, mesh: Mesh, grad_accum: int) -> "Step":
+    if run.parallel.spec is FSDP:
         from scalegpt.planner.memory.fsdp import FSDPStep
 
-        return FSDPStep(run, ranks, grad_accum)
-    if run.parallel.backend == "deepspeed":
+        return FSDPStep(run, mesh, grad_accum)
+    if run.parallel.spec is DEEPSPEED:
         from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
         from scalegpt.planner.memory.deepspeed.stages_0_to_2 import make_step
 
-        settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=ranks, on_cuda=True)
-        return make_step(run, ranks=ranks, grad_accum=grad_accum, settings=settings)
+        settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=mesh.ranks, on_cuda=True)
+        return make_step(run, mesh=mesh, grad_accum=grad_accum, settings=settings)
     from scalegpt.planner.memory.step import Step
 
-    return Step(run, ranks, grad_accum)
+    return Step(run, mesh, grad_accum)

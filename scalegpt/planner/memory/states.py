@@ -30,15 +30,13 @@ from functools import lru_cache
 from scalegpt.architecture.decoder import BLOCKS, kind_of, parameter_shapes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig, TrainConfig
+from scalegpt.config.backends import DEEPSPEED, FSDP, GRADIENTS, OPTIMIZER_STATE, PLAIN, WEIGHTS, ZERO_CUTS
 from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, FP32, MOMENTUM, OptimizerSpec, UpdateGroup
 from scalegpt.errors import InputError
 from scalegpt.units import BYTES
 
 STATE_WORDS = {EXP_AVG: "first_moment", EXP_AVG_SQ: "second_moment", MOMENTUM: "momentum"}
 """What the calculator calls the states."""
-
-CUT_FROM = {"optimizer": 1, "gradients": 2, "weights": 3}
-"""The stage of ZeRO from which on each of the states is cut over the ranks."""
 
 
 Tensors = Mapping[tuple[str, Shape], int]
@@ -137,21 +135,19 @@ class Widths:
         weights: of the weights that a step starts from.
         masters: of fp32 copies of them, which the optimizer updates; 0 where the weights are fp32 and need none.
         gradients: of the gradients as they add up.
-        weights_cut_from: the stage from which on weights are cut over the ranks.
     """
 
     weights: int
     masters: int
     gradients: int
-    weights_cut_from: int = CUT_FROM["weights"]
 
 
 def casts_weights(run: RunConfig) -> bool:
     """Whether weights are fp32 and cast where they are used: under ``plain``, and DeepSpeed's stage 0 except in fp16."""
     parallel = run.parallel
-    if parallel.backend == "deepspeed":
+    if parallel.spec is DEEPSPEED:
         return parallel.stage == 0 and run.train.precision != "fp16"
-    return parallel.backend == "plain"
+    return parallel.spec is PLAIN
 
 
 def widths(run: RunConfig) -> Widths:
@@ -165,11 +161,11 @@ def widths(run: RunConfig) -> Widths:
     Raises:
         InputError: the precision is still ``auto``.
     """
-    backend, stage, precision = run.parallel.backend, run.parallel.stage, run.train.precision
+    backend, stage, precision = run.parallel.spec, run.parallel.stage, run.train.precision
     if precision not in BYTES:
         raise InputError("precision auto: say which, bf16, fp16 or fp32")
-    if backend == "fsdp" or casts_weights(run):
-        return Widths(weights=FP32, masters=0, gradients=FP32, weights_cut_from=2 if backend == "fsdp" else 3)
+    if backend is FSDP or casts_weights(run):
+        return Widths(weights=FP32, masters=0, gradients=FP32)
     compute = BYTES[precision]
     return Widths(weights=compute, masters=FP32, gradients=FP32 if stage > 0 else compute)
 
@@ -187,11 +183,12 @@ def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
     total = sum(counts.values())
     state = sum(spec.group_of(kind).state_bytes * count for kind, count in counts.items())
     whole = {
-        "weights": width.weights * total,
-        "gradients": width.gradients * total,
-        "optimizer": width.masters * total + state,
+        WEIGHTS: width.weights * total,
+        GRADIENTS: width.gradients * total,
+        OPTIMIZER_STATE: width.masters * total + state,
     }
-    return _cut(whole, ranks, run.parallel.stage, {**CUT_FROM, "weights": width.weights_cut_from})
+    parallel = run.parallel
+    return _cut(whole, parallel.mesh(ranks).shards, parallel.stage, parallel.spec.cut_from)
 
 
 def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict[str, int]:
@@ -251,11 +248,11 @@ class Recipe:
         if ranks < 1:
             raise InputError(f"{ranks} ranks: give at least 1")
         whole = {
-            "weights": self.weights * parameters,
-            "gradients": self.gradients * parameters,
-            "optimizer": sum(self.optimizer.values()) * parameters,
+            WEIGHTS: self.weights * parameters,
+            GRADIENTS: self.gradients * parameters,
+            OPTIMIZER_STATE: sum(self.optimizer.values()) * parameters,
         }
-        return sum(_cut(whole, ranks, stage, CUT_FROM).values())
+        return sum(_cut(whole, ranks, stage, ZERO_CUTS).values())
 
 
 _MOMENTS = {"first_moment": 4, "second_moment": 4}
@@ -279,6 +276,6 @@ RECIPES = {
 """Recipes with Adam, by name. Megatron's distributed optimizer is ZeRO's stage 1."""
 
 
-def _cut(whole: Mapping[str, int], ranks: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
+def _cut(whole: Mapping[str, int], shards: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
     """What a rank holds of each state."""
-    return {state: size / ranks if stage >= cut_from[state] else size for state, size in whole.items()}
+    return {state: size / shards if stage >= cut_from[state] else size for state, size in whole.items()}

@@ -8,8 +8,9 @@ from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.parameters import Shape
 from scalegpt.architecture.parts import TOKENS
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.planner.attention import attention_kernel
-from scalegpt.planner.memory.newton_schulz import exchange_of
+from scalegpt.planner.memory.newton_schulz import Exchange
 from scalegpt.planner.memory.predict import Prediction
 from scalegpt.planner.memory.programs import block_at, embedding_at, final_norm_at, loss_at, numerics_of
 from scalegpt.planner.memory.sizes import GRADIENTS, INPUTS, LOSS, OPTIMIZER, TEMPORARIES, WEIGHTS, Sizes
@@ -26,21 +27,25 @@ class Step:
 
     Args:
         run: a run whose precision and micro batch are fixed.
-        ranks: data-parallel ranks W.
+        mesh: how the ranks are laid out.
         grad_accum: micro batches per optimizer step.
+
+    Raises:
+        InputError: the backend cannot run the mesh.
     """
 
     backwards_alike = True
     """Whether the backward passes of blocks do the same, given which gradients exist."""
 
-    def __init__(self, run: RunConfig, ranks: int, grad_accum: int) -> None:
-        self.run, self.ranks, self.grad_accum = run, ranks, grad_accum
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int) -> None:
+        run.parallel.spec.check_mesh(mesh)
+        self.run, self.shards, self.grad_accum = run, mesh.shards, grad_accum
         # The second micro step meets gradients; those between it and the last are like it.
         self.micro_steps = min(grad_accum, 3)
         self.t, self.s = Timeline(), Sizes.of(run)
         self.parameters, self.counted = Tensors.of(run.model), tensors_of(run.model)
         self.shapes = self.parameters.shapes
-        self.optimizer, self.exchange = run.train.optimizer_spec, exchange_of(run, ranks)
+        self.optimizer, self.exchange = run.train.optimizer_spec, Exchange(mesh, run.train.precision)
         self.casts_weights = casts_weights(run)
         self.copies = self.casts_weights and self.s.compute != 4
         self.gradient_bytes = 4 if self.casts_weights else self.s.compute

@@ -31,12 +31,13 @@ from typing import NamedTuple
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import BLOCKS, parameter_shapes
 from scalegpt.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from scalegpt.config.backends import FSDP, Mesh
 from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.memory import fsdp as fsdp_memory
 from scalegpt.planner.memory.deepspeed import sharded as deepspeed_step
 from scalegpt.planner.memory.deepspeed.gather import gathering, schedule
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
-from scalegpt.planner.memory.newton_schulz import REPLICATED, exchange_of, wire
+from scalegpt.planner.memory.newton_schulz import Exchange, wire
 from scalegpt.planner.memory.states import tensors_of
 from scalegpt.planner.memory.tensors import numel
 from scalegpt.units import BYTES
@@ -50,6 +51,7 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
+        ranks: that take part, W.
         size: bytes of what is gathered or reduced, whole, at each occasion.
         messages: into how many collectives that is divided.
         when: at which occasions: the first, the last or every micro step, or once a step.
@@ -57,50 +59,57 @@ class Collective(NamedTuple):
     """
 
     kind: str
+    ranks: int
     size: int
     messages: int
     when: str
     behind: str
 
-    def sent(self, ranks: int) -> float:
+    @property
+    def sent(self) -> float:
         """Bytes that each rank sends at one occasion."""
-        factor = {"all_reduce": 2.0, "all_to_all": 1 / ranks}.get(self.kind, 1.0)
-        return factor * self.size * (ranks - 1) / ranks
+        factor = {"all_reduce": 2.0, "all_to_all": 1 / self.ranks}.get(self.kind, 1.0)
+        return factor * self.size * (self.ranks - 1) / self.ranks
 
 
-def collectives(run: RunConfig, ranks: int) -> tuple[Collective, ...]:
-    """The collectives of a step over so many ranks; none for a single one.
+def collectives(run: RunConfig, mesh: Mesh) -> tuple[Collective, ...]:
+    """The collectives of a step; none for a single rank.
 
     Args:
         run: a run whose precision is resolved.
-        ranks: data-parallel ranks W.
+        mesh: how its ranks are laid out.
+
+    Raises:
+        InputError: the backend cannot run the mesh.
     """
-    if ranks == 1 or run.parallel.backend == "plain":
+    run.parallel.spec.check_mesh(mesh)
+    if mesh.ranks == 1:
         return ()
-    own = _fsdp if run.parallel.backend == "fsdp" else _deepspeed
-    return (*own(run, ranks), *_orthogonalisation(run, ranks))
+    own = _fsdp if run.parallel.spec is FSDP else _deepspeed
+    return (*own(run, mesh), *_orthogonalisation(run, mesh))
 
 
 def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
     """Bytes that each rank sends in one optimizer step."""
     times = {EVERY: grad_accum}
-    return sum(each.sent(ranks) * times.get(each.when, 1) for each in collectives(run, ranks))
+    return sum(each.sent * times.get(each.when, 1) for each in collectives(run, run.parallel.mesh(ranks)))
 
 
-def _fsdp(run: RunConfig, ranks: int) -> Iterator[Collective]:
+def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """A collective for each block and one for the root; tensors are padded to ⌈rows / W⌉ rows a rank."""
     stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
-    if stage == 0:
-        yield Collective("all_reduce", 4 * count_parameters(run.model).total, groups, LAST, BACKWARD)
+    shards = mesh.shards
+    if shards == 1:
+        yield Collective("all_reduce", mesh.replicas, 4 * count_parameters(run.model).total, groups, LAST, BACKWARD)
         return
-    whole, inner = _in_rows(run.model, ranks)
-    yield Collective("all_gather", width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD)
+    whole, inner = _in_rows(run.model, shards)
+    yield Collective("all_gather", shards, width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD)
     if stage == 3:
-        yield Collective("all_gather", width * inner, groups - 1, EVERY, BACKWARD)
-    yield Collective("reduce_scatter", 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD)
+        yield Collective("all_gather", shards, width * inner, groups - 1, EVERY, BACKWARD)
+    yield Collective("reduce_scatter", shards, 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD)
 
 
-def _orthogonalisation(run: RunConfig, ranks: int) -> Iterator[Collective]:
+def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """Muon's, once a step and behind nothing; ``scalegpt.optim.muon`` makes them.
 
     Where all ranks hold all matrices, results are gathered, in equal shares. Else rows are sent to the matrices' owners, and
@@ -108,35 +117,41 @@ def _orthogonalisation(run: RunConfig, ranks: int) -> Iterator[Collective]:
     """
     if not run.train.optimizer_spec.orthogonalises:
         return
-    exchange, width, sent = exchange_of(run, ranks), BYTES[run.train.precision], BYTES[wire(run.train.precision)]
+    precision, ranks = run.train.precision, mesh.ranks
+    exchange, width, sent = Exchange(mesh, precision), BYTES[precision], BYTES[wire(precision)]
     for (kind, shape), count in tensors_of(run.model).items():
         if kind != MATRIX:
             continue
         messages = sum(1 for _ in exchange.rounds(shape, count))
-        if exchange.how == REPLICATED:
+        if exchange.gathers_results:
             size = ranks * exchange.largest_share(shape, count) * shape[0] * shape[1]
-            yield Collective("all_gather", width * size, messages, STEP, EXPOSED)
+            yield Collective("all_gather", ranks, width * size, messages, STEP, EXPOSED)
         else:
             size = count * fsdp_memory.padded(shape, ranks)
-            yield Collective("all_to_all", (sent + width) * size, 2 * messages, STEP, EXPOSED)
+            yield Collective("all_to_all", ranks, (sent + width) * size, 2 * messages, STEP, EXPOSED)
 
 
-def _deepspeed(run: RunConfig, ranks: int) -> Iterator[Collective]:
+def _deepspeed(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     stage, width, layers = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer
-    whole, buckets = count_parameters(run.model).total, layers + 2
+    whole, buckets, ranks = count_parameters(run.model).total, layers + 2, mesh.ranks
     if stage == 3:
         forward, back, kept_whole = _gathered_by_stage3(run.model, run.parallel, run.train.precision, ranks)
-        yield Collective("all_gather", width * forward, buckets, EVERY, FORWARD)
-        yield Collective("all_gather", width * back, buckets, EVERY, BACKWARD)
-        yield Collective("reduce_scatter", 4 * _in_parts(run.model, ranks), buckets, EVERY, BACKWARD)
-        yield Collective("all_gather", width * kept_whole, 1, STEP, EXPOSED)
+        yield Collective("all_gather", ranks, width * forward, buckets, EVERY, FORWARD)
+        yield Collective("all_gather", ranks, width * back, buckets, EVERY, BACKWARD)
+        yield Collective("reduce_scatter", ranks, 4 * _in_parts(run.model, ranks), buckets, EVERY, BACKWARD)
+        yield Collective("all_gather", ranks, width * kept_whole, 1, STEP, EXPOSED)
         return
     late = stage == 0 or (stage == 1 and run.train.precision == "bf16" and run.parallel.offload == "none")
     yield Collective(
-        "all_reduce", 4 * whole, 1 if late else buckets, EVERY if stage == 2 else LAST, EXPOSED if late else BACKWARD
+        "all_reduce",
+        ranks,
+        4 * whole,
+        1 if late else buckets,
+        EVERY if stage == 2 else LAST,
+        EXPOSED if late else BACKWARD,
     )
     if stage:
-        yield Collective("all_gather", width * whole, buckets, STEP, EXPOSED)
+        yield Collective("all_gather", ranks, width * whole, buckets, STEP, EXPOSED)
 
 
 @lru_cache(maxsize=1024)

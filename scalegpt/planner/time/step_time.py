@@ -51,14 +51,14 @@ class Sends(NamedTuple):
     exposed: Traffic
 
     @classmethod
-    def of(cls, each: Iterable[Collective], ranks: int, grad_accum: int) -> "Sends":
+    def of(cls, each: Iterable[Collective], grad_accum: int) -> "Sends":
         """Add up collectives; arguments as for :func:`step_time`."""
         sums: dict[tuple[str, bool], list[float]] = defaultdict(lambda: [0.0, 0])
         for send in each:
             repeated = send.when == EVERY
             times = grad_accum if repeated and send.behind == EXPOSED else 1
             added = sums[send.behind, repeated and send.behind != EXPOSED]
-            added[0] += times * send.sent(ranks)
+            added[0] += times * send.sent
             added[1] += times * send.messages
         forward, backward = (
             (Traffic(*sums[behind, True]), Traffic(*sums[behind, False])) for behind in (FORWARD, BACKWARD)
@@ -86,11 +86,11 @@ class StepWork(NamedTuple):
     @classmethod
     def of(cls, run: RunConfig, *, ranks: int, grad_accum: int, kernel: str, compiled: bool) -> "StepWork":
         """Count a step; arguments as for :func:`step_time`."""
-        shards = ranks if run.parallel.stage > 0 else 1
+        mesh = run.parallel.mesh(ranks)
         return cls(
-            count_work(run, shards=shards, kernel=kernel, compiled=compiled, ranks=ranks),
-            Sends.of(collectives(run, ranks), ranks, grad_accum),
-            host_traffic(run, ranks, grad_accum),
+            count_work(run, mesh, kernel=kernel, compiled=compiled),
+            Sends.of(collectives(run, mesh), grad_accum),
+            host_traffic(run, mesh, grad_accum),
             grad_accum,
             dispatch_seconds(compiled=compiled),
         )

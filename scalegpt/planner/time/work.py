@@ -31,8 +31,10 @@ from scalegpt.architecture.layers import Numerics
 from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS, Cost
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.backends import FSDP, Mesh
+from scalegpt.config.backends import WEIGHTS as STATE_WEIGHTS
 from scalegpt.config.optimizers import MATRIX
-from scalegpt.planner.memory.newton_schulz import exchange_of, flops, wire
+from scalegpt.planner.memory.newton_schulz import Exchange, flops, wire
 from scalegpt.planner.memory.programs import block_program, numerics_of
 from scalegpt.planner.memory.states import casts_weights, parameters_by_kind, tensors_of
 from scalegpt.units import BYTES
@@ -76,13 +78,12 @@ class Work(NamedTuple):
     update: dict[str, Load]
 
 
-def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool, ranks: int | None = None) -> Work:
+def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Work:
     """Count the work of a step.
 
     Args:
         run: a run whose precision is resolved and whose micro batch is fixed.
-        shards: over how many ranks the optimizer's state is cut.
-        ranks: that hold the model, if they are more than it is cut over.
+        mesh: how the ranks are laid out.
         kernel: the attention kernel, such as ``flash``.
         compiled: whether the blocks are compiled.
     """
@@ -94,8 +95,8 @@ def count_work(run: RunConfig, *, shards: int, kernel: str, compiled: bool, rank
     loss = LossPart.of(run.model, run.train).cost(sequences * run.model.block_size, numerics, compiled=compiled)
     return Work(
         forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels)},
-        backward={**backward, RECOMPUTE: _recompute(again, forward), WEIGHTS: _weights(run, shards)},
-        update={OPTIMIZER: _update(run, shards, ranks or shards)},
+        backward={**backward, RECOMPUTE: _recompute(again, forward), WEIGHTS: _weights(run, mesh.shards)},
+        update={OPTIMIZER: _update(run, mesh)},
     )
 
 
@@ -148,15 +149,15 @@ def _weights(run: RunConfig, shards: int) -> Load:
     to fp32 (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
     FSDP2's kernels take a group of tensors each, except where offloaded ones are copied to and from the host one by one.
     """
-    backend, stage, c = run.parallel.backend, run.parallel.stage, BYTES[run.train.precision]
+    backend, stage, c = run.parallel.spec, run.parallel.stage, BYTES[run.train.precision]
     parameters = count_parameters(run.model).total
     cast = c + 4 if c != 4 else 0
     if casts_weights(run):
         passes = 2 if run.train.recompute == "full" else 1
         return Load(bytes=parameters * (cast * passes + cast + 12), kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
-    gathers = (2 if stage == 3 else 1) if shards > 1 and (backend == "fsdp" or stage == 3) else 0
+    gathers = (2 if stage == 3 else 1) if shards > 1 and backend.cuts(STATE_WEIGHTS, stage) else 0
     each = float(4 * c * gathers + cast)
-    if backend == "fsdp":
+    if backend is FSDP:
         each += 12 if stage != 3 else 12 / shards
         kernels = KERNELS_OF_GROUP if run.parallel.offload == "none" else KERNELS_OF_WEIGHTS
         return Load(bytes=parameters * each, kernels=kernels * run.model.n_layer)
@@ -164,7 +165,7 @@ def _weights(run: RunConfig, shards: int) -> Load:
     return Load(bytes=parameters * each, kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
 
 
-def _update(run: RunConfig, shards: int, ranks: int) -> Load:
+def _update(run: RunConfig, mesh: Mesh) -> Load:
     """The update of this rank's part: norm and clipping (12 bytes an element), and what each group of tensors moves.
 
     What is offloaded is updated in host memory, see :func:`host_traffic`.
@@ -174,20 +175,21 @@ def _update(run: RunConfig, shards: int, ranks: int) -> Load:
     spec, moved, kernels = run.train.optimizer_spec, 0.0, KERNELS_OF_STEP
     for (kind, shape), count in tensors_of(run.model).items():
         group = spec.group_of(kind)
-        moved += count * prod(shape) / shards * (12 + group.moved)
+        moved += count * prod(shape) / mesh.shards * (12 + group.moved)
         kernels += count * group.kernels
-    extra = _orthogonalising(run, shards, ranks) if spec.orthogonalises else Load()
+    extra = _orthogonalising(run, mesh) if spec.orthogonalises else Load()
     return Load(extra.flops, bytes=moved + extra.bytes, kernels=extra.kernels + kernels)
 
 
-def _orthogonalising(run: RunConfig, shards: int, ranks: int) -> Load:
+def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
     """What Muon adds on the rank that orthogonalises most.
 
     Bytes an element of this rank's part: adding the result reads 4 + c and writes 4. Bytes an element that it
     orthogonalises: gathering reads 4 and writes w, the dtype that is gathered in; dividing by the norm 3w. Operations: see
     :mod:`scalegpt.planner.memory.newton_schulz`.
     """
-    width, sent, exchange = BYTES[run.train.precision], BYTES[wire(run.train.precision)], exchange_of(run, ranks)
+    precision = run.train.precision
+    width, sent, exchange = BYTES[precision], BYTES[wire(precision)], Exchange(mesh, precision)
     operations = moved = kernels = matrices = 0
     for (kind, shape), count in tensors_of(run.model).items():
         if kind != MATRIX:
@@ -197,7 +199,7 @@ def _orthogonalising(run: RunConfig, shards: int, ranks: int) -> Load:
         operations += share * flops(shape, width)
         moved += share * size * (4 + 4 * sent)
         kernels += KERNELS_OF_ROUND * sum(1 for _ in exchange.rounds(shape, count)) + count
-    return Load(operations, bytes=moved + matrices / shards * (8 + width), kernels=kernels)
+    return Load(operations, bytes=moved + matrices / mesh.shards * (8 + width), kernels=kernels)
 
 
 class HostTraffic(NamedTuple):
@@ -207,7 +209,7 @@ class HostTraffic(NamedTuple):
     updated: float = 0.0
 
 
-def host_traffic(run: RunConfig, ranks: int, grad_accum: int) -> HostTraffic:
+def host_traffic(run: RunConfig, mesh: Mesh, grad_accum: int) -> HostTraffic:
     """What offload moves in a step of one rank.
 
     DeepSpeed sends its part of the fp32 gradient once a step and gets weights back; with parameters offloaded too, weights
@@ -216,14 +218,14 @@ def host_traffic(run: RunConfig, ranks: int, grad_accum: int) -> HostTraffic:
     parallel = run.parallel
     if parallel.offload == "none":
         return HostTraffic()
-    mine, width = count_parameters(run.model).total / ranks, BYTES[run.train.precision]
-    if parallel.backend == "fsdp":
+    mine, width = count_parameters(run.model).total / mesh.shards, BYTES[run.train.precision]
+    if parallel.spec is FSDP:
         copied = 12 * mine * grad_accum
     else:
         copied = (4 + width) * mine + (2 * width * mine * grad_accum if parallel.offload == "all" else 0)
     counts = parameters_by_kind(run.model)
     moved = sum(run.train.optimizer_spec.group_of(kind).moved * count for kind, count in counts.items())
-    return HostTraffic(copied, moved / ranks)
+    return HostTraffic(copied, moved / mesh.shards)
 
 
 def flops_per_token(model: ModelConfig) -> int:

@@ -1,22 +1,31 @@
-"""How a run ends that does not end by itself: which rank began it and why, told alike by all ranks."""
+"""How a run ends by an error: the cause on the rank that failed first, reported alike by all ranks."""
 
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from scalegpt.backends.capabilities import device_name
 from scalegpt.errors import InputError, RunError
 from scalegpt.planner.plan import Plan
+from scalegpt.text import visible
 from scalegpt.training.resilience import oom
-from scalegpt.training.resilience.foreign import in_one_line
 from scalegpt.training.resilience.heartbeat import Beat, Halt
 from scalegpt.training.resilience.watchdog import Watchdog
+from scalegpt.training.runs.files import write_whole
 
 INTERRUPTED_STATUS = 130
 
 LOOKS = 20
 LOOK_SECONDS = 0.1
-"""How often, and how far apart, a rank whose connection broke looks for the one that has gone."""
+"""How often, and how far apart, a rank whose connection broke looks for the one that has ended."""
+
+LONGEST_MESSAGE = 300
+"""Characters of an error's message that fit into a line."""
+
+COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
+"""Modules whose errors come from compiling the model."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,9 @@ class Ending:
     """How a rank ends.
 
     Attributes:
-        halt: what all ranks are told.
-        error: what to raise; the original one where it is this rank's own and speaks for itself.
-        is_ours: whether this rank began it, and so writes the status.
+        halt: the one that all ranks follow.
+        error: what to raise: the original error where it is this rank's and has a clear message.
+        is_ours: whether this rank failed first, and so writes the status.
     """
 
     halt: Halt
@@ -34,37 +43,34 @@ class Ending:
     is_ours: bool
 
 
-def end(error: BaseException, watchdog: Watchdog, memory: Plan, *, on_oom: str) -> Ending:
-    """Find out what an exception in the loop means, and tell the other ranks, which may be waiting for this one.
+def end(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_oom: str) -> Ending:
+    """Find the cause of an exception in the loop, and make the other ranks end, which may be waiting for this one.
 
     Args:
         error: what ended this rank's loop.
         watchdog: this rank's; it is stopped.
-        memory: what was predicted for the run.
-        on_oom: what is to be done about a lack of memory, ``stop`` or ``shrink``.
+        plan: the prediction for the run.
+        on_oom: ``stop`` or ``shrink``.
     """
     watchdog.stop()
     status = getattr(error, "exit_status", 1)
     if isinstance(error, KeyboardInterrupt):
-        return _told(error, watchdog, "interrupted", INTERRUPTED_STATUS, "stopped")
+        return _halted(error, watchdog, "interrupted", INTERRUPTED_STATUS, "stopped")
+    cause: str | None = None
     if oom.is_out_of_memory(error):
-        failure: BaseException = RunError(_out_of_memory(error, watchdog, memory, on_oom))
-        return _told(failure, watchdog, str(failure), status, "failed")
-    lost = _lost(error, watchdog)
-    if lost is not None:
-        failure = RunError(
-            f"the process of {lost.name} has ended; it was last heard of in step {lost.step}, {lost.place}"
-        )
-        return _told(failure, watchdog, str(failure), status, "failed")
-    speaks_for_itself = isinstance(error, InputError | RunError)
-    shortened = None if speaks_for_itself else in_one_line(error, watchdog.directory.path, watchdog.rank)
-    if shortened is not None:
-        return _told(RunError(shortened), watchdog, shortened, status, "failed")
-    cause = str(error) if speaks_for_itself else f"{type(error).__name__}: {error}"
-    return _told(error, watchdog, cause, status, "failed")
+        cause = _out_of_memory(error, watchdog, plan, on_oom)
+    elif (lost := _lost(error, watchdog)) is not None:
+        cause = f"the process of {lost.name} has ended; its last heartbeat was in step {lost.step}, {lost.place}"
+    elif isinstance(error, InputError | RunError):
+        return _halted(error, watchdog, str(error), status, "failed")
+    else:
+        cause = in_one_line(error, watchdog.directory.path, watchdog.rank)
+    if cause is not None:
+        return _halted(RunError(cause), watchdog, cause, status, "failed")
+    return _halted(error, watchdog, f"{type(error).__name__}: {error}", status, "failed")
 
 
-def _told(error: BaseException, watchdog: Watchdog, cause: str, status: int, state: str) -> Ending:
+def _halted(error: BaseException, watchdog: Watchdog, cause: str, status: int, state: str) -> Ending:
     halt = watchdog.halt(cause, status=status, state=state)
     if halt.rank == watchdog.rank:
         return Ending(halt, error, is_ours=True)
@@ -73,27 +79,55 @@ def _told(error: BaseException, watchdog: Watchdog, cause: str, status: int, sta
     return Ending(halt, failure, is_ours=False)
 
 
-def _out_of_memory(error: BaseException, watchdog: Watchdog, memory: Plan, on_oom: str) -> str:
+def _out_of_memory(error: BaseException, watchdog: Watchdog, plan: Plan, on_oom: str) -> str:
     where = f"out of memory on rank {watchdog.rank} in step {watchdog.step}, {watchdog.place}"
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    said = [f"{where} ({first_line})", oom.advice(memory)]
+    parts = [f"{where} ({first_line})", oom.advice(plan)]
     if on_oom == "shrink":
-        with suppress(RunError):  # then the next start is as this one was, and the advice stands
-            said.append(oom.remember(watchdog.directory, memory, device_name(watchdog.beats.world.device)))
+        with suppress(RunError):  # without the note the next start is the same as this one, and the advice still helps
+            parts.append(oom.remember(watchdog.directory, plan, device_name(watchdog.beats.world.device)))
     else:
-        said.append("or let --on_oom shrink do it at the next start")
-    return "; ".join(said)
+        parts.append("or let --on_oom shrink do it at the next start")
+    return "; ".join(parts)
 
 
 def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
-    """The rank whose end broke a collective of ours: all that we are told is that a connection was closed."""
+    """The rank whose end broke a collective of this one: the error only says that a connection was closed."""
     if watchdog.beats.world.size == 1 or isinstance(error, RunError) or not isinstance(error, RuntimeError):
         return None
     for _ in range(LOOKS):
-        if watchdog.beats.read_halt() is not None:  # it said why before it went
+        if watchdog.beats.read_halt() is not None:  # it wrote the cause before it ended
             return None
         lost = watchdog.beats.lost()
         if lost is not None:
             return lost
         time.sleep(LOOK_SECONDS)
     return None
+
+
+def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:
+    """A line for a long error of a library, such as pages of a compiler's output; all of it goes into ``error_rank_N.txt``.
+
+    Args:
+        error: of a library.
+        folder: the run's.
+        rank: of this process.
+
+    Returns:
+        None for an error whose message is short.
+    """
+    text = str(error).strip()
+    from_compiling = type(error).__module__.startswith(COMPILERS)
+    if len(text) <= LONGEST_MESSAGE and not from_compiling:
+        return None
+    first = next((line for line in text.splitlines() if line.strip()), "")[:LONGEST_MESSAGE]
+    parts = [visible(f"{type(error).__name__}: {first}".rstrip(": "))]
+    path = folder / f"error_rank_{rank}.txt"
+    try:
+        write_whole(path, visible("".join(traceback.format_exception(error))))
+        parts.append(f"all of it is in {path}")
+    except OSError:  # a disk that fails too; --debug shows the error on the terminal
+        parts.append("--debug shows all of it")
+    if from_compiling:
+        parts.append("--compile off trains without compiling")
+    return "; ".join(parts)

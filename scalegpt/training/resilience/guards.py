@@ -1,14 +1,14 @@
-"""What keeps a bad step out of the weights: losses and gradients that are not finite, and loss spikes.
+"""Keeps bad steps out of the weights: losses and gradients that are not finite, and loss spikes.
 
-All ranks judge by the same numbers, the mean loss and the gradient norm over all ranks, and so they judge alike. They do so
-when the gradients are complete and before the optimizer steps (:meth:`scalegpt.backends.base.Backend.step`). A step that is
-left out counts as a step of the run, its learning rate and its data are used up, but weights, moments and the optimizer's own
-count stay as they were.
+All ranks judge by the same numbers, the mean loss and the gradient norm over all ranks, and so they agree. They judge
+when the gradients are complete and before the optimizer steps (:meth:`scalegpt.backends.base.Backend.step`). A skipped
+step counts as a step of the run, and its learning rate and data are used up, but weights, moments and the optimizer's own
+count do not change.
 
-**The rule for a spike.** Let m be the median of the losses of the last ``spike_window`` steps that were taken, and d the
-median of their distances from m. A step's loss is a spike if it is above both ``m + spike_factor * d`` and ``1.2 * m``.
-Nothing is judged during the warm-up, nor before there are ``spike_window`` such steps. A spike lasts as long as one step
-after another is above; it is told once.
+**The rule for a spike.** A loss is a spike if it is above median + N × MAD, and at least 1.2 × median. Both are over the
+losses of the last ``spike_window`` steps that were taken: MAD is the median absolute deviation from their median, and N
+is ``spike_factor``. No step of the warm-up is a spike, and none before there are ``spike_window`` losses. A spike lasts
+while consecutive steps are above the limit; it is reported once.
 """
 
 import json
@@ -22,19 +22,19 @@ from scalegpt.config import TrainConfig
 from scalegpt.errors import RunError
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import finite, write_whole, writing
-from scalegpt.training.runs.history import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
+from scalegpt.training.runs.metrics_file import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
 
 LEAST_RISE = 1.2
-"""A loss below this multiple of the median is no spike, however still the losses were before."""
+"""A loss below this multiple of the median is no spike, however small the MAD is."""
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A loss that is above what the steps before it allow.
+    """A loss spike.
 
     Attributes:
         step: counted from 1.
-        begins: whether the step before was none.
+        begins: whether the step before was not part of it.
     """
 
     step: int
@@ -44,7 +44,7 @@ class Spike:
     begins: bool
 
     def __str__(self) -> str:
-        """For the progress lines."""
+        """As the run reports it."""
         return f"loss spike at step {self.step}: {self.loss:.4f}, above {self.limit:.4f} (median {self.median:.4f})"
 
 
@@ -53,17 +53,17 @@ class Guards:
 
     Args:
         train: the limits.
-        known: the steps before.
-        skipped: how many were left out until now.
+        recent: the steps before.
+        skipped: the number of skipped steps so far.
     """
 
-    def __init__(self, train: TrainConfig, known: RecentSteps, skipped: int) -> None:
-        self.train, self.known, self.skipped = train, known, skipped
+    def __init__(self, train: TrainConfig, recent: RecentSteps, skipped: int) -> None:
+        self.train, self.recent, self.skipped = train, recent, skipped
         self._refusal: str | None = None
         self._spike: Spike | None = None
 
     def allow(self, step: int, loss: float) -> bool:
-        """Whether the step may change the weights, as far as its loss tells.
+        """Whether the step may change the weights, judged by its loss.
 
         Args:
             step: counted from 1.
@@ -78,65 +78,65 @@ class Guards:
         return self._refusal is None
 
     def find_spike(self, step: int, loss: float) -> Spike | None:
-        """The spike that the loss is by the rule above, if it is one."""
-        train, losses = self.train, self.known.losses
+        """The spike, if the loss is one by the rule above."""
+        train, losses = self.train, self.recent.losses
         if train.on_spike == "off" or step <= train.warmup_steps or len(losses) < train.spike_window:
             return None
         median = statistics.median(losses)
         deviation = statistics.median(abs(value - median) for value in losses)
         limit = max(median + train.spike_factor * deviation, LEAST_RISE * median)
-        return Spike(step, loss, median, limit, begins=not self.known.spiking) if loss > limit else None
+        return Spike(step, loss, median, limit, begins=not self.recent.spiking) if loss > limit else None
 
     def conclude(self, step: int, loss: float, *, skipped: bool) -> "Conclusion":
-        """Take note of how a step went.
+        """Record the outcome of a step.
 
         Args:
-            step: the one that :meth:`allow` was asked for.
+            step: that of the last :meth:`allow`.
             loss: the same.
-            skipped: whether the weights stayed as they were.
+            skipped: whether the weights did not change.
         """
         reason = (self._refusal or GRADIENT) if skipped else None
         self.skipped += skipped
-        self.known.add(step, loss, reason, spiking=self._spike is not None)
+        self.recent.add(step, loss, reason, spiking=self._spike is not None)
         return Conclusion(step, reason, self._spike)
 
     def as_status(self) -> dict[str, Any]:
-        """What ``run_status.json`` says of steps left out."""
-        last = self.known.last_skipped
-        told = None if last is None else {"step": last.step, "reason": last.reason}
-        return {"skipped_steps": self.skipped, "last_skipped": told}
+        """The entries of ``run_status.json`` on skipped steps."""
+        last = self.recent.last_skipped
+        entry = None if last is None else {"step": last.step, "reason": last.reason}
+        return {"skipped_steps": self.skipped, "last_skipped": entry}
 
     @property
     def gives_up(self) -> bool:
-        """Whether as many steps in a row were left out as may be."""
-        return len(self.known.skipped_in_a_row) >= self.train.max_skipped_in_a_row
+        """Whether ``max_skipped_in_a_row`` steps in a row were skipped."""
+        return len(self.recent.skipped_in_a_row) >= self.train.max_skipped_in_a_row
 
-    def raise_row(self, way_back: str = "") -> None:
-        """End a run whose steps are all left out.
+    def raise_skipped(self, advice: str = "") -> None:
+        """End a run whose last steps were all skipped.
 
         Args:
-            way_back: which earlier checkpoint to go back to, and how.
+            advice: which earlier checkpoint to go back to, and how.
 
         Raises:
-            RunError: ``max_skipped_in_a_row`` were.
+            RunError: always.
         """
-        row = self.known.skipped_in_a_row
-        last, reasons = row[-1], ", ".join(dict.fromkeys(each.reason for each in row))
+        skipped = self.recent.skipped_in_a_row
+        last, reasons = skipped[-1], ", ".join(dict.fromkeys(each.reason for each in skipped))
         raise RunError(
-            f"{len(row)} steps in a row up to step {last.step} were left out ({reasons}; last loss {last.loss:.4g}); "
+            f"{len(skipped)} steps in a row up to step {last.step} were skipped ({reasons}; last loss {last.loss:.4g}); "
             "bad_steps.jsonl names their samples: look at these, lower --learning_rate, or use --precision bf16"
-            f"{'; ' if way_back else ''}{way_back}"
+            f"{'; ' if advice else ''}{advice}"
         )
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """How a step went.
+    """The outcome of a step.
 
     Attributes:
         step: counted from 1.
-        reason: why it was left out; None: it was not.
-        spike: that it is part of, or None.
+        reason: why it was skipped; None: it was not.
+        spike: the one that it is part of, or None.
     """
 
     step: int
@@ -144,22 +144,22 @@ class Conclusion:
     spike: Spike | None
 
     def warning(self, precision: str) -> str | None:
-        """What to tell of it; fp16 finds its loss scale by gradients that are not finite, which is nothing to tell."""
+        """What to report; fp16 finds its loss scale by gradients that are not finite, so these are not reported."""
         if self.spike is not None:
-            left_out = "; the step is left out" if self.reason else ""
-            return f"warning: {self.spike}{left_out}" if self.spike.begins else None
+            skipped = "; the step is skipped" if self.reason else ""
+            return f"warning: {self.spike}{skipped}" if self.spike.begins else None
         if self.reason is None or (self.reason == GRADIENT and precision == "fp16"):
             return None
-        return f"warning: step {self.step} is left out: {self.reason}"
+        return f"warning: step {self.step} is skipped: {self.reason}"
 
     def as_metrics(self) -> dict[str, Any]:
-        """What the step's line in ``metrics.jsonl`` says of it; nothing of a good step."""
-        told: dict[str, Any] = {"skipped": True, "reason": self.reason} if self.reason else {}
-        return told | ({"spike": True} if self.spike else {})
+        """The entries of the step's line in ``metrics.jsonl``; none for a good step."""
+        entries: dict[str, Any] = {"skipped": True, "reason": self.reason} if self.reason else {}
+        return entries | ({"spike": True} if self.spike else {})
 
 
 def write_bad_steps(directory: RunDirectory, steps: Iterable[SkippedStep]) -> None:
-    """Write ``bad_steps.jsonl``: the samples of the steps that ended a run, a step a line.
+    """Write ``bad_steps.jsonl``: the samples of the steps that ended a run, a line for each step.
 
     Raises:
         RunError: it cannot be written.

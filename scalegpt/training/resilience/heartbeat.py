@@ -1,8 +1,8 @@
-"""What the ranks of a run know of each other without talking: a small file of each, and one that ends them all.
+"""What ranks know of each other without a collective: a heartbeat file of each rank, and one file that ends all of them.
 
-Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json``, where it is and that it lives. Collectives cannot tell this: a
-rank that waits in one hears nothing. The first rank that must end, and would leave the others waiting, writes ``halt.json``
-beside them; the others look for it as often as they write.
+Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json``: that it lives, and where it is. A collective cannot be used for
+this: a rank that waits in one does nothing else. A rank that must end, and would leave the others waiting, writes
+``halt.json`` beside them; the others look for it as often as they write.
 """
 
 import json
@@ -25,7 +25,7 @@ from scalegpt.system.processes import has_ended, own_birth
 FOLDER = ".heartbeats"
 
 BEAT_SECONDS = 1.0
-"""How often a rank writes; of more than :data:`RANKS_PER_SECOND` ranks each writes less often, for the file server's sake."""
+"""Seconds between two heartbeats of a rank; more with more than :data:`RANKS_PER_SECOND` ranks, to spare the file server."""
 
 RANKS_PER_SECOND = 64
 
@@ -37,11 +37,11 @@ class Beat:
     Attributes:
         step: the step it works on.
         place: such as ``loader``, ``forward and backward``.
-        moves: how many places it has been at; all ranks go through the same ones, so fewer means behind.
-        count: how often it has written.
+        moves: the number of places it has been at; all ranks pass the same ones, so fewer means behind.
+        count: the number of its heartbeats.
         pid: its process.
         host: its machine.
-        born: tells its process from others that had its number (:func:`scalegpt.system.processes.birth_of`).
+        born: when the process began: numbers are used again (:func:`scalegpt.system.processes.birth_of`).
     """
 
     rank: int
@@ -54,12 +54,12 @@ class Beat:
     born: str
 
     def is_known_dead(self) -> bool:
-        """Whether its process has ended, as far as can be seen from here."""
+        """Whether its process has ended, as far as this machine can see."""
         return self.host == socket.gethostname() and has_ended(self.pid, self.born)
 
     @property
     def name(self) -> str:
-        """Which rank it is of, and where that runs."""
+        """The rank and where it runs."""
         return f"rank {self.rank} (process {self.pid} on {self.host})"
 
     def __str__(self) -> str:
@@ -71,8 +71,8 @@ class Halt:
     """Why all ranks must end.
 
     Attributes:
-        rank: who says so.
-        status: the exit status for all.
+        rank: the one that wrote it.
+        status: the exit status of all.
         state: for ``run_status.json``, ``failed`` or ``stopped``.
         cause: in words.
     """
@@ -86,11 +86,11 @@ class Halt:
 Note = TypeVar("Note", Beat, Halt)
 
 
-def _made(kind: type[Note], path: Path) -> Note:
-    """What a rank has written to a file.
+def _read(kind: type[Note], path: Path) -> Note:
+    """A file that a rank has written.
 
     Raises:
-        InputError: it is not whole, as on a disk that is full, or holds something else.
+        InputError: it is not whole, as on a full disk, or holds something else.
         OSError: it is missing or cannot be read.
     """
     values = read_object(path)
@@ -101,10 +101,10 @@ def _made(kind: type[Note], path: Path) -> Note:
 
 
 class Heartbeats:
-    """The files of all ranks, seen from one.
+    """The heartbeat files of all ranks, as one rank sees them.
 
     Args:
-        folder: the run's directory, which all ranks see.
+        folder: the run's directory, shared by all ranks.
         world: the ranks.
     """
 
@@ -117,7 +117,7 @@ class Heartbeats:
         self._host = socket.gethostname()
 
     def open(self) -> None:
-        """Begin anew, in a folder that no earlier start has used; all ranks must call it together.
+        """Make a new folder for this start; all ranks must call it together.
 
         Raises:
             RunError: the folder cannot be made.
@@ -125,7 +125,7 @@ class Heartbeats:
         self.folder = self.world.on_first(self._make)
 
     def _make(self) -> Path:
-        """Make a folder, and take away what earlier starts left. First rank only."""
+        """Make the folder, and delete those of earlier starts. First rank only."""
         shutil.rmtree(self.parent, ignore_errors=True)
         folder = self.parent / secrets.token_hex(8)
         try:
@@ -135,14 +135,14 @@ class Heartbeats:
         return folder
 
     def remove(self) -> None:
-        """Take everything away, once no rank looks any more. First rank only."""
+        """Delete everything, after all ranks have ended. First rank only."""
         shutil.rmtree(self.parent, ignore_errors=True)
 
     def beat(self, step: int, place: str, moves: int) -> None:
-        """Say where this rank is.
+        """Write this rank's heartbeat.
 
-        A disk that cannot be written must not end a run by way of its heartbeat: the others will think that this rank stands
-        still, and only when they look for one that does.
+        A disk error is ignored: it must not end the run. The other ranks take this rank for stopped, and only if they
+        look for a rank to blame.
         """
         if self.folder is None:
             return
@@ -155,24 +155,24 @@ class Heartbeats:
             return
 
     def read(self) -> dict[int, Beat]:
-        """What each rank last said; a rank that never said anything is absent."""
+        """The last heartbeat of each rank; a rank without one is absent."""
         found: dict[int, Beat] = {}
         if self.folder is None:
             return found
         for rank in range(self.world.size):
             try:
-                found[rank] = _made(Beat, self.folder / f"rank_{rank}.json")
-            except (OSError, InputError):  # not there, or half there on a disk that is full
+                found[rank] = _read(Beat, self.folder / f"rank_{rank}.json")
+            except (OSError, InputError):  # missing, or not whole on a full disk
                 continue
         return found
 
     # --- ending together ---------------------------------------------------------------------------------------------
 
     def halt(self, halt: Halt) -> Halt:
-        """Tell all ranks to end.
+        """Make all ranks end.
 
         Returns:
-            What they are told: ours, or what another rank has said before.
+            The halt that counts: this one, or that of another rank that was first.
         """
         if self.folder is None:
             return halt
@@ -183,46 +183,46 @@ class Heartbeats:
             give_name(mine, path)  # only one can be the first
         except FileExistsError:
             return self.read_halt() or halt
-        except OSError:  # nobody can be told this way: they will learn from the launcher, or from their time-out
+        except OSError:  # the others end by the launcher, or by their time-out
             return halt
         return halt
 
     def read_halt(self) -> Halt | None:
-        """What all ranks are told; None: nothing."""
+        """The halt for all ranks, if there is one."""
         if self.folder is None:
             return None
         try:
-            return _made(Halt, self.folder / "halt.json")
+            return _read(Halt, self.folder / "halt.json")
         except (OSError, InputError):
             return None
 
     # --- who is to blame ---------------------------------------------------------------------------------------------
 
     def blame(self, wait: Callable[[float], object] = time.sleep) -> str:
-        """Which rank keeps the others waiting, and where it is; takes three beats.
+        """Which rank the others wait for, and where it is; takes three heartbeats.
 
-        A rank that says nothing more is stopped or dead; else the one that has come least far; else all wait for each other.
+        It is a rank whose heartbeat has stopped, else the one that is furthest behind, else they wait for each other.
         """
         before = self.read()
         wait(3 * self.seconds)
         after = self.read()
         missing = [rank for rank in range(self.world.size) if rank not in after]
         if missing:
-            return f"rank {missing[0]} has never said anything in {self.folder}"
+            return f"rank {missing[0]} has written no heartbeat in {self.folder}"
         still = [beat for rank, beat in after.items() if rank in before and before[rank].count == beat.count]
         dead = [beat for beat in still if beat.is_known_dead()]
         if dead:
             return f"{dead[0]}: the process has ended"
         if still:
-            return f"{still[0]}: the process stands still"
+            return f"{still[0]}: the process is stopped"
         behind = min(after.values(), key=lambda beat: beat.moves)
         if all(beat.moves == behind.moves for beat in after.values()):
             whole = "it is there" if self.world.size == 1 else f"all {self.world.size} ranks are there"
             return f"{behind}: {whole}"
-        return f"{behind}: it keeps the others waiting"
+        return f"{behind}: the others wait for it"
 
     def is_gone(self, rank: int) -> bool:
-        """Whether a rank is of this machine, and its process has ended."""
+        """Whether a rank ran on this machine, and its process has ended."""
         beat = self.read().get(rank)
         return beat is not None and beat.is_known_dead()
 

@@ -1,8 +1,8 @@
-"""Going back behind a loss spike: an earlier checkpoint, later data.
+"""Rollback after a loss spike: an earlier checkpoint, and later data.
 
-What made the loss spike may be in the weights already when it is seen. So the run goes back to a checkpoint from before the
-window by which the spike was measured, and on from there with the data after the spike: steps and schedule go on from the
-checkpoint, and the windows of the steps in between, with those of the spike, are left out.
+The cause of a spike may be in the weights before the loss shows it. So the run goes back to a checkpoint from before the
+steps by which the spike was measured. Steps and schedule continue from the checkpoint, the data from after the spike: the
+windows of the steps in between, and those of the spike, are skipped.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,17 @@ from scalegpt.errors import RunError
 from scalegpt.training.resilience.guards import Spike
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import writing
-from scalegpt.training.runs.history import History, read_history
+from scalegpt.training.runs.metrics_file import History, read_history
 from scalegpt.training.runs.resume import verified
 
 
 @dataclass(frozen=True)
 class RollbackTarget:
-    """Where a run goes back to.
+    """What a run rolls back to.
 
     Attributes:
-        checkpoint: what to load.
-        progress: where the run stands then, the data's place being past the spike.
+        checkpoint: the one to load.
+        progress: the checkpoint's, with the data after the spike.
         stretch: the data that the next steps consume.
         history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.
     """
@@ -47,8 +47,8 @@ class RollbackTarget:
 def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> None:
     """Give a backend the state that a verified checkpoint holds; all ranks must call it together.
 
-    Where another optimizer wrote it, the weights alone: all moments begin at zero. The count of steps goes on, so that a run
-    resumed once more is the same run; AdamW's first updates are then smaller, by (1 - β₁)/√(1 - β₂) at first.
+    Where another optimizer wrote it, only the weights are read: all moments begin at zero. The count of steps continues,
+    so that resuming once more gives the same run; AdamW's updates are then smaller at first, by (1 - β₁)/√(1 - β₂).
     """
     theirs = checkpoint.manifest.header.train.get("optimizer", "adamw")
 
@@ -56,57 +56,55 @@ def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> Non
         restarts = key != WEIGHT and theirs != backend.run.train.optimizer
         return torch.zeros(count) if restarts else checkpoint.read(name, key, start, count)
 
-    # The optimizer's own count leaves out the steps that were skipped.
+    # The optimizer does not count skipped steps.
     backend.load_pieces(read, progress.step - progress.skipped_steps)
     backend.load_scaler(progress.loss_scale, progress.good_steps)
 
 
-def ways_back(folder: Path, spike: Spike, window: int) -> list[Path]:
-    """The checkpoints from before a spike, those to be preferred first.
+def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
+    """The checkpoints from before a spike, the preferred one first.
 
-    These are the newest that is older than the spike's window of steps, those before it, and then the others, oldest first.
+    First come those that are older than the spike's window of steps, newest first, then the others, oldest first.
     """
     found = [path for path in store.find_checkpoints(folder) if store.step_of(path) < spike.step]
     older = [path for path in found if store.step_of(path) < spike.step - window]
     return [*reversed(older), *found[len(older) :]]
 
 
-def whole_before(
-    folder: Path, spike: Spike, window: int, world: World, say: Callable[[str], None]
-) -> Checkpoint | None:
-    """The checkpoint to go back to behind a spike, verified; all ranks look for it together.
+def find_target(folder: Path, spike: Spike, window: int, world: World, say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint to roll back to, verified; all ranks must call it together.
 
     Args:
         folder: the run's checkpoints.
-        spike: to go back behind.
-        window: steps by which the spike was measured.
+        spike: the reason.
+        window: number of steps by which the spike was measured.
         world: the ranks.
-        say: tells of those that are damaged.
+        say: reports damaged checkpoints.
 
     Returns:
-        None where there is none from before the spike.
+        None where there is no checkpoint from before the spike.
 
     Raises:
-        RunError: there are some, and none is whole.
+        RunError: there are some, but none is whole.
         UnreadableError: one cannot be read now.
     """
     reasons: list[str] = []
-    for path in world.on_first(lambda: ways_back(folder, spike, window)):
+    for path in world.on_first(lambda: rollback_candidates(folder, spike, window)):
         checkpoint, reason = verified(path, world)
         if checkpoint is not None:
             return checkpoint
         say(f"warning: {reason}; the run does not go back to it")
         reasons.append(reason)
     if reasons:
-        raise RunError(f"the run cannot go back behind the {spike}: {'; '.join(reasons)}")
+        raise RunError(f"the run cannot roll back for the {spike}: {'; '.join(reasons)}")
     return None
 
 
 def check_rollbacks(spike: Spike, train: TrainConfig, rollbacks: int) -> None:
-    """Refuse to go back more often than a run may.
+    """Refuse one rollback more than a run may make.
 
     Raises:
-        RunError: it went back as often as that.
+        RunError: it has made ``max_rollbacks``.
     """
     if rollbacks >= train.max_rollbacks:
         raise RunError(
@@ -115,27 +113,20 @@ def check_rollbacks(spike: Spike, train: TrainConfig, rollbacks: int) -> None:
         )
 
 
-def go_back(
-    directory: RunDirectory,
-    spike: Spike,
-    checkpoint: Checkpoint,
-    *,
-    now: Progress,
-    stretch: Stretch,
-    window: int,
+def roll_back_files(
+    directory: RunDirectory, spike: Spike, checkpoint: Checkpoint, now: Progress, stretch: Stretch, window: int
 ) -> RollbackTarget:
-    """Take a run's files back to an earlier checkpoint; the first rank does this, all load the state afterwards.
+    """Take a run's files back to an earlier checkpoint; first rank only. All ranks load the state afterwards.
 
-    Whenever this is cut short, the run goes on from the checkpoint chosen, or from one after it, meets the same spike, and
-    goes back again.
+    If it is interrupted, the run resumes from that checkpoint or a later one, meets the same spike, and rolls back again.
 
     Args:
         directory: of the run; its metrics must not be open.
-        spike: why.
-        checkpoint: the verified one to go back to.
-        now: where the run stands, the step of the spike included.
-        stretch: the ledger's line in force.
-        window: steps by which spikes are measured.
+        spike: the reason.
+        checkpoint: the verified one to roll back to.
+        now: the progress including the step of the spike.
+        stretch: the last line of the ledger.
+        window: number of steps by which spikes are measured.
 
     Raises:
         RunError: a file cannot be written.
@@ -156,7 +147,7 @@ def go_back(
         stretch,
         first_step=then.step + 1,
         first_window=now.sequences,
-        reason=f"rolled back: {spike}; windows {place} to {now.sequences - 1} are left out",
+        reason=f"rolled back: {spike}; windows {place} to {now.sequences - 1} are skipped",
     )
     with writing(directory.ledger.path):
         directory.ledger.append(later)

@@ -1,20 +1,19 @@
-"""Being asked to stop: by a signal, because the launcher has gone, or because the time is up.
+"""Requests to stop: by a signal, because the launcher has gone, or because the time is up.
 
-A request leaves a mark; after each step all ranks learn of each other's marks in the reduction that they make for the
-loss anyway, finish the same step, save and end. So what a step, an evaluation or a save is doing when a signal comes is
-finished first; a line says so at once. Until the ranks have met there is nothing to finish and nobody to agree with:
-then a request ends the process at once.
+A request is recorded. In each step the ranks exchange their requests with the loss (:mod:`scalegpt.training.step_flags`), so
+all of them finish the same step, save and end. An evaluation or a save that is under way is finished first; a line says so at
+once. Before the ranks have met there is nothing to finish, and a request ends the process at once.
 
 ======================  ===============================================================================================
 SIGTERM                 batch systems and launchers: stop
 SIGINT                  Ctrl-C: stop; a second one leaves at once, without a checkpoint
-SIGHUP                  the terminal was closed: stop; under ``nohup``, which ignores it, go on
+SIGHUP                  the terminal was closed: stop; under ``nohup``, which ignores it, continue
 SIGUSR1                 Slurm's warning before the time is up (``--signal=USR1@120``): stop
 the launcher has gone   nobody would end its workers: stop
 max_minutes             the run's own limit
 ======================  ===============================================================================================
 
-Exit statuses are those of a shell for a process that a signal ended: 128 and the signal's number.
+Exit statuses are those of a shell for a process that a signal ended: 128 plus the signal's number.
 """
 
 import contextlib
@@ -35,13 +34,13 @@ if TYPE_CHECKING:  # it imports torch, and this module must work before that is 
     from scalegpt.backends import World
 
 LAUNCHER_SECONDS = 1.0
-"""How often the launcher is looked for."""
+"""Seconds between two checks of the launcher."""
 
 GRACE_SECONDS = 120.0
-"""How long a rank whose launcher has gone may take to save before it ends by force: nobody else would end it."""
+"""Seconds that a rank may take to save after its launcher has gone; then it ends itself, since nobody else would."""
 
 LAST_WORDS_SECONDS = 2.0
-"""How long a process that leaves at once may take to say so; a disk that hangs must not keep it."""
+"""Seconds that a process which leaves at once may take to report it; a disk that hangs must not hold it."""
 
 STDERR = 2
 """Written to without Python's buffer, which another thread may hold."""
@@ -58,6 +57,16 @@ class Reason(Enum):
     USR1 = ("SIGUSR1", 128 + signal.SIGUSR1)
     LAUNCHER = ("the launcher has gone", 128 + signal.SIGTERM)
     TIME = ("max_minutes reached", 0)
+
+    @staticmethod
+    def counts(given: "Reason | None") -> list[float]:
+        """A rank's reason as one number for each reason, to be summed over the ranks."""
+        return [float(reason is given) for reason in Reason]
+
+    @staticmethod
+    def first(counts: Sequence[float]) -> "Reason | None":
+        """The reason that summed :meth:`counts` mean, the same on every rank: the first that some rank has."""
+        return next((reason for reason, count in zip(Reason, counts, strict=True) if count), None)
 
     @property
     def words(self) -> str:
@@ -78,7 +87,7 @@ SIGNALS = {
 }
 
 
-class Stopped(RunError):  # noqa: N818 - being asked is no error
+class Stopped(RunError):  # noqa: N818 - a request is no error
     """The run was asked to stop before it began; nothing was written.
 
     Attributes:
@@ -95,16 +104,16 @@ class Stopped(RunError):  # noqa: N818 - being asked is no error
 
 
 class StopRequest:
-    """What this process was asked, if it was.
+    """Whether this process was asked to stop, and why.
 
     Args:
         leave: ends the process at once.
 
     Attributes:
-        reason: the first that was given; None: go on.
-        last_words: called before the process leaves at once, in a thread of its own.
-        course: what happens after a request, in words that follow the signal's name; the user reads it at once. Empty where
-            the run is ending already.
+        reason: of the first request; None: there was none.
+        last_words: called before the process leaves at once, in its own thread.
+        course: says what happens after a request; printed at once, after the signal's name. Empty where the run is ending
+            already.
     """
 
     def __init__(self, leave: Leave = os._exit) -> None:
@@ -116,10 +125,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Take the signals while it lasts; afterwards they do again what they did before.
+        """Handle the signals inside the block; their former handlers are restored afterwards.
 
-        A thread reads them: Python itself would look at them only when the main thread returns from a collective, which may
-        be never. Outside of the main thread nothing is taken, since Python allows that nowhere else.
+        A thread reads them: Python would run a handler only when the main thread returns from a collective, which may be
+        never. Outside of the main thread no signal is handled, since Python does not allow it.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -142,7 +151,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Let requests end the process at once while it lasts: until the ranks have met, with torch still to be imported."""
+        """Let requests end the process at once inside the block: before the ranks have met, while torch is imported."""
         with self._lock:
             self._alone, reason = True, self.reason
         if reason is not None:
@@ -154,7 +163,7 @@ class StopRequest:
                 self._alone = False
 
     def ask(self, reason: Reason) -> None:
-        """Leave a mark, of which the first counts; the first rank reports what happens now, since a step may take long."""
+        """Record a request; the first one counts. The first rank reports what happens now, since a step may take long."""
         with self._lock:
             if self.reason is None:
                 self.reason = reason
@@ -162,14 +171,14 @@ class StopRequest:
         if alone:
             self._leave_alone(reason)
         elif reason is not Reason.TIME and ranks_or_alone().rank == 0:
-            # In a thread of its own: a terminal that was stopped must not keep the next signal waiting.
+            # In its own thread: a terminal that was stopped must not block the next signal.
             threading.Thread(target=_report, args=(reason, self.course), name="report", daemon=True).start()
 
     def _listen(self, reader: int) -> None:
-        """Take numbers of signals, each a byte, until the pipe is closed."""
+        """Read the numbers of signals, each a byte, until the pipe is closed."""
         interrupted = False
-        while told := os.read(reader, 1):
-            reason = SIGNALS.get(signal.Signals(told[0]))
+        while byte := os.read(reader, 1):
+            reason = SIGNALS.get(signal.Signals(byte[0]))
             if reason is Reason.INT and interrupted:
                 self._leave_at_once(reason)
             interrupted = interrupted or reason is Reason.INT
@@ -183,37 +192,24 @@ class StopRequest:
         self._leave_at_once(reason)
 
     def _leave_at_once(self, reason: Reason) -> None:
-        """End the process. What is half written has no name yet, and is cleaned up by the next run."""
+        """End the process. Unfinished files have temporary names, and the next start deletes them."""
         speaker = threading.Thread(target=self.last_words, daemon=True)
         speaker.start()
         speaker.join(LAST_WORDS_SECONDS)
         self._leave(reason.exit_status)
 
-    # --- among ranks -------------------------------------------------------------------------------------------------
-
-    def marks(self, *, time_is_up: bool = False) -> list[float]:
-        """This rank's mark as a number for each reason, to be summed over the ranks."""
-        if time_is_up:
-            self.ask(Reason.TIME)
-        return [float(reason is self.reason) for reason in Reason]
-
-    @staticmethod
-    def agreed(counts: Sequence[float]) -> Reason | None:
-        """What the summed marks mean, the same on every rank; a signal goes before what is no hurry."""
-        return next((reason for reason, count in zip(Reason, counts, strict=True) if count), None)
-
     def check(self, world: "World") -> None:
-        """Ask all ranks, where there is no loss to reduce yet; all ranks must call it together.
+        """End the set-up where a rank was asked to stop; all ranks must call it together.
 
         Raises:
             Stopped: one of them was asked to stop.
         """
-        reason = self.agreed(world.sum(world.numbers(self.marks())).tolist())
+        reason = Reason.first(world.sum(world.numbers(Reason.counts(self.reason))).tolist())
         if reason is not None:
             raise Stopped(reason)
 
     def check_alone(self) -> None:
-        """Ask this rank alone, in work whose errors reach the other ranks.
+        """The same by this rank alone, in work whose errors reach the other ranks.
 
         Raises:
             Stopped: it was asked to stop.
@@ -234,12 +230,12 @@ def _report(reason: Reason, course: Callable[[], str]) -> None:
 
 
 def _is_ignored(number: signal.Signals) -> bool:
-    """Whether whoever started this process wants a signal ignored, as ``nohup`` does."""
+    """Whether the parent process set a signal to be ignored, as ``nohup`` does."""
     return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _say_stopped(reason: Reason) -> None:
-    """One line; of the ranks that a launcher has started, the first speaks."""
+    """Print one line, on the first rank."""
     if ranks_or_alone().rank != 0:
         return
     with contextlib.suppress(OSError):  # a terminal that was closed
@@ -247,20 +243,20 @@ def _say_stopped(reason: Reason) -> None:
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:
-    """Python wants a handler; the listener has the signal already."""
+    """Python needs a handler; the listening thread has the signal already."""
 
 
 class LauncherWatch:
-    """Looks whether the launchers of this process are still there, and asks to stop when one is not.
+    """Watches the launchers of this process, and requests a stop when one has ended.
 
-    Killing torchrun with SIGKILL, or DeepSpeed's runner with any signal, leaves their workers running. Ranks that srun or a
-    user's shell has started are not watched: those end them, or are meant to end first.
+    Killing torchrun with SIGKILL, or DeepSpeed's runner with any signal, leaves their workers running. The parents of ranks
+    that srun or a user's shell started are not watched: those end their children, or are meant to end first.
 
     Args:
-        request: whom to ask.
-        leave: ends the process by force once the grace is over.
-        seconds: how often to look.
-        grace: seconds between the first sight and the end by force.
+        request: takes the request.
+        leave: ends the process by force once the grace period is over.
+        seconds: between two checks.
+        grace: seconds between the request and the end by force.
     """
 
     def __init__(
@@ -276,21 +272,21 @@ class LauncherWatch:
         self._launchers = launchers()
 
     def start(self) -> None:
-        """Begin to look, if there is a launcher; the first time before this returns."""
+        """Begin to watch, if there is a launcher; the first check is made before this returns."""
         if not self._launchers:
             return
         if not self._is_there():
             self.request.ask(Reason.LAUNCHER)
-        threading.Thread(target=self._look, name="launcher watch", daemon=True).start()
+        threading.Thread(target=self._watch, name="launcher watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._over.set()
 
     def _is_there(self) -> bool:
         return all(lives() for lives in self._launchers)
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while self._is_there():
             if self._over.wait(self.seconds):
                 return

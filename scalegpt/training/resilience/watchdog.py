@@ -1,12 +1,12 @@
-"""A step that never ends, and a rank that ends alone: seen, told, and ended on all ranks, so that a launcher can start again.
+"""Finds a step that never ends, or a rank that ends alone, and ends all ranks, so that a launcher can start them again.
 
-The trainer tells its watchdog where it is (:meth:`Watchdog.at`). A thread of its own passes that on to the other ranks
-(:mod:`scalegpt.training.resilience.heartbeat`). Where a step takes longer than it may, the rank that sees it first
-tells all to end, names the slow one, and every rank writes its stacks to ``stacks_rank_N.txt`` before its process ends:
-a rank that waits in a collective cannot be brought back, and one that ends makes ``torchrun --max-restarts`` begin
-again from the last checkpoint.
+The trainer reports to its watchdog where it is (:meth:`Watchdog.at`), and a thread writes that into the rank's heartbeat
+(:mod:`scalegpt.training.resilience.heartbeat`). Where a step exceeds its time-out, the first rank to see it makes all
+ranks end and names the slow one. Every rank writes its stacks to ``stacks_rank_N.txt`` before its process ends: a rank
+that waits in a collective cannot be resumed, and one that ends makes ``torchrun --max-restarts`` start again from the
+last checkpoint.
 
-The first step may take long: it compiles, and tunes kernels. Evaluating, sampling and saving are given as long.
+The first step may take long: it compiles, and tunes kernels. Evaluating, sampling and saving have the same time-out.
 """
 
 import faulthandler
@@ -27,7 +27,7 @@ HUNG_STATUS = 75
 """Exit status of ranks that their watchdog ended: EX_TEMPFAIL of sysexits.h, try again."""
 
 FAREWELL_BEATS = 6
-"""So many beats a rank that others told to end may take to end by itself; the one that told them needs four to say why."""
+"""Heartbeats that a rank may take to end by itself after a halt; the rank that wrote the halt needs four to report why."""
 
 Item = TypeVar("Item")
 
@@ -38,15 +38,15 @@ class Watchdog:
     Args:
         directory: the run's.
         beats: the files of all ranks.
-        first: seconds that the first step, and what is no step, may take; 0: endless.
-        later: seconds that each later step may take; 0: endless.
+        first: time-out in seconds of the first step, and of everything between steps; 0: none.
+        later: time-out in seconds of each later step; 0: none.
         leave: ends the process.
         clock: seconds.
 
     Attributes:
-        step: the step under way, or the last one.
+        step: the current step, or the last one.
         place: where within it, or what is done between steps.
-        is_within_step: whether it is a step that is under way.
+        is_within_step: whether a step is under way.
     """
 
     def __init__(
@@ -69,7 +69,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self, taken: int) -> None:
-        """Begin to watch after so many steps; all ranks must call it together."""
+        """Begin to watch; all ranks must call it together.
+
+        Args:
+            taken: the number of steps taken before.
+        """
         self.step = taken
         self.beats.open()
         self.outside("start")
@@ -77,29 +81,29 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._over.set()
 
-    # --- what the trainer says ---------------------------------------------------------------------------------------
+    # --- called by the trainer ---------------------------------------------------------------------------------------
 
     def begin_step(self, step: int) -> None:
-        """A step begins, with its data; the first is number 1."""
+        """Begin a step with loading its data; the first step is number 1."""
         self.step, self.taken, self._began = step, step - 1, self.clock()
         self._limit, self._is_first, self.is_within_step = (self.first if self._is_first else self.later), False, True
         self.at("loader")
 
     def at(self, place: str) -> None:
-        """Say where we are within a step."""
+        """Set the place within a step."""
         self.place = place
         self.moves += 1
 
     def outside(self, place: str) -> None:
-        """Say that something begins that is no step, such as saving."""
+        """Begin something between steps, such as saving."""
         self.taken, self._began, self._limit, self.is_within_step = self.step, self.clock(), self.first, False
         self.at(place)
 
     def loading(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches, with word of when the loader has the floor and when the model."""
+        """The batches; the place is the loader while one is waited for, then the model, and the optimizer at the end."""
         for batch in batches:
             self.at("forward and backward")
             yield batch
@@ -107,27 +111,27 @@ class Watchdog:
         self.at("optimizer")
 
     def halt(self, cause: str, *, status: int, state: str = "failed") -> Halt:
-        """Tell all ranks to end, and say so in ``run_status.json``; the first rank that does is heard.
+        """Make all ranks end, and write the cause into ``run_status.json``; the first halt counts.
 
         Returns:
-            What all ranks are told: ours, or what another rank has said before.
+            The halt that counts: this one, or that of another rank that was first.
         """
         mine = Halt(self.rank, status, state, " ".join(cause.split()))
-        told = self.beats.halt(mine)
-        if told is mine:
-            self._tell(state, mine.cause)
-        elif told.rank == self.rank and self._thread.is_alive():
-            self._thread.join()  # it gave up, is finding out why, and will end this process
-        return told
+        first = self.beats.halt(mine)
+        if first is mine:
+            self._write_cause(state, mine.cause)
+        elif first.rank == self.rank and self._thread.is_alive():
+            self._thread.join()  # the time-out of this rank is over: its thread finds the cause, and ends this process
+        return first
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         while not self._over.wait(self.beats.seconds):
             self._beat()
-            told = self.beats.read_halt()
-            if told is not None:
-                self._obey(told)
+            halt = self.beats.read_halt()
+            if halt is not None:
+                self._obey(halt)
                 return
             if self.clock() - self._began > self._limit:
                 self._give_up()
@@ -137,38 +141,38 @@ class Watchdog:
         self.beats.beat(self.step, self.place, self.moves)
 
     def _give_up(self) -> None:
-        """Our step takes too long: tell the others, and find out who is to blame while they write their stacks."""
+        """End a step that takes too long: halt all ranks, and find the one to blame while they write their stacks."""
         late = f"step {self.step} takes more than {self._limit:g} s"
-        told = self.beats.halt(Halt(self.rank, HUNG_STATUS, "failed", late))
-        if told.rank != self.rank:
-            self._obey(told)
+        halt = self.beats.halt(Halt(self.rank, HUNG_STATUS, "failed", late))
+        if halt.rank != self.rank:
+            self._obey(halt)
             return
         self._dump(late)
         who = self.beats.blame(self._wait_and_beat)
         cause = f"{late}: {who}"
-        self._tell("failed", cause)
+        self._write_cause("failed", cause)
         _say(f"rank {self.rank}: {cause}; stacks in {self.directory.path}/stacks_rank_*.txt")
         self.leave(HUNG_STATUS)
 
-    def _obey(self, told: Halt) -> None:
-        """Another rank said that all must end: leave our stacks if it is for a step that hangs, and end."""
-        if told.status == HUNG_STATUS:
-            self._dump(told.cause)
-        for _ in range(FAREWELL_BEATS if told.status == HUNG_STATUS else 2):
+    def _obey(self, halt: Halt) -> None:
+        """End because another rank wrote a halt; write the stacks first if a step hangs."""
+        if halt.status == HUNG_STATUS:
+            self._dump(halt.cause)
+        for _ in range(FAREWELL_BEATS if halt.status == HUNG_STATUS else 2):
             if self._over.wait(self.beats.seconds):
-                return  # the main thread ends by itself, with an error of its own
+                return  # the main thread ends by itself, with its own error
             self._beat()
-        if self.beats.world.is_first and told.status != HUNG_STATUS:
-            _say(f"rank {self.rank} ends: {told.cause}")
-        self.leave(told.status)
+        if self.beats.world.is_first and halt.status != HUNG_STATUS:
+            _say(f"rank {self.rank} ends: {halt.cause}")
+        self.leave(halt.status)
 
     def say_first(self, line: str) -> None:
-        """Say a line where this rank is the one that told all to end; a signal to all ranks needs one line, not many."""
-        told = self.beats.read_halt()
-        if told is None or told.rank == self.rank:
+        """Print a line if the halt is this rank's: a signal to all ranks needs only one line."""
+        halt = self.beats.read_halt()
+        if halt is None or halt.rank == self.rank:
             _say(line)
 
-    def _tell(self, state: str, cause: str) -> None:
+    def _write_cause(self, state: str, cause: str) -> None:
         with suppress(RunError):  # the cause is printed too
             self.directory.amend_status(state=state, step=self.taken, cause=cause)
 

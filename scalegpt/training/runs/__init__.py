@@ -1,4 +1,4 @@
-"""The folder of a run: its files, its lock, what may change at a resume, what a start writes, its report.
+"""The folder of a run: its files, its lock, its checkpoint to resume from, what may change at a resume, its report.
 
-Start with ``directory``. May import what lies below training.
+Start with ``directory``. May import what lies below training, and :mod:`scalegpt.training.schedules`.
 """

@@ -1,4 +1,4 @@
-"""What of a run's settings may be otherwise when it goes on, what needs a word of the user, and how each is told."""
+"""Which settings a resumed run may change, which only with ``--allow_change``, and what becomes of its learning rate."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.train import LENGTHS, TrainConfig
+from scalegpt.errors import InputError
+from scalegpt.training.schedules import decay_start, learning_rate
 
 FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
@@ -14,27 +16,27 @@ FREE_TO_CHANGE = frozenset({
     "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
     "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
 })  # fmt: skip
-"""Settings that a resumed run may have otherwise: they do not change what is computed, or only how long.
+"""Settings that a resumed run may change freely: they decide how, how fast or how long it computes, not what.
 
-The file of the text may have moved, and be read by other rules; that its tokens are the same is checked by themselves."""
+The text file may have moved, and other rules may decide what is read; the tokens are compared by their digest."""
 
-UNTOLD = frozenset({"name", "preset", "as_text", "follow_links"})
-"""What the settings are called, and how the files were chosen that gave the tokens: a difference alone has no effect."""
+UNREPORTED = frozenset({"name", "preset", "as_text", "follow_links"})
+"""Names, and how the files behind the tokens were chosen: a difference alone has no effect, and is not reported."""
 
 SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
-"""Settings that no word of the user can change in a run: its weights would not fit."""
+"""Settings that no flag can change in a run: its weights would not fit."""
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
-    """The settings that two configurations have otherwise and must not, each as ``old → new``."""
+    """The settings in which two configurations differ and must not, each as ``old → new``."""
     old, new = _as_resolved(theirs), _flat(ours)
     return {key: text for key, text in _all(old, new).items() if key not in _free(old, new)}
 
 
 def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
-    """The settings that two configurations have otherwise and may, each as ``old → new``, with what follows from it."""
+    """The settings in which two configurations differ and may, each as ``old → new``."""
     old, new = _as_resolved(theirs), _flat(ours)
-    found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNTOLD}
+    found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNREPORTED}
     if new.get("schedule") != "constant":
         for key in found.keys() & LENGTHS:
             found[key] += " (the learning rate's schedule follows)"
@@ -42,10 +44,9 @@ def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, 
 
 
 def length_beside(ours: TrainConfig, theirs: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
-    """The length that an earlier process of the run had beside the one that is given now; empty where there is none.
+    """The other length of a run that began with two; empty where it has one, or the given one has changed.
 
-    Earlier releases let the default, or a preset's length, stand beside a given one. A run that began so keeps its length as
-    long as the given one is the same.
+    Earlier releases kept the default's or the preset's ``max_iters`` beside a given ``max_tokens``, and the other way round.
     """
     same = [key for key in LENGTHS if getattr(ours, key) is not None and theirs.get(key) == getattr(ours, key)]
     beside = [key for key in LENGTHS if getattr(ours, key) is None and key not in given and theirs.get(key) is not None]
@@ -57,13 +58,13 @@ def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
 
     Args:
         changes: the settings that differ.
-        allowed: what the user has allowed already, which a flag without it would take back.
+        allowed: what the user has allowed already, and which a new flag must repeat.
     """
     beside = "choose another --model_name, or --fresh to start anew beside it"
     keys = list(changes)
     if SHAPES_THE_WEIGHTS.isdisjoint(keys):
-        goes_on = f"{allow_change(keys, allowed)} goes on with {'them' if len(keys) > 1 else 'it'}"
-        return f"{goes_on}; or {beside}"
+        accept = f"{allow_change(keys, allowed)} resumes with {'them' if len(keys) > 1 else 'it'}"
+        return f"{accept}; or {beside}"
     return beside
 
 
@@ -78,14 +79,14 @@ def _all(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 
 
 def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
-    """What may differ: also the settings of optimizers that the run does not have. A change of the optimizer says it all."""
+    """What may differ: also the settings of the optimizers that the run does not use. A changed optimizer is one change."""
     before, after = (OWN_SETTINGS.get(str(values.get("optimizer")), frozenset()) for values in (old, new))
     others = frozenset().union(*OWN_SETTINGS.values()) - (before & after)
     return FREE_TO_CHANGE | others
 
 
 def _as_resolved(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run; one that did not exist when the run began has its default."""
+    """The settings of a run. A setting that did not exist when the run began has its default."""
     defaults = {key: field.default for section in SECTIONS.values() for key, field in section.settings().items()}
     return {**defaults, **_flat(values)}
 
@@ -95,3 +96,65 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         flat |= value if isinstance(value, dict) else {key: value}
     return flat
+
+
+# --- the learning rate -------------------------------------------------------------------------------------------------
+
+SCHEDULE = ("schedule", "learning_rate", "min_lr_ratio", "warmup_steps", "decay_fraction")
+"""The settings that decide the learning rate of a step, besides the number of all steps."""
+
+NOTABLE = 0.01
+"""A change of the rate by less than this share is not reported."""
+
+
+def rate_change(
+    theirs: dict[str, Any] | None, plan: dict[str, Any] | None, train: TrainConfig, step: int, total: int
+) -> list[str]:
+    """Compare the rate of the next step with what it would have been, had nothing been changed.
+
+    Args:
+        theirs: the configuration of the run so far, as its file has it; None where it is not known.
+        plan: its ``plan.json``, which has the number of its steps.
+        train: the settings that it resumes with.
+        step: the steps taken.
+        total: all steps as of now.
+
+    Returns:
+        A line, or nothing where the rate stays about the same, no step is left, or the run so far is not known.
+    """
+    steps_before = (plan or {}).get("steps")
+    if not 0 < step < total or theirs is None or type(steps_before) is not int:
+        return []
+    try:
+        known = {key: theirs["train"][key] for key in SCHEDULE if key in theirs["train"]}
+        read = TrainConfig.from_mapping({**known, "max_iters": steps_before}, "config.yaml")
+    except InputError:  # of another release; the differences are reported setting by setting
+        return []
+    before = train.changed(**{key: getattr(read, key) for key in known})
+    expected, rate = learning_rate(before, step, steps_before), learning_rate(train, step, total)
+    if abs(rate - expected) <= NOTABLE * expected:
+        return []
+    last = learning_rate(before, step - 1, steps_before)
+    line = (
+        f"the learning rate goes from {last:.2e} in step {step:,} to {rate:.2e} in step {step + 1:,}, and is "
+        f"{learning_rate(train, total - 1, total):.2e} in step {total:,}, where the {train.schedule} schedule ends now"
+    )
+    if before != train:  # the user has changed the schedule itself
+        return [line]
+    return [f"warning: {line}{_ways_to_keep(train, last, step, total)}"]
+
+
+def keeping(rate: float) -> str:
+    """The flags with which a run resumes at a constant rate."""
+    return f"--allow_change schedule,learning_rate --schedule constant --learning_rate {rate:.6g}"
+
+
+def _ways_to_keep(train: TrainConfig, rate: float, step: int, total: int) -> str:
+    if step < train.warmup_steps or rate <= 0:
+        return ""
+    ways = f"; to stay at {rate:.2e}, add {keeping(rate)}"
+    held = train.changed(schedule="wsd", learning_rate=rate)
+    if learning_rate(held, step, total) == rate and learning_rate(held, total - 1, total) < rate:
+        last_at_peak = decay_start(held, total) + 1  # as in messages, steps are counted from 1
+        ways += f"; with --schedule wsd instead of constant it stays until step {last_at_peak:,} and then falls"
+    return ways

@@ -1,6 +1,6 @@
-"""The directory of a run, ``runs/MODEL_NAME/``: who owns it, and the files that it ends up with.
+"""The directory of a run, ``runs/MODEL_NAME/``: which run it holds, and how it is made.
 
-``config.yaml`` everything resolved · ``plan.json`` batch and memory · ``metrics.jsonl`` a line a step ·
+``config.yaml`` all settings · ``plan.json`` layout, memory, speed · ``metrics.jsonl`` a line for each step ·
 ``data_ledger.jsonl`` which data a step consumed · ``bad_steps.jsonl`` the samples of the steps that ended the run ·
 ``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
 """
@@ -24,20 +24,19 @@ from scalegpt.config.presets import as_file, from_run
 from scalegpt.errors import InputError
 from scalegpt.storage import disk_errors, is_temporary, read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
-from scalegpt.training.metrics import metric_lines
 from scalegpt.training.runs.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
 from scalegpt.training.runs.files import write_whole, writing
-from scalegpt.training.runs.history import History
 from scalegpt.training.runs.lock import LOCK, RunLock, is_locked
+from scalegpt.training.runs.metrics_file import History, metric_lines
 from scalegpt.training.runs.records import RunRecords, sample_text
 
 RUN_ID = ".run_id"
-"""A file with a random number that the run is given at its start, and that its checkpoints carry."""
+"""A file with a random number that a run is given at its start, and that its checkpoints carry."""
 
 STARTED_BY = ".started_by"
 """A file that says which launcher's start began the run (:mod:`scalegpt.training.runs.launch_marks`)."""
 
-_BEGINNINGS = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
+_MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
 """What a start makes before ``config.yaml``. A folder with nothing else is new: the start was killed, or the disk full."""
 
 
@@ -56,16 +55,16 @@ class RunDirectory(RunRecords):
     def choose(
         cls, root: Path, run: RunConfig, *, fresh: bool, allowed: frozenset[str] = frozenset()
     ) -> "RunDirectory":
-        """The directory for a run: its own if it is to be resumed, a new one otherwise.
+        """The directory for a run: its own where it is resumed, else a new one.
 
         Args:
             root: the folder of all runs.
             run: the resolved run.
-            fresh: start anew beside an earlier run of this name, in ``NAME-2``, ``NAME-3`` …
-            allowed: settings that may differ from the run that is there.
+            fresh: start a new run beside an earlier one of this name, in ``NAME-2``, ``NAME-3`` …
+            allowed: settings that may differ from those of the run so far.
 
         Raises:
-            InputError: the directory holds another run, or things that are no run.
+            InputError: the directory holds another run, or something that is no run.
         """
         directory = cls(root / run.name)
         if directory.is_new() and not (fresh and directory.is_taken()):
@@ -74,15 +73,10 @@ class RunDirectory(RunRecords):
             numbered = (cls(root / f"{run.name}-{number}") for number in count(2))
             return next(each for each in numbered if not each.is_taken())
         directory.check_same_run(run, allowed)
-        files = (
-            directory.config,
-            directory.plan,
-            directory.metrics,
-            directory.status,
-            directory.samples,
-            directory.report,
-        )
-        for path in (*files, directory.ledger.path, directory.bad_steps):
+        for path in (
+            directory.config, directory.plan, directory.metrics, directory.status, directory.samples, directory.report,
+            directory.ledger.path, directory.bad_steps,
+        ):  # fmt: skip
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is not a plain file, and the run could not write it; move it away")
         return directory
@@ -91,26 +85,26 @@ class RunDirectory(RunRecords):
         """Whether no run was begun here: there is no folder, or only what an interrupted start leaves (:meth:`create`).
 
         Raises:
-            InputError: the folder cannot be listed, or is none.
+            InputError: it cannot be listed, or is no folder.
         """
         try:
             found = list(self.path.iterdir()) if self.path.exists() else []
             saved = any(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else False
         except OSError as error:
             raise InputError(f"{self.path} cannot hold a run: {error.strerror}; choose another --model_name") from None
-        return not saved and all(path.name in _BEGINNINGS or is_temporary(path) for path in found)
+        return not saved and all(path.name in _MADE_FIRST or is_temporary(path) for path in found)
 
     def is_taken(self) -> bool:
-        """Whether something is here that is not new, or another process is at its start."""
+        """Whether a run, or something else, is here, or another process is starting one."""
         if self.path.exists() and not (self.path.is_dir() and self.is_new()):
             return True
         return is_locked(self.path)
 
     def lock(self) -> list[str]:
-        """Keep other processes out of this run until this process ends, however it ends.
+        """Keep other processes out of this run until this process ends, in whatever way.
 
         Returns:
-            What the folder's file system does not guarantee, a line each.
+            What the file system does not guarantee, a line each.
 
         Raises:
             InputError: another process is training this run.
@@ -130,7 +124,7 @@ class RunDirectory(RunRecords):
         self._lock.release()
 
     def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
-        """All that the run that is here has otherwise, each as ``old → new``; what decides the result comes first.
+        """All differences from the run so far, each as ``old → new``; those that decide the result come first.
 
         Raises:
             InputError: its configuration cannot be read.
@@ -142,48 +136,49 @@ class RunDirectory(RunRecords):
         return {**differences(theirs, as_file(run)), **moved, **free_differences(theirs, as_file(run))}
 
     def check_same_run(self, run: RunConfig, allowed: frozenset[str] = frozenset()) -> None:
-        """Refuse to go on in a directory whose run was configured otherwise.
+        """Refuse to resume a run that had other settings.
 
         Args:
-            run: as it is to go on.
+            run: as it is to be resumed.
             allowed: settings that may differ.
 
         Raises:
-            InputError: there is no run here, or its settings differ; the message lists the differences.
+            InputError: there is no run here, or settings differ; the message lists them.
         """
         theirs = self.read_config()
         if theirs is None:
             raise InputError(f"{self.path} exists but holds no run; choose another --model_name, or --fresh")
-        changes = {key: text for key, text in differences(theirs, as_file(run)).items() if key not in allowed}
-        shapes = sorted(SHAPES_THE_WEIGHTS & allowed & differences(theirs, as_file(run)).keys())
+        found = differences(theirs, as_file(run))
+        changes = {key: text for key, text in found.items() if key not in allowed}
+        shapes = sorted(SHAPES_THE_WEIGHTS & allowed & found.keys())
         if shapes:
             raise InputError(
                 f"{self.path}: {shapes[0]} cannot be changed, its weights have that shape; choose another --model_name, or "
                 "--fresh to start anew beside it"
             )
         if changes:
-            told = [f"{key}: {text}" for key, text in changes.items()]
-            listed = ", ".join(told[:6]) + (f" and {len(told) - 6} more" if len(told) > 6 else "")
+            lines = [f"{key}: {text}" for key, text in changes.items()]
+            listed = ", ".join(lines[:6]) + (f" and {len(lines) - 6} more" if len(lines) > 6 else "")
             raise InputError(f"{self.path} holds another run: {listed}; {ways_out(changes, allowed)}")
 
     def read_config(self) -> dict[str, Any] | None:
-        """The configuration of the run that is here, in the form of a configuration file; None if there is none.
+        """The configuration of the run so far, in the form of a configuration file; None if there is none.
 
-        Where ``config.yaml`` is missing it is that of the newest checkpoint that can be read: each carries it.
+        Where ``config.yaml`` is missing, it is taken from the newest checkpoint that can be read.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
         """
         if not self.config.is_file():
             return self._config_of_newest()
-        way_out = "delete it, so that the newest checkpoint's is taken, or choose another --model_name, or --fresh"
+        advice = "delete it, so that the newest checkpoint's is taken, or choose another --model_name, or --fresh"
         try:
             return from_run(parse_yaml(read_text(self.config, CONFIG_LIMIT), str(self.config)), str(self.config))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
-            raise InputError(f"{self.config} cannot be read ({reason}); {way_out}") from None
+            raise InputError(f"{self.config} cannot be read ({reason}); {advice}") from None
         except InputError as error:
-            raise InputError(f"{error}; {way_out}") from None
+            raise InputError(f"{error}; {advice}") from None
 
     def _config_of_newest(self) -> dict[str, Any] | None:
         for path in reversed(find_checkpoints(self.checkpoints)):
@@ -192,11 +187,11 @@ class RunDirectory(RunRecords):
             except UnreadableError:
                 raise
             except InputError:
-                continue  # which of them is damaged, and how, is told where one is chosen
+                continue  # damage is reported where a checkpoint is chosen
         return None
 
     def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
-        """The run with ``precision auto``, an open ``tokens_per_step`` and an open length as the run in this folder has them.
+        """The run with precision, ``tokens_per_step`` and length of the run so far, where they are open.
 
         Args:
             run: as it is asked for.
@@ -217,14 +212,14 @@ class RunDirectory(RunRecords):
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:
-        """How the run that is here was laid out; None where that is not known: then it is laid out anew."""
+        """The layout of the run so far; None where it is not known: then it is chosen anew."""
         try:
             return read_object(self.plan)
         except (OSError, InputError):
             return None
 
     def settled_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
-        """What an earlier process on as many ranks of the same device chose of the settings that are open.
+        """What an earlier process on the same number of ranks of the same device chose for the settings that are open.
 
         Raises:
             InputError: ``config.yaml`` or ``plan.json`` cannot be read.
@@ -250,10 +245,10 @@ class RunDirectory(RunRecords):
             raise unreadable(path, error) from error
 
     def create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None = None) -> None:
-        """Make the directory with its plan, what began it, and its configuration.
+        """Make the directory with its plan, the marks of the start that began it, and its configuration.
 
-        The configuration comes last: a folder without it is new, so that a start that is killed here, or meets a full disk,
-        can be repeated. What began it comes first: a launcher's restart finds the folder by that.
+        The marks come first: a launcher's restart finds the folder by them. The configuration comes last: a folder without
+        it is new, so that a start that is killed here, or meets a full disk, can be repeated.
 
         Raises:
             InputError: it cannot be written.
@@ -265,13 +260,13 @@ class RunDirectory(RunRecords):
                 self._create(run, plan, started_by if is_new else None)
             except OSError:
                 if is_new:
-                    self._remove_beginnings()
+                    self._remove_first_files()
                 raise
 
     def _create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None) -> None:
         if started_by:
             write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
-        elif self.is_new():  # what another launcher began here never took a step
+        elif self.is_new():  # the run that another launcher began here never took a step
             (self.path / STARTED_BY).unlink(missing_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         if self.read_id() is None:
@@ -279,11 +274,11 @@ class RunDirectory(RunRecords):
         write_whole(self.plan, json.dumps(plan, indent=1))
         write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
 
-    def _remove_beginnings(self) -> None:
-        """Remove what a start has made of a new folder, its lock aside."""
+    def _remove_first_files(self) -> None:
+        """Remove what a start has made in a new folder, except its lock."""
         for path in (self.config, self.plan, self.path / RUN_ID, self.path / STARTED_BY):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # it was there already, and holds something
+        with suppress(OSError):  # it existed, and holds something
             self.checkpoints.rmdir()
 
     def forget_after(self, history: History) -> None:

@@ -12,13 +12,13 @@ from scalegpt.storage import retried, write_atomic
 
 
 def finite(value: Any) -> Any:
-    """The value, or None for a number that JSON has no word for."""
+    """The value, or None for a number that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say which file of the run could not be written.
+    """Name the file of the run that could not be written.
 
     Raises:
         RunError: in place of an OSError.
@@ -32,22 +32,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader or a crash finds the old or the new content, never a part.
+    """Write a file so that a reader or a crash finds the old or the new content; an error that may pass is retried.
 
-    An error that may pass is retried.
+    Raises:
+        OSError: it cannot be written.
     """
     retried(lambda: write_atomic(path, text))
 
 
 def try_writing(*folders: Path) -> None:
-    """See that files can be made in the folders that are there, before anything is trained for them.
+    """Refuse folders in which no file can be made; those that do not exist yet pass.
 
     Raises:
-        InputError: they cannot.
+        InputError: names the folder.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            continue
+    for folder in filter(Path.is_dir, folders):
         try:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains, and what can be read of it later: its status, its metrics, its samples."""
+"""The files that a run writes while it trains, and what can be read of them later: status, metrics, samples."""
 
 import json
 import re
@@ -13,9 +13,8 @@ from scalegpt.data.ledger import Ledger
 from scalegpt.errors import InputError
 from scalegpt.storage import read_text
 from scalegpt.structured import read_object
-from scalegpt.training.metrics import metric_lines
 from scalegpt.training.runs.files import finite, write_whole, writing
-from scalegpt.training.runs.history import History
+from scalegpt.training.runs.metrics_file import History, metric_lines
 
 SAMPLES_LIMIT = 1 << 28
 """Bytes of ``samples.txt`` that are read at most."""
@@ -27,21 +26,21 @@ FROM_A_COPY = "if you have a copy, stop the run, put its lines before those that
 
 @dataclass(frozen=True)
 class Past:
-    """What a run's files say of it, its checkpoints aside.
+    """What a run's files say of its past, its checkpoints aside.
 
     Attributes:
-        newest: the step of the newest checkpoint that ``run_status.json`` knows of; None where it knows of none.
-        is_told: whether ``run_status.json`` says so at all; it may be missing, or broken.
-        steps: the last step in ``metrics.jsonl``.
+        newest: the step of the newest checkpoint, by ``run_status.json``; None: there was none, or that is not known.
+        has_status: whether ``run_status.json`` can be read and names the newest checkpoint.
+        last_step: the last step in ``metrics.jsonl``.
         was_begun: whether there is a run at all.
-        skipped_from: the first of the last steps, as far as they were all skipped; None: the last was not.
+        skipped_since: the first of the last steps, as far as all of them were skipped; None: the last was not.
     """
 
     newest: int | None
-    is_told: bool
-    steps: int
+    has_status: bool
+    last_step: int
     was_begun: bool
-    skipped_from: int | None = None
+    skipped_since: int | None = None
 
 
 class RunRecords:
@@ -69,7 +68,7 @@ class RunRecords:
         return found[-1] if found else None
 
     def write_status(self, **values: Any) -> None:
-        """Replace ``run_status.json``; readers never see half of it. The newest checkpoint is added to what is given.
+        """Replace ``run_status.json``; the newest checkpoint is added to the values.
 
         Raises:
             RunError: it cannot be written.
@@ -80,15 +79,15 @@ class RunRecords:
             write_whole(self.status, json.dumps({key: finite(value) for key, value in values.items()}, indent=1))
 
     def amend_status(self, **values: Any) -> None:
-        """Change entries of ``run_status.json`` and leave the others; any rank may.
+        """Change entries of ``run_status.json`` and keep the others; any rank may.
 
-        That there was a newer checkpoint than there is now is not forgotten: the next start must miss it.
+        The newest checkpoint that it names stays, even if that is gone: the next start must report it as missing.
 
         Raises:
             RunError: it cannot be written.
         """
         known, saved = self._read_status(), self.newest_checkpoint()
-        steps = [_step_or_none(known), None if saved is None else step_of(saved)]
+        steps = [_checkpoint_step(known), None if saved is None else step_of(saved)]
         newest = max((step for step in steps if step is not None), default=None)
         self.write_status(**{**known, "checkpoint_step": newest, **values})
 
@@ -100,11 +99,13 @@ class RunRecords:
     def read_past(self) -> Past:
         """What the files say of the run's past."""
         status = self._read_status()
-        steps, skipped_from = 0, None
+        last_step, skipped_since = 0, None
         for entry in self.read_steps():
-            steps = max(steps, entry["step"])
-            skipped_from = (skipped_from or entry["step"]) if entry.get("skipped") else None
-        return Past(_step_or_none(status), "checkpoint_step" in status, steps, self.config.is_file(), skipped_from)
+            last_step = max(last_step, entry["step"])
+            skipped_since = (skipped_since or entry["step"]) if entry.get("skipped") else None
+        return Past(
+            _checkpoint_step(status), "checkpoint_step" in status, last_step, self.config.is_file(), skipped_since
+        )
 
     def _read_status(self) -> dict[str, Any]:
         try:
@@ -121,7 +122,7 @@ class RunRecords:
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
             which = f"steps 1 to {min(first - 1, step)}"
-            notes.append(f"{self.ledger.path} says nothing of {which}, and their windows are lost; {FROM_A_COPY}")
+            notes.append(f"{self.ledger.path} lacks {which}, and which data they consumed is lost; {FROM_A_COPY}")
         return notes
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
@@ -146,12 +147,12 @@ class RunRecords:
         return [(int(step), text.removesuffix("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def _step_or_none(status: dict[str, Any]) -> int | None:
-    """The step of the newest checkpoint by a status."""
+def _checkpoint_step(status: dict[str, Any]) -> int | None:
+    """The step of the newest checkpoint, by a status."""
     step = status.get("checkpoint_step")
     return step if type(step) is int and 0 <= step <= MOST_STEPS else None
 
 
 def sample_text(step: int, text: str) -> str:
-    """A sample as ``samples.txt`` has it."""
+    """A sample in the form of ``samples.txt``."""
     return f"{_SAMPLE_MARK}{step}\n{text}\n"

@@ -10,9 +10,9 @@ from scalegpt.html.page import document, escape, facts
 from scalegpt.html.svg import Axis, Chart, Line, Point, Words, decimals, ticks
 from scalegpt.storage import read_text
 from scalegpt.structured import CONFIG_LIMIT, read_object
-from scalegpt.training.metrics import metric_lines
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import write_whole, writing
+from scalegpt.training.runs.metrics_file import metric_lines
 from scalegpt.units import human_count, human_time
 
 TRAINING, HELD_OUT = 1, 2

@@ -1,5 +1,6 @@
-"""Which checkpoint a run goes on from: the newest that is whole, and that the run itself has written."""
+"""Which checkpoint a run resumes from: the newest that is whole, and that the run itself has written."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,77 +10,81 @@ from scalegpt.checkpoint.manifest import DamagedError, Header, Progress, Unreada
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
+from scalegpt.config.run import DATA
 from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
+from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
+from scalegpt.training.runs.changes import allow_change
 from scalegpt.training.runs.directory import RUN_ID, RunDirectory
 from scalegpt.training.runs.records import Past
-from scalegpt.training.runs.same_data import check_tokens, other_tokens
 
 MOST_NAMED = 6
-"""Of a run's checkpoints so many are named in a message."""
+"""A message names at most this many of a run's checkpoints."""
 
-NO_PAST = Past(newest=None, is_told=True, steps=0, was_begun=False)
-"""That of a run that begins."""
+NO_PAST = Past(newest=None, has_status=True, last_step=0, was_begun=False)
+"""That of a new run."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What there is to go on from.
+class CheckpointChoice:
+    """The checkpoint that a run resumes from, and what else was found.
 
     Attributes:
         checkpoint: verified; None where the run has none yet.
         damaged: newer ones that are not whole, and what is wrong with each.
-        missed: the step of a newer one still that the run is known to have had.
-        past: what the run's files say besides.
+        missing: the step of a newer one that the run is known to have had.
+        past: what the run's other files say.
         earlier: the one before it, whole or not.
         replaced: newer ones that the user asked to go back behind.
     """
 
     checkpoint: Checkpoint | None
     damaged: tuple[tuple[Path, str], ...] = ()
-    missed: int | None = None
+    missing: int | None = None
     past: Past = NO_PAST
     earlier: Path | None = None
     replaced: tuple[Path, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """What the user is told of the damaged ones, of those that are gone, and where there was none yet."""
+        """Lines for the user: on checkpoints that are damaged, missing or replaced, or on a start from the beginning."""
         assert self.checkpoint is not None or not self.damaged
         if self.checkpoint is None:
-            steps = self.past.steps
+            steps = self.past.last_step
             if steps:
                 return [f"begins again: it ended after {steps} steps, before its first checkpoint"]
-            return ["begins again: nothing here tells of a step or a checkpoint before"] if self.past.was_begun else []
-        gone = [] if self.missed is None else [f"the checkpoint of step {self.missed} is gone"]
+            return ["begins again: its files have no step and no checkpoint"] if self.past.was_begun else []
+        missing = [] if self.missing is None else [f"the checkpoint of step {self.missing} is gone"]
         notes = [
             f"warning: {reason}; going back to {self.checkpoint.path}, the last good checkpoint"
-            for reason in (*gone, *(reason for _, reason in self.damaged))
+            for reason in (*missing, *(reason for _, reason in self.damaged))
         ]
-        if not self.past.is_told:
+        if not self.past.has_status:
             notes.append(
-                "warning: run_status.json is missing or cannot be read, so nobody would miss a newer checkpoint than "
-                f"{self.checkpoint.path}"
+                "warning: run_status.json is missing or cannot be read, so whether there was a newer checkpoint than "
+                f"{self.checkpoint.path} is not known"
             )
-        notes += [f"{path} is set aside: the run goes back behind it" for path in self.replaced]
+        notes += [f"{path} is set aside: the run goes back to an earlier step" for path in self.replaced]
         return [*notes, *self._suspicion()]
 
     def _suspicion(self) -> list[str]:
         """A warning where every step since the checkpoint was skipped: its weights may be ruined."""
-        first, assured = self.past.skipped_from, self.checkpoint
-        if first is None or assured is None or self.replaced or first != assured.manifest.header.progress.step + 1:
+        first, chosen = self.past.skipped_since, self.checkpoint
+        if first is None or chosen is None or self.replaced or first != chosen.manifest.header.progress.step + 1:
             return []
-        steps = f"steps {first} to {self.past.steps}" if self.past.steps > first else f"step {first}"
-        way = "there is no earlier one"
+        steps = f"steps {first} to {self.past.last_step}" if self.past.last_step > first else f"step {first}"
+        advice = "there is no earlier one"
         if self.earlier is not None:
-            way = f"if they are skipped again, --resume_step {step_of(self.earlier)} goes back to {self.earlier}"
-        return [f"warning: {steps}, all after {assured.path}, were skipped, so its weights may be ruined; {way}"]
+            advice = f"if they are skipped again, --resume_step {step_of(self.earlier)} goes back to {self.earlier}"
+        return [f"warning: {steps}, all after {chosen.path}, were skipped, so its weights may be ruined; {advice}"]
 
 
-def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: bool, step: int | None = None) -> Found:
-    """Find and verify the checkpoint to go on from; all ranks must call it together, and share the reading.
+def choose_checkpoint(
+    directory: RunDirectory, world: World, *, trusted: bool, step: int | None = None
+) -> CheckpointChoice:
+    """Find and verify the checkpoint to resume from; all ranks must call it together, and share the reading.
 
     Args:
         directory: the run's.
@@ -88,57 +93,36 @@ def newest_whole_checkpoint(directory: RunDirectory, world: World, *, trusted: b
         step: take the checkpoint of this step, and no other.
 
     Raises:
-        InputError: there are checkpoints, but none that is whole; or one that is of another version, or of another run; or
-            the run is known to have had some, and they are gone; or there is none of the step that was asked for.
+        InputError: there are checkpoints, but none is whole; or the one to take is of another version or another run; or the
+            run is known to have had some, and they are gone; or the step that was asked for has none.
         UnreadableError: the newest that may be whole cannot be read now.
     """
-    candidates, run, past = world.on_first(
+    candidates, run_id, past = world.on_first(
         lambda: (find_checkpoints(directory.checkpoints), directory.read_id(), directory.read_past())
     )
-    known = past.newest
-    missed = known if known is not None and (not candidates or step_of(candidates[-1]) < known) else None
+    missing = past.newest
+    if missing is not None and candidates and step_of(candidates[-1]) >= missing:
+        missing = None
     replaced: tuple[Path, ...] = ()
     if step is not None:
         candidates, replaced = _of_step(directory, candidates, step)
-        missed = None
+        missing = None
     damaged: list[tuple[Path, str]] = []
     for path in reversed(candidates):
         earlier = next((each for each in reversed(candidates) if step_of(each) < step_of(path)), None)
         try:
             checkpoint, reason = verified(path, world)
         except UnreadableError as error:
-            instead = f"; or --resume_step {step_of(earlier)} goes back to {earlier}" if earlier else ""
-            raise UnreadableError(f"{error}{instead}") from error
+            advice = f"; or --resume_step {step_of(earlier)} goes back to {earlier}" if earlier else ""
+            raise UnreadableError(f"{error}{advice}") from error
         if checkpoint is None:
             damaged.append((path, reason))
             continue
-        if checkpoint.manifest.header.run != run and not trusted:
-            whose = (
-                f"nothing tells whether this run wrote {path}: {directory.path / RUN_ID} is missing"
-                if run is None
-                else f"{path} was not written by this run"
-            )
-            raise InputError(
-                f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start anew beside it"
-            )
-        return Found(checkpoint, tuple(damaged), missed, past, earlier, replaced)
-    if damaged and step is not None:
-        raise InputError(f"{damaged[0][1]}; give another --resume_step, or leave it out")
-    if damaged:
-        several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
-        reasons = "; ".join(reason for _, reason in damaged)
-        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts anew beside this run")
-    if missed is not None:
-        raise InputError(
-            f"{directory.path} had a checkpoint of step {missed}, and there is none in {directory.checkpoints}; "
-            "put it back, or --fresh starts anew beside this run"
-        )
-    if past.steps and not past.is_told:
-        raise InputError(
-            f"{directory.path} has taken {past.steps} steps, but there is no checkpoint in {directory.checkpoints}, and "
-            f"{directory.status} does not say whether there was one: put them back, or --fresh starts anew beside this run"
-        )
-    return Found(None, past=past)
+        if not trusted:
+            _check_writer(checkpoint, directory, run_id)
+        return CheckpointChoice(checkpoint, tuple(damaged), missing, past, earlier, replaced)
+    _refuse_lost(directory, damaged, missing, past, step)
+    return CheckpointChoice(None, past=past)
 
 
 def _of_step(directory: RunDirectory, found: list[Path], step: int) -> tuple[list[Path], tuple[Path, ...]]:
@@ -153,29 +137,70 @@ def _of_step(directory: RunDirectory, found: list[Path], step: int) -> tuple[lis
     return [path for path in found if step_of(path) == step], tuple(path for path in found if step_of(path) > step)
 
 
-def way_back(found: list[Path], first_skipped: int, again: str) -> str:
+def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str | None) -> None:
+    """Refuse a checkpoint of another run.
+
+    Raises:
+        InputError: it does not carry the run's id.
+    """
+    if checkpoint.manifest.header.run == run_id:
+        return
+    whose = f"{checkpoint.path} was not written by this run"
+    if run_id is None:
+        whose = f"whether this run wrote {checkpoint.path} is not known: {directory.path / RUN_ID} is missing"
+    raise InputError(
+        f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start anew beside it"
+    )
+
+
+def _refuse_lost(
+    directory: RunDirectory, damaged: list[tuple[Path, str]], missing: int | None, past: Past, step: int | None
+) -> None:
+    """Refuse to begin again where the run had checkpoints.
+
+    Raises:
+        InputError: they are damaged or gone.
+    """
+    if damaged and step is not None:
+        raise InputError(f"{damaged[0][1]}; give another --resume_step, or omit it")
+    if damaged:
+        several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
+        reasons = "; ".join(reason for _, reason in damaged)
+        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts anew beside this run")
+    if missing is not None:
+        raise InputError(
+            f"{directory.path} had a checkpoint of step {missing}, and there is none in {directory.checkpoints}; "
+            "put it back, or --fresh starts anew beside this run"
+        )
+    if past.last_step and not past.has_status:
+        raise InputError(
+            f"{directory.path} has taken {past.last_step} steps, but there is no checkpoint in {directory.checkpoints}, and "
+            f"{directory.status} does not say whether there was one: put them back, or --fresh starts anew beside this run"
+        )
+
+
+def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     """Where a run whose last steps were all skipped can resume from, in words.
 
-    The step before them may have ruined the weights: it was judged by the loss before it. So a checkpoint is good if a step
-    after its own was taken, and another followed.
+    The step before them may have ruined the weights: it was judged by the loss before it. So a checkpoint is good if the step
+    after its own was taken, and so was another one.
 
     Args:
         found: the run's checkpoints, oldest first.
         first_skipped: the first of the steps.
-        again: what resumes the run.
+        hint: what resumes the run (:func:`resume_hint`).
     """
     good = [path for path in found if step_of(path) < first_skipped - 1 and _is_usable(path)]
     if not found:
-        return f"no checkpoint was complete; {again} begins at the start"
+        return f"no checkpoint was complete; {hint} begins at the start"
     if not good:
-        newest = step_of(found[-1])
         return (
-            f"the checkpoint of step {newest} may hold ruined weights, and there is no whole one before it: --fresh starts "
-            "anew beside this run"
+            f"the checkpoint of step {step_of(found[-1])} may hold ruined weights, and there is no whole one before it: "
+            "--fresh starts anew beside this run"
         )
     step = step_of(good[-1])
     if good[-1] == found[-1]:
-        return f"{again} resumes from the checkpoint of step {step}, from before them"
+        return f"{hint} resumes from the checkpoint of step {step}, from before them"
     return (
         f"the checkpoint of step {step_of(found[-1])} may hold ruined weights: to go back to the one of step {step}, add "
         f"--resume_step {step} to the command"
@@ -195,7 +220,7 @@ def verified(path: Path, world: World) -> tuple[Checkpoint | None, str]:
 
     Raises:
         UnreadableError: some rank cannot read it now.
-        InputError: it is whole, but nothing that we can read.
+        InputError: it is whole, but of another version.
     """
     checkpoint, problem = None, None
     try:
@@ -213,13 +238,19 @@ def verified(path: Path, world: World) -> tuple[Checkpoint | None, str]:
     return checkpoint, ""
 
 
-def starting_point(
-    found: Found, directory: RunDirectory, run: RunConfig, data: TokenSet, digest: str, *, allowed: frozenset[str]
+def starting_progress(
+    choice: CheckpointChoice,
+    directory: RunDirectory,
+    run: RunConfig,
+    data: TokenSet,
+    digest: str,
+    *,
+    allowed: frozenset[str],
 ) -> tuple[Progress, dict[str, str]]:
-    """Where a run begins or goes on, and what of its tokens is otherwise than before.
+    """The progress that a run starts from, and how its tokens differ from before, each as ``old → new``.
 
     Args:
-        found: the checkpoint to go on from.
+        choice: the checkpoint to resume from.
         directory: the run's.
         run: the run.
         data: what it trains on now.
@@ -229,29 +260,49 @@ def starting_point(
     Raises:
         InputError: the checkpoint was trained on other tokens, and that is not allowed.
     """
-    if found.checkpoint is None:
+    if choice.checkpoint is None:
         return Progress(step=0, tokens=0), {}
-    header = found.checkpoint.manifest.header
-    others = other_tokens(header, data, digest, directory.ledger.stretch_of(header.progress.step))
-    check_tokens(found.checkpoint.path, run, allowed, others)
-    return _with_scale(header, run), others
+    header = choice.checkpoint.manifest.header
+    changes = token_changes(header, data, digest, directory.ledger.stretch_of(header.progress.step))
+    forbidden = {key: change for key, change in changes.items() if key not in allowed}
+    if forbidden:
+        listed = ", ".join(f"{key}: {change}" for key, change in forbidden.items())
+        raise InputError(
+            f"{choice.checkpoint.path} was trained on other tokens than {run.data.input_file} gives ({listed}); use the data "
+            f"it was trained on; or {allow_change(changes, allowed)} resumes with these; or another --model_name, or "
+            "--fresh to start anew beside it"
+        )
+    return _with_loss_scale(header, run), changes
 
 
-def _with_scale(header: Header, run: RunConfig) -> Progress:
-    """Where a checkpoint left the run; a changed precision begins with its own loss scale."""
+def token_changes(header: Header, data: TokenSet, digest: str, before: Stretch | None) -> dict[str, str]:
+    """How tokenizer and tokens differ from those that a checkpoint was trained on, each as ``old → new``."""
+    changes = {}
+    if json.dumps(header.tokenizer, sort_keys=True) != json.dumps(data.tokenizer.as_dict(), sort_keys=True):
+        old, new = Tokenizer.from_dict(header.tokenizer), data.tokenizer
+        changes["tokenizer"] = f"{old.kind} {old.digest[:12]} → {new.kind} {new.digest[:12]}"
+    if header.data not in {None, digest}:
+        changes[DATA] = f"{str(header.data)[:12]} → {digest[:12]}"
+        if before is not None and before.tokens != len(data.train):
+            changes[DATA] += f", {data.files['train'].path} of {before.tokens:,} → {len(data.train):,} tokens"
+    return changes
+
+
+def _with_loss_scale(header: Header, run: RunConfig) -> Progress:
+    """The progress of a checkpoint; a changed precision starts with its own loss scale."""
     precision = run.train.precision
     if header.train.get("precision", precision) == precision:
         return header.progress
     return replace(header.progress, loss_scale=LossScaler.for_precision(precision).scale, good_steps=0)
 
 
-def first_stretch(run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
-    """From which window on the next steps take theirs."""
+def first_stretch(run: RunConfig, batch: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
+    """The data that the steps after a progress consume, as a line of the ledger."""
     return Stretch(
         first_step=progress.step + 1,
         first_window=progress.sequences,
-        windows_per_step=plan.sequences,
-        block_size=plan.block_size,
+        windows_per_step=batch.sequences,
+        block_size=batch.block_size,
         seed=run.train.seed,
         tokens=len(data.train),
         file=str(data.files["train"].path.absolute()),
@@ -260,16 +311,16 @@ def first_stretch(run: RunConfig, plan: BatchPlan, data: TokenSet, digest: str, 
     )
 
 
-def goes_on_with(name: str, asked: str, *, fresh: bool, back: bool = False) -> str:
-    """What goes on with a run once it has ended, in words: one that ``--fresh`` began has another name by then.
+def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) -> str:
+    """The command that resumes a run later, in words: a run that ``--fresh`` began may have another name by then.
 
     Args:
         name: the run's, which is its folder's.
-        asked: the name that the command gives, or its preset.
+        asked: the name in the command, or its preset.
         fresh: whether the command has ``--fresh``.
-        back: whether it has ``--resume_step``.
+        goes_back: whether it has ``--resume_step``.
     """
-    if back:
+    if goes_back:
         return "the same command without --resume_step"
     if not fresh:
         return "the same command"
@@ -277,7 +328,7 @@ def goes_on_with(name: str, asked: str, *, fresh: bool, back: bool = False) -> s
 
 
 def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
-    """Where a run goes on, and which of its steps come again.
+    """A line on where a run resumes, and which of its steps it repeats.
 
     Args:
         checkpoint: from where.
@@ -286,8 +337,8 @@ def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -
         taken: the last step that was taken before.
     """
     first = progress.step + 1
-    several = f"steps {first} to {taken} were taken before, and come"
-    lost = f"step {first} was taken before, and comes" if taken == first else several
-    again = f"; {lost} again" if taken >= first else ""
-    left_out = f"; {progress.left_out:,} windows of the data were left out before" if progress.left_out else ""
-    return f"resumed  from {checkpoint}, step {progress.step} of {total}{again}{left_out}"
+    several = f"steps {first} to {taken} were taken before, and are repeated"
+    lost = f"step {first} was taken before, and is repeated" if taken == first else several
+    repeated = f"; {lost}" if taken >= first else ""
+    skipped = f"; {progress.left_out:,} windows of the data were skipped before" if progress.left_out else ""
+    return f"resumed  from {checkpoint}, step {progress.step} of {total}{repeated}{skipped}"

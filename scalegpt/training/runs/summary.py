@@ -1,5 +1,6 @@
-"""How a run is laid out, in the words that it opens with and as ``plan.json``."""
+"""What a run prints of itself at its start, what it keeps of that in ``plan.json``, and which settings have no effect."""
 
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from scalegpt.architecture.counting import count_parameters
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.config import RunConfig, TrainConfig
+from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.data.shards import TokenSet
 from scalegpt.planner import length
 from scalegpt.planner.batches import BatchPlan
@@ -15,25 +17,25 @@ from scalegpt.planner.memory.states import training_bytes
 from scalegpt.units import format_bytes
 
 
-def total_steps(train: TrainConfig, plan: BatchPlan) -> int:
+def total_steps(train: TrainConfig, batch: BatchPlan) -> int:
     """Optimizer steps until ``max_iters`` or ``max_tokens``, whichever comes first."""
-    return length.total_steps(train, plan.tokens)
+    return length.total_steps(train, batch.tokens)
 
 
-def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, compiled: bool) -> str:
-    """The lines that a run opens with."""
+def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, compiled: bool) -> str:
+    """The first lines of a run: model, data, step, machine, states."""
     model, train, parallel = run.model, run.train, run.parallel
     parameters = count_parameters(model).total
-    steps = total_steps(train, plan)
+    steps = total_steps(train, batch)
     offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
-    epochs = steps * plan.tokens / max(1, len(data.train))
+    epochs = steps * batch.tokens / max(1, len(data.train))
     return "\n".join((
         f"model    {parameters:,} parameters: {model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, "
         f"block {model.block_size}, vocabulary {model.vocab_size:,}",
         f"data     {len(data.train):,} training and {len(data.val):,} held-out tokens, "
         f"{data.tokenizer.kind} tokenizer{_read_as(data)}; {epochs:.2f} epochs",
-        f"step     {plan.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
-        f"{plan.micro_batch} × accumulation {plan.grad_accum} × block {plan.block_size}; {steps:,} steps",
+        f"step     {batch.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
+        f"{batch.micro_batch} × accumulation {batch.grad_accum} × block {batch.block_size}; {steps:,} steps",
         f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.label()}{offload}, "
         f"{train.precision}, "
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
@@ -43,18 +45,17 @@ def describe(run: RunConfig, plan: BatchPlan, world: World, data: TokenSet, *, c
 
 def _read_as(data: TokenSet) -> str:
     """In which encodings the text was read, where that is known."""
-    encodings = data.encodings
-    return f", read as {', '.join(encodings)}" if encodings else ""
+    return f", read as {', '.join(data.encodings)}" if data.encodings else ""
 
 
 def _threads(world: World) -> str:
-    """What of the cores a rank takes, where the cores are what it computes on."""
+    """The threads of a rank that computes on a CPU."""
     count = torch.get_num_threads()
     return f" of {count} thread{'s' if count > 1 else ''}" if world.device.type == "cpu" else ""
 
 
-def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
-    """What ``plan.json`` holds: how the run is laid out."""
+def plan_summary(run: RunConfig, batch: BatchPlan, world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of ``plan.json``, without memory and speed."""
     count = count_parameters(run.model)
     return {
         "parameters": count.total,
@@ -63,10 +64,10 @@ def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[s
         "backend": run.parallel.backend,
         "zero_stage": run.parallel.stage,
         "offload": run.parallel.offload,
-        "micro_batch": plan.micro_batch,
-        "grad_accum": plan.grad_accum,
-        "tokens_per_step": plan.tokens,
-        "steps": total_steps(run.train, plan),
+        "micro_batch": batch.micro_batch,
+        "grad_accum": batch.grad_accum,
+        "tokens_per_step": batch.tokens,
+        "steps": total_steps(run.train, batch),
         "precision": run.train.precision,
         "recompute": run.train.recompute,
         "loss": run.train.loss,
@@ -74,3 +75,25 @@ def plan_summary(run: RunConfig, plan: BatchPlan, world: World, settings: dict[s
         "deepspeed": settings,
         "torch": torch.__version__,
     }
+
+
+def unused(run: RunConfig, batch: BatchPlan, given: Set[str]) -> Iterator[str]:
+    """A line for each setting that was given and has no effect; none for one at its default.
+
+    Args:
+        run: resolved.
+        batch: how a step is divided.
+        given: keys of the settings that the user gave.
+    """
+    train, default = run.train, TrainConfig()
+    others = frozenset().union(*OWN_SETTINGS.values()) - OWN_SETTINGS[train.optimizer]
+    given = {key for key in given & (others | {"loss_chunk"}) if getattr(train, key) != getattr(default, key)}
+    yield from (f"{key} is not used: the optimizer is {train.optimizer}" for key in sorted(given & others))
+    tokens = batch.micro_batch * batch.block_size
+    if "loss_chunk" in given and train.loss == "full":
+        yield "loss_chunk is not used: the loss is full"
+    elif "loss_chunk" in given and train.loss_chunk > tokens:
+        yield (
+            f"loss_chunk {train.loss_chunk:,} is more than the {tokens:,} tokens of a micro batch: it is one chunk, and all "
+            "its logits exist at once"
+        )

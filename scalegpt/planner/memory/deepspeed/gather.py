@@ -48,7 +48,7 @@ class Gathering:
     head: int
     positions: int
     tied: bool
-    ranks: int
+    shards: int
     width: int
     on_host: bool
     prefetch: int
@@ -100,12 +100,12 @@ class Schedule:
     fetched: tuple[int, int]
 
 
-def gathering(run: RunConfig, ranks: int, settings: Settings) -> Gathering:
+def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
     """What decides in a run what is gathered when.
 
     Args:
         run: a run of stage 3.
-        ranks: data-parallel ranks W.
+        shards: over how many ranks each tensor is cut.
         settings: DeepSpeed's complete configuration.
     """
     zero, model = settings["zero_optimization"], run.model
@@ -117,7 +117,7 @@ def gathering(run: RunConfig, ranks: int, settings: Settings) -> Gathering:
         head=head if head > threshold else 0,
         positions=positions if positions > threshold else 0,
         tied=model.tie_head,
-        ranks=ranks,
+        shards=shards,
         width=BYTES[run.train.precision],
         on_host=offloaded(zero, "param"),
         prefetch=int(zero["stage3_prefetch_bucket_size"]),
@@ -209,16 +209,16 @@ class _Coordinator:
 
     def _whole(self, p: int) -> int:
         """Bytes of a gathered parameter; a single rank looks into the part that it holds, which is the whole."""
-        return 0 if self.given.ranks == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
+        return 0 if self.given.shards == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
 
     def _part(self, p: int) -> int:
-        return -(-self.numel[p] // self.given.ranks)
+        return -(-self.numel[p] // self.given.shards)
 
     def _buffer(self, wanted: Sequence[int]) -> int:
         """Bytes of what parameters are gathered into."""
-        if self.given.ranks == 1:
+        if self.given.shards == 1:
             return sum(map(self._whole, wanted))
-        return rounded(self.given.width * self.given.ranks * sum(map(self._part, wanted)))
+        return rounded(self.given.width * self.given.shards * sum(map(self._part, wanted)))
 
     def _gather(self, wanted: Sequence[int]) -> None:
         """Start to gather parameters into one buffer."""
@@ -229,9 +229,9 @@ class _Coordinator:
             self.state[p] = _COMING
             self.group[p] = key
             self.available += self.numel[p]
-            self.fetched += self.given.ranks * self._part(p)
+            self.fetched += self.given.shards * self._part(p)
         self.groups[key], self.waiting[key] = list(wanted), len(wanted)
-        away = self.given.on_host and self.given.ranks > 1
+        away = self.given.on_host and self.given.shards > 1
         copies = sum(rounded(self.given.width * self._part(p)) for p in wanted) if away else 0
         self._hold(self._buffer(wanted) + copies)
         self.bytes -= copies
@@ -242,7 +242,7 @@ class _Coordinator:
         if key is None:
             return
         wanted = self.groups[key]
-        copied = len(wanted) > 1 and self.given.ranks > 1
+        copied = len(wanted) > 1 and self.given.shards > 1
         if self.state[p] == _COMING:
             for other in wanted:
                 self.state[other] = _HERE

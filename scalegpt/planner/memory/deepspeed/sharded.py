@@ -10,6 +10,7 @@ from typing import Any
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.config.optimizers import FP32
 from scalegpt.planner.memory.predict import Prediction
 from scalegpt.planner.memory.sizes import GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
@@ -43,8 +44,8 @@ class ShardedStep(Step, ABC):
     backwards_alike = False  # each depends on what is in the bucket
     pins_masters = True
 
-    def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, ranks, grad_accum)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum)
         self.zero = settings["zero_optimization"]
         self.width = self.s.compute
         self.accumulated = BYTES[settings["data_types"]["grad_accum_dtype"]]
@@ -62,7 +63,7 @@ class ShardedStep(Step, ABC):
 
     def part(self, group: Group) -> int:
         """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
-        total, align = _elements(group), 2 * self.ranks
+        total, align = _elements(group), 2 * self.shards
         return -(-total // align) * 2
 
     def play(self) -> Prediction:
@@ -84,7 +85,7 @@ class ShardedStep(Step, ABC):
     def hold_weights(self) -> None:
         """Hold flat weights, a buffer for each group."""
         for part in self.parts:
-            self.t.take(WEIGHTS, self.width * part * self.ranks)
+            self.t.take(WEIGHTS, self.width * part * self.shards)
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
         """See :meth:`Step.small_gradients`; here they are followed like the others, and so small that only buckets notice."""
@@ -167,12 +168,12 @@ def _elements(group: Group) -> int:
 
 
 @lru_cache(maxsize=1024)
-def padded_elements(group: Group, ranks: int) -> int:
+def padded_elements(group: Group, shards: int) -> int:
     """Elements of each rank's parts of a group whose tensors are cut one by one."""
-    return sum(padded(shape, ranks) for shape in group)
+    return sum(padded(shape, shards) for shape in group)
 
 
 @lru_cache(maxsize=4096)
-def padded(shape: Shape, ranks: int) -> int:
+def padded(shape: Shape, shards: int) -> int:
     """Elements of a tensor that stage 3 has cut into equal parts, each rank one."""
-    return math.ceil(numel(shape) / ranks)
+    return math.ceil(numel(shape) / shards)

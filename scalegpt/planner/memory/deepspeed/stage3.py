@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from scalegpt.architecture.parameters import Shape
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.deepspeed.gather import Schedule, Visit, gathering, schedule
 from scalegpt.planner.memory.deepspeed.sharded import (
     BUCKETS,
@@ -37,23 +38,23 @@ class Stage3(ShardedStep):
 
     pins_masters = False
 
-    def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, ranks, grad_accum, settings)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum, settings)
         self.micro_steps = min(grad_accum, 2)  # gradients have their place from the start; the last step holds most
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
-        whole = [padded(shape, ranks) for shape in self.shapes.values() if numel(shape) <= threshold]
-        apart = ranks > 1 or offloaded(self.zero, "param")  # else they look into the part, which is the whole
-        self.kept_whole = sum(rounded(self.width * ranks * part) for part in whole) if apart else 0
+        whole = [padded(shape, mesh.shards) for shape in self.shapes.values() if numel(shape) <= threshold]
+        apart = mesh.shards > 1 or offloaded(self.zero, "param")  # else they look into the part, which is the whole
+        self.kept_whole = sum(rounded(self.width * mesh.shards * part) for part in whole) if apart else 0
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
-        self.gathering = gathering(run, ranks, settings)
+        self.gathering = gathering(run, mesh.shards, settings)
         self.plan: Schedule = schedule(self.gathering)
         self.large = 0  # bytes of the gradient that is too large for the bucket
         self.in_block: list[int] | None = None
 
     def part(self, group: Group) -> int:
         """See :meth:`ShardedStep.part`; each tensor is cut by itself."""
-        return padded_elements(group, self.ranks)
+        return padded_elements(group, self.shards)
 
     def _sub_groups(self, group: Group) -> list[int]:
         """Elements of the parts that the optimizer steps through one after another."""
@@ -62,7 +63,7 @@ class Stage3(ShardedStep):
             return [self.part(group)]
         parts, size = [], 0
         for shape in group:
-            size += padded(shape, self.ranks)
+            size += padded(shape, self.shards)
             if size >= limit:
                 parts.append(size)
                 size = 0
@@ -202,13 +203,13 @@ class Stage3(ShardedStep):
         if not elements:
             return
         cast = self.sent * elements if self.large and self.sent != self.width else 0
-        alone = self.tensors == 1 and elements % self.ranks == 0
+        alone = self.tensors == 1 and elements % self.shards == 0
         joined = 0 if alone else self.sent * elements
-        back = self.accumulated * -(-elements // self.ranks) if self.offloads and self.copies_between else 0
+        back = self.accumulated * -(-elements // self.shards) if self.offloads and self.copies_between else 0
         self.t.touch(BUCKETS, cast, joined, back)
         kept = cast if alone else joined
         if self.offloads and self.last_micro:
-            self.t.touch(BUCKETS, kept, back, NORM_BYTES * -(-self.largest // self.ranks))
+            self.t.touch(BUCKETS, kept, back, NORM_BYTES * -(-self.largest // self.shards))
         self.t.give(TEMPORARIES, self.large)
         self.large = self.largest = self.tensors = 0
 
@@ -235,7 +236,7 @@ class Stage3(ShardedStep):
         total = sum(self.parts)
         if self.run.train.precision == "fp16":
             self.t.touch(TEMPORARIES, 4 * total, total)
-        largest = max(padded(shape, self.ranks) for shape in self.shapes.values())
+        largest = max(padded(shape, self.shards) for shape in self.shapes.values())
         self.t.touch(TEMPORARIES, NORM_BYTES * largest)
         self.t.take(TEMPORARIES, 4 * max(self.parts))
         self._step_in_groups()

@@ -26,6 +26,7 @@ part of the fp32 gradient and a buffer for the largest tensor. Pinned host memor
 from collections.abc import Iterable, Iterator
 
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.deepspeed.sharded import BUCKETS, NORM_BYTES, Settings, ShardedStep, offloaded
 from scalegpt.planner.memory.deepspeed.stage3 import Stage3
 from scalegpt.planner.memory.sizes import GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size
@@ -37,25 +38,25 @@ FALLBACK_BUCKET = 500_000_000
 """Elements after which the engine reduces what it has collected (``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
 
-def make_step(run: RunConfig, *, ranks: int, grad_accum: int, settings: Settings) -> "Step":
+def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, settings: Settings) -> "Step":
     """The step of the fullest rank that these settings make DeepSpeed take.
 
     Args:
         run: a run whose precision and micro batch are fixed.
-        ranks: data-parallel ranks W.
+        mesh: how the ranks are laid out.
         grad_accum: micro batches per optimizer step.
         settings: DeepSpeed's configuration from :func:`~scalegpt.planner.memory.deepspeed.settings.deepspeed_settings`.
     """
     zero = settings["zero_optimization"]
     fp16, offload = settings["fp16"]["enabled"], offloaded(zero, "optimizer")
     if zero["stage"] == 3:
-        return Stage3(run, ranks, grad_accum, settings)
+        return Stage3(run, mesh, grad_accum, settings)
     if zero["stage"] == 0:
-        return UnfusedStep(run, ranks, grad_accum) if fp16 else EngineStep(run, ranks, grad_accum)
+        return UnfusedStep(run, mesh, grad_accum) if fp16 else EngineStep(run, mesh, grad_accum)
     in_fp32 = settings["data_types"]["grad_accum_dtype"] == "fp32"
     if zero["stage"] == 1 and settings["bf16"]["enabled"] and in_fp32 and not offload:
-        return BF16Step(run, ranks, grad_accum, settings)
-    return (Stage1 if zero["stage"] == 1 else Stage2)(run, ranks, grad_accum, settings)
+        return BF16Step(run, mesh, grad_accum, settings)
+    return (Stage1 if zero["stage"] == 1 else Stage2)(run, mesh, grad_accum, settings)
 
 
 class EngineStep(Step):
@@ -120,15 +121,15 @@ def largest_pile(sizes: Iterable[int]) -> int:
 class BF16Step(ShardedStep):
     """Stage 1 in bf16: ``BF16_Optimizer``, which reduces all gradients everywhere, whole and in fp32."""
 
-    def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, ranks, grad_accum, settings)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum, settings)
         self.at_once = bool(settings["bf16"].get("immediate_grad_update", False))
 
     def hold_states(self) -> None:
         """See :meth:`ShardedStep.hold_states`; the fp32 gradients are there from the start."""
         super().hold_states()
         for part in self.parts:
-            self.t.take(GRADIENTS, self.accumulated * part * self.ranks)
+            self.t.take(GRADIENTS, self.accumulated * part * self.shards)
 
     def arrive(self, elements: int, width: int) -> None:
         """Added to the fp32 gradient at once, or kept in bf16 until the end."""
@@ -143,7 +144,7 @@ class BF16Step(ShardedStep):
         if not self.at_once:
             self.t.touch(TEMPORARIES, self.accumulated * max(map(numel, self.shapes.values())))
         if self.last_micro:
-            pile = largest_pile(part * self.ranks for part in self.parts)
+            pile = largest_pile(part * self.shards for part in self.parts)
             self.t.touch(TEMPORARIES, self.accumulated * pile if len(self.parts) > 1 else 0)
 
     def _optimizer_step(self) -> None:
@@ -153,8 +154,8 @@ class BF16Step(ShardedStep):
 class PartStep(ShardedStep):
     """What stages 1 and 2 of ZeRO's own optimizer share: buckets that are allocated in each backward pass."""
 
-    def __init__(self, run: RunConfig, ranks: int, grad_accum: int, settings: Settings) -> None:
-        super().__init__(run, ranks, grad_accum, settings)
+    def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, settings: Settings) -> None:
+        super().__init__(run, mesh, grad_accum, settings)
         self.compact = self.accumulated == 4 and self.width != 4
         self.open = self.owned = 0  # bytes of the buckets and of this rank's gradients
         self.waiting = 0  # bytes of a gradient that is too large for the bucket
@@ -236,7 +237,7 @@ class PartStep(ShardedStep):
         """Elements of all tensors of which the first or the last rank owns some."""
         first = last = 0
         for group, part in zip(self.groups, self.parts, strict=True):
-            start, bound = 0, part * (self.ranks - 1)
+            start, bound = 0, part * (self.shards - 1)
             for size in map(numel, group):
                 first += size if start < part else 0
                 last += size if start + size > bound else 0
@@ -307,7 +308,7 @@ class Stage1(PartStep):
             for elements in self._in_order():
                 self.into_bucket(elements, 4, GRADIENTS)
         self.reduce()
-        if not self.compact or self.ranks == 1:
+        if not self.compact or self.shards == 1:
             self.close_buckets()
 
     def _in_order(self) -> Iterator[int]:
@@ -317,7 +318,7 @@ class Stage1(PartStep):
     def _optimizer_step(self) -> None:
         """The gradients of other ranks' parameters are still there: in the bucket, or a very large one by itself."""
         fuller = self.offloads or not self.run.model.tie_head  # than the rank whose the token embedding is
-        foreign = 4 * self.head if fuller and self.ranks > 1 and self.head > self.bucket else 0
+        foreign = 4 * self.head if fuller and self.shards > 1 and self.head > self.bucket else 0
         self.t.take(TEMPORARIES, foreign)
         super()._optimizer_step()
         self.t.give(TEMPORARIES, foreign)

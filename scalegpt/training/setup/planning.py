@@ -1,7 +1,7 @@
-"""What the planner chooses for a run that is about to start: the first rank plans, all ranks go by its answer.
+"""What the planner chooses for a run that is about to start: the first rank plans, and all ranks use its answer.
 
-The micro batch and what to recompute are chosen unless the user, or for the latter a preset, says otherwise; backend, ZeRO
-stage, offload and loss only where they are ``auto``: otherwise a preset's own hold.
+The micro batch and what to recompute are chosen unless the user, or for recompute a preset, names them. Backend, ZeRO stage,
+offload and loss are chosen only where they are ``auto``.
 """
 
 from dataclasses import dataclass, replace
@@ -25,21 +25,21 @@ from scalegpt.planner.time import calibration
 from scalegpt.training.memory import machine_of
 from scalegpt.units import gib
 
-ROOM_FOR_ERROR = 0.1
-"""A run whose settings are all given is refused where more than this share of what it needs is lacking."""
+TOLERANCE = 0.1
+"""A run whose settings are all given is refused where it lacks more than this share of what it needs."""
 
-TAKEN = 0.02
-"""Share of a card's memory below which what other processes hold is not worth a word."""
+NOTABLE = 0.02
+"""Share of a card's memory below which what other processes hold is not reported."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The run with nothing left open.
+class Planned:
+    """The run with its layout chosen.
 
     Attributes:
-        run: as it will be trained.
+        run: nothing in it is open any more.
         plan: the prediction for it.
-        notes: what to say about it, a line each.
+        notes: lines for the user.
     """
 
     run: RunConfig
@@ -52,69 +52,68 @@ class Chosen:
         return self.plan.batch
 
 
-def settle_layout(
+def choose_layout(
     run: RunConfig, world: World, *, open_: frozenset[str], margin: float, reopen: frozenset[str] = frozenset()
-) -> Chosen:
-    """Choose what is open, on the first rank for all; on a processor each rank then treats freed memory as is planned.
+) -> Planned:
+    """Choose what is open; all ranks must call it together. A CPU process is then set to free memory as the plan assumes.
 
     Args:
         run: a run whose precision and vocabulary are known.
         world: the ranks.
         open_: the settings to choose.
         margin: share of a card's memory to leave free.
-        reopen: settings that an earlier process of the run chose, and that are chosen anew where they do not fit any more.
+        reopen: settings that an earlier process of the run chose. They are chosen anew where they no longer fit.
 
     Raises:
-        InputError: the step cannot be divided among the ranks, or with what is open nothing fits.
+        InputError: the step cannot be divided among the ranks, or nothing fits.
     """
     machine, notes = _machine(run, world)
-    run = replace(run, auto=frozenset())
-    backends = installed_backends()
-    chosen = world.on_first(
-        lambda: _settle(
+    run, backends = replace(run, auto=frozenset()), installed_backends()
+    planned = world.on_first(
+        lambda: _choose(
             Question(run, machine, open_, margin, calibration.load(), fewer=False, backends=backends), notes, reopen
         )
     )
-    if not machine.is_gpu and not chosen.plan.machine.keeps_freed_memory:
+    if not machine.is_gpu and not planned.plan.machine.keeps_freed_memory:
         give_back_freed_memory()
-    return chosen
+    return planned
 
 
-def _settle(question: Question, notes: tuple[str, ...], reopen: frozenset[str] = frozenset()) -> Chosen:
-    run, machine = question.run, question.machine
-    batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
+def _choose(question: Question, notes: tuple[str, ...], reopen: frozenset[str] = frozenset()) -> Planned:
+    batch = plan_batches(question.run, question.machine.ranks, micro_fixed="micro_batch" not in question.open)
     if not question.open:
-        plan, gave_way = fixed_in_room(question, batch)
+        plan, compromises = fixed_in_room(question, batch)
         if not _is_too_large(plan):
-            return Chosen(plan.run, plan, (*notes, *gave_way))
+            return Planned(plan.run, plan, (*notes, *compromises))
         if not reopen:
             raise InputError(_refusal(question, plan))
-        return _settle(replace(question, open=reopen), notes)
+        return _choose(replace(question, open=reopen), notes)
     roomed = choose_in_room(question)
+    margin_notes: tuple[str, ...] = ()
     if roomed.found.best is None and question.margin:
         roomed = choose_in_room(replace(question, margin=0.0))
-        notes = (*notes, f"what fits leaves less than the safety margin of {question.margin:.0%} free")
+        margin_notes = (f"what fits leaves less than the safety margin of {question.margin:.0%} free",)
     best = roomed.found.best
-    if best is None and reopen - question.open:
-        return _settle(replace(question, open=question.open | reopen), notes[:-1] if question.margin else notes)
-    if best is None:
-        raise InputError(_refusal(question, roomed.found.closest))
-    return Chosen(best.run, best, (*notes, *roomed.notes, *_said(question, best)))
+    if best is not None:
+        return Planned(best.run, best, (*notes, *margin_notes, *roomed.notes, *_chosen_line(question, best)))
+    if reopen - question.open:
+        return _choose(replace(question, open=question.open | reopen), notes)
+    raise InputError(_refusal(question, roomed.found.closest))
 
 
 def _is_too_large(plan: Plan) -> bool:
     """Whether a plan whose settings are all given is refused.
 
-    A card may hold a little less than is predicted. On a processor nothing may be lacking, since the machine would go down.
+    On a card the prediction may be a little high. On a CPU nothing may be lacking: the whole machine would run out of memory.
     """
     if not plan.fits_host:
         return True
-    allowed = ROOM_FOR_ERROR * plan.total_bytes if plan.machine.is_gpu else 0
+    allowed = TOLERANCE * plan.total_bytes if plan.machine.is_gpu else 0
     return plan.missing_bytes > allowed
 
 
 def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
-    """The machine at hand, with the memory that the fullest card has left for us."""
+    """This machine, with the memory that the fullest card has left for the run, and notes."""
     machine = machine_of(world)
     usable, host = machine.usable_bytes, machine.host_bytes
     if usable is None:
@@ -124,26 +123,26 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
     if not machine.is_gpu:
         return replace(machine, usable_bytes=smallest), ()
     free, total = torch.cuda.mem_get_info(world.device)
-    ours = Overheads.of(run, machine.card, 1).context  # torch has made its context to answer
-    taken = world.largest(max(0, total - free - ours))
+    context = Overheads.of(run, machine.card, 1).context  # torch made one to answer
+    taken = world.largest(max(0, total - free - context))
     notes = []
     if smallest < usable:
         notes.append(f"the smallest card of the ranks has {gib(smallest)}: all are planned for that")
-    if taken > TAKEN * smallest:
+    if taken > NOTABLE * smallest:
         notes.append(f"other processes hold {gib(taken)} of a card: {gib(smallest - taken)} is planned for")
         smallest -= taken
     return replace(machine, usable_bytes=smallest), tuple(notes)
 
 
-def _said(question: Question, plan: Plan) -> tuple[str, ...]:
-    """What was chosen, in a line; nothing where a processor takes the micro batch as it is."""
+def _chosen_line(question: Question, plan: Plan) -> tuple[str, ...]:
+    """A line on what was chosen; none where a CPU takes the micro batch as it is."""
     wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
     if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:
+        changed = [f"micro batch {taken} rather than {wanted}"] if taken < wanted else []
+        changed += [f"recompute {plan.run.train.recompute}"] if plan.run.train.recompute != "none" else []
         sequences = plan.batch.sequences // plan.batch.ranks
-        why = f"it fits, and divides the {sequences} sequences per rank of a step"
-        recompute = "" if plan.run.train.recompute == "none" else f", recompute {plan.run.train.recompute}"
-        lowered = f"micro batch {taken} rather than {wanted}{recompute}: {why}"
-        return (lowered,) if taken < wanted or recompute else ()
+        why = f"it fits, and divides the {sequences} sequences per rank of a step" if taken < wanted else "it fits"
+        return (f"{', '.join(changed)}: {why}",) if changed else ()
     train, parallel, machine = plan.run.train, plan.run.parallel, question.machine
     words = {
         "micro_batch": f"micro batch {plan.batch.micro_batch}",
@@ -173,13 +172,14 @@ def _refusal(question: Question, closest: Plan | None) -> str:
 def _advice(found: list[Remedy], closest: Plan | None) -> str:
     if not found:
         return "use a smaller model, more GPUs, or --offload"
-    said = []
+    lines = []
     for remedy in found:
-        same_machine = closest is not None and remedy.plan.machine.ranks == closest.machine.ranks
-        flags = (
-            differences(closest, remedy.plan)
-            if closest is not None and same_machine and remedy.what[:4] == "with"
-            else ""
-        )
-        said.append(f"use {flags}" if flags else f"run it {remedy.what}")
-    return ", or ".join(said)
+        flags = ""
+        if closest is not None and remedy.what.startswith("with") and _same_ranks(remedy.plan, closest):
+            flags = differences(closest, remedy.plan)
+        lines.append(f"use {flags}" if flags else f"run it {remedy.what}")
+    return ", or ".join(lines)
+
+
+def _same_ranks(one: Plan, other: Plan) -> bool:
+    return one.machine.ranks == other.machine.ranks

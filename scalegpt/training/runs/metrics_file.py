@@ -1,21 +1,78 @@
-"""What ``metrics.jsonl`` says of the steps up to a checkpoint, read in one pass, and what that step still lacks.
+"""``metrics.jsonl``: a line for each step and each evaluation. What it says up to a checkpoint is read in one pass.
 
 A checkpoint is written before the evaluation and the sample of its step. A process that ends in between leaves these two
 undone, and the resumed run does them first. So an interrupted run ends with the same files as an undisturbed one.
 """
 
+import json
 from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from math import nan
+from math import inf, isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from scalegpt.config import TrainConfig
-from scalegpt.training.metrics import metric_lines
+from scalegpt.config.train import MOST_STEPS
+from scalegpt.structured import read_lines
+from scalegpt.training.runs.files import finite, writing
 from scalegpt.training.schedules import is_due
+
+_NUMBERS = frozenset({"loss", "val_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "tokens"})
+"""The values of a line that are drawn or added up, and so must be numbers."""
 
 LOSS, GRADIENT, SPIKE = "loss not finite", "gradient not finite", "loss spike"
 """Why a step was skipped, in the words of ``metrics.jsonl``."""
+
+
+class MetricsFile:
+    """Writes ``metrics.jsonl``: a :class:`~scalegpt.training.metrics.MetricSink` whose lines are flushed one by one.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Append a line; what is not finite becomes null, since JSON has no such numbers.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        clean = {key: finite(value) for key, value in values.items()}
+        with writing(self.path):
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; :meth:`log` has raised what could not be written."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def metric_lines(path: Path, until: float = inf) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a ``metrics.jsonl`` up to a step, each with its object; none where there is no such file.
+
+    A line that a crash cut short, or that no run has written, is skipped.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        for line, values in read_lines(path):
+            step = values.get("step")
+            is_step = type(step) is int and 0 <= step <= min(until, MOST_STEPS)
+            if is_step and all(_is_number(values[key]) for key in _NUMBERS & values.keys()):
+                yield line, values
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and isfinite(value))
 
 
 @dataclass(frozen=True)

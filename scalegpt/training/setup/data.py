@@ -1,0 +1,140 @@
+"""The data of a run: prepared once on each machine, opened on every rank. A resumed run keeps the tokens that it has."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalegpt.backends import World
+from scalegpt.checkpoint.reader import read_manifest
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.presets import as_file
+from scalegpt.config.run import DATA, DataConfig
+from scalegpt.data.prepare import prepare_again, prepare_cached
+from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.errors import InputError
+from scalegpt.training.loggers import Logger
+from scalegpt.training.request import Request
+from scalegpt.training.resilience.stopping import StopRequest
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.units import human_count
+
+REPORTED_FROM = 50_000_000
+"""Bytes of text from which on the preparation reports its progress."""
+
+
+@dataclass(frozen=True)
+class ReadyData:
+    """The tokens of a run, and the settings that follow from them.
+
+    Attributes:
+        tokens: opened on this rank.
+        digest: SHA-256 of tokenizer and tokens.
+        settings: the data settings, with the tokenizer of the tokens.
+        model: the model settings, with the vocabulary of the tokens.
+    """
+
+    tokens: TokenSet
+    digest: str
+    settings: DataConfig
+    model: ModelConfig
+
+
+def prepare_data(request: Request, world: World, logger: Logger, stop: StopRequest) -> ReadyData:
+    """Prepare and check the data once on each machine, then open them on every rank; all ranks must call it together.
+
+    Args:
+        request: says which data.
+        world: the ranks.
+        logger: for progress, and for what has changed since the run began.
+        stop: ends a long preparation.
+
+    Raises:
+        InputError: the data cannot be used, or machines have different ones.
+        Stopped: a rank was asked to stop.
+    """
+    run = request.run
+    kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
+    if run.data.input_file is None:
+        raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
+
+    def work() -> tuple[str, str, str | None]:
+        progress = _progress(logger, stop)
+        if kept is None:
+            tokens, changed = prepare_cached(run.data, progress=progress), None
+        else:
+            tokens, changed = prepare_again(run.data, kept, progress=progress)
+        _, model = _fit_settings(run, request.given, tokens)
+        tokens.check_vocabulary(model.vocab_size)
+        tokens.check_block_size(model.block_size)
+        return str(tokens.path), tokens.digest, changed
+
+    path, digest, changed = world.on_each_machine(work)
+    if len({*world.gather(digest)}) > 1:
+        raise InputError(
+            f"{run.data.input_file} gives different tokens on some machines; give all machines the same files"
+        )
+    if changed is not None:
+        logger.say(
+            f"warning: {changed}; the run resumes with the tokens that it began with, which are still in {path}; "
+            f"--allow_change {DATA} trains on the text as it is now"
+        )
+    tokens = open_tokens(Path(path))
+    return ReadyData(tokens, digest, *_fit_settings(run, request.given, tokens))
+
+
+def tokens_to_keep(request: Request) -> str | None:
+    """The digest of the tokens that a run resumes with, even if their text has changed; None: the text decides.
+
+    The text decides where the run has no checkpoint yet, and where the user asks for other data.
+    """
+    directory = RunDirectory(request.runs_dir / request.run.name)
+    saved = directory.newest_checkpoint()
+    theirs = None if saved is None else directory.read_config()
+    if saved is None or theirs is None or not request.allow_change.isdisjoint({DATA, "tokenizer"}):
+        return None
+    before, ours = theirs.get("data"), as_file(request.run)["data"]
+    if not isinstance(before, dict):
+        return None
+    if "tokenizer" not in request.given:
+        ours |= {"tokenizer": before.get("tokenizer")}
+    if any(ours.get(key) != value for key, value in before.items()):
+        return None
+    try:
+        return read_manifest(saved).header.data
+    except InputError:  # damaged: an earlier one will be chosen, of the same tokens
+        stretches = directory.ledger.read()
+        return stretches[-1].data if stretches else None
+
+
+def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
+    """Reports each tenth of a long preparation, and ends it where a stop is requested."""
+    reported = {0}
+
+    def report(done: int, total: int) -> None:
+        stop.check_alone()
+        tenth = 10 * done // max(total, 1)
+        if total > REPORTED_FROM and tenth not in reported:
+            reported.add(tenth)
+            logger.say(f"preparing data: {human_count(done)} of {human_count(total)} bytes")
+
+    return report
+
+
+def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tuple[DataConfig, ModelConfig]:
+    """The settings with the tokenizer of the tokens, and with its vocabulary where the user has not given one.
+
+    A preset's 50,304 rows are GPT-2's vocabulary: of no use to bytes or characters, and thirty times as slow.
+
+    Raises:
+        InputError: the user names another tokenizer than the one that prepared the data.
+    """
+    kind = tokens.tokenizer.kind
+    if "tokenizer" in given and run.data.tokenizer != kind:
+        raise InputError(
+            f"{run.data.input_file} was prepared with the {kind} tokenizer, not {run.data.tokenizer}; "
+            f"omit --tokenizer, or give the text itself as --input_file"
+        )
+    data, model = run.data.changed(tokenizer=kind), run.model
+    if model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
+        return data, model
+    return data, model.changed(vocab_size=tokens.tokenizer.padded_vocab_size)

@@ -1,0 +1,183 @@
+"""From a request to a job ready to train. What can be refused is refused here, before the first step."""
+
+from dataclasses import replace
+from typing import Any
+
+from scalegpt.backends import Backend, World, build_model, make_backend
+from scalegpt.backends.ports import use_loopback
+from scalegpt.config import RunConfig
+from scalegpt.errors import InputError
+from scalegpt.optim.factory import optimizer_factory
+from scalegpt.planner.batches import BatchPlan
+from scalegpt.planner.checks import check_installed, check_optimizer
+from scalegpt.planner.length import length_notes
+from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
+from scalegpt.training.job import Job
+from scalegpt.training.loggers import Logger
+from scalegpt.training.memory import MemoryWatch, predicted_line
+from scalegpt.training.request import Request
+from scalegpt.training.resilience.rollback import restore
+from scalegpt.training.resilience.stopping import StopRequest
+from scalegpt.training.runs.changes import rate_change
+from scalegpt.training.runs.resume import first_stretch, resume_hint, resumed_line
+from scalegpt.training.runs.summary import describe, plan_summary, total_steps, unused
+from scalegpt.training.setup.data import ReadyData, prepare_data
+from scalegpt.training.setup.directory import Start, open_run, write_start
+from scalegpt.training.setup.planning import Planned, choose_layout
+from scalegpt.training.setup.resolve import Resolved, resolve_request
+
+
+def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:
+    """Resolve, plan, prepare the data, open the run's folder and build the model; all ranks must call it together.
+
+    Args:
+        request: what to train.
+        world: the ranks.
+        stop: whether this process was asked to stop meanwhile; None: nobody can ask.
+
+    Raises:
+        InputError: a setting, the data or the run's directory cannot be used; nothing in that directory was changed.
+        Stopped: a rank was asked to stop; nothing but the lock was changed.
+    """
+    stop = stop or StopRequest()
+    resolved = resolve_request(request, world)
+    planned = _plan(resolved, resolved.run, world)
+    train = planned.run.train
+    logger = Logger(speaks=world.is_first, total=total_steps(train, planned.batch), every=train.log_every)
+    data = prepare_data(resolved.request, world, logger, stop)
+    if data.model.vocab_size != planned.run.model.vocab_size:
+        planned = _plan(resolved, replace(resolved.run, model=data.model), world)
+    run = _complete(planned.run, data)
+    logger.total = steps = total_steps(run.train, planned.batch)
+    settings = _deepspeed_settings(run, planned.batch, world)
+    prompt = _prompt(run, data)
+    start = open_run(resolved.request, run, planned.batch, data, world, stop)
+    run = replace(run, name=start.directory.path.name)
+    hint = resume_hint(run.name, request.run.name, fresh=request.fresh, goes_back=request.resume_step is not None)
+    _describe(resolved, planned, start, run, data, world, logger, hint)
+    watch = MemoryWatch(world.device)
+    model = build_model(run, compiled=resolved.compiled, device=world.device)
+    backend = make_backend(run, world, planned.batch.grad_accum, model, optimizer_factory(run.train), settings)
+    _load(backend, start, run, steps, logger)
+    _report_changes(start, run, steps, world, logger)
+    summary = {
+        **plan_summary(run, planned.batch, world, settings),
+        "memory": planned.plan.memory(),
+        "speed": planned.plan.speed(),
+    }
+    stretch = first_stretch(run, planned.batch, data.tokens, data.digest, start.progress)
+    stop.check(world)
+    world.on_first(lambda: write_start(start, run, summary, stretch, resolved.request.resume_step))
+    return Job(
+        run=run,
+        world=world,
+        batch_plan=planned.batch,
+        plan=planned.plan,
+        data=data.tokens,
+        data_digest=data.digest,
+        prompt=prompt,
+        backend=backend,
+        directory=start.directory,
+        logger=logger,
+        total_steps=steps,
+        progress=start.progress,
+        stretch=stretch,
+        history=start.history,
+        resumed=start.choice.checkpoint is not None,
+        watch=watch,
+        stop=stop,
+        resume_hint=hint,
+    )
+
+
+def _plan(resolved: Resolved, run: RunConfig, world: World) -> Planned:
+    """The layout of a run, which this installation can train with."""
+    request = resolved.request
+    planned = choose_layout(run, world, open_=resolved.open, margin=request.margin, reopen=request.open)
+    check_optimizer(planned.run)
+    check_installed(planned.run.parallel.backend)
+    if world.size == 1 and planned.run.parallel.backend != "plain":
+        use_loopback()  # refuses a machine without one before anything is written
+    return planned
+
+
+def _complete(run: RunConfig, data: ReadyData) -> RunConfig:
+    """The run as ``config.yaml`` will have it: with the tokenizer of its data, and the stage written out."""
+    return replace(run, data=data.settings, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
+
+
+def _deepspeed_settings(run: RunConfig, batch: BatchPlan, world: World) -> dict[str, Any] | None:
+    if run.parallel.backend != "deepspeed":
+        return None
+    return deepspeed_settings(run, grad_accum=batch.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda")
+
+
+def _prompt(run: RunConfig, data: ReadyData) -> list[int]:
+    """The ids that samples continue: those of the prompt given, else the end of a text, else the first held-out token.
+
+    Raises:
+        InputError: the vocabulary lacks a part of the prompt.
+    """
+    given, tokenizer, vocab_size = run.train.sample_prompt, data.tokens.tokenizer, run.model.vocab_size
+    if not given:
+        end = tokenizer.end_of_text
+        return [end if end is not None and end < vocab_size else int(data.tokens.val[0])]
+    try:
+        ids = [int(token) for token in tokenizer.encode(given)]
+    except InputError as error:
+        raise InputError(f"sample_prompt: {error}") from None
+    if max(ids) >= vocab_size:
+        raise InputError(
+            f"sample_prompt {given!r} holds token {max(ids)}, past the vocabulary of {vocab_size}; "
+            "give another --sample_prompt"
+        )
+    return ids
+
+
+def _describe(
+    resolved: Resolved,
+    planned: Planned,
+    start: Start,
+    run: RunConfig,
+    data: ReadyData,
+    world: World,
+    logger: Logger,
+    hint: str,
+) -> None:
+    """Print what the run is, and every note and warning of the stages."""
+    request, batch, steps = resolved.request, planned.batch, total_steps(run.train, planned.batch)
+    if resolved.warning:
+        logger.say(f"warning: {resolved.warning}")
+    if run.train.warmup_steps >= steps > 0:
+        logger.say(f"warning: the warm-up of {run.train.warmup_steps} steps never ends; use a smaller --warmup_steps")
+    logger.say(describe(run, batch, world, data.tokens, compiled=resolved.compiled))
+    for line in (
+        *(f"warning: {each}" for each in unused(run, batch, request.given)),
+        *length_notes(run.train, batch.tokens, request.given | request.stated),
+        *planned.notes,
+        *resolved.notes,
+        predicted_line(planned.plan),
+        *([f"fresh    a new run in {start.directory.path}; {hint} resumes it later"] if request.fresh else []),
+        *start.notes,
+    ):
+        logger.say(line)
+
+
+def _load(backend: Backend, start: Start, run: RunConfig, steps: int, logger: Logger) -> None:
+    """Give a backend its initial weights, or the state of the checkpoint."""
+    checkpoint = start.choice.checkpoint
+    if checkpoint is None:
+        backend.load_weights(backend.model.initial_weights(run.train.seed))
+        return
+    restore(backend, checkpoint, start.progress)
+    logger.say(resumed_line(checkpoint.path, start.progress, steps, start.choice.past.last_step))
+
+
+def _report_changes(start: Start, run: RunConfig, steps: int, world: World, logger: Logger) -> None:
+    """Print what differs from the run so far, if steps are left, and what that does to the learning rate."""
+    directory, step = start.directory, start.progress.step
+    for key, change in start.changes.items() if step < steps else ():
+        logger.say(f"changed  {key}: {change}")
+    lines = world.on_first(lambda: rate_change(directory.read_config(), directory.read_plan(), run.train, step, steps))
+    for line in lines:
+        logger.say(line)

@@ -1,0 +1,132 @@
+"""A request on this machine: everything filled in that neither the planner nor the data decide."""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scalegpt.backends import World
+from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
+from scalegpt.backends.precision import resolve_precision
+from scalegpt.config import ParallelConfig, RunConfig
+from scalegpt.data.shards import open_tokens
+from scalegpt.data.text.documents import is_prepared
+from scalegpt.errors import InputError
+from scalegpt.planner.batches import sequences_per_rank
+from scalegpt.planner.checks import check_ranks, with_expected_vocabulary
+from scalegpt.training.request import Request
+from scalegpt.training.resilience import oom
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.launch_marks import begun_before, went_back_before
+
+LONGEST_NAME = 200
+"""File systems allow 255; ``--fresh`` appends a number."""
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request on this machine.
+
+    Attributes:
+        request: as a launcher's restart has to read it.
+        run: its precision is fixed, and so is what an earlier process of the run chose. Tokenizer and vocabulary are those
+            that are expected of the data.
+        open: the settings that the planner still has to choose.
+        compiled: whether the blocks are compiled.
+        warning: why they are not, although that was asked for.
+        notes: lines for the user.
+    """
+
+    request: Request
+    run: RunConfig
+    open: frozenset[str]
+    compiled: bool
+    warning: str | None
+    notes: tuple[str, ...]
+
+
+def resolve_request(request: Request, world: World) -> Resolved:
+    """Fix the precision, try the attention backend, decide on compiling; all ranks must call it together.
+
+    Raises:
+        InputError: the name, or a setting that this machine does not have.
+    """
+    check_name(request.run.name)
+    request = world.on_first(lambda: _as_restarted(request))
+    run, open_, notes = world.on_first(lambda: _as_chosen_before(request, world))
+    run = world.on_first(lambda: with_expected_vocabulary(_with_tokenizer_of_data(run, request.given), request.given))
+    train = run.train
+    if "backend" not in open_:
+        check_ranks(run, world.size)
+    rows = train.micro_batch * run.model.block_size
+    # On a CPU matmuls are timed, so one rank decides for all.
+    precision = world.on_first(lambda: resolve_precision(train.precision, world.device, run.model, rows))
+    if "backend" not in open_:
+        check_precision(run.parallel.backend, precision, world.device)
+    check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)
+    compiled, warning = resolve_compile(train.compile, world.device)
+    return Resolved(
+        request, replace(run, train=train.changed(precision=precision)), open_, compiled, warning, tuple(notes)
+    )
+
+
+def check_name(name: str) -> None:
+    """Refuse a model name that is no plain folder name.
+
+    Raises:
+        InputError: it holds a separator, starts with a dot, or is too long.
+    """
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"model_name {name[:20]}… has {len(name):,} characters; give a --model_name of at most {LONGEST_NAME}"
+        )
+    if not _FOLDER_NAME.fullmatch(name):
+        raise InputError(
+            f"model_name {name!r} must be a plain folder name: give a --model_name of letters, digits, '.', '_', '-'"
+        )
+
+
+def _as_restarted(request: Request) -> Request:
+    """The request as a launcher's restart must read it: it resumes the run that the first start began, at its newest step."""
+    step = request.resume_step
+    if step is not None and went_back_before(request.runs_dir / request.run.name, step):
+        return replace(request, resume_step=None)
+    begun = begun_before(request.runs_dir, request.run.name) if request.fresh else None
+    return request if begun is None else replace(request, run=replace(request.run, name=begun), fresh=False)
+
+
+def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozenset[str], list[str]]:
+    """The run with what earlier processes of it chose, what is still open, and a note on a micro batch that was too large."""
+    if request.fresh:
+        return request.run, request.open, []
+    directory = RunDirectory(request.runs_dir / request.run.name)
+    run, open_ = _with_earlier_layout(request, directory, world)
+    smaller = oom.shrunk(run, directory, ranks=world.size, device=device_name(world.device))
+    return (run, open_, []) if smaller is None else (smaller[0], open_ - {"micro_batch"}, [smaller[1]])
+
+
+def _with_earlier_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
+    """The run with the layout that an earlier process chose for it, and the settings that are still open."""
+    run = directory.settle(request.run, request.given)
+    chosen = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
+    layout = {key: chosen[key] for key in ParallelConfig.settings() if key in chosen}
+    with_layout = replace(
+        run,
+        train=run.train.changed(**{key: value for key, value in chosen.items() if key not in layout}),
+        parallel=run.parallel.changed(**layout, **({"ds_config": None} if layout else {})),
+    )
+    if sequences_per_rank(with_layout, world.size) % with_layout.train.micro_batch:
+        return run, request.open  # the number of sequences per rank has changed
+    return with_layout, request.open - chosen.keys()
+
+
+def _with_tokenizer_of_data(run: RunConfig, given: frozenset[str]) -> RunConfig:
+    """The run with the tokenizer that made its prepared tokens, unless the user names one: then the data stage compares."""
+    path = run.data.input_file
+    if "tokenizer" in given or path is None or not is_prepared(Path(path)):
+        return run
+    with suppress(InputError):  # the data stage reports what is wrong with them
+        return replace(run, data=run.data.changed(tokenizer=open_tokens(path).tokenizer.kind))
+    return run
