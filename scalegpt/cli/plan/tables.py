@@ -39,7 +39,7 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
     count = f"{machine.gpus} × each card" if machine.gpus > 1 else "each card"
     head = f"{run.name}, {count_parameters(run.model).total:,} parameters, on {count}{nodes(machine)} of the catalogue"
     table = aligned(
-        [("card", "memory", *_HEADING), *((row.name, _usable(row.machine), *_cells(row)) for row in rows)],
+        [("card", "memory", *_HEADING), *((row.name, _usable(row.asked.machine), *_cells(row)) for row in rows)],
         right={1, 2, 5, 6, 7},
     )
     more = f"scalegpt plan {' '.join(given.asked.source)} --gpu NAME shows one of them in full".replace("  ", " ")
