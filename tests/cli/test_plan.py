@@ -341,9 +341,7 @@ def test_a_given_length_is_planned_and_two_are_reported(plan: Any) -> None:
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def test_measured_runs_correct_everything_except_the_peak(
-    plan: Any, printed: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_measured_runs_correct_all_except_the_peak(plan: Any, printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"{SMALL} --micro_batch 8 --recompute none"
     tables = plan(words)["choice"]
     measured = Measurement(
