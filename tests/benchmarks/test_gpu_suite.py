@@ -332,7 +332,7 @@ def test_memory_as_predicted_keeps_the_limits_and_too_little_predicted_does_not(
     [
         (TRAIN, {}, 1000.0, None),
         (LOOP, {}, 800.0, "tokens/s over those of the compiled plain loop"),
-        (TRAIN, {"recompute": "full"}, 760.0, "a step is longer with full by"),
+        (TRAIN, {"recompute": "full"}, 760.0, "a step is longer with plain recompute=full by"),
         (TRAIN, {"recompute": "full"}, 780.0, None),
         (TRAIN, {"backend": "deepspeed"}, 940.0, "a step is longer with deepspeed 1 by"),
         (TRAIN, {"backend": "fsdp"}, 960.0, None),
