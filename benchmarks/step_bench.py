@@ -4,9 +4,9 @@ python benchmarks/step_bench.py --preset tiny --micro_batch 4 --tokens_per_step 
 torchrun --nproc_per_node 2 benchmarks/step_bench.py --preset tiny --backend fsdp --zero_stage 2
 python benchmarks/step_bench.py --preset 350M_1024 --steps 20 --json step.json
 
-Every step is the trainer's own, with real data loading, guards, logging and metrics; the tokens are random, unless
---input_file says otherwise. First the whole steps are timed, then as many by phase, for which the device is waited for
-between the phases. Any flag of ``launch/train.py`` goes. Times are medians, with the middle half of the steps beside them.
+Every step is the trainer's own, with real data loading, guards, logging and metrics. The tokens are random unless
+--input_file is given. First whole steps are timed, then as many by phase, with a wait for the device between the phases. All
+flags of ``launch/train.py`` are taken. Times are medians, with the middle half of the steps beside them.
 """
 
 import os
@@ -31,6 +31,7 @@ from scalegpt.config.run import SECTIONS
 from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.gpus import peak_flops
 from scalegpt.planner.time.work import flops_per_token
+from scalegpt.training import memory
 from scalegpt.training.metrics import mfu
 
 LOADED_STEPS = 50
@@ -96,7 +97,7 @@ def measure(
             "phases": phases,
             "loader_tokens_per_second": ours.loader_rate(LOADED_STEPS),
             "predicted_peak_bytes": ours.job.plan.peak_bytes,
-            **ours.job.watch.measure().as_status(),
+            **memory.measure(world.device).as_status(),
         }
     finally:
         ours.close()

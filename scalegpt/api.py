@@ -12,11 +12,11 @@ from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.planner.query import Answer, Asked, answer
 from scalegpt.planner.target import Target
-from scalegpt.training.request import Request
-from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # imported where it is used: planning is to answer at once
     from scalegpt.inference.loaded import LoadedModel
+    from scalegpt.training.request import Request
+    from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
     from scalegpt.training.run import Ending
 
 
@@ -134,6 +134,9 @@ def train(
         InputError: a setting, the data or the run's folder cannot work; nothing was changed.
         RunError: the run failed, and ``run_status.json`` says why; or a signal stopped it after a checkpoint.
     """
+    from scalegpt.training.request import Request
+    from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
+
     stop = StopRequest()
     request = Request.of(
         preset=preset,
@@ -154,7 +157,7 @@ def train(
     return ending.folder
 
 
-def run_request(request: Request, device: str, stop: StopRequest, launcher: LauncherWatch) -> "Ending":
+def run_request(request: "Request", device: str, stop: "StopRequest", launcher: "LauncherWatch") -> "Ending":
     """Train what is asked for, taking signals and watching the launcher meanwhile; torch is imported here.
 
     Raises:

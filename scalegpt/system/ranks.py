@@ -33,8 +33,7 @@ class Ranks:
 def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE`` (torchrun) or ``LOCAL_SIZE`` (DeepSpeed).
 
-    Args:
-        environment: another than this process's.
+    They are this process's, or those of another environment.
 
     Raises:
         InputError: one of them is not a number, is missing beside the others, or contradicts them.
