@@ -1,10 +1,10 @@
-"""Compares what the planner predicts for a process on the CPU with what the kernel counts for it (VmHWM).
+"""Compares the planner's prediction of a process's memory on the CPU with what the kernel counts for it (VmHWM).
 
 python benchmarks/cpu_memory.py                               (from the repository's root; some minutes, at most 3 GB)
 python benchmarks/cpu_memory.py --only fsdp --json memory.json
 
-Each row is a short run of the trainer with checkpoints written while it trains, in a process of its own; of several ranks the
-first one's memory counts. Processes may not take more than --limit_gb of data each.
+Each row is a short run of the trainer in a process of its own, which writes checkpoints while it trains. Of several ranks the
+first one's memory counts. --limit_gb is the most data that a process may have.
 """
 
 import argparse

@@ -43,7 +43,7 @@ from scalegpt.storage import write_atomic
 
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
-SHARES = {"smoke": 0.125, "plan": 0.4, "speed": 0.65, "choice": 1.0}
+SHARES = {"smoke": 0.125, "plan": 0.35, "speed": 0.65, "choice": 1.0}
 """The share of the time that is left which a part may use; of 8 minutes smoke has one."""
 
 
@@ -55,7 +55,7 @@ def device_bench(mode: str) -> Any:
 
 
 def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> Iterator[tuple[Row, Values]]:
-    """The rows of a part and their answers, as many as are begun within so many seconds."""
+    """The rows of a part and their answers, as many as are begun within ``seconds``."""
     end = time.monotonic() + seconds
     try:
         row = next(part)
@@ -132,14 +132,14 @@ def run(given: argparse.Namespace, runner: Runner) -> int:
 
     def take(row: Row) -> Values:
         if given.only and not given.only.search(row.name):
-            return {"outcome": "left out"}
+            return {"outcome": "not wanted"}
         trace = {"trace": str(given.trace.resolve())} if given.trace and row.kind == PROFILE else {}
         return runner.take(replace(row, more={**row.more, **trace}))
 
     for name in PARTS if given.suite == "all" else [given.suite]:
         share = SHARES[name] if given.suite == "all" else 1.0
         for row, answer in rows_within(PARTS[name](machine), take, share * runner.left):
-            if answer["outcome"] == "left out":
+            if answer["outcome"] == "not wanted":
                 continue
             rows.append({"part": name, **asdict(row), **answer})
             write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -93,7 +93,7 @@ class Killer:
         self.seen = 0.0
 
     def kill_until(self, kills: int) -> None:
-        """Kill until there were so many kills, and leave nothing running."""
+        """Kill until there were ``kills`` in all, and leave nothing running."""
         try:
             while self.tally.kills < kills and not self.run.is_finished():
                 began = time.monotonic()
@@ -179,7 +179,7 @@ def _drawn(odds: dict[str, float], chance: random.Random) -> str:
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = 0.05) -> None:
-    """Look every so many seconds whether something holds.
+    """Check until something holds, with a pause in seconds between checks.
 
     Raises:
         TimeoutError: it does not.

@@ -3,8 +3,8 @@
 python benchmarks/scaling_bench.py                                       (from the repository's root)
 python benchmarks/scaling_bench.py --parts ranks --rounds 3 --json scaling.json
 
-Every part changes one thing of one shape, preset tiny's (L4 H192 V50304, T 256, micro batch 4), with one micro batch a step;
-only ``ranks`` takes the preset's own step, 32,768 tokens, in one process and in two ranks under each stage. Each row is a
+Every part changes one thing of one shape, preset tiny's (L4 H192 V50304, T 256, micro batch 4), with one micro batch a step.
+Only ``ranks`` takes the preset's own step, 32,768 tokens, in one process and in two ranks with each stage. Each row is a
 process of its own that runs ``step_bench.py``; the rows of a part are taken in turn, as many times as there are rounds, and
 compared by the medians of their medians. FLOPs are the model's, 6·P + 12·L·H·T a token; bytes sent are the planner's, which
 ``tests/oracle/test_communication.py`` compares with real collectives. On two cores a round of ``ranks`` takes two minutes,

@@ -4,9 +4,9 @@ python benchmarks/step_bench.py --preset tiny --micro_batch 4 --tokens_per_step 
 torchrun --nproc_per_node 2 benchmarks/step_bench.py --preset tiny --backend fsdp --zero_stage 2
 python benchmarks/step_bench.py --preset 350M_1024 --steps 20 --json step.json
 
-Every step is the trainer's own, with real data loading, guards, logging and metrics; the tokens are random, unless
---input_file says otherwise. First the whole steps are timed, then as many by phase, for which the device is waited for
-between the phases. Any flag of ``launch/train.py`` goes. Times are medians, with the middle half of the steps beside them.
+Every step is the trainer's own, with real data loading, guards, logging and metrics. The tokens are random unless
+--input_file is given. First whole steps are timed, then as many by phase, with a wait for the device between the phases. All
+flags of ``launch/train.py`` are taken. Times are medians, with the middle half of the steps beside them.
 """
 
 import os

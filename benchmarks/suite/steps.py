@@ -59,7 +59,7 @@ class Memory:
 
 
 def timed(take: Callable[[], object], seconds: float) -> Values:
-    """Call something that is warmed up for about so many seconds: median and interquartile range of a call, in seconds."""
+    """Call something that is warmed up, for about ``seconds``: median and interquartile range of a call, in seconds."""
     timer = Timer("take()", globals={"take": take}, num_threads=torch.get_num_threads())
     found = timer.blocked_autorange(min_run_time=seconds)
     return {"step_seconds": found.median, "iqr_seconds": found.iqr, "steps": found.number_per_run * len(found.times)}

@@ -8,7 +8,7 @@ import torch
 
 from earlier_tokens import made_before
 from scalegpt.backends import World
-from scalegpt.config import TrainConfig
+from scalegpt.config import DataConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.data.prepare import prepare as prepare_text
 from scalegpt.data.shards import open_tokens
@@ -123,7 +123,8 @@ def test_a_layout_is_planned_once_unless_only_the_text_knows_the_vocabulary(
 ) -> None:
     if "input_file" in flags:
         (tmp_path / "more.txt").write_text("abcdefgh" * 100)
-        flags = {"input_file": str(prepare_text([tmp_path / "more.txt"], tmp_path / "prepared", tokenizer="byte").path)}
+        prepared = prepare_text([tmp_path / "more.txt"], tmp_path / "prepared", DataConfig(tokenizer="byte"))
+        flags = {"input_file": str(prepared.path)}
         flags |= {"tokenizer": "gpt2"}  # by default; that of the prepared tokens counts
     planned, real = [], setup.choose_layout
     monkeypatch.setattr(setup, "choose_layout", lambda run, *a, **o: planned.append(run.model) or real(run, *a, **o))
