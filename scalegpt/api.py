@@ -139,18 +139,10 @@ def train(
 
     stop = StopRequest()
     request = Request.of(
-        preset=preset,
-        config_file=_text(config_file),
-        name=model_name,
-        settings={**settings, **_given(input_file=_text(input_file))},
-        runs_dir=Path(runs_dir),
-        fresh=fresh,
-        margin=margin,
-        allow_change=allow_change,
-        trust_checkpoint=trust_checkpoint,
-        resume_step=resume_step,
-        given_in="train()",
-    )
+        preset=preset, config_file=_text(config_file), name=model_name, runs_dir=Path(runs_dir), fresh=fresh, margin=margin,
+        settings={**settings, **_given(input_file=_text(input_file))}, allow_change=allow_change,
+        trust_checkpoint=trust_checkpoint, resume_step=resume_step, given_in="train()",
+    )  # fmt: skip
     ending = run_request(request, device, stop, LauncherWatch(stop))
     if ending.status or ending.folder is None:
         raise RunError(f"the run was stopped by a signal (status {ending.status}); the same call resumes it")
