@@ -17,7 +17,7 @@ from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.memory.predict import Prediction, predict_with
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import Rates
-from scalegpt.planner.time.step_time import Counted, StepTime, least_seconds, step_time
+from scalegpt.planner.time.step_time import StepTime, StepWork, least_seconds, step_time
 from scalegpt.planner.time.work import count_work, flops_per_token
 from scalegpt.units import gib
 
@@ -208,7 +208,7 @@ class Estimator:
         self._overheads: dict[tuple[str, int], Overheads] = {}
 
     def plan(
-        self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None, work: Counted | None = None
+        self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None, work: StepWork | None = None
     ) -> Plan:
         """Predict a configuration.
 

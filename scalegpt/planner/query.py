@@ -24,7 +24,7 @@ from scalegpt.planner.checks import (
     check_attention,
     check_optimizer,
     check_ranks,
-    installed_backends,
+    is_installed,
     resolve_precision,
     vocabulary_remark,
     with_expected_vocabulary,
@@ -85,14 +85,13 @@ class Asked:
         Raises:
             InputError: an unknown name, or settings that do not go together.
         """
-        base = (
-            _preset(preset)
-            if preset is not None and config_file is None
-            else resolve(config_file=config_file, preset=preset)
-        )
+        if preset is not None and config_file is None:
+            base, stated = _preset(preset)
+        else:
+            base, stated = resolve(preset=preset, config_file=config_file), named_settings(preset, config_file)
         run = _resolved(preset, config_file, flags, given_in) if flags else base
         if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
-            run = with_expected_vocabulary(run, {*flags, *named_settings(config_file=config_file)})
+            run = with_expected_vocabulary(run, {*flags, *(stated if preset is None else ())})
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # it is for one stage and one offload
             fixed |= {"backend", "zero_stage", "offload"}
@@ -106,7 +105,7 @@ class Asked:
             machine=machine,
             calibration=calibration or Calibration(),
             margin=margin,
-            named=frozenset(flags) | named_settings(preset, config_file),
+            named=stated | flags.keys(),
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
@@ -143,9 +142,9 @@ class Asked:
 
 
 @lru_cache(maxsize=64)
-def _preset(name: str) -> RunConfig:
-    """A preset as it stands: remembered, since tables ask for all of them card by card."""
-    return resolve(preset=name)
+def _preset(name: str) -> tuple[RunConfig, frozenset[str]]:
+    """A preset as it is, and the settings that it names; cached, since tables ask for all of them card by card."""
+    return resolve(preset=name), named_settings(name)
 
 
 def _resolved(preset: str | None, config_file: str | None, flags: Values, given_in: str) -> RunConfig:
@@ -301,7 +300,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 
 def _package(plan: Plan) -> Iterator[str]:
     """Name the package that the plan's command needs and this installation lacks."""
-    if plan.run.parallel.backend not in installed_backends():
+    if not is_installed(plan.run.parallel.spec):
         yield f"DeepSpeed is not installed here: {INSTALL} before the command"
 
 
