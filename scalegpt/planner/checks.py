@@ -64,12 +64,12 @@ def check_installed(backend: str) -> None:
 
 
 def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str | None:
-    """Refuse a layout that so many ranks cannot have.
+    """Refuse a layout that does not work over this number of ranks.
 
     Args:
         run: the run.
         ranks: data-parallel ranks W.
-        stage_fixed: whether the user himself asked for the stage; a preset's own stage over one rank is only remarked on.
+        stage_fixed: whether the user asked for the stage; a preset's own stage over one rank is only remarked on.
 
     Returns:
         A remark on a layout that works and gains nothing, if it is one.

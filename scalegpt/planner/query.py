@@ -1,8 +1,7 @@
-"""From what is asked to what is answered, for one run on one machine (:mod:`scalegpt.planner.tables` asks for many).
+"""One question to the planner and its answer: one run on one machine (:mod:`scalegpt.planner.tables` asks many).
 
 The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer asks the same way. A run
-on a machine of which nothing is known, neither card nor memory, is predicted as it stands: there is nothing to choose
-by.
+on a machine of which nothing is known, neither card nor memory, is predicted as it is: there is nothing to choose by.
 """
 
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ from scalegpt.planner.time.rates import basis, network_gbit
 Values = dict[str, Any]
 
 SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
-"""The settings that say how large a model is."""
+"""The settings that decide how large a model is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values, given_
 
 
 def machine_notes(machine: Machine) -> Iterator[str]:
-    """What is to be said of a machine, a line each."""
+    """Notes on a machine, a line each."""
     yield from machine.notes
     card = machine.card
     if card is None:
