@@ -43,7 +43,7 @@ from scalegpt.storage import write_atomic
 
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
-SHARES = {"smoke": 0.125, "plan": 0.4, "speed": 0.65, "choice": 1.0}
+SHARES = {"smoke": 0.125, "plan": 0.35, "speed": 0.65, "choice": 1.0}
 """The share of the time that is left which a part may use; of 8 minutes smoke has one."""
 
 

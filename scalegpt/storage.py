@@ -67,12 +67,7 @@ def user_path(text: str) -> str:
 
 
 class DiskError(InputError):
-    """A path at which the disk refuses an operation.
-
-    Attributes:
-        path: the path.
-        problem: what the disk answers, in words that can follow the path.
-    """
+    """A path at which the disk refuses an operation; ``problem`` is its answer, in words that can follow the path."""
 
     subject, done, advice = "", "used", "see to the disk"
 
@@ -272,9 +267,8 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
 
 def temporary_name(path: Path) -> Path:
     """The name of a file until it is whole: ``.NAME.PID.tmp``, or ``.NAME.PID-THREAD.tmp`` outside the main thread."""
-    number = threading.get_native_id()
-    mine = f"{os.getpid()}" if number == os.getpid() else f"{os.getpid()}-{number}"
-    return path.with_name(f".{path.name}.{mine}.tmp")
+    thread, pid = threading.get_native_id(), os.getpid()
+    return path.with_name(f".{path.name}.{pid}{'' if thread == pid else f'-{thread}'}.tmp")
 
 
 def is_temporary(path: Path) -> bool:

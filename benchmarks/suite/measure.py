@@ -13,7 +13,6 @@ asked.
 
 import importlib
 import importlib.util
-import io
 import json
 import math
 import os
@@ -21,7 +20,7 @@ import pkgutil
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from benchmarks.steps.losses import gradients, inputs, loss_of, relative_error
 from benchmarks.steps.ours import random_tokens
 from benchmarks.suite.rows import ROOT, Row, Values, settings
 from benchmarks.suite.steps import Memory, dismantle_deepspeed, profiled, release, take_step, timed
+from scalegpt import api
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile
@@ -205,20 +205,17 @@ class DeviceBench:
             return profiled(lambda: take_step(backend, batch), self.device, row.more.get("trace"))
 
     def run(self, row: Row, _found: Values) -> Values:
-        """The commands: train on this repository's documents, save, resume, sample."""
-        steps = DRY_STEPS if self.dry else RUN_STEPS
-        flags = {**row.flags, **(DRY_MODEL if self.dry else {}), "vocab_size": "auto", "tokenizer": "byte"}
+        """The package's own functions: train on this repository's documents, save, resume, sample."""
+        steps, flags = DRY_STEPS if self.dry else RUN_STEPS, {**row.flags, **(DRY_MODEL if self.dry else {})}
+        flags |= {"vocab_size": "auto", "tokenizer": "byte", "device": self.device.type}
         with tempfile.TemporaryDirectory() as folder:
-            flags |= {"input_file": ROOT / "docs", "runs_dir": folder, "model_name": "run", "device": self.device.type}
             for until in (steps // 2, steps):
-                command("train", {**flags, "max_iters": until})
-            sample = command("sample", {"prompt": "The ", "device": self.device.type}, f"{folder}/run")
-            lines = Path(f"{folder}/run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                run = api.train(input_file=ROOT / "docs", model_name="run", runs_dir=folder, max_iters=until, **flags)
+            sample = api.load(run, device=self.device.type).generate("The ")
+            lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses = [each["loss"] for each in map(json.loads, lines) if "loss" in each]
         if len(losses) != steps or not losses[-1] < losses[0]:
-            raise RuntimeError(
-                f"{len(losses)} of {steps} steps, loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
-            )
+            raise RuntimeError(f"{len(losses)} of {steps} steps; losses {losses[:: steps // DRY_STEPS]}")
         return {"losses": losses[:: steps // DRY_STEPS], "sample": sample}
 
     # --- what they share ---------------------------------------------------------------------------------------------
@@ -330,17 +327,3 @@ def failure(error: Exception) -> Values:
             return {"outcome": "out of memory", "reason": str(each), "restart": by_driver or each is not error}
     text = "".join(traceback.format_exception(error))
     return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": text, "restart": True}
-
-
-def command(name: str, flags: Values, *words: str) -> str:
-    """Run one of the package's commands here, and return what it prints.
-
-    Raises:
-        RuntimeError: its exit status is not 0.
-    """
-    main = importlib.import_module(f"scalegpt.cli.{name}").main
-    with redirect_stdout(io.StringIO()) as printed:
-        status = main([*words, *(word for key, value in flags.items() for word in (f"--{key}", str(value)))])
-    if status:
-        raise RuntimeError(f"scalegpt {name} ended with status {status}: {printed.getvalue()}")
-    return printed.getvalue()

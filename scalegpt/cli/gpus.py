@@ -7,7 +7,7 @@ from typing import Any
 from scalegpt.cli.output import aligned, show, show_json
 from scalegpt.cli.parser import Parser, add_json
 from scalegpt.hardware.catalogue_file import FIGURES
-from scalegpt.hardware.gpus import GB, Card, catalogue, meant_card, user_file
+from scalegpt.hardware.gpus import GB, Card, catalogue, find_card_and_note, user_file
 from scalegpt.planner.time.rates import basis
 from scalegpt.text import one_line
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     add_json(parser, "print JSON: a list of the cards, or one, with all sources")
     arguments = parser.parse(argv)
     if arguments.name is not None:
-        card, remark = meant_card(arguments.name, advice="")
+        card, remark = find_card_and_note(arguments.name, advice="")
         show_json(as_dict(card)) if arguments.json else show(one_card(card, remark))
     else:
         cards = catalogue()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpu_words import named_gpus
-from scalegpt.hardware.gpus import GB, Card, Link, is_known, meant_card
+from scalegpt.hardware.gpus import GB, Card, Link, find_card_and_note, is_known
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
 """The host memory that is assumed where none is given: this many times the memory of a machine's cards, within bounds.
@@ -76,7 +76,7 @@ class Machine:
         Raises:
             InputError: the card is not known, or has less memory than is to be used.
         """
-        card, remark = (None, None) if settings.gpu is None else meant_card(settings.gpu)
+        card, remark = (None, None) if settings.gpu is None else find_card_and_note(settings.gpu)
         usable = None if card is None else card.usable_bytes
         name = None if card is None else card.name
         if settings.memory_gb is not None:

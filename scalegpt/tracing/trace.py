@@ -9,17 +9,8 @@ with ``torch.cuda.max_memory_allocated()``, except for
 - what the allocator hands out beyond the request: up to 1 MiB for each large tensor, unless segments are expandable;
 - ``torch.compile``, which fuses: a compiled block keeps and makes fewer tensors than the traced one.
 
-The phases of a step, in order; with accumulation they come again for every micro batch, and a phase's figure is the
-largest of all. A sharded backend's buffers belong to the phase in which they live.
-
-==================  ===================================================================================================
-``forward``         embeddings, blocks, final norm
-``loss``            the head and the loss; the chunked loss computes its gradients here
-``loss_backward``   down to the gradient of the hidden states that the loss was given
-``block_backward``  final norm and blocks, with what they compute again
-``backward_tail``   embeddings, and what waited for them: a tied head's gradient; FSDP2's last reduction
-``optimizer_step``  norm, clipping, update
-==================  ===================================================================================================
+The phases are :data:`~scalegpt.planner.memory.step.PHASES`, which docs/MEMORY.md describes. A sharded backend's buffers
+belong to the phase in which they live.
 """
 
 import gc

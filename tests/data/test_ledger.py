@@ -22,7 +22,7 @@ def test_windows_are_the_samplers_in_their_order() -> None:
     assert {each.length for each in windows} == {9}
 
 
-def test_the_same_told_from_another_step_is_the_same() -> None:
+def test_a_stretch_written_from_another_step_is_the_same() -> None:
     later = START.starting_at(40)
     assert later.windows(45) == START.windows(45)
     assert replace(later, file="/moved/train.bin", reason="resumed").continues(START)

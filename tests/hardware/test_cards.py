@@ -7,7 +7,7 @@ import pytest
 
 from scalegpt.errors import InputError
 from scalegpt.hardware.devices import whole_card
-from scalegpt.hardware.gpus import GIB, Card, catalogue, find_card, known_card, meant_card
+from scalegpt.hardware.gpus import GIB, Card, catalogue, find_card, find_card_and_note, known_card
 from scalegpt.hardware.unsupported_gpus import UNSUPPORTED, unsupported
 
 CALLED = {
@@ -112,7 +112,7 @@ def test_what_is_not_a_card_is_refused_with_the_nearest(name: str, message: str)
     ],
 )  # fmt: skip
 def test_a_name_of_several_cards_says_which_was_taken(name: str, taken: str, others: tuple[str, ...]) -> None:
-    _, remark = meant_card(name)
+    _, remark = find_card_and_note(name)
     assert remark == f"gpu {name!r} was taken as {taken}; name {' or '.join(others)} if you mean that"
 
 
@@ -130,7 +130,7 @@ def test_a_name_of_several_cards_says_which_was_taken(name: str, taken: str, oth
     ],
 )
 def test_a_name_of_one_card_needs_no_remark(name: str) -> None:
-    assert meant_card(name)[1] is None
+    assert find_card_and_note(name)[1] is None
 
 
 NEW = (
@@ -146,7 +146,7 @@ def test_cards_that_people_have_are_there(name: str) -> None:
     assert find_card(name).name == name
 
 
-@pytest.mark.parametrize("kind", UNSUPPORTED, ids=lambda kind: kind.pattern.pattern)
+@pytest.mark.parametrize("kind", UNSUPPORTED, ids=lambda kind: kind.pattern)
 def test_what_stands_in_for_an_unsupported_card_is_a_card(kind: Any) -> None:
     assert kind.closest is None or find_card(kind.closest).name == kind.closest
 
@@ -184,7 +184,7 @@ def test_at_most_five_names_are_offered(name: str) -> None:
     assert offered is None or 1 <= len(offered[1].split(", ")) <= 5
 
 
-def test_a_card_at_hand_is_told_from_its_namesake_by_its_memory() -> None:
+def test_a_card_at_hand_is_distinguished_from_its_namesake_by_its_memory() -> None:
     for name, gib, expected in (
         ("NVIDIA GeForce RTX 4060 Ti", 15.6, "RTX 4060 Ti 16GB"), ("NVIDIA GeForce RTX 4060 Ti", 7.6, "RTX 4060 Ti 8GB"),
         ("NVIDIA GeForce RTX 3080", 11.7, "RTX 3080 12GB"), ("NVIDIA GeForce RTX 3080", 9.8, "RTX 3080"),
