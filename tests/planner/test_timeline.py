@@ -39,29 +39,3 @@ def test_what_was_not_held_cannot_be_freed() -> None:
     timeline.take("kept", 512)
     with pytest.raises(AssertionError, match="more kept freed than held in idle"):
         timeline.give("kept", 1024)
-
-
-def test_an_effect_does_what_playing_does() -> None:
-    played, applied = Timeline(), Timeline()
-    for timeline in (played, applied):
-        timeline.enter("blocks")
-        timeline.take("before", 4096)
-    effect = applied.observe(lambda: play(applied))
-    play(played)
-    for _ in range(3):
-        play(played)
-        applied.apply(effect)
-    assert applied.peaks == played.peaks
-    assert (applied.live, applied.total) == (played.live, played.total)
-
-
-def test_what_is_observed_below_an_earlier_peak_leaves_that_peak() -> None:
-    timeline = Timeline()
-    timeline.enter("blocks")
-    timeline.touch("before", 100_000)
-    known = timeline.peaks["blocks"]
-    effect = timeline.observe(lambda: play(timeline))
-    assert effect.rise == 1024 + 5632
-    assert timeline.peaks["blocks"] == known
-    timeline.touch("passing", 200_000)
-    assert timeline.peaks["blocks"].kinds == {"kept": 1024, "passing": 200_192}

@@ -191,7 +191,7 @@ class FSDPStep(Step):
         """Gather, compute, and at stage 3 free the weights; stages 0 and 2 keep them to the step's end."""
         if not self.stays_gathered:
             self._gather(self.block_group)
-        self.alike("forward", self.play_forward)
+        super().block_forward()
         if self.stage == 3:
             self.t.drop(GATHERED, self.block_group.gathered)
 

@@ -20,7 +20,6 @@ from scalegpt.planner.memory.timeline import (
     OPTIMIZER,
     TEMPORARIES,
     WEIGHTS,
-    Effect,
     Timeline,
     rounded,
 )
@@ -77,7 +76,6 @@ class Step:
         self.has_gradients, self.last_micro, self.at_last_block = False, True, False
         self.shapes = self.parameters.shapes
         self.head = numel(self.shapes[TOKENS])
-        self._seen: dict[object, Effect] = {}
         model, batch, numerics = run.model, run.train.micro_batch, numerics_of(run, kernel)
         self.compute = numerics.compute
         self.gradient_bytes = 4 if casts_weights(run) else self.compute
@@ -145,24 +143,16 @@ class Step:
 
     def block_forward(self) -> None:
         """One block's forward pass."""
-        self.alike("forward", self.play_forward)
+        self.block.forward(self.t)
 
     def before_backward(self) -> None:
         """What precedes the backward pass."""
 
     def block_backward(self) -> None:
         """One block's backward pass, and what follows it."""
-        self.alike(("backward", self.adds_at_once), self.play_backward)
-        self.small_gradients(self.parameters.vectors)
-
-    def play_forward(self) -> None:
-        """The block's forward pass itself."""
-        self.block.forward(self.t)
-
-    def play_backward(self) -> None:
-        """The block's backward pass itself."""
         self.block.leave(self.t)
         self.block.backward(self.t, lambda _name, elements: self.accumulate(elements))
+        self.small_gradients(self.parameters.vectors)
 
     def settle_head(self) -> None:
         """An untied head's or the token embedding's gradient is complete; it is added to one that exists."""
@@ -176,14 +166,6 @@ class Step:
     def largest_held(self) -> int:
         """Elements of the largest gradient of which the norm is taken."""
         return self.parameters.largest
-
-    def alike(self, name: object, play: Callable[[], None]) -> None:
-        """Play something that does the same wherever it begins: the first time itself, then its effect."""
-        effect = self._seen.get(name)
-        if effect is None:
-            self._seen[name] = self.t.observe(play)
-        else:
-            self.t.apply(effect)
 
     # --- one micro step ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 UNIT = 512
@@ -32,23 +31,6 @@ class Moment:
 
     total: int
     kinds: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The changes that a piece of a timeline makes, wherever it begins.
-
-    Attributes:
-        rise: bytes of its fullest moment over those at its beginning.
-        at_peak: the same by kind.
-        change: bytes by kind at its end over those at its beginning.
-        grows: the same in all.
-    """
-
-    rise: int
-    at_peak: dict[str, int]
-    change: dict[str, int]
-    grows: int
 
 
 class Timeline:
@@ -127,37 +109,6 @@ class Timeline:
         if self.total + exact > self._highest:
             self.hold(kind, exact)
             self.drop(kind, exact)
-
-    def observe(self, play: Callable[[], None]) -> "Effect":
-        """Play something within this phase, and return its effect."""
-        self._note()
-        start, total, known, highest = self.live.copy(), self.total, self._peaks.get(self.phase), self._highest
-        self._highest, self._at_peak = total, True
-        play()
-        self._note()
-        peak, kinds = self._peaks[self.phase]
-        if known is not None and highest >= peak:
-            self._peaks[self.phase], self._highest = known, highest
-        return Effect(
-            rise=peak - total,
-            at_peak={kind: size - start[kind] for kind, size in kinds.items()},
-            change={kind: size - start[kind] for kind, size in self.live.items()},
-            grows=self.total - total,
-        )
-
-    def apply(self, effect: "Effect") -> None:
-        """Play again what was observed."""
-        self._note()
-        live, peak = self.live, self.total + effect.rise
-        if peak > self._highest:
-            self._highest = peak
-            kinds = dict(live)
-            for kind, more in effect.at_peak.items():
-                kinds[kind] = kinds.get(kind, 0) + more
-            self._peaks[self.phase] = peak, kinds
-        for kind, more in effect.change.items():
-            live[kind] += more
-        self.total += effect.grows
 
     @property
     def peaks(self) -> dict[str, Moment]:

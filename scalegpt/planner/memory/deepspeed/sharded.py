@@ -78,11 +78,6 @@ class ShardedStep(Step, ABC):
         for shape in shapes:
             self.arrive(numel(shape), 0)
 
-    def block_backward(self) -> None:
-        """See :meth:`Step.block_backward`; each depends on what is in the bucket."""
-        self.play_backward()
-        self.small_gradients(self.parameters.vectors)
-
     def settle_head(self) -> None:
         """See :meth:`Step.settle_head`."""
         self.t.give(GRADIENTS, self.compute * self.head)

@@ -46,7 +46,7 @@ class Stage3(ShardedStep):
         self.gathering = gathering(run, mesh.shards, settings)
         self.plan: Schedule = schedule(self.gathering)
         self.large = 0  # bytes of the gradient that is too large for the bucket
-        self.in_block: list[int] | None = None
+        self.in_block = False
 
     def part(self, group: Shapes) -> int:
         """See :meth:`ShardedStep.part`; each tensor is cut by itself."""
@@ -136,16 +136,15 @@ class Stage3(ShardedStep):
 
     def block_backward(self) -> None:
         """A block's gradients are reduced when all of them exist, matrices first."""
-        self.in_block = []
-        self.alike("backward", self.play_backward)
-        self.in_block = None
+        self.in_block = True
+        super().block_backward()
+        self.in_block = False
         for shape in sorted(self.parameters.block, key=lambda shape: len(shape) == 1):
             self.arrive(numel(shape), self.compute if len(shape) > 1 else 0)
 
     def arrive(self, elements: int, width: int) -> None:
         """Into the bucket, or waiting beside it."""
-        if self.in_block is not None:
-            self.in_block.append(elements)
+        if self.in_block:
             return
         if self.filled and self.filled + elements > self.bucket:
             self._reduce()
