@@ -54,10 +54,7 @@ class TrainConfig(Section):
         maximum=MOST_STEPS,
     )
     max_tokens: int | None = setting(
-        None,
-        "tokens of the run; replaces the max_iters of the preset and the default",
-        minimum=1,
-        maximum=10**16,
+        None, "tokens of the run; replaces the max_iters of the preset and the default", minimum=1, maximum=10**16
     )
     max_minutes: float | None = setting(
         None,
@@ -140,10 +137,7 @@ class TrainConfig(Section):
     )
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     checkpoint_minutes: float | None = setting(
-        None,
-        "also save X minutes after the last checkpoint; none: only by steps",
-        above=0,
-        maximum=MOST_MINUTES,
+        None, "also save X minutes after the last checkpoint; none: only by steps", above=0, maximum=MOST_MINUTES
     )
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1, maximum=1_000_000)
     keep_best: bool = setting(True, "keep the checkpoint with the lowest held-out loss too")
