@@ -12,12 +12,12 @@ from scalegpt.planner.plan import Plan, host_words, make_plan
 from scalegpt.planner.search.choose import best_of_layout, choose, with_tokens
 from scalegpt.planner.search.layouts import layouts
 from scalegpt.planner.search.question import Found, Question, Scheme
-from scalegpt.planner.search.ranking import Simplicity, handicap, simplicity
+from scalegpt.planner.search.ranking import handicap, simplicity
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
 
 MOST_CARDS = 64
-"""Up to so many cards of a kind are tried where a model does not fit."""
+"""The most cards of a kind that are tried where a model does not fit."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Alternative:
 
     Attributes:
         plan: the best of its kind, or where none fits the one that lacks least.
-        differs: what it has otherwise, as flags.
+        differs: the settings that differ from the chosen plan's, as flags.
         why_not: why it was not chosen.
     """
 
@@ -82,7 +82,7 @@ def _others(question: Question, chosen: Plan) -> Iterator[Found]:
 
 
 def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
-    """What may hold where a plan did not, whatever was predicted: a smaller micro batch, a heavier recompute.
+    """What may fit where a plan did not, whatever was predicted: a smaller micro batch, a heavier recompute.
 
     Of each kind the one nearest to the plan that is predicted to hold less than it, and to fit, as far as that is known. The
     tokens of a step stay.
@@ -116,7 +116,7 @@ def _signature(plan: Plan) -> tuple[object, ...]:
 
 
 def differences(chosen: Plan, other: Plan) -> str:
-    """What another plan has otherwise, as flags."""
+    """The settings in which another plan differs, as flags."""
     pairs = {
         "gpus": (chosen.machine.gpus, other.machine.gpus),
         "nodes": (chosen.machine.nodes, other.machine.nodes),
@@ -142,20 +142,12 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
     slower = plan.seconds / chosen.seconds - 1
     if slower > 0.0005:
         return f"takes {slower:.1%} longer"
-    needed, gain = _weight(plan, question) / _weight(chosen, question) - 1, chosen.seconds / plan.seconds - 1
+    gain, scheme, ours = chosen.seconds / plan.seconds - 1, Scheme.of(plan.run), Scheme.of(chosen.run)
+    own = Scheme.of(question.run)
+    needed = handicap(scheme, own, plan.machine.ranks) / handicap(ours, own, chosen.machine.ranks) - 1
     if gain > 0.0005 and needed > 0.0005:
         return f"{gain:.1%} faster: what it adds must gain {needed:.1%}"
-    return (
-        "as fast, less simple" if _simple(plan, question) >= _simple(chosen, question) else f"{gain:.1%} faster: a tie"
-    )
-
-
-def _simple(plan: Plan, question: Question) -> Simplicity:
-    return simplicity(Scheme.of(plan.run), Scheme.of(question.run))
-
-
-def _weight(plan: Plan, question: Question) -> float:
-    return handicap(Scheme.of(plan.run), Scheme.of(question.run), plan.machine.ranks)
+    return "as fast, less simple" if simplicity(scheme, own) >= simplicity(ours, own) else f"{gain:.1%} faster: a tie"
 
 
 # --- where nothing fits ----------------------------------------------------------------------------------------------
@@ -218,5 +210,5 @@ def _larger_card(question: Question) -> Remedy | None:
 def _try(question: Question) -> Plan | None:
     try:
         return choose(question).best
-    except InputError:  # so many cards do not divide the step, or the backend cannot do it
+    except InputError:  # the cards do not divide the step, or the backend cannot do it
         return None
