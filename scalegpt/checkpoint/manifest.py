@@ -13,13 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from scalegpt.backends.base import KEYS, WEIGHT
+from scalegpt.backends.base import WEIGHT
+from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ
 from scalegpt.errors import InputError
 from scalegpt.text import brief
 
-FORMAT, VERSION, VERSION_OF_OTHER_STATES = "scalegpt-checkpoint", 2, 3
-"""Where parameters have other states than AdamW's two moments, the version is another: a reader that knows only these
-must not take the checkpoint for a damaged one. Nothing else is different."""
+FORMAT = "scalegpt-checkpoint"
+
+VERSION, VERSION_WITH_OTHER_STATES = 2, 3
+"""Version 3 lists any states of a parameter; version 2 lists :data:`STATES_OF_VERSION_2` of every parameter, and readers of
+that time would take other states for damage. Nothing else is different."""
+
+STATES_OF_VERSION_2 = frozenset({WEIGHT, EXP_AVG, EXP_AVG_SQ})
 
 MANIFEST = "checkpoint.json"
 
@@ -224,10 +229,10 @@ def decode(content: bytes) -> Manifest:
         if not isinstance(document, dict):
             raise DamagedError("it is no object")
         _check_digest(document, content)
-        if document.get("format") != FORMAT or document.get("version") not in (VERSION, VERSION_OF_OTHER_STATES):
+        if document.get("format") != FORMAT or document.get("version") not in (VERSION, VERSION_WITH_OTHER_STATES):
             raise InputError(
                 f"is of format {document.get('format')} {document.get('version')}, known is {FORMAT} {VERSION} and "
-                f"{VERSION_OF_OTHER_STATES}; use the ScaleGPT that wrote it"
+                f"{VERSION_WITH_OTHER_STATES}; use the ScaleGPT that wrote it"
             )
         manifest = _parse(document)
         if document["version"] != _version(manifest.tensors):
@@ -258,7 +263,7 @@ def _version(tensors: Iterable[str]) -> int:
     for name in tensors:
         key, _, parameter = name.partition("/")
         keys.setdefault(parameter, set()).add(key)
-    return VERSION if all(each == set(KEYS) for each in keys.values()) else VERSION_OF_OTHER_STATES
+    return VERSION if all(each == STATES_OF_VERSION_2 for each in keys.values()) else VERSION_WITH_OTHER_STATES
 
 
 def _check_digest(document: dict[str, Any], content: bytes) -> None:

@@ -94,8 +94,7 @@ class Saver:
         count = sum(
             len(self.backend.keys_of(piece.name)) * piece.values.numel() for piece in self.backend.held((WEIGHT,))
         )
-        if self.backend.replicated:
-            count //= self.world.size
+        count //= self.backend.mesh.replicas
         if self.asynchronous and self._has_room_for(count * 4):
             self.copy.prepare(count)
 
@@ -255,10 +254,9 @@ class Saver:
                 path = writer.commit(
                     save,
                     header,
-                    self.backend.model.shapes,
+                    self.backend.canonical_shapes(),
                     abandoned=self._abandoned.is_set,
                     gone=lambda rank: self._gone(rank),  # as it is then, not now
-                    keys_of=self.backend.keys_of,
                 )
                 self._conclude(path)
         except AbandonedError:

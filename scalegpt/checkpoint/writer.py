@@ -14,7 +14,6 @@ import errno
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from scalegpt.backends.base import KEYS, Piece
+from scalegpt.backends.base import Piece
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import (
     KINDS,
@@ -48,7 +47,8 @@ from scalegpt.storage import free_bytes, read_bytes, retried, sync_folder, write
 PEERS_SECONDS = 900.0
 """How long the first rank waits for the others' parts after its own is written."""
 
-KeysOf = Callable[[str], Sequence[str]]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Canonical tensors, ``KEY/NAME`` → shape; see :meth:`scalegpt.backends.base.Backend.canonical_shapes`."""
 
 _POLL_SECONDS = 0.02
 _SPARE_BYTES = 1 << 20
@@ -120,23 +120,21 @@ def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
 def commit(
     save: Save,
     header: Header,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     *,
     patience: float = PEERS_SECONDS,
     abandoned: Callable[[], bool] = lambda: False,
     gone: Callable[[int], bool] = lambda _rank: False,
-    keys_of: KeysOf = lambda _: KEYS,
 ) -> Path:
     """Make a checkpoint of all ranks' parts; the first rank alone calls this.
 
     Args:
         save: from :func:`begin`.
         header: what the manifest says besides.
-        shapes: the model's parameters.
+        shapes: the tensors that the pieces must be.
         patience: seconds to wait for the other ranks' parts.
         abandoned: whether to give up.
         gone: whether a rank has ended, so that a part of it that is not there will not come.
-        keys_of: the canonical tensors that each parameter must have, by its name.
 
     Returns:
         The new directory.
@@ -147,7 +145,7 @@ def commit(
     """
     with failing_as_a_run(save):
         records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
-        manifest = _assemble(save, header, shapes, records, keys_of)
+        manifest = _assemble(save, header, shapes, records)
         retried(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
@@ -177,24 +175,6 @@ def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None)
     with failing_as_a_run(Save(checkpoint.parent, progress.step, "", 0)):
         content = replace(manifest, header=replace(header, progress=progress)).encode()
         retried(lambda: write_atomic(checkpoint / MANIFEST, content, durable=True))
-
-
-def save_alone(
-    folder: Path, header: Header, pieces: Iterable[Piece], shapes: Mapping[str, tuple[int, ...]], **options: Any
-) -> Path:
-    """Write a checkpoint in one process, all of it; see :func:`begin` and :func:`commit`.
-
-    Raises:
-        RunError: it cannot be written; nothing is left of the attempt.
-    """
-    mine = list(pieces)
-    save = begin(folder, header.progress.step, 1, bytes_of(mine))
-    try:
-        write_part(save, 0, mine)
-        return commit(save, header, shapes, **options)
-    except BaseException:
-        shutil.rmtree(save.temporary, ignore_errors=True)
-        raise
 
 
 def bytes_of(pieces: Iterable[Piece]) -> int:
@@ -302,9 +282,8 @@ def _await(
 def _assemble(
     save: Save,
     header: Header,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     records: Iterable[dict[str, Any]],
-    keys_of: KeysOf,
 ) -> Manifest:
     """The manifest of all ranks' records.
 
@@ -312,15 +291,12 @@ def _assemble(
         RunError: the pieces are not every tensor exactly once, or a file is not as long as its record says.
     """
     files: dict[str, StoredFile] = {}
-    placed: dict[str, list[Placed]] = {f"{key}/{name}": [] for name in shapes for key in keys_of(name)}
+    placed: dict[str, list[Placed]] = {tensor: [] for tensor in shapes}
     for record in records:
         files |= {name: StoredFile(**file) for name, file in record["files"].items()}
         for tensor, places in record["pieces"].items():
             placed[tensor] += [Placed(**where) for where in places]
-    tensors = {
-        tensor: StoredTensor(tuple(shapes[tensor.partition("/")[2]]), tuple(sorted(places)))
-        for tensor, places in placed.items()
-    }
+    tensors = {tensor: StoredTensor(tuple(shapes[tensor]), tuple(sorted(places))) for tensor, places in placed.items()}
     manifest = Manifest(header, tensors, files)
     try:
         manifest.check_coverage()

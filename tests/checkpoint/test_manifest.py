@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.samples import SHAPES, header, save
+from checkpoint.samples import SHAPES, header, save, save_alone
 from manifests import canonical, rewrite, sealed
 from scalegpt.backends.base import WEIGHT, Piece
 from scalegpt.checkpoint.manifest import (
@@ -26,7 +26,6 @@ from scalegpt.checkpoint.manifest import (
     decode,
 )
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
-from scalegpt.checkpoint.writer import save_alone
 from scalegpt.config.optimizers import MOMENTUM
 from scalegpt.errors import InputError, RunError
 
@@ -216,7 +215,7 @@ def test_a_manifest_that_would_not_be_read_is_not_written(tmp_path: Path, monkey
 def test_muons_momentum_makes_another_version(tmp_path: Path) -> None:
     """A reader that knows two moments for each parameter is told so, rather than that the checkpoint is damaged."""
     pieces = [Piece("a", key, 0, torch.ones(4)) for key in (WEIGHT, MOMENTUM)]
-    path = save_alone(tmp_path, header(), pieces, {"a": (4,)}, keys_of=lambda _: (WEIGHT, MOMENTUM))
+    path = save_alone(tmp_path, header(), pieces, {f"{key}/a": (4,) for key in (WEIGHT, MOMENTUM)})
     assert json.loads((path / MANIFEST).read_bytes())["version"] == 3
     checkpoint = Checkpoint.open(path)
     checkpoint.verify()
