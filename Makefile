@@ -33,7 +33,7 @@ lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/ruff check .
 	$(LOWEST)/bin/lint-imports
 	$(LOWEST)/bin/pytest -q -n 2 --dist loadgroup -m "not slow and not faults" tests/base tests/config tests/data tests/model \
-	  tests/checkpoint tests/backends tests/optim tests/training tests/planner/test_nvml.py tests/planner/test_detect.py
+	  tests/checkpoint tests/backends tests/optim tests/training tests/hardware/test_nvml.py tests/hardware/test_detect.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

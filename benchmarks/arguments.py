@@ -1,11 +1,13 @@
-"""Values of the benchmarks' flags, refused before anything is measured."""
+"""Values of the benchmarks' flags, refused before anything is measured, and what several benchmarks do with figures."""
 
 import argparse
+import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -44,6 +46,19 @@ def counts(text: str) -> list[int]:
     return [at_least(1)(part) for part in text.split(",")]
 
 
+def names_of(known: Mapping[str, Any], separator: str = ",") -> Callable[[str], list[str]]:
+    """A flag's type: some of the known names, separated."""
+
+    def names(text: str) -> list[str]:
+        found = [name.strip() for name in text.split(separator) if name.strip()]
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"there is no {name!r}; choose from {f'{separator} '.join(known)}")
+        return found
+
+    return names
+
+
 def new_file(text: str) -> Path:
     """A flag's type: a file that can be written when the measurement is done."""
     path = Path(text)
@@ -51,3 +66,14 @@ def new_file(text: str) -> Path:
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
     return path
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Settings as words of a command line."""
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+def write_figures(path: Path | None, figures: Any) -> None:
+    """Write figures as JSON, where a file was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Measures how long a checkpoint holds the training loop up: a synchronous save beside a save that goes on meanwhile.
+"""Measures how long a checkpoint stops the training loop: a synchronous save beside an asynchronous one.
 
 python benchmarks/checkpoint_speed.py                        (from the repository's root; 150M_1024: 12 bytes a parameter)
 python benchmarks/checkpoint_speed.py --preset tiny --saves 5
 
 One process on the CPU. The state is what training would save: fp32 weights and both moments, of random numbers. Each kind of
-save is made several times. The room for the copy is made before, as training makes it during its first steps. Steps are not
+save is made several times. Memory for the copy is allocated before, as training does during its first steps. No steps are
 trained meanwhile: where writer and steps share the cores, steps take longer while it writes, and that is not in the pause.
 """
 
@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -29,17 +28,8 @@ from scalegpt.optim.factory import optimizer_factory
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds of one save.
-
-    Attributes:
-        pause: until training could go on.
-        whole: until the checkpoint was complete.
-    """
-
-    pause: float
-    whole: float
+Times = dict[str, float]
+"""Seconds of one save: ``pause`` until training could continue, ``whole`` until the checkpoint was complete."""
 
 
 def main() -> None:
@@ -70,7 +60,7 @@ def filled_backend(preset: str) -> Backend:
 
 
 def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> list[Times]:
-    """The times of so many saves, one after another."""
+    """The times of some saves, one after another."""
     saver = Saver(backend, folder, Keeping(1, False), asynchronous=asynchronous)
     if asynchronous:
         saver.prepare()
@@ -84,32 +74,24 @@ def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> 
         if saver.lacks_memory:
             sys.exit("host memory has no room for the copy: nothing to measure")
         saver.finish()
-        times.append(Times(pause, time.perf_counter() - start))
+        times.append({"pause": pause, "whole": time.perf_counter() - start})
     saver.close()
     return times
 
 
 def report(preset: str, size: int, waited: list[Times], meanwhile: list[Times], *, as_json: bool) -> None:
     """Print what was measured; the shares are of the median synchronous save."""
-    before, after = statistics.median(t.pause for t in waited), statistics.median(t.pause for t in meanwhile)
-    longest = max(t.pause for t in meanwhile)
+    before, after = (statistics.median(each["pause"] for each in times) for times in (waited, meanwhile))
+    longest, threads = max(each["pause"] for each in meanwhile), torch.get_num_threads()
     if as_json:
-        result = {
-            "preset": preset,
-            "bytes": size,
-            "threads": torch.get_num_threads(),
-            "synchronous": [asdict(times) for times in waited],
-            "asynchronous": [asdict(times) for times in meanwhile],
-            "pause_share": after / before,
-            "longest_pause_share": longest / before,
-        }
-        print(json.dumps(result, indent=2))
+        result = {"preset": preset, "bytes": size, "threads": threads, "synchronous": waited, "asynchronous": meanwhile}
+        print(json.dumps({**result, "pause_share": after / before, "longest_pause_share": longest / before}, indent=2))
         return
-    print(f"{preset}: {size / 1e9:.3f} GB of state, one process on the CPU, {torch.get_num_threads()} threads")
+    print(f"{preset}: {size / 1e9:.3f} GB of state, one process on the CPU, {threads} threads")
     print(f"synchronous save    {before:7.3f} s (median of {len(waited)})")
     print(f"asynchronous pause  {after:7.3f} s (median of {len(meanwhile)}), {after / before:.1%} of it")
     print(f"the longest pause   {longest:7.3f} s, {longest / before:.1%} of it")
-    print(f"asynchronous, whole {statistics.median(t.whole for t in meanwhile):7.3f} s")
+    print(f"asynchronous, whole {statistics.median(each['whole'] for each in meanwhile):7.3f} s")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ python benchmarks/compare_nanogpt.py --keep_memory             a plain loop that
 
 The plain loop runs in fp32, in bf16 under autocast, and in bf16 compiled whole; ours in the precision that ``auto`` picks on
 this machine, as it is and with compiled blocks. Each has a process of its own, so that what one sets for its process helps
-no other; they take their steps in turn, while the others wait. In every round each takes one, so that a machine that slows
-down slows all of them. Steps are compared by their medians; a contender whose second step takes longer than sixteen times the
-fastest's takes no more, and its second step is what is told of it. Nine rounds of the three shapes take two minutes on two
-cores.
+no other. They take their steps in turn while the others wait, so that a machine that slows down slows all of them. Steps are
+compared by their medians. A contender whose second step takes longer than sixteen times the fastest's takes no more, and that
+step is its figure. Nine rounds of the three shapes take two minutes on two cores.
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -23,14 +21,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, new_file
+from benchmarks.arguments import at_least, names_of, new_file, write_figures
 from benchmarks.steps.baseline import BaselineSteps, Shape
 from benchmarks.steps.ours import OurSteps, random_tokens
 from scalegpt.backends import World
@@ -63,44 +60,35 @@ class Entry:
     Attributes:
         name: of :data:`BASELINES` or :data:`OURS`.
         shape: model and batch.
-        data: a folder of tokens.
-        folder: where a run of ours goes.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        peer: a checkout of nanoGPT for the plain loops, if any.
-        keep_memory: give a plain loop our setting of the allocator.
+        folder: where data and runs are.
+        arguments: the command line's.
         precision: ours.
     """
 
     name: str
     shape: Shape
-    data: Path
     folder: Path
-    device: str
-    peer: Path | None
-    keep_memory: bool
+    arguments: argparse.Namespace
     precision: str
 
 
 class Contender:
-    """A process that takes steps when it is told to, and the seconds that they took.
+    """A process that takes steps when it is asked to, and the seconds that they took.
 
     Raises:
-        RuntimeError: from :meth:`step`: the process has ended; it has told why.
+        RuntimeError: from :meth:`step`: the process has ended; it has printed why.
     """
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.seconds: list[float] = []
-        self.is_out = False
         self._connection, theirs = PROCESSES.Pipe()
         self._process = PROCESSES.Process(target=serve, args=(entry, theirs))
         self._process.start()
         theirs.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._connection.close()
         self._process.join()
 
@@ -126,39 +114,35 @@ def serve(entry: Entry, connection: Connection) -> None:
 
 def build(entry: Entry, stack: ExitStack) -> BaselineSteps | OurSteps:
     """What takes the steps; what it leaves open is closed with the stack."""
+    given, data = entry.arguments, entry.folder / "tokens"
     if entry.name in OURS:
-        flags = flags_of(entry.shape, entry.data, OURS[entry.name], entry.precision)
-        ours = OurSteps(flags, None, entry.folder, World.join(entry.device))
+        flags = flags_of(entry.shape, data, OURS[entry.name], entry.precision)
+        ours = OurSteps(flags, None, entry.folder / entry.name, World.join(given.device))
         stack.callback(ours.close)
         return ours
-    if entry.keep_memory:
+    if given.keep_memory:
         keep_freed_memory()
     bf16, compiled = BASELINES[entry.name]
-    device = choose_device(entry.device, 0, 1)
-    return BaselineSteps(entry.shape, entry.data, device, bf16=bf16, compiled=compiled, checkout=entry.peer)
+    device = choose_device(given.device, 0, 1)
+    return BaselineSteps(entry.shape, data, device, bf16=bf16, compiled=compiled, checkout=given.peer)
 
 
 def main() -> int:
     """Compare on every shape; 1 if a contender fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)} [all]")
+    parser.add_argument(
+        "--shapes", type=names_of(SHAPES), default=",".join(SHAPES), help=f"of {', '.join(SHAPES)} [all]"
+    )
     parser.add_argument("--rounds", type=at_least(1), default=7, help="counted steps of each [7]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT, whose model is timed")
-    parser.add_argument("--skip", default="", help="contenders to leave out, separated by semicolons")
+    everyone = {**BASELINES, **OURS}
+    parser.add_argument("--skip", type=names_of(everyone, ";"), default="", help="contenders, separated by semicolons")
     parser.add_argument(
         "--keep_memory", action="store_true", help="the plain loops keep the memory that they free, too"
     )
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.shapes.split(",") if name not in SHAPES]
-    if unknown:
-        parser.error(f"--shapes: there is no {unknown[0]!r}; choose from {', '.join(SHAPES)}")
-    skip = {name.strip() for name in arguments.skip.split(";")} - {""}
-    if skip - {*BASELINES, *OURS}:
-        parser.error(
-            f"--skip: there is no {min(skip - {*BASELINES, *OURS})!r}; choose from {'; '.join([*BASELINES, *OURS])}"
-        )
     if arguments.peer and not (arguments.peer / "model.py").is_file():
         parser.error(f"--peer {arguments.peer}: no model.py there; give the folder of a nanoGPT checkout")
     try:
@@ -166,37 +150,20 @@ def main() -> int:
     except InputError as error:
         parser.error(str(error))
     results = {}
-    for name in arguments.shapes.split(","):
-        precision = precision_of(SHAPES[name], device)
-        with tempfile.TemporaryDirectory() as folder:
-            data = random_tokens(Path(folder) / "tokens", SHAPES[name].vocab_size)
-            entries = [
-                Entry(
-                    each,
-                    SHAPES[name],
-                    data,
-                    Path(folder) / each,
-                    arguments.device,
-                    arguments.peer,
-                    arguments.keep_memory,
-                    precision,
-                )
-                for each in (*BASELINES, *OURS)
-                if each not in skip
-            ]
-            results[name] = compare(entries, arguments.rounds)
+    for name in arguments.shapes:
+        shape = SHAPES[name]
+        precision = precision_of(shape, device)
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            random_tokens(Path(folder) / "tokens", shape.vocab_size)
+            contenders = []
+            for each in (each for each in everyone if each not in arguments.skip):
+                contenders.append(Contender(Entry(each, shape, Path(folder), arguments, precision)))
+                stack.callback(contenders[-1].close)
+            race(contenders, arguments.rounds)
+        results[name] = {each.entry.name: figures(each) for each in contenders}
         print(table(name, results[name], f"{device_name(device)}, ours in {precision}"), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_figures(arguments.json, results)
     return 0
-
-
-def compare(entries: list[Entry], rounds: int) -> dict[str, dict[str, Any]]:
-    """Median, spread and tokens a second of each contender."""
-    with ExitStack() as stack:
-        contenders = [stack.enter_context(Contender(entry)) for entry in entries]
-        race(contenders, rounds)
-    return {each.entry.name: figures(each) for each in contenders}
 
 
 def precision_of(shape: Shape, device: torch.device) -> str:
@@ -216,21 +183,20 @@ def flags_of(shape: Shape, data: Path, compile_: str, precision: str) -> dict[st
 
 
 def race(contenders: list[Contender], rounds: int) -> None:
-    """A first step, which compiles, a second, which tells who is hopeless, and the rounds that count."""
+    """A first step, which compiles; a second, after which the slowest leave; and the rounds that count."""
     for each in contenders:
         each.step()
-    second = [each.step() for each in contenders]
-    for each, seconds in zip(contenders, second, strict=True):
-        each.is_out = seconds > PATIENCE * min(second)
-        each.seconds = [seconds] if each.is_out else []
+    second = {each: each.step() for each in contenders}
+    left = [each for each in contenders if second[each] <= PATIENCE * min(second.values())]
     for _ in range(rounds):
-        for each in contenders:
-            if not each.is_out:
-                each.seconds.append(each.step())
+        for each in left:
+            each.seconds.append(each.step())
+    for each in contenders:
+        each.seconds = each.seconds or [second[each]]
 
 
 def figures(each: Contender) -> dict[str, Any]:
-    """What is told of a contender."""
+    """The figures of a contender."""
     median = statistics.median(each.seconds)
     return {
         "step_seconds": median,

@@ -16,8 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.arguments import flag_words
+
+ROOT = Path(__file__).resolve().parents[1]
 
 STEPS = {"adamw": 2000, "muon": 1000}
 """Steps of a run; schedules are as long as the runs."""
@@ -52,22 +55,12 @@ def main() -> None:
 def train(text: Path, optimizer: str, rate: str, seed: str, runs: Path, flags: list[str]) -> dict[str, Any]:
     """One run in a process of its own; returns its ``run_status.json``."""
     name = f"{text.stem}-{optimizer}-{rate}-{seed}"
-    subprocess.run(
-        [
-            *(
-                sys.executable,
-                str(ROOT / "launch" / "train.py"),
-                "--preset",
-                "shakespeare_char",
-                "--vocab_size",
-                "auto",
-            ),
-            *("--input_file", str(text), "--encoding", "auto", "--learning_rate", rate, "--seed", seed),
-            *("--optimizer", optimizer, "--max_iters", str(STEPS[optimizer])),
-            *("--runs_dir", str(runs), "--model_name", name, "--log_every", "500", *flags),
-        ],
-        check=True,
-    )
+    settings = {
+        "preset": "shakespeare_char", "vocab_size": "auto", "input_file": text, "encoding": "auto", "learning_rate": rate,
+        "seed": seed, "optimizer": optimizer, "max_iters": STEPS[optimizer], "runs_dir": runs, "model_name": name,
+        "log_every": 500,
+    }  # fmt: skip
+    subprocess.run([sys.executable, str(ROOT / "launch" / "train.py"), *flag_words(settings), *flags], check=True)
     status: dict[str, Any] = json.loads((runs / name / "run_status.json").read_text(encoding="utf-8"))
     return status
 

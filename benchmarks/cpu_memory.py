@@ -1,10 +1,10 @@
-"""Compares what the planner predicts for a process on the CPU with what the kernel counts for it (VmHWM).
+"""Compares the planner's prediction of a process's memory on the CPU with what the kernel counts for it (VmHWM).
 
 python benchmarks/cpu_memory.py                               (from the repository's root; some minutes, at most 3 GB)
 python benchmarks/cpu_memory.py --only fsdp --json memory.json
 
-Each row is a short run of the trainer with checkpoints written while it trains, in a process of its own; of several ranks the
-first one's memory counts. Processes may not take more than --limit_gb of data each.
+Each row is a short run of the trainer in a process of its own, which writes checkpoints while it trains. Of several ranks the
+first one's memory counts. --limit_gb is the most data that a process may have.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, new_file
+from benchmarks.arguments import at_least, new_file, write_figures
 from scalegpt.cli.output import aligned
 from scalegpt.units import gib
 
@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures.append({"name": name, **found})
             print(f"{name}: prediction {found['predicted'] / found['measured'] - 1:+.1%}", flush=True)
     print(table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_figures(arguments.json, figures)
     return 1 if failed or not figures else 0
 
 

@@ -1,28 +1,24 @@
 """The planner's time model beside figures that other trainers publish for GPT-2's shapes; none of them was fitted to.
 
 ``python benchmarks/cross_check.py`` prints the table. The prediction is for our trainer in their place: same shape, card,
-micro batch and accumulation, replicas (``--backend fsdp --zero_stage 0``), full logits. A second one puts in a loss that is
-fused and in place, as llm.c's is and as torch's inductor makes of a whole compiled model, and so tells how much of the
-difference is the loss.
+micro batch and accumulation, replicas (``--backend fsdp --zero_stage 0``), full logits. A second one has a loss that is
+fused and in place, as llm.c's is and as torch's inductor makes of a whole compiled model: it shows how much of the difference
+is the loss.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.published import fused_loss
+from benchmarks.published import fused_time
 from benchmarks.tables.markdown import table
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan, make_plan
-from scalegpt.planner.time.communication import collectives
-from scalegpt.planner.time.rates import Rates
-from scalegpt.planner.time.step_time import time_of
-from scalegpt.planner.time.work import LOSS, HostTraffic, count_work
 
 GPUS = 8
 """Cards in each of these machines."""
@@ -33,14 +29,14 @@ class Reported:
     """A figure that a trainer publishes.
 
     Attributes:
-        trainer: whose it is.
+        trainer: who publishes it.
         card: the card; there are eight.
         layers: with ``width`` and ``heads`` the shape; the block is 1,024 and the vocabulary 50,304.
         biases: whether the model has them.
         micro_batch: sequences a card in each pass.
         grad_accum: micro batches of each step.
         tokens_per_second: of each card.
-        source: where the figure stands.
+        source: where it is published.
     """
 
     trainer: str
@@ -70,18 +66,8 @@ class Reported:
     def predicted(self, *, fused: bool = False) -> float:
         """Tokens a second of each card, with our full loss or with a fused one."""
         plan = self.plan()
-        if not fused:
-            return plan.tokens_per_second / GPUS
-        run, machine = plan.run, plan.machine
-        assert machine.card is not None
-        mesh = run.parallel.mesh(GPUS)
-        work = count_work(run, mesh, kernel="flash", compiled=True)
-        work = replace(work, forward={**work.forward, LOSS: fused_loss(run, self.micro_batch)})
-        step = time_of(
-            work, collectives(run, mesh), HostTraffic(), Rates.of(machine.card, machine, "bf16"),
-            grad_accum=self.grad_accum, compiled=True,
-        )  # fmt: skip
-        return plan.batch.tokens / GPUS / step.seconds
+        fused_step = fused_time(plan.run, plan.machine, plan.batch, compiled=True)
+        return plan.batch.tokens / GPUS / (fused_step if fused else plan.time).seconds
 
 
 _LLM_C = "github.com/karpathy/llm.c, scripts/run_gpt2_{}.sh, {} a step"

@@ -1,4 +1,4 @@
-"""Fits the planner's shares of a card's figures to published runs, and tells how well they predict runs left out.
+"""Fits the planner's shares of a card's figures to published runs, and measures how well they predict other runs.
 
 ``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares, which ``scalegpt/planner/time/rates.py``
 holds, and the errors of predicted tokens a second in ten-fold cross-validation, by card and by model: each run is
@@ -6,7 +6,8 @@ predicted with shares that were fitted without it.
 
 Six numbers are fitted, by least squares on the logarithm of tokens a second (Gauss-Newton with Levenberg's damping): the
 share of the dense peak that matmuls reach on Ampere and on Hopper, that of attention on each, the share of the memory's
-bandwidth, and how much hidden communication is felt. A weak prior keeps them near the start where the runs say nothing.
+bandwidth, and how much of hidden communication is felt. A weak prior keeps a number near its start where
+the runs do not determine it.
 """
 
 import argparse

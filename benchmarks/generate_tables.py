@@ -1,10 +1,10 @@
 """Writes the tables of the documents that the presets, the catalogue and the planner decide.
 
-``python benchmarks/generate_tables.py`` rewrites what stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in the
+``python benchmarks/generate_tables.py`` rewrites the text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in the
 Markdown files; ``--check`` changes nothing, names the files that are stale and exits 1. The tables of the fit's errors need
-the table of published runs: they are refreshed, and checked, only with ``--published FILE``, which takes a minute.
+the table of published runs: they are rewritten, and checked, only with ``--published FILE``, which takes a minute.
 
-A user's own catalogue and measurements play no part.
+A user's own catalogue and measurements are not used.
 """
 
 import argparse

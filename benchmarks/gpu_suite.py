@@ -25,6 +25,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -42,7 +43,7 @@ from scalegpt.storage import write_atomic
 
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
-SHARES = {"smoke": 0.125, "plan": 0.4, "speed": 0.65, "choice": 1.0}
+SHARES = {"smoke": 0.125, "plan": 0.35, "speed": 0.65, "choice": 1.0}
 """The share of the time that is left which a part may use; of 8 minutes smoke has one."""
 
 
@@ -54,7 +55,7 @@ def device_bench(mode: str) -> Any:
 
 
 def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> Iterator[tuple[Row, Values]]:
-    """The rows of a part and their answers, as many as are begun within so many seconds."""
+    """The rows of a part and their answers, as many as are begun within ``seconds``."""
     end = time.monotonic() + seconds
     try:
         row = next(part)
@@ -72,11 +73,14 @@ def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> It
 def software() -> Values:
     """What ran, and from which sources."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    commit = ""
+    with suppress(OSError):  # no git
+        commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     versions = {each.name: each.version for each in distributions()}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": commit or "not known",
         "system": f"Python {platform.python_version()}, {platform.platform()}",
         **{name: versions.get(name, "not installed") for name in ("torch", "deepspeed", "liger-kernel")},
     }
@@ -128,14 +132,14 @@ def run(given: argparse.Namespace, runner: Runner) -> int:
 
     def take(row: Row) -> Values:
         if given.only and not given.only.search(row.name):
-            return {"outcome": "left out"}
+            return {"outcome": "not wanted"}
         trace = {"trace": str(given.trace.resolve())} if given.trace and row.kind == PROFILE else {}
         return runner.take(replace(row, more={**row.more, **trace}))
 
     for name in PARTS if given.suite == "all" else [given.suite]:
         share = SHARES[name] if given.suite == "all" else 1.0
         for row, answer in rows_within(PARTS[name](machine), take, share * runner.left):
-            if answer["outcome"] == "left out":
+            if answer["outcome"] == "not wanted":
                 continue
             rows.append({"part": name, **asdict(row), **answer})
             write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

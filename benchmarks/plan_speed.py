@@ -1,8 +1,8 @@
 """How long the planner takes: the command as a whole process, and every preset on every card of the catalogue.
 
 ``python benchmarks/plan_speed.py`` prints both, with the memory of the second. Each is measured in processes of its own
-whose bytecode is cached, as an installed package's is. Beside the wall clock stands processor time, which a busy machine
-disturbs less.
+with cached bytecode, as an installed package has it. Processor time is printed too: a busy machine disturbs it less than the
+wall clock.
 """
 
 import argparse

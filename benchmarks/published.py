@@ -1,4 +1,4 @@
-"""Published runs of GPT-shaped models, as a table of MosaicML llm-foundry's benchmarks has them.
+"""Published runs of GPT-shaped models, from the table of MosaicML llm-foundry's benchmarks.
 
 Source: github.com/mosaicml/llm-foundry, scripts/train/benchmarking/README.md.
 
@@ -7,8 +7,8 @@ sharding, activation_checkpointing, num_params, tokens_per_s_per_gpu. The models
 tied head.
 
 Their trainer is not ours: FSDP1, an attention kernel in Triton, a fused cross entropy on logits in bf16, no compiling;
-``mp_mode`` PURE keeps weights, gradients and moments in bf16. :meth:`PublishedRun.time` counts that; what our trainer
-would do in their place :meth:`PublishedRun.plan` says.
+``mp_mode`` PURE keeps weights, gradients and moments in bf16. :meth:`PublishedRun.time` counts that;
+:meth:`PublishedRun.plan` is what our trainer would do instead.
 """
 
 import csv
@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalegpt.config import RunConfig
-from scalegpt.config.backends import Mesh
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
 from scalegpt.hardware.machine import Machine
@@ -25,12 +24,12 @@ from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.time.communication import collectives
 from scalegpt.planner.time.rates import Rates, Shares
 from scalegpt.planner.time.step_time import StepTime, time_of
-from scalegpt.planner.time.work import LOSS, OPTIMIZER, HostTraffic, Load, Work, count_work
+from scalegpt.planner.time.work import LOSS, OPTIMIZER, HostTraffic, Load, count_work
 
 CARDS = {"a100_40gb": "A100 40GB", "a100_80gb": "A100 80GB", "h100_80gb": "H100 SXM"}
 
 NETWORK_GBPS = {"a100_40gb": 1600, "a100_80gb": 1600, "h100_80gb": 3200}
-"""Gbit/s of a machine: told for the A100 tables; for the H100's it is assumed, one 400 Gbit/s adapter for each card."""
+"""Gbit/s of a machine: published for the A100 tables; assumed for the H100's, one 400 Gbit/s adapter for each card."""
 
 GPUS_IN_A_MACHINE = 8
 
@@ -48,7 +47,7 @@ class PublishedRun:
         machine: what it ran on.
         batch: how its step was divided.
         pure: whether all states were bf16.
-        fp8: whether its matmuls were in fp8, which we have not.
+        fp8: whether its matmuls were in fp8, which our trainer does not have.
         tokens_per_second: measured, of each card.
     """
 
@@ -65,35 +64,21 @@ class PublishedRun:
     def parse(cls, row: dict[str, str]) -> "PublishedRun":
         """Read a row."""
         gpus, gpu = int(row["gpus"]), row["gpu"]
-        shape = {
-            key: int(row[key]) for key in ("n_layer", "n_embd", "n_head", "vocab_size", "block_size", "micro_batch")
-        }
-        run = resolve(
-            name=row["model"],
-            flags={
-                **shape,
-                "bias": True,
-                "precision": "bf16",
-                "loss": "chunked",
-                "recompute": "full" if row["activation_checkpointing"] == "True" else "none",
-                "backend": "fsdp",
-                "zero_stage": 3 if row["sharding"] == "FULL_SHARD" else 2,
-                "compile": "off",
-            },
-        )
-        settings = MachineConfig(
-            gpu=CARDS[gpu],
-            gpus=min(gpus, GPUS_IN_A_MACHINE),
-            nodes=-(-gpus // GPUS_IN_A_MACHINE),
-            network_gbps=NETWORK_GBPS[gpu],
-        )
-        batch = BatchPlan(run.train.micro_batch, int(row["grad_accum"]), gpus, run.model.block_size)
+        shape = ("n_layer", "n_embd", "n_head", "vocab_size", "block_size", "micro_batch")
+        flags = {
+            **{key: int(row[key]) for key in shape}, "bias": True, "precision": "bf16", "loss": "chunked",
+            "recompute": "full" if row["activation_checkpointing"] == "True" else "none", "compile": "off",
+            "backend": "fsdp", "zero_stage": 3 if row["sharding"] == "FULL_SHARD" else 2,
+        }  # fmt: skip
+        run = resolve(name=row["model"], flags=flags)
+        nodes, per_node = -(-gpus // GPUS_IN_A_MACHINE), min(gpus, GPUS_IN_A_MACHINE)
+        machine = MachineConfig(gpu=CARDS[gpu], gpus=per_node, nodes=nodes, network_gbps=NETWORK_GBPS[gpu])
         return cls(
             model=row["model"],
             gpu=gpu,
             run=run,
-            machine=Machine.of(settings),
-            batch=batch,
+            machine=Machine.of(machine),
+            batch=BatchPlan(run.train.micro_batch, int(row["grad_accum"]), gpus, run.model.block_size),
             pure=row["mp_mode"] == "PURE",
             fp8="fp8" in row["precision"],
             tokens_per_second=float(row["tokens_per_s_per_gpu"]),
@@ -104,45 +89,50 @@ class PublishedRun:
         return make_plan(self.run, self.machine, self.batch)
 
     def time(self, shares: Shares | None = None) -> StepTime:
-        """The time of its step, its own trainer's differences counted."""
-        assert self.machine.card is not None
-        sends = collectives(self.run, self._mesh)
-        if self.pure:  # gradients travel in bf16
-            sends = tuple(
-                replace(each, size=each.size // 2) if each.kind == "reduce_scatter" else each for each in sends
-            )
-        return time_of(
-            self._work(),
-            sends,
-            HostTraffic(),
-            Rates.of(self.machine.card, self.machine, "bf16", shares),
-            grad_accum=self.batch.grad_accum,
-            compiled=False,
-        )
+        """The time of its step, with its own trainer's differences."""
+        return fused_time(self.run, self.machine, self.batch, compiled=False, pure=self.pure, shares=shares)
 
     def predicted(self, shares: Shares | None = None) -> float:
         """Tokens a second of each card, predicted."""
         return self.batch.tokens / self.batch.ranks / self.time(shares).seconds
 
-    @property
-    def _mesh(self) -> Mesh:
-        return self.run.parallel.mesh(self.batch.ranks)
 
-    def _work(self) -> Work:
-        work = count_work(self.run, self._mesh, kernel="flash", compiled=False)
-        work.forward[LOSS] = fused_loss(self.run, self.batch.micro_batch)
-        if self.pure:
-            work.update[OPTIMIZER] = work.update[OPTIMIZER].times(0.5)
-        return work
+def fused_time(
+    run: RunConfig,
+    machine: Machine,
+    batch: BatchPlan,
+    *,
+    compiled: bool,
+    pure: bool = False,
+    shares: Shares | None = None,
+) -> StepTime:
+    """The time of a step whose head and cross entropy are fused and in place, which our trainer's are not.
+
+    Args:
+        run: model and settings.
+        machine: what it runs on; its card is known.
+        batch: how its step is divided.
+        compiled: whether the blocks are compiled.
+        pure: whether all states are bf16, and gradients travel so.
+        shares: of the card's figures; None: those in force.
+    """
+    assert machine.card is not None
+    mesh = run.parallel.mesh(batch.ranks)
+    work, sends = count_work(run, mesh, kernel="flash", compiled=compiled), collectives(run, mesh)
+    work.forward[LOSS] = fused_loss(run, batch.micro_batch)
+    if pure:
+        work.update[OPTIMIZER] = work.update[OPTIMIZER].times(0.5)
+        sends = tuple(replace(each, size=each.size // 2) if each.kind == "reduce_scatter" else each for each in sends)
+    rates = Rates.of(machine.card, machine, "bf16", shares)
+    return time_of(work, sends, HostTraffic(), rates, grad_accum=batch.grad_accum, compiled=compiled)
 
 
 def fused_loss(run: RunConfig, micro_batch: int) -> Load:
-    """Head and cross entropy of a micro batch where they are fused and in place, which our trainer's are not."""
+    """Head and cross entropy of a micro batch, fused and in place."""
     model = run.model
     logits = float(micro_batch) * model.block_size * model.vocab_size
-    return Load(
-        flops=6.0 * logits * model.n_embd, bytes=FUSED_LOSS_BYTES * logits + 4.0 * model.vocab_size * model.n_embd
-    )
+    moved = FUSED_LOSS_BYTES * logits + 4.0 * model.vocab_size * model.n_embd
+    return Load(flops=6.0 * logits * model.n_embd, bytes=moved)
 
 
 def read_published(path: Path) -> list[PublishedRun]:

@@ -3,12 +3,12 @@
 python benchmarks/scaling_bench.py                                       (from the repository's root)
 python benchmarks/scaling_bench.py --parts ranks --rounds 3 --json scaling.json
 
-Every part changes one thing of one shape, preset tiny's (L4 H192 V50304, T 256, micro batch 4), with one micro batch a step;
-only ``ranks`` takes the preset's own step, 32,768 tokens, in one process and in two ranks under each stage. Each row is a
+Every part changes one thing of one shape, preset tiny's (L4 H192 V50304, T 256, micro batch 4), with one micro batch a step.
+Only ``ranks`` takes the preset's own step, 32,768 tokens, in one process and in two ranks with each stage. Each row is a
 process of its own that runs ``step_bench.py``; the rows of a part are taken in turn, as many times as there are rounds, and
 compared by the medians of their medians. FLOPs are the model's, 6·P + 12·L·H·T a token; bytes sent are the planner's, which
-``tests/oracle/test_communication.py`` holds against real collectives. On two cores a round of ``ranks`` takes two minutes,
-one of all others three; a part is told when it is done.
+``tests/oracle/test_communication.py`` compares with real collectives. On two cores a round of ``ranks`` takes two minutes,
+one of all others three; a part is printed when it is done.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, new_file
+from benchmarks.arguments import at_least, flag_words, names_of, new_file, write_figures
 from scalegpt.backends.capabilities import device_name
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.backends.world import choose_device
@@ -105,15 +105,12 @@ PARTS = {each.__name__: each for each in (layers, width, context, batch, ranks)}
 def main() -> int:
     """Measure the parts that are asked for, and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} [all]")
+    parser.add_argument("--parts", type=names_of(PARTS), default=",".join(PARTS), help=f"of {', '.join(PARTS)} [all]")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="processes of each row [3]")
     parser.add_argument("--steps", type=at_least(1), default=4, help="steps of each process that count [4]")
     parser.add_argument("--precision", default="auto", help="of all rows; auto: as the trainer would for tiny's shape")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.parts.split(",") if name not in PARTS]
-    if unknown:
-        parser.error(f"--parts: there is no {unknown[0]!r}; choose from {', '.join(PARTS)}")
     device = choose_device("auto", 0, 1)
     base = Row("", {}).run("fp32")
     precision = resolve_precision(arguments.precision, device, base.model, base.train.tokens_per_step or 0)
@@ -121,15 +118,14 @@ def main() -> int:
         f"{device_name(device)}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}", flush=True
     )
     results = {}
-    for name in arguments.parts.split(","):
+    for name in arguments.parts:
         rows = list(PARTS[name]())
         for _ in range(arguments.rounds):
             for row in rows:
                 row.seconds.append(seconds_of(row, precision, arguments.steps))
         results[name] = [figures(row, precision) for row in rows]
         print(table(name, results[name]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_figures(arguments.json, results)
     return 0
 
 
@@ -137,13 +133,12 @@ def seconds_of(row: Row, precision: str, steps: int) -> float:
     """Median seconds of a row's steps, in processes of their own.
 
     Raises:
-        SystemExit: it fails; what it said is told.
+        SystemExit: it fails; with what it printed.
     """
     launcher = [sys.executable]
     if row.ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(row.ranks)]
-    flags = {**BASE, "precision": precision, **row.flags}
-    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    words = flag_words({**BASE, "precision": precision, **row.flags})
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "step.json"
         command = [*launcher, str(STEP_BENCH), *words, "--steps", str(steps), "--warmup", "2", "--json", str(found)]
@@ -154,7 +149,7 @@ def seconds_of(row: Row, precision: str, steps: int) -> float:
 
 
 def figures(row: Row, precision: str) -> dict[str, Any]:
-    """What is told of a row."""
+    """The figures of a row."""
     run = row.run(precision)
     tokens = int(run.train.tokens_per_step or 0)
     accumulation = tokens // (run.train.micro_batch * run.model.block_size * row.ranks)

@@ -4,12 +4,11 @@ python benchmarks/step_bench.py --preset tiny --micro_batch 4 --tokens_per_step 
 torchrun --nproc_per_node 2 benchmarks/step_bench.py --preset tiny --backend fsdp --zero_stage 2
 python benchmarks/step_bench.py --preset 350M_1024 --steps 20 --json step.json
 
-Every step is the trainer's own, with real data loading, guards, logging and metrics; the tokens are random, unless
---input_file says otherwise. First the whole steps are timed, then as many by phase, for which the device is waited for
-between the phases. Any flag of ``launch/train.py`` goes. Times are medians, with the middle half of the steps beside them.
+Every step is the trainer's own, with real data loading, guards, logging and metrics. The tokens are random unless
+--input_file is given. First whole steps are timed, then as many by phase, with a wait for the device between the phases. All
+flags of ``launch/train.py`` are taken. Times are medians, with the middle half of the steps beside them.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -22,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, new_file
+from benchmarks.arguments import at_least, new_file, write_figures
 from benchmarks.steps.ours import PHASES, OurSteps
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
@@ -32,6 +31,7 @@ from scalegpt.config.run import SECTIONS
 from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.gpus import peak_flops
 from scalegpt.planner.time.work import flops_per_token
+from scalegpt.training import memory
 from scalegpt.training.metrics import mfu
 
 LOADED_STEPS = 50
@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     if world.is_first:
         print(table(figures))
-        if arguments.json:
-            arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(arguments.json, figures)
     world.leave()
     return 0
 
@@ -98,7 +97,7 @@ def measure(
             "phases": phases,
             "loader_tokens_per_second": ours.loader_rate(LOADED_STEPS),
             "predicted_peak_bytes": ours.job.plan.peak_bytes,
-            **ours.job.watch.measure().as_status(),
+            **memory.measure(world.device).as_status(),
         }
     finally:
         ours.close()

@@ -35,7 +35,7 @@ TEXT_LIMIT = 16 << 20
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux's limits
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-# What a file system answers to an operation that it does not have: in general, and for some operations besides.
+# Errors of a file system for an operation that it does not have: in general, and for some operations in addition.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 _NO_FOLDER_SYNC = _UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}  # some do not open a folder
 _NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}  # the last two: NFS, for a folder
@@ -67,12 +67,7 @@ def user_path(text: str) -> str:
 
 
 class DiskError(InputError):
-    """A path at which the disk refuses an operation.
-
-    Attributes:
-        path: the path.
-        problem: what the disk answers, in words that can follow the path.
-    """
+    """A path at which the disk refuses an operation; ``problem`` is its answer, in words that can follow the path."""
 
     subject, done, advice = "", "used", "see to the disk"
 
@@ -114,7 +109,7 @@ def disk_errors(out: Path) -> Iterator[None]:
 def retried(work: Callable[[], Result]) -> Result:
     """Do something with a disk, again after an error that may pass (:data:`RETRIED`).
 
-    Work that writes a file must write it anew each time: after a failed sync the system drops the data that it could not
+    Work that writes a file must start it again each time: after a failed sync the system drops the data that it could not
     write, and a second sync of the same file reports no error.
 
     Raises:
@@ -272,9 +267,8 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
 
 def temporary_name(path: Path) -> Path:
     """The name of a file until it is whole: ``.NAME.PID.tmp``, or ``.NAME.PID-THREAD.tmp`` outside the main thread."""
-    number = threading.get_native_id()
-    mine = f"{os.getpid()}" if number == os.getpid() else f"{os.getpid()}-{number}"
-    return path.with_name(f".{path.name}.{mine}.tmp")
+    thread, pid = threading.get_native_id(), os.getpid()
+    return path.with_name(f".{path.name}.{pid}{'' if thread == pid else f'-{thread}'}.tmp")
 
 
 def is_temporary(path: Path) -> bool:

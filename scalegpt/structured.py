@@ -118,7 +118,7 @@ def yaml_node(text: str, where: str) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{where}{line}: not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError:
-        raise InputError(f"{where}: not YAML: it has a character that cannot stand in a text") from None
+        raise InputError(f"{where}: not YAML: it has a character that YAML does not allow") from None
 
 
 def _composed(events: Iterator[Any], where: str) -> Any:
@@ -202,7 +202,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 length = len(line) if begins else length + len(line)
                 if length > _ENDLESS_LINE:
                     raise InputError(
-                        f"{path} has a line of more than {_ENDLESS_LINE:,} characters: it is no log of a run"
+                        f"{path} has a line of more than {_ENDLESS_LINE:,} characters: it is not a log of a run"
                     )
                 values = _object(line) if begins and is_whole else None
                 if values is not None:

@@ -80,7 +80,7 @@ class Fake(ModuleType):
         nvlink: the pairs of cards that NVLink joins, or ``all`` or ``none``.
         peer: whether cards copy directly over PCIe; the answer is a status of the chipset's where not.
         fails: the code that the start fails with.
-        old: a driver that has the first version of the memory's figures only, in which the reserved part is left out.
+        old: a driver that has the first version of the memory's figures only, without the reserved part.
         driver: its version.
     """
 

@@ -1,8 +1,8 @@
 """A plain loop in the style of nanoGPT, written afresh: its model's shape and its way to train, to be timed beside ours.
 
-What it does as such loops do: full logits and ``F.cross_entropy``, biases as told, tied head, autocast around fp32 weights,
-``clip_grad_norm_``, fused AdamW over two groups, ``loss.item()`` once a step, random windows from a memory map, the next of
-which are read while the device works on the last.
+Like such loops it has full logits and ``F.cross_entropy``, optional biases, a tied head, autocast around fp32 weights,
+``clip_grad_norm_``, fused AdamW over two groups, ``loss.item()`` once a step, and random windows from a memory map. The next
+windows are read while the device works on the last.
 """
 
 import importlib.util

@@ -5,8 +5,11 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -117,104 +120,81 @@ class OurSteps:
 
     def phases(self, steps: int) -> dict[str, float]:
         """Median seconds of each phase over some steps. The device is waited for between phases, so they add up to more."""
-        seen: dict[str, list[float]] = defaultdict(list)
+        seen = []
         for _ in range(steps):
-            for phase, seconds in self._one_by_phase().items():
-                seen[phase].append(seconds)
-        return {phase: statistics.median(seen[phase]) for phase in PHASES}
-
-    def _one_by_phase(self) -> dict[str, float]:
-        phases = _Phases(self._wait)
-        phases.begin(self.trainer)
-        try:
-            whole = self.step()
-        finally:
-            phases.end()
-        return phases.of(whole)
+            clock = _Clock(self._wait)
+            with clock.around(self.trainer):
+                self.step()
+            seen.append(clock.spent)
+        return {phase: statistics.median(spent[phase] for spent in seen) for phase in PHASES}
 
 
-class _Phases:
-    """Puts a clock around the parts of one step of a trainer, and takes it away again.
+class _Clock:
+    """Times the parts of one step; what lies within a phase and is a phase of its own counts there alone.
 
     Args:
         wait: waits for the device.
     """
 
     def __init__(self, wait: Callable[[], None]) -> None:
-        self.wait = wait
         self.spent: dict[str, float] = defaultdict(float)
-        self.loss_ended = 0.0
-        self.replaced: list[tuple[Any, str, Any, bool]] = []
+        self._wait, self._open, self._last = wait, [REST], time.perf_counter()
 
-    def begin(self, trainer: Trainer) -> None:
+    @contextmanager
+    def around(self, trainer: Trainer) -> Iterator[None]:
+        """Put the clock around the parts of a trainer's step, and take it away again."""
         backend = trainer.job.backend
-        self._replace(backend.model, "loss", self._loss)
-        self._replace(backend, "micro_step", self._micro_step)
-        self._replace(backend, "step", self._step)
-        self._replace(backend.optimizer, "step", lambda real: lambda *a, **o: self._timed(OPTIMIZER, real, *a, **o))
-        self._replace(trainer.batches, "step", self._batches)
+        with ExitStack() as stack:
+            for owner, name, wrap in (
+                (backend.model, "loss", self._loss),
+                (backend, "micro_step", partial(self._timed, FORWARD)),
+                (backend, "step", partial(self._timed, NORM)),
+                (backend.optimizer, "step", partial(self._timed, OPTIMIZER)),
+                (trainer.batches, "step", self._batches),
+            ):
+                stack.enter_context(patch.object(owner, name, wrap(getattr(owner, name))))
+            self._mark()
+            self.spent.clear()
+            yield
+            self._mark()
 
-    def end(self) -> None:
-        for owner, name, real, was_its_own in self.replaced:
-            if was_its_own:
-                setattr(owner, name, real)
-            else:  # the class's
-                delattr(owner, name)
+    def _mark(self) -> None:
+        """What has passed since the last mark belongs to the innermost open phase."""
+        self._wait()
+        now = time.perf_counter()
+        self.spent[self._open[-1]] += now - self._last
+        self._last = now
 
-    def of(self, whole: float) -> dict[str, float]:
-        """Seconds of each phase of a step that took so long."""
-        self.spent[REST] = whole - sum(self.spent[phase] for phase in PHASES[:-1])
-        return {phase: self.spent[phase] for phase in PHASES}
+    @contextmanager
+    def _phase(self, phase: str) -> Iterator[None]:
+        self._mark()
+        self._open.append(phase)
+        yield
+        self._mark()
+        self._open.pop()
 
-    def _replace(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-        real = getattr(owner, name)
-        self.replaced.append((owner, name, real, name in vars(owner)))
-        setattr(owner, name, wrap(real))
+    def _timed(self, phase: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*arguments: Any, **options: Any) -> Any:
+            with self._phase(phase):
+                return real(*arguments, **options)
 
-    def _timed(self, phase: str, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        self.wait()
-        begin = time.perf_counter()
-        result = work(*arguments, **options)
-        self.wait()
-        self.spent[phase] += time.perf_counter() - begin
-        return result
+        return work
 
-    def _loss(self, real: Any) -> Any:
+    def _loss(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def loss(*arguments: Any) -> Any:
-            result = self._timed(LOSS, real, *arguments)
-            self.loss_ended = time.perf_counter()
+            with self._phase(LOSS):
+                result = real(*arguments)
+            self._open[-1] = BACKWARD  # what follows in this micro step
             return result
 
         return loss
 
-    def _micro_step(self, real: Any) -> Any:
-        def micro_step(*arguments: Any, **options: Any) -> Any:
-            self.wait()
-            begin, loss_before = time.perf_counter(), self.spent[LOSS]
-            result = real(*arguments, **options)
-            self.wait()
-            self.spent[BACKWARD] += time.perf_counter() - self.loss_ended
-            self.spent[FORWARD] += self.loss_ended - begin - (self.spent[LOSS] - loss_before)
-            return result
-
-        return micro_step
-
-    def _step(self, real: Any) -> Any:
-        def step(*arguments: Any, **options: Any) -> Any:
-            before = self.spent[OPTIMIZER]
-            result = self._timed(NORM, real, *arguments, **options)
-            self.spent[NORM] -= self.spent[OPTIMIZER] - before
-            return result
-
-        return step
-
-    def _batches(self, real: Any) -> Any:
+    def _batches(self, real: Callable[[int], Iterator[Any]]) -> Callable[[int], Iterator[Any]]:
         def step(first: int) -> Iterator[Any]:
             batches = iter(real(first))
             while True:
-                begin = time.perf_counter()
-                batch = next(batches, None)
-                self.spent[DATA] += time.perf_counter() - begin
+                with self._phase(DATA):
+                    batch = next(batches, None)
                 if batch is None:
                     return
                 yield batch

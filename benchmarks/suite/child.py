@@ -72,7 +72,7 @@ class Runner:
         """End the child; the next row gets a new one."""
         if self._process is not None:
             self._process.kill()
-            self._process.join()
+            self._process.join(GRACE_SECONDS)
             self._pipe.close()
             self._log.close()
             self._process = None
@@ -81,9 +81,7 @@ class Runner:
         context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a forked process
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115  # closed by close()
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=serve, args=(self._make, self._mode, theirs, self._log.name), daemon=True
-        )
+        self._process = context.Process(target=serve, args=(self._make, self._mode, theirs, self._log.name))
         self._process.start()
         theirs.close()
         try:
@@ -99,7 +97,7 @@ class Runner:
                 return answer
             reason = f"no answer after {seconds:.0f} s"
         except (EOFError, ConnectionResetError):
-            self._process.join()
+            self._process.join(GRACE_SECONDS)
             reason = f"the process ended with status {self._process.exitcode}"
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         raise ChildGoneError("\n    ".join([reason, *lines[-LOG_LINES:]]))

@@ -13,7 +13,6 @@ asked.
 
 import importlib
 import importlib.util
-import io
 import json
 import math
 import os
@@ -21,7 +20,7 @@ import pkgutil
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from benchmarks.steps.losses import gradients, inputs, loss_of, relative_error
 from benchmarks.steps.ours import random_tokens
 from benchmarks.suite.rows import ROOT, Row, Values, settings
 from benchmarks.suite.steps import Memory, dismantle_deepspeed, profiled, release, take_step, timed
+from scalegpt import api
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile
@@ -46,7 +46,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.time.work import flops_per_token
 from scalegpt.tracing.trace import fake_process_group
-from scalegpt.training.memory import MemoryWatch, machine_of
+from scalegpt.training.memory import machine_of, measure
 from scalegpt.training.metrics import mfu
 from scalegpt.units import gib
 
@@ -60,6 +60,9 @@ WARM_STEPS, MOST_SKIPPED = 2, 12
 """Steps that compile and make the optimizer's state; and those that fp16 may skip while it looks for its loss scale."""
 
 RUN_STEPS = 300
+
+OPTIONAL = ("deepspeed", "triton", "liger_kernel")
+"""Rows that need one of these libraries are skipped where it is not installed."""
 
 MOST_LEFT_OVER = 64 * 2**20
 """Bytes that may stay allocated after a row; with more, a new process takes the next."""
@@ -99,7 +102,7 @@ class DeviceBench:
             return {"machine": None}
         torch.cuda.set_device(self.device)
         torch.zeros(1, device=self.device)
-        machine, held = machine_of(self.world), MemoryWatch(self.device).measure()
+        machine, held = machine_of(self.world), measure(self.device)
         self.outside = held.driver or 0
         return {
             "machine": machine, "card": machine.name, "memory": machine.usable_bytes, "capability": machine.capability,
@@ -118,7 +121,10 @@ class DeviceBench:
             found |= {"outcome": "skipped", "reason": str(error)}
         except Exception as error:  # libraries' errors have no common class, and one of them must not end the suite
             found |= failure(error)
-        left = release(self.device)
+        try:
+            left = release(self.device)
+        except RuntimeError as error:  # the device no longer answers
+            return {**failure(error), **found, "restart": True}
         if left > MOST_LEFT_OVER:
             found["restart"] = True
             found["notes"].append(f"{gib(left)} stayed allocated")
@@ -129,11 +135,13 @@ class DeviceBench:
     def imports(self, _row: Row, found: Values) -> Values:
         """Every module of the package, and libraries that some rows need."""
         modules = [each.name for each in pkgutil.walk_packages(scalegpt.__path__, "scalegpt.")]
-        for name in (*modules, "deepspeed", "triton", "liger_kernel"):
-            if importlib.util.find_spec(name) is None:
-                found["notes"].append(f"{name} is not installed")
-            elif not name.endswith(("__main__", "scalegpt.train")):  # which are commands
+        for name in (*OPTIONAL, *modules):
+            try:
                 importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if str(error.name).split(".")[0] not in OPTIONAL:
+                    raise
+                found["notes"].append(f"{name}: {error}")
         return {}
 
     def train(self, row: Row, found: Values) -> Values:
@@ -197,20 +205,17 @@ class DeviceBench:
             return profiled(lambda: take_step(backend, batch), self.device, row.more.get("trace"))
 
     def run(self, row: Row, _found: Values) -> Values:
-        """The commands: train on this repository's documents, save, resume, sample."""
-        steps = DRY_STEPS if self.dry else RUN_STEPS
-        flags = {**row.flags, **(DRY_MODEL if self.dry else {}), "vocab_size": "auto", "tokenizer": "byte"}
+        """The package's own functions: train on this repository's documents, save, resume, sample."""
+        steps, flags = DRY_STEPS if self.dry else RUN_STEPS, {**row.flags, **(DRY_MODEL if self.dry else {})}
+        flags |= {"vocab_size": "auto", "tokenizer": "byte", "device": self.device.type}
         with tempfile.TemporaryDirectory() as folder:
-            flags |= {"input_file": ROOT / "docs", "runs_dir": folder, "model_name": "run", "device": self.device.type}
             for until in (steps // 2, steps):
-                command("train", {**flags, "max_iters": until})
-            sample = command("sample", {"prompt": "The ", "device": self.device.type}, f"{folder}/run")
-            lines = Path(f"{folder}/run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                run = api.train(input_file=ROOT / "docs", model_name="run", runs_dir=folder, max_iters=until, **flags)
+            sample = api.load(run, device=self.device.type).generate("The ")
+            lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses = [each["loss"] for each in map(json.loads, lines) if "loss" in each]
         if len(losses) != steps or not losses[-1] < losses[0]:
-            raise RuntimeError(
-                f"{len(losses)} of {steps} steps, loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
-            )
+            raise RuntimeError(f"{len(losses)} of {steps} steps; losses {losses[:: steps // DRY_STEPS]}")
         return {"losses": losses[:: steps // DRY_STEPS], "sample": sample}
 
     # --- what they share ---------------------------------------------------------------------------------------------
@@ -322,17 +327,3 @@ def failure(error: Exception) -> Values:
             return {"outcome": "out of memory", "reason": str(each), "restart": by_driver or each is not error}
     text = "".join(traceback.format_exception(error))
     return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": text, "restart": True}
-
-
-def command(name: str, flags: Values, *words: str) -> str:
-    """Run one of the package's commands here, and return what it prints.
-
-    Raises:
-        RuntimeError: its exit status is not 0.
-    """
-    main = importlib.import_module(f"scalegpt.cli.{name}").main
-    with redirect_stdout(io.StringIO()) as printed:
-        status = main([*words, *(word for key, value in flags.items() for word in (f"--{key}", str(value)))])
-    if status:
-        raise RuntimeError(f"scalegpt {name} ended with status {status}: {printed.getvalue()}")
-    return printed.getvalue()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from benchmarks.suite.rows import LOOP, LOSS, PROFILE, SPEED_PRESETS, TRAIN, Values, ran_within
+from benchmarks.suite.rows import LOOP, LOSS, PROFILE, SPEED_PRESETS, TRAIN, Values, named, ran_within
 from benchmarks.tables.markdown import table
 from scalegpt.hardware.gpus import GIB
 from scalegpt.planner.batches import divisors
@@ -63,9 +63,10 @@ def _of_plan(rows: list[Values]) -> Iterator[Verdict]:
         for figure, (mean, worst, under) in MEMORY.items():
             found = [each[figure] for each in compared]
             average = sum(map(abs, found)) / len(found) if found else None
+            least = max(0.0, -min(found)) if found else None
             yield f"plan: mean error of {figure}{words}", average, "most", mean
             yield f"plan: worst error of {figure}{words}", max(map(abs, found), default=None), "most", worst
-            yield f"plan: most under in {figure}{words}", max((-error for error in found), default=None), "most", under
+            yield f"plan: most under in {figure}{words}", least, "most", under
 
 
 def _of_speed(rows: list[Values]) -> Iterator[Verdict]:
@@ -78,7 +79,7 @@ def _of_speed(rows: list[Values]) -> Iterator[Verdict]:
         over = rate(ours) / rate(loop) if ours and loop else None
         yield f"{preset}: tokens/s over those of the compiled plain loop", over, "least", LEAST_OVER_LOOP
         for changed, base, most in MOST_LONGER:
-            words = " ".join(map(str, changed.values()))
+            words = named({**base, **changed})
             yield f"{preset}: a step is longer with {words} by", longer(trained, changed, base), "most", most
 
 

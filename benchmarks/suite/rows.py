@@ -87,6 +87,7 @@ def named(flags: Mapping[str, Any]) -> str:
 # --- smoke -----------------------------------------------------------------------------------------------------------
 
 SMALL_MODEL = {"n_layer": 2, "n_embd": 128, "n_head": 2, "block_size": 128, "vocab_size": 512}
+SHORT_RUN = {"micro_batch": 8, "learning_rate": 3e-3, "warmup_steps": 2}
 
 SMOKE_IN_ONE_PROCESS: tuple[Values, ...] = (
     *({"recompute": kind} for kind in RECOMPUTE),
@@ -104,7 +105,7 @@ SMOKE_SHARDED = tuple(
 def smoke(_machine: Machine) -> Part:
     """Everything once, on a small model."""
     yield Row(name="imports", kind=IMPORTS)
-    yield Row(name="train, save, resume, sample", kind=RUN, flags={**SMALL_MODEL, "micro_batch": 8})
+    yield Row(name="train, save, resume, sample", kind=RUN, flags={**SMALL_MODEL, **SHORT_RUN})
     for flags in (*SMOKE_IN_ONE_PROCESS, *SMOKE_SHARDED):  # DeepSpeed last, which keeps its process group
         yield Row(name=named(flags), flags={"compile": "off", "micro_batch": 2, **SMALL_MODEL, **flags})
 
@@ -183,10 +184,10 @@ TIMED_SECONDS, LOSS_SECONDS = 1.5, 0.25
 CHANGES: tuple[Values, ...] = (
     *({"recompute": kind} for kind in RECOMPUTE),
     {"backend": "fsdp", "zero_stage": 2},
+    {"backend": "deepspeed", "zero_stage": 1},
     {"compile": "off"},
     *({"attention": kind} for kind in ("flash", "cudnn")),
     {"loss": "full"},
-    {"backend": "deepspeed", "zero_stage": 1},
 )
 """What is changed of the planner's choice, each alone."""
 
@@ -199,7 +200,7 @@ LOSS_WAYS: tuple[Values, ...] = (
 
 
 def speed(machine: Machine) -> Part:
-    """The presets in turn beside a plain loop, the losses, a profile of the best, then one setting changed at a time."""
+    """The presets; a plain loop, a profile, the losses; one setting changed at a time; loops that take long to compile."""
     chosen: dict[str, Plan] = {}
     rows: dict[str, tuple[float, Row]] = {}
     for preset in SPEED_PRESETS:
@@ -213,35 +214,38 @@ def speed(machine: Machine) -> Part:
         row = planned_row(found, seconds=TIMED_SECONDS)
         measured = (yield row).get("measured", {})
         chosen[preset], rows[row.name] = found, (measured.get("mfu") or 0.0, row)
-        yield from _loops(found)
+    plans = list(chosen.values())
+    yield from _loops(plans[-1:])
+    if rows:
+        best = max(rows.values(), key=lambda each: each[0])[1]
+        yield replace(best, kind=PROFILE, name=f"profile of {best.name}")
     for preset in chosen:
         for way in LOSS_WAYS:
             words = f"{preset} loss alone: {' '.join(f'{key}={value}' for key, value in way.items())}"
             flags = {"micro_batch": LOSS_SEQUENCES}
             yield Row(name=words, kind=LOSS, preset=preset, flags=flags, seconds=LOSS_SECONDS, more=way)
-    if rows:
-        best = max(rows.values(), key=lambda each: each[0])[1]
-        yield replace(best, kind=PROFILE, name=f"profile of {best.name}")
     for change in CHANGES:
-        for found in chosen.values():
+        for found in plans:
             flags = {**planned_row(found, seconds=0).flags, **change}
-            plan = planned(machine, str(found.run.preset), flags, grad_accum=found.batch.grad_accum)
-            row = planned_row(plan, seconds=TIMED_SECONDS)
+            changed = planned(machine, str(found.run.preset), flags, grad_accum=found.batch.grad_accum)
+            row = planned_row(changed, seconds=TIMED_SECONDS)
             if row.name not in rows:
                 yield row
+    yield from _loops(plans[:-1])
 
 
-def _loops(found: Plan) -> Part:
+def _loops(plans: Iterable[Plan]) -> Part:
     """The plain loop with the same tokens in a step; its micro batch is halved until it fits."""
-    sequences, outcome = found.batch.sequences, "out of memory"
-    micro = min(LOOP_SEQUENCES, sequences)
-    while outcome == "out of memory" and micro:
-        answer = yield Row(
-            name=f"{found.run.preset} nanoGPT-style loop micro_batch={micro} grad_accum={sequences // micro}",
-            kind=LOOP, preset=found.run.preset, flags={"micro_batch": micro, "compile": "on"},
-            grad_accum=sequences // micro, seconds=TIMED_SECONDS,
-        )  # fmt: skip
-        outcome, micro = answer["outcome"], micro // 2
+    for found in plans:
+        sequences, outcome = found.batch.sequences, "out of memory"
+        micro = min(LOOP_SEQUENCES, sequences)
+        while outcome == "out of memory" and micro:
+            answer = yield Row(
+                name=f"{found.run.preset} nanoGPT-style loop micro_batch={micro} grad_accum={sequences // micro}",
+                kind=LOOP, preset=found.run.preset, flags={"micro_batch": micro, "compile": "on"},
+                grad_accum=sequences // micro, seconds=TIMED_SECONDS,
+            )  # fmt: skip
+            outcome, micro = answer["outcome"], micro // 2
 
 
 # --- choice ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from scalegpt.backends import Backend
 from scalegpt.backends.base import local
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.batches import on_device
-from scalegpt.training.memory import MemoryWatch, own_bytes
+from scalegpt.training.memory import measure, own_bytes
 
 PROFILED_STEPS, KERNELS = 3, 25
 
@@ -46,7 +46,7 @@ class Memory:
 
     def summary(self) -> Values:
         """The largest of all parts; what the driver counts now, and how much of that lies outside the allocator."""
-        watched = MemoryWatch(self.device).measure()
+        watched = measure(self.device)
         driver = watched.driver or watched.peak
         reserved = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else own_bytes()
         return {
@@ -59,7 +59,7 @@ class Memory:
 
 
 def timed(take: Callable[[], object], seconds: float) -> Values:
-    """Call something that is warmed up for about so many seconds: median and interquartile range of a call, in seconds."""
+    """Call something that is warmed up, for about ``seconds``: median and interquartile range of a call, in seconds."""
     timer = Timer("take()", globals={"take": take}, num_threads=torch.get_num_threads())
     found = timer.blocked_autorange(min_run_time=seconds)
     return {"step_seconds": found.median, "iqr_seconds": found.iqr, "steps": found.number_per_run * len(found.times)}
@@ -87,10 +87,8 @@ def profiled(take: Callable[[], object], device: torch.device, trace: str | None
     key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     events = profiler.key_averages()
     # On a GPU an operator and an annotation have the time of their kernels, which are listed too.
-    kernels = (
-        each for each in events if not on_cuda or (each.device_type.name, each.is_user_annotation) == ("CUDA", False)
-    )
-    busy = sum(getattr(each, key) for each in kernels) / 1e6
+    kernels = [each for each in events if each.device_type.name == "CUDA" and not each.is_user_annotation]
+    busy = sum(getattr(each, key) for each in (kernels if on_cuda else events)) / 1e6
     table = events.table(sort_by=key, row_limit=KERNELS, max_name_column_width=80)
     return {"step_seconds": seconds / PROFILED_STEPS, "busy_share": busy / seconds, "kernels": table}
 

@@ -1,11 +1,11 @@
-"""Tables over cards: the largest preset on each, and the presets' own batches on the cards that they were made for."""
+"""Tables by card: the largest preset on each, and the presets' own batches on the cards that they were made for."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 
-from benchmarks.tables.asking import HIGH_CONTEXT, block_size, by_size, chosen, predicted
 from benchmarks.tables.markdown import code, gib, table
+from benchmarks.tables.plans import HIGH_CONTEXT, block_size, by_size, chosen, predicted
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
@@ -23,11 +23,11 @@ SMALL_CARDS = (
     "GTX 1650", "GTX 1660", "RTX 2060", "RTX 2070", "RTX 3060 Ti", "RTX 3070", "RTX 4060", "RTX 5060", "RTX 3080",
     "RTX 2080 Ti", "RTX 4070", "RTX 5070", "RTX 2060 12GB", "RTX 3060",
 )  # fmt: skip
-"""Of the cards with less than 12 GiB those that the table shows; the catalogue has others of the same sizes."""
+"""The cards with less than 12 GiB that the table shows; the catalogue has others of the same sizes."""
 
 
 def largest_presets() -> str:
-    """The largest preset on one card; cards of the same answer in one line."""
+    """The largest preset on one card; cards with the same answer share a line."""
     same: dict[tuple[str, ...], list[Card]] = defaultdict(list)
     shown = (card for card in catalogue() if card.gib >= 12 or card.name in SMALL_CARDS)
     cards = sorted(shown, key=lambda card: card.gib)
@@ -38,7 +38,7 @@ def largest_presets() -> str:
 
 
 def _together(alike: list[Card], cards: list[Card]) -> tuple[str, str]:
-    """The names of cards and their memory; where they are all from some size on, that is said instead."""
+    """The names of cards and their memory. Where these are all cards from some size on: three names, "and all with more"."""
     low, high = f"{alike[0].gib:.1f}", f"{alike[-1].gib:.1f}"
     if alike == cards[-len(alike) :] and len(alike) > 3:
         names = ", ".join(card.name for card in alike[:3])
@@ -77,7 +77,7 @@ def _named(plan: Plan | None) -> str:
 
 
 def _at_all(card: str, lightly: Plan | None) -> str:
-    """The largest preset with everything allowed; the heavier means that it takes are named."""
+    """The largest preset with recompute "full" or offload allowed, whichever it takes."""
     largest = by_size()[-1]
     if lightly is not None and lightly.run.name == largest:
         return "the same"
@@ -232,15 +232,9 @@ def promised() -> str:
                 card if first else "", "more: " * bool(shape) + code(name), _how(plan),
                 *(largest if first else ("", "", "")),
             ))  # fmt: skip
-    head = (
-        "GPU",
-        "promised",
-        "in one process, nothing offloaded",
-        "largest, block 256",
-        "largest, block 1024",
-        "at all",
+    return table(
+        "GPU | promised | in one process, nothing offloaded | largest, block 256 | largest, block 1024 | at all", rows
     )
-    return table(head, rows)
 
 
 def _how(plan: Plan | None) -> str:

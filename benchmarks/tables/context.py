@@ -2,8 +2,8 @@
 
 import itertools
 
-from benchmarks.tables.asking import as_it_stands, chosen, parameters
 from benchmarks.tables.markdown import code, gib, table
+from benchmarks.tables.plans import chosen, parameters, preset_plan
 from benchmarks.tables.presets import PAIRS
 from scalegpt.architecture.operations import ATTENTION
 from scalegpt.config.presets import resolve
@@ -11,21 +11,17 @@ from scalegpt.planner.plan import Plan
 from scalegpt.planner.search.question import MARGIN
 
 FAST = ("RTX 4090", "A100 80GB", "H100 SXM")
-SIZES = (
-    ("12 GB", "RTX 3060"),
-    ("16 GB", "RTX 4080"),
-    ("24 GB", "RTX 4090"),
-    ("40 GB", "A100 40GB"),
-    ("80 GB", "A100 80GB"),
-)
-LARGE = SIZES[2:]
+SIZES = {
+    "RTX 3060": "12 GB", "RTX 4080": "16 GB", "RTX 4090": "24 GB", "A100 40GB": "40 GB", "A100 80GB": "80 GB",
+}  # fmt: skip
+LARGE = tuple(SIZES)[2:]
 LONG = ("150M_1024", "350M_1024", "500M_1024")
 
 
 def pairs() -> str:
     """Parameters, memory and speed of presets with blocks of 256 and of 1024."""
     rows = []
-    for name in (name for pair in PAIRS for name in pair):
+    for name in itertools.chain(*PAIRS):
         each = _each_sequence(name)
         block = resolve(preset=name).model.block_size
         plans = [_best(name, card) for card in FAST]
@@ -34,15 +30,8 @@ def pairs() -> str:
             code(name), f"{parameters(name):,}", f"{each / 2**20:.0f} MiB", f"{each / block / 1024:.0f} KiB",
             *(f"{plan.tokens_per_second:,.0f}" for plan in plans), f"{share:.1%}",
         ))  # fmt: skip
-    head = (
-        "preset",
-        "parameters",
-        "a sequence",
-        "a token",
-        *(f"tokens/s, {card}" for card in FAST),
-        "attention's time",
-    )
-    return table(head, rows, right=range(1, len(head)))
+    speeds = " | ".join(f"tokens/s, {card}" for card in FAST)
+    return table(f"preset | parameters | a sequence | a token | {speeds} | attention's time", rows, right=range(1, 8))
 
 
 def _each_sequence(preset: str) -> float:
@@ -50,7 +39,7 @@ def _each_sequence(preset: str) -> float:
     micro = resolve(preset=preset).train.micro_batch
     step = 8 * micro * resolve(preset=preset).model.block_size
     settings = {"backend": "plain", "recompute": "none", "loss": "chunked", "tokens_per_step": step}
-    some, twice = (as_it_stands(preset, "A100 80GB", micro_batch=size, **settings) for size in (micro, 2 * micro))
+    some, twice = (preset_plan(preset, "A100 80GB", micro_batch=size, **settings) for size in (micro, 2 * micro))
     return (twice.peak_bytes - some.peak_bytes) / micro
 
 
@@ -62,11 +51,12 @@ def _best(preset: str, card: str) -> Plan:
 
 def micro_batches() -> str:
     """The largest micro batch that fits, by the size of the card."""
-    rows = [
-        (code(name), *(_micro_batch(name, card) for _, card in SIZES))
-        for name in (name for pair in PAIRS for name in pair)
-    ]
-    return table(("preset", *(f"{size} ({card})" for size, card in SIZES)), rows)
+    rows = [(code(name), *(_micro_batch(name, card) for card in SIZES)) for pair in PAIRS for name in pair]
+    return table(("preset", *map(_sized, SIZES)), rows)
+
+
+def _sized(card: str) -> str:
+    return f"{SIZES[card]} ({card})"
 
 
 def _micro_batch(preset: str, card: str) -> str:
@@ -81,10 +71,10 @@ def _micro_batch(preset: str, card: str) -> str:
 def beyond() -> str:
     """What the planner says of blocks longer than the presets'."""
     rows = [
-        (code(name), f"{block:,}", *(_plan_of_block(name, block, card) for _, card in LARGE))
+        (code(name), f"{block:,}", *(_plan_of_block(name, block, card) for card in LARGE))
         for name, block in itertools.product(LONG, (1024, 2048, 4096))
     ]
-    return table(("preset", "`--block_size`", *(f"{size} ({card})" for size, card in LARGE)), rows, right={1})
+    return table(("preset", "`--block_size`", *map(_sized, LARGE)), rows, right={1})
 
 
 def _plan_of_block(preset: str, block: int, card: str) -> str:
@@ -104,7 +94,7 @@ def math_attention() -> str:
     for block in (256, 512, 1024, 2048, 4096):
         settings = {"block_size": block, "micro_batch": tokens // block, "tokens_per_step": 8 * tokens}
         flash, math = (
-            as_it_stands("150M_1024", "A100 80GB", backend="plain", attention=kernel, **settings).peak_bytes
+            preset_plan("150M_1024", "A100 80GB", backend="plain", attention=kernel, **settings).peak_bytes
             for kernel in ("flash", "math")
         )
         rows.append((f"{block:,}", f"{tokens // block}", gib(flash), gib(math), f"{math / flash:.1f}"))

@@ -5,14 +5,15 @@ from collections.abc import Collection, Iterable, Sequence
 from scalegpt.hardware.gpus import GIB
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> str:
+def table(head: str | Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> str:
     """A table in Markdown.
 
     Args:
-        head: the headings.
+        head: the headings; in one text they are separated by `` | ``.
         rows: the cells, as many a row as there are headings.
         right: the columns that hold numbers.
     """
+    head = head.split(" | ") if isinstance(head, str) else head
     rule = "|" + "|".join("--:" if column in right else "---" for column in range(len(head))) + "|"
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], rule, *lines[1:]])

@@ -1,7 +1,7 @@
 """Tables of the presets: what they are, and the memory that they take on one GPU."""
 
-from benchmarks.tables.asking import as_it_stands, block_size, by_size, fits_with_margin, parameters
 from benchmarks.tables.markdown import code, gib, table
+from benchmarks.tables.plans import block_size, by_size, fits_with_margin, parameters, preset_plan
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config.presets import resolve
 from scalegpt.config.train import RECOMPUTE
@@ -11,17 +11,8 @@ from scalegpt.planner.time.work import flops_per_token
 from scalegpt.units import format_bytes
 
 COMMON = (
-    "RTX 3070",
-    "RTX 3080",
-    "RTX 3060",
-    "RTX 4080",
-    "RTX 4090",
-    "RTX 5090",
-    "A100 40GB",
-    "RTX A6000",
-    "A100 80GB",
-    "H200",
-)
+    "RTX 3070", "RTX 3080", "RTX 3060", "RTX 4080", "RTX 4090", "RTX 5090", "A100 40GB", "RTX A6000", "A100 80GB", "H200",
+)  # fmt: skip
 """Cards that many have, one for each size, the smallest memory first; all compute in bf16."""
 
 PAIRS = (("150M", "150M_1024"), ("200M", "200M_1024"), ("250M", "250M_1024"))
@@ -30,18 +21,7 @@ PAIRS = (("150M", "150M_1024"), ("200M", "200M_1024"), ("250M", "250M_1024"))
 
 def presets() -> str:
     """What each preset is."""
-    head = (
-        "preset",
-        "layers",
-        "width",
-        "heads",
-        "block",
-        "batch",
-        "parameters",
-        "tokens per step",
-        "backend",
-        "learning rate",
-    )
+    head = "preset | layers | width | heads | block | batch | parameters | tokens per step | backend | learning rate"
     return table(head, map(_row, by_size()), right={1, 2, 3, 4, 5, 6, 7, 9})
 
 
@@ -80,7 +60,7 @@ def memory_on_one_gpu() -> str:
 def _smallest(preset: str, recompute: str) -> str:
     """The total on the smallest common card that holds it, and that card."""
     for card in COMMON:
-        plan = as_it_stands(preset, card, backend="plain", recompute=recompute)
+        plan = preset_plan(preset, card, backend="plain", recompute=recompute)
         if fits_with_margin(plan, MARGIN):
             return f"{gib(plan.total_bytes)}: {card}"
     return f"{gib(plan.total_bytes)}: none of these"

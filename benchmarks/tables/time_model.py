@@ -17,13 +17,17 @@ def shares() -> str:
     names = defaultdict(list)
     for card in catalogue():
         names[card.capability].append(card.name)
-    rows = []
-    for capability, each in SHARES.items():
-        cards = ", ".join(names[capability]) or "a processor"
-        rows.append(
-            (code(capability), cards, *(_value(getattr(each, key)) for key in ("matmul", "attention", "memory")))
+    rows = [
+        (
+            code(name),
+            ", ".join(names[name]) or "a processor",
+            _value(each.matmul),
+            _value(each.attention),
+            _value(each.memory),
         )
-    return table(("capability", "cards", "matmul", "attention", "memory"), rows, right={2, 3, 4})
+        for name, each in SHARES.items()
+    ]
+    return table("capability | cards | matmul | attention | memory", rows, right={2, 3, 4})
 
 
 def _value(figure: Figure) -> str:
@@ -82,13 +86,10 @@ def other_trainers() -> str:
 
 def search_constants() -> str:
     """The margins and the width of a tie."""
+    ranking = "`scalegpt/planner/search/ranking.py`"
     rows = [
         ("safety margin", f"{MARGIN:.0%} of the card", "`--margin`"),
-        (
-            "what each kind of machinery must gain",
-            f"more than {ERROR:.1%}",
-            "`ERROR` and `machinery` in `scalegpt/planner/search/ranking.py`",
-        ),
-        ("times that count as equal", f"within {TIE:.0%}", "`TIE` in `scalegpt/planner/search/ranking.py`"),
+        ("what each kind of machinery must gain", f"more than {ERROR:.1%}", f"`ERROR` and `machinery` in {ranking}"),
+        ("times that count as equal", f"within {TIE:.0%}", f"`TIE` in {ranking}"),
     ]
     return table(("what", "value", "where"), rows)

@@ -112,9 +112,7 @@ def _entry(verdict: "Verdict") -> dict[str, Any]:
     progress = None if manifest is None else manifest.header.progress
     return {
         "checkpoint": str(verdict.path),
-        "step": None if progress is None else progress.step,
-        "tokens": None if progress is None else progress.tokens,
-        "val_loss": None if progress is None else progress.val_loss,
+        **{key: getattr(progress, key, None) for key in ("step", "tokens", "val_loss")},
         "bytes": None if manifest is None else manifest.size,
         "files": None if manifest is None else len(manifest.files),
         "whole": verdict.is_whole,

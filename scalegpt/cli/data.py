@@ -66,9 +66,8 @@ def _prepare(words: list[str]) -> int:
     from scalegpt.data.prepare import prepare
 
     progress = _ProgressLine() if sys.stderr.isatty() else None
-    values = {key: getattr(settings, key) for key in _PREPARED}
     try:
-        tokens = prepare(arguments.input, arguments.out, **values, progress=progress)
+        tokens = prepare(arguments.input, arguments.out, settings, progress=progress)
     finally:
         if progress is not None:
             progress.clear()

@@ -1,12 +1,13 @@
 """``scalegpt gpus``: the catalogue of cards, or one card with the sources of its figures."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from scalegpt.cli.output import aligned, show, show_json
 from scalegpt.cli.parser import Parser, add_json
 from scalegpt.hardware.catalogue_file import FIGURES
-from scalegpt.hardware.gpus import GB, Card, catalogue, meant_card, user_file
+from scalegpt.hardware.gpus import GB, Card, catalogue, find_card_and_note, user_file
 from scalegpt.planner.time.rates import basis
 from scalegpt.text import one_line
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     add_json(parser, "print JSON: a list of the cards, or one, with all sources")
     arguments = parser.parse(argv)
     if arguments.name is not None:
-        card, remark = meant_card(arguments.name, advice="")
+        card, remark = find_card_and_note(arguments.name, advice="")
         show_json(as_dict(card)) if arguments.json else show(one_card(card, remark))
     else:
         cards = catalogue()
@@ -50,21 +51,8 @@ def main(argv: Sequence[str]) -> int:
 
 def as_dict(card: Card) -> dict[str, Any]:
     """A card as plain values, with the sources of its figures."""
-    return {
-        "name": card.name,
-        "aliases": list(card.aliases),
-        "match": list(card.match),
-        "capability": card.capability,
-        "has_bf16": card.has_bf16,
-        "gb": card.gb,
-        "usable_bytes": card.usable_bytes,
-        **{figure: getattr(card, figure) for figure in FIGURES},
-        "link": card.link,
-        "link_cards": card.link_cards,
-        "peer": card.peer,
-        "estimated": list(card.estimated),
-        "sources": dict(card.sources),
-    }
+    own = {"has_bf16": card.has_bf16, "usable_bytes": card.usable_bytes, "estimated": card.estimated}
+    return {field.name: getattr(card, field.name) for field in fields(card)} | own | {"sources": dict(card.sources)}
 
 
 def table(cards: Sequence[Card]) -> str:

@@ -11,6 +11,7 @@ from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
+from scalegpt.config.shape import heads_near
 from scalegpt.errors import InputError
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.units import BYTES, format_bytes
@@ -109,7 +110,7 @@ def _ask_for_model(default: ModelConfig) -> ModelConfig:
     for key, question in QUESTIONS.items():
         proposal = getattr(default, key)
         if key == "n_head" and answers["n_embd"] % proposal:
-            proposal = _usual_heads(answers["n_embd"])
+            proposal = heads_near(answers["n_embd"], answers["n_embd"] // 64)
         if isinstance(proposal, bool):
             proposal = "yes" if proposal else "no"
         answers[key] = _ask(f"{key}, {question}", str(proposal), _checked(key, answers))
@@ -128,12 +129,6 @@ def _checked(key: str, answers: dict[str, Any]) -> Callable[[str], Any]:
         return getattr(model, key)
 
     return accept
-
-
-def _usual_heads(width: int) -> int:
-    """The number of heads whose size is nearest to 64, among those that divide the width."""
-    dividing = [heads for heads in range(1, min(width, 4096) + 1) if width % heads == 0]
-    return min(dividing, key=lambda heads: abs(width / heads - 64))
 
 
 def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:

@@ -53,12 +53,16 @@ class ModelConfig(Section):
     def check(self) -> None:
         """Refuse a width that the heads do not divide."""
         if self.n_embd % self.n_head:
-            # No model has more heads than this; a mistyped width of 1e12 must not be searched to its end.
-            fitting = [n for n in range(1, min(self.n_embd, 4096) + 1) if self.n_embd % n == 0]
-            near = min(fitting, key=lambda n: abs(n - self.n_head))
+            near = heads_near(self.n_embd, self.n_head)
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; n_head {near} would work")
 
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+
+def heads_near(width: int, heads: int) -> int:
+    """The number of heads that divides the width and is nearest to the one given."""
+    # No model has more than 4096 heads; the search for the divisors of a mistyped width must end.
+    return min((n for n in range(1, min(width, 4096) + 1) if width % n == 0), key=lambda n: abs(n - heads))

@@ -1,7 +1,7 @@
 """Unfinished folders of tokens: who is making them, and which of them are abandoned.
 
 A folder in the making is a hidden one beside its place. Its maker holds a lock on it, which the system releases when the
-process ends in whatever way.
+process ends, however it ends.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def remove_abandoned(out: Path) -> None:
     in_cache = re.fullmatch("[0-9a-f]{64}", out.name) is not None
     try:
         names = os.listdir(out.parent)  # noqa: PTH208
-    except OSError:  # it does not exist yet, or cannot be read: whoever writes there reports that
+    except OSError:  # it does not exist yet, or cannot be read: writing there reports that
         return
     for name in names:
         if name.startswith(own) or (in_cache and _CACHED.fullmatch(name)):

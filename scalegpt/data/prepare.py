@@ -63,12 +63,8 @@ class _Preparation:
 def prepare(
     inputs: Sequence[str | Path],
     out: str | Path,
+    settings: DataConfig,
     *,
-    tokenizer: str = "gpt2",
-    encoding: str = "utf-8",
-    val_fraction: float | None = None,
-    as_text: bool = False,
-    follow_links: bool = False,
     progress: Progress | None = None,
 ) -> TokenSet:
     """Tokenise text into a folder.
@@ -76,19 +72,12 @@ def prepare(
     Args:
         inputs: text files and folders of them.
         out: the folder to make. One that already holds the same preparation is used as it is.
-        tokenizer: ``gpt2``, ``byte`` or ``char``.
-        encoding: of the files; ``auto`` detects it for each.
-        val_fraction: share held out, in (0, 1); None: a tenth, at most about 8 MB.
-        as_text: read JSON, CSV, HTML and the like as they are written, and folders that are mostly such data.
-        follow_links: follow links that leave a folder.
+        settings: all except ``input_file``.
         progress: called with the bytes tokenised and the bytes in all.
 
     Raises:
         InputError: no usable text, ``out`` holds something else, no disk space, a bad setting.
     """
-    settings = DataConfig(
-        tokenizer=tokenizer, encoding=encoding, val_fraction=val_fraction, as_text=as_text, follow_links=follow_links
-    )
     out = Path(out)
     if os.path.isfile(out):  # noqa: PTH113 - pathlib's raises where a folder is closed
         raise InputError(f"out {one_line(out)} is a file; choose another --out")

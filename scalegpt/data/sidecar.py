@@ -15,7 +15,7 @@ from typing import Any
 from scalegpt.data.tokenizers import CharTokenizer
 from scalegpt.errors import InputError
 from scalegpt.storage import read_bytes, read_text
-from scalegpt.text import one_line
+from scalegpt.text import one_line, shown
 
 FORMAT = "scalegpt-tokens"
 VERSION = 1
@@ -59,21 +59,13 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise InputError(f"{name} is not the sidecar of {FORMAT}; {_REMEDY}")
     if meta.get("version") != VERSION or meta.get("dtype") != DTYPE_NAME:
         raise InputError(
-            f"{name} is of version {_brief(meta.get('version'))} with {_brief(meta.get('dtype'))}, where this ScaleGPT reads "
+            f"{name} is of version {shown(meta.get('version'))} with {shown(meta.get('dtype'))}, where this ScaleGPT reads "
             f"version {VERSION} with {DTYPE_NAME}; {_REMEDY}"
         )
     for key, (is_right, is_needed) in _PARTS.items():
         if (key in meta or is_needed) and not is_right(meta.get(key)):
             raise InputError(f"{name}: {key} is missing, of the wrong type or out of bounds; {_REMEDY}")
     return meta
-
-
-def _brief(value: Any) -> str:
-    """A value for a message: a short scalar, or its type."""
-    text = repr(value) if isinstance(value, str | float | bool | None) else ""
-    if isinstance(value, int) and abs(value) < 10**9:
-        text = str(value)
-    return one_line(text) if 0 < len(text) <= 40 else f"a value of type {type(value).__name__}"
 
 
 def _is_count(value: Any) -> bool:

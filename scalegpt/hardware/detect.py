@@ -21,10 +21,7 @@ CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
 def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT) -> Machine:
     """The machine that the settings mean: the one at hand where they name neither a card nor a memory size.
 
-    Args:
-        settings: the user's.
-        torch: version of torch that will run, if known.
-        root: where ``proc`` and ``sys`` are looked for.
+    ``torch`` is the version that will run, if known; ``proc`` and ``sys`` are looked for under ``root``.
 
     Raises:
         InputError: the card is not known, or has less memory than is to be used.
@@ -37,13 +34,9 @@ def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: 
 def machine_at_hand(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, look_for_gpus: bool = True
 ) -> Machine:
-    """The machine at hand: its GPUs, or its processor where it has none.
+    """The machine at hand: its GPUs, all where the settings give no number; or its processor where it has none.
 
-    Args:
-        settings: the numbers of cards and machines, and the network; all cards that are found where they do not say.
-        torch: as above.
-        root: as above.
-        look_for_gpus: false: its processor, even where it has GPUs.
+    Without ``look_for_gpus`` it is the processor in any case. ``torch`` and ``root`` as for :func:`planned_machine`.
     """
     found = find(root, settings.gpus) if look_for_gpus else FoundGpus()
     if not found.devices:
@@ -86,12 +79,8 @@ def cpu_machine(
 ) -> Machine:
     """The processor at hand as a machine whose ranks share the host's memory, one rank where the settings do not say.
 
-    Args:
-        settings: the number of ranks, and the memory.
-        torch: version of torch that will run, if known.
-        root: where ``proc`` and ``sys`` are looked for.
-        notes: remarks on the machine, for the user.
-        held: bytes that the run's own processes hold already, which it may use too.
+    ``held`` is the bytes that the run's own processes hold already, which it may use too. ``torch`` and ``root`` as for
+    :func:`planned_machine`.
 
     Raises:
         InputError: more memory is to be used than there is.
@@ -103,7 +92,7 @@ def cpu_machine(
     if usable > card.usable_bytes:
         raise InputError(
             f"memory_gb {settings.memory_gb:g}: each of {ranks} ranks on the cpu has {card.usable_bytes / GB:.2f} GB; "
-            "give less, or leave it out"
+            "give less, or omit it"
         )
     return Machine(
         name=card.name,
@@ -135,7 +124,7 @@ def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
     if settings.host_memory_gb * GB > available:
         raise InputError(
             f"host_memory_gb {settings.host_memory_gb:g}: this machine has {available / GB:.2f} GB available; "
-            "give less, or leave it out"
+            "give less, or omit it"
         )
     return int(settings.host_memory_gb * GB), GIVEN
 

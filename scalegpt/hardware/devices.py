@@ -96,10 +96,10 @@ def visible(text: str | None, names: Sequence[Sequence[str]]) -> list[int]:
     chosen: list[int] = []
     for word in map(str.strip, text.split(",")):
         if word.isdecimal():
-            meant = [int(word)] if int(word) < len(names) else []
+            fitting = [int(word)] if int(word) < len(names) else []
         else:
-            meant = [place for place, own in enumerate(names) if word and any(name.startswith(word) for name in own)]
-        if len(meant) != 1 or meant[0] in chosen:
+            fitting = [place for place, own in enumerate(names) if word and any(name.startswith(word) for name in own)]
+        if len(fitting) != 1 or fitting[0] in chosen:
             break
-        chosen += meant
+        chosen += fitting
     return chosen

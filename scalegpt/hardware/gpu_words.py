@@ -144,13 +144,13 @@ def with_gb(name: str) -> str:
     return re.sub(r"(?<![a-z0-9])(\d+)\s?g(?:i?b)?\b", r"\1gb", name.lower())
 
 
-def size_said(name: str) -> int | None:
+def size_in(name: str) -> int | None:
     """The memory in GB in a name, such as 80 of ``a100-80gb``."""
     said = re.search(r"(?<![a-z0-9])(\d{1,6})gb\b", with_gb(name))
     return int(said[1]) if said else None
 
 
-def form_said(name: str) -> str | None:
+def form_in(name: str) -> str | None:
     """The form in a name: one of :data:`FORMS`, or None."""
     squeezed = re.sub("[^a-z0-9]", "", name.lower())
     if "hbm3" in squeezed and "h100" in squeezed:

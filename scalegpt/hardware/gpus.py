@@ -9,7 +9,7 @@ import re
 from scalegpt.errors import InputError
 from scalegpt.hardware.card import CPU_CAPABILITY, Card, Link, has_bf16
 from scalegpt.hardware.catalogue import card_keys, catalogue, known_card, namesakes, user_file
-from scalegpt.hardware.gpu_words import FORMS, form_said, name_key, name_words, size_said, with_gb
+from scalegpt.hardware.gpu_words import FORMS, form_in, name_key, name_words, size_in, with_gb
 from scalegpt.hardware.unsupported_gpus import unsupported
 from scalegpt.units import GB, GIB
 
@@ -21,10 +21,10 @@ __all__ = [
     "Link",
     "catalogue",
     "find_card",
+    "find_card_and_note",
     "has_bf16",
     "is_known",
     "known_card",
-    "meant_card",
     "namesakes",
     "peak_flops",
     "user_file",
@@ -55,14 +55,14 @@ def find_card(name: str, advice: str = BY_MEMORY) -> Card:
     Raises:
         InputError: no such card, or several; the message offers the nearest.
     """
-    return meant_card(name, advice)[0]
+    return find_card_and_note(name, advice)[0]
 
 
-def meant_card(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
+def find_card_and_note(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
     """:func:`find_card`, and a note where the name fits other cards too."""
-    cards = _called(name)
+    cards = _candidates(name)
     if not cards:
-        raise InputError(_unknown(name, advice))
+        raise InputError(_unknown_card(name, advice))
     if len(cards) > 1:
         names = ", ".join(card.name for card in cards)
         raise InputError(f"gpu {name!r} could be {names}; say which, such as --gpu '{cards[0].name}'")
@@ -71,23 +71,23 @@ def meant_card(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
     others = [other.name for other in _same_kind(name) if other.name != card.name]
     if not others:
         return card, None
-    return card, f"gpu {name!r} was taken as {_told_apart(card)}; name {' or '.join(others)} if you mean that"
+    return card, f"gpu {name!r} was taken as {_full_name(card)}; name {' or '.join(others)} if you mean that"
 
 
-def _told_apart(card: Card) -> str:
+def _full_name(card: Card) -> str:
     """The name of a card with its form or size, where that distinguishes it from others of its kind."""
-    form, said = _form(card), form_said(card.name)
+    form, said = _form(card), form_in(card.name)
     if form is not None:
         return card.name if said else f"{card.name} with {form.upper()}"
-    return card.name if size_said(card.name) else f"{card.name} of {card.gb} GB"
+    return card.name if size_in(card.name) else f"{card.name} of {card.gb} GB"
 
 
 def is_known(name: str) -> bool:
     """Whether a name means a card of the catalogue, or several that it does not distinguish."""
-    return bool(_called(name))
+    return bool(_candidates(name))
 
 
-def _called(name: str) -> list[Card]:
+def _candidates(name: str) -> list[Card]:
     """The cards that a user's name may mean: one, several that it does not distinguish, or none."""
     words = with_gb(name)
     key, cards = name_key(words), catalogue()
@@ -102,7 +102,7 @@ def _called(name: str) -> list[Card]:
     if exact:
         return exact[:1]
     driver = known_card(words)
-    if driver is not None and not _odd_words(words, driver):
+    if driver is not None and not _unknown_words(words, driver):
         return [driver]
     fitting = _same_kind(name)
     if fitting:
@@ -113,7 +113,7 @@ def _called(name: str) -> list[Card]:
 
 def _same_kind(name: str) -> list[Card]:
     """The cards that a name fits, which may leave memory size and form open."""
-    kind, size, form = _kind(name), size_said(name), form_said(name)
+    kind, size, form = _kind(name), size_in(name), form_in(name)
     return [
         card
         for card in catalogue()
@@ -129,7 +129,7 @@ def _kind(name: str) -> str:
 
 def _form(card: Card) -> str | None:
     """The form of a card; None: its kind has one form."""
-    named = form_said(card.name)
+    named = form_in(card.name)
     return named or ("sxm" if card.link == "nvlink" and card.link_cards is None else None)
 
 
@@ -142,21 +142,16 @@ def _generation(name: str) -> frozenset[str]:
     return frozenset(word for word in _GENERATIONS if word in name.lower())
 
 
-def _odd_words(name: str, card: Card) -> set[str]:
+def _unknown_words(name: str, card: Card) -> set[str]:
     """The words of a user's name that are neither in the card's name nor harmless."""
     known = set(card.match) | name_words(card.name)
     return {word for word in name_words(name) - known if not _HARMLESS.fullmatch(word)}
 
 
 def peak_flops(card: str, precision: str) -> float | None:
-    """The card's dense peak in FLOP/s.
+    """A card's dense peak in FLOP/s; None for a card or dtype that is not in ``gpus.yaml``: no MFU is shown then.
 
-    Args:
-        card: the driver's name of the card, such as ``NVIDIA A100-SXM4-40GB``.
-        precision: the compute dtype, ``bf16`` or ``fp16``.
-
-    Returns:
-        The peak; None for a card or dtype that is not in ``gpus.yaml``: no MFU is shown then.
+    ``card`` is the driver's name, such as ``NVIDIA A100-SXM4-40GB``; ``precision`` the compute dtype, ``bf16`` or ``fp16``.
     """
     known = known_card(card)
     if known is None or precision not in {"bf16", "fp16"} or (precision == "bf16" and not known.has_bf16):
@@ -170,7 +165,7 @@ def _check_size(name: str, card: Card) -> None:
     Raises:
         InputError: the name has another size.
     """
-    said = size_said(name)
+    said = size_in(name)
     if said is not None and said != card.gb and f"{said}gb" not in card.match:  # a GH200 is named by its host's memory
         sizes = sorted({other.gb for other in catalogue() if _kind(other.name) == _kind(card.name)})
         raise InputError(
@@ -179,16 +174,16 @@ def _check_size(name: str, card: Card) -> None:
         )
 
 
-def _unknown(name: str, advice: str) -> str:
+def _unknown_card(name: str, advice: str) -> str:
     """The message for a name that means no card: why, the nearest names, and the closest card."""
     kind = unsupported(name)
     if kind is not None:
-        closest = kind.closest or (_closest(name, []) if size_said(name) else None)
+        closest = kind.closest or (_closest(name, []) if size_in(name) else None)
         instead = f"; the closest card that can be planned is {closest}" if closest else ""
         return f"gpu {name!r}: {kind.why}{instead}{advice}"
     driver = known_card(with_gb(name))
     if driver is not None:
-        odd = ", ".join(map(repr, sorted(_odd_words(with_gb(name), driver))))
+        odd = ", ".join(map(repr, sorted(_unknown_words(with_gb(name), driver))))
         return (
             f"gpu {name!r}: {driver.name} is known, but not what {odd} means; give the name alone, numbers by --gpus N"
         )
@@ -220,7 +215,7 @@ def _number_in(key: str) -> int:
 
 def _closest(name: str, near: list[str]) -> str | None:
     """The closest card: the largest with no more memory than the name says, and of those the nearest in name."""
-    said = size_said(name)
+    said = size_in(name)
     if said is None:
         return near[0] if near else None
     holding = [card for card in catalogue() if card.gb <= said]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpu_words import named_gpus
-from scalegpt.hardware.gpus import GB, Card, Link, is_known, meant_card
+from scalegpt.hardware.gpus import GB, Card, Link, find_card_and_note, is_known
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
 """The host memory that is assumed where none is given: this many times the memory of a machine's cards, within bounds.
@@ -76,14 +76,14 @@ class Machine:
         Raises:
             InputError: the card is not known, or has less memory than is to be used.
         """
-        card, remark = (None, None) if settings.gpu is None else meant_card(settings.gpu)
+        card, remark = (None, None) if settings.gpu is None else find_card_and_note(settings.gpu)
         usable = None if card is None else card.usable_bytes
         name = None if card is None else card.name
         if settings.memory_gb is not None:
             given = int(settings.memory_gb * GB)
             if usable is not None and card is not None and given > usable:
                 raise InputError(
-                    f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or leave it out"
+                    f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or omit it"
                 )
             usable, name = given, name or f"{settings.memory_gb:g} GB card"
         gpus = settings.gpus or 1
@@ -148,9 +148,7 @@ class Machine:
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:
     """The settings with the numbers that ``gpu`` names, as in ``2x 3090``, and a note that says how it was read.
 
-    Args:
-        settings: the user's.
-        given: the names of those that the user gave; the others have their defaults.
+    ``given`` are the names of the settings that the user gave; the others have their defaults.
 
     Raises:
         InputError: the numbers can be read in several ways, or contradict ``gpus`` or ``nodes``.

@@ -1,6 +1,6 @@
-"""What the project's pages have in common: one HTML file that needs nothing else, in one palette, for light and dark.
+"""Pages: one HTML file that needs no network, in one palette for light and dark.
 
-A finished run's ``report.html`` and the page of ``scalegpt plan --html`` are built with it.
+A run's ``report.html`` and ``scalegpt plan --html`` are made with it.
 """
 
 import html
@@ -32,11 +32,11 @@ PALETTE = {
     "c11": ("#17748c", "#63bfd6"),
     "c12": ("#8b4a8f", "#d69bd9"),
 }
-"""Name → its colour on a light page and on a dark one. ``on`` is text on ``c1`` to ``c12``, which tell things apart,
-and on ``rest`` and ``rest2``, which stand for what is less of interest."""
+"""Name → its colour on a light and on a dark page. ``c1`` to ``c12`` distinguish parts, ``rest`` and ``rest2`` are for less
+important ones, and ``on`` is for text on any of these."""
 
 HUES = 12
-"""How many colours tell things apart."""
+"""The number of colours that distinguish parts."""
 
 
 def _variables(scheme: int) -> str:
@@ -61,12 +61,12 @@ svg text{{fill:var(--soft);font-size:12px}}
 
 
 def escape(text: str) -> str:
-    """Text as it may stand in a page, between tags and within attributes; control characters are made visible."""
+    """Text for a page, between tags and within attributes; control characters are written out."""
     return html.escape(visible(text))
 
 
 def command(words: str) -> str:
-    """A command, or flags, as HTML: a line may end between words, but not after the hyphens that begin one."""
+    """A command, or flags, as HTML that has no line break after the hyphens of a flag."""
     return " ".join(
         f'<span class="flag">{escape(word)}</span>' if word.startswith("-") else escape(word)
         for word in words.split(" ")
@@ -77,9 +77,9 @@ def document(title: str, body: str, style: str = "") -> str:
     """A whole page.
 
     Args:
-        title: its title, as text.
-        body: what it shows, as HTML.
-        style: CSS of its own, after the common one. Colours are to be those of :data:`PALETTE`, ``var(--c1)``.
+        title: as text.
+        body: as HTML.
+        style: further CSS; its colours are those of :data:`PALETTE`, such as ``var(--c1)``.
     """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -87,6 +87,11 @@ def document(title: str, body: str, style: str = "") -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>{body}</body></html>\n"
     )
+
+
+def section(title: str, *parts: str) -> str:
+    """A heading, and what is under it, as HTML."""
+    return f"<h2>{title}</h2>{''.join(parts)}"
 
 
 def facts(rows: Mapping[str, str]) -> str:
@@ -97,12 +102,12 @@ def facts(rows: Mapping[str, str]) -> str:
 
 @dataclass
 class Table:
-    """A table with a heading over each column; it scrolls by itself where it is wider than the page.
+    """A table with a heading over each column; one that is wider than the page scrolls by itself.
 
     Attributes:
-        label: what it shows.
+        label: its description.
         heads: the headings, as text.
-        classes: the class of each column; ``number`` ends its cells at the same place.
+        classes: the class of each column; ``number`` aligns to the right.
         rows: the rows so far, as HTML.
     """
 
@@ -112,7 +117,7 @@ class Table:
     rows: list[str] = field(default_factory=list)
 
     def add(self, name: str, *cells: str, kind: str = "") -> None:
-        """Add a row: its name and its other cells as HTML, and its class."""
+        """Add a row: its name and its other cells, as HTML, and its class."""
         columns = zip(self.classes[1:], cells, strict=True)
         drawn = "".join(f"<td{_class(column)}>{cell}</td>" for column, cell in columns)
         self.rows.append(f'<tr{_class(kind)}><th scope="row"{_class(self.classes[0])}>{name}</th>{drawn}</tr>')

@@ -6,7 +6,7 @@ and in print. Every chart has a title and a description; its figures belong in a
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,9 +66,14 @@ def swatch(style: str) -> str:
     return f'<svg class="swatch" height="12" aria-hidden="true"><rect class="{style}" width="12" height="12" rx="2"/></svg>'
 
 
-def sample(style: str) -> str:
-    """A short piece of a line of that class, for the legend."""
-    return f'<svg class="sample" height="12" aria-hidden="true"><line class="{style}" x2="30" y1="6" y2="6"/></svg>'
+def legend(entries: Iterable[tuple[str, str]]) -> str:
+    """A short piece of a line of each class, with its meaning."""
+    spans = (
+        f'<span><svg class="sample" height="12" aria-hidden="true"><line class="{style}" x2="30" y1="6" y2="6"/></svg>'
+        f"{escape(meaning)}</span>"
+        for style, meaning in entries
+    )
+    return f'<p class="keys">{"".join(spans)}</p>'
 
 
 def small_bar(share: float, style: str) -> str:

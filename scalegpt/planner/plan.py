@@ -102,6 +102,11 @@ class Plan:
         return there is None or self.host_needed <= there
 
     @property
+    def can_train(self) -> bool:
+        """Whether it fits, on the card and in host memory, as far as those are known."""
+        return self.fits is not False and self.fits_host
+
+    @property
     def shortage(self) -> float:
         """What is needed over what there is, of the card's memory or the host's, whichever lacks more."""
         usable, there = self.machine.usable_bytes, self.machine.host_bytes

@@ -294,7 +294,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
     given = Answer(asked, question, plan, said)
     if not explain or question.machine.usable_bytes is None:
         return given
-    if plan.fits is False or not plan.fits_host:
+    if not plan.can_train:
         return replace(given, remedies=tuple(remedies(question)))
     return replace(given, alternatives=tuple(alternatives(question, plan)) if question.open else ())
 

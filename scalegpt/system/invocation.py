@@ -1,7 +1,7 @@
-"""How to start training with this installation, in words that can be pasted into a shell.
+"""The command that starts training with this installation, ready to be pasted into a shell.
 
 A checkout of the repository has ``launch/train.py``; an installed wheel has the module ``scalegpt.train`` instead. The
-launchers lie beside the interpreter, which need not be on ``PATH``.
+launchers are beside the interpreter, which need not be on ``PATH``.
 """
 
 import os
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 MODULE = "scalegpt.train"
-"""Trains under every launcher, wherever the package is installed."""
+"""The module that trains under every launcher, wherever the package is installed."""
 
 LAUNCHER_MODULES = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launcher.runner"}
-"""Launcher → the module that it is, for installations without its script."""
+"""Launcher → its module, for installations without its script."""
 
 
 def train_command(launcher: str = "python", *options: str) -> str:
@@ -31,7 +31,7 @@ def train_command(launcher: str = "python", *options: str) -> str:
 
 
 def program(name: str) -> list[str]:
-    """A program of this installation: its plain name where a shell finds the same one, else its path.
+    """A program of this installation: its plain name where a shell finds the same program, else its path.
 
     Args:
         name: ``python``, ``scalegpt``, ``torchrun`` or ``deepspeed``.

@@ -1,12 +1,11 @@
-"""The processes that started this one as a rank, as its environment and its ancestors tell; without torch.
+"""The processes that started this one as a rank, found by its environment and its ancestors; without torch.
 
 torchrun sets ``TORCHELASTIC_RUN_ID``, and its agent is above each rank. DeepSpeed's ``launch.py`` sets ``CROSS_SIZE``, the
-number of machines; on one machine DeepSpeed's runner, which is what a user ends, is above ``launch.py``. A wrapper may stand
-between any two of them.
+number of machines; on one machine DeepSpeed's runner, which is the process that a user ends, is above ``launch.py``. Wrappers
+may be between them.
 
-A launcher that ended before we looked is no ancestor any more: its children belong to the init process or to a subreaper.
-Such a parent is told from a shell or a program that started us by hand, with variables of a launcher in the environment: see
-:func:`is_orphan`.
+A launcher that ended before we looked is no longer an ancestor: its children belong to the init process or to a subreaper.
+:func:`is_orphan` distinguishes such a parent from a shell or a program that started us with a launcher's variables.
 """
 
 import os
@@ -22,7 +21,7 @@ TORCHRUN, DEEPSPEED = "TORCHELASTIC_RUN_ID", "CROSS_SIZE"
 REAPERS = frozenset(
     {"catatonit", "conmon", "containerd-shim", "docker-init", "dumb-init", "init", "slurmstepd", "systemd", "tini"}
 )
-"""Programs that take in orphans."""
+"""Programs that adopt orphans."""
 
 Lives = Callable[[], bool]
 
@@ -33,11 +32,9 @@ def under_launcher() -> bool:
 
 
 def launchers() -> list[Lives]:
-    """For each process above us whose end must be ours, whether it lives.
+    """For each process above us with which we must end, a function that returns whether it is running.
 
-    Returns:
-        Functions; empty without a launcher, or where none can be told. One that always says False stands for a launcher that
-        ended before we looked.
+    Empty without a launcher, or where none is found. For a launcher that ended before we looked the function returns False.
     """
     if not under_launcher():
         return []
@@ -62,9 +59,9 @@ def starter() -> psutil.Process:
 
 
 def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
-    """Whether a parent that is no launcher has taken a process in, rather than started it.
+    """Whether a parent that is not a launcher has adopted a process, rather than started it.
 
-    It has where it is the init process, a known reaper, or of another session: a child is born into its parent's session.
+    It has where it is the init process, a known reaper, or of another session: a child starts in its parent's session.
     """
     if os.environ.get("SLURM_TASK_PID") == str(process.pid):
         return False  # slurmstepd, which is a reaper too, has started it itself
@@ -72,9 +69,9 @@ def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
         return True
     try:
         ours, theirs = os.getsid(process.pid), os.getsid(parent.pid)
-    except OSError:  # not ours to ask
+    except OSError:  # of another user
         return False
-    return ours not in (theirs, process.pid)  # one that has begun a session itself, as torchrun's ranks, tells nothing
+    return ours not in (theirs, process.pid)  # a process with a session of its own, as torchrun's ranks, proves nothing
 
 
 def _ancestors() -> list[psutil.Process]:
@@ -92,18 +89,18 @@ def _ancestors() -> list[psutil.Process]:
 def _watched(
     process: psutil.Process, above: Sequence[psutil.Process], is_launcher: Callable[[psutil.Process], bool]
 ) -> list[Lives]:
-    """What to watch above a process: its launcher and whatever stands between."""
+    """The processes to watch above a process: its launcher and those between."""
     at = next((index for index, each in enumerate(above) if is_launcher(each)), None)
     if at is not None:
         return [_lives(each) for each in above[: at + 1]]
     if above and is_orphan(process, above[0]):
         return [_gone]
-    # A program of the user's that starts ranks by the launcher's functions; or a shell, which is nobody's launcher.
+    # A program of the user's that starts ranks by the launcher's functions; a shell is not a launcher.
     return [_lives(above[0])] if above and _runs_python(above[0]) else []
 
 
 def _lives(process: psutil.Process) -> Lives:
-    """Whether it runs: the process that it was, and no zombie."""
+    """Whether it runs: the same process, and not a zombie."""
     pid, birth = process.pid, birth_of(process.pid)
     return lambda: birth is not None and not has_ended(pid, birth)
 
@@ -138,7 +135,7 @@ def _runs_python(process: psutil.Process) -> bool:
 
 
 def _words(process: psutil.Process) -> list[str]:
-    """Its command line; empty where we may not see it, or it has ended."""
+    """Its command line; empty where it is not visible to us, or has ended."""
     try:
         return process.cmdline()
     except psutil.Error:

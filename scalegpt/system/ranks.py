@@ -18,8 +18,8 @@ class Ranks:
     Attributes:
         rank: from 0 to ``size`` - 1.
         size: the number of ranks.
-        local_rank: the same among the ranks of this machine.
-        local_size: how many ranks this machine has.
+        local_rank: from 0 to ``local_size`` - 1, among the ranks of this machine.
+        local_size: the number of ranks of this machine.
         on_one_machine: whether all ranks are known to be on this machine.
     """
 
@@ -33,8 +33,7 @@ class Ranks:
 def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE`` (torchrun) or ``LOCAL_SIZE`` (DeepSpeed).
 
-    Args:
-        environment: that of the process, where it is not this one's.
+    They are this process's, or those of another environment.
 
     Raises:
         InputError: one of them is not a number, is missing beside the others, or contradicts them.
@@ -63,7 +62,7 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 
 def ranks_or_alone(environment: Mapping[str, str] | None = None) -> Ranks:
-    """The same for messages: a process whose rank cannot be read speaks for itself, as one without ranks."""
+    """:func:`read_ranks` for messages: a process whose variables cannot be read counts as one without ranks."""
     try:
         return read_ranks(environment)
     except InputError:

@@ -1,7 +1,7 @@
 """Standard streams that may be missing, closed or full: a training run continues without them.
 
-What a run prints is also in its metrics and its status. So neither the reader of a pipe that ends, nor a terminal that is
-closed, nor a log file on a full disk may end it.
+What a run prints is also in its metrics and its status. So a reader of a pipe that ends, a terminal that is closed, or a log
+file on a full disk must not end it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _NOBODY_READS = frozenset({errno.EPIPE, errno.EBADF})
 def open_missing() -> None:
     """Open the null device in the place of standard streams that the caller has closed (``>&-``).
 
-    Otherwise the next file that is opened gets that descriptor, and what libraries print goes into it.
+    Without it the next file that is opened gets that descriptor, and the output of libraries goes into that file.
     """
     for descriptor, name in enumerate(_NAMES):
         try:
@@ -43,7 +43,7 @@ class LastingStream:
         fallback: where the first failure is reported; None: nowhere.
 
     Attributes:
-        lost: why the first write that failed did, in words; None: none has.
+        lost: why the first failed write failed; None: none has failed.
     """
 
     def __init__(self, stream: TextIO, fallback: TextIO | None = None) -> None:
@@ -78,23 +78,23 @@ class LastingStream:
                     self._fallback.flush()
 
     def _silence(self) -> None:
-        """Send what still comes, buffers and other libraries' output included, to the null device."""
+        """Send further output, buffers and other libraries' output included, to the null device."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the stream has."""
+        """Any other attribute of the stream."""
         return getattr(self._stream, name)
 
 
 def lasting(stream: TextIO, fallback: TextIO | None = None) -> LastingStream:
-    """The stream as one whose writes never fail; itself where it is one already."""
+    """The stream as a :class:`LastingStream`; itself where it is one already."""
     return stream if isinstance(stream, LastingStream) else LastingStream(stream, fallback)
 
 
 def outlast_standard_streams() -> None:
-    """Make this process's standard output and error lasting, for all that print: other libraries too."""
+    """Make the writes of this process to standard output and error never fail, those of other libraries included."""
     first = ranks_or_alone().rank == 0
     error = lasting(sys.stderr)
     output = lasting(sys.stdout, cast(TextIO, error) if first else None)
@@ -102,7 +102,7 @@ def outlast_standard_streams() -> None:
 
 
 def lost_output() -> str | None:
-    """Which of the standard streams could not be written, and why; None: nothing was lost."""
+    """The standard streams that could not be written, and why; None: all could."""
     streams = {"standard output": sys.stdout, "standard error": sys.stderr}
     lost = [f"{name}: {each.lost}" for name, each in streams.items() if isinstance(each, LastingStream) and each.lost]
     return "; ".join(lost) or None

@@ -1,4 +1,4 @@
-"""Batches on the device: which windows a step consumes is the sampler's word, where they go is ours."""
+"""Batches on the device: the sampler says which windows a step consumes; a thread reads them ahead of time."""
 
 import queue
 import threading
@@ -18,14 +18,7 @@ from scalegpt.planner.batches import BatchPlan
 
 
 class TrainingBatches:
-    """This rank's micro batches of every step, cut out of the tokens ahead of time by a thread.
-
-    Args:
-        tokens: the training tokens.
-        plan: how a step is divided.
-        world: the ranks.
-        seed: decides the order, alone.
-    """
+    """This rank's micro batches of every step."""
 
     def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, seed: int) -> None:
         self.tokens, self.plan, self.world = tokens, plan, world
@@ -35,7 +28,7 @@ class TrainingBatches:
     def step(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The micro batches of the step that begins at a window: inputs and targets, int64 [B, T].
 
-        The step that follows is expected to begin where this one ends; another beginning costs the wait for its first batch.
+        The next step is expected to begin where this one ends; if it does not, its first batch has to be waited for.
         """
         if self._ahead is None or self._ahead.position != first:
             self.close()
@@ -48,7 +41,7 @@ class TrainingBatches:
         ahead.position = first + self.plan.sequences
 
     def close(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
@@ -64,15 +57,13 @@ class TrainingBatches:
 
 
 class ReadAhead:
-    """A thread that keeps a few micro batches ready, in pinned memory where they are to go to a GPU.
-
-    The disk is waited for there, and not between two steps.
+    """A thread that keeps a few micro batches ready, so that the disk is not waited for between two steps.
 
     Args:
         batches: endless.
-        position: the window at which the next step begins; kept by whoever takes the batches; None: within a step.
-        on_cuda: pin them, so that they travel without anybody waiting.
-        depth: most batches that are ready.
+        position: the window at which the next step begins; kept by the caller; None: within a step.
+        on_cuda: pin the batches, so that they can be copied to the device without blocking.
+        depth: the largest number of batches that are ready.
     """
 
     def __init__(
@@ -94,7 +85,7 @@ class ReadAhead:
         """The next micro batch, in host memory.
 
         Raises:
-            Exception: what the reading raised.
+            Exception: the error of the thread.
         """
         batch = self._ready.get()
         if isinstance(batch, Exception):
@@ -106,7 +97,7 @@ class ReadAhead:
         self._over.set()
         while self._thread.is_alive():
             with suppress(queue.Empty):
-                self._ready.get_nowait()  # it may wait for room
+                self._ready.get_nowait()  # the thread may be waiting for room
             self._thread.join(0.01)
 
     def _run(self) -> None:
@@ -121,13 +112,13 @@ class ReadAhead:
 
 
 class HeldOutBatches:
-    """The same held-out windows at every evaluation and for any number of ranks.
+    """The same held-out windows at every evaluation, for any number of ranks.
 
     Args:
         tokens: the held-out tokens.
         plan: gives the batch per rank.
         world: the ranks.
-        limit: evaluate about so many tokens; all, if there are fewer.
+        limit: number of tokens to evaluate, about; all, if there are fewer.
     """
 
     def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, limit: int) -> None:
@@ -135,10 +126,10 @@ class HeldOutBatches:
         self.starts = held_out_starts(len(tokens), plan.block_size, limit)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Inputs, targets [B, T] and how many tokens count; every rank yields equally often.
+        """Inputs and targets, int64 [B, T], and the number of tokens that count; every rank yields equally often.
 
-        Where the windows do not fill the last batch of every rank, what is missing is made up with windows whose targets
-        do not count, since sharded models need all ranks in every forward pass.
+        The last batch is filled up with windows whose targets do not count: a sharded model needs all ranks in every
+        forward pass.
         """
         per_round = self.plan.micro_batch * self.world.size
         for first in range(0, len(self.starts), per_round):
@@ -152,7 +143,7 @@ class HeldOutBatches:
 
 
 def on_device(inputs: NDArray[np.int64], targets: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both arrays as tensors on the device; to CUDA they go through pinned memory without blocking."""
+    """Both arrays as tensors on the device; to CUDA they are copied from pinned memory without blocking."""
     pair = torch.from_numpy(inputs), torch.from_numpy(targets)
     if device.type == "cuda":
         return pair[0].pin_memory().to(device, non_blocking=True), pair[1].pin_memory().to(device, non_blocking=True)

@@ -22,10 +22,6 @@ SECONDS_TO_FINISH_A_SAVE = 60.0
 class Saving:
     """The checkpoints of a run.
 
-    Args:
-        job: the run.
-        clock: the loop's; ``checkpoint_minutes`` counts by it.
-
     Attributes:
         saver: writes them.
         saved_step: that of this process's newest checkpoint, complete or being written; None: there is none.
@@ -56,10 +52,6 @@ class Saving:
 
     def update(self, *, failed: bool, due: bool) -> None:
         """Take what the ranks have agreed on after a step.
-
-        Args:
-            failed: whether a rank could not write its part of a checkpoint.
-            due: whether a checkpoint is due by time.
 
         Raises:
             RunError: a checkpoint could not be written; on all ranks alike.
@@ -116,7 +108,7 @@ class Saving:
             RunError: that save failed.
         """
         job = self.job
-        self.finish()
+        self.saver.finish()
         self._report()
         return job.world.on_first(
             lambda: rollback_advice(find_checkpoints(job.directory.checkpoints), first_skipped, job.resume_hint)
@@ -162,20 +154,8 @@ class Saving:
         self._last = self.clock.total
         self._report()
 
-    def finish(self) -> None:
-        """Wait for the save under way; all ranks must call it together.
-
-        Raises:
-            RunError: it failed.
-        """
-        self.saver.finish()
-
     def abort(self, is_gone: Callable[[int], bool]) -> None:
-        """End after an error, without the other ranks: wait for the checkpoint that is being written, and report it.
-
-        Args:
-            is_gone: whether a rank's process has ended, so that its part is not waited for.
-        """
+        """End after an error, without the other ranks: wait for the checkpoint that is being written, and report it."""
         self.saver.close(SECONDS_TO_FINISH_A_SAVE, is_gone)
         with suppress(RunError):  # the error that ended the run is reported
             self._report()

@@ -18,7 +18,7 @@ from scalegpt.system.streams import lost_output
 from scalegpt.training.batches import HeldOutBatches
 from scalegpt.training.checkpointing import Saving
 from scalegpt.training.job import Job, held_out_loss, sample_text
-from scalegpt.training.memory import memory_status
+from scalegpt.training.memory import measure, memory_status
 from scalegpt.training.metrics import MetricSink, Stopwatch
 from scalegpt.training.resilience.guards import Guards
 from scalegpt.training.resilience.heartbeat import Heartbeats
@@ -31,9 +31,6 @@ from scalegpt.training.schedules import is_due
 
 class Housekeeping:
     """The part of the trainer that is not a step. All ranks call its methods together.
-
-    Args:
-        job: the run.
 
     Attributes:
         step: the number of steps taken.
@@ -127,7 +124,7 @@ class Housekeeping:
                 **self.guards.as_status(),
                 rollbacks=self.rollbacks,
                 windows_left_out=self.left_out,
-                **memory_status(self.job.plan, self.job.watch.measure()),
+                **memory_status(self.job.plan, measure(self.job.world.device)),
                 **({} if lost is None else {"output_lost": lost}),
             )
 

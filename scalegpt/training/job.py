@@ -14,7 +14,6 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan
 from scalegpt.training.batches import HeldOutBatches
 from scalegpt.training.loggers import Logger
-from scalegpt.training.memory import MemoryWatch
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.metrics_file import History
@@ -33,7 +32,6 @@ class Job:
         stretch: which data the next steps consume.
         history: what ``metrics.jsonl`` says of the steps so far.
         resumed: whether the run starts from a checkpoint.
-        watch: measures memory.
         stop: whether this process was asked to stop.
         resume_hint: the command that resumes the run later, in words that begin a clause.
     """
@@ -53,7 +51,6 @@ class Job:
     stretch: Stretch
     history: History
     resumed: bool
-    watch: MemoryWatch
     stop: StopRequest = field(default_factory=StopRequest)
     resume_hint: str = "the same command"
 

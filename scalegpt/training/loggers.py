@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live line on a terminal, plain lines in a log file. Only the first rank speaks."""
+"""What a run prints: a live line on a terminal, plain lines in a log file. Only the first rank prints."""
 
 import sys
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from scalegpt.units import human_count, human_time
 
 @dataclass(frozen=True)
 class StepLine:
-    """What one step's line says."""
+    """The values in the line of a step."""
 
     step: int
     loss: float
@@ -26,7 +26,7 @@ class StepLine:
     skipped: int = 0
 
     def text(self) -> str:
-        """Loss, speed, and what else is worth a glance."""
+        """The line, without the step's number."""
         parts = [f"loss {self.loss:.4f}", f"{human_count(self.tokens_per_second)} tok/s"]
         if self.mfu is not None:
             parts.append(f"MFU {self.mfu:.1%}")
@@ -37,12 +37,12 @@ class StepLine:
 
 
 class Logger:
-    """Prints for the first rank and is silent on the others.
+    """Prints on the first rank only.
 
     Args:
         speaks: whether this rank prints.
         total: steps of the run.
-        every: steps between lines where there is no terminal to draw on.
+        every: steps between two lines where there is no terminal.
     """
 
     def __init__(self, *, speaks: bool, total: int, every: int) -> None:
@@ -54,11 +54,11 @@ class Logger:
         self._task: TaskID | None = None
 
     def say(self, message: str) -> None:
-        """Print a line of its own, its control characters made visible; above the live line, where there is one."""
+        """Print a line, its control characters made visible; above the live line, if there is one."""
         self.console.print(visible(message), markup=False)
 
     def start(self, step: int) -> None:
-        """Begin to show progress from this step on."""
+        """Show the live line from this step on."""
         if self.speaks and self.console.is_terminal:
             self._live = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -73,14 +73,14 @@ class Logger:
             self._live.start()
 
     def step(self, line: StepLine) -> None:
-        """Show a finished step."""
+        """Print a finished step."""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=line.step, description=line.text())
         elif line.step % self.every == 0 or line.step == self.total:
             self.say(f"step {line.step}/{self.total}  {line.text()}")
 
     def stop(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None

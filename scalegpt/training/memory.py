@@ -1,4 +1,4 @@
-"""The memory of a real run beside the planner's prediction: what was promised at the start, and what was held at the end."""
+"""The memory of a run: the prediction at its start, and the measurement beside it at its end."""
 
 import os
 import resource
@@ -26,10 +26,10 @@ ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "peak of the process's resid
 
 
 def machine_of(world: World) -> Machine:
-    """The machine at hand, as the planner sees it: the driver's figures, not the catalogue's.
+    """This machine for the planner, by the driver's figures; all ranks must call it together.
 
-    The card and its memory are what torch says of this rank's. That other processes hold some of it is not looked at: by now
-    they may be ranks of this run.
+    The card and its memory are those of this rank's device. What other processes hold of it is not subtracted: they may be
+    ranks of this run.
     """
     settings = MachineConfig(gpus=world.local_size, nodes=max(1, world.size // world.local_size))
     if world.device.type != "cuda":
@@ -51,9 +51,8 @@ def machine_of(world: World) -> Machine:
 
 
 def predicted_line(plan: Plan) -> str:
-    """What a run says of its memory before it starts."""
+    """The line on memory that a run prints at its start."""
     phase = plan.prediction.phase.replace("_", " ")
-    peak = f"memory   {gib(plan.peak_bytes)} predicted peak"
     if not plan.machine.is_gpu:
         each = " for each rank" if plan.machine.ranks > 1 else ""
         return (
@@ -61,29 +60,29 @@ def predicted_line(plan: Plan) -> str:
             f"available: {gib(plan.peak_bytes)} peak of the step (phase {phase}), {_listed(plan)}"
         )
     host = f", {gib(plan.host_bytes)} in host memory" if plan.host_bytes else ""
-    line = f"{peak} per GPU (phase {phase}), {gib(plan.total_bytes)} with overheads{host}"
-    usable = plan.machine.usable_bytes
+    usable, peak = plan.machine.usable_bytes, f"{gib(plan.peak_bytes)} predicted peak per GPU (phase {phase})"
+    line = f"memory   {peak}, {gib(plan.total_bytes)} with overheads{host}"
     if usable is None or plan.fits:
         return line
     return f"{line}\nwarning: that is {gib(plan.missing_bytes)} more than the {gib(usable)} of this card"
 
 
 def _listed(plan: Plan) -> str:
-    """What a process on a processor holds beside the peak of its step."""
+    """What a process on a CPU holds beside the peak of its step."""
     parts = {**plan.overheads.parts(plan.peak_bytes), "offloaded": plan.host_bytes}
     return ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process has held so far.
+    """The memory of a process, in bytes.
 
     Attributes:
-        peak: the allocator's peak, or that of the process's resident memory.
+        peak: of the CUDA allocator, or of the process's resident memory.
         by: which of the two.
         reserved: the allocator's largest reservation; None on the CPU.
-        driver: what the driver counts; None on the CPU.
-        driver_is_ours: whether that is this process alone, as far as can be seen.
+        driver: used by the driver's count; None on the CPU.
+        driver_is_ours: whether that is of this process alone, as far as is known.
     """
 
     peak: int
@@ -102,46 +101,33 @@ class Measured:
         }
 
 
-class MemoryWatch:
-    """Watches the memory of this process."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def measure(self) -> Measured:
-        """What has been held so far."""
-        if self.device.type != "cuda":
-            return Measured(largest_resident(), RESIDENT)
-        driver, is_ours = _driver_bytes(self.device)
-        return Measured(
-            torch.cuda.max_memory_allocated(self.device),
-            ALLOCATOR,
-            torch.cuda.max_memory_reserved(self.device),
-            driver,
-            is_ours,
-        )
+def measure(device: torch.device) -> Measured:
+    """The memory that this process has held so far on a device, or on the CPU in all."""
+    if device.type != "cuda":
+        return Measured(largest_resident(), RESIDENT)
+    peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    return Measured(peak, ALLOCATOR, reserved, *_driver_bytes(device))
 
 
 def largest_resident() -> int:
     """The largest resident memory of this process so far, in bytes.
 
-    On Linux it is the kernel's own mark: ``getrusage`` also counts what the process held before it became this program.
+    On Linux it is the kernel's ``VmHWM``: ``getrusage`` also counts what the process held before ``exec``.
     """
-    marked = _status_bytes("VmHWM")
-    if marked is not None:
-        return marked
+    if (peak := _status_bytes("VmHWM")) is not None:
+        return peak
     unit = 1 if psutil.MACOS else 1024  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def own_bytes() -> int:
-    """What this process holds that no other shares and the kernel cannot drop, in bytes."""
+    """The memory of this process that is not shared and that the kernel cannot drop, in bytes."""
     held = _status_bytes("RssAnon")
     return int(psutil.Process().memory_info().rss) if held is None else held
 
 
 def _status_bytes(key: str) -> int | None:
-    """A figure of ``/proc/self/status``; None where the system has no such file."""
+    """A line of ``/proc/self/status``, in bytes; None where the system has no such file."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -150,7 +136,7 @@ def _status_bytes(key: str) -> int | None:
 
 
 def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
-    """The entries of ``run_status.json`` about memory. On a CPU the predicted total and the measured peak are comparable."""
+    """The entries of ``run_status.json`` on memory. On a CPU the predicted total is comparable with the measured peak."""
     return {
         "predicted_peak_bytes": plan.peak_bytes,
         "predicted_total_bytes": plan.total_bytes,
@@ -158,14 +144,8 @@ def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
     }
 
 
-def compare(plan: Plan, measured: Measured) -> str:
-    """Keep what was measured for later plans; the prediction beside it, in a few lines."""
-    lost = keep_for_later(plan, measured)
-    return "\n".join([comparison(plan, measured), *([f"warning: calibration {lost}"] if lost else [])])
-
-
 def comparison(plan: Plan, measured: Measured) -> str:
-    """Predicted beside measured, in a line or two."""
+    """Prediction and measurement in a line or two."""
     if measured.reserved is None or measured.driver is None:
         error = plan.total_bytes / max(1, measured.peak) - 1
         both = f"{gib(plan.total_bytes)} predicted, {gib(measured.peak)} measured"
@@ -181,11 +161,7 @@ def comparison(plan: Plan, measured: Measured) -> str:
 
 
 def keep_for_later(plan: Plan, measured: Measured) -> str | None:
-    """Add a GPU run to the measurements that later plans use.
-
-    Returns:
-        Why it could not be kept, if it should have been.
-    """
+    """Add the measurement of a GPU run to those that later plans use; the reason where it could not be written."""
     machine = plan.machine
     if measured.reserved is None or measured.driver is None or not measured.driver_is_ours:
         return None
@@ -206,19 +182,18 @@ def keep_for_later(plan: Plan, measured: Measured) -> str | None:
 
 
 def _driver_bytes(device: torch.device) -> tuple[int, bool]:
-    """What the driver counts for this process, and whether it is for this process alone.
+    """Bytes in use by the driver's count, and whether they are of this process alone.
 
-    Where NVML does not single us out, as in most containers, it is what is in use on the whole card.
+    Where NVML does not list this process, as in most containers, they are those of the whole card.
     """
     used = _listed_bytes(device)
-    pid = os.getpid()
-    if used and used.get(pid):
-        return used[pid], True
+    if used and (own := used.get(os.getpid())):
+        return own, True
     free, total = torch.cuda.mem_get_info(device)
     return total - free, used is not None and len(used) <= 1
 
 
 def _listed_bytes(device: torch.device) -> dict[int, int] | None:
-    """Process → bytes on the card by NVML, 0 where it does not say; None where there is no NVML."""
+    """Process → bytes on the card by NVML, 0 where that is not known; None where there is no NVML."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     return None if uuid is None else nvml.listed_bytes(f"GPU-{uuid}")

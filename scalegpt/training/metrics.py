@@ -55,10 +55,8 @@ def mfu(tokens_per_second: float, flops: int, peak: float | None, ranks: int) ->
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The largest memory that this process has held: the CUDA allocator's peak, or on CPU the resident set's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return largest_resident()
+    """The largest memory that this process has held: the CUDA allocator's peak, or the resident set's on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else largest_resident()
 
 
 class Stopwatch:

@@ -1,4 +1,4 @@
-"""What is asked of the trainer, read and checked without torch, whose import takes seconds."""
+"""What a user asks of the trainer, read and checked without torch, whose import takes seconds."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,11 +23,11 @@ class Request:
     Attributes:
         run: the configuration, with ``auto`` where the machine or the data decide.
         runs_dir: the folder of all runs.
-        fresh: start anew beside an earlier run of this name.
+        fresh: start a new run beside an earlier one of this name.
         given: the settings that the user named, as flags or in a file; the others are a preset's or defaults.
         stated: those that the preset names.
-        margin: share of a card's memory that what is chosen leaves free.
-        allow_change: settings, or ``data``, that a resumed run may have otherwise than before.
+        margin: share of a card's memory that the planner leaves free.
+        allow_change: settings, or ``data``, that a resumed run may change.
         trust_checkpoint: resume from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later ones aside; None: from the newest.
     """
@@ -65,12 +65,12 @@ class Request:
             config_file: path of a JSON or YAML file.
             name: the run's name; None: the file's, or the preset's.
             settings: setting → value, over the preset's or the file's.
-            runs_dir: as the attribute, like those that follow.
-            fresh: see there.
-            margin: see there; None: the default.
-            allow_change: see there.
-            trust_checkpoint: see there.
-            resume_step: see there.
+            runs_dir: as the attribute.
+            fresh: as the attribute.
+            margin: as the attribute; None: the default.
+            allow_change: as the attribute.
+            trust_checkpoint: as the attribute.
+            resume_step: as the attribute.
             given_in: where the settings come from, for error messages.
 
         Raises:
@@ -105,7 +105,7 @@ class Request:
     def open(self) -> frozenset[str]:
         """The settings that the planner chooses: what is ``auto``, and by default the micro batch and what to recompute.
 
-        A preset's stage is one of its backend's: with another backend it is open too.
+        A preset's stage belongs to its backend: where the backend is open, so is the stage.
         """
         by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
         stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()

@@ -1,4 +1,4 @@
-"""One run from joining the ranks to leaving them."""
+"""One run, from joining the ranks to leaving them."""
 
 import math
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
 ROOM = timedelta(minutes=5)
-"""What torch's own time-out leaves to the watchdog: it names who is late, and torch only what was waited for."""
+"""Added to torch's time-out, so that the watchdog acts first: it names the slow rank, torch only the collective."""
 
 ENDLESS = timedelta(days=30)
-"""torch must be given a number."""
+"""In place of no time-out, which torch does not have."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended that did not fail.
+    """The end of a run that did not fail.
 
     Attributes:
         status: the exit status: 0, or 128 and the number of the signal that stopped the run.
@@ -39,12 +39,7 @@ class Ending:
 
 
 def train(request: Request, device: str, stop: StopRequest) -> Ending:
-    """Prepare and train; afterwards say where the run's files are.
-
-    Args:
-        request: what to train.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        stop: whether this process was asked to stop.
+    """Prepare and train, and report where the run's files are.
 
     Raises:
         InputError: the request cannot be met; nothing was changed.
@@ -58,7 +53,7 @@ def train(request: Request, device: str, stop: StopRequest) -> Ending:
     try:
         ending = _run(request, world, stop)
     except BaseException:
-        if world.size == 1:  # of several, one that ends alone must not wait for the others to part, as NCCL would
+        if world.size == 1:  # leaving waits for all ranks, and the others may not come
             world.leave()
         raise
     world.leave()
@@ -66,7 +61,7 @@ def train(request: Request, device: str, stop: StopRequest) -> Ending:
 
 
 def collective_timeout(train: TrainConfig) -> timedelta:
-    """How long a collective may take: longer than the watchdog waits for any step."""
+    """The time-out of a collective: longer than the watchdog's of any step."""
     longest = max(limit or math.inf for limit in (train.first_step_timeout, train.step_timeout))
     return ENDLESS if math.isinf(longest) else max(COLLECTIVE_TIMEOUT, timedelta(seconds=longest)) + ROOM
 
@@ -91,11 +86,11 @@ def _run(request: Request, world: World, stop: StopRequest) -> Ending:
     if world.is_first:
         try:
             write_report(job.directory)
-        except (InputError, RunError, OSError) as error:  # all else is there, and the run has ended as it should
+        except (InputError, RunError, OSError) as error:  # the run itself has succeeded
             job.logger.say(f"warning: report.html was not written: {error}")
         job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
         job.directory.unlock()
-    world.barrier()  # part together: nobody waits for a rank that has gone
+    world.barrier()  # no rank may need another one after this
     if world.is_first:
         trainer.watchdog.beats.remove()
     return Ending(trainer.exit_status, job.directory.path)

@@ -32,12 +32,7 @@ def learning_rate(train: TrainConfig, step: int, total: int) -> float:
 
 
 def decay_start(train: TrainConfig, total: int) -> int:
-    """The last step, counted from 0, at which the ``wsd`` schedule is at its peak: from the next one on the rate falls.
-
-    Args:
-        train: the settings.
-        total: all steps of the run.
-    """
+    """The last step, counted from 0, at which the ``wsd`` schedule is at its peak: from the next one on the rate falls."""
     return max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
 
 

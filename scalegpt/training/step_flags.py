@@ -37,10 +37,6 @@ class StepFlags:
 
     @classmethod
     def unpack(cls, sums: Sequence[float]) -> tuple[float, "StepFlags"]:
-        """The loss summed over all ranks, and the flags of all ranks together.
-
-        Args:
-            sums: of what every rank packed.
-        """
+        """The loss summed over all ranks, and the flags of all ranks together."""
         loss, failed, due, *counts = sums
         return loss, cls(failed > 0, due > 0, Reason.first(counts))

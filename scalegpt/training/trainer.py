@@ -1,7 +1,6 @@
 """The training loop. Read :meth:`Trainer.fit` first: step, log, save, evaluate, sample, until the end."""
 
 import gc
-from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
@@ -17,7 +16,7 @@ from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import StepLine
-from scalegpt.training.memory import compare
+from scalegpt.training.memory import comparison, keep_for_later, measure
 from scalegpt.training.metrics import Throughput, mfu, peak_bytes
 from scalegpt.training.resilience.failure import end
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
@@ -96,7 +95,8 @@ class Trainer(Housekeeping):
         self._seed_dropout()
         self.watchdog.begin_step(self.step + 1)
         total = torch.zeros((), device=job.world.device)
-        for micro, (tokens, targets) in enumerate(self.watchdog.loading(self._batches())):
+        batches = self.batches.step(self.stretch.window_of(self.step + 1))
+        for micro, (tokens, targets) in enumerate(self.watchdog.loading(batches)):
             total += job.backend.micro_step(tokens, targets, last=micro == job.batch_plan.grad_accum - 1)
         self.watchdog.at("reduction of the loss")
         sums = job.world.sum(self._report(total))
@@ -121,15 +121,8 @@ class Trainer(Housekeeping):
             self.saving.confirm(self.step - 1)  # the weights before this step gave a finite loss
         return self._act_on(conclusion)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.batches.step(self.stretch.window_of(self.step + 1))
-
     def _report(self, total: Tensor) -> Tensor:
-        """What this rank reports to the others after its micro steps, in one message.
-
-        Args:
-            total: the sum of its losses, [].
-        """
+        """What this rank reports to the others after its micro steps, in one message."""
         limit = self.train.max_minutes
         if limit is not None and self.clock.total >= 60 * limit:
             self.job.stop.ask(Reason.TIME)
@@ -186,7 +179,7 @@ class Trainer(Housekeeping):
         """
         job = self.job
         self.watchdog.outside("going back")
-        self.saving.finish()  # the checkpoint that is being saved is from after the spike
+        self.saving.saver.finish()  # the checkpoint that is being saved is from after the spike
         check_rollbacks(spike, self.train, self.rollbacks)
         checkpoint = find_target(job.directory.checkpoints, spike, self.train.spike_window, job.world, job.logger.say)
         if checkpoint is None:
@@ -238,9 +231,6 @@ class Trainer(Housekeeping):
     def fail(self, error: BaseException) -> BaseException:
         """Write a status that says how the run ended, and make the other ranks end too.
 
-        Args:
-            error: what ended this rank.
-
         Returns:
             What to raise: the error itself, or its cause, which may have come from another rank.
         """
@@ -264,7 +254,7 @@ class Trainer(Housekeeping):
             rises = f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
         job.logger.say(
             f"nothing left to do: {self.step} of {job.total_steps} steps are taken; a higher --max_iters (or --max_tokens) "
-            f"continues the training{rises}; --fresh starts anew beside it"
+            f"continues the training{rises}; --fresh starts a new run beside it"
         )
         if job.world.is_first and job.directory.read_state() != "finished":
             # It was ended between its last checkpoint and its last status.
@@ -303,9 +293,11 @@ class Trainer(Housekeeping):
 
     def _compare_memory(self) -> None:
         """Report prediction and measurement, and keep the measurement for later plans."""
-        job = self.job
+        job, measured = self.job, measure(self.job.world.device)
         if job.world.is_first and self.step > job.progress.step:
-            job.logger.say(compare(job.plan, job.watch.measure()))
+            job.logger.say(comparison(job.plan, measured))
+            if problem := keep_for_later(job.plan, measured):
+                job.logger.say(f"warning: calibration {problem}")
 
     def _cause_of_end(self) -> str:
         if self.all_taken or self.reason is None:

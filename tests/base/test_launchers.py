@@ -170,7 +170,7 @@ def test_an_orphan_without_a_launchers_variables_watches_nobody(grow: Grow, vari
 
 
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "CROSS_SIZE"])
-def test_a_shell_that_starts_a_rank_with_a_launchers_variables_is_no_launcher(grow: Grow, variable: str) -> None:
+def test_a_shell_that_starts_a_rank_with_a_launchers_variables_is_not_a_launcher(grow: Grow, variable: str) -> None:
     assert grow(WRAPPED, **{variable: "1"}).look() == []
 
 

@@ -1,4 +1,4 @@
-"""Processes are told apart by facts that the wall clock does not move."""
+"""Processes are distinguished by facts that the wall clock does not change."""
 
 import os
 import subprocess

@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_synced_is_told_and_no_error(
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EISDIR])
-def test_a_folder_that_cannot_be_opened_to_be_synced_is_no_error(
+def test_a_folder_that_cannot_be_opened_to_be_synced_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(os, "open", failing(code))
@@ -167,7 +167,9 @@ def test_a_name_is_given_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_lock_that_the_file_system_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_lock_that_the_file_system_lacks_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     with (tmp_path / "lock").open("a") as file, (tmp_path / "lock").open("a") as other:
         assert storage.lock_file(file) is None
         with pytest.raises(BlockingIOError):
@@ -176,14 +178,16 @@ def test_a_lock_that_the_file_system_lacks_is_told(tmp_path: Path, monkeypatch: 
         assert storage.lock_file(other) == os.strerror(code)
 
 
-def test_room_is_asked_for_a_place_that_does_not_exist_yet(tmp_path: Path) -> None:
+def test_free_space_of_a_place_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert storage.free_bytes(tmp_path / "deep" / "er") is not None
     with pytest.raises(InputError, match=r"not enough disk space for .*deep: about 1,000,000,000,000,000,000 bytes"):
         storage.check_space(tmp_path / "deep", 10**18)
 
 
 @pytest.mark.parametrize("answer", [OSError(errno.ENOSYS, "Function not implemented"), (0, 0, 0)])
-def test_room_that_is_not_told_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+def test_free_space_that_is_not_reported_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
     assert (storage.free_bytes(tmp_path) or 0) > 0
 
     def usage(_: Path) -> Any:

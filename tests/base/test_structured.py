@@ -38,7 +38,7 @@ BAD_YAML = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_JSON.values(), ids=BAD_JSON)
-def test_json_that_is_no_file_of_ours_is_refused(text: str, message: str) -> None:
+def test_json_that_scalegpt_does_not_write_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
         parse_json(text, "x.json")
     assert message in str(refused.value)
@@ -46,7 +46,7 @@ def test_json_that_is_no_file_of_ours_is_refused(text: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_YAML.values(), ids=BAD_YAML)
-def test_yaml_that_is_no_file_of_ours_is_refused(text: str, message: str) -> None:
+def test_yaml_that_scalegpt_does_not_write_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
         parse_yaml(text, "x.yaml")
     assert message in str(refused.value)
@@ -105,7 +105,7 @@ def test_an_object_is_read_from_a_plain_file_alone(tmp_path: Path) -> None:
         read_object(path)
 
 
-def test_lines_that_are_no_objects_are_skipped(tmp_path: Path) -> None:
+def test_lines_that_are_not_objects_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     good = '{"step": 1}\n'
     long = json.dumps({"step": 2, "text": "x" * LINE_LIMIT}) + "\n"

@@ -61,14 +61,14 @@ def test_the_list_has_a_line_for_each(run: Path, say: Callable[..., str]) -> Non
     assert [entry["best"] for entry in found] == [False, False, True]
 
 
-def test_what_is_whole_is_verified(run: Path, say: Callable[..., str]) -> None:
+def test_verify_accepts_whole_checkpoints(run: Path, say: Callable[..., str]) -> None:
     lines = say("verify", run).splitlines()
     assert len(lines) == 3
     assert all("is whole: 1 files" in line for line in lines)
     assert "step_00000010" in say("verify", run / "checkpoints" / "step_00000010")
 
 
-def test_what_is_damaged_is_named_and_status_1(run: Path, say: Callable[..., str]) -> None:
+def test_verify_names_damage_with_status_1(run: Path, say: Callable[..., str]) -> None:
     file = run / "checkpoints" / "step_00000020" / WEIGHTS
     damage(file)
     lines = say("verify", run, status=1).splitlines()
@@ -81,7 +81,7 @@ def test_what_is_damaged_is_named_and_status_1(run: Path, say: Callable[..., str
 
 @pytest.mark.parametrize("moment", ["read_manifest", "os.scandir", "_check"])
 @pytest.mark.parametrize("action", ["list", "verify"])
-def test_what_training_deletes_meanwhile_is_left_out(
+def test_checkpoints_deleted_by_training_are_skipped(
     run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch, action: str, moment: str
 ) -> None:
     replaced_at(moment, run, monkeypatch)
@@ -89,7 +89,7 @@ def test_what_training_deletes_meanwhile_is_left_out(
     assert [(entry["step"], entry["whole"]) for entry in found] == [(20, True)]
 
 
-def test_a_look_begins_anew_where_all_are_deleted_meanwhile(
+def test_list_starts_over_when_all_checkpoints_are_deleted(
     run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run / "checkpoints" / "step_00000020").rename(run / "kept")
@@ -98,7 +98,7 @@ def test_a_look_begins_anew_where_all_are_deleted_meanwhile(
 
 
 @pytest.mark.parametrize("action", ["list", "verify", "show"])
-def test_a_checkpoint_that_was_named_and_is_deleted_meanwhile_is_missed(
+def test_a_named_checkpoint_that_is_deleted_is_an_error(
     run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     path = replaced_at("read_manifest", run, monkeypatch)
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_was_named_and_is_deleted_meanwhile_is_missed(
 
 
 @pytest.mark.parametrize("moment", ["read_manifest", "_check", "Checkpoint._slice"])
-def test_show_and_convert_take_the_newest_where_theirs_is_deleted_meanwhile(
+def test_show_and_convert_take_the_newest_when_theirs_is_deleted(
     run: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: str
 ) -> None:
     (run / "checkpoints" / "step_00000020").rename(run / "kept")
@@ -115,7 +115,7 @@ def test_show_and_convert_take_the_newest_where_theirs_is_deleted_meanwhile(
     assert json.loads(say(*words, "--json"))["checkpoint"].endswith("step_00000030")
 
 
-def test_what_was_set_aside_is_told_after_the_list(run: Path, say: Callable[..., str]) -> None:
+def test_checkpoints_set_aside_are_listed_last(run: Path, say: Callable[..., str]) -> None:
     aside = set_aside(run / "checkpoints" / "step_00000020")
     lines = say("list", run).splitlines()
     assert len(lines) == 5
@@ -134,21 +134,21 @@ def test_what_was_set_aside_is_told_after_the_list(run: Path, say: Callable[...,
     assert len(say("list", run / "checkpoints" / "step_00000010").splitlines()) == 3
 
 
-def test_small_sizes_are_no_zeros(run: Path, say: Callable[..., str], tmp_path: Path) -> None:
+def test_small_sizes_are_not_shown_as_zero(run: Path, say: Callable[..., str], tmp_path: Path) -> None:
     for words in (("list", run), ("verify", run), ("show", run), ("convert", run, "--out", tmp_path / "out")):
         text = say(*words)
         assert " kB (" in text
         assert " GB" not in text
 
 
-def test_neither_configuration_nor_status_is_needed(run: Path, say: Callable[..., str], tmp_path: Path) -> None:
+def test_config_and_status_files_are_not_needed(run: Path, say: Callable[..., str], tmp_path: Path) -> None:
     assert [path.name for path in run.iterdir()] == ["checkpoints"]
     for words in (("list", run), ("verify", run), ("show", run), ("convert", run, "--out", tmp_path / "out")):
         assert "step_00000030" in say(*words)
 
 
 @pytest.mark.parametrize("action", ["list", "verify"])
-def test_the_help_tells_the_exit_status(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_has_the_exit_status(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["checkpoint", action, "--help"])
     text = capsys.readouterr().out
@@ -157,13 +157,13 @@ def test_the_help_tells_the_exit_status(action: str, capsys: pytest.CaptureFixtu
     ] in text
 
 
-def test_tensors_that_are_not_covered_are_damage(run: Path, say: Callable[..., str]) -> None:
+def test_uncovered_tensors_are_damage(run: Path, say: Callable[..., str]) -> None:
     path = run / "checkpoints" / "step_00000030"
     rewrite(path, lambda document: document["tensors"]["weight/wte.weight"]["pieces"].clear())
     assert "weight/wte.weight ends at element 0 of" in say("verify", path, status=1)
 
 
-def test_a_checkpoint_tells_of_itself(run: Path, say: Callable[..., str]) -> None:
+def test_show_prints_the_manifest(run: Path, say: Callable[..., str]) -> None:
     text = say("show", run)
     assert "step_00000030" in text
     assert "n_layer 2" in text
@@ -174,7 +174,7 @@ def test_a_checkpoint_tells_of_itself(run: Path, say: Callable[..., str]) -> Non
     assert facts["files"].keys() == {WEIGHTS}
 
 
-def test_an_earlier_one_is_named_in_the_place_of_a_damaged_one(run: Path, say: Callable[..., str]) -> None:
+def test_an_earlier_checkpoint_is_offered_for_a_damaged_one(run: Path, say: Callable[..., str]) -> None:
     manifests = [path / "checkpoint.json" for path in checkpoints_of(run)]
     manifests[2].write_text("{}")
     assert say("show", run, status=2).endswith(f"; give an earlier one by its path: {manifests[1].parent}\n")
@@ -184,7 +184,9 @@ def test_an_earlier_one_is_named_in_the_place_of_a_damaged_one(run: Path, say: C
     assert say("show", copied, status=2).endswith(f"; give another one by its path: {manifests[1].parent}\n")
 
 
-def test_weights_as_one_file(run: Path, say: Callable[..., str], tiny_model: Any, tmp_path: Path) -> None:
+def test_convert_writes_the_weights_as_one_file(
+    run: Path, say: Callable[..., str], tiny_model: Any, tmp_path: Path
+) -> None:
     expected = dict(tiny_model(seed=30, vocab_size=257).named_parameters())
     for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         out = tmp_path / f"{dtype}.safetensors"
@@ -199,9 +201,7 @@ def test_weights_as_one_file(run: Path, say: Callable[..., str], tiny_model: Any
     assert [path.name for path in tmp_path.glob(".*.tmp")] == []
 
 
-def test_nothing_is_replaced_and_nothing_damaged_is_converted(
-    run: Path, say: Callable[..., str], tmp_path: Path
-) -> None:
+def test_convert_replaces_no_file_and_refuses_damage(run: Path, say: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     assert "exists already; choose another --out" in say("convert", run, "--out", tmp_path / "mine", status=2)
     assert (tmp_path / "mine").read_text() == "mine"
@@ -213,7 +213,7 @@ def test_nothing_is_replaced_and_nothing_damaged_is_converted(
 
 
 @pytest.mark.parametrize("name", ["a.gguf", "a.GGUF", "model.bin", "model.pt", "model.onnx", "w.npz"])
-def test_a_name_that_promises_another_format_is_refused(run: Path, say: Any, tmp_path: Path, name: str) -> None:
+def test_the_ending_of_another_format_is_refused(run: Path, say: Any, tmp_path: Path, name: str) -> None:
     line = say("convert", run, "--out", tmp_path / name, status=2)
     assert "convert writes safetensors; use --out" in line
     assert f"{Path(name).stem}.safetensors" in line
@@ -232,7 +232,7 @@ def test_a_name_that_promises_another_format_is_refused(run: Path, say: Any, tmp
         (("show", "nowhere", "--jsn"), 2, "did you mean --json?"),
     ],
 )
-def test_the_manners_of_the_command_line(
+def test_bad_command_lines_are_refused(
     say: Callable[..., str], words: tuple[str, ...], status: int, expected: str
 ) -> None:
     assert expected in say(*words, status=status)

@@ -62,7 +62,7 @@ def test_one_card_with_its_names_and_sources(printed: Any) -> None:
     assert "nvlink for 2 cards, else pcie" in printed("gpus 3090")
 
 
-def test_a_file_of_ones_own_is_listed(printed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_file_is_listed(printed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("- {name: Mine, capability: 8.6, gib: 11.5, tflops: 20, gbps: 300, host_gbps: 32}\n")
     monkeypatch.setenv("SCALEGPT_GPUS", str(path))
@@ -71,7 +71,7 @@ def test_a_file_of_ones_own_is_listed(printed: Any, tmp_path: Path, monkeypatch:
     assert '"name": "Mine"' in printed("plan --preset tiny --backend plain --gpu mine --json")
 
 
-def test_the_helps_example_is_a_file_that_works(printed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_help_is_a_valid_file(printed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         main(["gpus", "--help"])
     from scalegpt.cli.gpus import EXAMPLE
@@ -102,7 +102,7 @@ def test_bad_input_is_one_line(words: str, message: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("words", ["gpus", "gpus 4090", "plan --preset tiny --gpu 4090"])
-def test_a_broken_file_is_one_line_with_its_place(
+def test_a_broken_user_file_is_one_line_with_its_place(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mine.yaml"
@@ -128,7 +128,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
     return put
 
 
-def test_a_plan_is_for_the_gpus_that_are_found(machine: Any, printed: Any) -> None:
+def test_a_plan_uses_the_detected_gpus(machine: Any, printed: Any) -> None:
     machine([a100(0), a100(1)], nvlink="all")
     found = json.loads(printed("plan --preset tiny --backend fsdp --json"))
     assert found["gpu"].pop("host_bytes") > 0
@@ -140,7 +140,7 @@ def test_a_plan_is_for_the_gpus_that_are_found(machine: Any, printed: Any) -> No
     assert "planned for 8 GPUs, this machine has 2" in printed("plan --preset tiny --backend fsdp --gpus 8")
 
 
-def test_a_plan_says_what_others_hold_and_that_cards_differ(machine: Any, printed: Any) -> None:
+def test_a_plan_notes_memory_in_use_and_mixed_cards(machine: Any, printed: Any) -> None:
     machine([Gpu(), Gpu(name="NVIDIA GeForce RTX 3080", total_mib=10240, held=9 * GIB)])
     text = printed("plan --preset 150M_1024 --backend fsdp", status=3)
     assert "note: others hold 9.00 GiB of GPU 1; planned for the " in text
@@ -151,7 +151,7 @@ def test_a_plan_says_what_others_hold_and_that_cards_differ(machine: Any, printe
     assert "does not fit" in text
 
 
-def test_a_plan_for_an_old_card_that_is_not_known_is_in_fp16(machine: Any, printed: Any) -> None:
+def test_a_plan_for_an_unknown_old_card_is_in_fp16(machine: Any, printed: Any) -> None:
     machine([Gpu(name="NVIDIA TITAN V", capability=(7, 0), total_mib=12288)])
     text = printed("plan --preset tiny --backend plain")
     assert "1 × NVIDIA TITAN V, plain, fp16" in text

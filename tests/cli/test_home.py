@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_every_path_of_a_command_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_path_flag_expands_the_home_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SHAPE, *LENGTH, "--model_name=a", "--runs_dir=~/runs", "--config-file=~/mine.yaml"]) == 0
     assert (home / "runs/a/config.yaml").is_file()
     for words in (
@@ -57,14 +57,14 @@ def test_every_path_of_a_command_line(home: Path, capsys: pytest.CaptureFixture[
     assert not list(Path().iterdir())
 
 
-def test_a_file_of_that_name(home: Path) -> None:
+def test_a_file_named_tilde(home: Path) -> None:
     Path("~").write_text("Not at home. " * 50)
     assert main(["data", "prepare", "./~", "--out=./~tokens", "--tokenizer", "byte"]) == 0
     assert Path("~tokens").is_dir()
     assert "tokens" not in {path.name for path in home.iterdir()}
 
 
-def test_a_user_that_is_not_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_user_s_home_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "prepare", "~nobody_here/x", "--out", "tokens"]) == 2
     assert "there is no user 'nobody_here'" in capsys.readouterr().err
     assert main(["plan", "--preset", "tiny", "--input_file=~nobody_here/x"]) == 2

@@ -36,7 +36,9 @@ def out(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def test_a_catalogue_s_words(out: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_of_a_catalogue_are_written_out(
+    out: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "gpus.yaml"
     escaped = EVIL.encode("unicode_escape").decode()
     path.write_text(CARD.replace("'NAME'", f'"{escaped}x"'))
@@ -52,7 +54,7 @@ def test_a_catalogue_s_words(out: Callable[..., str], tmp_path: Path, monkeypatc
     assert not set(EVIL) & {c for c in page if not c.isprintable()}
 
 
-def test_a_checkpoint_s_words(out: Callable[..., str], tiny_run: Any) -> None:
+def test_control_characters_of_a_checkpoint_are_written_out(out: Callable[..., str], tiny_run: Any) -> None:
     run = tiny_run(f"run{EVIL}", steps=(10,))
     path = run / "checkpoints/step_00000010"
 
@@ -71,7 +73,7 @@ def test_a_checkpoint_s_words(out: Callable[..., str], tiny_run: Any) -> None:
     out("checkpoint", "convert", run, "--out", run / "out", status=2)
 
 
-def test_names_of_files(out: Callable[..., str], tmp_path: Path) -> None:
+def test_control_characters_of_file_names_are_written_out(out: Callable[..., str], tmp_path: Path) -> None:
     folder = tmp_path / f"text{EVIL}\nwith a line"
     folder.mkdir()
     (folder / f"a{EVIL}.txt").write_text("A text to read. " * 50)
@@ -93,7 +95,7 @@ def test_names_of_files(out: Callable[..., str], tmp_path: Path) -> None:
         ["params", "--n_layer", EVIL, "--debug"],
     ],
 )  # fmt: skip
-def test_words_of_the_command_line(out: Callable[..., str], words: list[str]) -> None:
+def test_control_characters_of_the_command_line_are_written_out(out: Callable[..., str], words: list[str]) -> None:
     text = out(*words, status=2)
     assert "\\x1b" in text
     errors = [line for line in text.splitlines() if ": error: " in line]
@@ -101,7 +103,7 @@ def test_words_of_the_command_line(out: Callable[..., str], words: list[str]) ->
     assert (text.count("\n") > 1) == ("--debug" in words)
 
 
-def test_an_error_is_never_a_page(out: Callable[..., str], tmp_path: Path) -> None:
+def test_an_error_is_never_long(out: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"model": {"n_layer": ["x"] * 10_000}, "k" * 100_000: 1}))
     for words in (
@@ -133,7 +135,7 @@ def test_a_run_s_log_shows_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "sample:\n\\x1b]0;owned\\x07\\x9b2J\\u202e\n"
 
 
-def test_json_for_readers_is_json() -> None:
+def test_json_keeps_letters_and_escapes_control_characters() -> None:
     values = {"é\u202e": ["\x9b", "\u2028", "\U000e0041", "\ud800", "\n\t", "😀"]}
     text = json_text(values)
     assert json.loads(text) == values
@@ -142,7 +144,7 @@ def test_json_for_readers_is_json() -> None:
     assert not set("\u202e\x9b\u2028\U000e0041\ud800") & set(text)
 
 
-def test_an_error_of_the_system_is_one_line(out: Callable[..., str], tmp_path: Path) -> None:
+def test_a_system_error_is_one_line(out: Callable[..., str], tmp_path: Path) -> None:
     target = tmp_path / "loop"
     target.symlink_to("loop")
     for words in (["checkpoint", "list"], ["data", "inspect"], ["params", "--config_file"], ["sample"]):

@@ -81,7 +81,7 @@ def test_table_shows_every_part_its_share_and_units(capsys: Printed) -> None:
 
 
 @pytest.mark.parametrize("words", [["--tie_head", "false"], ["--tie-head=off"], ["--untied"], ["--no-tie-head"]])
-def test_untied_head_is_counted_however_it_is_spelled(capsys: Printed, words: list[str]) -> None:
+def test_every_spelling_of_untied_is_counted(capsys: Printed, words: list[str]) -> None:
     assert "191,324,928" in params(capsys, "--preset", "150M_1024", *words)
 
 
@@ -93,7 +93,7 @@ def test_bias_bare_or_with_a_value(capsys: Printed) -> None:
     assert params(capsys, *GPT2_SMALL, "--bias", "false") == params(capsys, *GPT2_SMALL)
 
 
-def test_hyphens_and_underscores_are_one(capsys: Printed) -> None:
+def test_hyphens_and_underscores_are_equal(capsys: Printed) -> None:
     hyphens = [word.replace("_", "-") for word in GPT2_SMALL]
     assert params(capsys, *hyphens, "--show-formula") == params(capsys, *GPT2_SMALL, "--show_formula")
 
@@ -161,7 +161,7 @@ def test_dialogue_takes_flags_as_its_defaults(capsys: Printed, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("answers", [[], ["none"], ["tiny", "4", "192"]])
-def test_dialogue_ends_cleanly_where_the_answers_do(
+def test_the_dialogue_ends_cleanly_at_the_end_of_input(
     capsys: Printed, monkeypatch: pytest.MonkeyPatch, answers: list[str]
 ) -> None:
     answering(monkeypatch, *answers)

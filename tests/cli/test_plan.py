@@ -82,7 +82,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     "words",
     [SMALL, LARGE, f"{LARGE} {PRESETS_OWN} --gpu rtx3060", "--preset small --backend plain --memory_gb 1e3"],
 )
-def test_the_json_has_what_is_promised(plan: Any, words: str) -> None:
+def test_the_json_has_the_documented_keys(plan: Any, words: str) -> None:
     found = plan(words, status=3 if "3060" in words else 0)
     choice = found["choice"]
     assert {"model", "gpu", "choice", "alternatives"} <= set(found)
@@ -100,12 +100,12 @@ def test_the_json_has_what_is_promised(plan: Any, words: str) -> None:
         assert choice["tokens_per_second"] == pytest.approx(choice["tokens_per_step"] / choice["step_seconds"])
         assert sum(choice["time"].values()) == pytest.approx(choice["step_seconds"])
         assert 0 < choice["mfu"] < 1
-    else:  # no card is named, so that no time is told
+    else:  # no card is named: no time is known
         assert (choice["step_seconds"], choice["tokens_per_second"], choice["mfu"]) == (None, None, None)
     assert choice["fits"] == (None if usable is None else choice["total_bytes"] <= usable)
 
 
-def test_it_is_the_prediction_of_what_was_fixed(plan: Any) -> None:
+def test_fixed_settings_are_predicted_as_given(plan: Any) -> None:
     words = f"{SMALL} --micro_batch 4 --recompute full --loss full --precision fp32 --tokens_per_step 16384"
     choice = plan(words)["choice"]
     run = asked(words).run
@@ -147,7 +147,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return product
 
 
-def test_auto_is_what_is_not_said(plan: Any) -> None:
+def test_auto_is_the_same_as_no_flag(plan: Any) -> None:
     preset = plan("--preset 500M_1024 --gpu h100")
     auto = "--micro_batch auto --backend auto --zero_stage auto --recompute auto --loss auto --offload auto"
     assert plan(f"--preset 500M_1024 --gpu h100 {auto}") == preset
@@ -156,7 +156,7 @@ def test_auto_is_what_is_not_said(plan: Any) -> None:
 @pytest.mark.parametrize(
     ("gpu", "precision"), [("4090", "bf16"), ("t4", "fp16"), ("v100-32gb", "fp16"), ("mi300x", "bf16")]
 )
-def test_auto_precision_is_what_the_card_is_fast_in(plan: Any, gpu: str, precision: str) -> None:
+def test_auto_precision_follows_the_card(plan: Any, gpu: str, precision: str) -> None:
     assert plan(f"--preset tiny --backend plain --gpu {gpu}")["choice"]["precision"] == precision
 
 
@@ -168,7 +168,7 @@ def test_the_step_keeps_its_tokens_over_any_number_of_gpus(plan: Any) -> None:
         assert found["gpu"]["count"] * found["gpu"]["nodes"] == ranks
 
 
-def test_a_micro_batch_that_does_not_divide_is_lowered_and_said_where_nothing_is_chosen(plan: Any) -> None:
+def test_a_micro_batch_that_does_not_divide_is_lowered_with_a_note(plan: Any) -> None:
     found = plan("--preset 150M_1024 --gpus 64")
     assert found["choice"]["micro_batch"] == 6
     assert "micro batch 6 rather than 24" in found["notes"][0]
@@ -177,7 +177,7 @@ def test_a_micro_batch_that_does_not_divide_is_lowered_and_said_where_nothing_is
 # --- fits or not -----------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_would(plan: Any, printed: Any) -> None:
+def test_a_plan_that_does_not_fit_has_remedies(plan: Any, printed: Any) -> None:
     found = plan(f"{LARGE} {PRESETS_OWN} --memory_gb 12", status=3)
     choice, lighter = found["choice"], found["would_fit"]
     assert choice["fits"] is False
@@ -195,20 +195,20 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(plan: Any, printed: A
     assert lighter["command"] in text
 
 
-def test_what_would_fit_does_when_asked_for(plan: Any) -> None:
+def test_a_remedy_fits_when_planned(plan: Any) -> None:
     lighter = plan(f"{LARGE} {PRESETS_OWN} --memory_gb 12", status=3)["would_fit"]
     words = lighter["command"].split("launch/train.py ")[1].replace(" --input_file your_text.txt", "")
     again = plan(f"{words} --memory_gb 12")["choice"]
     assert again == lighter
 
 
-def test_where_nothing_fits_it_says_so(plan: Any, printed: Any) -> None:
+def test_without_a_remedy_it_says_so(plan: Any, printed: Any) -> None:
     impossible = "--n_layer 400 --n_embd 16384 --n_head 128 --backend plain --memory_gb 2"
     assert plan(impossible, status=3)["would_fit"] is None
     assert "nothing lighter fits on this machine" in printed(impossible, status=3)
 
 
-def test_the_limit_is_the_total_to_the_byte(plan: Any) -> None:
+def test_the_limit_is_exact_to_the_byte(plan: Any) -> None:
     fixed = f"{SMALL} --micro_batch 8 --recompute none --loss chunked --zero_stage 0 --offload none"
     total = plan(fixed)["choice"]["total_bytes"]
     plan(f"{fixed} --memory_gb {total / 1e9:.9f}")
@@ -341,7 +341,7 @@ def test_a_given_length_is_planned_and_two_are_reported(plan: Any) -> None:
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def test_runs_like_it_correct_all_but_the_peak(plan: Any, printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_runs_correct_all_except_the_peak(plan: Any, printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"{SMALL} --micro_batch 8 --recompute none"
     tables = plan(words)["choice"]
     measured = Measurement(
@@ -357,7 +357,7 @@ def test_runs_like_it_correct_all_but_the_peak(plan: Any, printed: Any, capsys: 
     assert plan(f"{words} --no-calibration")["choice"] == tables
 
 
-def test_a_broken_file_of_measurements_is_a_warning(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_calibration_file_is_a_warning(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
     expected = plan(SMALL)["choice"]
     path = calibration.calibration_path()
     path.parent.mkdir(parents=True)
@@ -377,7 +377,7 @@ def test_a_broken_file_of_measurements_is_a_warning(plan: Any, capsys: pytest.Ca
 # --- trace -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_trace_stands_beside_the_arithmetic(plan: Any, printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_is_printed_beside_the_prediction(plan: Any, printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "--preset tiny --backend plain --micro_batch 2 --tokens_per_step 1024"
     traced = plan(words)["choice"]["phases"]
     traced = {phase: size + 2**20 for phase, size in traced.items()}
@@ -448,7 +448,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_one_line_and_says_what_would_work(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_with_a_remedy(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *words.split()]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -457,18 +457,18 @@ def test_bad_input_is_one_line_and_says_what_would_work(words: str, capsys: pyte
     assert BAD[words] in captured.err
 
 
-def test_heads_that_dropout_forbids_train_without_it_and_elsewhere(plan: Any) -> None:
+def test_heads_refused_with_dropout_work_without_it_or_on_another_card(plan: Any) -> None:
     shape = "--n_embd 240 --n_head 1 --attention flash --backend plain"
     plan(f"{shape} --gpu 4090")
     plan(f"{shape} --gpu h100 --dropout 0.1")
 
 
-def test_over_one_rank_nothing_is_sharded(plan: Any) -> None:
+def test_one_rank_shards_nothing(plan: Any) -> None:
     found = plan("--preset 150M_1024 --gpu a100-80gb")
     assert (found["choice"]["backend"], found["choice"]["zero_stage"]) == ("plain", 0)
 
 
-def test_one_gpu_alone_shows_every_preset_and_the_largest(plan: Any, printed: Any) -> None:
+def test_a_gpu_without_a_preset_shows_every_preset(plan: Any, printed: Any) -> None:
     found = plan("--gpu 4090")
     assert {row["name"] for row in found["presets"]} == set(preset_names())
     assert found["largest"] == "500M_1024" == found["model"]["name"]
@@ -486,7 +486,7 @@ def test_a_preset_without_a_gpu_shows_every_card(plan: Any) -> None:
     assert all(row["gpu"]["count"] == 8 for row in found["gpus"])
 
 
-def test_the_choice_leaves_the_margin_and_says_why_not_the_others(plan: Any) -> None:
+def test_the_choice_leaves_the_margin_and_explains_the_alternatives(plan: Any) -> None:
     found = plan("--preset 350M_1024 --gpu 4090 --gpus 8 --margin 0.1")
     choice, usable = found["choice"], found["gpu"]["usable_bytes"]
     assert choice["total_bytes"] <= 0.9 * usable
@@ -495,7 +495,7 @@ def test_the_choice_leaves_the_margin_and_says_why_not_the_others(plan: Any) -> 
     assert {("fsdp", 3, "none"), ("deepspeed", 1, "none"), ("deepspeed", 3, "none")} <= layouts
 
 
-def test_the_trainer_refuses_the_same_division(plan: Any) -> None:
+def test_the_trainer_refuses_the_same_tokens_per_step(plan: Any) -> None:
     with pytest.raises(ValueError, match="not a multiple"):
         plan_batches(resolve(preset="tiny", flags={"tokens_per_step": 1000}), 3, micro_fixed=True)
 

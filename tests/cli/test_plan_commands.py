@@ -84,7 +84,7 @@ def understood(words: str) -> Any:
     return with_expected_vocabulary(run, {*flags, *stated})
 
 
-def test_the_trainer_takes_every_command_and_means_the_same_run(tmp_path: Path) -> None:
+def test_the_trainer_parses_every_printed_command_to_the_same_run(tmp_path: Path) -> None:
     file = tmp_path / "my run.json"
     file.write_text(
         json.dumps({"data": {"tokenizer": "byte"}, "model": {"n_layer": 3, "n_embd": 96}, "backend": "fsdp"})
@@ -132,7 +132,7 @@ def test_the_vocabulary_is_the_trainers(flags: dict[str, str], vocabulary: int, 
     assert len(said) == (data == PREPARED)
 
 
-def test_the_tokenizers_are_as_large_as_the_planner_believes() -> None:
+def test_the_planner_s_tokenizer_sizes_are_right() -> None:
     from scalegpt.config.shape import TOKENS
     from scalegpt.data.tokenizers import make_tokenizer
 
@@ -166,7 +166,7 @@ def test_a_bare_plan_shows_every_preset_on_what_is_here(
     assert "give --gpu NAME, --memory_gb N, or --preset NAME" in capsys.readouterr().err
 
 
-def test_what_the_gpu_is_called_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_a_gpu_name_was_read_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--preset", "tiny", "--backend", "fsdp", "--gpu"]
     assert main([*words, "2x h100", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

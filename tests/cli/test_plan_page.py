@@ -89,7 +89,7 @@ def percent(value: str | None) -> float:
 
 
 @pytest.mark.parametrize("words", STATUS)
-def test_the_page_is_whole_and_needs_nothing_else(written: Any, words: str) -> None:
+def test_the_page_is_well_formed_and_needs_no_network(written: Any, words: str) -> None:
     made = written(words)
     assert made.source.startswith("<!doctype html>")
     needs_nothing_else(made.source, made.page)
@@ -191,7 +191,7 @@ def test_a_phone_shows_every_column(written: Any, words: str, tmp_path: Path) ->
     assert "WIDE 390: END" in shown.replace("WIDE 390:  END", "WIDE 390: END")
 
 
-def test_it_says_how_it_was_made(written: Any) -> None:
+def test_the_page_shows_the_command_that_made_it(written: Any) -> None:
     made = written(FITS)
     said = re.search(r"Written by (scalegpt plan .*?page\.html) on \d{4}-\d\d-\d\d", made.text)
     assert said is not None
@@ -255,7 +255,7 @@ def test_the_phases_are_the_answers(written: Any, words: str) -> None:
     assert binding == [f"{made.choice['binding_phase'].replace('_', ' ')}, the peak"]
 
 
-def test_a_trace_stands_beside_the_phases(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_is_shown_beside_the_phases(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     phases = written(FITS).choice["phases"]
     doubled = {phase: 2 * size for phase, size in phases.items()}
     monkeypatch.setattr(command, "traced", lambda given: replace(given, trace=doubled))
@@ -277,7 +277,7 @@ def test_the_time_is_the_answers(written: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("words", [FITS, EIGHT])
-def test_the_others_are_the_answers(written: Any, words: str) -> None:
+def test_the_alternatives_are_the_answers(written: Any, words: str) -> None:
     made = written(words)
     rows = made.table("Why not another")[1:]
     assert len(rows) == len(made.answer["alternatives"]) > 3
@@ -294,7 +294,7 @@ def test_the_settings_say_who_decided_them(written: Any) -> None:
     assert rows["loss"] == ["chunked", "the planner"]
 
 
-def test_the_command_is_there_to_be_copied(written: Any) -> None:
+def test_the_command_is_shown(written: Any) -> None:
     made = written(FITS)
     assert ["".join(each.itertext()) for each in made.main.iter("pre")] == [made.choice["command"]]
 
@@ -337,7 +337,7 @@ def test_the_curves_pass_through_the_plan(written: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("words", [EIGHT, FIXED])
-def test_the_table_of_the_curves_is_what_the_planner_says_of_each(written: Any, words: str) -> None:
+def test_the_table_of_the_curves_matches_single_plans(written: Any, words: str) -> None:
     made = written(words)
     heads, *rows = made.table("Total memory on each GPU over micro batch")
     per_rank = made.choice["micro_batch"] * made.choice["grad_accum"]
@@ -404,7 +404,7 @@ def test_what_does_not_fit_shows_what_would(written: Any) -> None:
         assert f"It fits {remedy['what']}, taking {size} of {usable}" in made.text
 
 
-def test_where_nothing_would_it_says_so(written: Any) -> None:
+def test_a_page_without_remedies_says_so(written: Any) -> None:
     huge = "--n_layer 96 --n_embd 12288 --n_head 96 --block_size 2048 --vocab_size 50304 --micro_batch 1"
     made = written(f"{huge} --backend plain --memory_gb 2 --recompute full --loss chunked", status=3)
     assert made.answer["remedies"] == []
@@ -415,7 +415,7 @@ def test_where_nothing_would_it_says_so(written: Any) -> None:
 # --- what users write ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_user_wrote_stays_text(written: Any, tmp_path: Path) -> None:
+def test_user_text_is_escaped(written: Any, tmp_path: Path) -> None:
     file = tmp_path / "<script>alert(1)</script>"
     file.mkdir(parents=True)
     file = file / "a & \"b\" <i>'c'.json"
@@ -428,7 +428,7 @@ def test_what_a_user_wrote_stays_text(written: Any, tmp_path: Path) -> None:
     assert "<b>&amp;.txt" in made.text
 
 
-def test_a_name_that_is_not_unicode_is_no_obstacle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_not_unicode_is_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "page.html"
     words = ["--preset", "tiny", "--gpu", "4090", "--input_file", "a\udcff.txt"]
     assert main(["plan", *words, "--html", str(path)]) == 0

@@ -62,7 +62,7 @@ def test_comparison_in_json(capsys: Printed) -> None:
     assert "model.vocab_size" not in values["differences"]
 
 
-def test_preset_differs_in_nothing_from_itself(capsys: Printed) -> None:
+def test_a_preset_does_not_differ_from_itself(capsys: Printed) -> None:
     assert json.loads(presets(capsys, "tiny", "tiny", "--json"))["differences"] == {}
 
 

@@ -84,7 +84,7 @@ def test_streamed_text_is_the_json_text(tiny_run: Any, sample: Sample, kind: str
     assert len(set(document["samples"])) == 3
 
 
-def test_a_later_sample_is_that_of_the_next_seed(letters: Path, sample: Sample) -> None:
+def test_each_sample_uses_the_next_seed(letters: Path, sample: Sample) -> None:
     words = ("--prompt", "a", "--max_new_tokens", "20", "--json")
     both = json.loads(sample(letters, *words, "--seed", "5", "--num_samples", "2"))["samples"]
     assert json.loads(sample(letters, *words, "--seed", "6"))["samples"] == both[1:]
@@ -165,7 +165,7 @@ def test_the_prompt_may_come_from_standard_input(
     assert told["prompt"] == "once"
 
 
-def test_a_prompt_that_is_given_leaves_standard_input_alone(
+def test_with_a_prompt_standard_input_is_not_read(
     letters: Path, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed(monkeypatch, b"twice", tmp_path)
@@ -188,13 +188,13 @@ def test_standard_input_that_is_no_text_is_refused(
     assert "standard input is not UTF-8 at byte 2" in refused(letters)
 
 
-def test_a_byte_order_mark_in_a_prompt_file_is_no_text(letters: Path, sample: Sample, tmp_path: Path) -> None:
+def test_a_byte_order_mark_in_a_prompt_file_is_dropped(letters: Path, sample: Sample, tmp_path: Path) -> None:
     (tmp_path / "start.txt").write_bytes(b"\xef\xbb\xbfonce")
     told = json.loads(sample(letters, "--prompt_file", str(tmp_path / "start.txt"), "--max_new_tokens", "2", "--json"))
     assert told["prompt"] == "once"
 
 
-def test_a_prompt_longer_than_the_block_is_cropped_with_a_word(
+def test_a_prompt_longer_than_the_block_is_cropped_with_a_note(
     letters: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long, words = "abcdefgh" * 5, ["--json", "--device", "cpu", "--max_new_tokens", "10"]
@@ -205,12 +205,12 @@ def test_a_prompt_longer_than_the_block_is_cropped_with_a_word(
     assert json.loads(capsys.readouterr().out)["samples"] == json.loads(captured.out)["samples"]
 
 
-def test_the_speed_is_told_beside_the_text(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_speed_is_on_standard_error(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(letters), "--max-new-tokens", "5", "--device", "cpu"]) == 0
     assert "5 tokens, " in capsys.readouterr().err
 
 
-def test_a_terminal_without_unicode_ends_nothing(letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_unicode_gets_question_marks(letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     assert main(["sample", str(letters), "--prompt", "è", "--max_new_tokens", "2", "--device", "cpu"]) == 0
@@ -246,7 +246,7 @@ def test_a_diverged_model_fails_in_one_line(
     assert "diverged" in capsys.readouterr().err
 
 
-def test_a_run_that_deletes_its_checkpoint_meanwhile_is_sampled_from_the_newest(
+def test_a_run_that_deletes_its_checkpoint_is_sampled_from_the_newest(
     tiny_run: Any, sample: Sample, refused: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run(steps=(10, 20))

@@ -1,4 +1,4 @@
-"""Pictures: every part has its place, names stand only where they have room, and nothing lies outside."""
+"""Charts: every part has its place, names are shown only where they fit, and nothing lies outside."""
 
 import re
 
@@ -14,7 +14,7 @@ def _names(picture: str) -> list[tuple[str, str]]:
     return re.findall(r'<text class="(inside[ a-z]*)"[^>]*>([^<]*)<', picture)
 
 
-def test_names_stand_where_they_have_room() -> None:
+def test_names_are_shown_where_they_fit() -> None:
     slices = [Slice("wide", 60, "", "c1"), Slice("twelve chars", 30, "", "c2"), Slice("narrow", 1, "", "c3")]
     picture = stack(WORDS, slices, 100)
     Page(picture)
@@ -61,7 +61,7 @@ def test_points_above_the_chart_are_not_drawn() -> None:
     ("chosen", "anchor", "of_marks"),
     [(Point(0, 10), "start", "end"), (Point(6, 10), "end", "end"), (Point(6, 78), "end", "start")],
 )
-def test_names_keep_out_of_each_others_way(chosen: Point, anchor: str, of_marks: str) -> None:
+def test_labels_do_not_overlap(chosen: Point, anchor: str, of_marks: str) -> None:
     picture = _chart([Point(0, 5), Point(6, 80)], chosen)
     assert re.search(rf'text-anchor="{anchor}">this one<', picture)
     for mark in ("limit", "margin"):

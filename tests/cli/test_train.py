@@ -143,7 +143,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseExc
 # --- what a run leaves -----------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_is_promised(train: Callable[..., str]) -> None:
+def test_a_run_writes_the_documented_files(train: Callable[..., str]) -> None:
     out = train()
     folder = Path("runs/run")
     assert seen(folder) == LEFT
@@ -233,7 +233,7 @@ def test_two_lengths_are_reported_and_one_replaces_the_default(train: Callable[.
     assert json.loads(Path("runs/same/plan.json").read_text())["steps"] == 1001
 
 
-def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) -> None:
+def test_zero_steps_save_the_initial_weights(train: Callable[..., str]) -> None:
     said = "no step was taken: max_iters is 0; give a larger --max_iters to train\n"
     assert train(max_iters=0).endswith(said)
     assert seen(Path("runs/run")) == LEFT
@@ -247,7 +247,7 @@ def test_no_steps_at_all_leave_the_initial_weights(train: Callable[..., str]) ->
     assert metrics()[0][-1]["loss"] == metrics("undisturbed")[0][-1]["loss"]
 
 
-def test_neither_samples_nor_schedules_are_a_must(train: Callable[..., str]) -> None:
+def test_samples_and_schedule_are_optional(train: Callable[..., str]) -> None:
     train(sample_tokens=0, eval_every=0, checkpoint_every=0, sample_every=0)
     assert seen(Path("runs/run")) == LEFT - {"samples.txt"}
     assert [line["step"] for line in metrics()[1]] == [12]
@@ -299,7 +299,7 @@ def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
         (6, {"optimizer": "muon"}),
     ],
 )
-def test_an_interrupted_run_goes_on_bit_for_bit(
+def test_an_interrupted_run_resumes_bit_for_bit(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, step: int, changes: dict[str, Any]
 ) -> None:
     train(model_name="undisturbed", **changes)
@@ -323,7 +323,7 @@ def test_fp16_finds_its_loss_scale_by_skipping_steps(train: Callable[..., str]) 
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
 
 
-def test_a_run_that_failed_says_why_and_can_go_on(
+def test_a_failed_run_says_why_and_can_resume(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(model_name="undisturbed")
@@ -336,7 +336,7 @@ def test_a_run_that_failed_says_why_and_can_go_on(
     assert_same_run("undisturbed", "run")
 
 
-def test_a_finished_run_is_left_alone(train: Callable[..., str]) -> None:
+def test_a_finished_run_is_not_changed(train: Callable[..., str]) -> None:
     train()
     before = snapshot()
     out = train()
@@ -345,7 +345,7 @@ def test_a_finished_run_is_left_alone(train: Callable[..., str]) -> None:
     assert snapshot() == before
 
 
-def test_a_finished_run_killed_before_its_last_words_gets_them(train: Callable[..., str]) -> None:
+def test_a_finished_run_killed_before_its_report_gets_one(train: Callable[..., str]) -> None:
     train()
     whole = status()
     Path("runs/run/report.html").unlink()
@@ -356,7 +356,7 @@ def test_a_finished_run_killed_before_its_last_words_gets_them(train: Callable[.
     assert Path("runs/run/report.html").is_file()
 
 
-def test_more_steps_and_another_layout_of_the_step_go_on(train: Callable[..., str]) -> None:
+def test_more_steps_and_another_micro_batch_resume(train: Callable[..., str]) -> None:
     train(schedule="constant", max_iters=8, micro_batch=8, sample_prompt="1")
     assert "resumed  from runs/run/checkpoints/step_00000008, step 8 of 12" in train(schedule="constant", micro_batch=2)
     train(schedule="constant", model_name="undisturbed")
@@ -370,7 +370,7 @@ def test_a_moved_text_is_the_same_text(train: Callable[..., str]) -> None:
     assert "resumed" in train(input_file="moved.txt")
 
 
-def test_fresh_starts_beside_and_its_configuration_leads_back_to_it(train: Callable[..., str]) -> None:
+def test_fresh_starts_a_new_run_that_its_config_file_resumes(train: Callable[..., str]) -> None:
     train()
     before = snapshot()
     train(fresh=True, learning_rate="2e-2")
@@ -409,7 +409,7 @@ def test_a_checkpoint_that_lost_its_manifest_is_a_damaged_one(train: Callable[..
     assert "step_00000012/checkpoint.json is missing; going back to" in train()
 
 
-def test_without_a_good_checkpoint_nothing_is_trained_from_the_start(
+def test_without_a_whole_checkpoint_training_does_not_start_over(
     train: Callable[..., str], refused: Callable[..., str]
 ) -> None:
     train()
@@ -420,11 +420,11 @@ def test_without_a_good_checkpoint_nothing_is_trained_from_the_start(
     assert "none of the 2 checkpoints is whole" in line
     for name in ("step_00000012", "step_00000008"):
         assert f"{name}/rank_00000.weights.safetensors is damaged" in line
-    assert "--fresh starts anew" in line
+    assert "--fresh starts a new run" in line
     assert snapshot() == before
 
 
-def test_a_strangers_checkpoint_needs_a_word(train: Callable[..., str], refused: Callable[..., str]) -> None:
+def test_another_run_s_checkpoint_needs_a_flag(train: Callable[..., str], refused: Callable[..., str]) -> None:
     train(max_iters=4)
     train(model_name="other", max_iters=8)
     stranger = Path("runs/run/checkpoints/step_00000008")
@@ -435,7 +435,7 @@ def test_a_strangers_checkpoint_needs_a_word(train: Callable[..., str], refused:
     assert "nothing left to do" in train()  # the newest is its own again
 
 
-def test_a_run_goes_back_where_it_is_told_to(train: Callable[..., str], refused: Callable[[Words], str]) -> None:
+def test_resume_step_goes_back_to_that_step(train: Callable[..., str], refused: Callable[[Words], str]) -> None:
     train(model_name="whole")
     train()
     for words, value in (("is not the step", "x"), ("is not the step", "-4"), ("is not the step", "9" * 4400)):
@@ -451,7 +451,7 @@ def test_a_run_goes_back_where_it_is_told_to(train: Callable[..., str], refused:
     assert capture.is_dir()
 
 
-def test_writing_meanwhile_or_not_leaves_the_same(train: Callable[..., str]) -> None:
+def test_async_and_blocking_checkpoints_are_equal(train: Callable[..., str]) -> None:
     out = train(model_name="waited", async_checkpoint="false")
     assert "step 8  checkpoint runs/waited/checkpoints/step_00000008" in out
     out = train()
@@ -460,7 +460,7 @@ def test_writing_meanwhile_or_not_leaves_the_same(train: Callable[..., str]) -> 
 
 
 @pytest.mark.parametrize("names", [("adamw", "muon"), ("muon", "adamw")])
-def test_another_optimizer_begins_with_moments_of_zero(train: Callable[..., str], names: tuple[str, str]) -> None:
+def test_another_optimizer_starts_with_zero_moments(train: Callable[..., str], names: tuple[str, str]) -> None:
     train(optimizer=names[0], max_iters=6, checkpoint_every=0)
     before = dict(Checkpoint.open(find_checkpoints(Path("runs/run/checkpoints"))[-1]).manifest.tensors)
     out = train(optimizer=names[1], max_iters=12, allow_change="optimizer", checkpoint_every=0)
@@ -476,7 +476,7 @@ def test_another_optimizer_begins_with_moments_of_zero(train: Callable[..., str]
     assert losses[-1] < losses[5]
 
 
-def test_checkpoints_by_the_clock(train: Callable[..., str]) -> None:
+def test_checkpoints_by_minutes(train: Callable[..., str]) -> None:
     train(checkpoint_every=0, checkpoint_minutes=1e-9, keep_checkpoints=100)
     assert len(find_checkpoints(Path("runs/run/checkpoints"))) == 12
     train(model_name="seldom", checkpoint_every=0, checkpoint_minutes=1000)
@@ -549,17 +549,17 @@ def test_bad_input_is_refused_in_one_line(refused: Callable[..., str], kind: str
 
 
 @pytest.mark.parametrize("command_name", ["train", "plan", "params"])
-def test_the_help_says_whose_defaults_it_shows(command_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_explains_its_defaults(command_name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command_name, "--help"])
     text = capsys.readouterr().out
-    note = "[value] after a flag: the default where neither the preset nor a file says otherwise\n"
+    note = "[value] after a flag: the default unless the preset or a file sets it\n"
     assert text.count(note) == 1
     assert text.index(note) < text.index("usage:")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_that_is_not_there_is_refused(refused: Callable[..., str]) -> None:
+def test_missing_cuda_is_refused(refused: Callable[..., str]) -> None:
     assert "--device cpu" in refused(command(device="cuda"))
 
 
@@ -592,7 +592,7 @@ def test_another_text_under_that_name_is_refused(train: Callable[..., str], refu
     assert "--fresh" in line
 
 
-def test_a_run_inside_its_own_data_is_no_data_and_resumes(train: Callable[..., str], tmp_path: Path) -> None:
+def test_a_run_folder_inside_its_data_is_not_read_as_data(train: Callable[..., str], tmp_path: Path) -> None:
     here = {"input_file": ".", "max_iters": 4}
     first = train(**here)
     tokens = next(line for line in first.splitlines() if line.startswith("data "))
@@ -607,7 +607,7 @@ def test_a_run_inside_its_own_data_is_no_data_and_resumes(train: Callable[..., s
     assert "changed  data: " in taken
 
 
-def test_a_strangers_files_are_left_alone(refused: Callable[..., str]) -> None:
+def test_a_folder_that_is_not_a_run_is_not_changed(refused: Callable[..., str]) -> None:
     Path("runs/run").mkdir(parents=True)
     Path("runs/run/thesis.tex").write_text("years of work")
     assert "runs/run exists but holds no run; choose another --model_name" in refused(command())
@@ -617,7 +617,9 @@ def test_a_strangers_files_are_left_alone(refused: Callable[..., str]) -> None:
     assert "runs/run/config.yaml" in refused(command())
 
 
-def test_a_full_disk_is_noticed_beforehand(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_refused_before_training(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["data", "prepare", "text.txt", "--tokenizer", "byte", "--out", "tokens"]) == 0
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
@@ -626,7 +628,7 @@ def test_a_full_disk_is_noticed_beforehand(refused: Callable[..., str], monkeypa
     assert "1,000 are free" in line
 
 
-def test_what_fails_on_the_way_is_one_line_and_status_1(
+def test_a_failure_in_training_is_one_line_and_status_1(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(max_iters=4)

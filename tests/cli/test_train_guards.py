@@ -98,7 +98,7 @@ def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_bad_step_is_left_out_counted_and_shown(
+def test_a_bad_step_is_skipped_counted_and_shown(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     spoil(kind, {first_window(6)}, put=monkeypatch.setattr)
@@ -133,7 +133,7 @@ def test_bad_steps_in_a_row_end_the_run_with_their_samples_also_after_a_resume(
 # --- spikes ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_spike_is_warned_of_once_and_learnt_from(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spike_is_warned_of_and_trained_on(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     garble({first_window(10), first_window(11)}, put=monkeypatch.setattr)
     out = train(spike_factor=3)
     assert out.count("warning: loss spike at step 10: ") == 1
@@ -144,7 +144,7 @@ def test_a_spike_is_warned_of_once_and_learnt_from(train: Callable[..., str], mo
     assert same_state("run", "off")
 
 
-def test_a_spike_is_left_out(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spike_is_skipped(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     garble({first_window(10)}, put=monkeypatch.setattr)
     out = train(on_spike="skip", spike_factor=3)
     assert "loss spike at step 10: " in out
@@ -157,7 +157,7 @@ def test_a_spike_is_left_out(train: Callable[..., str], monkeypatch: pytest.Monk
     assert same_state("run", "spoiled"), "a step that is left out must leave nothing, whatever its loss"
 
 
-def test_a_rollback_goes_on_with_the_data_past_the_spike(
+def test_a_rollback_continues_with_the_data_after_the_spike(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     garble({first_window(11), first_window(12)}, put=monkeypatch.setattr)
@@ -186,7 +186,7 @@ def test_a_rollback_goes_on_with_the_data_past_the_spike(
         assert [status(f"stopped-{step}")[key] for key in kept] == [status()[key] for key in kept]
 
 
-def test_without_a_checkpoint_a_spike_is_only_left_out_and_after_the_last_rollback_the_run_ends(
+def test_a_spike_without_a_checkpoint_is_skipped_and_rollbacks_are_limited(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     garble({first_window(10)}, put=monkeypatch.setattr)
@@ -248,7 +248,7 @@ def test_the_ledger_is_the_same_for_every_layout_and_after_a_resume(
         (["runs", "--steps", "1"], "runs is not a run, but holds some: run"),
     ],
 )
-def test_steps_that_are_not_there_are_refused(
+def test_steps_that_were_not_taken_are_refused(
     train: Callable[..., str], capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
 ) -> None:
     train()
@@ -256,7 +256,7 @@ def test_steps_that_are_not_there_are_refused(
     assert complaint in capsys.readouterr().err
 
 
-def test_metrics_that_are_gone_are_asked_back(train: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_metrics_are_an_error(train: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     train(max_iters=0)
     assert main(["data", "ledger", "runs/run", "--steps", "1"]) == 2
     assert "runs/run has taken no step yet; train it first" in capsys.readouterr().err
@@ -268,7 +268,7 @@ def test_metrics_that_are_gone_are_asked_back(train: Callable[..., str], capsys:
 # --- what may change -------------------------------------------------------------------------------------------------
 
 
-def test_a_change_needs_a_word_and_is_shown(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_needs_a_flag_and_is_shown(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     stop_before(9, monkeypatch)
     train(fails=130)
     changes = {"learning_rate": "5e-3", "weight_decay": 0.2}
@@ -285,7 +285,7 @@ def test_a_change_needs_a_word_and_is_shown(train: Callable[..., str], monkeypat
     assert "changed" not in train(**changes)
 
 
-def test_what_shapes_the_weights_cannot_change(train: Callable[..., str]) -> None:
+def test_the_model_s_shape_cannot_change(train: Callable[..., str]) -> None:
     train(max_iters=4)
     line = train(fails=2, n_layer=2, allow_change="n_layer")
     assert "runs/run: n_layer cannot be changed, its weights have that shape" in line
@@ -297,7 +297,7 @@ def test_what_shapes_the_weights_cannot_change(train: Callable[..., str]) -> Non
     )
 
 
-def test_a_step_of_another_size_goes_on_where_the_data_were_left(
+def test_another_step_size_resumes_at_the_same_place_in_the_data(
     train: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(max_iters=4)
@@ -307,7 +307,7 @@ def test_a_step_of_another_size_goes_on_where_the_data_were_left(
     assert lines()[-1]["tokens"] == 4 * 128 + 4 * 256
 
 
-def test_another_precision_begins_with_its_own_loss_scale(train: Callable[..., str]) -> None:
+def test_another_precision_starts_with_its_own_loss_scale(train: Callable[..., str]) -> None:
     train(max_iters=4)
     train(max_iters=8, precision="fp16", allow_change="precision")
     progress = read_manifest(find_checkpoints(Path("runs/run/checkpoints"))[-1]).header.progress
@@ -377,7 +377,7 @@ def test_an_id_past_the_vocabulary_is_refused_with_its_place(train: Callable[...
     assert "at token offset 1234, past the vocabulary of 300" in line
 
 
-def test_a_damaged_cache_is_made_again(train: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cache_is_rebuilt(train: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
     train(max_iters=4)
     (shard,) = Path("cache").glob("*/train.bin")
     whole = shard.read_bytes()

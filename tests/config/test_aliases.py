@@ -35,7 +35,7 @@ num_epochs hidden_dim seqlen batchsize nlayers gpus nodes vram"""
 
 
 @pytest.mark.parametrize("setting", RENAMED)
-def test_what_a_word_leads_to_exists(setting: str) -> None:
+def test_a_word_leads_to_a_flag_that_exists(setting: str) -> None:
     assert f"--{setting}" in {*TRAIN, *PLAN}
     assert {"gpu", "gpus", "nodes", "memory_gb", "network_gbps"} <= MachineConfig.settings().keys()
 
@@ -68,7 +68,7 @@ def test_every_word_gets_its_own_answer(known: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", [HUGGING_FACE, NANOGPT, MEGATRON, TORCHTITAN, ISSUE])
-def test_no_flag_of_another_trainer_leads_astray(words: str) -> None:
+def test_flags_of_other_trainers_get_a_useful_answer(words: str) -> None:
     known = {flag.removeprefix("--") for flag in TRAIN}
     for word in words.split():
         if word in known:
@@ -103,7 +103,7 @@ def test_a_flag_of_one_command_is_found_from_both(word: str, train: str, plan: s
     assert hint(word, PLAN) == plan
 
 
-def test_a_misspelling_is_still_met() -> None:
+def test_a_misspelling_gets_the_nearest_words() -> None:
     assert hint("--blok_size", TRAIN) == "; did you mean --block_size, --vocab_size?"
     assert hint("zzzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists those that there are"
     assert hint("lr", ["help", "debug", "prompt"]) == ": that is --learning_rate of `scalegpt train`"

@@ -23,7 +23,7 @@ def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
     return str(path)
 
 
-def test_words_of_yaml_mean_what_the_setting_says(tmp_path: Path) -> None:
+def test_yaml_words_take_the_setting_s_type(tmp_path: Path) -> None:
     text = (
         "name: 2024\npreset: 007\n"
         "model: {bias: ON, tie_head: no, dropout: 1e-1}\n"
@@ -40,7 +40,7 @@ def test_words_of_yaml_mean_what_the_setting_says(tmp_path: Path) -> None:
     assert (train.max_minutes, train.sample_prompt, train.compile) == (None, "2024-01-01", "off")
 
 
-def test_a_number_of_yaml_in_base_sixty_is_none(tmp_path: Path) -> None:
+def test_yaml_numbers_in_base_sixty_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_minutes must be a number or none, not '1:30'"):
         resolve(config_file=write(tmp_path, "train: {max_minutes: 1:30}"))
 
@@ -51,7 +51,7 @@ def test_json_may_have_a_byte_order_mark_and_numbers_for_names(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("home", ["~", "~/text.txt"])
-def test_home_is_meant_in_every_path(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_the_home_folder_in_every_path(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     meant = home.replace("~", "/home/me")
     if home != "~":  # which alone is YAML's null
@@ -75,7 +75,7 @@ SECRETS = {
 
 @pytest.mark.parametrize("text", SECRETS.values(), ids=SECRETS)
 @pytest.mark.parametrize("name", ["mine.yaml", "mine.json", "mine"])
-def test_what_is_no_configuration_is_not_quoted(text: str, name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_configuration_is_not_quoted(text: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         load_config_file(write(tmp_path, text, name))
     assert "c2VjcmV0" not in str(refused.value)
@@ -96,7 +96,7 @@ def test_what_is_no_configuration_is_not_quoted(text: str, name: str, tmp_path: 
         ({"data": {"input_file": "a\0b"}}, "input_file 'a\\x00b' cannot be a path"),
     ],
 )
-def test_values_that_cannot_be_are_one_line(values: Any, message: str, tmp_path: Path) -> None:
+def test_impossible_values_are_one_line(values: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         resolve(config_file=write(tmp_path, json.dumps(values), "mine.json"))
     assert message in str(refused.value)
@@ -121,14 +121,14 @@ def test_every_number_has_an_upper_bound(section: type[Section]) -> None:
             assert limits(field)
 
 
-def test_what_is_large_and_real_is_taken() -> None:
+def test_large_plausible_values_are_accepted() -> None:
     assert ModelConfig(n_layer=1000, n_embd=131_072, n_head=1024, block_size=10_000_000, vocab_size=1_000_000)
     train = TrainConfig(tokens_per_step=10**9, max_iters=10**9, max_tokens=10**16, step_timeout=30 * 24 * 3600)
     assert train.max_tokens == 10**16
 
 
 @pytest.mark.parametrize("prompt", ["1e5", "off", "2024", "null-ish", "~/x", "a: b", "0123", "'x'", "a\nb\x1b"])
-def test_a_run_s_configuration_reads_back_as_it_was(prompt: str, tmp_path: Path) -> None:
+def test_a_run_s_configuration_is_read_back_unchanged(prompt: str, tmp_path: Path) -> None:
     run = resolve(preset="tiny", flags={"sample_prompt": prompt, "input_file": "text.txt"}, name="1e3")
     text = yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True)
     assert resolve(config_file=write(tmp_path, text)) == run

@@ -29,12 +29,12 @@ PROMISED: dict[str, tuple[int, int, int, int, int | None, int, str, int]] = {
 LARGE = [name for name in PROMISED if name not in {"tiny", "small"}]
 
 
-def test_all_presets_are_there() -> None:
+def test_all_presets_exist() -> None:
     assert set(preset_names()) == {*PROMISED, "demo", "shakespeare_char"}
 
 
 @pytest.mark.parametrize("name", PROMISED)
-def test_preset_is_the_promised_one(name: str) -> None:
+def test_presets_have_the_documented_shape(name: str) -> None:
     layers, width, heads, block, batch, parameters, backend, stage = PROMISED[name]
     run = resolve(preset=name)
     model = run.model
@@ -179,14 +179,14 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     assert run.name == "mine"
 
 
-def test_vocabulary_may_be_left_to_the_tokenizer(tmp_path: Path) -> None:
+def test_vocab_size_auto_is_the_tokenizer_s(tmp_path: Path) -> None:
     path = write(tmp_path, {"model": {"vocab_size": "auto"}})
     assert resolve(config_file=path).model.vocab_size == 0
     assert resolve(preset="tiny", flags={"vocab_size": "auto"}).model.vocab_size == 0
     assert resolve(preset="tiny").with_vocab(65).model.vocab_size == 65
 
 
-def test_layout_of_a_preset_gives_way_to_a_flag() -> None:
+def test_a_flag_overrides_the_layout_of_a_preset() -> None:
     run = resolve(preset="250M_1024", flags={"backend": "fsdp"})
     assert (run.parallel.stage, run.parallel.ds_config) == (3, None)
     run = resolve(preset="250M_1024", flags={"zero_stage": "3"})
@@ -194,7 +194,7 @@ def test_layout_of_a_preset_gives_way_to_a_flag() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_run_written_as_a_file_reads_back_the_same(name: str, tmp_path: Path) -> None:
+def test_a_run_written_as_a_file_is_read_back_unchanged(name: str, tmp_path: Path) -> None:
     run = resolve(preset=name, flags={"seed": "7"})
     assert resolve(config_file=write(tmp_path, as_file(run))) == run
 

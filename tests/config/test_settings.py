@@ -81,7 +81,7 @@ def test_values_of_another_type_are_refused(key: str, value: Any, message: str) 
         (ParallelConfig, {"backend": "deepspeed", "zero_stage": 2, "offload": "all"}, "at stage 3 only"),
     ],
 )
-def test_sections_refuse_what_lies_outside(section: type[Section], values: dict[str, Any], message: str) -> None:
+def test_values_outside_the_bounds_are_refused(section: type[Section], values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as refused:
         section(**values)
     assert message in str(refused.value)
@@ -167,6 +167,6 @@ def test_nearest_offers_no_abbreviation_for_a_letter_or_none() -> None:
     assert nearest("--", ["keep_best"]) == "; known: keep_best"
 
 
-def test_what_is_too_long_a_list_for_a_line_is_only_pointed_to() -> None:
+def test_a_list_too_long_for_a_line_is_replaced_by_a_command() -> None:
     assert nearest("zzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists those that there are"
     assert nearest("zzz", ["b", "a"], "scalegpt train --help") == "; known: a, b"

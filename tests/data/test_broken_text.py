@@ -80,7 +80,7 @@ def test_utf8_with_a_bad_byte(tmp_path: Path, language: str, bad: bytes, encodin
     for place in random.Random(language).sample(range(1, len(text) - 1), 6):
         before = text[:place].encode()
         said = refusal(tmp_path / "a.txt", before + bad + text[place:].encode(), encoding)
-        # The bad byte may be the beginning of a character that the text does not go on with.
+        # The bad byte may be the beginning of a character that the text does not continue.
         assert f"is UTF-8, broken at byte offset {len(before)} (0x{bad[:1].hex()});" in said
 
 
@@ -105,7 +105,7 @@ def test_the_whole_file_is_in_view(tmp_path: Path) -> None:
     assert survey([path], "auto").sources[0].encoding == "iso8859-1"
 
 
-def test_long_latin_1_behind_utf8_is_no_latin_1(tmp_path: Path) -> None:
+def test_long_latin_1_behind_utf8_is_not_latin_1(tmp_path: Path) -> None:
     begin, tail = "Été à Noël.\n".encode(), TEXTS["French"].encode("latin-1", "ignore") * 20
     for encoding in ("auto", "utf-8"):
         assert f"broken at byte offset {len(begin) + tail.index(0xE2)} (0xe2)" in refusal(
@@ -145,7 +145,7 @@ def test_what_may_be_cut_or_in_another_encoding_is_neither(tmp_path: Path, conte
 )
 def test_what_is_not_sure_is_not_guessed(tmp_path: Path, content: bytes) -> None:
     said = refusal(tmp_path / "a.txt", content, "auto")
-    assert "what it is in is not sure" in said
+    assert "its encoding is not sure" in said
     assert "auto" not in refusal(tmp_path / "a.txt", content, "utf-8").replace(str(tmp_path), "")
 
 

@@ -48,7 +48,8 @@ import os, sys
 from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare, prepare_again, prepare_cached
 from scalegpt.errors import InputError
-prepare([sys.argv[2]], sys.argv[3], tokenizer="byte")  # what is imported late, from files that may be closed to that user
+# Imports what is imported late, from files that may be closed to that user.
+prepare([sys.argv[2]], sys.argv[3], DataConfig(tokenizer="byte"))
 os.setuid(int(sys.argv[1]))
 os.umask(0o077)
 try:
@@ -162,7 +163,7 @@ def test_an_input_in_a_closed_folder(open_to_all: Path) -> None:
     assert said == f"refused: input {closed}/a.txt cannot be read: Permission denied; name a text file"
 
 
-def test_a_passing_read_error_is_no_damage(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_passing_read_error_is_not_damage(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = prepare_cached(config(text))
 
     def fail(self: TokenSet) -> None:
@@ -283,7 +284,7 @@ def test_a_folder_of_earlier_tokens_is_read_and_not_written_over(text: Path, cac
     folder.rename(tmp_path / "prepared")
     assert prepare_cached(DataConfig(input_file=str(tmp_path / "prepared"))).digest == digest
     with pytest.raises(InputError, match="an earlier ScaleGPT made of the same text"):
-        prepare([text], tmp_path / "prepared", tokenizer="byte")
+        prepare([text], tmp_path / "prepared", DataConfig(tokenizer="byte"))
 
 
 # --- ends of texts ---------------------------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_every_document_of_either_part_ends_with_end_of_text(tmp_path: Path, num
     folder.mkdir()
     for each in range(number):
         (folder / f"{each}.txt").write_text(f"document {each}\n" * 20)
-    tokens = prepare([folder], tmp_path / "out", tokenizer=kind)
+    tokens = prepare([folder], tmp_path / "out", DataConfig(tokenizer=kind))
     end = tokens.tokenizer.end_of_text
     ends = {name: part.tolist().count(end) for name, part in (("train", tokens.train), ("val", tokens.val))}
     assert tokens.train[-1] == tokens.val[-1] == end
@@ -312,6 +313,6 @@ def test_every_document_of_either_part_ends_with_end_of_text(tmp_path: Path, num
 def test_a_document_too_short_to_divide_is_trained_on(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.txt").write_text("y" * 100)
-    tokens = prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out", tokenizer="byte")
+    tokens = prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out", DataConfig(tokenizer="byte"))
     assert tokens.tokenizer.decode(tokens.train) == "x<|endoftext|>" + "y" * 90 + "<|endoftext|>"
     assert tokens.tokenizer.decode(tokens.val) == "y" * 10 + "<|endoftext|>"

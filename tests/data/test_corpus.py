@@ -40,7 +40,7 @@ def test_folders_are_searched_in_order_without_hidden_files(tmp_path):
     assert names([tmp_path]) == ["a/c.py", "a/z.py", "b.txt"]
 
 
-def test_prepared_tokens_inside_a_folder_are_no_text(tmp_path):
+def test_prepared_tokens_inside_a_folder_are_not_text(tmp_path):
     write(tmp_path, {"a.txt": "a", "tokens/train.bin": "x", "tokens/meta.json": "{}"})
     assert names([tmp_path]) == ["a.txt"]
     with pytest.raises(InputError, match="already prepared"):
@@ -74,7 +74,7 @@ def test_the_order_of_the_inputs_does_not_matter(tmp_path):
         (codecs.BOM_UTF16_LE + "hello".encode("utf-16-le"), "--encoding utf-16"),
     ],
 )
-def test_a_named_file_that_is_no_text(tmp_path, content, words):
+def test_a_named_file_that_is_not_text(tmp_path, content, words):
     path = tmp_path / "file.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=words) as caught:
@@ -102,7 +102,7 @@ def test_missing_and_special_files(tmp_path):
         survey([], "utf-8")
 
 
-def test_what_a_folder_leaves_out_is_counted(tmp_path):
+def test_what_is_skipped_of_a_folder_is_counted(tmp_path):
     write(tmp_path, {"a.txt": "good", "b.bin": b"\0\1", "c.txt": "", "d.txt": b"caf\xe9", "e.bin": b"\0"})
     found = survey([tmp_path], "utf-8")
     assert [source.name for source in found.sources] == ["a.txt"]
@@ -185,7 +185,7 @@ def test_detection_reads_the_text_right(tmp_path, text, encoding):
 
 
 def test_detection_sees_the_whole_file(tmp_path):
-    # What makes it cp1252 stands far behind the sample.
+    # The bytes that make it cp1252 are far behind the sample.
     path = write(tmp_path, {"a.txt": GERMAN.encode("latin-1") + b"plain\n" * 60000 + b"\x93quoted\x94\n"}) / "a.txt"
     assert diagnose(path, GERMAN.index("ß")).encoding == "cp1252"
 

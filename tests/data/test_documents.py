@@ -47,7 +47,7 @@ def test_a_link_to_what_another_input_names_needs_no_word(tmp_path: Path) -> Non
     assert not found.skipped.counts
 
 
-def test_links_inside_the_folder_add_nothing_whatever_their_names(tmp_path: Path) -> None:
+def test_links_inside_the_folder_add_nothing_by_any_name(tmp_path: Path) -> None:
     write(tmp_path, "m.txt", "sub/n.txt", ".hidden/h.txt")
     (tmp_path / "a_link.txt").symlink_to("m.txt")
     (tmp_path / "z_link.txt").symlink_to(tmp_path / "m.txt")

@@ -22,7 +22,7 @@ def test_windows_are_the_samplers_in_their_order() -> None:
     assert {each.length for each in windows} == {9}
 
 
-def test_the_same_told_from_another_step_is_the_same() -> None:
+def test_a_stretch_written_from_another_step_is_the_same() -> None:
     later = START.starting_at(40)
     assert later.windows(45) == START.windows(45)
     assert replace(later, file="/moved/train.bin", reason="resumed").continues(START)
@@ -41,8 +41,8 @@ def test_what_is_appended_is_found_and_what_changes_nothing_is_not_appended(tmp_
     back = replace(START, first_step=11, first_window=300, reason="rolled back")
     ledger.append(back)
     assert [ledger.stretch_of(step) for step in (1, 10, 11, 99)] == [START, START, back, back]
-    told = dict(ledger.windows([10, 11]))
-    assert [each.number for each in told[10] + told[11]] == [*range(54, 60), *range(300, 306)]
+    windows = dict(ledger.windows([10, 11]))
+    assert [each.number for each in windows[10] + windows[11]] == [*range(54, 60), *range(300, 306)]
 
 
 def test_stretches_of_steps_to_come_again_are_forgotten(tmp_path: Path) -> None:

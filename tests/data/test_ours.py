@@ -49,7 +49,7 @@ def test_only_the_users_text_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", ["runs/mine", "old", "a_checkpoint", "old/checkpoints/.."])
-def test_a_run_is_no_input(folder: Path, inside: str) -> None:
+def test_a_run_is_not_an_input(folder: Path, inside: str) -> None:
     with pytest.raises(InputError, match="is the folder of a run, which holds no text to train on"):
         survey([folder / inside], "utf-8")
 
@@ -59,7 +59,7 @@ def test_what_a_user_names_is_taken(folder: Path) -> None:
     assert survey([folder / "old" / "samples.txt"], "utf-8").sources
 
 
-def test_folders_and_files_of_others_are_none_of_ours(tmp_path: Path) -> None:
+def test_folders_and_files_of_others_are_not_ours(tmp_path: Path) -> None:
     assert folder_of_ours({"config.yaml", "README.md", "metrics.jsonl"}) is None
     assert folder_of_ours({"checkpoint.json", "index.js"}) is None
     (tmp_path / "a.txt").write_text("model    with parameters: 3 layers\ndata")

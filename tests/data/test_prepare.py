@@ -47,7 +47,7 @@ def everything(tokens):
 
 @pytest.mark.parametrize("kind", ["gpt2", "byte", "char"])
 def test_one_text_keeps_its_order(text, tmp_path, kind):
-    tokens = prepare([text], tmp_path / "out", tokenizer=kind)
+    tokens = prepare([text], tmp_path / "out", DataConfig(tokenizer=kind))
     tokenizer = tokens.tokenizer
     ending = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     ids = tokenizer.encode(text.read_text()).tolist()
@@ -61,7 +61,7 @@ def test_one_text_keeps_its_order(text, tmp_path, kind):
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"{SHAKESPEARE} is not there")
 def test_tinyshakespeare_splits_as_nanogpt_does(tmp_path):
-    tokens = prepare([SHAKESPEARE], tmp_path / "out", tokenizer="char")
+    tokens = prepare([SHAKESPEARE], tmp_path / "out", DataConfig(tokenizer="char"))
     assert (len(tokens.train), len(tokens.val), tokens.tokenizer.vocab_size) == (1_003_854, 111_540, 65)
     text = SHAKESPEARE.read_text()
     assert tokens.tokenizer.decode(tokens.val[:200]) == text[1_003_854:][:200]
@@ -70,7 +70,9 @@ def test_tinyshakespeare_splits_as_nanogpt_does(tmp_path):
 def test_few_documents_give_their_tails(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name * 99)
-    tokens = prepare([tmp_path / "b.txt", tmp_path / "a.txt"], tmp_path / "out", tokenizer="byte", val_fraction=0.25)
+    tokens = prepare(
+        [tmp_path / "b.txt", tmp_path / "a.txt"], tmp_path / "out", DataConfig(tokenizer="byte", val_fraction=0.25)
+    )
     decode = tokens.tokenizer.decode
     assert decode(tokens.train) == "a" * 74 + "<|endoftext|>" + "b" * 74 + "<|endoftext|>"
     assert decode(tokens.val) == "a" * 25 + "<|endoftext|>" + "b" * 25 + "<|endoftext|>"
@@ -82,7 +84,7 @@ def test_many_documents_are_held_out_whole(tmp_path):
     folder.mkdir()
     for number in range(40):
         (folder / f"{number:02}.txt").write_text(f"document {number:02}\n" * 10)
-    tokens = prepare([folder], tmp_path / "out", tokenizer="byte")
+    tokens = prepare([folder], tmp_path / "out", DataConfig(tokenizer="byte"))
     held = tokens.tokenizer.decode(tokens.val).split("<|endoftext|>")[:-1]
     kept = tokens.tokenizer.decode(tokens.train).split("<|endoftext|>")[:-1]
     assert (len(held), len(kept)) == (4, 36)
@@ -115,7 +117,9 @@ def test_pieces_on_threads_equal_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 500)
     seen = []
-    tokens = prepare([STDLIB_JSON], tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    tokens = prepare(
+        [STDLIB_JSON], tmp_path / "out", DataConfig(), progress=lambda done, total: seen.append((done, total))
+    )
     gpt2, expected = make_tokenizer("gpt2"), []
     sources = sorted(STDLIB_JSON.rglob("*.py"))
     for path in sources:
@@ -132,7 +136,7 @@ def test_pieces_on_threads_equal_the_whole(tmp_path, monkeypatch):
 def test_latin_1(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(("perché così è più\n" * 30).encode("latin-1"))
-    tokens = prepare([path], tmp_path / "out", tokenizer="char", encoding="latin-1")
+    tokens = prepare([path], tmp_path / "out", DataConfig(tokenizer="char", encoding="latin-1"))
     assert tokens.tokenizer.characters == "".join(sorted(set("perché così è più\n")))
     assert prepare_cached(DataConfig(input_file=str(path), tokenizer="char", encoding="auto")).train.tolist() == (
         tokens.train.tolist()
@@ -145,33 +149,33 @@ def test_what_was_left_out_is_said(tmp_path, caplog):
     (folder / "a.txt").write_text("some text " * 20)
     (folder / "b.bin").write_bytes(b"\0")
     (folder / "c.txt").write_bytes(b"caf\xe9")
-    tokens = prepare([folder], tmp_path / "out", tokenizer="byte")
+    tokens = prepare([folder], tmp_path / "out", DataConfig(tokenizer="byte"))
     assert tokens.skipped == {"binary": 1, "not utf-8": 1}
     assert "1 binary (b.bin), 1 not utf-8 (c.txt); --encoding auto" in caplog.text
 
 
 def test_the_same_preparation_is_reused_and_another_refused(text, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    first = prepare([text], out, tokenizer="byte")
+    first = prepare([text], out, DataConfig(tokenizer="byte"))
     stamp = (out / "train.bin").stat().st_mtime_ns
-    assert prepare([text], out, tokenizer="byte").digest == first.digest
+    assert prepare([text], out, DataConfig(tokenizer="byte")).digest == first.digest
     assert (out / "train.bin").stat().st_mtime_ns == stamp
     with pytest.raises(InputError, match="already holds something else"):
-        prepare([text], out, tokenizer="char")
+        prepare([text], out, DataConfig(tokenizer="char"))
     assert (out / "train.bin").stat().st_mtime_ns == stamp
 
 
 def test_out_that_holds_other_things(text, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    assert prepare([text], out, tokenizer="byte").path == out  # an empty folder is as good as none
+    assert prepare([text], out, DataConfig(tokenizer="byte")).path == out  # an empty folder is as good as none
     other = tmp_path / "other"
     other.mkdir()
     (other / "precious").write_text("x")
     with pytest.raises(InputError, match="already holds something else"):
-        prepare([text], other, tokenizer="byte")
+        prepare([text], other, DataConfig(tokenizer="byte"))
     with pytest.raises(InputError, match="is a file"):
-        prepare([text], other / "precious", tokenizer="byte")
+        prepare([text], other / "precious", DataConfig(tokenizer="byte"))
     assert left(other) == ["precious"]
 
 
@@ -187,7 +191,7 @@ def test_bad_input_leaves_nothing(text, tmp_path):
         ([text], {"val_fraction": 1.5}),
     ]:
         with pytest.raises(InputError):
-            prepare(inputs, tmp_path / "new" / "out", **settings)
+            prepare(inputs, tmp_path / "new" / "out", DataConfig(**settings))
     assert left(tmp_path) == before
 
 
@@ -195,14 +199,14 @@ def test_too_short_to_split(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x")
     with pytest.raises(InputError, match="no tokens are left for val"):
-        prepare([path], tmp_path / "deep" / "out", tokenizer="char")
+        prepare([path], tmp_path / "deep" / "out", DataConfig(tokenizer="char"))
     assert left(tmp_path) == ["a.txt"]
 
 
 def test_no_disk_space_beforehand(text, tmp_path, monkeypatch):
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(InputError, match="not enough disk space"):
-        prepare([text], tmp_path / "deep" / "out", tokenizer="byte")
+        prepare([text], tmp_path / "deep" / "out", DataConfig(tokenizer="byte"))
     assert left(tmp_path) == ["text.txt"]
 
 
@@ -215,7 +219,7 @@ def test_the_disk_fills_while_writing(text, tmp_path, monkeypatch, method, code)
 
     monkeypatch.setattr(writer.TokenWriter, method, full)
     with pytest.raises(InputError, match="no disk space is left"):
-        prepare([text], tmp_path / "deep" / "out", tokenizer="byte")
+        prepare([text], tmp_path / "deep" / "out", DataConfig(tokenizer="byte"))
     assert left(tmp_path) == ["text.txt"]
 
 
@@ -232,13 +236,13 @@ def test_a_device_that_is_really_full(text, tmp_path, monkeypatch):
         ),
     )
     with pytest.raises(InputError, match="no disk space is left"):
-        prepare([text], tmp_path / "out", tokenizer="byte")
+        prepare([text], tmp_path / "out", DataConfig(tokenizer="byte"))
     assert left(tmp_path) == ["text.txt"]
 
 
 def test_a_place_that_cannot_be_written(text, tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
-        prepare([text], text / "out", tokenizer="byte")
+        prepare([text], text / "out", DataConfig(tokenizer="byte"))
 
 
 def test_interrupted(text, tmp_path):
@@ -246,7 +250,7 @@ def test_interrupted(text, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare([text], tmp_path / "out", tokenizer="byte", progress=interrupt)
+        prepare([text], tmp_path / "out", DataConfig(tokenizer="byte"), progress=interrupt)
     assert left(tmp_path) == ["text.txt"]
 
 
@@ -258,7 +262,7 @@ def test_what_a_killed_preparation_left_is_removed_a_day_later(text, tmp_path):
     past = time.time() - 2 * 24 * 3600
     os.utime(old / "train.bin", (past, past))
     os.utime(old, (past, past))
-    prepare([text], tmp_path / "out", tokenizer="byte")
+    prepare([text], tmp_path / "out", DataConfig(tokenizer="byte"))
     assert not old.exists()
     assert new.exists()
 
@@ -305,7 +309,7 @@ def test_inputs_of_the_trainer(text, tmp_path):
 
 
 def test_a_prepared_folder_is_opened_as_it_is(text, tmp_path, cache):
-    made = prepare([text], tmp_path / "out", tokenizer="char")
+    made = prepare([text], tmp_path / "out", DataConfig(tokenizer="char"))
     opened = prepare_cached(DataConfig(input_file=str(made.path), tokenizer="gpt2"))
     assert opened.tokenizer.kind == "char"
     assert not cache.exists()

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare
 from scalegpt.data.shards import TokenFile, open_tokens
 from scalegpt.errors import InputError
@@ -15,7 +16,7 @@ def folder(tmp_path):
     """Prepared bytes: 901 training tokens and 101 held out, the end of the text in both."""
     text = tmp_path / "text.txt"
     text.write_text("0123456789" * 100)
-    return prepare([text], tmp_path / "tokens", tokenizer="byte").path
+    return prepare([text], tmp_path / "tokens", DataConfig(tokenizer="byte")).path
 
 
 def plain(folder, train, val):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare
 from scalegpt.data.shards import open_tokens
 from scalegpt.errors import InputError
@@ -21,7 +22,7 @@ from scalegpt.errors import InputError
 def folder(tmp_path: Path) -> Path:
     text = tmp_path / "text.txt"
     text.write_text("0123456789" * 100)
-    return prepare([text], tmp_path / "tokens", tokenizer="byte").path
+    return prepare([text], tmp_path / "tokens", DataConfig(tokenizer="byte")).path
 
 
 def changed(folder: Path, **values: Any) -> None:

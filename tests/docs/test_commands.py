@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scalegpt.cli import checkpoint, data, data_ledger, gpus, params, presets, sample
 from scalegpt.cli.main import main
-from scalegpt.cli.plan import command as plan
+from scalegpt.cli.sample import SampleSettings
 from scalegpt.cli.train import make_parser
 from scalegpt.config.machine import MachineConfig
 
@@ -73,11 +72,10 @@ def commands_of(page: Path) -> list[list[str]]:
 
 def known(command: str) -> str:
     """A text with all flags of one of our commands."""
-    modules = [plan, sample, checkpoint, data, data_ledger, gpus, params, presets]
-    sources = (Path(module.__file__).read_text() for module in modules if f".{command}" in module.__name__)
-    return "\n".join(
-        [*sources, make_parser().format_help(), *MachineConfig.settings(), *sample.SampleSettings.settings()]
-    )
+    folder = ROOT / "scalegpt" / "cli"
+    sources = [path.read_text() for path in folder.rglob("*.py") if command in str(path.relative_to(folder))]
+    settings = [f"--{name}" for section in (MachineConfig, SampleSettings) for name in section.settings()]
+    return "\n".join([*sources, make_parser().format_help(), *settings])
 
 
 def has_flags(words: list[str], text: str) -> bool:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.generate_tables import DOCUMENTS, OF_PUBLISHED_RUNS, ROOT, TABLES, main, names_in, rewritten, stale
-from benchmarks.tables.asking import fits_with_margin
 from benchmarks.tables.cards import CLAIMS, Claim
+from benchmarks.tables.plans import fits_with_margin
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.planner.time.rates import FITTED, SHARES

@@ -130,7 +130,7 @@ def test_the_script_that_kills_at_random(tmp_path: Path) -> None:
 
     first = run("--pause_after", "1")
     assert first.returncode == 0, first.stderr
-    assert "paused after 1 of 2 kills; the same command goes on" in first.stdout
+    assert "paused after 1 of 2 kills; the same command resumes" in first.stdout
     assert "holds other kills: seed 1, fsdp2" in run("--seed", "2").stderr
     second = run()
     assert second.returncode == 0, second.stdout + second.stderr

@@ -1,4 +1,4 @@
-"""The cases: each is drawn from a seed and a number alone, so that one that fails can be run again by itself."""
+"""The cases: each follows from a seed and its number, so that a failed one can be run again alone."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ FIELDS = {
 }
 MODEL = sorted(SECTIONS["model"].settings())
 ENDLESS = {"max_minutes", "sample_tokens", "compile", "step_timeout", "first_step_timeout"}
-"""Settings by which a run that trains may take longer than a test should, or end its process where the machine is busy."""
+"""Settings that may make a training run take very long, or end its process on a busy machine."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ def any_value(rng: random.Random) -> str:
 
 
 def edge_value(rng: random.Random, key: str) -> str:
-    """A value at the edge of what a setting takes, where it has edges; else any."""
+    """A value at or near a bound of a setting, or any value for a setting without bounds."""
     bounds = FIELDS[key].metadata
     edges = [value for name in ("minimum", "maximum", "above", "below") if (value := bounds[name]) is not None]
     edges += [value for edge in edges for value in (edge + 1, edge / 2, edge // 3)]
@@ -88,18 +88,18 @@ def edge_value(rng: random.Random, key: str) -> str:
 
 
 def path(rng: random.Random) -> str:
-    """A path that may be anything."""
+    """A path, possibly a hostile one."""
     return str(rng.choice(values.PATHS))
 
 
 def flag(rng: random.Random, key: str, value: str) -> list[str]:
-    """A flag with its value, spelled in one of the ways that there are."""
+    """A flag with its value, in one of its spellings."""
     name = f"--{key if rng.random() < 0.8 else key.replace('_', '-')}"
     return [f"{name}={value}"] if rng.random() < 0.5 else [name, value]
 
 
 def some_flags(rng: random.Random, keys: list[str], most: int = 3) -> list[str]:
-    """A few flags with values that may be anything."""
+    """A few flags, possibly with hostile values."""
     words: list[str] = []
     for _ in range(rng.randint(1, most)):
         key = rng.choice(keys)
@@ -186,7 +186,7 @@ def unknown_line(rng: random.Random) -> Case:
 
 
 def _shaken(rng: random.Random, words: list[str]) -> list[str]:
-    """The words; now and then one is doubled, lost, or another one comes between."""
+    """The words, sometimes with one repeated, removed or replaced."""
     if rng.random() < 0.12:
         place = rng.randrange(len(words))
         words = [*words[:place], *rng.choice(([], [any_value(rng)], [words[place]] * 2)), *words[place + 1 :]]
@@ -291,7 +291,7 @@ def run_folder(rng: random.Random) -> Case:
 
 
 def manifest(rng: random.Random) -> Case:
-    """A manifest that says something else, and is well formed all the same."""
+    """A manifest with a changed value and a valid digest."""
     found = sorted(Path("runs/tiny/checkpoints").glob("*/checkpoint.json"))
     if not found:
         return Case(["checkpoint", "list", "runs/tiny"])
@@ -314,12 +314,12 @@ def manifest(rng: random.Random) -> Case:
 
 
 def _canonical(document: object) -> bytes:
-    """As a manifest is written, and as its digest is taken."""
+    """The bytes of a manifest, of which its digest is computed."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def text_config(rng: random.Random) -> Case:
-    """A file that is no configuration, or one whose YAML says things in its own way."""
+    """A file that is not a configuration, or one with unusual YAML."""
     odd = rng.choice((
         "root:$6$salt$secret:19000:0:99999:7:::\n", "-----BEGIN KEY-----\nsecret\n", "[section]\nkey = secret\n",
         "secret", "- 1\n- 2\n", "name: 2024\npreset: [a, b]\n", "name: 2024-01-01\n",

@@ -1,4 +1,4 @@
-"""What the cases start from: a text, prepared tokens, a trained run, configurations, catalogues, and odd files."""
+"""The files that the cases start from: a text, prepared tokens, a trained run, configurations, catalogues, and odd files."""
 
 import json
 import os

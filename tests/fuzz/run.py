@@ -24,7 +24,7 @@ HANGS = 120
 """Seconds after which a worker that does not answer is ended: longer than its own alarm."""
 
 RENEWED = 500
-"""Cases after which a worker is replaced: what libraries keep fills its limited address space in some thousands."""
+"""Cases after which a worker is replaced: in some thousands, libraries fill its limited address space."""
 
 
 class Worker:
@@ -46,7 +46,7 @@ class Worker:
         )
 
     def give(self, number: int) -> None:
-        """Begin a case."""
+        """Start a case."""
         assert self.process.stdin is not None
         self.number = number
         self.given += 1
@@ -54,7 +54,7 @@ class Worker:
         self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """What became of the case; that the process has died is a fault too."""
+        """The result of the case; a worker that has ended is a fault."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line:
@@ -63,7 +63,7 @@ class Worker:
         return self.lost(f"the process ended with {self.process.wait()}")
 
     def lost(self, why: str) -> dict[str, Any]:
-        """The answer for a worker that gives none."""
+        """The result for a worker that gives none."""
         self.end()
         self.log.seek(0)
         return {
@@ -95,7 +95,7 @@ def environment() -> dict[str, str]:
 
 
 def build(base: Path) -> None:
-    """Make what the cases start from."""
+    """Make the files that the cases start from."""
     base.mkdir()
     program = "import sys; from pathlib import Path; from fuzz.material import make; make(Path(sys.argv[1]))"
     made = {**environment(), "SCALEGPT_CACHE": str(base / "cache"), "HOME": str(base)}

@@ -63,7 +63,7 @@ def replaced(rng: random.Random, value: Any) -> Any:
 
 
 def json_of(rng: random.Random, value: Any) -> bytes:
-    """The value as JSON, now and then with a key twice, more digits, or nesting that no parser should follow."""
+    """The value as JSON, now and then with a key twice, more digits, or very deep nesting."""
     text = json.dumps(value)
     kind = rng.random()
     if kind < 0.08 and text.startswith('{"'):
@@ -109,7 +109,7 @@ def yaml_of(rng: random.Random, value: Any) -> bytes:
 
 
 def damaged_text(rng: random.Random, content: bytes) -> bytes:
-    """The content cut, with bits turned, or with something put into it."""
+    """The content cut, with flipped bits, or with something inserted."""
     place = rng.randrange(len(content) + 1)
     insert = rng.choice(
         (
@@ -144,7 +144,7 @@ VALUES_AS_JSON = tuple(json.dumps(value).encode() for value in VALUES)
 
 
 def flipped(rng: random.Random, content: bytes) -> bytes:
-    """The content with a few bits turned."""
+    """The content with a few flipped bits."""
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 3, 20))):
         if changed:
@@ -153,7 +153,7 @@ def flipped(rng: random.Random, content: bytes) -> bytes:
 
 
 def damage_file(rng: random.Random, path: Path) -> None:
-    """Put something else in the file's place."""
+    """Damage, replace or lock a file."""
     kind = rng.choice(
         (
             "gone",
@@ -207,7 +207,7 @@ def _damaged_value(rng: random.Random, path: Path, content: bytes) -> bytes:
 
 
 def replace_by(kind: str, path: Path) -> None:
-    """Make something that is no plain file with content."""
+    """Make a folder, a link, a pipe or an empty file."""
     if kind == "folder":
         path.mkdir()
     elif kind == "dangling":

@@ -20,10 +20,10 @@ from fuzz import cases
 from fuzz.cases import Case
 
 SECONDS = float(os.environ.get("SCALEGPT_FUZZ_SECONDS", "60"))
-"""What a case may take, on a machine that is busy with others too."""
+"""The time limit of a case, on a busy machine."""
 
 MEMORY = 2 << 30
-"""Bytes that a case may take beyond what the libraries do."""
+"""Bytes that a case may use in addition to the libraries."""
 
 LONGEST_LINE = 1000
 
@@ -31,7 +31,7 @@ Tree = dict[str, tuple[int, int, int]]
 
 
 class TookTooLong(BaseException):
-    """Not an ``Exception``, so that no command takes it for a failure of its own."""
+    """Not an ``Exception``, so that no command catches it."""
 
 
 def tree(root: Path) -> Tree:
@@ -93,7 +93,7 @@ def faults(case: Case, outcome: int | str, out: str, err: str) -> list[str]:
         found += ["a traceback"] if "Traceback (most" in err else []
         found += _faults_of_lines(case, outcome, out, err.splitlines())
     found += ["an error of ours"] if "(an error of ours" in err else []
-    # A run may be too large for the limit of limit_memory; nothing else that is given here needs so much.
+    # A training run may be too large for limit_memory; no other case needs that much.
     found += ["too much memory"] if "not enough memory" in err and case.words[:1] != ["train"] else []
     found += ["control characters on standard error"] if _commands_a_terminal(err) else []
     found += ["control characters on standard output"] if not case.speaks_raw and _commands_a_terminal(out) else []
@@ -125,7 +125,7 @@ def _commands_a_terminal(text: str) -> bool:
 
 
 def written(case: Case, outcome: int | str, before: Tree, after: Tree) -> list[str]:
-    """What was made, changed or removed that the command was not asked to."""
+    """Files that the command made, changed or removed without being asked to."""
     allowed = {"home/.triton", "home/.cache/torch"}
     if case.words and case.words[0] == "train":
         allowed |= {"here/cache", "here/runs/tiny/.lock", "here/runs/new/.lock"}
@@ -154,7 +154,7 @@ def _is_below(path: str, place: str) -> bool:
 
 
 def run_case(base: Path, scratch: Path, seed: int, number: int) -> dict[str, Any]:
-    """Run a case in a folder of its own, and say what is wrong with it."""
+    """Run a case in its own folder and return its faults."""
     root = scratch / f"case_{number}"
     here = root / "here"
 
@@ -198,7 +198,7 @@ def obey_rights() -> None:
 
 
 def remove(root: Path) -> None:
-    """Delete a folder, closed ones in it too."""
+    """Delete a folder, including locked ones in it."""
     for folder, folders, _ in os.walk(root):
         for name in folders:
             path = os.path.join(folder, name)  # noqa: PTH118 - a name may be no text
@@ -208,7 +208,7 @@ def remove(root: Path) -> None:
 
 
 def limit_memory() -> None:
-    """Let this process map so much more than it has, once the libraries are loaded."""
+    """Limit the address space to :data:`MEMORY` more than the process uses with its libraries loaded."""
     import torch  # noqa: F401
 
     import scalegpt.training.run  # noqa: F401

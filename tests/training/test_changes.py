@@ -60,7 +60,7 @@ def test_a_length_moves_the_schedule_unless_that_is_constant() -> None:
 def test_the_advice_keeps_what_was_allowed_already() -> None:
     assert ways_out(["seed", "beta1"], {"learning_rate"}) == (
         "--allow_change learning_rate,seed,beta1 resumes with them; or choose another --model_name, or --fresh to start "
-        "anew beside it"
+        "a new run beside it"
     )
     assert ways_out(["seed"]).startswith("--allow_change seed resumes with it; or ")
     assert re.match(r"choose another", ways_out(["n_layer", "seed"], {"beta1"}))

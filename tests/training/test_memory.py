@@ -19,7 +19,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.time import calibration
 from scalegpt.training import memory
-from scalegpt.training.memory import Measured, MemoryWatch, comparison, keep_for_later, machine_of, predicted_line
+from scalegpt.training.memory import Measured, comparison, keep_for_later, machine_of, measure, predicted_line
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
 CARD = Machine(
@@ -47,7 +47,7 @@ def test_a_cpus_plan_counts_the_process_and_leaves_no_measurement() -> None:
     assert plan.total_bytes > plan.peak_bytes + 300 * 2**20
     line = predicted_line(plan)
     assert all(words in line for words in ("predicted for the process, of", "libraries", "freed memory", "available"))
-    measured = MemoryWatch(CPU.device).measure()
+    measured = measure(CPU.device)
     assert (measured.reserved, measured.driver) == (None, None)
     assert "peak of the process's resident memory, prediction " in comparison(plan, measured)
     assert keep_for_later(plan, measured) is None
@@ -73,7 +73,7 @@ def test_a_gpus_machine_has_torchs_figures_and_nvmls_surroundings(monkeypatch: p
 
 def test_the_whole_process_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "largest_resident", lambda: 5000)
-    assert MemoryWatch(CPU.device).measure() == Measured(5000, memory.RESIDENT)
+    assert measure(CPU.device) == Measured(5000, memory.RESIDENT)
 
 
 def test_what_the_ranks_hold_already_is_theirs_to_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
         (7, "of step 10 may hold ruined weights: to go back to the one of step 5, add --resume_step 5 to the command"),
         (
             6,
-            "of step 10 may hold ruined weights, and there is no whole one before it: --fresh starts anew beside this run",
+            "of step 10 may hold ruined weights, and there is no whole one before it: --fresh starts a new run beside it",
         ),
     ],
 )

@@ -8,12 +8,15 @@ import torch
 
 from earlier_tokens import made_before
 from scalegpt.backends import World
-from scalegpt.config import RunConfig, TrainConfig
+from scalegpt.config import DataConfig, RunConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.data.prepare import prepare as prepare_text
 from scalegpt.data.shards import open_tokens
 from scalegpt.errors import InputError
+from scalegpt.hardware.gpus import find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
+from scalegpt.planner.plan import make_plan
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
 from scalegpt.training.request import Request
@@ -120,7 +123,8 @@ def test_a_layout_is_planned_once_unless_only_the_text_knows_the_vocabulary(
 ) -> None:
     if "input_file" in flags:
         (tmp_path / "more.txt").write_text("abcdefgh" * 100)
-        flags = {"input_file": str(prepare_text([tmp_path / "more.txt"], tmp_path / "prepared", tokenizer="byte").path)}
+        prepared = prepare_text([tmp_path / "more.txt"], tmp_path / "prepared", DataConfig(tokenizer="byte"))
+        flags = {"input_file": str(prepared.path)}
         flags |= {"tokenizer": "gpt2"}  # by default; that of the prepared tokens counts
     planned, real = [], setup.choose_layout
     monkeypatch.setattr(setup, "choose_layout", lambda run, *a, **o: planned.append(run.model) or real(run, *a, **o))
@@ -176,7 +180,12 @@ def test_a_compiler_that_is_not_there_is_a_warning(
 
 
 def test_the_plan_tells_the_layout() -> None:
-    run = RunConfig(name="run")
-    summary = plan_summary(run, BatchPlan(8, 2, 4, 256), ALONE, {"zero": 1})
+    run, machine = (
+        RunConfig(name="run", train=TrainConfig(precision="bf16")),
+        Machine.with_card(find_card("a100-40gb"), gpus=4),
+    )
+    plan = make_plan(run, machine, BatchPlan(8, 2, 4, 256))
+    summary = plan_summary(run, plan, ALONE, {"zero": 1})
     assert (summary["grad_accum"], summary["tokens_per_step"], summary["deepspeed"]) == (2, 16384, {"zero": 1})
+    assert summary["memory"] == plan.memory()
     assert sum(summary["model_state_bytes"].values()) == 16 * summary["parameters"]

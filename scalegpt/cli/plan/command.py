@@ -103,7 +103,7 @@ def _write_page(path: str, given: Answer, command: str) -> None:
 
 def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
     show_json(given.as_dict()) if arguments.json else show(report(given))
-    return DOES_NOT_FIT if given.choice.fits is False or not given.choice.fits_host else 0
+    return 0 if given.choice.can_train else DOES_NOT_FIT
 
 
 def _print_presets(arguments: argparse.Namespace, target: Target, flags: dict[str, Any]) -> int:

@@ -1,10 +1,10 @@
-"""Memory over micro batch, for the page of a plan: a chart with the card's limit, and the same numbers as a table."""
+"""Memory over micro batch, for the page of a plan: a chart with the card's limit, and the same figures as a table."""
 
 from math import log2
 
 from scalegpt.hardware.gpus import GIB
-from scalegpt.html.page import Table, escape
-from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Words, sample, ticks
+from scalegpt.html.page import Table, escape, section
+from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Words, legend, ticks
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.curves import Curves, memory_curves
@@ -15,15 +15,17 @@ _HUES = {"none": 1, "selective": 4, "full": 3}
 
 
 def over_micro_batches(given: Answer) -> str:
-    """The chart, its key, what it shows in words, and its table."""
+    """The chart, its legend, what it shows in words, and its table."""
     curves = memory_curves(given.question, given.choice)
-    said, batch = _largest(given, curves), given.choice.batch
-    return (
-        "<h2>Memory over micro batch</h2>"
+    largest, batch = _largest(given, curves), given.choice.batch
+    return section(
+        "Memory over micro batch",
         "<p>What each GPU would hold with other micro batches of the "
-        f"{batch.micro_batch * batch.grad_accum:,} sequences that it has in a step; layout and "
-        f"{escape(given.choice.run.train.loss)} loss stay. {escape(said)}</p>"
-        f"{_chart(given, curves, said)}{_key(given, curves)}{_table(given, curves)}"
+        f"{batch.micro_batch * batch.grad_accum:,} sequences that it has in a step, with the same layout and "
+        f"{escape(given.choice.run.train.loss)} loss. {escape(largest)}</p>",
+        _chart(given, curves, largest),
+        _legend(given, curves),
+        _table(given, curves),
     )
 
 
@@ -36,12 +38,12 @@ def _largest(given: Answer, curves: Curves) -> str:
             fitting.append(f"{max(sizes)} with recompute {recompute}")
         else:
             none.append(recompute)
-    said = f"The largest that fits with the safety margin is {_list(fitting)}. " if fitting else ""
-    return said + (f"None fits with recompute {_list(none)}." if none else "")
+    said = [f"The largest that fits with the safety margin is {_listed(fitting)}."] if fitting else []
+    return " ".join([*said, *([f"None fits with recompute {_listed(none)}."] if none else [])])
 
 
-def _list(words: list[str]) -> str:
-    """Words in a row: a, b and c."""
+def _listed(words: list[str]) -> str:
+    """Words as a list: a, b and c."""
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
@@ -78,21 +80,20 @@ def _point(given: Answer, plan: Plan) -> Point:
 
 
 def _remark(given: Answer, plan: Plan) -> str:
-    """Why it would not be chosen; nothing where it fits."""
+    """Why it would not be chosen; empty where it fits with the margin."""
     if plan.fits is False:
         return "does not fit"
     return "within the margin" if plan.total_bytes > given.question.limit else ""
 
 
-def _key(given: Answer, curves: Curves) -> str:
-    """What the lines are."""
+def _legend(given: Answer, curves: Curves) -> str:
+    """The meaning of each line."""
     usable, margin, limit = given.choice.machine.usable_bytes or 0, given.question.margin, given.question.limit
     named = [(Line(_HUES[name], ()).style, f"recompute {name}") for name in curves]
     named.append(("limit", f"limit of the card, {gib(usable)}"))
     if margin:
         named.append(("margin", f"limit less the margin of {100 * margin:g}%, {gib(int(limit))}"))
-    spans = "".join(f"<span>{sample(style)}{escape(words)}</span>" for style, words in named)
-    return f'<p class="keys">{spans}</p>'
+    return legend(named)
 
 
 def _table(given: Answer, curves: Curves) -> str:
@@ -107,12 +108,12 @@ def _table(given: Answer, curves: Curves) -> str:
         table.add(str(micro), *cells)
     return (
         f'{table.draw()}<p class="soft">Totals in GiB. Framed: this plan. ✗: does not fit. ~: fits only without the '
-        "safety margin. The largest needs no accumulation, and so no room for gradients that wait.</p>"
+        "safety margin. The largest needs no gradient accumulation, and so no room for accumulated gradients.</p>"
     )
 
 
 def _cell(given: Answer, plan: Plan | None, *, here: bool) -> str:
-    """A total, marked where it is too much and where it is the plan's own."""
+    """A total, marked where it is too much and where it is the plan."""
     if plan is None:
         return '<abbr title="not with this DeepSpeed file">–</abbr>'
     remark = _remark(given, plan)

@@ -1,17 +1,18 @@
-"""``scalegpt plan --html``: a plan as one page with pictures, which needs nothing else and reads without them too."""
+"""``scalegpt plan --html``: a plan as one page, which needs no network and has every figure of its charts in a table."""
 
+from collections.abc import Callable, Sequence
 from datetime import date
-from itertools import chain, cycle
+from itertools import cycle
 
 from scalegpt.cli.plan import wording
 from scalegpt.cli.plan.curves import over_micro_batches
 from scalegpt.cli.plan.wording import NOTHING_LIGHTER, Sum, duration, speed
 from scalegpt.html import svg
-from scalegpt.html.page import Table, command, document, escape, facts
+from scalegpt.html.page import Table, command, document, escape, facts, section
 from scalegpt.html.svg import Mark, Slice, Words, small_bar, stack, swatch
 from scalegpt.planner.plan import Plan, host_words
 from scalegpt.planner.query import Answer
-from scalegpt.planner.search.advice import Remedy, differences
+from scalegpt.planner.search.advice import differences
 from scalegpt.units import gib
 
 _STYLE = (
@@ -37,45 +38,39 @@ COLOURS = {
     "matmuls": 1, "optimizer": 2, "attention": 3, "elementwise": 4, "weights and gradients": 5, "communication": 7,
     "recompute": 8, "host memory": 9, "waiting for Python": 10,
 }  # fmt: skip
-"""Part of the memory, or of the time → the number of its colour: it has the same in every plan."""
+"""Part of the memory or of the time → the number of its colour, which is the same in every plan."""
 
 GREYS = ("r1", "r2")
-"""The styles that take turns among the parts that lie outside the step's tensors."""
+"""The styles of the parts outside the step's tensors, in turn."""
 
 
 def page(given: Answer, asked_by: str | None = None, written: date | None = None) -> str:
     """The plan as a whole page.
 
     Args:
-        given: the answer, of a run on a machine whose memory is known.
-        asked_by: the command that asked for it; None: omitted.
-        written: the day on which the page is written; None: omitted.
+        given: the answer, for a machine whose memory is known.
+        asked_by: the command that made the page; None: not shown.
+        written: the day on which it was made; None: not shown.
     """
     plan = given.choice
     title = f"{plan.run.name} on {wording.cards(plan.machine)}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         _verdict(given),
-        _to_train(given) if _fits(plan) else _remedies(given),
+        section("The command", f"<pre>{command(given.command())}</pre>") if plan.can_train else _remedies(given),
         _planned(given),
         _memory(given),
         _phases(plan, given.trace),
         over_micro_batches(given),
         _time(plan) if plan.machine.card is not None else "",
-        _alternatives(given) if _fits(plan) else "",
-        _notes(given),
-        _origin(asked_by, written),
+        _alternatives(given) if plan.can_train else "",
+        _notes(given, asked_by, written),
     ]
     return document(title, f"<main>{''.join(parts)}</main>", _STYLE)
 
 
-def _fits(plan: Plan) -> bool:
-    """Whether the card holds it, and the host what is offloaded."""
-    return plan.fits is not False and plan.fits_host
-
-
 def _verdict(given: Answer) -> str:
-    """Whether it fits, in a sentence; and how fast it is, where that is known."""
+    """Whether it fits, and how fast it is where that is known."""
     plan, question = given.choice, given.question
     each = " on each GPU" if plan.machine.ranks > 1 else ""
     needs, usable = f"It needs {gib(plan.total_bytes)}{each}", gib(plan.machine.usable_bytes or 0)
@@ -92,31 +87,21 @@ def _verdict(given: Answer) -> str:
             said += f" Offload needs {host_words(plan)}."
         if plan.machine.card is not None:
             said += f" It trains at about {escape(speed(plan))}."
-    return f'<p class="verdict{"" if _fits(plan) else " no"}">{said}</p>'
-
-
-def _to_train(given: Answer) -> str:
-    return f"<h2>The command</h2><pre>{command(given.command())}</pre>"
+    return f'<p class="verdict{"" if plan.can_train else " no"}">{said}</p>'
 
 
 def _remedies(given: Answer) -> str:
     """What would fit, each with its command."""
-    if not given.remedies:
-        said = f"<p>{NOTHING_LIGHTER[0].upper()}{NOTHING_LIGHTER[1:]}.</p>"
-    else:
-        said = "".join(_remedy(given, remedy) for remedy in given.remedies)
-    return f"<h2>What would fit</h2>{said}"
-
-
-def _remedy(given: Answer, remedy: Remedy) -> str:
-    plan = remedy.plan
-    changes = differences(given.choice, plan)
-    flags = f": <code>{command(changes)}</code>" if changes else ", all else left as it is."
-    size = f"{gib(plan.total_bytes)} of {gib(plan.machine.usable_bytes or 0)}"
-    return f"<p>It fits {escape(remedy.what)}, taking {size}{flags}</p><pre>{command(given.command(plan))}</pre>"
-
-
-# --- what is planned -------------------------------------------------------------------------------------------------
+    lines = [] if given.remedies else [f"<p>{NOTHING_LIGHTER[0].upper()}{NOTHING_LIGHTER[1:]}.</p>"]
+    for remedy in given.remedies:
+        plan = remedy.plan
+        changes = differences(given.choice, plan)
+        flags = f": <code>{command(changes)}</code>" if changes else ", with the same settings."
+        size = f"{gib(plan.total_bytes)} of {gib(plan.machine.usable_bytes or 0)}"
+        lines.append(
+            f"<p>It fits {escape(remedy.what)}, taking {size}{flags}</p><pre>{command(given.command(plan))}</pre>"
+        )
+    return section("What would fit", *lines)
 
 
 def _planned(given: Answer) -> str:
@@ -140,132 +125,113 @@ def _planned(given: Answer) -> str:
     table = Table("The settings that the planner may choose", ("setting", "value", "decided by"), ("", "", ""))
     for name, value in settings.items():
         table.add(name, escape(value), "the planner" if name in given.question.open else "you")
-    return f"<h2>The plan</h2>{facts(about)}{table.draw()}"
+    return section("The plan", facts(about), table.draw())
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+Figures = Callable[[float], tuple[str, str]]
+"""What writes a size and its share."""
 
 
 def _memory(given: Answer) -> str:
-    """The bar of the parts against the card, and their table."""
+    """The parts of the memory as a bar against the card, and as a table."""
     plan, question = given.choice, given.question
-    usable = plan.machine.usable_bytes or 0
-    sums = list(wording.memory(plan))
-    slices = _slices(plan, sums)
+    usable, margin = plan.machine.usable_bytes or 0, f"{100 * question.margin:g}%"
     marks = [Mark(usable, f"limit of the card: {gib(usable)}", "limit")]
     if question.margin:
-        marks.append(
-            Mark(question.limit, f"less the margin of {100 * question.margin:g}%: {gib(int(question.limit))}", "margin")
-        )
-    words = Words("memory", "Memory on each GPU, by part", _described(plan))
-    picture = stack(
-        words,
-        list(chain.from_iterable(slices)),
-        max(usable, plan.total_bytes),
-        f"this plan: {gib(plan.total_bytes)}",
-        marks,
+        marks.append(Mark(question.limit, f"less the margin of {margin}: {gib(int(question.limit))}", "margin"))
+
+    def figures(size: float) -> tuple[str, str]:
+        return gib(int(size)), f"{size / plan.total_bytes:.1%}"
+
+    sums = list(wording.memory(plan))
+    slices = _slices(sums, figures)
+    within = "within" if plan.fits else "beyond"
+    described = (
+        f"{gib(plan.total_bytes)} in all, {within} the card's limit of {gib(usable)}; "
+        f"the largest part is {sums[0].parts[0][0]}."
     )
-    table = Table("Memory on each GPU, by part", ("part", "size", "share"), ("", "number", "number"))
-    for whole, parts in zip(sums, slices, strict=True):
-        for each in parts:
-            table.add(swatch(each.style) + escape(each.name), *_figures(plan, int(each.size)))
-        table.add(escape(whole.name), *_figures(plan, whole.size), kind="sum")
+    words = Words("memory", "Memory on each GPU, by part", described)
+    whole, head = max(usable, plan.total_bytes), f"this plan: {gib(plan.total_bytes)}"
+    table = _parts_table(words.title, "size", sums, slices, figures)
     table.add("limit of the card", gib(usable), "")
     if question.margin:
-        table.add(f"limit less the margin of {100 * question.margin:g}%", gib(int(question.limit)), "")
-    host = f"<p>In host memory, for each GPU: {gib(plan.host_bytes)}.</p>" if plan.host_bytes else ""
-    return (
-        "<h2>Where the memory goes</h2>"
-        f"<p>What each GPU holds at the fullest moment of a step.</p>{picture}{table.draw()}{host}"
+        table.add(f"limit less the margin of {margin}", gib(int(question.limit)), "")
+    return section(
+        "Where the memory goes",
+        "<p>What each GPU holds at the peak of a step.</p>",
+        stack(words, slices, whole, head, marks),
+        table.draw(),
+        f"<p>In host memory, for each GPU: {gib(plan.host_bytes)}.</p>" if plan.host_bytes else "",
     )
 
 
-def _slices(plan: Plan, sums: list[Sum]) -> list[list[Slice]]:
-    """The parts of each sum: those of the step's tensors in their colours, the others in greys."""
+def _time(plan: Plan) -> str:
+    """The parts of a step's time as a bar and as a table."""
+
+    def figures(seconds: float) -> tuple[str, str]:
+        return duration(seconds), f"{seconds / plan.seconds:.1%}"
+
+    step = Sum("a step", plan.seconds, wording.times(plan))
+    slices = _slices([step], figures)
+    described = f"{duration(plan.seconds)} in all; most of it is {step.parts[0][0]}."
+    words = Words("time", "Time of a step, by part", described)
+    takes = "takes" if plan.can_train else "does not fit; it would take"
+    return section(
+        "Where the time goes",
+        f"<p>A step {takes} {duration(plan.seconds)}: {escape(speed(plan))}.</p>",
+        stack(words, slices, plan.seconds),
+        _parts_table(words.title, "time", [step], slices, figures).draw(),
+    )
+
+
+def _slices(sums: Sequence[Sum], figures: Figures) -> list[Slice]:
+    """The parts of all sums: those of the first in their colours, the others in greys."""
     greys = cycle(GREYS)
-    styles = [
-        [f"c{COLOURS[name]}" for name, _ in sums[0].parts],
-        *([next(greys) for _ in each.parts] for each in sums[1:]),
-    ]
     return [
-        [
-            Slice(name, size, ", ".join(_figures(plan, size)), style)
-            for (name, size), style in zip(each.parts, drawn, strict=True)
-        ]
-        for each, drawn in zip(sums, styles, strict=True)
+        Slice(name, size, ", ".join(figures(size)), next(greys) if place else f"c{COLOURS[name]}")
+        for place, each in enumerate(sums)
+        for name, size in each.parts
     ]
 
 
-def _figures(plan: Plan, size: int) -> tuple[str, str]:
-    return gib(size), f"{size / plan.total_bytes:.1%}"
-
-
-def _described(plan: Plan) -> str:
-    """The bar in words."""
-    usable = plan.machine.usable_bytes or 0
-    beside = "within" if plan.fits else "beyond"
-    largest = max(plan.prediction.breakdown, key=plan.prediction.breakdown.__getitem__)
-    return f"{gib(plan.total_bytes)} in all, {beside} the card's limit of {gib(usable)}; the largest part is {largest}."
+def _parts_table(label: str, head: str, sums: Sequence[Sum], slices: Sequence[Slice], figures: Figures) -> Table:
+    """The parts, each with its colour, and the sums."""
+    table = Table(label, ("part", head, "share"), ("", "number", "number"))
+    drawn = iter(slices)
+    for each in sums:
+        for name, size in each.parts:
+            table.add(swatch(next(drawn).style) + escape(name), *figures(size))
+        table.add(escape(each.name), *figures(each.size), kind="sum")
+    return table
 
 
 def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
-    """The peak of each phase, beside the trace where there is one."""
+    """The peak of each phase, beside the trace if there is one."""
     heads, phases = wording.phases(plan, trace)
     table = Table("The peak of each phase of a step", [*heads, ""], ["", *["number"] * (len(heads) - 1), "bar"])
     for each in phases:
         drawn = small_bar(each.size / plan.peak_bytes, "c1" if each.binds else "r2")
         name, kind = (f"{each.name}, the peak", "binds") if each.binds else (each.name, "")
         table.add(name, *each.figures, drawn, kind=kind)
-    return (
-        "<h2>The peak of each phase</h2>"
-        f"<p>Tensors alone; the fullest phase decides how much is needed.</p>{table.draw()}"
-    )
-
-
-# --- time and the others ---------------------------------------------------------------------------------------------
-
-
-def _time(plan: Plan) -> str:
-    """What a step's time goes into."""
-    parts = wording.times(plan)
-    slices = [
-        Slice(name, time, f"{duration(time)}, {time / plan.seconds:.1%}", f"c{COLOURS[name]}") for name, time in parts
-    ]
-    words = Words("time", "Time of a step, by part", f"{duration(plan.seconds)} in all; most of it is {parts[0][0]}.")
-    table = Table("Time of a step, by part", ("part", "time", "share"), ("", "number", "number"))
-    for each in slices:
-        table.add(swatch(each.style) + escape(each.name), duration(each.size), f"{each.size / plan.seconds:.1%}")
-    table.add("a step", duration(plan.seconds), "100.0%", kind="sum")
-    takes = "takes" if _fits(plan) else "does not fit; it would take"
-    return (
-        "<h2>Where the time goes</h2>"
-        f"<p>A step {takes} {duration(plan.seconds)}: {escape(speed(plan))}.</p>"
-        f"{stack(words, slices, plan.seconds)}{table.draw()}"
-    )
+    said = "<p>Tensors alone; the phase with the highest peak decides how much memory is needed.</p>"
+    return section("The peak of each phase", said, table.draw())
 
 
 def _alternatives(given: Answer) -> str:
-    """Why not the others."""
+    """The best plans of other kinds, and why they were not chosen."""
     if not given.alternatives:
         why = "there is nothing else to choose" if given.question.open else "every setting was fixed"
-        return f"<h2>Why not another</h2><p>Nothing was compared: {why}.</p>"
-    known = given.choice.machine.card is not None
+        return section("Why not another", f"<p>Nothing was compared: {why}.</p>")
     heads, classes = ("instead", "why not", "total", "tokens/s"), ("flags", "why", "number", "number")
     table = Table("Why not another", heads, classes)
     for each in given.alternatives:
-        plan = each.plan
-        fast = f"{plan.tokens_per_second:,.0f}" if known and plan.fits else ""
-        table.add(f"<code>{command(each.differs)}</code>", escape(each.why_not), gib(plan.total_bytes), fast)
-    return f"<h2>Why not another</h2><p>The best of each other kind, against this plan.</p>{table.draw()}"
+        total, speed = wording.total_and_speed(each.plan)
+        table.add(f"<code>{command(each.differs)}</code>", escape(each.why_not), total, speed)
+    return section("Why not another", "<p>The best of each other kind, against this plan.</p>", table.draw())
 
 
-def _notes(given: Answer) -> str:
+def _notes(given: Answer, asked_by: str | None, written: date | None) -> str:
     lines = "".join(f"<li>{escape(note)}</li>" for note in (*given.notes, *wording.sources(given.choice)))
-    return f"<h2>Notes</h2><ul>{lines}</ul>"
-
-
-def _origin(asked_by: str | None, written: date | None) -> str:
-    """Where the page comes from."""
     said = [f"by <code>{command(asked_by)}</code>"] if asked_by else []
     said += [f"on {written.isoformat()}"] if written else []
-    return f'<p class="soft">Written {" ".join(said)}</p>' if said else ""
+    return section("Notes", f"<ul>{lines}</ul>", f'<p class="soft">Written {" ".join(said)}</p>' if said else "")

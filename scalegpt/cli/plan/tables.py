@@ -2,10 +2,9 @@
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.output import aligned
-from scalegpt.cli.plan.wording import cards, duration, layout, nodes, sources
+from scalegpt.cli.plan.wording import cards, duration, layout, nodes, sources, total_and_speed
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.length import total_steps
-from scalegpt.planner.plan import Plan
 from scalegpt.planner.query import Answer, host_notes, machine_notes
 from scalegpt.planner.tables import Row, largest
 from scalegpt.planner.time.rates import basis_of_all
@@ -14,23 +13,12 @@ from scalegpt.units import gib
 
 def presets_table(machine: Machine, rows: list[Row]) -> str:
     """Every preset on a machine, and the largest that fits."""
-    usable = machine.usable_bytes or 0
-    head = f"{cards(machine)}, {gib(usable)} usable each"
-    columns = ("preset", "parameters")
-    table = aligned(
-        [
-            (*columns, *_HEADING),
-            *((row.name, f"{count_parameters(row.run.model).total:,}", *_cells(row)) for row in rows),
-        ],
-        right={1, 2, 5, 6, 7},
-    )
+    head = f"{cards(machine)}, {gib(machine.usable_bytes or 0)} usable each"
+    firsts = [(row.name, f"{count_parameters(row.run.model).total:,}") for row in rows]
     planned = next((row.plan for row in rows if row.plan is not None), None)
-    said = (
-        *machine_notes(machine),
-        *host_notes(*(row.plan for row in rows)),
-        *(sources(planned) if planned is not None else ()),
-    )
-    return "\n\n".join([head, table, _largest(rows), "\n".join(f"note: {note}" for note in said)])
+    said = [*machine_notes(machine), *host_notes(*(row.plan for row in rows)), *(sources(planned) if planned else ())]
+    notes = "\n".join(f"note: {note}" for note in said)
+    return "\n\n".join([head, _table(("preset", "parameters"), firsts, rows), _largest(rows), notes])
 
 
 def cards_table(given: Answer, rows: list[Row]) -> str:
@@ -38,14 +26,17 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
     run, machine = given.choice.run, given.question.machine
     count = f"{machine.gpus} × each card" if machine.gpus > 1 else "each card"
     head = f"{run.name}, {count_parameters(run.model).total:,} parameters, on {count}{nodes(machine)} of the catalogue"
-    table = aligned(
-        [("card", "memory", *_HEADING), *((row.name, _usable(row.machine), *_cells(row)) for row in rows)],
-        right={1, 2, 5, 6, 7},
-    )
-    more = f"scalegpt plan {' '.join(given.asked.source)} --gpu NAME shows one of them in full".replace("  ", " ")
+    firsts = [(row.name, gib(row.machine.usable_bytes or 0)) for row in rows]
+    more = " ".join(["scalegpt plan", *given.asked.source, "--gpu NAME shows one of them in full"])
     said = (*given.notes, *host_notes(*(row.plan for row in rows)), basis_of_all())
     notes = [f"note: {note}" for note in said if not note.startswith("warning")]
-    return "\n\n".join([head, table, "\n".join([*notes, more])])
+    return "\n\n".join([head, _table(("card", "memory"), firsts, rows), "\n".join([*notes, more])])
+
+
+def _table(heads: tuple[str, str], firsts: list[tuple[str, str]], rows: list[Row]) -> str:
+    """The rows, each with its first two cells."""
+    cells = [(*first, *_cells(row)) for first, row in zip(firsts, rows, strict=True)]
+    return aligned([(*heads, *_HEADING), *cells], right={1, 2, 5, 6, 7})
 
 
 _HEADING = ("micro batch", "recompute, loss", "layout", "total", "tokens/s", "whole run")
@@ -59,19 +50,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         lacks = f"does not fit: {gib(plan.missing_bytes)} too much" if plan.fits is False else "too little host memory"
         return "", lacks, "", gib(plan.total_bytes), "", ""
     train = plan.run.train
-    speed = f"{plan.tokens_per_second:,.0f}" if plan.machine.card is not None else ""
-    return (
-        str(plan.batch.micro_batch),
-        f"{train.recompute}, {train.loss}",
-        layout(plan.run.parallel, stage=""),
-        gib(plan.total_bytes),
-        speed,
-        _whole_run(plan) if speed else "",
-    )
-
-
-def _whole_run(plan: Plan) -> str:
-    return duration(total_steps(plan.run.train, plan.batch.tokens) * plan.seconds)
+    total, speed = total_and_speed(plan)
+    whole_run = duration(total_steps(train, plan.batch.tokens) * plan.seconds) if speed else ""
+    settings = f"{train.recompute}, {train.loss}", layout(plan.run.parallel, stage="")
+    return str(plan.batch.micro_batch), *settings, total, speed, whole_run
 
 
 def _largest(rows: list[Row]) -> str:
@@ -81,7 +63,3 @@ def _largest(rows: list[Row]) -> str:
     if plain is not None and plain is not best:
         return f"the largest that fits: {best.name}; without offload: {plain.name}"
     return f"the largest that fits: {best.name}" + ("" if plain is best else ", with offload alone")
-
-
-def _usable(machine: Machine) -> str:
-    return gib(machine.usable_bytes or 0)

@@ -1,4 +1,4 @@
-"""What ``scalegpt plan`` prints: the plan, where its memory and its time go, and why not the others."""
+"""What ``scalegpt plan`` prints: the plan, its memory and its time, and why the others were not chosen."""
 
 from scalegpt.cli.output import aligned
 from scalegpt.cli.plan import wording
@@ -14,12 +14,12 @@ _FULL = "█"
 
 
 def report(given: Answer) -> str:
-    """The whole answer as text: the plan, its memory, its time, the command, and why not the others."""
+    """The whole answer as text."""
     plan = given.choice
     parts = [_heading(plan), _phases(plan, given.trace), _memory(plan), _verdict(plan)]
     if plan.machine.card is not None:
         parts.append(_time(plan))
-    if plan.fits is False or not plan.fits_host:
+    if not plan.can_train:
         parts.append(_remedies(given))
     else:
         parts.append(f"the command:\n  {given.command()}")
@@ -50,7 +50,7 @@ def _heading(plan: Plan) -> str:
 
 
 def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
-    """The peak of each phase, beside the trace where there is one."""
+    """The peak of each phase, beside the trace if there is one."""
     heads, phases = wording.phases(plan, trace)
     rows = [(*heads, ""), *((each.name, *each.figures, "◀ binds" if each.binds else "") for each in phases)]
     table = aligned(rows, right=range(1, len(heads)))
@@ -61,13 +61,13 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    """Where the memory goes: the parts of the peak, those outside of it, and their sums."""
+    """The parts of the memory, and their sums."""
     sums = list(wording.memory(plan))
     total, largest = max(1, plan.total_bytes), max([1, *(size for each in sums for _, size in each.parts)])
     rows = [("on each GPU" if plan.machine.is_gpu else "in each process", "size", "share", "")]
     for each in sums:
-        rows += [(name, gib(size), f"{size / total:.1%}", bar(size / largest)) for name, size in each.parts]
-        rows.append((f"= {each.name}", gib(each.size), f"{each.size / total:.1%}", ""))
+        rows += [(name, gib(int(size)), f"{size / total:.1%}", bar(size / largest)) for name, size in each.parts]
+        rows.append((f"= {each.name}", gib(int(each.size)), f"{each.size / total:.1%}", ""))
     return aligned(rows, right={1, 2}) + _host_memory(plan)
 
 
@@ -125,10 +125,6 @@ def _remedies(given: Answer) -> str:
 
 
 def _alternatives(given: Answer) -> str:
-    """Why not the others, a line each."""
-    rows = [("instead", "total", "tokens/s", "why not")]
-    for each in given.alternatives:
-        plan = each.plan
-        speed = f"{plan.tokens_per_second:,.0f}" if plan.machine.card is not None and plan.fits else ""
-        rows.append((each.differs, gib(plan.total_bytes), speed, each.why_not))
-    return aligned(rows, right={1, 2})
+    """The best plans of other kinds, and why they were not chosen."""
+    rows = [(each.differs, *wording.total_and_speed(each.plan), each.why_not) for each in given.alternatives]
+    return aligned([("instead", "total", "tokens/s", "why not"), *rows], right={1, 2})

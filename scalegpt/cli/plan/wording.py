@@ -1,6 +1,6 @@
-"""What the text, the tables and the page of a plan all show: its model, layout and step, its parts and sums, its sources."""
+"""What the text, the tables and the page of a plan share: its model, layout and step, its parts and sums, its sources."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from scalegpt.architecture.counting import count_parameters
@@ -60,6 +60,12 @@ def speed(plan: Plan) -> str:
     )
 
 
+def total_and_speed(plan: Plan) -> tuple[str, str]:
+    """The total memory of a plan, and its tokens per second; those are empty where they are not known or it does not fit."""
+    is_known = plan.machine.card is not None and plan.fits
+    return gib(plan.total_bytes), f"{plan.tokens_per_second:,.0f}" if is_known else ""
+
+
 def duration(seconds: float) -> str:
     """A time with its unit, to three digits.
 
@@ -94,11 +100,11 @@ def phases(plan: Plan, trace: dict[str, int] | None) -> tuple[tuple[str, ...], l
 
 
 class Sum(NamedTuple):
-    """A sum over the parts of the memory, with the parts that the sum before it does not have."""
+    """A sum over parts, with the parts that the sum before it does not have."""
 
     name: str
-    size: int
-    parts: list[tuple[str, int]]
+    size: float
+    parts: Sequence[tuple[str, float]]
 
 
 def memory(plan: Plan) -> Iterator[Sum]:

@@ -104,17 +104,15 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
         known = "ISO-8859-1 (latin-1)" if found.encoding == "latin-1" else found.encoding
         advice = f"it is probably {known}: use --encoding {found.encoding}, or --encoding auto"
     else:
-        advice = "what it is in is not sure: give its --encoding, or mend it"
+        advice = "its encoding is not sure: give its --encoding, or repair it"
     reason = "not utf-8" if asked == UTF8 else "in no sure encoding"
     raise UnusableTextError(reason, f"{name} is not UTF-8: {_byte_at(path, offset)}; {advice}")
 
 
 def unsure(path: Path, encoding: str, offset: int) -> UnusableTextError:
     """The error for a file that is not in the encoding that was guessed."""
-    return UnusableTextError(
-        "in no sure encoding",
-        f"input {one_line(path)} is neither UTF-8 nor {encoding}: {_byte_at(path, offset)}; give its --encoding, or mend it",
-    )
+    what = f"input {one_line(path)} is neither UTF-8 nor {encoding}: {_byte_at(path, offset)}"
+    return UnusableTextError("in no sure encoding", f"{what}; give its --encoding, or repair it")
 
 
 def binary(path: Path) -> UnusableTextError:
@@ -130,7 +128,7 @@ def _broken_utf8(path: Path, offset: int, *, is_cut: bool) -> UnusableTextError:
         advice = f"get it whole, or keep its first {offset} bytes: head -c {offset} FILE > NEW_FILE"
     else:
         what = f"broken at byte offset {offset} (0x{_byte(path, offset).hex()})"
-        advice = "mend it there, or drop what is not UTF-8: iconv -f utf-8 -t utf-8 -c FILE > NEW_FILE"
+        advice = "repair it there, or drop what is not UTF-8: iconv -f utf-8 -t utf-8 -c FILE > NEW_FILE"
     return UnusableTextError("broken utf-8", f"input {one_line(path)} is UTF-8, {what}; {advice}")
 
 

@@ -108,11 +108,6 @@ def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
 def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:
     """A line for a long error of a library, such as pages of a compiler's output; all of it goes into ``error_rank_N.txt``.
 
-    Args:
-        error: of a library.
-        folder: the run's.
-        rank: of this process.
-
     Returns:
         None for an error whose message is short.
     """

@@ -49,13 +49,7 @@ class Spike:
 
 
 class Guards:
-    """Judges the steps of a run.
-
-    Args:
-        train: the limits.
-        recent: the steps before.
-        skipped: the number of skipped steps so far.
-    """
+    """Judges the steps of a run."""
 
     def __init__(self, train: TrainConfig, recent: RecentSteps, skipped: int) -> None:
         self.train, self.recent, self.skipped = train, recent, skipped
@@ -88,13 +82,7 @@ class Guards:
         return Spike(step, loss, median, limit, begins=not self.recent.spiking) if loss > limit else None
 
     def conclude(self, step: int, loss: float, *, skipped: bool) -> "Conclusion":
-        """Record the outcome of a step.
-
-        Args:
-            step: that of the last :meth:`allow`.
-            loss: the same.
-            skipped: whether the weights did not change.
-        """
+        """Record the outcome of the step of the last :meth:`allow`; skipped: its weights did not change."""
         reason = (self._refusal or GRADIENT) if skipped else None
         self.skipped += skipped
         self.recent.add(step, loss, reason, spiking=self._spike is not None)
@@ -113,9 +101,6 @@ class Guards:
 
     def raise_skipped(self, advice: str = "") -> None:
         """End a run whose last steps were all skipped.
-
-        Args:
-            advice: which earlier checkpoint to go back to, and how.
 
         Raises:
             RunError: always.

@@ -101,12 +101,7 @@ def _read(kind: type[Note], path: Path) -> Note:
 
 
 class Heartbeats:
-    """The heartbeat files of all ranks, as one rank sees them.
-
-    Args:
-        folder: the run's directory, shared by all ranks.
-        world: the ranks.
-    """
+    """The heartbeat files of all ranks, as one rank sees them."""
 
     def __init__(self, folder: Path, world: World) -> None:
         self.parent, self.world = folder / FOLDER, world

@@ -50,10 +50,10 @@ def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> Non
     Where another optimizer wrote it, only the weights are read: all moments begin at zero. The count of steps continues,
     so that resuming once more gives the same run; AdamW's updates are then smaller at first, by (1 - β₁)/√(1 - β₂).
     """
-    theirs = checkpoint.manifest.header.train.get("optimizer", "adamw")
+    optimizer = checkpoint.manifest.header.train.get("optimizer", "adamw")
 
     def read(name: str, key: str, start: int, count: int) -> Tensor:
-        restarts = key != WEIGHT and theirs != backend.run.train.optimizer
+        restarts = key != WEIGHT and optimizer != backend.run.train.optimizer
         return torch.zeros(count) if restarts else checkpoint.read(name, key, start, count)
 
     # The optimizer does not count skipped steps.
@@ -73,13 +73,6 @@ def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
 
 def find_target(folder: Path, spike: Spike, window: int, world: World, say: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to roll back to, verified; all ranks must call it together.
-
-    Args:
-        folder: the run's checkpoints.
-        spike: the reason.
-        window: number of steps by which the spike was measured.
-        world: the ranks.
-        say: reports damaged checkpoints.
 
     Returns:
         None where there is no checkpoint from before the spike.

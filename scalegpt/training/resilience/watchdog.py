@@ -69,11 +69,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self, taken: int) -> None:
-        """Begin to watch; all ranks must call it together.
-
-        Args:
-            taken: the number of steps taken before.
-        """
+        """Begin to watch; all ranks must call it together."""
         self.step = taken
         self.beats.open()
         self.outside("start")

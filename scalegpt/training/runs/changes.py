@@ -27,15 +27,15 @@ SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size",
 """Settings that no flag can change in a run: its weights would not fit."""
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
+def differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """The settings in which two configurations differ and must not, each as ``old → new``."""
-    old, new = _as_resolved(theirs), _flat(ours)
+    old, new = _as_resolved(earlier), _flat(now)
     return {key: text for key, text in _all(old, new).items() if key not in _free(old, new)}
 
 
-def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
+def free_differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """The settings in which two configurations differ and may, each as ``old → new``."""
-    old, new = _as_resolved(theirs), _flat(ours)
+    old, new = _as_resolved(earlier), _flat(now)
     found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNREPORTED}
     if new.get("schedule") != "constant":
         for key in found.keys() & LENGTHS:
@@ -43,24 +43,21 @@ def free_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, 
     return found
 
 
-def length_beside(ours: TrainConfig, theirs: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
+def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
     """The other length of a run that began with two; empty where it has one, or the given one has changed.
 
     Earlier releases kept the default's or the preset's ``max_iters`` beside a given ``max_tokens``, and the other way round.
     """
-    same = [key for key in LENGTHS if getattr(ours, key) is not None and theirs.get(key) == getattr(ours, key)]
-    beside = [key for key in LENGTHS if getattr(ours, key) is None and key not in given and theirs.get(key) is not None]
-    return {key: theirs[key] for key in beside} if same else {}
+    same = [key for key in LENGTHS if getattr(train, key) is not None and earlier.get(key) == getattr(train, key)]
+    other = [
+        key for key in LENGTHS if getattr(train, key) is None and key not in given and earlier.get(key) is not None
+    ]
+    return {key: earlier[key] for key in other} if same else {}
 
 
 def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
-    """What to do about differences that are not allowed.
-
-    Args:
-        changes: the settings that differ.
-        allowed: what the user has allowed already, and which a new flag must repeat.
-    """
-    beside = "choose another --model_name, or --fresh to start anew beside it"
+    """What to do about differences that are not allowed; the flag must repeat what is allowed already."""
+    beside = "choose another --model_name, or --fresh to start a new run beside it"
     keys = list(changes)
     if SHAPES_THE_WEIGHTS.isdisjoint(keys):
         accept = f"{allow_change(keys, allowed)} resumes with {'them' if len(keys) > 1 else 'it'}"
@@ -108,12 +105,12 @@ NOTABLE = 0.01
 
 
 def rate_change(
-    theirs: dict[str, Any] | None, plan: dict[str, Any] | None, train: TrainConfig, step: int, total: int
+    earlier: dict[str, Any] | None, plan: dict[str, Any] | None, train: TrainConfig, step: int, total: int
 ) -> list[str]:
     """Compare the rate of the next step with what it would have been, had nothing been changed.
 
     Args:
-        theirs: the configuration of the run so far, as its file has it; None where it is not known.
+        earlier: the configuration of the run so far, as its file has it; None where it is not known.
         plan: its ``plan.json``, which has the number of its steps.
         train: the settings that it resumes with.
         step: the steps taken.
@@ -123,10 +120,10 @@ def rate_change(
         A line, or nothing where the rate stays about the same, no step is left, or the run so far is not known.
     """
     steps_before = (plan or {}).get("steps")
-    if not 0 < step < total or theirs is None or type(steps_before) is not int:
+    if not 0 < step < total or earlier is None or type(steps_before) is not int:
         return []
     try:
-        known = {key: theirs["train"][key] for key in SCHEDULE if key in theirs["train"]}
+        known = {key: earlier["train"][key] for key in SCHEDULE if key in earlier["train"]}
         read = TrainConfig.from_mapping({**known, "max_iters": steps_before}, "config.yaml")
     except InputError:  # of another release; the differences are reported setting by setting
         return []

@@ -24,7 +24,7 @@ from scalegpt.config.presets import as_file, from_run
 from scalegpt.errors import InputError
 from scalegpt.storage import disk_errors, is_temporary, read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
-from scalegpt.training.runs.changes import SHAPES_THE_WEIGHTS, differences, free_differences, length_beside, ways_out
+from scalegpt.training.runs.changes import SHAPES_THE_WEIGHTS, differences, free_differences, other_length, ways_out
 from scalegpt.training.runs.files import write_whole, writing
 from scalegpt.training.runs.lock import LOCK, RunLock, is_locked
 from scalegpt.training.runs.metrics_file import History, metric_lines
@@ -41,11 +41,7 @@ _MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
 
 
 class RunDirectory(RunRecords):
-    """The files of one run.
-
-    Args:
-        path: ``runs/MODEL_NAME``; it need not exist.
-    """
+    """The files of one run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -55,13 +51,7 @@ class RunDirectory(RunRecords):
     def choose(
         cls, root: Path, run: RunConfig, *, fresh: bool, allowed: frozenset[str] = frozenset()
     ) -> "RunDirectory":
-        """The directory for a run: its own where it is resumed, else a new one.
-
-        Args:
-            root: the folder of all runs.
-            run: the resolved run.
-            fresh: start a new run beside an earlier one of this name, in ``NAME-2``, ``NAME-3`` …
-            allowed: settings that may differ from those of the run so far.
+        """The directory for a run: its own, or with ``fresh`` the first of NAME, NAME-2, NAME-3 … that is free.
 
         Raises:
             InputError: the directory holds another run, or something that is no run.
@@ -129,32 +119,28 @@ class RunDirectory(RunRecords):
         Raises:
             InputError: its configuration cannot be read.
         """
-        theirs, before = self.read_config(), (self.read_plan() or {}).get("ranks", ranks)
-        if theirs is None:
+        earlier, before = self.read_config(), (self.read_plan() or {}).get("ranks", ranks)
+        if earlier is None:
             return {}
         moved = {"ranks": f"{before} → {ranks}"} if before != ranks else {}
-        return {**differences(theirs, as_file(run)), **moved, **free_differences(theirs, as_file(run))}
+        return {**differences(earlier, as_file(run)), **moved, **free_differences(earlier, as_file(run))}
 
     def check_same_run(self, run: RunConfig, allowed: frozenset[str] = frozenset()) -> None:
         """Refuse to resume a run that had other settings.
 
-        Args:
-            run: as it is to be resumed.
-            allowed: settings that may differ.
-
         Raises:
             InputError: there is no run here, or settings differ; the message lists them.
         """
-        theirs = self.read_config()
-        if theirs is None:
+        earlier = self.read_config()
+        if earlier is None:
             raise InputError(f"{self.path} exists but holds no run; choose another --model_name, or --fresh")
-        found = differences(theirs, as_file(run))
+        found = differences(earlier, as_file(run))
         changes = {key: text for key, text in found.items() if key not in allowed}
         shapes = sorted(SHAPES_THE_WEIGHTS & allowed & found.keys())
         if shapes:
             raise InputError(
                 f"{self.path}: {shapes[0]} cannot be changed, its weights have that shape; choose another --model_name, or "
-                "--fresh to start anew beside it"
+                "--fresh to start a new run beside it"
             )
         if changes:
             lines = [f"{key}: {text}" for key, text in changes.items()]
@@ -193,22 +179,18 @@ class RunDirectory(RunRecords):
     def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
         """The run with precision, ``tokens_per_step`` and length of the run so far, where they are open.
 
-        Args:
-            run: as it is asked for.
-            given: the settings that the user or a preset names.
-
         Raises:
             InputError: ``config.yaml`` cannot be read.
         """
-        theirs = self.read_config()
-        if theirs is None:
+        earlier = self.read_config()
+        if earlier is None:
             return run
         settled = {}
         if run.train.precision == "auto":
-            settled["precision"] = theirs["train"].get("precision", "auto")
+            settled["precision"] = earlier["train"].get("precision", "auto")
         if run.train.tokens_per_step is None:
-            settled["tokens_per_step"] = theirs["train"].get("tokens_per_step")
-        settled |= length_beside(run.train, theirs["train"], given)
+            settled["tokens_per_step"] = earlier["train"].get("tokens_per_step")
+        settled |= other_length(run.train, earlier["train"], given)
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:
@@ -224,10 +206,10 @@ class RunDirectory(RunRecords):
         Raises:
             InputError: ``config.yaml`` or ``plan.json`` cannot be read.
         """
-        theirs, plan = self.read_config(), self.read_plan()
-        if theirs is None or plan is None or (plan.get("ranks"), plan.get("device")) != (ranks, device):
+        earlier, plan = self.read_config(), self.read_plan()
+        if earlier is None or plan is None or (plan.get("ranks"), plan.get("device")) != (ranks, device):
             return {}
-        values = {**theirs, **theirs["train"]}
+        values = {**earlier, **earlier["train"]}
         return {key: values[key] for key in open_ if key in values}
 
     def read_id(self) -> str | None:
@@ -282,10 +264,7 @@ class RunDirectory(RunRecords):
             self.checkpoints.rmdir()
 
     def forget_after(self, history: History) -> None:
-        """Drop the metrics, samples and ledger of steps after a checkpoint, which a resumed run takes again.
-
-        Args:
-            history: up to the checkpoint's step, as ``metrics.jsonl`` has it now.
+        """Drop the metrics, samples and ledger of steps after a checkpoint's, up to which ``metrics.jsonl`` has this history.
 
         Raises:
             InputError: they cannot be written.

@@ -1,4 +1,4 @@
-"""One run, one owner: the lock that the process which trains a run holds on its folder."""
+"""The lock on the folder of a run: only one process may train it."""
 
 import os
 import socket
@@ -11,19 +11,16 @@ from scalegpt.system.processes import has_ended, own_birth
 from scalegpt.text import visible
 
 LOCK = ".lock"
-"""A file that the process which trains the run holds locked; it stays, since to delete a lock is to lose it."""
+"""The file that is locked. It is never deleted: another process could then lock a new file of this name."""
 
 _MOST_READ = 1000
 
 
 class RunLock:
-    """The lock of a run's folder. The system releases it with the process, however that ends.
+    """The lock of a run's folder. The system releases it when the process ends, in whatever way.
 
-    On a file system without locks the file itself names its owner: process, machine, and when the process began. A second
-    process on the same machine is then refused as well, unless both start at the same moment; one on another machine is not.
-
-    Args:
-        folder: the run's.
+    On a file system without locks the content of the file names its owner: process, machine, and when the process began. It
+    keeps out processes on the same machine, unless both start at the same moment, but none on other machines.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +32,7 @@ class RunLock:
         """Keep other processes out.
 
         Returns:
-            What is not guaranteed here, for a warning; None: the file system locks.
+            What is not guaranteed, for a warning; None: the file system has locks.
 
         Raises:
             InputError: another process is training this run.
@@ -70,34 +67,34 @@ class RunLock:
         """Let other processes in."""
         if self._file is not None:
             if self._is_weak:
-                self._file.truncate(0)  # this alone says that nobody is here
+                self._file.truncate(0)  # an empty file has no owner
             self._file.close()
             self._file = None
 
     def _without_lock(self, file: TextIO, reason: str) -> str:
-        """Look for another owner by what the file says.
+        """What is not guaranteed without a lock, after a look for an owner in the file.
 
         Raises:
-            InputError: it lives on this machine.
+            InputError: the owner runs on this machine.
         """
-        told = f"the file system has no locks (flock: {reason}): nothing stops a run on another machine from writing here too"
+        weakness = f"the file system has no locks (flock: {reason}): a run on another machine could write here too"
         owner = _read(file)
         if len(owner) < 3:
-            return told
+            return weakness
         pid, host, born = owner[:3]
         if host != socket.gethostname():
-            return f"{told}; process {pid} on {host} began this run or resumed it last: make sure that it has ended"
+            return f"{weakness}; process {pid} on {host} began this run or resumed it last: make sure that it has ended"
         if _lives(pid, born):
             file.close()
             raise InputError(self._taken(f"process {pid}"))
-        return told
+        return weakness
 
     def _taken(self, owner: str) -> str:
         return f"{self.folder} is being trained by {owner}; wait for it, or choose another --model_name or --fresh"
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process holds the lock of a run's folder now; False where there is none, or no locking."""
+    """Whether another process holds the lock of a run's folder; False where there is no lock, or no locking."""
     try:
         with (folder / LOCK).open("rb") as file:
             lock_file(file, shared=True)
@@ -115,5 +112,5 @@ def _read(file: TextIO) -> list[str]:
 
 
 def _lives(pid: str, born: str) -> bool:
-    """Whether a process of this machine lives, and is the one that began then."""
+    """Whether another process of this number runs on this machine, and began then."""
     return pid.isdecimal() and int(pid) != os.getpid() and bool(born) and not has_ended(int(pid), born)

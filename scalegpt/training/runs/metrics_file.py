@@ -101,14 +101,7 @@ class RecentSteps:
     last_skipped: SkippedStep | None = None
 
     def add(self, step: int, loss: float, reason: str | None, *, spiking: bool) -> None:
-        """Add the next step.
-
-        Args:
-            step: counted from 1.
-            loss: the mean over all ranks.
-            reason: why it was skipped; None: it was not.
-            spiking: whether it is part of a spike.
-        """
+        """Add the next step; reason: why it was skipped, if it was."""
         self.spiking = spiking
         if reason is not None:
             self.last_skipped = SkippedStep(step, reason, loss)

@@ -1,4 +1,4 @@
-"""``report.html``: a finished run on one page that needs nothing else: curves, figures, settings, the last sample."""
+"""``report.html``: a finished run on one self-contained page: curves, figures, settings, the last sample."""
 
 import math
 import statistics
@@ -38,7 +38,7 @@ def write_report(directory: RunDirectory) -> None:
         facts(_figures(steps, status)),
         "<h2>Loss</h2>",
         chart(Words("loss", "Loss over steps", "Training, and held-out with dots."), smoothed(losses), held_out),
-        f'<p class="keys">{_key(TRAINING, "training")}{_key(HELD_OUT, "held-out")}</p>',
+        svg.legend([(Line(TRAINING, ()).style, "training"), (Line(HELD_OUT, ()).style, "held-out")]),
         "<h2>Tokens per second</h2>",
         chart(Words("speed", "Tokens per second over steps", "Training."), smoothed(speeds), write=human_count),
         _sample(directory),
@@ -83,10 +83,6 @@ def chart(words: Words, line: Points, dots: Points = (), write: Callable[[float]
     steps = [each for each in ticks(0.0, right, whole=True) if each <= right]
     along = Axis(0, right, steps, "{:,.0f}".format)
     return Chart(words, lines, along, Axis(rows[0], rows[-1], rows, write or decimals(rows[1] - rows[0]))).draw()
-
-
-def _key(hue: int, name: str) -> str:
-    return f"<span>{svg.sample(Line(hue, ()).style)}{name}</span> "
 
 
 def _figures(steps: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, str]:

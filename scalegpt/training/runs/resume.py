@@ -86,12 +86,6 @@ def choose_checkpoint(
 ) -> CheckpointChoice:
     """Find and verify the checkpoint to resume from; all ranks must call it together, and share the reading.
 
-    Args:
-        directory: the run's.
-        world: the ranks.
-        trusted: take a checkpoint that another run has written.
-        step: take the checkpoint of this step, and no other.
-
     Raises:
         InputError: there are checkpoints, but none is whole; or the one to take is of another version or another run; or the
             run is known to have had some, and they are gone; or the step that was asked for has none.
@@ -149,7 +143,7 @@ def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str |
     if run_id is None:
         whose = f"whether this run wrote {checkpoint.path} is not known: {directory.path / RUN_ID} is missing"
     raise InputError(
-        f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start anew beside it"
+        f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start a new run beside it"
     )
 
 
@@ -166,16 +160,16 @@ def _refuse_lost(
     if damaged:
         several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
         reasons = "; ".join(reason for _, reason in damaged)
-        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts anew beside this run")
+        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts a new run beside it")
     if missing is not None:
         raise InputError(
             f"{directory.path} had a checkpoint of step {missing}, and there is none in {directory.checkpoints}; "
-            "put it back, or --fresh starts anew beside this run"
+            "put it back, or --fresh starts a new run beside it"
         )
     if past.last_step and not past.has_status:
         raise InputError(
             f"{directory.path} has taken {past.last_step} steps, but there is no checkpoint in {directory.checkpoints}, and "
-            f"{directory.status} does not say whether there was one: put them back, or --fresh starts anew beside this run"
+            f"{directory.status} does not say whether there was one: put them back, or --fresh starts a new run beside it"
         )
 
 
@@ -196,7 +190,7 @@ def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     if not good:
         return (
             f"the checkpoint of step {step_of(found[-1])} may hold ruined weights, and there is no whole one before it: "
-            "--fresh starts anew beside this run"
+            "--fresh starts a new run beside it"
         )
     step = step_of(good[-1])
     if good[-1] == found[-1]:
@@ -249,14 +243,6 @@ def starting_progress(
 ) -> tuple[Progress, dict[str, str]]:
     """The progress that a run starts from, and how its tokens differ from before, each as ``old → new``.
 
-    Args:
-        choice: the checkpoint to resume from.
-        directory: the run's.
-        run: the run.
-        data: what it trains on now.
-        digest: SHA-256 of the data.
-        allowed: what may have changed.
-
     Raises:
         InputError: the checkpoint was trained on other tokens, and that is not allowed.
     """
@@ -270,7 +256,7 @@ def starting_progress(
         raise InputError(
             f"{choice.checkpoint.path} was trained on other tokens than {run.data.input_file} gives ({listed}); use the data "
             f"it was trained on; or {allow_change(changes, allowed)} resumes with these; or another --model_name, or "
-            "--fresh to start anew beside it"
+            "--fresh to start a new run beside it"
         )
     return _with_loss_scale(header, run), changes
 
@@ -328,14 +314,7 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
 
 
 def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
-    """A line on where a run resumes, and which of its steps it repeats.
-
-    Args:
-        checkpoint: from where.
-        progress: what it says.
-        total: steps of the run.
-        taken: the last step that was taken before.
-    """
+    """A line on where a run resumes, and which of its steps it repeats."""
     first = progress.step + 1
     several = f"steps {first} to {taken} were taken before, and are repeated"
     lost = f"step {first} was taken before, and is repeated" if taken == first else several

@@ -14,6 +14,7 @@ from scalegpt.data.shards import TokenSet
 from scalegpt.planner import length
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.states import training_bytes
+from scalegpt.planner.plan import Plan
 from scalegpt.units import format_bytes
 
 
@@ -54,11 +55,11 @@ def _threads(world: World) -> str:
     return f" of {count} thread{'s' if count > 1 else ''}" if world.device.type == "cpu" else ""
 
 
-def plan_summary(run: RunConfig, batch: BatchPlan, world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of ``plan.json``, without memory and speed."""
-    count = count_parameters(run.model)
+def plan_summary(run: RunConfig, plan: Plan, world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of ``plan.json``; settings: those of DeepSpeed."""
+    batch = plan.batch
     return {
-        "parameters": count.total,
+        "parameters": count_parameters(run.model).total,
         "ranks": world.size,
         "device": device_name(world.device),
         "backend": run.parallel.backend,
@@ -74,17 +75,13 @@ def plan_summary(run: RunConfig, batch: BatchPlan, world: World, settings: dict[
         "model_state_bytes": training_bytes(run.model, run.train),
         "deepspeed": settings,
         "torch": torch.__version__,
+        "memory": plan.memory(),
+        "speed": plan.speed(),
     }
 
 
 def unused(run: RunConfig, batch: BatchPlan, given: Set[str]) -> Iterator[str]:
-    """A line for each setting that was given and has no effect; none for one at its default.
-
-    Args:
-        run: resolved.
-        batch: how a step is divided.
-        given: keys of the settings that the user gave.
-    """
+    """A line for each setting that was given and has no effect; none for one at its default."""
     train, default = run.train, TrainConfig()
     others = frozenset().union(*OWN_SETTINGS.values()) - OWN_SETTINGS[train.optimizer]
     given = {key for key in given & (others | {"loss_chunk"}) if getattr(train, key) != getattr(default, key)}

@@ -42,12 +42,6 @@ class ReadyData:
 def prepare_data(request: Request, world: World, logger: Logger, stop: StopRequest) -> ReadyData:
     """Prepare and check the data once on each machine, then open them on every rank; all ranks must call it together.
 
-    Args:
-        request: says which data.
-        world: the ranks.
-        logger: for progress, and for what has changed since the run began.
-        stop: ends a long preparation.
-
     Raises:
         InputError: the data cannot be used, or machines have different ones.
         Stopped: a rank was asked to stop.
@@ -89,15 +83,15 @@ def tokens_to_keep(request: Request) -> str | None:
     """
     directory = RunDirectory(request.runs_dir / request.run.name)
     saved = directory.newest_checkpoint()
-    theirs = None if saved is None else directory.read_config()
-    if saved is None or theirs is None or not request.allow_change.isdisjoint({DATA, "tokenizer"}):
+    earlier = None if saved is None else directory.read_config()
+    if saved is None or earlier is None or not request.allow_change.isdisjoint({DATA, "tokenizer"}):
         return None
-    before, ours = theirs.get("data"), as_file(request.run)["data"]
+    before, now = earlier.get("data"), as_file(request.run)["data"]
     if not isinstance(before, dict):
         return None
     if "tokenizer" not in request.given:
-        ours |= {"tokenizer": before.get("tokenizer")}
-    if any(ours.get(key) != value for key, value in before.items()):
+        now |= {"tokenizer": before.get("tokenizer")}
+    if any(now.get(key) != value for key, value in before.items()):
         return None
     try:
         return read_manifest(saved).header.data

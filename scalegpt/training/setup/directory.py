@@ -105,13 +105,6 @@ def write_start(start: Start, run: RunConfig, plan: dict[str, Any], stretch: Str
     """Clean the folder and write what belongs there before the first step; first rank only, which has the lock.
 
     A finished run keeps its files.
-
-    Args:
-        start: the folder and the checkpoint.
-        run: for ``config.yaml``.
-        plan: for ``plan.json``.
-        stretch: the data that the next steps consume, for the ledger.
-        resume_step: the step to which the user goes back, if any.
     """
     directory, step = start.directory, start.progress.step
     with writing(directory.path):

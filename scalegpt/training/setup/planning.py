@@ -175,11 +175,8 @@ def _advice(found: list[Remedy], closest: Plan | None) -> str:
     lines = []
     for remedy in found:
         flags = ""
-        if closest is not None and remedy.what.startswith("with") and _same_ranks(remedy.plan, closest):
+        has_same_ranks = closest is not None and remedy.plan.machine.ranks == closest.machine.ranks
+        if closest is not None and has_same_ranks and remedy.what.startswith("with"):
             flags = differences(closest, remedy.plan)
         lines.append(f"use {flags}" if flags else f"run it {remedy.what}")
     return ", or ".join(lines)
-
-
-def _same_ranks(one: Plan, other: Plan) -> bool:
-    return one.machine.ranks == other.machine.ranks

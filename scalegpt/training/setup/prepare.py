@@ -14,7 +14,7 @@ from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import Logger
-from scalegpt.training.memory import MemoryWatch, predicted_line
+from scalegpt.training.memory import predicted_line
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
@@ -47,27 +47,24 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     data = prepare_data(resolved.request, world, logger, stop)
     if data.model.vocab_size != planned.run.model.vocab_size:
         planned = _plan(resolved, replace(resolved.run, model=data.model), world)
-    run = _complete(planned.run, data)
+    parallel = planned.run.parallel
+    run = replace(planned.run, data=data.settings, parallel=parallel.changed(zero_stage=parallel.stage))
     logger.total = steps = total_steps(run.train, planned.batch)
     settings = _deepspeed_settings(run, planned.batch, world)
     prompt = _prompt(run, data)
     start = open_run(resolved.request, run, planned.batch, data, world, stop)
     run = replace(run, name=start.directory.path.name)
-    hint = resume_hint(run.name, request.run.name, fresh=request.fresh, goes_back=request.resume_step is not None)
+    asked = resolved.request
+    hint = resume_hint(run.name, asked.run.name, fresh=asked.fresh, goes_back=asked.resume_step is not None)
     _describe(resolved, planned, start, run, data, world, logger, hint)
-    watch = MemoryWatch(world.device)
     model = build_model(run, compiled=resolved.compiled, device=world.device)
     backend = make_backend(run, world, planned.batch.grad_accum, model, optimizer_factory(run.train), settings)
     _load(backend, start, run, steps, logger)
     _report_changes(start, run, steps, world, logger)
-    summary = {
-        **plan_summary(run, planned.batch, world, settings),
-        "memory": planned.plan.memory(),
-        "speed": planned.plan.speed(),
-    }
     stretch = first_stretch(run, planned.batch, data.tokens, data.digest, start.progress)
     stop.check(world)
-    world.on_first(lambda: write_start(start, run, summary, stretch, resolved.request.resume_step))
+    plan_file = plan_summary(run, planned.plan, world, settings)
+    world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step))
     return Job(
         run=run,
         world=world,
@@ -84,7 +81,6 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         stretch=stretch,
         history=start.history,
         resumed=start.choice.checkpoint is not None,
-        watch=watch,
         stop=stop,
         resume_hint=hint,
     )
@@ -99,11 +95,6 @@ def _plan(resolved: Resolved, run: RunConfig, world: World) -> Planned:
     if world.size == 1 and planned.run.parallel.backend != "plain":
         use_loopback()  # refuses a machine without one before anything is written
     return planned
-
-
-def _complete(run: RunConfig, data: ReadyData) -> RunConfig:
-    """The run as ``config.yaml`` will have it: with the tokenizer of its data, and the stage written out."""
-    return replace(run, data=data.settings, parallel=run.parallel.changed(zero_stage=run.parallel.stage))
 
 
 def _deepspeed_settings(run: RunConfig, batch: BatchPlan, world: World) -> dict[str, Any] | None:

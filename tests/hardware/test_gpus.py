@@ -51,7 +51,7 @@ OTHERS = (
 
 
 def entries(name: str) -> list[Any]:
-    """The entries that fit with most words: of several, none is meant."""
+    """The entries that fit with most words: where several fit, there is none."""
     words = set(re.findall("[a-z0-9]+", name.lower()))
     fitting = [card for card in catalogue() if words.issuperset(card.match)]
     return [card for card in fitting if len(card.match) == max(len(each.match) for each in fitting)]
@@ -82,7 +82,7 @@ def test_every_entry_is_named_sourced_and_matched() -> None:
     for card in catalogue():
         assert 4 < card.tflops < 5000
         assert all(isinstance(word, str) and re.fullmatch("[a-z0-9]+", word) for word in card.match)
-    namesakes = {"RTX 2060 12GB", "RTX 3080 12GB", "RTX 4060 Ti 16GB", "RTX 5060 Ti 16GB"}  # the driver tells no size
+    namesakes = {"RTX 2060 12GB", "RTX 3080 12GB", "RTX 4060 Ti 16GB", "RTX 5060 Ti 16GB"}  # the driver gives no size
     assert {known_card(name) for name in NAMES} == set(catalogue()) - set(map(find_card, namesakes))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from scalegpt.errors import InputError
 from scalegpt.hardware.devices import whole_card
-from scalegpt.hardware.gpus import GIB, Card, catalogue, find_card, known_card, meant_card
+from scalegpt.hardware.gpus import GIB, Card, catalogue, find_card, find_card_and_note, known_card
 from scalegpt.hardware.unsupported_gpus import UNSUPPORTED, unsupported
 
 CALLED = {
@@ -46,7 +46,7 @@ def test_every_card_is_complete_and_found_by_its_names(card: Card) -> None:
     assert card.sources["gib"].startswith(("~", "torch", "CUDA"))
     assert not any(source.strip("~") == "estimated" for source in card.sources.values())
     assert card.is_estimated == card.sources["gib"].startswith("~") == ("gib" in card.estimated)
-    # GiB of so many "GB": some cards have 1024 MiB a GB, all keep some back
+    # GiB of N "GB": some cards have 1024 MiB a GB, all reserve some
     assert 0.85 * card.gb <= card.gib <= card.gb
     assert card.usable_bytes == int(card.gib * GIB)
     assert card.is_amd or 7.0 <= float(card.capability) <= 12.0
@@ -96,7 +96,7 @@ def test_turing_and_volta_have_neither_bf16_nor_flash(name: str) -> None:
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "is not in the catalogue"),
     ],
 )
-def test_what_is_no_card_is_refused_with_the_nearest(name: str, message: str) -> None:
+def test_what_is_not_a_card_is_refused_with_the_nearest(name: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         find_card(name)
     assert message in str(caught.value)
@@ -112,7 +112,7 @@ def test_what_is_no_card_is_refused_with_the_nearest(name: str, message: str) ->
     ],
 )  # fmt: skip
 def test_a_name_of_several_cards_says_which_was_taken(name: str, taken: str, others: tuple[str, ...]) -> None:
-    _, remark = meant_card(name)
+    _, remark = find_card_and_note(name)
     assert remark == f"gpu {name!r} was taken as {taken}; name {' or '.join(others)} if you mean that"
 
 
@@ -130,7 +130,7 @@ def test_a_name_of_several_cards_says_which_was_taken(name: str, taken: str, oth
     ],
 )
 def test_a_name_of_one_card_needs_no_remark(name: str) -> None:
-    assert meant_card(name)[1] is None
+    assert find_card_and_note(name)[1] is None
 
 
 NEW = (
@@ -184,7 +184,7 @@ def test_at_most_five_names_are_offered(name: str) -> None:
     assert offered is None or 1 <= len(offered[1].split(", ")) <= 5
 
 
-def test_a_card_at_hand_is_told_from_its_namesake_by_its_memory() -> None:
+def test_a_card_at_hand_is_distinguished_from_its_namesake_by_its_memory() -> None:
     for name, gib, expected in (
         ("NVIDIA GeForce RTX 4060 Ti", 15.6, "RTX 4060 Ti 16GB"), ("NVIDIA GeForce RTX 4060 Ti", 7.6, "RTX 4060 Ti 8GB"),
         ("NVIDIA GeForce RTX 3080", 11.7, "RTX 3080 12GB"), ("NVIDIA GeForce RTX 3080", 9.8, "RTX 3080"),
@@ -195,7 +195,7 @@ def test_a_card_at_hand_is_told_from_its_namesake_by_its_memory() -> None:
         assert card.name == expected
 
 
-def test_a_drivers_name_that_is_not_certain_is_no_card() -> None:
+def test_a_drivers_name_that_is_not_certain_is_not_a_card() -> None:
     assert known_card("NVIDIA GeForce RTX 3080 Laptop GPU") is None
     assert known_card("cpu") is None
 

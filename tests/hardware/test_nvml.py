@@ -1,4 +1,4 @@
-"""NVIDIA's cards as NVML tells of them: memory, what others hold, links, MIG, and every way in which there are none."""
+"""NVIDIA's cards as NVML reports them: memory, what others hold, links, MIG, and every way in which there are none."""
 
 import os
 import sys
@@ -91,7 +91,7 @@ def test_pcie_is_what_card_and_slot_can_do(machine: Any, pcie: tuple[int, int], 
     assert found().devices[0].host_gbps == gbps
 
 
-def test_a_link_that_is_not_told_is_none(machine: Any) -> None:
+def test_a_link_that_is_not_reported_is_none(machine: Any) -> None:
     machine([Gpu(pcie=None), Gpu(pcie=None)])
     assert found().link is None
     assert found().devices[0].host_gbps is None
@@ -157,7 +157,7 @@ def test_a_mig_device_is_a_card_of_its_own(machine: Any) -> None:
     (device,) = found().devices
     assert (device.label, device.name, device.card) == ("0:0", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", None)
     assert device.usable_bytes == (5 * 1024 - 200) * MIB
-    assert (device.capability, device.host_gbps) == ("8.0", 64)  # the card's: the part does not tell
+    assert (device.capability, device.host_gbps) == ("8.0", 64)  # the card's: the part does not report it
     assert found().notes == ("planned for MIG device 0:0 alone: CUDA shows a process one of them",)
 
 
@@ -185,7 +185,7 @@ def test_there_may_be_no_device(machine: Any) -> None:
     assert found() == FoundGpus(driver="580.65.06")
 
 
-def test_a_driver_that_does_not_work_is_said(machine: Any) -> None:
+def test_a_driver_that_does_not_work_is_reported(machine: Any) -> None:
     machine([], fails=DRIVER_NOT_LOADED)
     assert found() == FoundGpus(notes=("NVIDIA's driver does not answer (Driver Not Loaded)",))
     machine([Gpu(), Gpu(lost=True)])

@@ -39,7 +39,7 @@ def test_one_card(tmp_path: Path, found: Any) -> None:
     assert (result.link, result.driver) == (None, "6.10.5")
 
 
-def test_no_card_of_amds(tmp_path: Path) -> None:
+def test_no_card_by_amd(tmp_path: Path) -> None:
     assert rocm.find(tmp_path) is None
     assert rocm.find(lay_out(tmp_path, 0)) is None
 
@@ -88,7 +88,7 @@ def test_the_link_is_that_of_the_cards_that_are_wanted(tmp_path: Path, found: An
     assert len(found(tmp_path, 1).devices) == 4
 
 
-def test_a_link_that_is_not_told_is_none(tmp_path: Path, found: Any) -> None:
+def test_a_link_that_is_not_reported_is_none(tmp_path: Path, found: Any) -> None:
     result = found(lay_out(tmp_path, 2, xgmi=[], pcie=None))
     assert result.link is None
     assert result.devices[0].host_gbps is None

@@ -129,7 +129,9 @@ def test_the_processor_can_be_asked_for(at_hand: Any) -> None:
     assert at_hand([Gpu()], {"gpu": "cpu"}).name == "cpu, 6 cores"
     part = at_hand([Gpu()], {"gpu": "cpu", "gpus": 2, "memory_gb": 8.0})
     assert (part.usable_bytes, part.host_bytes) == (8 * 10**9, HOST)
-    with pytest.raises(InputError, match=r"memory_gb 30: each of 2 ranks on the cpu has 25.77 GB; give less, or leave"):
+    with pytest.raises(
+        InputError, match=r"memory_gb 30: each of 2 ranks on the cpu has 25.77 GB; give less, or omit it"
+    ):
         at_hand([], {"gpu": "cpu", "gpus": 2, "memory_gb": 30.0})
 
 

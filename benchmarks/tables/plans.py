@@ -1,4 +1,4 @@
-"""Questions to the planner, as the tables ask them: one preset on one card, some settings fixed."""
+"""Plans as the tables need them: one preset on one card, some settings fixed."""
 
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from scalegpt.planner.query import Asked
 from scalegpt.planner.search.choose import choose
 
 HIGH_CONTEXT = 1024
-"""The block size of the presets that are called so."""
+"""The block size from which on a preset counts as one of high context."""
 
 
 @cache
@@ -36,7 +36,7 @@ def block_size(preset: str) -> int:
 
 
 def chosen(preset: str | None, machine: Machine | str, **fixed: Any) -> Plan | None:
-    """The plan that ``scalegpt plan`` chooses, its safety margin kept; None where nothing fits with it.
+    """The plan that ``scalegpt plan`` chooses, with its safety margin; None where nothing fits.
 
     Args:
         preset: the preset; None: a model that ``fixed`` describes.
@@ -48,8 +48,8 @@ def chosen(preset: str | None, machine: Machine | str, **fixed: Any) -> Plan | N
     return choose(question).best
 
 
-def as_it_stands(preset: str, card: Card | str, **flags: Any) -> Plan:
-    """The prediction for a preset on one card, with nothing chosen: its own micro batch, recompute and so on."""
+def preset_plan(preset: str, card: Card | str, **flags: Any) -> Plan:
+    """The prediction for a preset on one card with its own settings; nothing is chosen."""
     machine = Machine.with_card(find_card(card) if isinstance(card, str) else card)
     return predicted(resolve(preset=preset, flags={"precision": "bf16", **flags}), machine)
 

@@ -127,7 +127,7 @@ BAD = {
     "- name: RTX 4090\n  peer: maybe": ":2: peer must be true or false, not 'maybe'",
     "- name: RTX 4090\n  capability: sm_89": ":2: capability must be such as 8.6, or gfx942",
     "- name: RTX 4090\n  match: 4090": ":2: match must be a list of words",
-    "- name: RTX 4090\n  gbps: 5\n  gbps: 6": ":3: gbps is there twice; leave one of them",
+    "- name: RTX 4090\n  gbps: 5\n  gbps: 6": ":3: gbps is there twice; keep one of them",
     "- name: RTX 4090\n  gbps: 5\n- name: rtx 4090\n  tflops: 6": ":3: rtx 4090 is there already, at ",
     "- name: T4\n  gbps: 5\n\n- name: Mine\n  gib: 8": ":4: Mine is a new card and lacks capability, tflops, gbps, host_gbps",
     NEW + "  link: nvlink": ":1: RTX 5090 D is a new card and lacks link_gbps; add them",
@@ -136,7 +136,7 @@ BAD = {
     "- name: RTX 4090\n\tgbps: 5": ":2: not YAML: found ",
     "- name: [RTX 4090": ":2: not YAML: ",
     "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not read; write the value itself",
-    "- name: RTX 4090\n  gbps: \x01": ": not YAML: it has a character that cannot stand in a text",
+    "- name: RTX 4090\n  gbps: \x01": ": not YAML: it has a character that YAML does not allow",
 }
 
 
