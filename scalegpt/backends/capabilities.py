@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import sdpa_kernel
 
 from scalegpt.backends.base import DTYPES
+from scalegpt.config.backends import DEEPSPEED
 from scalegpt.errors import InputError
 from scalegpt.model.cpu.matmul_attention import ByMatmuls
 from scalegpt.model.gpt import SDPA_BACKENDS
@@ -25,7 +26,7 @@ def check_precision(backend: str, precision: str, device: torch.device) -> None:
     Raises:
         InputError: DeepSpeed in fp16 on a processor without instructions for it.
     """
-    if (backend, precision, device.type) == ("deepspeed", "fp16", "cpu") and not cpu_has_fp16():
+    if (backend, precision, device.type) == (DEEPSPEED.name, "fp16", "cpu") and not cpu_has_fp16():
         raise InputError(
             "precision fp16: DeepSpeed does not take it on this processor; use --precision bf16, or --backend fsdp"
         )
