@@ -1,8 +1,8 @@
 """Reading a checkpoint: its manifest, then the digests of its files, and only then their content.
 
 Only wrong content is damage. A read that fails is retried (:data:`scalegpt.storage.RETRIED`). A read that fails again, or is
-not permitted, says nothing about the checkpoint: :class:`UnreadableError`. The checkpoint's directory may be a link; its files
-may not.
+not permitted, says nothing about the checkpoint: :class:`UnreadableError`. The checkpoint's directory may be a link, its
+files may not.
 """
 
 import errno

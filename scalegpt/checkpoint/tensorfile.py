@@ -1,8 +1,8 @@
 """Writing safetensors files tensor by tensor, with the digest taken of what is written.
 
 ``safetensors.torch.save_file`` takes all tensors at once, and a digest of its file would be of what the disk holds, not of
-what was to be written. The format is simple: the header's length in 8 bytes, little-endian; a JSON header; the tensors one after
-another (https://github.com/huggingface/safetensors, "Format").
+what was to be written. The format is simple: the header's length in 8 bytes, little-endian; a JSON header; the tensors one
+after another (https://github.com/huggingface/safetensors, "Format").
 """
 
 import hashlib
