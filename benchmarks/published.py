@@ -12,7 +12,7 @@ Their trainer is not ours: FSDP1, an attention kernel in Triton, a fused cross e
 """
 
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from scalegpt.config import RunConfig
@@ -23,8 +23,8 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.time.communication import collectives
 from scalegpt.planner.time.rates import Rates, Shares
-from scalegpt.planner.time.step_time import StepTime, time_of
-from scalegpt.planner.time.work import LOSS, OPTIMIZER, HostTraffic, Load, count_work
+from scalegpt.planner.time.step_time import Sends, StepTime, StepWork
+from scalegpt.planner.time.work import LOSS, OPTIMIZER, Load
 
 CARDS = {"a100_40gb": "A100 40GB", "a100_80gb": "A100 80GB", "h100_80gb": "H100 SXM"}
 
@@ -117,14 +117,14 @@ def fused_time(
         shares: of the card's figures; None: those in force.
     """
     assert machine.card is not None
-    mesh = run.parallel.mesh(batch.ranks)
-    work, sends = count_work(run, mesh, kernel="flash", compiled=compiled), collectives(run, mesh)
-    work.forward[LOSS] = fused_loss(run, batch.micro_batch)
+    step = StepWork.of(run, ranks=batch.ranks, grad_accum=batch.grad_accum, kernel="flash", compiled=compiled)
+    step.work.forward[LOSS] = fused_loss(run, batch.micro_batch)
     if pure:
-        work.update[OPTIMIZER] = work.update[OPTIMIZER].times(0.5)
-        sends = tuple(replace(each, size=each.size // 2) if each.kind == "reduce_scatter" else each for each in sends)
-    rates = Rates.of(machine.card, machine, "bf16", shares)
-    return time_of(work, sends, HostTraffic(), rates, grad_accum=batch.grad_accum, compiled=compiled)
+        step.work.update[OPTIMIZER] = step.work.update[OPTIMIZER].times(0.5)
+        sends = collectives(run, run.parallel.mesh(batch.ranks))
+        halved = (each._replace(size=each.size // 2) if each.kind == "reduce_scatter" else each for each in sends)
+        step = step._replace(sends=Sends.of(halved, batch.grad_accum))
+    return step.time(Rates.of(machine.card, machine, "bf16", shares))
 
 
 def fused_loss(run: RunConfig, micro_batch: int) -> Load:

@@ -12,11 +12,11 @@ from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.planner.query import Answer, Asked, answer
 from scalegpt.planner.target import Target
-from scalegpt.training.request import Request
-from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # imported where it is used: planning is to answer at once
     from scalegpt.inference.loaded import LoadedModel
+    from scalegpt.training.request import Request
+    from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
     from scalegpt.training.run import Ending
 
 
@@ -134,27 +134,22 @@ def train(
         InputError: a setting, the data or the run's folder cannot work; nothing was changed.
         RunError: the run failed, and ``run_status.json`` says why; or a signal stopped it after a checkpoint.
     """
+    from scalegpt.training.request import Request
+    from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
+
     stop = StopRequest()
     request = Request.of(
-        preset=preset,
-        config_file=_text(config_file),
-        name=model_name,
-        settings={**settings, **_given(input_file=_text(input_file))},
-        runs_dir=Path(runs_dir),
-        fresh=fresh,
-        margin=margin,
-        allow_change=allow_change,
-        trust_checkpoint=trust_checkpoint,
-        resume_step=resume_step,
-        given_in="train()",
-    )
+        preset=preset, config_file=_text(config_file), name=model_name, runs_dir=Path(runs_dir), fresh=fresh, margin=margin,
+        settings={**settings, **_given(input_file=_text(input_file))}, allow_change=allow_change,
+        trust_checkpoint=trust_checkpoint, resume_step=resume_step, given_in="train()",
+    )  # fmt: skip
     ending = run_request(request, device, stop, LauncherWatch(stop))
     if ending.status or ending.folder is None:
         raise RunError(f"the run was stopped by a signal (status {ending.status}); the same call resumes it")
     return ending.folder
 
 
-def run_request(request: Request, device: str, stop: StopRequest, launcher: LauncherWatch) -> "Ending":
+def run_request(request: "Request", device: str, stop: "StopRequest", launcher: "LauncherWatch") -> "Ending":
     """Train what is asked for, taking signals and watching the launcher meanwhile; torch is imported here.
 
     Raises:

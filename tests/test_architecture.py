@@ -17,10 +17,10 @@ SOURCES = sorted(
     path for top in ("scalegpt", "launch", "benchmarks", "examples") for path in (ROOT / top).rglob("*.py")
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_FILES = 350, 60, 14
-LONG_MODULES, LONG_FUNCTIONS, FULL_FOLDERS = 4, 2, 3
+LONG_MODULES, LONG_FUNCTIONS, FULL_FOLDERS = 1, 0, 1
 """How many exceed that today; these numbers fall to 0."""
 
-CIRCLES = {"scalegpt", "scalegpt.planner.memory", "scalegpt.training"}
+CIRCLES = {"scalegpt.planner.memory"}
 """Packages that have a circle today."""
 
 

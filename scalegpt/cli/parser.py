@@ -18,12 +18,7 @@ FLAGS_IN_USAGE = 12
 
 DEFAULTS = "[value] after a flag: the default unless the preset or a file sets it"
 
-RUN_SECTIONS = {
-    "data": DataConfig,
-    "parallel layout": ParallelConfig,
-    "training": TrainConfig,
-    "model": ModelConfig,
-}
+RUN_SECTIONS = {"data": DataConfig, "parallel layout": ParallelConfig, "training": TrainConfig, "model": ModelConfig}
 """Title → the settings of a run, in the order of ``--help``."""
 
 

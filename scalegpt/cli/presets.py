@@ -8,7 +8,7 @@ from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.output import aligned, show, show_json
 from scalegpt.cli.parser import Parser, add_json
 from scalegpt.config import RunConfig
-from scalegpt.config.presets import load_preset, preset_names, resolve
+from scalegpt.config.presets import as_file, load_preset, preset_names, resolve
 from scalegpt.errors import InputError
 
 EXAMPLE = """\
@@ -38,17 +38,8 @@ class Preset:
 
     def as_dict(self) -> dict[str, Any]:
         """The preset as plain values, including the defaults of settings that its file does not have."""
-        run = self.run
-        return {
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.parameters,
-            "model": asdict(run.model),
-            "train": asdict(run.train),
-            "data": asdict(run.data),
-            **asdict(run.parallel),
-            "zero_stage": run.parallel.stage,
-        }
+        own = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return own | as_file(self.run) | {"zero_stage": self.run.parallel.stage}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -49,7 +49,7 @@ def make_parser() -> Parser:
     run.add_argument(
         "--allow_change",
         metavar="KEY[,KEY…]",
-        help=f"settings that may differ when the run resumes; with {DATA} and tokenizer, the tokens too",
+        help=f"settings that may differ when the run resumes; {DATA}: other tokens; tokenizer: those of another tokenizer",
     )
     # The deepspeed launcher adds this flag; the ranks are read from the environment, which it sets too.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Train to the end and return 0, or 128 and the number of the signal that stopped it."""
     stop = StopRequest()
-    launcher = LauncherWatch(stop)  # first: whether the launcher has ended can only be seen from its beginning
+    launcher = LauncherWatch(stop)  # first, since it takes the parents of this process for its launchers
     arguments = make_parser().parse(argv)
     outlast_standard_streams()
     # Everything that needs no torch is checked before torch is imported.

@@ -100,12 +100,7 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
         together=0 if fused else FP32,
     )
     vectors = replace(moments, kinds=frozenset({VECTOR}), moved=28 if fused else 72)  # nothing decays
-    return OptimizerSpec(
-        name="adamw",
-        help="AdamW",
-        groups=(moments, vectors),
-        counters_on_device=fused,
-    )
+    return OptimizerSpec(name="adamw", help="AdamW", groups=(moments, vectors), counters_on_device=fused)
 
 
 def _muon(*, fused: bool) -> OptimizerSpec:

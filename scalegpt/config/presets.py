@@ -119,8 +119,9 @@ def _label(value: Any, key: str, where: str) -> str | None:
     return text
 
 
-def _setting_names() -> set[str]:
-    return {key for section in SECTIONS.values() for key in section.settings()}
+@cache
+def _setting_names() -> frozenset[str]:
+    return frozenset(key for section in SECTIONS.values() for key in section.settings())
 
 
 def _home(key: str) -> str:
@@ -150,7 +151,6 @@ def resolve(
     Raises:
         InputError: an unknown name or key, a bad value, or settings that do not go together.
     """
-    flags, auto = _without_auto(flags or {})
     if preset is not None and config_file is not None:
         raise InputError(f"give --preset {preset} or --config_file {config_file}, not both")
     base: Values = {}
@@ -159,26 +159,26 @@ def resolve(
     elif config_file is not None:
         base = load_config_file(config_file)
     where = f"preset {preset}" if preset else str(config_file or given_in)
-    file_values = {part: dict(base.get(part, {})) for part in _PARTS}
-    file_values["parallel"] = {key: base[key] for key in ParallelConfig.settings() if key in base}
-    for part, values in file_values.items():
-        file_values[part], open_there = _without_auto(values)
-        auto |= open_there - flags.keys()
-    _drop_overridden_layout(file_values["parallel"], flags)
-    file_values["train"], flags = _replace_lengths(file_values["train"], flags)
+    flags, auto = _without_auto(flags or {})
+    file, auto_in_file = _without_auto(_flat(base))
+    auto |= auto_in_file - flags.keys()
+    if unknown := [key for key in flags if key not in _setting_names()]:
+        raise InputError(f"unknown setting {shown(unknown[0])}{hint(unknown[0], _setting_names())}")
+    file, flags = _replace_lengths(_without_overridden_layout(file, flags), flags)
     sections = {}
     for part, section in SECTIONS.items():
-        over = {key: flags.pop(key) for key in list(flags) if key in section.settings()}
+        below, over = ({key: given[key] for key in section.settings() if key in given} for given in (file, flags))
         # Checked without the flags too: an error of the file is reported as the file's.
-        section.from_mapping(_with_vocab_word(file_values[part]), where)
-        sections[part] = section.from_mapping(
-            _with_vocab_word({**file_values[part], **over}), given_in if over else where
-        )
-    if flags:
-        key = next(iter(flags))
-        raise InputError(f"unknown setting {shown(key)}{hint(key, _setting_names())}")
+        section.from_mapping(_with_vocab_word(below), where)
+        sections[part] = section.from_mapping(_with_vocab_word({**below, **over}), given_in if over else where)
     label = name or base.get("name") or preset or (Path(config_file).stem if config_file else "custom")
     return RunConfig(name=label, preset=base.get("preset"), auto=auto, **sections)  # type: ignore[arg-type]
+
+
+def _flat(values: Values) -> Values:
+    """Setting → value, of all parts of a configuration file."""
+    layout = {key: values[key] for key in ParallelConfig.settings() if key in values}
+    return layout | {key: value for part in _PARTS for key, value in values.get(part, {}).items()}
 
 
 def _without_auto(values: Values) -> tuple[Values, frozenset[str]]:
@@ -192,13 +192,12 @@ def _with_vocab_word(values: Values) -> Values:
     return {**values, "vocab_size": 0} if values.get("vocab_size") == "auto" else values
 
 
-def _drop_overridden_layout(layout: Values, flags: Values) -> None:
-    """Drop the file's stage and DeepSpeed file where a flag changes the layout that they are for."""
-    if flags.get("backend", layout.get("backend")) != layout.get("backend"):
-        for key in ("zero_stage", "ds_config", "offload"):
-            layout.pop(key, None)
-    if "zero_stage" in flags or "offload" in flags:
-        layout.pop("ds_config", None)
+def _without_overridden_layout(file: Values, flags: Values) -> Values:
+    """The file's values without the stage and the DeepSpeed file of a layout that a flag changes."""
+    dropped = {"ds_config"} if flags.keys() & {"zero_stage", "offload"} else set()
+    if "backend" in flags and flags["backend"] != file.get("backend"):
+        dropped = {"zero_stage", "ds_config", "offload"}
+    return {key: value for key, value in file.items() if key not in dropped}
 
 
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
@@ -223,9 +222,7 @@ def named_settings(preset: str | None = None, config_file: str | Path | None = N
         InputError: no such preset, or the file is not a configuration.
     """
     values = {} if config_file is None else load_config_file(config_file)
-    values = values if preset is None else load_preset(preset)
-    layout = [key for key in ParallelConfig.settings() if key in values]
-    return frozenset([*layout, *(key for part in _PARTS for key in values.get(part, {}))])
+    return frozenset(_flat(values if preset is None else load_preset(preset)))
 
 
 def as_file(run: RunConfig) -> Values:

@@ -25,8 +25,8 @@ Scalar = str | int | float | bool | None
 
 _BOUNDS = {
     "minimum": (operator.ge, "at least"),
-    "maximum": (operator.le, "at most"),
     "above": (operator.gt, "more than"),
+    "maximum": (operator.le, "at most"),
     "below": (operator.lt, "less than"),
 }
 

@@ -40,8 +40,7 @@ class ModelConfig(Section):
         choices=("gelu", "gelu_tanh", "relu2"),
     )
     parallel_block: bool = setting(
-        False,
-        "attention and feed-forward read the same input, as in GPT-NeoX; false: one after the other",
+        False, "attention and feed-forward read the same input, as in GPT-NeoX; false: one after the other"
     )
     logit_softcap: float | None = setting(
         None,

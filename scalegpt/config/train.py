@@ -54,10 +54,7 @@ class TrainConfig(Section):
         maximum=MOST_STEPS,
     )
     max_tokens: int | None = setting(
-        None,
-        "tokens of the run; replaces the max_iters of the preset and the default",
-        minimum=1,
-        maximum=10**16,
+        None, "tokens of the run; replaces the max_iters of the preset and the default", minimum=1, maximum=10**16
     )
     max_minutes: float | None = setting(
         None,
@@ -107,7 +104,7 @@ class TrainConfig(Section):
     precision: str = setting(
         "auto",
         "compute dtype; weights, moments and reductions stay fp32; "
-        "auto: on CUDA bf16 where the card has it, else fp16; on a CPU bf16 where it is timed to be faster, else fp32",
+        "auto: on CUDA bf16 where the card has it, else fp16; on a CPU bf16 if a timing shows it faster, else fp32",
         choices=PRECISIONS,
     )
     residual_dtype: str = setting(
@@ -121,16 +118,17 @@ class TrainConfig(Section):
     )
     loss: str = setting(
         "chunked",
-        "cross entropy over full logits, or over chunks of tokens so that they never exist; auto: the faster that fits",
+        "full: cross entropy over all logits at once; chunked: over chunks of tokens, so that never all logits exist; "
+        "auto: the faster that fits",
         choices=LOSSES,
     )
     loss_chunk: int = setting(1024, "tokens per chunk of the chunked loss", minimum=1, maximum=10**9)
-    attention: str = setting("auto", "backend of scaled_dot_product_attention", choices=ATTENTION)
+    attention: str = setting("auto", "kernel of scaled_dot_product_attention", choices=ATTENTION)
     compile: str = setting("auto", "torch.compile of each block; auto: on CUDA", choices=("auto", "on", "off"))
 
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     eval_tokens: int = setting(
-        131_072, "held-out tokens per evaluation, spread evenly over all that are held out", minimum=1, maximum=10**12
+        131_072, "held-out tokens per evaluation, spread evenly over the held-out text", minimum=1, maximum=10**12
     )
     sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0, maximum=1_000_000)
@@ -139,10 +137,7 @@ class TrainConfig(Section):
     )
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     checkpoint_minutes: float | None = setting(
-        None,
-        "save also when X minutes have passed since the last checkpoint; none: by steps alone",
-        above=0,
-        maximum=MOST_MINUTES,
+        None, "also save X minutes after the last checkpoint; none: only by steps", above=0, maximum=MOST_MINUTES
     )
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1, maximum=1_000_000)
     keep_best: bool = setting(True, "keep the checkpoint with the lowest held-out loss too")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Unsupported:
     """A kind of accelerator: a pattern of its name in lower case, why it is not planned, and the closest card, if any."""
 
-    pattern: re.Pattern[str]
+    pattern: str
     why: str
     closest: str | None
 
@@ -74,11 +74,11 @@ _KINDS = (
      _OTHER, None),
 )  # fmt: skip
 
-UNSUPPORTED = tuple(Unsupported(re.compile(pattern), why, closest) for pattern, why, closest in _KINDS)
+UNSUPPORTED = tuple(Unsupported(*kind) for kind in _KINDS)
 """The first whose pattern is found counts."""
 
 
 def unsupported(name: str) -> Unsupported | None:
     """The kind that a name means, if any of these."""
     text = name.lower().replace("_", " ")
-    return next((kind for kind in UNSUPPORTED if kind.pattern.search(text)), None)
+    return next((kind for kind in UNSUPPORTED if re.search(kind.pattern, text)), None)

@@ -12,7 +12,7 @@ FLASH_LARGEST_HEAD = 256
 """FlashAttention-2's limit (torch, ``sdp_utils.cpp: check_head_dim_size_flash``)."""
 
 CUDNN_LARGEST_HEAD = 128
-"""Of cuDNN's kernel, but for heads of 256 on the cards that prefer it (``check_cudnn_d256_bprop_head_dim``)."""
+"""Of cuDNN's kernel; the cards that prefer it take heads of 256 too (``check_cudnn_d256_bprop_head_dim``)."""
 
 _SMALL_SHARED_MEMORY = frozenset({"8.6", "8.7", "8.9", "12.0", "12.1"})
 """Cards on which flash cannot train heads of (192, 224], nor of (224, 256] with dropout (torch, ``sdp_utils.cpp:
@@ -43,7 +43,7 @@ def counted_as(kernel: str) -> str:
 
 
 def unfit(kernel: str, run: RunConfig, card: Card | None = None) -> str | None:
-    """Why a kernel cannot train the run, as a sentence without its subject; None where it can.
+    """Why a kernel cannot train the run, as a sentence that lacks its subject; None where it can.
 
     Args:
         kernel: one of torch's four.

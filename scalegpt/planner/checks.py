@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from scalegpt.config import ModelConfig, RunConfig
-from scalegpt.config.backends import BACKENDS
+from scalegpt.config.backends import BACKENDS, BackendSpec
 from scalegpt.config.run import optimizer_unfit
 from scalegpt.config.shape import TOKENS
 from scalegpt.errors import InputError
@@ -43,9 +43,14 @@ def resolve_precision(wanted: str, card: Card | None, capability: str | None = N
     return "bf16" if native else "fp16"
 
 
+def is_installed(spec: BackendSpec) -> bool:
+    """Whether this installation can train with a backend: DeepSpeed is an extra of the package."""
+    return spec.package is None or find_spec(spec.package) is not None
+
+
 def installed_backends() -> tuple[str, ...]:
-    """The backends that this installation can train with: DeepSpeed is an extra of the package."""
-    return tuple(name for name, spec in BACKENDS.items() if spec.package is None or find_spec(spec.package) is not None)
+    """The backends that this installation can train with."""
+    return tuple(name for name, spec in BACKENDS.items() if is_installed(spec))
 
 
 def check_installed(backend: str) -> None:
@@ -54,17 +59,17 @@ def check_installed(backend: str) -> None:
     Raises:
         InputError: DeepSpeed is not installed.
     """
-    if backend not in installed_backends():
+    if not is_installed(BACKENDS[backend]):
         raise InputError(f"backend {backend}: the package is not installed here; {INSTALL}, or use --backend fsdp")
 
 
 def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str | None:
-    """Refuse a layout that so many ranks cannot have.
+    """Refuse a layout that does not work over this number of ranks.
 
     Args:
         run: the run.
         ranks: data-parallel ranks W.
-        stage_fixed: whether the user himself asked for the stage; a preset's own stage over one rank is only remarked on.
+        stage_fixed: whether the user asked for the stage; a preset's own stage over one rank is only remarked on.
 
     Returns:
         A remark on a layout that works and gains nothing, if it is one.

@@ -17,7 +17,7 @@ from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.memory.predict import Prediction, predict_with
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import Rates
-from scalegpt.planner.time.step_time import Counted, StepTime, least_seconds, step_time
+from scalegpt.planner.time.step_time import StepTime, StepWork, least_seconds, step_time
 from scalegpt.planner.time.work import count_work, flops_per_token
 from scalegpt.units import gib
 
@@ -25,7 +25,7 @@ HOST_PROCESS = int(2.5 * GIB)
 """Host memory of a rank's process that trains on a GPU, without offload: libraries, the driver's part. An estimate."""
 
 STAND_IN = "a100-80gb"
-"""The card whose rates decide what is faster where nobody says which card it is; no time is told then."""
+"""The card whose rates decide what is faster where no card is named; no time is printed then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Plan:
     def checkpoint_copy_bytes(self) -> int:
         """Host memory of each rank for the copy from which a checkpoint is written while training continues; 0 without one.
 
-        It is not asked for in :attr:`fits_host`: where it has no room, training waits for its checkpoints. On a processor it
+        :attr:`fits_host` does not count it: where it has no room, training waits for its checkpoints. On a processor it
         is part of the total.
         """
         return checkpoint_copy_bytes(self.run, self.machine.ranks)
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def missing_bytes(self) -> int:
-        """By how much the total exceeds the card; negative: so much is left; 0 where the card is not known."""
+        """By how much the total exceeds the card; negative: what is left; 0 where the card is not known."""
         usable = self.machine.usable_bytes
         return 0 if usable is None else self.total_bytes - usable
 
@@ -115,12 +115,12 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step at the rates of the card, or of the one that stands in for it."""
+        """Seconds of a step at the rates of the card, or of :data:`STAND_IN`."""
         return self.time.seconds
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second over all ranks, likewise."""
+        """Tokens a second over all ranks, at the same rates."""
         return self.batch.tokens / self.time.seconds
 
     @property
@@ -178,12 +178,12 @@ class Plan:
 
 
 def host_needed(machine: Machine, host_bytes: int) -> int:
-    """Host memory of each machine that offload needs, as :attr:`Plan.host_needed`, where a rank offloads so many bytes."""
+    """Host memory of each machine that offload needs where a rank offloads ``host_bytes``; see :attr:`Plan.host_needed`."""
     return (host_bytes + HOST_PROCESS) * machine.gpus if machine.is_gpu and host_bytes else 0
 
 
 def host_words(plan: Plan) -> str:
-    """What offload needs of each machine's host memory beside what there is; empty where nothing is offloaded to it."""
+    """The host memory that offload needs in each machine, and how much there is; empty without offload."""
     if not plan.host_needed:
         return ""
     there = plan.machine.host_bytes
@@ -208,7 +208,7 @@ class Estimator:
         self._overheads: dict[tuple[str, int], Overheads] = {}
 
     def plan(
-        self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None, work: Counted | None = None
+        self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None, work: StepWork | None = None
     ) -> Plan:
         """Predict a configuration.
 
@@ -216,7 +216,7 @@ class Estimator:
             run: as for :func:`make_plan`, with the batch entered in it.
             batch: how its step is divided.
             prediction: its memory, where that is known already.
-            work: what its step has to do, likewise.
+            work: what its step has to do, where that is known already.
 
         Raises:
             InputError: as for :func:`make_plan`.

@@ -1,8 +1,7 @@
-"""From what is asked to what is answered, for one run on one machine (:mod:`scalegpt.planner.tables` asks for many).
+"""One question to the planner and its answer: one run on one machine (:mod:`scalegpt.planner.tables` asks many).
 
 The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer asks the same way. A run
-on a machine of which nothing is known, neither card nor memory, is predicted as it stands: there is nothing to choose
-by.
+on a machine of which nothing is known, neither card nor memory, is predicted as it is: there is nothing to choose by.
 """
 
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from scalegpt.planner.checks import (
     check_attention,
     check_optimizer,
     check_ranks,
-    installed_backends,
+    is_installed,
     resolve_precision,
     vocabulary_remark,
     with_expected_vocabulary,
@@ -41,7 +40,7 @@ from scalegpt.planner.time.rates import basis, network_gbit
 Values = dict[str, Any]
 
 SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
-"""The settings that say how large a model is."""
+"""The settings that decide how large a model is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +84,13 @@ class Asked:
         Raises:
             InputError: an unknown name, or settings that do not go together.
         """
-        base = (
-            _preset(preset)
-            if preset is not None and config_file is None
-            else resolve(config_file=config_file, preset=preset)
-        )
+        if preset is not None and config_file is None:
+            base, stated = _preset(preset)
+        else:
+            base, stated = resolve(preset=preset, config_file=config_file), named_settings(preset, config_file)
         run = _resolved(preset, config_file, flags, given_in) if flags else base
         if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
-            run = with_expected_vocabulary(run, {*flags, *named_settings(config_file=config_file)})
+            run = with_expected_vocabulary(run, {*flags, *(stated if preset is None else ())})
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # it is for one stage and one offload
             fixed |= {"backend", "zero_stage", "offload"}
@@ -106,7 +104,7 @@ class Asked:
             machine=machine,
             calibration=calibration or Calibration(),
             margin=margin,
-            named=frozenset(flags) | named_settings(preset, config_file),
+            named=stated | flags.keys(),
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
@@ -143,9 +141,9 @@ class Asked:
 
 
 @lru_cache(maxsize=64)
-def _preset(name: str) -> RunConfig:
-    """A preset as it stands: remembered, since tables ask for all of them card by card."""
-    return resolve(preset=name)
+def _preset(name: str) -> tuple[RunConfig, frozenset[str]]:
+    """A preset as it is, and the settings that it names; cached, since tables ask for all of them card by card."""
+    return resolve(preset=name), named_settings(name)
 
 
 def _resolved(preset: str | None, config_file: str | None, flags: Values, given_in: str) -> RunConfig:
@@ -174,7 +172,7 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values, given_
 
 
 def machine_notes(machine: Machine) -> Iterator[str]:
-    """What is to be said of a machine, a line each."""
+    """Notes on a machine, a line each."""
     yield from machine.notes
     card = machine.card
     if card is None:
@@ -301,7 +299,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 
 def _package(plan: Plan) -> Iterator[str]:
     """Name the package that the plan's command needs and this installation lacks."""
-    if plan.run.parallel.backend not in installed_backends():
+    if not is_installed(plan.run.parallel.spec):
         yield f"DeepSpeed is not installed here: {INSTALL} before the command"
 
 

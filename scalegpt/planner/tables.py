@@ -10,7 +10,7 @@ from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import catalogue
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
-from scalegpt.planner.query import Asked, answer, host_notes, machine_as_dict, machine_notes, model_as_dict
+from scalegpt.planner.query import Answer, Asked, answer, host_notes, machine_as_dict, machine_notes, model_as_dict
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.planner.time.calibration import Calibration
 
@@ -23,21 +23,27 @@ class Row:
 
     Attributes:
         name: of the preset, or of the card.
-        run: the run.
-        machine: the machine.
-        plan: the plan; None where the question does not arise.
+        asked: what was asked.
+        given: the answer; None where the question does not arise.
         why_not: why there is none.
-        command: what trains so.
         fits_without_offload: whether some plan without offload fits too, where the one that was chosen offloads.
     """
 
     name: str
-    run: RunConfig
-    machine: Machine
-    plan: Plan | None
+    asked: Asked
+    given: Answer | None
     why_not: str | None = None
-    command: str | None = None
     fits_without_offload: bool = False
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that was chosen."""
+        return None if self.given is None else self.given.choice
+
+    @property
+    def run(self) -> RunConfig:
+        """The run, with what was chosen."""
+        return self.asked.run if self.given is None else self.given.choice.run
 
     @property
     def fits(self) -> bool:
@@ -54,8 +60,8 @@ class Row:
         return {
             "name": self.name,
             "model": model_as_dict(self.run),
-            "gpu": machine_as_dict(self.machine),
-            "choice": None if self.plan is None else self.plan.as_choice(self.command or ""),
+            "gpu": machine_as_dict(self.asked.machine),
+            "choice": None if self.given is None else self.given.choice.as_choice(self.given.command()),
             "why_not": self.why_not,
         }
 
@@ -89,10 +95,9 @@ def over_cards(asked: Asked) -> list[Row]:
 
 def _row(name: str, asked: Asked) -> Row:
     try:
-        given = answer(asked, explain=False)
+        return Row(name, asked, answer(asked, explain=False))
     except InputError as error:
-        return Row(name, asked.run, asked.machine, None, str(error))
-    return Row(name, given.choice.run, asked.machine, given.choice, command=given.command())
+        return Row(name, asked, None, str(error))
 
 
 def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:

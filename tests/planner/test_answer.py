@@ -151,9 +151,9 @@ def test_what_fits_without_offload_is_not_only_what_is_chosen_without_it() -> No
 def test_every_card_is_in_the_table_once_the_smallest_memory_first() -> None:
     rows = over_cards(asked(machine=Machine(gpus=2)))
     assert sorted(row.name for row in rows) == sorted(each.name for each in catalogue())
-    memory = [row.machine.usable_bytes or 0 for row in rows if row.plan]
+    memory = [row.asked.machine.usable_bytes or 0 for row in rows if row.plan]
     assert memory == sorted(memory)
-    assert {row.machine.gpus for row in rows if row.plan} <= {1, 2}
+    assert {row.asked.machine.gpus for row in rows if row.plan} <= {1, 2}
 
 
 def test_a_row_is_what_the_question_alone_would_answer() -> None:

@@ -75,13 +75,6 @@ def test_a_capability_that_nobody_has_seen_counts_as_the_a100s() -> None:
     assert rates(replace(A100, capability="13.7")).matmul == rates().matmul
 
 
-def test_a_card_made_slower_computes_and_moves_less_and_keeps_its_links() -> None:
-    half = rates(gpus=8).scaled(0.5)
-    whole = rates(gpus=8)
-    assert (half.matmul, half.attention, half.memory) == (whole.matmul / 2, whole.attention / 2, whole.memory / 2)
-    assert (half.link, half.host_link, half.peak) == (whole.link, whole.host_link, whole.peak)
-
-
 def test_a_processor_hides_nothing_and_updates_where_it_computes() -> None:
     card = cpu_card(4, 16 * GB)
     got = rates(card, "fp32", is_gpu=False)

@@ -16,7 +16,7 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Estimator
 from scalegpt.planner.time.communication import sent_bytes
 from scalegpt.planner.time.rates import Rates
-from scalegpt.planner.time.step_time import COMMUNICATION, HOST, LAUNCHES, Counted, StepTime, step_time
+from scalegpt.planner.time.step_time import COMMUNICATION, HOST, LAUNCHES, StepTime, StepWork, step_time
 from scalegpt.planner.time.work import count_work
 
 INSTANT = Rates(
@@ -42,7 +42,7 @@ def time(run: RunConfig, ranks: int = 1, grad_accum: int = 1, **rates: float) ->
 
 
 @cache
-def random_steps(count: int = 48) -> list[tuple[Counted, Rates]]:
+def random_steps(count: int = 48) -> list[tuple[StepWork, Rates]]:
     """Steps of the whole space, and the rates of the cards that they run on."""
     drawn = []
     for seed in range(4):
@@ -52,7 +52,7 @@ def random_steps(count: int = 48) -> list[tuple[Counted, Rates]]:
         tokens = 12 * machine.ranks * run.model.block_size
         run = replace(run, train=run.train.changed(tokens_per_step=tokens))
         for each in draw.sample(space(run, machine), count // 4):
-            counted = Counted.of(
+            counted = StepWork.of(
                 each.run, ranks=each.batch.ranks, grad_accum=each.batch.grad_accum,
                 kernel=each.estimator.kernel(each.run), compiled=each.estimator.compiles(each.run),
             )  # fmt: skip
@@ -68,7 +68,7 @@ def test_parts_add_up_and_the_whole_is_the_same_without_them() -> None:
         given = counted.time(rates)
         assert min(given.parts.values()) > 0
         assert sum(given.parts.values()) == pytest.approx(given.seconds, rel=1e-12)
-        assert counted.whole().seconds(rates) == pytest.approx(given.seconds, rel=1e-12)
+        assert counted.totals().seconds(rates) == pytest.approx(given.seconds, rel=1e-12)
 
 
 def test_a_card_and_a_host_twice_as_fast_in_all_take_half_as_long() -> None:
@@ -78,8 +78,8 @@ def test_a_card_and_a_host_twice_as_fast_in_all_take_half_as_long() -> None:
             kernel=rates.kernel / 2, message=rates.message / 2, host_link=2 * rates.host_link,
             host_update=2 * rates.host_update,
         )  # fmt: skip
-        whole = replace(counted.whole(), dispatch=counted.dispatch / 2)
-        assert whole.seconds(twice) == pytest.approx(counted.time(rates).seconds / 2, rel=1e-12)
+        halved = counted.totals()._replace(dispatch=counted.dispatch / 2)
+        assert halved.seconds(twice) == pytest.approx(counted.time(rates).seconds / 2, rel=1e-12)
 
 
 # --- one card --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 
 from earlier_tokens import made_before
 from scalegpt.backends import World
-from scalegpt.config import DataConfig, RunConfig, TrainConfig
+from scalegpt.config import DataConfig, TrainConfig
 from scalegpt.config.presets import resolve
 from scalegpt.data.prepare import prepare as prepare_text
 from scalegpt.data.shards import open_tokens
@@ -180,11 +180,8 @@ def test_a_compiler_that_is_not_there_is_a_warning(
 
 
 def test_the_plan_tells_the_layout() -> None:
-    run, machine = (
-        RunConfig(name="run", train=TrainConfig(precision="bf16")),
-        Machine.with_card(find_card("a100-40gb"), gpus=4),
-    )
-    plan = make_plan(run, machine, BatchPlan(8, 2, 4, 256))
+    run = resolve(flags={"precision": "bf16", "backend": "fsdp"}, name="run")
+    plan = make_plan(run, Machine.with_card(find_card("a100-40gb"), gpus=4), BatchPlan(8, 2, 4, 256))
     summary = plan_summary(run, plan, ALONE, {"zero": 1})
     assert (summary["grad_accum"], summary["tokens_per_step"], summary["deepspeed"]) == (2, 16384, {"zero": 1})
     assert summary["memory"] == plan.memory()

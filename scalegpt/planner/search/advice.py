@@ -17,7 +17,7 @@ from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
 
 MOST_CARDS = 64
-"""Up to so many cards of a kind are tried where a model does not fit."""
+"""The most cards of a kind that are tried where a model does not fit."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Alternative:
 
     Attributes:
         plan: the best of its kind, or where none fits the one that lacks least.
-        differs: what it has otherwise, as flags.
+        differs: the settings that differ from the chosen plan's, as flags.
         why_not: why it was not chosen.
     """
 
@@ -82,7 +82,7 @@ def _others(question: Question, chosen: Plan) -> Iterator[Found]:
 
 
 def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
-    """What may hold where a plan did not, whatever was predicted: a smaller micro batch, a heavier recompute.
+    """What may fit where a plan did not, whatever was predicted: a smaller micro batch, a heavier recompute.
 
     Of each kind the one nearest to the plan that is predicted to hold less than it, and to fit, as far as that is known. The
     tokens of a step stay.
@@ -116,7 +116,7 @@ def _signature(plan: Plan) -> tuple[object, ...]:
 
 
 def differences(chosen: Plan, other: Plan) -> str:
-    """What another plan has otherwise, as flags."""
+    """The settings in which another plan differs, as flags."""
     pairs = {
         "gpus": (chosen.machine.gpus, other.machine.gpus),
         "nodes": (chosen.machine.nodes, other.machine.nodes),
@@ -218,5 +218,5 @@ def _larger_card(question: Question) -> Remedy | None:
 def _try(question: Question) -> Plan | None:
     try:
         return choose(question).best
-    except InputError:  # so many cards do not divide the step, or the backend cannot do it
+    except InputError:  # the cards do not divide the step, or the backend cannot do it
         return None

@@ -10,7 +10,7 @@ from scalegpt.planner.search.costs import SchemeCosts
 class Bracket:
     """The micro batches of a scheme between the largest known to fit and the smallest known not to.
 
-    Memory grows with the micro batch, and about evenly, which tells where to look; what was predicted for other cards
+    Memory grows with the micro batch, and about evenly, which shows where to look; what was predicted for other cards
     narrows it first. There are two exceptions: with a single micro step no gradients wait, and with two FSDP2 has none in
     which whole gradients wait and none is reduced. Either may take less than a smaller micro batch, so that those are looked
     at one by one.

@@ -191,7 +191,7 @@ class _Search:
             self._push_heavier(each)
 
     def _push_heavier(self, each: Bracket) -> None:
-        """Put the scheme with more recompute beside this one, which is not as fast as it could be."""
+        """Queue the same scheme with more recompute: this one is not as fast as it could be."""
         scheme = each.costs.scheme
         self.made_heavier.add(scheme)
         heavier = self.recomputes.index(scheme.recompute) + 1
@@ -233,7 +233,7 @@ def _on_fewer_cards(whole: _Search, best: Plan | None) -> Plan | None:
         smaller = replace(question, machine=machine.with_cards(gpus=gpus, nodes=nodes))
         try:
             best = _Search(smaller, layouts(smaller)).run(limit) or best
-        except InputError:  # what is fixed does not go with so many cards
+        except InputError:  # what is fixed does not go with this number of cards
             continue
     return best
 

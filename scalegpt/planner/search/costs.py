@@ -15,7 +15,7 @@ from scalegpt.planner.batches import BatchPlan, sequences_per_rank
 from scalegpt.planner.memory.predict import Prediction, kept_bytes, predict_with
 from scalegpt.planner.memory.states import rank_states
 from scalegpt.planner.search.question import Scheme
-from scalegpt.planner.time.step_time import Counted, Whole
+from scalegpt.planner.time.step_time import StepTotals, StepWork
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -108,12 +108,12 @@ class SchemeCosts:
         self.run_costs, self.scheme = run_costs, scheme
         self.runs: Memo[int, RunConfig] = Memo(lambda micro: scheme.applied(run_costs.run, run_costs.batch(micro)))
         self.work = Memo(self._count)
-        self.totals: Memo[int, Whole] = Memo(lambda micro: self.work[micro].whole())
+        self.totals: Memo[int, StepTotals] = Memo(lambda micro: self.work[micro].totals())
         self.predictions = Memo(self._predict)
 
-    def _count(self, micro: int) -> Counted:
+    def _count(self, micro: int) -> StepWork:
         whole = self.run_costs
-        return Counted.of(
+        return StepWork.of(
             self.runs[micro], ranks=whole.ranks, grad_accum=whole.per_rank // micro, kernel=whole.kernel,
             compiled=whole.compiled,
         )  # fmt: skip

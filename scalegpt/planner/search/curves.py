@@ -13,7 +13,7 @@ Curves = dict[str, dict[int, Plan]]
 def memory_curves(question: Question, plan: Plan) -> Curves:
     """The plan with every micro batch that divides its step on each rank, and every recompute; all else as it is.
 
-    Micro batches are in rising order. One that the run's own DeepSpeed file forbids is left out.
+    Micro batches are in rising order. One that the run's own DeepSpeed file forbids is skipped.
 
     Args:
         question: what was asked.

@@ -71,7 +71,7 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
 
 
 def key_of(seconds: float, scheme: Scheme, own: Scheme, ranks: int) -> Key:
-    """What a scheme that takes so many seconds is sorted by, among schemes for the same run."""
+    """What a scheme that takes ``seconds`` is sorted by, among schemes for the same run."""
     seconds *= handicap(scheme, own, ranks)
     return time_class(seconds), simplicity(scheme, own), seconds
 

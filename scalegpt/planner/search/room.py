@@ -2,7 +2,7 @@
 
 On a processor a run keeps the memory that it frees, and copies its state so that a checkpoint is written while training
 continues. Where that has no room, it gives freed memory back, which makes steps slower; then training waits for its
-checkpoints. On a GPU the copy lies in host memory beside what is offloaded; without room for it, training waits too.
+checkpoints. On a GPU the copy lies in host memory, as what is offloaded does; without room for it, training waits too.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ WAITS = "training waits for its checkpoints: memory has no room for the copy tha
 
 @dataclass(frozen=True)
 class Roomed:
-    """What was found, and what gave way for it, a line each."""
+    """What was found, and what was given up for it, a line each."""
 
     found: Found
     notes: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ MOST_MEASUREMENTS = 200
 """Older ones are dropped."""
 
 NEWEST = 8
-"""So many of the fitting measurements are looked at: what has changed since is forgotten."""
+"""How many of the fitting measurements count: what has changed since is forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)

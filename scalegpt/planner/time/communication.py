@@ -25,8 +25,8 @@ deepspeed 3       for every forward and backward pass [3]_   reduce-scattered in
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import BLOCKS, parameter_shapes
@@ -46,8 +46,7 @@ FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
 
 
-@dataclass(frozen=True, slots=True)
-class Collective:
+class Collective(NamedTuple):
     """Collectives of one kind.
 
     Attributes:

@@ -5,7 +5,7 @@ FSDP: ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them
 others are estimates, marked with ~. None has been measured with our own trainer on a GPU yet.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scalegpt.hardware.gpus import Card
 from scalegpt.hardware.machine import Machine
@@ -139,12 +139,6 @@ class Rates:
             host_link=(machine.host_gbps or card.host_gbps) * 1e9 / 2 * HOST_COPY.value,
             host_update=HOST_UPDATE.value if on_gpu else card.gbps * 1e9 * shares.memory.value,
             peak=peak,
-        )
-
-    def scaled(self, factor: float) -> "Rates":
-        """The rates of a card that is so many times as fast at computing and moving, all else the same."""
-        return replace(
-            self, matmul=self.matmul * factor, attention=self.attention * factor, memory=self.memory * factor
         )
 
 

@@ -7,7 +7,7 @@ card gets faster, so that no faster card is ever planned slower. docs/PLANNER.md
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS
 from scalegpt.config import RunConfig
@@ -18,8 +18,7 @@ from scalegpt.planner.time.work import LOSS, HostTraffic, Load, Work, count_work
 LAUNCHES, COMMUNICATION, HOST = "waiting for Python", "communication", "host memory"
 
 
-@dataclass(frozen=True, slots=True)
-class StepTime:
+class StepTime(NamedTuple):
     """The time of one optimizer step.
 
     Attributes:
@@ -31,16 +30,14 @@ class StepTime:
     parts: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What a rank sends: ``bytes`` in so many ``messages``."""
+class Traffic(NamedTuple):
+    """What a rank sends: ``bytes`` in a number of ``messages``."""
 
     bytes: float = 0.0
     messages: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sends:
+class Sends(NamedTuple):
     """What a rank sends in a step, by what hides it.
 
     Attributes:
@@ -58,9 +55,9 @@ class Sends:
         """Add up collectives; arguments as for :func:`step_time`."""
         sums: dict[tuple[str, bool], list[float]] = defaultdict(lambda: [0.0, 0])
         for send in each:
-            again = send.when == EVERY
-            times = grad_accum if again and send.behind == EXPOSED else 1
-            added = sums[send.behind, again and send.behind != EXPOSED]
+            repeated = send.when == EVERY
+            times = grad_accum if repeated and send.behind == EXPOSED else 1
+            added = sums[send.behind, repeated and send.behind != EXPOSED]
             added[0] += times * send.sent
             added[1] += times * send.messages
         forward, backward = (
@@ -69,18 +66,25 @@ class Sends:
         return cls(forward, backward, Traffic(*sums[EXPOSED, False]))
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """All that a step has to do, whatever card does it."""
+class StepWork(NamedTuple):
+    """All that a step has to do, on whatever card.
+
+    Attributes:
+        work: on the card, by pass and part.
+        sends: between ranks.
+        host: in host memory and on the way there.
+        grad_accum: micro batches per optimizer step.
+        dispatch: seconds in which Python starts one kernel.
+    """
 
     work: Work
     sends: Sends
     host: HostTraffic
     grad_accum: int
-    compiled: bool
+    dispatch: float
 
     @classmethod
-    def of(cls, run: RunConfig, *, ranks: int, grad_accum: int, kernel: str, compiled: bool) -> "Counted":
+    def of(cls, run: RunConfig, *, ranks: int, grad_accum: int, kernel: str, compiled: bool) -> "StepWork":
         """Count a step; arguments as for :func:`step_time`."""
         mesh = run.parallel.mesh(ranks)
         return cls(
@@ -88,30 +92,38 @@ class Counted:
             Sends.of(collectives(run, mesh), grad_accum),
             host_traffic(run, mesh, grad_accum),
             grad_accum,
-            compiled,
+            dispatch_seconds(compiled=compiled),
         )
 
-    def whole(self) -> "Whole":
-        """The same with the parts of each pass in one."""
-        forward, backward, update = map(_sum, (self.work.forward, self.work.backward, self.work.update))
-        return Whole(forward, backward, update, self.sends, self.host, self.grad_accum, self.dispatch)
-
-    @property
-    def dispatch(self) -> float:
-        """Seconds in which Python starts one kernel."""
-        return (DISPATCH_COMPILED if self.compiled else DISPATCH).value
+    def totals(self) -> "StepTotals":
+        """The same with the parts of each pass added up."""
+        forward, backward, update = (Load(*map(sum, zip(*loads.values(), strict=True))) for loads in self.work)
+        return StepTotals(forward, backward, update, self.sends, self.host, self.grad_accum, self.dispatch)
 
     def time(self, rates: Rates) -> StepTime:
         """The time that it takes at these rates."""
-        clock = _Clock(rates, self.dispatch)
-        clock.play(self.work, self.sends, self.grad_accum)
-        clock.add(HOST, _on_host(self.host, rates))
-        return StepTime(sum(clock.parts.values()), clock.parts)
+        parts: dict[str, float] = defaultdict(float)
+        sends: tuple[tuple[Traffic, Traffic] | None, ...] = (self.sends.forward, self.sends.backward, None)
+        for loads, sent in zip(self.work, sends, strict=True):
+            times = self.grad_accum if sent else 1
+            busy = kernels = 0.0
+            for name, load in loads.items():
+                seconds = _busy(load, rates)
+                busy += seconds
+                kernels += load.kernels
+                parts[name] += times * seconds
+            idle = max(0.0, kernels * self.dispatch - busy)
+            parts[LAUNCHES] += times * idle
+            if sent:
+                parts[COMMUNICATION] += _felt_in_all(sent, times, busy + idle, rates)
+        parts[COMMUNICATION] += _sending(self.sends.exposed, rates)
+        parts[HOST] += _on_host(self.host, rates)
+        taken = {name: seconds for name, seconds in parts.items() if seconds}
+        return StepTime(sum(taken.values()), taken)
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """All that a step has to do, pass by pass: :meth:`Counted.time` without its parts, for a search that asks often."""
+class StepTotals(NamedTuple):
+    """All that a step has to do, pass by pass: :meth:`StepWork.time` without its parts, for a search that asks often."""
 
     forward: Load
     backward: Load
@@ -123,28 +135,17 @@ class Whole:
 
     def seconds(self, rates: Rates) -> float:
         """The seconds that it takes at these rates."""
-        sends, dispatch = self.sends, self.dispatch
-        passes = _pass(self.forward, sends.forward, self.grad_accum, rates, dispatch) + _pass(
-            self.backward, sends.backward, self.grad_accum, rates, dispatch
-        )
+        dispatch, times, seconds = self.dispatch, self.grad_accum, 0.0
+        for load, sent in ((self.forward, self.sends.forward), (self.backward, self.sends.backward)):
+            cover = max(_busy(load, rates), load.kernels * dispatch)
+            seconds += times * cover + _felt_in_all(sent, times, cover, rates)
         update = max(_busy(self.update, rates), self.update.kernels * dispatch)
-        return passes + update + _sending(sends.exposed, rates) + _on_host(self.host, rates)
+        return seconds + update + _sending(self.sends.exposed, rates) + _on_host(self.host, rates)
 
 
-def _pass(load: Load, sends: tuple[Traffic, Traffic], times: int, rates: Rates, dispatch: float) -> float:
-    """Seconds of a pass in all micro steps, with what is sent meanwhile."""
-    cover = max(_busy(load, rates), load.kernels * dispatch)
-    return times * cover + _felt_in_all(sends, times, cover, rates)
-
-
-def _sum(loads: Mapping[str, Load]) -> Load:
-    each = loads.values()
-    return Load(
-        sum(load.flops for load in each),
-        sum(load.attention for load in each),
-        sum(load.bytes for load in each),
-        sum(load.kernels for load in each),
-    )
+def dispatch_seconds(*, compiled: bool) -> float:
+    """Seconds in which Python starts one kernel."""
+    return (DISPATCH_COMPILED if compiled else DISPATCH).value
 
 
 def step_time(
@@ -160,20 +161,7 @@ def step_time(
         kernel: the attention kernel.
         compiled: whether the blocks are compiled.
     """
-    return Counted.of(run, ranks=ranks, grad_accum=grad_accum, kernel=kernel, compiled=compiled).time(rates)
-
-
-def time_of(
-    work: Work,
-    sends: Iterable[Collective],
-    host: HostTraffic,
-    rates: Rates,
-    *,
-    grad_accum: int,
-    compiled: bool,
-) -> StepTime:
-    """The time of work that is counted already; arguments as for :func:`step_time`."""
-    return Counted(work, Sends.of(sends, grad_accum), host, grad_accum, compiled).time(rates)
+    return StepWork.of(run, ranks=ranks, grad_accum=grad_accum, kernel=kernel, compiled=compiled).time(rates)
 
 
 def least_seconds(work: Work, rates: Rates) -> float:
@@ -189,50 +177,13 @@ def least_seconds(work: Work, rates: Rates) -> float:
     return seconds
 
 
-class _Clock:
-    """Adds up the seconds of a step by part."""
-
-    def __init__(self, rates: Rates, dispatch: float) -> None:
-        self.rates, self.dispatch = rates, dispatch
-        self.parts: dict[str, float] = {}
-
-    def play(self, work: Work, sends: Sends, grad_accum: int) -> None:
-        """All micro steps and the update, with what is sent meanwhile."""
-        for loads, sent in ((work.forward, sends.forward), (work.backward, sends.backward)):
-            cover = self._compute(loads, grad_accum)
-            self.add(COMMUNICATION, _felt_in_all(sent, grad_accum, cover, self.rates))
-        self._compute(work.update, 1)
-        self.add(COMMUNICATION, _sending(sends.exposed, self.rates))
-
-    def _compute(self, loads: dict[str, Load], times: int) -> float:
-        """Add a pass, and return the seconds of one."""
-        busy = kernels = 0.0
-        for name, load in loads.items():
-            seconds = _busy(load, self.rates)
-            busy += seconds
-            kernels += load.kernels
-            self.add(name, times * seconds)
-        idle = max(0.0, kernels * self.dispatch - busy)
-        self.add(LAUNCHES, times * idle)
-        return busy + idle
-
-    def add(self, part: str, seconds: float) -> None:
-        """Add seconds to a part."""
-        if seconds:
-            self.parts[part] = self.parts.get(part, 0.0) + seconds
-
-
 # --- the terms -------------------------------------------------------------------------------------------------------
 
 
 def _busy(load: Load, rates: Rates) -> float:
     """Seconds that the card works on a load."""
-    return (
-        load.flops / rates.matmul
-        + load.attention / rates.attention
-        + load.bytes / rates.memory
-        + load.kernels * rates.kernel
-    )
+    flops, attention, moved, kernels = load
+    return flops / rates.matmul + attention / rates.attention + moved / rates.memory + kernels * rates.kernel
 
 
 def _sending(sent: Traffic, rates: Rates) -> float:
@@ -240,7 +191,7 @@ def _sending(sent: Traffic, rates: Rates) -> float:
 
 
 def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
-    """Seconds by which collectives prolong so many passes of ``cover`` seconds each: of every pass, and of one alone."""
+    """Seconds by which collectives prolong passes of ``cover`` seconds each: of every pass, and of one alone."""
     each, alone = _sending(sends[0], rates), _sending(sends[1], rates)
     return (times - 1) * _felt(each, cover, rates) + _felt(each + alone, cover, rates)
 

@@ -21,22 +21,22 @@ Memory traffic is what kernels that only move data read and write, operation by 
 ``scalegpt.model.loss`` have them; each operation of :mod:`scalegpt.architecture` says its own.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from scalegpt.architecture.counting import count_parameters
+from scalegpt.architecture.layers import Numerics
 from scalegpt.architecture.loss import LossPart
-from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS, Cost, Operation
+from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS, Cost
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import FSDP, Mesh
 from scalegpt.config.backends import WEIGHTS as STATE_WEIGHTS
 from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.memory.newton_schulz import Exchange, flops, wire
 from scalegpt.planner.memory.programs import block_program, numerics_of
-from scalegpt.planner.memory.sizes import Sizes
 from scalegpt.planner.memory.states import casts_weights, parameters_by_kind, tensors_of
-from scalegpt.planner.memory.tape import Program
 from scalegpt.units import BYTES
 
 LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
@@ -51,8 +51,7 @@ KERNELS_OF_ROUND = 22
 """Kernels that orthogonalise the matrices of one shape: three a step of the iteration, the norm, copies."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a part does: ``flops`` in matmuls, ``attention`` in attention kernels, ``bytes`` moved, ``kernels`` started."""
 
     flops: float = 0.0
@@ -61,12 +60,11 @@ class Load:
     kernels: float = 0.0
 
     def times(self, count: float) -> "Load":
-        """So many of it."""
+        """N times as much."""
         return Load(self.flops * count, self.attention * count, self.bytes * count, self.kernels * count)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """One optimizer step of one rank.
 
     Attributes:
@@ -89,65 +87,61 @@ def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Wo
         kernel: the attention kernel, such as ``flash``.
         compiled: whether the blocks are compiled.
     """
-    s, layers = Sizes.of(run), run.model.n_layer
-    parameters = count_parameters(run.model).total
-    numerics = numerics_of(run, kernel)
-    program = block_program(run.model, numerics, run.train.recompute)
-    blocks = _Blocks(layers, s.batch, compiled)
-    forward = blocks.by_part((op, op.forward) for op in program.operations)
-    backward = blocks.by_part((op, op.backward) for op in program.operations)
-    loss = LossPart.of(run.model, run.train).cost(s.n, numerics, compiled=compiled)
+    layers, sequences, numerics = run.model.n_layer, run.train.micro_batch, numerics_of(run, kernel)
+    forward, backward, again = (
+        {part: _of_all_blocks(load, layers, sequences) for part, load in loads.items()}
+        for loads in _block_loads(run.model, numerics, run.train.recompute, compiled)
+    )
+    loss = LossPart.of(run.model, run.train).cost(sequences * run.model.block_size, numerics, compiled=compiled)
     return Work(
         forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels)},
-        backward={
-            **backward,
-            RECOMPUTE: _recompute(program, forward, blocks),
-            WEIGHTS: _weights(run, parameters, mesh.shards),
-        },
+        backward={**backward, RECOMPUTE: _recompute(again, forward), WEIGHTS: _weights(run, mesh.shards)},
         update={OPTIMIZER: _update(run, mesh)},
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Blocks:
-    """Blocks that are all alike, in a micro batch of several sequences."""
-
-    layers: int
-    sequences: int
-    compiled: bool
-
-    def by_part(self, costs: Iterable[tuple[Operation, Cost]]) -> dict[str, Load]:
-        """The loads of all blocks by part. Kernels count as elementwise: each takes Python as long to start."""
-        parts: dict[str, list[Cost]] = {MATMULS: [], ATTENTION: [], ELEMENTWISE: []}
-        for op, cost in costs:
-            parts[op.part].append(cost)
-        loads = {part: self._load(some) for part, some in parts.items()}
-        kernels = sum(load.kernels for load in loads.values())
-        return {part: replace(load, kernels=kernels if part == ELEMENTWISE else 0.0) for part, load in loads.items()}
-
-    def _load(self, costs: Sequence[Cost]) -> Load:
-        times = self.layers * self.sequences
-        flops, attention = sum(cost.flops for cost in costs), sum(cost.attention for cost in costs)
-        moved = sum(cost.fused if self.compiled else cost.moved for cost in costs)
-        kernels = sum(cost.fused_kernels if self.compiled else cost.kernels for cost in costs)
-        return Load(flops * times, attention * times, moved * times, kernels * self.layers)
+@lru_cache(maxsize=1024)
+def _block_loads(model: ModelConfig, numerics: Numerics, recompute: str, compiled: bool) -> tuple[dict[str, Load], ...]:
+    """The loads of one block and one sequence by part: forward, backward, and what the backward pass computes again."""
+    program = block_program(model, numerics, recompute)
+    passes = (
+        [(op.part, op.forward) for op in program.operations],
+        [(op.part, op.backward) for op in program.operations],
+        [(op.part, op.forward) for op in program.again if op not in program.kept],
+    )
+    return tuple(_by_part(costs, compiled) for costs in passes)
 
 
-def _recompute(program: Program, forward: Mapping[str, Load], blocks: _Blocks) -> Load:
+def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
+    """Costs added up by part; none: nothing. Kernels count as elementwise: each takes Python as long to start."""
+    loads = {}
+    for part in (MATMULS, ATTENTION, ELEMENTWISE) if costs else ():
+        own = [cost for name, cost in costs if name == part]
+        moved = sum(cost.fused if compiled else cost.moved for cost in own)
+        started = [cost.fused_kernels if compiled else cost.kernels for _, cost in costs] if part == ELEMENTWISE else ()
+        loads[part] = Load(sum(cost.flops for cost in own), sum(cost.attention for cost in own), moved, sum(started))
+    return loads
+
+
+def _of_all_blocks(load: Load, layers: int, sequences: int) -> Load:
+    """The load of all blocks in a micro batch; a kernel takes all its sequences at once."""
+    return load.times(layers * sequences)._replace(kernels=load.kernels * layers)
+
+
+def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
     """What the backward pass computes again: nothing of what was kept.
 
     All kernels of a block count, kept or not, since the policy of selective recompute looks at each; and so does the
     traffic of the last residual sum, which is not computed again.
     """
-    if not program.again:
+    if not again:
         return Load()
-    again = blocks.by_part((op, op.forward) for op in program.again if op not in program.kept)
-    flops = again[MATMULS].flops + again[ATTENTION].flops
-    moved = again[ATTENTION].bytes + forward[ELEMENTWISE].bytes
-    return Load(flops, again[ATTENTION].attention, moved, forward[ELEMENTWISE].kernels)
+    attention, elementwise = again[ATTENTION], forward[ELEMENTWISE]
+    moved = attention.bytes + elementwise.bytes
+    return Load(again[MATMULS].flops + attention.flops, attention.attention, moved, elementwise.kernels)
 
 
-def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
+def _weights(run: RunConfig, shards: int) -> Load:
     """What a micro step does to weights and gradients themselves, whatever the number of tokens.
 
     Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights
@@ -155,7 +149,8 @@ def _weights(run: RunConfig, parameters: float, shards: int) -> Load:
     to fp32 (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
     FSDP2's kernels take a group of tensors each, except where offloaded ones are copied to and from the host one by one.
     """
-    backend, stage, c = run.parallel.spec, run.parallel.stage, Sizes.of(run).compute
+    backend, stage, c = run.parallel.spec, run.parallel.stage, BYTES[run.train.precision]
+    parameters = count_parameters(run.model).total
     cast = c + 4 if c != 4 else 0
     if casts_weights(run):
         passes = 2 if run.train.recompute == "full" else 1
@@ -207,8 +202,7 @@ def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
     return Load(operations, bytes=moved + matrices / mesh.shards * (8 + width), kernels=kernels)
 
 
-@dataclass(frozen=True, slots=True)
-class HostTraffic:
+class HostTraffic(NamedTuple):
     """Bytes that offload moves in one step: ``copied`` between card and host, ``updated`` in host memory."""
 
     copied: float = 0.0
