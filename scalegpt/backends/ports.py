@@ -8,8 +8,9 @@ setting for that; it opens no port if it keeps its store in a file.
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import psutil
 from torch._C._distributed_c10d import TCPStore
@@ -144,12 +145,16 @@ def use_loopback() -> None:
 
 
 def loopback_interface() -> str | None:
-    """The interface of 127.0.0.1; None where it is not up."""
+    """The interface of 127.0.0.1; None if it is not up."""
+    return next((name for name, address in _addresses_up() if address.address == LOOPBACK), None)
+
+
+def _addresses_up() -> Iterator[tuple[str, Any]]:
+    """The addresses of the interfaces that are up, each with its interface's name."""
     up = psutil.net_if_stats()
     for name, addresses in psutil.net_if_addrs().items():
-        if name in up and up[name].isup and any(each.address == LOOPBACK for each in addresses):
-            return name
-    return None
+        if name in up and up[name].isup:
+            yield from ((name, address) for address in addresses)
 
 
 def public_ports(ranks: Ranks) -> list[str]:
@@ -198,10 +203,7 @@ def _wildcard_ports(process: psutil.Process) -> list[int]:
 
 def _has_network() -> bool:
     """Whether an interface other than loopback is up and has an address."""
-    up = psutil.net_if_stats()
     families = {socket.AF_INET, socket.AF_INET6}
     return any(
-        name in up and up[name].isup and each.family in families and not each.address.startswith(("127.", "::1"))
-        for name, addresses in psutil.net_if_addrs().items()
-        for each in addresses
+        address.family in families and not address.address.startswith(("127.", "::1")) for _, address in _addresses_up()
     )
