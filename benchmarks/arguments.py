@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def new_file(text: str) -> Path:
 def flag_words(flags: Mapping[str, Any]) -> list[str]:
     """Settings as words of a command line."""
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+def python_words(ranks: int = 1) -> list[str]:
+    """Python's words of a command line; under torchrun where there are several ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return [sys.executable, *(launcher if ranks > 1 else [])]
 
 
 def write_figures(path: Path | None, figures: Any) -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, new_file, write_figures
+from benchmarks.arguments import at_least, flag_words, new_file, python_words, write_figures
 from scalegpt.cli.output import aligned
 from scalegpt.units import gib
 
@@ -91,15 +90,16 @@ def measured(folder: Path, backend: str, flags: str, limit: int) -> dict[str, An
     text = folder / "text.txt"
     draw = random.Random(1)
     text.write_text("".join(draw.choice("abcdefgh \n") for _ in range(200_000)), encoding="ascii")
-    words = [*flags.split(), *COMMON.split(), "--backend", backend, "--device", "cpu", "--model_name", "run"]
-    command = [
-        sys.executable, *launcher(backend), str(ROOT / "launch" / "train.py"), *words, "--input_file", str(text),
-        "--runs_dir", str(folder),
-    ]  # fmt: skip
-    environment = {**os.environ, "SCALEGPT_CACHE": str(folder / "cache"), "DS_ACCELERATOR": "cpu"}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    settings = {"backend": backend, "device": "cpu", "model_name": "run", "input_file": text, "runs_dir": folder}
+    command = [*python_words(1 if backend == "plain" else 2), str(ROOT / "launch" / "train.py"), *flag_words(settings)]
+    environment = {
+        **os.environ,
+        "SCALEGPT_CACHE": str(folder / "cache"),
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
-        command, env={**environment, "PATH": path, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        [*command, *flags.split(), *COMMON.split()], env=environment, capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )  # fmt: skip
     if done.returncode:
@@ -113,18 +113,6 @@ def measured(folder: Path, backend: str, flags: str, limit: int) -> dict[str, An
         "peak": plan["peak_bytes"],
         **plan["overheads"],
     }
-
-
-def launcher(backend: str) -> list[str]:
-    """What starts two ranks of a sharded backend, on a port that is free."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    if backend == "fsdp":
-        return ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    return (
-        ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", port] if backend == "deepspeed" else []
-    )
 
 
 def table(figures: list[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.arguments import at_least, flag_words, names_of, new_file, write_figures
+from benchmarks.arguments import at_least, flag_words, names_of, new_file, python_words, write_figures
 from scalegpt.backends.capabilities import device_name
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.backends.world import choose_device
@@ -135,13 +135,20 @@ def seconds_of(row: Row, precision: str, steps: int) -> float:
     Raises:
         SystemExit: it fails; with what it printed.
     """
-    launcher = [sys.executable]
-    if row.ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(row.ranks)]
     words = flag_words({**BASE, "precision": precision, **row.flags})
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "step.json"
-        command = [*launcher, str(STEP_BENCH), *words, "--steps", str(steps), "--warmup", "2", "--json", str(found)]
+        command = [
+            *python_words(row.ranks),
+            str(STEP_BENCH),
+            *words,
+            "--steps",
+            str(steps),
+            "--warmup",
+            "2",
+            "--json",
+            str(found),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{row.label}: {' '.join(command)} failed:\n{done.stderr}")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.arguments import flag_words
+from benchmarks.arguments import flag_words, python_words
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.store import find_checkpoints
 
@@ -42,9 +41,8 @@ class Run:
 
     def __init__(self, folder: Path, layout: str, steps: int, name: str) -> None:
         self.folder, self.path, self.mark = folder, folder / "runs" / name, f"{folder}:{name}"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         flags = {**FLAGS, **LAYOUTS[layout], "max_iters": steps, "model_name": name}
-        self.command = [*launcher, "--max-restarts", "3", str(TRAIN), *flag_words(flags)]
+        self.command = [*python_words(2), "--max-restarts", "3", str(TRAIN), *flag_words(flags)]
         self.launcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -84,10 +84,6 @@ class TokenFile:
                     f"the vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
                 )
 
-    def sha256(self) -> str:
-        """The SHA-256 of the file's bytes, in hex."""
-        return self.digests()[0]
-
     def digests(self) -> tuple[str, list[str]]:
         """The SHA-256 of the file's bytes, and one of each :data:`BLOCK_BYTES` of them, in hex.
 
@@ -151,7 +147,7 @@ class TokenSet:
     @property
     def digest(self) -> str:
         """SHA-256 over the tokenizer and both files: equal digests mean equal tokens. nanoGPT's files are read for it."""
-        recorded = self.meta.get("files") or {split: self.files[split].sha256() for split in SPLITS}
+        recorded = self.meta.get("files") or {split: self.files[split].digests()[0] for split in SPLITS}
         return digest_of(self.tokenizer, recorded)
 
     def check_vocabulary(self, vocab_size: int) -> None:

@@ -6,7 +6,6 @@ The user's file is ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``.
 import math
 import os
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -109,9 +108,8 @@ def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
     Raises:
         InputError: it does; both are named.
     """
-    ours = set(card_keys(cards[place]))
     for index, card in enumerate(cards):
-        if index != place and ours & set(card_keys(card)):
+        if index != place and card_keys(cards[place]) & card_keys(card):
             raise InputError(f"{entry.where}: {entry.name} is given a name that {card.name} has; take another")
 
 
@@ -133,6 +131,6 @@ def namesakes(name: str, card: Card) -> list[Card]:
     return [other for other in catalogue() if [word for word in other.match if not _SIZE.fullmatch(word)] == bare]
 
 
-def card_keys(card: Card) -> Collection[str]:
+def card_keys(card: Card) -> set[str]:
     """The keys of all names of a card."""
     return {name_key(word) for word in (card.name, *card.aliases)}

@@ -227,32 +227,31 @@ class Answer:
 
     def as_dict(self) -> Values:
         """The answer as ``--json`` prints it."""
-        choice = self.choice.as_choice(self.command())
+        choice = self.plan_as_dict(self.choice)
         if self.trace is not None:
             choice["trace"] = {"peak_bytes": max(self.trace.values()), "phases": self.trace}
+        card = self.choice.machine.card
         return {
             "model": model_as_dict(self.choice.run),
             "gpu": machine_as_dict(self.question.machine),
             "margin": self.question.margin,
             "choice": choice,
             "alternatives": [
-                {**each.plan.as_choice(self.command(each.plan)), "differs": each.differs, "why_not": each.why_not}
+                {**self.plan_as_dict(each.plan), "differs": each.differs, "why_not": each.why_not}
                 for each in self.alternatives
             ],
-            "would_fit": self.remedies[0].plan.as_choice(self.command(self.remedies[0].plan))
-            if self.remedies
-            else None,
+            "would_fit": self.plan_as_dict(self.remedies[0].plan) if self.remedies else None,
             "remedies": [
-                {
-                    "what": each.what,
-                    "gpu": machine_as_dict(each.plan.machine),
-                    **each.plan.as_choice(self.command(each.plan)),
-                }
+                {"what": each.what, "gpu": machine_as_dict(each.plan.machine), **self.plan_as_dict(each.plan)}
                 for each in self.remedies
             ],
             "notes": list(self.notes),
-            "times_rest_on": basis(self.choice.machine.card) if self.choice.machine.card is not None else None,
+            "times_rest_on": None if card is None else basis(card),
         }
+
+    def plan_as_dict(self, plan: Plan) -> Values:
+        """A plan of the same run as ``--json`` prints it, with its command."""
+        return plan.as_choice(self.command(plan))
 
 
 def model_as_dict(run: RunConfig) -> Values:

@@ -61,7 +61,7 @@ class Row:
             "name": self.name,
             "model": model_as_dict(self.run),
             "gpu": machine_as_dict(self.asked.machine),
-            "choice": None if self.given is None else self.given.choice.as_choice(self.given.command()),
+            "choice": None if self.given is None else self.given.plan_as_dict(self.given.choice),
             "why_not": self.why_not,
         }
 

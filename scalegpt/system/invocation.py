@@ -36,17 +36,12 @@ def program(name: str) -> list[str]:
     Args:
         name: ``python``, ``scalegpt``, ``torchrun`` or ``deepspeed``.
     """
-    if name == "python":
-        path = Path(sys.executable)
-        found = shutil.which(name)
-        return [name] if found is not None and _is_beside(Path(found), path) else [_shown(path)]
-    path = Path(sys.executable).with_name(name)
+    python = Path(sys.executable)
+    path = python if name == "python" else python.with_name(name)
+    if name != "python" and not path.is_file():
+        return [*program("python"), "-m", LAUNCHER_MODULES.get(name, name)]
     found = shutil.which(name)
-    if path.is_file():
-        return [name] if found is not None and _is_beside(Path(found), path) else [_shown(path)]
-    if name in LAUNCHER_MODULES:
-        return [*program("python"), "-m", LAUNCHER_MODULES[name]]
-    return [*program("python"), "-m", name]
+    return [name] if found is not None and _is_beside(Path(found), path) else [_shown(path)]
 
 
 def script() -> Path | None:

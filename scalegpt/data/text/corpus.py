@@ -23,6 +23,7 @@ from scalegpt.data.text.decoding import (
     encoding_instead,
     unsure,
 )
+from scalegpt.data.text.diagnosis import read_at
 from scalegpt.data.text.documents import SAVED, Document, Tally, find_documents, is_folder, real_path
 from scalegpt.data.text.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
 from scalegpt.data.text.formats import HEAD_BYTES, Format, Kind, recognise
@@ -233,10 +234,7 @@ def _examine(document: Document, encoding: str, seen: _Seen | None) -> Source:
     """Read a document to its end in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding that it is in."""
     path = document.path
     try:
-        mark = None
-        if encoding == AUTO:
-            with path.open("rb") as file:
-                mark = byte_order_mark(file.read(4))
+        mark = byte_order_mark(read_at(path, 0, 4)) if encoding == AUTO else None
         try:
             return _read_to_end(document, (mark or UTF8) if encoding == AUTO else encoding, seen)
         except NotInEncodingError as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scalegpt.data.text.diagnosis import diagnose
+from scalegpt.data.text.diagnosis import diagnose, read_at
 from scalegpt.data.text.encodings import AUTO, UTF8
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
@@ -127,17 +127,11 @@ def _broken_utf8(path: Path, offset: int, *, is_cut: bool) -> UnusableTextError:
         what = f"cut inside its last character, at byte offset {offset}"
         advice = f"get it whole, or keep its first {offset} bytes: head -c {offset} FILE > NEW_FILE"
     else:
-        what = f"broken at byte offset {offset} (0x{_byte(path, offset).hex()})"
+        what = f"broken at byte offset {offset} (0x{read_at(path, offset, 1).hex()})"
         advice = "repair it there, or drop what is not UTF-8: iconv -f utf-8 -t utf-8 -c FILE > NEW_FILE"
     return UnusableTextError("broken utf-8", f"input {one_line(path)} is UTF-8, {what}; {advice}")
 
 
 def _byte_at(path: Path, offset: int) -> str:
-    byte = _byte(path, offset)
+    byte = read_at(path, offset, 1)
     return f"byte 0x{byte.hex()} at byte offset {offset}" if byte else f"it ends too early, at byte offset {offset}"
-
-
-def _byte(path: Path, offset: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(1)

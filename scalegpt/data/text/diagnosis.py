@@ -68,20 +68,22 @@ def diagnose(path: Path, offset: int) -> Diagnosis:
     return Diagnosis(is_utf8=encoding is None and before > 0, encoding=encoding)
 
 
+def read_at(path: Path, offset: int, size: int) -> bytes:
+    """At most ``size`` bytes of a file from an offset."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
 def _beginning(path: Path, offset: int) -> tuple[str | None, bool]:
     """The encoding that a byte order mark announces, and whether the file looks binary at its head or at the offset."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-        file.seek(max(0, offset - 4096))
-        there = file.read(_HEAD_BYTES)
+    head, there = read_at(path, 0, _HEAD_BYTES), read_at(path, max(0, offset - 4096), _HEAD_BYTES)
     return byte_order_mark(head[:4]), looks_binary(head) or looks_binary(there)
 
 
 def _ends_inside(path: Path, offset: int) -> bool:
     """Whether the file ends after the offset with the beginning of one UTF-8 character, and nothing else."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        rest = file.read(4)
+    rest = read_at(path, offset, 4)
     decoder = codecs.getincrementaldecoder(UTF8)()
     try:
         text = decoder.decode(rest)
@@ -125,15 +127,12 @@ def _sample(path: Path, offset: int) -> bytes:
     if size > windows * _WINDOW_BYTES:  # the spans leave gaps
         spans.append((max(0, offset - 4096), 2 * 4096))
     lines: list[bytes] = []
-    with path.open("rb") as file:
-        for first, length in spans:
-            file.seek(first)
-            inside = _whole_characters(file.read(length), is_first=not first, is_last=first + length >= size)
-            lines += _some_lines(inside, _SAMPLE_BYTES // windows)
-        if not lines:  # one long line in characters of several bytes
-            file.seek(0)
-            lines = [file.read(_SAMPLE_BYTES)]
-    return b"\n".join(lines)
+    for first, length in spans:
+        window = read_at(path, first, length)
+        inside = _whole_characters(window, is_first=not first, is_last=first + length >= size)
+        lines += _some_lines(inside, _SAMPLE_BYTES // windows)
+    # Without lines it is one long line in characters of several bytes.
+    return b"\n".join(lines or [read_at(path, 0, _SAMPLE_BYTES)])
 
 
 def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:

@@ -12,7 +12,7 @@ from scalegpt.planner.plan import Plan, host_words, make_plan
 from scalegpt.planner.search.choose import best_of_layout, choose, with_tokens
 from scalegpt.planner.search.layouts import layouts
 from scalegpt.planner.search.question import Found, Question, Scheme
-from scalegpt.planner.search.ranking import Simplicity, handicap, simplicity
+from scalegpt.planner.search.ranking import handicap, simplicity
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
 
@@ -142,20 +142,12 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
     slower = plan.seconds / chosen.seconds - 1
     if slower > 0.0005:
         return f"takes {slower:.1%} longer"
-    needed, gain = _weight(plan, question) / _weight(chosen, question) - 1, chosen.seconds / plan.seconds - 1
+    gain, scheme, ours = chosen.seconds / plan.seconds - 1, Scheme.of(plan.run), Scheme.of(chosen.run)
+    own = Scheme.of(question.run)
+    needed = handicap(scheme, own, plan.machine.ranks) / handicap(ours, own, chosen.machine.ranks) - 1
     if gain > 0.0005 and needed > 0.0005:
         return f"{gain:.1%} faster: what it adds must gain {needed:.1%}"
-    return (
-        "as fast, less simple" if _simple(plan, question) >= _simple(chosen, question) else f"{gain:.1%} faster: a tie"
-    )
-
-
-def _simple(plan: Plan, question: Question) -> Simplicity:
-    return simplicity(Scheme.of(plan.run), Scheme.of(question.run))
-
-
-def _weight(plan: Plan, question: Question) -> float:
-    return handicap(Scheme.of(plan.run), Scheme.of(question.run), plan.machine.ranks)
+    return "as fast, less simple" if simplicity(scheme, own) >= simplicity(ours, own) else f"{gain:.1%} faster: a tie"
 
 
 # --- where nothing fits ----------------------------------------------------------------------------------------------

@@ -192,6 +192,8 @@ def _sending(sent: Traffic, rates: Rates) -> float:
 
 def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
     """Seconds by which collectives prolong passes of ``cover`` seconds each: of every pass, and of one alone."""
+    if not (sends[0].messages or sends[1].messages):
+        return 0.0
     each, alone = _sending(sends[0], rates), _sending(sends[1], rates)
     return (times - 1) * _felt(each, cover, rates) + _felt(each + alone, cover, rates)
 

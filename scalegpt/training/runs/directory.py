@@ -176,7 +176,7 @@ class RunDirectory(RunRecords):
                 continue  # damage is reported where a checkpoint is chosen
         return None
 
-    def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
+    def with_earlier_settings(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
         """The run with precision, ``tokens_per_step`` and length of the run so far, where they are open.
 
         Raises:
@@ -200,7 +200,7 @@ class RunDirectory(RunRecords):
         except (OSError, InputError):
             return None
 
-    def settled_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
+    def earlier_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
         """What an earlier process on the same number of ranks of the same device chose for the settings that are open.
 
         Raises:

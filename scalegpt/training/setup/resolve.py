@@ -109,8 +109,8 @@ def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozen
 
 def _with_earlier_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
     """The run with the layout that an earlier process chose for it, and the settings that are still open."""
-    run = directory.settle(request.run, request.given)
-    chosen = directory.settled_layout(request.open, ranks=world.size, device=device_name(world.device))
+    run = directory.with_earlier_settings(request.run, request.given)
+    chosen = directory.earlier_layout(request.open, ranks=world.size, device=device_name(world.device))
     layout = {key: chosen[key] for key in ParallelConfig.settings() if key in chosen}
     with_layout = replace(
         run,
