@@ -36,7 +36,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Piece:
+class StorageGroup:
     """Storages that live at one moment, alike in all but their place.
 
     Attributes:
@@ -61,7 +61,7 @@ class Moment:
     """The fullest moment of a phase."""
 
     size: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[StorageGroup, ...]
 
     @property
     def by_kind(self) -> dict[str, int]:
@@ -301,7 +301,7 @@ class Tracker(TorchDispatchMode):
                 key = storage.kind or TEMPORARY, storage.made_by, storage.shape, storage.dtype
                 counts[key] += 1
                 sizes[key] += size
-        pieces = tuple(Piece(*key, count=counts[key], size=size) for key, size in sizes.most_common())
+        pieces = tuple(StorageGroup(*key, count=counts[key], size=size) for key, size in sizes.most_common())
         return Moment(sum(sizes.values()), pieces)
 
 
