@@ -19,7 +19,6 @@ def main(text: str) -> None:
         model_name="example",
         max_iters=20,
         tokens_per_step=1024,
-        micro_batch=16,
         warmup_steps=2,
         schedule="constant",
         **SMALL,

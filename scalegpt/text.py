@@ -56,5 +56,5 @@ def shortened(text: str, most: int) -> str:
 def brief(text: object, most: int = 300) -> str:
     """The text as one safe line of at most ``most`` characters."""
     line = str(text)[: most + 1]
-    shown = " ".join(visible(line).split())
-    return shown if len(line) <= most and len(shown) <= most else f"{shown[:most]}…"
+    words = " ".join(visible(line).split())
+    return words if len(line) <= most and len(words) <= most else f"{words[:most]}…"

@@ -52,9 +52,9 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
     def make(
         name: str = "tiny", *, tokenizer: Any = None, steps: tuple[int, ...] = (10,), train: Any = None, **shape: Any
     ) -> Path:
+        from checkpoint.samples import save_alone
         from scalegpt.backends.base import WEIGHT, Piece
         from scalegpt.checkpoint.manifest import Header, Progress
-        from scalegpt.checkpoint.writer import save_alone
         from scalegpt.config.presets import as_file, resolve
         from scalegpt.data.tokenizers import make_tokenizer
 
@@ -67,7 +67,8 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
             config = as_file(resolve(flags={**flags, **(train or {})}, name=name))
             header = Header(Progress(step=step, tokens=step * 100, sequences=step * 6), config, tokenizer.as_dict())
             pieces = [Piece(key, WEIGHT, 0, value.detach().view(-1)) for key, value in model.named_parameters()]
-            save_alone(run_folder / "checkpoints", header, pieces, model.shapes, keys_of=lambda _: (WEIGHT,))
+            shapes = {f"{WEIGHT}/{key}": shape for key, shape in model.shapes.items()}
+            save_alone(run_folder / "checkpoints", header, pieces, shapes)
         return run_folder
 
     return make

@@ -1,5 +1,11 @@
-"""Everything parallel: the ranks, and the backends that shard a model over them behind one interface."""
+"""Ranks, and the backends that shard a model over them behind one interface.
 
+Start with ``base.py``, the interface. ``plain.py``, ``fsdp.py`` and ``deepspeed/engine.py`` implement it, and what each
+backend can do is in :mod:`scalegpt.config.backends`. ``world.py`` joins the ranks, at the place that ``meeting.py`` finds.
+May import ``model``, ``planner``, ``data`` and everything below them; nothing of ``training`` or ``checkpoint``.
+"""
+
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -8,11 +14,19 @@ from scalegpt.backends.base import DTYPES, Backend, OptimizerFactory
 from scalegpt.backends.capabilities import attention_by_matmuls
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import DEEPSPEED, FSDP, PLAIN
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 from scalegpt.model.recompute import apply_recompute
 
 __all__ = ["Backend", "World", "build_model", "make_backend"]
+
+MAKERS = {
+    PLAIN.name: "scalegpt.backends.plain:PlainBackend",
+    FSDP.name: "scalegpt.backends.fsdp:FSDPBackend",
+    DEEPSPEED.name: "scalegpt.backends.deepspeed.engine:DeepSpeedBackend",
+}
+"""The class of each of :data:`scalegpt.config.backends.BACKENDS`, imported when it is used."""
 
 
 def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None = None) -> GPT:
@@ -21,7 +35,7 @@ def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None =
     Args:
         run: a run whose precision is resolved.
         compiled: compile each block, and the chunked loss between its matmuls.
-        device: what it will run on, which may have an attention of its own; None: torch's everywhere.
+        device: what it will run on, which may have its own attention kernel; None: torch's attention.
     """
     train = run.train
     with torch.device("meta"):
@@ -60,15 +74,7 @@ def make_backend(
     Raises:
         InputError: the backend cannot run on these ranks.
     """
-    if run.parallel.backend == "plain":
-        from scalegpt.backends.plain import PlainBackend
-
-        return PlainBackend(run, world, grad_accum, model, make_optimizer)
-    if run.parallel.backend == "fsdp":
-        from scalegpt.backends.fsdp import FSDPBackend
-
-        return FSDPBackend(run, world, grad_accum, model, make_optimizer)
-    from scalegpt.backends.deepspeed.engine import DeepSpeedBackend
-
-    assert deepspeed_settings is not None
-    return DeepSpeedBackend(run, world, grad_accum, model, make_optimizer, deepspeed_settings)
+    backend: Backend = resolve_name(MAKERS[run.parallel.backend])(
+        run, world, grad_accum, model, make_optimizer, deepspeed_settings
+    )
+    return backend

@@ -1,26 +1,25 @@
-"""What every backend does, and what they share: the interface, gradient clipping, loss scaling.
+"""The interface of a backend, and what backends share: gradient clipping, loss scaling, the canonical state.
 
-A backend holds the model, its shards and its optimizer. The trainer drives it through :class:`Backend` alone and never
-learns who holds what.
+A backend holds the model, its shards and its optimizer. The trainer uses :class:`Backend` alone and does not know which one
+it has.
 
-State goes in and out in one canonical form, whatever the sharding. It consists of fp32 tensors, some for each parameter by
-its clean name: the master weight and the states that its optimizer keeps, such as AdamW's two moments
-(:meth:`Backend.keys_of`). No rank need hold a whole one. Each tensor is
-thought of as flattened, last dimension fastest, and a rank holds contiguous ranges of it, :class:`Piece`:
+The canonical state is the same whatever the layout: for each parameter, by its clean name, its fp32 master weight and the
+fp32 tensors that its optimizer keeps, such as AdamW's two moments. Each tensor counts as flattened, last dimension fastest,
+and a rank holds contiguous ranges of it (:class:`Piece`):
 
-- FSDP2 cuts tensors into rows, so that a rank's shard is one range;
+- FSDP2 cuts tensors into rows: a rank's shard is one range;
 - ZeRO-1 and -2 lay a group's parameters end to end and cut the whole into equal parts: a rank holds many tensors whole, and
   parts of at most two per group;
 - ZeRO-3 cuts every flattened tensor into equal parts;
-- where everything is replicated, each rank holds all of it, and writes an even part of each tensor.
+- replicas hold the same pieces, and each writes an even part of them.
 
-Padding that a layout adds is no part of any piece.
+Padding that a layout adds belongs to no piece.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from torch.optim import Optimizer
 from scalegpt.architecture.decoder import kind_of
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
-from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ, STATE_NAMES, UpdateGroup
+from scalegpt.config.optimizers import STATE_NAMES, UpdateGroup
 from scalegpt.model.gpt import GPT
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
@@ -38,21 +37,19 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 
 WEIGHT = "weight"
 
-KEYS = (WEIGHT, EXP_AVG, EXP_AVG_SQ)
-"""The canonical tensors of a parameter that AdamW updates."""
-
 ALL_KEYS = (WEIGHT, *STATE_NAMES)
-"""All canonical tensors that there are; a parameter has some of them."""
-
+"""The keys of all canonical tensors; a parameter has some of them."""
 
 LR_RATIO = "lr_ratio"
-"""In an optimizer's group: its learning rate over the one that the schedule gives; 1 where it is not there."""
+"""In an optimizer's group: its learning rate over the schedule's; 1 where it is missing."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+ReadTensor = Callable[[str, str, int, int], Tensor]
+"""``read(name, key, start, count)``: elements ``start`` to ``start + count`` of a flattened canonical tensor, fp32."""
 
-Read = Callable[[str, str, int, int], Tensor]
-"""Gives elements ``start`` to ``start + count`` of a flattened canonical tensor: ``read(name, key, start, count)``, fp32."""
+MayStep = Callable[[], bool]
+"""Asked once in each step when gradients are complete, before weights change; every rank must get the same answer."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Piece:
         name: the parameter's.
         key: one of :data:`ALL_KEYS`.
         start: the range's first element.
-        values: fp32 [count], where training keeps them: a view, unless somebody copied it.
+        values: fp32 [count], a view of where training keeps them, unless it was copied.
     """
 
     name: str
@@ -71,10 +68,10 @@ class Piece:
     start: int
     values: Tensor
 
-    def share(self, rank: int, size: int) -> "Piece":
-        """The part of this range that falls to one of several ranks which all hold it; the parts differ by one at most."""
-        count = self.values.numel()
-        first, end = count * rank // size, count * (rank + 1) // size
+    def share(self, number: int, count: int) -> "Piece":
+        """Part ``number`` of ``count`` parts of this range, whose sizes differ by one at most."""
+        size = self.values.numel()
+        first, end = size * number // count, size * (number + 1) // count
         return Piece(self.name, self.key, self.start + first, self.values[first:end])
 
 
@@ -83,18 +80,14 @@ class StepResult:
     """What an optimizer step did.
 
     Attributes:
-        grad_norm: the global norm before clipping; infinite where DeepSpeed found it not to be finite, NaN where it was not
-            asked since the caller refused the step.
-        skipped: weights, moments and step counts stayed as they were, on all ranks alike: a gradient was not finite, or the
-            caller refused.
+        grad_norm: the global norm before clipping. Infinite where DeepSpeed found it not to be finite, NaN where DeepSpeed
+            did not compute it because the caller refused the step.
+        skipped: weights, moments and step counts stayed as they were, on all ranks: a gradient was not finite, or the caller
+            refused the step.
     """
 
     grad_norm: float
     skipped: bool
-
-
-MayStep = Callable[[], bool]
-"""Asked once in each step when gradients are complete, before weights change; must give the same answer on every rank."""
 
 
 def always() -> bool:
@@ -114,7 +107,7 @@ class LossScaler:
     interval: int = 1000
     good_steps: int = 0
     dynamic: bool = False
-    floor: float = field(default=1.0, repr=False)
+    floor: float = 1.0
 
     @classmethod
     def for_precision(cls, precision: str) -> "LossScaler":
@@ -122,7 +115,7 @@ class LossScaler:
         return cls(scale=2.0**16, dynamic=True) if precision == "fp16" else cls()
 
     def update(self, overflow: bool) -> None:
-        """Learn from a step."""
+        """Adapt the scale after a step."""
         if not self.dynamic:
             return
         self.good_steps = 0 if overflow else self.good_steps + 1
@@ -137,16 +130,25 @@ class Backend(ABC):
 
     Attributes:
         model: the GPT, wrapped in place, callable on every rank together.
-        optimizer: what the learning rate is set on.
+        optimizer: its groups get the learning rate.
+        mesh: how the ranks are laid out.
+        replica: the replica that this rank belongs to.
+        shard: the shard of it that this rank holds.
+
+    Raises:
+        InputError: the backend cannot run on these ranks.
     """
 
     model: GPT
     optimizer: Optimizer
 
     def __init__(self, run: RunConfig, world: World, grad_accum: int) -> None:
-        self.run = run
-        self.world = world
-        self.grad_accum = grad_accum
+        self.run, self.world, self.grad_accum = run, world, grad_accum
+        self.stage, self.mesh = run.parallel.stage, run.parallel.mesh(world.size)
+        run.parallel.spec.check_mesh(self.mesh)
+        self.replica, self.shard = self.mesh.place(world.rank)
+
+    # --- training ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def micro_step(self, tokens: Tensor, targets: Tensor, *, last: bool) -> Tensor:
@@ -163,15 +165,15 @@ class Backend(ABC):
 
     @abstractmethod
     def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
-        """Clip the accumulated gradients, update the weights, and forget the gradients.
+        """Clip the accumulated gradients, update the weights, and clear the gradients.
 
-        A gradient that is not finite on any rank is seen by all, through the norm: then no rank changes anything.
+        All ranks see through the norm where a gradient of any rank is not finite; then no rank changes anything.
 
         Args:
             learning_rate: of this step.
-            may_step: the caller's word. It is asked where the backend has waited for the device anyway, or is about to, so
-                that it may read the loss without another wait. Where it refuses, all is as if the step had not been: the
-                loss scale stays too.
+            may_step: whether the caller allows the step. It is called where the backend has waited for the device, or is
+                about to, so that it may read the loss without another wait. If it refuses, nothing changes, the loss scale
+                included.
         """
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
@@ -188,53 +190,59 @@ class Backend(ABC):
         finally:
             self.model.train()
 
-    @abstractmethod
-    def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
-        """The parts of the canonical state that live on this rank, none of them empty, as views of the masters and moments.
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Give every parameter group the step's learning rate times its own ratio."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get(LR_RATIO, 1.0)
 
-        In the order of the model's parameters. Nothing is communicated; ranks may call it at different times.
-
-        Args:
-            keys: of those that a parameter has (:meth:`keys_of`), the ones wanted. Moments that the optimizer has not made
-                yet are made first, of zeros.
-        """
-
-    def keys_of(self, name: str) -> tuple[str, ...]:
-        """The canonical tensors of a parameter: its weight, and the states that its optimizer keeps."""
-        return WEIGHT, *self.group_of(name).states
+    # --- canonical state ---------------------------------------------------------------------------------------------
 
     def group_of(self, name: str) -> UpdateGroup:
         """What the optimizer keeps of a parameter."""
         return self.run.train.optimizer_spec.group_of(kind_of(name, self.model.shapes[name]))
 
-    @property
+    def keys_of(self, name: str) -> tuple[str, ...]:
+        """The canonical tensors of a parameter: its weight, and the states that its optimizer keeps."""
+        return WEIGHT, *self.group_of(name).states
+
+    def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
+        """All canonical tensors, ``KEY/NAME`` → the shape of the whole tensor."""
+        return {f"{key}/{name}": shape for name, shape in self.model.shapes.items() for key in self.keys_of(name)}
+
     @abstractmethod
-    def replicated(self) -> bool:
-        """Whether every rank holds the whole of the canonical state."""
+    def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
+        """The parts of the canonical state on this rank, none of them empty, as views of masters and states.
+
+        In the order of the model's parameters. Nothing is communicated; ranks may call it at different times.
+
+        Args:
+            keys: those wanted, of the ones that a parameter has (:meth:`keys_of`). States that the optimizer has not made
+                yet are made first, of zeros.
+        """
 
     @abstractmethod
     def set_steps(self, steps: int) -> None:
-        """Set the optimizer's count of the steps that it has taken, for every moment it keeps."""
+        """Set the optimizer's number of steps taken, wherever it counts them."""
 
     @abstractmethod
     def refresh(self) -> None:
-        """Make what is computed with agree with the masters; all ranks must call it together."""
+        """Copy the masters into the weights that the model computes with; all ranks must call it together."""
 
     def pieces(self) -> Iterator[Piece]:
-        """What this rank writes into a checkpoint: those of all ranks together are every tensor exactly once.
+        """What this rank writes into a checkpoint: the pieces of all ranks are every tensor exactly once.
 
         Reads local memory alone; the values are views, which the next step changes.
         """
         for piece in self.held():
-            mine = piece.share(self.world.rank, self.world.size) if self.replicated else piece
+            mine = piece.share(self.replica, self.mesh.replicas)
             if mine.values.numel():
                 yield mine
 
-    def load_pieces(self, read: Read, steps: int) -> None:
-        """Set masters, moments and step counts; all ranks must call it together.
+    def load_pieces(self, read: ReadTensor, steps: int) -> None:
+        """Set masters, states and step counts; all ranks must call it together.
 
         Args:
-            read: asked once for every range that this rank holds; gives CPU tensors.
+            read: called once for every range that this rank holds; returns CPU tensors.
             steps: those that the optimizer has taken.
         """
         for piece in self.held():
@@ -261,50 +269,59 @@ class Backend(ABC):
     def load_scaler(self, scale: float, good_steps: int) -> None:
         """Set the loss scale of an earlier process."""
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Give every parameter group the step's learning rate, or its own share of it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get(LR_RATIO, 1.0)
+
+# --- what backends share ---------------------------------------------------------------------------------------------
+
+
+def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters by name."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a (possibly sharded) tensor that lives on this rank, sharing its memory."""
+    """The part of a (possibly sharded) tensor on this rank, sharing its memory."""
     to_local = getattr(tensor, "to_local", None)
     part: Tensor = to_local() if to_local is not None else tensor
     return part
 
 
-def empty_state(optimizer: Optimizer, parameter: Tensor, group: UpdateGroup, steps: int) -> dict[str, Tensor]:
+def empty_state(optimizer: Optimizer, parameter: Tensor, group: UpdateGroup) -> dict[str, Tensor]:
     """What an optimizer makes of a parameter in its first step: states of zeros, and torch's step counter.
 
     Args:
-        optimizer: which keeps it.
+        optimizer: its defaults decide where the counter is.
         parameter: the master.
         group: what the optimizer keeps of it.
-        steps: those taken.
     """
     states = {name: torch.zeros_like(parameter, requires_grad=False) for name in group.states}
     if not group.counts_steps:
         return states
-    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")  # as torch's AdamW keeps it
-    count = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")  # as in torch's AdamW
+    count = torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
     return {"step": count, **states}
 
 
+def fill_step_counts(optimizer: Optimizer, steps: int) -> None:
+    """Set the counters of an optimizer that keeps them."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].fill_(steps)
+
+
 def local_square_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """The sum of squares of the gradients at hand, an fp32 scalar on ``device``."""
+    """The sum of squares of these gradients, an fp32 scalar on ``device``."""
     if not gradients:
         return torch.zeros((), device=device)
     norms = torch._foreach_norm(gradients)
     return torch.stack([norm.float() for norm in norms]).square().sum().to(device)
 
 
-def clip_factor(norm: float, limit: float, scale: float) -> float:
-    """What to multiply scaled gradients with: removes the loss scale and clips to ``limit`` (0: never) at once."""
-    factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
-    return factor / scale
-
-
 def is_finite(norm: float) -> bool:
     """Whether a step may be taken with gradients of this norm."""
     return math.isfinite(norm)
+
+
+def clip_factor(norm: float, limit: float, scale: float) -> float:
+    """The factor for scaled gradients that removes the loss scale and clips to ``limit`` (0: no clipping)."""
+    factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+    return factor / scale

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import sdpa_kernel
 
 from scalegpt.backends.base import DTYPES
+from scalegpt.config.backends import DEEPSPEED
 from scalegpt.errors import InputError
 from scalegpt.model.cpu.matmul_attention import ByMatmuls
 from scalegpt.model.gpt import SDPA_BACKENDS
@@ -25,7 +26,7 @@ def check_precision(backend: str, precision: str, device: torch.device) -> None:
     Raises:
         InputError: DeepSpeed in fp16 on a processor without instructions for it.
     """
-    if (backend, precision, device.type) == ("deepspeed", "fp16", "cpu") and not cpu_has_fp16():
+    if (backend, precision, device.type) == (DEEPSPEED.name, "fp16", "cpu") and not cpu_has_fp16():
         raise InputError(
             "precision fp16: DeepSpeed does not take it on this processor; use --precision bf16, or --backend fsdp"
         )
@@ -51,7 +52,7 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
             torch.autograd.grad(y.sum(), q)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        if reason.startswith("No viable backend"):  # torch goes on about kernels that were turned off: by us, just now
+        if reason.startswith("No viable backend"):  # torch then lists kernels as disabled: by us, above
             reason = "it has no such kernel"
         with_dropout = " with dropout" if dropout else ""
         raise InputError(
@@ -63,9 +64,8 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
 def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dropout: bool) -> ByMatmuls:
     """How much of attention :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` does in SDPA's place.
 
-    What it was measured to be faster in, if the choice is ours: in bf16 on a processor with AVX-512's bf16 instructions all
-    of it; with AMX, whose tiles SDPA's forward knows, the backward. Nothing here is timed, so that a run that goes on
-    computes the same as before.
+    With ``auto`` it does what it was measured to be faster in: in bf16 on a processor with AVX-512's bf16 instructions all of
+    it; with AMX, which SDPA's forward uses, the backward. Nothing is timed here, so that a resumed run computes the same.
 
     Args:
         name: the setting ``attention``.
@@ -80,7 +80,7 @@ def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dro
 
 
 def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None]:
-    """Whether to compile the blocks, and a warning where that was wanted and cannot be.
+    """Whether to compile the blocks, and a warning if that was requested and is impossible.
 
     ``auto`` compiles on CUDA. Compiling needs a C++ compiler on the CPU, and Triton with a C compiler on CUDA.
     """
@@ -96,7 +96,7 @@ def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None
 
 
 def _lacking_c_compiler() -> str | None:
-    """Why Triton finds no C compiler, which it builds its launchers with; None where it does."""
+    """Why Triton finds no C compiler, with which it builds its launchers; None if it finds one."""
     named = os.environ.get("CC")
     if named is not None:
         return None if shutil.which(named) else f"CC={named} is not there"
@@ -104,8 +104,8 @@ def _lacking_c_compiler() -> str | None:
 
 
 def _lacking_compiler() -> str | None:
-    """Why torch finds no C++ compiler; None where it does. Its own search is asked, which tries them."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second, and only a run that compiles pays it
+    """Why torch finds no C++ compiler; None if it finds one. Torch's own search is used, which tries them."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:

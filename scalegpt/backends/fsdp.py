@@ -8,11 +8,12 @@ stage  weights between forward and backward                   gradients while ac
 3      gathered for each block, forward and backward          reduce-scattered after every micro batch
 =====  =====================================================  =================================================
 
-Stages 0 and 2 do not communicate on inner micro steps, at the price of a whole fp32 gradient per rank; stage 3 never holds
-one. fp32 masters and moments are sharded at stages 2 and 3; compute is in bf16 or fp16, gradients are reduced in fp32.
+Stages 0 and 2 do not communicate in inner micro steps, at the cost of a whole fp32 gradient on each rank; stage 3 never holds
+one. fp32 masters and moments are sharded at stages 2 and 3. Compute is in bf16 or fp16; gradients are reduced in fp32.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -24,8 +25,8 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from scalegpt.backends.base import ALL_KEYS, DTYPES, OptimizerFactory, Piece
-from scalegpt.backends.plain import TorchBackend, named
+from scalegpt.backends.base import ALL_KEYS, DTYPES, OptimizerFactory, Piece, named
+from scalegpt.backends.plain import TorchBackend
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.model.gpt import GPT
@@ -38,22 +39,26 @@ class FSDPBackend(TorchBackend):
     model: GPT
 
     def __init__(
-        self, run: RunConfig, world: World, grad_accum: int, model: GPT, make_optimizer: OptimizerFactory
+        self,
+        run: RunConfig,
+        world: World,
+        grad_accum: int,
+        model: GPT,
+        make_optimizer: OptimizerFactory,
+        _settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(run, world, grad_accum)
         world.ensure_group()
-        self.stage = run.parallel.stage
-        self.shards_weights = self.stage > 0
-        self._shard(model)
+        self._wrap(model)
         self.model = model.to_empty(device="cpu" if run.parallel.offload == "all" else world.device)
         self.optimizer = make_optimizer(named(self.model))
 
-    def _shard(self, model: GPT) -> None:
+    def _wrap(self, model: GPT) -> None:
         """Wrap each block, then the root with embeddings, final norm and head; the model is still on ``meta``."""
         compute = DTYPES[self.run.train.precision]
         on_cuda = self.world.device.type == "cuda"
         offload = CPUOffloadPolicy(pin_memory=on_cuda) if self.run.parallel.offload == "all" else OffloadPolicy()
-        mesh = self._mesh()
+        mesh = self._device_mesh()
         # The model casts its activations itself: FSDP must not cast what passes between blocks, or an fp32 residual
         # stream would be lost.
         precision = MixedPrecisionPolicy(
@@ -66,27 +71,28 @@ class FSDPBackend(TorchBackend):
         # The root's weights are needed last in the forward and first in the backward: resharding them between is waste.
         fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
 
-    def _mesh(self) -> DeviceMesh:
-        kind, size = self.world.device.type, self.world.size
-        if self.shards_weights:
-            return init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
-        return init_device_mesh(kind, (size, 1), mesh_dim_names=("replicate", "shard"))
+    def _device_mesh(self) -> DeviceMesh:
+        """Torch's form of the mesh; over one dimension FSDP2 shards only, over two it also reduces over the replicas."""
+        kind, mesh = self.world.device.type, self.mesh
+        if self.stage > 0 and mesh.replicas == 1:
+            return init_device_mesh(kind, (mesh.shards,), mesh_dim_names=("shard",))
+        return init_device_mesh(kind, (mesh.replicas, mesh.shards), mesh_dim_names=("replicate", "shard"))
 
     def before_micro_step(self, last: bool) -> None:
-        """Reduce gradients, and give gathered weights back, as the stage says."""
+        """Reduce gradients, and free gathered weights, as the stage requires."""
         root = self.model
         assert isinstance(root, FSDPModule)
         if self.stage != 3:
             root.set_requires_gradient_sync(last)
         if self.stage == 2:
             root.set_reshard_after_backward(last)
-        # At stage 3 every backward pass is complete in itself: told otherwise, FSDP2 would keep the root's fp32 reduce
+        # At stage 3 every backward pass reduces. If it did not count as the last, FSDP2 would keep the root's fp32 reduce
         # buffer, four bytes for each of its parameters, through the next micro batch.
         root.set_is_last_backward(last or self.stage == 3)
 
     def sum_over_shards(self, square: Tensor) -> Tensor:
-        """Each rank holds a part of every gradient, or at stage 0 all of it."""
-        return self.world.sum(square) if self.shards_weights else square
+        """Each rank holds a part of every gradient; replicas hold all of it."""
+        return self.world.sum(square) if self.mesh.shards > 1 else square
 
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """See :meth:`Backend.held`."""
@@ -94,20 +100,13 @@ class FSDPBackend(TorchBackend):
         yield from super().held(keys)
 
     def refresh(self) -> None:
-        """Put the shards back in the modules: after an evaluation the gathered weights may still be in their place."""
+        """Put the shards back in the modules: after an evaluation they may still have the gathered weights."""
         for module in (self.model, *self.model.blocks):
             assert isinstance(module, FSDPModule)
             module.reshard()
 
-    @property
-    def replicated(self) -> bool:
-        """See :attr:`Backend.replicated`."""
-        return not self.shards_weights
-
     def first_element(self, parameter: nn.Parameter) -> int:
-        """FSDP2 cuts the first dimension into ⌈rows / W⌉ for each rank, the last ranks getting less, or nothing."""
-        if not self.shards_weights:
-            return 0
+        """FSDP2 cuts the first dimension into ⌈rows / shards⌉ for each shard; the last ones get less, or nothing."""
         rows = parameter.shape[0]
-        first_row = min(self.world.rank * -(-rows // self.world.size), rows)
+        first_row = min(self.shard * -(-rows // self.mesh.shards), rows)
         return first_row * (parameter.numel() // rows)

@@ -1,14 +1,13 @@
-"""Where the ranks of a job meet: under torchrun at its store, otherwise at one that rank 0 opens.
+"""The store at which the ranks of a job meet: under torchrun its own, otherwise one that rank 0 opens.
 
-In torchrun's store the dead of the last start have left their addresses: torchrun keeps one store for all restarts (torch's
-``rendezvous.py`` says that there is a new one for each; with the c10d rendezvous, which is the default, there is not). A rank
-that comes early reads where its neighbour was before the restart, and fails with "Connection refused". The count of restarts
-does not tell the starts apart, since agents on several machines count for themselves. So the ranks that are there now find
-each other first, and then use a corner of the store of their own.
+torchrun keeps one store for all restarts, with the addresses of the ranks before the restart (torch's ``rendezvous.py`` says
+that each restart has a new store; with the default c10d rendezvous it has not). A rank that starts early reads an old address
+and fails with "Connection refused". The count of restarts does not identify a start, since agents on several machines count
+separately. So the ranks of a start find each other first, and then use keys of the store under a prefix of their own.
 
-DeepSpeed's launcher names port 29500 where the user names none, and does not look whether it is free: of a second run on the
-machine rank 0 would fail, and the other ranks ask the first run's store. On one machine rank 0 takes a free port instead, and
-tells the others by a file.
+DeepSpeed's launcher names port 29500 where the user names none, and does not check that it is free: rank 0 of a second run on
+the machine would fail, and the other ranks would connect to the first run's store. On one machine rank 0 takes a free port
+instead, and writes it to a file for the others.
 """
 
 import os
@@ -34,9 +33,8 @@ from scalegpt.system.ranks import Ranks
 
 POLL_SECONDS = 0.05
 
-
 NOTICE_SECONDS, NOTICE_SECONDS_LAUNCHED = 3.0, 15.0
-"""After how long a rank reports whom it is waiting for; one of a launcher's later, whose others start by themselves."""
+"""After how long a rank reports which ranks it is waiting for; later under a launcher, which starts the others itself."""
 
 
 def meeting_store(ranks: Ranks, timeout: timedelta) -> Store:
@@ -47,8 +45,8 @@ def meeting_store(ranks: Ranks, timeout: timedelta) -> Store:
         timeout: how long to wait for the others.
 
     Raises:
-        InputError: the environment names no place to meet, or one that cannot be used.
-        RunError: a rank does not come.
+        InputError: the environment names no address and port, or unusable ones.
+        RunError: a rank does not connect in time.
     """
     address, port = meeting_place(ranks, os.environ)
     place = f"{address}:{port}"
@@ -77,7 +75,7 @@ def _connected(address: str, port: int, ranks: Ranks, timeout: timedelta) -> TCP
 
 @contextmanager
 def notice(ranks: Ranks, awaited: str) -> Iterator[None]:
-    """Report after some seconds whom this rank is waiting for, and where."""
+    """Report after some seconds what this rank is waiting for."""
     timer = threading.Timer(_notice_seconds(), _say_waiting, (ranks, awaited))
     timer.daemon = True
     timer.start()
@@ -92,7 +90,7 @@ def _notice_seconds() -> float:
 
 
 def _say_waiting(ranks: Ranks, awaited: str) -> None:
-    """One line; of the ranks that a launcher has started on this machine, the first two speak."""
+    """One line; of the ranks that a launcher has started on this machine, only the first two print it."""
     if under_launcher() and ranks.local_rank > 1:
         return
     advice = "" if under_launcher() else "; unset WORLD_SIZE and RANK to train in one process"
@@ -100,10 +98,10 @@ def _say_waiting(ranks: Ranks, awaited: str) -> None:
 
 
 def gather(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> None:
-    """Wait at a store that only this start uses until all ranks are there; all must call it together.
+    """Wait until all ranks have connected to a store that only this start uses; all must call it together.
 
     Raises:
-        RunError: a rank does not come.
+        RunError: a rank does not connect in time.
     """
     if ranks.rank:
         store.set(f"scalegpt/here/{ranks.rank}", "")
@@ -122,10 +120,10 @@ def _wait(store: Store, key: str, timeout: timedelta) -> None:
 
 
 def _await_others(ranks: Ranks, is_here: Callable[[int], bool], timeout: timedelta, place: str) -> None:
-    """Rank 0's wait for all others.
+    """Wait on rank 0 for all others.
 
     Raises:
-        RunError: a rank does not come.
+        RunError: a rank does not connect in time.
     """
     missing, begin, noticed = set(range(1, ranks.size)), time.monotonic(), False
     while missing := {each for each in missing if not is_here(each)}:
@@ -146,13 +144,12 @@ def _named(ranks: set[int]) -> str:
 
 
 def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
-    """A corner of the store that no earlier start has used; all ranks must call it together.
+    """The store under a prefix that no earlier start has used; all ranks must call it together.
 
-    Each rank leaves a number that nobody else has; rank 0 answers to the number with the name of its start, until all that
-    are there now have read that.
+    Each rank writes a random number. Rank 0 answers each number with the prefix, until all ranks of this start have read it.
 
     Raises:
-        RunError: a rank does not come.
+        RunError: a rank does not connect in time.
     """
     if ranks.rank:
         number = secrets.token_hex(8)
@@ -164,7 +161,7 @@ def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
     name = secrets.token_hex(8)
 
     def is_here(each: int) -> bool:
-        if store.check([f"scalegpt/hello/{each}"]):  # perhaps a dead one's: nobody will read the answer
+        if store.check([f"scalegpt/hello/{each}"]):  # perhaps of an earlier start: then nobody reads the answer
             store.set(f"scalegpt/welcome/{store.get(f'scalegpt/hello/{each}').decode()}", name)
         return store.check([f"scalegpt/here/{name}/{each}"])
 
@@ -173,11 +170,11 @@ def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
 
 
 def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
-    """The store of ranks that one process has started on this machine, at that port or, where it is taken, a free one.
+    """The store of ranks that one process has started on this machine, at this port or, if it is taken, a free one.
 
     Raises:
-        InputError: the folder for the file that names the port is not ours alone.
-        RunError: a rank does not come.
+        InputError: others can write to the folder of the file that names the port.
+        RunError: a rank does not connect in time.
     """
     folder = _private_folder()
     file = folder / f"{_process_name(starter().pid)}.port"
@@ -201,7 +198,7 @@ def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what killed processes have left there."""
+    """Remove the files of processes that were killed."""
     for file in folder.glob("*@*.port"):
         pid, _, birth = file.stem.partition("@")
         boot, dash, ticks = birth.rpartition("-")
@@ -210,15 +207,15 @@ def _clear(folder: Path) -> None:
 
 
 def _process_name(pid: int) -> str:
-    """A process as no other one is called, for a file's name: a dead one's number may be another's now, not its birth."""
+    """A name that only this process has, for a file: process ids are used again, so its start time is added."""
     return f"{pid}@{birth_of(pid) or 'gone'}".replace(":", "-")
 
 
 def _port_in(file: Path, timeout: timedelta) -> int:
-    """The port that rank 0 of the same parent names in this file.
+    """The port that rank 0 has written to this file.
 
     Raises:
-        RunError: rank 0 does not come.
+        RunError: rank 0 does not write it in time.
     """
     until = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < until:
@@ -232,7 +229,7 @@ def _private_folder() -> Path:
     """A folder for short-lived files between processes of this user, which nobody else can write to.
 
     Raises:
-        InputError: somebody else has made it, or can write there.
+        InputError: another user owns it, or can write there.
     """
     folder = Path(tempfile.gettempdir()) / f"scalegpt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,6 +1,7 @@
-"""One process, one device, no sharding: fp32 weights, which the model casts where it uses them."""
+"""The step of ``plain`` and ``fsdp``; and ``plain``: one process, fp32 weights that the model casts where it uses them."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,19 @@ from scalegpt.backends.base import (
     always,
     clip_factor,
     empty_state,
+    fill_step_counts,
     is_finite,
     local,
     local_square_norm,
+    named,
 )
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
-from scalegpt.errors import InputError
 from scalegpt.model.gpt import GPT
 
 
 class TorchBackend(Backend):
-    """The step that ``plain`` and ``fsdp`` share: torch's optimizer over tensors that live on this rank."""
+    """Torch's optimizer over the tensors, or parts of tensors, that are on this rank."""
 
     def __init__(self, run: RunConfig, world: World, grad_accum: int) -> None:
         super().__init__(run, world, grad_accum)
@@ -42,7 +44,7 @@ class TorchBackend(Backend):
         return loss.detach()
 
     def before_micro_step(self, last: bool) -> None:
-        """What a sharded model must be told before each micro batch."""
+        """Prepare a sharded model for a micro batch."""
 
     def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
         """See :meth:`Backend.step`."""
@@ -67,9 +69,9 @@ class TorchBackend(Backend):
 
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """See :meth:`Backend.held`."""
-        if any(key != WEIGHT for key in keys):
-            self._make_moments()
         for name, parameter in self.model.named_parameters():
+            if keys != (WEIGHT,) and not self.optimizer.state[parameter]:
+                self.optimizer.state[parameter].update(empty_state(self.optimizer, parameter, self.group_of(name)))
             for key in self.keys_of(name):
                 if key not in keys:
                     continue
@@ -81,23 +83,9 @@ class TorchBackend(Backend):
         """Where in the flattened tensor this rank's part of it begins."""
         return 0
 
-    @property
-    def replicated(self) -> bool:
-        """See :attr:`Backend.replicated`."""
-        return True
-
-    def _make_moments(self) -> None:
-        """Make, as zeros, the state that torch's optimizers make in their first step, where it is not there yet."""
-        for name, parameter in self.model.named_parameters():
-            state = self.optimizer.state[parameter]
-            if not state:
-                state.update(empty_state(self.optimizer, parameter, self.group_of(name), steps=0))
-
     def set_steps(self, steps: int) -> None:
         """See :meth:`Backend.set_steps`."""
-        for state in self.optimizer.state.values():
-            if "step" in state:  # Muon counts none
-                state["step"].fill_(steps)
+        fill_step_counts(self.optimizer, steps)
 
     def refresh(self) -> None:
         """Nothing to do: the model casts its masters where it uses them."""
@@ -113,24 +101,17 @@ class TorchBackend(Backend):
 
 
 class PlainBackend(TorchBackend):
-    """One process without collectives.
-
-    Raises:
-        InputError: started with several ranks.
-    """
+    """One process without collectives."""
 
     def __init__(
-        self, run: RunConfig, world: World, grad_accum: int, model: GPT, make_optimizer: OptimizerFactory
+        self,
+        run: RunConfig,
+        world: World,
+        grad_accum: int,
+        model: GPT,
+        make_optimizer: OptimizerFactory,
+        _settings: dict[str, Any] | None = None,
     ) -> None:
-        if world.size > 1:
-            raise InputError(
-                f"backend plain runs in one process, not {world.size}; use --backend fsdp or --backend deepspeed"
-            )
         super().__init__(run, world, grad_accum)
         self.model = model.to_empty(device=world.device)
         self.optimizer = make_optimizer(named(self.model))
-
-
-def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters by name."""
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -1,15 +1,16 @@
-"""What a job listens on: its own ports at one interface, and a word on those that a launcher opens on all of them.
+"""The ports of a job: its own at one interface, and warnings about those that a launcher opens on all interfaces.
 
-Whoever reaches a port of a job can end it or change what it computes: torch's stores and collectives check nobody. On one
-machine everything of ours listens on the loopback interface. torchrun's agent listens on all interfaces, and torch has no
-setting for that; it opens no port at all where it keeps its own store in a file.
+Whoever reaches a port of a job can end it or change what it computes: torch's stores and collectives have no authentication.
+On one machine our own ports are on the loopback interface. torchrun's agent listens on all interfaces, and torch has no
+setting for that; it opens no port if it keeps its store in a file.
 """
 
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import psutil
 from torch._C._distributed_c10d import TCPStore
@@ -28,7 +29,7 @@ UNSEEN = (psutil.Error, OSError, RuntimeError)
 """What psutil raises where the system does not show a process, or shows its sockets in a form that psutil cannot read."""
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted: all ranks come at once."""
+"""Connections that may wait to be accepted: all ranks connect at once."""
 
 WITHOUT_PORTS = (
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend c10d --rdzv-conf store_type=file "
@@ -38,7 +39,7 @@ WITHOUT_PORTS = (
 
 
 def meeting_place(ranks: Ranks, known: Mapping[str, str]) -> tuple[str, int]:
-    """Host and port that the ranks meet at. On one machine its own name is 127.0.0.1, whether or not it resolves.
+    """Host and port of the ranks' store. On one machine its own name means 127.0.0.1, even if it does not resolve.
 
     Raises:
         InputError: the environment names none, or a host that does not resolve.
@@ -69,15 +70,15 @@ def _resolved(given: str, ranks: Ranks) -> str:
 
 
 def listening(address: str, port: int, size: int, timeout: timedelta, *, here: bool) -> TCPStore:
-    """A store that listens at one address only; it waits for nobody.
+    """A store that listens at one address only; it does not wait for the other ranks.
 
     Args:
-        address: where.
+        address: the address.
         port: 0: a free one.
         size: the number of ranks.
-        timeout: how long the store's own waits last.
-        here: whether all ranks are on this machine. Otherwise the address may be one that the network translates to ours;
-            then the store listens on all interfaces.
+        timeout: of the store's own waits.
+        here: whether all ranks are on this machine. Else the network may translate the address to one of this machine; then
+            the store listens on all interfaces.
 
     Raises:
         InputError: the port is taken, or the address is not of this machine.
@@ -105,7 +106,7 @@ def _bound(address: str, port: int, *, here: bool) -> socket.socket:
         raise InputError(
             f"MASTER_ADDR {address} is not an address of this machine, where rank 0 is; use MASTER_ADDR=127.0.0.1"
         )
-    return _listen(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - the only way left; reported as public
+    return _listen(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - nothing else is possible; reported as public
 
 
 def _listen(family: int, place: tuple[object, ...]) -> socket.socket:
@@ -144,18 +145,22 @@ def use_loopback() -> None:
 
 
 def loopback_interface() -> str | None:
-    """The interface of 127.0.0.1; None where it is not up."""
+    """The interface of 127.0.0.1; None if it is not up."""
+    return next((name for name, address in _addresses_up() if address.address == LOOPBACK), None)
+
+
+def _addresses_up() -> Iterator[tuple[str, Any]]:
+    """The addresses of the interfaces that are up, each with its interface's name."""
     up = psutil.net_if_stats()
     for name, addresses in psutil.net_if_addrs().items():
-        if name in up and up[name].isup and any(each.address == LOOPBACK for each in addresses):
-            return name
-    return None
+        if name in up and up[name].isup:
+            yield from ((name, address) for address in addresses)
 
 
 def public_ports(ranks: Ranks) -> list[str]:
-    """A warning for each process of this job that listens on all interfaces of a machine with a network; rank 0 asks.
+    """A warning for each process of this job that listens on all interfaces of a machine with a network; for rank 0.
 
-    It is advice and never ends a run: where the system does not answer, there is no warning.
+    It never ends a run: if the system does not show the sockets, there is no warning.
 
     Args:
         ranks: this process's place.
@@ -198,10 +203,7 @@ def _wildcard_ports(process: psutil.Process) -> list[int]:
 
 def _has_network() -> bool:
     """Whether an interface other than loopback is up and has an address."""
-    up = psutil.net_if_stats()
     families = {socket.AF_INET, socket.AF_INET6}
     return any(
-        name in up and up[name].isup and each.family in families and not each.address.startswith(("127.", "::1"))
-        for name, addresses in psutil.net_if_addrs().items()
-        for each in addresses
+        address.family in families and not address.address.startswith(("127.", "::1")) for _, address in _addresses_up()
     )

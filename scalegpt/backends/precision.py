@@ -1,4 +1,4 @@
-"""Which precision a device is fast in. On a processor that is measured, with a slice of the model itself."""
+"""The fastest precision of a device; on a processor it is measured, with a slice of the model."""
 
 import statistics
 import time
@@ -15,21 +15,21 @@ from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 
 SLICE_ROWS = 1024
-"""Tokens that the slice is timed on, at the most; a narrow model on fewer shows less of what bf16 gains."""
+"""The most tokens that the slice is timed on; on fewer, a narrow model gains less from bf16 than it would in training."""
 
 SLICE_PARAMETERS = 1_000_000
-"""Blocks are added to the slice up to so many parameters: of narrow ones a single pass would time what surrounds them."""
+"""The slice has as many blocks as make up this many parameters, and at least one: a narrow block is too short to time."""
 
 UNKNOWN_VOCAB = 256
-"""The vocabulary that is taken where only the data will tell it."""
+"""The vocabulary that is assumed before the data are read."""
 
 
 def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, rows: int) -> str:
-    """The compute dtype's name; ``auto`` takes what the device is fast in.
+    """The compute dtype's name; ``auto`` takes the fastest.
 
-    CUDA: bf16 from compute capability 8.0 on, fp16 before. CPU: bf16 where a slice of the model trains clearly faster in
-    it than in fp32, as the flags do not tell: with AVX-512 bf16 but without AMX some gain much and some lose, and with
-    AMX a narrow model loses.
+    CUDA: bf16 from compute capability 8.0 on, fp16 before. CPU: bf16 if a slice of the model trains clearly faster in it than
+    in fp32. The processor's flags do not decide that: with AVX-512 bf16 but without AMX some processors gain much and some
+    lose, and with AMX a narrow model loses.
 
     Args:
         wanted: the setting ``precision``.
@@ -51,13 +51,13 @@ def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, row
 def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: float = 1.1) -> bool:
     """Whether a slice of the model takes ``gain`` times as long, forward and backward, in fp32 as in bf16.
 
-    Medians of runs in turn; between 0.1 s for a narrow model and a few seconds for one of a billion parameters.
+    Compares medians of alternating runs; takes between 0.1 s for a narrow model and a few seconds for a billion parameters.
 
     Args:
         model: its shape.
         rows: tokens of a micro batch, B · T.
         times: runs of each.
-        gain: the least, more than the noise of a shared machine.
+        gain: the least gain, above the noise of a shared machine.
     """
     slices = {name: _Slice(model, rows, name) for name in ("fp32", "bf16")}
     seconds: dict[str, list[float]] = {name: [] for name in slices}
@@ -65,13 +65,13 @@ def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: flo
         for name, each in slices.items():
             start = time.perf_counter()
             each.train()
-            if run:  # the first of each chooses kernels
+            if run:  # the first run of each selects kernels
                 seconds[name].append(time.perf_counter() - start)
     return statistics.median(seconds["fp32"]) > gain * statistics.median(seconds["bf16"])
 
 
 class _Slice:
-    """A block of a model or a few, with their share of the vocabulary: what a step does, in the same proportions.
+    """One or a few blocks of a model, with their share of the vocabulary: a step's work in the same proportions.
 
     Args:
         model: the whole one's shape.
@@ -92,7 +92,7 @@ class _Slice:
         by_matmuls = attention_by_matmuls("auto", precision, torch.device("cpu"), dropout=model.dropout > 0)
         self.model.set_attention("auto", attend=by_matmuls.attend)
         self.model.to_empty(device="cpu")
-        random = torch.Generator().manual_seed(0)  # the run's own numbers are not touched
+        random = torch.Generator().manual_seed(0)  # leaves the run's own generator alone
         for parameter in self.model.parameters():
             torch.nn.init.normal_(parameter, std=0.02, generator=random)
         size = (max(1, min(rows, SLICE_ROWS) // length), length)

@@ -1,7 +1,7 @@
 """Waiting for work that some ranks do alone and that may take hours, such as tokenising a corpus.
 
-A collective would end it at its time-out, and all the work with it. So the ranks that work report their progress in the store
-where all have met, and the others wait as long as there is some.
+A collective would time out and end the run. So the ranks that work report progress in the store of all ranks, and the others
+wait as long as there is progress.
 """
 
 import itertools
@@ -17,29 +17,29 @@ from torch.distributed import DistError
 from scalegpt.errors import RunError
 
 BEAT_SECONDS = 5.0
-"""How often a rank that works looks whether it has made progress."""
+"""How often a working rank checks whether it has made progress."""
 
 PATIENCE = timedelta(minutes=30)
 """How long the ranks wait without any progress."""
 
 BUSY_SHARE = 0.03
-"""The share of a core that a process with progress uses at least, since it reads, converts and hashes. Threads that only keep
+"""The least share of a core that a working process uses, since it reads, converts and hashes. Threads that only keep
 connections open use less."""
 
 FIRST_POLL, LAST_POLL = 0.02, 2.0
-"""Seconds between two looks of a waiting rank, which become longer: a thousand ranks ask one server."""
+"""Seconds between two polls of a waiting rank, growing from the first to the last: a thousand ranks poll one server."""
 
 _numbers = itertools.count()
 
 
 def next_work() -> str:
-    """A name for the work that comes next; all ranks do it in the same order."""
+    """A name for the next piece of work; all ranks count alike."""
     return f"scalegpt/work/{next(_numbers)}"
 
 
 @contextmanager
 def reporting(store: Store, work: str) -> Iterator[None]:
-    """Report while it lasts whether this rank makes progress."""
+    """Report in the background, until the block ends, whether this rank makes progress."""
     over = threading.Event()
     thread = threading.Thread(target=_report, args=(store, f"{work}/progress", over), name="progress", daemon=True)
     thread.start()
@@ -54,14 +54,14 @@ def finish_together(store: Store, work: str, rank: int, size: int, patience: tim
     """Report that this rank has done its part, and wait for all others; all must call it.
 
     Args:
-        store: where all ranks have met.
+        store: of all ranks.
         work: its name.
         rank: this one.
-        size: how many there are.
-        patience: how long to wait without progress of any; None: :data:`PATIENCE`.
+        size: the number of ranks.
+        patience: how long to wait while no rank makes progress; None: :data:`PATIENCE`.
 
     Raises:
-        RunError: there is no progress, or the store has gone with its process.
+        RunError: no rank makes progress, or the process that holds the store has ended.
     """
     try:
         store.set(_done(work, rank), "")
@@ -95,13 +95,13 @@ def _report(store: Store, key: str, over: threading.Event) -> None:
     while not over.wait(BEAT_SECONDS):
         now, uses = time.monotonic(), _others_seconds()
         if uses - used >= BUSY_SHARE * (now - since):
-            with suppress(DistError):  # the main thread will meet the same error, and report it
+            with suppress(DistError):  # the main thread gets the same error, and reports it
                 store.add(key, 1)
         since, used = now, uses
 
 
 def _others_seconds() -> float:
-    """Seconds of computing of this process so far, those of the calling thread excluded."""
+    """CPU seconds of this process so far, without those of the calling thread."""
     return time.process_time() - time.thread_time()
 
 

@@ -1,4 +1,4 @@
-"""The ranks of a run and the device of each: joined once, passed on to whoever needs it.
+"""The ranks of a run and the device of each.
 
 ``python`` starts one process without ranks; ``torchrun`` and ``deepspeed`` set ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``.
 """
@@ -31,7 +31,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """Who we are among the ranks, and the device we compute on.
+    """This process's rank among the ranks, and its device.
 
     ``size`` is the number of data-parallel ranks W; a single process has rank 0 of 1 and needs no collectives.
     """
@@ -44,7 +44,7 @@ class World:
 
     @classmethod
     def join(cls, device: str = "auto", timeout: timedelta = COLLECTIVE_TIMEOUT) -> "World":
-        """Find our rank from the launcher's environment, choose the device, and meet the other ranks.
+        """Read the rank from the launcher's environment, choose the device, and connect to the other ranks.
 
         On a CPU the process then keeps the memory that it frees (:mod:`scalegpt.backends.host_memory`).
 
@@ -54,7 +54,7 @@ class World:
 
         Raises:
             InputError: CUDA is wanted but absent, there are more ranks than devices, or the environment contradicts itself.
-            RunError: a rank does not come.
+            RunError: a rank does not connect in time.
         """
         ranks = read_ranks()
         rank, size, local_rank, local_size = ranks.rank, ranks.size, ranks.local_rank, ranks.local_size
@@ -65,7 +65,7 @@ class World:
             _share_cores(local_size)
             keep_freed_memory()
         if size > 1:
-            # CPU tensors travel too: offloaded gradients, checkpoints.
+            # CPU tensors are sent too: offloaded gradients.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
             _meet(backend, ranks, timeout)
         return cls(rank, size, local_rank, local_size, chosen)
@@ -82,13 +82,13 @@ class World:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
     def leave(self) -> None:
-        """Part from the other ranks; safe to call twice."""
+        """End the process group; safe to call twice."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
     @property
     def is_first(self) -> bool:
-        """Whether we are rank 0, which writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -97,10 +97,7 @@ class World:
             dist.barrier()
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """Do something on rank 0 alone and give its result to every rank.
-
-        An error of rank 0 is raised on every rank, so that none waits for a message that never comes.
-        """
+        """Do something on rank 0 alone and return its result on every rank; an error of rank 0 is raised on every rank."""
         if self.size == 1:
             return work()
         message: list[Any] = [None]
@@ -117,9 +114,9 @@ class World:
         return result
 
     def on_each_machine(self, work: Callable[[], Result]) -> Result:
-        """Do something on the first rank of each machine, and give its result to the machine's other ranks.
+        """Do something on the first rank of each machine, and return its result on the machine's other ranks.
 
-        It may take hours: the other ranks wait as long as there is progress (:mod:`scalegpt.backends.waiting`). What fails on
+        It may take hours: the other ranks wait as long as there is progress (:mod:`scalegpt.backends.waiting`). An error on
         one machine is raised on all.
 
         Raises:
@@ -153,7 +150,7 @@ class World:
         return values
 
     def numbers(self, values: Sequence[float]) -> Tensor:
-        """A few numbers as an fp32 tensor on the device, without waiting for what the device is at."""
+        """A few numbers as an fp32 tensor on the device, without waiting for the device."""
         tensor = torch.tensor(values)
         if self.device.type != "cuda":
             return tensor
@@ -174,7 +171,7 @@ class World:
         return int(values.item())
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so: how ranks agree to stop."""
+        """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)

@@ -1,4 +1,4 @@
-"""A copy of the state in host memory, from which a thread writes while training goes on."""
+"""A copy of the state in host memory, from which a thread writes during training."""
 
 import threading
 from collections.abc import Sequence
@@ -9,43 +9,43 @@ from scalegpt.backends.base import Piece
 
 
 class HostCopy:
-    """A copy of pieces in host memory, whose room is used again for the next.
+    """A copy of pieces in host memory; the next copy uses the same memory.
 
-    On CUDA it is pinned, so that the copy runs at the bus's speed: the memory is registered with the driver, since torch's
-    own pinned memory comes in powers of two.
+    On CUDA it is pinned, so that the copy runs at the bus's speed. The memory is registered with the driver, since torch
+    allocates pinned memory in powers of two.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._room = torch.empty(0)
+        self._memory = torch.empty(0)
         self._pinned = False
         self._preparing: threading.Thread | None = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the room is made, after waiting for what makes it."""
+        """Whether the memory is allocated; waits for an allocation under way."""
         if self._preparing is not None:
             self._preparing.join()
             self._preparing = None
-        return self._room.numel() > 0
+        return self._memory.numel() > 0
 
     def prepare(self, count: int) -> None:
-        """Make room for so many elements meanwhile: the system takes as long to hand it out as we take to fill it."""
-        self._preparing = threading.Thread(target=self._make_room, args=(count,), name="room for a copy", daemon=True)
+        """Allocate ``count`` elements in the background: the kernel takes as long for that as the copy itself takes."""
+        self._preparing = threading.Thread(target=self._allocate, args=(count,), name="allocate a copy", daemon=True)
         self._preparing.start()
 
     def take(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Copies of the pieces as they are now; the copies of an earlier call are overwritten."""
+        """Copies of the pieces; those of an earlier call are overwritten."""
         count = sum(piece.values.numel() for piece in pieces)
-        if not self.is_ready or len(self._room) != count:
-            self._make_room(count)
+        if not self.is_ready or len(self._memory) != count:
+            self._allocate(count)
         copies, end = [], 0
         for piece in pieces:
             start, end = end, end + piece.values.numel()
-            values = self._room[start:end]
+            values = self._memory[start:end]
             if piece.values.device.type == "cpu":
-                # By one thread, as numpy does it: memory is the limit, and torch's threads would wait for each other at
-                # every piece where the cores are shared.
+                # By one thread, as numpy copies: memory is the limit, and on shared cores torch's threads would wait for
+                # each other at every piece.
                 values.numpy()[:] = piece.values.numpy()
             else:
                 values.copy_(piece.values, non_blocking=self._pinned)
@@ -54,19 +54,19 @@ class HostCopy:
             torch.cuda.synchronize(self.device)
         return copies
 
-    def _make_room(self, count: int) -> None:
+    def _allocate(self, count: int) -> None:
         self.release()
-        room = torch.zeros(count)
-        room.fill_(0.0)  # zeros may be pages that the system has only promised
+        memory = torch.zeros(count)
+        memory.fill_(0.0)  # zeros may be pages that the kernel has not allocated yet
         if self.device.type == "cuda" and count:
-            with torch.cuda.device(self.device):  # a thread of its own begins at card 0
-                status = torch.cuda.cudart().cudaHostRegister(room.data_ptr(), room.nbytes, 0)  # type: ignore[no-untyped-call]
-            self._pinned = int(status) == 0  # refused, as a small limit on locked memory does: the copy is slower
-        self._room = room
+            with torch.cuda.device(self.device):  # a new thread starts with card 0
+                status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)  # type: ignore[no-untyped-call]
+            self._pinned = int(status) == 0  # a small limit on locked memory refuses it: the copy is slower
+        self._memory = memory
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._pinned:
             with torch.cuda.device(self.device):
-                torch.cuda.cudart().cudaHostUnregister(self._room.data_ptr())  # type: ignore[no-untyped-call]
-        self._room, self._pinned = torch.empty(0), False
+                torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())  # type: ignore[no-untyped-call]
+        self._memory, self._pinned = torch.empty(0), False

@@ -1,4 +1,4 @@
-"""What ``scalegpt checkpoint`` tells of checkpoints, and their weights as one file."""
+"""What ``scalegpt checkpoint`` shows of checkpoints, and their weights as one file."""
 
 import glob
 import math
@@ -21,11 +21,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a thorough look at a checkpoint finds.
+    """The result of examining a checkpoint.
 
     Attributes:
         manifest: None where it cannot be read.
-        problems: a line for each thing that is wrong; none: it is whole.
+        problems: a line for each; none: it is whole.
     """
 
     path: Path
@@ -48,7 +48,7 @@ def examine(path: Path) -> Verdict:
 
 
 def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """What a manifest says, without the place of every piece."""
+    """A manifest's content without the list of pieces."""
     header = manifest.header
     keys = Counter(name.partition("/")[0] for name in manifest.tensors)
     return {
@@ -76,7 +76,7 @@ def convert(checkpoint: Checkpoint, out: Path, dtype: str) -> StoredFile:
         dtype: of :data:`DTYPES`; bf16 rounds to nearest.
 
     Raises:
-        InputError: the file is there already, there is no room, or the place cannot be written.
+        InputError: the file exists already, the disk has no room, or the folder cannot be written.
     """
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out")

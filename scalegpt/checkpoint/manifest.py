@@ -1,8 +1,8 @@
-"""``checkpoint.json``, a checkpoint's manifest: what it holds, where every piece lies, and the digest of every file.
+"""``checkpoint.json``, a checkpoint's manifest: its tensors, where each piece is stored, and the digest of every file.
 
-It is one JSON object in canonical form (keys sorted, no spaces, ASCII), so that its own digest, ``sha256``, over all of it
-but that entry, covers every byte: a file that is not exactly what we would write is damaged. ``docs/CHECKPOINTS.md``
-describes all entries. What is read here may come from anywhere: it can name nothing outside the checkpoint's directory.
+It is one JSON object in canonical form (keys sorted, no spaces, ASCII). Its own digest, ``sha256``, is over all of it except
+that entry, so a file that is not exactly what we would write is damaged. ``docs/CHECKPOINTS.md`` describes all entries. A
+manifest may come from anywhere: it can name nothing outside the checkpoint's directory.
 """
 
 import hashlib
@@ -13,31 +13,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from scalegpt.backends.base import KEYS, WEIGHT
+from scalegpt.backends.base import WEIGHT
+from scalegpt.config.optimizers import EXP_AVG, EXP_AVG_SQ
 from scalegpt.errors import InputError
 from scalegpt.text import brief
 
-FORMAT, VERSION, VERSION_OF_OTHER_STATES = "scalegpt-checkpoint", 2, 3
-"""Where parameters have other states than AdamW's two moments, the version is another: a reader that knows only these
-must not take the checkpoint for a damaged one. Nothing else is different."""
+FORMAT = "scalegpt-checkpoint"
+
+VERSION, VERSION_WITH_OTHER_STATES = 2, 3
+"""Version 3 lists any states of a parameter; version 2 lists :data:`STATES_OF_VERSION_2` of every parameter, and readers of
+that time would take other states for damage. Nothing else is different."""
+
+STATES_OF_VERSION_2 = frozenset({WEIGHT, EXP_AVG, EXP_AVG_SQ})
 
 MANIFEST = "checkpoint.json"
 
 MANIFEST_LIMIT = 128 << 20
-"""Bytes of the largest manifest: about two million pieces, such as 1,200 tensors of 1,700 ranks each."""
+"""Bytes of the largest manifest: about two million pieces, such as 1,200 tensors in 1,700 ranks."""
 
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 8
 """The largest count and the most dimensions of a tensor that a manifest may name."""
 
-FARTHEST = 2**53
-"""No run comes as far as so many steps, sequences or tokens; sums with such numbers still fit 64 bits."""
+MOST_PROGRESS = 2**53
+"""The largest count of steps, sequences or tokens of a run; sums of such numbers still fit 64 bits."""
 
 NAME = re.compile(r"step_([0-9]{8,})")
 """A checkpoint's directory."""
 
 WEIGHTS, MOMENTS = "weights", "moments"
-KINDS = (WEIGHTS, MOMENTS)
-"""Each rank writes a file of each kind: to use a model one needs only its weights, a third of the bytes."""
+KINDS = WEIGHTS, MOMENTS
+"""Each rank writes a file of each kind: using a model takes only its weights, with AdamW a third of the bytes."""
 
 _FILE = re.compile(r"rank_[0-9]{5,}\.(weights|moments)\.safetensors")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -45,32 +50,32 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class DamagedError(InputError):
-    """A checkpoint that is not what was written: an earlier one may be whole."""
+    """A checkpoint is not what was written; an earlier one may be whole."""
 
 
 class MisnamedError(DamagedError):
-    """A checkpoint whose directory has the name of another step."""
+    """A checkpoint's directory has the name of another step."""
 
 
 class UnreadableError(InputError):
-    """A checkpoint that cannot be read now, for want of permission or of a disk that works; it may be whole."""
+    """A checkpoint cannot be read now, because of permissions or the disk; it may be whole."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: everything besides weights and moments that a resumed run needs.
+    """How far a run is: everything beside the canonical tensors that a resumed run needs.
 
-    The data's order follows from the seed and the number of sequences consumed, and dropout's random numbers from seed, step
-    and rank, drawn anew at every step: there are no random states to keep.
+    The data's order follows from the seed and the number of sequences consumed, dropout's random numbers from seed, step and
+    rank. So there are no random states to store.
 
     Attributes:
         val_loss: of the last evaluation.
-        skipped_steps: those that a guard kept from counting in the optimizer.
+        skipped_steps: steps that a guard skipped, which the optimizer does not count.
         good_steps: since the last change of the loss scale.
         seed: the run's.
-        sequences: the place in the data's order where the next step begins, in windows: those consumed and those left out.
-        left_out: windows of the data that rollbacks left out.
-        rollbacks: how often the run went back behind a loss spike.
+        sequences: where the next step begins in the data's order, in windows: those consumed and those skipped.
+        left_out: windows of the data that rollbacks skipped.
+        rollbacks: how often the run was rolled back after a loss spike.
     """
 
     step: int
@@ -88,7 +93,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of its run.
+    """What a checkpoint says about its run.
 
     Attributes:
         progress: how far the run was.
@@ -96,7 +101,7 @@ class Header:
         tokenizer: the tokenizer, as its ``as_dict`` gives it.
         data: SHA-256 of the tokens it was trained on.
         run: the id of the run that wrote it.
-        written_by: backend, ZeRO stage, ranks and versions; for readers, not for us.
+        written_by: backend, ZeRO stage, ranks and versions; for people only.
     """
 
     progress: Progress
@@ -108,14 +113,13 @@ class Header:
 
     @property
     def train(self) -> dict[str, Any]:
-        """The settings of training, as far as the configuration has them."""
-        section = self.config.get("train")
-        return section if isinstance(section, dict) else {}
+        """The training settings in the configuration; empty if it has none."""
+        return section if isinstance(section := self.config.get("train"), dict) else {}
 
 
 @dataclass(frozen=True, order=True)
 class Placed:
-    """Where elements ``start`` to ``start + count`` of a flattened tensor lie: in ``file``, entry ``KEY/NAME@start``."""
+    """Elements ``start`` to ``start + count`` of a flattened tensor are in ``file``, under ``KEY/NAME@start``."""
 
     start: int
     count: int
@@ -143,7 +147,7 @@ class Manifest:
     """All of ``checkpoint.json``.
 
     Attributes:
-        tensors: ``KEY/NAME`` → the tensor, KEY being ``weight`` or a state of the optimizer's.
+        tensors: ``KEY/NAME`` → the tensor; KEY is ``weight`` or the name of an optimizer's state.
         files: file name → size and digest.
     """
 
@@ -153,7 +157,7 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files but the manifest."""
+        """Bytes of all files except the manifest."""
         return sum(file.bytes for file in self.files.values())
 
     def encode(self) -> bytes:
@@ -171,10 +175,10 @@ class Manifest:
         return _canonical({**document, "sha256": _digest(document)})
 
     def check_coverage(self) -> None:
-        """See that every tensor's pieces cover it without gap or overlap.
+        """Check that every tensor's pieces cover it without gap or overlap.
 
         Raises:
-            DamagedError: names the tensor and the place.
+            DamagedError: names the tensor and the element.
         """
         for name, tensor in self.tensors.items():
             end = 0
@@ -208,7 +212,7 @@ def kind_of(file: str) -> str:
 
 
 def kind_of_key(key: str) -> str:
-    """The kind of file that a canonical tensor lies in."""
+    """The kind of file that a canonical tensor is stored in."""
     return WEIGHTS if key == WEIGHT else MOMENTS
 
 
@@ -216,18 +220,18 @@ def decode(content: bytes) -> Manifest:
     """Parse and check a manifest.
 
     Raises:
-        DamagedError: it is not what was written, or names what it must not. The message has no subject yet, and is short.
-        InputError: it is whole, but of another format or version.
+        DamagedError: it is not what was written, or names what it must not. The caller adds the subject to the message.
+        InputError: it is whole and of another format or version.
     """
     try:
         document = json.loads(content)
         if not isinstance(document, dict):
             raise DamagedError("it is no object")
         _check_digest(document, content)
-        if document.get("format") != FORMAT or document.get("version") not in (VERSION, VERSION_OF_OTHER_STATES):
+        if document.get("format") != FORMAT or document.get("version") not in (VERSION, VERSION_WITH_OTHER_STATES):
             raise InputError(
                 f"is of format {document.get('format')} {document.get('version')}, known is {FORMAT} {VERSION} and "
-                f"{VERSION_OF_OTHER_STATES}; use the ScaleGPT that wrote it"
+                f"{VERSION_WITH_OTHER_STATES}; use the ScaleGPT that wrote it"
             )
         manifest = _parse(document)
         if document["version"] != _version(manifest.tensors):
@@ -242,7 +246,7 @@ def decode(content: bytes) -> Manifest:
 
 
 def _check_sizes(manifest: Manifest) -> None:
-    """See that no file is said to hold more elements than its bytes can be."""
+    """Check that no file is said to hold more elements than fit its bytes."""
     elements = dict.fromkeys(manifest.files, 0)
     for tensor in manifest.tensors.values():
         for piece in tensor.pieces:
@@ -258,7 +262,7 @@ def _version(tensors: Iterable[str]) -> int:
     for name in tensors:
         key, _, parameter = name.partition("/")
         keys.setdefault(parameter, set()).add(key)
-    return VERSION if all(each == set(KEYS) for each in keys.values()) else VERSION_OF_OTHER_STATES
+    return VERSION if all(each == STATES_OF_VERSION_2 for each in keys.values()) else VERSION_WITH_OTHER_STATES
 
 
 def _check_digest(document: dict[str, Any], content: bytes) -> None:
@@ -266,8 +270,7 @@ def _check_digest(document: dict[str, Any], content: bytes) -> None:
         raise InputError(
             f"is of version 1, known is {VERSION}; use the ScaleGPT that wrote it, or train anew with --fresh"
         )
-    said = document.get("sha256")
-    if said != _digest({key: value for key, value in document.items() if key != "sha256"}):
+    if document.get("sha256") != _digest({key: value for key, value in document.items() if key != "sha256"}):
         raise DamagedError("its SHA-256 is not the one it states")
     if content != _canonical(document):
         raise DamagedError("it is not in canonical form")
@@ -290,11 +293,11 @@ def _progress(values: Mapping[str, Any]) -> Progress:
     for each in fields(Progress):
         value = getattr(progress, each.name)
         is_right = _is_count(value) if each.type is int else value is None or _is_number(value)
-        is_too_far = each.type is int and each.name != "seed" and is_right and value > FARTHEST
+        is_too_far = each.type is int and each.name != "seed" and is_right and value > MOST_PROGRESS
         if not is_right or is_too_far or (value is None and each.default is not None):
             raise DamagedError(f"its progress has {each.name} {value!r}")
     if progress.skipped_steps > progress.step or progress.left_out > progress.sequences:
-        raise DamagedError("its progress has more steps skipped than taken, or more data left out than consumed")
+        raise DamagedError("its progress has more steps skipped than taken, or more data skipped than consumed")
     return progress
 
 
@@ -334,8 +337,7 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _canonical(document: Mapping[str, Any]) -> bytes:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.encode("ascii")
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def tensors_of(manifest: Manifest, key: str) -> Iterator[tuple[str, StoredTensor]]:

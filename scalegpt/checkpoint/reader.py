@@ -1,8 +1,8 @@
-"""Reading a checkpoint: its manifest, then the digests of its files, and only then what is in them.
+"""Reading a checkpoint: its manifest, then the digests of its files, and only then their content.
 
-Only wrong content is damage. A read that fails is tried again (:data:`scalegpt.storage.RETRIED`), and one that fails still,
-or is not permitted, says nothing about the checkpoint: :class:`UnreadableError`. The checkpoint's directory may be a link,
-which is followed; what is in it may not.
+Only wrong content is damage. A read that fails is retried (:data:`scalegpt.storage.RETRIED`). A read that fails again, or is
+not permitted, says nothing about the checkpoint: :class:`UnreadableError`. The checkpoint's directory may be a link, its
+files may not.
 """
 
 import errno
@@ -44,17 +44,17 @@ Result = TypeVar("Result")
 
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
-"""What the system answers for a link, a socket, or a name that no file can have, in a file's place."""
+"""The system's errors for a link, a socket, or a name that no file can have, in place of a file."""
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Read and check a checkpoint's manifest, and that the directory holds no links; files are not looked into.
+    """Read and check a checkpoint's manifest, and that the directory holds no links; its files are not read.
 
     Raises:
         DamagedError: it is missing, not what was written, or names what it must not.
         MisnamedError: the directory has the name of another step.
         UnreadableError: it cannot be read now.
-        InputError: no checkpoint, or one of another version.
+        InputError: not a checkpoint, or one of another version.
     """
     path = checkpoint / MANIFEST
     if not is_folder(checkpoint):
@@ -79,7 +79,7 @@ def is_folder(path: Path) -> bool:
     """Whether a path is a directory, or a link to one.
 
     Raises:
-        UnreadableError: it cannot be looked at now.
+        UnreadableError: that cannot be read now.
     """
     try:
         return stat.S_ISDIR(retried(path.stat).st_mode)
@@ -108,7 +108,7 @@ def _entries(checkpoint: Path) -> list[os.DirEntry[str]]:
 
 
 def _check_name(checkpoint: Path, step: int) -> None:
-    """Refuse a directory that has the name of another step; a copy may have a name without one."""
+    """Refuse a directory with the name of another step; a copy may have a name without a step."""
     name, right = checkpoint.absolute().name, checkpoint_name(step)
     if NAME.fullmatch(name) and name != right:
         raise MisnamedError(
@@ -117,13 +117,11 @@ def _check_name(checkpoint: Path, step: int) -> None:
 
 
 class Checkpoint:
-    """A checkpoint to be read.
-
-    No file is used before :meth:`verify`; what is in a file that was not verified cannot be had from here.
+    """A checkpoint to be read; only files that :meth:`verify` has passed are used.
 
     Attributes:
         path: its directory.
-        manifest: what it holds.
+        manifest: its manifest.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -140,19 +138,19 @@ class Checkpoint:
         """Compare files with their sizes and digests.
 
         Args:
-            kinds: those about to be used. Moments take twice as long as weights, and only training needs them.
-            rank: of several ranks, each looks at its share of the files …
-            size: … so many; when all agree, :meth:`accept` tells this one.
+            kinds: those to be used. Moments take twice as long as weights, and only training needs them.
+            rank: each of several ranks checks its share of the files …
+            size: … of this many ranks; when all agree, call :meth:`accept`.
 
         Raises:
-            DamagedError: the first file that is missing or not what was written.
-            UnreadableError: or that cannot be read now.
+            DamagedError: a file is missing or not what was written.
+            UnreadableError: a file cannot be read now.
         """
         for problem in self.problems(kinds, rank=rank, size=size):
             raise problem
 
     def problems(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> Iterator[InputError]:
-        """What is wrong with each file that is damaged or cannot be read, as :meth:`verify` would raise it."""
+        """An error, as :meth:`verify` raises it, for each file that is damaged or cannot be read."""
         named = [name for name in sorted(self.manifest.files) if kind_of(name) in kinds]
         for name in named[rank::size]:
             try:
@@ -162,7 +160,7 @@ class Checkpoint:
                 yield error
 
     def accept(self) -> None:
-        """Take all files as verified: other ranks have looked at those that this one has not."""
+        """Count all files as verified: other ranks have verified those that this one has not."""
         self._verified.update(self.manifest.files)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -174,7 +172,7 @@ class Checkpoint:
         return self._tensor(name, WEIGHT).shape
 
     def read(self, name: str, key: str, start: int, count: int) -> Tensor:
-        """Elements ``start`` to ``start + count`` of a flattened tensor, fp32 on the CPU, whoever wrote them.
+        """Elements ``start`` to ``start + count`` of a flattened tensor, fp32 on the CPU.
 
         Raises:
             InputError: the checkpoint has no such tensor, or a shorter one.
@@ -214,7 +212,7 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             _check_readable(path)
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                # Its content was verified: the file system cannot map files into memory, perhaps.
+                # The content was verified; perhaps the file system cannot map files into memory.
                 raise UnreadableError(f"{path} cannot be read: {error}; copy the checkpoint to another disk") from error
             # safetensors ends some of its messages with the path.
             raise DamagedError(f"{path} cannot be read: {str(error).removesuffix(f': {path}')}") from None
@@ -224,12 +222,12 @@ class Checkpoint:
 
 
 def _check_readable(path: Path) -> None:
-    """Tell a file that cannot be read now from one that is not what it was.
+    """Raise only if a file cannot be read now.
 
     Raises:
         UnreadableError: it cannot be read now.
     """
-    with suppress(DamagedError):  # the caller says what is wrong
+    with suppress(DamagedError):  # the caller reports the damage
         _reading(path, lambda file: file.read(1))
 
 
@@ -255,7 +253,7 @@ def _check(path: Path, expected: StoredFile) -> None:
 
 
 def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:
-    """Do something with a plain file, following no link; from its beginning again after an error that may pass.
+    """Do something with a plain file, not a link; from its beginning again after an error that may pass.
 
     Raises:
         DamagedError: it is missing, or not a plain file.

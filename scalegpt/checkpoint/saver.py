@@ -1,12 +1,12 @@
-"""Saving while training goes on: the step loop stops for a copy in host memory, a thread writes and commits it.
+"""Saving during training: the step loop stops for a copy in host memory, a thread writes and commits it.
 
-All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together; the thread communicates with
-nobody but through the disk (see :mod:`scalegpt.checkpoint.writer`). One save is under way at a time: the next waits for it.
-A failure of the thread is this rank's alone until the ranks agree on :attr:`Saver.failed`, which the training loop does with
-every step; then all of them raise it.
+All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together; their threads communicate
+through the disk alone (see :mod:`scalegpt.checkpoint.writer`). One save is under way at a time: the next waits for it. Only
+this rank knows a failure of its thread until the ranks exchange :attr:`Saver.failed`, as the training loop does in every
+step; then all of them raise it.
 
-A state that is not finite is never saved. One that is may be ruined all the same, which only shows in the next step. So older
-checkpoints are deleted when the trainer says that the newest has proven good (:meth:`Saver.confirm`), and not before.
+A state that is not finite is never saved. A finite state may still be ruined, which shows in the next step. So older
+checkpoints are deleted only after the trainer confirms the newest (:meth:`Saver.confirm`).
 """
 
 import math
@@ -28,12 +28,12 @@ from scalegpt.errors import RunError
 from scalegpt.system.cores import available_bytes
 
 COPY_MARGIN = 1.25
-"""A copy is made only where so many times its size is free: the machine needs memory for more than us."""
+"""A copy is made only if this multiple of its size is free: other processes need memory too."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Which checkpoints stay: the newest so many, and the best."""
+    """Which checkpoints are kept: the newest N, and the best."""
 
     newest: int
     best: bool
@@ -41,7 +41,7 @@ class Keeping:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out loss after a step, and the lowest until then; None where it is not finite."""
+    """The held-out loss after a step, and the lowest up to then; None if it is not finite."""
 
     step: int
     val_loss: float | None
@@ -49,11 +49,11 @@ class Evaluation:
 
 
 class SpoiledError(RunError):
-    """The state that was to be saved is not finite."""
+    """The state to be saved is not finite."""
 
 
-def nobody(_rank: int) -> bool:
-    """That no rank is known to have ended."""
+def none_gone(_rank: int) -> bool:
+    """Report no rank as ended."""
     return False
 
 
@@ -61,14 +61,14 @@ class Saver:
     """Writes a run's checkpoints.
 
     Args:
-        backend: whose state is saved.
-        folder: the run's checkpoints.
-        keeping: which stay.
-        asynchronous: write while training goes on; else :meth:`save` returns when all is written.
+        backend: its state is saved.
+        folder: of the run's checkpoints.
+        keeping: which of them are kept.
+        asynchronous: write during training; else :meth:`save` returns when all is written.
 
     Attributes:
-        copy: what the thread writes from.
-        lacks_memory: whether the last save had to be waited for, since host memory has no room for the copy.
+        copy: what the thread writes.
+        lacks_memory: whether the last save was not asynchronous because host memory has no room for the copy.
     """
 
     def __init__(self, backend: Backend, folder: Path, keeping: Keeping, *, asynchronous: bool) -> None:
@@ -80,7 +80,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._abandoned = threading.Event()
-        self._gone: Callable[[int], bool] = nobody
+        self._gone: Callable[[int], bool] = none_gone
         self._committed: list[Path] = []
         self._problems: list[str] = []
         self._judging = threading.Lock()  # guards what follows, between the thread and the loop
@@ -90,49 +90,48 @@ class Saver:
         self._evaluation: Evaluation | None = None
 
     def prepare(self) -> None:
-        """Make room for the first copy while training goes on, where a save is to come before the end."""
+        """Allocate the first copy during training, for a run that saves before its end."""
         count = sum(
             len(self.backend.keys_of(piece.name)) * piece.values.numel() for piece in self.backend.held((WEIGHT,))
         )
-        if self.backend.replicated:
-            count //= self.world.size
+        count //= self.backend.mesh.replicas
         if self.asynchronous and self._has_room_for(count * 4):
             self.copy.prepare(count)
 
     def save(self, header: Header, *, wait: bool = False) -> None:
         """Save the state as it is now; all ranks must call it together.
 
-        An earlier save is waited for. When this returns, training may go on and change the state.
+        Waits for an earlier save. When this returns, training may continue and change the state.
 
         Args:
-            header: what the manifest says besides.
+            header: the manifest's other entries.
             wait: return when the checkpoint is complete; no copy is made.
 
         Raises:
             SpoiledError: the state is not finite on some rank; nothing was written.
-            RunError: an earlier save failed, this one cannot begin, or, where it is waited for, failed.
+            RunError: an earlier save failed, or this one cannot begin or, with ``wait``, failed.
         """
         self.finish()
         pieces = list(self.backend.pieces())
         if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)  # whichever stream the state was last changed on
+            torch.cuda.synchronize(self.world.device)  # whichever stream last changed the state
         spoiled = next((name for name in self.world.gather(_spoiled(pieces)) if name is not None), None)
         if spoiled is not None:
             raise SpoiledError(
                 f"{spoiled} is not finite after step {header.progress.step}, so no checkpoint is written"
             )
-        # Known by all before anybody starts: what does not fit on the disk is not begun.
+        # Summed before any rank writes: a save that does not fit on the disk is not begun.
         total = self._over_all_ranks(bytes_of(pieces))
         copies = self.asynchronous and not wait
         self.lacks_memory = copies and self.world.any(not self._has_room_for(bytes_of(pieces)))
         ranks, step = self.world.size, header.progress.step
         self._save = self.world.on_first(lambda: writer.begin(self.folder, step, ranks, total))
         self._evaluation, self._writes = None, True
-        goes_on = copies and not self.lacks_memory
-        source = self.copy.take(pieces) if goes_on else pieces
+        continues = copies and not self.lacks_memory
+        source = self.copy.take(pieces) if continues else pieces
         self._thread = threading.Thread(target=self._run, args=(source, header), name=f"checkpoint {step}", daemon=True)
         self._thread.start()
-        if not goes_on:
+        if not continues:
             self.finish()
 
     def _over_all_ranks(self, count: int) -> int:
@@ -145,26 +144,26 @@ class Saver:
         return self._failure is not None
 
     def committed(self) -> list[Path]:
-        """The checkpoints that have become complete since this was last asked; on the first rank alone."""
+        """The checkpoints that have become complete since the last call; on rank 0 alone."""
         found = []
         while self._committed:
             found.append(self._committed.pop(0))
         return found
 
     def problems(self) -> list[str]:
-        """What could not be deleted since this was last asked, a line each; on the first rank alone."""
+        """What could not be deleted since the last call, a line each; on rank 0 alone."""
         found, self._problems = self._problems, []
         return found
 
     def resumed_from(self, checkpoint: Path) -> None:
-        """Start from a checkpoint that was perhaps not proven good, where the run resumed or went back; first rank alone."""
+        """Note the checkpoint that the run resumed from or was rolled back to, which may be unconfirmed; on rank 0 alone."""
         with self._judging:
             self._unproven, self._proven_step = checkpoint, -1
 
     def confirm(self, step: int) -> None:
-        """Learn that the weights after a step have proven good, and delete what need not be kept besides them.
+        """Note that the weights after a step have proven good, and delete the checkpoints that need not be kept.
 
-        The first rank alone deletes, here or where it commits, whichever comes last.
+        Rank 0 alone deletes, here or where it commits, whichever is later.
 
         Raises:
             RunError: the folder cannot be read.
@@ -181,7 +180,7 @@ class Saver:
             self._prune()
 
     def amend(self, evaluation: Evaluation) -> None:
-        """Let the checkpoint of a step know its held-out loss, now or as soon as it is complete; on the first rank alone.
+        """Add its held-out loss to the checkpoint of a step, now or when it is complete; on rank 0 alone.
 
         Raises:
             RunError: it cannot be written.
@@ -203,7 +202,7 @@ class Saver:
             return
         if not self.world.is_first:
             self._join()
-        # The first rank's thread waits for the others' parts: it must not where there will be none.
+        # Rank 0's thread waits for the others' parts: it must not wait for parts that will not come.
         if self.world.any(self.failed):
             self._abandoned.set()
         self._join()
@@ -218,16 +217,16 @@ class Saver:
         raise known[0] if known else RunError(f"checkpoint {save.final} cannot be written: {failures[0]!r}")
 
     def raise_failure(self) -> None:
-        """End the save that has failed on some rank, as :meth:`finish` does, without waiting for the parts still to come."""
+        """End the save that has failed on some rank, as :meth:`finish` does, without waiting for parts that are missing."""
         self._abandoned.set()
         self.finish()
 
-    def close(self, seconds: float = 0.0, gone: Callable[[int], bool] = nobody) -> None:
-        """Leave without the other ranks: wait for what this rank writes for so long, then give it up.
+    def close(self, seconds: float = 0.0, gone: Callable[[int], bool] = none_gone) -> None:
+        """End without the other ranks: wait some seconds for this rank's thread, then give the save up.
 
         Args:
-            seconds: how long.
-            gone: whether a rank has ended; of one that has, no part is waited for.
+            seconds: how long to wait.
+            gone: whether a rank has ended; the parts of such ranks are not waited for.
         """
         self._gone = gone
         self._join(seconds)
@@ -242,11 +241,11 @@ class Saver:
                 self._thread = None
 
     def _has_room_for(self, size: int) -> bool:
-        """Whether all ranks of this machine can copy so many bytes, as far as one of them can tell."""
+        """Whether all ranks of this machine can copy ``size`` bytes each, by the memory that is free now."""
         return self.copy.is_ready or available_bytes() > COPY_MARGIN * size * self.world.local_size
 
     def _run(self, pieces: Sequence[Piece], header: Header) -> None:
-        """Write this rank's part; on the first rank also wait for the others', and commit."""
+        """Write this rank's part; on rank 0 also wait for the others' and commit."""
         assert self._save is not None
         save = self._save
         try:
@@ -255,19 +254,18 @@ class Saver:
                 path = writer.commit(
                     save,
                     header,
-                    self.backend.model.shapes,
+                    self.backend.canonical_shapes(),
                     abandoned=self._abandoned.is_set,
-                    gone=lambda rank: self._gone(rank),  # as it is then, not now
-                    keys_of=self.backend.keys_of,
+                    gone=lambda rank: self._gone(rank),  # close() may replace it
                 )
                 self._conclude(path)
         except AbandonedError:
             return
-        except Exception as error:  # whatever it is, the loop must hear of it: see `failed`
+        except Exception as error:  # of any kind: the loop reads `failed`
             self._failure = error
 
     def _conclude(self, path: Path) -> None:
-        """Learn that a checkpoint is complete: what the loop has found out meanwhile is done now."""
+        """Note a complete checkpoint, and do what the loop has asked for meanwhile."""
         with self._judging:
             self._committed.append(path)
             self._writes = False
@@ -287,9 +285,9 @@ class Saver:
 
 
 def _spoiled(pieces: Iterable[Piece]) -> str | None:
-    """The first of the tensors that is not finite; no copy is made."""
+    """The name of the first tensor that is not finite; no copy is made."""
     for piece in pieces:
-        # The sum shows it in half the time of a closer look, which it needs where it is too large itself.
+        # The sum takes half the time of the minimum and maximum, which decide if a finite sum overflows.
         if not math.isfinite(piece.values.sum().item()) and not _has_finite_ends(piece.values):
             return f"{piece.key} of {piece.name}"
     return None

@@ -1,10 +1,10 @@
-"""The folder of a run's checkpoints: their names, which there are, which are kept.
+"""The folder of a run's checkpoints: finding, keeping and deleting them.
 
-A checkpoint is a directory ``step_00001000``. It comes into being by a rename, when all its files are on the disk, and loses
-its name by another before it is deleted: a directory of that name is complete, or was damaged by others. Which is the newest
-follows from the names alone; there is no file that points to it.
+A checkpoint is a directory ``step_00001000``. It gets this name by a rename when all its files are on the disk, and loses it
+by another rename before it is deleted: a directory of that name is complete, unless something else damaged it. The names
+alone say which is the newest; no file points to it.
 
-A link to a directory is a checkpoint like any other. Where it is deleted, the link goes and its target stays.
+A link to a directory is a checkpoint like any other. Deleting it deletes the link, not its target.
 """
 
 import os
@@ -24,7 +24,7 @@ from scalegpt.errors import InputError
 from scalegpt.storage import remove_temporaries, retried, sync_folder
 
 DAMAGED, REPLACED = "damaged", "replaced"
-"""What is added to the name of a checkpoint that is set aside: it is not whole, or the run went back behind it."""
+"""Added to the name of a checkpoint that is set aside: it is not whole, or the run was rolled back to an earlier step."""
 
 
 def step_of(checkpoint: Path) -> int:
@@ -33,16 +33,16 @@ def step_of(checkpoint: Path) -> int:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; whether they are whole is not looked at.
+    """The checkpoints in a folder, oldest first, whole or not.
 
     Raises:
-        UnreadableError: the folder cannot be read now: that is not to have none.
+        UnreadableError: the folder cannot be read now, so that it may have some.
     """
     return [path for path in named_as_checkpoints(folder) if is_folder(path)]
 
 
 def named_as_checkpoints(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint in a folder, a file or a broken link too, by its step; none without the folder.
+    """What has the name of a checkpoint in a folder, also files and broken links, by step; empty without the folder.
 
     Raises:
         UnreadableError: the folder cannot be read now.
@@ -57,7 +57,7 @@ def named_as_checkpoints(folder: Path) -> list[Path]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is meant to be a checkpoint: it is called one, or has a manifest.
+    """Whether a path has the name of a checkpoint, or a manifest.
 
     Raises:
         UnreadableError: it cannot be looked at now.
@@ -71,7 +71,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def best_checkpoint(found: list[Path]) -> Path | None:
-    """Of several checkpoints that with the lowest validation loss, the earliest of equals; None where none tells.
+    """The checkpoint with the lowest validation loss, the earliest of equals; None if none has a loss.
 
     The loss is that of the last evaluation up to the checkpoint's step.
     """
@@ -79,18 +79,18 @@ def best_checkpoint(found: list[Path]) -> Path | None:
 
 
 def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
-    """Delete all but the newest checkpoints, and what interrupted saves and deletions left behind.
+    """Delete all but the newest checkpoints, and the remains of interrupted saves and deletions.
 
-    Only what is whole as far as its manifest tells counts among the newest. Of the older ones these stay too: what cannot be
-    read now, for it may be the best; what has the name of another step; what is of another version.
+    Only checkpoints with a whole manifest count among the newest. Of the older ones these are kept too: those that cannot be
+    read now, which may be the best; those with the name of another step; those of another version.
 
     Args:
-        folder: the run's checkpoints; nobody else writes there meanwhile.
-        keep: how many of the newest stay.
-        keep_best: the one with the lowest validation loss stays too.
+        folder: of the run's checkpoints; nothing else writes there meanwhile.
+        keep: how many of the newest are kept.
+        keep_best: keep the one with the lowest validation loss too.
 
     Returns:
-        What could not be deleted, and why, a line each.
+        A line for each that could not be deleted.
 
     Raises:
         UnreadableError: the folder cannot be read now.
@@ -111,16 +111,12 @@ def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Delete what writers and deleters that are gone left unfinished.
-
-    Returns:
-        What could not be deleted, and why, a line each.
-    """
+    """Delete the remains of interrupted saves and deletions; returns a line for each that could not be deleted."""
     return [problem for leftover in sorted(folder.glob(".step_*.tmp")) for problem in _remove(leftover)]
 
 
 def remove_amendments(folder: Path) -> None:
-    """Delete what interrupted amendments of manifests (:func:`scalegpt.checkpoint.writer.amend`) left in checkpoints.
+    """Delete the temporary files of interrupted calls of :func:`scalegpt.checkpoint.writer.amend`.
 
     Raises:
         OSError: a checkpoint cannot be written.
@@ -130,12 +126,12 @@ def remove_amendments(folder: Path) -> None:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps, the newest first: a run that goes back takes these steps again.
+    """Delete the checkpoints of later steps, the newest first: a run that is rolled back takes these steps again.
 
-    What is not known to be ours is set aside instead, since its step will be saved again.
+    What may not be deleted is set aside, since its step will be saved again.
 
     Raises:
-        OSError: a checkpoint cannot be renamed. What is left of one that was renamed goes with the next pruning.
+        OSError: a checkpoint cannot be renamed. The next pruning deletes what is left of one that was renamed.
         UnreadableError: the folder cannot be read now.
     """
     for path in reversed(named_as_checkpoints(folder)):
@@ -148,7 +144,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def set_aside(checkpoint: Path, why: str = DAMAGED) -> Path:
-    """Rename a checkpoint so that it is none any more: a run that went back behind it will write that step again."""
+    """Rename a checkpoint so that its step can be saved again."""
     number, aside = 1, checkpoint.with_name(f"{checkpoint.name}.{why}")
     while os.path.lexists(aside):
         number += 1
@@ -159,7 +155,7 @@ def set_aside(checkpoint: Path, why: str = DAMAGED) -> Path:
 
 
 def _progress_of(checkpoint: Path) -> Progress | InputError:
-    """How far a checkpoint is, or why its manifest cannot be used."""
+    """A checkpoint's progress, or why its manifest cannot be used."""
     try:
         return read_manifest(checkpoint).header.progress
     except InputError as error:
@@ -167,7 +163,7 @@ def _progress_of(checkpoint: Path) -> Progress | InputError:
 
 
 def _is_ours_to_delete(progress: Progress | InputError) -> bool:
-    """Whether a checkpoint that need not be kept may be deleted: what is damaged is of no use, what else is unknown stays."""
+    """Whether a checkpoint that need not be kept may be deleted: damaged ones may, unknown ones are kept."""
     return isinstance(progress, Progress) or (
         isinstance(progress, DamagedError) and not isinstance(progress, MisnamedError)
     )
@@ -177,8 +173,7 @@ def _best(known: dict[Path, Progress | InputError]) -> Path | None:
     losses = [
         (progress.val_loss, step_of(path), path)
         for path, progress in known.items()
-        if isinstance(progress, Progress)
-        and progress.val_loss is not None  # nobody will want to go back to a damaged one
+        if isinstance(progress, Progress) and progress.val_loss is not None
     ]
     return min(losses)[2] if losses else None
 
@@ -192,7 +187,7 @@ def _delete(checkpoint: Path) -> list[str]:
 
 
 def _take_away(checkpoint: Path) -> Path:
-    """Rename a checkpoint that is to be deleted: half deleted, it must not pass for one."""
+    """Rename a checkpoint before it is deleted, so that a partly deleted one is not taken for a checkpoint."""
     aside = checkpoint.with_name(f".{checkpoint.name}.deleted.tmp")
     checkpoint.rename(aside)
     sync_folder(checkpoint.parent)
@@ -200,11 +195,7 @@ def _take_away(checkpoint: Path) -> Path:
 
 
 def _remove(path: Path) -> list[str]:
-    """Delete a directory with all that is in it; of a link, the link alone.
-
-    Returns:
-        Why it could not be deleted; nothing where it was.
-    """
+    """Delete a directory, or a link but not its target; returns a line if it could not be deleted."""
     try:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)

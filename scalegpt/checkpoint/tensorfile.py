@@ -1,8 +1,8 @@
 """Writing safetensors files tensor by tensor, with the digest taken of what is written.
 
-``safetensors.torch.save_file`` wants all tensors at once, and a digest would mean to read the file again: which says what the
-disk holds, not what we meant. The format is simple: the header's length in 8 bytes, little-endian; a JSON header; the tensors
-one after another (https://github.com/huggingface/safetensors, "Format").
+``safetensors.torch.save_file`` takes all tensors at once, and a digest of its file would be of what the disk holds, not of
+what was to be written. The format is simple: the header's length in 8 bytes, little-endian; a JSON header; the tensors one
+after another (https://github.com/huggingface/safetensors, "Format").
 """
 
 import hashlib
@@ -45,13 +45,13 @@ def write_tensors(
     """Write a new safetensors file and sync it to disk.
 
     Args:
-        path: where; an existing file is an error.
+        path: the new file; an existing one is an error.
         entries: what the file will hold, in order.
-        values: a tensor for each entry, on any device; each is asked for when it is its turn.
-        metadata: words for the header's ``__metadata__``.
+        values: a tensor for each entry, on any device, taken one at a time.
+        metadata: the header's ``__metadata__``.
 
     Raises:
-        OSError: the disk is full, or the place cannot be written.
+        OSError: the disk is full, or the folder cannot be written.
     """
     with path.open("xb") as file:
         total = _Hashing(file)
@@ -64,7 +64,7 @@ def write_tensors(
 
 
 class _Hashing:
-    """A file, and the digest of what goes into it."""
+    """A file, and the digest of what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.bytes = file, hashlib.sha256(), 0

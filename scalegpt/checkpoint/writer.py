@@ -1,20 +1,19 @@
-"""Writing a checkpoint: every rank its part, then the first one the whole. Nothing here communicates but through the disk.
+"""Writing a checkpoint: every rank its part, then rank 0 the manifest. Ranks communicate through the disk alone.
 
-1. The first rank calls :func:`begin`: it makes sure of the room and makes ``.step_00001000.NONCE.tmp``, named by a number
-   that belongs to this save alone, and tells the others (:class:`Save`).
-2. Every rank calls :func:`write_part`: its pieces go into ``rank_00000.weights.safetensors`` and
-   ``rank_00000.moments.safetensors``, synced; then ``rank_00000.json``, with their sizes, digests and pieces, appears.
-3. The first rank calls :func:`commit`: it waits for every rank's record, sees that they are of this save and that all
-   pieces together are every tensor exactly once, writes the manifest in place of the records, and renames the directory.
+1. Rank 0 calls :func:`begin`: it checks the free space, makes ``.step_00001000.NONCE.tmp``, where NONCE is a random number of
+   this save, and sends the :class:`Save` to the others.
+2. Every rank calls :func:`write_part`: it writes and syncs ``rank_00000.weights.safetensors`` and
+   ``rank_00000.moments.safetensors``, and then ``rank_00000.json``, its record, with their sizes, digests and pieces.
+3. Rank 0 calls :func:`commit`: it waits for every rank's record, checks that they belong to this save and that the pieces are
+   every tensor exactly once, writes the manifest in place of the records, and renames the directory.
 
-The directory must be one that all ranks see. A checkpoint is never written into an existing directory.
+All ranks must see the same directory. A checkpoint is never written into an existing directory.
 """
 
 import errno
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from scalegpt.backends.base import KEYS, Piece
+from scalegpt.backends.base import Piece
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import (
     KINDS,
@@ -46,24 +45,25 @@ from scalegpt.errors import InputError, RunError
 from scalegpt.storage import free_bytes, read_bytes, retried, sync_folder, write_atomic
 
 PEERS_SECONDS = 900.0
-"""How long the first rank waits for the others' parts after its own is written."""
+"""How long rank 0 waits for the others' parts after its own is written."""
 
-KeysOf = Callable[[str], Sequence[str]]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Canonical tensors, ``KEY/NAME`` → shape; see :meth:`scalegpt.backends.base.Backend.canonical_shapes`."""
 
 _POLL_SECONDS = 0.02
 _SPARE_BYTES = 1 << 20
-"""For the manifest and the file system's own needs."""
+"""Room for the manifest and the file system's own data."""
 
 
 @dataclass(frozen=True)
 class Save:
-    """A save that all ranks have agreed on.
+    """A save, as all ranks know it.
 
     Attributes:
-        folder: the run's checkpoints.
+        folder: of the run's checkpoints.
         step: the run's.
-        nonce: belongs to this save alone.
-        ranks: how many write.
+        nonce: a random number of this save.
+        ranks: the number of ranks that write.
     """
 
     folder: Path
@@ -73,30 +73,30 @@ class Save:
 
     @property
     def final(self) -> Path:
-        """What the directory is called when it is complete."""
+        """The directory when it is complete."""
         return self.folder / store.checkpoint_name(self.step)
 
     @property
     def temporary(self) -> Path:
-        """What it is called until then; :func:`store.remove_leftovers` knows it by its ending."""
+        """The directory until then; :func:`store.remove_leftovers` deletes what has such a name."""
         return self.folder / f".{store.checkpoint_name(self.step)}.{self.nonce}.tmp"
 
 
 class AbandonedError(RuntimeError):
-    """The save was given up by this process itself."""
+    """This process has given up the save."""
 
 
 def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
-    """Make the directory that all ranks write into; the first rank alone calls this.
+    """Make the directory that all ranks write into; for rank 0.
 
     Args:
-        folder: the run's checkpoints; no other save is under way there.
+        folder: of the run's checkpoints; no other save is under way there.
         step: the run's.
-        ranks: how many will write.
+        ranks: the number of ranks that will write.
         needed: the bytes of all ranks' tensors.
 
     Raises:
-        RunError: there is no room, the place cannot be written, or the step has a checkpoint already.
+        RunError: the disk has no room, the folder cannot be written, or the step has a checkpoint already.
     """
     save = Save(folder, step, secrets.token_hex(8), ranks)
     with failing_as_a_run(save):
@@ -105,13 +105,13 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
 
 
 def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
-    """Write a rank's pieces, and then the record that says so.
+    """Write a rank's pieces, and then its record.
 
     A further attempt writes its files anew: after a failed sync Linux takes what it could not write for written, and another
     sync of the same file reports no error.
 
     Raises:
-        RunError: the disk is full, or the place cannot be written, also in further attempts.
+        RunError: the disk is full, or the folder cannot be written, also in further attempts.
     """
     with failing_as_a_run(save):
         retried(lambda: _try_to_write(save, rank, pieces))
@@ -120,34 +120,32 @@ def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
 def commit(
     save: Save,
     header: Header,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     *,
     patience: float = PEERS_SECONDS,
     abandoned: Callable[[], bool] = lambda: False,
     gone: Callable[[int], bool] = lambda _rank: False,
-    keys_of: KeysOf = lambda _: KEYS,
 ) -> Path:
-    """Make a checkpoint of all ranks' parts; the first rank alone calls this.
+    """Make a checkpoint of all ranks' parts; for rank 0.
 
     Args:
         save: from :func:`begin`.
-        header: what the manifest says besides.
-        shapes: the model's parameters.
+        header: the manifest's other entries.
+        shapes: the tensors that the pieces must be.
         patience: seconds to wait for the other ranks' parts.
         abandoned: whether to give up.
-        gone: whether a rank has ended, so that a part of it that is not there will not come.
-        keys_of: the canonical tensors that each parameter must have, by its name.
+        gone: whether a rank has ended, so that a part that it has not written yet will not come.
 
     Returns:
         The new directory.
 
     Raises:
-        RunError: a part does not come or does not belong, or the place cannot be written.
-        AbandonedError: given up.
+        RunError: a part does not come or belongs to another save, or the folder cannot be written.
+        AbandonedError: the save was given up.
     """
     with failing_as_a_run(save):
         records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
-        manifest = _assemble(save, header, shapes, records, keys_of)
+        manifest = _assemble(save, header, shapes, records)
         retried(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
@@ -159,9 +157,9 @@ def commit(
 
 
 def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None) -> None:
-    """Let a complete checkpoint know the held-out loss of its step, which was found after it was written.
+    """Add the held-out loss of its step, which was computed later, to a complete checkpoint.
 
-    A reader or a crash finds the old or the new manifest. Nothing changes where it says that already.
+    A reader or a crash finds the old or the new manifest. Nothing is written if the manifest has these losses already.
 
     Raises:
         RunError: the manifest cannot be read or written.
@@ -179,24 +177,6 @@ def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None)
         retried(lambda: write_atomic(checkpoint / MANIFEST, content, durable=True))
 
 
-def save_alone(
-    folder: Path, header: Header, pieces: Iterable[Piece], shapes: Mapping[str, tuple[int, ...]], **options: Any
-) -> Path:
-    """Write a checkpoint in one process, all of it; see :func:`begin` and :func:`commit`.
-
-    Raises:
-        RunError: it cannot be written; nothing is left of the attempt.
-    """
-    mine = list(pieces)
-    save = begin(folder, header.progress.step, 1, bytes_of(mine))
-    try:
-        write_part(save, 0, mine)
-        return commit(save, header, shapes, **options)
-    except BaseException:
-        shutil.rmtree(save.temporary, ignore_errors=True)
-        raise
-
-
 def bytes_of(pieces: Iterable[Piece]) -> int:
     """The size of pieces, in memory and on the disk."""
     return sum(piece.values.numel() * piece.values.element_size() for piece in pieces)
@@ -204,7 +184,7 @@ def bytes_of(pieces: Iterable[Piece]) -> int:
 
 @contextmanager
 def failing_as_a_run(save: Save) -> Iterator[None]:
-    """Turn what a disk refuses into one line.
+    """Report an error of the disk in one line.
 
     Raises:
         RunError: in place of an OSError.
@@ -222,7 +202,7 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
 def _make_place(save: Save, needed: int) -> None:
     """Make a save's directory where there is room for so many bytes."""
     save.folder.mkdir(parents=True, exist_ok=True)
-    store.remove_leftovers(save.folder)  # what it cannot delete is told with the next pruning
+    store.remove_leftovers(save.folder)  # what it cannot delete is reported with the next pruning
     if os.path.lexists(save.final):
         raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
     free = free_bytes(save.folder)
@@ -235,7 +215,7 @@ def _replace_records(save: Save, manifest: Manifest) -> None:
     """Write the manifest in place of the ranks' records.
 
     Raises:
-        RunError: it is larger than one that is read.
+        RunError: it is larger than the largest that is read.
     """
     content = manifest.encode()
     if len(content) > MANIFEST_LIMIT:
@@ -244,7 +224,7 @@ def _replace_records(save: Save, manifest: Manifest) -> None:
             f"{MANIFEST_LIMIT:,} are read; use fewer ranks"
         )
     for rank in range(save.ranks):
-        _record(save, rank).unlink(missing_ok=True)  # an attempt before may have come as far as this
+        _record(save, rank).unlink(missing_ok=True)  # an earlier attempt may have deleted it
     write_atomic(save.temporary / MANIFEST, content, durable=True)
 
 
@@ -282,10 +262,10 @@ def _record(save: Save, rank: int) -> Path:
 def _await(
     save: Save, rank: int, patience: float, abandoned: Callable[[], bool], gone: Callable[[int], bool]
 ) -> dict[str, Any]:
-    """The record of a rank, when it is there."""
+    """Wait for a rank's record and read it."""
     path, deadline = _record(save, rank), time.monotonic() + patience
     while not path.exists():
-        if abandoned() or (gone(rank) and not path.exists()):  # it may have been its last deed
+        if abandoned() or (gone(rank) and not path.exists()):  # the rank may have written it before it ended
             raise AbandonedError
         if time.monotonic() > deadline:
             raise RunError(
@@ -302,9 +282,8 @@ def _await(
 def _assemble(
     save: Save,
     header: Header,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     records: Iterable[dict[str, Any]],
-    keys_of: KeysOf,
 ) -> Manifest:
     """The manifest of all ranks' records.
 
@@ -312,15 +291,12 @@ def _assemble(
         RunError: the pieces are not every tensor exactly once, or a file is not as long as its record says.
     """
     files: dict[str, StoredFile] = {}
-    placed: dict[str, list[Placed]] = {f"{key}/{name}": [] for name in shapes for key in keys_of(name)}
+    placed: dict[str, list[Placed]] = {tensor: [] for tensor in shapes}
     for record in records:
         files |= {name: StoredFile(**file) for name, file in record["files"].items()}
         for tensor, places in record["pieces"].items():
             placed[tensor] += [Placed(**where) for where in places]
-    tensors = {
-        tensor: StoredTensor(tuple(shapes[tensor.partition("/")[2]]), tuple(sorted(places)))
-        for tensor, places in placed.items()
-    }
+    tensors = {tensor: StoredTensor(tuple(shapes[tensor]), tuple(sorted(places))) for tensor, places in placed.items()}
     manifest = Manifest(header, tensors, files)
     try:
         manifest.check_coverage()
@@ -333,7 +309,7 @@ def _assemble(
 
 
 def _free_space(folder: Path) -> str:
-    """The room on a folder's disk, as part of a message; empty where the disk does not answer."""
+    """The free space on a folder's disk, as part of a message; empty if it is not known."""
     try:
         free = free_bytes(folder)
     except OSError:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from scalegpt.config.backends import BACKENDS, DEEPSPEED, OFFLOADS, BackendSpec, Mesh, backend_help, stage_help
+from scalegpt.config.backends import BACKENDS, DEEPSPEED, OFFLOADS, PLAIN, BackendSpec, Mesh, backend_help, stage_help
 from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.settings import Section, setting
 from scalegpt.config.shape import ModelConfig
@@ -28,7 +28,7 @@ class ParallelConfig(Section):
         InputError: a stage that the backend does not have, or an offload that the stage does not allow.
     """
 
-    backend: str = setting("plain", backend_help(), choices=tuple(BACKENDS))
+    backend: str = setting(PLAIN.name, backend_help(), choices=tuple(BACKENDS))
     zero_stage: int | None = setting(None, stage_help(), minimum=0, maximum=3)
     offload: str = setting(
         "none",

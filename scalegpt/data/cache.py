@@ -97,7 +97,7 @@ def _recorded_digest(entry: Path) -> str | None:
 
 @contextmanager
 def cache_errors() -> Iterator[None]:
-    """Report of a cache that cannot be used whose it is, and how to use another.
+    """Report whose the cache is where it cannot be used, and how to use another.
 
     Raises:
         InputError: in place of an :class:`UnreadableTokensError` or a :class:`PlaceError`.

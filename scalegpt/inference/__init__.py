@@ -1,4 +1,5 @@
-"""Load a trained model from a run or a checkpoint.
+"""A trained model, loaded from a run or a checkpoint to be used.
 
-Start with ``load``. May import :mod:`scalegpt.training.runs` and below.
+Read ``load.py`` first, which finds and loads it; ``loaded.py`` turns a prompt into text. May import ``training.runs``,
+``checkpoint`` and everything below.
 """

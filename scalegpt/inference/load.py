@@ -31,27 +31,27 @@ RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
 """What a run's folder may hold before its first checkpoint."""
 
 STEP = "step_"
-"""What a checkpoint's name begins with."""
+"""The beginning of a checkpoint's name."""
 
 SET_ASIDE = (f"step_*.{DAMAGED}*", f"step_*.{REPLACED}*")
 """The names of checkpoints that training renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
 
 MOST_NAMED = 6
-"""Of a run's checkpoints so many are named in a message: a line must not become a page."""
+"""The most checkpoints that a message names."""
 
 
 def load_model(path: Path, device: str = "auto") -> LoadedModel:
     """Load a model to use, not to train on.
 
-    It computes in bf16 on a CUDA device that has it, else in fp32. Matrices are kept in that dtype, which is what the
-    layers would cast them to at every use; norms and biases stay fp32.
+    It computes in bf16 on a CUDA device that has it, else in fp32. Matrices are stored in that dtype, to which the layers
+    would cast them at every use; norms and biases stay fp32.
 
     Args:
         path: a run's folder, whose newest checkpoint is taken, or a checkpoint's own.
         device: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
+        InputError: no such run, no checkpoint in it, a damaged one, or no such device.
     """
     return with_newest(path, lambda checkpoint: _load(checkpoint, device))
 
@@ -76,10 +76,10 @@ def _load(checkpoint: Path, device: str) -> LoadedModel:
 
 
 def open_weights(checkpoint: Path) -> Checkpoint:
-    """Open a checkpoint whose weights are to be read, and verify those.
+    """Open a checkpoint and verify its weights.
 
     Raises:
-        InputError: no checkpoint, or a damaged one; an earlier one is not taken in its place, since nobody asked for it.
+        InputError: no checkpoint, or a damaged one; an earlier one is not used instead, since it was not asked for.
     """
     with naming_earlier(checkpoint):
         stored = Checkpoint.open(checkpoint)
@@ -89,10 +89,10 @@ def open_weights(checkpoint: Path) -> Checkpoint:
 
 @contextmanager
 def naming_earlier(checkpoint: Path) -> Iterator[None]:
-    """Say what to give in the place of a checkpoint that is found to be damaged.
+    """Add to the error of a damaged checkpoint which one to use instead.
 
     Raises:
-        DamagedError: in place of one.
+        DamagedError: with the hint.
     """
     try:
         yield
@@ -108,15 +108,14 @@ def naming_earlier(checkpoint: Path) -> Iterator[None]:
 def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
     """Do something with the checkpoint that a path means.
 
-    A run that is being trained deletes old checkpoints meanwhile. Where that befalls the one that was chosen for a run, there
-    is a newer one, and the work is begun again with that.
+    A run in training deletes old checkpoints. If it deletes the one in use, the work begins again with the newest.
 
     Args:
         path: a run's folder, or a checkpoint's own.
         work: what to do with the checkpoint; called again where it was deleted.
 
     Raises:
-        InputError: no checkpoint, one that was named and is gone, or what the work raises.
+        InputError: no checkpoint, one that was named and then deleted, or what the work raises.
     """
     while True:
         checkpoint = newest_checkpoint(path)
@@ -135,7 +134,7 @@ def examine_all(path: Path) -> list[Verdict]:
         path: a run's folder, or a checkpoint's own.
 
     Raises:
-        InputError: no checkpoint, or one that was named and is gone.
+        InputError: no checkpoint, or one that was named and then deleted.
     """
     verdicts: list[Verdict] = []
     while not verdicts:  # all of them were deleted: then there are newer ones
@@ -152,7 +151,7 @@ def examine_all(path: Path) -> list[Verdict]:
 
 
 def refuse_deleted(path: Path, checkpoint: Path) -> None:
-    """Refuse to go on without a checkpoint that is gone, if it is the one that was named.
+    """Refuse to continue if the checkpoint that was deleted is the one that the user named.
 
     Raises:
         InputError: it is: another would not be what was asked for.
@@ -167,7 +166,7 @@ def newest_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path means: itself, or the newest of a run.
 
     Raises:
-        InputError: nothing there, something else there, or a run that has none.
+        InputError: the path does not exist or is something else, or the run has none.
     """
     return checkpoints_of(path)[-1]
 
@@ -176,7 +175,7 @@ def checkpoints_of(path: Path) -> list[Path]:
     """Return the checkpoints that a path means, oldest first and at least one: itself, or those of a run.
 
     Raises:
-        InputError: nothing there, something else there, a run that has none, or what cannot be read now.
+        InputError: the path does not exist, is something else or cannot be read now, or the run has none.
     """
     try:
         is_there = path.exists()
@@ -186,7 +185,7 @@ def checkpoints_of(path: Path) -> list[Path]:
         raise InputError(_missing(path))
     if is_checkpoint(path):
         return [path]
-    # Twice: while the first look lasts, the trainer may put a new checkpoint in the place of the only one.
+    # Twice: during the first search the trainer may replace the only checkpoint by a new one.
     if found := _found_in(path) or _found_in(path):
         return found
     run = path.parent if path.name == CHECKPOINTS else path
@@ -203,10 +202,10 @@ def set_aside_in(path: Path) -> list[Path]:
 
 
 def check_run(path: Path) -> None:
-    """Refuse what is no run.
+    """Refuse a path that is not a run.
 
     Raises:
-        InputError: nothing is there, or something else.
+        InputError: it does not exist, or is something else.
     """
     if not path.exists():
         raise InputError(_missing(path))
@@ -230,7 +229,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _no_checkpoint(run: Path, name: str = "") -> str:
-    """Say that a run has no checkpoint of a name, or none any more, or none yet."""
+    """The message that a run has no checkpoint of this name, or none yet, or none any more."""
     found = [each.name for each in _found_in(run)]
     if found:
         named = found if len(found) <= MOST_NAMED else [found[0], "…", *found[2 - MOST_NAMED :]]
@@ -242,7 +241,7 @@ def _no_checkpoint(run: Path, name: str = "") -> str:
 
 
 def _missing(path: Path) -> str:
-    """Say what is not there, a run or one of its checkpoints, and what was probably meant."""
+    """The message that a run or one of its checkpoints does not exist, and what was probably meant."""
     folder = path.parent
     run = folder.parent if folder.name == CHECKPOINTS else folder
     if CHECKPOINTS in {path.name, folder.name} or path.name.startswith(STEP):
@@ -254,7 +253,7 @@ def _missing(path: Path) -> str:
 
 
 def _nearest_run(path: Path) -> str:
-    """Return a hint that names the run that was probably meant, or what to do where there is none."""
+    """Return a hint: the run that was probably meant, or what to do if there is none."""
     usual = Path("runs") / path
     if not path.is_absolute() and usual.is_dir():
         return f"; did you mean {usual}?"
@@ -263,7 +262,7 @@ def _nearest_run(path: Path) -> str:
 
 
 def _runs_hint(path: Path) -> str:
-    """Return a hint that names the runs in a folder that is none."""
+    """Return a hint that names the runs in a folder."""
     inside = _runs_in(path)
     return f", but holds some: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
 
@@ -290,7 +289,7 @@ def _section(header: Header, part: str, kind: type[SectionT], checkpoint: Path) 
 
 @torch.no_grad()
 def _put_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], checkpoint: Path) -> None:
-    """Copy weights into the model one at a time, so that the host never holds them all.
+    """Copy weights into the model one at a time, so that host memory never holds them all.
 
     Raises:
         InputError: they are not those of this shape of model.

@@ -1,4 +1,4 @@
-"""A trained model in use: from a prompt to text."""
+"""A loaded model: from a prompt to text."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -35,8 +35,8 @@ class LoadedModel(NamedTuple):
         """Continue a text.
 
         Args:
-            prompt: the text; of more than ``block_size`` tokens the last are read. Empty: a text is begun.
-            max_new_tokens: most tokens to draw; fewer are where the model ends the text.
+            prompt: the text; the model reads its last ``block_size`` tokens. Empty: a new text.
+            max_new_tokens: most tokens to draw; fewer are drawn if the model ends the text.
             temperature: divides the logits; 0 always takes the likeliest token.
             top_k: draw among the k likeliest tokens; None: among all.
             top_p: draw among the fewest likeliest tokens whose probabilities reach p together; None: among all.
@@ -56,7 +56,7 @@ class LoadedModel(NamedTuple):
         return "".join(self.decode(self.draw(self.prompt_ids(prompt), settings)))
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The prompt's tokens; without a prompt, what comes before a text: the end-of-text token, or a newline.
+        """The prompt's tokens; without a prompt the end-of-text token, or a newline.
 
         Raises:
             InputError: the vocabulary lacks a character.
@@ -71,7 +71,7 @@ class LoadedModel(NamedTuple):
             raise InputError("this model's vocabulary has no newline to start from; give a prompt") from None
 
     def draw(self, ids: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
-        """Draw the tokens that follow, each yielded as soon as it is drawn; the end-of-text token is the last, if drawn.
+        """Draw the next tokens, yielding each as it is drawn; after the end-of-text token there are none.
 
         Args:
             ids: the prompt's tokens, at least one.
@@ -86,7 +86,7 @@ class LoadedModel(NamedTuple):
             yield int(drawn)
 
     def decode(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of tokens as they come, in whole characters; the end-of-text token has none."""
+        """The text of tokens as they are drawn, in whole characters; the end-of-text token is skipped."""
         decoder = self.tokenizer.stream()
         for token in tokens:
             if token != self.tokenizer.end_of_text:

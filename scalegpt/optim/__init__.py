@@ -1,6 +1,5 @@
 """The optimizers, made from a backend's own (possibly sharded) parameters.
 
-Start with :mod:`~scalegpt.optim.factory`. What each optimizer keeps and needs is said in
-:mod:`scalegpt.config.optimizers`. May import :mod:`scalegpt.backends`, :mod:`scalegpt.planner` and what lies below
-them.
+Start with ``factory.py``. What each optimizer keeps and needs is in :mod:`scalegpt.config.optimizers`. May import
+``backends``, ``planner`` and everything below.
 """

@@ -1,4 +1,4 @@
-"""What makes each optimizer, by the name of the setting."""
+"""Makes the optimizer that a run names."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,10 +18,10 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def optimizer_factory(train: TrainConfig) -> OptimizerFactory:
-    """What makes the run's optimizer.
+    """The maker of the run's optimizer.
 
-    Weight decay is decoupled and on matrices only (embeddings are matrices; norms and biases are not). The order of the
-    groups is that of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`, without those that are empty.
+    Weight decay is decoupled and on matrices only (embeddings are matrices; norms and biases are not). The groups are in the
+    order of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`; empty ones are omitted.
 
     Args:
         train: the settings; for ``muon`` with their precision resolved.

@@ -37,19 +37,21 @@ class Lion(Optimizer):
             parameters: list[Tensor] = [each for each in group["params"] if each.grad is not None]
             weights = [local(each) for each in parameters]
             gradients = [local(each.grad) for each in parameters if each.grad is not None]
-            momenta = [local(self._momentum(each)) for each in parameters]
+            momenta = [local(momentum_of(self, each, EXP_AVG)) for each in parameters]
             size = max(1, len(weights)) if group["foreach"] else 1
             for first in range(0, len(weights), size):
                 some = slice(first, first + size)
                 _update(weights[some], gradients[some], momenta[some], group)
         return loss
 
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if EXP_AVG not in state:
-            state[EXP_AVG] = torch.zeros_like(parameter, requires_grad=False)
-        momentum: Tensor = state[EXP_AVG]
-        return momentum
+
+def momentum_of(optimizer: Optimizer, parameter: Tensor, name: str) -> Tensor:
+    """A parameter's state of this name, made of zeros if it is missing."""
+    state = optimizer.state[parameter]
+    if name not in state:
+        state[name] = torch.zeros_like(parameter, requires_grad=False)
+    momentum: Tensor = state[name]
+    return momentum
 
 
 def _update(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:

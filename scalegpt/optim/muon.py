@@ -5,10 +5,10 @@ the gradient G of a matrix W of m rows and n columns::
 
     M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
 
-What torch's own leaves out: matrices of one shape are orthogonalised together, the iteration is computed in the run's
-compute dtype (torch's is in bf16, which many processors have no instructions for), and where several ranks hold the
-model each matrix is whole on one of them, which sends the result to the others.
-:mod:`scalegpt.planner.memory.newton_schulz` says in which rounds, in which form, and what that takes.
+Unlike in torch's Muon, matrices of one shape are orthogonalised together, the iteration is computed in the run's compute
+dtype (torch's is in bf16, for which many processors have no instructions), and over several ranks each matrix is
+orthogonalised by one of them, which sends the result to the others. :mod:`scalegpt.planner.memory.newton_schulz` gives the
+rounds, the form, and what they take.
 """
 
 import math
@@ -27,16 +27,17 @@ from torch.optim import AdamW, Optimizer
 from scalegpt.backends.base import DTYPES, local
 from scalegpt.config.backends import Mesh
 from scalegpt.config.optimizers import MOMENTUM
+from scalegpt.optim.lion import momentum_of
 from scalegpt.planner.memory.newton_schulz import STEPS, Exchange, uses_gram_form, wire
 
 A, B, C = 3.4445, -4.7750, 2.0315
 """Coefficients of the iteration, which make its slope at zero large (Jordan et al. 2024)."""
 
 EPSILON = 1e-7
-"""The least norm that a matrix is divided by."""
+"""A matrix is divided by its norm, or by this if the norm is less."""
 
 _ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-"""By its new name, where torch has it: torch 2.13 warns of the old one."""
+"""By its new name if torch has it: torch 2.13 warns about the old one."""
 
 Groups = list[dict[str, Any]]
 Shape = tuple[int, ...]
@@ -45,7 +46,7 @@ Shape = tuple[int, ...]
 class Muon(Optimizer):
     """Muon over one group of matrices, and torch's AdamW over the others.
 
-    A step overwrites the matrices' gradients: they become what is orthogonalised.
+    A step overwrites the matrices' gradients with the input of the orthogonalisation.
 
     Args:
         muon: Muon's group: two-dimensional ``params``, whole or cut into rows, with ``lr``, ``lr_ratio``, ``momentum`` and
@@ -64,7 +65,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all parameters that have a gradient; where ranks share the work, all must call it together."""
+        """Update all parameters that have a gradient; all ranks must call it together."""
         loss = closure() if closure is not None else None
         self._update_matrices(self.param_groups[0])
         self._adamw.step()
@@ -76,7 +77,7 @@ class Muon(Optimizer):
             return
         weights = [local(parameter) for parameter in parameters]
         updates = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-        momenta = [local(self._momentum(parameter)) for parameter in parameters]
+        momenta = [local(momentum_of(self, parameter, MOMENTUM)) for parameter in parameters]
         torch._foreach_lerp_(momenta, updates, 1 - group["momentum"])
         torch._foreach_lerp_(updates, momenta, group["momentum"])
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
@@ -94,19 +95,9 @@ class Muon(Optimizer):
                     weights[number].add_(part, alpha=-rate)
                 del whole, part
 
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if MOMENTUM not in state:
-            state[MOMENTUM] = torch.zeros_like(parameter, requires_grad=False)
-        momentum: Tensor = state[MOMENTUM]
-        return momentum
-
 
 def exchange_of(parameter: Tensor, precision: str) -> Exchange:
-    """Who holds the matrices, by one of them; all ranks of the process group take part.
-
-    The matrices are whole on every rank, or cut over all ranks.
-    """
+    """How the ranks of the process group share the matrices, of which one is given: whole on every rank, or cut over all."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     sharded = isinstance(parameter, DTensor) and any(
         isinstance(placement, Shard) and parameter.device_mesh.size(dimension) > 1
@@ -116,15 +107,15 @@ def exchange_of(parameter: Tensor, precision: str) -> Exchange:
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
-# Nothing here gives a name to what it hands on: a caller's name would keep the memory until the callee returns.
+# Arguments are passed without a name here: a caller's variable would keep the memory until the callee returns.
 
 
 def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
     """Orthogonalise a round of matrices.
 
     Args:
-        exchange: who holds them.
-        parts: fp32, what this rank has of each: all of it, or the rows that are its own.
+        exchange: how the ranks share them.
+        parts: fp32, this rank's part of each: all of it, or some rows.
         shape: of each whole matrix.
 
     Returns:
@@ -134,7 +125,7 @@ def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
         return _whole(exchange, parts, shape).unbind(0)
     if exchange.gathers_results:
         return _gathered(exchange, parts, shape)
-    return _dealt_out(exchange, parts, shape)
+    return _redistributed(exchange, parts, shape)
 
 
 def _whole(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Tensor:
@@ -157,8 +148,8 @@ def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Seque
     return [everyones[number % ranks * share + number // ranks] for number in range(len(matrices))]
 
 
-def _dealt_out(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """Each rank holds ⌈m / W⌉ rows of the matrices, or fewer: rank i mod W gets all of matrix i and sends the result back."""
+def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
+    """Each rank holds at most ⌈m / W⌉ rows of each matrix: rank i mod W gets matrix i whole and sends the result back."""
     ranks = exchange.ranks
     order = sorted(range(len(parts)), key=lambda number: (number % ranks, number // ranks))
     shares = [len(range(owner, len(parts), ranks)) for owner in range(ranks)]
@@ -173,7 +164,7 @@ def _dealt_out(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequenc
 
 
 def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: list[int]) -> Tensor:
-    """The whole matrices [k, m, n] of which this rank is the owner, from all ranks' parts, sorted by owner."""
+    """The whole matrices [k, m, n] that this rank owns, from all ranks' parts, sorted by owner."""
     ranks, mine = exchange.ranks, shares[dist.get_rank()]
     rows, columns = -(-shape[0] // ranks), shape[1]
     sent = _stacked(parts, (len(parts), rows, columns), _wire(exchange))
@@ -202,7 +193,7 @@ def _wire(exchange: Exchange) -> torch.dtype:
 
 
 def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
-    """Matrices as one tensor of this shape; where one has fewer rows, the rest is not filled."""
+    """Matrices as one tensor of this shape; the rest of a matrix with fewer rows is not filled."""
     stack = parts[0].new_empty(shape, dtype=dtype)
     torch._foreach_copy_(
         [whole.narrow(0, 0, len(part)) for whole, part in zip(stack.unbind(0), parts, strict=True)], list(parts)
@@ -214,10 +205,10 @@ def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tenso
 
 
 def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Replace matrices by ones with the same singular vectors and singular values near one, between 0.7 and 1.2 or so.
+    """Matrices with the same singular vectors and singular values near one, between about 0.7 and 1.2.
 
     Args:
-        x: [k, m, n], of which it takes possession.
+        x: [k, m, n], which is overwritten.
         dtype: of the computation.
 
     Returns:
@@ -240,7 +231,7 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gram_factor(x: Tensor) -> Tensor:
-    """What X [k, s, l] is to be multiplied by from the left: the product [k, s, s] of all steps' factors."""
+    """The product [k, s, s] of all steps' factors, by which X [k, s, l] is multiplied from the left."""
     gram, product = x @ x.mT, None
     for step in range(STEPS):
         factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)

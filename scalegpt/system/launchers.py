@@ -32,7 +32,7 @@ def under_launcher() -> bool:
 
 
 def launchers() -> list[Lives]:
-    """For each process above us with which we must end, a function that returns whether it is running.
+    """A function for each process above us whose end must end us: whether it is running.
 
     Empty without a launcher, or where none is found. For a launcher that ended before we looked the function returns False.
     """

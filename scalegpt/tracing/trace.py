@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import DEEPSPEED
 from scalegpt.config.train import LOSS_ROWS
 from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.gpus import Card
@@ -105,7 +106,7 @@ def trace_step(
     if as_cuda:
         run = _with_attention(run, kernel)
     with ExitStack() as context:
-        if run.parallel.backend == "fsdp":
+        if not run.parallel.spec.one_process:
             context.enter_context(fake_process_group(ranks))
         context.enter_context(_no_collection())
         fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -132,7 +133,7 @@ def trace_step(
 
 
 def _check(run: RunConfig) -> None:
-    if run.parallel.backend == "deepspeed":
+    if run.parallel.spec is DEEPSPEED:
         raise InputError(
             "backend deepspeed cannot be traced: it runs no steps on tensors without data; trace plain or fsdp"
         )

@@ -33,7 +33,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Held:
+class StorageGroup:
     """Storages that live at one moment, alike except for their address.
 
     Attributes:
@@ -58,13 +58,13 @@ class Snapshot:
     """What lives at one moment."""
 
     size: int
-    held: tuple[Held, ...]
+    groups: tuple[StorageGroup, ...]
 
     @property
     def by_kind(self) -> dict[str, int]:
         """Bytes by kind, the largest first."""
         kinds: Counter[str] = Counter()
-        for each in self.held:
+        for each in self.groups:
             kinds[each.kind] += each.size
         return dict(kinds.most_common())
 
@@ -285,5 +285,5 @@ class Tracker(TorchDispatchMode):
                 key = storage.kind or TEMPORARY, storage.made_by, storage.shape, storage.dtype
                 counts[key] += 1
                 sizes[key] += size
-        held = tuple(Held(*key, count=counts[key], size=size) for key, size in sizes.most_common())
-        return Snapshot(sum(sizes.values()), held)
+        groups = tuple(StorageGroup(*key, count=counts[key], size=size) for key, size in sizes.most_common())
+        return Snapshot(sum(sizes.values()), groups)

@@ -136,8 +136,8 @@ class Housekeeping:
         Where a signal ends the run, only the checkpoint and what is due anyway is done.
         """
         train = self.train
-        at_leisure = last and (self.all_taken or self.reason is Reason.TIME)
-        evaluates = at_leisure or is_due(self.step, train.eval_every)
+        ends_normally = last and (self.all_taken or self.reason is Reason.TIME)
+        evaluates = ends_normally or is_due(self.step, train.eval_every)
         skipped = self.guards.recent.skipped_in_a_row
         if last or self.saving.wanted(self.step):
             if not skipped:
@@ -149,7 +149,7 @@ class Housekeeping:
             self._evaluate()
         if last and skipped and self.saving.may_save_after(skipped, self.val_loss, evaluated=evaluates):
             self._save(last=True)
-        if train.sample_tokens and (at_leisure or is_due(self.step, train.sample_every)):
+        if train.sample_tokens and (ends_normally or is_due(self.step, train.sample_every)):
             self.watchdog.outside("sampling")
             self._sample(show=last)
         self.clock.lap()  # none of this is part of the next step's time

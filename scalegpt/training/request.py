@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.config.aliases import hint
+from scalegpt.config.backends import FSDP
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import DATA, PLANNED_BY_DEFAULT, SECTIONS, RunConfig
@@ -81,7 +82,7 @@ class Request:
         settings = dict(settings)
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
-            settings["backend"] = "fsdp"  # several ranks were started, and no backend is named
+            settings["backend"] = FSDP.name  # several ranks were started, and no backend is named
         run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, given_in=given_in)
         if name is not None:
             run = replace(run, name=name)  # an empty one too, which is refused with the other bad names

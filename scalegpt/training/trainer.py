@@ -18,7 +18,7 @@ from scalegpt.training.job import Job
 from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import comparison, keep_for_later, measure
 from scalegpt.training.metrics import Throughput, mfu, peak_bytes
-from scalegpt.training.resilience.failure import end
+from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
 from scalegpt.training.resilience.rollback import (
     RollbackTarget,
@@ -56,7 +56,7 @@ class Trainer(Housekeeping):
             return
         self._status("running")
         self.watchdog.start(self.step)
-        job.stop.last_words, job.stop.course = self._interrupted_again, self._course
+        job.stop.before_leaving, job.stop.what_next = self._interrupted_again, self._what_next
         job.logger.start(self.step)
         self.saving.prepare(job.total_steps - self.step)
         self.clock.lap()
@@ -75,7 +75,7 @@ class Trainer(Housekeeping):
             self._housekeeping(last=over)
         self.watchdog.stop()
         job.logger.stop()
-        job.stop.course = lambda: ""
+        job.stop.what_next = lambda: ""
         self._compare_memory()
         self._status("finished" if self.all_taken else "stopped", self._cause_of_end())
 
@@ -235,15 +235,15 @@ class Trainer(Housekeeping):
             What to raise: the error itself, or its cause, which may have come from another rank.
         """
         self.job.logger.stop()
-        self.job.stop.course = lambda: ""  # launchers end the other ranks by a signal
-        ending = end(error, self.watchdog, self.job.plan, on_oom=self.train.on_oom)
-        if ending.is_ours:
+        self.job.stop.what_next = lambda: ""  # launchers end the other ranks by a signal
+        failure = handle_failure(error, self.watchdog, self.job.plan, on_oom=self.train.on_oom)
+        if failure.is_ours:
             with suppress(RunError):  # the first error is the one to report
-                self._status(ending.halt.state, ending.halt.cause)
+                self._status(failure.halt.state, failure.halt.cause)
         self.saving.abort(self.watchdog.beats.is_gone)
         self.job.directory.unlock()
         self.job.logger.say(f"ended at step {self.step}; {self._resume_advice()}")
-        return ending.error
+        return failure.error
 
     def _report_nothing_left(self) -> None:
         """Leave a finished run as it is."""
@@ -264,9 +264,9 @@ class Trainer(Housekeeping):
         """Leave a status before the process ends at once, on a second SIGINT."""
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
-        self.watchdog.say_first(f"left at once in step {self.watchdog.step}; {self._resume_advice()}")
+        self.watchdog.say_if_first(f"left at once in step {self.watchdog.step}; {self._resume_advice()}")
 
-    def _course(self) -> str:
+    def _what_next(self) -> str:
         """What happens after a request to stop; called from another thread."""
         watch = self.watchdog
         if self._is_over():

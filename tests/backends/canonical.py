@@ -9,7 +9,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from scalegpt.backends import Backend
-from scalegpt.backends.base import Piece, Read
+from scalegpt.backends.base import Piece, ReadTensor
 
 Whole = dict[tuple[str, str], Tensor]
 """(name, key) → the whole tensor, flattened."""
@@ -54,7 +54,7 @@ def drawn(backend: Backend, seed: int) -> Whole:
     return whole
 
 
-def reader(whole: Whole) -> Read:
+def reader(whole: Whole) -> ReadTensor:
     return lambda name, key, start, count: whole[name, key][start : start + count]
 
 

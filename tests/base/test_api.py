@@ -1,5 +1,6 @@
 """``import scalegpt``: the commands' functions from Python, light to import."""
 
+import doctest
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import scalegpt
+from scalegpt import api
 from scalegpt.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,13 @@ def test_what_is_public_is_there_and_documented() -> None:
         assert all(part in function.__doc__ for part in ("Args:", "Returns:", "Raises:")), name
     with pytest.raises(AttributeError, match="no attribute 'plans'"):
         scalegpt.plans  # noqa: B018
+
+
+@pytest.mark.parametrize("module", [scalegpt, api])
+def test_the_examples_in_the_docstrings_hold(module: object) -> None:
+    found = doctest.testmod(module)  # type: ignore[arg-type]
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.samples import SHAPES, header, save
+from checkpoint.samples import SHAPES, header, save, save_alone
 from manifests import canonical, rewrite, sealed
 from scalegpt.backends.base import WEIGHT, Piece
 from scalegpt.checkpoint.manifest import (
@@ -26,7 +26,6 @@ from scalegpt.checkpoint.manifest import (
     decode,
 )
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
-from scalegpt.checkpoint.writer import save_alone
 from scalegpt.config.optimizers import MOMENTUM
 from scalegpt.errors import InputError, RunError
 
@@ -164,7 +163,7 @@ def pieces_of(document: dict[str, Any]) -> Any:
         *((lambda d, key=key: d["progress"].update({key: 2**53 + 1}), f"its progress has {key}")
           for key in ("step", "tokens", "sequences")),
         (lambda d: d["progress"].update(skipped_steps=8), "more steps skipped than taken"),
-        (lambda d: d["progress"].update(left_out=57), "more data left out than consumed"),
+        (lambda d: d["progress"].update(left_out=57), "more data skipped than consumed"),
         (lambda d: d.update(progress=[]), "TypeError"), (lambda d: d.update(progress=7), "TypeError"),
         (lambda d: d.update(data=7), "data or run is no text"), (lambda d: d.update(run=None), "data or run is no text"),
         (lambda d: d.update(files=[]), "AttributeError"), (lambda d: d.update(tensors=7), "AttributeError"),
@@ -216,7 +215,7 @@ def test_a_manifest_that_would_not_be_read_is_not_written(tmp_path: Path, monkey
 def test_muons_momentum_makes_another_version(tmp_path: Path) -> None:
     """A reader that knows two moments for each parameter is told so, rather than that the checkpoint is damaged."""
     pieces = [Piece("a", key, 0, torch.ones(4)) for key in (WEIGHT, MOMENTUM)]
-    path = save_alone(tmp_path, header(), pieces, {"a": (4,)}, keys_of=lambda _: (WEIGHT, MOMENTUM))
+    path = save_alone(tmp_path, header(), pieces, {f"{key}/a": (4,) for key in (WEIGHT, MOMENTUM)})
     assert json.loads((path / MANIFEST).read_bytes())["version"] == 3
     checkpoint = Checkpoint.open(path)
     checkpoint.verify()

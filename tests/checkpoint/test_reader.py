@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from checkpoint.samples import SHAPES, cut, header, save, whole
+from checkpoint.samples import KEYS, SHAPES, TENSORS, cut, header, save, whole
 from manifests import rewrite
 from scalegpt import storage
-from scalegpt.backends.base import KEYS
 from scalegpt.checkpoint import reader, writer
 from scalegpt.checkpoint.manifest import MANIFEST, MOMENTS, WEIGHTS, DamagedError, UnreadableError
 from scalegpt.checkpoint.reader import Checkpoint
@@ -28,7 +27,7 @@ def save_with(folder: Path, ranks: int) -> Path:
     ticket = writer.begin(folder, 7, ranks, 0)
     for rank, share in enumerate(cut(whole(), ranks)):
         writer.write_part(ticket, rank, share)
-    return writer.commit(ticket, header(), SHAPES)
+    return writer.commit(ticket, header(), TENSORS)
 
 
 @pytest.fixture

@@ -133,11 +133,11 @@ def test_the_room_for_the_copy_is_used_again(saver: Callable[..., Saver], prepar
     if prepared:
         one.prepare()
         assert one.copy.is_ready
-        rooms.add(one.copy._room.data_ptr())
+        rooms.add(one.copy._memory.data_ptr())
     for step in (1, 2, 3):
         one.save(at(step))
         one.finish()
-        rooms.add(one.copy._room.data_ptr())
+        rooms.add(one.copy._memory.data_ptr())
     assert len(rooms) == 1
 
 
@@ -181,7 +181,7 @@ def test_synchronous_saves_are_complete_and_fail_at_once(
     gate.open.set()
     one.save(at(1))
     assert find_checkpoints(tmp_path) == one.committed() == [tmp_path / "step_00000001"]
-    assert one.copy._room.numel() == 0
+    assert one.copy._memory.numel() == 0
     gate.error = RunError("full")
     with pytest.raises(RunError, match="full"):
         one.save(at(2))
@@ -351,7 +351,7 @@ def test_the_copy_takes_what_the_planner_says(tmp_path: Path, one_thread: None, 
     one = Saver(make(run, ALONE, 1), tmp_path, Keeping(9, False), asynchronous=True)
     one.copy.take(list(one.backend.pieces()))
     plan = make_plan(run, Machine(), BatchPlan(1, 1, 1, run.model.block_size), Calibration())
-    assert one.copy._room.nbytes == plan.checkpoint_copy_bytes
+    assert one.copy._memory.nbytes == plan.checkpoint_copy_bytes
     without = replace(run, train=run.train.changed(async_checkpoint=False))
     assert replace(plan, run=without).checkpoint_copy_bytes == 0
     one.close()

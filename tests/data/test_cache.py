@@ -54,7 +54,8 @@ os.setuid(int(sys.argv[1]))
 os.umask(0o077)
 try:
     config = DataConfig(input_file=sys.argv[2], tokenizer="byte")
-    print(prepare_again(config, sys.argv[4])[0].path if sys.argv[4] else prepare_cached(config).path)
+    tokens, changed = prepare_again(config, sys.argv[4]) if sys.argv[4] else (prepare_cached(config), None)
+    print(tokens.path, *([changed] if changed else []), sep="\\n")
 except InputError as error:
     print("refused:", error)
 """
@@ -132,7 +133,9 @@ def test_tokens_that_a_run_began_with_and_another_user_closed(open_to_all: Path)
     cache.chmod(0o777)
     begun = prepare_cached(config(folder))
     (folder / "notes.txt").write_text("a line more\n")
-    assert Path(as_another(12345, folder, begun.digest)) == begun.path
+    assert as_another(12345, folder, begun.digest).splitlines() == [
+        str(begun.path), f"{folder} has changed since this run began",
+    ]  # fmt: skip
     cannot_be_read = (
         r"cannot be read: Permission denied (it belongs to user root); have it opened to you, or set SCALEGPT_CACHE"
     )
@@ -152,6 +155,22 @@ def test_tokens_that_a_run_began_with_and_another_user_closed(open_to_all: Path)
     begun.path.chmod(0o700)
     note = f"cached tokens {begun.path} cannot be read: Permission denied"
     assert Path(as_another(12345, folder, begun.digest, noted=note)) != begun.path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+@pytest.mark.parametrize("mode", [0o700, 0o711])
+def test_a_run_keeps_its_tokens_where_its_folder_of_text_is_closed(open_to_all: Path, mode: int) -> None:
+    folder = open_to_all / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("the text of the user\n" * 50)
+    begun = prepare_cached(config(folder))
+    folder.chmod(mode)  # it cannot be read, or its files can be opened and not listed
+    path, changed = as_another(12345, folder, begun.digest).splitlines()
+    assert Path(path) == begun.path
+    assert changed == (
+        f"{folder} cannot be read as it was when this run began (input {folder} cannot be read: Permission denied; make it "
+        "readable)"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")

@@ -155,7 +155,7 @@ def reduced_gradients(backend: DeepSpeedBackend, tracker: Tracker) -> int:
 def described(moment: Snapshot) -> dict[str, Any]:
     return {
         "total": moment.size,
-        "pieces": [[p.kind, p.made_by, list(p.shape), p.dtype, p.count, p.size] for p in moment.held],
+        "pieces": [[p.kind, p.made_by, list(p.shape), p.dtype, p.count, p.size] for p in moment.groups],
     }
 
 

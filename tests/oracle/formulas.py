@@ -172,7 +172,7 @@ def as_wide_as_the_vocabulary(phase: str, kinds: Sequence[str] = ("loss", "tempo
 
     def holds(setting: Setting) -> int:
         width = setting.run().model.vocab_size
-        pieces = traced(setting).snapshots[phase].held
+        pieces = traced(setting).snapshots[phase].groups
         return sum(piece.size for piece in pieces if piece.shape[-1:] == (width,) and piece.kind in kinds)
 
     return holds
@@ -326,7 +326,7 @@ def tiny(loss: str) -> dict[str, int]:
     moment, vocabulary = trace.snapshots[trace.peak_phase], run.model.vocab_size
     logits = sum(
         piece.size
-        for piece in moment.held
+        for piece in moment.groups
         if piece.shape[-1:] == (vocabulary,) and piece.kind in {"loss", "temporaries"}
     )
     kinds = moment.by_kind

@@ -7,7 +7,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
-from scalegpt.training.resilience.failure import end, in_one_line
+from scalegpt.training.resilience.failure import handle_failure, in_one_line
 from scalegpt.training.resilience.heartbeat import Heartbeats
 from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.directory import RunDirectory
@@ -57,7 +57,7 @@ def test_the_run_ends_with_that_line(tmp_path: Path) -> None:
     world = World(0, 1, 0, 1, torch.device("cpu"))
     dog = Watchdog(RunDirectory(tmp_path), Heartbeats(tmp_path, world), first=0, later=0)
     dog.beats.open()
-    ending = end(raised(CompilerError(PAGES)), dog, plan=None, on_oom="stop")  # type: ignore[arg-type]
+    ending = handle_failure(raised(CompilerError(PAGES)), dog, plan=None, on_oom="stop")  # type: ignore[arg-type]
     assert isinstance(ending.error, RunError)
     assert str(ending.error) == ending.halt.cause
     assert "error_rank_0.txt" in ending.halt.cause

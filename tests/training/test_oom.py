@@ -18,7 +18,7 @@ from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.search.advice import lighter
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.training.resilience import oom
-from scalegpt.training.resilience.failure import end
+from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.heartbeat import Heartbeats
 from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.directory import RunDirectory
@@ -100,7 +100,7 @@ def test_the_end_is_told_with_the_advice(tmp_path: Path, on_oom: str) -> None:
     directory = RunDirectory(tmp_path)
     dog = Watchdog(directory, Heartbeats(tmp_path, ALONE), first=0, later=0)
     dog.begin_step(5)
-    ending = end(failure(lambda: torch.empty(2**50)), dog, plan_of(8), on_oom=on_oom)
+    ending = handle_failure(failure(lambda: torch.empty(2**50)), dog, plan_of(8), on_oom=on_oom)
     assert ending.is_ours
     assert str(ending.error).startswith("out of memory on rank 0 in step 5, loader (")
     assert "--micro_batch 4" in str(ending.error)

@@ -176,12 +176,12 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_was_left_open_stays_as_it_was_settled(directory: RunDirectory) -> None:
-    settled = directory.settle(run()).train
+    settled = directory.with_earlier_settings(run()).train
     assert (settled.precision, settled.tokens_per_step) == ("bf16", 4096)
 
 
 def test_what_is_given_is_not_overruled(directory: RunDirectory) -> None:
-    given = directory.settle(run(precision="fp32", tokens_per_step=512)).train
+    given = directory.with_earlier_settings(run(precision="fp32", tokens_per_step=512)).train
     assert (given.precision, given.tokens_per_step) == ("fp32", 512)
 
 
@@ -189,21 +189,21 @@ def test_a_run_that_began_with_two_lengths_keeps_both(tmp_path: Path) -> None:
     """Earlier releases let the default, or a preset's length, cut the one that was given."""
     made = RunDirectory(tmp_path / "run")
     made.create(run(precision="bf16", max_iters=1000, max_tokens=10**9), {"steps": 1000})
-    again = made.settle(run(max_tokens=10**9), frozenset({"max_tokens"})).train
+    again = made.with_earlier_settings(run(max_tokens=10**9), frozenset({"max_tokens"})).train
     assert (again.max_iters, again.max_tokens) == (1000, 10**9)
-    steps = made.settle(run(max_iters=1000), frozenset({"max_iters"})).train
+    steps = made.with_earlier_settings(run(max_iters=1000), frozenset({"max_iters"})).train
     assert (steps.max_iters, steps.max_tokens) == (1000, 10**9)
-    longer = made.settle(run(max_tokens=2 * 10**9), frozenset({"max_tokens"})).train
+    longer = made.with_earlier_settings(run(max_tokens=2 * 10**9), frozenset({"max_tokens"})).train
     assert (longer.max_iters, longer.max_tokens) == (None, 2 * 10**9)
     flags = {"max_iters": None, "max_tokens": 10**9}
-    lifted = made.settle(run(**flags), frozenset(flags)).train
+    lifted = made.with_earlier_settings(run(**flags), frozenset(flags)).train
     assert (lifted.max_iters, lifted.max_tokens) == (None, 10**9)
 
 
 def test_without_an_earlier_run_nothing_is_settled(tmp_path: Path) -> None:
-    assert RunDirectory(tmp_path / "new").settle(run()) == run()
+    assert RunDirectory(tmp_path / "new").with_earlier_settings(run()) == run()
     (tmp_path / "file").touch()
-    assert RunDirectory(tmp_path / "file").settle(run()) == run()
+    assert RunDirectory(tmp_path / "file").with_earlier_settings(run()) == run()
 
 
 # --- its files -------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_the_first_request_counts() -> None:
 def test_only_a_second_sigint_leaves_at_once() -> None:
     left, said = [], []
     stop = StopRequest(leave=left.append)
-    stop.last_words = lambda: said.append(stop.reason)
+    stop.before_leaving = lambda: said.append(stop.reason)
     with stop.listening():
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
@@ -107,15 +107,15 @@ def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str], monkeyp
     with stop.listening():
         os.kill(os.getpid(), signal.SIGTERM)
         assert reported(capfd) == "scalegpt train: SIGTERM: ending before the first step\n"
-        stop.course = lambda: "finishing step 3, then saving"
+        stop.what_next = lambda: "finishing step 3, then saving"
         os.kill(os.getpid(), signal.SIGINT)
         assert reported(capfd) == (
             "scalegpt train: SIGINT: finishing step 3, then saving; again: leave now, without a checkpoint\n"
         )
-        stop.course = lambda: ""
+        stop.what_next = lambda: ""
         stop.ask(Reason.TERM)
         wait_until(lambda: not any(thread.name == "report" for thread in threading.enumerate()))
-        stop.course = lambda: "finishing step 3, then saving"
+        stop.what_next = lambda: "finishing step 3, then saving"
         stop.ask(Reason.LAUNCHER)
         assert reported(capfd) == "scalegpt train: the launcher has gone: finishing step 3, then saving\n"
 
@@ -144,10 +144,10 @@ def test_half_set_variables_silence_nobody(
 
 
 def test_last_words_that_hang_keep_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "LAST_WORDS_SECONDS", 0.05)
+    monkeypatch.setattr(stopping, "LEAVE_SECONDS", 0.05)
     left: list[int] = []
     stop, hang = StopRequest(leave=left.append), threading.Event()
-    stop.last_words = hang.wait
+    stop.before_leaving = hang.wait
     with stop.listening():
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: stop.reason)

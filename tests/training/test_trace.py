@@ -177,7 +177,7 @@ def test_every_attention_kernel_can_be_traced(attention: str) -> None:
     width = 60 if attention in {"flash", "math"} else 64
     traced_run = traced(attention=attention, dropout=0.125, n_embd=width, recompute="selective")
     assert traced_run.peak_bytes > 0
-    scores = [piece for piece in traced_run.snapshots["forward"].held if piece.shape[-2:] == (128, 128)]
+    scores = [piece for piece in traced_run.snapshots["forward"].groups if piece.shape[-2:] == (128, 128)]
     assert bool(scores) == (attention == "math")
 
 
@@ -185,7 +185,7 @@ def test_the_card_decides_on_the_kernel() -> None:
     """A T4 has no flash attention, and its memory-efficient kernel does not take heads of 20."""
     run = configure(precision="fp16", n_embd=80, recompute="none")
     recent, old = trace_step(run), trace_step(run, card=find_card("t4"))
-    made_by = [{piece.made_by for piece in traced_run.snapshots["forward"].held} for traced_run in (recent, old)]
+    made_by = [{piece.made_by for piece in traced_run.snapshots["forward"].groups} for traced_run in (recent, old)]
     assert "aten._scaled_dot_product_flash_attention.default" in made_by[0]
     assert "aten._safe_softmax.default" in made_by[1]
 
@@ -230,7 +230,7 @@ def test_the_breakdown_is_all_there_is() -> None:
         assert sum(traced_run.snapshots[phase].by_kind.values()) == traced_run.phases[phase]
     assert sum(traced_run.breakdown.values()) == traced_run.peak_bytes == max(traced_run.phases.values())
     assert set(traced_run.steady.by_kind) == {"weights", "optimizer"}
-    assert all(piece.size % 512 == 0 for moment in traced_run.snapshots.values() for piece in moment.held)
+    assert all(piece.size % 512 == 0 for moment in traced_run.snapshots.values() for piece in moment.groups)
 
 
 @pytest.mark.parametrize(

@@ -172,12 +172,12 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_nothing_else
 
 def test_a_request_to_stop_learns_what_happens_next(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one, seen = trainer(eval_every=1, max_iters=2, checkpoint_every=1), []
-    assert one.job.stop.course() == "ending before the first step"
+    assert one.job.stop.what_next() == "ending before the first step"
     for owner, name in ((one, "_evaluate"), (one.saving, "save"), (one.job.backend, "step")):
         real = getattr(owner, name)
 
         def noting(*arguments: Any, _real: Any = real, **options: Any) -> Any:
-            seen.append(one.job.stop.course())
+            seen.append(one.job.stop.what_next())
             return _real(*arguments, **options)
 
         monkeypatch.setattr(owner, name, noting)
@@ -190,7 +190,7 @@ def test_a_request_to_stop_learns_what_happens_next(trainer: Any, monkeypatch: p
         "no further step is taken; finishing what is under way: saving",
         "no further step is taken; finishing what is under way: evaluation",
     ]
-    assert one.job.stop.course() == ""
+    assert one.job.stop.what_next() == ""
 
 
 def test_a_signal_in_the_last_step_changes_nothing(trainer: Any) -> None:

@@ -1,6 +1,6 @@
-"""Make a DeepSpeed engine forget a step's gradients: weights, moments, counts and loss scale stay as they are.
+"""Make a DeepSpeed engine skip a step and clear its gradients: weights, moments, counts and loss scale stay as they are.
 
-DeepSpeed (0.19.8) has one way to leave a step out, its own: it finds the gradients non-finite. What it looks at differs:
+DeepSpeed (0.19.8) skips a step only where it finds gradients that are not finite. What it looks at differs:
 
 ================================  ========================================================================================
 wrapper                           what makes its ``step()`` return without a step
@@ -13,9 +13,8 @@ none (stage 0 in fp32 and bf16)   nothing; the backend steps by itself
 ``…ZeroOptimizer_Stage3``         a norm that is not finite, and in fp16 ``check_overflow()``
 ================================  ========================================================================================
 
-All are agreed by the ranks. Where we know before the step that it must not be taken, though its gradients may be finite, we
-answer for them: so DeepSpeed clears its buffers in the way that suits it. In fp16 it would halve the loss scale too, for
-which there is no cause.
+The ranks agree on all of them. Where a step must be skipped although its gradients are finite, we override the check, so that
+DeepSpeed clears its buffers itself. In fp16 we also keep it from halving the loss scale.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from typing import Any
 
 @contextmanager
 def discarding(optimizer: Any) -> Iterator[None]:
-    """Let the next ``engine.step()`` leave the step out.
+    """Let the next ``engine.step()`` skip the step.
 
     Args:
         optimizer: DeepSpeed's wrapper around the optimizer.
@@ -60,10 +59,10 @@ def discarding(optimizer: Any) -> Iterator[None]:
 
 
 def forget_gradients(optimizer: Any) -> None:
-    """Clear what DeepSpeed leaves after a step that was left out.
+    """Clear what DeepSpeed leaves after a skipped step.
 
     With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients add up
-    (``averaged_gradients``): NaN would stay there, and every later step be left out too.
+    (``averaged_gradients``): NaN would stay there, and every later step would be skipped too.
     """
     if hasattr(optimizer, "check_grad_overflow"):
         for group in optimizer.averaged_gradients:
@@ -87,4 +86,4 @@ def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Stands in for what must not be done."""
+    """Do nothing, in place of a method."""

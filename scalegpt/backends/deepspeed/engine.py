@@ -1,13 +1,13 @@
 """DeepSpeed ZeRO, stages 0 to 3, with optimizer or parameter offload.
 
-What is made to agree with the other backends:
+What makes it agree with the other backends:
 
-- **fp32 masters are exact.** DeepSpeed makes its masters from weights already rounded to bf16; we set them afterwards from
-  the fp32 values, and refresh the bf16 copies by hand.
-- **Gradients accumulate and travel in fp32**, at every stage.
-- **Stage 0** runs DeepSpeed's fp32 engine, and the model computes in bf16 by itself, as ``plain`` does: DeepSpeed's own
-  bf16 path at stage 0 accumulates gradients in bf16.
-- **The optimizer is torch's**, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon is
+- fp32 masters are exact. DeepSpeed makes its masters from weights already rounded to bf16; we set them afterwards from the
+  fp32 values, and then update the bf16 copies.
+- Gradients are added up and sent in fp32, at every stage.
+- Stage 0 runs DeepSpeed's fp32 engine, and the model itself computes in bf16, as under ``plain``: DeepSpeed's own bf16 path
+  at stage 0 adds gradients up in bf16.
+- The optimizer is torch's, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon is
   ours, at stage 0: from stage 1 on DeepSpeed's optimizers hold flat parts of groups, in which there are no matrices.
 """
 
@@ -33,11 +33,12 @@ from scalegpt.backends.base import (
     always,
     clip_factor,
     empty_state,
+    fill_step_counts,
     is_finite,
     local_square_norm,
+    named,
 )
 from scalegpt.backends.deepspeed.discard import discarding, forget_gradients
-from scalegpt.backends.plain import named
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
@@ -59,27 +60,27 @@ class DeepSpeedBackend(Backend):
         grad_accum: int,
         model: GPT,
         make_optimizer: OptimizerFactory,
-        settings: dict[str, Any],
+        settings: dict[str, Any] | None,
     ) -> None:
+        assert settings is not None
         super().__init__(run, world, grad_accum)
-        self.stage = run.parallel.stage
         self.settings = settings
         world.ensure_group()
         deepspeed = _import_deepspeed(world)
-        # DeepSpeed copies the weights into its own buffers: they must exist, though their values come later.
+        # DeepSpeed copies the weights into its own buffers: they must exist, and get their values later.
         model = model.to_empty(device="cpu" if run.parallel.offload == "all" else world.device)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
         if self.stage == 3:
-            # A block's weights come and go together. By default ZeRO-3 releases each layer's after its forward pass, also
-            # when that pass is a recomputation whose results the backward needs next.
+            # A block's weights are gathered and released together. By default ZeRO-3 releases each layer's after its forward
+            # pass, also when that pass is a recomputation whose results the backward needs next.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
         self.engine, self.optimizer = _initialize(deepspeed, model, make_optimizer(named(model)), settings)
         self.model = model
-        # torch makes the moments in the first step. DeepSpeed links them to parameters after the first group's step, when
-        # the second group's do not exist yet, and never again: they must all be there beforehand.
-        self._make_moments()
+        # Torch makes its states in the first step. DeepSpeed links them to parameters once, after the first group's step,
+        # when the second group's do not exist yet: they must all exist beforehand.
+        self._make_states()
         if self.stage == 3 and model.head is None:
             # The loss uses the embedding's matrix outside of the embedding: ZeRO-3 must gather it there too.
             deepspeed.zero.register_external_parameter(model, model.wte.weight)
@@ -116,7 +117,7 @@ class DeepSpeedBackend(Backend):
 
     @property
     def _steps_whole_gradients(self) -> bool:
-        """Whether the engine leaves clipping to us: its fp32 stage 0 has no word for the norm it clipped."""
+        """Whether we clip and skip ourselves: the engine's fp32 stage 0 does not report the norm it clips."""
         return self.stage == 0 and self.run.train.precision != "fp16"
 
     def _step_whole_gradients(self, may_step: MayStep) -> StepResult:
@@ -145,7 +146,7 @@ class DeepSpeedBackend(Backend):
                     yield piece
 
     def _holding(self) -> Callable[[str, nn.Parameter, str], Piece | None]:
-        """How to find the part of a parameter's tensor that is on this rank, which each stage keeps in another place."""
+        """How to find this rank's part of a parameter's tensor; each stage keeps it in another place."""
         if self.stage == 0:
             masters = self._masters()
             return lambda name, parameter, key: self._whole(name, masters.get(parameter, parameter), key)
@@ -172,7 +173,7 @@ class DeepSpeedBackend(Backend):
         part, _ = wrapper._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=True, optim_state_key=None if key == WEIGHT else key
         )
-        start = self.world.rank * part.numel()
+        start = self.shard * part.numel()
         count = min(part.numel(), math.prod(self.model.shapes[name]) - start)
         return Piece(name, key, start, part.detach().view(-1)[:count]) if count > 0 else None
 
@@ -184,16 +185,9 @@ class DeepSpeedBackend(Backend):
         groups = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
         return {parameter: master for low, high in groups for parameter, master in zip(low, high, strict=True)}
 
-    @property
-    def replicated(self) -> bool:
-        """See :attr:`Backend.replicated`."""
-        return self.stage == 0
-
     def set_steps(self, steps: int) -> None:
         """See :meth:`Backend.set_steps`."""
-        for state in self._inner_optimizer().state.values():
-            if "step" in state:  # Muon counts none
-                state["step"].fill_(steps)
+        fill_step_counts(self._inner_optimizer(), steps)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -212,21 +206,21 @@ class DeepSpeedBackend(Backend):
             if kept:
                 kept[0].all_gather(kept)
 
-    def _make_moments(self) -> None:
+    def _make_states(self) -> None:
         """Make the optimizer's state for every master that DeepSpeed keeps."""
         inner, wrapper = self._inner_optimizer(), self.optimizer
         if self.stage == 0:
             masters = self._masters()
             for name, parameter in named(self.model):
                 master = masters.get(parameter, parameter)
-                inner.state[master] = empty_state(inner, master, self.group_of(name), steps=0)
+                inner.state[master] = empty_state(inner, master, self.group_of(name))
             return
         parts: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
             part for group in inner.param_groups for part in group["params"]
         ]
         group = self.run.train.optimizer_spec.groups[0]  # ZeRO's parts need the same states of all
         for part in parts:
-            inner.state[part] = empty_state(inner, part, group, steps=0)
+            inner.state[part] = empty_state(inner, part, group)
         link = getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:  # stages 1 and 2 keep views of the state by parameter
             link()
@@ -264,7 +258,7 @@ def _initialize(
     """DeepSpeed's engine and its wrapper of the optimizer.
 
     Raises:
-        InputError: DeepSpeed does not take the settings; it says so by assertions and by errors of its own checks.
+        InputError: DeepSpeed refuses the settings, by an assertion or an error of its own checks.
     """
     try:
         engine, wrapper, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
@@ -277,18 +271,18 @@ def _initialize(
 
 
 def _import_deepspeed(world: World) -> Any:
-    """Import DeepSpeed for our device, with its log limited to warnings and nothing to compile at first use."""
+    """Import DeepSpeed for our device, with its log limited to warnings and nothing to compile."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
         os.environ.setdefault(name, str(value))
-    # DeepSpeed calls collectives by names that newer torch releases deprecate; that is between the two.
+    # DeepSpeed calls collectives by names that newer torch releases deprecate; users cannot change that.
     warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     import deepspeed
 
     # On a CPU DeepSpeed would compile collectives in shared memory, which only its inference calls. That takes ninja, a C++
-    # compiler, a folder for extensions and 66 MB of /dev/shm a rank, and killed processes leave the last behind. DeepSpeed
-    # builds nothing that it does not find among the operations that it believes to be possible here.
+    # compiler, a folder for extensions and 66 MB of /dev/shm a rank, which killed processes leave behind. DeepSpeed builds
+    # only operations that it lists as compatible.
     deepspeed.ops.__compatible_ops__ = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

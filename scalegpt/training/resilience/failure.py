@@ -17,8 +17,8 @@ from scalegpt.training.runs.files import write_whole
 
 INTERRUPTED_STATUS = 130
 
-LOOKS = 20
-LOOK_SECONDS = 0.1
+CHECKS = 20
+CHECK_SECONDS = 0.1
 """How often, and how far apart, a rank whose connection broke looks for the one that has ended."""
 
 LONGEST_MESSAGE = 300
@@ -29,7 +29,7 @@ COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
 
 
 @dataclass(frozen=True)
-class Ending:
+class Failure:
     """How a rank ends.
 
     Attributes:
@@ -43,7 +43,7 @@ class Ending:
     is_ours: bool
 
 
-def end(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_oom: str) -> Ending:
+def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_oom: str) -> Failure:
     """Find the cause of an exception in the loop, and make the other ranks end, which may be waiting for this one.
 
     Args:
@@ -70,13 +70,13 @@ def end(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_oom: str) ->
     return _halted(error, watchdog, f"{type(error).__name__}: {error}", status, "failed")
 
 
-def _halted(error: BaseException, watchdog: Watchdog, cause: str, status: int, state: str) -> Ending:
+def _halted(error: BaseException, watchdog: Watchdog, cause: str, status: int, state: str) -> Failure:
     halt = watchdog.halt(cause, status=status, state=state)
     if halt.rank == watchdog.rank:
-        return Ending(halt, error, is_ours=True)
+        return Failure(halt, error, is_ours=True)
     failure = RunError(halt.cause)
     failure.exit_status = halt.status
-    return Ending(halt, failure, is_ours=False)
+    return Failure(halt, failure, is_ours=False)
 
 
 def _out_of_memory(error: BaseException, watchdog: Watchdog, plan: Plan, on_oom: str) -> str:
@@ -95,13 +95,13 @@ def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
     """The rank whose end broke a collective of this one: the error only says that a connection was closed."""
     if watchdog.beats.world.size == 1 or isinstance(error, RunError) or not isinstance(error, RuntimeError):
         return None
-    for _ in range(LOOKS):
+    for _ in range(CHECKS):
         if watchdog.beats.read_halt() is not None:  # it wrote the cause before it ended
             return None
         lost = watchdog.beats.lost()
         if lost is not None:
             return lost
-        time.sleep(LOOK_SECONDS)
+        time.sleep(CHECK_SECONDS)
     return None
 
 

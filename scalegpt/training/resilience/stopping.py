@@ -39,7 +39,7 @@ LAUNCHER_SECONDS = 1.0
 GRACE_SECONDS = 120.0
 """Seconds that a rank may take to save after its launcher has gone; then it ends itself, since nobody else would."""
 
-LAST_WORDS_SECONDS = 2.0
+LEAVE_SECONDS = 2.0
 """Seconds that a process which leaves at once may take to report it; a disk that hangs must not hold it."""
 
 STDERR = 2
@@ -111,15 +111,15 @@ class StopRequest:
 
     Attributes:
         reason: of the first request; None: there was none.
-        last_words: called before the process leaves at once, in its own thread.
-        course: says what happens after a request; printed at once, after the signal's name. Empty where the run is ending
+        before_leaving: called before the process leaves at once, in its own thread.
+        what_next: says what happens after a request; printed at once, after the signal's name. Empty where the run is ending
             already.
     """
 
     def __init__(self, leave: Leave = os._exit) -> None:
         self.reason: Reason | None = None
-        self.last_words: Callable[[], object] = lambda: None
-        self.course: Callable[[], str] = lambda: "ending before the first step"
+        self.before_leaving: Callable[[], object] = lambda: None
+        self.what_next: Callable[[], str] = lambda: "ending before the first step"
         self._leave, self._alone = leave, False
         self._lock = threading.Lock()
 
@@ -172,7 +172,7 @@ class StopRequest:
             self._leave_alone(reason)
         elif reason is not Reason.TIME and ranks_or_alone().rank == 0:
             # In its own thread: a terminal that was stopped must not block the next signal.
-            threading.Thread(target=_report, args=(reason, self.course), name="report", daemon=True).start()
+            threading.Thread(target=_report, args=(reason, self.what_next), name="report", daemon=True).start()
 
     def _listen(self, reader: int) -> None:
         """Read the numbers of signals, each a byte, until the pipe is closed."""
@@ -188,14 +188,14 @@ class StopRequest:
 
     def _leave_alone(self, reason: Reason) -> None:
         """End the process before the ranks have met."""
-        self.last_words = lambda: _say_stopped(reason)
+        self.before_leaving = lambda: _say_stopped(reason)
         self._leave_at_once(reason)
 
     def _leave_at_once(self, reason: Reason) -> None:
         """End the process. Unfinished files have temporary names, and the next start deletes them."""
-        speaker = threading.Thread(target=self.last_words, daemon=True)
+        speaker = threading.Thread(target=self.before_leaving, daemon=True)
         speaker.start()
-        speaker.join(LAST_WORDS_SECONDS)
+        speaker.join(LEAVE_SECONDS)
         self._leave(reason.exit_status)
 
     def check(self, world: "World") -> None:
@@ -218,15 +218,15 @@ class StopRequest:
             raise Stopped(self.reason)
 
 
-def _report(reason: Reason, course: Callable[[], str]) -> None:
+def _report(reason: Reason, what_next: Callable[[], str]) -> None:
     """Write one line to standard error, below ``^C`` and the live line of a terminal."""
-    next_ = course()
-    if not next_:
+    line = what_next()
+    if not line:
         return
     again = "; again: leave now, without a checkpoint" if reason is Reason.INT else ""
     with contextlib.suppress(OSError):  # the terminal was closed
         begin = "\n" if os.isatty(STDERR) else ""
-        os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {next_}{again}\n".encode())
+        os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {line}{again}\n".encode())
 
 
 def _is_ignored(number: signal.Signals) -> bool:

@@ -26,7 +26,7 @@ from scalegpt.training.runs.directory import RunDirectory
 HUNG_STATUS = 75
 """Exit status of ranks that their watchdog ended: EX_TEMPFAIL of sysexits.h, try again."""
 
-FAREWELL_BEATS = 6
+BEATS_TO_END = 6
 """Heartbeats that a rank may take to end by itself after a halt; the rank that wrote the halt needs four to report why."""
 
 Item = TypeVar("Item")
@@ -127,21 +127,21 @@ class Watchdog:
             self._beat()
             halt = self.beats.read_halt()
             if halt is not None:
-                self._obey(halt)
+                self._end_on_halt(halt)
                 return
             if self.clock() - self._began > self._limit:
-                self._give_up()
+                self._time_out()
                 return
 
     def _beat(self) -> None:
         self.beats.beat(self.step, self.place, self.moves)
 
-    def _give_up(self) -> None:
+    def _time_out(self) -> None:
         """End a step that takes too long: halt all ranks, and find the one to blame while they write their stacks."""
         late = f"step {self.step} takes more than {self._limit:g} s"
         halt = self.beats.halt(Halt(self.rank, HUNG_STATUS, "failed", late))
         if halt.rank != self.rank:
-            self._obey(halt)
+            self._end_on_halt(halt)
             return
         self._dump(late)
         who = self.beats.blame(self._wait_and_beat)
@@ -150,11 +150,11 @@ class Watchdog:
         _say(f"rank {self.rank}: {cause}; stacks in {self.directory.path}/stacks_rank_*.txt")
         self.leave(HUNG_STATUS)
 
-    def _obey(self, halt: Halt) -> None:
+    def _end_on_halt(self, halt: Halt) -> None:
         """End because another rank wrote a halt; write the stacks first if a step hangs."""
         if halt.status == HUNG_STATUS:
             self._dump(halt.cause)
-        for _ in range(FAREWELL_BEATS if halt.status == HUNG_STATUS else 2):
+        for _ in range(BEATS_TO_END if halt.status == HUNG_STATUS else 2):
             if self._over.wait(self.beats.seconds):
                 return  # the main thread ends by itself, with its own error
             self._beat()
@@ -162,7 +162,7 @@ class Watchdog:
             _say(f"rank {self.rank} ends: {halt.cause}")
         self.leave(halt.status)
 
-    def say_first(self, line: str) -> None:
+    def say_if_first(self, line: str) -> None:
         """Print a line if the halt is this rank's: a signal to all ranks needs only one line."""
         halt = self.beats.read_halt()
         if halt is None or halt.rank == self.rank:

@@ -176,7 +176,7 @@ class RunDirectory(RunRecords):
                 continue  # damage is reported where a checkpoint is chosen
         return None
 
-    def settle(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
+    def with_earlier_settings(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
         """The run with precision, ``tokens_per_step`` and length of the run so far, where they are open.
 
         Raises:
@@ -199,18 +199,6 @@ class RunDirectory(RunRecords):
             return read_object(self.plan)
         except (OSError, InputError):
             return None
-
-    def settled_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
-        """What an earlier process on the same number of ranks of the same device chose for the settings that are open.
-
-        Raises:
-            InputError: ``config.yaml`` or ``plan.json`` cannot be read.
-        """
-        earlier, plan = self.read_config(), self.read_plan()
-        if earlier is None or plan is None or (plan.get("ranks"), plan.get("device")) != (ranks, device):
-            return {}
-        values = {**earlier, **earlier["train"]}
-        return {key: values[key] for key in open_ if key in values}
 
     def read_id(self) -> str | None:
         """The run's id; None before there is one.

@@ -6,6 +6,7 @@ from typing import Any
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.backends.ports import use_loopback
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import DEEPSPEED
 from scalegpt.errors import InputError
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan
@@ -92,13 +93,13 @@ def _plan(resolved: Resolved, run: RunConfig, world: World) -> Planned:
     planned = choose_layout(run, world, open_=resolved.open, margin=request.margin, reopen=request.open)
     check_optimizer(planned.run)
     check_installed(planned.run.parallel.backend)
-    if world.size == 1 and planned.run.parallel.backend != "plain":
+    if world.size == 1 and not planned.run.parallel.spec.one_process:
         use_loopback()  # refuses a machine without one before anything is written
     return planned
 
 
 def _deepspeed_settings(run: RunConfig, batch: BatchPlan, world: World) -> dict[str, Any] | None:
-    if run.parallel.backend != "deepspeed":
+    if run.parallel.spec is not DEEPSPEED:
         return None
     return deepspeed_settings(run, grad_accum=batch.grad_accum, ranks=world.size, on_cuda=world.device.type == "cuda")
 
