@@ -42,23 +42,21 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-HURTS: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], None]] = {
     "first byte": lambda path: flip(path, 0), "middle byte": lambda path: flip(path, path.stat().st_size // 2),
     "last byte": lambda path: flip(path, -1), "truncate": truncate, "zero": zero, "empty": empty, "delete": Path.unlink,
 }  # fmt: skip
 
 
 @pytest.mark.faults
-def test_rows_14_15_every_file_hurt_in_every_way_is_named(
-    undisturbed: Undisturbed, layout: str, tmp_path: Path
-) -> None:
+def test_rows_14_15_every_damage_of_every_file_is_named(undisturbed: Undisturbed, layout: str, tmp_path: Path) -> None:
     job = undisturbed(layout, *KEEP).copy_to(tmp_path)
     newest, spare = job.checkpoint(14), tmp_path / "spare"
     assert {path.name for path in newest.iterdir()} == set(FILES)
     for file in FILES:
         shutil.copy(newest / file, spare)
-        for how, hurt in HURTS.items():
-            hurt(newest / file)
+        for how, damage in DAMAGES.items():
+            damage(newest / file)
             found = newest_whole_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
             assert found.checkpoint is not None
             assert found.checkpoint.path == job.checkpoint(10), (file, how)
