@@ -61,17 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_STATUS
     except KeyboardInterrupt:
-        _complain(words, "interrupted", 130)
+        _print_error(words, "interrupted", 130)
         return 130
     except Exception as error:
-        message, status = _explained(error)
-        _complain(words, message, status)
+        message, status = _message_and_status(error)
+        _print_error(words, message, status)
         if "--debug" in words:
             sys.stderr.write(visible(traceback.format_exc()))
         return status
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _message_and_status(error: Exception) -> tuple[str, int]:
     """The message and the exit status of an error."""
     if isinstance(error, InputError | RunError):
         return str(error), error.exit_status
@@ -113,7 +113,7 @@ def _dispatch(words: list[str]) -> int:
     return status
 
 
-def _complain(words: Sequence[str], message: str, status: int) -> None:
+def _print_error(words: Sequence[str], message: str, status: int) -> None:
     """Print one line of error; of several ranks on a machine with the same bad input, only the first prints it."""
     ranks = ranks_or_alone()
     if status == InputError.exit_status and ranks.local_rank:

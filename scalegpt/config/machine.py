@@ -1,4 +1,4 @@
-"""The machine that a run is planned for: the one at hand, or another."""
+"""The machine that a run is planned for: this one, or another."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ MOST_GB = 1_000_000
 MOST_GBPS = 1_000_000
 
 CPU = "cpu"
-"""What ``gpu`` says for the processor at hand."""
+"""The ``gpu`` that means this machine's processor."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Charts for a page, as SVG: a bar of parts, and lines over two axes with round numbers.
 
-Places along a chart are shares of its width, those down it are pixels, so that text and strokes keep their size on a phone
+Horizontal places are shares of the width, vertical ones are pixels, so that text and strokes keep their size on a phone
 and in print. Every chart has a title and a description; its figures belong in a table beside it. Colours are the classes
 ``c1``, ``c2``, … of :data:`STYLE`.
 """
@@ -38,7 +38,7 @@ _ABOVE, _BAR, _BELOW = 34, 38, 20
 _MOST_INTERVALS = 5
 
 
-class Words(NamedTuple):
+class Caption(NamedTuple):
     """A key that is unique on the page, a title, and a description for readers who do not see the chart."""
 
     key: str
@@ -46,7 +46,7 @@ class Words(NamedTuple):
     description: str
 
     def open(self, kind: str, height: int) -> str:
-        """The opening tag of the chart, with its title and description."""
+        """The opening tag of a chart, with its title and description."""
         return (
             f'<svg class="{kind}" height="{height}" role="img" aria-labelledby="{self.key}-t {self.key}-d">'
             f'<title id="{self.key}-t">{escape(self.title)}</title><desc id="{self.key}-d">{escape(self.description)}</desc>'
@@ -54,7 +54,7 @@ class Words(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A value marked across a bar or along a chart, its label, and its class: ``limit`` or ``margin``."""
+    """A value marked in a bar or a chart, its label, and its class: ``limit`` or ``margin``."""
 
     at: float
     label: str
@@ -94,18 +94,18 @@ class Slice(NamedTuple):
     style: str
 
 
-def stack(words: Words, slices: Sequence[Slice], whole: float, head: str = "", marks: Sequence[Mark] = ()) -> str:
+def stack(caption: Caption, slices: Sequence[Slice], whole: float, head: str = "", marks: Sequence[Mark] = ()) -> str:
     """A bar of parts, one after the other.
 
     Args:
-        words: its title and description.
+        caption: its title and description.
         slices: the parts.
         whole: the value of the whole width; parts and marks lie within it.
         head: text above the bar.
         marks: values marked across the bar; the first has its label above the bar, the second below.
     """
     top = _ABOVE if head or marks else 0
-    drawn = [words.open("stack", top + _BAR + (_BELOW if len(marks) > 1 else 2))]
+    drawn = [caption.open("stack", top + _BAR + (_BELOW if len(marks) > 1 else 2))]
     if head:
         drawn.append(f'<text class="strong" x="0" y="12">{escape(head)}</text>')
     start, places = 0.0, [mark.at / whole for mark in marks]
@@ -136,7 +136,7 @@ def _slice(each: Slice, start: float, share: float, top: int, marks: Sequence[fl
 
 
 def _across(style: str, place: float, top: int) -> str:
-    """A line down across the bar."""
+    """A vertical line across the bar."""
     x = f"{100 * place:.3f}%"
     return f'<line class="{style}" x1="{x}" x2="{x}" y1="{top - 4}" y2="{top + _BAR + 4}"/>'
 
@@ -185,40 +185,40 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over two axes; lines leave the chart above the highest value of the axis up it.
+    """Lines over two axes; what is above the highest value of the vertical axis is cut off.
 
     Attributes:
-        words: its title and description.
+        caption: its title and description.
         lines: the lines.
-        along: the axis along it.
-        up: the axis up it.
-        marks: levels marked along the chart; the first has its label above its line, the second below.
+        x_axis: the horizontal axis.
+        y_axis: the vertical axis.
+        marks: levels that are marked; the first has its label above its line, the second below.
         chosen: a point with a ring, whose label is beside the ring.
-        caption: text below the axis along it.
+        x_label: text below the horizontal axis.
     """
 
-    words: Words
+    caption: Caption
     lines: Sequence[Line]
-    along: Axis
-    up: Axis
+    x_axis: Axis
+    y_axis: Axis
     marks: Sequence[Mark] = ()
     chosen: tuple[Point, str] | None = None
-    caption: str = ""
+    x_label: str = ""
 
     HEIGHT = 300
 
     def draw(self) -> str:
         """The chart."""
         parts = (self._beyond(), self._rows(), self._columns(), self._curves(), self._levels(), self._ring())
-        return "".join([self.words.open("lines", self.HEIGHT), *(each for part in parts for each in part), "</svg>"])
+        return "".join([self.caption.open("lines", self.HEIGHT), *(each for part in parts for each in part), "</svg>"])
 
     def _x(self, value: float) -> float:
-        """The place along the chart, in percent of its width."""
-        return 2 + 96 * self.along.share(value)
+        """The horizontal place, in percent of the width."""
+        return 2 + 96 * self.x_axis.share(value)
 
     def _y(self, value: float) -> float:
-        """The place down the chart, in pixels."""
-        return self.HEIGHT * (1 - self.up.share(value))
+        """The vertical place, in pixels from the top."""
+        return self.HEIGHT * (1 - self.y_axis.share(value))
 
     def _beyond(self) -> Iterator[str]:
         """The area above the first mark."""
@@ -226,22 +226,22 @@ class Chart:
             yield f'<rect class="beyond" x="0" y="0" width="100%" height="{self._y(mark.at):.1f}"/>'
 
     def _rows(self) -> Iterator[str]:
-        for value in self.up.ticks:
+        for value in self.y_axis.ticks:
             y = self._y(value)
-            style = "axis" if value == self.up.low else "grid"
+            style = "axis" if value == self.y_axis.low else "grid"
             yield f'<line class="{style}" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-            yield _text("", "-8", f"{y + 4:.1f}", "end", self.up.write(value))
+            yield _text("", "-8", f"{y + 4:.1f}", "end", self.y_axis.write(value))
 
     def _columns(self) -> Iterator[str]:
-        for value in self.along.ticks:
-            x, label = f"{self._x(value):.3f}%", self.along.write(value)
+        for value in self.x_axis.ticks:
+            x, label = f"{self._x(value):.3f}%", self.x_axis.write(value)
             anchor = (
                 "end" if self._x(value) > 90 and len(label) > 4 else "middle"
             )  # centred, a long number would be cut off
             yield f'<line class="axis" x1="{x}" x2="{x}" y1="{self.HEIGHT}" y2="{self.HEIGHT + 4}"/>'
             yield _text("", x, f"{self.HEIGHT + 18}", anchor, label)
-        if self.caption:
-            yield _text("", "50%", f"{self.HEIGHT + 38}", "middle", self.caption)
+        if self.x_label:
+            yield _text("", "50%", f"{self.HEIGHT + 38}", "middle", self.x_label)
 
     def _curves(self) -> Iterator[str]:
         yield f'<svg width="100%" height="{self.HEIGHT}" viewBox="0 0 100 {self.HEIGHT}" preserveAspectRatio="none">'
@@ -251,11 +251,11 @@ class Chart:
         yield "</svg>"
         for line in self.lines:
             for point in line.points if line.has_dots else ():
-                if point.y <= self.up.high:
+                if point.y <= self.y_axis.high:
                     yield self._circle(f"c{line.hue}", point, 3.5)
 
     def _levels(self) -> Iterator[str]:
-        """The marks, labelled on the right, where lines have left the chart, unless the chosen point is there."""
+        """The marks; their labels are on the right, or on the left if the chosen point is near."""
         x, anchor = "100%", "end"
         if self.chosen is not None and self._is_near_a_mark(self.chosen[0]) and self._x(self.chosen[0].x) > 60:
             x, anchor = "6", "start"

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from pages import Page
-from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Slice, Words, small_bar, stack, ticks
+from scalegpt.html.svg import Axis, Caption, Chart, Line, Mark, Point, Slice, small_bar, stack, ticks
 
-WORDS = Words("key", "a <title>", "a description & more")
+CAPTION = Caption("key", "a <title>", "a description & more")
 
 
 def _names(picture: str) -> list[tuple[str, str]]:
@@ -16,21 +16,21 @@ def _names(picture: str) -> list[tuple[str, str]]:
 
 def test_names_are_shown_where_they_fit() -> None:
     slices = [Slice("wide", 60, "", "c1"), Slice("twelve chars", 30, "", "c2"), Slice("narrow", 1, "", "c3")]
-    picture = stack(WORDS, slices, 100)
+    picture = stack(CAPTION, slices, 100)
     Page(picture)
     assert _names(picture) == [("inside", "wide"), ("inside", "twelve chars")]
-    assert _names(stack(WORDS, slices, 200)) == [("inside", "wide"), ("inside wide", "twelve chars")]
+    assert _names(stack(CAPTION, slices, 200)) == [("inside", "wide"), ("inside wide", "twelve chars")]
     assert "<title>narrow: </title>" in picture  # a part too narrow for its name is named when pointed at
 
 
 def test_no_name_is_crossed_by_a_mark() -> None:
     slices = [Slice("crossed", 50, "", "c1"), Slice("not crossed", 50, "", "c2")]
     marks = [Mark(25, "limit", "limit"), Mark(99, "margin", "margin")]
-    assert [name for _, name in _names(stack(WORDS, slices, 100, "head", marks))] == ["not crossed"]
+    assert [name for _, name in _names(stack(CAPTION, slices, 100, "head", marks))] == ["not crossed"]
 
 
 def test_words_are_escaped() -> None:
-    picture = stack(WORDS, [Slice("a <b>", 1, "c & d", "c1")], 1, "e <f>", [Mark(1, "g > h", "limit")])
+    picture = stack(CAPTION, [Slice("a <b>", 1, "c & d", "c1")], 1, "e <f>", [Mark(1, "g > h", "limit")])
     page = Page(picture)
     assert {"b", "f"}.isdisjoint(page.tags)
     for words in ("a <title>", "a description & more", "a <b>: c & d", "e <f>", "g > h"):
@@ -44,8 +44,10 @@ def test_a_bar_stays_in_its_cell(share: float, width: str) -> None:
 
 def _chart(points: list[Point], chosen: Point, top: float = 100) -> str:
     marks = [Mark(0.8 * top, "limit", "limit"), Mark(0.75 * top, "margin", "margin")]
-    along = Axis(0, max(point.x for point in points), [0], str)
-    return Chart(WORDS, [Line(1, points)], along, Axis(0, top, [0], str), marks, (chosen, "this one"), "caption").draw()
+    x_axis = Axis(0, max(point.x for point in points), [0], str)
+    return Chart(
+        CAPTION, [Line(1, points)], x_axis, Axis(0, top, [0], str), marks, (chosen, "this one"), "x_label"
+    ).draw()
 
 
 def test_points_above_the_chart_are_not_drawn() -> None:
@@ -77,9 +79,9 @@ def test_a_chart_of_one_place_has_it_in_the_middle() -> None:
 @pytest.mark.parametrize("width", [320, 760])
 def test_no_label_is_cut_off(right: int, width: int) -> None:
     """On a phone and on a desktop: a digit is at most 7 wide at this size of type; the chart has margins of 60 and 12."""
-    along = Axis(0, right, [each for each in ticks(0, right, whole=True) if each <= right], "{:,.0f}".format)
-    up = Axis(-1e9, 1e9, ticks(-1e9, 1e9), "{:.3g}".format)
-    picture = Chart(WORDS, [Line(1, [Point(0, 1e9), Point(right, -1e9)])], along, up).draw()
+    x_axis = Axis(0, right, [each for each in ticks(0, right, whole=True) if each <= right], "{:,.0f}".format)
+    y_axis = Axis(-1e9, 1e9, ticks(-1e9, 1e9), "{:.3g}".format)
+    picture = Chart(CAPTION, [Line(1, [Point(0, 1e9), Point(right, -1e9)])], x_axis, y_axis).draw()
     labels = re.findall(r'<text x="(-?[\d.]+)(%?)" y="[\d.]+" text-anchor="(\w+)">([^<]*)', picture)
     assert len(labels) == picture.count("<text") >= 4  # two on each axis
     for place, percent, anchor, text in labels:

@@ -11,7 +11,7 @@ import pytest
 from pages import Page, needs_nothing_else
 from scalegpt.config.presets import resolve
 from scalegpt.html.page import PALETTE
-from scalegpt.html.svg import Words, decimals, ticks
+from scalegpt.html.svg import Caption, decimals, ticks
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.report import chart, read_metrics, smoothed, write_report
 
@@ -109,7 +109,7 @@ def test_means_of_neighbours_are_drawn() -> None:
 
 @pytest.mark.parametrize("points", [[(0.0, 1.0)], [(5.0, 2.0), (10.0, 2.0)], [(1.0, -1e9), (2.0, 1e9)]])
 def test_every_point_lies_within_the_picture(points: list[tuple[float, float]]) -> None:
-    picture = chart(Words("key", "title", "description"), points, points)
+    picture = chart(Caption("key", "title", "description"), points, points)
     Page(picture)
     assert "nan" not in picture
     places = re.findall(r"(-?[\d.]+),(-?[\d.]+)", " ".join(re.findall('points="([^"]*)"', picture)))

@@ -4,7 +4,7 @@ from math import log2
 
 from scalegpt.hardware.gpus import GIB
 from scalegpt.html.page import Table, escape, section
-from scalegpt.html.svg import Axis, Chart, Line, Mark, Point, Words, legend, ticks
+from scalegpt.html.svg import Axis, Caption, Chart, Line, Mark, Point, legend, ticks
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.curves import Curves, memory_curves
@@ -43,7 +43,7 @@ def _largest(given: Answer, curves: Curves) -> str:
 
 
 def _listed(words: list[str]) -> str:
-    """Words as a list: a, b and c."""
+    """Caption as a list: a, b and c."""
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
@@ -56,18 +56,20 @@ def _chart(given: Answer, curves: Curves, largest: str) -> str:
     doublings = max(point.x for line in lines for point in line.points)
     top = max(1.25 * usable, 1.12 * plan.total_bytes) / GIB
     chart = Chart(
-        Words(
+        Caption(
             "curves",
             "Total memory on each GPU over micro batch",
             f"A line for each recompute, rising with the micro batch, against the card's limit of {gib(usable)}. {largest} "
             f"The plan is marked: micro batch {plan.batch.micro_batch}, {gib(plan.total_bytes)}.",
         ),
         lines,
-        along=Axis(0, doublings, range(0, int(doublings) + 1, 1 + int(doublings) // 10), lambda power: f"{2**power:g}"),
-        up=Axis(0, top, [each for each in ticks(0, top) if each <= top], lambda size: f"{size:g} GiB"),
+        x_axis=Axis(
+            0, doublings, range(0, int(doublings) + 1, 1 + int(doublings) // 10), lambda power: f"{2**power:g}"
+        ),
+        y_axis=Axis(0, top, [each for each in ticks(0, top) if each <= top], lambda size: f"{size:g} GiB"),
         marks=marks,
         chosen=(_point(given, plan), "this plan"),
-        caption="sequences in a micro batch, on each GPU",
+        x_label="sequences in a micro batch, on each GPU",
     )
     return chart.draw()
 

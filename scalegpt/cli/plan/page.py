@@ -9,7 +9,7 @@ from scalegpt.cli.plan.curves import over_micro_batches
 from scalegpt.cli.plan.wording import NOTHING_LIGHTER, Sum, duration, speed
 from scalegpt.html import svg
 from scalegpt.html.page import Table, command, document, escape, facts, section
-from scalegpt.html.svg import Mark, Slice, Words, small_bar, stack, swatch
+from scalegpt.html.svg import Caption, Mark, Slice, small_bar, stack, swatch
 from scalegpt.planner.plan import Plan, host_words
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.advice import differences
@@ -150,16 +150,16 @@ def _memory(given: Answer) -> str:
         f"{gib(plan.total_bytes)} in all, {within} the card's limit of {gib(usable)}; "
         f"the largest part is {sums[0].parts[0][0]}."
     )
-    words = Words("memory", "Memory on each GPU, by part", described)
+    caption = Caption("memory", "Memory on each GPU, by part", described)
     whole, head = max(usable, plan.total_bytes), f"this plan: {gib(plan.total_bytes)}"
-    table = _parts_table(words.title, "size", sums, slices, figures)
+    table = _parts_table(caption.title, "size", sums, slices, figures)
     table.add("limit of the card", gib(usable), "")
     if question.margin:
         table.add(f"limit less the margin of {margin}", gib(int(question.limit)), "")
     return section(
         "Where the memory goes",
         "<p>What each GPU holds at the peak of a step.</p>",
-        stack(words, slices, whole, head, marks),
+        stack(caption, slices, whole, head, marks),
         table.draw(),
         f"<p>In host memory, for each GPU: {gib(plan.host_bytes)}.</p>" if plan.host_bytes else "",
     )
@@ -174,13 +174,13 @@ def _time(plan: Plan) -> str:
     step = Sum("a step", plan.seconds, wording.times(plan))
     slices = _slices([step], figures)
     described = f"{duration(plan.seconds)} in all; most of it is {step.parts[0][0]}."
-    words = Words("time", "Time of a step, by part", described)
+    caption = Caption("time", "Time of a step, by part", described)
     takes = "takes" if plan.can_train else "does not fit; it would take"
     return section(
         "Where the time goes",
         f"<p>A step {takes} {duration(plan.seconds)}: {escape(speed(plan))}.</p>",
-        stack(words, slices, plan.seconds),
-        _parts_table(words.title, "time", [step], slices, figures).draw(),
+        stack(caption, slices, plan.seconds),
+        _parts_table(caption.title, "time", [step], slices, figures).draw(),
     )
 
 

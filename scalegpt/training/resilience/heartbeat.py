@@ -86,17 +86,15 @@ class Halt:
 Note = TypeVar("Note", Beat, Halt)
 
 
-def _read(kind: type[Note], path: Path) -> Note:
-    """A file that a rank has written.
-
-    Raises:
-        InputError: it is not whole, as on a full disk, or holds something else.
-        OSError: it is missing or cannot be read.
-    """
-    values = read_object(path)
+def _read(kind: type[Note], path: Path) -> Note | None:
+    """A file that a rank has written; None where it is missing or cannot be read, is not whole or holds something else."""
+    try:
+        values = read_object(path)
+    except (OSError, InputError):
+        return None
     types = {field.name: field.type for field in fields(kind)}
     if values.keys() != types.keys() or any(type(values[name]) is not kind for name, kind in types.items()):
-        raise InputError(f"{path} holds something else")
+        return None
     return kind(**values)
 
 
@@ -151,15 +149,10 @@ class Heartbeats:
 
     def read(self) -> dict[int, Beat]:
         """The last heartbeat of each rank; a rank without one is absent."""
-        found: dict[int, Beat] = {}
         if self.folder is None:
-            return found
-        for rank in range(self.world.size):
-            try:
-                found[rank] = _read(Beat, self.folder / f"rank_{rank}.json")
-            except (OSError, InputError):  # missing, or not whole on a full disk
-                continue
-        return found
+            return {}
+        found = {rank: _read(Beat, self.folder / f"rank_{rank}.json") for rank in range(self.world.size)}
+        return {rank: beat for rank, beat in found.items() if beat is not None}
 
     # --- ending together ---------------------------------------------------------------------------------------------
 
@@ -184,12 +177,7 @@ class Heartbeats:
 
     def read_halt(self) -> Halt | None:
         """The halt for all ranks, if there is one."""
-        if self.folder is None:
-            return None
-        try:
-            return _read(Halt, self.folder / "halt.json")
-        except (OSError, InputError):
-            return None
+        return None if self.folder is None else _read(Halt, self.folder / "halt.json")
 
     # --- who is to blame ---------------------------------------------------------------------------------------------
 

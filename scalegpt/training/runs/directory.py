@@ -200,18 +200,6 @@ class RunDirectory(RunRecords):
         except (OSError, InputError):
             return None
 
-    def earlier_layout(self, open_: frozenset[str], *, ranks: int, device: str) -> dict[str, Any]:
-        """What an earlier process on the same number of ranks of the same device chose for the settings that are open.
-
-        Raises:
-            InputError: ``config.yaml`` or ``plan.json`` cannot be read.
-        """
-        earlier, plan = self.read_config(), self.read_plan()
-        if earlier is None or plan is None or (plan.get("ranks"), plan.get("device")) != (ranks, device):
-            return {}
-        values = {**earlier, **earlier["train"]}
-        return {key: values[key] for key in open_ if key in values}
-
     def read_id(self) -> str | None:
         """The run's id; None before there is one.
 

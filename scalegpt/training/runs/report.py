@@ -7,7 +7,7 @@ from typing import Any
 
 from scalegpt.html import svg
 from scalegpt.html.page import document, escape, facts
-from scalegpt.html.svg import Axis, Chart, Line, Point, Words, decimals, ticks
+from scalegpt.html.svg import Axis, Caption, Chart, Line, Point, decimals, ticks
 from scalegpt.storage import read_text
 from scalegpt.structured import CONFIG_LIMIT, read_object
 from scalegpt.training.runs.directory import RunDirectory
@@ -37,10 +37,10 @@ def write_report(directory: RunDirectory) -> None:
         f"<h1>{escape(name)}: {escape(status['state'])} after {status['step']:,} steps</h1>",
         facts(_figures(steps, status)),
         "<h2>Loss</h2>",
-        chart(Words("loss", "Loss over steps", "Training, and held-out with dots."), smoothed(losses), held_out),
+        chart(Caption("loss", "Loss over steps", "Training, and held-out with dots."), smoothed(losses), held_out),
         svg.legend([(Line(TRAINING, ()).style, "training"), (Line(HELD_OUT, ()).style, "held-out")]),
         "<h2>Tokens per second</h2>",
-        chart(Words("speed", "Tokens per second over steps", "Training."), smoothed(speeds), write=human_count),
+        chart(Caption("speed", "Tokens per second over steps", "Training."), smoothed(speeds), write=human_count),
         _sample(directory),
         f"<h2>Configuration</h2><pre>{escape(read_text(directory.config, CONFIG_LIMIT))}</pre>",
     ]
@@ -61,11 +61,11 @@ def smoothed(points: Points, most: int = 400) -> list[tuple[float, float]]:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def chart(words: Words, line: Points, dots: Points = (), write: Callable[[float], str] | None = None) -> str:
+def chart(caption: Caption, line: Points, dots: Points = (), write: Callable[[float], str] | None = None) -> str:
     """A line over steps, and a dotted line, as an SVG chart; both axes have round numbers.
 
     Args:
-        words: title and description.
+        caption: title and description.
         line: (step, value) of the points of the line.
         dots: the same of the dotted line.
         write: writes a value at the axis, which then begins at zero; None: with the decimals in which neighbours differ.
@@ -81,8 +81,8 @@ def chart(words: Words, line: Points, dots: Points = (), write: Callable[[float]
         Line(HELD_OUT, [Point(*point) for point in dots]),
     ]
     steps = [each for each in ticks(0.0, right, whole=True) if each <= right]
-    along = Axis(0, right, steps, "{:,.0f}".format)
-    return Chart(words, lines, along, Axis(rows[0], rows[-1], rows, write or decimals(rows[1] - rows[0]))).draw()
+    x_axis = Axis(0, right, steps, "{:,.0f}".format)
+    return Chart(caption, lines, x_axis, Axis(rows[0], rows[-1], rows, write or decimals(rows[1] - rows[0]))).draw()
 
 
 def _figures(steps: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, str]:

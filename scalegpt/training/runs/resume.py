@@ -23,9 +23,6 @@ from scalegpt.training.runs.records import Past
 MOST_NAMED = 6
 """A message names at most this many of a run's checkpoints."""
 
-NO_PAST = Past(newest=None, has_status=True, last_step=0, was_begun=False)
-"""That of a new run."""
-
 
 @dataclass(frozen=True)
 class CheckpointChoice:
@@ -33,17 +30,17 @@ class CheckpointChoice:
 
     Attributes:
         checkpoint: verified; None where the run has none yet.
+        past: what the run's other files say.
         damaged: newer ones that are not whole, and what is wrong with each.
         missing: the step of a newer one that the run is known to have had.
-        past: what the run's other files say.
         earlier: the one before it, whole or not.
-        replaced: newer ones that the user asked to go back behind.
+        replaced: newer ones, where the user asked for an earlier step.
     """
 
     checkpoint: Checkpoint | None
+    past: Past
     damaged: tuple[tuple[Path, str], ...] = ()
     missing: int | None = None
-    past: Past = NO_PAST
     earlier: Path | None = None
     replaced: tuple[Path, ...] = ()
 
@@ -114,9 +111,9 @@ def choose_checkpoint(
             continue
         if not trusted:
             _check_writer(checkpoint, directory, run_id)
-        return CheckpointChoice(checkpoint, tuple(damaged), missing, past, earlier, replaced)
+        return CheckpointChoice(checkpoint, past, tuple(damaged), missing, earlier, replaced)
     _refuse_lost(directory, damaged, missing, past, step)
-    return CheckpointChoice(None, past=past)
+    return CheckpointChoice(None, past)
 
 
 def _of_step(directory: RunDirectory, found: list[Path], step: int) -> tuple[list[Path], tuple[Path, ...]]:

@@ -108,18 +108,26 @@ def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozen
 
 
 def _with_earlier_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
-    """The run with the layout that an earlier process chose for it, and the settings that are still open."""
+    """The run with the layout that an earlier process chose for it, and the settings that are still open.
+
+    The layout is kept on the same number of ranks of the same device, as long as the micro batch divides the step.
+    """
     run = directory.with_earlier_settings(request.run, request.given)
-    chosen = directory.earlier_layout(request.open, ranks=world.size, device=device_name(world.device))
-    layout = {key: chosen[key] for key in ParallelConfig.settings() if key in chosen}
+    earlier, plan = directory.read_config(), directory.read_plan()
+    here = world.size, device_name(world.device)
+    if earlier is None or plan is None or (plan.get("ranks"), plan.get("device")) != here:
+        return run, request.open
+    values = {**earlier, **earlier["train"]}
+    chosen = {key: values[key] for key in request.open & values.keys()}
+    layout = {key: chosen.pop(key) for key in ParallelConfig.settings() if key in chosen}
     with_layout = replace(
         run,
-        train=run.train.changed(**{key: value for key, value in chosen.items() if key not in layout}),
+        train=run.train.changed(**chosen),
         parallel=run.parallel.changed(**layout, **({"ds_config": None} if layout else {})),
     )
     if sequences_per_rank(with_layout, world.size) % with_layout.train.micro_batch:
-        return run, request.open  # the number of sequences per rank has changed
-    return with_layout, request.open - chosen.keys()
+        return run, request.open
+    return with_layout, request.open - values.keys()
 
 
 def _with_tokenizer_of_data(run: RunConfig, given: frozenset[str]) -> RunConfig:
