@@ -200,7 +200,7 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
 
 
 def _make_place(save: Save, needed: int) -> None:
-    """Make a save's directory where there is room for so many bytes."""
+    """Make a save's directory if the disk has room for ``needed`` bytes."""
     save.folder.mkdir(parents=True, exist_ok=True)
     store.remove_leftovers(save.folder)  # what it cannot delete is reported with the next pruning
     if os.path.lexists(save.final):

@@ -62,7 +62,7 @@ class BackendSpec:
             None: it always updates tensors.
         offloads: what it can keep in host memory → at which stages.
         offload_rule: the same for a message, with the flags to use.
-        launcher: the program that starts its ranks; ``python``: it runs in one process.
+        launcher: the program that starts its ranks on one machine; ``python``: it runs in one process.
         package: the Python package that it needs beside torch.
     """
 
@@ -98,6 +98,15 @@ class BackendSpec:
     def mesh(self, stage: int, ranks: int) -> Mesh:
         """How ranks are laid out at a stage: replicas where nothing is cut, else shards of one replica."""
         return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
+
+    def launch(self, gpus: int, machines: int = 1) -> list[str]:
+        """The program that starts the ranks of a machine, and its options."""
+        if machines > 1:
+            place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
+            return ["torchrun", "--nnodes", str(machines), "--nproc_per_node", str(gpus), *place]
+        if self.launcher == "deepspeed":
+            return [self.launcher, "--num_gpus", str(gpus)]
+        return ["torchrun", "--nproc_per_node", str(gpus)] if gpus > 1 else ["python"]
 
     def check_mesh(self, mesh: Mesh) -> None:
         """Refuse a mesh that the backend cannot run.

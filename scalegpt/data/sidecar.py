@@ -171,11 +171,7 @@ def read_nanogpt_characters(path: Path) -> CharTokenizer:
 
 
 def _check_pickle(content: bytes) -> None:
-    """Refuse a pickle that holds more than plain data, or makes Python reserve more memory than its own size.
-
-    Raises:
-        ValueError: it does; or it is malformed.
-    """
+    """Refuse a pickle that holds more than plain data, or makes Python reserve more memory than its own size."""
     texts = ["", ""]
     for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):  # refuses lengths past the end
         if opcode.name not in _PLAIN_OPCODES:

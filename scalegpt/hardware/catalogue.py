@@ -68,11 +68,7 @@ def _sources(entry: CardEntry) -> dict[str, str]:
 
 
 def _new_card(entry: CardEntry) -> Card:
-    """A card from an entry.
-
-    Raises:
-        InputError: a key that it needs is missing.
-    """
+    """A card from an entry, which is refused where it lacks a key."""
     given = entry.values
     needed = _NEEDED if given.get("link", "pcie") == "pcie" else (*_NEEDED, "link_gbps")
     lacks = [key for key in needed if key not in given]
@@ -103,11 +99,7 @@ def _overridden(card: Card, entry: CardEntry) -> Card:
 
 
 def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
-    """Refuse a name that another card has.
-
-    Raises:
-        InputError: it does; both are named.
-    """
+    """Refuse a name that another card has."""
     for index, card in enumerate(cards):
         if index != place and card_keys(cards[place]) & card_keys(card):
             raise InputError(f"{entry.where}: {entry.name} is given a name that {card.name} has; take another")

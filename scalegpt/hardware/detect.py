@@ -114,11 +114,7 @@ def cpu_machine(
 
 
 def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
-    """The host memory to plan for, and where it comes from: the part that the settings name, or all that is available.
-
-    Raises:
-        InputError: the settings name more than there is.
-    """
+    """The host memory to plan for, and where it comes from: the part that the settings name, or all that is available."""
     if settings.host_memory_gb is None:
         return available, FOUND
     if settings.host_memory_gb * GB > available:

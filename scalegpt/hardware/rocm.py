@@ -22,14 +22,7 @@ XGMI_LINK = 11
 
 @dataclass(frozen=True)
 class _Node:
-    """A GPU of the compute side.
-
-    Attributes:
-        number: of its node.
-        gpu_id: its name in the driver's other files.
-        properties: its figures by name.
-        display: its folder on the display side.
-    """
+    """A GPU of the compute side; ``gpu_id`` is its name in the driver's other files, ``display`` its folder on that side."""
 
     number: int
     gpu_id: str

@@ -50,7 +50,8 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
     words += _length(plan.run.train, base.train)
     if plan.run.data.input_file is None:
         words += ["--input_file", DATA if vocabulary_remark(plan.run) is None else PREPARED]
-    return f"{train_command(*_launcher(plan))} {shlex.join(words)}"
+    launcher = plan.run.parallel.spec.launch(plan.machine.gpus, plan.machine.nodes)
+    return f"{train_command(*launcher)} {shlex.join(words)}"
 
 
 def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
@@ -59,17 +60,6 @@ def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
     if all(value == getattr(theirs, key) for key, value in lengths.items()):
         return []
     return [word for key, value in lengths.items() if value is not None for word in (f"--{key}", _word(value))]
-
-
-def _launcher(plan: Plan) -> list[str]:
-    """The launcher and its options."""
-    machine, launcher = plan.machine, plan.run.parallel.spec.launcher
-    if machine.nodes > 1:
-        place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
-        return ["torchrun", "--nnodes", str(machine.nodes), "--nproc_per_node", str(machine.gpus), *place]
-    if launcher == "deepspeed":
-        return [launcher, "--num_gpus", str(machine.gpus)]
-    return ["torchrun", "--nproc_per_node", str(machine.gpus)] if machine.gpus > 1 else ["python"]
 
 
 def _word(value: Any) -> str:

@@ -59,20 +59,10 @@ class Request:
         resume_step: int | None = None,
         given_in: str = "command line",
     ) -> "Request":
-        """Read and check what a user gave.
+        """Read and check what a user gave; what is not explained here is an attribute of the same name.
 
-        Args:
-            preset: name of a preset; not together with ``config_file``.
-            config_file: path of a JSON or YAML file.
-            name: the run's name; None: the file's, or the preset's.
-            settings: setting → value, over the preset's or the file's.
-            runs_dir: as the attribute.
-            fresh: as the attribute.
-            margin: as the attribute; None: the default.
-            allow_change: as the attribute.
-            trust_checkpoint: as the attribute.
-            resume_step: as the attribute.
-            given_in: where the settings come from, for error messages.
+        Settings (name → value) override those of a preset or of a JSON or YAML file, of which one may be given. Without a
+        name the run has the file's or the preset's. ``given_in`` says where the settings come from, for error messages.
 
         Raises:
             InputError: a name, a key or a value that cannot work, or a backend that is not installed.

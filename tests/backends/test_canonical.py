@@ -45,7 +45,7 @@ def test_each_layout_takes_in_and_gives_out_the_same_state(tmp_path: Path, ranks
     results = probe({**plain, **LAYOUTS}, tmp_path, ranks, precision="fp32")
     assert_exact(results, 1e-6)
     for layout, result in results.items():
-        if layout not in {"fsdp-2", "fsdp-3"}:  # shared evenly, but for padding; FSDP2 shares whole rows
+        if layout not in {"fsdp-2", "fsdp-3"}:  # even shares except for padding; FSDP2 shares whole rows
             assert abs(result["pieces"] - result["total"] / ranks) <= 3 * 64, layout
 
 

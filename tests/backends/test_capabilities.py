@@ -85,14 +85,14 @@ WORKS, FAILS = "#!/bin/sh\necho 12.2.0\n", "#!/bin/sh\nexit 1\n"
 
 
 @pytest.mark.parametrize(
-    ("compiler", "told"),
+    ("compiler", "reason"),
     [
         (WORKS, None),
         (FAILS, "compile: CXX={path} is no C++ compiler that works; the blocks run uncompiled"),
         (None, "compile: CXX={path} is no C++ compiler that works; the blocks run uncompiled"),
     ],
 )
-def test_a_named_compiler_is_tried(tmp_path: Path, compiler: str | None, told: str | None) -> None:
+def test_a_named_compiler_is_tried(tmp_path: Path, compiler: str | None, reason: str | None) -> None:
     """In a process of its own: torch reads CXX when it is imported."""
     path = tmp_path / "c++"
     if compiler is not None:
@@ -105,7 +105,7 @@ print(resolve_compile("on", torch.device("cpu")))"""
     found = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "CXX": str(path)}, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == str((told is None, told and told.format(path=path)))
+    assert found.stdout.strip() == str((reason is None, reason and reason.format(path=path)))
 
 
 def test_without_any_compiler_a_cpu_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:

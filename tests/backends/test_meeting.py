@@ -23,7 +23,7 @@ SOON = timedelta(seconds=30)
 
 
 def start(store: dist.Store, ranks: dict[int, float], size: int) -> dict[int, dist.Store]:
-    """Let ranks come after so many seconds each; their corners."""
+    """Start ranks after these seconds each; returns the stores that they agree on."""
     corners: dict[int, dist.Store] = {}
 
     def come(rank: int) -> None:

@@ -1,4 +1,4 @@
-"""A step that must not be taken: every rank leaves it out, and goes on as if it had not been."""
+"""A refused step: every rank skips it, and later steps are as if it had not been tried."""
 
 from pathlib import Path
 from typing import Any

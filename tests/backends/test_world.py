@@ -30,7 +30,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend that there are so many CUDA devices."""
+    """Pretend that there are this many CUDA devices."""
 
     def pretend(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)

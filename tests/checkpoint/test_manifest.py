@@ -213,7 +213,7 @@ def test_a_manifest_that_would_not_be_read_is_not_written(tmp_path: Path, monkey
 
 
 def test_muons_momentum_makes_another_version(tmp_path: Path) -> None:
-    """A reader that knows two moments for each parameter is told so, rather than that the checkpoint is damaged."""
+    """A reader that knows only two moments for each parameter reports the version, not damage."""
     pieces = [Piece("a", key, 0, torch.ones(4)) for key in (WEIGHT, MOMENTUM)]
     path = save_alone(tmp_path, header(), pieces, {f"{key}/a": (4,) for key in (WEIGHT, MOMENTUM)})
     assert json.loads((path / MANIFEST).read_bytes())["version"] == 3

@@ -1,4 +1,4 @@
-"""Reading: any range of any tensor, whoever wrote it; nothing before it is verified; every damage noticed and named."""
+"""Reading: any range of any tensor, from any layout, only after verification; all damage is found and named."""
 
 import errno
 import math
@@ -210,7 +210,7 @@ def test_the_program_in_the_documentation_reads_it(saved: Path) -> None:
 
 
 class Disk:
-    """Opening a file fails so many times."""
+    """Opening a file fails this many times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, code: int, times: int) -> None:
         self.left, real = times, os.open

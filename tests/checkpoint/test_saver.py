@@ -1,4 +1,4 @@
-"""Saving beside training: what is saved is the state at the call; what fails is heard of at the next step, by all ranks."""
+"""Saving during training: the state at the call is saved; all ranks raise a failure at the next step."""
 
 import threading
 import time
@@ -341,7 +341,7 @@ def test_a_failure_of_one_rank_is_raised_by_all(tmp_path: Path) -> None:
         assert lines[0] == lines[1]
         assert "step_00000001 cannot be written: No space left on device" in lines[0]
         assert left == []
-        assert seconds < 60, "nobody waited for a part that would never come"
+        assert seconds < 60, "no rank waited for a part that would never come"
     assert found["after"] == ["step_00000002"]
 
 

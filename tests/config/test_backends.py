@@ -63,3 +63,22 @@ def test_labels() -> None:
     assert ParallelConfig().label() == "plain"
     assert ParallelConfig(backend="fsdp").label() == "fsdp stage 3"
     assert ParallelConfig(backend="deepspeed", zero_stage=1).label("ZeRO-") == "deepspeed ZeRO-1"
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "machines", "words"),
+    [
+        ("plain", 1, 1, "python"),
+        ("fsdp", 1, 1, "python"),
+        ("fsdp", 8, 1, "torchrun --nproc_per_node 8"),
+        ("deepspeed", 8, 1, "deepspeed --num_gpus 8"),
+        (
+            "deepspeed",
+            8,
+            2,
+            "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint FIRST_MACHINE:29500",
+        ),
+    ],
+)
+def test_launchers(backend: str, gpus: int, machines: int, words: str) -> None:
+    assert BACKENDS[backend].launch(gpus, machines) == words.split()

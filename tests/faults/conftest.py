@@ -1,4 +1,4 @@
-"""Jobs to be hurt, and the undisturbed ones to compare them with."""
+"""Jobs for faults, and undisturbed jobs to compare them with."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

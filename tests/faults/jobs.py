@@ -1,6 +1,6 @@
-"""A training job of two ranks as a user starts it: to watch, to hurt, and to be sure that nothing of it is left.
+"""A training job of two ranks as a user starts it: watch it, injure it, and check that nothing of it is left.
 
-Its processes are known by a variable in their environment, which they keep whoever their parent is by then.
+Its processes are found by a variable in their environment, which they keep when their parent changes.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from faults.jobs import Job, assert_same
 from scalegpt.backends import World
 from scalegpt.errors import InputError
 from scalegpt.training.runs.directory import RunDirectory
-from scalegpt.training.runs.resume import newest_whole_checkpoint
+from scalegpt.training.runs.resume import choose_checkpoint
 
 Start = Callable[..., Job]
 Undisturbed = Callable[..., Job]
@@ -42,30 +42,28 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-HURTS: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], None]] = {
     "first byte": lambda path: flip(path, 0), "middle byte": lambda path: flip(path, path.stat().st_size // 2),
     "last byte": lambda path: flip(path, -1), "truncate": truncate, "zero": zero, "empty": empty, "delete": Path.unlink,
 }  # fmt: skip
 
 
 @pytest.mark.faults
-def test_rows_14_15_every_file_hurt_in_every_way_is_named(
-    undisturbed: Undisturbed, layout: str, tmp_path: Path
-) -> None:
+def test_rows_14_15_every_damage_of_every_file_is_named(undisturbed: Undisturbed, layout: str, tmp_path: Path) -> None:
     job = undisturbed(layout, *KEEP).copy_to(tmp_path)
     newest, spare = job.checkpoint(14), tmp_path / "spare"
     assert {path.name for path in newest.iterdir()} == set(FILES)
     for file in FILES:
         shutil.copy(newest / file, spare)
-        for how, hurt in HURTS.items():
-            hurt(newest / file)
-            found = newest_whole_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
+        for how, damage in DAMAGES.items():
+            damage(newest / file)
+            found = choose_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
             assert found.checkpoint is not None
             assert found.checkpoint.path == job.checkpoint(10), (file, how)
             assert str(newest / file) in found.notes[0]
             assert f"going back to {job.checkpoint(10)}, the last good checkpoint" in found.notes[0]
             shutil.copy(spare, newest / file)
-    found = newest_whole_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
+    found = choose_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
     assert found.checkpoint is not None
     assert found.checkpoint.path == newest
 
@@ -117,7 +115,7 @@ def test_row_16_nothing_points_to_the_newest_checkpoint(
     (checkpoints / "step_latest").symlink_to("step_00000099")
     (checkpoints / "step_00000099").symlink_to("nowhere")
     (checkpoints / "step_00000098").write_text("no folder")
-    found = newest_whole_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
+    found = choose_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
     assert found.checkpoint is not None
     assert found.checkpoint.path == job.checkpoint(14)
     shutil.rmtree(job.checkpoint(14))
@@ -146,7 +144,7 @@ def test_row_16_a_run_whose_checkpoints_are_gone_does_not_begin_again(
         folder = job.checkpoint(step)
         folder.mkdir(parents=True)
     with pytest.raises(InputError, match="none of the 3 checkpoints is whole"):
-        newest_whole_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
+        choose_checkpoint(RunDirectory(job.run), ALONE, trusted=False)
 
 
 @pytest.mark.faults

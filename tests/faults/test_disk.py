@@ -30,7 +30,7 @@ def mount(*words: str) -> None:
 
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[None]:
-    """A disk of so many bytes, in memory."""
+    """A disk of this many bytes, in memory."""
     place.mkdir()
     mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
     try:
@@ -51,7 +51,7 @@ def read_only(place: Path) -> Iterator[None]:
 
 
 def fill(disk: Path, *, leave: int) -> Path:
-    """Fill a disk but for so many bytes."""
+    """Fill a disk except this many bytes."""
     filler = disk / "filler"
     with filler.open("wb") as file:
         while (free := shutil.disk_usage(disk).free) > leave:

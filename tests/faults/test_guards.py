@@ -78,7 +78,7 @@ def test_bad_steps_spikes_data_and_settings_on_two_ranks(
         **dict.fromkeys(commands, 0), "row 20": 1, "row 25": 2, "row 24, changed": 2, "row 24, cut": 2,
     }, first  # fmt: skip
 
-    # 19: the step is left out by all, counted and shown.
+    # 19: all ranks skip the step; it is counted and reported.
     assert "step 6 is skipped: gradient not finite" in first["row 19"]["out"]
     assert [line["step"] for line in steps(tmp_path, "nan") if line.get("skipped")] == [6]
     assert status(tmp_path, "nan")["skipped_steps"] == 1
@@ -91,7 +91,7 @@ def test_bad_steps_spikes_data_and_settings_on_two_ranks(
     assert numbers == list(range(first_window(6), first_window(9)))
     assert status(tmp_path, "stays")["state"] == "failed"
 
-    # 21: what is left out leaves nothing; what is gone back behind is not trained on.
+    # 21: skipped data and data after the rollback target are not trained on.
     assert [line["step"] for line in steps(tmp_path, "skip") if line.get("skipped")] == [10]
     skipped, left = (steps(tmp_path, name) for name in ("skip", "left"))
     assert [line["loss"] for line in skipped if line["step"] != 10] == [
@@ -101,8 +101,8 @@ def test_bad_steps_spikes_data_and_settings_on_two_ranks(
     assert status(tmp_path, "back")["windows_left_out"] == 7 * WINDOWS
     capsys.readouterr()
     assert main(["data", "ledger", "runs/back", "--steps", "4:5", "--json"]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["windows"][0]["number"] for each in told] == [first_window(4), first_window(12)]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["windows"][0]["number"] for each in lines] == [first_window(4), first_window(12)]
 
     # 25: shown, refused, and with a word done.
     assert "holds another run: learning_rate: 0.01 → 0.005" in first["row 25"]["err"]

@@ -134,5 +134,10 @@ def test_the_script_that_kills_at_random(tmp_path: Path) -> None:
     assert "holds other kills: seed 1, fsdp2" in run("--seed", "2").stderr
     second = run()
     assert second.returncode == 0, second.stdout + second.stderr
-    told = json.loads(second.stdout.splitlines()[-1])
-    assert (told["kills"], told["failures"], told["same_losses"], told["same_weights"]) == (2, [], True, True)
+    summary = json.loads(second.stdout.splitlines()[-1])
+    assert (summary["kills"], summary["failures"], summary["same_losses"], summary["same_weights"]) == (
+        2,
+        [],
+        True,
+        True,
+    )

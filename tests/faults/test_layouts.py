@@ -1,4 +1,4 @@
-"""Row 23 of the fault matrix: a run that goes on with another number of ranks and under another backend."""
+"""Row 23 of the fault matrix: a run that resumes with another number of ranks and under another backend."""
 
 import json
 from collections.abc import Callable
@@ -44,6 +44,6 @@ def windows(job: Job, capsys: pytest.CaptureFixture[str]) -> list[list[int]]:
     """The numbers of the windows of each step's global batch, as ``scalegpt data ledger`` tells."""
     capsys.readouterr()
     assert main(["data", "ledger", str(job.run), "--steps", f"1:{STEPS}", "--json"]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["step"] for each in told] == list(range(1, STEPS + 1))
-    return [[window["number"] for window in each["windows"]] for each in told]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["step"] for each in lines] == list(range(1, STEPS + 1))
+    return [[window["number"] for window in each["windows"]] for each in lines]

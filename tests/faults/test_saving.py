@@ -1,4 +1,4 @@
-"""Row 26 of the fault matrix: a checkpoint is written while training goes on, and its writer dies."""
+"""Row 26 of the fault matrix: the writer of a checkpoint dies during training."""
 
 import json
 from collections.abc import Callable

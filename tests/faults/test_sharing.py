@@ -43,7 +43,7 @@ def test_row_27_two_runs_in_one_directory(start_job: Start, undisturbed: Undistu
 def test_row_27_the_port_is_taken(
     start_job: Start, undisturbed: Undisturbed, layout: str, launcher: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The launchers as the documentation has them, without a word on ports."""
+    """The launchers as the documentation has them, without a port."""
     job = start_job(layout, launcher)
     with socket.socket() as taken:
         try:

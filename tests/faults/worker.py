@@ -1,4 +1,4 @@
-"""``launch/train.py`` for the fault tests: the real command, in which faults are laid that cannot be caused from outside.
+"""``launch/train.py`` for the fault tests: the real command, with injected faults that cannot be caused from outside.
 
 ``FAULTS`` in the environment holds them as JSON. Each rank reads:
 
@@ -9,7 +9,7 @@
 ``crash``   ``{"rank": …, "step": …}``: that rank is killed in that step, once
 ``signal``  ``{"rank": …, "step": …}``: that rank is sent SIGUSR1 in that step
 ``oom``     ``{"rank": …, "step": …, "above": …}``: that rank asks for 2^50 bytes if its micro batch is larger than ``above``
-``eio``     ``{"rank": …, "step": …, "times": …}``: that rank's disk says so many times that a file cannot be synced
+``eio``     ``{"rank": …, "step": …, "times": …}``: syncing a file fails this many times on that rank
 ``writer``  ``{"rank": …, "step": …}``: that rank's writing of a checkpoint runs into an error that is not the disk's
 ``limit``   ``{"step": …, "bytes": …}``: no file may become larger
 """
@@ -68,7 +68,7 @@ def slow_down(
 
 
 def fail(owner: Any, name: str, error: Exception, *, step: int, times: int = 2**30, rank: int = RANK) -> None:
-    """Let a function raise instead so many times, from a step on."""
+    """Let a function raise this many times, from a step on."""
     real, left = getattr(owner, name), [times]
 
     def failing(*arguments: Any, **options: Any) -> Any:
@@ -82,8 +82,8 @@ def fail(owner: Any, name: str, error: Exception, *, step: int, times: int = 2**
 
 def is_here(fault: str) -> bool:
     """Whether a fault is of this rank and step."""
-    laid = FAULTS.get(fault, {})
-    return (laid.get("rank"), laid.get("step")) == (RANK, NOW[0])
+    place = FAULTS.get(fault, {})
+    return (place.get("rank"), place.get("step")) == (RANK, NOW[0])
 
 
 def is_first_time(fault: str) -> bool:
@@ -94,7 +94,7 @@ def is_first_time(fault: str) -> bool:
     return True
 
 
-def lay_faults() -> None:
+def install_faults() -> None:
     import torch
 
     from scalegpt.backends import World
@@ -121,9 +121,9 @@ def lay_faults() -> None:
     batches = TrainingBatches.step
 
     def step(self: TrainingBatches, first: int) -> Iterator[Any]:
-        NOW[0] = first // self.plan.sequences + 1  # no windows are left out here
+        NOW[0] = first // self.plan.sequences + 1  # no windows are skipped here
         time.sleep(FAULTS.get("pace", 0.0))
-        befall()
+        inject()
         return batches(self, first)
 
     TrainingBatches.step = step  # type: ignore[method-assign]
@@ -136,8 +136,8 @@ def lay_faults() -> None:
             backend.micro_step = hungry(backend.micro_step, oom, torch)  # type: ignore[method-assign]
 
 
-def befall() -> None:
-    """What happens to a rank in a step, before its data come."""
+def inject() -> None:
+    """Inject the faults of a step, before its data are read."""
     if is_here("stall") and is_first_time("stall"):
         time.sleep(3600)
     if is_here("crash") and is_first_time("crash"):
@@ -166,5 +166,5 @@ if __name__ == "__main__":
         time.sleep(FAULTS["slow"]["seconds"])
     from scalegpt.cli.main import run_and_exit
 
-    lay_faults()
+    install_faults()
     run_and_exit(["train", *sys.argv[1:]])
