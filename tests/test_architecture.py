@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -17,11 +17,6 @@ SOURCES = sorted(
     path for top in ("scalegpt", "launch", "benchmarks", "examples") for path in (ROOT / top).rglob("*.py")
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_FILES = 350, 60, 14
-LONG_MODULES, LONG_FUNCTIONS, FULL_FOLDERS = 1, 0, 1
-"""How many exceed that today; these numbers fall to 0."""
-
-CIRCLES = {"scalegpt.planner.memory"}
-"""Packages that have a circle today."""
 
 
 @cache
@@ -61,8 +56,7 @@ def test_the_model_knows_nothing_of_ranks(path: Path) -> None:
 
 def test_modules_are_short() -> None:
     lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    long = {name: count for name, count in lines.items() if count > MOST_LINES}
-    assert len(long) <= LONG_MODULES, long
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_functions_can_be_seen_whole() -> None:
@@ -73,15 +67,13 @@ def test_functions_can_be_seen_whole() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MOST_LINES_OF_A_FUNCTION
     }
-    assert len(long) <= LONG_FUNCTIONS, long
+    assert long == {}
 
 
 def test_folders_can_be_overlooked() -> None:
-    counts: dict[str, int] = defaultdict(int)
-    for path in SOURCES:
-        counts[str(path.parent.relative_to(ROOT))] += 1
-    full = {folder: count for folder, count in counts.items() if count > MOST_FILES}
-    assert len(full) <= FULL_FOLDERS, full
+    """``benchmarks/`` itself may hold more: each file there is a command of its own."""
+    counts = Counter(str(path.parent.relative_to(ROOT)) for path in SOURCES)
+    assert {folder for folder, count in counts.items() if count > MOST_FILES} <= {"benchmarks"}
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=name_of)
@@ -130,11 +122,11 @@ def siblings() -> Iterator[tuple[str, dict[str, set[str]]]]:
 
 
 def test_no_circle_of_modules() -> None:
-    assert circle(imports_between_modules()) == [] or CIRCLES
+    assert circle(imports_between_modules()) == []
 
 
 def test_no_circle_of_packages() -> None:
-    assert {package: found for package, graph in siblings() if (found := circle(graph))}.keys() <= CIRCLES
+    assert {package: found for package, graph in siblings() if (found := circle(graph))} == {}
 
 
 def test_a_circle_is_found() -> None:
