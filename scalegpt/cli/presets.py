@@ -18,7 +18,7 @@ scalegpt presets 150M 150M_1024"""
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A preset with everything resolved, and its number of parameters."""
+    """A preset with all defaults filled in, and its number of parameters."""
 
     name: str
     description: str
@@ -80,7 +80,7 @@ def comparison(first: Preset, second: Preset) -> dict[str, Any]:
 
 
 def _settings(preset: Preset) -> dict[str, Any]:
-    """Every setting by ``section.setting``; those of the parallel layout have no section, as in a file."""
+    """``section.setting`` → value, for every setting; settings of the parallel layout have no section, as in a file."""
     run = preset.run
     sections = {"model": run.model, "train": run.train, "data": run.data}
     settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in asdict(part).items()}
@@ -122,7 +122,7 @@ def _row(preset: Preset) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> str:
-    """A setting as in a file, with large numbers grouped."""
+    """A setting's value as in a configuration file, with commas in large whole numbers."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)
