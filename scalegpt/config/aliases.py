@@ -61,7 +61,7 @@ def hint(word: object, known: Iterable[str], listed: str | None = None) -> str:
     near = nearest(plain, names, listed)
     if "did you mean" in near:
         near = near.replace(" mean ", f" mean {mark}").replace(", ", f", {mark}")
-        found = found if "micro_batch" in names else ""  # without run settings, the command's own flag is meant
+        found = found if "micro_batch" in names else ""  # if the command has no run settings, its own flag is the better hint
     return re.sub(r"\{(\w+)\}", rf"{mark}\1", found) or near
 
 
