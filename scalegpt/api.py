@@ -35,7 +35,7 @@ def plan(
     trace: bool = False,
     **settings: Any,
 ) -> Answer:
-    """Choose the fastest way to train a model that fits a machine, as ``scalegpt plan`` does; needs no torch and no GPU.
+    """Choose the fastest way to train a model that fits a machine, as ``scalegpt plan`` does. Needs no torch, no GPU.
 
     >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
     True
@@ -54,7 +54,8 @@ def plan(
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
         trace: also run the same step on tensors without data, to compare; this needs torch and takes seconds.
-        settings: any settings of a run, such as ``micro_batch=8``; these are kept, and the planner chooses among the rest.
+        settings: any settings of a run, such as ``micro_batch=8``; these are kept, and the planner chooses among the
+            rest.
 
     Returns:
         The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step,
@@ -112,9 +113,9 @@ def train(
 ) -> Path:
     """Train a model in this process, as ``scalegpt train`` does; the same call resumes an unfinished run.
 
-    For several ranks, start the script with ``torchrun`` or ``deepspeed``, so that each rank calls this function. If it is
-    called in the main thread, signals such as Ctrl-C end the run after the current step, with a checkpoint; before the
-    first step, a signal ends the process. A step that exceeds ``step_timeout`` ends the process with status 75.
+    For several ranks, start the script with ``torchrun`` or ``deepspeed``, so that each rank calls this function. If it
+    is called in the main thread, signals such as Ctrl-C end the run after the current step, with a checkpoint; before
+    the first step, a signal ends the process. A step that exceeds ``step_timeout`` ends the process with status 75.
 
     Args:
         preset: a named configuration, see ``scalegpt presets``; None: the settings' defaults.
@@ -175,13 +176,14 @@ def load(run: str | Path, *, device: str = "auto", runs_dir: str | Path = "runs"
     >>> load("runs/tiny").generate("Once upon a time", max_new_tokens=50)  # doctest: +SKIP
 
     Args:
-        run: a run's folder, whose newest checkpoint is loaded; a checkpoint's folder; or the name of a run in ``runs_dir``.
+        run: a run's folder, for its newest checkpoint; a checkpoint's folder; or the name of a run in ``runs_dir``.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
         runs_dir: the folder in which the name of a run is looked up.
 
     Returns:
-        The loaded model. ``generate(prompt)`` continues a text. ``model`` is the torch module; ``tokenizer`` and ``header``
-        are those of the checkpoint. The model computes in bf16 on a CUDA device with bf16 units, else in fp32.
+        The loaded model. ``generate(prompt)`` continues a text. ``model`` is the torch module; ``tokenizer`` and
+        ``header`` are those of the checkpoint. The model computes in bf16 on a CUDA device with bf16 units, else in
+        fp32.
 
     Raises:
         InputError: there is no such run, no checkpoint in it, or no such device; or the checkpoint is damaged.

@@ -49,7 +49,7 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
 
 
 def _abbreviates(word: str, name: str) -> bool:
-    """Whether a word consists of beginnings of a name's first parts, as lr, learn or lerate do for ``learning_rate``."""
+    """Whether a word consists of beginnings of a name's first parts, as lr or learn do for ``learning_rate``."""
     letters = "".join(_parts(word))
     return len(letters) > 1 and _begins(letters, _parts(name))
 

@@ -152,7 +152,7 @@ def _sources(facts: dict[str, Any]) -> str:
 
 
 class _ProgressLine:
-    """A progress line on the terminal, rewritten at most ten times a second; called with the bytes done and in total."""
+    """A progress line on a terminal, rewritten at most ten times a second; called with the bytes done and in total."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began, self._next = clock, clock(), 0.0

@@ -91,8 +91,8 @@ def run_and_exit(argv: Sequence[str] | None = None) -> None:
     The console script, ``python -m scalegpt``, ``launch/train.py`` and ``python -m scalegpt.train`` call this function.
 
     With several ranks, the process skips Python's finalization. During finalization, a native thread of a communication
-    library that waits for the GIL can abort a process that has succeeded ("terminate called without an active exception",
-    exit status -6), and the launcher would report a failure.
+    library that waits for the GIL can abort a process that has succeeded ("terminate called without an active
+    exception", exit status -6), and the launcher would report a failure.
     """
     status = main(argv)
     if ranks_or_alone().size > 1:

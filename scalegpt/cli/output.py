@@ -1,4 +1,4 @@
-"""Printing for all commands. Control characters are escaped: no text can control a terminal or break a table or JSON."""
+"""Printing for all commands: escapes control characters, so that no text can control a terminal or break a table."""
 
 import json
 import re

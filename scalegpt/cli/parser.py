@@ -1,4 +1,4 @@
-"""The command line parser: ``_`` or ``-`` in flags, one-line errors that name the nearest flag, help with an example."""
+"""The command line parser: ``_`` or ``-`` in flags, one-line errors with the nearest flag, examples in the help."""
 
 import argparse
 import dataclasses
@@ -131,8 +131,8 @@ def add_settings(
 ) -> None:
     """Add a flag for every setting of a section, or only for the settings in ``names``.
 
-    A flag that is not given is absent from the parsed arguments. Values stay text: the section converts and checks them,
-    with the same messages as for a file.
+    A flag that is not given is absent from the parsed arguments. Values stay text: the section converts and checks
+    them, with the same messages as for a file.
     """
     group = parser.add_argument_group(title)
     for name, field in section.settings().items():

@@ -45,7 +45,7 @@ class SampleSettings(SamplingSettings):
 
 @dataclass
 class Totals:
-    """The number of tokens drawn in all samples, and the seconds that this took, including the prompt's forward pass."""
+    """The number of tokens drawn in all samples, and the seconds spent, including the forward pass of the prompt."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -113,8 +113,8 @@ def _parser() -> Parser:
 def _prompt(arguments: Namespace) -> str | None:
     """The text to continue: empty if no prompt is given, None if the prompt is on standard input.
 
-    The prompt is on standard input if ``--prompt`` or ``--prompt_file`` is ``-``, or if neither flag is given and standard
-    input is a pipe or a file.
+    The prompt is on standard input if ``--prompt`` or ``--prompt_file`` is ``-``, or if neither flag is given and
+    standard input is a pipe or a file.
 
     Raises:
         InputError: both flags are given, or the file cannot be read.

@@ -14,7 +14,7 @@ from scalegpt.structured import parse_yaml
 _ONLY_TRAIN = {"runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change", "resume_step"}
 _ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
-"""Three sets of flags: only ``train`` has them; only ``plan`` has them; ``plan`` has them, and in training the launcher."""
+"""Three sets of flags: of ``train`` only; of ``plan`` only; of ``plan``, where in training the launcher decides."""
 
 
 @cache
@@ -31,7 +31,7 @@ def words_of_others() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 @cache
 def _meaning() -> tuple[dict[str, str], dict[str, str]]:
-    """Two tables: word → the setting that it means, and word → the sentence that answers it; words as :func:`_squeezed`."""
+    """Two tables: word → the setting that it means, and word → its sentence of advice; words as :func:`_squeezed`."""
     settings, answers = (
         {_squeezed(word): meaning for meaning, words in table.items() for word in words} for table in words_of_others()
     )
@@ -61,12 +61,13 @@ def hint(word: object, known: Iterable[str], listed: str | None = None) -> str:
     near = nearest(plain, names, listed)
     if "did you mean" in near:
         near = near.replace(" mean ", f" mean {mark}").replace(", ", f", {mark}")
-        found = found if "micro_batch" in names else ""  # if the command has no run settings, its own flag is the better hint
+        # If the command has no run settings, its own flag is a better hint than a flag of another command.
+        found = found if "micro_batch" in names else ""
     return re.sub(r"\{(\w+)\}", rf"{mark}\1", found) or near
 
 
 def _elsewhere(word: str) -> str:
-    """A hint for a word that the command does not have: the command that has it, or a sentence; empty without either."""
+    """A hint for a word that this command does not know: the command that does, or a sentence; empty without either."""
     settings, answers = _meaning()
     setting = settings.get(_squeezed(word), word)
     if setting in _ONLY_LAUNCHER:

@@ -1,8 +1,8 @@
 """The specification of each backend, and the mesh of a run's ranks.
 
-The settings, the planner, the trainer and the messages read the specifications. :mod:`scalegpt.backends` has the backends
-themselves. To add a backend: a :class:`BackendSpec` in :data:`BACKENDS`, its maker in :mod:`scalegpt.backends`, and its rows
-in the planner's tables, which have the specification as their key.
+The settings, the planner, the trainer and the messages read the specifications. :mod:`scalegpt.backends` has the
+backends themselves. To add a backend: a :class:`BackendSpec` in :data:`BACKENDS`, its maker in
+:mod:`scalegpt.backends`, and its rows in the planner's tables, which have the specification as their key.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ ZERO_CUTS = {OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 3}
 class Mesh:
     """The data-parallel ranks as a grid of ``replicas`` × ``shards``.
 
-    The model states that the stage cuts are in ``shards`` parts, one on each rank of a replica. So a replica holds all of
-    these states, and all replicas hold the same. States that the stage does not cut are whole on every rank. Each rank
-    computes on its own data. Rank r is shard r mod ``shards`` of replica r ÷ ``shards``: the shards of one replica, which
-    exchange the most data, have neighbouring ranks.
+    The model states that the stage cuts are in ``shards`` parts, one on each rank of a replica. So a replica holds all
+    of these states, and all replicas hold the same. States that the stage does not cut are whole on every rank. Each
+    rank computes on its own data. Rank r is shard r mod ``shards`` of replica r ÷ ``shards``: the shards of one
+    replica, which exchange the most data, have neighbouring ranks.
 
     - Mesh(W, 1): W replicas; no state is cut (stage 0).
     - Mesh(1, W): one replica; the states are cut over all W ranks (ZeRO, FSDP2).
@@ -59,8 +59,8 @@ class BackendSpec:
         stages: the ZeRO stages that the backend offers.
         default_stage: the stage of a run that does not set one.
         cut_from: model state → the lowest stage at which the state is cut over the shards.
-        flat_from: the lowest stage at which the optimizer updates flat parts of many tensors, where it sees no matrices;
-            None: the optimizer updates tensors at every stage.
+        flat_from: the lowest stage at which the optimizer updates flat parts of many tensors, where it sees no
+            matrices; None: the optimizer updates tensors at every stage.
         offloads: value of ``--offload`` → the stages at which the backend offers it.
         offload_rule: the content of ``offloads`` as the end of an error message, with the flags to use.
         launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
@@ -101,7 +101,7 @@ class BackendSpec:
         return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
 
     def launch(self, gpus: int, machines: int = 1) -> list[str]:
-        """The words of the command that starts the ranks of a machine, up to the script: the program and its options."""
+        """The command that starts the ranks of a machine, up to the script, in words: the program and its options."""
         if machines > 1:
             place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
             return ["torchrun", "--nnodes", str(machines), "--nproc_per_node", str(gpus), *place]
@@ -142,11 +142,8 @@ PLAIN = BackendSpec(name="plain", help="one process", stages=(0,), default_stage
 FSDP = BackendSpec(
     name="fsdp",
     help="FSDP2",
-    stages=(
-        0,
-        2,
-        3,
-    ),  # 0 replicates; 2 gathers the weights once a step and keeps them to its end; 3 frees them after each use
+    # 0 replicates; 2 gathers the weights once a step and keeps them to its end; 3 frees them after each use.
+    stages=(0, 2, 3),
     default_stage=3,
     cut_from={OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 2},
     offloads={"all": (3,)},

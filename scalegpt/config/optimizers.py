@@ -32,7 +32,8 @@ class UpdateGroup:
         one_by_one: temporary bytes per parameter that an update allocates for one tensor at a time; the largest counts.
         kernels: kernels that an update starts for each tensor; 0 where one kernel updates many tensors.
         counts_steps: whether the optimizer keeps a step counter for each tensor.
-        orthogonalises: whether an update also does and allocates what :mod:`scalegpt.planner.memory.newton_schulz` counts.
+        orthogonalises: whether an update also does and allocates what :mod:`scalegpt.planner.memory.newton_schulz`
+            counts.
     """
 
     kinds: frozenset[str]
@@ -61,8 +62,8 @@ class OptimizerSpec:
         settings: the names of the settings in :class:`~scalegpt.config.train.TrainConfig` that no other optimizer uses.
         counters_on_device: whether the step counter of a tensor is an fp32 scalar on the device; if not, it is in host
             memory.
-        unfit: (backend, ZeRO stage, offload) → why the optimizer does not work there, and what to use instead; None if it
-            works.
+        unfit: (backend, ZeRO stage, offload) → why the optimizer does not work there, and what to use instead; None if
+            it works.
     """
 
     name: str
@@ -92,9 +93,10 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
 
     All figures are bytes per parameter. The fused form reads weight, gradient and moments (16), and writes weight and
     moments (12). The foreach form reads and writes memory in each operation of ``torch/optim/adam.py:
-    _multi_tensor_adam``: decay the weight (8); update the first moment (12); decay the second moment (8); add the squared
-    gradient to it (12); take its root into new memory (8); divide the root (8); add epsilon to the root (8); update the
-    weight with first moment and root (16). The roots of all tensors in a group are in memory at the same time.
+    _multi_tensor_adam``: decay the weight (8); update the first moment (12); decay the second moment (8); add the
+    squared gradient to it (12); take its root into new memory (8); divide the root (8); add epsilon to the root (8);
+    update the weight with first moment and root (16). The roots of all tensors in a group are in memory at the same
+    time.
     """
     moments = UpdateGroup(
         kinds=frozenset({MATRIX, EMBEDDING}),
@@ -109,8 +111,8 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
 def _muon(*, fused: bool) -> OptimizerSpec:
     """Muon for the blocks' matrices, each with one momentum and its gradient as workspace; AdamW for all other tensors.
 
-    For a matrix, in bytes per parameter: update the momentum (12); write Nesterov's sum over the gradient (12); decay the
-    weight (8). :mod:`scalegpt.planner.time.work` adds the bytes that the orthogonalisation moves.
+    For a matrix, in bytes per parameter: update the momentum (12); write Nesterov's sum over the gradient (12); decay
+    the weight (8). :mod:`scalegpt.planner.time.work` adds the bytes that the orthogonalisation moves.
     """
     adamw = _adamw(fused=fused)
     momentum = UpdateGroup(
@@ -146,9 +148,9 @@ def _unfit_for_muon(backend: BackendSpec, stage: int, offload: str) -> str | Non
 def _lion(*, fused: bool) -> OptimizerSpec:
     """Lion: one momentum for every tensor, in two groups, with and without weight decay.
 
-    An update, in bytes per parameter: interpolate momentum and gradient into new memory (12); take the sign (8); decay the
-    weight (8); add the signs to the weight (12); update the momentum (12). The fused form updates one tensor at a time, with
-    five kernels each.
+    An update, in bytes per parameter: interpolate momentum and gradient into new memory (12); take the sign (8); decay
+    the weight (8); add the signs to the weight (12); update the momentum (12). The fused form updates one tensor at a
+    time, with five kernels each.
     """
     momentum = UpdateGroup(
         kinds=frozenset({MATRIX, EMBEDDING}),

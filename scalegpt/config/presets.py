@@ -32,7 +32,7 @@ Values = dict[str, Any]
 
 @cache
 def bundled(folder: str) -> Path:
-    """The path of ``configs`` (presets) or ``ds_configs`` (DeepSpeed files), in the installed wheel or the repository."""
+    """The path of ``configs`` (presets) or ``ds_configs`` (DeepSpeed files), in the installed wheel or repository."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_bundled" / folder
     return installed if installed.is_dir() else package.parent / folder
@@ -197,8 +197,8 @@ def _with_vocab_word(values: Values) -> Values:
 def _without_overridden_layout(file: Values, flags: Values) -> Values:
     """The file's values without the layout settings that the flags make invalid.
 
-    A flag for the stage or the offload drops the DeepSpeed file. A flag for another backend also drops the stage and the
-    offload.
+    A flag for the stage or the offload drops the DeepSpeed file. A flag for another backend also drops the stage and
+    the offload.
     """
     dropped = {"ds_config"} if flags.keys() & {"zero_stage", "offload"} else set()
     if "backend" in flags and flags["backend"] != file.get("backend"):
@@ -209,8 +209,8 @@ def _without_overridden_layout(file: Values, flags: Values) -> Values:
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
     """The file's values and the flags, where either length (:data:`LENGTHS`) in one replaces both of the level below.
 
-    The levels from the top are flags, file, defaults. So with ``max_tokens`` alone, the default of ``max_iters`` does not
-    apply.
+    The levels from the top are flags, file, defaults. So with ``max_tokens`` alone, the default of ``max_iters`` does
+    not apply.
     """
     neither = dict.fromkeys(LENGTHS)
     if _gives_length(flags):

@@ -44,9 +44,9 @@ def setting(
 ) -> Any:
     """A dataclass field that is a setting, with its help and its bounds.
 
-    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words. None,
-    which only an optional field can be, is within all bounds. In a path (``is_path``), ``~`` is the home folder. Give every
-    number an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
+    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
+    None, which only an optional field can be, is within all bounds. In a path (``is_path``), ``~`` is the home folder.
+    Give every number an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
     """
     metadata = {
         "help": help,
@@ -102,7 +102,7 @@ class Section:
             raise InputError(f"{where}: {error}") from None
 
     def changed(self, **values: Any) -> Self:
-        """A copy with some settings replaced; only these are checked again, since a search makes thousands of copies."""
+        """A copy with some settings replaced; only those are checked against their bounds, for speed in a search."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         for name, value in values.items():

@@ -9,14 +9,14 @@ from scalegpt.errors import InputError
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 RECOMPUTE = ("none", "selective", "full")
 LOSS_ROWS = 512
-"""The rows (tokens) of logits that the chunked loss converts to gradients at a time, in fp32. A CPU takes other numbers."""
+"""Rows (tokens) of logits that the chunked loss converts to gradients at a time, in fp32; a CPU uses other numbers."""
 
 LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
 MOST_STEPS = 10**12
 MOST_SECONDS = 30 * 24 * 3600
-"""The longest timeout that can be set; also the timeout of torch's collectives (:mod:`scalegpt.training.run`)."""
+"""The longest timeout that can be set; a run with no timeout gives its collectives as long (``training/run.py``)."""
 MOST_MINUTES = 10**7
 """The largest setting in minutes, 19 years."""
 

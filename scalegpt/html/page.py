@@ -32,8 +32,11 @@ PALETTE = {
     "c11": ("#17748c", "#63bfd6"),
     "c12": ("#8b4a8f", "#d69bd9"),
 }
-"""Name → its colour on a light and on a dark page. ``c1`` to ``c12`` distinguish parts of a chart, ``rest`` and ``rest2`` are
-for less important parts, and ``on`` is for text on any of these colours."""
+"""Name → its colour on a light and on a dark page.
+
+``c1`` to ``c12`` distinguish parts of a chart, ``rest`` and ``rest2`` are for less important parts, and ``on`` is for
+text on any of these colours.
+"""
 
 HUES = 12
 """The number of colours that distinguish parts: ``c1`` to ``c12``."""

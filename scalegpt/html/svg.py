@@ -1,8 +1,8 @@
 """Charts for a page, as SVG: a bar of parts, and lines over two axes with round numbers.
 
-Horizontal positions are shares of the width and vertical positions are pixels, so that text and strokes keep their size on
-a phone and in print. Every chart has a title and a description; its caller puts the figures in a table beside it. The CSS
-classes ``c1``, ``c2``, … of :data:`STYLE` give the colours.
+Horizontal positions are shares of the width and vertical positions are pixels, so that text and strokes keep their size
+on a phone and in print. Every chart has a title and a description; its caller puts the figures in a table beside it.
+The CSS classes ``c1``, ``c2``, … of :data:`STYLE` give the colours.
 """
 
 import math
@@ -241,9 +241,8 @@ class Chart:
     def _columns(self) -> Iterator[str]:
         for value in self.x_axis.ticks:
             x, label = f"{self._x(value):.3f}%", self.x_axis.write(value)
-            anchor = (
-                "end" if self._x(value) > 90 and len(label) > 4 else "middle"
-            )  # a long label would be cut off at the right edge if it were centred
+            # A long label would be cut off at the right edge if it were centred.
+            anchor = "end" if self._x(value) > 90 and len(label) > 4 else "middle"
             yield f'<line class="axis" x1="{x}" x2="{x}" y1="{self.HEIGHT}" y2="{self.HEIGHT + 4}"/>'
             yield _text("", x, f"{self.HEIGHT + 18}", anchor, label)
         if self.x_label:

@@ -43,8 +43,8 @@ MOST_NAMED = 6
 def load_model(path: Path, device: str = "auto") -> LoadedModel:
     """Load a trained model for inference.
 
-    The model computes in bf16 on a CUDA device that has bf16 units, else in fp32. Matrices are stored in that dtype, since
-    the layers would otherwise cast them to it at every use. Norms and biases stay fp32.
+    The model computes in bf16 on a CUDA device that has bf16 units, else in fp32. Matrices are stored in that dtype,
+    since the layers would otherwise cast them to it at every use. Norms and biases stay fp32.
 
     Args:
         path: a run's folder, whose newest checkpoint is loaded, or a checkpoint's folder.
@@ -79,7 +79,7 @@ def open_weights(checkpoint: Path) -> Checkpoint:
     """Open a checkpoint and verify its weights.
 
     Raises:
-        InputError: there is no checkpoint, or it is damaged. No earlier checkpoint replaces it, since none was asked for.
+        InputError: there is no checkpoint, or it is damaged; an earlier checkpoint, not asked for, does not replace it.
     """
     with naming_earlier(checkpoint):
         stored = Checkpoint.open(checkpoint)
@@ -108,7 +108,8 @@ def naming_earlier(checkpoint: Path) -> Iterator[None]:
 def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
     """Call ``work`` with the checkpoint that a path means, and return its result.
 
-    A run in training deletes old checkpoints. If it deletes the checkpoint in use, ``work`` is called again with the newest.
+    A run in training deletes old checkpoints. If it deletes the checkpoint in use, ``work`` is called again with the
+    newest.
 
     Args:
         path: a run's folder, which means its newest checkpoint, or a checkpoint's folder.
@@ -172,7 +173,7 @@ def newest_checkpoint(path: Path) -> Path:
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Return the checkpoints that a path means, oldest first and at least one: the path itself, or those of the run there.
+    """Return the checkpoints that a path means, one or more, oldest first: the path itself, or those of the run there.
 
     Raises:
         InputError: the path does not exist, cannot be read, is neither a run nor a checkpoint, or is a run without

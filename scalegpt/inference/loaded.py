@@ -56,7 +56,7 @@ class LoadedModel(NamedTuple):
         return "".join(self.decode(self.draw(self.prompt_ids(prompt), settings)))
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The token ids of a prompt; for an empty prompt the end-of-text token, or a newline in a vocabulary without it.
+        """The token ids of a prompt; for an empty prompt the end-of-text token, or a newline if there is no such token.
 
         Raises:
             InputError: the vocabulary lacks a character of the prompt, or the newline.

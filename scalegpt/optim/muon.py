@@ -1,14 +1,14 @@
 """Muon for the blocks' matrices, AdamW for everything else, as one optimizer.
 
-The update is that of ``torch.optim.Muon``, with which tests compare it. With momentum μ, learning rate γ, weight decay λ and
-the Newton-Schulz iteration NS, for the gradient G of a matrix W of m rows and n columns::
+The update is that of ``torch.optim.Muon``, with which tests compare it. With momentum μ, learning rate γ, weight decay
+λ and the Newton-Schulz iteration NS, for the gradient G of a matrix W of m rows and n columns::
 
     M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
 
-There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in rounds. The iteration
-runs in the run's compute dtype (torch's runs in bf16, for which many processors have no instructions). With several ranks,
-one rank orthogonalises a matrix and sends the result to the others. :mod:`scalegpt.planner.memory.newton_schulz` describes
-the iteration, the rounds, and what they cost in memory and time.
+There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in rounds. The
+iteration runs in the run's compute dtype (torch's runs in bf16, for which many processors have no instructions). With
+several ranks, one rank orthogonalises a matrix and sends the result to the others.
+:mod:`scalegpt.planner.memory.newton_schulz` describes the iteration, the rounds, and what they cost in memory and time.
 """
 
 import math
@@ -49,8 +49,8 @@ class Muon(Optimizer):
     A step overwrites the matrices' gradients with the input of the orthogonalisation.
 
     Args:
-        muon: Muon's group: two-dimensional ``params``, whole or sharded by rows, with ``lr``, ``lr_ratio``, ``momentum``
-            and ``weight_decay``.
+        muon: Muon's group: two-dimensional ``params``, whole or sharded by rows, with ``lr``, ``lr_ratio``,
+            ``momentum`` and ``weight_decay``.
         others: AdamW's groups.
         precision: the name of the dtype of the iteration, such as ``bf16``.
         adamw: AdamW's options.
@@ -134,7 +134,7 @@ def _whole(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Tensor:
 
 
 def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """For matrices that are whole on all W ranks: rank i mod W orthogonalises matrix i, and all ranks gather the results."""
+    """For matrices that are whole on every rank: rank i mod W orthogonalises matrix i; all ranks gather the results."""
     ranks, share = exchange.ranks, -(-len(matrices) // exchange.ranks)
     mine = matrices[dist.get_rank() :: ranks]
     if len(mine) == share:
@@ -208,7 +208,7 @@ def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tenso
 
 
 def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Orthogonalise matrices: keep their singular vectors, and bring their singular values to between about 0.7 and 1.2.
+    """Orthogonalise matrices: keep the singular vectors, and bring the singular values to between about 0.7 and 1.2.
 
     Args:
         x: the matrices [k, m, n]; they are overwritten.
@@ -234,7 +234,7 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gram_factor(x: Tensor) -> Tensor:
-    """The product [k, s, s] of the factors of all steps; the product times X [k, s, l] is the result of the iteration."""
+    """The product [k, s, s] of the factors of all steps; this product times X [k, s, l] is the iteration's result."""
     gram, product = x @ x.mT, None
     for step in range(STEPS):
         factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)

@@ -115,7 +115,7 @@ def _table(given: Answer, curves: Curves) -> str:
 
 
 def _cell(given: Answer, plan: Plan | None, *, here: bool) -> str:
-    """A cell with a plan's total in GiB: marked if it exceeds a limit, and framed (``here``) if it is the chosen plan."""
+    """A cell with a plan's total in GiB: marked if above a limit, and framed (``here``) if it is the chosen plan."""
     if plan is None:
         return '<abbr title="not with this DeepSpeed file">–</abbr>'
     remark = _remark(given, plan)

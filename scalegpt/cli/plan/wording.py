@@ -1,4 +1,4 @@
-"""The words that all outputs of ``scalegpt plan`` share: model, layout, step, speed, parts of memory and time, sources."""
+"""The words that all outputs of ``scalegpt plan`` share: for model, layout, step, speed, memory, time, and sources."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -98,7 +98,7 @@ class Phase(NamedTuple):
 
 
 def phases(plan: Plan, trace: dict[str, int] | None) -> tuple[tuple[str, ...], list[Phase]]:
-    """The headings and the rows of a table of the phases; with a trace, it has columns for the traced peak and the error."""
+    """The headings and rows of a table of the phases; with a trace, with columns for the traced peak and the error."""
     rows = []
     for phase, size in plan.prediction.phases.items():
         figures: tuple[str, ...] = (gib(size),)
