@@ -1,4 +1,4 @@
-"""What a longer block costs in parameters, memory and time, by arithmetic alone. Needs no GPU and no torch.
+"""Plan one model with longer and longer blocks, and compare parameters, memory and speed. Needs no GPU and no torch.
 
 python examples/long_context.py
 """

@@ -1,4 +1,4 @@
-"""``make demo``: trains a small model on the Python library's own sources, with all GPUs of this machine or its CPU."""
+"""``make demo``: trains a small model on the sources of Python's standard library, on all GPUs here or on the CPU."""
 
 import subprocess
 import sys

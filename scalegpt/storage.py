@@ -38,8 +38,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Error numbers by which a file system says that it lacks an operation: for any operation, then for particular ones.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 _NO_FOLDER_SYNC = _UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}  # some cannot open a folder
-_NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}  # the last two: NFS, for a folder
-_NO_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # FAT answers EPERM
+_NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}  # NFS raises the last two for a folder
+_NO_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # FAT raises EPERM
 
 _TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
 _CLOCK_SECONDS = 2.0
@@ -136,7 +136,7 @@ def open_plain(path: Path, *, follow_link: bool = True) -> BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW))
     except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
+        if error.errno == errno.ENXIO:  # the path is a socket
             raise NotPlainError(f"{path} is not a plain file") from None
         raise
     mode = os.fstat(descriptor).st_mode

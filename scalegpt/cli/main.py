@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].startswith(("--local_rank=", "--local-rank=")):
         words = words[1:]  # `deepspeed --module scalegpt train` puts this flag before the command
-    for stream in (sys.stdout, sys.stderr):  # an encoding without a character prints ? for it
+    for stream in (sys.stdout, sys.stderr):  # print ? for a character that the encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:

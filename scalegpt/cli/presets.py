@@ -27,10 +27,10 @@ class Preset:
 
     @classmethod
     def load(cls, name: str) -> "Preset":
-        """Read a preset.
+        """Read a preset and fill in its defaults.
 
         Raises:
-            InputError: no preset has that name.
+            InputError: there is no preset of that name.
         """
         description = str(load_preset(name).get("description", ""))
         run = resolve(preset=name)
@@ -43,7 +43,7 @@ class Preset:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the list, or the comparison of the two presets named."""
+    """Print the list of presets, or the comparison of two presets that the arguments name."""
     parser = Parser("presets", "List the presets by size, or show how two of them differ.", EXAMPLE)
     parser.add_argument("names", nargs="*", metavar="NAME", help="two presets to compare; none: list all")
     add_json(parser, "print JSON: a list of the presets, or the comparison")
@@ -64,10 +64,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def comparison(first: Preset, second: Preset) -> dict[str, Any]:
-    """How two presets differ.
+    """Compare two presets.
 
     Returns:
-        ``names`` and ``parameters`` of both, ``ratio`` of the second's parameters to the first's, and ``differences``:
+        ``names`` and ``parameters`` (counts) of both, ``ratio`` of the second count to the first, and ``differences``:
         ``section.setting`` → the pair of values, for the settings that differ.
     """
     one, other = _settings(first), _settings(second)

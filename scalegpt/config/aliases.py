@@ -14,7 +14,7 @@ from scalegpt.structured import parse_yaml
 _ONLY_TRAIN = {"runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change", "resume_step"}
 _ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
-"""Three sets of flags: of ``train`` only; of ``plan`` only; of ``plan``, where in training the launcher decides."""
+"""Three sets of flags: only in ``train``; only in ``plan``; in ``plan``, while in training the launcher has them."""
 
 
 @cache

@@ -89,7 +89,7 @@ class BackendSpec:
         return len(self.stages) > 1
 
     def cuts(self, state: str, stage: int) -> bool:
-        """Whether a model state is cut over the shards at a stage."""
+        """Whether a model state, such as :data:`GRADIENTS`, is cut over the shards at a stage."""
         return stage >= self.cut_from[state]
 
     def updates_flat_parts(self, stage: int) -> bool:
@@ -101,7 +101,7 @@ class BackendSpec:
         return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
 
     def launch(self, gpus: int, machines: int = 1) -> list[str]:
-        """The command that starts the ranks of a machine, up to the script, in words: the program and its options."""
+        """The words before the script in the command that starts a machine's ranks: the program and its options."""
         if machines > 1:
             place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
             return ["torchrun", "--nnodes", str(machines), "--nproc_per_node", str(gpus), *place]
@@ -166,7 +166,7 @@ DEEPSPEED = BackendSpec(
 )
 
 BACKENDS = {spec.name: spec for spec in (PLAIN, FSDP, DEEPSPEED)}
-"""Name → backend, the simplest first."""
+"""Name → the specification of the backend, the simplest first."""
 
 
 def backend_help() -> str:

@@ -1,8 +1,8 @@
-"""What each optimizer is: its state tensors, their bytes, what an update allocates, and where it works.
+"""The specification of each optimizer: its state tensors, the memory of an update, and the layouts where it works.
 
-Checkpoints, the planner and messages read it here; :mod:`scalegpt.optim` makes the optimizers. To add one: an
-:class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in :class:`~scalegpt.config.train.TrainConfig`, and its maker in
-:mod:`scalegpt.optim.factory`.
+Checkpoints, the planner and messages read the specifications; :mod:`scalegpt.optim` makes the optimizers. To add an
+optimizer: an :class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in
+:class:`~scalegpt.config.train.TrainConfig`, and its maker in :mod:`scalegpt.optim.factory`.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class UpdateGroup:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of state per parameter."""
+        """Bytes of all state tensors per parameter."""
         return FP32 * len(self.states)
 
 
@@ -74,7 +74,7 @@ class OptimizerSpec:
     unfit: Callable[[BackendSpec, int, str], str | None] = lambda _backend, _stage, _offload: None
 
     def group_of(self, kind: str) -> UpdateGroup:
-        """The group that tensors of this kind belong to."""
+        """The group to which tensors of a kind, such as :data:`MATRIX`, belong."""
         return next(group for group in self.groups if kind in group.kinds)
 
     @property
@@ -92,11 +92,10 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
     """AdamW: two moments for every tensor, in two groups, with and without weight decay.
 
     All figures are bytes per parameter. The fused form reads weight, gradient and moments (16), and writes weight and
-    moments (12). The foreach form reads and writes memory in each operation of ``torch/optim/adam.py:
-    _multi_tensor_adam``: decay the weight (8); update the first moment (12); decay the second moment (8); add the
-    squared gradient to it (12); take its root into new memory (8); divide the root (8); add epsilon to the root (8);
-    update the weight with first moment and root (16). The roots of all tensors in a group are in memory at the same
-    time.
+    moments (12). The foreach form, ``_multi_tensor_adam`` in ``torch/optim/adam.py``, reads and writes memory in each
+    operation: decay the weight (8); update the first moment (12); decay the second moment (8); add the squared gradient
+    to it (12); take its root into new memory (8); divide the root (8); add epsilon to the root (8); update the weight
+    with first moment and root (16). The roots of all tensors in a group are in memory at the same time.
     """
     moments = UpdateGroup(
         kinds=frozenset({MATRIX, EMBEDDING}),

@@ -207,10 +207,10 @@ def _without_overridden_layout(file: Values, flags: Values) -> Values:
 
 
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
-    """The file's values and the flags, where either length (:data:`LENGTHS`) in one replaces both of the level below.
+    """The file's values and the flags, after a length in one of them has replaced both lengths of the level below.
 
-    The levels from the top are flags, file, defaults. So with ``max_tokens`` alone, the default of ``max_iters`` does
-    not apply.
+    The lengths are :data:`LENGTHS`. The levels from the top are flags, file, defaults. So with ``max_tokens`` alone,
+    the default of ``max_iters`` does not apply.
     """
     neither = dict.fromkeys(LENGTHS)
     if _gives_length(flags):

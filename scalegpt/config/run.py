@@ -107,8 +107,8 @@ class RunConfig:
     """Everything that decides what a run computes. Made by :func:`scalegpt.config.presets.resolve`.
 
     Attributes:
-        auto: the settings of :data:`PLANNED` that the planner has yet to choose; until then they have the values of a preset,
-            or defaults.
+        auto: the settings of :data:`PLANNED` that the planner has yet to choose; until then they have provisional
+            values, from the preset or the defaults.
     """
 
     name: str
@@ -120,7 +120,7 @@ class RunConfig:
     auto: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
-        """The configuration as plain values for JSON or YAML; a setting in ``auto`` has its present value."""
+        """The configuration as plain values for JSON or YAML; settings in ``auto`` have their provisional values."""
         values = asdict(self)
         del values["auto"]
         return values

@@ -135,7 +135,7 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
         return None
     word = "on" if value else "off"
     if isinstance(value, bool) and word in field.metadata["choices"]:
-        value = word  # where the choices have on or off, which YAML 1.1 reads as booleans
+        value = word  # YAML 1.1 reads on and off as booleans; here they are choices
     for kind in kinds:
         converted = _text(field, value) if kind is str else _convert(kind, value)
         if converted is not None:

@@ -16,7 +16,7 @@ ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
 MOST_STEPS = 10**12
 MOST_SECONDS = 30 * 24 * 3600
-"""The longest timeout that can be set; a run with no timeout gives its collectives as long (``training/run.py``)."""
+"""The longest timeout that can be set; also that of torch's collectives if a step has no timeout."""
 MOST_MINUTES = 10**7
 """The largest setting in minutes, 19 years."""
 

@@ -77,7 +77,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
 
 
 def small_bar(share: float, style: str) -> str:
-    """A share from 0 to 1 as a bar in a table's cell."""
+    """A share from 0 to 1 as a small SVG bar for a table's cell."""
     width = f"{100 * min(1.0, max(0.0, share)):.2f}%"
     return f'<svg height="12" aria-hidden="true"><rect class="{style}" width="{width}" height="12" rx="2"/></svg>'
 
@@ -139,7 +139,7 @@ def _slice(each: Slice, start: float, share: float, top: int, marks: Sequence[fl
 
 
 def _across(style: str, place: float, top: int) -> str:
-    """A vertical line across the bar."""
+    """A vertical line across a bar; ``place`` is a share of the bar's width."""
     x = f"{100 * place:.3f}%"
     return f'<line class="{style}" x1="{x}" x2="{x}" y1="{top - 4}" y2="{top + _BAR + 4}"/>'
 
@@ -309,7 +309,10 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 
 def decimals(step: float) -> Callable[[float], str]:
-    """A function that writes numbers so that two at the distance ``step`` differ; with an exponent if it is extreme."""
+    """A function that writes numbers with enough decimals to show a difference of ``step``.
+
+    For a very large or a very small ``step``, it writes three significant digits, if need be with an exponent.
+    """
     places = -math.floor(math.log10(step) + 1e-9)
     if -6 < places < 6:
         return lambda value: f"{value:.{max(0, places)}f}"

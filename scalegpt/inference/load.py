@@ -79,7 +79,7 @@ def open_weights(checkpoint: Path) -> Checkpoint:
     """Open a checkpoint and verify its weights.
 
     Raises:
-        InputError: there is no checkpoint, or it is damaged; an earlier checkpoint, not asked for, does not replace it.
+        InputError: there is no checkpoint, or it is damaged. No other checkpoint is tried, since it was not asked for.
     """
     with naming_earlier(checkpoint):
         stored = Checkpoint.open(checkpoint)

@@ -179,7 +179,7 @@ def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: lis
 
 
 def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
-    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner; ``whole`` has the results of this owner."""
+    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner; ``whole`` has those that this rank owns."""
     ranks, (mine, height, columns) = len(shares), whole.shape
     rows = -(-height // ranks)
     if height % ranks:
