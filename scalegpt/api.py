@@ -54,8 +54,8 @@ def plan(
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
         trace: also run the same step on tensors without data, to compare; this needs torch and takes seconds.
-        settings: any settings of a run, such as ``micro_batch=8``; these are kept, and the planner chooses among the
-            rest.
+        settings: any settings of a run, such as ``micro_batch=8``; these are kept. The planner chooses the settings in
+            :data:`~scalegpt.config.run.PLANNED` that are not given.
 
     Returns:
         The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step,

@@ -93,7 +93,7 @@ class NotPlainError(InputError):
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turn an :class:`OSError` inside the block, which writes to ``out``, into an error with a message of one line.
+    """Turn an ``OSError`` inside the block, which writes to ``out``, into an error with a message of one line.
 
     Raises:
         InputError: no disk space is left.

@@ -21,7 +21,7 @@ LINE_LIMIT = 1 << 16
 """Characters of the longest line that is read from a log of JSON objects; ScaleGPT writes shorter lines."""
 
 _ENDLESS_LINE = 1 << 25
-"""A file with a line of more characters is not a log: a sparse or damaged file can have gigabytes of zeros."""
+"""A file with a line of more characters than this is refused: a sparse or damaged file can have gigabytes of zeros."""
 
 DEPTH = 32
 """The most levels of nested objects and lists."""

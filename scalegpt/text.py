@@ -34,7 +34,7 @@ def _escaped(text: str, kept: frozenset[str]) -> str:
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
-    """A value as messages quote it: a scalar as in Python, shortened; a collection as ``a list`` or ``an object``."""
+    """A value as messages quote it: a scalar in Python's spelling, shortened; ``a list`` or ``an object`` otherwise."""
     if isinstance(value, list | tuple | set):
         return "a list"
     if isinstance(value, dict):

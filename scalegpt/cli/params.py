@@ -208,7 +208,7 @@ def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share as a percentage with two decimals; a smaller positive share is written ``<0.01%`` instead of zero."""
+    """A share as a percentage with two decimals; a positive share that would round to zero is written ``<0.01%``."""
     return "<0.01%" if 0 < share < 5e-5 else f"{share:.2%}"
 
 

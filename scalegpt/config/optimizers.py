@@ -17,7 +17,7 @@ FP32 = 4
 """Bytes of an element of a state tensor; states are fp32 in every precision."""
 
 EXP_AVG, EXP_AVG_SQ, MOMENTUM = "exp_avg", "exp_avg_sq", "momentum_buffer"
-"""The names of the state tensors: those that torch uses, also in canonical checkpoints."""
+"""The names of state tensors, the same in torch's optimizers and in canonical checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,7 @@ def resolve(
     name: str | None = None,
     given_in: str = "command line",
 ) -> RunConfig:
-    """The configuration of a preset or a file, with the values of flags in place of its own.
+    """The configuration of a preset or a file, overridden by the flags.
 
     Args:
         preset: name of a preset; not together with ``config_file``. Without either, the defaults apply.
@@ -207,10 +207,10 @@ def _without_overridden_layout(file: Values, flags: Values) -> Values:
 
 
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
-    """The file's values and the flags, after a length in one of them has replaced both lengths of the level below.
+    """Settle the length of the run (:data:`LENGTHS`), and return the file's values and the flags.
 
-    The lengths are :data:`LENGTHS`. The levels from the top are flags, file, defaults. So with ``max_tokens`` alone,
-    the default of ``max_iters`` does not apply.
+    The levels from the top are flags, file, defaults. A level that sets one length unsets both lengths of the levels
+    below. So with ``max_tokens`` alone, the default of ``max_iters`` does not apply.
     """
     neither = dict.fromkeys(LENGTHS)
     if _gives_length(flags):

@@ -74,7 +74,7 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """Check the fields against each other. Subclasses override this method, which does nothing."""
+        """Check the fields against each other. This method does nothing; subclasses override it."""
 
     @classmethod
     def settings(cls) -> dict[str, "dataclasses.Field[Any]"]:
@@ -144,7 +144,7 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
-    """The value as text; None for a value of another type, except a whole number, which may be a name.
+    """The value as text, also of a whole number, which may be a name; None for a value of any other type.
 
     Raises:
         InputError: the text is too long, is not a valid path, or is not UTF-8.

@@ -18,7 +18,7 @@ MOST_STEPS = 10**12
 MOST_SECONDS = 30 * 24 * 3600
 """The longest timeout that can be set; also that of torch's collectives if a step has no timeout."""
 MOST_MINUTES = 10**7
-"""The largest setting in minutes, 19 years."""
+"""The largest value of a setting in minutes: 19 years."""
 
 ON_SPIKE = ("off", "warn", "skip", "rollback")
 

@@ -67,7 +67,7 @@ def swatch(style: str) -> str:
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """A chart's legend: for each CSS class of lines, a short sample of the line and the meaning given."""
+    """A chart's legend as HTML: for each pair of CSS class and meaning, a short sample of the line and the meaning."""
     spans = (
         f'<span><svg class="sample" height="12" aria-hidden="true"><line class="{style}" x2="30" y1="6" y2="6"/></svg>'
         f"{escape(meaning)}</span>"

@@ -133,7 +133,7 @@ Figures = Callable[[float], tuple[str, str]]
 
 
 def _memory(given: Answer) -> str:
-    """The section on the parts of the memory: a bar with the card's limit marked, and a table."""
+    """The section on the parts of a GPU's memory: a bar with the card's limit marked, and a table."""
     plan, question = given.choice, given.question
     usable, margin = plan.machine.usable_bytes or 0, f"{100 * question.margin:g}%"
     marks = [Mark(usable, f"limit of the card: {gib(usable)}", "limit")]

@@ -88,7 +88,7 @@ class Phase(NamedTuple):
         name: the phase's name in words.
         figures: the peak with its unit; with a trace, the traced peak and the relative error too.
         size: the peak in bytes.
-        binds: whether no other phase has a higher peak.
+        binds: whether this phase has the highest peak of the step, which decides how much memory is needed.
     """
 
     name: str
