@@ -87,7 +87,7 @@ def _list(words: list[str]) -> int:
 
 
 def _set_aside(path: Path) -> "Verdict":
-    """A verdict on a checkpoint that training set aside, without examining it; the problem says why it was set aside."""
+    """A verdict on a checkpoint that training set aside; the checkpoint is not examined, and the problem says why."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from scalegpt.errors import InputError
 
 OFFLOADS = ("none", "optimizer", "all")
-"""What ``--offload`` keeps in host memory: nothing; the optimizer's state; that state, the weights and the gradients."""
+"""What ``--offload`` keeps in host memory: nothing; the optimizer's state; that state and the weights and gradients."""
 
 OPTIMIZER_STATE, GRADIENTS, WEIGHTS = "optimizer", "gradients", "weights"
 """The model states that a ZeRO stage may cut into shards; fp32 master weights belong to the optimizer's state."""

@@ -26,7 +26,7 @@ def model(run: RunConfig) -> str:
 
 
 def cards(machine: Machine) -> str:
-    """The number and name of the cards, such as ``8 × rtx4090 in each of 2 machines``."""
+    """The number and name of the cards, such as ``8 × RTX 4090 in each of 2 machines``."""
     return f"{machine.gpus} × {machine.name or 'GPU'}{nodes(machine)}"
 
 
