@@ -15,7 +15,7 @@ PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompu
 """The settings that may be ``auto``: the planner chooses them."""
 
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
-"""The settings that are ``auto`` in training unless the user sets them; a preset's or file's micro batch is ignored."""
+"""The settings that are ``auto`` in training unless they are set; a micro batch in a preset or file is only a hint."""
 
 TOKENIZERS = ("gpt2", "byte", "char")
 
