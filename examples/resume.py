@@ -11,7 +11,7 @@ import scalegpt
 
 
 def main(run: Path, steps: int) -> None:
-    """Continue from the newest checkpoint up to a number of steps."""
+    """Resume from the newest checkpoint, and train up to step ``steps``."""
     before = json.loads((run / "run_status.json").read_text())["step"]
     scalegpt.train(config_file=run / "config.yaml", model_name=run.name, runs_dir=run.parent, max_iters=steps)
     after = json.loads((run / "run_status.json").read_text())

@@ -1,4 +1,4 @@
-"""``make demo``: trains a small model on the Python library's own sources, with all GPUs of this machine or its CPU."""
+"""``make demo``: trains a small model on the sources of Python's standard library, on all GPUs here or on the CPU."""
 
 import subprocess
 import sys
@@ -9,16 +9,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = ("--max_minutes", "3")
-"""On a slow machine the demonstration ends early rather than late."""
+"""Flags that end the training after three minutes, also on a slow machine."""
 
 
 def library_sources() -> list[str]:
-    """The top-level modules of Python's standard library: a corpus that every machine has, about 4 MB."""
+    """The paths of the top-level modules of Python's standard library, about 4 MB of text that every machine has."""
     return [str(path) for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
 
 
 def run(*words: str) -> None:
-    """Show a command and run it; end with its status if it fails."""
+    """Print a command and run it; if it fails, end this process with its exit status."""
     shown = " ".join(word if len(word) < 60 else "…" for word in words[:12])
     print(f"\n$ {shown}{' …' if len(words) > 12 else ''}", flush=True)
     status = subprocess.run(words, cwd=ROOT).returncode
@@ -27,7 +27,7 @@ def run(*words: str) -> None:
 
 
 def main() -> None:
-    """Count, plan, prepare, train, sample."""
+    """Count the parameters of the model, plan, prepare tokens, train, and print how to sample."""
     scalegpt = (sys.executable, "-m", "scalegpt")
     tokens = ROOT / "runs" / "demo-data"
     run(*scalegpt, "params", "--preset", "demo")
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def launcher() -> list[str]:
-    """Python for one device, torchrun for several."""
+    """The words that start the training script: Python for a CPU or one GPU, torchrun for several GPUs."""
     gpus = torch.cuda.device_count()
     if gpus < 2:
         return [sys.executable]
@@ -51,7 +51,7 @@ def launcher() -> list[str]:
 
 
 def layout() -> list[str]:
-    """Several GPUs train together; the model is too small to be worth sharding."""
+    """The flags of the layout: for several GPUs, FSDP2 without sharding, since the model is small; else none."""
     return ["--backend", "fsdp", "--zero_stage", "0"] if torch.cuda.device_count() > 1 else []
 
 

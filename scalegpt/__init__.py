@@ -6,7 +6,7 @@ True
 >>> folder = scalegpt.train("tiny", input_file="my_text.txt")  # doctest: +SKIP
 >>> scalegpt.load(folder).generate("Once upon a time")  # doctest: +SKIP
 
-:mod:`scalegpt.api` documents the functions. Each is imported when it is first used, and torch when it is needed.
+:mod:`scalegpt.api` documents the functions. Each function is imported at its first use, and torch only when needed.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,6 @@
-"""What ``import scalegpt`` offers: :func:`plan`, :func:`train`, :func:`load`. The commands call the same functions below.
+"""The functions of ``import scalegpt``: :func:`plan`, :func:`train` and :func:`load`. The commands run the same code.
 
-Importing this module, and planning, loads neither torch nor numpy.
+Importing this module loads neither torch nor numpy, nor does planning.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from scalegpt.errors import InputError, RunError
 from scalegpt.planner.query import Answer, Asked, answer
 from scalegpt.planner.target import Target
 
-if TYPE_CHECKING:  # imported where it is used: planning is to answer at once
+if TYPE_CHECKING:  # imported in the functions that need them, so that planning starts at once
     from scalegpt.inference.loaded import LoadedModel
     from scalegpt.training.request import Request
     from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
@@ -35,31 +35,35 @@ def plan(
     trace: bool = False,
     **settings: Any,
 ) -> Answer:
-    """Choose the fastest way to train a model that fits a machine, as ``scalegpt plan`` does; no torch, no GPU.
+    """Choose the fastest way to train a model that fits a machine, as ``scalegpt plan`` does. Needs no torch, no GPU.
 
     >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
     True
 
     Args:
         preset: a named configuration, see ``scalegpt presets``.
-        config_file: a JSON or YAML file of the same form, instead of a preset.
-        gpu: the card, such as ``a100-40gb``; ``cpu``: this processor. None: the GPUs of this machine, or ``memory_gb``.
-        gpus: GPUs in each machine; None: those found here, or one ``gpu``.
-        nodes: machines; None: one.
-        memory_gb: memory of a card to plan for, GB of 10⁹ bytes: of one that is not known, or the part of ``gpu`` to use.
-        host_memory_gb: host memory of each machine, GB of 10⁹ bytes, which offload needs.
-        network_gbps: network of each machine, Gbit/s in each direction.
+        config_file: a JSON or YAML file of a preset's form, instead of a preset.
+        gpu: the card, such as ``a100-40gb``; ``cpu``: this processor; None: the GPUs found here, or a card that
+            ``memory_gb`` describes.
+        gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
+        nodes: number of machines; None: one.
+        memory_gb: memory of each card to plan for, in GB of 10⁹ bytes: all of a card without a name, or the part of
+            ``gpu`` to use.
+        host_memory_gb: host memory of each machine, in GB of 10⁹ bytes, which offload needs.
+        network_gbps: network of each machine, in Gbit/s in each direction.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
-        trace: also run the same step on tensors without data, which takes seconds and torch.
-        settings: any setting of a run, such as ``micro_batch=8``; it is kept, and the rest is chosen.
+        trace: also run the same step on tensors without data, to compare; this needs torch and takes seconds.
+        settings: any settings of a run, such as ``micro_batch=8``; these are kept. The planner chooses the settings in
+            :data:`~scalegpt.config.run.PLANNED` that are not given.
 
     Returns:
-        ``choice`` is the plan: ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step, ``tokens_per_second``,
-        ``batch``, ``run``. ``command()`` trains it. ``as_dict()`` is what ``scalegpt plan --json`` prints.
+        The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step,
+        ``tokens_per_second``, ``batch`` and ``run``. ``command()`` is the command that trains it. ``as_dict()`` has the
+        values that ``scalegpt plan --json`` prints.
 
     Raises:
-        InputError: an unknown name or card, or settings that cannot work.
+        InputError: a name or a card is unknown, or the settings cannot work.
     """
     if preset is None and config_file is None and settings.keys().isdisjoint(ModelConfig.settings()):
         raise InputError("plan() needs a preset, a config_file, or settings of the model such as n_layer=12")
@@ -80,10 +84,10 @@ def plan(
 
 
 def traced(given: Answer) -> Answer:
-    """The answer with the peak of each phase by the trace: the trainer's own step on tensors without data.
+    """The answer with the traced peak of each phase, from a run of the trainer's own step on tensors without data.
 
     Raises:
-        InputError: a backend or an offload that cannot be traced.
+        InputError: the backend or the offload cannot be traced.
     """
     from scalegpt.tracing.trace import trace_step
 
@@ -109,9 +113,9 @@ def train(
 ) -> Path:
     """Train a model in this process, as ``scalegpt train`` does; the same call resumes an unfinished run.
 
-    For several ranks, start the script with ``torchrun`` or ``deepspeed``: each rank calls this. Called in the main
-    thread, it lets signals such as Ctrl-C end the run after the step, with a checkpoint; before the first step they end
-    the process. A step that exceeds ``step_timeout`` ends the process with status 75.
+    For several ranks, start the script with ``torchrun`` or ``deepspeed``, so that each rank calls this function. If it
+    is called in the main thread, signals such as Ctrl-C end the run after the current step, with a checkpoint; before
+    the first step, a signal ends the process. A step that exceeds ``step_timeout`` ends the process with status 75.
 
     Args:
         preset: a named configuration, see ``scalegpt presets``; None: the settings' defaults.
@@ -124,14 +128,14 @@ def train(
         margin: share of a card's memory that a chosen micro batch leaves free; None: 0.03.
         allow_change: settings that may differ when the run resumes, or ``data``.
         trust_checkpoint: resume from a checkpoint that another run has written.
-        resume_step: go back: resume from the checkpoint of this step, and set later ones aside.
+        resume_step: resume from the checkpoint of this step, and set later checkpoints aside.
         settings: any setting of a run, such as ``max_iters=1000``, over the preset's; ``scalegpt train --help`` lists them.
 
     Returns:
-        The run's folder: ``metrics.jsonl``, ``run_status.json``, ``checkpoints/``.
+        The run's folder, with ``metrics.jsonl``, ``run_status.json`` and ``checkpoints/``.
 
     Raises:
-        InputError: a setting, the data or the run's folder cannot work; nothing was changed.
+        InputError: a setting, the data or the run's folder cannot be used; nothing was changed.
         RunError: the run failed, and ``run_status.json`` says why; or a signal stopped it after a checkpoint.
     """
     from scalegpt.training.request import Request
@@ -150,14 +154,14 @@ def train(
 
 
 def run_request(request: "Request", device: str, stop: "StopRequest", launcher: "LauncherWatch") -> "Ending":
-    """Train what is asked for, taking signals and watching the launcher meanwhile; torch is imported here.
+    """Train as requested; meanwhile handle signals and watch the launcher. Torch is imported here.
 
     Raises:
         InputError: the request cannot be met; nothing was changed.
         RunError: the run failed.
     """
     with stop.listening():
-        with stop.alone():  # importing torch takes seconds
+        with stop.alone():  # importing torch takes seconds; a signal ends the process at once
             launcher.start()
             from scalegpt.training.run import train as train_run
         try:
@@ -167,21 +171,22 @@ def run_request(request: "Request", device: str, stop: "StopRequest", launcher: 
 
 
 def load(run: str | Path, *, device: str = "auto", runs_dir: str | Path = "runs") -> "LoadedModel":
-    """Load a trained model to use it.
+    """Load a trained model for inference.
 
     >>> load("runs/tiny").generate("Once upon a time", max_new_tokens=50)  # doctest: +SKIP
 
     Args:
-        run: a run's folder, whose newest checkpoint is taken; a checkpoint's own; or the name of a run in ``runs_dir``.
+        run: a run's folder, for its newest checkpoint; a checkpoint's folder; or the name of a run in ``runs_dir``.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
-        runs_dir: where a name is looked for.
+        runs_dir: the folder in which the name of a run is looked up.
 
     Returns:
-        The model. ``generate(prompt)`` continues a text; ``model`` is the torch module, ``tokenizer`` and ``header`` are
-        what the checkpoint holds beside it. It computes in bf16 on a CUDA device that has it, else in fp32.
+        The loaded model. ``generate(prompt)`` continues a text. ``model`` is the torch module; ``tokenizer`` and
+        ``header`` are those of the checkpoint. The model computes in bf16 on a CUDA device with bf16 units, else in
+        fp32.
 
     Raises:
-        InputError: no such run, no checkpoint in it, a damaged one, or a device that is not there.
+        InputError: there is no such run, no checkpoint in it, or no such device; or the checkpoint is damaged.
     """
     from scalegpt.inference.load import load_model
 

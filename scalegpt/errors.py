@@ -29,16 +29,16 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
     Args:
         word: the word given.
         known: the words allowed.
-        listed: the command that lists them, where they are too many for a line.
+        listed: the command that lists the words allowed; the hint names it if they are too many for a line.
 
     Returns:
-        ``"; did you mean a, b?"``, or ``"; known: …"`` when nothing is close.
+        ``"; did you mean a, b?"``; if no word is close, ``"; known: …"`` or the command that lists the words.
     """
     candidates = sorted(known)
     word = str(word)[:_LONGEST_WORD]
     folded = {candidate.lower(): candidate for candidate in reversed(candidates)}
     text = word.lower()
-    # Where it abbreviates known words, words that only share letters with it (wd: seed) are not offered.
+    # If the word abbreviates known words, words that merely share letters with it (seed for wd) are not offered.
     close = sorted(each for each in folded if _abbreviates(text, each))[:_MOST_OFFERED]
     close = close or difflib.get_close_matches(text, folded, n=_MOST_OFFERED, cutoff=0.6)
     if close:
@@ -49,7 +49,7 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
 
 
 def _abbreviates(word: str, name: str) -> bool:
-    """Whether a word of two letters or more is made of the beginnings of a name's first parts: lr, wd, keep, maxit."""
+    """Whether a word consists of beginnings of a name's first parts, as lr or learn do for ``learning_rate``."""
     letters = "".join(_parts(word))
     return len(letters) > 1 and _begins(letters, _parts(name))
 

@@ -1,7 +1,7 @@
-"""What a disk does: bounded reads, retries, free space, atomic and durable writes, locks.
+"""File operations: bounded reads, retries, free space, atomic and durable writes, locks.
 
 Lustre, some NFS servers, FUSE and FAT lack ``flock``, hard links, or ``fsync`` on folders. The functions here work without
-them, and those whose guarantee is then weaker return the reason, so that a caller can report it.
+these operations. A function whose guarantee is then weaker returns the reason, so that the caller can report it.
 """
 
 import errno
@@ -24,32 +24,32 @@ from scalegpt.text import one_line, shown
 Result = TypeVar("Result")
 
 RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
-"""Errors of a network's disk that may pass; a full disk is not one of them."""
+"""Error numbers of network file systems that may be transient; a full disk is not among them."""
 
 RETRY_SECONDS = (0.5, 2.0)
-"""The wait before each further attempt."""
+"""The wait before the second and before the third attempt."""
 
 TEXT_LIMIT = 16 << 20
-"""Bytes of the largest text file that is read whole, where the caller sets no limit."""
+"""Bytes of the largest text file that is read whole, unless the caller sets another limit."""
 
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux's limits
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-# Errors of a file system for an operation that it does not have: in general, and for some operations in addition.
+# Error numbers by which a file system says that it lacks an operation: for any operation, then for particular ones.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
-_NO_FOLDER_SYNC = _UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}  # some do not open a folder
-_NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}  # the last two: NFS, for a folder
-_NO_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # FAT answers EPERM
+_NO_FOLDER_SYNC = _UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}  # some cannot open a folder
+_NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}  # NFS raises the last two for a folder
+_NO_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # FAT raises EPERM
 
 _TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
 _CLOCK_SECONDS = 2.0
-"""By how much times of files and of processes may differ: a file server's clock, and times in whole seconds."""
+"""The tolerance in comparing times of files and of processes: a file server's clock, and times in whole seconds."""
 
 
 def user_path(text: str) -> str:
     """A path that a user gave, with ``~`` and ``~user`` at its start replaced by the home folder.
 
-    A shell does that only for words that begin with ``~``, not after ``--flag=`` and not in a configuration file. A file
+    A shell replaces ``~`` only at the start of a word, not after ``--flag=`` and not in a configuration file. A file
     named ``~`` is reached as ``./~``.
 
     Raises:
@@ -67,7 +67,7 @@ def user_path(text: str) -> str:
 
 
 class DiskError(InputError):
-    """A path at which the disk refuses an operation; ``problem`` is its answer, in words that can follow the path."""
+    """The disk refused an operation on a path; ``problem`` says which and why, in words that can follow the path."""
 
     subject, done, advice = "", "used", "see to the disk"
 
@@ -77,26 +77,27 @@ class DiskError(InputError):
         self._error = error
 
     def __reduce__(self) -> Any:
-        """Ranks send each other the errors that they raise."""
+        """Make the error picklable: ranks send each other the errors that they raise."""
         return type(self), (self.path, self._error)
 
 
 class PlaceError(DiskError):
-    """A place that cannot be written."""
+    """A file or a folder cannot be written."""
 
     done, advice = "written", "choose another place"
 
 
 class NotPlainError(InputError):
-    """A pipe, a socket or a device where a file is expected."""
+    """A pipe, a socket or a device is in the place of a file."""
 
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turn an error of the disk inside the block into one line.
+    """Turn an ``OSError`` inside the block, which writes to ``out``, into an error with a message of one line.
 
     Raises:
-        InputError: no space is left; a :class:`PlaceError`: the place cannot be written.
+        InputError: no disk space is left.
+        PlaceError: ``out`` cannot be written.
     """
     try:
         yield
@@ -107,13 +108,13 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 
 def retried(work: Callable[[], Result]) -> Result:
-    """Do something with a disk, again after an error that may pass (:data:`RETRIED`).
+    """Call ``work`` and return its result; call it again after an error that may be transient (:data:`RETRIED`).
 
-    Work that writes a file must start it again each time: after a failed sync the system drops the data that it could not
-    write, and a second sync of the same file reports no error.
+    If ``work`` writes a file, each call must write the file from its start: after a failed sync the system drops the
+    data that it could not write, and a second sync of the same file reports no error.
 
     Raises:
-        OSError: of the last attempt, or at once an error that does not pass.
+        OSError: the last attempt failed, or an attempt failed with an error that is not transient.
     """
     for seconds in RETRY_SECONDS:
         try:
@@ -126,16 +127,16 @@ def retried(work: Callable[[], Result]) -> Result:
 
 
 def open_plain(path: Path, *, follow_link: bool = True) -> BufferedReader:
-    """Open a plain file to read its bytes; a pipe in its place does not block.
+    """Open a plain file to read its bytes; a pipe at the path does not block.
 
     Raises:
-        NotPlainError: it is a pipe, a socket or a device.
-        OSError: it is missing, a folder, or cannot be read; or it is a link, and ``follow_link`` is false.
+        NotPlainError: the path is a pipe, a socket or a device.
+        OSError: the file is missing, is a folder, or cannot be read; or it is a link, and ``follow_link`` is false.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW))
     except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
+        if error.errno == errno.ENXIO:  # the path is a socket
             raise NotPlainError(f"{path} is not a plain file") from None
         raise
     mode = os.fstat(descriptor).st_mode
@@ -151,8 +152,8 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
     """The content of a plain file of at most ``limit`` bytes.
 
     Raises:
-        InputError: it is not a plain file, or larger.
-        OSError: it is missing or cannot be read, after retries.
+        InputError: the path is not a plain file, or the file is larger.
+        OSError: the file is missing or cannot be read, after retries.
     """
 
     def read() -> bytes:
@@ -169,16 +170,16 @@ def read_text(path: Path, limit: int = TEXT_LIMIT, *, errors: str = "strict") ->
     r"""The content of a UTF-8 file, without a byte order mark and with ``\n`` at line ends; see :func:`read_bytes`.
 
     Raises:
-        UnicodeDecodeError: it is not UTF-8, and ``errors`` is ``strict``.
+        UnicodeDecodeError: the file is not UTF-8, and ``errors`` is ``strict``.
     """
     return read_bytes(path, limit).decode("utf-8-sig", errors=errors).replace("\r\n", "\n")
 
 
 def free_bytes(path: Path) -> int | None:
-    """The free space for a path, which need not exist yet; None where the file system does not report it.
+    """The free bytes on the disk of a path, which need not exist yet; None if the file system does not report them.
 
     Raises:
-        OSError: the path cannot be looked at.
+        OSError: the path or its disk cannot be examined.
     """
     place = path.absolute()
     while not place.exists():
@@ -193,10 +194,10 @@ def free_bytes(path: Path) -> int | None:
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Refuse to write ``needed`` bytes to a place, which need not exist yet, where the disk has no room for them.
+    """Refuse to write ``needed`` bytes to a path, which need not exist yet, if the disk has no room for them.
 
     Raises:
-        InputError: names the bytes needed and those free.
+        InputError: the disk has too little room; the message names the bytes needed and the bytes free.
     """
     with disk_errors(out):
         free = free_bytes(out)
@@ -208,10 +209,10 @@ def check_space(out: Path, needed: int) -> None:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Make what was written to an open file outlast a power cut, as far as its file system can.
+    """Sync an open file, so that its content survives a power cut, as far as its file system can.
 
     Raises:
-        OSError: the disk could not write it.
+        OSError: the disk could not write the file.
     """
     file.flush()
     try:
@@ -222,13 +223,13 @@ def sync_file(file: IO[Any]) -> None:
 
 
 def sync_folder(path: Path) -> str | None:
-    """Make a folder's entries outlast a power cut.
+    """Sync a folder, so that its entries survive a power cut.
 
     Returns:
-        Why its file system cannot do that; None: it is done.
+        None if the folder is synced; else why its file system cannot sync folders.
 
     Raises:
-        OSError: the disk could not write them.
+        OSError: the disk could not write the entries.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -244,12 +245,12 @@ def sync_folder(path: Path) -> str | None:
 
 
 def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> None:
-    """Write a file, text as UTF-8, so that a reader or a crash finds the old or the new content, never a part.
+    """Write a file, text as UTF-8, so that readers and crashes find either the old or the new content, never a part.
 
-    ``durable`` syncs the file before it takes its name, and its folder after.
+    With ``durable``, the file is synced before it takes its name, and its folder afterwards.
 
     Raises:
-        OSError: it cannot be written; the old content is still there.
+        OSError: the file cannot be written; the old content is still there.
     """
     temporary = temporary_name(path)
     try:
@@ -266,20 +267,21 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
 
 
 def temporary_name(path: Path) -> Path:
-    """The name of a file until it is whole: ``.NAME.PID.tmp``, or ``.NAME.PID-THREAD.tmp`` outside the main thread."""
+    """The path of a file until it is whole: ``.NAME.PID.tmp``, or ``.NAME.PID-THREAD.tmp`` outside the main thread."""
     thread, pid = threading.get_native_id(), os.getpid()
     return path.with_name(f".{path.name}.{pid}{'' if thread == pid else f'-{thread}'}.tmp")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is, by its name, one that its process has not finished (:func:`temporary_name`)."""
+    """Whether a file has the name of an unfinished file (:func:`temporary_name`)."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def remove_temporaries(folder: Path, name: str = "*") -> None:
     """Delete the unfinished files (:func:`temporary_name`) of processes that have ended.
 
-    ``name`` is a glob pattern for the names that they were to take. Nobody else may begin to write in the folder meanwhile.
+    ``name`` is a glob pattern for the final names of the files. No other process may begin to write in the folder
+    meanwhile.
 
     Raises:
         OSError: the folder cannot be read or written.
@@ -291,8 +293,8 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
 
 
 def _may_be_writing(pid: int, path: Path) -> bool:
-    """Whether the process of that number may be writing the file: it runs, and is older than the file."""
-    import psutil  # here, since a command line that only prints its help need not load it
+    """Whether another process, with number ``pid``, may be writing the file: it runs, and is older than the file."""
+    import psutil  # imported here, since most commands do not need it
 
     if pid == os.getpid():
         return False
@@ -305,7 +307,7 @@ def _may_be_writing(pid: int, path: Path) -> bool:
 def give_name(temporary: Path, path: Path) -> None:
     """Give a finished file its name, unless the name is taken.
 
-    Without hard links an empty file takes the name first, so a reader may see that for a moment.
+    On a file system without hard links, an empty file takes the name first, and a reader may see the empty file.
 
     Raises:
         FileExistsError: the name is taken.
@@ -316,7 +318,7 @@ def give_name(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # only one process can
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # succeeds for one process only
         try:
             temporary.replace(path)
         except BaseException:
@@ -329,10 +331,10 @@ def give_name(temporary: Path, path: Path) -> None:
 def lock_file(file: IO[Any] | int, *, shared: bool = False) -> str | None:
     """Lock an open file or folder, without waiting, until it is closed or the process ends.
 
-    ``shared`` allows other shared locks on it.
+    With ``shared``, other shared locks of the same file are allowed.
 
     Returns:
-        Why the file system cannot lock; None: it is locked.
+        None if the file is locked; else why its file system cannot lock.
 
     Raises:
         BlockingIOError: another process holds the lock.

@@ -1,7 +1,7 @@
-"""Reading JSON and YAML that others may have written: bounded in depth and digits, without aliases or repeated keys.
+"""Reads JSON and YAML from any source: with limits on depth and digits, and without aliases or repeated keys.
 
-Every configuration, catalogue and run file is parsed here. An error names the place and what is wrong there, and quotes
-nothing of the content: a file that was given by mistake may hold a secret.
+Every configuration, catalogue and run file is parsed here. An error names the place and what is wrong there. It quotes
+no values, since a file that was given by mistake may hold a secret.
 """
 
 import json
@@ -18,16 +18,16 @@ CONFIG_LIMIT = 1 << 20
 """Bytes of the largest configuration, catalogue or status file."""
 
 LINE_LIMIT = 1 << 16
-"""Characters of the longest line of a log of JSON objects; ScaleGPT writes no longer one."""
+"""Characters of the longest line that is read from a log of JSON objects; ScaleGPT writes shorter lines."""
 
 _ENDLESS_LINE = 1 << 25
-"""Characters of a line after which a file is not a log: a sparse or damaged file can have gigabytes of zeros."""
+"""A file with a line of more characters than this is refused: a sparse or damaged file can have gigabytes of zeros."""
 
 DEPTH = 32
-"""How deep objects and lists may nest."""
+"""The most levels of nested objects and lists."""
 
 DIGITS = 40
-"""Digits of the longest whole number. Python converts 4,300 at most, and slowly."""
+"""The most digits of a whole number. Python's own limit is 4,300 digits, which it converts slowly."""
 
 _TOO_DEEP = f"objects and lists nest deeper than {DEPTH}"
 _TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")) | {"!"}
@@ -35,10 +35,11 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; errors call it ``where``, such as its path.
+    """The value of a JSON text; error messages name the text as ``where``, such as its path.
 
     Raises:
-        InputError: it is not JSON, nests deeper than :data:`DEPTH`, repeats a key, or has a number that is no quantity.
+        InputError: the text is not JSON, nests deeper than :data:`DEPTH`, repeats a key, or has a whole number of more
+            than :data:`DIGITS` digits.
     """
 
     def refuse(what: str) -> NoReturn:
@@ -74,13 +75,13 @@ def _children(value: Any) -> list[Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text: objects, lists, None for what is empty or null, and every other scalar as its text.
+    """The value of a YAML text: objects, lists, None for empty or null scalars, and every other scalar as text.
 
-    The setting decides what a scalar means, as on the command line. So ``off`` can be a word, ``2024`` a name, and ``1e-3`` a
-    number, all of which YAML 1.1 would read differently.
+    The setting that gets a scalar decides its type, as on the command line. So ``off`` can be a word, ``2024`` a name,
+    and ``1e-3`` a number, all of which YAML 1.1 would read differently.
 
     Raises:
-        InputError: as for :func:`yaml_node`, or a key is a list or an object.
+        InputError: as for :func:`yaml_node`; or a key is repeated, or is a list or an object.
     """
     node = yaml_node(text, where)
     return None if node is None else _value(node, where)
@@ -107,11 +108,11 @@ def yaml_node(text: str, where: str) -> Any:
     """The root node of a YAML text, with line numbers; None for an empty text. All scalars are text.
 
     Raises:
-        InputError: it is not YAML, nests deeper than :data:`DEPTH`, or has an alias or a tag of its own.
+        InputError: the text is not YAML, nests deeper than :data:`DEPTH`, or has an alias or a custom tag.
     """
-    import yaml  # 20 ms that most commands need not pay
+    import yaml  # imported here: it takes 20 ms, and most commands do not need it
 
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is 20 times as fast
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C loader is 20 times as fast
     try:
         return _composed(yaml.parse(text, loader), where)
     except yaml.MarkedYAMLError as error:
@@ -122,7 +123,10 @@ def yaml_node(text: str, where: str) -> Any:
 
 
 def _composed(events: Iterator[Any], where: str) -> Any:
-    """One pass over the parser's events; PyYAML's own composer has no limits, and its C form nests on C's stack."""
+    """The root node, composed from the parser's events; None without any node.
+
+    PyYAML's own composer does not limit the depth, and its C version recurses on the C stack.
+    """
     import yaml
 
     root: Any = None
@@ -130,7 +134,7 @@ def _composed(events: Iterator[Any], where: str) -> Any:
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
             closed = open_.pop()
-            if closed.id == "mapping":  # its keys and values came in turn
+            if closed.id == "mapping":  # so far a list of keys and values in turn
                 closed.value = list(zip(closed.value[::2], closed.value[1::2], strict=True))
             continue
         if not isinstance(event, yaml.NodeEvent):
@@ -158,14 +162,14 @@ def _node(event: Any, where: str) -> Any:
     tag: str = event.tag or ""
     marks = (event.start_mark, event.end_mark)
     if isinstance(event, yaml.ScalarEvent):
-        style = event.style or None  # the C parser calls a plain one ''
+        style = event.style or None  # the C parser gives '' for a plain scalar
         return yaml.ScalarNode(tag, event.value, *marks, style=style)
     kind = yaml.SequenceNode if isinstance(event, yaml.SequenceStartEvent) else yaml.MappingNode
     return kind(tag, [], *marks)
 
 
 def _line(node: Any, where: str) -> str:
-    """File and line of a node or an event."""
+    """The file and the line of a node or an event, as ``FILE:LINE``."""
     return f"{where}:{node.start_mark.line + 1}"
 
 
@@ -173,8 +177,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        InputError: it holds no object, or one that :func:`parse_json` refuses.
-        OSError: it is missing or cannot be read.
+        InputError: the file holds no object, or :func:`parse_json` refuses its text.
+        OSError: the file is missing or cannot be read.
     """
     try:
         values = parse_json(read_text(path, CONFIG_LIMIT), str(path))
@@ -188,11 +192,11 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a log of JSON objects, each with its object; a line that is cut short or not an object is skipped.
 
-    A crash may cut the last line short. The file may be large, so one line at a time is in memory.
+    A crash may cut the last line short. The file may be large, so only one line at a time is in memory.
 
     Raises:
-        InputError: it cannot be read, is not a plain file, or has a line without an end.
-        FileNotFoundError: there is none.
+        InputError: the file cannot be read, is not a plain file, or has a line of gigantic length.
+        FileNotFoundError: there is no such file.
     """
     try:
         with TextIOWrapper(open_plain(path), encoding="utf-8", errors="replace") as file:

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-_JOINERS = frozenset("\u200c\u200d")  # scripts and emoji need them between characters
+_JOINERS = frozenset("\u200c\u200d")  # zero-width joiners, which some scripts and emoji need between characters
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of control characters, format characters (which reorder text), surrogates and line separators."""
 
@@ -13,13 +13,13 @@ MOST_SHOWN = 60
 def visible(text: object) -> str:
     r"""The text with its control characters escaped, as ``\x1b`` or ``\u202e``, so that a terminal does not obey them.
 
-    Line ends and tabs stay.
+    Line ends and tabs are kept.
     """
     return _escaped(str(text), _JOINERS | {"\n", "\t"})
 
 
 def one_line(text: object) -> str:
-    """:func:`visible` for what must be one line, such as a name or a table's cell: line ends and tabs are escaped too."""
+    """The text on one line, for a name or a table's cell: as :func:`visible`, with line ends and tabs escaped too."""
     return _escaped(str(text), _JOINERS)
 
 
@@ -34,7 +34,7 @@ def _escaped(text: str, kept: frozenset[str]) -> str:
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
-    """A value as a message quotes it: a scalar as Python writes it, shortened; of a list or an object only its kind."""
+    """A value as messages quote it: a scalar in Python's spelling, shortened; ``a list`` or ``an object`` otherwise."""
     if isinstance(value, list | tuple | set):
         return "a list"
     if isinstance(value, dict):
@@ -46,7 +46,7 @@ def shown(value: object, most: int = MOST_SHOWN) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, without its middle where it is longer than ``most`` characters."""
+    """The text, with its middle replaced by ``…`` if it is longer than ``most`` characters."""
     if len(text) <= most:
         return text
     end = most // 3
@@ -54,7 +54,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def brief(text: object, most: int = 300) -> str:
-    """The text as one safe line of at most ``most`` characters."""
+    """The text on one line, with control characters escaped, cut after ``most`` characters."""
     line = str(text)[: most + 1]
     words = " ".join(visible(line).split())
     return words if len(line) <= most and len(words) <= most else f"{words[:most]}…"

@@ -1,6 +1,6 @@
-"""``python -m scalegpt.train``: trains, as ``launch/train.py`` does, also where only the package is installed.
+"""``python -m scalegpt.train``: trains as ``launch/train.py`` does, and needs only the installed package.
 
-A module to run. In Python, ``scalegpt.train`` is the function of :mod:`scalegpt.api`.
+This module is only to be run. In Python code, ``scalegpt.train`` is the function of :mod:`scalegpt.api`.
 
 python -m scalegpt.train --preset tiny --input_file my_text.txt
 torchrun --nproc_per_node 8 -m scalegpt.train --preset 350M_1024 --input_file data/

@@ -22,19 +22,19 @@ def _scaled(count: int, base: int, units: tuple[str, ...]) -> str:
     if count < base:
         return f"{count} B"
     power = 1
-    # Compared as it will be printed: 999.999 MB would read 1000.00 MB, so it is 1.00 GB.
+    # The rounded number is compared: 999.999 MB would be printed as 1000.00 MB, so it becomes 1.00 GB.
     while power < len(units) and round(count / base**power, 2) >= base:
         power += 1
     return f"{count / base**power:.2f} {units[power - 1]}"
 
 
 def gib(count: int) -> str:
-    """A size in GiB, or in MiB where that would read as next to nothing."""
+    """A size in bytes as text in GiB, or in MiB if it is below 0.1 GiB."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
 def human_time(seconds: float) -> str:
-    """``2 d 3 h``, ``1 h 05 min``, ``3 min 20 s`` or ``12 s``; ``?`` before anything is known."""
+    """A time in seconds as text: ``2 d 3 h``, ``1 h 05 min``, ``3 min 20 s`` or ``12 s``; ``?`` for NaN."""
     if seconds != seconds:  # NaN
         return "?"
     whole = round(seconds)
@@ -47,7 +47,7 @@ def human_time(seconds: float) -> str:
 
 
 def human_count(number: float) -> str:
-    """``950``, ``12.3k`` or ``1.25M``."""
+    """A number as short text: ``950``, ``12.3k`` or ``1.25M``; ``?`` for NaN."""
     if number != number:
         return "?"
     if number >= 1e6:

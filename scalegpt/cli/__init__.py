@@ -1,5 +1,5 @@
-"""The command line: one module for each command, arguments in, text out; no logic.
+"""The command line: one module for each command, which reads arguments and prints text, without logic of its own.
 
 Read ``main.py`` first, then ``parser.py`` (how flags are read) and ``output.py`` (how text is printed). May import
-everything; a command imports torch only where it needs it.
+everything. A command imports torch only inside the functions that need it.
 """

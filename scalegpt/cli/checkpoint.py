@@ -9,7 +9,7 @@ from scalegpt.cli.parser import Parser, add_json, path_argument, run_action
 from scalegpt.errors import InputError
 from scalegpt.units import format_bytes
 
-if TYPE_CHECKING:  # torch takes seconds, which --help need not pay
+if TYPE_CHECKING:  # importing torch takes seconds; --help must not wait for it
     from scalegpt.checkpoint.inspection import Verdict
 
 OVERVIEW = """\
@@ -41,14 +41,14 @@ OTHER_FORMATS = {
     "a ZIP archive": ".zip",
     "JSON": ".json",
 }
-"""Formats of other programs, and the endings of names that mean them."""
+"""File format of another program → the file name endings that mean it."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run an action; return the exit status.
+    """Run ``list``, ``verify``, ``show`` or ``convert``; return the exit status.
 
     Raises:
-        InputError: an unknown action or flag, no checkpoint, or one that cannot be used.
+        InputError: an action or a flag is unknown, or there is no checkpoint that can be used.
     """
     return run_action(argv, OVERVIEW, {"list": _list, "verify": _verify, "show": _show, "convert": _convert})
 
@@ -87,7 +87,7 @@ def _list(words: list[str]) -> int:
 
 
 def _set_aside(path: Path) -> "Verdict":
-    """Why a folder that was a checkpoint is not examined."""
+    """A verdict on a checkpoint that training set aside; the checkpoint is not examined, and the problem says why."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
 
@@ -211,7 +211,7 @@ def _check_ending(out: Path) -> None:
     """Refuse a name whose ending means another format than safetensors.
 
     Raises:
-        InputError: names a file that fits.
+        InputError: the ending means another format; the message proposes a name for ``--out``.
     """
     for meaning, endings in OTHER_FORMATS.items():
         if out.suffix.lower() in endings.split():

@@ -1,4 +1,4 @@
-"""``scalegpt data``: prepare text for training, or look at prepared tokens."""
+"""``scalegpt data``: prepare text for training, show prepared tokens, or show which tokens a run trained on."""
 
 import json
 import re
@@ -36,7 +36,7 @@ actions (each has --help):
 
 _PREVIEW_TOKENS = 60
 _PREPARED = ("tokenizer", "encoding", "val_fraction", "as_text", "follow_links")
-"""The settings that decide what tokens are prepared."""
+"""The settings that are flags of ``data prepare``: they decide which tokens are made from which files."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``prepare``, ``inspect`` or ``ledger``; return the exit status.
 
     Raises:
-        InputError: an unknown action or flag, or data that cannot be used.
+        InputError: an action or a flag is unknown, or the data cannot be used.
     """
     return run_action(argv, OVERVIEW, {"prepare": _prepare, "inspect": _inspect, "ledger": _ledger})
 
@@ -92,7 +92,7 @@ def _inspect(words: list[str]) -> int:
 
 
 def describe(tokens: "TokenSet") -> dict[str, Any]:
-    """The facts about a folder of tokens, as ``--json`` prints them."""
+    """The facts about a folder of tokens that ``--json`` prints; ``bytes`` is the size of the source text."""
     meta, tokenizer = tokens.meta, tokens.tokenizer
     return {
         "folder": str(tokens.path),
@@ -152,7 +152,7 @@ def _sources(facts: dict[str, Any]) -> str:
 
 
 class _ProgressLine:
-    """One line on a terminal, rewritten at most ten times a second."""
+    """A progress line on a terminal, rewritten at most ten times a second; called with the bytes done and in total."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began, self._next = clock, clock(), 0.0
@@ -167,7 +167,7 @@ class _ProgressLine:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Remove the line."""
+        """Erase the line from the terminal."""
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
@@ -204,7 +204,7 @@ def _range(text: str) -> tuple[int, int]:
     """The first and the last step that ``A`` or ``A:B`` names.
 
     Raises:
-        InputError: it is neither, or empty.
+        InputError: the text has neither form, the range is empty, or it begins before step 1.
     """
     found = re.fullmatch("([0-9]{1,15})(?::([0-9]{1,15}))?", text)
     if found is None:
@@ -216,7 +216,7 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _steps_taken(folder: Path) -> int:
-    """The last step in a run's metrics; 0 before the first.
+    """The number of the last step in a run's metrics; 0 before the first step.
 
     Raises:
         InputError: the folder is not a run, or its metrics cannot be read.
@@ -224,7 +224,7 @@ def _steps_taken(folder: Path) -> int:
     try:
         steps = [values.get("step") for _, values in deque(read_lines(folder / METRICS), maxlen=1)]
     except FileNotFoundError:
-        from scalegpt.inference.load import check_run  # imports torch, which takes seconds
+        from scalegpt.inference.load import check_run  # imported here, since it imports torch, which takes seconds
 
         check_run(folder)
         raise InputError(

@@ -56,7 +56,7 @@ def as_dict(card: Card) -> dict[str, Any]:
 
 
 def table(cards: Sequence[Card]) -> str:
-    """The cards as a table; ~ marks an estimate."""
+    """The cards as a text table, where ``~`` marks an estimated figure."""
     heading = ("gpu", "GiB", "TFLOP/s", "GB/s", "link", "link GB/s", "copies", "capability", "bf16")
     rows = [heading, *map(_row, cards)]
     own = user_file()
@@ -71,7 +71,7 @@ def table(cards: Sequence[Card]) -> str:
 
 
 def one_card(card: Card, remark: str | None = None) -> str:
-    """The figures of one card with their sources, and a remark on its name."""
+    """The figures of one card with their sources, and ``remark``: which other cards its name fits."""
     rows = [("figure", "value", "", "source")]
     rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
     rows.append(

@@ -1,4 +1,4 @@
-"""``scalegpt COMMAND …``: runs the command, and turns what it raises into one line and an exit status."""
+"""``scalegpt COMMAND …``: runs the command, and turns an exception into one error line and an exit status."""
 
 import importlib
 import io
@@ -24,13 +24,13 @@ COMMANDS = {
     "checkpoint": "list, verify or show a run's checkpoints, or convert their weights",
     "sample": "continue a prompt with a trained model",
 }
-"""Command → its summary. Each is a module of this package with ``main(argv) -> int``, imported when it is named."""
+"""Command → its summary. A command is a module of this package with ``main(argv) -> int``, imported when it runs."""
 
 LONGEST_LINE, LONGEST_UNEXPECTED = 900, 500
-"""Characters of an error that are shown, and of the message of an unexpected one."""
+"""The most characters printed of an error line, and of the message of an unexpected exception."""
 
 SIGPIPE_STATUS = 141
-"""The exit status that a shell gives a command that wrote to a closed pipe."""
+"""The exit status of a command that wrote to a closed pipe, as shells report it."""
 
 EXAMPLE = """\
 scalegpt: plans the memory of a GPT training run, then trains it
@@ -49,15 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_missing()
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].startswith(("--local_rank=", "--local-rank=")):
-        words = words[1:]  # `deepspeed --module scalegpt train` puts it before the command
-    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? instead of a traceback
+        words = words[1:]  # `deepspeed --module scalegpt train` puts this flag before the command
+    for stream in (sys.stdout, sys.stderr):  # print ? for a character that the encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         status = _dispatch(words)
-        sys.stdout.flush()  # a reader that has ended is noticed here, not while Python exits
+        sys.stdout.flush()  # raises BrokenPipeError here, not while Python exits, if the pipe's reader has ended
         return status
-    except BrokenPipeError:  # the reader of our output has ended, as `| head` does
+    except BrokenPipeError:  # the program that reads our output has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_STATUS
     except KeyboardInterrupt:
@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _message_and_status(error: Exception) -> tuple[str, int]:
-    """The message and the exit status of an error."""
+    """The message to print for an error, and the exit status of the command."""
     if isinstance(error, InputError | RunError):
         return str(error), error.exit_status
-    if isinstance(error, OSError):  # of the user's files; a training run explains its own
+    if isinstance(error, OSError):  # about one of the user's files
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{place}{error.strerror or error}", InputError.exit_status
     if isinstance(error, MemoryError):
@@ -86,11 +86,13 @@ def _message_and_status(error: Exception) -> tuple[str, int]:
 
 
 def run_and_exit(argv: Sequence[str] | None = None) -> None:
-    """Run a command as its own process: the console script, ``launch/train.py`` and ``scalegpt.train``.
+    """Run a command and end the process with its exit status.
 
-    One of several ranks skips Python's finalization: in it, a native thread of a communication library that waits for the
-    interpreter's lock can abort a process that has finished ("terminate called without an active exception", exit status
-    -6), and the launcher would report a failure.
+    The console script, ``python -m scalegpt``, ``launch/train.py`` and ``python -m scalegpt.train`` call this function.
+
+    With several ranks, the process skips Python's finalization. During finalization, a native thread of a communication
+    library that waits for the GIL can abort a process that has succeeded ("terminate called without an active
+    exception", exit status -6), and the launcher would report a failure.
     """
     status = main(argv)
     if ranks_or_alone().size > 1:
@@ -114,7 +116,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _print_error(words: Sequence[str], message: str, status: int) -> None:
-    """Print one line of error; of several ranks on a machine with the same bad input, only the first prints it."""
+    """Print an error as one line. All ranks get the same bad input, so only a machine's first rank reports it."""
     ranks = ranks_or_alone()
     if status == InputError.exit_status and ranks.local_rank:
         return
@@ -122,7 +124,7 @@ def _print_error(words: Sequence[str], message: str, status: int) -> None:
     if ranks.rank:
         command += f": rank {ranks.rank}"
     line = shortened(visible(" ".join(message.split())), LONGEST_LINE)
-    with suppress(OSError):  # a terminal that was closed: the exit status remains
-        # One write: unbuffered, as launchers start Python, print makes two, and the lines of ranks would mix.
+    with suppress(OSError):  # the terminal may be closed; the exit status still reports the failure
+        # A single write: launchers start Python unbuffered, where print writes twice, and lines of ranks would mix.
         sys.stderr.write(f"{command}: error: {line}\n")
         sys.stderr.flush()

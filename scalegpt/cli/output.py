@@ -1,4 +1,4 @@
-"""What commands print with: text of others can neither control a terminal nor break a table or JSON."""
+"""Printing for all commands: escapes control characters, so that no text can control a terminal or break a table."""
 
 import json
 import re
@@ -10,17 +10,17 @@ from scalegpt.text import one_line, visible
 
 
 def show(*texts: object) -> None:
-    """Print text on standard output, with control characters written out."""
+    """Print text on standard output, with control characters escaped."""
     print(visible(" ".join(map(str, texts))))
 
 
 def show_row(head: str, value: object) -> None:
-    """Print a label of ours and a value on one line."""
+    """Print a fixed label and a value on one line; control characters and line ends in the value are escaped."""
     print(head + one_line(value))
 
 
 def note(text: str) -> None:
-    """Print a line on standard error, with control characters written out."""
+    """Print a line on standard error, with control characters escaped."""
     print(visible(text), file=sys.stderr, flush=True)
 
 
@@ -30,7 +30,7 @@ def show_json(values: Any) -> None:
 
 
 def json_text(values: Any) -> str:
-    """A value as indented JSON: letters of all scripts as they are, control characters escaped."""
+    """A value as indented JSON; letters of all scripts stay as they are, control characters are escaped."""
     return re.sub(r"[^\x20-\x7e\n]", _escaped, json.dumps(values, indent=2, ensure_ascii=False))
 
 
@@ -43,8 +43,8 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """A table in plain text: the first row is the heading, with a rule under it.
 
     Args:
-        rows: the cells; every row has the same number of them. Control characters and line ends are written out.
-        right: the columns that are aligned to the right: those of numbers.
+        rows: the cells; every row has the same number of cells. Control characters and line ends are escaped.
+        right: the indices of the columns to align to the right, such as columns of numbers.
     """
     rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

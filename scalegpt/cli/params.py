@@ -30,11 +30,11 @@ QUESTIONS = {
     "bias": "biases in linear layers and norms, as GPT-2 has them",
     "tie_head": "tied: the head shares the token embedding's matrix",
 }
-"""What the dialogue asks for, in this order."""
+"""Setting of the shape → the question that ``--interactive`` asks for it, in the order asked."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the count of the model that the arguments or the dialogue describe."""
+    """Print the parameter counts and the memory of the model that the arguments or the dialogue describe."""
     arguments = _parser().parse(argv)
     flags = given_settings(arguments, ModelConfig)
     try:
@@ -72,7 +72,7 @@ def _parser() -> Parser:
 
 
 def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple[str, ModelConfig]:
-    """The name of the model to count, and the model."""
+    """The name and the shape of the model to count."""
     preset, config_file = arguments.preset, arguments.config_file
     if arguments.interactive and preset is None and config_file is None:
         preset = _ask_for_preset()
@@ -84,7 +84,7 @@ def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple
     return (run.name if model == unchanged else f"{run.name} (changed)"), model
 
 
-# The dialogue is on standard error: standard output has only the count.
+# The dialogue is written to standard error, so that standard output has only the counts.
 
 
 def _ask_for_preset() -> str | None:
@@ -95,7 +95,7 @@ def _ask_for_preset() -> str | None:
 
 def _existing_preset(answer: str) -> str:
     if answer != "none":
-        resolve(preset=answer)  # raises, naming the nearest, where there is none
+        resolve(preset=answer)  # raises InputError, which names the nearest preset, if there is no such preset
     return answer
 
 
@@ -119,20 +119,24 @@ def _ask_for_model(default: ModelConfig) -> ModelConfig:
 
 
 def _checked(key: str, answers: dict[str, Any]) -> Callable[[str], Any]:
-    """What turns an answer into the setting's value, or raises :class:`InputError`."""
-    # One head, which divides every width, until the heads are asked for.
+    """A function that converts an answer to the setting's value, or raises :class:`InputError`."""
+    # Until the dialogue has asked for n_head it is 1, which divides every width.
     values = {"n_head": 1, **answers}
 
     def accept(answer: str) -> Any:
         model = ModelConfig.from_mapping({**values, key: answer}, "answer")
-        count_parameters(model)  # refuses vocab_size auto, which only a tokenizer decides
+        count_parameters(model)  # refuses vocab_size auto, since there is no tokenizer to decide it
         return getattr(model, key)
 
     return accept
 
 
 def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
-    """Ask until an answer is accepted."""
+    """Ask until ``accept`` takes the answer, and return its value; an empty answer means the default.
+
+    Raises:
+        EOFError: the answers ended.
+    """
     while True:
         print(f"{question} [{default}]: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -144,13 +148,13 @@ def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
             note(f"  {error}; try again")
 
 
-# What is printed.
+# The functions below make the output.
 
 
 def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict[str, Any]:
-    """The count as plain values: counts of parameters, shares from 0 to 1, sizes in bytes.
+    """The values that ``--json`` prints: parameter counts, shares of the total from 0 to 1, sizes in bytes.
 
-    The numbers directly under ``breakdown`` add up to ``parameters``; its ``per_layer`` is of one layer.
+    The numbers directly under ``breakdown`` add up to ``parameters``. ``per_layer`` counts a single layer.
     """
     count = count_parameters(model)
     parameters, states = count.total, training_bytes(model)
@@ -204,7 +208,7 @@ def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in percent; a small one does not read as zero."""
+    """A share as a percentage with two decimals; a positive share that would round to zero is written ``<0.01%``."""
     return "<0.01%" if 0 < share < 5e-5 else f"{share:.2%}"
 
 

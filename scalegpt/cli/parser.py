@@ -1,4 +1,4 @@
-"""How the command line is read: ``_`` or ``-`` in every flag, one-line errors with the nearest flag, an example first."""
+"""The command line parser: ``_`` or ``-`` in flags, one-line errors with the nearest flag, examples in the help."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ FLAGS_IN_USAGE = 12
 DEFAULTS = "[value] after a flag: the default unless the preset or a file sets it"
 
 RUN_SECTIONS = {"data": DataConfig, "parallel layout": ParallelConfig, "training": TrainConfig, "model": ModelConfig}
-"""Title → the settings of a run, in the order of ``--help``."""
+"""Title in ``--help`` → a section of a run's settings, in the order of ``--help``."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,13 +33,13 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             description=f"{summary}\n\nexample:\n  " + "\n  ".join(example.splitlines()),
         )
-        # -1:3 and -1e-3 are values, which the flag's own check refuses.
+        # Read -1:3 and -1e-3 as values, not as flags; the check of the flag before them then refuses them.
         self._negative_number_matcher = re.compile(r"-\.?\d")
         self.add_argument("-h", "--help", action="help", help="show this and exit")
         self.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
     def format_help(self) -> str:
-        """The description with its example, then the usage; argparse has the usage first."""
+        """The help text: the description with its example, then the usage, which argparse would put first."""
         formatter = self._get_formatter()
         formatter.add_text(self.description)
         if "--preset" in self._option_string_actions:
@@ -55,10 +55,10 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
-        """Parse flags in either spelling.
+        """Parse the arguments; flags may be spelled with ``_`` or with ``-``.
 
         Raises:
-            InputError: an unknown flag, with the nearest known one, or a missing value.
+            InputError: a flag is unknown (the message names the nearest known flag), or a value is missing.
         """
         parsed, unknown = self.parse_known_args(with_underscores(args))
         if not unknown:
@@ -71,15 +71,18 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"unknown flag {flag}{said if '; known: ' not in said else f'; see {self.prog} --help'}")
 
     def error(self, message: str) -> NoReturn:
-        """Argparse's own errors, as ours."""
+        """Raise an error of argparse as :class:`InputError`."""
         raise InputError(message)
 
 
 def run_action(words: Sequence[str], overview: str, actions: Mapping[str, Callable[[list[str]], int]]) -> int:
-    """Run the action that the first word names, with the other words; without a word, print the overview.
+    """Run the action that the first word names with the other words as arguments; without words, print the overview.
+
+    Returns:
+        The exit status: that of the action; 0 for ``--help``; 2 without words.
 
     Raises:
-        InputError: an unknown action, or what the action raises.
+        InputError: the action is unknown, or the action raises it.
     """
     if not words or words[0] in {"-h", "--help"}:
         print(overview, end="")
@@ -90,7 +93,7 @@ def run_action(words: Sequence[str], overview: str, actions: Mapping[str, Callab
 
 
 def path_argument(text: str) -> str:
-    """The type of a path: ``~`` is the home folder, also in ``--flag=~``."""
+    """The argparse type of a path: ``~`` is replaced by the home folder, also in ``--flag=~``."""
     try:
         return user_path(text)
     except InputError as error:
@@ -98,7 +101,7 @@ def path_argument(text: str) -> str:
 
 
 def with_underscores(words: Iterable[str]) -> list[str]:
-    """The words with ``_`` for ``-`` in the names of flags; values are unchanged."""
+    """The arguments with ``-`` replaced by ``_`` in the names of flags; values are unchanged."""
     result = []
     for word in words:
         if word.startswith("--") and len(word) > 2:
@@ -109,12 +112,12 @@ def with_underscores(words: Iterable[str]) -> list[str]:
 
 
 def add_json(parser: argparse._ActionsContainer, help: str = "print one JSON object") -> None:
-    """The flag ``--json``."""
+    """Add the flag ``--json``."""
     parser.add_argument("--json", action="store_true", help=help)
 
 
 def add_source(parser: argparse._ActionsContainer, note: str = "") -> None:
-    """The flags ``--preset`` and ``--config_file``."""
+    """Add the flags ``--preset`` and ``--config_file``; ``note`` ends the help of ``--preset``."""
     parser.add_argument(
         "--preset", metavar="NAME", help=f"a named configuration, see `scalegpt presets`{note and f'; {note}'}"
     )
@@ -126,9 +129,10 @@ def add_source(parser: argparse._ActionsContainer, note: str = "") -> None:
 def add_settings(
     parser: argparse.ArgumentParser, title: str, section: type[Section], names: Collection[str] | None = None
 ) -> None:
-    """A flag for every setting of a section, or for those named; one that is not given is absent from the arguments.
+    """Add a flag for every setting of a section, or only for the settings in ``names``.
 
-    Values stay text: the section converts and checks them, with the same messages as for a file.
+    A flag that is not given is absent from the parsed arguments. Values stay text: the section converts and checks
+    them, with the same messages as for a file.
     """
     group = parser.add_argument_group(title)
     for name, field in section.settings().items():
@@ -151,12 +155,12 @@ def add_settings(
 
 
 def add_run_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting of a run."""
+    """Add a flag for every setting of a run."""
     for title, section in RUN_SECTIONS.items():
         add_settings(parser, title, section)
 
 
 def given_settings(arguments: argparse.Namespace, *sections: type[Section]) -> dict[str, Any]:
-    """The settings that the command line gave, by name; without sections, those of a run."""
+    """Setting → value, for the settings of ``sections`` (by default, of a run) that the command line gave."""
     names = {field.name for section in sections or RUN_SECTIONS.values() for field in dataclasses.fields(section)}
     return {name: value for name, value in vars(arguments).items() if name in names}

@@ -18,7 +18,7 @@ scalegpt presets 150M 150M_1024"""
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A preset with everything resolved, and its number of parameters."""
+    """A preset with all defaults filled in, and its number of parameters."""
 
     name: str
     description: str
@@ -27,10 +27,10 @@ class Preset:
 
     @classmethod
     def load(cls, name: str) -> "Preset":
-        """Read a preset.
+        """Read a preset and fill in its defaults.
 
         Raises:
-            InputError: no preset has that name.
+            InputError: there is no preset of that name.
         """
         description = str(load_preset(name).get("description", ""))
         run = resolve(preset=name)
@@ -43,7 +43,7 @@ class Preset:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the list, or the comparison of the two presets named."""
+    """Print the list of presets, or the comparison of two presets that the arguments name."""
     parser = Parser("presets", "List the presets by size, or show how two of them differ.", EXAMPLE)
     parser.add_argument("names", nargs="*", metavar="NAME", help="two presets to compare; none: list all")
     add_json(parser, "print JSON: a list of the presets, or the comparison")
@@ -64,10 +64,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def comparison(first: Preset, second: Preset) -> dict[str, Any]:
-    """How two presets differ.
+    """Compare two presets.
 
     Returns:
-        ``names`` and ``parameters`` of both, ``ratio`` of the second's parameters to the first's, and ``differences``:
+        ``names`` and ``parameters`` (counts) of both, ``ratio`` of the second count to the first, and ``differences``:
         ``section.setting`` → the pair of values, for the settings that differ.
     """
     one, other = _settings(first), _settings(second)
@@ -80,7 +80,7 @@ def comparison(first: Preset, second: Preset) -> dict[str, Any]:
 
 
 def _settings(preset: Preset) -> dict[str, Any]:
-    """Every setting by ``section.setting``; those of the parallel layout have no section, as in a file."""
+    """``section.setting`` → value, for every setting; settings of the parallel layout have no section, as in a file."""
     run = preset.run
     sections = {"model": run.model, "train": run.train, "data": run.data}
     settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in asdict(part).items()}
@@ -122,7 +122,7 @@ def _row(preset: Preset) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> str:
-    """A setting as in a file, with large numbers grouped."""
+    """A setting's value as in a configuration file, with commas in large whole numbers."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -20,7 +20,7 @@ from scalegpt.errors import InputError
 from scalegpt.storage import TEXT_LIMIT, read_text
 from scalegpt.text import visible
 
-if TYPE_CHECKING:  # torch takes seconds, which --help and a mistyped flag need not pay
+if TYPE_CHECKING:  # importing torch takes seconds; --help and a mistyped flag must not wait for it
     from scalegpt.inference.loaded import LoadedModel
 
 EXAMPLE = """\
@@ -30,14 +30,14 @@ scalegpt sample runs/tiny --prompt_file start.txt --temperature 0.8 --top_k 50 -
 scalegpt sample runs/tiny/checkpoints/step_00001000 --temperature 0 --json"""
 
 PATIENCE_SECONDS = 3.0
-"""After this time without the end of standard input, a note says that it is read."""
+"""If standard input has not ended after this time, a note says that the prompt is read from it."""
 
 SEPARATOR = "-" * 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings(SamplingSettings):
-    """How to sample, how many samples, and where."""
+    """The settings of ``scalegpt sample``: how to draw tokens, the number of samples, and the device."""
 
     num_samples: int = setting(1, "number of samples; the seed increases by one with each", minimum=1, maximum=10**6)
     device: str = setting("auto", "where to compute; auto: CUDA if there is any", choices=("auto", "cpu", "cuda"))
@@ -45,14 +45,14 @@ class SampleSettings(SamplingSettings):
 
 @dataclass
 class Totals:
-    """New tokens of all samples, and the seconds that they took, including the reading of the prompt."""
+    """The number of tokens drawn in all samples, and the seconds spent, including the forward pass of the prompt."""
 
     tokens: int = 0
     seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens over seconds."""
+        """Drawn tokens per second."""
         return self.tokens / max(self.seconds, 1e-9)
 
 
@@ -65,14 +65,14 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.inference.load import load_model
 
     loaded = load_model(Path(arguments.run), settings.device)
-    if prompt is None:  # read last, so that nobody types a prompt for a run that does not exist
+    if prompt is None:  # read after loading, so that nobody types a prompt for a run that does not exist
         prompt = _standard_input()
     ids = loaded.prompt_ids(prompt)
     block = loaded.model.config.block_size
     if len(ids) > block:
         note(f"scalegpt sample: the prompt has {len(ids)} tokens; the model sees the last {block}")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not end the sample
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not end sampling
     totals = Totals()
     samples = (_pieces(loaded, ids, settings, number, totals) for number in range(settings.num_samples))
     if arguments.json:
@@ -111,12 +111,13 @@ def _parser() -> Parser:
 
 
 def _prompt(arguments: Namespace) -> str | None:
-    """The text to continue, empty where none is given; None where it is on standard input.
+    """The text to continue: empty if no prompt is given, None if the prompt is on standard input.
 
-    It is there with the prompt ``-``, and without a prompt if standard input is a pipe or a file.
+    The prompt is on standard input if ``--prompt`` or ``--prompt_file`` is ``-``, or if neither flag is given and
+    standard input is a pipe or a file.
 
     Raises:
-        InputError: two prompts, or a file that cannot be read.
+        InputError: both flags are given, or the file cannot be read.
     """
     text, file = arguments.prompt, arguments.prompt_file
     if text is not None and file is not None:
@@ -134,7 +135,7 @@ def _prompt(arguments: Namespace) -> str | None:
 
 
 def _is_fed() -> bool:
-    """Whether standard input is a pipe or a file; not a terminal, the null device, or missing."""
+    """Whether standard input is a pipe or a file; False for a terminal, for the null device, and if it is closed."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -143,10 +144,10 @@ def _is_fed() -> bool:
 
 
 def _standard_input() -> str:
-    """Standard input without its last line end, which ``echo`` adds.
+    """The text on standard input, without a newline at its end, since ``echo`` adds one.
 
     Raises:
-        InputError: it cannot be read, is too long, or is not UTF-8.
+        InputError: standard input cannot be read, is too long, or is not UTF-8.
     """
     waiting = threading.Timer(
         PATIENCE_SECONDS,
@@ -173,7 +174,7 @@ def _standard_input() -> str:
 def _pieces(
     loaded: "LoadedModel", ids: list[int], settings: SampleSettings, number: int, totals: Totals
 ) -> Iterator[str]:
-    """The text of one sample, in pieces of whole characters."""
+    """Yield the text of one sample in pieces of whole characters, and add its tokens and seconds to ``totals``."""
     start = time.perf_counter()
 
     def counted() -> Iterator[int]:
@@ -186,7 +187,7 @@ def _pieces(
 
 
 def _print_samples(prompt: str, samples: Iterator[Iterator[str]]) -> None:
-    """Print each sample after its prompt, piece by piece; on a terminal, control characters are written out."""
+    """Print each sample after the prompt, piece by piece; on a terminal, control characters are escaped."""
     shown = visible if sys.stdout.isatty() else str
     for number, pieces in enumerate(samples):
         if number:

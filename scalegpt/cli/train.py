@@ -16,11 +16,11 @@ from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
 
 MOST_DIGITS = 18
-"""The longest step number."""
+"""The most digits of the step number of ``--resume_step``."""
 
 
 def examples() -> str:
-    """One command for each launcher, as it runs in this installation."""
+    """One training command for each launcher (Python, torchrun, DeepSpeed), in the form that this installation runs."""
     return "\n".join(
         (
             f"{train_command()} --preset tiny --input_file my_text.txt",
@@ -31,7 +31,7 @@ def examples() -> str:
 
 
 def make_parser() -> Parser:
-    """The trainer's flags: the run's own, and every setting of a preset."""
+    """The parser of ``scalegpt train``: the flags of a run, and a flag for every setting of a preset."""
     parser = Parser("train", "Train a GPT. The same command resumes an unfinished run.", examples())
     run = parser.add_argument_group("run")
     add_source(run)
@@ -51,16 +51,16 @@ def make_parser() -> Parser:
         metavar="KEY[,KEY…]",
         help=f"settings that may differ when the run resumes; {DATA}: other tokens; tokenizer: those of another tokenizer",
     )
-    # The deepspeed launcher adds this flag; the ranks are read from the environment, which it sets too.
+    # The deepspeed launcher adds this flag. Its value is not used: the launcher also sets the rank in the environment.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_run_settings(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train to the end and return 0, or 128 and the number of the signal that stopped it."""
+    """Train, and return the exit status: 0, or 128 plus the number of the signal that stopped the run."""
     stop = StopRequest()
-    launcher = LauncherWatch(stop)  # first, since it takes the parents of this process for its launchers
+    launcher = LauncherWatch(stop)  # made first, since it notes the present parents of this process as launchers
     arguments = make_parser().parse(argv)
     outlast_standard_streams()
     # Everything that needs no torch is checked before torch is imported.
@@ -83,10 +83,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _resume_step(text: str | None) -> int | None:
-    """The step of ``--resume_step``.
+    """The value of ``--resume_step`` as a number; None if the flag is not given.
 
     Raises:
-        InputError: it is not a step.
+        InputError: the text is not a step number.
     """
     if text is None:
         return None

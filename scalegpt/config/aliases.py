@@ -1,6 +1,6 @@
-"""What other trainers call things (``aliases.yaml``): each word leads to the setting that it means here, or to a sentence.
+"""Other trainers' words (``aliases.yaml``): each leads to the setting that it means here, or to a sentence of advice.
 
-The command line, configuration files and the planner all ask :func:`hint`.
+Errors about unknown flags, keys and settings get their hints from :func:`hint`.
 """
 
 import re
@@ -14,12 +14,15 @@ from scalegpt.structured import parse_yaml
 _ONLY_TRAIN = {"runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change", "resume_step"}
 _ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
-"""Flags of ``scalegpt train`` alone, of ``scalegpt plan`` alone, and those that the launcher has in training."""
+"""Three sets of flags: only in ``train``; only in ``plan``; in ``plan``, while in training the launcher has them."""
 
 
 @cache
 def words_of_others() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The words that lead to each setting or flag, and those that each sentence answers; {name} in it is a setting."""
+    """Two tables: setting or flag → the words that mean it, and sentence → the words that it answers.
+
+    ``{name}`` in a sentence stands for a setting.
+    """
     path = Path(__file__).with_suffix(".yaml")
     read = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     settings = {setting: words.split() for setting, words in read["settings"].items()}
@@ -28,7 +31,7 @@ def words_of_others() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 @cache
 def _meaning() -> tuple[dict[str, str], dict[str, str]]:
-    """Squeezed word → setting, and squeezed word → sentence."""
+    """Two tables: word → the setting that it means, and word → its sentence of advice; words as :func:`_squeezed`."""
     settings, answers = (
         {_squeezed(word): meaning for meaning, words in table.items() for word in words} for table in words_of_others()
     )
@@ -36,12 +39,12 @@ def _meaning() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def hint(word: object, known: Iterable[str], listed: str | None = None) -> str:
-    """A hint for a word that is no setting: what it is called here, a sentence, or else the nearest known words.
+    """A hint for an unknown word: its name here, a sentence of advice, or else the nearest known words.
 
     Args:
-        word: what was given, a flag such as ``--batch-size``, or a key.
-        known: what might have been meant, all of them flags or all keys.
-        listed: the command that lists the known words, for when they are too many for a line.
+        word: the unknown word: a flag such as ``--batch-size``, or a key.
+        known: the words that are valid in its place: either all flags or all keys.
+        listed: the command that lists the known words; the hint names it if they are too many for a line.
 
     Returns:
         Text that begins with ``;`` or ``:``, ready to append to a message.
@@ -58,12 +61,13 @@ def hint(word: object, known: Iterable[str], listed: str | None = None) -> str:
     near = nearest(plain, names, listed)
     if "did you mean" in near:
         near = near.replace(" mean ", f" mean {mark}").replace(", ", f", {mark}")
-        found = found if "micro_batch" in names else ""  # flags of other commands are not the trainer's settings
+        # If the command has no run settings, its own flag is a better hint than a flag of another command.
+        found = found if "micro_batch" in names else ""
     return re.sub(r"\{(\w+)\}", rf"{mark}\1", found) or near
 
 
 def _elsewhere(word: str) -> str:
-    """What to say of a word that is no setting of the command: the command that has it, or a sentence; empty: neither."""
+    """A hint for a word that this command does not know: the command that does, or a sentence; empty without either."""
     settings, answers = _meaning()
     setting = settings.get(_squeezed(word), word)
     if setting in _ONLY_LAUNCHER:
@@ -76,10 +80,10 @@ def _elsewhere(word: str) -> str:
 
 
 def _plain(word: object) -> str:
-    """A flag or key as the tables have it: in lower case, with ``_`` for ``-``, without the hyphens that begin it."""
+    """A flag or key in the spelling of the tables: in lower case, with ``_`` for ``-``, without leading hyphens."""
     return str(word).strip().lstrip("-").lower().replace("-", "_")
 
 
 def _squeezed(word: str) -> str:
-    """A word without underscores and points, which users leave out: seqlen is seq_len."""
+    """A word without underscores and points, so that ``seqlen`` and ``seq_len`` are the same word."""
     return word.replace("_", "").replace(".", "")

@@ -1,8 +1,8 @@
-"""What each backend is, said once, and how a run's ranks are laid out.
+"""The specification of each backend, and the mesh of a run's ranks.
 
-The settings, the planner, the trainer and the messages read it here. :mod:`scalegpt.backends` makes the backends themselves.
-To add one: a :class:`BackendSpec` in :data:`BACKENDS`, its maker in :mod:`scalegpt.backends`, and its rows in the planner's
-tables, which have this spec as their key.
+The settings, the planner, the trainer and the messages read the specifications. :mod:`scalegpt.backends` has the
+backends themselves. To add a backend: a :class:`BackendSpec` in :data:`BACKENDS`, its maker in
+:mod:`scalegpt.backends`, and its rows in the planner's tables, which have the specification as their key.
 """
 
 from collections.abc import Mapping
@@ -11,25 +11,26 @@ from dataclasses import dataclass, field
 from scalegpt.errors import InputError
 
 OFFLOADS = ("none", "optimizer", "all")
-"""What may be kept in host memory: nothing; the optimizer's state; weights and gradients too."""
+"""What ``--offload`` keeps in host memory: nothing; the optimizer's state; that state and the weights and gradients."""
 
 OPTIMIZER_STATE, GRADIENTS, WEIGHTS = "optimizer", "gradients", "weights"
-"""The model states that a stage may cut; fp32 masters belong to the optimizer's state."""
+"""The model states that a ZeRO stage may cut into shards; fp32 master weights belong to the optimizer's state."""
 
 ZERO_CUTS = {OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 3}
-"""State → the stage from which on ZeRO cuts it (Rajbhandari et al. 2020, arXiv 1910.02054, section 5)."""
+"""Model state → the lowest stage at which ZeRO cuts it (Rajbhandari et al. 2020, arXiv 1910.02054, section 5)."""
 
 
 @dataclass(frozen=True)
 class Mesh:
     """The data-parallel ranks as a grid of ``replicas`` × ``shards``.
 
-    The ranks of one replica hold the states that their stage cuts in ``shards`` parts, and together hold all of them. Every
-    replica holds the same. What a stage does not cut is whole on every rank. Each rank computes on its own data. Rank r is
-    shard r mod ``shards`` of replica r ÷ ``shards``: the shards of a replica, which send each other most, are neighbours.
+    The model states that the stage cuts are in ``shards`` parts, one on each rank of a replica. So a replica holds all
+    of these states, and all replicas hold the same. States that the stage does not cut are whole on every rank. Each
+    rank computes on its own data. Rank r is shard r mod ``shards`` of replica r ÷ ``shards``: the shards of one
+    replica, which exchange the most data, have neighbouring ranks.
 
-    - Mesh(W, 1): nothing is cut over W ranks (stage 0).
-    - Mesh(1, W): the states are cut over all W ranks (ZeRO, FSDP2).
+    - Mesh(W, 1): W replicas; no state is cut (stage 0).
+    - Mesh(1, W): one replica; the states are cut over all W ranks (ZeRO, FSDP2).
     - Mesh(R, S): R replicas of S shards (HSDP); no backend runs it yet, and :meth:`BackendSpec.check_mesh` refuses it.
 
     Collectives over shards gather weights and scatter gradients. Collectives over replicas sum the gradients of a shard.
@@ -40,30 +41,30 @@ class Mesh:
 
     @property
     def ranks(self) -> int:
-        """W, all data-parallel ranks."""
+        """W, the number of data-parallel ranks."""
         return self.replicas * self.shards
 
     def place(self, rank: int) -> tuple[int, int]:
-        """The replica that a rank belongs to, and the shard that it holds."""
+        """The index of the replica that a rank belongs to, and the index of the shard that the rank holds."""
         return divmod(rank, self.shards)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BackendSpec:
-    """One backend.
+    """The specification of one backend.
 
     Attributes:
-        name: as ``--backend`` has it.
-        help: what it is, for ``--help``.
-        stages: the ZeRO stages that it offers.
-        default_stage: the stage of a run that names none.
-        cut_from: model state → the stage from which on it is cut over the shards.
-        flat_from: the stage from which on the optimizer updates flat parts of many tensors, in which there are no matrices;
-            None: it always updates tensors.
-        offloads: what it can keep in host memory → at which stages.
-        offload_rule: the same for a message, with the flags to use.
-        launcher: the program that starts its ranks on one machine; ``python``: it runs in one process.
-        package: the Python package that it needs beside torch.
+        name: the value of ``--backend`` that selects it.
+        help: a description for ``--help``.
+        stages: the ZeRO stages that the backend offers.
+        default_stage: the stage of a run that does not set one.
+        cut_from: model state → the lowest stage at which the state is cut over the shards.
+        flat_from: the lowest stage at which the optimizer updates flat parts of many tensors, where it sees no
+            matrices; None: the optimizer updates tensors at every stage.
+        offloads: value of ``--offload`` → the stages at which the backend offers it.
+        offload_rule: the content of ``offloads`` as the end of an error message, with the flags to use.
+        launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
+        package: the Python package that the backend needs beside torch; None: torch is enough.
     """
 
     name: str
@@ -79,28 +80,28 @@ class BackendSpec:
 
     @property
     def one_process(self) -> bool:
-        """Whether it runs without a process group."""
+        """Whether the backend runs in one process, without a process group."""
         return self.launcher == "python"
 
     @property
     def has_stages(self) -> bool:
-        """Whether a stage distinguishes its runs."""
+        """Whether the backend offers more than one stage."""
         return len(self.stages) > 1
 
     def cuts(self, state: str, stage: int) -> bool:
-        """Whether a model state is cut over the shards at a stage."""
+        """Whether a model state, such as :data:`GRADIENTS`, is cut over the shards at a stage."""
         return stage >= self.cut_from[state]
 
     def updates_flat_parts(self, stage: int) -> bool:
-        """Whether the optimizer sees flat parts in place of tensors."""
+        """Whether the optimizer updates flat parts of many tensors at a stage, in place of single tensors."""
         return self.flat_from is not None and stage >= self.flat_from
 
     def mesh(self, stage: int, ranks: int) -> Mesh:
-        """How ranks are laid out at a stage: replicas where nothing is cut, else shards of one replica."""
+        """The mesh of the ranks at a stage: each rank is a replica if no state is cut, else a shard of one replica."""
         return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
 
     def launch(self, gpus: int, machines: int = 1) -> list[str]:
-        """The program that starts the ranks of a machine, and its options."""
+        """The words before the script in the command that starts a machine's ranks: the program and its options."""
         if machines > 1:
             place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
             return ["torchrun", "--nnodes", str(machines), "--nproc_per_node", str(gpus), *place]
@@ -112,7 +113,7 @@ class BackendSpec:
         """Refuse a mesh that the backend cannot run.
 
         Raises:
-            InputError: several ranks for a backend of one process, or several replicas of several shards.
+            InputError: there are several ranks for a backend of one process, or several replicas of several shards.
         """
         if self.one_process and mesh.ranks > 1:
             others = " or ".join(f"--backend {spec.name}" for spec in BACKENDS.values() if not spec.one_process)
@@ -126,7 +127,7 @@ class BackendSpec:
         """Refuse an offload that the backend does not have at a stage.
 
         Raises:
-            InputError: with what it has.
+            InputError: the backend does not have the offload; the message says what to use.
         """
         if offload == "none" or stage in self.offloads.get(offload, ()):
             return
@@ -141,11 +142,8 @@ PLAIN = BackendSpec(name="plain", help="one process", stages=(0,), default_stage
 FSDP = BackendSpec(
     name="fsdp",
     help="FSDP2",
-    stages=(
-        0,
-        2,
-        3,
-    ),  # 0 replicates, 2 gathers once a step and keeps the weights to its end, 3 frees them after each use
+    # 0 replicates; 2 gathers the weights once a step and keeps them to its end; 3 frees them after each use.
+    stages=(0, 2, 3),
     default_stage=3,
     cut_from={OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 2},
     offloads={"all": (3,)},
@@ -168,16 +166,16 @@ DEEPSPEED = BackendSpec(
 )
 
 BACKENDS = {spec.name: spec for spec in (PLAIN, FSDP, DEEPSPEED)}
-"""Name → backend, the simplest first."""
+"""Name → the specification of the backend, the simplest first."""
 
 
 def backend_help() -> str:
-    """What the backends are, for ``--help``."""
+    """The help text of ``--backend``."""
     return "; ".join(f"{spec.name}: {spec.help}" for spec in BACKENDS.values()) + "; auto: the fastest that fits"
 
 
 def stage_help() -> str:
-    """What the stages shard, for ``--help``."""
+    """The help text of ``--zero_stage``."""
     defaults = ", ".join(f"{spec.default_stage} for {spec.name}" for spec in BACKENDS.values() if spec.has_stages)
     return (
         "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "

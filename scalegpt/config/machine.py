@@ -9,15 +9,15 @@ MOST_GB = 1_000_000
 MOST_GBPS = 1_000_000
 
 CPU = "cpu"
-"""The ``gpu`` that means this machine's processor."""
+"""The value of ``gpu`` that means this machine's processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig(Section):
-    """Which cards, and how many. Where neither a card nor a memory is named, this machine's are detected.
+    """The cards to plan for, and their number. If neither ``gpu`` nor ``memory_gb`` is set, the GPUs here are detected.
 
     Raises:
-        InputError: a count below one, or no memory.
+        InputError: a value is outside its bounds.
     """
 
     gpu: str | None = setting(
@@ -50,5 +50,5 @@ class MachineConfig(Section):
 
     @property
     def at_hand(self) -> bool:
-        """Whether this machine is meant."""
+        """Whether the settings mean the machine that this process runs on."""
         return self.gpu == CPU or (self.gpu is None and self.memory_gb is None)

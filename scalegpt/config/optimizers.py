@@ -1,8 +1,8 @@
-"""What each optimizer is: its state tensors, their bytes, what an update allocates, and where it works.
+"""The specification of each optimizer: its state tensors, the memory of an update, and the layouts where it works.
 
-Checkpoints, the planner and messages read it here; :mod:`scalegpt.optim` makes the optimizers. To add one: an
-:class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in :class:`~scalegpt.config.train.TrainConfig`, and its maker in
-:mod:`scalegpt.optim.factory`.
+Checkpoints, the planner and messages read the specifications; :mod:`scalegpt.optim` makes the optimizers. To add an
+optimizer: an :class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in
+:class:`~scalegpt.config.train.TrainConfig`, and its maker in :mod:`scalegpt.optim.factory`.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
 """The kinds of tensors that optimizers distinguish: a block's matrices; embeddings and the head; norms and biases."""
 
 FP32 = 4
-"""Bytes of an element of every state: fp32 in every precision."""
+"""Bytes of an element of a state tensor; states are fp32 in every precision."""
 
 EXP_AVG, EXP_AVG_SQ, MOMENTUM = "exp_avg", "exp_avg_sq", "momentum_buffer"
-"""State tensors by torch's own names, which are canonical in checkpoints too."""
+"""The names of state tensors, the same in torch's optimizers and in canonical checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,15 @@ class UpdateGroup:
     """Tensors that an optimizer updates together, in the same way.
 
     Attributes:
-        kinds: which tensors.
-        states: the names of the state tensors that each parameter has, all fp32 and of its shape.
-        moved: bytes per parameter that an update reads and writes.
-        together: bytes per parameter of what the update allocates for all tensors of the group at once.
-        one_by_one: bytes per parameter of what it allocates for one tensor after another; the largest counts.
-        kernels: that it starts for each tensor; 0 where one kernel takes many tensors.
-        counts_steps: whether it keeps the number of steps of each tensor.
-        orthogonalises: whether it also allocates and computes what :mod:`scalegpt.planner.memory.newton_schulz` says.
+        kinds: the kinds of tensors in the group, such as :data:`MATRIX`.
+        states: the names of a parameter's state tensors, all fp32 and of the parameter's shape.
+        moved: bytes per parameter that an update reads and writes in memory.
+        together: temporary bytes per parameter that an update allocates for all tensors of the group at once.
+        one_by_one: temporary bytes per parameter that an update allocates for one tensor at a time; the largest counts.
+        kernels: kernels that an update starts for each tensor; 0 where one kernel updates many tensors.
+        counts_steps: whether the optimizer keeps a step counter for each tensor.
+        orthogonalises: whether an update also does and allocates what :mod:`scalegpt.planner.memory.newton_schulz`
+            counts.
     """
 
     kinds: frozenset[str]
@@ -46,21 +47,23 @@ class UpdateGroup:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of state per parameter."""
+        """Bytes of all state tensors per parameter."""
         return FP32 * len(self.states)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """One optimizer in one form.
+    """One optimizer, in its fused or in its foreach form.
 
     Attributes:
-        name: its word for ``--optimizer``.
-        help: what it is, for ``--help``.
-        groups: in the order in which they are updated; each kind of tensor belongs to one.
-        settings: those of :class:`~scalegpt.config.train.TrainConfig` that no other optimizer uses.
-        counters_on_device: whether each tensor's number of steps is an fp32 scalar on the device, or else in host memory.
-        unfit: (backend, ZeRO stage, offload) → why they do not work together, and what to use instead; None where they do.
+        name: the value of ``--optimizer`` that selects it.
+        help: a description for ``--help``.
+        groups: the groups in the order in which they are updated; each kind of tensor belongs to one group.
+        settings: the names of the settings in :class:`~scalegpt.config.train.TrainConfig` that no other optimizer uses.
+        counters_on_device: whether the step counter of a tensor is an fp32 scalar on the device; if not, it is in host
+            memory.
+        unfit: (backend, ZeRO stage, offload) → why the optimizer does not work there, and what to use instead; None if
+            it works.
     """
 
     name: str
@@ -71,12 +74,12 @@ class OptimizerSpec:
     unfit: Callable[[BackendSpec, int, str], str | None] = lambda _backend, _stage, _offload: None
 
     def group_of(self, kind: str) -> UpdateGroup:
-        """The group that tensors of this kind belong to."""
+        """The group to which tensors of a kind, such as :data:`MATRIX`, belong."""
         return next(group for group in self.groups if kind in group.kinds)
 
     @property
     def orthogonalises(self) -> bool:
-        """Whether any group does."""
+        """Whether the optimizer orthogonalises the tensors of any group."""
         return any(group.orthogonalises for group in self.groups)
 
     @property
@@ -86,12 +89,13 @@ class OptimizerSpec:
 
 
 def _adamw(*, fused: bool) -> OptimizerSpec:
-    """AdamW's two moments for every tensor, in two groups: with weight decay, and without.
+    """AdamW: two moments for every tensor, in two groups, with and without weight decay.
 
-    The fused form reads weight, gradient and moments (16 bytes) and writes all except the gradient (12). The foreach form
-    reads and writes in each operation of ``torch/optim/adam.py: _multi_tensor_adam``: it decays the weight (8), updates the
-    first moment (12), decays the second (8) and adds the gradient's square to it (12), takes its root into new memory (8),
-    divides that (8) and adds epsilon (8), and updates the weight with both (16). The roots of a whole group live at once.
+    All figures are bytes per parameter. The fused form reads weight, gradient and moments (16), and writes weight and
+    moments (12). The foreach form, ``_multi_tensor_adam`` in ``torch/optim/adam.py``, reads and writes memory in each
+    operation: decay the weight (8); update the first moment (12); decay the second moment (8); add the squared gradient
+    to it (12); take its root into new memory (8); divide the root (8); add epsilon to the root (8); update the weight
+    with first moment and root (16). The roots of all tensors in a group are in memory at the same time.
     """
     moments = UpdateGroup(
         kinds=frozenset({MATRIX, EMBEDDING}),
@@ -99,15 +103,15 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
         moved=28 if fused else 80,
         together=0 if fused else FP32,
     )
-    vectors = replace(moments, kinds=frozenset({VECTOR}), moved=28 if fused else 72)  # nothing decays
+    vectors = replace(moments, kinds=frozenset({VECTOR}), moved=28 if fused else 72)  # no weight decay
     return OptimizerSpec(name="adamw", help="AdamW", groups=(moments, vectors), counters_on_device=fused)
 
 
 def _muon(*, fused: bool) -> OptimizerSpec:
-    """Muon's one momentum for the blocks' matrices, whose gradient serves as its workspace; AdamW for the rest.
+    """Muon for the blocks' matrices, each with one momentum and its gradient as workspace; AdamW for all other tensors.
 
-    An update of a matrix updates the momentum (12 bytes), makes Nesterov's sum in the gradient's place (12), and decays the
-    weight (8). :mod:`scalegpt.planner.time.work` adds what orthogonalising moves.
+    For a matrix, in bytes per parameter: update the momentum (12); write Nesterov's sum over the gradient (12); decay
+    the weight (8). :mod:`scalegpt.planner.time.work` adds the bytes that the orthogonalisation moves.
     """
     adamw = _adamw(fused=fused)
     momentum = UpdateGroup(
@@ -125,7 +129,10 @@ def _muon(*, fused: bool) -> OptimizerSpec:
 
 
 def _unfit_for_muon(backend: BackendSpec, stage: int, offload: str) -> str | None:
-    """What DeepSpeed's stages do was observed in real steps of version 0.19.8 (docs/MEMORY.md)."""
+    """Why Muon does not work with a layout; None if it works.
+
+    What DeepSpeed does at each stage was observed in real steps of version 0.19.8 (docs/MEMORY.md).
+    """
     if offload != "none":
         return f"optimizer muon cannot be offloaded (offload {offload}); use --offload none or --optimizer adamw"
     if not backend.updates_flat_parts(stage):
@@ -138,10 +145,11 @@ def _unfit_for_muon(backend: BackendSpec, stage: int, offload: str) -> str | Non
 
 
 def _lion(*, fused: bool) -> OptimizerSpec:
-    """Lion's one momentum for every tensor, in two groups as AdamW's.
+    """Lion: one momentum for every tensor, in two groups, with and without weight decay.
 
-    An update makes the interpolated momentum in new memory (12 bytes), takes its sign (8), decays the weight (8), adds to
-    it (12), and updates the momentum (12). The fused form does so tensor by tensor, with five kernels each.
+    An update, in bytes per parameter: interpolate momentum and gradient into new memory (12); take the sign (8); decay
+    the weight (8); add the signs to the weight (12); update the momentum (12). The fused form updates one tensor at a
+    time, with five kernels each.
     """
     momentum = UpdateGroup(
         kinds=frozenset({MATRIX, EMBEDDING}),
@@ -165,17 +173,17 @@ _MAKERS: tuple[Callable[..., OptimizerSpec], ...] = (_adamw, _muon, _lion)
 OPTIMIZERS: dict[str, dict[bool, OptimizerSpec]] = {
     maker(fused=True).name: {fused: maker(fused=fused) for fused in (True, False)} for maker in _MAKERS
 }
-"""Name → the fused form (True) and the foreach form (False) of each optimizer that the trainer offers."""
+"""Name → the fused form (True) and the foreach form (False), for each optimizer that the trainer offers."""
 
 STATE_NAMES = tuple(
     dict.fromkeys(name for forms in OPTIMIZERS.values() for group in forms[True].groups for name in group.states)
 )
-"""The names of all state tensors."""
+"""The names of the state tensors of all optimizers."""
 
 OWN_SETTINGS = {name: forms[True].settings for name, forms in OPTIMIZERS.items()}
 """Name → the settings that only this optimizer uses."""
 
 
 def optimizer_help() -> str:
-    """The help of ``--optimizer``."""
+    """The help text of ``--optimizer``."""
     return "the optimizer; " + "; ".join(f"{name}: {forms[True].help}" for name, forms in OPTIMIZERS.items())

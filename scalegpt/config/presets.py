@@ -32,7 +32,7 @@ Values = dict[str, Any]
 
 @cache
 def bundled(folder: str) -> Path:
-    """The folder of presets (``configs``) or DeepSpeed files (``ds_configs``): the wheel's copy or the repository's."""
+    """The path of ``configs`` (presets) or ``ds_configs`` (DeepSpeed files), in the installed wheel or repository."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_bundled" / folder
     return installed if installed.is_dir() else package.parent / folder
@@ -45,10 +45,10 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> Values:
-    """The parsed file of a preset.
+    """The parsed file of a preset, with the preset's name under ``preset``.
 
     Raises:
-        InputError: no such preset; the message offers the nearest.
+        InputError: there is no such preset; the message names the nearest.
     """
     if name not in preset_names():
         raise InputError(f"preset {shown(name)} does not exist{nearest(name, preset_names())}")
@@ -56,10 +56,10 @@ def load_preset(name: str) -> Values:
 
 
 def load_config_file(path: str | Path) -> Values:
-    """Parse a configuration file and check the names of its parts.
+    """Parse a configuration file, and check the names of its parts and settings.
 
     Raises:
-        InputError: the file is missing, is not JSON or YAML, or has an unknown part.
+        InputError: the file is missing, is not JSON or YAML, or has an unknown part or setting.
     """
     path = Path(path)
     try:
@@ -73,17 +73,19 @@ def load_config_file(path: str | Path) -> Values:
 
 
 def checked(values: Any, where: str) -> Values:
-    """The parsed values of the file ``where``, with its parts and keys checked; :func:`resolve` checks the settings.
+    """Check the names of the parts and settings in a parsed file, and return its values with the labels as text.
+
+    ``where`` names the file in error messages. :func:`resolve` checks the values of the settings.
 
     Raises:
-        InputError: it is not an object, or has an unknown part or key.
+        InputError: the file is not an object, or has an unknown part or setting.
     """
     if not isinstance(values, dict):
         raise InputError(f"config_file {where} must hold an object with the parts {', '.join(_PARTS)}")
     known = {*_PARTS, *_LABELS, *ParallelConfig.settings()}
     names = known | _setting_names()
     unknown = [key for key in values if key not in known]
-    # A file that is not a configuration may hold a secret: its words are not quoted.
+    # A file that is not a configuration may hold a secret, so the message does not quote it.
     if (
         unknown
         and values.keys().isdisjoint(known)
@@ -104,10 +106,10 @@ def checked(values: Any, where: str) -> Values:
 
 
 def _label(value: Any, key: str, where: str) -> str | None:
-    """A name or description; a name may be a whole number.
+    """A name or description as text; None stays None, and a whole number is allowed as a name.
 
     Raises:
-        InputError: it has another type, or is very long.
+        InputError: the value has another type, or is very long.
     """
     if value is None:
         return None
@@ -125,7 +127,7 @@ def _setting_names() -> frozenset[str]:
 
 
 def _home(key: str) -> str:
-    """The part of a file that a setting belongs to, as a hint; empty if it belongs to none."""
+    """A hint that names the part of a file in which a setting belongs; empty if it belongs in none."""
     part = next((part for part in _PARTS if key in SECTIONS[part].settings()), None)
     return "" if part is None else f": {key} belongs under {part!r}"
 
@@ -138,18 +140,18 @@ def resolve(
     name: str | None = None,
     given_in: str = "command line",
 ) -> RunConfig:
-    """The configuration of a preset or a file, with the flags over it.
+    """The configuration of a preset or a file, overridden by the flags.
 
     Args:
         preset: name of a preset; not together with ``config_file``. Without either, the defaults apply.
         config_file: path of a JSON or YAML file.
-        flags: setting → value, of any section; they override the file's. Those of
-            :data:`~scalegpt.config.run.PLANNED` may be ``auto``, also in a file.
-        name: the run's name; by default the file's, or the preset's.
-        given_in: where the flags come from, for error messages.
+        flags: setting → value, of any section; the flags override the file. The settings in
+            :data:`~scalegpt.config.run.PLANNED` may be ``auto``, in the flags and in the file.
+        name: the run's name; by default the name in the file, or the preset's name.
+        given_in: the source of the flags, for error messages.
 
     Raises:
-        InputError: an unknown name or key, a bad value, or settings that do not go together.
+        InputError: a name or key is unknown, a value is bad, or the settings do not go together.
     """
     if preset is not None and config_file is not None:
         raise InputError(f"give --preset {preset} or --config_file {config_file}, not both")
@@ -168,7 +170,7 @@ def resolve(
     sections = {}
     for part, section in SECTIONS.items():
         below, over = ({key: given[key] for key in section.settings() if key in given} for given in (file, flags))
-        # Checked without the flags too: an error of the file is reported as the file's.
+        # The file's values are also checked alone, so that an error in the file is reported as the file's.
         section.from_mapping(_with_vocab_word(below), where)
         sections[part] = section.from_mapping(_with_vocab_word({**below, **over}), given_in if over else where)
     label = name or base.get("name") or preset or (Path(config_file).stem if config_file else "custom")
@@ -182,18 +184,22 @@ def _flat(values: Values) -> Values:
 
 
 def _without_auto(values: Values) -> tuple[Values, frozenset[str]]:
-    """The values that are set, and the names of those that are ``auto``."""
+    """The values without those that are ``auto``, and the names of the settings that are ``auto``."""
     auto = frozenset(key for key, value in values.items() if key in PLANNED and value == AUTO)
     return {key: value for key, value in values.items() if key not in auto}, auto
 
 
 def _with_vocab_word(values: Values) -> Values:
-    """The values with 0 for ``vocab_size: auto``: the tokenizer decides."""
+    """The values, with ``vocab_size: auto`` replaced by 0, which means the tokenizer's vocabulary size."""
     return {**values, "vocab_size": 0} if values.get("vocab_size") == "auto" else values
 
 
 def _without_overridden_layout(file: Values, flags: Values) -> Values:
-    """The file's values without the stage and the DeepSpeed file of a layout that a flag changes."""
+    """The file's values without the layout settings that the flags make invalid.
+
+    A flag for the stage or the offload drops the DeepSpeed file. A flag for another backend also drops the stage and
+    the offload.
+    """
     dropped = {"ds_config"} if flags.keys() & {"zero_stage", "offload"} else set()
     if "backend" in flags and flags["backend"] != file.get("backend"):
         dropped = {"zero_stage", "ds_config", "offload"}
@@ -201,9 +207,10 @@ def _without_overridden_layout(file: Values, flags: Values) -> Values:
 
 
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
-    """The file's values and the flags, where a length of one level replaces both lengths of the level below.
+    """Settle the length of the run (:data:`LENGTHS`), and return the file's values and the flags.
 
-    The levels are flags, file, defaults: with ``max_tokens`` alone, the default of ``max_iters`` does not apply.
+    The levels from the top are flags, file, defaults. A level that sets one length unsets both lengths of the levels
+    below. So with ``max_tokens`` alone, the default of ``max_iters`` does not apply.
     """
     neither = dict.fromkeys(LENGTHS)
     if _gives_length(flags):
@@ -216,10 +223,10 @@ def _gives_length(values: Values) -> bool:
 
 
 def named_settings(preset: str | None = None, config_file: str | Path | None = None) -> frozenset[str]:
-    """The settings, including the layout's, that a preset or a configuration file gives; empty without either.
+    """The names of the settings, including the layout's, that a preset or a file sets; empty without either.
 
     Raises:
-        InputError: no such preset, or the file is not a configuration.
+        InputError: there is no such preset, or the file is not a configuration.
     """
     values = {} if config_file is None else load_config_file(config_file)
     return frozenset(_flat(values if preset is None else load_preset(preset)))
@@ -233,14 +240,14 @@ def as_file(run: RunConfig) -> Values:
 
 
 def from_run(values: Any, where: str) -> Values:
-    """The configuration that a run or a checkpoint recorded, with every setting in its type.
+    """The configuration that a run or a checkpoint recorded, with every setting converted to its type.
 
     Args:
         values: the parsed ``config.yaml``, or the configuration in a checkpoint.
-        where: its name in an error message.
+        where: the source's name in error messages.
 
     Raises:
-        InputError: it is not a configuration, or a value has another type.
+        InputError: the values are not a configuration, or a value has the wrong type.
     """
     values = checked(values, where)
     parts = {part: _typed(part, values.get(part, {}), where) for part in _PARTS}

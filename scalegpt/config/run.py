@@ -15,7 +15,7 @@ PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompu
 """The settings that may be ``auto``: the planner chooses them."""
 
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
-"""Those that the trainer leaves to the planner unless they are set; a preset's micro batch is only a hint."""
+"""The settings that are ``auto`` in training unless they are set; a micro batch in a preset or file is only a hint."""
 
 TOKENIZERS = ("gpt2", "byte", "char")
 
@@ -25,7 +25,7 @@ class ParallelConfig(Section):
     """The backend, what it shards, and what it keeps in host memory.
 
     Raises:
-        InputError: a stage that the backend does not have, or an offload that the stage does not allow.
+        InputError: the backend does not have the stage, or does not have the offload at that stage.
     """
 
     backend: str = setting(PLAIN.name, backend_help(), choices=tuple(BACKENDS))
@@ -40,7 +40,7 @@ class ParallelConfig(Section):
     )
 
     def check(self) -> None:
-        """Refuse combinations that no library runs."""
+        """Refuse a stage, an offload or a DeepSpeed file that the backend does not have."""
         if self.stage not in self.spec.stages:
             offered = ", ".join(map(str, self.spec.stages))
             raise InputError(f"zero_stage {self.stage} does not exist for backend {self.backend}; it has {offered}")
@@ -50,26 +50,26 @@ class ParallelConfig(Section):
 
     @property
     def spec(self) -> BackendSpec:
-        """What the backend is."""
+        """The specification of the backend."""
         return BACKENDS[self.backend]
 
     @property
     def stage(self) -> int:
-        """The ZeRO stage in force, the backend's own where none is set."""
+        """The ZeRO stage: ``zero_stage``, or the backend's default stage if it is not set."""
         return self.spec.default_stage if self.zero_stage is None else self.zero_stage
 
     def mesh(self, ranks: int) -> Mesh:
-        """How W data-parallel ranks are laid out as replicas and shards."""
+        """The mesh of replicas and shards over this number of data-parallel ranks."""
         return self.spec.mesh(self.stage, ranks)
 
     def label(self, before_stage: str = "stage ") -> str:
-        """Backend and stage for people, such as ``fsdp stage 2``."""
+        """Backend and stage in words, such as ``fsdp stage 2``; ``before_stage`` precedes the number."""
         return f"{self.backend} {before_stage}{self.stage}" if self.spec.has_stages else self.backend
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """Where the tokens come from."""
+    """The data settings: which text is read, and how it becomes tokens."""
 
     input_file: str | None = setting(
         None, "text or code, a folder of it, or a folder made by `scalegpt data prepare`", is_path=True
@@ -86,11 +86,11 @@ class DataConfig(Section):
 
 
 DATA = "data"
-"""The word for the tokens, among the settings that a resumed run may change."""
+"""The word that stands for the tokens in ``allow_change``, beside the names of settings."""
 
 
 def optimizer_unfit(optimizer: str, parallel: ParallelConfig) -> str | None:
-    """Why an optimizer does not work with a layout, and what to use instead; None where it does."""
+    """Why an optimizer does not work with a layout, and what to use instead; None if it works."""
     return OPTIMIZERS[optimizer][True].unfit(parallel.spec, parallel.stage, parallel.offload)
 
 
@@ -107,8 +107,8 @@ class RunConfig:
     """Everything that decides what a run computes. Made by :func:`scalegpt.config.presets.resolve`.
 
     Attributes:
-        auto: the settings of :data:`PLANNED` that the planner has yet to choose; until then they have the values of a preset,
-            or defaults.
+        auto: the settings of :data:`PLANNED` that the planner has yet to choose; until then they have provisional
+            values, from the preset or the defaults.
     """
 
     name: str
@@ -120,11 +120,11 @@ class RunConfig:
     auto: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or YAML; a setting that is ``auto`` has its value until the planner chooses."""
+        """The configuration as plain values for JSON or YAML; settings in ``auto`` have their provisional values."""
         values = asdict(self)
         del values["auto"]
         return values
 
     def with_vocab(self, vocab_size: int) -> "RunConfig":
-        """The same run with the vocabulary's size fixed."""
+        """The same configuration with this vocabulary size."""
         return replace(self, model=self.model.changed(vocab_size=vocab_size))

@@ -7,10 +7,10 @@ from scalegpt.config.settings import Section, setting
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Section):
-    """How many tokens are sampled, and how: temperature first, then top-k, then top-p on what top-k keeps.
+    """How many tokens are sampled, and how: temperature, then top-k, then top-p among the tokens that top-k keeps.
 
     Raises:
-        InputError: a value outside its bounds.
+        InputError: a value is outside its bounds.
     """
 
     max_new_tokens: int = setting(

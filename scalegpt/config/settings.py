@@ -1,7 +1,7 @@
-"""How one setting is described, read from text or JSON, and checked.
+"""How a setting is described, read from text or JSON, and checked.
 
 A setting is a dataclass field made by :func:`setting`; ``--help`` and error messages use its description. A
-:class:`Section` checks every field when it is made: a configuration that exists is valid.
+:class:`Section` checks every field when it is made, so every configuration that exists is valid.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from scalegpt.text import shown
 
 _LONGEST_TEXT = 100_000
 _LONGEST_NUMBER = 400
-"""Characters; the largest float has 309 digits."""
+"""The most characters of a text, and of a number as text (the largest float has 309 digits)."""
 
 Scalar = str | int | float | bool | None
 
@@ -42,11 +42,11 @@ def setting(
     below: float | None = None,
     is_path: bool = False,
 ) -> Any:
-    """A dataclass field with its help and its bounds.
+    """A dataclass field that is a setting, with its help and its bounds.
 
-    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words. None,
-    which only an optional field can be, is within all bounds. In a path (``is_path``), ``~`` is the home folder. Every
-    number has an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
+    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
+    None, which only an optional field can be, is within all bounds. In a path (``is_path``), ``~`` is the home folder.
+    Give every number an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
     """
     metadata = {
         "help": help,
@@ -62,10 +62,10 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the configuration: frozen, and checked when it is made.
+    """A part of the configuration, such as all training settings: frozen, and checked when it is made.
 
     Raises:
-        InputError: a value lies outside its bounds or choices.
+        InputError: a value is outside its bounds or choices.
     """
 
     def __post_init__(self) -> None:
@@ -74,11 +74,11 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """Check fields against each other; sections override it."""
+        """Check the fields against each other. This method does nothing; subclasses override it."""
 
     @classmethod
     def settings(cls) -> dict[str, "dataclasses.Field[Any]"]:
-        """The section's settings by name."""
+        """Setting → its dataclass field, for all settings of the section."""
         return {field.name: field for field in dataclasses.fields(cls)}
 
     @classmethod
@@ -90,7 +90,7 @@ class Section:
             where: the source's name in an error message, such as ``configs/small.json``.
 
         Raises:
-            InputError: an unknown key, or a value of the wrong type or outside its bounds.
+            InputError: a key is unknown, or a value has the wrong type or is outside its bounds.
         """
         known = cls.settings()
         for key in values:
@@ -102,7 +102,7 @@ class Section:
             raise InputError(f"{where}: {error}") from None
 
     def changed(self, **values: Any) -> Self:
-        """A copy with some settings replaced and checked; fast, since a search makes thousands."""
+        """A copy with some settings replaced; only those are checked against their bounds, for speed in a search."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         for name, value in values.items():
@@ -128,14 +128,14 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
     an optional setting.
 
     Raises:
-        InputError: the value is not of that type.
+        InputError: the value cannot be converted to that type.
     """
     kinds = field_types(field)
     if type(None) in kinds and (value is None or str(value).lower() in {"none", "null"}):
         return None
     word = "on" if value else "off"
     if isinstance(value, bool) and word in field.metadata["choices"]:
-        value = word  # YAML 1.1 reads these words as booleans
+        value = word  # YAML 1.1 reads on and off as booleans; here they are choices
     for kind in kinds:
         converted = _text(field, value) if kind is str else _convert(kind, value)
         if converted is not None:
@@ -144,10 +144,10 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
-    """The value as text, or None for another type; a whole number may be a name.
+    """The value as text, also of a whole number, which may be a name; None for a value of any other type.
 
     Raises:
-        InputError: it is too long, not a valid path, or not UTF-8.
+        InputError: the text is too long, is not a valid path, or is not UTF-8.
     """
     if isinstance(value, int) and not isinstance(value, bool) and not field.metadata["choices"]:
         value = str(value)
@@ -167,7 +167,7 @@ def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
 
 
 def _convert(kind: type, value: Any) -> Scalar:
-    """The value as ``kind``, or None where it is not of that kind."""
+    """The value converted to the type ``kind``; None if it cannot be."""
     if kind is bool:
         return _as_bool(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -180,11 +180,11 @@ def _convert(kind: type, value: Any) -> Scalar:
 
 
 def _number(value: str | int | float) -> int | float:
-    """The number that is written in a text.
+    """A finite number, parsed if it is given as text.
 
     Raises:
-        ValueError: it is not a number, or not finite.
-        OverflowError: it is larger than any float.
+        ValueError: the text is not a number, or the number is not finite.
+        OverflowError: the whole number is larger than any float.
     """
     if isinstance(value, str):
         if len(value) > _LONGEST_NUMBER:

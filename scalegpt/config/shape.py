@@ -8,7 +8,7 @@ from scalegpt.errors import InputError
 AUTO_VOCAB = 0
 
 TOKENS = {"gpt2": 50257, "byte": 257}
-"""Tokenizer → its number of tokens; the char tokenizer's depends on the text."""
+"""Tokenizer → the size of its vocabulary; for the char tokenizer the text decides it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class ModelConfig(Section):
     """A GPT-2 style decoder: pre-norm blocks, learned positions, a feed-forward layer four times as wide.
 
     Raises:
-        InputError: a size below one, or a width that the heads do not divide.
+        InputError: a value is outside its bounds, or ``n_head`` does not divide ``n_embd``.
     """
 
     n_layer: int = setting(4, "number of transformer blocks", minimum=1, maximum=2000)
@@ -50,7 +50,7 @@ class ModelConfig(Section):
     )
 
     def check(self) -> None:
-        """Refuse a width that the heads do not divide."""
+        """Refuse an ``n_embd`` that ``n_head`` does not divide."""
         if self.n_embd % self.n_head:
             near = heads_near(self.n_embd, self.n_head)
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; n_head {near} would work")
@@ -62,6 +62,6 @@ class ModelConfig(Section):
 
 
 def heads_near(width: int, heads: int) -> int:
-    """The number of heads that divides the width and is nearest to the one given."""
-    # No model has more than 4096 heads; the search for the divisors of a mistyped width must end.
+    """The divisor of ``width`` that is nearest to ``heads``, up to 4096."""
+    # No model has more than 4096 heads, and the search must end soon for a mistyped, huge width.
     return min((n for n in range(1, min(width, 4096) + 1) if width % n == 0), key=lambda n: abs(n - heads))

@@ -9,29 +9,29 @@ from scalegpt.errors import InputError
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 RECOMPUTE = ("none", "selective", "full")
 LOSS_ROWS = 512
-"""Rows of a chunk's logits that the chunked loss turns into gradients at once, in fp32, except on a CPU."""
+"""Rows (tokens) of logits that the chunked loss converts to gradients at a time, in fp32; a CPU uses other numbers."""
 
 LOSSES = ("full", "chunked")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
 MOST_STEPS = 10**12
 MOST_SECONDS = 30 * 24 * 3600
-"""The longest wait of torch's collectives, for runs without a time-out; see :mod:`scalegpt.training.run`."""
+"""The longest timeout that can be set; also that of torch's collectives if a step has no timeout."""
 MOST_MINUTES = 10**7
-"""Nineteen years."""
+"""The largest value of a setting in minutes: 19 years."""
 
 ON_SPIKE = ("off", "warn", "skip", "rollback")
 
 LENGTHS = ("max_iters", "max_tokens")
-"""The settings that say how long a run is. With both, the run ends at whichever comes first."""
+"""The settings that give the length of a run. If both are set, the run ends at whichever comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    """The training settings. Batches are counted in sequences of ``block_size`` tokens, per rank.
+    """The training settings. A micro batch is counted in sequences of ``block_size`` tokens, per rank.
 
     Raises:
-        InputError: a value outside its bounds, or a schedule that its steps cannot hold.
+        InputError: a value is outside its bounds, or the run has no end.
     """
 
     micro_batch: int = setting(
@@ -171,5 +171,5 @@ class TrainConfig(Section):
 
     @property
     def optimizer_spec(self) -> OptimizerSpec:
-        """The optimizer in the form that is set."""
+        """The specification of the optimizer, in the form that ``fused`` selects."""
         return OPTIMIZERS[self.optimizer][self.fused]

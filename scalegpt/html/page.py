@@ -1,6 +1,6 @@
-"""Pages: one HTML file that needs no network, in one palette for light and dark.
+"""The parts of an HTML page that is one file, needs no network, and has colours for light and for dark screens.
 
-A run's ``report.html`` and ``scalegpt plan --html`` are made with it.
+A run's ``report.html`` and the page of ``scalegpt plan --html`` are made with this module.
 """
 
 import html
@@ -32,11 +32,14 @@ PALETTE = {
     "c11": ("#17748c", "#63bfd6"),
     "c12": ("#8b4a8f", "#d69bd9"),
 }
-"""Name → its colour on a light and on a dark page. ``c1`` to ``c12`` distinguish parts, ``rest`` and ``rest2`` are for less
-important ones, and ``on`` is for text on any of these."""
+"""Name → its colour on a light and on a dark page.
+
+``c1`` to ``c12`` distinguish parts of a chart, ``rest`` and ``rest2`` are for less important parts, and ``on`` is for
+text on any of these colours.
+"""
 
 HUES = 12
-"""The number of colours that distinguish parts."""
+"""The number of colours that distinguish parts: ``c1`` to ``c12``."""
 
 
 def _variables(scheme: int) -> str:
@@ -61,7 +64,7 @@ svg text{{fill:var(--soft);font-size:12px}}
 
 
 def escape(text: str) -> str:
-    """Text for a page, between tags and within attributes; control characters are written out."""
+    """Text escaped for HTML, between tags and in attributes; control characters are made visible."""
     return html.escape(visible(text))
 
 
@@ -74,11 +77,11 @@ def command(words: str) -> str:
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """A whole page.
+    """A whole HTML page.
 
     Args:
-        title: as text.
-        body: as HTML.
+        title: the title, as text.
+        body: the content of ``<body>``, as HTML.
         style: further CSS; its colours are those of :data:`PALETTE`, such as ``var(--c1)``.
     """
     return (
@@ -90,25 +93,25 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading, and what is under it, as HTML."""
+    """A section as HTML: a heading, followed by the parts."""
     return f"<h2>{title}</h2>{''.join(parts)}"
 
 
 def facts(rows: Mapping[str, str]) -> str:
-    """A table of names and values, both text."""
+    """A table of names and values as HTML; both are given as text."""
     lines = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows.items())
     return f"<table><tbody>{''.join(lines)}</tbody></table>"
 
 
 @dataclass
 class Table:
-    """A table with a heading over each column; one that is wider than the page scrolls by itself.
+    """A table with a heading over each column; if it is wider than the page, only the table scrolls sideways.
 
     Attributes:
-        label: its description.
-        heads: the headings, as text.
-        classes: the class of each column; ``number`` aligns to the right.
-        rows: the rows so far, as HTML.
+        label: the description of the table for screen readers.
+        heads: the headings of the columns, as text.
+        classes: the CSS class of each column; ``number`` aligns to the right.
+        rows: the rows added so far, as HTML.
     """
 
     label: str
@@ -117,13 +120,13 @@ class Table:
     rows: list[str] = field(default_factory=list)
 
     def add(self, name: str, *cells: str, kind: str = "") -> None:
-        """Add a row: its name and its other cells, as HTML, and its class."""
+        """Add a row: ``name`` and ``cells`` are its cells as HTML, ``kind`` is its CSS class."""
         columns = zip(self.classes[1:], cells, strict=True)
         drawn = "".join(f"<td{_class(column)}>{cell}</td>" for column, cell in columns)
         self.rows.append(f'<tr{_class(kind)}><th scope="row"{_class(self.classes[0])}>{name}</th>{drawn}</tr>')
 
     def draw(self) -> str:
-        """The whole table."""
+        """The table as HTML."""
         heads = "".join(
             f'<th scope="col"{_class(column)}>{escape(head)}</th>' if head else "<td></td>"
             for head, column in zip(self.heads, self.classes, strict=True)

@@ -1,8 +1,8 @@
 """Charts for a page, as SVG: a bar of parts, and lines over two axes with round numbers.
 
-Horizontal places are shares of the width, vertical ones are pixels, so that text and strokes keep their size on a phone
-and in print. Every chart has a title and a description; its figures belong in a table beside it. Colours are the classes
-``c1``, ``c2``, … of :data:`STYLE`.
+Horizontal positions are shares of the width and vertical positions are pixels, so that text and strokes keep their size
+on a phone and in print. Every chart has a title and a description; its caller puts the figures in a table beside it.
+The CSS classes ``c1``, ``c2``, … of :data:`STYLE` give the colours.
 """
 
 import math
@@ -30,23 +30,23 @@ stroke-linejoin:round}.curve{fill:none;stroke-width:2;vector-effect:non-scaling-
 """ + "".join(f".c{hue}{{fill:var(--c{hue})}}.s{hue}{{stroke:var(--c{hue})}}" for hue in range(1, HUES + 1))
 
 _WIDE, _NARROW, _LETTER = 760, 330, 7.2
-"""Pixels of a bar on a desktop and on a phone, and of a letter: they decide which names fit inside a part."""
+"""Pixels: the width of a bar on a desktop, on a phone, and of a letter. They decide which names fit inside a part."""
 
 _ABOVE, _BAR, _BELOW = 34, 38, 20
-"""Pixels above a bar for a mark, of the bar, and below it for another mark."""
+"""Pixels: the space above a bar for a mark's label, the height of the bar, the space below it for a second label."""
 
 _MOST_INTERVALS = 5
 
 
 class Caption(NamedTuple):
-    """A key that is unique on the page, a title, and a description for readers who do not see the chart."""
+    """A chart's key, unique on the page, its title, and a description for readers who do not see the chart."""
 
     key: str
     title: str
     description: str
 
     def open(self, kind: str, height: int) -> str:
-        """The opening tag of a chart, with its title and description."""
+        """The opening tag of a chart, with its title and description; ``kind`` is its CSS class."""
         return (
             f'<svg class="{kind}" height="{height}" role="img" aria-labelledby="{self.key}-t {self.key}-d">'
             f'<title id="{self.key}-t">{escape(self.title)}</title><desc id="{self.key}-d">{escape(self.description)}</desc>'
@@ -54,7 +54,7 @@ class Caption(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A value marked in a bar or a chart, its label, and its class: ``limit`` or ``margin``."""
+    """A value that a line marks in a bar or a chart, its label, and its CSS class: ``limit`` or ``margin``."""
 
     at: float
     label: str
@@ -67,7 +67,7 @@ def swatch(style: str) -> str:
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """A short piece of a line of each class, with its meaning."""
+    """A chart's legend as HTML: for each pair of CSS class and meaning, a short sample of the line and the meaning."""
     spans = (
         f'<span><svg class="sample" height="12" aria-hidden="true"><line class="{style}" x2="30" y1="6" y2="6"/></svg>'
         f"{escape(meaning)}</span>"
@@ -77,7 +77,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
 
 
 def small_bar(share: float, style: str) -> str:
-    """A share from 0 to 1 as a bar in a table's cell."""
+    """A share from 0 to 1 as a small SVG bar for a table's cell."""
     width = f"{100 * min(1.0, max(0.0, share)):.2f}%"
     return f'<svg height="12" aria-hidden="true"><rect class="{style}" width="{width}" height="12" rx="2"/></svg>'
 
@@ -86,7 +86,7 @@ def small_bar(share: float, style: str) -> str:
 
 
 class Slice(NamedTuple):
-    """A part of a bar: its name, its size, the size in words, and its class."""
+    """A part of a bar: its name, its size, the size in words, and its CSS class."""
 
     name: str
     size: float
@@ -95,12 +95,12 @@ class Slice(NamedTuple):
 
 
 def stack(caption: Caption, slices: Sequence[Slice], whole: float, head: str = "", marks: Sequence[Mark] = ()) -> str:
-    """A bar of parts, one after the other.
+    """A horizontal bar of parts, one after the other, as SVG.
 
     Args:
-        caption: its title and description.
-        slices: the parts.
-        whole: the value of the whole width; parts and marks lie within it.
+        caption: the title and the description of the bar.
+        slices: the parts, from left to right.
+        whole: the value at the right end of the bar; the parts and the marks lie within it.
         head: text above the bar.
         marks: values marked across the bar; the first has its label above the bar, the second below.
     """
@@ -122,7 +122,10 @@ def stack(caption: Caption, slices: Sequence[Slice], whole: float, head: str = "
 
 
 def _slice(each: Slice, start: float, share: float, top: int, marks: Sequence[float]) -> Iterator[str]:
-    """A part of a bar, with its name where it fits and no mark crosses it."""
+    """A part of a bar as SVG, with its name if the name has room and no mark crosses it.
+
+    ``start``, ``share`` and ``marks`` are shares of the bar's width; ``top`` is in pixels.
+    """
     place = f'x="{100 * start:.3f}%" width="{100 * share:.3f}%"'
     yield (
         f'<rect class="slice {each.style}" {place} y="{top}" height="{_BAR}">'
@@ -136,7 +139,7 @@ def _slice(each: Slice, start: float, share: float, top: int, marks: Sequence[fl
 
 
 def _across(style: str, place: float, top: int) -> str:
-    """A vertical line across the bar."""
+    """A vertical line across a bar; ``place`` is a share of the bar's width."""
     x = f"{100 * place:.3f}%"
     return f'<line class="{style}" x1="{x}" x2="{x}" y1="{top - 4}" y2="{top + _BAR + 4}"/>'
 
@@ -150,7 +153,7 @@ def _text(style: str, x: str, y: str, anchor: str, text: str) -> str:
 
 
 class Point(NamedTuple):
-    """A point of a chart, and the text that is shown when it is pointed at."""
+    """A point of a chart, in the values of its axes, and the text of its tooltip."""
 
     x: float
     y: float
@@ -158,7 +161,10 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a chart: the number of its colour and dashes (3 short, 4 long), its points, and whether they have dots."""
+    """A line of a chart: its hue, its points, and whether each point has a dot.
+
+    The hue is the number of a colour and also decides the dashes: short for 3, long for 4, none for others.
+    """
 
     hue: int
     points: Sequence[Point]
@@ -166,12 +172,12 @@ class Line(NamedTuple):
 
     @property
     def style(self) -> str:
-        """Its class."""
+        """The CSS classes of the line."""
         return f"curve s{self.hue} dash{self.hue}"
 
 
 class Axis(NamedTuple):
-    """The lowest and the highest value, the values that are labelled, and what writes their labels."""
+    """An axis: its lowest and highest value, the values with labels, and the function that writes a label."""
 
     low: float
     high: float
@@ -179,21 +185,21 @@ class Axis(NamedTuple):
     write: Callable[[float], str]
 
     def share(self, value: float) -> float:
-        """The place of a value, from 0 at the lowest to 1 at the highest."""
+        """The position of a value on the axis, from 0 at the lowest value to 1 at the highest."""
         return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over two axes; what is above the highest value of the vertical axis is cut off.
+    """A chart of lines over two axes; parts of lines above the highest value of the vertical axis are not shown.
 
     Attributes:
-        caption: its title and description.
+        caption: the title and the description of the chart.
         lines: the lines.
         x_axis: the horizontal axis.
         y_axis: the vertical axis.
-        marks: levels that are marked; the first has its label above its line, the second below.
-        chosen: a point with a ring, whose label is beside the ring.
+        marks: marked values of the vertical axis; the first has its label above its line, the second below.
+        chosen: a point that a ring marks, and the label near the ring.
         x_label: text below the horizontal axis.
     """
 
@@ -208,20 +214,20 @@ class Chart:
     HEIGHT = 300
 
     def draw(self) -> str:
-        """The chart."""
+        """The chart as SVG."""
         parts = (self._beyond(), self._rows(), self._columns(), self._curves(), self._levels(), self._ring())
         return "".join([self.caption.open("lines", self.HEIGHT), *(each for part in parts for each in part), "</svg>"])
 
     def _x(self, value: float) -> float:
-        """The horizontal place, in percent of the width."""
+        """The horizontal position of a value, in percent of the width."""
         return 2 + 96 * self.x_axis.share(value)
 
     def _y(self, value: float) -> float:
-        """The vertical place, in pixels from the top."""
+        """The vertical position of a value, in pixels from the top."""
         return self.HEIGHT * (1 - self.y_axis.share(value))
 
     def _beyond(self) -> Iterator[str]:
-        """The area above the first mark."""
+        """A tinted area above the first mark."""
         for mark in self.marks[:1]:
             yield f'<rect class="beyond" x="0" y="0" width="100%" height="{self._y(mark.at):.1f}"/>'
 
@@ -235,9 +241,8 @@ class Chart:
     def _columns(self) -> Iterator[str]:
         for value in self.x_axis.ticks:
             x, label = f"{self._x(value):.3f}%", self.x_axis.write(value)
-            anchor = (
-                "end" if self._x(value) > 90 and len(label) > 4 else "middle"
-            )  # centred, a long number would be cut off
+            # A long label would be cut off at the right edge if it were centred.
+            anchor = "end" if self._x(value) > 90 and len(label) > 4 else "middle"
             yield f'<line class="axis" x1="{x}" x2="{x}" y1="{self.HEIGHT}" y2="{self.HEIGHT + 4}"/>'
             yield _text("", x, f"{self.HEIGHT + 18}", anchor, label)
         if self.x_label:
@@ -255,7 +260,7 @@ class Chart:
                     yield self._circle(f"c{line.hue}", point, 3.5)
 
     def _levels(self) -> Iterator[str]:
-        """The marks; their labels are on the right, or on the left if the chosen point is near."""
+        """The lines of the marks; labels are on the right, or on the left if the chosen point is near a right label."""
         x, anchor = "100%", "end"
         if self.chosen is not None and self._is_near_a_mark(self.chosen[0]) and self._x(self.chosen[0].x) > 60:
             x, anchor = "6", "start"
@@ -270,7 +275,7 @@ class Chart:
         point, label = self.chosen
         yield self._circle("ring", point, 8)
         x, y = self._x(point.x), self._y(point.y)
-        away, rise = (14, -4.0) if self._is_near_a_mark(point) else (0, 14.0)  # beside the ring, or above it
+        away, rise = (14, -4.0) if self._is_near_a_mark(point) else (0, 14.0)  # label beside or above the ring
         anchor, shift = ("end", -away) if x > 28 else ("start", away)
         yield (
             f'<text class="strong halo" x="{x:.3f}%" dx="{shift}" y="{y - rise:.1f}" text-anchor="{anchor}">'
@@ -287,12 +292,12 @@ class Chart:
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Round numbers around a range: two or more, at equal distances of 1, 2 or 5 times a power of ten.
+    """Round numbers that enclose a range: two or more, at equal distances of 1, 2 or 5 times a power of ten.
 
     Args:
-        low: the range's lowest value, not below the first number.
-        high: its highest, not above the last.
-        whole: whole numbers alone.
+        low: the range's lowest value; the first number is not above it.
+        high: the range's highest value; the last number is not below it.
+        whole: return only whole numbers.
     """
     least = (high - low) / _MOST_INTERVALS or abs(high) / _MOST_INTERVALS or 1.0
     if whole:
@@ -304,7 +309,10 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 
 def decimals(step: float) -> Callable[[float], str]:
-    """What writes numbers so that those of this distance differ; large and tiny ones with an exponent."""
+    """A function that writes numbers with enough decimals to show a difference of ``step``.
+
+    For a very large or a very small ``step``, it writes three significant digits, if need be with an exponent.
+    """
     places = -math.floor(math.log10(step) + 1e-9)
     if -6 < places < 6:
         return lambda value: f"{value:.{max(0, places)}f}"

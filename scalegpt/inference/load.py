@@ -1,4 +1,4 @@
-"""Loading a trained model to use it: one process, one device, no optimizer."""
+"""Loads a trained model for inference: in one process, on one device, without an optimizer."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,33 +25,33 @@ Result = TypeVar("Result")
 SectionT = TypeVar("SectionT", bound=Section)
 
 CHECKPOINTS = "checkpoints"
-"""A run's folder of checkpoints."""
+"""The name of the folder of checkpoints in a run's folder."""
 
 RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
-"""What a run's folder may hold before its first checkpoint."""
+"""Files by which a run's folder is recognised before its first checkpoint."""
 
 STEP = "step_"
-"""The beginning of a checkpoint's name."""
+"""The beginning of the name of a checkpoint's folder."""
 
 SET_ASIDE = (f"step_*.{DAMAGED}*", f"step_*.{REPLACED}*")
-"""The names of checkpoints that training renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
+"""Glob patterns of the checkpoints that training renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
 
 MOST_NAMED = 6
 """The most checkpoints that a message names."""
 
 
 def load_model(path: Path, device: str = "auto") -> LoadedModel:
-    """Load a model to use, not to train on.
+    """Load a trained model for inference.
 
-    It computes in bf16 on a CUDA device that has it, else in fp32. Matrices are stored in that dtype, to which the layers
-    would cast them at every use; norms and biases stay fp32.
+    The model computes in bf16 on a CUDA device that has bf16 units, else in fp32. Matrices are stored in that dtype,
+    since the layers would otherwise cast them to it at every use. Norms and biases stay fp32.
 
     Args:
-        path: a run's folder, whose newest checkpoint is taken, or a checkpoint's own.
-        device: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
+        path: a run's folder, whose newest checkpoint is loaded, or a checkpoint's folder.
+        device: ``auto`` (CUDA if there is any), ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: no such run, no checkpoint in it, a damaged one, or no such device.
+        InputError: there is no such run, no checkpoint in it, or no such device; or the checkpoint is damaged.
     """
     return with_newest(path, lambda checkpoint: _load(checkpoint, device))
 
@@ -79,7 +79,7 @@ def open_weights(checkpoint: Path) -> Checkpoint:
     """Open a checkpoint and verify its weights.
 
     Raises:
-        InputError: no checkpoint, or a damaged one; an earlier one is not used instead, since it was not asked for.
+        InputError: there is no checkpoint, or it is damaged. No other checkpoint is tried, since it was not asked for.
     """
     with naming_earlier(checkpoint):
         stored = Checkpoint.open(checkpoint)
@@ -89,16 +89,16 @@ def open_weights(checkpoint: Path) -> Checkpoint:
 
 @contextmanager
 def naming_earlier(checkpoint: Path) -> Iterator[None]:
-    """Add to the error of a damaged checkpoint which one to use instead.
+    """Extend an error about a damaged checkpoint inside the block by a hint: which checkpoint to use instead.
 
     Raises:
-        DamagedError: with the hint.
+        DamagedError: the checkpoint is damaged; the message ends with the hint.
     """
     try:
         yield
     except DamagedError as error:
         beside = find_checkpoints(checkpoint.parent)
-        is_one_of_them = checkpoint in beside  # a copy may have a name without a step
+        is_one_of_them = checkpoint in beside  # false for a copy whose name has no step
         kind = "an earlier" if is_one_of_them else "another"
         instead = beside[: beside.index(checkpoint)] if is_one_of_them else beside
         hint = f"give {kind} one by its path: {instead[-1]}" if instead else "there is no earlier one"
@@ -106,16 +106,17 @@ def naming_earlier(checkpoint: Path) -> Iterator[None]:
 
 
 def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
-    """Do something with the checkpoint that a path means.
+    """Call ``work`` with the checkpoint that a path means, and return its result.
 
-    A run in training deletes old checkpoints. If it deletes the one in use, the work begins again with the newest.
+    A run in training deletes old checkpoints. If it deletes the checkpoint in use, ``work`` is called again with the
+    newest.
 
     Args:
-        path: a run's folder, or a checkpoint's own.
-        work: what to do with the checkpoint; called again where it was deleted.
+        path: a run's folder, which means its newest checkpoint, or a checkpoint's folder.
+        work: a function of the path of the checkpoint.
 
     Raises:
-        InputError: no checkpoint, one that was named and then deleted, or what the work raises.
+        InputError: there is no checkpoint, the checkpoint that the user named was deleted, or ``work`` raises it.
     """
     while True:
         checkpoint = newest_checkpoint(path)
@@ -128,16 +129,16 @@ def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
 
 
 def examine_all(path: Path) -> list[Verdict]:
-    """Examine a run's checkpoints, or one; those that training deletes meanwhile are skipped.
+    """Examine all checkpoints of a run, or a single checkpoint; those that training deletes meanwhile are skipped.
 
     Args:
-        path: a run's folder, or a checkpoint's own.
+        path: a run's folder, or a checkpoint's folder.
 
     Raises:
-        InputError: no checkpoint, or one that was named and then deleted.
+        InputError: there is no checkpoint, or the checkpoint that the user named was deleted.
     """
     verdicts: list[Verdict] = []
-    while not verdicts:  # all of them were deleted: then there are newer ones
+    while not verdicts:  # repeated if all were deleted meanwhile: then there are newer checkpoints
         for checkpoint in checkpoints_of(path):
             try:
                 verdicts.append(examine(checkpoint))
@@ -154,7 +155,7 @@ def refuse_deleted(path: Path, checkpoint: Path) -> None:
     """Refuse to continue if the checkpoint that was deleted is the one that the user named.
 
     Raises:
-        InputError: it is: another would not be what was asked for.
+        InputError: the user named this checkpoint, so no other checkpoint can take its place.
     """
     if checkpoint == path:
         raise InputError(
@@ -163,19 +164,20 @@ def refuse_deleted(path: Path, checkpoint: Path) -> None:
 
 
 def newest_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a path means: itself, or the newest of a run.
+    """Return the checkpoint that a path means: the path itself, or the newest checkpoint of the run at that path.
 
     Raises:
-        InputError: the path does not exist or is something else, or the run has none.
+        InputError: the path does not exist, is neither a run nor a checkpoint, or is a run without checkpoints.
     """
     return checkpoints_of(path)[-1]
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Return the checkpoints that a path means, oldest first and at least one: itself, or those of a run.
+    """Return the checkpoints that a path means, one or more, oldest first: the path itself, or those of the run there.
 
     Raises:
-        InputError: the path does not exist, is something else or cannot be read now, or the run has none.
+        InputError: the path does not exist, cannot be read, is neither a run nor a checkpoint, or is a run without
+            checkpoints.
     """
     try:
         is_there = path.exists()
@@ -185,7 +187,7 @@ def checkpoints_of(path: Path) -> list[Path]:
         raise InputError(_missing(path))
     if is_checkpoint(path):
         return [path]
-    # Twice: during the first search the trainer may replace the only checkpoint by a new one.
+    # Search twice: during the first search the trainer may replace the only checkpoint with a new one.
     if found := _found_in(path) or _found_in(path):
         return found
     run = path.parent if path.name == CHECKPOINTS else path
@@ -205,7 +207,7 @@ def check_run(path: Path) -> None:
     """Refuse a path that is not a run.
 
     Raises:
-        InputError: it does not exist, or is something else.
+        InputError: the path does not exist, or is not a run.
     """
     if not path.exists():
         raise InputError(_missing(path))
@@ -214,13 +216,13 @@ def check_run(path: Path) -> None:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return bf16 for a CUDA device with units for it, else fp32."""
+    """Return the dtype to compute in: bf16 on a CUDA device with bf16 units, else fp32."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def _found_in(path: Path) -> list[Path]:
-    """Return the checkpoints of a run, or in a folder of them, oldest first."""
+    """Return the checkpoints in a run's folder, or in a folder of checkpoints, oldest first."""
     return find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
 
 
@@ -229,7 +231,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _no_checkpoint(run: Path, name: str = "") -> str:
-    """The message that a run has no checkpoint of this name, or none yet, or none any more."""
+    """Return an error message: the run has no checkpoint of this name, or no checkpoint yet, or none any more."""
     found = [each.name for each in _found_in(run)]
     if found:
         named = found if len(found) <= MOST_NAMED else [found[0], "…", *found[2 - MOST_NAMED :]]
@@ -241,7 +243,7 @@ def _no_checkpoint(run: Path, name: str = "") -> str:
 
 
 def _missing(path: Path) -> str:
-    """The message that a run or one of its checkpoints does not exist, and what was probably meant."""
+    """Return an error message: the run or its checkpoint does not exist; it names what was probably meant."""
     folder = path.parent
     run = folder.parent if folder.name == CHECKPOINTS else folder
     if CHECKPOINTS in {path.name, folder.name} or path.name.startswith(STEP):
@@ -262,7 +264,7 @@ def _nearest_run(path: Path) -> str:
 
 
 def _runs_hint(path: Path) -> str:
-    """Return a hint that names the runs in a folder."""
+    """Return a hint that names the runs in a folder; if there are none, it says which folder to give."""
     inside = _runs_in(path)
     return f", but holds some: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
 
@@ -276,10 +278,10 @@ def _runs_in(folder: Path) -> list[str]:
 
 
 def _section(header: Header, part: str, kind: type[SectionT], checkpoint: Path) -> SectionT:
-    """Return a part of the checkpoint's configuration.
+    """Return a part of the checkpoint's configuration as a section of settings.
 
     Raises:
-        InputError: it is missing or does not describe a run.
+        InputError: the part is missing, or a setting in it is not valid.
     """
     values = header.config.get(part) if isinstance(header.config, dict) else None
     if not isinstance(values, dict):
@@ -292,7 +294,7 @@ def _put_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], checkp
     """Copy weights into the model one at a time, so that host memory never holds them all.
 
     Raises:
-        InputError: they are not those of this shape of model.
+        InputError: the names or shapes of the weights are not those of the model.
     """
     missing = dict(model.named_parameters())
     for name, value in weights:

@@ -1,4 +1,4 @@
-"""A loaded model: from a prompt to text."""
+"""A loaded model, which continues a prompt."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -56,10 +56,10 @@ class LoadedModel(NamedTuple):
         return "".join(self.decode(self.draw(self.prompt_ids(prompt), settings)))
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The prompt's tokens; without a prompt the end-of-text token, or a newline.
+        """The token ids of a prompt; for an empty prompt the end-of-text token, or a newline if there is no such token.
 
         Raises:
-            InputError: the vocabulary lacks a character.
+            InputError: the vocabulary lacks a character of the prompt, or the newline.
         """
         if prompt:
             return [int(token) for token in self.tokenizer.encode(prompt)]
@@ -71,11 +71,11 @@ class LoadedModel(NamedTuple):
             raise InputError("this model's vocabulary has no newline to start from; give a prompt") from None
 
     def draw(self, ids: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
-        """Draw the next tokens, yielding each as it is drawn; after the end-of-text token there are none.
+        """Draw the next tokens, and yield the id of each as it is drawn; drawing ends after the end-of-text token.
 
         Args:
-            ids: the prompt's tokens, at least one.
-            settings: how many, and how.
+            ids: the token ids of the prompt, at least one.
+            settings: how many tokens to draw, and how to draw them.
 
         Raises:
             DivergedError: the logits are not finite.
@@ -86,7 +86,7 @@ class LoadedModel(NamedTuple):
             yield int(drawn)
 
     def decode(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of tokens as they are drawn, in whole characters; the end-of-text token is skipped."""
+        """Decode tokens as they are drawn, and yield text in whole characters; the end-of-text token is skipped."""
         decoder = self.tokenizer.stream()
         for token in tokens:
             if token != self.tokenizer.end_of_text:

@@ -18,13 +18,13 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def optimizer_factory(train: TrainConfig) -> OptimizerFactory:
-    """The maker of the run's optimizer.
+    """The function that makes the run's optimizer from named parameters.
 
     Weight decay is decoupled and on matrices only (embeddings are matrices; norms and biases are not). The groups are in the
-    order of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`; empty ones are omitted.
+    order of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`; empty groups are omitted.
 
     Args:
-        train: the settings; for ``muon`` with their precision resolved.
+        train: the training settings; for ``muon`` the precision must be resolved, not ``auto``.
     """
 
     def make(parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
@@ -60,7 +60,7 @@ def _lion(train: TrainConfig, listed: Named) -> Optimizer:
 
 
 def _groups(train: TrainConfig, listed: Named) -> list[dict[str, Any]]:
-    """Two groups: with weight decay, and without."""
+    """The parameters in two groups, with and without weight decay; an empty group is omitted."""
     parameters = [parameter for _, parameter in listed]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": train.weight_decay},
@@ -80,4 +80,4 @@ def _adamw_options(train: TrainConfig) -> dict[str, Any]:
 
 
 MAKERS: dict[str, Callable[[TrainConfig, Named], Optimizer]] = {"adamw": _adamw, "muon": _muon, "lion": _lion}
-"""One for each of :data:`scalegpt.config.optimizers.OPTIMIZERS`."""
+"""Name → the function that makes the optimizer, for each of :data:`scalegpt.config.optimizers.OPTIMIZERS`."""

@@ -20,10 +20,10 @@ class Lion(Optimizer):
     """Lion over groups of parameters, whole or sharded.
 
     Args:
-        groups: each with ``params`` and ``weight_decay``.
+        groups: the parameter groups, each with ``params`` and ``weight_decay``.
         lr: learning rate.
         betas: β₁ and β₂.
-        foreach: update all tensors of a group together; else one after another, with less memory.
+        foreach: update all tensors of a group together; if false, one after another, with less memory.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], foreach: bool) -> None:
@@ -46,7 +46,7 @@ class Lion(Optimizer):
 
 
 def momentum_of(optimizer: Optimizer, parameter: Tensor, name: str) -> Tensor:
-    """A parameter's state of this name, made of zeros if it is missing."""
+    """A parameter's momentum, the state tensor called ``name``; it is created as zeros if it is missing."""
     state = optimizer.state[parameter]
     if name not in state:
         state[name] = torch.zeros_like(parameter, requires_grad=False)

@@ -1,14 +1,14 @@
 """Muon for the blocks' matrices, AdamW for everything else, as one optimizer.
 
-The update is that of ``torch.optim.Muon`` (which tests hold it to): with momentum μ, learning rate γ and weight decay λ, for
-the gradient G of a matrix W of m rows and n columns::
+The update is that of ``torch.optim.Muon``, with which tests compare it. With momentum μ, learning rate γ, weight decay
+λ and the Newton-Schulz iteration NS, for the gradient G of a matrix W of m rows and n columns::
 
     M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
 
-Unlike in torch's Muon, matrices of one shape are orthogonalised together, the iteration is computed in the run's compute
-dtype (torch's is in bf16, for which many processors have no instructions), and over several ranks each matrix is
-orthogonalised by one of them, which sends the result to the others. :mod:`scalegpt.planner.memory.newton_schulz` gives the
-rounds, the form, and what they take.
+There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in rounds. The
+iteration runs in the run's compute dtype (torch's runs in bf16, for which many processors have no instructions). With
+several ranks, one rank orthogonalises a matrix and sends the result to the others.
+:mod:`scalegpt.planner.memory.newton_schulz` describes the iteration, the rounds, and what they cost in memory and time.
 """
 
 import math
@@ -34,25 +34,25 @@ A, B, C = 3.4445, -4.7750, 2.0315
 """Coefficients of the iteration, which make its slope at zero large (Jordan et al. 2024)."""
 
 EPSILON = 1e-7
-"""A matrix is divided by its norm, or by this if the norm is less."""
+"""Before the iteration a matrix is divided by its norm, or by this number if its norm is smaller."""
 
 _ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-"""By its new name if torch has it: torch 2.13 warns about the old one."""
+"""torch's all-gather into one tensor, by its new name if torch has it: torch 2.13 warns about the old name."""
 
 Groups = list[dict[str, Any]]
 Shape = tuple[int, ...]
 
 
 class Muon(Optimizer):
-    """Muon over one group of matrices, and torch's AdamW over the others.
+    """Muon over one group of matrices, and torch's AdamW over the other groups.
 
     A step overwrites the matrices' gradients with the input of the orthogonalisation.
 
     Args:
-        muon: Muon's group: two-dimensional ``params``, whole or cut into rows, with ``lr``, ``lr_ratio``, ``momentum`` and
-            ``weight_decay``.
+        muon: Muon's group: two-dimensional ``params``, whole or sharded by rows, with ``lr``, ``lr_ratio``,
+            ``momentum`` and ``weight_decay``.
         others: AdamW's groups.
-        precision: of the iteration.
+        precision: the name of the dtype of the iteration, such as ``bf16``.
         adamw: AdamW's options.
     """
 
@@ -97,7 +97,7 @@ class Muon(Optimizer):
 
 
 def exchange_of(parameter: Tensor, precision: str) -> Exchange:
-    """How the ranks of the process group share the matrices, of which one is given: whole on every rank, or cut over all."""
+    """How the ranks share the matrices, found from one of them: it is whole on every rank, or cut over all ranks."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     sharded = isinstance(parameter, DTensor) and any(
         isinstance(placement, Shard) and parameter.device_mesh.size(dimension) > 1
@@ -107,19 +107,19 @@ def exchange_of(parameter: Tensor, precision: str) -> Exchange:
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
-# Arguments are passed without a name here: a caller's variable would keep the memory until the callee returns.
+# Tensors are passed on without a variable here: a caller's variable would keep their memory until the callee returns.
 
 
 def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """Orthogonalise a round of matrices.
+    """Orthogonalise the matrices of one round.
 
     Args:
-        exchange: how the ranks share them.
-        parts: fp32, this rank's part of each: all of it, or some rows.
-        shape: of each whole matrix.
+        exchange: how the ranks share the matrices.
+        parts: this rank's part of each matrix in fp32: the whole matrix, or some of its rows.
+        shape: the shape of each whole matrix.
 
     Returns:
-        The same parts of the results, in the dtype of the computation.
+        This rank's part of each result, in the dtype of the computation.
     """
     if exchange.ranks == 1:
         return _whole(exchange, parts, shape).unbind(0)
@@ -129,12 +129,12 @@ def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
 
 
 def _whole(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Tensor:
-    """Orthogonalise matrices that this rank holds: [k, m, n]."""
+    """Orthogonalise k matrices that this rank holds whole; returns [k, m, n]."""
     return orthogonalise(_stacked(matrices, (len(matrices), *shape), _wire(exchange)), DTYPES[exchange.precision])
 
 
 def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """All ranks hold the matrices: rank i mod W orthogonalises matrix i, and all gather the results."""
+    """For matrices that are whole on every rank: rank i mod W orthogonalises matrix i; all ranks gather the results."""
     ranks, share = exchange.ranks, -(-len(matrices) // exchange.ranks)
     mine = matrices[dist.get_rank() :: ranks]
     if len(mine) == share:
@@ -149,7 +149,10 @@ def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Seque
 
 
 def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """Each rank holds at most ⌈m / W⌉ rows of each matrix: rank i mod W gets matrix i whole and sends the result back."""
+    """For matrices of which each rank holds at most ⌈m / W⌉ rows.
+
+    Rank i mod W receives the rows of matrix i, orthogonalises it, and sends each rank its rows of the result.
+    """
     ranks = exchange.ranks
     order = sorted(range(len(parts)), key=lambda number: (number % ranks, number // ranks))
     shares = [len(range(owner, len(parts), ranks)) for owner in range(ranks)]
@@ -164,7 +167,7 @@ def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
 
 
 def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: list[int]) -> Tensor:
-    """The whole matrices [k, m, n] that this rank owns, from all ranks' parts, sorted by owner."""
+    """The k whole matrices [k, m, n] that this rank owns, from the rows of all ranks; ``parts`` is sorted by owner."""
     ranks, mine = exchange.ranks, shares[dist.get_rank()]
     rows, columns = -(-shape[0] // ranks), shape[1]
     sent = _stacked(parts, (len(parts), rows, columns), _wire(exchange))
@@ -176,7 +179,7 @@ def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: lis
 
 
 def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
-    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner, from the owners' whole ones."""
+    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner; ``whole`` has those that this rank owns."""
     ranks, (mine, height, columns) = len(shares), whole.shape
     rows = -(-height // ranks)
     if height % ranks:
@@ -193,7 +196,7 @@ def _wire(exchange: Exchange) -> torch.dtype:
 
 
 def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
-    """Matrices as one tensor of this shape; the rest of a matrix with fewer rows is not filled."""
+    """The parts copied into one new tensor of this shape; rows that a part does not have stay uninitialised."""
     stack = parts[0].new_empty(shape, dtype=dtype)
     torch._foreach_copy_(
         [whole.narrow(0, 0, len(part)) for whole, part in zip(stack.unbind(0), parts, strict=True)], list(parts)
@@ -205,14 +208,14 @@ def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tenso
 
 
 def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices with the same singular vectors and singular values near one, between about 0.7 and 1.2.
+    """Orthogonalise matrices: keep the singular vectors, and bring the singular values to between about 0.7 and 1.2.
 
     Args:
-        x: [k, m, n], which is overwritten.
-        dtype: of the computation.
+        x: the matrices [k, m, n]; they are overwritten.
+        dtype: the dtype of the computation.
 
     Returns:
-        [k, m, n] in ``dtype``, not always contiguous.
+        The results [k, m, n] in ``dtype``, not always contiguous.
     """
     norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
     x = x.div_(norms.clamp_(min=EPSILON)).to(dtype)
@@ -231,7 +234,7 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gram_factor(x: Tensor) -> Tensor:
-    """The product [k, s, s] of all steps' factors, by which X [k, s, l] is multiplied from the left."""
+    """The product [k, s, s] of the factors of all steps; this product times X [k, s, l] is the iteration's result."""
     gram, product = x @ x.mT, None
     for step in range(STEPS):
         factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)

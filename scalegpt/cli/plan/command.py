@@ -1,4 +1,4 @@
-"""``scalegpt plan``: the fastest way to train a run that fits a GPU, with the memory and the time that it takes there."""
+"""``scalegpt plan``: finds the fastest way to train a run that fits a GPU, and prints its memory and its time."""
 
 import argparse
 import shlex
@@ -37,7 +37,7 @@ DOES_NOT_FIT = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the plan; 0 where it fits or no memory is known, 3 where it does not fit."""
+    """Print the plan. Return 0 if it fits or the machine's memory is not known, and 3 if it does not fit."""
     arguments = _parser().parse(argv)
     flags = given_settings(arguments)
     is_one_run = bool(arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig))
@@ -84,10 +84,10 @@ def _parser() -> Parser:
 
 
 def _write_page(path: str, given: Answer, command: str) -> None:
-    """Write the page, which shows the command that made it.
+    """Write the plan to ``path`` as an HTML page that shows ``command`` as the command that made it.
 
     Raises:
-        InputError: it cannot be written, or no machine is known to show the plan on.
+        InputError: the file cannot be written, or the machine's memory is not known.
     """
     from scalegpt.cli.plan.page import page
 
@@ -107,7 +107,7 @@ def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:
 
 
 def _print_presets(arguments: argparse.Namespace, target: Target, flags: dict[str, Any]) -> int:
-    """Print every preset on the machine."""
+    """Print the plan of every preset on the machine. Return 0 if some preset fits, and 3 if none does."""
     if arguments.html or arguments.trace:
         raise InputError("html and trace show one run; give --preset NAME too")
     rows = over_presets(target.machine, flags, target.calibration, target.margin)
@@ -121,7 +121,7 @@ def _print_presets(arguments: argparse.Namespace, target: Target, flags: dict[st
 
 
 def _print_cards(arguments: argparse.Namespace, asked: Asked, given: Answer) -> int:
-    """Print the run on every card; in JSON the choice is the run as it is configured, for no card in particular."""
+    """Print the plan of the run on every card. In JSON, ``choice`` is the run as configured, for no particular card."""
     rows = over_cards(asked)
     if arguments.json:
         show_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]})

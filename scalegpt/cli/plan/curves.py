@@ -1,4 +1,4 @@
-"""Memory over micro batch, for the page of a plan: a chart with the card's limit, and the same figures as a table."""
+"""The page's section on memory over micro batch: a chart with the card's limit, and a table of the same figures."""
 
 from math import log2
 
@@ -11,11 +11,11 @@ from scalegpt.planner.search.curves import Curves, memory_curves
 from scalegpt.units import gib
 
 _HUES = {"none": 1, "selective": 4, "full": 3}
-"""Recompute → the colour of its line."""
+"""Recompute policy → the number of its line's colour in the palette."""
 
 
 def over_micro_batches(given: Answer) -> str:
-    """The chart, its legend, what it shows in words, and its table."""
+    """The whole section: a sentence on the largest micro batches that fit, the chart, its legend, and the table."""
     curves = memory_curves(given.question, given.choice)
     largest, batch = _largest(given, curves), given.choice.batch
     return section(
@@ -30,7 +30,7 @@ def over_micro_batches(given: Answer) -> str:
 
 
 def _largest(given: Answer, curves: Curves) -> str:
-    """The largest micro batch that fits with each recompute, in a sentence."""
+    """Sentences that name the largest micro batch that fits with each recompute policy."""
     fitting, none = list[str](), list[str]()
     for recompute, curve in curves.items():
         sizes = [micro for micro, plan in curve.items() if plan.total_bytes <= given.question.limit]
@@ -43,7 +43,7 @@ def _largest(given: Answer, curves: Curves) -> str:
 
 
 def _listed(words: list[str]) -> str:
-    """Caption as a list: a, b and c."""
+    """The words as a list in a sentence: ``a, b and c``."""
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
@@ -75,21 +75,21 @@ def _chart(given: Answer, curves: Curves, largest: str) -> str:
 
 
 def _point(given: Answer, plan: Plan) -> Point:
-    """A plan in the chart: the logarithm to base 2 of its micro batch, and its memory in GiB."""
+    """A plan as a point of the chart: x is the logarithm to base 2 of its micro batch, y its total memory in GiB."""
     micro, remark = plan.batch.micro_batch, _remark(given, plan)
     words = f"micro batch {micro}, recompute {plan.run.train.recompute}: {gib(plan.total_bytes)}"
     return Point(log2(micro), plan.total_bytes / GIB, f"{words}, {remark}" if remark else words)
 
 
 def _remark(given: Answer, plan: Plan) -> str:
-    """Why it would not be chosen; empty where it fits with the margin."""
+    """Why the planner would not choose a plan; empty if the plan fits with the safety margin."""
     if plan.fits is False:
         return "does not fit"
     return "within the margin" if plan.total_bytes > given.question.limit else ""
 
 
 def _legend(given: Answer, curves: Curves) -> str:
-    """The meaning of each line."""
+    """The chart's legend, with the meaning of each line."""
     usable, margin, limit = given.choice.machine.usable_bytes or 0, given.question.margin, given.question.limit
     named = [(Line(_HUES[name], ()).style, f"recompute {name}") for name in curves]
     named.append(("limit", f"limit of the card, {gib(usable)}"))
@@ -115,7 +115,7 @@ def _table(given: Answer, curves: Curves) -> str:
 
 
 def _cell(given: Answer, plan: Plan | None, *, here: bool) -> str:
-    """A total, marked where it is too much and where it is the plan."""
+    """A cell with a plan's total in GiB: marked if above a limit, and framed (``here``) if it is the chosen plan."""
     if plan is None:
         return '<abbr title="not with this DeepSpeed file">–</abbr>'
     remark = _remark(given, plan)

@@ -1,4 +1,4 @@
-"""``scalegpt plan --html``: a plan as one page, which needs no network and has every figure of its charts in a table."""
+"""``scalegpt plan --html``: a plan as one HTML page that needs no network; tables repeat every figure of its charts."""
 
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -38,19 +38,19 @@ COLOURS = {
     "matmuls": 1, "optimizer": 2, "attention": 3, "elementwise": 4, "weights and gradients": 5, "communication": 7,
     "recompute": 8, "host memory": 9, "waiting for Python": 10,
 }  # fmt: skip
-"""Part of the memory or of the time → the number of its colour, which is the same in every plan."""
+"""Part of the memory or of a step's time → the number of its colour in the palette, the same on every page."""
 
 GREYS = ("r1", "r2")
-"""The styles of the parts outside the step's tensors, in turn."""
+"""The CSS classes of the parts of memory outside the step's tensors, used alternately."""
 
 
 def page(given: Answer, asked_by: str | None = None, written: date | None = None) -> str:
-    """The plan as a whole page.
+    """The plan as a whole HTML page.
 
     Args:
         given: the answer, for a machine whose memory is known.
         asked_by: the command that made the page; None: not shown.
-        written: the day on which it was made; None: not shown.
+        written: the day on which the page was made; None: not shown.
     """
     plan = given.choice
     title = f"{plan.run.name} on {wording.cards(plan.machine)}"
@@ -70,7 +70,7 @@ def page(given: Answer, asked_by: str | None = None, written: date | None = None
 
 
 def _verdict(given: Answer) -> str:
-    """Whether it fits, and how fast it is where that is known."""
+    """A paragraph: whether the plan fits, and its speed if the card is known."""
     plan, question = given.choice, given.question
     each = " on each GPU" if plan.machine.ranks > 1 else ""
     needs, usable = f"It needs {gib(plan.total_bytes)}{each}", gib(plan.machine.usable_bytes or 0)
@@ -91,7 +91,7 @@ def _verdict(given: Answer) -> str:
 
 
 def _remedies(given: Answer) -> str:
-    """What would fit, each with its command."""
+    """The section of plans that would fit instead, each with the command that trains it."""
     lines = [] if given.remedies else [f"<p>{NOTHING_LIGHTER[0].upper()}{NOTHING_LIGHTER[1:]}.</p>"]
     for remedy in given.remedies:
         plan = remedy.plan
@@ -105,7 +105,7 @@ def _remedies(given: Answer) -> str:
 
 
 def _planned(given: Answer) -> str:
-    """The model, its step, and the settings, each with who decided it."""
+    """The section on the model, its step, and the settings, with who decided each setting: the planner or the user."""
     plan = given.choice
     train, parallel = plan.run.train, plan.run.parallel
     about = {
@@ -129,11 +129,11 @@ def _planned(given: Answer) -> str:
 
 
 Figures = Callable[[float], tuple[str, str]]
-"""What writes a size and its share."""
+"""A function from a size (bytes or seconds) to two texts: the size with its unit, and its share of the whole."""
 
 
 def _memory(given: Answer) -> str:
-    """The parts of the memory as a bar against the card, and as a table."""
+    """The section on the parts of a GPU's memory: a bar with the card's limit marked, and a table."""
     plan, question = given.choice, given.question
     usable, margin = plan.machine.usable_bytes or 0, f"{100 * question.margin:g}%"
     marks = [Mark(usable, f"limit of the card: {gib(usable)}", "limit")]
@@ -166,7 +166,7 @@ def _memory(given: Answer) -> str:
 
 
 def _time(plan: Plan) -> str:
-    """The parts of a step's time as a bar and as a table."""
+    """The section on the parts of a step's time: a bar and a table."""
 
     def figures(seconds: float) -> tuple[str, str]:
         return duration(seconds), f"{seconds / plan.seconds:.1%}"
@@ -185,7 +185,7 @@ def _time(plan: Plan) -> str:
 
 
 def _slices(sums: Sequence[Sum], figures: Figures) -> list[Slice]:
-    """The parts of all sums: those of the first in their colours, the others in greys."""
+    """The slices of a bar, one for each part of each sum; parts of the first sum are coloured, other parts are grey."""
     greys = cycle(GREYS)
     return [
         Slice(name, size, ", ".join(figures(size)), next(greys) if place else f"c{COLOURS[name]}")
@@ -195,7 +195,7 @@ def _slices(sums: Sequence[Sum], figures: Figures) -> list[Slice]:
 
 
 def _parts_table(label: str, head: str, sums: Sequence[Sum], slices: Sequence[Slice], figures: Figures) -> Table:
-    """The parts, each with its colour, and the sums."""
+    """A table of the parts, each with its colour; the row of a sum follows the rows of its parts."""
     table = Table(label, ("part", head, "share"), ("", "number", "number"))
     drawn = iter(slices)
     for each in sums:
@@ -206,7 +206,7 @@ def _parts_table(label: str, head: str, sums: Sequence[Sum], slices: Sequence[Sl
 
 
 def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
-    """The peak of each phase, beside the trace if there is one."""
+    """The section on the peak memory of each phase, beside the traced peak if there is a trace."""
     heads, phases = wording.phases(plan, trace)
     table = Table("The peak of each phase of a step", [*heads, ""], ["", *["number"] * (len(heads) - 1), "bar"])
     for each in phases:
@@ -218,7 +218,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
 
 
 def _alternatives(given: Answer) -> str:
-    """The best plans of other kinds, and why they were not chosen."""
+    """The section on other layouts and settings: the best plan of each kind, and why it was not chosen."""
     if not given.alternatives:
         why = "there is nothing else to choose" if given.question.open else "every setting was fixed"
         return section("Why not another", f"<p>Nothing was compared: {why}.</p>")

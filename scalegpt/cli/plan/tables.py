@@ -1,4 +1,4 @@
-"""The tables of ``scalegpt plan``: every preset on a machine, a run on every card."""
+"""The tables of ``scalegpt plan``: every preset on one machine, or one run on every card."""
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.output import aligned
@@ -12,7 +12,7 @@ from scalegpt.units import gib
 
 
 def presets_table(machine: Machine, rows: list[Row]) -> str:
-    """Every preset on a machine, and the largest that fits."""
+    """A text table with the plan of every preset on one machine, and a line that names the largest preset that fits."""
     head = f"{cards(machine)}, {gib(machine.usable_bytes or 0)} usable each"
     firsts = [(row.name, f"{count_parameters(row.run.model).total:,}") for row in rows]
     planned = next((row.plan for row in rows if row.plan is not None), None)
@@ -22,7 +22,7 @@ def presets_table(machine: Machine, rows: list[Row]) -> str:
 
 
 def cards_table(given: Answer, rows: list[Row]) -> str:
-    """A run on every card of the catalogue."""
+    """A text table with the plan of one run on every card of the catalogue."""
     run, machine = given.choice.run, given.question.machine
     count = f"{machine.gpus} × each card" if machine.gpus > 1 else "each card"
     head = f"{run.name}, {count_parameters(run.model).total:,} parameters, on {count}{nodes(machine)} of the catalogue"
@@ -34,7 +34,7 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
 
 
 def _table(heads: tuple[str, str], firsts: list[tuple[str, str]], rows: list[Row]) -> str:
-    """The rows, each with its first two cells."""
+    """The rows as a text table; ``firsts`` has the first two cells of each row."""
     cells = [(*first, *_cells(row)) for first, row in zip(firsts, rows, strict=True)]
     return aligned([(*heads, *_HEADING), *cells], right={1, 2, 5, 6, 7})
 

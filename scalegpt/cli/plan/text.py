@@ -1,4 +1,4 @@
-"""What ``scalegpt plan`` prints: the plan, its memory and its time, and why the others were not chosen."""
+"""The text that ``scalegpt plan`` prints: the plan, its memory, its time, and why other plans were not chosen."""
 
 from scalegpt.cli.output import aligned
 from scalegpt.cli.plan import wording
@@ -14,7 +14,7 @@ _FULL = "█"
 
 
 def report(given: Answer) -> str:
-    """The whole answer as text."""
+    """The answer as the text that the command prints."""
     plan = given.choice
     parts = [_heading(plan), _phases(plan, given.trace), _memory(plan), _verdict(plan)]
     if plan.machine.card is not None:
@@ -30,7 +30,7 @@ def report(given: Answer) -> str:
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """A share from 0 to 1 as a bar of block characters, to an eighth of a character.
+    """A share from 0 to 1 as a bar of block characters, in steps of an eighth of a character.
 
     >>> bar(0.5, 4)
     '██'
@@ -50,7 +50,7 @@ def _heading(plan: Plan) -> str:
 
 
 def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
-    """The peak of each phase, beside the trace if there is one."""
+    """A table of the peak memory of each phase, beside the traced peak if there is a trace."""
     heads, phases = wording.phases(plan, trace)
     rows = [(*heads, ""), *((each.name, *each.figures, "◀ binds" if each.binds else "") for each in phases)]
     table = aligned(rows, right=range(1, len(heads)))
@@ -61,7 +61,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    """The parts of the memory, and their sums."""
+    """A table of the parts of the memory and their sums; on GPUs, a line on host memory follows."""
     sums = list(wording.memory(plan))
     total, largest = max(1, plan.total_bytes), max([1, *(size for each in sums for _, size in each.parts)])
     rows = [("on each GPU" if plan.machine.is_gpu else "in each process", "size", "share", "")]
@@ -72,9 +72,9 @@ def _memory(plan: Plan) -> str:
 
 
 def _host_memory(plan: Plan) -> str:
-    """What each GPU holds in host memory; empty where there is nothing."""
+    """A line on the host memory that each GPU needs for offload and for the checkpoint copy; empty if it needs none."""
     if not plan.machine.is_gpu:
-        return ""  # it is part of the table
+        return ""  # on a processor the table has all memory of the process
     copy = plan.checkpoint_copy_bytes
     more = f"{gib(copy)} for the copy that a checkpoint is written from" if copy else ""
     if not plan.host_bytes:
@@ -99,7 +99,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
-    """The parts of a step's time, the largest first; those below 0.05% are not shown."""
+    """A table of the parts of a step's time, the largest first; parts below 0.05% of the step are not shown."""
     parts = wording.times(plan)
     rows = [("of each step", "time", "share", "")]
     rows += [
@@ -125,6 +125,6 @@ def _remedies(given: Answer) -> str:
 
 
 def _alternatives(given: Answer) -> str:
-    """The best plans of other kinds, and why they were not chosen."""
+    """A table of other layouts and settings: the best plan of each kind, and why it was not chosen."""
     rows = [(each.differs, *wording.total_and_speed(each.plan), each.why_not) for each in given.alternatives]
     return aligned([("instead", "total", "tokens/s", "why not"), *rows], right={1, 2})

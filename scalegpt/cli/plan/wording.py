@@ -1,4 +1,4 @@
-"""What the text, the tables and the page of a plan share: its model, layout and step, its parts and sums, its sources."""
+"""The words that all outputs of ``scalegpt plan`` share: for model, layout, step, speed, memory, time, and sources."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ _LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 
 
 def model(run: RunConfig) -> str:
-    """The model's name and shape."""
+    """The run's name, number of parameters and model shape, in words."""
     shape = run.model
     return (
         f"{run.name}: {count_parameters(shape).total:,} parameters, {shape.n_layer} layers, {shape.n_embd} wide, "
@@ -26,23 +26,23 @@ def model(run: RunConfig) -> str:
 
 
 def cards(machine: Machine) -> str:
-    """The cards of all machines."""
+    """The number and name of the cards, such as ``8 × RTX 4090 in each of 2 machines``."""
     return f"{machine.gpus} × {machine.name or 'GPU'}{nodes(machine)}"
 
 
 def nodes(machine: Machine) -> str:
-    """The number of machines; empty for one."""
+    """The number of machines, in words that can follow the cards; empty for one machine."""
     return f" in each of {machine.nodes} machines" if machine.nodes > 1 else ""
 
 
 def layout(parallel: ParallelConfig, stage: str = "stage ") -> str:
-    """The backend, its stage after the word given, and what is offloaded."""
+    """The backend, its ZeRO stage, and what is offloaded; the text ``stage`` precedes the number of the stage."""
     offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
     return f"{parallel.label(stage)}{offload}"
 
 
 def step(plan: Plan) -> str:
-    """The tokens of an optimizer step, as a product."""
+    """The tokens of an optimizer step, as a product: ranks × micro batch × accumulation × block."""
     batch, ranks = plan.batch, plan.machine.ranks
     return (
         f"{batch.tokens:,} tokens = {ranks} rank{'s' if ranks > 1 else ''} × micro batch {batch.micro_batch} × "
@@ -51,7 +51,7 @@ def step(plan: Plan) -> str:
 
 
 def speed(plan: Plan) -> str:
-    """Tokens per second, the share of the cards' peak, and the time of the whole run."""
+    """Tokens per second, MFU, and the time of the whole run, in words."""
     share = f" on all GPUs, {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
     tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
     amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
@@ -61,13 +61,16 @@ def speed(plan: Plan) -> str:
 
 
 def total_and_speed(plan: Plan) -> tuple[str, str]:
-    """The total memory of a plan, and its tokens per second; those are empty where they are not known or it does not fit."""
+    """A plan's total memory and its tokens per second, as text.
+
+    The tokens per second are empty if the card is not known or the plan does not fit.
+    """
     is_known = plan.machine.card is not None and plan.fits
     return gib(plan.total_bytes), f"{plan.tokens_per_second:,.0f}" if is_known else ""
 
 
 def duration(seconds: float) -> str:
-    """A time with its unit, to three digits.
+    """A time in seconds as text with a fitting unit, to three significant digits.
 
     >>> [duration(each) for each in (0.0123, 1.5, 7200, 864000)]
     ['12.3 ms', '1.5 s', '2 h', '10 days']
@@ -79,7 +82,14 @@ def duration(seconds: float) -> str:
 
 
 class Phase(NamedTuple):
-    """The peak of a phase: its size in words, beside what was traced and the error where there is a trace."""
+    """The peak memory of one phase of a step.
+
+    Attributes:
+        name: the phase's name in words.
+        figures: the peak with its unit; with a trace, the traced peak and the relative error too.
+        size: the peak in bytes.
+        binds: whether this phase has the highest peak of the step, which decides how much memory is needed.
+    """
 
     name: str
     figures: tuple[str, ...]
@@ -88,7 +98,7 @@ class Phase(NamedTuple):
 
 
 def phases(plan: Plan, trace: dict[str, int] | None) -> tuple[tuple[str, ...], list[Phase]]:
-    """The headings, and a row for each phase of a step."""
+    """The headings and rows of a table of the phases; with a trace, with columns for the traced peak and the error."""
     rows = []
     for phase, size in plan.prediction.phases.items():
         figures: tuple[str, ...] = (gib(size),)
@@ -100,7 +110,7 @@ def phases(plan: Plan, trace: dict[str, int] | None) -> tuple[tuple[str, ...], l
 
 
 class Sum(NamedTuple):
-    """A sum over parts, with the parts that the sum before it does not have."""
+    """A cumulative sum in bytes or seconds, with the parts that it adds to the sum before it."""
 
     name: str
     size: float
@@ -108,7 +118,10 @@ class Sum(NamedTuple):
 
 
 def memory(plan: Plan) -> Iterator[Sum]:
-    """The sums over the memory of a GPU, in bytes; the tensors of a step are sorted by size."""
+    """The cumulative sums of a GPU's memory in bytes: the allocator's peak, reserved memory, the total.
+
+    The parts of the peak, which are the tensors of a step by kind, are sorted, the largest first.
+    """
     inside = sorted(plan.prediction.breakdown.items(), key=lambda item: -item[1])
     outside = [(name, size) for name, size in plan.overheads.parts(plan.peak_bytes).items() if size]
     waste = [part for part in outside if part[0] in plan.overheads.reserved_parts]
@@ -118,12 +131,12 @@ def memory(plan: Plan) -> Iterator[Sum]:
 
 
 def times(plan: Plan) -> list[tuple[str, float]]:
-    """The parts of a step's time in seconds, the largest first."""
+    """The parts of a step's time as pairs of name and seconds, the largest first."""
     return sorted(((name, time) for name, time in plan.time.parts.items() if time), key=lambda item: -item[1])
 
 
 def sources(plan: Plan) -> tuple[str, ...]:
-    """What the figures rest on."""
+    """Notes on where the plan's figures come from: measured runs, published figures, or estimates."""
     if not plan.machine.is_gpu:
         return ("memory is that of a whole process; times are estimates, of a processor whose rates are not known",)
     runs = plan.overheads.measured
