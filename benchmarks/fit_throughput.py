@@ -1,8 +1,8 @@
 """Fits the planner's shares of a card's figures to published runs, and measures how well they predict other runs.
 
-``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares, which are copied by hand into
-``scalegpt/planner/time/rates.py``. It also prints the errors of predicted tokens per second in ten-fold cross-validation, by
-card and by model: each run is predicted with shares that were fitted without it.
+``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares; ``scalegpt/planner/time/rates.py`` has
+their values. It also prints the errors of predicted tokens per second in ten-fold cross-validation, by card and by model:
+each run is predicted with shares that were fitted without it.
 
 Six numbers are fitted, by least squares on the logarithm of tokens per second (Gauss-Newton with Levenberg's damping): the
 shares of the dense peak that matmuls and attention reach, each on Ampere and on Hopper; the share of the memory bandwidth;

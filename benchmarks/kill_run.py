@@ -40,7 +40,7 @@ MOST_STEPS = 8
 STARTING, STEPPING, SAVING = "starting", "in steps", "saving"
 MOMENTS = {STARTING: 0.2, STEPPING: 0.4, SAVING: 0.4}
 VICTIMS = {"rank 0": 0.3, "rank 1": 0.3, "launcher": 0.2, "all": 0.2}
-"""Each moment, or victim, of a kill → its probability."""
+"""Victim of a kill → its probability; :data:`MOMENTS` has the probabilities of the moments."""
 
 
 @dataclass

@@ -46,7 +46,7 @@ RANKS = 2
 
 @dataclass
 class Row:
-    """One configuration.
+    """One configuration to measure, a row of a table.
 
     Attributes:
         label: the setting that distinguishes it from the other rows of its part.

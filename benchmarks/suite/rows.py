@@ -140,7 +140,7 @@ def planned(machine: Machine, preset: str, flags: Mapping[str, Any], *, grad_acc
     run = with_precision(settings(preset, flags), machine)
     batch = BatchPlan(run.train.micro_batch, grad_accum, ranks, run.model.block_size)
     found = make_plan(run, machine.with_cards(gpus=ranks, nodes=1), batch)
-    # A fake group has no communicator.
+    # A fake process group has no communicator, so NCCL takes no memory.
     return found if ranks == 1 else replace(found, overheads=replace(found.overheads, nccl=0))
 
 

@@ -17,7 +17,7 @@ class Link:
     """The link between the cards of one machine.
 
     Attributes:
-        kind: ``nvlink``, ``xgmi``, ``pcie``, or ``host`` for the ranks of a processor.
+        kind: ``nvlink``, ``xgmi``, ``pcie``, or ``host`` for ranks on a CPU.
         gbps: bandwidth from each card to all others, GB/s of 10⁹, both directions together, as vendors print it.
         peer: whether the cards copy directly to each other; if false, they copy through the host's memory.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scalegpt.hardware.gpus import Card, Link, catalogue, known_card, namesakes
 
 TAKEN_FROM = 64 * 2**20
-"""Bytes in use on a card from which on they count as held by other processes; fewer are the driver's own."""
+"""If at least this many bytes of a card are in use, other processes hold them; fewer bytes are the driver's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,8 +109,8 @@ _PATTERNS = (
     (re.compile(rf"(.+?)\s+{_N}\s*[x*]", re.IGNORECASE), 1, 2),
     (re.compile(rf"{_N}\s+(?:gpus?\s+|cards?\s+)?(?:of )?(.+)", re.IGNORECASE), 2, 1),
 )
-"""(pattern, group of the card's name, group of the number of cards). Only the last pattern may fit a name without a count,
-whose own number it then takes for one."""
+"""(pattern, group of the card's name, group of the number of cards). Only the last pattern also matches names without a
+number of cards: those that begin with a number of their own, such as ``7900 XTX``."""
 
 _PLAIN = 999
 """The largest number that is read as a count of cards although the rest is no known card. ``7900 XTX`` is not 7900 cards."""

@@ -124,7 +124,7 @@ class Machine:
         )
 
     def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
-        """This machine with another number of cards and their usual link. Assumed host memory grows with more cards."""
+        """This machine with other counts and the usual link. Assumed host memory grows with more cards, but never shrinks."""
         link, host = self.link, self.host_bytes
         if self.card is not None and link == self.card.link_of(self.gpus):
             link = self.card.link_of(gpus)

@@ -193,7 +193,10 @@ def _sending(sent: Traffic, rates: Rates) -> float:
 
 
 def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
-    """Seconds by which collectives prolong ``times`` passes of ``cover`` seconds each; ``sends`` as in :class:`Sends`."""
+    """Seconds by which collectives prolong ``times`` passes of ``cover`` seconds each, in total.
+
+    The two values of ``sends`` are the traffic behind every pass, and the traffic behind one pass only.
+    """
     if not (sends[0].messages or sends[1].messages):
         return 0.0
     each, alone = _sending(sends[0], rates), _sending(sends[1], rates)

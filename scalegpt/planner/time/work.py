@@ -43,8 +43,8 @@ from scalegpt.units import BYTES
 LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
 
 KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
-"""Kernels per block and micro step for weights and gradients: with casts, sums and buckets of each tensor by itself; and with
-FSDP2, which copies the tensors of a block as a group."""
+"""Kernels per block and micro step that handle weights and gradients: casts, sums and buckets of each tensor by itself; or, in
+FSDP2, copies of all tensors of a block as a group."""
 
 KERNELS_OF_STEP = 60
 """Kernels per step for the gradient norm, clipping and the fused update; each kernel handles many tensors."""
@@ -115,7 +115,7 @@ def _block_loads(model: ModelConfig, numerics: Numerics, recompute: str, compile
 
 
 def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
-    """Costs added up by part; empty without costs. All kernels count under elementwise: Python launches each as fast."""
+    """Costs added up by part; empty without costs. Elementwise has all kernels: Python takes equally long to launch each."""
     loads = {}
     for part in (MATMULS, ATTENTION, ELEMENTWISE) if costs else ():
         own = [cost for name, cost in costs if name == part]
@@ -126,7 +126,7 @@ def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
 
 
 def _of_all_blocks(load: Load, layers: int, sequences: int) -> Load:
-    """The load of all blocks for a micro batch. Kernels do not multiply by its sequences: each handles all of them."""
+    """The load of all blocks for a micro batch, from that of one block and sequence. A kernel handles all sequences."""
     return load.times(layers * sequences)._replace(kernels=load.kernels * layers)
 
 
