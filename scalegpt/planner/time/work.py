@@ -43,8 +43,8 @@ from scalegpt.units import BYTES
 LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
 
 KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
-"""Kernels per block and micro step that handle weights and gradients: casts, sums and buckets of each tensor by itself; or, in
-FSDP2, copies of all tensors of a block as a group."""
+"""Kernels per block and micro step that handle weights and gradients: casts, sums and buckets of each tensor by itself; or,
+in FSDP2, copies of all tensors of a block as a group."""
 
 KERNELS_OF_STEP = 60
 """Kernels per step for the gradient norm, clipping and the fused update; each kernel handles many tensors."""
