@@ -1,1 +1,1 @@
-"""Benchmarks: each is a program of its own."""
+"""Benchmarks: each module of this folder that has a ``main`` is a program of its own."""

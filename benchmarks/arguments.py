@@ -1,4 +1,4 @@
-"""Values of the benchmarks' flags, refused before anything is measured, and what several benchmarks do with figures."""
+"""Helpers that benchmarks share: types of flags, which refuse bad values before anything is measured; commands; results."""
 
 import argparse
 import json
@@ -48,7 +48,7 @@ def counts(text: str) -> list[int]:
 
 
 def names_of(known: Mapping[str, Any], separator: str = ",") -> Callable[[str], list[str]]:
-    """A flag's type: some of the known names, separated."""
+    """A flag's type: some of the known names, separated by ``separator``."""
 
     def names(text: str) -> list[str]:
         found = [name.strip() for name in text.split(separator) if name.strip()]
@@ -61,7 +61,7 @@ def names_of(known: Mapping[str, Any], separator: str = ",") -> Callable[[str], 
 
 
 def new_file(text: str) -> Path:
-    """A flag's type: a file that can be written when the measurement is done."""
+    """A flag's type: the path of a file that can be written once the measurement is done."""
     path = Path(text)
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
@@ -70,17 +70,17 @@ def new_file(text: str) -> Path:
 
 
 def flag_words(flags: Mapping[str, Any]) -> list[str]:
-    """Settings as words of a command line."""
+    """Settings as the words of a command line, ``--key value``."""
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
 
 def python_words(ranks: int = 1) -> list[str]:
-    """Python's words of a command line; under torchrun where there are several ranks."""
+    """The words of a command line that start Python, under torchrun for several ranks."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     return [sys.executable, *(launcher if ranks > 1 else [])]
 
 
 def write_figures(path: Path | None, figures: Any) -> None:
-    """Write figures as JSON, where a file was asked for."""
+    """Write results as JSON to a file; None: no file was asked for, and nothing is written."""
     if path is not None:
         path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

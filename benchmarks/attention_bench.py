@@ -1,9 +1,10 @@
-"""Times causal attention by batched matmuls beside torch's SDPA, in turn: all of it, and behind SDPA's forward.
+"""Times causal attention on the CPU: torch's SDPA, batched matmuls, and SDPA's forward with a backward by matmuls.
 
 python benchmarks/attention_bench.py                    (from the repository's root: bf16, some shapes)
 python benchmarks/attention_bench.py --dtype fp32
 
-Times are medians of the rounds. The error is the gradient's distance from SDPA's, relative to it.
+The three take turns. Times are medians over the rounds. The printed difference of gradients is the norm of the difference
+from SDPA's gradient, relative to the norm of SDPA's.
 """
 
 import argparse
@@ -26,11 +27,11 @@ from scalegpt.backends.host_memory import keep_freed_memory
 from scalegpt.model.cpu.matmul_attention import matmul_attention
 
 SHAPES = ((12, 4, 64, 32), (4, 6, 256, 32), (4, 6, 256, 64), (4, 12, 1024, 64), (1, 6, 2048, 64))
-"""B, a, T, D."""
+"""Shapes (B, a, T, D): batch, heads, sequence length, head size."""
 
 
 def sdpa(qkv: Tensor, n_head: int) -> Tensor:
-    """[B, T, 3·H] → [B, T, H] as the model does it with SDPA."""
+    """Causal attention [B, T, 3·H] → [B, T, H] by SDPA, as in the model."""
     B, T, width = qkv.shape
     q, k, v = (part.view(B, T, n_head, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width // 3)
@@ -46,7 +47,7 @@ WAYS: dict[str, Callable[[Tensor, int], Tensor]] = {
 def timed(
     attend: Callable[[Tensor, int], Tensor], qkv: Tensor, n_head: int, grad: Tensor
 ) -> tuple[float, float, Tensor]:
-    """Seconds of one forward and of its backward, and the gradient of QKV."""
+    """Seconds of one forward pass, seconds of its backward pass, and the gradient of QKV."""
     begin = time.perf_counter()
     y = attend(qkv, n_head)
     between = time.perf_counter()
@@ -55,7 +56,7 @@ def timed(
 
 
 def main() -> None:
-    """Print three lines per shape."""
+    """Measure, and print for each shape one line for each kind of attention."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
     parser.add_argument("--rounds", type=at_least(1), default=15, help="counted rounds [15]")

@@ -1,11 +1,12 @@
-"""Measures how long a checkpoint stops the training loop: a synchronous save beside an asynchronous one.
+"""Measures how long saving a checkpoint pauses the training loop, with synchronous and with asynchronous saves.
 
 python benchmarks/checkpoint_speed.py                        (from the repository's root; 150M_1024: 12 bytes a parameter)
 python benchmarks/checkpoint_speed.py --preset tiny --saves 5
 
-One process on the CPU. The state is what training would save: fp32 weights and both moments, of random numbers. Each kind of
-save is made several times. Memory for the copy is allocated before, as training does during its first steps. No steps are
-trained meanwhile: where writer and steps share the cores, steps take longer while it writes, and that is not in the pause.
+It runs one process on the CPU. The state is what training would save, filled with random numbers: fp32 weights and both
+moments. Each kind of save is made several times. Memory for the copy is allocated before, as training does during its first
+steps. No steps are trained meanwhile. In training, writer and steps may share the cores, and steps then take longer while a
+checkpoint is written; the measured pause does not include that.
 """
 
 import argparse
@@ -29,11 +30,11 @@ ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 Times = dict[str, float]
-"""Seconds of one save: ``pause`` until training could continue, ``whole`` until the checkpoint was complete."""
+"""Seconds from the start of a save: ``pause`` until training can continue, ``whole`` until the checkpoint is complete."""
 
 
 def main() -> None:
-    """Measure, print a table, or one JSON object."""
+    """Measure both kinds of saves, and print a table or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="150M_1024")
     parser.add_argument("--saves", type=int, default=3, help="of each kind [3]")
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def filled_backend(preset: str) -> Backend:
-    """A backend with random weights and moments."""
+    """A plain backend for a preset, with random weights and moments."""
     run = resolve(preset=preset, flags={"backend": "plain", "precision": "fp32", "micro_batch": 1})
     if not run.model.vocab_size:
         run = run.with_vocab(257)
@@ -60,7 +61,7 @@ def filled_backend(preset: str) -> Backend:
 
 
 def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> list[Times]:
-    """The times of some saves, one after another."""
+    """The times of ``count`` saves, made one after another."""
     saver = Saver(backend, folder, Keeping(1, False), asynchronous=asynchronous)
     if asynchronous:
         saver.prepare()
@@ -70,7 +71,7 @@ def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> 
         start = time.perf_counter()
         saver.save(Header(Progress(step=step, tokens=0), {}, {}))
         pause = time.perf_counter() - start
-        saver.confirm(step)  # so that the one before it is deleted, as in a run
+        saver.confirm(step)  # the checkpoint before it is then deleted, as in a run
         if saver.lacks_memory:
             sys.exit("host memory has no room for the copy: nothing to measure")
         saver.finish()
@@ -80,7 +81,7 @@ def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> 
 
 
 def report(preset: str, size: int, waited: list[Times], meanwhile: list[Times], *, as_json: bool) -> None:
-    """Print what was measured; the shares are of the median synchronous save."""
+    """Print the measured times, and the pauses of asynchronous saves as shares of the median synchronous save."""
     before, after = (statistics.median(each["pause"] for each in times) for times in (waited, meanwhile))
     longest, threads = max(each["pause"] for each in meanwhile), torch.get_num_threads()
     if as_json:

@@ -1,15 +1,16 @@
-"""Times our training step beside that of a plain nanoGPT-style loop of the same shape, in turn.
+"""Times our training step and the step of a plain nanoGPT-style loop of the same shape, in turn.
 
 python benchmarks/compare_nanogpt.py                           (from the repository's root: shapes tiny, small and char)
 python benchmarks/compare_nanogpt.py --shapes tiny --rounds 9 --json compare.json
-python benchmarks/compare_nanogpt.py --peer ../nanoGPT         the model of a nanoGPT checkout instead
-python benchmarks/compare_nanogpt.py --keep_memory             a plain loop that has our setting of the allocator too
+python benchmarks/compare_nanogpt.py --peer ../nanoGPT         the plain loop trains the model of a nanoGPT checkout
+python benchmarks/compare_nanogpt.py --keep_memory             the plain loop has our setting of the memory allocator too
 
-The plain loop runs in fp32, in bf16 under autocast, and in bf16 compiled whole; ours in the precision that ``auto`` picks on
-this machine, as it is and with compiled blocks. Each has a process of its own, so that what one sets for its process helps
-no other. They take their steps in turn while the others wait, so that a machine that slows down slows all of them. Steps are
-compared by their medians. A contender whose second step takes longer than sixteen times the fastest's takes no more, and that
-step is its figure. Nine rounds of the three shapes take two minutes on two cores.
+There are five contenders. The plain loop runs in fp32, in bf16 under autocast, and in bf16 with the whole model compiled. Our
+trainer runs in the precision that ``auto`` picks on this machine, eager and with compiled blocks. Each contender has a
+process of its own, so that settings of one process do not affect the others. They take steps in turn while the others wait,
+so that a machine that slows down slows all of them. Their median step times are compared. A contender whose second step
+takes more than sixteen times as long as the fastest contender's takes no further steps, and its second step is its result.
+Nine rounds of the three shapes take two minutes on two cores.
 """
 
 import argparse
@@ -58,11 +59,11 @@ class Entry:
     """A contender before it has a process.
 
     Attributes:
-        name: of :data:`BASELINES` or :data:`OURS`.
+        name: a key of :data:`BASELINES` or :data:`OURS`.
         shape: model and batch.
-        folder: where data and runs are.
-        arguments: the command line's.
-        precision: ours.
+        folder: the folder of the data and the runs.
+        arguments: the arguments of the command line.
+        precision: the precision of our trainer.
     """
 
     name: str
@@ -73,11 +74,7 @@ class Entry:
 
 
 class Contender:
-    """A process that takes steps when it is asked to, and the seconds that they took.
-
-    Raises:
-        RuntimeError: from :meth:`step`: the process has ended; it has printed why.
-    """
+    """A process that takes training steps on request, and the seconds of its counted steps."""
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -93,7 +90,11 @@ class Contender:
         self._process.join()
 
     def step(self) -> float:
-        """Have it take a step; the first builds the model."""
+        """Let the process take a step; returns its seconds. The first call also builds the model.
+
+        Raises:
+            RuntimeError: the process has ended; it has printed why.
+        """
         try:
             self._connection.send(None)
             seconds: float = self._connection.recv()
@@ -103,7 +104,7 @@ class Contender:
 
 
 def serve(entry: Entry, connection: Connection) -> None:
-    """Take a step whenever something arrives, until the other side closes."""
+    """Take a step and send its seconds for each message that arrives, until the other side closes the connection."""
     with ExitStack() as stack, suppress(EOFError):
         connection.recv()
         steps = build(entry, stack)
@@ -113,7 +114,7 @@ def serve(entry: Entry, connection: Connection) -> None:
 
 
 def build(entry: Entry, stack: ExitStack) -> BaselineSteps | OurSteps:
-    """What takes the steps; what it leaves open is closed with the stack."""
+    """The object that takes the contender's steps; closing ``stack`` closes what the object holds open."""
     given, data = entry.arguments, entry.folder / "tokens"
     if entry.name in OURS:
         flags = flags_of(entry.shape, data, OURS[entry.name], entry.precision)
@@ -128,7 +129,7 @@ def build(entry: Entry, stack: ExitStack) -> BaselineSteps | OurSteps:
 
 
 def main() -> int:
-    """Compare on every shape; 1 if a contender fails."""
+    """Compare the contenders on every shape that was asked for, and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--shapes", type=names_of(SHAPES), default=",".join(SHAPES), help=f"of {', '.join(SHAPES)} [all]"
@@ -167,13 +168,13 @@ def main() -> int:
 
 
 def precision_of(shape: Shape, device: torch.device) -> str:
-    """The precision that ``auto`` picks for a shape; once for all of ours, since on a CPU it is timed."""
+    """The precision that ``auto`` picks for a shape. It is resolved once for both of ours, since on a CPU it is timed."""
     run = resolve(flags={**flags_of(shape, Path(), "off", "auto"), "input_file": None}, name="compare")
     return resolve_precision("auto", device, run.model, shape.tokens)
 
 
 def flags_of(shape: Shape, data: Path, compile_: str, precision: str) -> dict[str, Any]:
-    """Our settings for a shape: the trainer's own choice, with the micro batch that all use."""
+    """The settings of our trainer for a shape, with the micro batch that all contenders use."""
     return {
         "n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.n_embd, "block_size": shape.block_size,
         "vocab_size": shape.vocab_size, "bias": shape.bias, "tie_head": True, "dropout": 0.0,
@@ -183,7 +184,7 @@ def flags_of(shape: Shape, data: Path, compile_: str, precision: str) -> dict[st
 
 
 def race(contenders: list[Contender], rounds: int) -> None:
-    """A first step, which compiles; a second, after which the slowest leave; and the rounds that count."""
+    """Time all contenders: a first step, which compiles; a second, after which slow ones stop; then the counted rounds."""
     for each in contenders:
         each.step()
     second = {each: each.step() for each in contenders}
@@ -196,7 +197,7 @@ def race(contenders: list[Contender], rounds: int) -> None:
 
 
 def figures(each: Contender) -> dict[str, Any]:
-    """The figures of a contender."""
+    """A contender's results: seconds of its steps (median, least, most), their number, and tokens per second."""
     median = statistics.median(each.seconds)
     return {
         "step_seconds": median,
@@ -208,7 +209,7 @@ def figures(each: Contender) -> dict[str, Any]:
 
 
 def table(name: str, results: dict[str, dict[str, Any]], device: str) -> str:
-    """One shape's results for reading: tokens a second, and how many times as fast as each plain loop ours is."""
+    """The results for one shape as text, and how many times as fast as the plain loops our faster contender is."""
     shape = SHAPES[name]
     lines = [
         f"{name}: L{shape.n_layer} H{shape.n_embd} V{shape.vocab_size} T{shape.block_size} B{shape.batch}, "

@@ -1,11 +1,11 @@
-"""Trains the public character-level recipe and compares its held-out loss with a plain nanoGPT loop's.
+"""Trains nanoGPT's public character-level recipe and prints the held-out loss.
 
 python benchmarks/convergence.py ../shared/data/tinyshakespeare.txt
 python benchmarks/convergence.py ../shared/data/tinyshakespeare.txt --optimizer muon --learning_rates 3e-3 --seeds 1,2,3
 
 The recipe (preset ``shakespeare_char``): 4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps, 100 of warm-up, cosine
-to a tenth, no dropout, the last tenth of the text held out. nanoGPT's README gives 1.88 for learning rate 1e-3.
-Muon takes half of the steps: beside AdamW it shows how many tokens it saves.
+to a tenth, no dropout, the last tenth of the text held out. nanoGPT's README gives a loss of 1.88 for learning rate 1e-3.
+With ``--optimizer muon`` it trains with AdamW as well. Muon takes half as many steps, which shows how many tokens it saves.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.arguments import flag_words
 ROOT = Path(__file__).resolve().parents[1]
 
 STEPS = {"adamw": 2000, "muon": 1000}
-"""Steps of a run; schedules are as long as the runs."""
+"""Optimizer → steps of a run; learning rate schedules are as long as the runs."""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def train(text: Path, optimizer: str, rate: str, seed: str, runs: Path, flags: list[str]) -> dict[str, Any]:
-    """One run in a process of its own; returns its ``run_status.json``."""
+    """Train one run in a process of its own; returns the content of its ``run_status.json``."""
     name = f"{text.stem}-{optimizer}-{rate}-{seed}"
     settings = {
         "preset": "shakespeare_char", "vocab_size": "auto", "input_file": text, "encoding": "auto", "learning_rate": rate,

@@ -1,10 +1,10 @@
-"""Compares the planner's prediction of a process's memory on the CPU with what the kernel counts for it (VmHWM).
+"""Compares the predicted memory of a training process on the CPU with the peak that the kernel counts for it (VmHWM).
 
 python benchmarks/cpu_memory.py                               (from the repository's root; some minutes, at most 3 GB)
 python benchmarks/cpu_memory.py --only fsdp --json memory.json
 
-Each row is a short run of the trainer in a process of its own, which writes checkpoints while it trains. Of several ranks the
-first one's memory counts. --limit_gb is the most data that a process may have.
+Each row is a short run of the trainer in processes of its own, which writes checkpoints while it trains. With several ranks
+the memory of the first rank counts. --limit_gb limits the data segment of each process.
 """
 
 import argparse
@@ -50,7 +50,7 @@ SHARDED = f"{WIDE} --micro_batch 4 --tokens_per_step 2048"
 
 
 def cases() -> dict[str, tuple[str, str]]:
-    """Name → backend and flags of every row."""
+    """Name of a row → its backend and its flags."""
     found = {}
     for precision in ("fp32", "bf16"):
         for name, flags in PLAIN.items():
@@ -64,7 +64,7 @@ def cases() -> dict[str, tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the rows that were asked for, and print how far the predictions are off."""
+    """Run the rows that were asked for, and print the errors of the predictions; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="WORDS", help="rows whose name has these words")
     parser.add_argument("--limit_gb", type=at_least(1), default=4, help="data that each process may have [4]")
@@ -116,7 +116,7 @@ def measured(folder: Path, backend: str, flags: str, limit: int) -> dict[str, An
 
 
 def table(figures: list[dict[str, Any]]) -> str:
-    """The figures for reading."""
+    """The results of all rows as text."""
     rows = [("run", "step's peak", "predicted", "measured", "error")]
     rows += [
         (

@@ -1,9 +1,9 @@
-"""The planner's time model beside figures that other trainers publish for GPT-2's shapes; none of them was fitted to.
+"""Compares predicted tokens per second with figures that other trainers publish for GPT-2's shapes. None was used in the fit.
 
-``python benchmarks/cross_check.py`` prints the table. The prediction is for our trainer in their place: same shape, card,
-micro batch and accumulation, replicas (``--backend fsdp --zero_stage 0``), full logits. A second one has a loss that is
-fused and in place, as llm.c's is and as torch's inductor makes of a whole compiled model: it shows how much of the difference
-is the loss.
+``python benchmarks/cross_check.py`` prints the table. The prediction is for our trainer with the same shape, card, micro
+batch and accumulation, without sharding (``--backend fsdp --zero_stage 0``), and with full logits. A second prediction
+assumes a loss that is fused and in place, as in llm.c, and as torch's inductor makes it if the whole model is compiled. It
+shows how much of the difference is due to the loss.
 """
 
 import sys
@@ -21,21 +21,23 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan, make_plan
 
 GPUS = 8
-"""Cards in each of these machines."""
+"""The number of cards in each run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """A figure that a trainer publishes.
+    """A published figure of another trainer, on eight cards. The block size is 1,024 and the vocabulary 50,304.
 
     Attributes:
-        trainer: who publishes it.
-        card: the card; there are eight.
-        layers: with ``width`` and ``heads`` the shape; the block is 1,024 and the vocabulary 50,304.
-        biases: whether the model has them.
-        micro_batch: sequences a card in each pass.
+        trainer: the trainer's name.
+        card: the kind of card.
+        layers: number of layers.
+        width: width of the model.
+        heads: number of attention heads.
+        biases: whether the model has biases.
+        micro_batch: sequences of a micro batch on each card.
         grad_accum: micro batches of each step.
-        tokens_per_second: of each card.
+        tokens_per_second: published tokens per second of each card.
         source: where it is published.
     """
 
@@ -51,7 +53,7 @@ class Reported:
     source: str
 
     def plan(self) -> Plan:
-        """Our trainer in its place."""
+        """The plan of this run in our trainer."""
         run = resolve(
             name=self.trainer,
             flags={
@@ -64,7 +66,7 @@ class Reported:
         return make_plan(run, machine, BatchPlan(self.micro_batch, self.grad_accum, GPUS, 1024))
 
     def predicted(self, *, fused: bool = False) -> float:
-        """Tokens a second of each card, with our full loss or with a fused one."""
+        """Predicted tokens per second of each card in our trainer, with the full loss or with a fused one."""
         plan = self.plan()
         fused_step = fused_time(plan.run, plan.machine, plan.batch, compiled=True)
         return plan.batch.tokens / GPUS / (fused_step if fused else plan.time).seconds
@@ -96,12 +98,12 @@ REPORTED = (
         source="github.com/KellerJordan/modded-nanogpt, records/track_1_short/2024-10-18_PyTorch25: 141.82 ms a step",
     ),
 )  # fmt: skip
-"""Runs with blocks of 1,024. modded-nanogpt's model has rotary positions, no biases and no weights in its norms, and its
-optimizer is Muon; the planner's has learned positions, and AdamW."""
+"""The published runs. modded-nanogpt's model has rotary positions, no biases and no weights in its norms, and its optimizer
+is Muon. The prediction for it has learned positions and AdamW instead."""
 
 
 def cross_check() -> str:
-    """Published and predicted tokens a second."""
+    """The table of published and predicted tokens per second of each card, in Markdown."""
     rows = []
     for each in REPORTED:
         plain, fused = each.predicted(), each.predicted(fused=True)

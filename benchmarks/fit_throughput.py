@@ -1,13 +1,13 @@
 """Fits the planner's shares of a card's figures to published runs, and measures how well they predict other runs.
 
-``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares, which ``scalegpt/planner/time/rates.py``
-holds, and the errors of predicted tokens a second in ten-fold cross-validation, by card and by model: each run is
-predicted with shares that were fitted without it.
+``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares; ``scalegpt/planner/time/rates.py`` has
+their values. It also prints the errors of predicted tokens per second in ten-fold cross-validation, by card and by model:
+each run is predicted with shares that were fitted without it.
 
-Six numbers are fitted, by least squares on the logarithm of tokens a second (Gauss-Newton with Levenberg's damping): the
-share of the dense peak that matmuls reach on Ampere and on Hopper, that of attention on each, the share of the memory's
-bandwidth, and how much of hidden communication is felt. A weak prior keeps a number near its start where
-the runs do not determine it.
+Six numbers are fitted, by least squares on the logarithm of tokens per second (Gauss-Newton with Levenberg's damping): the
+shares of the dense peak that matmuls and attention reach, each on Ampere and on Hopper; the share of the memory bandwidth;
+and the share of hidden communication that still makes a pass longer (interference). A weak prior keeps a number near its
+start value where the runs do not determine it.
 """
 
 import argparse
@@ -31,14 +31,14 @@ START = {
     "matmul 8.0": 0.8, "matmul 9.0": 0.65, "attention 8.0": 0.35, "attention 9.0": 0.25, "memory": 0.6, "interference": 0.1,
 }  # fmt: skip
 PRIOR = 0.02
-"""Weight of a number's logarithmic distance from its start, beside one run's error."""
+"""Weight of the distance of a number's logarithm from its start value, relative to the error of one run."""
 
 FOLDS, SEED = 10, 0
 Vector = npt.NDArray[np.float64]
 
 
 def shares_of(numbers: dict[str, float], capability: str) -> Shares:
-    """The shares of a card with these fitted numbers."""
+    """The shares for a compute capability, with these fitted numbers."""
     return replace(
         SHARES[capability],
         matmul=Figure(numbers[f"matmul {capability}"], ""),
@@ -49,13 +49,13 @@ def shares_of(numbers: dict[str, float], capability: str) -> Shares:
 
 
 def error(run: PublishedRun, numbers: dict[str, float]) -> float:
-    """Predicted over measured tokens a second, less one."""
+    """The relative error of a run's tokens per second with these numbers: predicted ÷ measured − 1."""
     assert run.machine.card is not None
     return run.predicted(shares_of(numbers, run.machine.card.capability)) / run.tokens_per_second - 1
 
 
 def fit(runs: Sequence[PublishedRun]) -> dict[str, float]:
-    """The numbers that predict these runs best."""
+    """The numbers, by name, that predict the tokens per second of these runs best."""
     names, start = list(START), np.log(list(START.values()))
 
     def residuals(x: Vector) -> Vector:
@@ -83,7 +83,7 @@ def _least_squares(residuals: Callable[[Vector], Vector], x: Vector, rounds: int
 
 
 def cross_validate(runs: Sequence[PublishedRun]) -> list[float]:
-    """The error of each run, predicted with numbers that were fitted without it and the others of its fold."""
+    """The error of each run, predicted with numbers that were fitted without the runs of its fold."""
     order = np.random.default_rng(SEED).permutation(len(runs))
     errors = [0.0] * len(runs)
     for fold in range(FOLDS):
@@ -95,7 +95,7 @@ def cross_validate(runs: Sequence[PublishedRun]) -> list[float]:
 
 
 def table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
-    """Mean, mean absolute and largest error by card and by model, in Markdown."""
+    """The table of mean, mean absolute and largest errors by card and by model, in Markdown."""
     groups: dict[str, list[float]] = defaultdict(list)
     for run, value in zip(runs, errors, strict=True):
         assert run.machine.card is not None
@@ -112,7 +112,7 @@ def table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
 
 
 def in_their_place(runs: Sequence[PublishedRun]) -> str:
-    """How many of the runs fit as our trainer would do them, and its predicted tokens a second beside theirs, in Markdown."""
+    """How many of the runs fit in our trainer, and its predicted tokens per second relative to the published, in Markdown."""
     plans = [run.plan() for run in runs]
     fitting = sum(plan.fits is True for plan in plans)
     fullest = max(plan.total_bytes / plan.machine.usable_bytes for plan in plans if plan.machine.usable_bytes)
@@ -123,7 +123,7 @@ def in_their_place(runs: Sequence[PublishedRun]) -> str:
 
 
 def _by_size(name: str) -> tuple[int, float, str]:
-    """Cards first, models by size, the rest last."""
+    """A sort key for the rows of the table: cards first, then models by size, then all others."""
     if not name.startswith("mpt-"):
         return (0 if name[:4] in {"A100", "H100"} else 2), 0.0, name
     size = name.removeprefix("mpt-")
@@ -131,7 +131,7 @@ def _by_size(name: str) -> tuple[int, float, str]:
 
 
 def main() -> None:
-    """Fit, cross-validate, print."""
+    """Fit the numbers, cross-validate them, and print both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the table of published runs")
     runs = [run for run in read_published(parser.parse_args().file) if not run.fp8]

@@ -1,10 +1,11 @@
-"""Writes the tables of the documents that the presets, the catalogue and the planner decide.
+"""Writes the tables in the documents that are made from the presets, the catalogue and the planner.
 
 ``python benchmarks/generate_tables.py`` rewrites the text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in the
-Markdown files; ``--check`` changes nothing, names the files that are stale and exits 1. The tables of the fit's errors need
-the table of published runs: they are rewritten, and checked, only with ``--published FILE``, which takes a minute.
+Markdown files. ``--check`` changes nothing; if files are stale, it names them and exits with status 1. The tables on the fit
+of the time model need the file of published runs. They are rewritten, and checked, only with ``--published FILE``, which
+takes a minute.
 
-A user's own catalogue and measurements are not used.
+The user's own catalogue and measurements are not used.
 """
 
 import argparse
@@ -49,21 +50,25 @@ TABLES: Mapping[str, Table] = {
 }
 
 OF_PUBLISHED_RUNS = ("fitted shares", "fit", "our trainer in their place")
-"""Tables that need the published runs."""
+"""The names of the tables that need the file of published runs."""
 
 _GENERATED = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def names_in(text: str) -> list[str]:
-    """The names of the tables that a document has, in order."""
+    """The names of the generated tables in a document, in order."""
     return [match[2] for match in _GENERATED.finditer(text)]
 
 
 def rewritten(text: str, tables: Mapping[str, Table]) -> str:
-    """A document with the tables as they would be now; those that are not in ``tables`` stay as they are.
+    """The text of a document with its tables generated anew. Tables of :data:`OF_PUBLISHED_RUNS` that ``tables`` lacks stay.
+
+    Args:
+        text: the document.
+        tables: name → the function that makes the table.
 
     Raises:
-        KeyError: a name that no table has.
+        KeyError: the document has a table of another name.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -77,7 +82,7 @@ def rewritten(text: str, tables: Mapping[str, Table]) -> str:
 
 
 def stale(tables: Mapping[str, Table], root: Path = ROOT) -> Iterator[tuple[Path, str]]:
-    """The documents that are not current, each with the text that it should have."""
+    """The documents whose tables are not current, each with the text that it should have."""
     for name in DOCUMENTS:
         path = root / name
         text = path.read_text(encoding="utf-8")
@@ -87,7 +92,7 @@ def stale(tables: Mapping[str, Table], root: Path = ROOT) -> Iterator[tuple[Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite or check; 1 where a check finds something stale."""
+    """Rewrite the tables or check them; returns 1 if a check finds a stale table, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; name stale files and exit 1")
     parser.add_argument("--published", metavar="FILE", type=Path, help="the table of published runs")

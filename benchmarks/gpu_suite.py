@@ -1,15 +1,16 @@
-"""Measures on a CUDA card what the rest of the project predicts, in the minutes that it is given.
+"""Measures on a CUDA card what the planner predicts, within a number of minutes.
 
 python benchmarks/gpu_suite.py all --minutes 8     all four parts, in this order
 python benchmarks/gpu_suite.py smoke               every backend, recompute, attention, loss, optimizer; save, resume, sample
 python benchmarks/gpu_suite.py plan                predicted memory against the allocator's and the driver's figures
 python benchmarks/gpu_suite.py speed               tokens/s and MFU beside a nanoGPT-style loop; losses alone; a profile
 python benchmarks/gpu_suite.py choice              the planner's choices on emulated cards of 12, 24 and 40 GB
-python benchmarks/gpu_suite.py all --dry           the same rows, tiny and on the CPU: does each of them run?
+python benchmarks/gpu_suite.py all --dry           the same rows with tiny models on the CPU, to see that every row runs
 
-One child process takes the rows; a new one replaces it when it crashes, hangs, or reports a fatal error, and the next row is
-taken. A part that ends early leaves its minutes to the next ones. JSON and Markdown in benchmarks/results/, named by date and
-card, are written anew after every row; earlier files are never replaced. A dry run writes into a temporary folder.
+A child process measures the rows. If it crashes, hangs, or reports a fatal error, a new one takes the next row. A part that
+ends early leaves its minutes to later parts. The results are written after every row, as JSON and as Markdown, to files in
+benchmarks/results/ that are named by date and card. Files of earlier runs are never replaced. A dry run writes to a temporary
+folder.
 
 Exit status: 0 done, 1 a row failed, 2 bad arguments, 3 there is no CUDA device, 130 interrupted.
 """
@@ -32,7 +33,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-# Run by path: the repository's packages must be found without installed ones.
+# The script is run by its path, on machines where the packages are not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arguments import above_zero, pattern
@@ -44,18 +45,18 @@ from scalegpt.storage import write_atomic
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
 SHARES = {"smoke": 0.125, "plan": 0.35, "speed": 0.65, "choice": 1.0}
-"""The share of the time that is left which a part may use; of 8 minutes smoke has one."""
+"""Part → the share of the remaining time that it may use; of 8 minutes, smoke may use one."""
 
 
 def device_bench(mode: str) -> Any:
-    """What a child measures with; torch is imported there alone."""
+    """The object with which a child process measures rows; only the child imports torch."""
     from benchmarks.suite.measure import make_bench
 
     return make_bench(mode)
 
 
 def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> Iterator[tuple[Row, Values]]:
-    """The rows of a part and their answers, as many as are begun within ``seconds``."""
+    """The rows of a part and their answers. No row is begun after ``seconds``."""
     end = time.monotonic() + seconds
     try:
         row = next(part)
@@ -65,13 +66,13 @@ def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> It
             row = part.send(answer)
     except StopIteration:
         return
-    except Exception as error:  # the planner's: the other parts are to be measured all the same
+    except Exception as error:  # an error of the planner, after which the other parts must still be measured
         text = traceback.format_exc()
         yield Row(name="planning"), {"outcome": "failed", "reason": repr(error), "traceback": text, "seconds": 0.0}
 
 
 def software() -> Values:
-    """What ran, and from which sources."""
+    """Date, command, commit, system and versions of libraries, for the record."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     commit = ""
     with suppress(OSError):  # no git
@@ -87,7 +88,7 @@ def software() -> Values:
 
 
 def free_path(folder: Path, suite: str, card: str) -> Path:
-    """A new JSON file's path, such as ``all_2026-11-25_NVIDIA-H200_1.json``."""
+    """The path of a new JSON file, such as ``all_2026-11-25_NVIDIA-H200_1.json``; creates the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = "_".join([suite, datetime.now(UTC).date().isoformat(), "-".join(re.findall("[A-Za-z0-9.]+", card))])
     number = 1
@@ -97,7 +98,7 @@ def free_path(folder: Path, suite: str, card: str) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the parts that are named; returns the exit status."""
+    """Run the parts that the arguments name; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=("all", *PARTS))
     parser.add_argument("--minutes", type=above_zero, default=8.0, help="how long all may take [8]")
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace, runner: Runner) -> int:
-    """Take the rows of each part, and write after every one."""
+    """Measure the rows of each part, and write the results after each row; returns the exit status."""
     machine, card = runner.greeting.pop("machine"), runner.greeting["card"]
     folder = given.results or (Path(tempfile.mkdtemp()) if given.dry else ROOT / "benchmarks" / "results")
     path = free_path(folder, given.suite, card)

@@ -1,16 +1,16 @@
-"""Makes the wheels that a bare GPU machine lacks, and proves that the GPU suite starts with them.
+"""Makes the wheels that a bare GPU machine lacks, and tests that the GPU suite starts with them.
 
-python benchmarks/gpu_wheels.py              wheels for Python 3.12 on Linux into .whl/, which git ignores; then the proof
-python benchmarks/gpu_wheels.py --no_proof
+python benchmarks/gpu_wheels.py              makes wheels for Python 3.12 on Linux in .whl/, which git ignores; tests them
+python benchmarks/gpu_wheels.py --no_proof   only makes the wheels
 
-On that machine, which has torch and the packages of ``ON_THE_MACHINE``:
+On the GPU machine, which has torch and the other packages of ``ON_THE_MACHINE``:
 
 python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl
 PYTHONPATH=/tmp/site python3 benchmarks/gpu_suite.py all --minutes 8
 
-The proof is a fresh virtual environment that sees these wheels, torch and ``ON_THE_MACHINE`` with what they need, and
-nothing else of the environment here. In it the suite runs its smoke rows of DeepSpeed and of the commands. Where the Python
-here is not 3.12, wheels with compiled code are installed in the same version for this one.
+The test makes a new virtual environment that has only these wheels, and the packages of ``ON_THE_MACHINE`` with their
+dependencies. In it the suite runs its smoke rows of imports, of a whole run, and of DeepSpeed. If Python here is not 3.12,
+wheels with compiled code are replaced by the same versions for the Python here.
 """
 
 import argparse
@@ -41,18 +41,22 @@ ON_THE_MACHINE = (
 )  # fmt: skip
 
 PROVED = "^imports|^train, save|^deepspeed"
-"""Smoke rows, as ``--only`` takes them."""
+"""The smoke rows that the test runs, as a regular expression for ``--only``."""
 
 
 def pip(*words: str) -> None:
-    """Run pip. DeepSpeed compiles its extensions when they are used. A build without isolation takes no constraint."""
+    """Run pip without dependencies.
+
+    DeepSpeed's extensions are not built now, but when they are used. Build constraints are removed, since a build without
+    isolation does not accept them.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "PIP_BUILD_CONSTRAINT"}
     command = [sys.executable, "-m", "pip", *words, "--quiet", "--no-deps"]
     subprocess.run(command, env={**environment, "DS_BUILD_OPS": "0"}, check=True)
 
 
 def make_wheels() -> None:
-    """Fill the folder of wheels anew."""
+    """Delete the wheels in :data:`WHEELS`, and make all of them anew."""
     WHEELS.mkdir(exist_ok=True)
     for old in WHEELS.glob("*.whl"):
         old.unlink()
@@ -63,7 +67,7 @@ def make_wheels() -> None:
 
 
 def with_needs(names: list[str], found: dict[str, Distribution]) -> dict[str, Distribution]:
-    """Installed distributions by name, and those that they need."""
+    """Name → installed distribution, for these names and all their dependencies; they are added to ``found``."""
     for name in names:
         if name.lower() not in found:
             found[name.lower()] = installed = distribution(name)
@@ -74,7 +78,7 @@ def with_needs(names: list[str], found: dict[str, Distribution]) -> dict[str, Di
 
 
 def link(distributions: dict[str, Distribution], site: Path) -> None:
-    """Put what distributions have installed into another folder of packages."""
+    """Make the installed packages of some distributions importable from the folder ``site``, by symbolic links."""
     for installed in distributions.values():
         for top in {file.parts[0] for file in installed.files or [] if file.parts[0] not in {"..", "__pycache__"}}:
             place = site / top
@@ -83,7 +87,7 @@ def link(distributions: dict[str, Distribution], site: Path) -> None:
 
 
 def prove() -> int:
-    """Run some of the suite in an environment that has nothing else; its exit status."""
+    """Run some rows of the suite in a virtual environment with only these wheels; returns the suite's exit status."""
     pinned = ["{}=={}".format(*parse_wheel_filename(wheel.name)[:2]) for wheel in sorted(WHEELS.glob("*.whl"))]
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder)
@@ -95,7 +99,7 @@ def prove() -> int:
 
 
 def main() -> int:
-    """Make, list, prove."""
+    """Make the wheels, list them, and test them unless ``--no_proof`` is given; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no_proof", action="store_true", help="only make the wheels")
     arguments = parser.parse_args()

@@ -1,17 +1,17 @@
-"""Kills one training run again and again, at random, and checks that it ends as an undisturbed run does.
+"""Kills a training run again and again, at random, and checks that it ends with the results of an undisturbed run.
 
 python benchmarks/kill_run.py --kills 20                      (from the repository's root; on the CPU)
 python benchmarks/kill_run.py --kills 200 --layout zero2 --folder /tmp/kills --pause_after 50
 
-A tiny model on two ranks under ``torchrun --max-restarts 3``, with a checkpoint every two steps. SIGKILL goes to a rank, to
-the launcher, or to all of them: while they start, in steps, or while a checkpoint is written. What the launcher does not
-restart is started with the identical command. After the last kill the run finishes. Its losses, each step once, and its
-weights must be those of an undisturbed run, to the last bit. No kill may lose a checkpoint, and no rank may end that was not
-killed.
+It trains a tiny model on two ranks under ``torchrun --max-restarts 3``, with a checkpoint every two steps. SIGKILL is sent to
+a rank, to the launcher, or to all of them: while they start, during steps, or while a checkpoint is written. If the launcher
+does not restart the ranks, the identical command is started again. After the last kill the run finishes. Its losses, one per
+step, and its weights must be bit for bit those of an undisturbed run. No kill may lose a checkpoint, and no rank may end
+without being killed.
 
-With --folder everything is kept, and the same command resumes after a pause or an interruption. The moments follow from the
-seed and the number of the kill, as far as a machine's times do. The last line is one JSON object; exit status 1 where
-something was lost.
+With --folder everything is kept, and the same command resumes after a pause or an interruption. The moments and victims of
+the kills are drawn from the seed and the number of the kill; their exact steps also depend on the machine's speed. The last
+line of the output is one JSON object. The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -35,29 +35,29 @@ from scalegpt.checkpoint.store import step_of
 from scalegpt.storage import write_atomic
 
 MOST_STEPS = 8
-"""Steps between a start and the next kill, at most, so that the run is not over before the last kill."""
+"""The most steps between a start and the next kill; the length of the run is set so that it outlasts all kills."""
 
 STARTING, STEPPING, SAVING = "starting", "in steps", "saving"
 MOMENTS = {STARTING: 0.2, STEPPING: 0.4, SAVING: 0.4}
 VICTIMS = {"rank 0": 0.3, "rank 1": 0.3, "launcher": 0.2, "all": 0.2}
-"""How likely each is."""
+"""Victim of a kill → its probability; :data:`MOMENTS` has the probabilities of the moments."""
 
 
 @dataclass
 class Tally:
-    """What has been done, kept in ``kills.json``.
+    """The counts and results of all kills so far, kept in ``kills.json``.
 
     Attributes:
-        seed: of the moments and victims.
-        layout: one of :data:`LAYOUTS`.
-        steps: of the run.
-        moments: what the run was doing when it was killed → how often.
-        victims: who was killed → how often.
-        starts: of the command.
-        restarts: by the launcher.
-        seconds: in all.
+        seed: the seed from which moments and victims are drawn.
+        layout: a key of :data:`LAYOUTS`.
+        steps: the number of steps of the whole run.
+        moments: moment, what the run was doing → number of kills.
+        victims: victim, what was killed → number of kills.
+        starts: how often the command was started.
+        restarts: how often the launcher restarted the ranks.
+        seconds: seconds that all kills took, with the starts and steps between them.
         newest: the step of the newest checkpoint.
-        failures: what should not have happened.
+        failures: failed checks, in words.
     """
 
     seed: int
@@ -73,17 +73,17 @@ class Tally:
 
     @property
     def kills(self) -> int:
-        """In all."""
+        """The number of kills so far."""
         return sum(self.moments.values())
 
 
 class Killer:
-    """Kills a run, and keeps count.
+    """Kills a run repeatedly and keeps the tally.
 
     Args:
         run: the run.
-        tally: what was done before, and what is done now.
-        state: the file that keeps the tally.
+        tally: the tally of earlier kills, to which new ones are added.
+        state: the file in which the tally is kept.
     """
 
     def __init__(self, run: Run, tally: Tally, state: Path) -> None:
@@ -93,7 +93,7 @@ class Killer:
         self.seen = 0.0
 
     def kill_until(self, kills: int) -> None:
-        """Kill until there were ``kills`` in all, and leave nothing running."""
+        """Kill until the tally has ``kills`` kills or the run is finished; then end all processes of the run."""
         try:
             while self.tally.kills < kills and not self.run.is_finished():
                 began = time.monotonic()
@@ -130,7 +130,7 @@ class Killer:
             wait_until(lambda: not any(run.processes()), "the end of the ranks whose launcher was killed")
 
     def _next_ranks(self) -> dict[int, psutil.Process]:
-        """The ranks of the next start; the command is started where the launcher has ended."""
+        """Wait for both ranks to live again, and return them by rank; if the launcher has ended, start the command."""
         ranks: dict[int, psutil.Process] = {}
 
         def are_there() -> bool:
@@ -179,10 +179,15 @@ def _drawn(odds: dict[str, float], chance: random.Random) -> str:
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = 0.05) -> None:
-    """Check until something holds, with a pause in seconds between checks.
+    """Wait until ``holds()`` is true.
+
+    Args:
+        holds: the condition.
+        what: a name for the condition, for the error message.
+        seconds: the pause between two checks.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: the condition is still false after :data:`PATIENCE` seconds.
     """
     until = time.monotonic() + PATIENCE
     while not holds():
@@ -192,7 +197,7 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = 0.05) -> N
 
 
 def main() -> int:
-    """Kill, finish, compare."""
+    """Kill the run repeatedly, let it finish, and compare it with an undisturbed run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=at_least(1), default=20, help="in all [20]")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and victims [1]")
@@ -207,7 +212,7 @@ def main() -> int:
 
 
 def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
-    """The kills up to the pause, or all of them and the comparison."""
+    """Make the kills up to the pause that was asked for, or all of them and the comparison; returns the exit status."""
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "kills.json"
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
@@ -230,7 +235,7 @@ def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def report(run: Run, undisturbed: Run, tally: Tally, kills: int) -> int:
-    """Compare, and print the last line."""
+    """Compare the killed run with the undisturbed one and print the result as JSON; returns the exit status."""
     if "is damaged" in (run.folder / "output.txt").read_text(errors="replace"):
         tally.failures.append("a checkpoint was found damaged; see output.txt")
     if tally.kills < kills:

@@ -1,9 +1,10 @@
-"""Times the losses alone, forward and backward, in turn: full logits, chunked, and torch's own fused one where it has it.
+"""Times each loss by itself, forward and backward: full logits, chunked, and torch's fused loss where torch has one.
 
 python benchmarks/loss_bench.py                                 (B 4, T 1,024, V 50,304, H 192; from the repository's root)
 python benchmarks/loss_bench.py --hidden 768 --tokens 8192 --chunks 512,2048 --device cuda --dtype bf16
 
-Medians, and the ratio to full logits. ``tests/model/test_loss.py`` measures their memory, on a GPU ``gpu_suite.py speed``.
+It prints median times and their ratios to the loss with full logits. For the memory of the losses see
+``tests/model/test_loss.py`` and, on a GPU, ``benchmarks/gpu_suite.py speed``.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from scalegpt.model.loss import Loss
 
 
 def main() -> int:
-    """Measure and print a table."""
+    """Measure the losses and print a table of their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=at_least(1), default=4096, help="of a micro batch [4096]")
     parser.add_argument("--hidden", type=at_least(1), default=192, help="width [192]")
@@ -57,12 +58,12 @@ def main() -> int:
 
 
 def race(losses: dict[str, Loss], tensors: tuple[Tensor, Tensor, Tensor], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each loss in each round, after one that does not count.
+    """Seconds of each loss in each counted round; one round before them does not count.
 
     Args:
-        losses: taken in turn.
+        losses: name → loss; every round takes each of them once.
         tensors: hidden states [n, H], head [V, H] and targets [n].
-        rounds: that count.
+        rounds: the number of counted rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for number in range(rounds + 1):

@@ -1,8 +1,8 @@
-"""How long the planner takes: the command as a whole process, and every preset on every card of the catalogue.
+"""Measures how long the planner takes, for one ``scalegpt plan`` and for every preset on every card of the catalogue.
 
-``python benchmarks/plan_speed.py`` prints both, with the memory of the second. Each is measured in processes of its own
-with cached bytecode, as an installed package has it. Processor time is printed too: a busy machine disturbs it less than the
-wall clock.
+``python benchmarks/plan_speed.py`` prints both times, and the memory that planning all presets takes. Each measurement runs
+in processes of its own with cached bytecode, as an installed package has it. CPU time is printed beside wall-clock time,
+since other load on the machine disturbs it less.
 """
 
 import argparse
@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT))
 
 COMMAND = ("plan", "--gpu", "a100-40gb", "--preset", "500M_1024")
 COUNTS = ((1, 1), (8, 1), (8, 8))
-"""Cards in each machine, and machines."""
+"""(cards in each machine, machines) for which all presets are planned."""
 
 
 def sweep() -> tuple[int, int]:
-    """Plan every preset on every card of the catalogue, 1, 8 and 64 of it; how many plans were made and how many fit."""
+    """Plan every preset on 1, 8 and 64 of every card of the catalogue; the number of plans, and how many of them fit."""
     from scalegpt.hardware.gpus import catalogue
     from scalegpt.hardware.machine import Machine
     from scalegpt.planner.tables import over_presets
@@ -43,7 +43,7 @@ def measured(words: tuple[str, ...], bytecode: str) -> tuple[float, float, str]:
     """Run Python in a process of its own.
 
     Returns:
-        Seconds of the wall clock, seconds of processor time, and its standard output.
+        Seconds of wall-clock time, seconds of CPU time, and the process's standard output.
     """
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": bytecode, "SCALEGPT_GPUS": ""}
     settings.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -54,7 +54,7 @@ def measured(words: tuple[str, ...], bytecode: str) -> tuple[float, float, str]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both and print the times; with ``--sweep`` only plan all presets, in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15, help="runs of the command, of which the median is printed")
     parser.add_argument("--sweep", action="store_true", help="only sweep the catalogue, in this process")

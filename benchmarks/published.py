@@ -6,9 +6,9 @@ Columns: model, n_layer, n_embd, n_head, vocab_size, block_size, gpu, gpus, micr
 sharding, activation_checkpointing, num_params, tokens_per_s_per_gpu. The models have biases, learned positions and a
 tied head.
 
-Their trainer is not ours: FSDP1, an attention kernel in Triton, a fused cross entropy on logits in bf16, no compiling;
-``mp_mode`` PURE keeps weights, gradients and moments in bf16. :meth:`PublishedRun.time` counts that;
-:meth:`PublishedRun.plan` is what our trainer would do instead.
+Their trainer differs from ours: FSDP1, an attention kernel in Triton, a fused cross entropy on logits in bf16, no
+compilation; with ``mp_mode`` PURE weights, gradients and moments are in bf16. :meth:`PublishedRun.time` predicts a step of
+their trainer, :meth:`PublishedRun.plan` the same run in ours.
 """
 
 import csv
@@ -29,13 +29,13 @@ from scalegpt.planner.time.work import LOSS, OPTIMIZER, Load
 CARDS = {"a100_40gb": "A100 40GB", "a100_80gb": "A100 80GB", "h100_80gb": "H100 SXM"}
 
 NETWORK_GBPS = {"a100_40gb": 1600, "a100_80gb": 1600, "h100_80gb": 3200}
-"""Gbit/s of a machine: published for the A100 tables; assumed for the H100's, one 400 Gbit/s adapter for each card."""
+"""GPU → network of a machine in Gbit/s: published for the A100; for the H100 an adapter of 400 Gbit/s per card is assumed."""
 
 GPUS_IN_A_MACHINE = 8
 
 FUSED_LOSS_BYTES = 12
-"""Bytes a logit where softmax, loss and gradient are fused and in place, in bf16: written, read, read and written, and read
-by two matmuls."""
+"""Bytes moved per logit if softmax, loss and gradient are fused and in place, in bf16: six accesses of 2 bytes. A logit is
+written by the head, read once, read and overwritten by its gradient, and the gradient is read by two matmuls."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class PublishedRun:
     """A row of the table.
 
     Attributes:
-        run: its model and settings, as ours would be; the loss is chunked.
-        machine: what it ran on.
+        model: the model's name in the table.
+        gpu: the GPU's name in the table.
+        run: the model and its settings, as our trainer would run them, with the chunked loss.
+        machine: the machine that it ran on.
         batch: how its step was divided.
-        pure: whether all states were bf16.
+        pure: whether weights, gradients and moments were in bf16.
         fp8: whether its matmuls were in fp8, which our trainer does not have.
-        tokens_per_second: measured, of each card.
+        tokens_per_second: measured tokens per second of each card.
     """
 
     model: str
@@ -62,7 +64,7 @@ class PublishedRun:
 
     @classmethod
     def parse(cls, row: dict[str, str]) -> "PublishedRun":
-        """Read a row."""
+        """The run that a row of the file describes."""
         gpus, gpu = int(row["gpus"]), row["gpu"]
         shape = ("n_layer", "n_embd", "n_head", "vocab_size", "block_size", "micro_batch")
         flags = {
@@ -85,15 +87,15 @@ class PublishedRun:
         )
 
     def plan(self) -> Plan:
-        """What our trainer would do in its place."""
+        """The plan of this run in our trainer."""
         return make_plan(self.run, self.machine, self.batch)
 
     def time(self, shares: Shares | None = None) -> StepTime:
-        """The time of its step, with its own trainer's differences."""
+        """The predicted time of its step in the trainer that was measured."""
         return fused_time(self.run, self.machine, self.batch, compiled=False, pure=self.pure, shares=shares)
 
     def predicted(self, shares: Shares | None = None) -> float:
-        """Tokens a second of each card, predicted."""
+        """Predicted tokens per second of each card, in the trainer that was measured."""
         return self.batch.tokens / self.batch.ranks / self.time(shares).seconds
 
 
@@ -106,15 +108,15 @@ def fused_time(
     pure: bool = False,
     shares: Shares | None = None,
 ) -> StepTime:
-    """The time of a step whose head and cross entropy are fused and in place, which our trainer's are not.
+    """The predicted time of a step in which head and cross entropy are fused and in place, unlike in our trainer.
 
     Args:
         run: model and settings.
-        machine: what it runs on; its card is known.
+        machine: the machine that it runs on; its card must be in the catalogue.
         batch: how its step is divided.
         compiled: whether the blocks are compiled.
-        pure: whether all states are bf16, and gradients travel so.
-        shares: of the card's figures; None: those in force.
+        pure: whether weights, gradients and moments are in bf16, and gradients are sent in bf16.
+        shares: the shares of the card's figures; None: those of :data:`scalegpt.planner.time.rates.SHARES`.
     """
     assert machine.card is not None
     step = StepWork.of(run, ranks=batch.ranks, grad_accum=batch.grad_accum, kernel="flash", compiled=compiled)
@@ -128,7 +130,7 @@ def fused_time(
 
 
 def fused_loss(run: RunConfig, micro_batch: int) -> Load:
-    """Head and cross entropy of a micro batch, fused and in place."""
+    """The load of head and cross entropy for a micro batch, forward and backward, if they are fused and in place."""
     model = run.model
     logits = float(micro_batch) * model.block_size * model.vocab_size
     moved = FUSED_LOSS_BYTES * logits + 4.0 * model.vocab_size * model.n_embd
@@ -136,6 +138,6 @@ def fused_loss(run: RunConfig, micro_batch: int) -> Load:
 
 
 def read_published(path: Path) -> list[PublishedRun]:
-    """The rows of the table."""
+    """The runs in the table of published runs, a CSV file."""
     with path.open(encoding="utf-8", newline="") as file:
         return [PublishedRun.parse(row) for row in csv.DictReader(file)]

@@ -1,14 +1,14 @@
-"""How the cost of a step grows with depth, width, context, micro batch and ranks, beside how its arithmetic grows.
+"""Measures how the time of a step grows with depth, width, context, micro batch and ranks, compared with its FLOPs.
 
 python benchmarks/scaling_bench.py                                       (from the repository's root)
 python benchmarks/scaling_bench.py --parts ranks --rounds 3 --json scaling.json
 
-Every part changes one thing of one shape, preset tiny's (L4 H192 V50304, T 256, micro batch 4), with one micro batch a step.
-Only ``ranks`` takes the preset's own step, 32,768 tokens, in one process and in two ranks with each stage. Each row is a
-process of its own that runs ``step_bench.py``; the rows of a part are taken in turn, as many times as there are rounds, and
-compared by the medians of their medians. FLOPs are the model's, 6·P + 12·L·H·T a token; bytes sent are the planner's, which
+Every part varies one setting of the preset tiny (L4 H192 V50304, T 256, micro batch 4), with one micro batch per step. Only
+``ranks`` uses the preset's own step of 32,768 tokens, in one process and on two ranks with each stage. Each row runs
+``step_bench.py`` in a process of its own. In each round every row of a part runs once; rows are compared by the median, over
+rounds, of their median step times. FLOPs are the model's, 6·P + 12·L·H·T per token. The bytes sent are the planner's, which
 ``tests/oracle/test_communication.py`` compares with real collectives. On two cores a round of ``ranks`` takes two minutes,
-one of all others three; a part is printed when it is done.
+and a round of all other parts takes three. A part's table is printed when the part is done.
 """
 
 import argparse
@@ -46,13 +46,13 @@ RANKS = 2
 
 @dataclass
 class Row:
-    """One configuration.
+    """One configuration to measure, a row of a table.
 
     Attributes:
-        label: what sets it apart from the others of its part.
-        flags: what is not as in :data:`BASE`.
-        ranks: processes.
-        seconds: of a step, one median a round.
+        label: the setting that distinguishes it from the other rows of its part.
+        flags: the settings that differ from :data:`BASE`.
+        ranks: the number of processes.
+        seconds: the median seconds of a step in each round.
     """
 
     label: str
@@ -61,24 +61,24 @@ class Row:
     seconds: list[float] = field(default_factory=list)
 
     def run(self, precision: str) -> RunConfig:
-        """The settings in force."""
+        """The run with the settings of this row."""
         return resolve(flags={**BASE, "precision": precision, **self.flags}, name="scaling")
 
 
 def layers() -> Iterator[Row]:
-    """Depth."""
+    """Rows with different depths."""
     for count in (2, 4, 8, 16):
         yield Row(f"L {count}", {"n_layer": count})
 
 
 def width() -> Iterator[Row]:
-    """Width, with heads of the same size."""
+    """Rows with different widths and the same head size."""
     for each in (96, 192, 384, 768):
         yield Row(f"H {each}", {"n_embd": each, "n_head": each // HEAD_SIZE})
 
 
 def context() -> Iterator[Row]:
-    """Context, with as many tokens in a step."""
+    """Rows with different block sizes and the same number of tokens per step."""
     tokens = 2048
     for each in (128, 256, 512, 1024, 2048):
         flags = {"block_size": each, "micro_batch": tokens // each, "tokens_per_step": tokens}
@@ -86,13 +86,13 @@ def context() -> Iterator[Row]:
 
 
 def batch() -> Iterator[Row]:
-    """Micro batch, and with it the tokens of a step."""
+    """Rows with different micro batches, and so different numbers of tokens per step."""
     for each in (1, 2, 4, 8, 16):
         yield Row(f"B {each}", {"micro_batch": each, "tokens_per_step": each * BASE["block_size"]})
 
 
 def ranks() -> Iterator[Row]:
-    """Processes on the same cores, with the same tokens in a step."""
+    """Rows with one process or two on the same cores, and the same number of tokens per step."""
     step = {"micro_batch": 8, "tokens_per_step": 32768}
     yield Row("one process", step)
     for stage in (0, 2, 3):
@@ -130,10 +130,10 @@ def main() -> int:
 
 
 def seconds_of(row: Row, precision: str, steps: int) -> float:
-    """Median seconds of a row's steps, in processes of their own.
+    """Median seconds of a row's steps, which run in new processes.
 
     Raises:
-        SystemExit: it fails; with what it printed.
+        SystemExit: the processes fail; the message contains what they printed.
     """
     words = flag_words({**BASE, "precision": precision, **row.flags})
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +156,7 @@ def seconds_of(row: Row, precision: str, steps: int) -> float:
 
 
 def figures(row: Row, precision: str) -> dict[str, Any]:
-    """The figures of a row."""
+    """A row's results as plain values: step times, throughput, FLOPs of a step, and bytes that each rank sends."""
     run = row.run(precision)
     tokens = int(run.train.tokens_per_step or 0)
     accumulation = tokens // (run.train.micro_batch * run.model.block_size * row.ranks)
@@ -174,7 +174,7 @@ def figures(row: Row, precision: str) -> dict[str, Any]:
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> str:
-    """A part's rows for reading; ratios are to its first row."""
+    """The rows of a part as text, with ratios to its first row."""
     first = rows[0]
     lines = [f"{name}:"]
     for row in rows:

@@ -5,8 +5,9 @@ torchrun --nproc_per_node 2 benchmarks/step_bench.py --preset tiny --backend fsd
 python benchmarks/step_bench.py --preset 350M_1024 --steps 20 --json step.json
 
 Every step is the trainer's own, with real data loading, guards, logging and metrics. The tokens are random unless
---input_file is given. First whole steps are timed, then as many by phase, with a wait for the device between the phases. All
-flags of ``launch/train.py`` are taken. Times are medians, with the middle half of the steps beside them.
+--input_file is given. First whole steps are timed. Then the same number of steps is timed by phase, with a wait for the
+device between the phases. All flags of ``launch/train.py`` are accepted. The times are medians; beside the whole step's
+median are the first and third quartile.
 """
 
 import os
@@ -35,7 +36,7 @@ from scalegpt.training import memory
 from scalegpt.training.metrics import mfu
 
 LOADED_STEPS = 50
-"""Steps that the loader is timed on, alone."""
+"""The number of steps whose data the loader loads when it is timed by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     flags: dict[str, Any], preset: str | None, folder: Path, world: World, steps: int, warmup: int
 ) -> dict[str, Any]:
-    """The figures of one configuration."""
+    """The results of one configuration as plain values: step times, phases, throughput, memory, and what it ran on."""
     ours = OurSteps(flags, preset, folder, world)
     try:
         for _ in range(warmup):
@@ -104,7 +105,7 @@ def measure(
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for reading."""
+    """The results as text."""
     low, high = figures["middle_half"]
     phases, whole = figures["phases"], sum(figures["phases"].values())
     share = f", MFU {figures['mfu']:.1%}" if figures["mfu"] else ""

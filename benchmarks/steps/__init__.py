@@ -1,1 +1,1 @@
-"""Training steps, ours and a plain nanoGPT-style loop's, made ready to be timed."""
+"""Training steps that benchmarks time: those of our trainer, and those of a plain nanoGPT-style loop."""

@@ -1,8 +1,8 @@
-"""A plain loop in the style of nanoGPT, written afresh: its model's shape and its way to train, to be timed beside ours.
+"""A plain training loop in the style of nanoGPT, with code of our own, to be timed beside our trainer.
 
-Like such loops it has full logits and ``F.cross_entropy``, optional biases, a tied head, autocast around fp32 weights,
-``clip_grad_norm_``, fused AdamW over two groups, ``loss.item()`` once a step, and random windows from a memory map. The next
-windows are read while the device works on the last.
+As in nanoGPT, the model has full logits and ``F.cross_entropy``, optional biases and a tied head. The loop has autocast
+around fp32 weights, ``clip_grad_norm_``, fused AdamW over two groups, ``loss.item()`` once per step, and random windows from
+a memory map. It reads the next windows while the device works on the current ones.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its batch: sequences of a micro batch, and how many of these a step accumulates."""
+    """The shape of a model, the sequences of a micro batch (``batch``), and the micro batches of a step (``grad_accum``)."""
 
     n_layer: int
     n_head: int
@@ -72,7 +72,7 @@ class _Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """GPT-2's shape; called with ids and targets it gives logits and loss, as nanoGPT's model does."""
+    """A GPT-2 model with the interface of nanoGPT's: called with token ids and targets, it returns logits and loss."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -117,10 +117,10 @@ class BaselineSteps:
     Args:
         shape: model and batch.
         data: a folder with ``train.bin``, uint16.
-        device: where.
-        bf16: under autocast in bf16, else in fp32.
-        compiled: the whole model through ``torch.compile``.
-        checkout: take the model of this nanoGPT checkout instead of ours in its style.
+        device: the device.
+        bf16: whether it runs under autocast in bf16; if false, in fp32.
+        compiled: whether the whole model is compiled by ``torch.compile``.
+        checkout: the folder of a nanoGPT checkout whose model is trained; None: :class:`PlainGPT`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class BaselineSteps:
         self._next = self._batch()
 
     def step(self) -> float:
-        """Take a step; seconds until the device has done it."""
+        """Take a step; returns the seconds until the device has finished it."""
         begin = time.perf_counter()
         self.take()
         if self.device.type == "cuda":
@@ -160,7 +160,7 @@ class BaselineSteps:
         return time.perf_counter() - begin
 
     def take(self) -> None:
-        """Take a step; the device may still be at its end."""
+        """Take a step. When it returns, the device may still be working on the step's end."""
         for _ in range(self.shape.grad_accum):
             tokens, targets = self._next
             with self.autocast:

@@ -1,7 +1,7 @@
-"""Ways to compute the head's cross entropy, ours and others', to be timed alone.
+"""Implementations of head and cross entropy, ours and those of other libraries, to be timed by themselves.
 
-Each takes hidden states in the compute dtype and an fp32 master of the head, as our model calls its loss, and gives gradients
-of both in these dtypes. Others' want the head in the compute dtype: the cast is part of what they take.
+Each has the interface of our model's loss: hidden states in the compute dtype and the head's fp32 weights, with gradients in
+the same dtypes. The other libraries need the head in the compute dtype, so their time includes the cast.
 """
 
 import importlib.util
@@ -15,10 +15,10 @@ from scalegpt.model.chunk import IGNORED
 from scalegpt.model.loss import Loss, full_cross_entropy, make_loss
 
 COMPARED_TOKENS = 4096
-"""A loss's gradients are compared with those of full logits in fp32 over this many tokens at most."""
+"""The largest number of tokens over which a loss's gradients are compared with the gradients of full logits in fp32."""
 
 MOST_ERROR = 0.2
-"""Rounding to the compute dtype gives a fortieth of that; with more, a loss computes something else."""
+"""The largest relative error of a correct loss's gradients. Rounding to the compute dtype causes a fortieth of it."""
 
 
 def inputs(n: int, H: int, V: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,10 +30,10 @@ def inputs(n: int, H: int, V: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def loss_of(way: str, *, chunk: int = 1024, compiled: bool = False) -> Loss:
-    """A loss: ``full``, ``chunked``, ``torch``, ``torch chunked`` or ``liger``, the last three of torch and liger-kernel.
+    """The loss with a name: our ``full`` or ``chunked``; torch's ``torch`` or ``torch chunked``; ``liger`` of liger-kernel.
 
     Raises:
-        InputError: this machine does not have it.
+        InputError: torch or liger-kernel as installed here does not have it.
     """
     if way == "chunked":
         return make_loss("chunked", chunk, compiled=compiled)
@@ -55,15 +55,17 @@ def loss_of(way: str, *, chunk: int = 1024, compiled: bool = False) -> Loss:
 
 
 def gradients(loss: Loss, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Forward and backward: the gradients of hidden states and head."""
+    """The gradients of hidden states and head, by one forward and one backward pass."""
     return torch.autograd.grad(loss(hidden, head, targets), (hidden, head))
 
 
 def relative_error(loss: Loss, hidden: Tensor, head: Tensor, targets: Tensor) -> float:
-    """How far the gradients are from those of full logits in fp32: relative, in the Frobenius norm, the worse of the two.
+    """The relative error of a loss's gradients against full logits in fp32, in the Frobenius norm.
+
+    It is the larger error of the two gradients, of hidden states and of the head.
 
     Raises:
-        RuntimeError: so far that it is another loss.
+        RuntimeError: the error exceeds :data:`MOST_ERROR`, so the loss computes something else.
     """
     some, targets = hidden[:COMPARED_TOKENS].detach().requires_grad_(), targets[:COMPARED_TOKENS]
     exact = gradients(full_cross_entropy, some.detach().float().requires_grad_(), head, targets)

@@ -1,4 +1,4 @@
-"""Our trainer, prepared as ``scalegpt train`` does it, whose steps are taken one at a time and timed by phase."""
+"""Takes steps of our trainer, which is prepared as in ``scalegpt train``, and times them whole or by phase."""
 
 import pickle
 import statistics
@@ -25,19 +25,20 @@ DATA, FORWARD, LOSS, BACKWARD, NORM, OPTIMIZER, REST = (
     "data", "forward", "loss", "backward", "norm and clipping", "optimizer", "everything else",
 )  # fmt: skip
 PHASES = (DATA, FORWARD, LOSS, BACKWARD, NORM, OPTIMIZER, REST)
-"""``loss`` holds the head, and chunked its gradients too; ``everything else`` is reductions, logging, metrics, guards."""
+"""The phases of a step. ``loss`` includes the head; the chunked loss also computes its gradients there. ``everything else``
+is reductions, logging, metrics and guards."""
 
 QUIET: dict[str, Any] = {
     "eval_every": 0, "sample_tokens": 0, "checkpoint_every": 0, "log_every": 10**6, "warmup_steps": 0,
 }  # fmt: skip
-"""Only steps, and what every step does."""
+"""Settings with which the trainer takes only steps, without evaluation, samples, checkpoints or warm-up."""
 
 TOKENS_OF_DATA = 2**20
 GPT2_TOKENS = 50257
 
 
 def random_tokens(folder: Path, vocabulary: int, seed: int = 0) -> Path:
-    """A folder of uniformly random tokens in nanoGPT's format: what they are does not change what a step costs."""
+    """Write uniformly random tokens in nanoGPT's format; returns their folder. A step takes the same time on any tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     for name, count in (("train", TOKENS_OF_DATA), ("val", 2**17)):
@@ -54,10 +55,10 @@ class OurSteps:
 
     Args:
         flags: settings, as on the trainer's command line.
-        preset: a preset's name.
-        folder: where data and run go.
+        preset: a preset's name; None: no preset.
+        folder: the folder for data and run.
         world: the ranks.
-        max_iters: more steps than will be taken.
+        max_iters: the length of the run in steps; it must be larger than the number of steps taken.
     """
 
     def __init__(
@@ -76,12 +77,12 @@ class OurSteps:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step, of all ranks."""
+        """Tokens of a step over all ranks."""
         return self.job.batch_plan.tokens
 
     @property
     def layout(self) -> str:
-        """The settings in force that matter to speed, in words."""
+        """The run's settings that affect speed, in words."""
         train, parallel, plan = self.job.run.train, self.job.run.parallel, self.job.batch_plan
         stage = "" if parallel.backend == "plain" else f" {parallel.stage}"
         return (
@@ -90,14 +91,14 @@ class OurSteps:
         )
 
     def step(self) -> float:
-        """Take a step; seconds until the device has done it."""
+        """Take a step; returns the seconds until the device has finished it."""
         begin = time.perf_counter()
         self.trainer._take_step()
         self._wait()
         return time.perf_counter() - begin
 
     def loader_rate(self, steps: int) -> float:
-        """Tokens a second, of all ranks, that the loader gives when nothing else is done."""
+        """Tokens per second over all ranks that the data loader gives by itself, measured over ``steps`` steps."""
         job = self.job
         batches = TrainingBatches(job.data.train, job.batch_plan, self.world, job.run.train.seed)
         begin = time.perf_counter()
@@ -109,7 +110,7 @@ class OurSteps:
         return steps * job.batch_plan.tokens / seconds
 
     def close(self) -> None:
-        """End threads and close files."""
+        """End the trainer's threads and close its files."""
         self.trainer.close()
 
     def _wait(self) -> None:
@@ -119,7 +120,7 @@ class OurSteps:
     # --- by phase ----------------------------------------------------------------------------------------------------
 
     def phases(self, steps: int) -> dict[str, float]:
-        """Median seconds of each phase over some steps. The device is waited for between phases, so they add up to more."""
+        """Median seconds of each phase over ``steps`` steps; waiting for the device between phases makes the steps longer."""
         seen = []
         for _ in range(steps):
             clock = _Clock(self._wait)
@@ -130,10 +131,10 @@ class OurSteps:
 
 
 class _Clock:
-    """Times the parts of one step; what lies within a phase and is a phase of its own counts there alone.
+    """Times the phases of one step. The time of a phase within another phase counts only for the inner one.
 
     Args:
-        wait: waits for the device.
+        wait: a function that waits for the device.
     """
 
     def __init__(self, wait: Callable[[], None]) -> None:
@@ -142,7 +143,7 @@ class _Clock:
 
     @contextmanager
     def around(self, trainer: Trainer) -> Iterator[None]:
-        """Put the clock around the parts of a trainer's step, and take it away again."""
+        """Time the phases of the trainer's step within the block, by wrapping the trainer's methods."""
         backend = trainer.job.backend
         with ExitStack() as stack:
             for owner, name, wrap in (
@@ -159,7 +160,7 @@ class _Clock:
             self._mark()
 
     def _mark(self) -> None:
-        """What has passed since the last mark belongs to the innermost open phase."""
+        """Add the time since the last mark to the innermost open phase."""
         self._wait()
         now = time.perf_counter()
         self.spent[self._open[-1]] += now - self._last

@@ -1,4 +1,4 @@
-"""A tiny training run on two ranks, its processes and its files, for ``kill_run.py``."""
+"""A tiny training run on two ranks for ``benchmarks/kill_run.py``: starts it, finds its processes, and reads its files."""
 
 import hashlib
 import json
@@ -33,11 +33,18 @@ FLAGS = {
 TEXT = "\n".join(f"{i} green bottles hanging on the wall, and if one should fall, {i - 1} are left" for i in range(400))
 
 PATIENCE = 300.0
-"""Seconds after which what is waited for is taken not to come."""
+"""Seconds after which waiting for something ends with an error."""
 
 
 class Run:
-    """The training run: its processes and its files."""
+    """A training run: its command, its processes and its files.
+
+    Args:
+        folder: the folder of the text, the output and the runs.
+        layout: a key of :data:`LAYOUTS`.
+        steps: the number of steps of the run.
+        name: the run's name.
+    """
 
     def __init__(self, folder: Path, layout: str, steps: int, name: str) -> None:
         self.folder, self.path, self.mark = folder, folder / "runs" / name, f"{folder}:{name}"
@@ -46,7 +53,7 @@ class Run:
         self.launcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the command."""
+        """Start the command of the run."""
         environment = {
             **os.environ, MARK: self.mark, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
             "SCALEGPT_CACHE": str(self.folder / "cache"),
@@ -62,14 +69,14 @@ class Run:
         return self.launcher is None or self.launcher.poll() is not None
 
     def processes(self) -> Iterator[psutil.Process]:
-        """All that live, by the mark in their environment, whatever their parent is by now."""
+        """All living processes of the run, found by the mark in their environment, even if their parent has ended."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
                     yield process
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The ranks that live, without what they have started."""
+        """Rank → its living process, without the processes that ranks have started."""
         found = {}
         for process in self.processes():
             with suppress(psutil.Error):
@@ -79,7 +86,7 @@ class Run:
         return found
 
     def end(self) -> None:
-        """SIGKILL to all, until none is left."""
+        """Send SIGKILL to all processes of the run until none is left."""
         while left := list(self.processes()):
             for process in left:
                 with suppress(psutil.Error):
@@ -89,7 +96,7 @@ class Run:
             self.launcher.wait()
 
     def last_step(self) -> int:
-        """The last step in ``metrics.jsonl``; 0: none."""
+        """The last step in ``metrics.jsonl``; 0 where it has none."""
         with suppress(OSError, IndexError, ValueError):
             with (self.path / "metrics.jsonl").open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -99,17 +106,17 @@ class Run:
         return 0
 
     def unfinished(self) -> set[Path]:
-        """Checkpoints that are being written, and those whose writer or deleter was killed."""
+        """Folders of incomplete checkpoints: being written now, or left by a kill during writing or deletion."""
         return set((self.path / "checkpoints").glob(".step_*.tmp"))
 
     def has_begun(self, since: float) -> bool:
-        """Whether its loop has begun since then, in seconds of the epoch."""
+        """Whether the training loop has begun after ``since``, in seconds since the epoch."""
         with suppress(OSError):
             return (self.path / "run_status.json").stat().st_mtime > since
         return False
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest complete checkpoint; None where there is none."""
         return next(reversed(find_checkpoints(self.path / "checkpoints")), None)
 
     def is_finished(self) -> bool:
@@ -119,12 +126,12 @@ class Run:
         return False
 
     def losses(self) -> list[tuple[int, float]]:
-        """Each step with its loss, in the order of ``metrics.jsonl``."""
+        """(step, loss) of each step, in the order of ``metrics.jsonl``."""
         lines = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
         return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
     def weights_hash(self) -> str:
-        """SHA-256 over names and values of the newest checkpoint's weights."""
+        """SHA-256 over the names and values of the weights in the newest checkpoint."""
         newest, digest = self.newest(), hashlib.sha256()
         assert newest is not None
         checkpoint = Checkpoint.open(newest)
@@ -134,10 +141,10 @@ class Run:
         return digest.hexdigest()
 
     def finish(self) -> None:
-        """Run to the end, undisturbed.
+        """Let the run finish, without killing it.
 
         Raises:
-            RuntimeError: it fails.
+            RuntimeError: the run fails.
         """
         try:
             while not self.is_finished():

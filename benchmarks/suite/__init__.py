@@ -1,1 +1,1 @@
-"""The GPU suite: its rows (``rows.py``), the child process that takes them (``child.py``, ``measure.py``), and its report."""
+"""The GPU suite: its rows (``rows.py``), the child process that measures them (``child.py``, ``measure.py``), its report."""

@@ -1,8 +1,8 @@
-"""The child process that takes the suite's rows, and the parent's side of it.
+"""The child process that measures the suite's rows, and the parent's interface to it.
 
-What crashes or hangs then costs one row, and the parent, which writes the results, needs neither torch nor a GPU. A child
-first describes the card, then answers one row after another. What it or a library prints goes to a log, whose last lines are
-part of the reason that is given when it dies.
+A crash or a hang then costs one row. The parent, which writes the results, needs neither torch nor a GPU. A child first
+describes the card, then answers one row after another. Its output goes to a log; if the child dies, the last lines of the log
+become part of the row's reason.
 """
 
 import multiprocessing
@@ -17,29 +17,29 @@ from typing import Any
 from benchmarks.suite.rows import Row, Values
 
 START_SECONDS = 120.0
-"""Enough to import torch and DeepSpeed from a cold disk."""
+"""Seconds within which a child must start; enough to import torch and DeepSpeed from a cold disk."""
 
 ROW_SECONDS, GRACE_SECONDS = 100.0, 15.0
-"""A row that takes longer hangs; one that was begun in time may end this much later than the suite should."""
+"""Seconds after which a row counts as hanging; and seconds by which a row that began in time may exceed the suite's time."""
 
 LOG_LINES = 20
 
 
 class ChildGoneError(Exception):
-    """The child died, or took too long and was killed; says how, with the last lines of its log."""
+    """The child died or took too long. The message says which, with the last lines of the child's log."""
 
 
 class Runner:
-    """Has rows done, by one child process after another.
+    """Lets child processes measure rows, one child at a time.
 
     Args:
-        make: a module's function that makes, in the child, an object with ``greet()`` and ``answer(row)``. After an answer
-            with ``restart`` a new child takes the next row.
-        mode: its argument.
-        seconds: how long all rows may take.
+        make: a function that the child calls with ``mode`` to make an object with ``greet()`` and ``answer(row)``. It must be
+            at the top level of a module. After an answer with ``restart`` a new child takes the next row.
+        mode: the argument of ``make``.
+        seconds: how long all rows may take in total.
 
     Raises:
-        ChildGoneError: there is no first child.
+        ChildGoneError: the first child does not start.
     """
 
     def __init__(self, make: Callable[[str], Any], mode: str, seconds: float) -> None:
@@ -49,11 +49,11 @@ class Runner:
 
     @property
     def left(self) -> float:
-        """Seconds that are left."""
+        """Seconds that are left for further rows."""
         return self._end - time.monotonic()
 
     def take(self, row: Row) -> Values:
-        """The answer to a row: what the child says, or how it died."""
+        """The answer to a row, from the child; if the child died, an answer that says how."""
         if row.skip:
             return {"outcome": "skipped", "reason": row.skip, "seconds": 0.0}
         start = time.monotonic()
@@ -104,7 +104,7 @@ class Runner:
 
 
 def serve(make: Callable[[str], Any], mode: str, pipe: Connection, log: str) -> None:
-    """Be a child: describe the card, then answer rows until the parent has no more."""
+    """The child's main function: describe the card, then answer rows until the parent kills the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is the parent's to handle
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)

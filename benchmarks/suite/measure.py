@@ -1,14 +1,14 @@
-"""What the suite's child process does with a row: takes it through the trainer's own backends.
+"""Measures rows in the suite's child process, with the trainer's own backends.
 
-Every answer has an ``outcome``: ``ran``, ``out of memory``, ``skipped`` or ``failed``; the latter three with a ``reason``,
-and what failed with its ``traceback``. ``measured`` has the figures, ``notes`` further remarks. The figures of a dry run are
-those of tiny models on a CPU, and mean nothing.
+Every answer has an ``outcome``: ``ran``, ``out of memory``, ``skipped`` or ``failed``. The last three have a ``reason``, and
+a failed row has a ``traceback``. ``measured`` has the figures, ``notes`` further remarks. The figures of a dry run come from
+tiny models on a CPU and mean nothing.
 
-**Emulated cards.** Of a process a card holds what the allocator reserves, and what lies outside it: the context, loaded
-kernels, NCCL's buffers. ``set_per_process_memory_fraction`` limits the allocator's reservation alone. At the limit it does
-what it does on a full card: it gives back cached blocks, tries again, and then is out of memory. So the limit is the emulated
-card's memory less what lies outside, as the row before has measured it; the planner's tables, which are on trial, are not
-asked.
+**Emulated cards.** A process takes two kinds of memory on a card: what the allocator reserves, and what is outside the
+allocator (the context, loaded kernels, NCCL's buffers). ``set_per_process_memory_fraction`` limits only the allocator. At the
+limit the allocator acts as on a full card: it frees cached blocks, tries again, and then is out of memory. So the limit is
+the emulated card's memory minus the memory outside the allocator, as the row before measured it. The planner's tables are
+not used for it, since they are under test.
 """
 
 import importlib
@@ -51,28 +51,29 @@ from scalegpt.training.metrics import mfu
 from scalegpt.units import gib
 
 IMAGINED = "H100 SXM"
-"""The card that a dry run plans for."""
+"""The card that a dry run plans for, without having it."""
 
 DRY_MODEL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 128}
 DRY_BATCH, DRY_CHUNK, DRY_SECONDS, DRY_STEPS = 2, 16, 0.01, 8
 
 WARM_STEPS, MOST_SKIPPED = 2, 12
-"""Steps that compile and make the optimizer's state; and those that fp16 may skip while it looks for its loss scale."""
+"""The number of warm-up steps, which compile and make the optimizer's state; and the number of steps that fp16 may skip
+while it finds its loss scale."""
 
 RUN_STEPS = 300
 
 OPTIONAL = ("deepspeed", "triton", "liger_kernel")
-"""Rows that need one of these libraries are skipped where it is not installed."""
+"""Optional libraries; rows that need one are skipped where it is not installed."""
 
 MOST_LEFT_OVER = 64 * 2**20
-"""Bytes that may stay allocated after a row; with more, a new process takes the next."""
+"""Bytes that may stay allocated after a row. If there are more, a new process takes the next row."""
 
 DRIVER_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How it reads when a library asks the driver itself for memory, past torch's allocator."""
+"""Texts in the errors that occur when a library asks the driver, not torch's allocator, for memory and there is none."""
 
 
 def make_bench(mode: str) -> "DeviceBench":
-    """The bench on the first CUDA device, or on the CPU where ``mode`` is ``dry`` and where there is no CUDA device."""
+    """The bench on the first CUDA device; on the CPU if ``mode`` is ``dry`` or there is no CUDA device."""
     on_cuda = mode != "dry" and torch.cuda.is_available()
     if mode == "dry":
         torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
@@ -83,8 +84,8 @@ class DeviceBench:
     """Measures one row after another on a device.
 
     Args:
-        device: where.
-        dry: tiny models, to see that every row runs.
+        device: the device.
+        dry: whether to use tiny models, to see that every row runs.
     """
 
     def __init__(self, device: torch.device, *, dry: bool) -> None:
@@ -94,7 +95,7 @@ class DeviceBench:
         self.draws = torch.empty(0)
 
     def greet(self) -> Values:
-        """The machine as the trainer would plan for it, and its card; None where there is none to measure on."""
+        """The machine that the trainer would plan for, and its card. ``machine`` is None if there is no CUDA device."""
         if self.dry:
             machine = replace(Machine.with_card(find_card(IMAGINED)), torch=torch.__version__)
             return {"machine": machine, "card": f"a dry run, planned for {machine.name}"}
@@ -112,14 +113,14 @@ class DeviceBench:
         }  # fmt: skip
 
     def answer(self, row: Row) -> Values:
-        """Measure one row; whatever comes of it is an answer."""
+        """Measure one row; errors become answers too."""
         found: Values = {"notes": []}
         try:
             found["measured"] = getattr(self, row.kind)(row, found)
             found["outcome"] = "ran"
         except InputError as error:
             found |= {"outcome": "skipped", "reason": str(error)}
-        except Exception as error:  # libraries' errors have no common class, and one of them must not end the suite
+        except Exception as error:  # errors of libraries have no common class, and none of them may end the suite
             found |= failure(error)
         try:
             left = release(self.device)
@@ -133,7 +134,7 @@ class DeviceBench:
     # --- kinds of rows -----------------------------------------------------------------------------------------------
 
     def imports(self, _row: Row, found: Values) -> Values:
-        """Every module of the package, and libraries that some rows need."""
+        """Import every module of the package, and the optional libraries; missing libraries become notes."""
         modules = [each.name for each in pkgutil.walk_packages(scalegpt.__path__, "scalegpt.")]
         for name in (*OPTIONAL, *modules):
             try:
@@ -145,7 +146,7 @@ class DeviceBench:
         return {}
 
     def train(self, row: Row, found: Values) -> Values:
-        """Steps of a backend: memory, and time where the row asks for it."""
+        """Take steps with a backend and measure their memory; if the row has ``seconds``, also their time."""
         run, batch = self._settings(row)
         memory = Memory(self.device)
         with self._limited(row, found), self._backend(run, batch, row) as backend:
@@ -162,7 +163,7 @@ class DeviceBench:
         return {**held, "loss": loss, **self._rates(speed, run, batch.tokens)}
 
     def loop(self, row: Row, _found: Values) -> Values:
-        """A nanoGPT-style loop with the shape of a preset."""
+        """Measure memory and time of a nanoGPT-style loop with the shape of a preset."""
         run, batch = self._settings(row)
         if run.train.precision != "bf16":
             raise InputError(f"the plain loop trains in bf16, not in {run.train.precision} as this card would")
@@ -181,7 +182,7 @@ class DeviceBench:
         return {**memory.summary(), **self._rates(speed, run, shape.tokens)}
 
     def loss(self, row: Row, found: Values) -> Values:
-        """Forward and backward of the loss alone, over the tokens of a micro batch."""
+        """Measure forward and backward of the loss by itself, over the tokens of a micro batch."""
         run, batch = self._settings(row)
         way = {**row.more, **({"chunk": DRY_CHUNK} if self.dry else {})}
         shape = batch.tokens, run.model.n_embd, run.model.vocab_size
@@ -198,14 +199,14 @@ class DeviceBench:
         return {**speed, "tokens": batch.tokens, "extra_bytes": memory.peaks["loss"][0] - before}
 
     def profile(self, row: Row, _found: Values) -> Values:
-        """The kernels of some steps."""
+        """Profile the kernels of some steps."""
         run, batch = self._settings(row)
         with self._backend(run, batch, row) as backend:
             warm_up(backend, batch)
             return profiled(lambda: take_step(backend, batch), self.device, row.more.get("trace"))
 
     def run(self, row: Row, _found: Values) -> Values:
-        """The package's own functions: train on this repository's documents, save, resume, sample."""
+        """Use the package's API: train on this repository's documents, save, resume, sample."""
         steps, flags = DRY_STEPS if self.dry else RUN_STEPS, {**row.flags, **(DRY_MODEL if self.dry else {})}
         flags |= {"vocab_size": "auto", "tokenizer": "byte", "device": self.device.type}
         with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +222,7 @@ class DeviceBench:
     # --- what they share ---------------------------------------------------------------------------------------------
 
     def _settings(self, row: Row) -> tuple[RunConfig, BatchPlan]:
-        """The run with its precision, checked against this device; in a dry run around a tiny model."""
+        """The run and its batch, with the precision resolved and attention checked for this device; in a dry run tiny."""
         run, accum = settings(row.preset, row.flags), row.grad_accum
         train, model = run.train, run.model
         if self.dry:
@@ -236,7 +237,7 @@ class DeviceBench:
 
     @contextmanager
     def _backend(self, run: RunConfig, batch: BatchPlan, row: Row) -> Iterator[Backend]:
-        """The trainer's backend with its weights, taken apart afterwards."""
+        """The trainer's backend with its weights; its memory is freed afterwards."""
         is_deepspeed, compiled = run.parallel.backend == "deepspeed", row.flags["compile"] == "on"
         if is_deepspeed and importlib.util.find_spec("deepspeed") is None:
             raise InputError("DeepSpeed is not installed")
@@ -258,7 +259,7 @@ class DeviceBench:
                     dismantle_deepspeed(backend)
 
     def _weights(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights as a model starts with, all from the same draws: new ones would take seconds of every row."""
+        """Initial weights of a model, by name. They reuse the same random numbers: new ones would take seconds per row."""
         most = max(map(math.prod, shapes.values()))
         if len(self.draws) < most:
             self.draws = 0.02 * torch.randn(most)
@@ -268,7 +269,7 @@ class DeviceBench:
 
     @contextmanager
     def _group(self, ranks: int) -> Iterator[None]:
-        """A fake process group of more ranks than one. A group of one is made by the backend, and kept for the next row."""
+        """A fake process group for more than one rank. A group of one rank is made by the backend and kept for later rows."""
         if ranks > 1:
             self.world.leave()
         with fake_process_group(ranks) if ranks > 1 else nullcontext():
@@ -276,7 +277,7 @@ class DeviceBench:
 
     @contextmanager
     def _limited(self, row: Row, found: Values) -> Iterator[None]:
-        """Limit the allocator to the card that is emulated."""
+        """Limit the allocator to the memory of the emulated card minus what is outside the allocator."""
         if row.usable_bytes is None:
             yield
             return
@@ -291,14 +292,14 @@ class DeviceBench:
                 torch.cuda.set_per_process_memory_fraction(1.0, self.device)
 
     def _eager_if_dry(self) -> AbstractContextManager[object]:
-        """In a dry run what is compiled runs eagerly: compiling takes minutes on a CPU."""
+        """In a dry run, make compiled code run eagerly, since compilation takes minutes on a CPU."""
         return torch.compiler.set_stance("force_eager") if self.dry else nullcontext()
 
     def _seconds(self, row: Row) -> float:
         return DRY_SECONDS if self.dry else float(row.seconds)
 
     def _rates(self, speed: Values, run: RunConfig, tokens: int) -> Values:
-        """The time of a step, and what it is in tokens a second and MFU."""
+        """The figures of ``speed``, with tokens per step, tokens per second and MFU; empty if nothing was timed."""
         if not speed:
             return {}
         rate, peak = tokens / speed["step_seconds"], peak_flops(device_name(self.device), run.train.precision)
@@ -307,7 +308,7 @@ class DeviceBench:
 
 
 def warm_up(backend: Backend, batch: BatchPlan) -> None:
-    """Steps until some were taken that no gradient had skipped."""
+    """Take steps until :data:`WARM_STEPS` of them were not skipped."""
     taken = 0
     for _ in range(MOST_SKIPPED + WARM_STEPS):
         taken += not take_step(backend, batch)[1]
@@ -317,9 +318,9 @@ def warm_up(backend: Backend, batch: BatchPlan) -> None:
 
 
 def failure(error: Exception) -> Values:
-    """What an error means for the row and for this process."""
+    """The answer for an error: the outcome, the reason, and whether a new process must take the next row."""
     errors: list[BaseException] = [error]
-    while errors[-1].__context__ is not None:  # cleaning up after the first may have raised others
+    while errors[-1].__context__ is not None:  # cleaning up after the first error may have raised further ones
         errors.append(errors[-1].__context__)
     for each in errors:
         by_driver = any(sign in str(each) for sign in DRIVER_OUT_OF_MEMORY)

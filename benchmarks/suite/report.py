@@ -1,4 +1,4 @@
-"""What the suite makes of its answers: each limit and whether it is kept, and the report in Markdown."""
+"""The report on the suite's rows: each limit and whether it is met, and the tables in Markdown."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -16,13 +16,14 @@ MOST_LONGER = (
     ({"backend": "deepspeed", "zero_stage": 1}, {"backend": "plain"}, 0.05),
     ({"backend": "fsdp", "zero_stage": 2}, {"backend": "plain"}, 0.05),
 )
-"""By how much longer a step may take with some settings than with others, all else alike."""
+"""(settings, other settings, share by which a step with the first may take longer at most, all else alike)."""
 
 LEAST_MICRO_BATCH, MOST_TIME_ERROR = 0.9, 0.15
-"""A chosen micro batch as a share of the largest that runs; and the error of predicted tokens a second."""
+"""Limits on the planner's choices: the least share that a chosen micro batch is of the largest that runs, and the largest
+relative error of predicted tokens per second."""
 
 MEMORY = {"peak": (0.02, 0.05, 0.05), "reserved": (0.04, 0.08, 0.02), "driver": (0.04, 0.08, 0.02)}
-"""Figure → how large its errors may be on average and at worst, and how much too little may be predicted."""
+"""Figure of memory → limits on its relative errors: their mean, the largest, and the largest underestimate."""
 
 NOTES = """\
 Errors are predicted ÷ measured − 1, by the planner's tables alone. Peak: the allocator's, cuBLAS's workspaces included.
@@ -35,11 +36,11 @@ this card's speed; a chosen plan runs with as much of its accumulation as time a
 compared with the prediction for that. The search for the largest micro batch tries the divisors of a step's sequences."""
 
 Verdict = tuple[str, float | None, str, float]
-"""What is limited, what was found (None: not measured), ``least`` or ``most``, and the limit."""
+"""A limit and its result: what is limited, the measured value (None: not measured), ``least`` or ``most``, and the limit."""
 
 
 def said(verdict: Verdict) -> str:
-    """A verdict in a line."""
+    """A verdict as one line of text."""
     what, found, kind, limit = verdict
     kept = found is not None and (found >= limit if kind == "least" else found <= limit)
     shown = "not measured" if found is None else f"{found:.4g}"
@@ -47,7 +48,7 @@ def said(verdict: Verdict) -> str:
 
 
 def verdicts(rows: Iterable[Values]) -> list[Verdict]:
-    """Each limit, in the order of the parts that were run."""
+    """The verdict on each limit, in the order of the parts; parts without rows are skipped."""
     rows, judges = list(rows), {"smoke": _of_smoke, "plan": _of_plan, "speed": _of_speed, "choice": _of_choice}
     parts = {part: [row for row in rows if row["part"] == part] for part in judges}
     return [verdict for part, mine in parts.items() if mine for verdict in judges[part](mine)]
@@ -94,7 +95,7 @@ def _of_choice(rows: list[Values]) -> Iterator[Verdict]:
 
 
 def errors(row: Values) -> dict[str, float]:
-    """Predicted ÷ measured − 1 of each figure of memory."""
+    """Figure of memory → its relative error, predicted ÷ measured − 1."""
     predicted, measured = row["predicted"], row["measured"]
     peak = predicted["peak_bytes"] + predicted["workspace_bytes"]
     return {
@@ -105,19 +106,22 @@ def errors(row: Values) -> dict[str, float]:
 
 
 def rate(row: Mapping[str, Any]) -> float:
-    """Tokens a second."""
+    """Measured tokens per second of a row."""
     found: float = row["measured"]["tokens_per_second"]
     return found
 
 
 def speed_error(row: Values) -> float | None:
-    """Predicted ÷ measured − 1 of tokens a second; None where the card's rates are not known."""
+    """Relative error of tokens per second, predicted ÷ measured − 1; None where the card's rates are not known."""
     predicted = row["predicted"].get("tokens_per_second")
     return None if not predicted else predicted / rate(row) - 1
 
 
 def longer(rows: list[Values], changed: Values, base: Values) -> float | None:
-    """By how much longer a step takes with some settings changed, all else alike; None where one of the two is missing."""
+    """The share by which a step takes longer with settings ``changed`` than with ``base``, all else alike.
+
+    None: one of the two rows was not measured.
+    """
     for row in rows:
         if changed.items() <= row["flags"].items():
             other_flags = {key: value for key, value in {**row["flags"], **base}.items() if key != "zero_stage"}
@@ -128,7 +132,7 @@ def longer(rows: list[Values], changed: Values, base: Values) -> float | None:
 
 
 def share_of_largest(row: Values, rows: Iterable[Values]) -> float | None:
-    """A chosen micro batch over the largest that ran on the same card; None where the search has not ended."""
+    """A chosen micro batch ÷ the largest that ran on the same card; None where the search for it has not ended."""
     start = f"{row['name'].split('chosen')[0]}trial {row['preset']} "
     trials = [row, *(each for each in rows if each["name"].startswith(start))]
     failed = {each["flags"]["micro_batch"] for each in trials if not _fits(each)}
@@ -165,7 +169,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def markdown(record: Values) -> str:
-    """The report of what has been measured so far."""
+    """The report in Markdown on the rows that have been measured so far."""
     rows: list[Values] = record["rows"]
     about = [(key, str(value)) for key, value in record.items() if key != "rows"]
     parts = {part: [row for row in rows if row["part"] == part] for part in ("smoke", "plan", "speed", "choice")}
@@ -189,7 +193,7 @@ def markdown(record: Values) -> str:
 
 
 def _section(title: str, rows: list[Values]) -> str:
-    """A table of rows, with the columns that any of them fills."""
+    """A section with the table of some rows; columns that are empty in all of them are omitted."""
     if not rows:
         return ""
     cells = {heading: [_cell(column, row) for row in rows] for heading, column in COLUMNS.items()}

@@ -1,7 +1,7 @@
-"""The rows of the suite: four parts, each a generator that yields rows and is sent their answers.
+"""The rows of the suite, each a measurement, in four parts. A part is a generator that yields rows and is sent the answers.
 
-A row names the trainer's own settings. Most are data; what to time next to the planner's choice, which configuration to
-profile and which micro batch to try follows from earlier answers.
+A row has the trainer's own settings. Most rows are fixed. Some follow from earlier answers: variations of the planner's
+choice, the configuration to profile, and the micro batches to try.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -28,28 +28,28 @@ ROOT = Path(__file__).resolve().parents[2]
 Values = dict[str, Any]
 
 IMPORTS, TRAIN, RUN, LOOP, LOSS, PROFILE = "imports", "train", "run", "loop", "loss", "profile"
-"""Kinds of rows; :mod:`benchmarks.suite.measure` has a method for each."""
+"""Kinds of rows; the class in :mod:`benchmarks.suite.measure` has a method for each."""
 
 ROOM_FOR_ERROR = 1.1
-"""A plan that is predicted to fill the card more often than this is not tried: it would only run out of memory."""
+"""A plan is not tried if its predicted memory exceeds the card's by more than this factor: it would run out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Something to measure.
+    """One measurement.
 
     Attributes:
-        name: unique within its part.
-        kind: what is done with it.
-        preset: where the settings start from; None: from defaults.
+        name: a name that is unique within the part.
+        kind: the kind of measurement, such as :data:`TRAIN`.
+        preset: the preset that the settings start from; None: the defaults.
         flags: settings, as on the trainer's command line.
         grad_accum: micro batches of a step.
-        ranks: data-parallel ranks W; more than one are a fake process group.
-        seconds: how long steps are timed; 0: they are taken, not timed.
-        predicted: what the planner says of it.
-        usable_bytes: memory of the card that is emulated; None: the whole card.
-        more: what only this kind of row needs.
-        skip: why it is not tried; empty: it is.
+        ranks: data-parallel ranks W; more than one are emulated by a fake process group.
+        seconds: for how many seconds steps are timed; 0: steps are taken, but not timed.
+        predicted: the planner's prediction of memory and speed.
+        usable_bytes: memory of the card that is emulated; None: the whole card is used.
+        more: further values that only this kind of row needs.
+        skip: why it is not measured; empty: it is measured.
     """
 
     name: str
@@ -72,13 +72,13 @@ USUAL = {("recompute", "none"), ("loss", "chunked"), ("attention", "auto"), ("co
 
 
 def settings(preset: str | None, flags: Mapping[str, Any]) -> RunConfig:
-    """The run that a row names; plain where its flags name no backend."""
+    """The run with a row's settings; the backend is ``plain`` if the flags name none."""
     layout = {"backend": "plain", "zero_stage": None, "ds_config": None}
     return resolve(preset=preset, flags={**layout, **flags}, name=None if preset else "suite")
 
 
 def named(flags: Mapping[str, Any]) -> str:
-    """Settings in words, without those that most rows have."""
+    """Settings in words, without the settings in :data:`USUAL`, which most rows have."""
     layout = [str(flags.get("backend", "plain")), *(str(value) for key, value in flags.items() if key == "zero_stage")]
     words = (f"{key}={value}" for key, value in flags.items() if (key, value) not in USUAL and key not in LAYOUT)
     return " ".join([*layout, *words])
@@ -103,10 +103,10 @@ SMOKE_SHARDED = tuple(
 
 
 def smoke(_machine: Machine) -> Part:
-    """Everything once, on a small model."""
+    """Rows that run every feature once, on a small model."""
     yield Row(name="imports", kind=IMPORTS)
     yield Row(name="train, save, resume, sample", kind=RUN, flags={**SMALL_MODEL, **SHORT_RUN})
-    for flags in (*SMOKE_IN_ONE_PROCESS, *SMOKE_SHARDED):  # DeepSpeed last, which keeps its process group
+    for flags in (*SMOKE_IN_ONE_PROCESS, *SMOKE_SHARDED):  # DeepSpeed comes last, since it keeps its process group
         yield Row(name=named(flags), flags={"compile": "off", "micro_batch": 2, **SMALL_MODEL, **flags})
 
 
@@ -125,33 +125,33 @@ PLAN_ROWS: tuple[tuple[str, int, Values], ...] = (
     *((preset, 1, {"backend": "deepspeed"}) for preset in ("150M_1024", "350M_1024", "500M_1024")),
     *((preset, 1, {"compile": "on", "backend": "deepspeed"}) for preset in ("150M_1024", "500M_1024")),
 )
-"""Preset, ranks W and settings, in the order in which the driver's figure is least disturbed: what a process loads stays
-loaded, so rows without a communicator come first. There is time for two more, for modern shapes."""
+"""(preset, ranks W, settings). The order disturbs the driver's figure least: what a process loads stays loaded, so rows
+without a communicator come first. There is time for two more rows, for modern shapes."""
 
 
 def plan(machine: Machine) -> Part:
-    """Predicted memory against measured."""
+    """Rows that compare predicted with measured memory."""
     for preset, ranks, flags in PLAN_ROWS:
         yield planned_row(planned(machine, preset, {"compile": "off", **flags}, ranks=ranks), seconds=0.2)
 
 
 def planned(machine: Machine, preset: str, flags: Mapping[str, Any], *, grad_accum: int = 1, ranks: int = 1) -> Plan:
-    """The prediction for fixed settings, by the planner's tables alone."""
+    """The plan for fixed settings, by the planner's tables, without measurements of earlier runs."""
     run = with_precision(settings(preset, flags), machine)
     batch = BatchPlan(run.train.micro_batch, grad_accum, ranks, run.model.block_size)
     found = make_plan(run, machine.with_cards(gpus=ranks, nodes=1), batch)
-    # A fake group has no communicator.
+    # A fake process group has no communicator, so NCCL takes no memory.
     return found if ranks == 1 else replace(found, overheads=replace(found.overheads, nccl=0))
 
 
 def with_precision(run: RunConfig, machine: Machine) -> RunConfig:
-    """The run with the precision that the card gives it."""
+    """The run with its precision resolved for the machine's card."""
     precision = resolve_precision(run.train.precision, machine.card, machine.capability)
     return replace(run, train=run.train.changed(precision=precision))
 
 
 def planned_row(found: Plan, *, seconds: float, usable_bytes: int | None = None, label: str = "") -> Row:
-    """A plan as something to train, its prediction beside it."""
+    """The row that trains with a plan's settings and contains its prediction."""
     train, parallel, batch, usable = found.run.train, found.run.parallel, found.batch, found.machine.usable_bytes
     flags = {
         "backend": parallel.backend, **({} if parallel.backend == "plain" else {"zero_stage": parallel.stage}),
@@ -173,11 +173,11 @@ def planned_row(found: Plan, *, seconds: float, usable_bytes: int | None = None,
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 SPEED_PRESETS = ("500M_1024", "350M_1024", "150M_1024")
-"""The one whose figure says most comes first."""
+"""Presets in the order of how much their figures matter, in case time runs out."""
 
 STEP_SEQUENCES, LOOP_SEQUENCES, LOSS_SEQUENCES = 64, 32, 16
-"""Sequences of a step; of a micro batch of the plain loop, at most; and of a loss alone. With 1,024 tokens each they keep any
-card busy."""
+"""Numbers of sequences: of a step; of the plain loop's largest micro batch; and of a loss measured by itself. With 1,024
+tokens each they keep any card busy."""
 
 TIMED_SECONDS, LOSS_SECONDS = 1.5, 0.25
 
@@ -189,18 +189,21 @@ CHANGES: tuple[Values, ...] = (
     *({"attention": kind} for kind in ("flash", "cudnn")),
     {"loss": "full"},
 )
-"""What is changed of the planner's choice, each alone."""
+"""Changes to the settings of the planner's choice; each row makes one of them."""
 
 LOSS_WAYS: tuple[Values, ...] = (
     {"way": "full", "compiled": True},
     *({"way": "chunked", "chunk": chunk, "compiled": True} for chunk in (1024, 4096)),
     *({"way": way} for way in ("chunked", "torch", "torch chunked", "liger")),
 )
-"""Arguments of :func:`benchmarks.steps.losses.loss_of`."""
+"""The losses to measure, as arguments of :func:`benchmarks.steps.losses.loss_of`."""
 
 
 def speed(machine: Machine) -> Part:
-    """The presets; a plain loop, a profile, the losses; one setting changed at a time; loops that take long to compile."""
+    """Rows of speed: the presets; a plain loop, a profile and losses; changes of one setting; the slower plain loops.
+
+    The order puts first what matters most, in case time runs out. The last loops take long to compile.
+    """
     chosen: dict[str, Plan] = {}
     rows: dict[str, tuple[float, Row]] = {}
     for preset in SPEED_PRESETS:
@@ -235,7 +238,7 @@ def speed(machine: Machine) -> Part:
 
 
 def _loops(plans: Iterable[Plan]) -> Part:
-    """The plain loop with the same tokens in a step; its micro batch is halved until it fits."""
+    """Rows of the plain loop with as many tokens per step as each plan; its micro batch is halved until it fits."""
     for found in plans:
         sequences, outcome = found.batch.sequences, "out of memory"
         micro = min(LOOP_SEQUENCES, sequences)
@@ -254,15 +257,15 @@ CHOICES = (
     ("RTX 3060", "150M_1024"), ("RTX 4090", "350M_1024"), ("A100 40GB", "500M_1024"),
     ("RTX 3060", "350M_1024"), ("RTX 4090", "500M_1024"), ("A100 40GB", "150M_1024"),
 )  # fmt: skip
-"""Cards of 12, 24 and 40 GB whose memory is emulated, nothing else of them; and what is trained there."""
+"""(card, preset): cards of 12, 24 and 40 GB of which only the memory is emulated, and the presets that are trained there."""
 
 CHOICE_SECONDS = 1.0
 
 
 def choice(machine: Machine) -> Part:
-    """The planner's choices on emulated cards, and the largest micro batch that runs there, all else as chosen."""
+    """Rows that train the planner's choices on emulated cards, and then search for the largest micro batch that runs."""
     rehearsal = planned(machine, "150M_1024", {"micro_batch": 1, "compile": "on"})
-    yield planned_row(rehearsal, seconds=0, label="rehearsal: ")  # loads the kernels, so that they count as outside
+    yield planned_row(rehearsal, seconds=0, label="rehearsal: ")  # loads kernels, whose memory is outside the allocator
     for name, preset in CHOICES:
         card = find_card(name)
         emulated = replace(machine, usable_bytes=card.usable_bytes)
@@ -276,7 +279,7 @@ def choice(machine: Machine) -> Part:
 
 
 def _choice_on(found: Plan, usable: int, where: str) -> Part:
-    """A chosen plan, then the search for the largest micro batch, which starts beside the chosen one."""
+    """The row of a chosen plan, then rows that search for the largest micro batch, starting next to the chosen one."""
     sequences, micro = found.batch.sequences, found.batch.micro_batch
     affordable = max(2, int(CHOICE_SECONDS / (found.seconds / found.batch.grad_accum)))
     short = _with_batch(found, micro, min(found.batch.grad_accum, affordable))
@@ -294,29 +297,29 @@ def _choice_on(found: Plan, usable: int, where: str) -> Part:
 
 
 def _with_batch(found: Plan, micro: int, grad_accum: int) -> Plan:
-    """The plan with another micro batch and accumulation. From two micro batches on, memory does not depend on how many."""
+    """The plan with another micro batch and accumulation. The memory is the same for any accumulation of two or more."""
     return make_plan(found.run, found.machine, BatchPlan(micro, grad_accum, 1, found.batch.block_size))
 
 
 def ran_within(answer: Mapping[str, Any], usable: int) -> bool:
-    """Whether a row ran, and held no more than the emulated card has, what lies outside the allocator included."""
+    """Whether a row ran within ``usable`` bytes, the emulated card's memory; memory outside the allocator counts too."""
     measured = answer.get("measured", {})
     held = measured.get("reserved_bytes", 0) + measured.get("outside_bytes", 0)
     return bool(answer["outcome"] == "ran" and held <= usable)
 
 
 def largest(sizes: Iterable[int], start: int, *, ran: bool) -> Generator[int, bool, None]:
-    """Search for the largest size that runs, where all below one that runs do, too.
+    """Search for the largest size that runs; if a size runs, all smaller sizes run too.
 
-    It begins beside a size whose outcome is known, since a prediction is more often nearly right than half wrong.
+    It tries the size next to ``start`` first, since the planner's choice is usually right or almost right. Then it bisects.
 
     Args:
-        sizes: in rising order.
-        start: one of them.
-        ran: whether it did.
+        sizes: the sizes, in rising order.
+        start: a size whose outcome is known.
+        ran: whether ``start`` ran.
 
     Yields:
-        A size to try; wants to be sent whether it ran.
+        A size to try; the caller sends back whether it ran.
     """
     sizes = list(sizes)
     place = sizes.index(start)

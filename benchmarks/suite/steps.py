@@ -1,4 +1,4 @@
-"""A training step on random tokens: its memory, its time, its profile; and how a backend is taken apart afterwards."""
+"""Takes training steps on random tokens, measures their memory, time and profile, and frees a backend afterwards."""
 
 import gc
 import sys
@@ -23,12 +23,12 @@ PROFILED_STEPS, KERNELS = 3, 25
 
 
 class Memory:
-    """The peaks of a configuration, by parts of the run, in bytes.
+    """Peak memory of a configuration, by part of the run, in bytes.
 
-    On a GPU they are the allocator's. On a CPU, in a dry run, they are the process's own, so that the same lines run.
+    On a GPU it is the allocator's peak. On a CPU, in a dry run, it is the memory of the process, so that the same code runs.
 
     Args:
-        device: whose memory.
+        device: the device whose memory is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Memory:
         self.peaks: dict[str, tuple[int, int]] = {}
 
     def lap(self, part: str) -> None:
-        """What was held since the last lap, allocated and reserved, belongs to this part."""
+        """End a part of the run: record the peaks, allocated and reserved, since the last call under its name."""
         if self.device.type != "cuda":
             self.peaks[part] = own_bytes(), own_bytes()
             return
@@ -45,7 +45,7 @@ class Memory:
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def summary(self) -> Values:
-        """The largest of all parts; what the driver counts now, and how much of that lies outside the allocator."""
+        """The largest peaks of all parts, and the bytes that the driver counts now, in total and outside the allocator."""
         watched = measure(self.device)
         driver = watched.driver or watched.peak
         reserved = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else own_bytes()
@@ -59,19 +59,19 @@ class Memory:
 
 
 def timed(take: Callable[[], object], seconds: float) -> Values:
-    """Call something that is warmed up, for about ``seconds``: median and interquartile range of a call, in seconds."""
+    """Call ``take``, which must be warmed up, for about ``seconds``; the median and interquartile range of its seconds."""
     timer = Timer("take()", globals={"take": take}, num_threads=torch.get_num_threads())
     found = timer.blocked_autorange(min_run_time=seconds)
     return {"step_seconds": found.median, "iqr_seconds": found.iqr, "steps": found.number_per_run * len(found.times)}
 
 
 def profiled(take: Callable[[], object], device: torch.device, trace: str | None) -> Values:
-    """Profile some steps that are warmed up: the kernels that take most, and the share of the time in which any runs.
+    """Profile some steps: the kernels that take most time, and the share of the time in which a kernel runs.
 
     Args:
-        take: takes a step.
-        device: where; on the CPU its operators stand for kernels.
-        trace: a file for the whole trace, in Chrome's format; None: none.
+        take: takes a step; it must be warmed up.
+        device: the device; on a CPU operators stand for kernels.
+        trace: the file to write the whole trace to, in Chrome's format; None: no trace is written.
     """
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
@@ -86,7 +86,7 @@ def profiled(take: Callable[[], object], device: torch.device, trace: str | None
         profiler.export_chrome_trace(trace)
     key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     events = profiler.key_averages()
-    # On a GPU an operator and an annotation have the time of their kernels, which are listed too.
+    # On a GPU operators and annotations contain the time of their kernels, which must not count twice.
     kernels = [each for each in events if each.device_type.name == "CUDA" and not each.is_user_annotation]
     busy = sum(getattr(each, key) for each in (kernels if on_cuda else events)) / 1e6
     table = events.table(sort_by=key, row_limit=KERNELS, max_name_column_width=80)
@@ -94,15 +94,15 @@ def profiled(take: Callable[[], object], device: torch.device, trace: str | None
 
 
 def take_step(backend: Backend, batch: BatchPlan, memory: Memory | None = None) -> tuple[float, bool]:
-    """What the trainer does in a step, on random tokens.
+    """Take a step on random tokens, as the trainer does.
 
     Args:
-        backend: with its weights.
+        backend: the backend, with its weights loaded.
         batch: how the step is divided.
-        memory: takes the peaks of the step's parts; None: nobody does.
+        memory: records the peaks of the step's parts; None: they are not recorded.
 
-    Over a fake group gathered weights are whatever the memory held, and so are the gradients: they are set to zero, so that
-    the step is not skipped for one that is not finite.
+    A fake process group sends nothing, so gathered weights have arbitrary values, and so have the gradients. The gradients
+    are set to zero then, since a gradient that is not finite would make the backend skip the step.
 
     Returns:
         The mean loss, and whether the step was skipped.
@@ -125,7 +125,7 @@ def take_step(backend: Backend, batch: BatchPlan, memory: Memory | None = None) 
 
 
 def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random tokens, handed to the device as the trainer does."""
+    """Inputs and targets [B, T] of random tokens for each micro batch, moved to the device as in the trainer."""
     generator = np.random.default_rng(backend.run.train.seed)
     for _ in range(batch.grad_accum):
         windows = generator.integers(0, backend.run.model.vocab_size, (batch.micro_batch, batch.block_size + 1))
@@ -133,10 +133,11 @@ def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor,
 
 
 def dismantle_deepspeed(backend: Any) -> None:
-    """Take DeepSpeed's engine apart.
+    """Free the memory of DeepSpeed's engine.
 
-    It leaves circles through C++ that Python's garbage collector does not see, and stage 3 keeps the model in a module's list
-    and in a cache: both would hold the weights, and all that hangs on them, beside the next configuration's.
+    The engine leaves reference cycles through C++ that Python's garbage collector does not see, and stage 3 keeps the model
+    in a module-level list and in a cache. Without this, the weights and all objects that the engine refers to would stay in
+    memory while the next configuration is measured.
     """
     backend.engine.destroy()
     parameters = list(backend.model.parameters())
@@ -148,7 +149,7 @@ def dismantle_deepspeed(backend: Any) -> None:
 
 
 def release(device: torch.device) -> int:
-    """Give back what a row held, workspaces and compiled code included; returns the bytes that stay allocated on a GPU."""
+    """Free what a row has left, workspaces and compiled code included; returns the bytes that stay allocated on a GPU."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
     gc.collect()

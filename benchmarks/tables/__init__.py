@@ -1,1 +1,1 @@
-"""The tables of the documents that presets, catalogue and planner decide; ``benchmarks/generate_tables.py`` writes them."""
+"""Tables for the documents, made from presets, catalogue and planner; ``benchmarks/generate_tables.py`` writes them."""

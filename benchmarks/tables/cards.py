@@ -1,4 +1,4 @@
-"""Tables by card: the largest preset on each, and the presets' own batches on the cards that they were made for."""
+"""Tables by card: the largest preset that fits each card, and whether presets fit the cards that they were made for."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Plan
 
 LIGHT = ("none", "selective")
-"""Recompute that costs little time."""
+"""The kinds of recompute that cost little time."""
 
 
 # --- the largest preset of each card ---------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ SMALL_CARDS = (
 
 
 def largest_presets() -> str:
-    """The largest preset on one card; cards with the same answer share a line."""
+    """The table of the largest presets that fit one card; cards with the same presets share a row."""
     same: dict[tuple[str, ...], list[Card]] = defaultdict(list)
     shown = (card for card in catalogue() if card.gib >= 12 or card.name in SMALL_CARDS)
     cards = sorted(shown, key=lambda card: card.gib)
@@ -38,7 +38,10 @@ def largest_presets() -> str:
 
 
 def _together(alike: list[Card], cards: list[Card]) -> tuple[str, str]:
-    """The names of cards and their memory. Where these are all cards from some size on: three names, "and all with more"."""
+    """The names and the memory of the cards that share a row.
+
+    If they are all ``cards`` from some memory size on, there are three names and "and all with more".
+    """
     low, high = f"{alike[0].gib:.1f}", f"{alike[-1].gib:.1f}"
     if alike == cards[-len(alike) :] and len(alike) > 3:
         names = ", ".join(card.name for card in alike[:3])
@@ -53,7 +56,10 @@ def _largest_of(card: str) -> tuple[str, ...]:
 
 @cache
 def _lightly(card: str, *, high_context: bool) -> Plan | None:
-    """The plan of the largest preset that fits without offload and without recompute "full"."""
+    """The plan of the largest preset that fits without offload and without recompute "full"; None: none fits.
+
+    With ``high_context`` only presets with a block size of at least :data:`HIGH_CONTEXT` count, else only the others.
+    """
     for name in reversed(by_size()):
         if (block_size(name) >= HIGH_CONTEXT) != high_context:
             continue
@@ -64,7 +70,7 @@ def _lightly(card: str, *, high_context: bool) -> Plan | None:
 
 
 def lightest(preset: str, card: str) -> Plan | None:
-    """The plan in one process, with recompute "selective" only where "none" does not fit."""
+    """The plan of a preset in one process; recompute is "selective" only if "none" does not fit. None: neither fits."""
     plans = (chosen(preset, card, backend="plain", recompute=recompute, loss="chunked") for recompute in LIGHT)
     return next((plan for plan in plans if plan is not None), None)
 
@@ -77,7 +83,7 @@ def _named(plan: Plan | None) -> str:
 
 
 def _at_all(card: str, lightly: Plan | None) -> str:
-    """The largest preset with recompute "full" or offload allowed, whichever it takes."""
+    """The largest preset that fits if recompute "full" and offload are allowed, and which of them it needs."""
     largest = by_size()[-1]
     if lightly is not None and lightly.run.name == largest:
         return "the same"
@@ -94,18 +100,18 @@ def _at_all(card: str, lightly: Plan | None) -> str:
     return "none"
 
 
-# --- what was promised -----------------------------------------------------------------------------------------------
+# --- presets that were promised for a card -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A preset's own batch on the size of card that it was made for.
+    """The claim that a preset with its own micro batch fits the cards of one size.
 
     Attributes:
-        preset: its name.
-        gb: the size, GB.
-        card: the card of that size with the least memory; None: 10⁹ bytes a GB of a card that is not named.
-        others: other cards of that size, which have more.
+        preset: the preset's name.
+        gb: the cards' memory size, GB.
+        card: the card of that size with the least usable memory; None: a card with exactly ``gb`` · 10⁹ usable bytes.
+        others: other cards of that size, which have more usable memory.
     """
 
     preset: str
@@ -115,12 +121,12 @@ class Claim:
 
     @property
     def machine(self) -> Machine:
-        """One such card."""
+        """A machine with one card of the claim."""
         settings = MachineConfig(memory_gb=self.gb) if self.card is None else MachineConfig(gpu=self.card)
         return Machine.of(settings)
 
     def plan(self, recompute: str, **flags: str) -> Plan:
-        """The prediction with the preset's own micro batch."""
+        """The plan of the preset with its own micro batch on one card."""
         run = resolve(
             preset=self.preset, flags={"precision": "bf16", "recompute": recompute, "loss": "chunked", **flags}
         )
@@ -137,7 +143,7 @@ CLAIMS = (
 
 
 def batches() -> str:
-    """Each claim, as the trainer runs the preset by itself and with the layout that the planner takes on one card."""
+    """The table of claims. Each has two rows: the preset's own layout, and a single process without sharding."""
     rows = []
     for claim in CLAIMS:
         for flags in ({}, {"backend": "plain"}):
@@ -158,13 +164,13 @@ def _card(claim: Claim) -> str:
 
 
 def room(plan: Plan) -> str:
-    """A plan's total, and how much the card has more or less."""
+    """A plan's total memory, and how much the card has left or lacks, in words."""
     left = f"{abs(plan.missing_bytes) / GIB:.2f}"
     return f"{gib(plan.total_bytes)}, " + (f"{left} to spare" if plan.fits else f"**{left} too much**")
 
 
 def shortfalls() -> str:
-    """What does not hold with the trainer's own recompute, by how much and why, in words."""
+    """The claims that do not hold with the trainer's default recompute, by how much and why, in words."""
     lines = [_shortfall(claim) for claim in CLAIMS if not claim.plan("none").fits]
     if not lines:
         return "All hold with `--recompute none`, the trainer's default."
@@ -206,7 +212,8 @@ PROMISED = (
     ("RTX 4090", ("250M", "500M_1024")),
     ("A100 40GB", ("500M_1024", "gpt2-large", "gpt2-xl")),
 )
-"""GPU → the largest presets that were promised for it; of "and more" two sizes of GPT-2 are made that no preset has."""
+"""(GPU, the largest presets that were promised for it). "And more" was promised for the A100 40GB; two sizes of GPT-2 that no
+preset has stand for it."""
 
 _MORE = {
     "gpt2-large": {"n_layer": 36, "n_embd": 1280, "n_head": 20},
@@ -216,7 +223,7 @@ _MORE_TRAINING = {"block_size": 1024, "vocab_size": 50304, "tokens_per_step": 52
 
 
 def promised() -> str:
-    """The table of the largest presets that was promised, beside what the planner finds."""
+    """The table of the largest presets that were promised for each card, beside the planner's results."""
     rows = []
     for card, names in PROMISED:
         for name in names:

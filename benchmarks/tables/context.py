@@ -1,4 +1,4 @@
-"""Tables of the block size: what 1024 costs beside 256, and what lies beyond."""
+"""Tables by block size: the cost of 1024 compared with 256, and plans for block sizes above 1024."""
 
 import itertools
 
@@ -19,7 +19,7 @@ LONG = ("150M_1024", "350M_1024", "500M_1024")
 
 
 def pairs() -> str:
-    """Parameters, memory and speed of presets with blocks of 256 and of 1024."""
+    """The table of parameters, memory and speed of presets with block sizes of 256 and of 1024."""
     rows = []
     for name in itertools.chain(*PAIRS):
         each = _each_sequence(name)
@@ -35,7 +35,7 @@ def pairs() -> str:
 
 
 def _each_sequence(preset: str) -> float:
-    """Bytes that one more sequence of the micro batch adds to the peak, in one process, with nothing recomputed."""
+    """Bytes that each sequence of the micro batch adds to the peak, in one process without recompute."""
     micro = resolve(preset=preset).train.micro_batch
     step = 8 * micro * resolve(preset=preset).model.block_size
     settings = {"backend": "plain", "recompute": "none", "loss": "chunked", "tokens_per_step": step}
@@ -50,7 +50,7 @@ def _best(preset: str, card: str) -> Plan:
 
 
 def micro_batches() -> str:
-    """The largest micro batch that fits, by the size of the card."""
+    """The table of the largest micro batches that fit, by preset and card."""
     rows = [(code(name), *(_micro_batch(name, card) for card in SIZES)) for pair in PAIRS for name in pair]
     return table(("preset", *map(_sized, SIZES)), rows)
 
@@ -60,7 +60,10 @@ def _sized(card: str) -> str:
 
 
 def _micro_batch(preset: str, card: str) -> str:
-    """The largest that divides the step: all of one layout, recompute and loss, so that the fastest is the largest."""
+    """The largest micro batch that fits and divides the step, in words.
+
+    Layout, recompute and loss are fixed, so the fastest plan has the largest micro batch.
+    """
     plan = chosen(preset, card, backend="plain", recompute="none", loss="chunked")
     if plan is None:
         return "none"
@@ -69,7 +72,7 @@ def _micro_batch(preset: str, card: str) -> str:
 
 
 def beyond() -> str:
-    """What the planner says of blocks longer than the presets'."""
+    """The table of plans for block sizes up to four times the presets' own."""
     rows = [
         (code(name), f"{block:,}", *(_plan_of_block(name, block, card) for card in LARGE))
         for name, block in itertools.product(LONG, (1024, 2048, 4096))
@@ -88,7 +91,7 @@ def _plan_of_block(preset: str, block: int, card: str) -> str:
 
 
 def math_attention() -> str:
-    """The peak with flash and with math attention, the tokens of a micro batch being the same."""
+    """The table of peak memory with flash and with math attention, at the same number of tokens per micro batch."""
     rows = []
     tokens = 8192
     for block in (256, 512, 1024, 2048, 4096):

@@ -1,4 +1,4 @@
-"""Tables of how well the time model predicts the published runs."""
+"""Tables on the fit of the time model to the published runs: the fitted shares and the errors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.tables.markdown import code, table
 
 
 def tables_of(path: Path) -> Mapping[str, Callable[[], str]]:
-    """The tables, from the table of published runs."""
+    """Name of a table → the function that makes it, from the file of published runs."""
     runs = [run for run in read_published(path) if not run.fp8]
     return {
         "fitted shares": lambda: fitted_shares(runs),
@@ -19,7 +19,7 @@ def tables_of(path: Path) -> Mapping[str, Callable[[], str]]:
 
 
 def fitted_shares(runs: Sequence[PublishedRun]) -> str:
-    """The fitted numbers, and where the fit began."""
+    """The table of the fitted numbers, with the values at which the fit started."""
     fitted = fit_throughput.fit(runs)
     rows = [(code(name), f"{fit_throughput.START[name]:g}", f"{value:.3f}") for name, value in fitted.items()]
     return table(("number", "start", "fitted"), rows, right={1, 2})

@@ -1,4 +1,4 @@
-"""Tables, numbers and blocks in Markdown."""
+"""Helpers to write Markdown: tables, blocks of code, sizes and names."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -9,9 +9,9 @@ def table(head: str | Sequence[str], rows: Iterable[Sequence[str]], right: Colle
     """A table in Markdown.
 
     Args:
-        head: the headings; in one text they are separated by `` | ``.
-        rows: the cells, as many a row as there are headings.
-        right: the columns that hold numbers.
+        head: the headings, as a sequence or as one text in which `` | `` separates them.
+        rows: the cells of each row, as many as there are headings.
+        right: the indices of the columns that are aligned right, such as numbers.
     """
     head = head.split(" | ") if isinstance(head, str) else head
     rule = "|" + "|".join("--:" if column in right else "---" for column in range(len(head))) + "|"
@@ -20,12 +20,12 @@ def table(head: str | Sequence[str], rows: Iterable[Sequence[str]], right: Colle
 
 
 def fenced(text: str) -> str:
-    """Text as a block of code."""
+    """Text as a fenced block of code."""
     return f"```\n{text.strip()}\n```"
 
 
 def gib(size: float) -> str:
-    """A size in GiB.
+    """A size in bytes, written in GiB.
 
     >>> gib(2**30)
     '1.00 GiB'
@@ -34,5 +34,5 @@ def gib(size: float) -> str:
 
 
 def code(name: str) -> str:
-    """A name as code."""
+    """A name as inline code."""
     return f"`{name}`"

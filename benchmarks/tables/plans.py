@@ -1,4 +1,4 @@
-"""Plans as the tables need them: one preset on one card, some settings fixed."""
+"""The plans that the tables show: a preset on one card, with some settings fixed."""
 
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from scalegpt.planner.query import Asked
 from scalegpt.planner.search.choose import choose
 
 HIGH_CONTEXT = 1024
-"""The block size from which on a preset counts as one of high context."""
+"""The smallest block size of a high-context preset."""
 
 
 @cache
@@ -36,11 +36,11 @@ def block_size(preset: str) -> int:
 
 
 def chosen(preset: str | None, machine: Machine | str, **fixed: Any) -> Plan | None:
-    """The plan that ``scalegpt plan`` chooses, with its safety margin; None where nothing fits.
+    """The plan that ``scalegpt plan`` chooses, with its safety margin; None where no plan fits.
 
     Args:
         preset: the preset; None: a model that ``fixed`` describes.
-        machine: what it runs on, or the name of a single card.
+        machine: the machine that it runs on, or the name of a card for a machine with one such card.
         fixed: settings that must stay as they are.
     """
     built = Machine.with_card(find_card(machine)) if isinstance(machine, str) else machine
@@ -49,17 +49,17 @@ def chosen(preset: str | None, machine: Machine | str, **fixed: Any) -> Plan | N
 
 
 def preset_plan(preset: str, card: Card | str, **flags: Any) -> Plan:
-    """The prediction for a preset on one card with its own settings; nothing is chosen."""
+    """The plan of a preset on one card with its own settings and ``flags``; nothing is chosen."""
     machine = Machine.with_card(find_card(card) if isinstance(card, str) else card)
     return predicted(resolve(preset=preset, flags={"precision": "bf16", **flags}), machine)
 
 
 def predicted(run: RunConfig, machine: Machine) -> Plan:
-    """The prediction for a run on a machine."""
+    """The plan of a run on a machine with the run's own settings."""
     return make_plan(run, machine, plan_batches(run, machine.ranks, micro_fixed=True))
 
 
 def fits_with_margin(plan: Plan, margin: float) -> bool:
-    """Whether a plan leaves the margin free."""
+    """Whether a plan leaves at least the share ``margin`` of the card's memory free."""
     usable = plan.machine.usable_bytes
     return usable is not None and plan.total_bytes <= usable * (1 - margin)

@@ -1,4 +1,4 @@
-"""Tables of the presets: what they are, and the memory that they take on one GPU."""
+"""Tables of the presets: their settings, and the memory that they take on one GPU."""
 
 from benchmarks.tables.markdown import code, gib, table
 from benchmarks.tables.plans import block_size, by_size, fits_with_margin, parameters, preset_plan
@@ -13,14 +13,14 @@ from scalegpt.units import format_bytes
 COMMON = (
     "RTX 3070", "RTX 3080", "RTX 3060", "RTX 4080", "RTX 4090", "RTX 5090", "A100 40GB", "RTX A6000", "A100 80GB", "H200",
 )  # fmt: skip
-"""Cards that many have, one for each size, the smallest memory first; all compute in bf16."""
+"""Common cards, one for each memory size, the smallest memory first; all have bf16."""
 
 PAIRS = (("150M", "150M_1024"), ("200M", "200M_1024"), ("250M", "250M_1024"))
-"""Presets of the same width and depth with blocks of 256 and of 1024."""
+"""Pairs of presets with the same width and depth and with block sizes of 256 and 1024."""
 
 
 def presets() -> str:
-    """What each preset is."""
+    """The table of each preset's settings and number of parameters."""
     head = "preset | layers | width | heads | block | batch | parameters | tokens per step | backend | learning rate"
     return table(head, map(_row, by_size()), right={1, 2, 3, 4, 5, 6, 7, 9})
 
@@ -37,7 +37,7 @@ def _row(name: str) -> tuple[str, ...]:
 
 
 def states() -> str:
-    """Weights and model states of each preset."""
+    """The table of the sizes of each preset's weights and model states (weights, gradients, optimizer state)."""
     rows = []
     for name in by_size():
         run = resolve(preset=name)
@@ -48,7 +48,7 @@ def states() -> str:
 
 
 def memory_on_one_gpu() -> str:
-    """The memory of each preset with its own micro batch, by recompute, and the smallest common card that holds it."""
+    """The table of each preset's memory with its own micro batch, by recompute, and the smallest common card that fits it."""
     head = ("preset", "batch", *(f"recompute {kind}" for kind in RECOMPUTE))
     rows = [
         (code(name), str(resolve(preset=name).train.micro_batch), *(_smallest(name, kind) for kind in RECOMPUTE))
@@ -58,7 +58,7 @@ def memory_on_one_gpu() -> str:
 
 
 def _smallest(preset: str, recompute: str) -> str:
-    """The total on the smallest common card that holds it, and that card."""
+    """A preset's total memory on the smallest common card that fits it with the margin, and the card's name."""
     for card in COMMON:
         plan = preset_plan(preset, card, backend="plain", recompute=recompute)
         if fits_with_margin(plan, MARGIN):
@@ -67,14 +67,14 @@ def _smallest(preset: str, recompute: str) -> str:
 
 
 def common_cards() -> str:
-    """The cards that the table of memory chooses among."""
+    """The names and the memory of the cards that :func:`memory_on_one_gpu` chooses from."""
     from scalegpt.hardware.gpus import find_card
 
     return ", ".join(f"{name} ({find_card(name).gib:g} GiB)" for name in COMMON)
 
 
 def attention_share() -> str:
-    """What a block of 1024 adds to models of the same width and depth."""
+    """The table of what a block size of 1024 adds, in parameters and attention FLOPs, compared with one of 256."""
     rows = []
     for short, long in PAIRS:
         more = parameters(long) / parameters(short) - 1
@@ -86,7 +86,7 @@ def attention_share() -> str:
 
 
 def _over_matmuls(preset: str) -> float:
-    """12·L·H·T over 6·P."""
+    """Attention's FLOPs relative to those of all other matmuls: 12·L·H·T ÷ 6·P."""
     model = resolve(preset=preset).model
     matmuls = 6 * count_parameters(model).total
     return flops_per_token(model) / matmuls - 1

@@ -1,4 +1,4 @@
-"""What ``scalegpt plan`` prints, as examples, and the keys of its JSON."""
+"""Examples of what ``scalegpt plan`` prints, and the keys of its JSON."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ def _answer(preset: str, card: str, **flags: Any) -> Answer:
 
 
 def _reported(given: Answer) -> str:
-    """The report as it is printed in a checkout whose environment is not active, whatever this installation is."""
+    """The report of an answer. Its commands are as in a checkout whose virtual environment is not active, on any machine."""
     text = report(given)
     target = train_command().removeprefix(shlex.join(program("python"))).strip()
     for launcher in ("python", "torchrun", "deepspeed"):
@@ -36,12 +36,12 @@ def _reported(given: Answer) -> str:
 
 
 def whole() -> str:
-    """A whole report."""
+    """An example of a whole report."""
     return fenced("$ scalegpt plan --gpu a100-40gb --preset 500M_1024\n" + _reported(_answer("500M_1024", "a100-40gb")))
 
 
 def does_not_fit() -> str:
-    """The end of a report of what does not fit, from the bar on."""
+    """An example of the report on a run that does not fit: its end, from the memory bar on."""
     flags = {"micro_batch": 8, "recompute": "none", "backend": "plain"}
     text = _reported(_answer("500M_1024", "rtx3060", **flags))
     said = " ".join(f"--{name} {value}" for name, value in flags.items())
@@ -50,13 +50,13 @@ def does_not_fit() -> str:
 
 
 def every_preset() -> str:
-    """Every preset on one card."""
+    """An example of the table of every preset on one card."""
     machine = Machine.of(MachineConfig(gpu="rtx4090"))
     return fenced("$ scalegpt plan --gpu rtx4090\n" + presets_table(machine, over_presets(machine, {}, Calibration())))
 
 
 def json_keys() -> str:
-    """The keys of the JSON, and those of the choice."""
+    """The keys of the JSON object, of its ``choice``, and of its alternatives, as a list in Markdown."""
     whole = _answer("500M_1024", "a100-40gb").as_dict()
     alternative = set(whole["alternatives"][0]) - set(whole["choice"])
     return "\n".join((

@@ -1,4 +1,4 @@
-"""Tables of the time model: its parameters, with values and sources, and other trainers' figures beside it."""
+"""Tables of the time model: its parameters with values and sources, and its predictions beside other trainers' figures."""
 
 from collections import defaultdict
 
@@ -13,7 +13,7 @@ from scalegpt.planner.time.rates import FITTED, NETWORK, SHARES
 
 
 def shares() -> str:
-    """The shares of a card's figures that training reaches, by capability."""
+    """The table of the shares of a card's figures that training reaches, by compute capability."""
     names = defaultdict(list)
     for card in catalogue():
         names[card.capability].append(card.name)
@@ -31,7 +31,7 @@ def shares() -> str:
 
 
 def _value(figure: Figure) -> str:
-    """A figure, an estimate with ~."""
+    """A figure's value, with ~ before it if it is an estimate."""
     return f"{'~' if figure.source.startswith('~') else ''}{figure.value:g}"
 
 
@@ -54,7 +54,7 @@ _OTHERS = {
 
 
 def figures() -> str:
-    """All other parameters: value, meaning, and whether they are fitted or estimated."""
+    """The table of all other parameters: value, meaning, and whether the value is fitted or estimated."""
     rows = []
     for name, meaning in _OF_SHARES.items():
         figure: Figure = getattr(SHARES["8.0"], name)
@@ -66,26 +66,26 @@ def figures() -> str:
 
 
 def _kind(figure: Figure) -> str:
-    """Where a figure comes from."""
+    """The kind of a figure's source: ``fitted``, ``estimated``, or the source itself."""
     if figure.source == FITTED:
         return "fitted"
     return "estimated" if figure.source.startswith("~") else figure.source
 
 
 def networks() -> str:
-    """The network of a machine where nobody says what it is."""
+    """The table of the networks that are assumed for a machine where none is given."""
     words = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe", "host": "a processor's ranks"}
     rows = [(words[kind], f"{figure.value:g}", figure.source.removeprefix("~")) for kind, figure in NETWORK.items()]
     return table(("what links the cards of a machine", "Gbit/s for each card", "source"), rows, right={1})
 
 
 def other_trainers() -> str:
-    """Published figures of other trainers, predicted."""
+    """The table of tokens per second that other trainers publish, beside the predictions."""
     return cross_check()
 
 
 def search_constants() -> str:
-    """The margins and the width of a tie."""
+    """The table of the search's constants: the margins and the width of a tie."""
     ranking = "`scalegpt/planner/search/ranking.py`"
     rows = [
         ("safety margin", f"{MARGIN:.0%} of the card", "`--margin`"),

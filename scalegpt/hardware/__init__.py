@@ -1,5 +1,5 @@
-"""Known GPUs (``gpus.yaml``), the GPUs at hand, and the machines around them; without torch.
+"""The catalogue of GPUs (``gpus.yaml``), the GPUs at hand, and the machines around them; without torch.
 
-Read ``gpus`` first, which finds the card that a user means, then ``machine``, for which plans are made. May import
-:mod:`scalegpt.config` and what lies below it.
+Read ``gpus`` first, which finds the card that a user means, then ``machine``, which describes the hardware of a plan.
+Modules here may import :mod:`scalegpt.config` and packages below it.
 """

@@ -1,4 +1,4 @@
-"""One kind of GPU, and the link between several: the figures that a plan is made from."""
+"""One kind of GPU and the link between several of them: the hardware figures that plans use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from scalegpt.units import GIB
 
 _FIRST_WITH_BF16 = 8.0
-"""Before it, Volta and Turing have neither bf16 matmuls nor a flash kernel in torch's attention (``sdp_utils.cpp``)."""
+"""The first compute capability with bf16 matmuls and with a flash kernel in torch's attention (``sdp_utils.cpp``). Volta and
+Turing have neither."""
 
 CPU_CAPABILITY = "cpu"
 
@@ -16,9 +17,9 @@ class Link:
     """The link between the cards of one machine.
 
     Attributes:
-        kind: ``nvlink``, ``xgmi``, ``pcie``, or ``host`` for the ranks of a processor.
-        gbps: of each card to all others, GB/s of 10⁹, both directions together, as vendors print it.
-        peer: whether the cards copy directly to each other; false: through the host's memory.
+        kind: ``nvlink``, ``xgmi``, ``pcie``, or ``host`` for ranks on a CPU.
+        gbps: bandwidth from each card to all others, GB/s of 10⁹, both directions together, as vendors print it.
+        peer: whether the cards copy directly to each other; if false, they copy through the host's memory.
     """
 
     kind: str
@@ -28,23 +29,23 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One entry of the catalogue; ``gpus.yaml`` explains its figures.
+    """One card of the catalogue; ``gpus.yaml`` explains its figures.
 
     Attributes:
-        name: the catalogue's.
-        match: the words of its name by the driver.
-        aliases: other names.
-        gb: the size in its name, GB.
+        name: the catalogue's name for it.
+        match: words that the driver's name for it must all have.
+        aliases: other names for it.
+        gb: the memory size in its name, GB.
         gib: the memory that torch reports, GiB.
         capability: NVIDIA's compute capability, AMD's architecture, or ``cpu``.
-        tflops: dense half-precision peak with fp32 accumulation, TFLOP/s; of a processor, that of fp32.
+        tflops: dense half-precision peak with fp32 accumulation, TFLOP/s; for a CPU, its fp32 peak.
         gbps: bandwidth of its memory, GB/s of 10⁹.
-        host_gbps: between the card and the host's memory, GB/s of 10⁹, both directions together.
-        link: to other cards: ``nvlink``, ``xgmi``, ``pcie``, or ``host``.
-        link_gbps: of that link, GB/s of 10⁹, all links and both directions together.
-        link_cards: the number of cards that it joins, 2 for a bridge; None: all in a machine. More cards use PCIe.
+        host_gbps: bandwidth between the card and the host's memory, GB/s of 10⁹, both directions together.
+        link: the kind of link to other cards: ``nvlink``, ``xgmi``, ``pcie``, or ``host``.
+        link_gbps: bandwidth of this link, GB/s of 10⁹, all links of a card and both directions together.
+        link_cards: the number of cards that the link joins, 2 for a bridge; None: all of a machine. More cards use PCIe.
         peer: whether cards of this kind copy directly to each other over PCIe.
-        sources: figure → its source; one that begins with ~ marks an estimate.
+        sources: figure → its source; a source that begins with ~ marks an estimate.
     """
 
     name: str
@@ -64,41 +65,41 @@ class Card:
 
     @property
     def usable_bytes(self) -> int:
-        """The memory that torch reports."""
+        """The memory that torch reports, in bytes."""
         return int(self.gib * GIB)
 
     @property
     def estimated(self) -> tuple[str, ...]:
-        """The figures that are estimates."""
+        """The names of the figures that are estimates."""
         return tuple(figure for figure, source in self.sources.items() if source.startswith("~"))
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the memory is an estimate."""
+        """Whether the card's memory is an estimate."""
         return "gib" in self.estimated
 
     @property
     def has_bf16(self) -> bool:
-        """Whether it multiplies in bf16."""
+        """Whether the card has bf16 matmuls."""
         return has_bf16(self.capability)
 
     @property
     def has_flash(self) -> bool:
-        """Whether torch has a flash attention kernel for it."""
+        """Whether torch has a flash attention kernel for the card."""
         return has_bf16(self.capability)
 
     @property
     def is_amd(self) -> bool:
-        """Whether torch drives it through ROCm."""
+        """Whether it is an AMD card, which torch uses through ROCm."""
         return self.capability.startswith("gfx")
 
     @property
     def is_cpu(self) -> bool:
-        """Whether it represents a processor."""
+        """Whether this entry describes a CPU."""
         return self.capability == CPU_CAPABILITY
 
     def link_of(self, gpus: int) -> Link:
-        """The link between ``gpus`` of these cards in a machine that is built for them."""
+        """The usual link between ``gpus`` of these cards in one machine."""
         if self.link == "pcie":
             return Link(kind="pcie", gbps=self.link_gbps, peer=self.peer)
         if self.link_cards is not None and gpus > self.link_cards:
@@ -107,5 +108,5 @@ class Card:
 
 
 def has_bf16(capability: str) -> bool:
-    """Whether cards of a capability multiply in bf16."""
+    """Whether cards of a compute capability, or AMD architecture, have bf16 matmuls."""
     return not capability[:1].isdecimal() or float(capability) >= _FIRST_WITH_BF16

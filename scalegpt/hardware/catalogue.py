@@ -17,18 +17,18 @@ from scalegpt.hardware.gpu_words import name_key, name_words
 from scalegpt.storage import user_path
 
 _VARIANTS = frozenset({"ti", "super", "laptop", "max", "mobile", "nvl", "d", "mig"})
-"""Words that name another card: an RTX 3080 Ti is not an RTX 3080, a MIG slice not a whole card."""
+"""Words that make a name another card's: an RTX 3080 Ti is not an RTX 3080, and a MIG device is not a whole card."""
 
 _SIZE = re.compile(r"\d+gb")
 
 _NEEDED = ("gib", "capability", "tflops", "gbps", "host_gbps")
-"""The keys that a new card needs."""
+"""The keys that the entry of a new card must have."""
 
 
 def user_file() -> Path | None:
-    """The user's own catalogue: ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``; None where there is none.
+    """The path of the user's own catalogue: ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``; None: there is none.
 
-    A file that the variable names must exist, which reading it checks; an empty variable means no file.
+    A file that the variable names must exist; this is checked later, when it is read. An empty variable means no file.
     """
     chosen = os.environ.get("SCALEGPT_GPUS")
     if chosen is not None:
@@ -41,7 +41,7 @@ def user_file() -> Path | None:
 
 
 def catalogue() -> tuple[Card, ...]:
-    """Every known card: those of ScaleGPT's file in its order, then those that only the user's file has.
+    """Every known card: the cards of ScaleGPT's file in its order, then the cards that only the user's file has.
 
     Raises:
         InputError: the user's file is broken; file and line are named.
@@ -63,12 +63,16 @@ def _read(own: Path | None) -> tuple[Card, ...]:
 
 
 def _sources(entry: CardEntry) -> dict[str, str]:
-    """Figure → source, of the entry's figures; the place in the file where no source is given."""
+    """Figure → source, for the figures of an entry; a figure without a source has its file and line instead."""
     return {key: entry.sources.get(key, entry.where) for key in (*FIGURES, "peer") if key in entry.values}
 
 
 def _new_card(entry: CardEntry) -> Card:
-    """A card from an entry, which is refused where it lacks a key."""
+    """The card that an entry describes.
+
+    Raises:
+        InputError: a key that a new card needs is missing.
+    """
     given = entry.values
     needed = _NEEDED if given.get("link", "pcie") == "pcie" else (*_NEEDED, "link_gbps")
     lacks = [key for key in needed if key not in given]
@@ -89,7 +93,7 @@ def _new_card(entry: CardEntry) -> Card:
 
 
 def _overridden(card: Card, entry: CardEntry) -> Card:
-    """The card with the figures of the entry, under its own name."""
+    """The card with the figures of the entry in place of its own; its name stays."""
     given = {key: value for key, value in entry.values.items() if key != "name"}
     if "gb" not in given and given.get("gib", 0) > card.gb:
         given["gb"] = math.ceil(given["gib"])
@@ -99,14 +103,18 @@ def _overridden(card: Card, entry: CardEntry) -> Card:
 
 
 def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
-    """Refuse a name that another card has."""
+    """Refuse a card, at index ``place``, that has a name or alias of another card.
+
+    Raises:
+        InputError: two cards share a name; the message names both.
+    """
     for index, card in enumerate(cards):
         if index != place and card_keys(cards[place]) & card_keys(card):
             raise InputError(f"{entry.where}: {entry.name} is given a name that {card.name} has; take another")
 
 
 def known_card(name: str) -> Card | None:
-    """The card that a driver's name means, such as ``NVIDIA A100-SXM4-40GB``; None where that is not certain."""
+    """The card that a driver's name, such as ``NVIDIA A100-SXM4-40GB``, means; None where that is not certain."""
     words = name_words(name)
     fitting = [card for card in catalogue() if words.issuperset(card.match)]
     best = max(fitting, key=lambda card: len(card.match), default=None)
@@ -116,7 +124,10 @@ def known_card(name: str) -> Card | None:
 
 
 def namesakes(name: str, card: Card) -> list[Card]:
-    """The cards that a driver's name without a size fits as well as ``card``: an RTX 4060 Ti has 8 GB or 16."""
+    """The cards that a driver's name fits: ``card`` and, if the name has no memory size, cards that differ only in size.
+
+    An RTX 4060 Ti, for example, has 8 GB or 16 GB.
+    """
     if re.search(r"\d+ ?gb", name.lower()):
         return [card]
     bare = [word for word in card.match if not _SIZE.fullmatch(word)]
@@ -124,5 +135,5 @@ def namesakes(name: str, card: Card) -> list[Card]:
 
 
 def card_keys(card: Card) -> set[str]:
-    """The keys of all names of a card."""
+    """The keys (:func:`name_key`) of a card's name and aliases."""
     return {name_key(word) for word in (card.name, *card.aliases)}

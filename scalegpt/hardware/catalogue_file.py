@@ -1,7 +1,7 @@
 """Reads a catalogue of cards: ``gpus.yaml``, or a user's own file of the same form.
 
-The file is read as YAML nodes, which have line numbers, so that an error names the place. Each key converts its own value.
-That also takes a third of the time of loading Python values.
+The file is parsed to YAML nodes, which have line numbers, so that an error names the line. The values of known keys are then
+converted one by one. That takes a third of the time of loading the file to Python values.
 """
 
 import math
@@ -17,7 +17,7 @@ from scalegpt.structured import CONFIG_LIMIT, yaml_node
 from scalegpt.text import shown
 
 FIGURES = ("gib", "tflops", "gbps", "host_gbps", "link_gbps")
-"""Keys of numbers above zero that have a source."""
+"""Keys whose value is a number above zero, and which may have a source."""
 
 COUNTS = ("gb", "link_cards")
 LISTS = ("match", "aliases")
@@ -25,20 +25,21 @@ LINKS = ("nvlink", "xgmi", "pcie")
 KEYS = ("name", *LISTS, "capability", *COUNTS, *FIGURES, "link", "peer")
 
 MOST_CHARACTERS = 500
-"""Characters of the longest name or source."""
+"""The largest number of characters in a value, such as a name or a source."""
 
 MOST = 1e6
-"""No figure of a card is larger, unless it is in another unit."""
+"""Figures must be smaller than this; a larger one is surely in a wrong unit."""
 
 
 @dataclass
 class CardEntry:
-    """One card of a file, or figures that override those of a known one.
+    """One entry of a file: a new card, or figures that override those of a known card.
 
     Attributes:
+        name: the card's name.
         where: file and line, as ``gpus.yaml:7``.
         values: key → value.
-        sources: figure → source, of the figures that have one.
+        sources: figure → its source; figures without a source are absent.
     """
 
     name: str
@@ -110,7 +111,7 @@ def _entry(path: Path, node: Any) -> CardEntry:
 
 
 def _pairs(path: Path, node: Any) -> Iterator[tuple[str, Any]]:
-    """The keys of an entry with their nodes."""
+    """The keys of an entry, each with the YAML node of its value."""
     seen = set()
     for key_node, value in node.value:
         key = _text(path, key_node, "a key")
@@ -123,7 +124,7 @@ def _pairs(path: Path, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _value(path: Path, entry: CardEntry, key: str, node: Any) -> Any:
-    """The value of a key, converted; its source, if it has one, goes into the entry."""
+    """The converted value of a key. If the value has a source, it is stored in ``entry.sources``."""
     if key in LISTS:
         return tuple(_text(path, item, key) for item in _items(path, node, key, "of words"))
     if key in (*FIGURES, "peer") and node.id == "sequence":

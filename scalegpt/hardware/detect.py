@@ -1,7 +1,6 @@
-"""The machine at hand, without torch: its GPUs, by NVML or the files of AMD's driver, or its processor.
+"""Finds the machine at hand, without torch: its GPUs, by NVML or the files of AMD's driver, or its CPU.
 
-Plans are made for the memory that the cards have free. Of cards that differ the smallest counts, since every rank holds as
-much.
+Plans are made for the cards' free memory. If the cards differ, the smallest counts, since every rank needs the same memory.
 """
 
 from pathlib import Path
@@ -15,16 +14,19 @@ from scalegpt.hardware.machine import FOUND, GIVEN, Machine
 from scalegpt.system.cores import ROOT, available_bytes, usable_cores
 
 CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
-"""fp32 TFLOP/s of one core, and its share of the memory's bandwidth in GB/s. Estimates, within a factor of 2."""
+"""fp32 TFLOP/s of one CPU core, and the memory bandwidth per core in GB/s. Estimates, within a factor of 2."""
 
 
 def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT) -> Machine:
-    """The machine that the settings mean: the one at hand where they name neither a card nor a memory size.
+    """The machine that the settings describe; if they name neither a card nor a memory size, the machine at hand.
 
-    ``torch`` is the version that will run, if known; ``proc`` and ``sys`` are looked for under ``root``.
+    Args:
+        settings: the settings of the machine.
+        torch: version of torch that will run; None: not known.
+        root: the folder that contains ``proc`` and ``sys``.
 
     Raises:
-        InputError: the card is not known, or has less memory than is to be used.
+        InputError: the card is not known, or has less memory than the settings ask for.
     """
     if not settings.at_hand:
         return Machine.of(settings, torch=torch)
@@ -34,9 +36,9 @@ def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: 
 def machine_at_hand(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, look_for_gpus: bool = True
 ) -> Machine:
-    """The machine at hand: its GPUs, all where the settings give no number; or its processor where it has none.
+    """The machine at hand with its GPUs, as many as the settings say, or all; a machine without GPUs counts as a CPU.
 
-    Without ``look_for_gpus`` it is the processor in any case. ``torch`` and ``root`` as for :func:`planned_machine`.
+    Without ``look_for_gpus`` every machine counts as a CPU. ``torch`` and ``root`` are as for :func:`planned_machine`.
     """
     found = find(root, settings.gpus) if look_for_gpus else FoundGpus()
     if not found.devices:
@@ -67,7 +69,12 @@ def machine_at_hand(
 
 
 def find(root: Path = ROOT, most: int | None = None) -> FoundGpus:
-    """The GPUs that a process here can use: NVIDIA's, else AMD's. The link is that of the first ``most``; None: of all."""
+    """The GPUs that a process on this machine can use: NVIDIA's, else AMD's.
+
+    Args:
+        root: the folder that contains ``sys``.
+        most: the link is reported for the first ``most`` cards; None: for all.
+    """
     nvidia = nvml.find(most)
     if nvidia is not None and nvidia.devices:
         return nvidia
@@ -77,13 +84,17 @@ def find(root: Path = ROOT, most: int | None = None) -> FoundGpus:
 def cpu_machine(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, notes: tuple[str, ...] = (), held: int = 0
 ) -> Machine:
-    """The processor at hand as a machine whose ranks share the host's memory, one rank where the settings do not say.
+    """The CPU at hand as a machine whose ranks share the host's memory; one rank if the settings do not give a number.
 
-    ``held`` is the bytes that the run's own processes hold already, which it may use too. ``torch`` and ``root`` as for
-    :func:`planned_machine`.
+    Args:
+        settings: the settings of the machine.
+        torch: as for :func:`planned_machine`.
+        root: as for :func:`planned_machine`.
+        notes: remarks for the user.
+        held: bytes that the run's own processes hold already, which the run may use too.
 
     Raises:
-        InputError: more memory is to be used than there is.
+        InputError: the settings ask for more memory than there is.
     """
     ranks, cores = settings.gpus or 1, usable_cores(root)
     memory, source = _host(settings, available_bytes(root) + held)
@@ -114,7 +125,11 @@ def cpu_machine(
 
 
 def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
-    """The host memory to plan for, and where it comes from: the part that the settings name, or all that is available."""
+    """The bytes of host memory to plan for, the settings' or all that are available; and :data:`GIVEN` or :data:`FOUND`.
+
+    Raises:
+        InputError: the settings ask for more host memory than is available.
+    """
     if settings.host_memory_gb is None:
         return available, FOUND
     if settings.host_memory_gb * GB > available:
@@ -126,7 +141,7 @@ def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
 
 
 def cpu_card(cores: int, memory: int, ranks: int = 1) -> Card:
-    """Each rank's share of a processor, in the terms of a card."""
+    """Each rank's share of a CPU, described as a card: ``cores`` and ``memory`` (bytes) divided among ``ranks``."""
     rate = CORE_GBPS * cores / ranks
     estimated = f"~estimated from {cores} core{'s' if cores > 1 else ''}"
     return Card(
@@ -167,7 +182,7 @@ def _notes(found: FoundGpus, devices: tuple[Device, ...], smallest: Device, gpus
 
 
 def _taken(device: Device) -> str:
-    """A note on the memory of a card that other processes hold."""
+    """A note that other processes hold some of a card's memory."""
     held = f"{device.taken_bytes / GIB:.2f} GiB of GPU {device.label}"
     who = "" if not device.processes else f" ({device.processes} process{'es' if device.processes > 1 else ''})"
     return f"others hold {held}{who}; planned for the {(device.free_bytes or 0) / GIB:.2f} GiB that are free"

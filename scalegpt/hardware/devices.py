@@ -1,4 +1,4 @@
-"""The GPUs found on the machine at hand, in the same terms whether NVML or AMD's kernel driver reports them."""
+"""The GPUs found on the machine at hand, described alike whether NVML or AMD's kernel driver reports them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from scalegpt.hardware.gpus import Card, Link, catalogue, known_card, namesakes
 
 TAKEN_FROM = 64 * 2**20
-"""Less memory than this in use on a card is the driver's own, not another process's."""
+"""If at least this many bytes of a card are in use, other processes hold them; fewer bytes are the driver's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One card that a process here can use.
+    """One card, or MIG device, that a process on this machine can use.
 
     Attributes:
         label: its name in the driver's tools, such as ``0``, or ``0:1`` for the second MIG device of card 0.
-        name: the driver's name of it.
-        usable_bytes: the memory that torch will report; None: the driver does not say.
-        taken_bytes: held of that by other processes.
-        processes: those that the driver lists; it may list none and still count their memory, as in a container.
+        name: its name by the driver.
+        usable_bytes: the memory that torch will report; None: the driver does not report it.
+        taken_bytes: the part of ``usable_bytes`` that other processes hold.
+        processes: the number of other processes that the driver lists. In a container it may list none and still count their
+            memory.
         capability: compute capability, or AMD's architecture; None: not known.
-        card: its entry in the catalogue; None for an unknown card, and for a part of one.
-        host_gbps: its PCIe, GB/s of 10⁹, both directions together; None: not known.
+        card: its entry in the catalogue; None for an unknown card, and for a MIG device.
+        host_gbps: bandwidth of its PCIe link, GB/s of 10⁹, both directions together; None: not known.
     """
 
     label: str
@@ -35,12 +36,12 @@ class Device:
 
     @property
     def is_taken(self) -> bool:
-        """Whether other processes hold some of it."""
+        """Whether other processes hold some of the card's memory."""
         return self.taken_bytes >= TAKEN_FROM
 
     @property
     def free_bytes(self) -> int | None:
-        """The memory that a run may fill."""
+        """Bytes of memory that a run may fill; None where the driver does not report the memory."""
         if self.usable_bytes is None or not self.is_taken:
             return self.usable_bytes
         return max(0, self.usable_bytes - self.taken_bytes)
@@ -48,11 +49,11 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundGpus:
-    """The cards that a process here can use.
+    """The cards that a process on this machine can use.
 
     Attributes:
         devices: the cards, in the order of CUDA or HIP, as far as it is known.
-        link: what joins them; None for a single card, and where it is not known.
+        link: the link between the cards; None for a single card, and where it is not known.
         driver: the driver's version.
         notes: remarks for the user, a line each.
     """
@@ -64,9 +65,10 @@ class FoundGpus:
 
 
 def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> Card | None:
-    """The catalogue's entry for a card at hand: by its name and memory, else as the only one of its architecture and size.
+    """The catalogue's entry for a card at hand; None where it is not certain.
 
-    NVIDIA's driver gives cards of several sizes one name; AMD's does not always give a name.
+    The name finds the entry. The memory decides between several sizes, since NVIDIA's driver may give them one name. AMD's
+    driver does not always give a name. Then the entry is the only one with the card's architecture and about its memory.
     """
     card = known_card(name)
     if card is not None and usable_bytes is not None:
@@ -82,14 +84,14 @@ def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> C
 
 
 def visible(text: str | None, names: Sequence[Sequence[str]]) -> list[int]:
-    """The places that a variable such as ``CUDA_VISIBLE_DEVICES`` selects, in its order.
+    """The indices of the devices that a variable such as ``CUDA_VISIBLE_DEVICES`` selects, in the variable's order.
 
     Args:
-        text: its value: indices, or names that may be cut short, with commas between; None: it is not set, all are selected.
-        names: the names of each place, such as its UUID.
+        text: the variable's value: indices or beginnings of names, separated by commas; None: not set, which selects all.
+        names: the names of each device, such as its UUID.
 
     Returns:
-        The places. An invalid entry ends the list, as in CUDA: ``0,-1,1`` selects only the first.
+        The indices. An invalid entry ends the list, as in CUDA: ``0,-1,1`` selects only device 0.
     """
     if text is None:
         return list(range(len(names)))

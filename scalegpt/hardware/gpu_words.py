@@ -1,4 +1,4 @@
-"""Reading what a user writes for a GPU: the numbers of cards and machines, a memory size, a form. Knows no cards."""
+"""Reads a user's text for a GPU: the numbers of cards and machines, a memory size, a form factor. It has no list of cards."""
 
 import re
 from collections.abc import Callable
@@ -21,18 +21,18 @@ _PLACES = re.compile(
     re.IGNORECASE,
 )
 _MOST_LETTERS = 80
-"""Letters of the longest text that may name a card."""
+"""The largest number of characters in a text that is read; a longer text is taken as a name."""
 
 _SEVERAL = re.compile(r"[,;+&|]|\b(?:and|or|plus)\b", re.IGNORECASE)
 _FILLERS = re.compile(r"^(?:an?|my|our|the)\b|\b(?:gpus?|cards?|graphics)\b", re.IGNORECASE)
 
 FORMS = ("pcie", "sxm", "nvl")
-"""The forms that one kind of card may come in."""
+"""The form factors that one kind of card may have."""
 
 
 @dataclass(frozen=True)
 class NamedGpus:
-    """The card that a text names, and the numbers of cards in each machine and of machines; None where they are not given."""
+    """The card that a text names, the number of cards in each machine, and the number of machines; None: not given."""
 
     name: str
     gpus: int | None = None
@@ -43,11 +43,11 @@ def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
     """The card, the number of cards, and the number of machines that a text names.
 
     Args:
-        text: such as ``2x 3090``, ``A100:8``, ``dual 4090``, ``4x L40S across 2 nodes``.
-        is_card: whether a text names a card, or several that it does not distinguish.
+        text: the text, such as ``2x 3090``, ``A100:8``, ``dual 4090``, ``4x L40S across 2 nodes``.
+        is_card: whether a text is the name of a card, or fits several cards.
 
     Raises:
-        InputError: it names several kinds of cards, or its numbers can be read in more than one way.
+        InputError: the text names several kinds of cards, or its numbers can be read in more than one way.
     """
     if len(text) > _MOST_LETTERS or is_card(text):
         return NamedGpus(text)
@@ -64,7 +64,10 @@ def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
 
 
 def _machines(words: str) -> tuple[str, int | None, str]:
-    """The text without its machines, their number, and whether cards are counted in ``each``, in ``total``, or not said."""
+    """Three values: the text without the words on machines, the number of machines (None: not given), and how cards count.
+
+    Cards count in ``each`` machine or in ``total``; an empty text means that the user does not say which.
+    """
     each = _EACH.search(words)
     if each:
         words = f"{words[: each.start()]} {words[each.end() :]}"
@@ -78,10 +81,10 @@ def _machines(words: str) -> tuple[str, int | None, str]:
 
 
 def _in_each(text: str, gpus: int, nodes: int, how: str) -> int:
-    """The cards in each machine.
+    """The number of cards in each machine; ``how`` is the last value of :func:`_machines`.
 
     Raises:
-        InputError: it is not clear whether they are counted in each machine, or they do not divide evenly.
+        InputError: the text does not say whether cards count in each machine, or they do not divide among the machines.
     """
     if how == "each" or nodes == 1:
         return gpus
@@ -106,14 +109,15 @@ _PATTERNS = (
     (re.compile(rf"(.+?)\s+{_N}\s*[x*]", re.IGNORECASE), 1, 2),
     (re.compile(rf"{_N}\s+(?:gpus?\s+|cards?\s+)?(?:of )?(.+)", re.IGNORECASE), 2, 1),
 )
-"""Pattern, group of the card, and group of the number; only the last may match a name without a number."""
+"""(pattern, group of the card's name, group of the number of cards). Only the last pattern also matches names without a
+number of cards: those that begin with a number of their own, such as ``7900 XTX``."""
 
 _PLAIN = 999
-"""A larger number is read as one only where the rest is the name of a card: 7900 XTX is not a number of cards."""
+"""The largest number that is read as a count of cards although the rest is no known card. ``7900 XTX`` is not 7900 cards."""
 
 
 def _read(words: str, is_card: Callable[[str], bool]) -> set[tuple[str, int]]:
-    """The ways to read a text as a card and a number; where no card is known, the first way that its form allows."""
+    """The ways to read a text as a known card and a number of cards. If there is none, the first way with an unknown card."""
     known, unknown = set[tuple[str, int]](), list[tuple[str, int]]()
     for place, (pattern, name_group, number_group) in enumerate(_PATTERNS):
         found = pattern.fullmatch(_FILLERS.sub("", words).strip() if place else words)
@@ -134,40 +138,40 @@ def _number(word: str) -> int:
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """A name as written, without words such as ``GPUs``, and the singular of a plural."""
+    """The spellings to try for a name: as written, without words such as ``GPUs``, and also in the singular."""
     bare = " ".join(_FILLERS.sub(" ", name.strip()).split())
     return name.strip(), bare, re.sub(r"(?<=[0-9a-zA-Z])s\b", "", bare)
 
 
 def with_gb(name: str) -> str:
-    """The name in lower case, with a size such as ``80G`` or ``80 GB`` written ``80gb``."""
+    """The name in lower case, with a memory size such as ``80G`` or ``80 GB`` rewritten as ``80gb``."""
     return re.sub(r"(?<![a-z0-9])(\d+)\s?g(?:i?b)?\b", r"\1gb", name.lower())
 
 
 def size_in(name: str) -> int | None:
-    """The memory in GB in a name, such as 80 of ``a100-80gb``."""
+    """The memory size in a name, in GB, such as 80 for ``a100-80gb``; None where the name has none."""
     said = re.search(r"(?<![a-z0-9])(\d{1,6})gb\b", with_gb(name))
     return int(said[1]) if said else None
 
 
 def form_in(name: str) -> str | None:
-    """The form in a name: one of :data:`FORMS`, or None."""
+    """The form factor in a name, one of :data:`FORMS`; None where the name has none."""
     squeezed = re.sub("[^a-z0-9]", "", name.lower())
     if "hbm3" in squeezed and "h100" in squeezed:
-        return "sxm"  # the driver's name of an H100 with SXM, and of no other
+        return "sxm"  # in the driver's names only the H100 SXM has HBM3
     return next((form for form in FORMS if form in squeezed), None)
 
 
 _DECORATION = re.compile("nvidia|geforce|tesla|quadro|amd|instinct|rtx|gtx|generation|gpu|graphics")
-"""Parts of a card's name that make no difference."""
+"""Parts of a card's name that do not distinguish cards."""
 
 
 @cache
 def name_key(name: str) -> str:
-    """A name without spaces, case, and the words that all cards of a maker have."""
+    """A key to compare names by: the letters and digits in lower case, without words such as ``NVIDIA`` and ``RTX``."""
     return _DECORATION.sub("", re.sub("[^a-z0-9]", "", name.lower()))
 
 
 def name_words(name: str) -> set[str]:
-    """The whole words of a name, in lower case: an RTX A4000 is not an A40."""
+    """The words of a name in lower case. Only whole words count when names are compared: an RTX A4000 is not an A40."""
     return set(re.findall("[a-z0-9]+", name.lower()))

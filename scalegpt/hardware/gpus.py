@@ -1,4 +1,4 @@
-"""Which card of the catalogue a user means, and the error for a name that means none.
+"""Finds the card of the catalogue that a user's name means, and writes the error for a name that means no card.
 
 The cards are in ``gpus.yaml``, which :mod:`scalegpt.hardware.catalogue` reads.
 """
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _GENERATIONS = ("quadro", "ada", "pro", "blackwell")
-"""Words that distinguish cards of one number: Quadro RTX 6000, RTX 6000 Ada, RTX PRO 6000 Blackwell."""
+"""Words that distinguish cards with the same number: Quadro RTX 6000, RTX 6000 Ada, RTX PRO 6000 Blackwell."""
 
 _HARMLESS = re.compile(
     "nvidia|geforce|tesla|quadro|amd|instinct|radeon|rtx|gtx|gpus?|cards?|graphics|generation|edition|workstation|server|"
@@ -46,20 +46,20 @@ BY_MEMORY = "; or give --memory_gb N instead of --gpu, to plan by memory alone"
 
 
 def find_card(name: str, advice: str = BY_MEMORY) -> Card:
-    """The card that a user means: ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or ``RTX 4090``.
+    """The card that a user's name means.
 
     Args:
-        name: the user's.
-        advice: what else the user can do where there is no such card.
+        name: the user's name for the card, such as ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or ``RTX 4090``.
+        advice: the end of the error message if there is no such card: what else the user can do.
 
     Raises:
-        InputError: no such card, or several; the message offers the nearest.
+        InputError: the name means no card, or several; the message lists cards that are near.
     """
     return find_card_and_note(name, advice)[0]
 
 
 def find_card_and_note(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
-    """:func:`find_card`, and a note where the name fits other cards too."""
+    """The card that a user's name means, as :func:`find_card`, and a note if the name fits other cards too."""
     cards = _candidates(name)
     if not cards:
         raise InputError(_unknown_card(name, advice))
@@ -75,7 +75,7 @@ def find_card_and_note(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | 
 
 
 def _full_name(card: Card) -> str:
-    """The name of a card with its form or size, where that distinguishes it from others of its kind."""
+    """A card's name with its form factor, or with its memory size if all cards of its kind have one form factor."""
     form, said = _form(card), form_in(card.name)
     if form is not None:
         return card.name if said else f"{card.name} with {form.upper()}"
@@ -83,12 +83,12 @@ def _full_name(card: Card) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name means a card of the catalogue, or several that it does not distinguish."""
+    """Whether a name means a card of the catalogue, or fits several."""
     return bool(_candidates(name))
 
 
 def _candidates(name: str) -> list[Card]:
-    """The cards that a user's name may mean: one, several that it does not distinguish, or none."""
+    """The cards that a user's name may mean: one, or several if the name is ambiguous, or none."""
     words = with_gb(name)
     key, cards = name_key(words), catalogue()
     if not key:
@@ -112,7 +112,7 @@ def _candidates(name: str) -> list[Card]:
 
 
 def _same_kind(name: str) -> list[Card]:
-    """The cards that a name fits, which may leave memory size and form open."""
+    """The cards that a name fits; a name without a memory size or form factor fits all sizes or form factors."""
     kind, size, form = _kind(name), size_in(name), form_in(name)
     return [
         card
@@ -122,19 +122,19 @@ def _same_kind(name: str) -> list[Card]:
 
 
 def _kind(name: str) -> str:
-    """The key of a name without memory size and form."""
+    """The key (:func:`name_key`) of a name without its memory size and form factor: that of the kind of card."""
     words = re.sub(rf"\d+gb\b|(?:{'|'.join(FORMS)})\d?|hbm\d?e?", "", with_gb(name))
     return name_key(words)
 
 
 def _form(card: Card) -> str | None:
-    """The form of a card; None: its kind has one form."""
+    """The form factor of a card, one of :data:`FORMS`; None: its kind has a single form factor."""
     named = form_in(card.name)
     return named or ("sxm" if card.link == "nvlink" and card.link_cards is None else None)
 
 
 def _numbered(name: str) -> str:
-    """The key of a name without the words of a generation: 6000 of the RTX 6000 Ada."""
+    """The key of a name without words of :data:`_GENERATIONS`: ``6000`` for the RTX 6000 Ada."""
     return re.sub("|".join(_GENERATIONS), "", name_key(name))
 
 
@@ -149,9 +149,11 @@ def _unknown_words(name: str, card: Card) -> set[str]:
 
 
 def peak_flops(card: str, precision: str) -> float | None:
-    """A card's dense peak in FLOP/s; None for a card or dtype that is not in ``gpus.yaml``: no MFU is shown then.
+    """A card's dense peak in FLOP/s; None, and then no MFU is shown, for a card or dtype that ``gpus.yaml`` does not have.
 
-    ``card`` is the driver's name, such as ``NVIDIA A100-SXM4-40GB``; ``precision`` the compute dtype, ``bf16`` or ``fp16``.
+    Args:
+        card: the driver's name of the card, such as ``NVIDIA A100-SXM4-40GB``.
+        precision: the compute dtype; there are peaks for ``bf16`` and ``fp16``.
     """
     known = known_card(card)
     if known is None or precision not in {"bf16", "fp16"} or (precision == "bf16" and not known.has_bf16):
@@ -160,13 +162,13 @@ def peak_flops(card: str, precision: str) -> float | None:
 
 
 def _check_size(name: str, card: Card) -> None:
-    """Refuse a size that is not the card's: an RTX 3080 of 12 GB is another card than that of 10.
+    """Refuse a memory size that the card does not have: an RTX 3080 with 12 GB is another card than one with 10 GB.
 
     Raises:
-        InputError: the name has another size.
+        InputError: the name gives another memory size.
     """
     said = size_in(name)
-    if said is not None and said != card.gb and f"{said}gb" not in card.match:  # a GH200 is named by its host's memory
+    if said is not None and said != card.gb and f"{said}gb" not in card.match:  # a GH200's name has its host's memory
         sizes = sorted({other.gb for other in catalogue() if _kind(other.name) == _kind(card.name)})
         raise InputError(
             f"gpu {name!r}: the {card.name} of the catalogue has {' or '.join(map(str, sizes))} GB; "
@@ -175,7 +177,7 @@ def _check_size(name: str, card: Card) -> None:
 
 
 def _unknown_card(name: str, advice: str) -> str:
-    """The message for a name that means no card: why, the nearest names, and the closest card."""
+    """The error message for a name that means no card: the reason, similar names, and the closest card."""
     kind = unsupported(name)
     if kind is not None:
         closest = kind.closest or (_closest(name, []) if size_in(name) else None)
@@ -195,7 +197,7 @@ def _unknown_card(name: str, advice: str) -> str:
 
 
 def _near(name: str) -> list[str]:
-    """The cards with similar names, the nearest first."""
+    """The names of cards that are similar to a user's name, the most similar first."""
     names: dict[str, str] = {}
     for card in catalogue():
         for key in (*map(name_key, (card.name, *card.aliases)), _kind(card.name)):
@@ -208,13 +210,16 @@ def _near(name: str) -> list[str]:
 
 
 def _number_in(key: str) -> int:
-    """The first number of a key: 4090 of an RTX 4090; 0 without one."""
+    """The first number in a key, such as 4090 for an RTX 4090; 0 without a number."""
     found = re.search(r"\d{1,6}", key)
     return int(found[0]) if found else 0
 
 
 def _closest(name: str, near: list[str]) -> str | None:
-    """The closest card: the largest with no more memory than the name says, and of those the nearest in name."""
+    """The closest card: the one with most memory, up to the size in the name; of several such cards the most similar name.
+
+    If the name has no memory size, it is the first of ``near``, the names of similar cards. None: there is no such card.
+    """
     said = size_in(name)
     if said is None:
         return near[0] if near else None

@@ -1,6 +1,6 @@
 """The hardware that a run is planned for: cards, the links between them, and their host.
 
-:meth:`Machine.of` describes a card of the catalogue, :mod:`scalegpt.hardware.detect` the machine at hand.
+:meth:`Machine.of` makes a machine from settings and the catalogue, :mod:`scalegpt.hardware.detect` from the hardware at hand.
 """
 
 from collections.abc import Collection
@@ -12,18 +12,19 @@ from scalegpt.hardware.gpu_words import named_gpus
 from scalegpt.hardware.gpus import GB, Card, Link, find_card_and_note, is_known
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
-"""The host memory that is assumed where none is given: this many times the memory of a machine's cards, within bounds.
+"""The host memory that is assumed where none is given: HOST_PER_CARD times the memory of a machine's cards, but at least
+HOST_LEAST bytes and at most HOST_MOST bytes.
 
 Published machine types have about that: GCP a2-highgpu-8g (8 × A100 40GB) 680 GB, a2-ultragpu-1g and -8g (A100 80GB) 170
 and 1,360 GB, a3-highgpu-8g (8 × H100) 1,872 GB, g2-standard-96 (8 × L4) 384 GB; AWS p4d and p4de (8 × A100) 1,152 GiB, p5 and
-p5en (8 × H100, H200) 2,048 GiB; Azure ND MI300X v5 1,850 GiB. The lower bound is that of a well-equipped desktop machine."""
+p5en (8 × H100, H200) 2,048 GiB; Azure ND MI300X v5 1,850 GiB. The least is the memory of a well-equipped desktop machine."""
 
 GIVEN, FOUND, ASSUMED = "given", "found", "assumed"
-"""Where a machine's host memory comes from: a setting, the machine at hand, or the rule above."""
+"""Where the size of a machine's host memory comes from: a setting, the machine at hand, or the rule of HOST_PER_CARD."""
 
 
 def assumed_host_bytes(card_bytes: int, gpus: int) -> int:
-    """The host memory assumed for a machine of ``gpus`` cards with ``card_bytes`` each."""
+    """The bytes of host memory assumed for a machine with ``gpus`` cards of ``card_bytes`` each."""
     return min(HOST_MOST, max(HOST_LEAST, HOST_PER_CARD * card_bytes * gpus))
 
 
@@ -32,23 +33,23 @@ class Machine:
     """The hardware that a run is planned for.
 
     Attributes:
-        name: of the card; None where none is named.
+        name: the card's name; None where no card is named.
         usable_bytes: memory of one card that a run may fill; None: not known.
         card: its entry in the catalogue, if it has one.
         capability: NVIDIA's compute capability, AMD's architecture, or ``cpu``; None: not known.
-        gpus: cards in each machine.
-        nodes: machines.
-        is_gpu: false for a run on the CPU, which has none of a card's overheads.
+        gpus: number of cards in each machine; on a CPU, of ranks.
+        nodes: number of machines.
+        is_gpu: false for a run on a CPU, which has no overheads of a GPU.
         torch: version of torch that will run, if known.
         driver: version of the driver, if known.
-        link: how the cards of one machine are joined; None: not known.
-        host_gbps: between a card and the host's memory, GB/s of 10⁹, both directions together; None: not known.
+        link: the link between the cards of one machine; None: not known.
+        host_gbps: bandwidth between a card and the host's memory, GB/s of 10⁹, both directions together; None: not known.
         host_bytes: host memory of one machine that a run may use, all its ranks together; None: not known.
         host_source: :data:`GIVEN`, :data:`FOUND` or :data:`ASSUMED`; None where it is not known.
-        keeps_freed_memory: whether a process on the CPU keeps the memory that it frees, which is faster and needs more.
-        cores: processor cores of one machine that a run may use; None: not known.
-        network_gbps: network of one machine, Gbit/s in each direction; None: not known.
-        notes: remarks for the user, a line each: memory that others hold, mixed cards.
+        keeps_freed_memory: whether a process on a CPU keeps freed memory for reuse, which is faster but takes more memory.
+        cores: CPU cores of one machine that a run may use; None: not known.
+        network_gbps: network bandwidth of one machine, Gbit/s in each direction; None: not known.
+        notes: remarks for the user, a line each, such as memory that other processes hold, or mixed cards.
     """
 
     name: str | None = None
@@ -71,10 +72,10 @@ class Machine:
 
     @classmethod
     def of(cls, settings: MachineConfig, *, torch: str | None = None) -> "Machine":
-        """The machine that the settings describe, with the catalogue's figures; the machine at hand is not looked at.
+        """The machine that the settings describe, with the catalogue's figures; the machine at hand is not examined.
 
         Raises:
-            InputError: the card is not known, or has less memory than is to be used.
+            InputError: the card is not known, or has less memory than ``memory_gb``.
         """
         card, remark = (None, None) if settings.gpu is None else find_card_and_note(settings.gpu)
         usable = None if card is None else card.usable_bytes
@@ -110,7 +111,7 @@ class Machine:
 
     @classmethod
     def with_card(cls, card: Card, *, gpus: int = 1, nodes: int = 1) -> "Machine":
-        """Machines with a card of the catalogue, and the usual link and host memory."""
+        """``nodes`` machines, each with ``gpus`` of this card, its usual link, and the assumed host memory."""
         return cls(
             name=card.name,
             usable_bytes=card.usable_bytes,
@@ -123,7 +124,7 @@ class Machine:
         )
 
     def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
-        """The same with another number of cards, and the usual link for it; with fewer cards the host memory is unchanged."""
+        """This machine with other counts and the usual link. Assumed host memory grows with more cards, but never shrinks."""
         link, host = self.link, self.host_bytes
         if self.card is not None and link == self.card.link_of(self.gpus):
             link = self.card.link_of(gpus)
@@ -133,7 +134,7 @@ class Machine:
         return replace(self, gpus=gpus, nodes=nodes, link=link, host_bytes=host)
 
     def with_other_card(self, card: Card) -> "Machine":
-        """The same numbers of another card; network, torch and a given host memory are kept."""
+        """This machine with another kind of card; the counts, the network, torch and a given host memory are kept."""
         built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
         if self.host_source == GIVEN:
             built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
@@ -141,17 +142,19 @@ class Machine:
 
     @property
     def ranks(self) -> int:
-        """Data-parallel ranks W: one for each card."""
+        """Number of data-parallel ranks W: one for each card."""
         return self.gpus * self.nodes
 
 
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:
-    """The settings with the numbers that ``gpu`` names, as in ``2x 3090``, and a note that says how it was read.
+    """The settings with the counts that the text in ``gpu`` contains, as in ``2x 3090``, and a note on how it was read.
 
-    ``given`` are the names of the settings that the user gave; the others have their defaults.
+    Args:
+        settings: the settings; ``gpu`` may contain the numbers of cards and machines.
+        given: names of the settings that the user gave; the others have their defaults.
 
     Raises:
-        InputError: the numbers can be read in several ways, or contradict ``gpus`` or ``nodes``.
+        InputError: the text can be read in several ways, or contradicts ``gpus`` or ``nodes``.
     """
     if settings.gpu is None:
         return settings, ()

@@ -1,9 +1,9 @@
-"""NVIDIA's cards by NVML, the driver's own library, without torch.
+"""Finds NVIDIA's cards through NVML, the driver's own library, without torch.
 
-**Which memory.** ``nvmlDeviceGetMemoryInfo`` in its second version separates ``total``, all that the card has, ``reserved``
-(what the driver keeps for itself), ``used`` (by processes) and ``free``. CUDA's figure, and so
+**Which memory.** The second version of ``nvmlDeviceGetMemoryInfo`` reports ``total`` (all memory of the card), ``reserved``
+(by the driver), ``used`` (by processes) and ``free``. CUDA's total, and so
 ``torch.cuda.get_device_properties().total_memory``, is ``total`` − ``reserved``: an RTX 4090 has 24564 MiB, and torch prints
-23.52 GiB. The first version, which is all that older drivers have, subtracts the reserved part from ``total`` itself.
+23.52 GiB. Older drivers have only the first version, whose ``total`` does not contain the reserved part.
 """
 
 import os
@@ -16,13 +16,15 @@ from scalegpt.hardware.devices import Device, FoundGpus, visible, whole_card
 from scalegpt.hardware.gpus import Link
 
 P2P_READ, P2P_NVLINK, P2P_OK = 0, 2, 0
-"""``nvmlGpuP2PCapsIndex_t`` and ``nvmlGpuP2PStatus_t`` of ``nvml.h``; in pynvml the first is a tuple by mistake."""
+"""Two values of ``nvmlGpuP2PCapsIndex_t`` and one of ``nvmlGpuP2PStatus_t``, from ``nvml.h``. They are repeated here since
+pynvml's ``NVML_P2P_CAPS_INDEX_READ`` is a tuple by mistake."""
 
 NVLINK_GBPS = {1: 40.0, 2: 50.0, 3: 50.0, 4: 50.0, 5: 100.0}
-"""GB/s of one NVLink by its version, both directions together: a V100's 300 are 6 of version 2, a B200's 1800 are 18 of 5."""
+"""NVLink version → GB/s of one link, both directions together. A V100 has 6 links of version 2, 300 GB/s in total; a B200 has
+18 of version 5, 1800 GB/s."""
 
 PCIE_GBPS = {1: 0.5, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0}
-"""GB/s of one PCIe lane by its generation, both directions together, as vendors print it: 64 for 16 lanes of PCIe 4."""
+"""PCIe generation → GB/s of one lane, both directions together, as vendors print it: 16 lanes of PCIe 4 have 64 GB/s."""
 
 
 class NoNvmlError(Exception):
@@ -35,10 +37,10 @@ class NoNvmlError(Exception):
 
 @contextmanager
 def session() -> Iterator[Any]:
-    """``pynvml``, initialized until the block ends.
+    """The module ``pynvml``, initialized until the block ends.
 
     Raises:
-        NoNvmlError: it is not installed, has no driver, or a card fails meanwhile.
+        NoNvmlError: NVML is not installed, the driver does not work, or a card fails within the block.
     """
     try:
         import pynvml
@@ -58,7 +60,7 @@ def session() -> Iterator[Any]:
 
 
 def ask(nvml: Any, call: str, *arguments: Any) -> Any:
-    """The result of a call that not every card, driver or version supports; None where it is not supported."""
+    """The result of calling a function of NVML by name; None where the card, the driver or pynvml does not support it."""
     try:
         return getattr(nvml, call)(*arguments)
     except (AttributeError, nvml.NVMLError):
@@ -76,7 +78,7 @@ def driver_version() -> str | None:
 
 
 def listed_bytes(uuid: str) -> dict[int, int] | None:
-    """Process → bytes on a card, 0 where NVML does not say; None where there is no NVML, or no such card."""
+    """Process id → bytes that it holds on the card, 0 where NVML does not report them; None without NVML or such a card."""
     try:
         with session() as nvml:
             handle = ask(nvml, "nvmlDeviceGetHandleByUUID", uuid)
@@ -86,9 +88,12 @@ def listed_bytes(uuid: str) -> dict[int, int] | None:
 
 
 def find(most: int | None = None) -> FoundGpus | None:
-    """NVIDIA's cards that a process here can use, by ``CUDA_VISIBLE_DEVICES``; None where there is no NVML.
+    """NVIDIA's cards that ``CUDA_VISIBLE_DEVICES`` lets a process use; None where there is no NVML.
 
-    The link is that of the first ``most`` cards; None: of all. Where the driver does not work there are no cards, and a note.
+    If the driver does not work, the result has no cards, but a note.
+
+    Args:
+        most: the link is reported for the first ``most`` cards; None: for all.
     """
     try:
         with session() as nvml:
@@ -127,7 +132,7 @@ def _find(nvml: Any, most: int | None) -> FoundGpus:
 
 
 def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
-    """The MIG devices of a card that is divided; None for one that is whole."""
+    """The MIG devices of a card in MIG mode; None for a card that is not in MIG mode."""
     mode = ask(nvml, "nvmlDeviceGetMigMode", handle)
     if not mode or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
         return None
@@ -137,13 +142,25 @@ def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
 
 
 def _named_part(text: str | None, names: list[str]) -> int:
-    """Which MIG device of a card the variable names; the first where it names the card."""
+    """The index of the MIG device that ``CUDA_VISIBLE_DEVICES`` names on a card; 0 if it names the card itself.
+
+    Args:
+        text: the variable's value; None: it is not set.
+        names: the UUIDs of the card and of its MIG devices.
+    """
     word = (text or "").split(",")[0].strip()
     return next((place for place, name in enumerate(names[1:]) if word.startswith("MIG") and name.startswith(word)), 0)
 
 
 def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int) -> tuple[str, ...]:
-    """A note where an index may mean another card to CUDA, which by default counts the fastest first, than to NVML."""
+    """A note where CUDA may number the cards differently than NVML: by default CUDA's device 0 is the fastest card.
+
+    Args:
+        nvml: the module ``pynvml``.
+        wholes: the handles of all cards.
+        text: the value of ``CUDA_VISIBLE_DEVICES``; None: it is not set.
+        shown: the number of cards that the variable selects.
+    """
     if text is None or shown == len(wholes) or "GPU-" in text or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
         return ()
     if len({ask(nvml, "nvmlDeviceGetName", handle) for handle in wholes}) == 1:
@@ -152,7 +169,7 @@ def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int)
 
 
 def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
-    """A card, or the MIG device of card ``of``."""
+    """The description of a card; with ``of``, the description of a MIG device, whose card has the handle ``of``."""
     name = ask(nvml, "nvmlDeviceGetName", handle) or "unknown GPU"
     if of is not None and "MIG" not in name:
         name = f"{name} MIG"
@@ -177,7 +194,7 @@ def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
 
 
 def _memory(nvml: Any, handle: Any) -> tuple[int | None, int | None]:
-    """The card's memory by CUDA's definition, and the free part of it."""
+    """The bytes of a card's memory that CUDA reports as total, and the bytes that are free."""
     info = ask(nvml, "nvmlDeviceGetMemoryInfo", handle, getattr(nvml, "nvmlMemory_v2", None))
     if info is not None and hasattr(info, "reserved"):
         return int(info.total - info.reserved), int(info.free)
@@ -191,7 +208,7 @@ def _processes(nvml: Any, handle: Any, kind: str) -> dict[int, int] | None:
 
 
 def _link(nvml: Any, handles: list[Any], first: Device) -> Link | None:
-    """NVLink where it joins every pair of the cards, else PCIe; None for a single card, and where NVML does not say."""
+    """NVLink if it joins every pair of the cards, else PCIe; None for a single card, and where NVML does not report it."""
     card, pairs = first.card, list(combinations(handles, 2))
     if not pairs:
         return None
@@ -206,7 +223,7 @@ def _link(nvml: Any, handles: list[Any], first: Device) -> Link | None:
 
 
 def _nvlink_gbps(nvml: Any, handle: Any) -> float:
-    """The sum of a card's active links, GB/s."""
+    """The bandwidth of all active NVLinks of a card, GB/s, both directions together."""
     links = range(nvml.NVML_NVLINK_MAX_LINKS)
     active = [link for link in links if ask(nvml, "nvmlDeviceGetNvLinkState", handle, link) == 1]
     return sum(NVLINK_GBPS.get(ask(nvml, "nvmlDeviceGetNvLinkVersion", handle, link), 0.0) for link in active)

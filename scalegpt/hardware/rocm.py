@@ -1,7 +1,7 @@
-"""AMD's cards by the files of their kernel driver, without torch or a library of ROCm's.
+"""Finds AMD's cards through the files of their kernel driver, without torch or a ROCm library.
 
-The display side of ``amdgpu`` (``/sys/class/drm``) has the memory. The compute side (``/sys/class/kfd``) has the
-architecture, the order in which HIP numbers the cards, their links, and the memory of each process.
+The display side of the driver ``amdgpu`` (``/sys/class/drm``) has the memory. The compute side (``/sys/class/kfd``) has the
+architecture, the order in which HIP numbers the cards, their links, and the memory that each process holds.
 """
 
 import os
@@ -17,12 +17,19 @@ from scalegpt.system.cores import kernel_number, kernel_text
 AMD_VENDOR = "0x1002"
 
 XGMI_LINK = 11
-"""``CRAT_IOLINK_TYPE_XGMI`` of the kernel's ``kfd_crat.h``."""
+"""The type number of an XGMI link: ``CRAT_IOLINK_TYPE_XGMI`` in the kernel's ``kfd_crat.h``."""
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A GPU of the compute side; ``gpu_id`` is its name in the driver's other files, ``display`` its folder on that side."""
+    """A GPU as the compute side of the driver lists it.
+
+    Attributes:
+        number: the number of its node in the topology.
+        gpu_id: its name in the driver's other files.
+        properties: name → value, from the node's file ``properties``.
+        display: its folder on the display side of the driver.
+    """
 
     number: int
     gpu_id: str
@@ -31,10 +38,14 @@ class _Node:
 
 
 def find(root: Path = Path("/"), most: int | None = None) -> FoundGpus | None:
-    """AMD's cards that a process here can use; None where there are none. ``sys`` is looked for under ``root``.
+    """AMD's cards that a process on this machine can use; None where there are none.
 
-    ``ROCR_VISIBLE_DEVICES`` selects first, by index or UUID, and then ``HIP_VISIBLE_DEVICES``, else ``CUDA_VISIBLE_DEVICES``,
-    among those left. The link is that of the first ``most`` cards; None: of all.
+    ``ROCR_VISIBLE_DEVICES`` selects first, by index or UUID. ``HIP_VISIBLE_DEVICES``, or if it is not set
+    ``CUDA_VISIBLE_DEVICES``, then selects among the remaining cards.
+
+    Args:
+        root: the folder that contains ``sys``.
+        most: the link is reported for the first ``most`` cards; None: for all.
     """
     nodes = list(_nodes(root))
     if not nodes:
@@ -52,7 +63,7 @@ def find(root: Path = Path("/"), most: int | None = None) -> FoundGpus | None:
 
 
 def _nodes(root: Path) -> Iterator[_Node]:
-    """The GPUs in the order of their nodes, which is HIP's."""
+    """The GPUs in the order of their nodes, in which HIP numbers them."""
     displays: dict[str, Path] = {}
     for display in (root / "sys/class/drm").glob("card*/device"):
         if kernel_text(display / "vendor") == AMD_VENDOR and kernel_number(display / "mem_info_vram_total"):
@@ -66,7 +77,7 @@ def _nodes(root: Path) -> Iterator[_Node]:
 
 
 def architecture(version: int) -> str:
-    """The name of a ``gfx_target_version``: two digits each for minor and stepping, which the name has in hexadecimal.
+    """The architecture's name for a ``gfx_target_version``: its last four digits, minor and stepping, become hexadecimal.
 
     >>> architecture(90010), architecture(90402), architecture(110000)
     ('gfx90a', 'gfx942', 'gfx1100')
@@ -80,7 +91,7 @@ def _device(root: Path, label: str, node: _Node) -> Device:
     usable = kernel_number(node.display / "mem_info_vram_total")
     files = (root / "sys/class/kfd/kfd/proc").glob(f"[0-9]*/vram_{node.gpu_id}")
     held = [kernel_number(file) or 0 for file in files if file.parent.name != str(os.getpid())]
-    # Such as ``16.0 GT/s PCIe`` and 16 lanes: 64 GB/s, both directions together, as vendors print it.
+    # For example, ``16.0 GT/s PCIe`` with 16 lanes is 64 GB/s, both directions together, as vendors print it.
     speed = kernel_text(node.display / "max_link_speed").split(" ")[0]
     width = kernel_number(node.display / "max_link_width")
     return Device(
@@ -96,7 +107,7 @@ def _device(root: Path, label: str, node: _Node) -> Device:
 
 
 def _link(root: Path, nodes: list[_Node], first: Device) -> Link | None:
-    """XGMI where its links connect all the cards, directly or through others of them, else PCIe."""
+    """XGMI if its links connect all the cards, directly or through other cards; else PCIe. None: the speed is not known."""
     reached, joined = {nodes[0].number}, _linked(root, nodes, "io_links", XGMI_LINK)
     while new := {end for pair in joined if pair & reached for end in pair} - reached:
         reached |= new
@@ -110,7 +121,7 @@ def _link(root: Path, nodes: list[_Node], first: Device) -> Link | None:
 
 
 def _linked(root: Path, nodes: list[_Node], kind: str, of_type: int | None = None) -> set[frozenset[int]]:
-    """The pairs of nodes that links of a kind join."""
+    """The pairs of node numbers that links in the nodes' folder ``kind`` join; ``of_type`` selects one type of link."""
     found = set()
     for node in nodes:
         for file in (root / f"sys/class/kfd/kfd/topology/nodes/{node.number}/{kind}").glob("[0-9]*/properties"):

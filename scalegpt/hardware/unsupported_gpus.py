@@ -1,4 +1,4 @@
-"""Accelerators that cannot be planned, why, and the card of the catalogue that is closest in memory and speed."""
+"""Accelerators that cannot be planned: the reason, and the card of the catalogue that is closest in memory and speed."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A kind of accelerator: a pattern of its name in lower case, why it is not planned, and the closest card, if any."""
+    """A kind of accelerator that cannot be planned.
+
+    Attributes:
+        pattern: a regular expression that finds its name in lower case.
+        why: why it cannot be planned.
+        closest: the name of the closest card of the catalogue; None: there is no close one.
+    """
 
     pattern: str
     why: str
@@ -27,7 +33,7 @@ _LAPTOP = "laptop cards are not in the catalogue: they have less memory and spee
 _OTHER = "it is not supported: training runs on CUDA, ROCm or a processor"
 
 _KINDS = (
-    # Gaudi, TPU and Trainium: memory and peak by github.com/stas00/ml-engineering compute/accelerator
+    # Source for the memory and peaks of Gaudi, TPU and Trainium: github.com/stas00/ml-engineering compute/accelerator
     (r"\bgaudi\W*3|\bhl-?3\d\d\b", _GAUDI, "H200"),
     (r"\bgaudi\W*1\b|\bhl-?20\d\b", _GAUDI, "V100 32GB SXM"),
     (r"\bgaudi|\bhabana|\bhpu\b|\bhl-?2\d\d\b", _GAUDI, "A100 80GB"),
@@ -49,7 +55,7 @@ _KINDS = (
     (r"\bintel\b|\barc\W*[ab]\d{3}|\barc\b|\biris\b|\bxpu\b", _INTEL, "RTX 3060"),
     (r"\bapple|\bmac(book|\W*(mini|studio|pro))?\b|\bimac\b|\bmps\b|\bmetal\b", _APPLE, "RTX 3060"),
     (r"^\W*m[1-9]\b(\W*(pro|max|ultra)\b.*|\W*\d+\W*gb?)?$", _APPLE, "RTX 3060"),
-    # Radeon: memory as techpowerup.com lists it
+    # Source for the memory of Radeon cards: techpowerup.com
     (r"\b7900\W*xtx|\bw7800\b", _RADEON, "RTX 3090"),
     (r"\b7900\W*xt\b|\b7900\W*gre\b", _RADEON, "RTX 4000 Ada"),
     (r"\b(9070|7800|6[89]00|vii)\b.*|\bw6800\b", _RADEON, "RTX 4060 Ti 16GB"),
@@ -60,7 +66,7 @@ _KINDS = (
     (r"\b40[5-7]0\W*(laptop|mobile|m)\b", _LAPTOP, "RTX 4060"),
     (r"\b30[78]0\W*(ti\W*)?(laptop|mobile|m)\b", _LAPTOP, "RTX 3060 Ti"),
     (r"\b(laptop|mobile|notebook|(?<!blackwell )max\W*q)\b", _LAPTOP, None),
-    # before Volta: memory as techpowerup.com lists it
+    # Source for the memory of cards before Volta: techpowerup.com
     (r"\bp100\b", _OLD, "T4"),
     (r"\bp40\b|\bm40\W*24|\bp6000\b", _OLD, "Quadro RTX 6000"),
     (r"\b1080\W*ti\b", _OLD, "RTX 2080 Ti"),
@@ -75,10 +81,10 @@ _KINDS = (
 )  # fmt: skip
 
 UNSUPPORTED = tuple(Unsupported(*kind) for kind in _KINDS)
-"""The first whose pattern is found counts."""
+"""All kinds. If several patterns fit a name, the first of them counts."""
 
 
 def unsupported(name: str) -> Unsupported | None:
-    """The kind that a name means, if any of these."""
+    """The kind of unsupported accelerator that a name means; None: the name means none of them."""
     text = name.lower().replace("_", " ")
     return next((kind for kind in UNSUPPORTED if re.search(kind.pattern, text)), None)

@@ -1,33 +1,36 @@
-"""Which attention kernel CUDA takes: for the ledger, the trace, and the check of what the user asks for.
+"""Which attention kernel torch takes on CUDA; used to plan memory, to trace a step, and to check ``--attention``.
 
-Torch tries its kernels in an order and takes the first that serves (``sdp_utils.cpp: select_sdp_backend``, torch 2.13):
-cuDNN's first on Hopper and on data-centre Blackwell, then flash, the memory-efficient one, and math, which always serves.
-Builds with a cuDNN before 9.15.1 put flash first there too; what is kept, and by our estimate what is temporary, is the same.
+Torch tries its kernels in a fixed order and takes the first that supports the inputs (``sdp_utils.cpp:
+select_sdp_backend``, torch 2.13). The order is flash, the memory-efficient kernel, and math, which supports all inputs. On
+Hopper and data-centre Blackwell cuDNN's kernel comes before them. Builds with a cuDNN before 9.15.1 try flash first on these
+cards too. That does not change a plan: both kernels keep the same tensors for backward and, by our estimate, need the same
+temporary memory.
 """
 
 from scalegpt.config import RunConfig
 from scalegpt.hardware.gpus import Card
 
 FLASH_LARGEST_HEAD = 256
-"""FlashAttention-2's limit (torch, ``sdp_utils.cpp: check_head_dim_size_flash``)."""
+"""Largest head size of torch's FlashAttention-2 (``sdp_utils.cpp: check_head_dim_size_flash``)."""
 
 CUDNN_LARGEST_HEAD = 128
-"""Of cuDNN's kernel; the cards that prefer it take heads of 256 too (``check_cudnn_d256_bprop_head_dim``)."""
+"""Largest head size of cuDNN's kernel. Cards in :data:`_PREFERS_CUDNN` also take a head size of exactly 256
+(``check_cudnn_d256_bprop_head_dim``)."""
 
 _SMALL_SHARED_MEMORY = frozenset({"8.6", "8.7", "8.9", "12.0", "12.1"})
-"""Cards on which flash cannot train heads of (192, 224], nor of (224, 256] with dropout (torch, ``sdp_utils.cpp:
-check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120``)."""
+"""Compute capabilities on which flash cannot train head sizes in (192, 224], nor in (224, 256] with dropout (torch,
+``sdp_utils.cpp: check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120``)."""
 
 _PREFERS_CUDNN = frozenset({"9.0", "10.0", "10.3"})
-"""``check_prefer_cudnn_attention``."""
+"""Compute capabilities on which torch tries cuDNN's kernel first (``check_prefer_cudnn_attention``)."""
 
 
 def attention_kernel(run: RunConfig, card: Card | None = None) -> str:
-    """The kernel that CUDA computes the run's attention with: ``flash``, ``mem_efficient``, ``cudnn`` or ``math``.
+    """The kernel that computes the run's attention on CUDA: ``flash``, ``mem_efficient``, ``cudnn`` or ``math``.
 
     Args:
         run: a run whose precision is resolved.
-        card: what it runs on; None: any card of compute capability 8.0 or later that prefers flash.
+        card: the card that it runs on; None: any card of compute capability 8.0 or later that prefers flash.
     """
     if run.train.attention != "auto":
         return run.train.attention
@@ -38,17 +41,17 @@ def attention_kernel(run: RunConfig, card: Card | None = None) -> str:
 
 
 def counted_as(kernel: str) -> str:
-    """The kernel whose memory and work a kernel's are counted as, wherever both serve: cuDNN's as flash's."""
+    """The kernel whose memory and work the plan counts in place of this one's: flash for cuDNN, else the same kernel."""
     return "flash" if kernel == "cudnn" else kernel
 
 
 def unfit(kernel: str, run: RunConfig, card: Card | None = None) -> str | None:
-    """Why a kernel cannot train the run, as a sentence that lacks its subject; None where it can.
+    """Why a kernel cannot train the run, in words that continue "attention KERNEL …"; None where it can.
 
     Args:
-        kernel: one of torch's four.
+        kernel: ``flash``, ``mem_efficient``, ``cudnn`` or ``math``.
         run: a run whose precision is resolved.
-        card: what it runs on; None: a card of compute capability 8.0 or later.
+        card: the card that it runs on; None: any card of compute capability 8.0 or later.
     """
     if kernel == "flash":
         return _unfit_for_tensor_cores(run, card) or _unfit_for_flash(run, card)
@@ -93,7 +96,7 @@ def _unfit_for_cudnn(run: RunConfig, card: Card | None) -> str | None:
 
 
 def _unfit_for_mem_efficient(run: RunConfig, card: Card | None) -> str | None:
-    """See ``minimum_gemm_alignment``: 16 bytes for tensor cores, which fp32 uses from compute capability 8.0 on."""
+    """Check torch's ``minimum_gemm_alignment``: 16 bytes for tensor cores, which fp32 uses from capability 8.0 on."""
     old = card is not None and not card.has_flash
     aligned = 8 if run.train.precision != "fp32" else 1 if old else 4
     head = run.model.head_size

@@ -8,7 +8,7 @@ from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 
 LARGEST_MICRO_BATCH = 65_536
-"""Where the search for one that divides the step begins at most: a mistyped number must not be searched to its end."""
+"""The largest micro batch that is considered, which bounds the search if the tokens per step are mistyped."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ def sequences_per_rank(run: RunConfig, ranks: int) -> int:
 
 @lru_cache(maxsize=1024)
 def divisors(count: int) -> tuple[int, ...]:
-    """The divisors of a number up to :data:`LARGEST_MICRO_BATCH`, in rising order."""
+    """The divisors of ``count`` that are at most :data:`LARGEST_MICRO_BATCH`, in rising order."""
     small = [size for size in range(1, math.isqrt(count) + 1) if count % size == 0]
     return tuple(sorted({size for low in small for size in (low, count // low) if size <= LARGEST_MICRO_BATCH}))
 
 
 def plan_batches(run: RunConfig, ranks: int, *, micro_fixed: bool) -> BatchPlan:
-    """Keep the tokens per step, let accumulation follow.
+    """Divide the tokens per step, which are kept, into a micro batch and gradient accumulation.
 
     Args:
         run: the run; without ``tokens_per_step`` a step is one micro batch on every rank.
         ranks: data-parallel ranks W.
-        micro_fixed: whether the user gave the micro batch. Otherwise it may be lowered to the largest that divides the
-            step, which the caller should print.
+        micro_fixed: whether the user gave the micro batch. If not, it may be lowered to the largest smaller one that
+            divides the step; the caller should print that.
 
     Raises:
-        InputError: the tokens per step cannot be divided so; the message names values that work.
+        InputError: the tokens per step do not divide among ranks and micro batches; the message names values that work.
     """
     train, block = run.train, run.model.block_size
     per_rank = sequences_per_rank(run, ranks)

@@ -1,6 +1,7 @@
-"""What cannot work on a machine, refused before anything is computed: what is wrong, and what would work.
+"""Checks that refuse settings which cannot work on a machine, before anything is computed.
 
-What cannot work on any machine, such as a stage that the backend does not have, the configuration itself refuses.
+Each error says what is wrong and what would work. Settings that work on no machine, such as a stage that the backend does
+not have, are refused earlier, by :mod:`scalegpt.config`.
 """
 
 from collections.abc import Collection
@@ -16,21 +17,22 @@ from scalegpt.hardware.gpus import CPU_CAPABILITY, Card, has_bf16
 from scalegpt.planner.attention import unfit
 
 INSTALL = "pip install 'scalegpt[deepspeed]'"
-"""How DeepSpeed, an extra of the package, is installed."""
+"""The command that installs DeepSpeed, an optional extra of the package."""
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
-    """The compute dtype's name on a card; ``auto`` is bf16 where the card has it, else fp16, and fp32 on a processor.
+    """The name of the compute dtype: ``auto`` is bf16 on cards that have it, fp16 on other cards, fp32 on a CPU.
 
-    On a processor the trainer measures whether bf16 pays; the plan counts the larger of the two.
+    On a CPU the trainer may still choose bf16, if it measures that bf16 is faster. The plan assumes fp32, which takes more
+    memory.
 
     Args:
-        wanted: what was asked for.
-        card: the card, if it is in the catalogue.
-        capability: that of a card that is not; None: not known, it counts as one that has bf16.
+        wanted: the precision that was asked for, or ``auto``.
+        card: the card; None where it is not in the catalogue.
+        capability: the compute capability of a card that is not in the catalogue; None: unknown, treated as having bf16.
 
     Raises:
-        InputError: bf16 on a card that has none.
+        InputError: bf16 was asked for on a card without it.
     """
     capability = card.capability if card is not None else capability
     native = capability is None or has_bf16(capability)
@@ -44,12 +46,12 @@ def resolve_precision(wanted: str, card: Card | None, capability: str | None = N
 
 
 def is_installed(spec: BackendSpec) -> bool:
-    """Whether this installation can train with a backend: DeepSpeed is an extra of the package."""
+    """Whether this installation can train with a backend; only DeepSpeed, an optional extra, may be missing."""
     return spec.package is None or find_spec(spec.package) is not None
 
 
 def installed_backends() -> tuple[str, ...]:
-    """The backends that this installation can train with."""
+    """The names of the backends that this installation can train with."""
     return tuple(name for name, spec in BACKENDS.items() if is_installed(spec))
 
 
@@ -69,13 +71,13 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
     Args:
         run: the run.
         ranks: data-parallel ranks W.
-        stage_fixed: whether the user asked for the stage; a preset's own stage over one rank is only remarked on.
+        stage_fixed: whether the user asked for the stage. A preset's own stage over one rank gives a remark, not an error.
 
     Returns:
-        A remark on a layout that works and gains nothing, if it is one.
+        A remark if the layout works but gains nothing; else None.
 
     Raises:
-        InputError: several ranks without a backend for them, or sharding over one.
+        InputError: the backend cannot train on several ranks, or the user asked for sharding over one rank.
     """
     parallel = run.parallel
     parallel.spec.check_mesh(parallel.mesh(ranks))
@@ -90,10 +92,10 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
 
 
 def check_optimizer(run: RunConfig) -> None:
-    """Refuse a layout that would take another optimizer's step than the one asked for.
+    """Refuse a layout under which the run's optimizer does not work.
 
     Raises:
-        InputError: Muon with offload, or under DeepSpeed's sharding, and the like.
+        InputError: for example Muon with offload, or with DeepSpeed's sharding.
     """
     reason = optimizer_unfit(run.train.optimizer, run.parallel)
     if reason:
@@ -101,10 +103,10 @@ def check_optimizer(run: RunConfig) -> None:
 
 
 def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
-    """Refuse an attention kernel that was asked for and that the card has not; ``auto`` takes one that it has.
+    """Refuse an attention kernel that the user asked for and that cannot train the run; ``auto`` is never refused.
 
     Raises:
-        InputError: the card, dtype, head size or dropout is not one that the kernel serves.
+        InputError: the kernel does not support the card, the dtype, the head size or the dropout.
     """
     wanted = run.train.attention
     reason = unfit(wanted, replace(run, train=run.train.changed(precision=precision)), card)
@@ -113,14 +115,14 @@ def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
 
 
 def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfig:
-    """The run with the vocabulary that its data will give it, as far as that is known before they are read.
+    """The run with the vocabulary size that its data will give it, as far as it is known before the data are read.
 
-    Of bytes and characters the tokenizer decides, unless the user does. Characters bring a vocabulary that only the text
-    knows; until then it is taken to be as large as that of bytes.
+    A vocabulary size that the user gives is kept. Without one, the tokenizers ``byte`` and ``char`` replace a preset's size
+    by their own. The size for ``char`` is known only from the text; until then that of ``byte`` is assumed.
 
     Args:
-        run: the run; a vocabulary of 0 is left to the tokenizer.
-        given: the settings that a flag or a configuration file gives; a preset's do not count.
+        run: the run; the tokenizer decides a vocabulary size of 0.
+        given: names of the settings that a flag or a configuration file gives; those of a preset do not count.
     """
     kind, size = run.data.tokenizer, run.model.vocab_size
     if size and ("vocab_size" in given or kind == "gpt2"):
@@ -129,7 +131,7 @@ def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfi
 
 
 def vocabulary_remark(run: RunConfig) -> str | None:
-    """What to say of a vocabulary that is too small for its tokenizer: the trainer refuses text then. None: it is not."""
+    """A remark if the vocabulary is smaller than its tokenizer's, so that the trainer may refuse text; else None."""
     kind, size = run.data.tokenizer, run.model.vocab_size
     tokens = TOKENS.get(kind, 0)
     if size >= tokens:

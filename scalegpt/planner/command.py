@@ -1,4 +1,4 @@
-"""The command that trains what was planned, ready to be pasted: it runs in this installation."""
+"""The command that trains a plan in this installation, ready to be pasted into a shell."""
 
 import shlex
 from collections.abc import Collection
@@ -13,20 +13,20 @@ from scalegpt.planner.plan import Plan
 from scalegpt.system.invocation import train_command
 
 DECIDED = ("backend", "zero_stage", "micro_batch", "tokens_per_step", "precision", "recompute", "loss")
-"""Settings that the command names in any case: what was planned holds whatever the preset becomes."""
+"""Settings that the command always names, so that it trains what was planned even if the preset changes later."""
 
 DATA, PREPARED = "your_text.txt", "your_prepared_folder"
-"""Stand for the data where none is given; the latter where text has more tokens than the model's vocabulary."""
+"""Placeholders for the data where none is given; ``PREPARED`` where the tokenizer has more tokens than the vocabulary."""
 
 
 def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: Collection[str] = ()) -> str:
-    """The command line of a plan.
+    """The command line that trains a plan.
 
     Args:
-        plan: what to run.
-        base: the run as preset or file have it.
-        source: the flag that names them, such as ``("--preset", "tiny")``; empty: none.
-        given: the settings that flags gave.
+        plan: the plan.
+        base: the run as the preset or the file defines it, without flags.
+        source: the flag that names the preset or the file, such as ``("--preset", "tiny")``; empty: there is neither.
+        given: names of the settings that flags gave.
     """
     words = list(source)
     for section, kind in SECTIONS.items():
@@ -38,12 +38,12 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
                     continue
                 value = plan.run.parallel.stage
             if field.name == "ds_config" and value is None:
-                continue  # follows from the backend or the stage
+                continue  # the backend or the stage implies it
             if field.name in LENGTHS:
                 continue
             named = field.name in DECIDED or value != getattr(theirs, field.name)
             if field.name == "vocab_size" and plan.run.data.tokenizer != "gpt2":
-                named = "vocab_size" in given  # else the trainer asks the tokenizer
+                named = "vocab_size" in given  # if not, the trainer takes the tokenizer's size
             if named:
                 word = _word(value)
                 words += [f"--{field.name}={word}"] if word.startswith("-") else [f"--{field.name}", word]
@@ -55,7 +55,7 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
 
 
 def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
-    """The flags of the run's length, where preset or file have another; a length that is given replaces both of theirs."""
+    """Flags for all settings of :data:`LENGTHS` that the run has, if any of them differs from preset or file; else none."""
     lengths = {key: getattr(ours, key) for key in LENGTHS}
     if all(value == getattr(theirs, key) for key, value in lengths.items()):
         return []

@@ -1,4 +1,4 @@
-"""How long a run is: its steps, and what to say where its length may surprise."""
+"""The length of a run in optimizer steps, and remarks on lengths that may surprise the user."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,18 +10,18 @@ def total_steps(train: TrainConfig, tokens: int) -> int:
 
     Args:
         train: the run's settings.
-        tokens: of an optimizer step, over all ranks.
+        tokens: tokens of one optimizer step, over all ranks.
     """
     return min(_limits(train, tokens).values())
 
 
 def length_notes(train: TrainConfig, tokens: int, given: Iterable[str]) -> Iterator[str]:
-    """What to say of a length, a line each: both limits are given, or only ``max_minutes`` is.
+    """Remarks on a run's length, a line each: both limits are set, or ``max_minutes`` is given without either limit.
 
     Args:
         train: the run's settings.
-        tokens: of an optimizer step, over all ranks.
-        given: the settings that flags, file or preset name.
+        tokens: tokens of one optimizer step, over all ranks.
+        given: names of the settings that flags, file or preset give.
     """
     limits = _limits(train, tokens)
     if len(limits) == len(LENGTHS):
@@ -39,7 +39,7 @@ def length_notes(train: TrainConfig, tokens: int, given: Iterable[str]) -> Itera
 
 
 def _limits(train: TrainConfig, tokens: int) -> dict[str, int]:
-    """Setting → the steps that it allows, of the lengths that are set."""
+    """Length setting → the optimizer steps that it allows; settings without a value are absent."""
     limits = {}
     if train.max_iters is not None:
         limits["max_iters"] = train.max_iters

@@ -1,6 +1,6 @@
-"""A plan: a configuration on a machine, with the memory and the time that it takes there.
+"""A plan: a configuration on a machine, with its predicted memory and time.
 
-:func:`make_plan` predicts what is fixed; :mod:`scalegpt.planner.search.choose` chooses what is not.
+:func:`make_plan` predicts a fixed configuration; :mod:`scalegpt.planner.search.choose` searches for the best one.
 """
 
 from dataclasses import dataclass, replace
@@ -23,15 +23,15 @@ from scalegpt.planner.time.work import count_work, flops_per_token
 from scalegpt.units import gib
 
 HOST_PROCESS = int(2.5 * GIB)
-"""Host memory of a rank's process that trains on a GPU, without offload: libraries, the driver's part. An estimate."""
+"""Bytes of host memory of one rank's process on a GPU, without offloaded tensors: libraries and the driver. An estimate."""
 
 STAND_IN = "a100-80gb"
-"""The card whose rates decide what is faster where no card is named; no time is printed then."""
+"""The card whose rates are used to compare plans where no card is named. No time is printed then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A configuration, the machine, and the memory and the time that it takes there."""
+    """A configuration on a machine, with its predicted memory and time."""
 
     run: RunConfig
     machine: Machine
@@ -43,73 +43,76 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """The allocator's peak."""
+        """Peak of the bytes that the allocator has allocated on one rank."""
         return self.prediction.peak_bytes
 
     @property
     def reserved_bytes(self) -> int:
-        """What the allocator will have reserved."""
+        """Bytes that the allocator reserves on one rank."""
         return self.overheads.reserved_bytes(self.peak_bytes)
 
     @property
     def total_bytes(self) -> int:
-        """What the driver will count; of a process on a processor, what the kernel will."""
+        """Bytes that the driver counts for one rank's process; on a CPU, the bytes that the operating system counts."""
         return self.overheads.total_bytes(self.peak_bytes, self.host_bytes)
 
     @property
     def host_bytes(self) -> int:
-        """Host memory of each rank for what is offloaded."""
+        """Bytes of host memory that each rank needs for offloaded tensors."""
         return self.prediction.host_bytes
 
     @property
     def checkpoint_copy_bytes(self) -> int:
-        """Host memory of each rank for the copy from which a checkpoint is written while training continues; 0 without one.
+        """Bytes of host memory on each rank for the copy that an asynchronous checkpoint is written from; 0 without one.
 
-        :attr:`fits_host` does not count it: where it has no room, training waits for its checkpoints. On a processor it
-        is part of the total.
+        :attr:`fits_host` does not count the copy: if it has no room, training waits for its checkpoints. On a CPU the copy
+        is part of :attr:`total_bytes`.
         """
         return checkpoint_copy_bytes(self.run, self.machine.ranks)
 
     @property
     def copy_fits(self) -> bool:
-        """Whether the copy for a checkpoint has room in host memory besides what is offloaded, as far as that is known."""
+        """Whether host memory has room for the checkpoint copy beside offloaded tensors.
+
+        It is true where host memory is not known, and on a CPU, where :attr:`total_bytes` counts the copy.
+        """
         there = self.machine.host_bytes
         needed = self.host_bytes + self.checkpoint_copy_bytes + HOST_PROCESS
         return not self.machine.is_gpu or there is None or needed * self.machine.gpus <= there
 
     @property
     def missing_bytes(self) -> int:
-        """By how much the total exceeds the card; negative: what is left; 0 where the card is not known."""
+        """Bytes by which the total exceeds the card's memory; negative: bytes left; 0 where that memory is not known."""
         usable = self.machine.usable_bytes
         return 0 if usable is None else self.total_bytes - usable
 
     @property
     def fits(self) -> bool | None:
-        """Whether the total stays within the card's memory, or the rank's share of the host's; None where it is not known."""
+        """Whether the total fits the card's memory, or on a CPU the rank's share of the host's; None where not known."""
         return None if self.machine.usable_bytes is None else self.missing_bytes <= 0
 
     @property
     def host_needed(self) -> int:
-        """Host memory of each machine that offload needs, all its ranks with their processes; 0 without offload.
+        """Bytes of host memory that offload needs in each machine, for all its ranks and their processes.
 
-        On a processor it is part of the total.
+        It is 0 without offload, and on a CPU, where :attr:`total_bytes` counts all memory.
         """
         return host_needed(self.machine, self.host_bytes)
 
     @property
     def fits_host(self) -> bool:
-        """Whether what is offloaded has room in host memory, as far as that is known."""
+        """Whether host memory has room for what is offloaded; true where host memory is not known."""
         there = self.machine.host_bytes
         return there is None or self.host_needed <= there
 
     @property
     def can_train(self) -> bool:
-        """Whether it fits, on the card and in host memory, as far as those are known."""
+        """Whether the plan fits the card and the host memory; memory that is not known counts as sufficient."""
         return self.fits is not False and self.fits_host
 
     @property
     def shortage(self) -> float:
-        """What is needed over what there is, of the card's memory or the host's, whichever lacks more."""
+        """Needed ÷ available memory, of the card or of the host, whichever ratio is larger."""
         usable, there = self.machine.usable_bytes, self.machine.host_bytes
         card = 0.0 if not usable else self.total_bytes / usable
         return max(card, 0.0 if there is None else self.host_needed / max(1, there))
@@ -121,16 +124,16 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second over all ranks, at the same rates."""
+        """Tokens per second over all ranks, at the rates of the card, or of :data:`STAND_IN`."""
         return self.batch.tokens / self.time.seconds
 
     @property
     def mfu(self) -> float:
-        """Share of the cards' dense peak that the model's own operations use."""
+        """Model FLOPs utilization: the share of the cards' dense peak that the model's FLOPs use, without recompute."""
         return self.tokens_per_second / self.machine.ranks * flops_per_token(self.run.model) / self.peak_flops
 
     def memory(self) -> dict[str, Any]:
-        """The memory as plain values, in bytes."""
+        """The predicted memory as plain values for JSON, in bytes."""
         return {
             "peak_bytes": self.peak_bytes,
             "reserved_bytes": self.reserved_bytes,
@@ -146,7 +149,7 @@ class Plan:
         }
 
     def speed(self) -> dict[str, Any]:
-        """The time as plain values; None where the card is not known."""
+        """The predicted time, throughput and MFU as plain values for JSON; each None where the card is not known."""
         known = self.machine.card is not None
         return {
             "step_seconds": self.seconds if known else None,
@@ -179,12 +182,12 @@ class Plan:
 
 
 def host_needed(machine: Machine, host_bytes: int) -> int:
-    """Host memory of each machine that offload needs where a rank offloads ``host_bytes``; see :attr:`Plan.host_needed`."""
+    """Bytes of host memory that each machine needs if each rank offloads ``host_bytes``; see :attr:`Plan.host_needed`."""
     return (host_bytes + HOST_PROCESS) * machine.gpus if machine.is_gpu and host_bytes else 0
 
 
 def host_words(plan: Plan) -> str:
-    """The host memory that offload needs in each machine, and how much there is; empty without offload."""
+    """The host memory that a plan's offload needs in each machine and that there is, in words; empty without offload."""
     if not plan.host_needed:
         return ""
     there = plan.machine.host_bytes
@@ -198,7 +201,7 @@ class Estimator:
     """Predicts memory and time of configurations on one machine.
 
     Args:
-        machine: what they run on.
+        machine: the machine that the configurations run on.
         calibration: measurements that correct the overheads; None: none.
     """
 
@@ -214,10 +217,10 @@ class Estimator:
         """Predict a configuration.
 
         Args:
-            run: as for :func:`make_plan`, with the batch entered in it.
-            batch: how its step is divided.
-            prediction: its memory, where that is known already.
-            work: what its step has to do, where that is known already.
+            run: as for :func:`make_plan`, with the micro batch and tokens per step of ``batch``.
+            batch: how the step is divided.
+            prediction: the memory prediction; None: compute it.
+            work: the work of the step; None: count it.
 
         Raises:
             InputError: as for :func:`make_plan`.
@@ -235,34 +238,34 @@ class Estimator:
         )
 
     def time(self, run: RunConfig, batch: BatchPlan) -> StepTime:
-        """Predict the time alone."""
+        """Predict the time of a step, without its memory."""
         return step_time(
             run, self.rates(run), ranks=batch.ranks, grad_accum=batch.grad_accum, kernel=self.kernel(run),
             compiled=self.compiles(run),
         )  # fmt: skip
 
     def least_seconds(self, run: RunConfig) -> float:
-        """What a sequence takes at least on one card, however it is trained: the operations and what they move, no more."""
+        """A lower bound on the seconds that one card needs per sequence, with any layout, recompute and micro batch."""
         run = replace(run, train=run.train.changed(micro_batch=1))
         return least_seconds(count_work(run, Mesh(), kernel=self.kernel(run), compiled=True), self.rates(run))
 
     def compiles(self, run: RunConfig) -> bool:
-        """Whether the run's blocks are compiled here."""
+        """Whether the run's blocks are compiled on this machine."""
         return self.machine.is_gpu and run.train.compile != "off"
 
     def kernel(self, run: RunConfig) -> str:
-        """The attention kernel that the card computes the run with."""
+        """The attention kernel that the run uses on this machine's card."""
         return attention_kernel(run, self.machine.card)
 
     def rates(self, run: RunConfig) -> Rates:
-        """What the card does in a second in the run's compute dtype."""
+        """The card's rates (FLOP/s, bytes/s) in the run's compute dtype."""
         precision = run.train.precision
         if precision not in self._rates:
             self._rates[precision] = Rates.of(self.card, self.machine, precision)
         return self._rates[precision]
 
     def overheads(self, run: RunConfig, ranks: int) -> Overheads:
-        """What lies outside the step's tensors."""
+        """The memory of one rank outside the step's tensors, such as fragmentation and the CUDA context."""
         if not self.machine.is_gpu:
             return ProcessOverheads.of_process(run, ranks, keeps_freed_memory=self.machine.keeps_freed_memory)
         key = run.parallel.backend, ranks
@@ -278,16 +281,16 @@ class Estimator:
 
 
 def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: Calibration | None = None) -> Plan:
-    """Predict a configuration that is fixed.
+    """Predict the memory and the time of a fixed configuration.
 
     Args:
         run: a run whose precision is resolved and whose vocabulary is known.
-        machine: what it runs on.
-        batch: how its step is divided; its micro batch is the one that counts.
+        machine: the machine that it runs on.
+        batch: how a step is divided; it replaces the micro batch and the tokens per step of ``run``.
         calibration: measurements that correct the overheads; None: none.
 
     Raises:
-        InputError: something that the prediction needs is left open, or DeepSpeed's configuration will not do.
+        InputError: a setting that the prediction needs is open, or DeepSpeed's configuration does not suit the run.
     """
     run = replace(run, train=run.train.changed(micro_batch=batch.micro_batch, tokens_per_step=batch.tokens))
     return Estimator(machine, calibration).plan(run, batch)

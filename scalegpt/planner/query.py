@@ -1,7 +1,7 @@
-"""One question to the planner and its answer: one run on one machine (:mod:`scalegpt.planner.tables` asks many).
+"""One question to the planner and its answer, for one run on one machine; :mod:`scalegpt.planner.tables` asks many.
 
-The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer asks the same way. A run
-on a machine of which nothing is known, neither card nor memory, is predicted as it is: there is nothing to choose by.
+The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer uses the same two classes. If
+a machine's memory is not known, nothing can be chosen: the run is predicted with the settings that it has.
 """
 
 from collections.abc import Iterator
@@ -45,15 +45,15 @@ SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is asked.
+    """A question to the planner: a run, a machine, and which settings are fixed.
 
     Attributes:
-        run: the run with all that was said; what is ``auto``, or was not said, the planner may choose.
-        base: the run as preset or file have it.
-        source: the flag that names those, such as ``("--preset", "tiny")``; empty: none.
-        named: the settings that flags, preset or file name.
-        fixed: the settings that must stay as they are.
-        machine: what it shall run on.
+        run: the run with all settings that were given. The planner may choose the settings that are ``auto`` or not given.
+        base: the run as the preset or the file defines it, without flags.
+        source: the flag that names the preset or the file, such as ``("--preset", "tiny")``; empty: there is neither.
+        named: names of the settings that flags, preset or file give.
+        fixed: names of the settings that must stay as they are.
+        machine: the machine to plan for.
         calibration: measurements that correct the overheads.
         margin: share of a card's memory to leave free.
     """
@@ -79,10 +79,10 @@ class Asked:
         margin: float = MARGIN,
         given_in: str = "command line",
     ) -> "Asked":
-        """What the flags of a command ask, or of another source, which ``given_in`` names in errors.
+        """The question that a preset or file and flags ask; ``given_in`` says in errors where the flags come from.
 
         Raises:
-            InputError: an unknown name, or settings that do not go together.
+            InputError: an unknown name, or settings that contradict each other.
         """
         if preset is not None and config_file is None:
             base, stated = _preset(preset)
@@ -92,7 +92,7 @@ class Asked:
         if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
             run = with_expected_vocabulary(run, {*flags, *(stated if preset is None else ())})
         fixed = frozenset(flags) - run.auto
-        if "ds_config" in fixed:  # it is for one stage and one offload
+        if "ds_config" in fixed:  # a DeepSpeed file is written for one stage and one kind of offload
             fixed |= {"backend", "zero_stage", "offload"}
         named = {"--preset": preset, "--config_file": config_file}
         source = next(((flag, value) for flag, value in named.items() if value is not None), ())
@@ -108,10 +108,10 @@ class Asked:
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
-        """What the search is to choose, with everything checked that can be, and remarks.
+        """The question for the search, after all checks that are possible before it, and remarks, a line each.
 
         Raises:
-            InputError: what is fixed cannot work on this machine.
+            InputError: the fixed settings cannot work on this machine.
         """
         machine, notes = self.machine, list[str]()
         run = replace(self.run, auto=frozenset())
@@ -142,15 +142,15 @@ class Asked:
 
 @lru_cache(maxsize=64)
 def _preset(name: str) -> tuple[RunConfig, frozenset[str]]:
-    """A preset as it is, and the settings that it names; cached, since tables ask for all of them card by card."""
+    """A preset's run and the names of the settings that the preset gives; cached, since tables ask for it on every card."""
     return resolve(preset=name), named_settings(name)
 
 
 def _resolved(preset: str | None, config_file: str | None, flags: Values, given_in: str) -> RunConfig:
-    """The run that the flags describe; a stage or an offload without a backend may ask for another backend than the preset's.
+    """The run that the flags describe. If they give a stage or an offload without a backend, the backend may change.
 
     Raises:
-        InputError: no backend does it.
+        InputError: no backend supports the flags.
     """
     try:
         return resolve(preset=preset, config_file=config_file, flags=flags, given_in=given_in)
@@ -172,7 +172,7 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values, given_
 
 
 def machine_notes(machine: Machine) -> Iterator[str]:
-    """Notes on a machine, a line each."""
+    """Remarks on a machine, a line each."""
     yield from machine.notes
     card = machine.card
     if card is None:
@@ -184,7 +184,7 @@ def machine_notes(machine: Machine) -> Iterator[str]:
 
 
 def host_notes(*plans: Plan | None) -> Iterator[str]:
-    """How much host memory is assumed for plans that offload, a line at most."""
+    """At most one line: how much host memory is assumed for those of the plans that offload."""
     known = [plan.machine for plan in plans if plan is not None and plan.host_bytes]
     sizes = {machine.host_bytes for machine in known if machine.host_source == ASSUMED and machine.host_bytes}
     if not sizes:
@@ -201,16 +201,16 @@ def _warnings(measured: Calibration) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One run on one machine.
+    """The planner's answer to one question.
 
     Attributes:
-        asked: what was asked.
-        question: the same, as the search was given it.
-        choice: the plan; where none fits, the one that lacks least.
+        asked: the question as the user asked it.
+        question: the question as the search received it.
+        choice: the chosen plan; if none fits, the plan that lacks least memory.
         notes: remarks, a line each.
-        alternatives: why not the others.
-        remedies: where none fits, what would.
-        trace: phase → bytes by the trace, where one was asked for.
+        alternatives: other plans, and why each was not chosen.
+        remedies: if no plan fits, changes with which one fits.
+        trace: phase → bytes that a trace of the step measured; None where no trace was asked for.
     """
 
     asked: Asked
@@ -222,7 +222,7 @@ class Answer:
     trace: dict[str, int] | None = None
 
     def command(self, plan: Plan | None = None) -> str:
-        """The command that trains by the plan, or by another of the same run."""
+        """The command that trains ``plan``, a plan of the same run; without one, the chosen plan."""
         return launch_command(plan or self.choice, self.asked.base, self.asked.source, self.asked.fixed)
 
     def as_dict(self) -> Values:
@@ -255,7 +255,7 @@ class Answer:
 
 
 def model_as_dict(run: RunConfig) -> Values:
-    """A model as ``--json`` prints it."""
+    """A model's name, number of parameters and shape, as ``--json`` prints them."""
     shape = {key: getattr(run.model, key) for key in ModelConfig.settings()}
     return {"name": run.name, "parameters": count_parameters(run.model).total, **shape}
 
@@ -273,14 +273,14 @@ def machine_as_dict(machine: Machine) -> Values:
 
 
 def answer(asked: Asked, *, explain: bool = True) -> Answer:
-    """Choose, and say why.
+    """Choose a plan, and explain the choice.
 
     Args:
-        asked: what is asked.
-        explain: whether alternatives and remedies are wanted: each is a search of its own.
+        asked: the question.
+        explain: whether to find alternatives and remedies; each of them takes a search of its own.
 
     Raises:
-        InputError: what is fixed cannot work.
+        InputError: the fixed settings cannot work.
     """
     question, notes = asked.question()
     if question.machine.usable_bytes is None or not question.open:
@@ -297,13 +297,13 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 
 
 def _package(plan: Plan) -> Iterator[str]:
-    """Name the package that the plan's command needs and this installation lacks."""
+    """At most one line: the package that the plan's command needs and this installation lacks."""
     if not is_installed(plan.run.parallel.spec):
         yield f"DeepSpeed is not installed here: {INSTALL} before the command"
 
 
 def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
-    """The plan of a run in which nothing is to be chosen, or can be."""
+    """The plan and its remarks for a run without open settings, or on a machine whose memory is not known."""
     run, machine = question.run, question.machine
     batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     plan, gave_way = fixed_in_room(question, batch)
@@ -319,7 +319,7 @@ def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tup
 
 
 def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
-    """The plan that the search finds, without the safety margin where none fits with it."""
+    """The plan that the search finds, and its remarks. If none fits with the safety margin, it searches without one."""
     roomed = choose_in_room(question)
     if roomed.found.best is None and question.margin:
         tight = choose_in_room(replace(question, margin=0.0))

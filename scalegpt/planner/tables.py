@@ -1,4 +1,4 @@
-"""Many answers at once: every preset on a machine, or a run on every card."""
+"""Tables of answers: every preset on one machine, or one run on every card."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,14 +19,14 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a run on a machine.
+    """One row of a table: a run on a machine.
 
     Attributes:
-        name: of the preset, or of the card.
-        asked: what was asked.
-        given: the answer; None where the question does not arise.
-        why_not: why there is none.
-        fits_without_offload: whether some plan without offload fits too, where the one that was chosen offloads.
+        name: the name of the preset or of the card.
+        asked: the question.
+        given: the answer; None where the settings cannot work on the machine.
+        why_not: the error message where there is no answer; else None.
+        fits_without_offload: if the chosen plan offloads, whether a plan without offload fits too.
     """
 
     name: str
@@ -37,26 +37,26 @@ class Row:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan that was chosen."""
+        """The chosen plan; None without an answer."""
         return None if self.given is None else self.given.choice
 
     @property
     def run(self) -> RunConfig:
-        """The run, with what was chosen."""
+        """The run with the chosen settings; without an answer, the run as asked."""
         return self.asked.run if self.given is None else self.given.choice.run
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether the chosen plan fits the card and the host memory."""
         return self.plan is not None and self.plan.fits is True and self.plan.fits_host
 
     @property
     def offloads(self) -> bool:
-        """Whether the plan offloads."""
+        """Whether the chosen plan offloads."""
         return self.plan is not None and self.plan.run.parallel.offload != "none"
 
     def as_dict(self) -> Values:
-        """The line as ``--json`` prints it."""
+        """The row as ``--json`` prints it."""
         return {
             "name": self.name,
             "model": model_as_dict(self.run),
@@ -67,7 +67,7 @@ class Row:
 
 
 def over_presets(machine: Machine, flags: Values, calibration: Calibration, margin: float = MARGIN) -> list[Row]:
-    """Every preset on a machine, the smallest model first."""
+    """A row for every preset on one machine, the smallest model first."""
 
     def row_of(name: str, flags: Values) -> Row:
         return _row(
@@ -87,7 +87,7 @@ def over_presets(machine: Machine, flags: Values, calibration: Calibration, marg
 
 
 def over_cards(asked: Asked) -> list[Row]:
-    """A run on as many of every card of the catalogue, the smallest memory first."""
+    """A row for every card of the catalogue, with the run on as many cards as were asked for; the smallest memory first."""
     machine = asked.machine
     cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
     return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
@@ -101,7 +101,7 @@ def _row(name: str, asked: Asked) -> Row:
 
 
 def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
-    """The line with the largest model that fits; ``without_offload``, of those that some plan without it makes fit."""
+    """The row with the largest model that fits; with ``without_offload``, the largest that fits without offload."""
     fitting = [row for row in rows if row.fits]
     if without_offload:
         fitting = [row for row in fitting if not row.offloads or row.fits_without_offload]
@@ -109,7 +109,7 @@ def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
 
 
 def presets_as_dict(machine: Machine, rows: list[Row]) -> Values:
-    """The table of presets as ``--json`` prints it; the choice is that of the largest preset that fits."""
+    """The table of presets as ``--json`` prints it; ``choice`` is the plan of the largest preset that fits, if one does."""
     best = largest(rows)
     return {
         **(best or rows[0]).as_dict(),

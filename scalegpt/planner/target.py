@@ -1,4 +1,4 @@
-"""What plans are made for: a machine, what earlier runs measured, and the memory to leave free."""
+"""The target of plans: a machine, the measurements of earlier runs, and the memory to leave free."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,10 +14,10 @@ from scalegpt.planner.time.calibration import Calibration
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What plans are made for.
+    """The target that plans are made for.
 
     Attributes:
-        machine: its cards and its host.
+        machine: the machine: its cards and its host.
         calibration: measurements of earlier runs, which correct the overheads.
         margin: share of a card's memory to leave free.
     """
@@ -30,16 +30,17 @@ class Target:
     def of(
         cls, values: Mapping[str, Any], where: str, *, calibrated: bool = True, or_processor: bool = False
     ) -> "Target":
-        """The target that settings describe: the GPUs at hand where neither a card nor a memory is named.
+        """The target that settings describe. If they name neither a card nor a memory size, it is the GPUs at hand.
 
         Args:
             values: settings of :class:`~scalegpt.config.machine.MachineConfig`, by name.
-            where: what to call their source in an error message.
-            calibrated: whether measurements are read.
-            or_processor: whether the processor at hand is taken where no GPU is found; without it the memory is not known.
+            where: the name of the settings' source in error messages.
+            calibrated: whether to read the measurements of earlier runs.
+            or_processor: whether to plan for the CPU at hand if no GPU is found. If false, the machine's memory is then
+                unknown.
 
         Raises:
-            InputError: an unknown card, counts that contradict each other, or several processors.
+            InputError: an unknown card, counts that contradict each other, or several cards or machines without a GPU.
         """
         settings, remarks = read_counts(MachineConfig.from_mapping(dict(values), where), values)
         measured = calibration.load() if calibrated else Calibration()
@@ -52,10 +53,10 @@ class Target:
 
 
 def _machine(settings: MachineConfig, torch: str | None) -> Machine:
-    """The machine that is meant; of one without a GPU, its processor only where ``gpu`` names it."""
+    """The machine that the settings describe. A machine at hand without GPUs counts as a CPU only if ``gpu`` says so."""
     if not settings.at_hand:
         return Machine.of(settings, torch=torch)
-    from scalegpt.hardware import detect  # imported here: nothing is looked for where a card is named
+    from scalegpt.hardware import detect  # imported here: if a card is named, the machine at hand is not examined
 
     machine = detect.planned_machine(settings, torch=torch)
     if machine.is_gpu or settings.gpu is not None:
@@ -64,10 +65,10 @@ def _machine(settings: MachineConfig, torch: str | None) -> Machine:
 
 
 def _processor(settings: MachineConfig, torch: str | None) -> Machine:
-    """The processor at hand.
+    """The CPU at hand as a machine.
 
     Raises:
-        InputError: several GPUs or machines are asked for.
+        InputError: the settings ask for a number of GPUs or for several machines.
     """
     if settings.gpus is not None or settings.nodes > 1:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Which plan is the fastest that fits.
+"""The search for the fastest plan that fits.
 
-Start with ``choose``. May import all other parts of the planner except ``query``.
+Start with ``choose``. Modules here may import all other parts of the planner except ``query``.
 """

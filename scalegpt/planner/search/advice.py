@@ -1,4 +1,4 @@
-"""Why a plan and not another: what each alternative would bring, and what would fit where nothing does."""
+"""Advice beside a chosen plan: why each alternative was not chosen, and what would fit if no plan fits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
 
 MOST_CARDS = 64
-"""The most cards of a kind that are tried where a model does not fit."""
+"""The largest number of cards that is tried as a remedy where a model does not fit."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Alternative:
     """A plan that was not chosen.
 
     Attributes:
-        plan: the best of its kind, or where none fits the one that lacks least.
-        differs: the settings that differ from the chosen plan's, as flags.
+        plan: the best plan of its kind; if none of the kind fits, the one that lacks least memory.
+        differs: the settings that differ from the chosen plan's, as flags with this plan's values.
         why_not: why it was not chosen.
     """
 
@@ -36,11 +36,12 @@ class Alternative:
 
 
 def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
-    """The best plan of each other kind, in the order: other layouts, recompute, loss, a larger micro batch, fewer cards.
+    """The best plan of each other kind. A kind has one setting fixed at another value than the chosen plan has.
 
-    A kind is one setting fixed at another value than the chosen plan has; settings that the user fixed are not varied.
+    The order is: other layouts, recompute, loss, a larger micro batch, and all cards if the chosen plan uses fewer. Settings
+    that the user fixed are not varied.
     """
-    question = with_tokens(question)  # those of all its cards, also where the chosen plan uses fewer
+    question = with_tokens(question)  # the tokens per step of all cards, even if the chosen plan uses fewer
     seen = {_signature(chosen)}
     listed = []
     for found in _others(question, chosen):
@@ -82,10 +83,10 @@ def _others(question: Question, chosen: Plan) -> Iterator[Found]:
 
 
 def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
-    """What may fit where a plan did not, whatever was predicted: a smaller micro batch, a heavier recompute.
+    """Plans to try where a plan ran out of memory: one with a smaller micro batch, and one with heavier recompute.
 
-    Of each kind the one nearest to the plan that is predicted to hold less than it, and to fit, as far as that is known. The
-    tokens of a step stay.
+    Each changes the plan as little as possible, among those with a smaller predicted peak that are not predicted to exceed
+    the memory. The tokens per step stay the same.
     """
     batch, train = plan.batch, plan.run.train
     per_rank = batch.micro_batch * batch.grad_accum
@@ -116,7 +117,7 @@ def _signature(plan: Plan) -> tuple[object, ...]:
 
 
 def differences(chosen: Plan, other: Plan) -> str:
-    """The settings in which another plan differs, as flags."""
+    """The settings in which another plan differs from the chosen one, as flags with the other plan's values."""
     pairs = {
         "gpus": (chosen.machine.gpus, other.machine.gpus),
         "nodes": (chosen.machine.nodes, other.machine.nodes),
@@ -155,11 +156,11 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
 
 @dataclass(frozen=True)
 class Remedy:
-    """What would fit.
+    """A change with which the run fits.
 
     Attributes:
-        what: in words.
-        plan: the plan.
+        what: the change in words.
+        plan: the plan that fits.
     """
 
     what: str
@@ -167,7 +168,7 @@ class Remedy:
 
 
 def remedies(question: Question) -> list[Remedy]:
-    """What would make a run fit that does not: settings set free, more of these cards, the smallest card that holds it."""
+    """Changes with which the run fits: fixed settings set free, more of these cards, the smallest card that is enough."""
     found = [_set_free(question), _more_cards(question), _larger_card(question)]
     return [remedy for remedy in found if remedy is not None]
 
@@ -210,5 +211,5 @@ def _larger_card(question: Question) -> Remedy | None:
 def _try(question: Question) -> Plan | None:
     try:
         return choose(question).best
-    except InputError:  # the cards do not divide the step, or the backend cannot do it
+    except InputError:  # the step does not divide among the cards, or the backend does not support the question
         return None

@@ -1,4 +1,4 @@
-"""Which micro batches of a scheme fit a card, found one at a time and only as far as the search asks."""
+"""Finds which micro batches of a scheme fit a card, one at a time and only as far as the search needs."""
 
 import bisect
 
@@ -8,25 +8,26 @@ from scalegpt.planner.search.costs import SchemeCosts
 
 
 class Bracket:
-    """The micro batches of a scheme between the largest known to fit and the smallest known not to.
+    """The micro batches of one scheme that may be the largest that fits; each prediction narrows them.
 
-    Memory grows with the micro batch, and about evenly, which shows where to look; what was predicted for other cards
-    narrows it first. There are two exceptions: with a single micro step no gradients wait, and with two FSDP2 has none in
-    which whole gradients wait and none is reduced. Either may take less than a smaller micro batch, so that those are looked
-    at one by one.
+    Memory grows almost linearly with the micro batch, so interpolation shows which one to predict next. Predictions that
+    exist already, made for other cards, are used first. The growth has two exceptions, near the largest micro batches. With
+    a single micro step no accumulated gradients are held. With two micro steps FSDP2 has no middle micro step, in which whole
+    gradients are held and none is reduced. Either case may take less memory than a smaller micro batch, so these micro
+    batches are predicted one by one.
 
     Attributes:
-        costs: what the scheme does and holds.
-        sizes: the micro batches to choose among, in rising order.
-        low: of the micro batches before this place the last fits.
-        high: none from this place on fits; equal to ``low`` once all is known.
-        bounded: whether :meth:`bound` was called.
+        costs: the work and the memory of the scheme.
+        sizes: the micro batches to choose from, in rising order.
+        low: an index into ``sizes``; the micro batch just before it is known to fit. 0: none is known to fit.
+        high: an index into ``sizes``; no micro batch from it on fits. Equal to ``low`` once the largest that fits is known.
+        bounded: whether :meth:`bound` or :meth:`close` was called.
 
     Args:
-        costs: as above.
-        sizes: as above.
-        overheads: of this kind of run on the card.
-        limit: bytes that a plan may take.
+        costs: see the attribute.
+        sizes: see the attribute.
+        overheads: the memory of such a run on the card outside the step's tensors.
+        limit: bytes that a plan may take on each card.
     """
 
     __slots__ = ("_above", "_below", "bounded", "costs", "high", "limit", "low", "overheads", "sizes")
@@ -34,7 +35,7 @@ class Bracket:
     def __init__(self, costs: SchemeCosts, sizes: tuple[int, ...], overheads: Overheads, limit: float) -> None:
         self.costs, self.sizes, self.overheads, self.limit = costs, sizes, overheads, limit
         self.low, self.high, self.bounded = 0, len(sizes), False
-        self._below = self._above = (0, 0)  # a micro batch that fits and one that does not, with their bytes
+        self._below = self._above = (0, 0)  # (micro batch, bytes) of one that fits, and of one that does not
 
     @property
     def largest(self) -> int:
@@ -46,7 +47,7 @@ class Bracket:
         return self._total(micro) <= self.limit
 
     def bound(self) -> None:
-        """Exclude the micro batches that cannot fit, by what they hold at least."""
+        """Exclude the micro batches whose lower bound on memory exceeds the limit."""
         self.bounded = True
         run_costs, scheme = self.costs.run_costs, self.costs.scheme
         self._below = 0, self.overheads.total_bytes(run_costs.state_bytes[scheme.layout])
@@ -58,11 +59,11 @@ class Bracket:
             self.high -= 1
 
     def close(self) -> None:
-        """Exclude all."""
+        """Exclude all micro batches."""
         self.bounded, self.high = True, 0
 
     def probe(self) -> None:
-        """Find out whether one more micro batch fits."""
+        """Narrow the range: test the micro batches that are predicted already, then one more."""
         run_costs, layout = self.costs.run_costs, self.costs.scheme.layout
         apart = 3 if layout.spec is FSDP and layout.stage != 3 else 2
         if self.high == len(self.sizes) or run_costs.per_rank // self.largest < apart:
@@ -76,7 +77,7 @@ class Bracket:
             self._settle(self._between())
 
     def _settle(self, place: int) -> bool:
-        """Whether the micro batch at this place fits; recorded."""
+        """Whether the micro batch at this index fits; narrows the range by the result."""
         micro = self.sizes[place]
         total = self._total(micro)
         if total > self.limit:
@@ -86,7 +87,7 @@ class Bracket:
         return True
 
     def _between(self) -> int:
-        """The place in [low, high) of the micro batch that fills the card if memory grows evenly between two of them."""
+        """The index in [low, high) of the largest micro batch that fits if memory is linear between the known bounds."""
         (below, least), (above, most) = self._below, self._above
         slope = (most - least) / max(1, above - below)
         guess = below + (self.limit - least) / slope if slope > 0 else self.largest

@@ -1,22 +1,23 @@
-"""The fastest configuration that fits.
+"""Finds the fastest plan that fits.
 
-What a user has fixed is kept; of everything else all combinations are considered: backend, ZeRO stage, offload, recompute,
-loss, every micro batch that divides the step, and fewer cards than there are, where sending would cost more than they bring.
-Tokens per step stay as they are.
+Settings that the user fixed are kept. All combinations of the others are considered: backend, ZeRO stage, offload,
+recompute, loss, and every micro batch that divides the step. Fewer cards than the machine has are considered too, since
+communication may cost more time than further cards save. Tokens per step stay as they are.
 
-Machinery must pay: offload, each heavier kind of recompute, sharding or DeepSpeed where the run does not name them, and a
-loss that the run does not name must each win by more than :data:`ERROR`, the time model's own error. Times are therefore
-compared with that margin added for each kind (:func:`handicap`). What is then within :data:`TIE` is a tie: the simpler
-scheme wins, in this order: nothing offloaded, less recompute, the layout that the preset names, ``plain`` before ``fsdp``
-before ``deepspeed``, a lower stage, the preset's loss. To that end times are sorted into classes, each a tie wider than the
-one before.
+Extra machinery must pay for itself. It is offload, each heavier kind of recompute, and sharding, DeepSpeed or a loss that
+the run does not name. Each kind must win by more than :data:`ERROR`, the time model's own error, so times are compared with
+that margin added for each kind (:func:`handicap`). Times that then differ by less than :data:`TIE` are a tie, and the
+simpler scheme wins. These come first, in this order: nothing offloaded, less recompute, the layout that the preset names,
+``plain`` before ``fsdp`` before ``deepspeed``, a lower stage, the preset's loss. For this, times are sorted into classes of
+that relative width (:func:`time_class`).
 
-Not all of it is predicted. Heavier recompute is never faster at the same micro batch, memory grows with the micro batch
-(with the exceptions in :mod:`scalegpt.planner.search.bracket`), and only the fastest is wanted. A queue holds schemes by the
-least time that each can still take: that of its fastest micro batch which is not known to exceed the card. The first is
-examined once more, which excludes some of its micro batches, or settles it; heavier recompute joins when a scheme cannot
-have the micro batch that was hoped for. So memory is predicted only where it may decide.
-``tests/planner/test_search.py`` holds all this to brute force over the whole space.
+The search predicts memory only where it may decide. Three facts make that possible: heavier recompute is never faster at
+the same micro batch; memory grows with the micro batch (with the exceptions in :mod:`scalegpt.planner.search.bracket`); and
+only the fastest plan is wanted. A queue orders schemes by a lower bound on their time: the time of the scheme's fastest
+micro batch that is not known to exceed the card. In each round the first scheme of the queue is examined, which excludes
+some of its micro batches or settles which one it gets. If a scheme cannot have its fastest micro batch, the same scheme with
+heavier recompute joins the queue. ``tests/planner/test_search.py`` compares the results with brute force over the whole
+space.
 """
 
 import heapq
@@ -40,10 +41,10 @@ from scalegpt.planner.search.ranking import Key, key_of, plan_key, time_class
 
 
 def choose(question: Question) -> Found:
-    """The fastest plan that fits; of equally fast ones the simplest.
+    """The fastest plan that fits; of equally fast plans the simplest.
 
     Raises:
-        InputError: the tokens of a step cannot be divided among the ranks, or what is fixed does not go together.
+        InputError: the tokens per step do not divide among the ranks, or the fixed settings do not work together.
     """
     question = with_tokens(question)
     search = _Search(question, layouts(question))
@@ -54,7 +55,7 @@ def choose(question: Question) -> Found:
 
 
 def with_tokens(question: Question) -> Question:
-    """The question with the tokens of its step written down: they stay, however many cards are used."""
+    """The question with its tokens per step set, so that they stay the same if fewer cards are used."""
     run = question.run
     if run.train.tokens_per_step is not None:
         return question
@@ -70,7 +71,7 @@ def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
 
 
 class _Entry(NamedTuple):
-    """A scheme in the queue: with the least that its key can be, or with the micro batch that it gets and its key then."""
+    """A scheme in the queue. Without ``micro`` its key is a lower bound; with it, the key of that settled micro batch."""
 
     key: Key
     order: int
@@ -82,11 +83,11 @@ class _Search:
     """The search over the ranks of one machine.
 
     Args:
-        question: what is to be chosen, with its tokens per step.
-        over: the layouts to choose among.
+        question: the question, with its tokens per step set.
+        over: the layouts to choose from.
 
     Raises:
-        InputError: the step cannot be divided so.
+        InputError: the step does not divide among the ranks, or not into the fixed micro batch.
     """
 
     def __init__(self, question: Question, over: tuple[ParallelConfig, ...]) -> None:
@@ -107,7 +108,7 @@ class _Search:
             schemes = [Scheme(layout, self.recomputes[0], loss) for loss in losses]
             sizes = self._sizes(schemes[0])
             self.opened += [self._bracket(scheme, sizes) for scheme in schemes if sizes]
-        if not self.opened:  # let it say what its DeepSpeed file forbids
+        if not self.opened:  # raises the InputError that says what the DeepSpeed file forbids
             self.costs.schemes[Scheme(over[0], self.recomputes[0], losses[0])].predictions[self.micro_batches[0]]
         for each in self.opened:
             self._push(each)
@@ -119,7 +120,7 @@ class _Search:
     def _micro_batches(self) -> tuple[int, ...]:
         run, per_rank = self.question.run, self.costs.per_rank
         if "micro_batch" in self.question.open:
-            # A processor gains nothing from more than the run itself asks for.
+            # On a CPU a micro batch above the run's own gains nothing.
             most = math.inf if self.question.machine.is_gpu else run.train.micro_batch
             return tuple(size for size in divisors(per_rank) if size <= most)
         if per_rank % run.train.micro_batch:
@@ -129,13 +130,13 @@ class _Search:
         return (run.train.micro_batch,)
 
     def _sizes(self, scheme: Scheme) -> tuple[int, ...]:
-        """The micro batches to choose among: all, unless the run's own DeepSpeed file says which."""
+        """The micro batches that a scheme may choose from: all, or those that the run's own DeepSpeed file allows."""
         if scheme.layout.ds_config is None or not fixes_batch(scheme.layout):
             return self.micro_batches
         return tuple(size for size in self.micro_batches if _is_allowed(self.costs.schemes[scheme], size))
 
     def run(self, limit: float = math.inf) -> Plan | None:
-        """The best plan whose class of time is below the limit; None: none fits."""
+        """The best plan that fits and whose time class is below ``limit``; None: there is no such plan."""
         while self.queue:
             entry = heapq.heappop(self.queue)
             if entry.key[0] >= limit:
@@ -146,7 +147,7 @@ class _Search:
         return None
 
     def closest(self) -> Plan:
-        """The plan that lacks least: the smallest micro batch, with all recomputed that may be."""
+        """The plan that lacks least memory, among those with the smallest micro batch and the heaviest recompute."""
         plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
         return min(plans, key=lambda plan: (plan.shortage, plan.total_bytes))
 
@@ -162,9 +163,9 @@ class _Search:
     # --- the micro batches of a scheme ---------------------------------------------------------------------------------
 
     def _by_speed(self, each: Bracket) -> list[int]:
-        """The largest micro batch that may still fit and those that may be faster; the fastest first.
+        """The largest micro batch that may still fit and the smaller ones that may be faster, the fastest first.
 
-        Faster than the largest are only those with which the tokens fill the chunks of the loss better.
+        A smaller micro batch can be faster only with the chunked loss, if its tokens need fewer chunks per step.
         """
         costs, largest = each.costs, each.largest
         rivals = self.costs.fewer_chunks[each.sizes, each.high] if costs.scheme.loss == "chunked" else ()
@@ -173,7 +174,7 @@ class _Search:
         return sorted((largest, *rivals), key=lambda size: costs.totals[size].seconds(self.rates))
 
     def _examine(self, each: Bracket) -> None:
-        """Find out about one more micro batch of a scheme, and put the scheme back where it belongs now."""
+        """Narrow down which micro batch a scheme gets, and queue the scheme again with its new key."""
         hoped, now = self._by_speed(each)[0], None
         if each.bounded:
             each.probe()
@@ -191,7 +192,7 @@ class _Search:
             self._push_heavier(each)
 
     def _push_heavier(self, each: Bracket) -> None:
-        """Queue the same scheme with more recompute: this one is not as fast as it could be."""
+        """Queue the same scheme with the next heavier recompute, which may fit with a faster micro batch."""
         scheme = each.costs.scheme
         self.made_heavier.add(scheme)
         heavier = self.recomputes.index(scheme.recompute) + 1
@@ -199,7 +200,7 @@ class _Search:
             self._push(self._bracket(scheme._replace(recompute=self.recomputes[heavier]), each.sizes))
 
     def _fits_host(self, each: Bracket) -> bool:
-        """Whether what is offloaded has room, whatever the micro batch."""
+        """Whether host memory has room for what the scheme offloads, which does not depend on the micro batch."""
         machine = self.question.machine
         if machine.host_bytes is None or each.costs.scheme.layout.offload == "none":
             return True
@@ -222,24 +223,24 @@ def _is_allowed(costs: SchemeCosts, micro: int) -> bool:
 
 
 def _on_fewer_cards(whole: _Search, best: Plan | None) -> Plan | None:
-    """The best plan of a search over all cards, or one on fewer cards that is faster."""
+    """A plan on fewer cards if its time class is below that of ``best``, the best plan on all cards; else ``best``."""
     question, machine = whole.question, whole.question.machine
     sequences = whole.costs.per_rank * machine.ranks
     least = whole.estimator.least_seconds(question.run) * sequences
     for nodes, gpus in _fewer_cards(machine, sequences):
         limit = plan_key(best, question.run)[0] if best else math.inf
         if time_class(least / (nodes * gpus)) >= limit:
-            break  # and so with fewer still
+            break  # the lower bound only rises with fewer cards
         smaller = replace(question, machine=machine.with_cards(gpus=gpus, nodes=nodes))
         try:
             best = _Search(smaller, layouts(smaller)).run(limit) or best
-        except InputError:  # what is fixed does not go with this number of cards
+        except InputError:  # the fixed settings do not work on this number of cards
             continue
     return best
 
 
 def _fewer_cards(machine: Machine, sequences: int) -> list[tuple[int, int]]:
-    """Fewer machines, or fewer cards in each, among which the sequences of a step can be divided; the most cards first."""
+    """(machines, cards in each) with fewer cards in total that divide the sequences of a step; the most cards first."""
     sizes = itertools.product(range(1, machine.nodes + 1), range(1, machine.gpus + 1))
     fewer = [size for size in sizes if size[0] * size[1] < machine.ranks and sequences % (size[0] * size[1]) == 0]
     return sorted(fewer, key=lambda size: (-size[0] * size[1], size[0]))

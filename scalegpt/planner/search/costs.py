@@ -1,6 +1,6 @@
-"""What the configurations of a run do and hold over a number of ranks.
+"""The work and the memory of a run's configurations over a number of ranks.
 
-Neither depends on the card, except through its attention kernel. Both are computed once, however many cards are asked about.
+Both depend on the card only through its attention kernel, and are computed once for all cards.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ V = TypeVar("V")
 
 
 class Memo(dict[K, V]):
-    """A dictionary that computes the values it lacks."""
+    """A dictionary that computes a missing value when it is first read."""
 
     def __init__(self, compute: Callable[[K], V]) -> None:
         super().__init__()
@@ -35,13 +35,14 @@ class Memo(dict[K, V]):
 
 
 class RunCosts:
-    """The costs of a run over a number of ranks, with any scheme and micro batch.
+    """The costs (work and memory) of a run over a number of ranks, with any scheme and micro batch.
 
     Attributes:
         per_rank: sequences of a step on each rank.
-        schemes: the costs with each scheme.
-        fewer_chunks: (micro batches, place) → those before the place with fewer chunks of the loss in a step than the last.
-        state_bytes: layout → bytes of weights and optimizer state; 0 where they are offloaded.
+        schemes: scheme → the costs of the run with this scheme.
+        fewer_chunks: (micro batches, index) → the micro batches before the index with which a step has fewer chunks of the
+            loss than with the one just before the index.
+        state_bytes: layout → bytes of weights and optimizer state on a rank; 0 with offload.
 
     Args:
         run: the run, with its tokens per step and its precision.
@@ -63,16 +64,16 @@ class RunCosts:
 
     @classmethod
     def of(cls, run: RunConfig, ranks: int, kernel: str, compiled: bool) -> "RunCosts":
-        """The costs of a run: one object, whatever scheme the run has now, for all kernels that are counted alike."""
+        """The costs of a run, cached: the same object for any scheme that ``run`` has and for kernels counted alike."""
         batch = BatchPlan(1, sequences_per_rank(run, ranks), ranks, run.model.block_size)
         return _costs(_PLAIN.applied(run, batch), ranks, counted_as(kernel), compiled)
 
     def batch(self, micro: int) -> BatchPlan:
-        """How the step is divided with a micro batch that divides it."""
+        """The division of the step into micro batches of ``micro`` sequences, which must divide it."""
         return BatchPlan(micro, self.per_rank // micro, self.ranks, self.run.model.block_size)
 
     def least_bytes(self, scheme: Scheme, micro: int) -> int:
-        """Bytes that a step holds at least: cheaper to compute than the prediction, and never more."""
+        """A lower bound on the predicted bytes of a step; cheaper to compute than the prediction."""
         return self.state_bytes[scheme.layout] + self._kept[scheme.recompute, scheme.loss, micro]
 
     def _fewer_chunks(self, key: tuple[tuple[int, ...], int]) -> tuple[int, ...]:
@@ -88,19 +89,19 @@ class RunCosts:
         return int(states["weights"] + states["optimizer"])
 
     def _kept_bytes(self, key: tuple[str, str, int]) -> int:
-        """Bytes that are held at least besides the states, with a recompute, a loss and a micro batch."""
+        """(recompute, loss, micro batch) → a lower bound on the bytes that a step holds besides the states."""
         recompute, loss, micro = key
         return kept_bytes(self.kernel, Scheme(_PLAIN.layout, recompute, loss).applied(self.run, self.batch(micro)))
 
 
 class SchemeCosts:
-    """The costs of a run with one scheme, by micro batch.
+    """The costs (work and memory) of a run with one scheme.
 
     Attributes:
-        runs: the run with the scheme and each micro batch.
-        work: what a step has to do.
-        totals: the same, summed over its parts.
-        predictions: the memory that a step takes; an InputError where the run's own DeepSpeed file forbids it.
+        runs: micro batch → the run with the scheme and this micro batch.
+        work: micro batch → the work of a step, by part.
+        totals: micro batch → the work of a step, summed over its parts.
+        predictions: micro batch → the memory of a step; InputError where the run's own DeepSpeed file forbids it.
     """
 
     __slots__ = ("predictions", "run_costs", "runs", "scheme", "totals", "work")

@@ -1,4 +1,4 @@
-"""Memory over micro batch: what the plan would take with every other division of its step."""
+"""Curves of memory over micro batch: the plan with every division of its step, for each recompute."""
 
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.errors import InputError
@@ -11,13 +11,13 @@ Curves = dict[str, dict[int, Plan]]
 
 
 def memory_curves(question: Question, plan: Plan) -> Curves:
-    """The plan with every micro batch that divides its step on each rank, and every recompute; all else as it is.
+    """The plan with every recompute and every micro batch that divides its step on each rank; all else stays as it is.
 
     Micro batches are in rising order. One that the run's own DeepSpeed file forbids is skipped.
 
     Args:
-        question: what was asked.
-        plan: its answer, whatever of it was fixed.
+        question: the question.
+        plan: the chosen plan. Its recompute and micro batch are varied even if the user fixed them.
     """
     run, batch = plan.run, plan.batch
     per_rank = batch.micro_batch * batch.grad_accum

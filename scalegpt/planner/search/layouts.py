@@ -1,4 +1,4 @@
-"""Who may hold what in a search: the layouts that a question leaves open."""
+"""The layouts (backend, ZeRO stage and offload) that a question leaves open."""
 
 import itertools
 from functools import lru_cache
@@ -11,13 +11,13 @@ from scalegpt.planner.search.question import Question
 
 
 def layouts(question: Question) -> tuple[ParallelConfig, ...]:
-    """Who may hold what: the run's own layout where nothing is open, else all that work; the simplest first.
+    """The layouts to choose from: the run's own if all its settings are fixed, else all that work; the simplest first.
 
-    Over one rank sharding divides nothing: it is considered only with offload, or where it is fixed. A processor has
-    nothing to gain from offload, since its memory is the host's.
+    Over one rank sharding divides nothing: it is considered only with offload, or if the stage is fixed. On a CPU offload is
+    not considered, since its memory is the host's.
 
     Raises:
-        InputError: nothing that is fixed together works.
+        InputError: no layout has all the fixed settings.
     """
     own, open_, ranks = question.run.parallel, question.open, question.machine.ranks
     backends = question.backends if "backend" in open_ else (own.backend,)
@@ -41,10 +41,10 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
 
 
 def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tuple[ParallelConfig, ...]:
-    """Those under which the run's optimizer can be had.
+    """The layouts under which the run's optimizer works.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such layout.
     """
     reasons = {layout: optimizer_unfit(run.train.optimizer, layout) for layout in found}
     possible = tuple(layout for layout, reason in reasons.items() if reason is None)
@@ -54,7 +54,7 @@ def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tu
 
 
 def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:
-    """A layout, with the run's own DeepSpeed file where it is of the same kind; None where no library runs it."""
+    """A layout, or None where no backend supports it. It has the run's own DeepSpeed file if it equals the run's layout."""
     same = backend == own.backend and stage == own.stage and offload == own.offload
     return _made(backend, stage, offload, own.ds_config if same else None)
 
@@ -63,7 +63,7 @@ def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> Para
 def _made(backend: str, stage: int, offload: str, ds_config: str | None) -> ParallelConfig | None:
     try:
         return ParallelConfig(backend=backend, zero_stage=stage, offload=offload, ds_config=ds_config)
-    except InputError:  # the configuration knows what does not go together
+    except InputError:  # ParallelConfig refuses settings that do not work together
         return None
 
 
@@ -71,6 +71,3 @@ def _makes_sense_alone(layout: ParallelConfig, open_: frozenset[str]) -> bool:
     if layout.offload != "none" or "zero_stage" not in open_:
         return True
     return layout.stage == 0 and (layout.spec.one_process or "backend" not in open_)
-
-
-# --- the search over one number of ranks -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is to be chosen, and what a search found."""
+"""The question that a search answers, and what it found."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -13,21 +13,21 @@ from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.calibration import Calibration
 
 MARGIN = MachineConfig().margin
-"""Share of a card's memory that a chosen plan leaves free: what lies outside the step's tensors is known less exactly."""
+"""The share of a card's memory that a plan leaves free, since memory outside the step's tensors is predicted less exactly."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be chosen.
+    """The question that a search answers: a run, a machine, and the settings that may be chosen.
 
     Attributes:
-        run: the run; of settings that are open it says which value is the simplest, since a preset names it.
-        machine: what it runs on.
-        open: which settings may be chosen.
+        run: the run. Its own layout and loss count as the simplest even where they are open, since a preset names them.
+        machine: the machine that it runs on.
+        open: names of the settings that may be chosen.
         margin: share of the card's memory to leave free.
         calibration: measurements that correct the overheads.
         fewer: whether fewer cards than the machine has may be used.
-        backends: the backends to choose from where that is open.
+        backends: names of the backends to choose from, if ``backend`` is open.
     """
 
     run: RunConfig
@@ -49,8 +49,8 @@ class Found(NamedTuple):
     """The outcome of a search.
 
     Attributes:
-        best: the fastest plan that fits; None: none does.
-        closest: where none fits, the plan on all cards that lacks least.
+        best: the fastest plan that fits; None: no plan fits.
+        closest: if no plan fits, the plan on all cards that lacks least memory.
     """
 
     best: Plan | None
@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 
 class Scheme(NamedTuple):
-    """How a step is computed, apart from its micro batch."""
+    """The choices that decide how a step is computed, apart from its micro batch: layout, recompute and loss."""
 
     layout: ParallelConfig
     recompute: str
@@ -70,7 +70,7 @@ class Scheme(NamedTuple):
         return cls(run.parallel, run.train.recompute, run.train.loss)
 
     def applied(self, run: RunConfig, batch: BatchPlan) -> RunConfig:
-        """A run with this scheme and its step divided so."""
+        """The run with this scheme, and with the micro batch and the tokens per step of ``batch``."""
         train = run.train.changed(
             recompute=self.recompute, loss=self.loss, micro_batch=batch.micro_batch, tokens_per_step=batch.tokens
         )

@@ -1,4 +1,4 @@
-"""Which of two plans is better: the faster one, where it is faster by more than its machinery costs and than a tie."""
+"""Ranks plans: by time, with a margin for each kind of extra machinery, and by simplicity where times tie."""
 
 import math
 from functools import lru_cache
@@ -10,34 +10,35 @@ from scalegpt.planner.plan import Plan
 from scalegpt.planner.search.question import Scheme
 
 TIE = 0.02
-"""Relative width of a class of times that count as equal."""
+"""Relative width of a time class; times in one class count as equal."""
 
 ERROR = 0.082
-"""The time model's mean absolute error where our trainer stands in for the published runs (docs/PLANNER.md, generated)."""
+"""Mean absolute error of tokens/s predicted for our trainer, against the published runs of another one (docs/PLANNER.md)."""
 
 Simplicity = tuple[int, int, bool, int, int, bool]
 Key = tuple[int, Simplicity, float]
-"""What plans are sorted by: class of time, simplicity, seconds; times with the margins of their machinery."""
+"""The sort key of a plan: time class, simplicity, seconds. Class and seconds include the margins of the plan's machinery."""
 
 
 def time_class(seconds: float) -> int:
-    """The class of times that count as equal.
+    """The number of the class of times that count as equal to ``seconds``, margins included.
 
-    More memory, more cards or a faster card never raise the least time, margins included, of all plans that fit. The chosen
-    plan is in the class of that least time, so that its class never rises either. Its time without the margins may rise, by
-    less than a tie and the margins of the machinery that it no longer needs, where something simpler has come to fit. That
-    does not add up, through however many improvements. Only always taking the fastest, by however little, would rule it out.
+    Fixed classes keep choices consistent when a machine improves. More memory, more cards or a faster card never raise the
+    least time, margins included, of all plans that fit. The chosen plan is in the class of that least time, so its class
+    never rises either. Its time without the margins may rise if a simpler plan has come to fit: by less than a tie plus the
+    margins of the machinery that is no longer needed. Such rises do not add up over several improvements. To exclude them,
+    the search would have to choose the fastest plan even if it is faster by almost nothing.
     """
     return math.floor(math.log(seconds) / math.log1p(TIE))
 
 
 @lru_cache(maxsize=4096)
 def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
-    """How many kinds of machinery a scheme has that must pay for themselves.
+    """The number of kinds of extra machinery in a scheme; each must pay for itself.
 
     Args:
         scheme: the scheme.
-        own: the run's; the layout and the loss that it names are no machinery.
+        own: the run's own scheme; its layout and its loss do not count as machinery.
         ranks: data-parallel ranks; over one, the ZeRO stage divides nothing.
     """
     layout = scheme.layout
@@ -45,20 +46,20 @@ def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
     if named or layout.spec.one_process:
         sharding = 0
     elif layout.offload != "none" and ranks == 1:
-        sharding = 0  # offload needs it there
+        sharding = 0  # over one rank, sharding is used only because offload needs its backend
     else:
         sharding = (layout.stage > 0 or layout.spec is DEEPSPEED) + (layout.stage == 3 and ranks > 1)
     return sharding + (layout.offload != "none") + RECOMPUTE.index(scheme.recompute) + (scheme.loss != own.loss)
 
 
 def handicap(scheme: Scheme, own: Scheme, ranks: int) -> float:
-    """What a scheme's time is multiplied by before it is compared: a margin of :data:`ERROR` for each kind of machinery."""
+    """The factor on a scheme's time before it is compared: 1 + :data:`ERROR` for each kind of machinery."""
     return float((1 + ERROR) ** machinery(scheme, own, ranks))
 
 
 @lru_cache(maxsize=4096)
 def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
-    """A key that sorts simpler schemes first; ``own`` has the layout and the loss that count as simplest."""
+    """A sort key that puts simpler schemes first; the layout and the loss of ``own``, the run's scheme, are the simplest."""
     layout = scheme.layout
     return (
         OFFLOADS.index(layout.offload),
@@ -71,11 +72,11 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
 
 
 def key_of(seconds: float, scheme: Scheme, own: Scheme, ranks: int) -> Key:
-    """What a scheme that takes ``seconds`` is sorted by, among schemes for the same run."""
+    """The sort key of a scheme that takes ``seconds`` a step, among schemes for the same run, whose own scheme is ``own``."""
     seconds *= handicap(scheme, own, ranks)
     return time_class(seconds), simplicity(scheme, own), seconds
 
 
 def plan_key(plan: Plan, run: RunConfig) -> Key:
-    """What a plan is sorted by, among plans for the same run."""
+    """The sort key of a plan, among plans for the same run."""
     return key_of(plan.seconds, Scheme.of(plan.run), Scheme.of(run), plan.machine.ranks)

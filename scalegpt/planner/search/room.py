@@ -1,8 +1,9 @@
-"""What gives way where memory is short, before a plan is refused: the same for the planner and the trainer.
+"""What a run gives up where memory is short, before its plan is refused; planner and trainer use the same rules.
 
-On a processor a run keeps the memory that it frees, and copies its state so that a checkpoint is written while training
-continues. Where that has no room, it gives freed memory back, which makes steps slower; then training waits for its
-checkpoints. On a GPU the copy lies in host memory, as what is offloaded does; without room for it, training waits too.
+On a CPU a run normally keeps freed memory for reuse, and copies its state so that a checkpoint is written while training
+continues. If memory is short, it first returns freed memory to the system, which makes steps slower. If that is not enough,
+it also gives up the copy, and training waits for its checkpoints. On a GPU the copy is in host memory, beside offloaded
+tensors. Without room for it there, training waits too.
 """
 
 from collections.abc import Iterator
@@ -21,23 +22,23 @@ WAITS = "training waits for its checkpoints: memory has no room for the copy tha
 
 @dataclass(frozen=True)
 class Roomed:
-    """What was found, and what was given up for it, a line each."""
+    """The result of a search, and remarks on what was given up for it, a line each."""
 
     found: Found
     notes: tuple[str, ...] = ()
 
 
 def choose_in_room(question: Question) -> Roomed:
-    """The plan with the least recompute that fits, and of those the one that gives up least speed.
+    """The plan with the least recompute that fits; of several such plans, the one that gives up least speed.
 
-    Recompute costs more time than anything that gives way here.
+    Recompute costs more time than anything that is given up here.
 
     Raises:
         InputError: as for :func:`~scalegpt.planner.search.choose.choose`.
     """
     lightest = 0 if "recompute" in question.open else RECOMPUTE.index(question.run.train.recompute)
     ways: list[Roomed] = []
-    fitting: dict[int, Roomed] = {}  # recompute → the first way with it, which gives up least
+    fitting: dict[int, Roomed] = {}  # index of recompute → the first result that has it, which gives up least
     for each, notes in _ways(question):
         ways.append(Roomed(choose(each), notes))
         best = ways[-1].found.best
@@ -49,7 +50,7 @@ def choose_in_room(question: Question) -> Roomed:
 
 
 def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str, ...]]:
-    """The plan of a run in which nothing is open, with what gives way for it; where none fits, the one that lacks least.
+    """The plan of a run without open settings, and what is given up for it. If none fits, the one that gives up most.
 
     Raises:
         InputError: as for :func:`~scalegpt.planner.plan.make_plan`.
@@ -65,12 +66,12 @@ def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str
 
 
 def _ways(question: Question) -> Iterator[tuple[Question, tuple[str, ...]]]:
-    """The question, and on a processor the same with more and more given up."""
+    """The question as asked; on a CPU, then the question with more and more given up, and remarks on that."""
     yield question, ()
     if question.machine.is_gpu:
         return
     notes: tuple[str, ...] = ()
-    if question.machine.ranks == 1:  # with collectives it was not measured to save anything
+    if question.machine.ranks == 1:  # over several ranks no saving was measured
         question, notes = replace(question, machine=replace(question.machine, keeps_freed_memory=False)), (GIVES_BACK,)
         yield question, notes
     if question.run.train.async_checkpoint:
@@ -83,9 +84,9 @@ def _waiting(question: Question) -> Question:
 
 
 def _without_copy(roomed: Roomed) -> Roomed:
-    """The same without the copy for a checkpoint, where the host of a GPU has no room for it.
+    """The result without the checkpoint copy if the host of a GPU has no room for it; else the result unchanged.
 
-    Where the host's memory is an assumption, that is only said: the trainer decides by the true one.
+    If the size of host memory is only assumed, a remark is added and the copy stays: the trainer decides by the real size.
     """
     best = roomed.found.best
     if best is None or best.copy_fits or not best.checkpoint_copy_bytes:

@@ -1,4 +1,5 @@
-"""How long a training step takes: its work, the rates of a card, communication; without torch.
+"""Predicts the time of a training step from its work, a card's rates and communication; without torch.
 
-Start with ``step_time``; ``work`` counts, ``rates`` says how fast. May import :mod:`scalegpt.planner.memory` and below.
+Start with ``step_time``. ``work`` counts FLOPs, bytes and kernels; ``rates`` has FLOP/s and bytes/s. Modules here may import
+:mod:`scalegpt.planner.memory` and below.
 """

@@ -1,11 +1,11 @@
-"""What real runs held, kept in a small file of this machine's user, and what later plans learn from it.
+"""The memory that real runs took, in a small file in the user's cache, which corrects later plans.
 
-The trainer adds a line at the end of every run on a GPU. A plan for the same card, torch and driver takes the parts *outside*
-the step's tensors from there: fragmentation, context, NCCL. The peak of the tensors themselves is arithmetic and is never
-corrected: where a run shows another one, that is an error to be found.
+The trainer adds a measurement at the end of every run on a GPU. A plan for the same card, torch and driver takes the memory
+*outside* the step's tensors from these measurements: fragmentation, context, NCCL. The peak of the tensors is computed and
+never corrected. If a run measures another peak, the planner has an error.
 
 The file is ``$SCALEGPT_CACHE/calibration.json``, else ``~/.cache/scalegpt/calibration.json``. It may be deleted at any
-time. Of two runs that end at the same moment one measurement may be lost; the file is never broken by it.
+time. If two runs end at the same moment, one measurement may be lost, but the file stays valid.
 """
 
 import json
@@ -25,25 +25,25 @@ from scalegpt.text import shown
 FORMAT, VERSION = "scalegpt-calibration", 1
 
 MOST_MEASUREMENTS = 200
-"""Older ones are dropped."""
+"""The largest number of measurements in the file; the oldest ones are dropped."""
 
 NEWEST = 8
-"""How many of the fitting measurements count: what has changed since is forgotten."""
+"""The number of matching measurements that correct a plan, the newest ones; older ones may no longer hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run on a GPU, rank 0.
+    """The memory of rank 0 in one run on a GPU.
 
     Attributes:
-        card: the driver's name of the card.
+        card: the driver's name for the card.
         driver: version of the driver.
         torch: version of torch.
-        predicted_peak_bytes: the planner's peak.
-        allocated_bytes: the allocator's peak, ``max_memory_allocated``.
-        reserved_bytes: ``max_memory_reserved``.
-        driver_bytes: what the driver counted for the process at the end.
-        date: ISO 8601, UTC.
+        predicted_peak_bytes: the allocator's peak as the planner predicted it.
+        allocated_bytes: the allocator's measured peak, ``max_memory_allocated``.
+        reserved_bytes: the allocator's reserved peak, ``max_memory_reserved``.
+        driver_bytes: bytes that the driver counted for the process at the end.
+        date: date and time of the measurement, ISO 8601, UTC.
     """
 
     card: str
@@ -62,7 +62,7 @@ class Measurement:
         """A measurement from parsed JSON.
 
         Raises:
-            ValueError: something is missing, of another type, or cannot be.
+            ValueError: a value is missing, has another type, or is impossible.
         """
         if not isinstance(values, dict):
             raise ValueError("a measurement must be an object")
@@ -77,12 +77,12 @@ class Measurement:
 
     @property
     def waste(self) -> float:
-        """What was reserved and not allocated, as a share of what was."""
+        """Bytes that were reserved but not allocated, as a share of the allocated bytes."""
         return (self.reserved_bytes - self.allocated_bytes) / self.allocated_bytes
 
     @property
     def outside(self) -> int:
-        """What the driver counted beyond what the allocator reserved."""
+        """Bytes that the driver counted beyond those that the allocator reserved."""
         return self.driver_bytes - self.reserved_bytes
 
 
@@ -91,7 +91,7 @@ class Calibration:
     """The measurements at hand, oldest first.
 
     Attributes:
-        warning: why there are none, where a file is there but cannot be used.
+        warning: if the file exists but cannot be used, why not; else None.
     """
 
     measurements: tuple[Measurement, ...] = ()
@@ -107,15 +107,15 @@ class Calibration:
         torch: str | None,
         driver: str | None,
     ) -> Overheads:
-        """The overheads with what runs of the same card, versions and kind have shown; of several the largest.
+        """The overheads, corrected by runs with the same card, versions and ranks; of several runs the largest values count.
 
         Args:
-            overheads: by the tables.
-            run: what is planned.
-            card: for which card; an unknown one has no measurements.
+            overheads: the overheads by the planner's tables.
+            run: the run that is planned.
+            card: the card that is planned for; None: it is not in the catalogue, and nothing is corrected.
             ranks: data-parallel ranks W.
             torch: version of torch that will run; None: not known, and nothing is corrected.
-            driver: version of the driver; None, as on a machine without a GPU, takes any.
+            driver: version of the driver; None, as on a machine without a GPU, matches any.
         """
         if card is None or torch is None:
             return overheads
@@ -141,7 +141,7 @@ class Calibration:
 
 
 def calibration_path() -> Path:
-    """Where measurements are kept.
+    """The path of the file with the measurements.
 
     Raises:
         InputError: there is no home folder.
@@ -151,7 +151,7 @@ def calibration_path() -> Path:
 
 
 def load(path: Path | None = None) -> Calibration:
-    """The measurements in the file; none, with a warning, where it is there but broken. Never raises."""
+    """The measurements in the file. If the file is broken, there are none, but a warning. Never raises."""
     try:
         path = calibration_path() if path is None else path
         values = read_object(path)
@@ -168,10 +168,10 @@ def load(path: Path | None = None) -> Calibration:
 
 
 def record(measurement: Measurement, path: Path | None = None) -> str | None:
-    """Add a measurement to the file; what is broken there is left as it is.
+    """Add a measurement to the file. A broken file is left as it is. Never raises, since a run must not fail over it.
 
     Returns:
-        Why the measurement was not kept, in a line; None where it was. Never raises: a run must not fail over it.
+        Why the measurement was not saved, in a line; None where it was saved.
     """
     known = load(path)
     if known.warning:
@@ -209,10 +209,10 @@ def installed_torch() -> str | None:
 
 
 def _has_group(backend: str) -> bool:
-    """Whether its process has a process group, whose memory counts; a measurement may name a backend that is gone."""
+    """Whether the backend makes a process group, whose memory counts; true for a backend that no longer exists."""
     return backend not in BACKENDS or not BACKENDS[backend].one_process
 
 
 def _minor(version: str) -> tuple[str, ...]:
-    """The part of torch's version that decides what its allocator and kernels are."""
+    """(major, minor) of a version of torch, which decide how its allocator and its kernels work."""
     return tuple(version.split("+")[0].split(".")[:2])

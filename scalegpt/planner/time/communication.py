@@ -1,8 +1,8 @@
-"""What the ranks send each other in one optimizer step, collective by collective.
+"""The collectives of one optimizer step: the bytes that ranks send each other, and when.
 
-W ranks exchange a tensor of S bytes by rings, in which each rank sends (W - 1)/W·S to gather or to reduce and scatter it, and
-twice that to reduce it for everyone (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). Who sends what, and when, is
-that of our backends, read from torch 2.13 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19
+W ranks exchange a tensor of S bytes by rings. Each rank sends (W - 1)/W·S bytes in an all-gather or a reduce-scatter, and
+twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows what our backends
+send and when. It was read from torch 2.13 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19
 (``runtime/zero/stage_1_and_2.py: average_tensor``, ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
 
 ================  =========================================  ==============================================  =============
@@ -17,11 +17,12 @@ deepspeed 2       after the update                           all-reduced in ever
 deepspeed 3       for every forward and backward pass [3]_   reduce-scattered in every micro step            both passes
 ================  =========================================  ==============================================  =============
 
-.. [1] In fp16 and fp32 with ``overlap_comm`` behind the last backward pass.
-.. [2] The gradients; gathering the weights is hidden behind nothing. ZeRO-2 all-reduces because its buckets hold the
-   parts of several ranks (``use_multi_rank_bucket_allreduce``).
-.. [3] But for what the prefetch keeps from the one for the other (:mod:`scalegpt.planner.memory.deepspeed.gather`), and
-   for norms and biases, which every rank keeps whole: they are gathered once after the update, hidden behind nothing.
+.. [1] This holds for bf16 without offload. Else ``overlap_comm`` hides the gradients behind the last backward pass.
+.. [2] This holds for the gradients. Gathering the weights is hidden behind nothing. ZeRO-2 all-reduces because its buckets
+   hold the parts of several ranks (``use_multi_rank_bucket_allreduce``).
+.. [3] Two kinds of weights are excepted. Some are kept from the forward pass for the backward pass by the prefetch
+   (:mod:`scalegpt.planner.memory.deepspeed.gather`). Norms and biases are whole on every rank: they are gathered once, after
+   the update, hidden behind nothing.
 """
 
 from collections.abc import Iterator
@@ -51,11 +52,11 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
-        ranks: that take part, W.
-        size: bytes of what is gathered or reduced, whole, at each occasion.
-        messages: into how many collectives that is divided.
-        when: at which occasions: the first, the last or every micro step, or once a step.
-        behind: the pass whose computation hides it, or ``exposed``.
+        ranks: the number of ranks that take part, W.
+        size: bytes of the whole tensors that are gathered or reduced each time.
+        messages: the number of collectives that these bytes are divided into.
+        when: in which micro steps it happens: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or once a step, :data:`STEP`.
+        behind: the pass whose computation hides it, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`.
     """
 
     kind: str
@@ -67,7 +68,7 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that each rank sends at one occasion."""
+        """Bytes that each rank sends each time."""
         factor = {"all_reduce": 2.0, "all_to_all": 1 / self.ranks}.get(self.kind, 1.0)
         return factor * self.size * (self.ranks - 1) / self.ranks
 
@@ -96,7 +97,7 @@ def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
 
 
 def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
-    """A collective for each block and one for the root; tensors are padded to ⌈rows / W⌉ rows a rank."""
+    """FSDP2's collectives, each in a message per block and one for the root; each rank has ⌈rows / W⌉ rows of a tensor."""
     stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
     shards = mesh.shards
     if shards == 1:
@@ -110,10 +111,11 @@ def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
 
 
 def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
-    """Muon's, once a step and behind nothing; ``scalegpt.optim.muon`` makes them.
+    """The collectives of Muon (``scalegpt.optim.muon``), once a step and hidden behind nothing.
 
-    Where all ranks hold all matrices, results are gathered, in equal shares. Else rows are sent to the matrices' owners, and
-    the results' rows back: of S bytes each rank holds S/W, and sends (W - 1)/W of that.
+    If every rank has all matrices, the ranks all-gather the results, in equal shares. Else each rank sends its rows of a
+    matrix to the rank that orthogonalises it, and gets the rows of the result back. Of a matrix of S bytes each rank holds
+    S/W and sends (W - 1)/W of that.
     """
     if not run.train.optimizer_spec.orthogonalises:
         return
@@ -156,7 +158,7 @@ def _deepspeed(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
 
 @lru_cache(maxsize=1024)
 def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
-    """Elements of all tensors, and of the blocks' among them, where rows are made a multiple of the ranks."""
+    """Two element counts, of all tensors and of the blocks' tensors, with rows padded to a multiple of the ranks."""
     whole = blocks = 0
     for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
         in_block = name.startswith(BLOCKS)
@@ -170,7 +172,7 @@ def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
 def _gathered_by_stage3(
     model: ModelConfig, parallel: ParallelConfig, precision: str, ranks: int
 ) -> tuple[int, int, int]:
-    """Elements that ZeRO-3 gathers in a forward pass, in a backward pass, and once a step: what is too small to be cut."""
+    """Elements that ZeRO-3 gathers per forward pass, per backward pass, and per step (tensors too small to be sharded)."""
     run = RunConfig(name="", model=model, parallel=parallel, train=TrainConfig(precision=precision, micro_batch=1))
     settings = deepspeed_settings(run, grad_accum=1, ranks=ranks, on_cuda=True)
     threshold = int(settings["zero_optimization"]["stage3_param_persistence_threshold"])
@@ -181,6 +183,6 @@ def _gathered_by_stage3(
 
 @lru_cache(maxsize=1024)
 def _in_parts(model: ModelConfig, ranks: int) -> int:
-    """Elements of all tensors, each cut into equal parts by itself."""
-    parts = (deepspeed_step.part_of_tensor(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
+    """Elements of all tensors, each padded so that it divides into equal parts for the ranks."""
+    parts = (deepspeed_step.padded(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
     return ranks * sum(parts)

@@ -1,8 +1,8 @@
-"""How fast a card computes, moves and sends: the figures of the catalogue times the share of them that training reaches.
+"""The rates of a card in training, such as FLOP/s: the catalogue's figures times the shares of them that training reaches.
 
-The shares of Ampere and Hopper, and those of memory and overlap, are fitted to published runs of GPT-shaped models under
-FSDP: ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them (docs/PLANNER.md has its errors). All
-others are estimates, marked with ~. None has been measured with our own trainer on a GPU yet.
+The matmul and attention shares of Ampere and Hopper, and the shares of memory and interference, are fitted to published runs
+of GPT-shaped models under FSDP. ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them (docs/PLANNER.md
+has the errors). All other shares are estimates, marked with ~. None has been measured with our own trainer on a GPU yet.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ _INTERFERENCE = Figure(0.098, FITTED)
 
 @dataclass(frozen=True)
 class Shares:
-    """The parts of a card's figures that a training step reaches.
+    """The shares of a card's figures that a training step reaches.
 
     Attributes:
-        matmul: of the dense peak, in large matmuls.
-        attention: of the dense peak, in attention kernels that skip what is masked.
-        memory: of the memory's bandwidth, in kernels that only move data. It covers passes over memory that
-            :mod:`scalegpt.planner.time.work` does not see, too.
-        link: of a link's bandwidth in one direction, in collectives.
-        overlap: of the computation of a pass, the part that collectives can hide behind.
-        interference: of the hidden collectives' time, the part that is felt all the same.
+        matmul: share of the dense peak FLOP/s that large matmuls reach.
+        attention: share of the dense peak FLOP/s that attention kernels reach, which skip masked positions.
+        memory: share of the memory bandwidth that kernels reach which only move data. It also covers passes over memory
+            that :mod:`scalegpt.planner.time.work` does not count.
+        link: share of a link's bandwidth in one direction that collectives reach.
+        overlap: share of a pass's computation that collectives can hide behind.
+        interference: share of the hidden collectives' time by which the pass gets longer all the same.
     """
 
     matmul: Figure
@@ -57,14 +57,14 @@ SHARES = {
     "gfx950": Shares(Figure(0.45, "~as gfx942"), Figure(0.12, "~as gfx942")),
     "cpu": Shares(Figure(0.60, "~"), Figure(0.20, "~"), memory=Figure(0.6, "~")),
 }
-"""By compute capability, or AMD's architecture."""
+"""Compute capability, or AMD's architecture → shares."""
 
 FITTED_ON = {"8.0": ("A100 40GB", "A100 80GB"), "9.0": ("H100 SXM",)}
-"""Capability → the cards whose published runs the shares are fitted to."""
+"""Compute capability → the cards whose published runs its shares are fitted to."""
 
 FP32_SHARE = {"7": 1 / 8, "8.0": 1 / 16, "8": 1 / 4, "9": 1 / 15, "1": 1 / 30, "gfx": 1 / 8, "cpu": 1.0}
-"""fp32's peak as a share of the half-precision one, by the beginning of the capability (vendors' data sheets; of families
-with several ratios the lowest)."""
+"""The beginning of a capability → the fp32 peak as a share of the half-precision peak, by vendors' data sheets. A family with
+several ratios has its lowest."""
 
 HOST_COPY = Figure(0.5, "~share of the host link that pinned copies reach beside the step's own traffic")
 HOST_UPDATE = Figure(
@@ -81,25 +81,25 @@ MESSAGE_BETWEEN = Figure(40e-6, "~seconds of a collective between machines, howe
 NETWORK = {"nvlink": Figure(200, "~Gbit/s for each card: 1600 for eight A100 in the published runs"),
            "xgmi": Figure(200, "~as NVLink's"),
            "pcie": Figure(10, "~Gbit/s for each card"), "host": Figure(10, "~Gbit/s for each rank")}  # fmt: skip
-"""A machine's network where nobody says what it is, by what links its cards."""
+"""The kind of link between a machine's cards → the network that is assumed for each card, Gbit/s, if none is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What one card does in a second.
+    """The rates of one card in its machine, in one compute dtype.
 
     Attributes:
-        matmul: operations a second in large matmuls.
-        attention: the same in attention kernels.
-        memory: bytes a second in kernels that move data.
+        matmul: FLOP/s in large matmuls.
+        attention: FLOP/s in attention kernels.
+        memory: bytes/s in kernels that only move data.
         kernel: seconds that the card spends on starting each kernel.
-        link: bytes a second that a rank sends in a collective over all ranks; 0 where there is one card.
-        message: seconds of each collective, however small.
+        link: bytes/s that a rank sends in a collective over all ranks; 0 with a single card.
+        message: seconds that each collective takes, however small it is.
         overlap: see :class:`Shares`.
         interference: see :class:`Shares`.
-        host_link: bytes a second between card and host.
-        host_update: bytes a second that the update moves in host memory.
-        peak: the card's dense peak in the compute dtype, which MFU is a share of.
+        host_link: bytes/s between card and host, in one direction.
+        host_update: bytes/s that the optimizer update moves in host memory.
+        peak: the card's dense peak in the compute dtype, in FLOP/s, of which MFU is a share.
     """
 
     matmul: float
@@ -119,10 +119,10 @@ class Rates:
         """The rates of a card in a machine.
 
         Args:
-            card: the card; with ``machine.card`` unknown, the one whose rates stand in.
-            machine: how many there are and what links them.
+            card: the card; if ``machine.card`` is unknown, the card whose rates stand in for it.
+            machine: the machine, which has the number of cards and their links.
             precision: the compute dtype.
-            shares: what to reckon with instead of the card's own entry.
+            shares: the shares to use; None: the card's own in :data:`SHARES`.
         """
         shares = shares or SHARES.get(card.capability, SHARES["8.0"])
         peak = card.tflops * 1e12 * (_by_capability(FP32_SHARE, card.capability) if precision == "fp32" else 1.0)
@@ -143,7 +143,7 @@ class Rates:
 
 
 def basis(card: Card) -> str:
-    """What the times of a card rest on, in a sentence: runs that were published, of it or of its like, or estimates."""
+    """A sentence on what predicted times for a card rest on: published runs on it or its architecture, or estimates."""
     fitted = FITTED_ON.get(card.capability)
     if card.is_cpu:
         return "times on a processor are estimates from its number of cores, which may be wrong twofold"
@@ -163,7 +163,7 @@ def basis(card: Card) -> str:
 
 
 def basis_of_all() -> str:
-    """The same of a table over all cards."""
+    """A sentence on what the predicted times in a table over all cards rest on."""
     names = ", ".join(name for names in FITTED_ON.values() for name in names)
     return (
         f"times on {names} rest on rates fitted to published runs of other trainers, those on all other cards are estimates; "
@@ -172,10 +172,10 @@ def basis_of_all() -> str:
 
 
 def _link(card: Card, machine: Machine, share: float) -> float:
-    """Bytes a second of a rank in a ring over all ranks: the narrower of the link inside and its part of the network.
+    """Bytes/s that a rank sends in a ring over all ranks: the lower of its link inside the machine and the machine's network.
 
-    A ring that passes through machines enters and leaves each of them once, so that the whole network of a machine
-    carries what one rank sends.
+    A ring over several machines enters and leaves each of them once. So the whole network of a machine carries what one rank
+    sends.
     """
     if machine.ranks == 1:
         return 0.0
@@ -189,13 +189,13 @@ def _link(card: Card, machine: Machine, share: float) -> float:
 
 
 def network_gbit(card: Card, machine: Machine) -> float:
-    """The network of each machine in Gbit/s, as given, or as is common where cards are linked so."""
+    """The network of each machine in Gbit/s: as given, else as :data:`NETWORK` assumes it for the link between the cards."""
     if machine.network_gbps is not None:
         return machine.network_gbps
     return NETWORK[card.link_of(machine.gpus).kind].value * machine.gpus
 
 
 def _by_capability(table: dict[str, float], capability: str) -> float:
-    """The entry whose key the capability begins with, the longest first."""
+    """The value of the longest key that the capability begins with; without such a key, the value of ``8``."""
     fitting = [key for key in table if capability.startswith(key)]
     return table[max(fitting, key=len)] if fitting else table["8"]

@@ -1,8 +1,9 @@
-"""How long one optimizer step takes, part by part.
+"""Predicts the time of one optimizer step, part by part.
 
-A pass takes as long as its work at the card's rates, or as long as Python needs to start its kernels, whichever is more.
-Collectives hide behind it as far as it lasts; a part of their time is felt all the same. Every term falls, or stays, as a
-card gets faster, so that no faster card is ever planned slower. docs/PLANNER.md has the errors against published runs.
+A forward or backward pass takes as long as its work at the card's rates, or as long as Python needs to launch its kernels,
+whichever is longer. Collectives are hidden behind a pass as far as it lasts, but a share of the hidden time makes the pass
+longer all the same. No term grows as a card gets faster, so a faster card is never predicted to be slower. docs/PLANNER.md
+has the errors against published runs.
 """
 
 from collections import defaultdict
@@ -22,8 +23,8 @@ class StepTime(NamedTuple):
     """The time of one optimizer step.
 
     Attributes:
-        seconds: of the whole step.
-        parts: part → seconds; they add up to ``seconds``.
+        seconds: seconds of the whole step.
+        parts: part → its seconds; all parts add up to ``seconds``.
     """
 
     seconds: float
@@ -31,19 +32,19 @@ class StepTime(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What a rank sends: ``bytes`` in a number of ``messages``."""
+    """What one rank sends: a number of ``bytes``, in a number of ``messages`` (collectives)."""
 
     bytes: float = 0.0
     messages: float = 0.0
 
 
 class Sends(NamedTuple):
-    """What a rank sends in a step, by what hides it.
+    """What one rank sends in a step, by the pass that hides it.
 
     Attributes:
-        forward: behind each forward pass, and behind one of them alone.
-        backward: behind each backward pass, and behind one of them alone.
-        exposed: behind nothing, in the whole step.
+        forward: two values: what is hidden behind every forward pass, and what is hidden behind one forward pass only.
+        backward: two values: what is hidden behind every backward pass, and what is hidden behind one backward pass only.
+        exposed: what no pass hides, in the whole step.
     """
 
     forward: tuple[Traffic, Traffic]
@@ -52,7 +53,7 @@ class Sends(NamedTuple):
 
     @classmethod
     def of(cls, each: Iterable[Collective], grad_accum: int) -> "Sends":
-        """Add up collectives; arguments as for :func:`step_time`."""
+        """Add up collectives; ``grad_accum`` is the number of micro batches per optimizer step."""
         sums: dict[tuple[str, bool], list[float]] = defaultdict(lambda: [0.0, 0])
         for send in each:
             repeated = send.when == EVERY
@@ -67,14 +68,14 @@ class Sends(NamedTuple):
 
 
 class StepWork(NamedTuple):
-    """All that a step has to do, on whatever card.
+    """All work of a step on one rank; it does not depend on the card's rates.
 
     Attributes:
-        work: on the card, by pass and part.
-        sends: between ranks.
-        host: in host memory and on the way there.
+        work: work on the card, by pass and part.
+        sends: what the rank sends to other ranks.
+        host: bytes that offload moves in host memory, and between card and host.
         grad_accum: micro batches per optimizer step.
-        dispatch: seconds in which Python starts one kernel.
+        dispatch: seconds that Python needs to launch one kernel.
     """
 
     work: Work
@@ -85,7 +86,7 @@ class StepWork(NamedTuple):
 
     @classmethod
     def of(cls, run: RunConfig, *, ranks: int, grad_accum: int, kernel: str, compiled: bool) -> "StepWork":
-        """Count a step; arguments as for :func:`step_time`."""
+        """Count the work of a step; arguments as for :func:`step_time`."""
         mesh = run.parallel.mesh(ranks)
         return cls(
             count_work(run, mesh, kernel=kernel, compiled=compiled),
@@ -96,12 +97,12 @@ class StepWork(NamedTuple):
         )
 
     def totals(self) -> "StepTotals":
-        """The same with the parts of each pass added up."""
+        """This work with the parts of each pass added up."""
         forward, backward, update = (Load(*map(sum, zip(*loads.values(), strict=True))) for loads in self.work)
         return StepTotals(forward, backward, update, self.sends, self.host, self.grad_accum, self.dispatch)
 
     def time(self, rates: Rates) -> StepTime:
-        """The time that it takes at these rates."""
+        """The time of the step at these rates, with its parts."""
         parts: dict[str, float] = defaultdict(float)
         sends: tuple[tuple[Traffic, Traffic] | None, ...] = (self.sends.forward, self.sends.backward, None)
         for loads, sent in zip(self.work, sends, strict=True):
@@ -123,7 +124,7 @@ class StepWork(NamedTuple):
 
 
 class StepTotals(NamedTuple):
-    """All that a step has to do, pass by pass: :meth:`StepWork.time` without its parts, for a search that asks often."""
+    """All work of a step by pass, not by part. The search uses it, since the time is faster to compute from it."""
 
     forward: Load
     backward: Load
@@ -134,7 +135,7 @@ class StepTotals(NamedTuple):
     dispatch: float
 
     def seconds(self, rates: Rates) -> float:
-        """The seconds that it takes at these rates."""
+        """Seconds of the step at these rates."""
         dispatch, times, seconds = self.dispatch, self.grad_accum, 0.0
         for load, sent in ((self.forward, self.sends.forward), (self.backward, self.sends.backward)):
             cover = max(_busy(load, rates), load.kernels * dispatch)
@@ -144,7 +145,7 @@ class StepTotals(NamedTuple):
 
 
 def dispatch_seconds(*, compiled: bool) -> float:
-    """Seconds in which Python starts one kernel."""
+    """Seconds that Python needs to launch one kernel."""
     return (DISPATCH_COMPILED if compiled else DISPATCH).value
 
 
@@ -155,7 +156,7 @@ def step_time(
 
     Args:
         run: a run whose precision is resolved and whose micro batch is fixed.
-        rates: of the card, in its machine.
+        rates: the rates of the card in its machine.
         ranks: data-parallel ranks W.
         grad_accum: micro batches per optimizer step.
         kernel: the attention kernel.
@@ -165,9 +166,10 @@ def step_time(
 
 
 def least_seconds(work: Work, rates: Rates) -> float:
-    """What a micro step's tokens take at least, however large the micro batch and whoever holds the weights.
+    """A lower bound on the seconds for the tokens of one micro step, for any micro batch and any sharding.
 
-    That is what grows with the tokens alone: operations, and the traffic of elementwise kernels and attention.
+    It counts only work that grows with the number of tokens: FLOPs, and the memory traffic of elementwise kernels and
+    attention.
     """
     seconds = work.forward[LOSS].flops / rates.matmul
     for loads in (work.forward, work.backward):
@@ -181,7 +183,7 @@ def least_seconds(work: Work, rates: Rates) -> float:
 
 
 def _busy(load: Load, rates: Rates) -> float:
-    """Seconds that the card works on a load."""
+    """Seconds that the card is busy with a load."""
     flops, attention, moved, kernels = load
     return flops / rates.matmul + attention / rates.attention + moved / rates.memory + kernels * rates.kernel
 
@@ -191,7 +193,10 @@ def _sending(sent: Traffic, rates: Rates) -> float:
 
 
 def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
-    """Seconds by which collectives prolong passes of ``cover`` seconds each: of every pass, and of one alone."""
+    """Seconds by which collectives prolong ``times`` passes of ``cover`` seconds each, in total.
+
+    The two values of ``sends`` are the traffic behind every pass, and the traffic behind one pass only.
+    """
     if not (sends[0].messages or sends[1].messages):
         return 0.0
     each, alone = _sending(sends[0], rates), _sending(sends[1], rates)
@@ -199,7 +204,7 @@ def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates
 
 
 def _felt(sending: float, cover: float, rates: Rates) -> float:
-    """Seconds by which collectives prolong a pass of ``cover`` seconds that they hide behind."""
+    """Seconds by which collectives that take ``sending`` seconds prolong the pass of ``cover`` seconds that hides them."""
     hidden = min(sending, cover * rates.overlap)
     return sending - hidden + rates.interference * hidden
 

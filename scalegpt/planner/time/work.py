@@ -1,24 +1,25 @@
-"""What one optimizer step has a card do: operations, memory traffic and kernels, counted from what our trainer does.
+"""Counts the work of one optimizer step on a card: FLOPs, memory traffic and kernels, as our trainer causes them.
 
-Symbols: n tokens of a micro batch, T block size, H width, V vocabulary, P parameters; c bytes of the compute dtype, r of the
-residual stream's. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns it into seconds.
+Symbols: n tokens of a micro batch, T block size, H width, L layers, V vocabulary, P parameters, c bytes per element of the
+compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into seconds.
 
-Operations (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass does twice the forward's matmuls):
+FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass has twice the matmuls of the forward pass):
 
 =====================  ==========================================  ================================================
 part                   forward                                     backward
 =====================  ==========================================  ================================================
 matmuls of a block     24·n·H²                                     48·n·H²
-attention, causal      2·n·T·H                                     5·n·T·H: five matmuls for two (FlashAttention-2,
+attention, causal      2·n·T·H: two matmuls                        5·n·T·H: five matmuls (FlashAttention-2,
                                                                    arXiv 2307.08691, section 3.1)
-attention, math        4·n·T·H: it computes what it masks          8·n·T·H
+attention, math        4·n·T·H: masked positions are computed too  8·n·T·H
 head                   2·n·V·H                                     4·n·V·H
 =====================  ==========================================  ================================================
 
-The formula that MFU is defined by, 6P + 12·L·H·T a token, counts attention as if nothing were masked.
+The FLOPs that MFU is defined by, 6P + 12·L·H·T per token, count attention as if no position were masked.
 
-Memory traffic is what kernels that only move data read and write, operation by operation as ``scalegpt.model.gpt.Block`` and
-``scalegpt.model.loss`` have them; each operation of :mod:`scalegpt.architecture` says its own.
+Memory traffic is the bytes that are read and written by kernels which only move data. Each operation of
+:mod:`scalegpt.architecture` states its own traffic; the operations are those of ``scalegpt.model.gpt.Block`` and
+``scalegpt.model.loss``.
 """
 
 from collections.abc import Mapping
@@ -42,17 +43,18 @@ from scalegpt.units import BYTES
 LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
 
 KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
-"""Kernels that a block's weights and gradients take: casts, sums and buckets tensor by tensor, or FSDP2's grouped copies."""
+"""Kernels per block and micro step that handle weights and gradients: casts, sums and buckets of each tensor by itself; or,
+in FSDP2, copies of all tensors of a block as a group."""
 
 KERNELS_OF_STEP = 60
-"""Kernels of the norm, the clipping and the fused update, which take many tensors each."""
+"""Kernels per step for the gradient norm, clipping and the fused update; each kernel handles many tensors."""
 
 KERNELS_OF_ROUND = 22
-"""Kernels that orthogonalise the matrices of one shape: three a step of the iteration, the norm, copies."""
+"""Kernels to orthogonalise one batch of matrices of one shape: three per Newton-Schulz iteration, the norm, and copies."""
 
 
 class Load(NamedTuple):
-    """What a part does: ``flops`` in matmuls, ``attention`` in attention kernels, ``bytes`` moved, ``kernels`` started."""
+    """The work of one part: FLOPs in matmuls (``flops``) and in attention kernels (``attention``), bytes moved, kernels."""
 
     flops: float = 0.0
     attention: float = 0.0
@@ -60,17 +62,17 @@ class Load(NamedTuple):
     kernels: float = 0.0
 
     def times(self, count: float) -> "Load":
-        """N times as much."""
+        """The load ``count`` times."""
         return Load(self.flops * count, self.attention * count, self.bytes * count, self.kernels * count)
 
 
 class Work(NamedTuple):
-    """One optimizer step of one rank.
+    """The work of one optimizer step on one rank.
 
     Attributes:
-        forward: of each micro step, by part.
-        backward: of each micro step, by part.
-        update: once a step.
+        forward: part → load of the forward pass of each micro step.
+        backward: part → load of the backward pass of each micro step.
+        update: part → load of the optimizer update, once per step.
     """
 
     forward: dict[str, Load]
@@ -102,7 +104,7 @@ def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Wo
 
 @lru_cache(maxsize=1024)
 def _block_loads(model: ModelConfig, numerics: Numerics, recompute: str, compiled: bool) -> tuple[dict[str, Load], ...]:
-    """The loads of one block and one sequence by part: forward, backward, and what the backward pass computes again."""
+    """The loads of one block for one sequence, by part: of the forward pass, the backward pass, and the recompute in it."""
     program = block_program(model, numerics, recompute)
     passes = (
         [(op.part, op.forward) for op in program.operations],
@@ -113,7 +115,7 @@ def _block_loads(model: ModelConfig, numerics: Numerics, recompute: str, compile
 
 
 def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
-    """Costs added up by part; none: nothing. Kernels count as elementwise: each takes Python as long to start."""
+    """Costs added up by part; empty without costs. Elementwise has all kernels: Python takes equally long to launch each."""
     loads = {}
     for part in (MATMULS, ATTENTION, ELEMENTWISE) if costs else ():
         own = [cost for name, cost in costs if name == part]
@@ -124,15 +126,15 @@ def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
 
 
 def _of_all_blocks(load: Load, layers: int, sequences: int) -> Load:
-    """The load of all blocks in a micro batch; a kernel takes all its sequences at once."""
+    """The load of all blocks for a micro batch, from that of one block and sequence. A kernel handles all sequences."""
     return load.times(layers * sequences)._replace(kernels=load.kernels * layers)
 
 
 def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
-    """What the backward pass computes again: nothing of what was kept.
+    """The load of recompute in the backward pass; operations whose results were kept are not recomputed.
 
-    All kernels of a block count, kept or not, since the policy of selective recompute looks at each; and so does the
-    traffic of the last residual sum, which is not computed again.
+    All kernels of a block count, since the policy of selective recompute looks at each operation, kept or not. The traffic of
+    the last residual sum counts too, although it is not recomputed.
     """
     if not again:
         return Load()
@@ -142,12 +144,13 @@ def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
 
 
 def _weights(run: RunConfig, shards: int) -> Load:
-    """What a micro step does to weights and gradients themselves, whatever the number of tokens.
+    """The load of casting, gathering and accumulating weights and gradients in a micro step, for any number of tokens.
 
-    Bytes a parameter: weights that are fp32 are read and cast (4 + c), again where a block is recomputed. Gathered weights
-    are copied into and out of a buffer (4c), again in the backward pass where they were given back. Gradients are cast
-    to fp32 (c + 4) and added up (12); ZeRO-2 and 3 add up a rank's part alone, after copying the whole into a bucket (2c).
-    FSDP2's kernels take a group of tensors each, except where offloaded ones are copied to and from the host one by one.
+    Bytes per parameter: fp32 weights are read and cast (4 + c), once more if the block is recomputed. Gathered weights are
+    copied into and out of a buffer (4c), once more for the backward pass if they were freed after the forward pass. Gradients
+    are cast to fp32 (c + 4) and accumulated (12). ZeRO-2 and ZeRO-3 accumulate only the rank's shard, after copying whole
+    gradients into a bucket (2c). FSDP2's kernels handle a group of tensors each, except that offloaded tensors are copied to
+    and from the host one by one.
     """
     backend, stage, c = run.parallel.spec, run.parallel.stage, BYTES[run.train.precision]
     parameters = count_parameters(run.model).total
@@ -166,9 +169,9 @@ def _weights(run: RunConfig, shards: int) -> Load:
 
 
 def _update(run: RunConfig, mesh: Mesh) -> Load:
-    """The update of this rank's part: norm and clipping (12 bytes an element), and what each group of tensors moves.
+    """The load of updating one rank's shard: norm and clipping (12 bytes per element), and the bytes of the optimizer.
 
-    What is offloaded is updated in host memory, see :func:`host_traffic`.
+    With offload the update runs in host memory, see :func:`host_traffic`.
     """
     if run.parallel.offload != "none":
         return Load(kernels=KERNELS_OF_STEP)
@@ -182,11 +185,11 @@ def _update(run: RunConfig, mesh: Mesh) -> Load:
 
 
 def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
-    """What Muon adds on the rank that orthogonalises most.
+    """The load that Muon adds, on the rank that orthogonalises most.
 
-    Bytes an element of this rank's part: adding the result reads 4 + c and writes 4. Bytes an element that it
-    orthogonalises: gathering reads 4 and writes w, the dtype that is gathered in; dividing by the norm 3w. Operations: see
-    :mod:`scalegpt.planner.memory.newton_schulz`.
+    Bytes per element of the rank's shard: adding the result reads 4 + c and writes 4. Bytes per element that the rank
+    orthogonalises: gathering reads 4 and writes w, the width of the dtype that is sent; dividing by the norm moves 3w. For
+    FLOPs see :mod:`scalegpt.planner.memory.newton_schulz`.
     """
     precision = run.train.precision
     width, sent, exchange = BYTES[precision], BYTES[wire(precision)], Exchange(mesh, precision)
@@ -203,17 +206,18 @@ def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
 
 
 class HostTraffic(NamedTuple):
-    """Bytes that offload moves in one step: ``copied`` between card and host, ``updated`` in host memory."""
+    """Bytes that offload moves in one step: ``copied`` between card and host; ``updated`` by the optimizer in host memory."""
 
     copied: float = 0.0
     updated: float = 0.0
 
 
 def host_traffic(run: RunConfig, mesh: Mesh, grad_accum: int) -> HostTraffic:
-    """What offload moves in a step of one rank.
+    """The bytes that offload moves in one step on one rank.
 
-    DeepSpeed sends its part of the fp32 gradient once a step and gets weights back; with parameters offloaded too, weights
-    come for each pass. FSDP2 gets fp32 weights for each pass and sends fp32 gradients after each backward pass.
+    DeepSpeed copies the rank's shard of the fp32 gradients to the host once per step, and the updated weights back. If
+    parameters are offloaded too, it copies weights to the card for every pass. FSDP2 copies fp32 weights to the card for
+    every pass, and fp32 gradients to the host after every backward pass.
     """
     parallel = run.parallel
     if parallel.offload == "none":
@@ -231,7 +235,7 @@ def host_traffic(run: RunConfig, mesh: Mesh, grad_accum: int) -> HostTraffic:
 def flops_per_token(model: ModelConfig) -> int:
     """FLOPs of one token's forward and backward pass as MFU counts them: 6P + 12·L·H·T.
 
-    6P for the weights' matmuls (2 forward, 4 backward), 12·L·H·T for attention's two products over T positions (PaLM,
-    arXiv 2204.02311, appendix B). Recompute is not counted: MFU counts the work that the model needs.
+    6P is for the matmuls with weights (2 forward, 4 backward), 12·L·H·T for the two matmuls of attention over T positions
+    (PaLM, arXiv 2204.02311, appendix B). Recompute is not counted: MFU counts only the work that the model needs.
     """
     return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_embd * model.block_size
