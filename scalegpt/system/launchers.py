@@ -72,7 +72,7 @@ def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
         ours, theirs = os.getsid(process.pid), os.getsid(parent.pid)
     except OSError:  # a process of another user
         return False
-    return ours not in (theirs, process.pid)  # a process that leads its own session, as torchrun's ranks do, proves nothing
+    return ours not in (theirs, process.pid)  # the leader of a session of its own, as torchrun's ranks are: no evidence
 
 
 def _ancestors() -> list[psutil.Process]:
