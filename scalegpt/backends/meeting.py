@@ -5,9 +5,9 @@ that each restart has a new store; with the default c10d rendezvous it has not).
 and fails with "Connection refused". The count of restarts does not identify a start, since agents on several machines count
 separately. So the ranks of each start first agree on a random prefix, and then use only keys of the store with this prefix.
 
-DeepSpeed's launcher uses port 29500 by default and does not check that it is free. Rank 0 of a second run on the machine would
-fail, and its other ranks would connect to the first run's store. So if all ranks are on one machine and the port is taken,
-rank 0 takes a free port, and writes its number to a file for the other ranks.
+DeepSpeed's launcher uses port 29500 by default and does not check that it is free. Rank 0 of a second run on the machine
+would fail, and its other ranks would connect to the first run's store. So under DeepSpeed on one machine, rank 0 takes a free
+port if the given one is taken, and writes the port to a file for the other ranks.
 """
 
 import os
