@@ -1,4 +1,4 @@
-"""Ranks, and the backends that shard a model over them behind one interface.
+"""The ranks of a run, and the backends, which train a model on them behind one interface.
 
 Start with ``base.py``, the interface. ``plain.py``, ``fsdp.py`` and ``deepspeed/engine.py`` implement it, and what each
 backend can do is in :mod:`scalegpt.config.backends`. ``world.py`` connects the ranks, by a store from ``meeting.py``.

@@ -1,7 +1,7 @@
 """The interface of a backend, and what backends share: gradient clipping, loss scaling, the canonical state.
 
-A backend holds the model, its shards and its optimizer. The trainer uses :class:`Backend` alone and does not know which one
-it has.
+A backend holds the model, its shards and its optimizer. The trainer uses only the interface, :class:`Backend`, and does not
+know which backend it is.
 
 The canonical state is the same whatever the layout: for each parameter, by its clean name, its fp32 master weight and the
 fp32 tensors that its optimizer keeps, such as AdamW's two moments. Each tensor is treated as flattened, last dimension
@@ -11,7 +11,7 @@ fastest, and a rank holds contiguous ranges of the flattened tensor (:class:`Pie
 - ZeRO-1 and -2 lay a group's parameters end to end and cut the whole into equal parts: a rank holds many tensors whole, and
   parts of at most two per group;
 - ZeRO-3 cuts every flattened tensor into equal parts;
-- replicas hold the same pieces, and each writes an even part of them.
+- replicas hold the same pieces, and each replica writes an equal part of every piece.
 
 Padding that a layout adds belongs to no piece.
 """
@@ -33,12 +33,12 @@ from scalegpt.config.optimizers import STATE_NAMES, UpdateGroup
 from scalegpt.model.gpt import GPT
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
-"""Makes the optimizer from named parameters, with its groups in a fixed order."""
+"""A function that makes the optimizer from named parameters, with its groups in a fixed order."""
 
 WEIGHT = "weight"
 
 ALL_KEYS = (WEIGHT, *STATE_NAMES)
-"""All keys of canonical tensors; a parameter has a tensor for some of them."""
+"""All keys of canonical tensors; :meth:`Backend.keys_of` gives those of a parameter."""
 
 LR_RATIO = "lr_ratio"
 """Key in an optimizer's group of the ratio of the group's learning rate to the schedule's; the default is 1."""
@@ -49,7 +49,7 @@ ReadTensor = Callable[[str, str, int, int], Tensor]
 """``read(name, key, start, count)`` returns elements ``start`` to ``start + count`` of a flattened canonical tensor, fp32."""
 
 MayStep = Callable[[], bool]
-"""Returns whether the optimizer may step, with the same result on every rank.
+"""A function that returns whether the optimizer may step; its result must be the same on every rank.
 
 It is called once per step, when the gradients are complete and before weights change.
 """
@@ -136,7 +136,7 @@ class LossScaler:
 
 
 class Backend(ABC):
-    """Holds model, shards and optimizer; one per process.
+    """A backend: it holds the model, the shards and the optimizer of a process.
 
     Attributes:
         model: the GPT, wrapped in place; if it is sharded, all ranks must call it together.

@@ -21,10 +21,10 @@ def device_name(device: torch.device) -> str:
 
 
 def check_precision(backend: str, precision: str, device: torch.device) -> None:
-    """Refuse a dtype that the backend's library does not take on this device.
+    """Refuse a compute dtype that the backend's library does not support on this device.
 
     Raises:
-        InputError: DeepSpeed in fp16 on a processor without instructions for it.
+        InputError: the backend is DeepSpeed, the dtype fp16, and the device a processor without fp16 instructions.
     """
     if (backend, precision, device.type) == (DEEPSPEED.name, "fp16", "cpu") and not cpu_has_fp16():
         raise InputError(

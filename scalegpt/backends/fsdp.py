@@ -8,8 +8,9 @@ stage  weights between forward and backward                   gradients while ac
 3      gathered for each block, forward and backward          reduce-scattered after every micro batch
 =====  =====================================================  =================================================
 
-Stages 0 and 2 do not communicate in inner micro steps, at the cost of a whole fp32 gradient on each rank; stage 3 never holds
-one. fp32 masters and moments are sharded at stages 2 and 3. Compute is in bf16 or fp16; gradients are reduced in fp32.
+Stages 0 and 2 do not communicate in inner micro steps, at the cost of whole fp32 gradients on each rank. Stage 3 keeps only
+shards of gradients. fp32 masters and moments are sharded at stages 2 and 3. The model computes in the run's precision.
+Gradients are reduced in fp32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ class FSDPBackend(TorchBackend):
             fully_shard(
                 block, mesh=mesh, reshard_after_forward=self.stage == 3, mp_policy=precision, offload_policy=offload
             )
-        # The root's weights are needed last in the forward and first in the backward: resharding them between is waste.
+        # The root's weights are used last in the forward and first in the backward: resharding them in between is wasteful.
         fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
 
     def _device_mesh(self) -> DeviceMesh:

@@ -9,13 +9,13 @@ import ctypes
 from collections.abc import Callable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-"""Parameters of glibc's ``mallopt``, by ``malloc.h``."""
+"""Numbers of the parameters of glibc's ``mallopt``, from ``malloc.h``."""
 
 TRIM_BYTES, MMAP_BYTES, MMAPS = 64 * 2**20, 4 * 2**20, 65_536
 """The settings of :func:`give_back_freed_memory`.
 
-A block of 4 MiB or more is returned to the kernel when it is freed; the heap's end is, when more than 64 MiB of it are free.
-The largest number of such blocks is glibc's default (``DEFAULT_MMAP_MAX``).
+A block of 4 MiB or more is returned to the kernel when it is freed. The heap's end is returned when more than 64 MiB of it
+are free. The largest number of such blocks is glibc's default (``DEFAULT_MMAP_MAX``).
 """
 
 NEVER = -1

@@ -21,11 +21,8 @@ from scalegpt.text import brief
 FORMAT = "scalegpt-checkpoint"
 
 VERSION, VERSION_WITH_OTHER_STATES = 2, 3
-"""The versions of the format that are written and read.
-
-In version 2 every parameter has exactly the tensors :data:`STATES_OF_VERSION_2`, as its first readers require. In version 3 a
-parameter may have other tensors. Nothing else differs.
-"""
+"""The versions that are written and read. In version 2 every parameter has exactly the tensors :data:`STATES_OF_VERSION_2`,
+as its first readers require. In version 3 a parameter may have other tensors. Nothing else differs."""
 
 STATES_OF_VERSION_2 = frozenset({WEIGHT, EXP_AVG, EXP_AVG_SQ})
 
@@ -72,12 +69,10 @@ class Progress:
     rank. So there are no random states to store.
 
     Attributes:
-        step: number of the last step taken.
-        tokens: number of tokens trained on.
+        tokens: number of tokens trained on up to ``step``.
         val_loss: held-out loss of the last evaluation; None without one, or if it is not finite.
         best_val_loss: lowest held-out loss so far; None without one.
         skipped_steps: number of steps that a guard skipped, which the optimizer does not count.
-        loss_scale: the loss scale; 1 without loss scaling.
         good_steps: number of steps since the loss scale last changed; under DeepSpeed, since the last overflow.
         seed: the run's seed.
         sequences: position of the next step in the data's order, in windows: those consumed plus those skipped.
@@ -154,7 +149,6 @@ class Manifest:
     """The content of ``checkpoint.json``.
 
     Attributes:
-        header: the entries about the run.
         tensors: ``KEY/NAME`` → the tensor; KEY is ``weight`` or the name of an optimizer's state, NAME the parameter.
         files: file name → size and digest.
     """

@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
-"""Error numbers that show that there is no file: a link, a socket, or a name that no file can have."""
+"""Error numbers of opening what is no file: a link, a socket, or a name that no file can have."""
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -121,8 +121,8 @@ class Checkpoint:
     """A checkpoint opened for reading; tensors are read only from files that :meth:`verify` has verified.
 
     Attributes:
-        path: its directory.
-        manifest: its manifest.
+        path: the checkpoint's directory.
+        manifest: the checkpoint's manifest.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -161,7 +161,7 @@ class Checkpoint:
                 yield error
 
     def accept(self) -> None:
-        """Mark all files as verified, because the other ranks have verified the rest."""
+        """Mark all files as verified, after all ranks have verified their shares."""
         self._verified.update(self.manifest.files)
 
     def shape(self, name: str) -> tuple[int, ...]:

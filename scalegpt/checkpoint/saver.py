@@ -46,7 +46,13 @@ class Keeping:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out loss after a step, None if it is not finite, and the lowest up to that step, None without one."""
+    """The result of an evaluation.
+
+    Attributes:
+        step: the step after which the model was evaluated.
+        val_loss: the held-out loss; None if it is not finite.
+        best_val_loss: the lowest finite held-out loss up to this step; None without one.
+    """
 
     step: int
     val_loss: float | None
@@ -184,7 +190,7 @@ class Saver:
             self._prune()
 
     def amend(self, evaluation: Evaluation) -> None:
-        """Add the held-out loss of a step to its checkpoint, now or when that is complete; called on rank 0 alone.
+        """Add the held-out loss of a step to its checkpoint, now or once the checkpoint is complete; called on rank 0 alone.
 
         Raises:
             RunError: the checkpoint's manifest cannot be read or written.

@@ -1,7 +1,7 @@
 """Write a checkpoint: every rank its part, then rank 0 the manifest. Ranks communicate through the disk alone.
 
 1. Rank 0 calls :func:`begin`: it checks the free space, makes ``.step_00001000.NONCE.tmp``, where NONCE is a random number of
-   this save, and sends the :class:`Save` to the others.
+   this save, and sends the :class:`Save` to the other ranks.
 2. Every rank calls :func:`write_part`: it writes and syncs ``rank_00000.weights.safetensors`` and
    ``rank_00000.moments.safetensors``, and then ``rank_00000.json``, its record, with their sizes, digests and pieces.
 3. Rank 0 calls :func:`commit`: it waits for every rank's record, checks that the records belong to this save and that the
@@ -107,8 +107,8 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
 def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
     """Write a rank's pieces, and then its record.
 
-    After an error that may be temporary, the files are deleted and written again. For when a sync fails, Linux marks the
-    unwritten data as written, and another sync of the same file would report no error.
+    After an error that may be temporary, the files are deleted and written again. Another sync of the same file would not
+    help: after a failed sync Linux marks the unwritten data as written, so that the next sync reports no error.
 
     Raises:
         RunError: the disk is full, or the folder still cannot be written after retries.
@@ -184,7 +184,7 @@ def bytes_of(pieces: Iterable[Piece]) -> int:
 
 @contextmanager
 def failing_as_a_run(save: Save) -> Iterator[None]:
-    """Turn an OSError inside the block into an error of the run whose message is one line.
+    """Turn an OSError inside the block into a RunError whose message is one line.
 
     Raises:
         RunError: in place of an OSError.

@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def find_cached(key: str) -> TokenSet | None:
-    """The cached tokens with this key, compared with their digests; None if the cache does not have them.
+    """The cached tokens of a key, after comparing the files with their digests; None if the cache has none.
 
     A damaged entry is removed, and None is returned.
 
@@ -160,6 +160,6 @@ def _owner(path: Path) -> str | None:
             return None
         try:
             return f"user {pwd.getpwuid(number).pw_name}"
-        except KeyError:  # the number of a user that this machine does not know
+        except KeyError:  # this machine knows no user of this number
             return f"user number {number}"
     return None

@@ -92,5 +92,8 @@ def _last_written(folder: Path) -> float:
 
 @cache
 def _machine() -> str:
-    """A mark of this machine since its last boot: a free lock proves abandonment only for folders with this mark."""
+    """A mark of this machine's present boot, 8 hex digits.
+
+    Only for a folder with this mark does a free lock prove that the writing process has ended.
+    """
     return hashlib.sha256((boot_id() or platform.node()).encode()).hexdigest()[:8]

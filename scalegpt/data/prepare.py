@@ -1,4 +1,4 @@
-"""From text files to token files: tokenise, hold out a part, and cache by content."""
+"""Prepare text for training: tokenise it, hold out a part, and cache the token files by the text's content."""
 
 import hashlib
 import json
@@ -213,7 +213,7 @@ def _existing(out: Path, work: _Preparation) -> TokenSet | None:
 
 
 def _make(work: _Preparation, out: Path, progress: Progress | None) -> TokenSet:
-    """Tokenise the corpus into the folder ``out``; if another process makes the folder first, open that one."""
+    """Tokenise the corpus into the folder ``out``; if another process makes the folder first, open it instead."""
     tokenizer = make_tokenizer(work.kind, work.corpus.characters)
     with disk_errors(out):
         remove_abandoned(out)

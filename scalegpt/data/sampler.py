@@ -42,7 +42,7 @@ class WindowSampler:
     def __init__(self, tokens: int, block_size: int, seed: int) -> None:
         _check_length(tokens, block_size)
         self.tokens, self.block_size, self.seed = tokens, block_size, seed
-        # One window fewer than fits leaves the grid room to move by a whole block.
+        # One window less than fits, so that all windows can shift by up to a whole block.
         self.windows = max(1, (tokens - 1) // block_size - 1)
 
     def starts(self, first: int, count: int) -> Starts:
@@ -67,7 +67,7 @@ class WindowSampler:
         return order * self.block_size + offset
 
     def _key(self, purpose: str, epoch: int, size: int) -> bytes:
-        """Hash purpose, seed and epoch to ``size`` bytes; no library release changes a hash, as it may change a generator."""
+        """Hash purpose, seed and epoch to ``size`` bytes. Unlike a generator's output, a hash never changes."""
         return hashlib.blake2b(f"{purpose} {self.seed} {epoch}".encode(), digest_size=size).digest()
 
 

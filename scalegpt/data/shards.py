@@ -154,7 +154,7 @@ class TokenSet:
     def digest(self) -> str:
         """SHA-256 over tokenizer and both files, in hex; equal digests mean equal tokens.
 
-        Without a sidecar the files are read for it.
+        Without a sidecar the files are read to compute it.
         """
         recorded = self.meta.get("files") or {split: self.files[split].digests()[0] for split in SPLITS}
         return digest_of(self.tokenizer, recorded)

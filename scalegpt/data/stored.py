@@ -64,7 +64,7 @@ class StoredTokens:
             uint16 [count], read-only.
 
         Raises:
-            RunError: the file has become shorter, or the disk gives an error that does not pass.
+            RunError: the file has become shorter, or reads still fail after retries.
         """
         wanted, offset = count * DTYPE.itemsize, first * DTYPE.itemsize
         try:

@@ -47,11 +47,11 @@ _LONG_BLANK = re.compile(r"(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{50000,}+(?=[\S\x1c-
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Attributes:
         kind: ``gpt2``, ``byte`` or ``char``.
-        vocab_size: ids lie in [0, vocab_size).
+        vocab_size: number of ids, which are in [0, vocab_size).
         end_of_text: the id that ends a document; None if the tokenizer has no such id.
     """
 
@@ -274,7 +274,7 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates, as which Python reads a command line's bytes that are in another encoding."""
+    """Replace lone surrogates, which stand for bytes of the command line that are not in the system's encoding."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

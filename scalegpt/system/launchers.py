@@ -32,9 +32,10 @@ def under_launcher() -> bool:
 
 
 def launchers() -> list[Lives]:
-    """The launcher processes that must be running for this rank to continue, each as a function: whether it is running.
+    """One function for each launcher process that must run for this rank to continue; it returns whether the process runs.
 
-    Empty without a launcher, or if none is found. For a launcher that ended before we looked, the function returns False.
+    The list is empty without a launcher, or if none is found. For a launcher that ended before we looked, the function
+    returns False.
     """
     if not under_launcher():
         return []

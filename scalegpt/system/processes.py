@@ -20,7 +20,7 @@ _ENDED = frozenset("ZXx")
 
 
 def birth_of(pid: int) -> str | None:
-    """The start of a process, which no other process of the same number has; None if there is no such process.
+    """The start of a process, as a text that no other process of the same number has; None without such a process.
 
     On Linux it is the boot's id and the clock ticks from the boot to the start. Elsewhere it is seconds since the epoch.
     """
@@ -63,7 +63,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def own_birth() -> str:
-    """The :func:`birth_of` this process."""
+    """The start of this process, as :func:`birth_of` gives it."""
     birth = birth_of(os.getpid())
     assert birth is not None
     return birth

@@ -62,7 +62,7 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 
 def ranks_or_alone(environment: Mapping[str, str] | None = None) -> Ranks:
-    """As :func:`read_ranks`, for messages: if the variables are invalid, the process counts as a single one."""
+    """As :func:`read_ranks`, for messages: a process whose variables are invalid counts as one without other ranks."""
     try:
         return read_ranks(environment)
     except InputError:

@@ -78,7 +78,7 @@ class LastingStream:
                     self._fallback.flush()
 
     def _silence(self) -> None:
-        """Send all further output to the stream's descriptor, also that of other libraries, to the null device."""
+        """Redirect the stream's descriptor to the null device, for buffered text and other libraries' output too."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)

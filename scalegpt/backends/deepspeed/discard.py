@@ -10,7 +10,7 @@ none (stage 0 in fp32 and bf16)   nothing; the backend steps by itself
 ``FP16_UnfusedOptimizer`` (0)     ``overflow_checker.check()``, or a norm that is not finite
 ``BF16_Optimizer`` (1 in bf16)    a norm that is not finite
 ``DeepSpeedZeroOptimizer`` (1, 2) ``has_overflow()`` where ``check_grad_overflow`` is set (fp16 always, bf16 by default, fp32
-                                  never), and a norm that is not finite, except in bf16 where that is not set
+                                  never), and a norm that is not finite, except in bf16 without that setting
 ``…ZeroOptimizer_Stage3``         a norm that is not finite, and in fp16 ``check_overflow()``
 ================================  ========================================================================================
 
@@ -62,7 +62,7 @@ def discarding(optimizer: Any) -> Iterator[None]:
 def forget_gradients(optimizer: Any) -> None:
     """Clear the gradients that DeepSpeed keeps after a skipped step.
 
-    With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients add up
+    With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients are accumulated
     (``averaged_gradients``): NaN would stay there, and every later step would be skipped too.
     """
     if hasattr(optimizer, "check_grad_overflow"):

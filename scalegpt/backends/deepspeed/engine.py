@@ -146,7 +146,7 @@ class DeepSpeedBackend(Backend):
                     yield piece
 
     def _holding(self) -> Callable[[str, nn.Parameter, str], Piece | None]:
-        """The function from name, parameter and key to this rank's piece, None without one; it depends on the stage."""
+        """The stage's function that returns this rank's piece for a name, parameter and key, or None without a piece."""
         if self.stage == 0:
             masters = self._masters()
             return lambda name, parameter, key: self._whole(name, masters.get(parameter, parameter), key)

@@ -52,7 +52,7 @@ class Source:
         path: path of the file.
         name: path of the file inside the folder that the user named; the file's name if the user named the file.
         encoding: name of the codec that decodes the file.
-        bytes: size of the file.
+        bytes: size of the file in bytes.
         sha256: SHA-256 of the file's bytes, in hex.
     """
 
@@ -83,7 +83,7 @@ class Corpus:
 
     @property
     def bytes(self) -> int:
-        """Size of all sources together."""
+        """Size of all sources together, in bytes."""
         return sum(source.bytes for source in self.sources)
 
 
@@ -245,8 +245,8 @@ def _unreadable(path: Path, error: OSError) -> UnusableTextError:
 def _examine(document: Document, encoding: str, seen: _Seen | None) -> Source:
     """Read a whole document in ``encoding``.
 
-    With ``auto`` it is read in the encoding of its byte order mark, or in UTF-8 without a mark. If that fails, it is read in
-    the encoding detected from its bytes.
+    With ``auto`` the document is read in the encoding of its byte order mark, or in UTF-8 without a mark. If it is not valid
+    UTF-8, it is read again in the encoding detected from its bytes.
     """
     path = document.path
     try:

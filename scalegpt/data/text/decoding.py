@@ -80,7 +80,11 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
         path: the file.
         asked: the encoding that the user gave, or ``auto``.
         offset: byte offset of the first byte that did not decode.
-        mark: with ``auto``, the encoding of the file's byte order mark, in which it did not decode; None: it was UTF-8.
+        mark: the encoding of the file's byte order mark, if the file was read in that; None if it was read in ``asked``, or
+            in UTF-8 with ``auto``.
+
+    Returns:
+        The name of the encoding.
 
     Raises:
         UnusableTextError: ``asked`` is not ``auto``, or the encoding is not sure; the message says what the file probably is.

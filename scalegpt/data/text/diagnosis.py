@@ -20,7 +20,7 @@ _LOWEST_TRAIL = 0x30
 """The lowest byte that any multi-byte encoding has inside a character, after its first byte."""
 
 _SURELY_UTF8 = 8
-"""A file with this many valid multi-byte UTF-8 characters before its first error is UTF-8: chance cannot form them."""
+"""A file with this many multi-byte UTF-8 characters before its first error is UTF-8: that does not arise by chance."""
 
 _SELDOM = 20
 """In text of a single-byte encoding, fewer than 1 in this many bytes above 127 form UTF-8 characters by chance."""

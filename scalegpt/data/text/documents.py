@@ -216,7 +216,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder or a link to one; False for a broken or circular link, or without permission to look."""
+    """Whether a path is a folder or a link to one; False for a broken or circular link, or without access to the path."""
     return _has_mode(path, stat.S_IFDIR)
 
 

@@ -106,7 +106,10 @@ _BY_NAME: dict[str, Format] = {
     ".sqlite3": SQLITE, ".h5": HDF5, ".hdf5": HDF5, ".safetensors": WEIGHTS, ".gguf": WEIGHTS, ".csv": CSV, ".tsv": TSV,
     ".html": HTML, ".htm": HTML, ".xhtml": HTML, ".xml": XML, ".rtf": RTF,
 }  # fmt: skip
-"""Suffix of a file's name → format, whatever the content: text in such a file may be a pointer or an error page."""
+"""Suffix of a file's name → format, for content without a known magic number.
+
+Text in a file that is named as a binary format is a pointer to the file, or an error page.
+"""
 
 _IN_ZIP: dict[str, Format] = {
     ".docx": OFFICE, ".xlsx": OFFICE, ".pptx": OFFICE, ".odt": OFFICE, ".ods": OFFICE, ".epub": EPUB, ".npz": NUMPY,

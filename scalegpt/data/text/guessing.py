@@ -19,10 +19,13 @@ _COMMONNESS = {
            "cp437", "cp852"),
     -4.0: ("mac-cyrillic", "iso8859-8", "iso8859-6", "iso8859-4", "iso8859-13", "mac-latin2", "cp737"),
 }  # fmt: skip
-"""Log of the estimated frequency of encodings among files, relative to the most frequent → those encodings."""
+"""Log of the estimated frequency among files, 0 for the most frequent → the encodings with this frequency."""
 
 ENCODINGS = {encoding: share for share, encodings in _COMMONNESS.items() for encoding in encodings}
-"""Encoding → log of its estimated frequency, most frequent first. Of encodings that give one text, the first counts."""
+"""Encoding → log of its estimated frequency, the most frequent first.
+
+If several encodings decode a sample to the same text, the first of them is the guess.
+"""
 
 _MULTIBYTE = frozenset({"gb18030", "big5", "cp932", "euc-jp", "cp949"})
 _OFTEN_UTF8 = _MULTIBYTE | {"cp866", "koi8-r", "koi8-u", "mac-roman", "cp737", "cp852"}
@@ -89,11 +92,11 @@ _EAST = {
     "Japanese": ("euc-jp", 0xCF),
     "Korean": ("euc-kr", 0xC8),
 }
-"""Language → codec of its national character set, and the last lead byte of the set's common characters."""
+"""Language → codec of its national character set, and the largest lead byte of the common characters in that set."""
 
 _STRAY, _FOREIGN, _RARE, _VERY_RARE, _SIGN, _WRONG_CASE, _TORN = -11.0, -9.0, -7.5, -10.0, -4.0, -5.0, -5.0
 _CLEARLY, _CLEARLY_OF_FEW, _FEW = 4.0, 6.0, 8
-"""By how much the best score must exceed the next one, as natural logarithms.
+"""By how much the best score must exceed the next one; scores are natural logarithms.
 
 ``_CLEARLY_OF_FEW`` applies to texts with fewer than ``_FEW`` characters outside ASCII.
 """
