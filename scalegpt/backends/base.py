@@ -38,7 +38,7 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 WEIGHT = "weight"
 
 ALL_KEYS = (WEIGHT, *STATE_NAMES)
-"""All keys of canonical tensors; :meth:`Backend.keys_of` gives those of a parameter."""
+"""All keys of canonical tensors; :meth:`Backend.keys_of` gives a parameter's keys."""
 
 LR_RATIO = "lr_ratio"
 """Key in an optimizer's group of the ratio of the group's learning rate to the schedule's; the default is 1."""
@@ -227,7 +227,7 @@ class Backend(ABC):
         times. States that the optimizer has not made yet are made first, of zeros.
 
         Args:
-            keys: keys of the wanted tensors; those that a parameter does not have (:meth:`keys_of`) are ignored.
+            keys: keys of the wanted tensors; keys that a parameter does not have (:meth:`keys_of`) are ignored.
         """
 
     @abstractmethod
@@ -239,7 +239,7 @@ class Backend(ABC):
         """Copy the fp32 masters into the weights that the model computes with; all ranks must call it together."""
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the pieces that this rank writes into a checkpoint; those of all ranks cover every tensor exactly once.
+        """Yield the pieces that this rank writes into a checkpoint; all ranks' pieces cover every tensor exactly once.
 
         Nothing is communicated. The values are views of tensors that the next step changes.
         """

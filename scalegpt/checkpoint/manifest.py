@@ -75,7 +75,7 @@ class Progress:
         skipped_steps: number of steps that a guard skipped, which the optimizer does not count.
         good_steps: number of steps since the loss scale last changed; under DeepSpeed, since the last overflow.
         seed: the run's seed.
-        sequences: position of the next step in the data's order, in windows: those consumed plus those skipped.
+        sequences: number of windows consumed or skipped, after which the next step begins in the data's order.
         left_out: number of windows that rollbacks skipped.
         rollbacks: number of rollbacks after a loss spike.
     """

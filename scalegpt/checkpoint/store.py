@@ -81,8 +81,8 @@ def best_checkpoint(found: list[Path]) -> Path | None:
 def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
     """Delete all but the newest checkpoints, and the remains of interrupted saves and deletions.
 
-    Only checkpoints with a valid manifest count among the newest. Three kinds of older checkpoints are never deleted: those
-    that cannot be read now, which may be the best; those with the name of another step; and those of another version.
+    Only checkpoints with a valid manifest count among the newest. Three kinds of older checkpoints are never deleted:
+    checkpoints that cannot be read now, since they may be the best; misnamed ones; and checkpoints of another version.
 
     Args:
         folder: the folder of the run's checkpoints; nothing else may write there meanwhile.

@@ -50,7 +50,7 @@ def make_unfinished(out: Path) -> tuple[Path, int]:
 
 
 def remove_abandoned(out: Path) -> None:
-    """Remove the unfinished folders that killed processes left: those of ``out``, and in a cache those of all entries.
+    """Remove the unfinished folders that killed processes left for ``out`` or, in a cache, for any entry.
 
     A folder that was made on this machine is abandoned if its lock is free. A folder of another machine, whose locks may not
     be visible here, must also be unchanged for an hour. On a file system without locks, a folder must be unchanged for a day.

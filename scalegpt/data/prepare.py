@@ -135,8 +135,8 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
         progress: as for :func:`prepare_cached`.
 
     Returns:
-        The tokens, and a warning if the text would now give other tokens. If the cache no longer has the tokens: those that
-        the text gives now, and None.
+        The tokens, and a warning if the text would now give other tokens, else None. If the cache no longer has the tokens,
+        the tokens of the text as it is now, and None.
 
     Raises:
         InputError: as for :func:`prepare_cached`.

@@ -1,7 +1,7 @@
 """Token files: nanoGPT's format with a JSON sidecar.
 
 A folder of prepared tokens holds ``train.bin`` and ``val.bin``, headerless little-endian uint16, and ``meta.json``,
-which says what they hold and how they were made. nanoGPT's own folders, with ``meta.pkl`` or without, open as well.
+which describes the tokens and how they were made. nanoGPT's own folders, with or without ``meta.pkl``, can be opened too.
 """
 
 import hashlib

@@ -65,7 +65,7 @@ class Source:
 
 @dataclass
 class Corpus:
-    """The documents of a preparation, and what was skipped.
+    """The documents of a preparation, and tallies of the files that were skipped.
 
     Attributes:
         encoding: the encoding that the user asked for; with ``auto`` each source has its own.

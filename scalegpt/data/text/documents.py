@@ -1,4 +1,4 @@
-"""Find the files to read: those that the user names, and those inside the folders that the user names."""
+"""Find the files to read: files that the user names, and files inside folders that the user names."""
 
 import heapq
 import os
@@ -76,7 +76,7 @@ class FoundDocuments(NamedTuple):
 
 
 def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) -> FoundDocuments:
-    """List the files that the user names, and those inside the folders that the user names.
+    """List the files that the user names, and the files inside folders that the user names.
 
     Folders are searched to any depth. Hidden files and folders are skipped, and so are folders of tokens, saved data sets,
     runs and checkpoints. A symbolic link never adds a file twice. A link to a target outside the named folder is followed
@@ -211,7 +211,7 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds token files, ours or nanoGPT's."""
+    """Whether a folder holds token files, prepared by ScaleGPT or nanoGPT."""
     return _has_mode(folder / "train.bin", stat.S_IFREG)
 
 
