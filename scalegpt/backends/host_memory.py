@@ -2,7 +2,7 @@
 
 glibc returns large blocks to the kernel when they are freed, and the next step allocates the same sizes again: page by page,
 each zeroed in a page fault. CUDA's caching allocator keeps memory for the same reason. ``benchmarks/compare_nanogpt.py``
-measures how much faster a loop is with ``--keep_memory``.
+times a plain training loop that returns freed memory or, with ``--keep_memory``, one that keeps it.
 """
 
 import ctypes
