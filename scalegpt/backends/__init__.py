@@ -1,7 +1,7 @@
-"""Ranks, and the backends that shard a model over them behind one interface.
+"""The ranks of a run, and the backends, which train a model on them behind one interface.
 
 Start with ``base.py``, the interface. ``plain.py``, ``fsdp.py`` and ``deepspeed/engine.py`` implement it, and what each
-backend can do is in :mod:`scalegpt.config.backends`. ``world.py`` joins the ranks, at the place that ``meeting.py`` finds.
+backend can do is in :mod:`scalegpt.config.backends`. ``world.py`` connects the ranks, by a store from ``meeting.py``.
 May import ``model``, ``planner``, ``data`` and everything below them; nothing of ``training`` or ``checkpoint``.
 """
 
@@ -26,16 +26,18 @@ MAKERS = {
     FSDP.name: "scalegpt.backends.fsdp:FSDPBackend",
     DEEPSPEED.name: "scalegpt.backends.deepspeed.engine:DeepSpeedBackend",
 }
-"""The class of each of :data:`scalegpt.config.backends.BACKENDS`, imported when it is used."""
+"""Name of a backend → its class, as ``module:class``; imported only when the backend is used."""
 
 
 def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None = None) -> GPT:
-    """The model of a run on the ``meta`` device, in the order that sharding needs: recompute, compile; then the backend.
+    """Build the model of a run on the ``meta`` device.
+
+    Recompute is applied before blocks are compiled, and both before a backend shards the model.
 
     Args:
         run: a run whose precision is resolved.
         compiled: compile each block, and the chunked loss between its matmuls.
-        device: what it will run on, which may have its own attention kernel; None: torch's attention.
+        device: the device that the model will run on, which may have its own attention; None: torch's attention.
     """
     train = run.train
     with torch.device("meta"):
@@ -61,15 +63,15 @@ def make_backend(
     make_optimizer: OptimizerFactory,
     deepspeed_settings: dict[str, Any] | None = None,
 ) -> Backend:
-    """The backend that the run names, around a model still on ``meta``; its weights must be loaded afterwards.
+    """Make the backend of a run around a model on ``meta``; the weights must be loaded afterwards.
 
     Args:
-        run: a resolved run.
+        run: a resolved run, which names the backend.
         world: the ranks.
-        grad_accum: micro batches per optimizer step.
+        grad_accum: number of micro batches per optimizer step.
         model: from :func:`build_model`.
-        make_optimizer: makes the optimizer from the backend's own parameters.
-        deepspeed_settings: DeepSpeed's complete configuration, for that backend.
+        make_optimizer: makes the optimizer from the backend's parameters.
+        deepspeed_settings: DeepSpeed's complete configuration; used by the DeepSpeed backend only.
 
     Raises:
         InputError: the backend cannot run on these ranks.

@@ -1,17 +1,17 @@
 """The interface of a backend, and what backends share: gradient clipping, loss scaling, the canonical state.
 
-A backend holds the model, its shards and its optimizer. The trainer uses :class:`Backend` alone and does not know which one
-it has.
+A backend holds the model, its shards and its optimizer. The trainer uses only the interface, :class:`Backend`, and does not
+know which backend it is.
 
 The canonical state is the same whatever the layout: for each parameter, by its clean name, its fp32 master weight and the
-fp32 tensors that its optimizer keeps, such as AdamW's two moments. Each tensor counts as flattened, last dimension fastest,
-and a rank holds contiguous ranges of it (:class:`Piece`):
+fp32 tensors that its optimizer keeps, such as AdamW's two moments. Each tensor is treated as flattened, last dimension
+fastest, and a rank holds contiguous ranges of the flattened tensor (:class:`Piece`):
 
 - FSDP2 cuts tensors into rows: a rank's shard is one range;
 - ZeRO-1 and -2 lay a group's parameters end to end and cut the whole into equal parts: a rank holds many tensors whole, and
   parts of at most two per group;
 - ZeRO-3 cuts every flattened tensor into equal parts;
-- replicas hold the same pieces, and each writes an even part of them.
+- replicas hold the same pieces, and each replica writes an equal part of every piece.
 
 Padding that a layout adds belongs to no piece.
 """
@@ -33,23 +33,26 @@ from scalegpt.config.optimizers import STATE_NAMES, UpdateGroup
 from scalegpt.model.gpt import GPT
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
-"""Makes the optimizer from named parameters, with its groups in a fixed order."""
+"""A function that makes the optimizer from named parameters, with its groups in a fixed order."""
 
 WEIGHT = "weight"
 
 ALL_KEYS = (WEIGHT, *STATE_NAMES)
-"""The keys of all canonical tensors; a parameter has some of them."""
+"""All keys of canonical tensors; :meth:`Backend.keys_of` gives a parameter's keys."""
 
 LR_RATIO = "lr_ratio"
-"""In an optimizer's group: its learning rate over the schedule's; 1 where it is missing."""
+"""Key in an optimizer's group of the ratio of the group's learning rate to the schedule's; the default is 1."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 ReadTensor = Callable[[str, str, int, int], Tensor]
-"""``read(name, key, start, count)``: elements ``start`` to ``start + count`` of a flattened canonical tensor, fp32."""
+"""``read(name, key, start, count)`` returns elements ``start`` to ``start + count`` of a flattened canonical tensor, fp32."""
 
 MayStep = Callable[[], bool]
-"""Asked once in each step when gradients are complete, before weights change; every rank must get the same answer."""
+"""A function that returns whether the optimizer may step; its result must be the same on every rank.
+
+It is called once per step, when the gradients are complete and before weights change.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class Piece:
     """A contiguous range of one flattened canonical tensor.
 
     Attributes:
-        name: the parameter's.
+        name: name of the parameter.
         key: one of :data:`ALL_KEYS`.
         start: the range's first element.
-        values: fp32 [count], a view of where training keeps them, unless it was copied.
+        values: fp32 [count], a view of the tensor that training uses, or a copy.
     """
 
     name: str
@@ -69,7 +72,7 @@ class Piece:
     values: Tensor
 
     def share(self, number: int, count: int) -> "Piece":
-        """Part ``number`` of ``count`` parts of this range, whose sizes differ by one at most."""
+        """Part ``number``, from 0, of ``count`` parts of this range; their sizes differ by at most one element."""
         size = self.values.numel()
         first, end = size * number // count, size * (number + 1) // count
         return Piece(self.name, self.key, self.start + first, self.values[first:end])
@@ -77,13 +80,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step did.
+    """The result of an optimizer step.
 
     Attributes:
-        grad_norm: the global norm before clipping. Infinite where DeepSpeed found it not to be finite, NaN where DeepSpeed
-            did not compute it because the caller refused the step.
-        skipped: weights, moments and step counts stayed as they were, on all ranks: a gradient was not finite, or the caller
-            refused the step.
+        grad_norm: global norm of the gradients before clipping. Infinity if DeepSpeed found it not to be finite. NaN if
+            DeepSpeed did not compute it, because the caller refused the step.
+        skipped: whether the step was skipped on all ranks, because a gradient was not finite or the caller refused the step.
+            Weights, moments and step counts are then unchanged.
     """
 
     grad_norm: float
@@ -91,16 +94,23 @@ class StepResult:
 
 
 def always() -> bool:
-    """Refuse no step."""
+    """Allow every step."""
     return True
 
 
 @dataclass
 class LossScaler:
-    """Dynamic loss scaling for fp16: halve after an overflow, double after ``interval`` good steps.
+    """Dynamic loss scaling for fp16: halve the scale after an overflow, double it after ``interval`` good steps.
 
-    The gradients are judged by their global norm, which all ranks know, so all ranks agree.
-    Defaults are those of torch's GradScaler and DeepSpeed: start at 2^16, interval 2000 and 1000 respectively.
+    An overflow is a global gradient norm that is not finite; all ranks know the norm, so they agree. The scale starts at
+    2^16, as in torch's GradScaler and DeepSpeed. The interval is DeepSpeed's; GradScaler's is 2000.
+
+    Attributes:
+        scale: the factor by which the loss is multiplied.
+        interval: number of good steps after which the scale is doubled.
+        good_steps: number of steps without overflow since the scale last changed.
+        dynamic: whether the scale changes.
+        floor: the smallest scale.
     """
 
     scale: float = 1.0
@@ -111,11 +121,11 @@ class LossScaler:
 
     @classmethod
     def for_precision(cls, precision: str) -> "LossScaler":
-        """Dynamic from 2^16 for fp16, a constant 1 otherwise."""
+        """The scaler of a new run: dynamic from 2^16 for fp16, a constant 1 for other precisions."""
         return cls(scale=2.0**16, dynamic=True) if precision == "fp16" else cls()
 
     def update(self, overflow: bool) -> None:
-        """Adapt the scale after a step."""
+        """Adapt the scale after a step; ``overflow`` is whether the step's gradient norm was not finite."""
         if not self.dynamic:
             return
         self.good_steps = 0 if overflow else self.good_steps + 1
@@ -126,14 +136,14 @@ class LossScaler:
 
 
 class Backend(ABC):
-    """Holds model, shards and optimizer; one per process.
+    """A backend: it holds the model, the shards and the optimizer of a process.
 
     Attributes:
-        model: the GPT, wrapped in place, callable on every rank together.
-        optimizer: its groups get the learning rate.
-        mesh: how the ranks are laid out.
-        replica: the replica that this rank belongs to.
-        shard: the shard of it that this rank holds.
+        model: the GPT, wrapped in place; if it is sharded, all ranks must call it together.
+        optimizer: the optimizer, in whose groups the learning rate is set.
+        mesh: the layout of the ranks in replicas and shards.
+        replica: number of the replica that this rank belongs to.
+        shard: number of the shard of the replica that this rank holds.
 
     Raises:
         InputError: the backend cannot run on these ranks.
@@ -155,8 +165,8 @@ class Backend(ABC):
         """Forward and backward over one micro batch [B, T].
 
         Args:
-            tokens: int64 ids on the backend's device.
-            targets: int64 ids, the tokens shifted by one.
+            tokens: int64 ids [B, T], on the backend's device.
+            targets: int64 ids [B, T], the tokens shifted by one.
             last: whether this is the step's last micro batch, after which gradients must be reduced.
 
         Returns:
@@ -167,17 +177,17 @@ class Backend(ABC):
     def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
         """Clip the accumulated gradients, update the weights, and clear the gradients.
 
-        All ranks see through the norm where a gradient of any rank is not finite; then no rank changes anything.
+        If a gradient of any rank is not finite, the global norm is not finite on any rank, and no rank changes anything.
 
         Args:
-            learning_rate: of this step.
-            may_step: whether the caller allows the step. It is called where the backend has waited for the device, or is
-                about to, so that it may read the loss without another wait. If it refuses, nothing changes, the loss scale
-                included.
+            learning_rate: the schedule's learning rate at this step.
+            may_step: returns whether the caller allows the step. It is called when the backend has just waited for the
+                device, or is about to, so that it can read the loss without another wait. If it returns False, nothing
+                changes, not even the loss scale.
         """
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
-        """Call the model; where it is sharded, all ranks must call it together."""
+        """Call the model and return its result; if the model is sharded, all ranks must call it together."""
         result: Tensor = self.model(*arguments, **options)
         return result
 
@@ -198,11 +208,11 @@ class Backend(ABC):
     # --- canonical state ---------------------------------------------------------------------------------------------
 
     def group_of(self, name: str) -> UpdateGroup:
-        """What the optimizer keeps of a parameter."""
+        """The optimizer's update group of a parameter, which names the states that it keeps for the parameter."""
         return self.run.train.optimizer_spec.group_of(kind_of(name, self.model.shapes[name]))
 
     def keys_of(self, name: str) -> tuple[str, ...]:
-        """The canonical tensors of a parameter: its weight, and the states that its optimizer keeps."""
+        """The keys of a parameter's canonical tensors: its weight, and the states that its optimizer keeps."""
         return WEIGHT, *self.group_of(name).states
 
     def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -211,27 +221,27 @@ class Backend(ABC):
 
     @abstractmethod
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
-        """The parts of the canonical state on this rank, none of them empty, as views of masters and states.
+        """Yield the pieces of the canonical state on this rank, none of them empty, as views of masters and states.
 
-        In the order of the model's parameters. Nothing is communicated; ranks may call it at different times.
+        The pieces come in the order of the model's parameters. Nothing is communicated; ranks may call this at different
+        times. States that the optimizer has not made yet are made first, of zeros.
 
         Args:
-            keys: those wanted, of the ones that a parameter has (:meth:`keys_of`). States that the optimizer has not made
-                yet are made first, of zeros.
+            keys: keys of the wanted tensors; keys that a parameter does not have (:meth:`keys_of`) are ignored.
         """
 
     @abstractmethod
     def set_steps(self, steps: int) -> None:
-        """Set the optimizer's number of steps taken, wherever it counts them."""
+        """Set the number of steps that the optimizer counts as taken; no effect on one that does not count."""
 
     @abstractmethod
     def refresh(self) -> None:
-        """Copy the masters into the weights that the model computes with; all ranks must call it together."""
+        """Copy the fp32 masters into the weights that the model computes with; all ranks must call it together."""
 
     def pieces(self) -> Iterator[Piece]:
-        """What this rank writes into a checkpoint: the pieces of all ranks are every tensor exactly once.
+        """Yield the pieces that this rank writes into a checkpoint; all ranks' pieces cover every tensor exactly once.
 
-        Reads local memory alone; the values are views, which the next step changes.
+        Nothing is communicated. The values are views of tensors that the next step changes.
         """
         for piece in self.held():
             mine = piece.share(self.replica, self.mesh.replicas)
@@ -239,11 +249,11 @@ class Backend(ABC):
                 yield mine
 
     def load_pieces(self, read: ReadTensor, steps: int) -> None:
-        """Set masters, states and step counts; all ranks must call it together.
+        """Set masters, optimizer states and step counts from a checkpoint; all ranks must call it together.
 
         Args:
-            read: called once for every range that this rank holds; returns CPU tensors.
-            steps: those that the optimizer has taken.
+            read: reads a range of a tensor to the CPU; called once for every piece that this rank holds.
+            steps: number of steps that the optimizer has taken.
         """
         for piece in self.held():
             piece.values.copy_(read(piece.name, piece.key, piece.start, piece.values.numel()))
@@ -251,7 +261,7 @@ class Backend(ABC):
         self.refresh()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Set the fp32 master weights, by name, from whole CPU tensors; every rank must be given the same."""
+        """Set the fp32 master weights from names and whole CPU tensors, which must be the same on every rank."""
         held = {piece.name: piece for piece in self.held((WEIGHT,))}
         for name, value in weights:
             piece = held.get(name)
@@ -263,18 +273,18 @@ class Backend(ABC):
     @property
     @abstractmethod
     def scaler(self) -> LossScaler:
-        """The loss scale, for the checkpoint."""
+        """The current loss scale and its good steps, for the checkpoint."""
 
     @abstractmethod
     def load_scaler(self, scale: float, good_steps: int) -> None:
-        """Set the loss scale of an earlier process."""
+        """Set the loss scale and its good steps, from a checkpoint."""
 
 
 # --- what backends share ---------------------------------------------------------------------------------------------
 
 
 def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters by name."""
+    """The names and tensors of the trainable parameters."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
@@ -286,12 +296,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def empty_state(optimizer: Optimizer, parameter: Tensor, group: UpdateGroup) -> dict[str, Tensor]:
-    """What an optimizer makes of a parameter in its first step: states of zeros, and torch's step counter.
+    """The state that an optimizer makes for a parameter in its first step: tensors of zeros, and torch's step counter.
 
     Args:
-        optimizer: its defaults decide where the counter is.
-        parameter: the master.
-        group: what the optimizer keeps of it.
+        optimizer: the optimizer; its defaults decide whether the counter is on the parameter's device or the CPU.
+        parameter: the fp32 master.
+        group: the update group of the parameter.
     """
     states = {name: torch.zeros_like(parameter, requires_grad=False) for name in group.states}
     if not group.counts_steps:
@@ -302,7 +312,7 @@ def empty_state(optimizer: Optimizer, parameter: Tensor, group: UpdateGroup) -> 
 
 
 def fill_step_counts(optimizer: Optimizer, steps: int) -> None:
-    """Set the counters of an optimizer that keeps them."""
+    """Set an optimizer's step counters; does nothing for an optimizer without counters."""
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].fill_(steps)
@@ -317,11 +327,17 @@ def local_square_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
 
 
 def is_finite(norm: float) -> bool:
-    """Whether a step may be taken with gradients of this norm."""
+    """Whether a gradient norm is finite; the step is skipped if it is not."""
     return math.isfinite(norm)
 
 
 def clip_factor(norm: float, limit: float, scale: float) -> float:
-    """The factor for scaled gradients that removes the loss scale and clips to ``limit`` (0: no clipping)."""
+    """The factor for scaled gradients that removes the loss scale and clips their global norm to ``limit``.
+
+    Args:
+        norm: the global norm without the loss scale.
+        limit: the largest norm; 0: no clipping.
+        scale: the loss scale.
+    """
     factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
     return factor / scale

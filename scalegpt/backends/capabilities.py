@@ -1,4 +1,4 @@
-"""What the device can do: its name, dtypes, attention kernels, a compiler."""
+"""The capabilities of a device: its name, dtypes, attention kernels, and whether blocks can be compiled for it."""
 
 import os
 import shutil
@@ -21,10 +21,10 @@ def device_name(device: torch.device) -> str:
 
 
 def check_precision(backend: str, precision: str, device: torch.device) -> None:
-    """Refuse a dtype that the backend's library does not take on this device.
+    """Refuse a compute dtype that the backend's library does not support on this device.
 
     Raises:
-        InputError: DeepSpeed in fp16 on a processor without instructions for it.
+        InputError: the backend is DeepSpeed, the dtype fp16, and the device a processor without fp16 instructions.
     """
     if (backend, precision, device.type) == (DEEPSPEED.name, "fp16", "cpu") and not cpu_has_fp16():
         raise InputError(
@@ -33,7 +33,7 @@ def check_precision(backend: str, precision: str, device: torch.device) -> None:
 
 
 def cpu_has_fp16() -> bool:
-    """Whether the processor multiplies in fp16, which is what DeepSpeed asks of it."""
+    """Whether the processor has instructions for matmuls in fp16, which DeepSpeed requires for fp16 on a CPU."""
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
@@ -41,7 +41,7 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
     """Try the attention backend on a few tokens, forward and backward.
 
     Raises:
-        InputError: the device, dtype or head size is not one that it serves.
+        InputError: the attention backend does not support the device, the dtype, the head size or dropout.
     """
     if name == "auto":
         return
@@ -62,16 +62,17 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
 
 
 def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dropout: bool) -> ByMatmuls:
-    """How much of attention :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` does in SDPA's place.
+    """Which passes :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` computes in place of torch's SDPA.
 
-    With ``auto`` it does what it was measured to be faster in: in bf16 on a processor with AVX-512's bf16 instructions all of
-    it; with AMX, which SDPA's forward uses, the backward. Nothing is timed here, so that a resumed run computes the same.
+    With ``auto`` it computes the passes in which it was measured to be faster. In bf16 on a processor with AVX-512's bf16
+    instructions these are forward and backward. If the processor also has AMX, which SDPA's forward uses, it is only the
+    backward. Nothing is timed at run time, so that a resumed run computes the same.
 
     Args:
         name: the setting ``attention``.
-        precision: the compute dtype's name.
-        device: what the model runs on.
-        dropout: whether attention has dropout, which it does not do.
+        precision: name of the compute dtype.
+        device: the device that the model runs on.
+        dropout: whether attention has dropout, which ``matmul_attention`` does not support.
     """
     fits = (name, precision, device.type) == ("auto", "bf16", "cpu") and not dropout
     if not fits or not torch.cpu._is_avx512_bf16_supported():
@@ -80,7 +81,7 @@ def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dro
 
 
 def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None]:
-    """Whether to compile the blocks, and a warning if that was requested and is impossible.
+    """Whether to compile the blocks, and a warning if they should be compiled but cannot be.
 
     ``auto`` compiles on CUDA. Compiling needs a C++ compiler on the CPU, and Triton with a C compiler on CUDA.
     """
@@ -104,7 +105,7 @@ def _lacking_c_compiler() -> str | None:
 
 
 def _lacking_compiler() -> str | None:
-    """Why torch finds no C++ compiler; None if it finds one. Torch's own search is used, which tries them."""
+    """Why torch finds no C++ compiler; None if it finds one. Torch's own search is used, which runs each compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -8,8 +8,9 @@ stage  weights between forward and backward                   gradients while ac
 3      gathered for each block, forward and backward          reduce-scattered after every micro batch
 =====  =====================================================  =================================================
 
-Stages 0 and 2 do not communicate in inner micro steps, at the cost of a whole fp32 gradient on each rank; stage 3 never holds
-one. fp32 masters and moments are sharded at stages 2 and 3. Compute is in bf16 or fp16; gradients are reduced in fp32.
+Stages 0 and 2 do not communicate in inner micro steps, at the cost of whole fp32 gradients on each rank. Stage 3 keeps only
+shards of gradients. fp32 masters and moments are sharded at stages 2 and 3. The model computes in the run's precision.
+Gradients are reduced in fp32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,18 +69,18 @@ class FSDPBackend(TorchBackend):
             fully_shard(
                 block, mesh=mesh, reshard_after_forward=self.stage == 3, mp_policy=precision, offload_policy=offload
             )
-        # The root's weights are needed last in the forward and first in the backward: resharding them between is waste.
+        # The root's weights are used last in the forward and first in the backward: resharding them in between is wasteful.
         fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
 
     def _device_mesh(self) -> DeviceMesh:
-        """Torch's form of the mesh; over one dimension FSDP2 shards only, over two it also reduces over the replicas."""
+        """Make torch's mesh. On a mesh of one dimension FSDP2 only shards; on one of two it also reduces over replicas."""
         kind, mesh = self.world.device.type, self.mesh
         if self.stage > 0 and mesh.replicas == 1:
             return init_device_mesh(kind, (mesh.shards,), mesh_dim_names=("shard",))
         return init_device_mesh(kind, (mesh.replicas, mesh.shards), mesh_dim_names=("replicate", "shard"))
 
     def before_micro_step(self, last: bool) -> None:
-        """Reduce gradients, and free gathered weights, as the stage requires."""
+        """Set whether this micro step reduces gradients and frees gathered weights, as the stage requires."""
         root = self.model
         assert isinstance(root, FSDPModule)
         if self.stage != 3:
@@ -91,7 +92,7 @@ class FSDPBackend(TorchBackend):
         root.set_is_last_backward(last or self.stage == 3)
 
     def sum_over_shards(self, square: Tensor) -> Tensor:
-        """Each rank holds a part of every gradient; replicas hold all of it."""
+        """See :meth:`TorchBackend.sum_over_shards`; without shards every rank has the whole gradient: no sum is needed."""
         return self.world.sum(square) if self.mesh.shards > 1 else square
 
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
@@ -100,13 +101,13 @@ class FSDPBackend(TorchBackend):
         yield from super().held(keys)
 
     def refresh(self) -> None:
-        """Put the shards back in the modules: after an evaluation they may still have the gathered weights."""
+        """Free gathered weights, which an evaluation may leave, so that the modules' parameters are the shards again."""
         for module in (self.model, *self.model.blocks):
             assert isinstance(module, FSDPModule)
             module.reshard()
 
     def first_element(self, parameter: nn.Parameter) -> int:
-        """FSDP2 cuts the first dimension into ⌈rows / shards⌉ for each shard; the last ones get less, or nothing."""
+        """See :meth:`TorchBackend.first_element`; each shard has ⌈rows / shards⌉ rows, the last shards fewer or none."""
         rows = parameter.shape[0]
         first_row = min(self.shard * -(-rows // self.mesh.shards), rows)
         return first_row * (parameter.numel() // rows)

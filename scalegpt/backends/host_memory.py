@@ -1,22 +1,25 @@
-"""Keeps the memory that a training process on the CPU frees, for its next step.
+"""Keep the memory that a training process on the CPU frees, for its next step.
 
 glibc returns large blocks to the kernel when they are freed, and the next step allocates the same sizes again: page by page,
-each zeroed in a fault. CUDA's caching allocator keeps memory for the same reason. ``benchmarks/compare_nanogpt.py`` measures
-a loop without this, and with ``--keep_memory`` with it.
+each zeroed in a page fault. CUDA's caching allocator keeps memory for the same reason. ``benchmarks/compare_nanogpt.py``
+times a plain training loop that returns freed memory or, with ``--keep_memory``, one that keeps it.
 """
 
 import ctypes
 from collections.abc import Callable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-"""Parameters of glibc's ``mallopt``, by ``malloc.h``."""
+"""Numbers of the parameters of glibc's ``mallopt``, from ``malloc.h``."""
 
 TRIM_BYTES, MMAP_BYTES, MMAPS = 64 * 2**20, 4 * 2**20, 65_536
-"""Blocks from 4 MiB on are returned to the kernel one by one, and the heap's end when more than 64 MiB of it are free. The
-number of blocks is glibc's own (``DEFAULT_MMAP_MAX``)."""
+"""The settings of :func:`give_back_freed_memory`.
+
+A block of 4 MiB or more is returned to the kernel when it is freed. The heap's end is returned when more than 64 MiB of it
+are free. The largest number of such blocks is glibc's default (``DEFAULT_MMAP_MAX``).
+"""
 
 NEVER = -1
-"""A trim threshold: none is large enough."""
+"""The trim threshold with which the heap's end is never returned."""
 
 
 def keep_freed_memory() -> bool:
@@ -25,14 +28,18 @@ def keep_freed_memory() -> bool:
     The process then keeps the memory of its peak, and somewhat more because free blocks may not fit later sizes.
 
     Returns:
-        Whether the C library can be set so; musl and macOS have no ``mallopt``.
+        Whether the C library has these settings; musl and macOS have no ``mallopt``.
     """
     mallopt = _mallopt()
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
 def give_back_freed_memory() -> bool:
-    """Undo :func:`keep_freed_memory` and return what is free now, for runs with little memory; returns as it does."""
+    """Undo :func:`keep_freed_memory` and return free memory to the kernel, for runs with little memory.
+
+    Returns:
+        Whether the C library has these settings.
+    """
     mallopt = _mallopt()
     if mallopt is None:
         return False

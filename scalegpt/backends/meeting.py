@@ -1,13 +1,13 @@
-"""The store at which the ranks of a job meet: under torchrun its own, otherwise one that rank 0 opens.
+"""The store by which the ranks of a job connect: torchrun's own store, else one that rank 0 opens.
 
 torchrun keeps one store for all restarts, with the addresses of the ranks before the restart (torch's ``rendezvous.py`` says
 that each restart has a new store; with the default c10d rendezvous it has not). A rank that starts early reads an old address
 and fails with "Connection refused". The count of restarts does not identify a start, since agents on several machines count
-separately. So the ranks of a start find each other first, and then use keys of the store under a prefix of their own.
+separately. So the ranks of each start first agree on a random prefix, and then use only keys of the store with this prefix.
 
-DeepSpeed's launcher names port 29500 where the user names none, and does not check that it is free: rank 0 of a second run on
-the machine would fail, and the other ranks would connect to the first run's store. On one machine rank 0 takes a free port
-instead, and writes it to a file for the others.
+DeepSpeed's launcher uses port 29500 by default and does not check that it is free. Rank 0 of a second run on the machine
+would fail, and its other ranks would connect to the first run's store. So under DeepSpeed on one machine, rank 0 takes a free
+port if the given one is taken, and writes the port to a file for the other ranks.
 """
 
 import os
@@ -34,18 +34,21 @@ from scalegpt.system.ranks import Ranks
 POLL_SECONDS = 0.05
 
 NOTICE_SECONDS, NOTICE_SECONDS_LAUNCHED = 3.0, 15.0
-"""After how long a rank reports which ranks it is waiting for; later under a launcher, which starts the others itself."""
+"""Seconds after which a rank reports that it is waiting for other ranks: without and with a launcher.
+
+A launcher starts all ranks itself, so that a missing rank is more likely slow than forgotten.
+"""
 
 
 def meeting_store(ranks: Ranks, timeout: timedelta) -> Store:
-    """The store of this start, once all ranks are there.
+    """Connect to the store that the ranks of this start share, and wait until all ranks are connected.
 
     Args:
-        ranks: this process's place.
-        timeout: how long to wait for the others.
+        ranks: this process's place among the ranks.
+        timeout: how long to wait for the other ranks.
 
     Raises:
-        InputError: the environment names no address and port, or unusable ones.
+        InputError: the environment's address or port is missing or unusable.
         RunError: a rank does not connect in time.
     """
     address, port = meeting_place(ranks, os.environ)
@@ -75,7 +78,7 @@ def _connected(address: str, port: int, ranks: Ranks, timeout: timedelta) -> TCP
 
 @contextmanager
 def notice(ranks: Ranks, awaited: str) -> Iterator[None]:
-    """Report after some seconds what this rank is waiting for."""
+    """If the block takes longer than some seconds, report once that this rank is waiting for ``awaited``."""
     timer = threading.Timer(_notice_seconds(), _say_waiting, (ranks, awaited))
     timer.daemon = True
     timer.start()
@@ -90,7 +93,7 @@ def _notice_seconds() -> float:
 
 
 def _say_waiting(ranks: Ranks, awaited: str) -> None:
-    """One line; of the ranks that a launcher has started on this machine, only the first two print it."""
+    """Print that this rank is waiting for ``awaited``; under a launcher, only the first two ranks of a machine print."""
     if under_launcher() and ranks.local_rank > 1:
         return
     advice = "" if under_launcher() else "; unset WORLD_SIZE and RANK to train in one process"
@@ -98,7 +101,7 @@ def _say_waiting(ranks: Ranks, awaited: str) -> None:
 
 
 def gather(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> None:
-    """Wait until all ranks have connected to a store that only this start uses; all must call it together.
+    """Wait until all ranks have connected to a store that only this start uses; all ranks must call it together.
 
     Raises:
         RunError: a rank does not connect in time.
@@ -120,7 +123,7 @@ def _wait(store: Store, key: str, timeout: timedelta) -> None:
 
 
 def _await_others(ranks: Ranks, is_here: Callable[[int], bool], timeout: timedelta, place: str) -> None:
-    """Wait on rank 0 for all others.
+    """Wait for all other ranks; called on rank 0 alone.
 
     Raises:
         RunError: a rank does not connect in time.
@@ -137,16 +140,17 @@ def _await_others(ranks: Ranks, is_here: Callable[[int], bool], timeout: timedel
 
 
 def _named(ranks: set[int]) -> str:
-    """Such as ``rank 1``, or ``ranks 1, 2, 3 and 5 more``."""
+    """The ranks in words, such as ``rank 1``, or ``ranks 1, 2, 3, 4, 5, 6, 7, 8 and 5 more``."""
     first, more = sorted(ranks)[:8], len(ranks) - 8
     words = ", ".join(map(str, first)) + (f" and {more} more" if more > 0 else "")
     return f"rank {words}" if len(ranks) == 1 else f"ranks {words}"
 
 
 def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
-    """The store under a prefix that no earlier start has used; all ranks must call it together.
+    """Agree on a prefix that no earlier start used, and return the store with it; all ranks must call it together.
 
-    Each rank writes a random number. Rank 0 answers each number with the prefix, until all ranks of this start have read it.
+    Each rank writes a random number into the store. Rank 0 writes the prefix as the answer to each number, until all ranks of
+    this start have read it.
 
     Raises:
         RunError: a rank does not connect in time.
@@ -161,7 +165,7 @@ def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
     name = secrets.token_hex(8)
 
     def is_here(each: int) -> bool:
-        if store.check([f"scalegpt/hello/{each}"]):  # perhaps of an earlier start: then nobody reads the answer
+        if store.check([f"scalegpt/hello/{each}"]):  # if it is from an earlier start, no rank reads the answer
             store.set(f"scalegpt/welcome/{store.get(f'scalegpt/hello/{each}').decode()}", name)
         return store.check([f"scalegpt/here/{name}/{each}"])
 
@@ -170,10 +174,10 @@ def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
 
 
 def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
-    """The store of ranks that one process has started on this machine, at this port or, if it is taken, a free one.
+    """The store of ranks that one process has started on this machine: at ``port``, or at a free port if it is taken.
 
     Raises:
-        InputError: others can write to the folder of the file that names the port.
+        InputError: other users can write to the folder of the file that names the port.
         RunError: a rank does not connect in time.
     """
     folder = _private_folder()
@@ -198,7 +202,7 @@ def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the files of processes that were killed."""
+    """Remove the port files of jobs whose starting process has ended, as after a kill."""
     for file in folder.glob("*@*.port"):
         pid, _, birth = file.stem.partition("@")
         boot, dash, ticks = birth.rpartition("-")
@@ -207,12 +211,12 @@ def _clear(folder: Path) -> None:
 
 
 def _process_name(pid: int) -> str:
-    """A name that only this process has, for a file: process ids are used again, so its start time is added."""
+    """A file name that identifies a process: its id with its start time, since ids are reused."""
     return f"{pid}@{birth_of(pid) or 'gone'}".replace(":", "-")
 
 
 def _port_in(file: Path, timeout: timedelta) -> int:
-    """The port that rank 0 has written to this file.
+    """Wait until rank 0 has written its port to this file, and return the port.
 
     Raises:
         RunError: rank 0 does not write it in time.
@@ -226,10 +230,10 @@ def _port_in(file: Path, timeout: timedelta) -> int:
 
 
 def _private_folder() -> Path:
-    """A folder for short-lived files between processes of this user, which nobody else can write to.
+    """Make or find the folder for short-lived files between this user's processes; no other user can write to it.
 
     Raises:
-        InputError: another user owns it, or can write there.
+        InputError: another user owns the folder, or can write to it.
     """
     folder = Path(tempfile.gettempdir()) / f"scalegpt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,7 @@
-"""The step of ``plain`` and ``fsdp``; and ``plain``: one process, fp32 weights that the model casts where it uses them."""
+"""The backend ``plain``, and the step that it shares with ``fsdp``.
+
+``plain`` trains in one process, with fp32 weights that the model casts where it uses them.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,7 +33,7 @@ from scalegpt.model.gpt import GPT
 
 
 class TorchBackend(Backend):
-    """Torch's optimizer over the tensors, or parts of tensors, that are on this rank."""
+    """A backend whose torch optimizer updates the tensors, or the shards of tensors, that are on this rank."""
 
     def __init__(self, run: RunConfig, world: World, grad_accum: int) -> None:
         super().__init__(run, world, grad_accum)
@@ -44,7 +47,7 @@ class TorchBackend(Backend):
         return loss.detach()
 
     def before_micro_step(self, last: bool) -> None:
-        """Prepare a sharded model for a micro batch."""
+        """Prepare a sharded model for a micro step; does nothing for a model that is not sharded."""
 
     def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
         """See :meth:`Backend.step`."""
@@ -64,7 +67,7 @@ class TorchBackend(Backend):
         return StepResult(norm, overflow or not allowed)
 
     def sum_over_shards(self, square: Tensor) -> Tensor:
-        """The square norm of the whole gradient from that of this rank's part."""
+        """The squared norm of the whole gradient, given the squared norm of this rank's part."""
         return square
 
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
@@ -79,8 +82,8 @@ class TorchBackend(Backend):
                 if values.numel():
                     yield Piece(name, key, self.first_element(parameter), values)
 
-    def first_element(self, parameter: nn.Parameter) -> int:  # noqa: ARG002 - of use where tensors are cut
-        """Where in the flattened tensor this rank's part of it begins."""
+    def first_element(self, parameter: nn.Parameter) -> int:  # noqa: ARG002 - used by FSDPBackend
+        """The first element of a flattened parameter that this rank holds."""
         return 0
 
     def set_steps(self, steps: int) -> None:
@@ -88,7 +91,7 @@ class TorchBackend(Backend):
         fill_step_counts(self.optimizer, steps)
 
     def refresh(self) -> None:
-        """Nothing to do: the model casts its masters where it uses them."""
+        """Do nothing: the model computes with the masters, which it casts where it uses them."""
 
     @property
     def scaler(self) -> LossScaler:
@@ -101,7 +104,7 @@ class TorchBackend(Backend):
 
 
 class PlainBackend(TorchBackend):
-    """One process without collectives."""
+    """Training in one process, without collectives."""
 
     def __init__(
         self,

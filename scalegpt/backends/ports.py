@@ -1,8 +1,8 @@
-"""The ports of a job: its own at one interface, and warnings about those that a launcher opens on all interfaces.
+"""The TCP ports of a job: ScaleGPT's own, on one interface, and warnings about ports that are open on all interfaces.
 
-Whoever reaches a port of a job can end it or change what it computes: torch's stores and collectives have no authentication.
-On one machine our own ports are on the loopback interface. torchrun's agent listens on all interfaces, and torch has no
-setting for that; it opens no port if it keeps its store in a file.
+Whoever can reach a port of a job can end the job or change what it computes, since torch's stores and collectives have no
+authentication. If all ranks are on one machine, ScaleGPT's ports are on the loopback interface. torchrun's agent listens on
+all interfaces, and torch has no setting to change that; the agent opens no port if it keeps its store in a file.
 """
 
 import errno
@@ -26,10 +26,10 @@ INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not listened at
 
 UNSEEN = (psutil.Error, OSError, RuntimeError)
-"""What psutil raises where the system does not show a process, or shows its sockets in a form that psutil cannot read."""
+"""The errors of psutil if the system hides a process, or shows its sockets in a form that psutil cannot read."""
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted: all ranks connect at once."""
+"""Number of connections that may wait to be accepted, since all ranks connect at once."""
 
 WITHOUT_PORTS = (
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend c10d --rdzv-conf store_type=file "
@@ -39,10 +39,12 @@ WITHOUT_PORTS = (
 
 
 def meeting_place(ranks: Ranks, known: Mapping[str, str]) -> tuple[str, int]:
-    """Host and port of the ranks' store. On one machine its own name means 127.0.0.1, even if it does not resolve.
+    """Address and port of the ranks' store, from ``MASTER_ADDR`` and ``MASTER_PORT`` in ``known``.
+
+    If all ranks are on this machine, its own name, and a name that does not resolve, stand for 127.0.0.1.
 
     Raises:
-        InputError: the environment names none, or a host that does not resolve.
+        InputError: a variable is missing or invalid, or ``MASTER_ADDR`` does not resolve.
     """
     given = known.get("MASTER_ADDR", "")
     if not given:
@@ -70,18 +72,19 @@ def _resolved(given: str, ranks: Ranks) -> str:
 
 
 def listening(address: str, port: int, size: int, timeout: timedelta, *, here: bool) -> TCPStore:
-    """A store that listens at one address only; it does not wait for the other ranks.
+    """Open a store that listens at one address only, without waiting for the other ranks.
 
     Args:
-        address: the address.
-        port: 0: a free one.
-        size: the number of ranks.
-        timeout: of the store's own waits.
-        here: whether all ranks are on this machine. Else the network may translate the address to one of this machine; then
-            the store listens on all interfaces.
+        address: the address to listen at.
+        port: the port to listen at; 0: any free port.
+        size: number of ranks.
+        timeout: timeout of the store's operations.
+        here: whether all ranks are on this machine. If not, and the address is not of this machine, the network may translate
+            the address to one of this machine. The store then listens on all interfaces.
 
     Raises:
-        InputError: the port is taken, or the address is not of this machine.
+        TakenError: the port is taken.
+        InputError: the address is not of this machine although ``here`` is True, or the system refuses to listen there.
     """
     bound = _bound(address, port, here=here)
     host = bound.getsockname()[0]
@@ -126,10 +129,10 @@ class TakenError(InputError):
 
 
 def use_loopback() -> None:
-    """Let the collectives of a job on one machine use the loopback interface, unless the user names another.
+    """Let the collectives of a job on one machine use the loopback interface, unless the user names another one.
 
     Raises:
-        InputError: it is not up.
+        InputError: no loopback interface is up.
     """
     if all(name in os.environ for name in INTERFACE_VARIABLES):
         return
@@ -145,12 +148,12 @@ def use_loopback() -> None:
 
 
 def loopback_interface() -> str | None:
-    """The interface of 127.0.0.1; None if it is not up."""
+    """The name of the interface with the address 127.0.0.1; None if no such interface is up."""
     return next((name for name, address in _addresses_up() if address.address == LOOPBACK), None)
 
 
 def _addresses_up() -> Iterator[tuple[str, Any]]:
-    """The addresses of the interfaces that are up, each with its interface's name."""
+    """Yield the interface's name and the address, for all addresses of interfaces that are up."""
     up = psutil.net_if_stats()
     for name, addresses in psutil.net_if_addrs().items():
         if name in up and up[name].isup:
@@ -158,12 +161,12 @@ def _addresses_up() -> Iterator[tuple[str, Any]]:
 
 
 def public_ports(ranks: Ranks) -> list[str]:
-    """A warning for each process of this job that listens on all interfaces of a machine with a network; for rank 0.
+    """A warning for each process of this job that listens on all interfaces of a machine with a network.
 
-    It never ends a run: if the system does not show the sockets, there is no warning.
+    Called on rank 0 alone, about rank 0 and torchrun's agent. If the system does not show their sockets, there is no warning.
 
     Args:
-        ranks: this process's place.
+        ranks: this process's place among the ranks.
     """
     try:
         return _public_ports(ranks)
@@ -189,7 +192,7 @@ def _public_ports(ranks: Ranks) -> list[str]:
 
 
 def _wildcard_ports(process: psutil.Process) -> list[int]:
-    """The ports that a process listens at on all interfaces; none where we may not see its sockets."""
+    """The TCP ports at which a process listens on all interfaces; empty if its sockets are not visible to us."""
     try:
         connections = process.net_connections(kind="tcp")
     except UNSEEN:

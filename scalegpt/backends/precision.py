@@ -1,4 +1,4 @@
-"""The fastest precision of a device; on a processor it is measured, with a slice of the model."""
+"""Choose the compute dtype that is fastest on a device; on a CPU by timing a slice of the model."""
 
 import statistics
 import time
@@ -15,30 +15,36 @@ from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 
 SLICE_ROWS = 1024
-"""The most tokens that the slice is timed on; on fewer, a narrow model gains less from bf16 than it would in training."""
+"""The most tokens that the slice is timed with.
+
+With fewer tokens than in training, a narrow model gains less from bf16 than it would in training.
+"""
 
 SLICE_PARAMETERS = 1_000_000
-"""The slice has as many blocks as make up this many parameters, and at least one: a narrow block is too short to time."""
+"""The slice's target number of parameters, which gives its number of blocks, at least one.
+
+The time of a single narrow block would be too short to measure.
+"""
 
 UNKNOWN_VOCAB = 256
-"""The vocabulary that is assumed before the data are read."""
+"""The vocabulary size that is assumed before the data are read."""
 
 
 def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, rows: int) -> str:
-    """The compute dtype's name; ``auto`` takes the fastest.
+    """The name of the compute dtype that the setting ``precision`` gives; ``auto`` gives the fastest.
 
-    CUDA: bf16 from compute capability 8.0 on, fp16 before. CPU: bf16 if a slice of the model trains clearly faster in it than
-    in fp32. The processor's flags do not decide that: with AVX-512 bf16 but without AMX some processors gain much and some
-    lose, and with AMX a narrow model loses.
+    With ``auto`` it is on CUDA bf16 from compute capability 8.0 on, else fp16. On a CPU it is bf16 if a slice of the model
+    trains clearly faster in bf16 than in fp32, else fp32. The processor's flags do not decide that: with AVX-512 bf16 but
+    without AMX some processors are much faster in bf16 and some slower, and with AMX a narrow model is slower.
 
     Args:
         wanted: the setting ``precision``.
-        device: what the model runs on.
-        model: its shape.
-        rows: tokens of a micro batch, B · T.
+        device: the device that the model runs on.
+        model: the model's shape.
+        rows: number of tokens in a micro batch, B · T.
 
     Raises:
-        InputError: bf16 on a card that has none.
+        InputError: bf16 is wanted on a GPU without bf16.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -49,15 +55,15 @@ def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, row
 
 
 def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: float = 1.1) -> bool:
-    """Whether a slice of the model takes ``gain`` times as long, forward and backward, in fp32 as in bf16.
+    """Whether forward and backward of a slice of the model take more than ``gain`` times as long in fp32 as in bf16.
 
-    Compares medians of alternating runs; takes between 0.1 s for a narrow model and a few seconds for a billion parameters.
+    Medians of alternating runs are compared. This takes 0.1 s for a narrow model, a few seconds for a billion parameters.
 
     Args:
-        model: its shape.
-        rows: tokens of a micro batch, B · T.
-        times: runs of each.
-        gain: the least gain, above the noise of a shared machine.
+        model: the model's shape.
+        rows: number of tokens in a micro batch, B · T.
+        times: number of timed runs in each dtype.
+        gain: the least speedup for which bf16 is chosen, above the noise of a shared machine.
     """
     slices = {name: _Slice(model, rows, name) for name in ("fp32", "bf16")}
     seconds: dict[str, list[float]] = {name: [] for name in slices}
@@ -71,12 +77,14 @@ def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: flo
 
 
 class _Slice:
-    """One or a few blocks of a model, with their share of the vocabulary: a step's work in the same proportions.
+    """A small model with one or a few blocks of a whole model and the same share of its vocabulary.
+
+    Blocks and head then have the same proportions of a step's work as in the whole model.
 
     Args:
-        model: the whole one's shape.
-        rows: tokens of a micro batch.
-        precision: the compute dtype's name.
+        model: shape of the whole model.
+        rows: number of tokens in a micro batch.
+        precision: name of the compute dtype.
     """
 
     def __init__(self, model: ModelConfig, rows: int, precision: str) -> None:
@@ -99,5 +107,5 @@ class _Slice:
         self.tokens: Tensor = torch.randint(vocab, size, generator=random)
 
     def train(self) -> None:
-        """One micro step."""
+        """Run forward and backward once."""
         self.model(self.tokens, self.tokens).backward()

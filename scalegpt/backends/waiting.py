@@ -1,7 +1,7 @@
 """Waiting for work that some ranks do alone and that may take hours, such as tokenising a corpus.
 
-A collective would time out and end the run. So the ranks that work report progress in the store of all ranks, and the others
-wait as long as there is progress.
+A collective would time out and end the run. So the working ranks report progress in the store that all ranks share, and the
+other ranks wait as long as there is progress.
 """
 
 import itertools
@@ -17,29 +17,34 @@ from torch.distributed import DistError
 from scalegpt.errors import RunError
 
 BEAT_SECONDS = 5.0
-"""How often a working rank checks whether it has made progress."""
+"""Seconds between two checks of a working rank whether it has made progress."""
 
 PATIENCE = timedelta(minutes=30)
-"""How long the ranks wait without any progress."""
+"""How long ranks wait while no rank makes progress."""
 
 BUSY_SHARE = 0.03
-"""The least share of a core that a working process uses, since it reads, converts and hashes. Threads that only keep
-connections open use less."""
+"""The share of a core that a process must use to count as making progress.
+
+Work reads, converts and hashes, which takes more. Threads that only keep connections open take less.
+"""
 
 FIRST_POLL, LAST_POLL = 0.02, 2.0
-"""Seconds between two polls of a waiting rank, growing from the first to the last: a thousand ranks poll one server."""
+"""The first and the longest pause between two polls of a waiting rank, in seconds.
+
+Pauses grow, since a thousand ranks may poll one store.
+"""
 
 _numbers = itertools.count()
 
 
 def next_work() -> str:
-    """A name for the next piece of work; all ranks count alike."""
+    """The name of the next piece of work, the same on all ranks, since each rank counts all pieces of work."""
     return f"scalegpt/work/{next(_numbers)}"
 
 
 @contextmanager
 def reporting(store: Store, work: str) -> Iterator[None]:
-    """Report in the background, until the block ends, whether this rank makes progress."""
+    """Inside the block, a thread increments a counter in the store while this rank makes progress."""
     over = threading.Event()
     thread = threading.Thread(target=_report, args=(store, f"{work}/progress", over), name="progress", daemon=True)
     thread.start()
@@ -51,13 +56,13 @@ def reporting(store: Store, work: str) -> Iterator[None]:
 
 
 def finish_together(store: Store, work: str, rank: int, size: int, patience: timedelta | None = None) -> None:
-    """Report that this rank has done its part, and wait for all others; all must call it.
+    """Report that this rank has done its part, and wait for all other ranks; all ranks must call it.
 
     Args:
-        store: of all ranks.
-        work: its name.
-        rank: this one.
-        size: the number of ranks.
+        store: the store that all ranks share.
+        work: name of the work, from :func:`next_work`.
+        rank: this rank.
+        size: number of ranks.
         patience: how long to wait while no rank makes progress; None: :data:`PATIENCE`.
 
     Raises:
@@ -101,7 +106,7 @@ def _report(store: Store, key: str, over: threading.Event) -> None:
 
 
 def _others_seconds() -> float:
-    """CPU seconds of this process so far, without those of the calling thread."""
+    """CPU seconds that this process's threads, except the calling one, have used so far."""
     return time.process_time() - time.thread_time()
 
 

@@ -26,14 +26,19 @@ from scalegpt.system.ranks import Ranks, read_ranks
 Result = TypeVar("Result")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Long enough for ranks of different speed, and for what rank 0 does alone between steps."""
+"""Timeout of a collective: long enough for ranks of different speed, and for rank 0's own work between steps."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank among the ranks, and its device.
+    """This process's place among the ranks, its device, and communication between the ranks.
 
-    ``size`` is the number of data-parallel ranks W; a single process has rank 0 of 1 and needs no collectives.
+    Attributes:
+        rank: this process's rank, from 0.
+        size: W, the number of data-parallel ranks; 1 for a single process, which needs no collectives.
+        local_rank: this process's rank among the ranks of its machine, from 0.
+        local_size: number of ranks on this machine.
+        device: this process's device.
     """
 
     rank: int
@@ -49,7 +54,7 @@ class World:
         On a CPU the process then keeps the memory that it frees (:mod:`scalegpt.backends.host_memory`).
 
         Args:
-            device: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
+            device: ``auto`` (CUDA if it is available), ``cpu`` or ``cuda``.
             timeout: how long a collective may take before torch ends it.
 
         Raises:
@@ -71,7 +76,7 @@ class World:
         return cls(rank, size, local_rank, local_size, chosen)
 
     def ensure_group(self) -> None:
-        """Make a process group even for a single process: FSDP2 and DeepSpeed want one. It listens on loopback only.
+        """Make a process group even for a single process, since FSDP2 and DeepSpeed require one; it uses loopback only.
 
         Raises:
             InputError: there is no loopback interface.
@@ -97,7 +102,7 @@ class World:
             dist.barrier()
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """Do something on rank 0 alone and return its result on every rank; an error of rank 0 is raised on every rank."""
+        """Call ``work`` on rank 0 alone, and return its result, or raise its error, on every rank."""
         if self.size == 1:
             return work()
         message: list[Any] = [None]
@@ -114,10 +119,10 @@ class World:
         return result
 
     def on_each_machine(self, work: Callable[[], Result]) -> Result:
-        """Do something on the first rank of each machine, and return its result on the machine's other ranks.
+        """Call ``work`` on the first rank of each machine, and return its result on all ranks of the machine.
 
-        It may take hours: the other ranks wait as long as there is progress (:mod:`scalegpt.backends.waiting`). An error on
-        one machine is raised on all.
+        ``work`` may take hours: the other ranks wait as long as there is progress (:mod:`scalegpt.backends.waiting`). An
+        error on one machine is raised on all ranks.
 
         Raises:
             RunError: a rank makes no progress.
@@ -142,7 +147,7 @@ class World:
         return result
 
     def gather(self, value: Result) -> list[Result]:
-        """Every rank's value, in the order of ranks, on every rank."""
+        """Gather every rank's value; returns them on every rank, in the order of ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -150,20 +155,20 @@ class World:
         return values
 
     def numbers(self, values: Sequence[float]) -> Tensor:
-        """A few numbers as an fp32 tensor on the device, without waiting for the device."""
+        """Copy a few numbers into an fp32 tensor on the device, without waiting for the device."""
         tensor = torch.tensor(values)
         if self.device.type != "cuda":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a small tensor over all ranks, on every rank."""
+        """Sum a small tensor over all ranks, in place, and return it on every rank."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def largest(self, value: int) -> int:
-        """The largest of a number over all ranks, on every rank."""
+        """The largest of all ranks' values, returned on every rank."""
         if self.size == 1:
             return value
         values = torch.tensor([value], dtype=torch.int64, device=self.device)
@@ -171,14 +176,14 @@ class World:
         return int(values.item())
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Whether the flag is set on any rank, returned on every rank."""
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
 
 
 def _meet(backend: str, ranks: Ranks, timeout: timedelta) -> None:
-    """Make the process group of several ranks."""
+    """Connect to the other ranks, and make the process group of all ranks."""
     if ranks.on_one_machine:
         use_loopback()
     store = meeting_store(ranks, timeout)
@@ -208,10 +213,10 @@ def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device
 
 
 def _share_cores(local_size: int) -> None:
-    """Divide the cores among the machine's ranks, unless the user has set the number of threads.
+    """Set torch's number of threads to this rank's share of the machine's cores, unless the user has set the number.
 
-    A single process keeps torch's own number, unless that exceeds the cores that a container's quota grants. torchrun sets
-    ``OMP_NUM_THREADS=1`` where the user sets nothing; that number is replaced.
+    A single process keeps torch's default, unless it exceeds the cores that a container's quota grants. If the user sets
+    nothing, torchrun sets ``OMP_NUM_THREADS=1``, so under torchrun that variable is ignored.
     """
     is_users = "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     threads = max(1, usable_cores() // local_size)

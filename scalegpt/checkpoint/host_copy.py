@@ -1,4 +1,4 @@
-"""A copy of the state in host memory, from which a thread writes during training."""
+"""A copy of the state in host memory, from which a thread writes a checkpoint during training."""
 
 import threading
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from scalegpt.backends.base import Piece
 
 
 class HostCopy:
-    """A copy of pieces in host memory; the next copy uses the same memory.
+    """Host memory for a copy of a rank's pieces; each copy uses the same memory.
 
-    On CUDA it is pinned, so that the copy runs at the bus's speed. The memory is registered with the driver, since torch
-    allocates pinned memory in powers of two.
+    On CUDA the memory is pinned, so that copies run at the bus's speed. Ordinary memory is registered with the driver for
+    that, since torch rounds its own pinned allocations up to powers of two.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,19 +23,19 @@ class HostCopy:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the memory is allocated; waits for an allocation under way."""
+        """Whether the memory is allocated; waits until an allocation in the background has ended."""
         if self._preparing is not None:
             self._preparing.join()
             self._preparing = None
         return self._memory.numel() > 0
 
     def prepare(self, count: int) -> None:
-        """Allocate ``count`` elements in the background: the kernel takes as long for that as the copy itself takes."""
+        """Allocate memory for ``count`` fp32 elements in the background, which takes as long as copying them."""
         self._preparing = threading.Thread(target=self._allocate, args=(count,), name="allocate a copy", daemon=True)
         self._preparing.start()
 
     def take(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Copies of the pieces; those of an earlier call are overwritten."""
+        """Copy the pieces, and return the copies; they overwrite the copies of an earlier call."""
         count = sum(piece.values.numel() for piece in pieces)
         if not self.is_ready or len(self._memory) != count:
             self._allocate(count)
@@ -44,8 +44,8 @@ class HostCopy:
             start, end = end, end + piece.values.numel()
             values = self._memory[start:end]
             if piece.values.device.type == "cpu":
-                # By one thread, as numpy copies: memory is the limit, and on shared cores torch's threads would wait for
-                # each other at every piece.
+                # numpy copies in one thread. More threads are no faster, since memory bandwidth is the limit, and on shared
+                # cores torch's threads would wait for each other at every piece.
                 values.numpy()[:] = piece.values.numpy()
             else:
                 values.copy_(piece.values, non_blocking=self._pinned)
@@ -59,9 +59,9 @@ class HostCopy:
         memory = torch.zeros(count)
         memory.fill_(0.0)  # zeros may be pages that the kernel has not allocated yet
         if self.device.type == "cuda" and count:
-            with torch.cuda.device(self.device):  # a new thread starts with card 0
+            with torch.cuda.device(self.device):  # in a new thread card 0 is current
                 status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)  # type: ignore[no-untyped-call]
-            self._pinned = int(status) == 0  # a small limit on locked memory refuses it: the copy is slower
+            self._pinned = int(status) == 0  # False if the limit on locked memory is too low: slower copies
         self._memory = memory
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""What ``scalegpt checkpoint`` shows of checkpoints, and their weights as one file."""
+"""The work of ``scalegpt checkpoint``: examine and summarise checkpoints, and write their weights as one file."""
 
 import glob
 import math
@@ -24,8 +24,9 @@ class Verdict:
     """The result of examining a checkpoint.
 
     Attributes:
-        manifest: None where it cannot be read.
-        problems: a line for each; none: it is whole.
+        path: the checkpoint's directory.
+        manifest: the manifest; None if it cannot be read.
+        problems: a line for each problem; empty if the checkpoint is undamaged.
     """
 
     path: Path
@@ -34,12 +35,12 @@ class Verdict:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every file is what was written, and every tensor is covered."""
+        """Whether there are no problems: every file is as written, and the pieces cover every tensor."""
         return not self.problems
 
 
 def examine(path: Path) -> Verdict:
-    """Read all of a checkpoint: its manifest, its tensors' coverage, and every file's digest."""
+    """Verify a checkpoint completely: its manifest, that pieces cover every tensor, and the digest of every file."""
     try:
         checkpoint = Checkpoint.open(path)
     except InputError as error:
@@ -48,7 +49,7 @@ def examine(path: Path) -> Verdict:
 
 
 def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """A manifest's content without the list of pieces."""
+    """A manifest's content as plain JSON values, with counts in place of the tensors and their pieces."""
     header = manifest.header
     keys = Counter(name.partition("/")[0] for name in manifest.tensors)
     return {
@@ -68,12 +69,15 @@ def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def convert(checkpoint: Checkpoint, out: Path, dtype: str) -> StoredFile:
-    """Write the weights of a verified checkpoint as one safetensors file, tensor by tensor under their clean names.
+    """Write the weights of a checkpoint as one safetensors file, tensor by tensor, under the parameters' names.
 
     Args:
-        checkpoint: its weights must be verified.
+        checkpoint: the checkpoint, whose files of weights have been verified.
         out: the new file.
-        dtype: of :data:`DTYPES`; bf16 rounds to nearest.
+        dtype: a key of :data:`DTYPES`; bf16 rounds to nearest.
+
+    Returns:
+        Size and digest of the new file.
 
     Raises:
         InputError: the file exists already, the disk has no room, or the folder cannot be written.
@@ -97,10 +101,10 @@ def convert(checkpoint: Checkpoint, out: Path, dtype: str) -> StoredFile:
 
 
 def _publish(temporary: Path, out: Path) -> None:
-    """Give a finished file its name; unlike a rename, this replaces nothing.
+    """Give a finished file the name ``out``; unlike a rename, this never replaces a file.
 
     Raises:
-        InputError: something has taken the name meanwhile.
+        InputError: a file of that name has been made meanwhile.
     """
     try:
         give_name(temporary, out)

@@ -1,8 +1,8 @@
 """``checkpoint.json``, a checkpoint's manifest: its tensors, where each piece is stored, and the digest of every file.
 
-It is one JSON object in canonical form (keys sorted, no spaces, ASCII). Its own digest, ``sha256``, is over all of it except
-that entry, so a file that is not exactly what we would write is damaged. ``docs/CHECKPOINTS.md`` describes all entries. A
-manifest may come from anywhere: it can name nothing outside the checkpoint's directory.
+A manifest is one JSON object in canonical form (keys sorted, no spaces, ASCII). Its entry ``sha256`` is the digest of all its
+other entries. A file in another form, or with another digest, is damaged. ``docs/CHECKPOINTS.md`` describes all entries. A
+manifest may come from a stranger, so it can name only files in the checkpoint's directory.
 """
 
 import hashlib
@@ -21,28 +21,28 @@ from scalegpt.text import brief
 FORMAT = "scalegpt-checkpoint"
 
 VERSION, VERSION_WITH_OTHER_STATES = 2, 3
-"""Version 3 lists any states of a parameter; version 2 lists :data:`STATES_OF_VERSION_2` of every parameter, and readers of
-that time would take other states for damage. Nothing else is different."""
+"""The versions that are written and read. In version 2 every parameter has exactly the tensors :data:`STATES_OF_VERSION_2`,
+as its first readers require. In version 3 a parameter may have other tensors. Nothing else differs."""
 
 STATES_OF_VERSION_2 = frozenset({WEIGHT, EXP_AVG, EXP_AVG_SQ})
 
 MANIFEST = "checkpoint.json"
 
 MANIFEST_LIMIT = 128 << 20
-"""Bytes of the largest manifest: about two million pieces, such as 1,200 tensors in 1,700 ranks."""
+"""The largest manifest that is read, in bytes: about two million pieces, such as 1,200 tensors on 1,700 ranks."""
 
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 8
-"""The largest count and the most dimensions of a tensor that a manifest may name."""
+"""The largest count of elements or bytes, and the most dimensions of a tensor, that a manifest may state."""
 
 MOST_PROGRESS = 2**53
-"""The largest count of steps, sequences or tokens of a run; sums of such numbers still fit 64 bits."""
+"""The largest count of steps, sequences or tokens that a manifest may state; sums of such counts still fit 64 bits."""
 
 NAME = re.compile(r"step_([0-9]{8,})")
-"""A checkpoint's directory."""
+"""The name of a checkpoint's directory, with its step."""
 
 WEIGHTS, MOMENTS = "weights", "moments"
 KINDS = WEIGHTS, MOMENTS
-"""Each rank writes a file of each kind: using a model takes only its weights, with AdamW a third of the bytes."""
+"""The kinds of files, one of each per rank. Inference reads only the weights, with AdamW a third of all bytes."""
 
 _FILE = re.compile(r"rank_[0-9]{5,}\.(weights|moments)\.safetensors")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -50,32 +50,34 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class DamagedError(InputError):
-    """A checkpoint is not what was written; an earlier one may be whole."""
+    """A checkpoint differs from what was written; an earlier checkpoint may be undamaged."""
 
 
 class MisnamedError(DamagedError):
-    """A checkpoint's directory has the name of another step."""
+    """A checkpoint's directory is named after another step than that of its manifest."""
 
 
 class UnreadableError(InputError):
-    """A checkpoint cannot be read now, because of permissions or the disk; it may be whole."""
+    """A checkpoint cannot be read now, because of permissions or the disk; it may be undamaged."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: everything beside the canonical tensors that a resumed run needs.
+    """The progress of a run: all that a resumed run needs besides the canonical tensors.
 
     The data's order follows from the seed and the number of sequences consumed, dropout's random numbers from seed, step and
     rank. So there are no random states to store.
 
     Attributes:
-        val_loss: of the last evaluation.
-        skipped_steps: steps that a guard skipped, which the optimizer does not count.
-        good_steps: since the last change of the loss scale.
-        seed: the run's.
-        sequences: where the next step begins in the data's order, in windows: those consumed and those skipped.
-        left_out: windows of the data that rollbacks skipped.
-        rollbacks: how often the run was rolled back after a loss spike.
+        tokens: number of tokens trained on up to ``step``.
+        val_loss: held-out loss of the last evaluation; None without one, or if it is not finite.
+        best_val_loss: lowest held-out loss so far; None without one.
+        skipped_steps: number of steps that a guard skipped, which the optimizer does not count.
+        good_steps: number of steps since the loss scale last changed; under DeepSpeed, since the last overflow.
+        seed: the run's seed.
+        sequences: number of windows consumed or skipped, after which the next step begins in the data's order.
+        left_out: number of windows that rollbacks skipped.
+        rollbacks: number of rollbacks after a loss spike.
     """
 
     step: int
@@ -93,15 +95,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says about its run.
+    """The entries of a manifest about the run.
 
     Attributes:
-        progress: how far the run was.
+        progress: the run's progress when it was saved.
         config: the run's configuration in the form of a configuration file.
-        tokenizer: the tokenizer, as its ``as_dict`` gives it.
-        data: SHA-256 of the tokens it was trained on.
-        run: the id of the run that wrote it.
-        written_by: backend, ZeRO stage, ranks and versions; for people only.
+        tokenizer: the tokenizer's description, from its ``as_dict``.
+        data: digest of the tokens that the run was trained on; None if it is not known.
+        run: id of the run that wrote the checkpoint.
+        written_by: backend, ZeRO stage, ranks and versions; for people, never read by the program.
     """
 
     progress: Progress
@@ -113,13 +115,13 @@ class Header:
 
     @property
     def train(self) -> dict[str, Any]:
-        """The training settings in the configuration; empty if it has none."""
+        """The training settings in the configuration; empty if the configuration has none."""
         return section if isinstance(section := self.config.get("train"), dict) else {}
 
 
 @dataclass(frozen=True, order=True)
 class Placed:
-    """Elements ``start`` to ``start + count`` of a flattened tensor are in ``file``, under ``KEY/NAME@start``."""
+    """Where a piece is: elements ``start`` to ``start + count`` of a flattened tensor, in ``file`` as ``KEY/NAME@start``."""
 
     start: int
     count: int
@@ -128,7 +130,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A canonical tensor's shape, and its pieces by their start."""
+    """A canonical tensor's shape, and the places of its pieces, in the order of their starts."""
 
     shape: tuple[int, ...]
     pieces: tuple[Placed, ...]
@@ -136,7 +138,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file's size and digest."""
+    """The size of a file in bytes, and its SHA-256 in hex."""
 
     bytes: int
     sha256: str
@@ -144,10 +146,10 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of ``checkpoint.json``.
+    """The content of ``checkpoint.json``.
 
     Attributes:
-        tensors: ``KEY/NAME`` → the tensor; KEY is ``weight`` or the name of an optimizer's state.
+        tensors: ``KEY/NAME`` → the tensor; KEY is ``weight`` or the name of an optimizer's state, NAME the parameter.
         files: file name → size and digest.
     """
 
@@ -157,11 +159,11 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files except the manifest."""
+        """Size of all files except the manifest, in bytes."""
         return sum(file.bytes for file in self.files.values())
 
     def encode(self) -> bytes:
-        """The content of ``checkpoint.json``."""
+        """The manifest as the bytes of ``checkpoint.json``."""
         document = {
             "format": FORMAT,
             "version": _version(self.tensors),
@@ -175,10 +177,10 @@ class Manifest:
         return _canonical({**document, "sha256": _digest(document)})
 
     def check_coverage(self) -> None:
-        """Check that every tensor's pieces cover it without gap or overlap.
+        """Check that every tensor is covered by its pieces, without gap or overlap.
 
         Raises:
-            DamagedError: names the tensor and the element.
+            DamagedError: a tensor is not; the message states the tensor and the element.
         """
         for name, tensor in self.tensors.items():
             end = 0
@@ -192,36 +194,36 @@ class Manifest:
 
 
 def checkpoint_name(step: int) -> str:
-    """The directory's name: zero-padded, so that names sort by step."""
+    """The name of a step's directory, such as ``step_00001000``: zero-padded, so that names sort by step."""
     return f"step_{step:08d}"
 
 
 def entry_name(tensor: str, start: int) -> str:
-    """The name of a piece inside its file."""
+    """The name of a piece inside its file: ``KEY/NAME`` of its tensor, and its first element."""
     return f"{tensor}@{start}"
 
 
 def file_name(rank: int, kind: str) -> str:
-    """The name of a rank's file of a kind."""
+    """The name of a rank's file of one of :data:`KINDS`, such as ``rank_00000.weights.safetensors``."""
     return f"rank_{rank:05d}.{kind}.safetensors"
 
 
 def kind_of(file: str) -> str:
-    """The kind of a file, by its name."""
+    """The kind of a file, from its name; one of :data:`KINDS`."""
     return file.split(".")[1]
 
 
 def kind_of_key(key: str) -> str:
-    """The kind of file that a canonical tensor is stored in."""
+    """The kind of file that stores the canonical tensors of a key."""
     return WEIGHTS if key == WEIGHT else MOMENTS
 
 
 def decode(content: bytes) -> Manifest:
-    """Parse and check a manifest.
+    """Parse and check a manifest. The caller adds the manifest's path in front of the errors' messages.
 
     Raises:
-        DamagedError: it is not what was written, or names what it must not. The caller adds the subject to the message.
-        InputError: it is whole and of another format or version.
+        DamagedError: the manifest differs from what was written, or has a value that is not allowed.
+        InputError: the manifest is undamaged, but of another format or version.
     """
     try:
         document = json.loads(content)
@@ -246,7 +248,7 @@ def decode(content: bytes) -> Manifest:
 
 
 def _check_sizes(manifest: Manifest) -> None:
-    """Check that no file is said to hold more elements than fit its bytes."""
+    """Check that every file is large enough for the fp32 elements that the manifest places in it."""
     elements = dict.fromkeys(manifest.files, 0)
     for tensor in manifest.tensors.values():
         for piece in tensor.pieces:
@@ -257,7 +259,7 @@ def _check_sizes(manifest: Manifest) -> None:
 
 
 def _version(tensors: Iterable[str]) -> int:
-    """The version of a manifest that names these tensors."""
+    """The version of a manifest with these tensors, given as ``KEY/NAME``."""
     keys: dict[str, set[str]] = {}
     for name in tensors:
         key, _, parameter = name.partition("/")
@@ -341,7 +343,7 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def tensors_of(manifest: Manifest, key: str) -> Iterator[tuple[str, StoredTensor]]:
-    """The parameters' names with their tensors of one key, in the order of the manifest."""
+    """Yield each parameter's name and its tensor of one key, in the order of the manifest."""
     for name, tensor in manifest.tensors.items():
         kind, _, parameter = name.partition("/")
         if kind == key:

@@ -1,8 +1,8 @@
-"""Reading a checkpoint: its manifest, then the digests of its files, and only then their content.
+"""Read a checkpoint: its manifest, then its files to verify their digests, and only then the tensors.
 
-Only wrong content is damage. A read that fails is retried (:data:`scalegpt.storage.RETRIED`). A read that fails again, or is
-not permitted, says nothing about the checkpoint: :class:`UnreadableError`. The checkpoint's directory may be a link, its
-files may not.
+Only wrong content counts as damage (:class:`DamagedError`). A read that fails is retried
+(:data:`scalegpt.storage.RETRIED`). If the read fails again or is not permitted, the checkpoint may be undamaged
+(:class:`UnreadableError`). The checkpoint's directory may be a link, its files may not.
 """
 
 import errno
@@ -44,17 +44,18 @@ Result = TypeVar("Result")
 
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
-"""The system's errors for a link, a socket, or a name that no file can have, in place of a file."""
+"""Error numbers of opening what is no file: a link, a socket, or a name that no file can have."""
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Read and check a checkpoint's manifest, and that the directory holds no links; its files are not read.
+    """Read and check a checkpoint's manifest, and check that the directory holds no links; other files are not read.
 
     Raises:
-        DamagedError: it is missing, not what was written, or names what it must not.
+        DamagedError: the manifest is missing, differs from what was written, or has a value that is not allowed; or the
+            directory holds a link.
         MisnamedError: the directory has the name of another step.
-        UnreadableError: it cannot be read now.
-        InputError: not a checkpoint, or one of another version.
+        UnreadableError: the directory or the manifest cannot be read now.
+        InputError: there is no such directory, or the manifest is of another version.
     """
     path = checkpoint / MANIFEST
     if not is_folder(checkpoint):
@@ -79,7 +80,7 @@ def is_folder(path: Path) -> bool:
     """Whether a path is a directory, or a link to one.
 
     Raises:
-        UnreadableError: that cannot be read now.
+        UnreadableError: the path cannot be accessed now.
     """
     try:
         return stat.S_ISDIR(retried(path.stat).st_mode)
@@ -90,7 +91,7 @@ def is_folder(path: Path) -> bool:
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableError:
-    """The error for a path that could not be read, with what to do."""
+    """The error for a path that cannot be read, with advice to the user."""
     if error.errno in {errno.EACCES, errno.EPERM}:
         return UnreadableError(
             f"{path} cannot be read: {error.strerror}; make it readable for this user, and try again"
@@ -108,7 +109,7 @@ def _entries(checkpoint: Path) -> list[os.DirEntry[str]]:
 
 
 def _check_name(checkpoint: Path, step: int) -> None:
-    """Refuse a directory with the name of another step; a copy may have a name without a step."""
+    """Refuse a directory with the name of another step; a name without a step, as a copy may have, is accepted."""
     name, right = checkpoint.absolute().name, checkpoint_name(step)
     if NAME.fullmatch(name) and name != right:
         raise MisnamedError(
@@ -117,11 +118,11 @@ def _check_name(checkpoint: Path, step: int) -> None:
 
 
 class Checkpoint:
-    """A checkpoint to be read; only files that :meth:`verify` has passed are used.
+    """A checkpoint opened for reading; tensors are read only from files that :meth:`verify` has verified.
 
     Attributes:
-        path: its directory.
-        manifest: its manifest.
+        path: the checkpoint's directory.
+        manifest: the checkpoint's manifest.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -131,26 +132,26 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Read the manifest; see :func:`read_manifest`."""
+        """Open a checkpoint and read its manifest; raises as :func:`read_manifest` does."""
         return cls(path, read_manifest(path))
 
     def verify(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> None:
-        """Compare files with their sizes and digests.
+        """Compare files with their sizes and digests in the manifest.
 
         Args:
-            kinds: those to be used. Moments take twice as long as weights, and only training needs them.
-            rank: each of several ranks checks its share of the files …
-            size: … of this many ranks; when all agree, call :meth:`accept`.
+            kinds: kinds of files to verify. Moments take twice as long as weights, and only training needs them.
+            rank: this rank, which verifies its share of the files.
+            size: number of ranks that share the files; when all ranks have succeeded, call :meth:`accept`.
 
         Raises:
-            DamagedError: a file is missing or not what was written.
+            DamagedError: a file is missing or differs from what was written.
             UnreadableError: a file cannot be read now.
         """
         for problem in self.problems(kinds, rank=rank, size=size):
             raise problem
 
     def problems(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> Iterator[InputError]:
-        """An error, as :meth:`verify` raises it, for each file that is damaged or cannot be read."""
+        """Verify files, and yield the error that :meth:`verify` would raise for each damaged or unreadable one."""
         named = [name for name in sorted(self.manifest.files) if kind_of(name) in kinds]
         for name in named[rank::size]:
             try:
@@ -160,7 +161,7 @@ class Checkpoint:
                 yield error
 
     def accept(self) -> None:
-        """Count all files as verified: other ranks have verified those that this one has not."""
+        """Mark all files as verified, after all ranks have verified their shares."""
         self._verified.update(self.manifest.files)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -172,7 +173,7 @@ class Checkpoint:
         return self._tensor(name, WEIGHT).shape
 
     def read(self, name: str, key: str, start: int, count: int) -> Tensor:
-        """Elements ``start`` to ``start + count`` of a flattened tensor, fp32 on the CPU.
+        """Read elements ``start`` to ``start + count`` of a flattened tensor: fp32 [count], on the CPU.
 
         Raises:
             InputError: the checkpoint has no such tensor, or a shorter one.
@@ -192,7 +193,7 @@ class Checkpoint:
         return result
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The whole fp32 weights by name, one at a time."""
+        """Yield each parameter's name and its whole fp32 weight, one at a time."""
         for name, stored in tensors_of(self.manifest, WEIGHT):
             yield name, self.read(name, WEIGHT, 0, sum(piece.count for piece in stored.pieces)).view(stored.shape)
 
@@ -222,21 +223,21 @@ class Checkpoint:
 
 
 def _check_readable(path: Path) -> None:
-    """Raise only if a file cannot be read now.
+    """Check that a file can be read now; a damaged or missing file passes.
 
     Raises:
-        UnreadableError: it cannot be read now.
+        UnreadableError: the file cannot be read now.
     """
     with suppress(DamagedError):  # the caller reports the damage
         _reading(path, lambda file: file.read(1))
 
 
 def _check(path: Path, expected: StoredFile) -> None:
-    """Refuse a file that is not what was written.
+    """Refuse a file that differs from what was written.
 
     Raises:
-        DamagedError: it is missing, no plain file, or has changed.
-        UnreadableError: it cannot be read now.
+        DamagedError: the file is missing, no plain file, or has another size or digest.
+        UnreadableError: the file cannot be read now.
     """
 
     def digest(file: BufferedReader) -> tuple[int, str]:
@@ -253,11 +254,11 @@ def _check(path: Path, expected: StoredFile) -> None:
 
 
 def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:
-    """Do something with a plain file, not a link; from its beginning again after an error that may pass.
+    """Open a plain file, not a link, and call ``work`` with it; both are repeated after an error that may be temporary.
 
     Raises:
-        DamagedError: it is missing, or not a plain file.
-        UnreadableError: it cannot be read now.
+        DamagedError: the file is missing, or not a plain file.
+        UnreadableError: the file cannot be read now.
     """
 
     def attempt() -> Result:

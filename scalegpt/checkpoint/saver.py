@@ -1,11 +1,11 @@
-"""Saving during training: the step loop stops for a copy in host memory, a thread writes and commits it.
+"""Save checkpoints during training: the step loop waits for a copy in host memory, a thread writes and commits the copy.
 
-All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together; their threads communicate
-through the disk alone (see :mod:`scalegpt.checkpoint.writer`). One save is under way at a time: the next waits for it. Only
-this rank knows a failure of its thread until the ranks exchange :attr:`Saver.failed`, as the training loop does in every
-step; then all of them raise it.
+All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together. Their threads communicate
+through the disk alone (see :mod:`scalegpt.checkpoint.writer`). One save is under way at a time: the next one waits until it
+ends. If the thread of a rank fails, only this rank knows until the ranks exchange :attr:`Saver.failed`, which the training
+loop does in every step. Then all ranks raise the failure.
 
-A state that is not finite is never saved. A finite state may still be ruined, which shows in the next step. So older
+A state that is not finite is never saved. A finite state may still be ruined, which only the next step's loss shows. So older
 checkpoints are deleted only after the trainer confirms the newest (:meth:`Saver.confirm`).
 """
 
@@ -28,12 +28,17 @@ from scalegpt.errors import RunError
 from scalegpt.system.cores import available_bytes
 
 COPY_MARGIN = 1.25
-"""A copy is made only if this multiple of its size is free: other processes need memory too."""
+"""A copy is made only if this multiple of its size is free in host memory, since other processes need memory too."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Which checkpoints are kept: the newest N, and the best."""
+    """Which checkpoints are kept.
+
+    Attributes:
+        newest: number of newest checkpoints that are kept.
+        best: whether the checkpoint with the lowest validation loss is kept too.
+    """
 
     newest: int
     best: bool
@@ -41,7 +46,13 @@ class Keeping:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out loss after a step, and the lowest up to then; None if it is not finite."""
+    """The result of an evaluation.
+
+    Attributes:
+        step: the step after which the model was evaluated.
+        val_loss: the held-out loss; None if it is not finite.
+        best_val_loss: the lowest finite held-out loss up to this step; None without one.
+    """
 
     step: int
     val_loss: float | None
@@ -53,7 +64,7 @@ class SpoiledError(RunError):
 
 
 def none_gone(_rank: int) -> bool:
-    """Report no rank as ended."""
+    """Report of every rank that it has not ended; the default of ``gone``."""
     return False
 
 
@@ -61,14 +72,14 @@ class Saver:
     """Writes a run's checkpoints.
 
     Args:
-        backend: its state is saved.
-        folder: of the run's checkpoints.
-        keeping: which of them are kept.
-        asynchronous: write during training; else :meth:`save` returns when all is written.
+        backend: the backend whose state is saved.
+        folder: the folder of the run's checkpoints.
+        keeping: which checkpoints are kept.
+        asynchronous: whether to write while training continues; else :meth:`save` returns when everything is written.
 
     Attributes:
-        copy: what the thread writes.
-        lacks_memory: whether the last save was not asynchronous because host memory has no room for the copy.
+        copy: the copy of the state that the thread writes.
+        lacks_memory: whether the last save was synchronous because host memory had no room for the copy.
     """
 
     def __init__(self, backend: Backend, folder: Path, keeping: Keeping, *, asynchronous: bool) -> None:
@@ -83,14 +94,14 @@ class Saver:
         self._gone: Callable[[int], bool] = none_gone
         self._committed: list[Path] = []
         self._problems: list[str] = []
-        self._judging = threading.Lock()  # guards what follows, between the thread and the loop
+        self._judging = threading.Lock()  # guards the attributes below, which thread and loop share
         self._writes = False
         self._unproven: Path | None = None
         self._proven_step = -1
         self._evaluation: Evaluation | None = None
 
     def prepare(self) -> None:
-        """Allocate the first copy during training, for a run that saves before its end."""
+        """Begin to allocate the memory of the copy in the background; for a run that saves before its end."""
         count = sum(
             len(self.backend.keys_of(piece.name)) * piece.values.numel() for piece in self.backend.held((WEIGHT,))
         )
@@ -104,17 +115,17 @@ class Saver:
         Waits for an earlier save. When this returns, training may continue and change the state.
 
         Args:
-            header: the manifest's other entries.
-            wait: return when the checkpoint is complete; no copy is made.
+            header: the manifest's entries about the run.
+            wait: return only when the checkpoint is complete; no copy is made.
 
         Raises:
             SpoiledError: the state is not finite on some rank; nothing was written.
-            RunError: an earlier save failed, or this one cannot begin or, with ``wait``, failed.
+            RunError: an earlier save failed; this save cannot begin; or this save was synchronous and failed.
         """
         self.finish()
         pieces = list(self.backend.pieces())
         if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)  # whichever stream last changed the state
+            torch.cuda.synchronize(self.world.device)  # another stream may be changing the state still
         spoiled = next((name for name in self.world.gather(_spoiled(pieces)) if name is not None), None)
         if spoiled is not None:
             raise SpoiledError(
@@ -135,7 +146,7 @@ class Saver:
             self.finish()
 
     def _over_all_ranks(self, count: int) -> int:
-        """The sum of a number over all ranks, exact."""
+        """The sum of a whole number over all ranks, exact up to 64 bits."""
         return int(self.world.sum(torch.tensor([count], dtype=torch.int64, device=self.world.device)).item())
 
     @property
@@ -144,26 +155,26 @@ class Saver:
         return self._failure is not None
 
     def committed(self) -> list[Path]:
-        """The checkpoints that have become complete since the last call; on rank 0 alone."""
+        """The checkpoints that have become complete since the last call; empty on ranks other than 0."""
         found = []
         while self._committed:
             found.append(self._committed.pop(0))
         return found
 
     def problems(self) -> list[str]:
-        """What could not be deleted since the last call, a line each; on rank 0 alone."""
+        """A line for each path that could not be deleted since the last call; empty on ranks other than 0."""
         found, self._problems = self._problems, []
         return found
 
     def resumed_from(self, checkpoint: Path) -> None:
-        """Note the checkpoint that the run resumed from or was rolled back to, which may be unconfirmed; on rank 0 alone."""
+        """Mark as unconfirmed the checkpoint that the run resumed from or was rolled back to; called on rank 0 alone."""
         with self._judging:
             self._unproven, self._proven_step = checkpoint, -1
 
     def confirm(self, step: int) -> None:
-        """Note that the weights after a step have proven good, and delete the checkpoints that need not be kept.
+        """Record that the weights after a step have proven good, and delete the checkpoints that need not be kept.
 
-        Rank 0 alone deletes, here or where it commits, whichever is later.
+        Only rank 0 deletes. It does so here, or when it commits the checkpoint of that step, whichever is later.
 
         Raises:
             RunError: the folder cannot be read.
@@ -171,19 +182,18 @@ class Saver:
         with self._judging:
             self._proven_step = max(self._proven_step, step)
             is_proven = self._unproven is not None and store.step_of(self._unproven) <= self._proven_step
-            due = (
-                is_proven and not self._writes
-            )  # what is being written looks like a leftover; its thread sees to the rest
+            # A save under way looks like a leftover, which pruning deletes; the save's thread prunes when it has ended.
+            due = is_proven and not self._writes
             if due:
                 self._unproven = None
         if due:
             self._prune()
 
     def amend(self, evaluation: Evaluation) -> None:
-        """Add its held-out loss to the checkpoint of a step, now or when it is complete; on rank 0 alone.
+        """Add the held-out loss of a step to its checkpoint, now or once the checkpoint is complete; called on rank 0 alone.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the checkpoint's manifest cannot be read or written.
         """
         path = self.folder / store.checkpoint_name(evaluation.step)
         with self._judging:
@@ -195,14 +205,14 @@ class Saver:
         """Wait for the save under way, if there is one; all ranks must call it together.
 
         Raises:
-            RunError: it failed on some rank; on all ranks alike.
+            RunError: the save failed on some rank; all ranks raise this.
         """
         save, self._save = self._save, None
         if save is None:
             return
         if not self.world.is_first:
             self._join()
-        # Rank 0's thread waits for the others' parts: it must not wait for parts that will not come.
+        # Rank 0's thread waits for the other ranks' parts. If one of them will not come, the thread must stop waiting.
         if self.world.any(self.failed):
             self._abandoned.set()
         self._join()
@@ -217,16 +227,16 @@ class Saver:
         raise known[0] if known else RunError(f"checkpoint {save.final} cannot be written: {failures[0]!r}")
 
     def raise_failure(self) -> None:
-        """End the save that has failed on some rank, as :meth:`finish` does, without waiting for parts that are missing."""
+        """End a save that failed on some rank, and raise as :meth:`finish` does; missing parts are not waited for."""
         self._abandoned.set()
         self.finish()
 
     def close(self, seconds: float = 0.0, gone: Callable[[int], bool] = none_gone) -> None:
-        """End without the other ranks: wait some seconds for this rank's thread, then give the save up.
+        """Close without the other ranks: wait for this rank's thread for some seconds, then abandon the save.
 
         Args:
             seconds: how long to wait.
-            gone: whether a rank has ended; the parts of such ranks are not waited for.
+            gone: returns whether a rank has ended; the missing parts of ended ranks are not waited for.
         """
         self._gone = gone
         self._join(seconds)
@@ -245,7 +255,7 @@ class Saver:
         return self.copy.is_ready or available_bytes() > COPY_MARGIN * size * self.world.local_size
 
     def _run(self, pieces: Sequence[Piece], header: Header) -> None:
-        """Write this rank's part; on rank 0 also wait for the others' and commit."""
+        """Write this rank's part; on rank 0 also wait for the other ranks' parts, and commit the checkpoint."""
         assert self._save is not None
         save = self._save
         try:
@@ -256,16 +266,16 @@ class Saver:
                     header,
                     self.backend.canonical_shapes(),
                     abandoned=self._abandoned.is_set,
-                    gone=lambda rank: self._gone(rank),  # close() may replace it
+                    gone=lambda rank: self._gone(rank),  # close() may replace self._gone
                 )
                 self._conclude(path)
         except AbandonedError:
             return
-        except Exception as error:  # of any kind: the loop reads `failed`
+        except Exception as error:  # any error: the loop learns of it by `failed`
             self._failure = error
 
     def _conclude(self, path: Path) -> None:
-        """Note a complete checkpoint, and do what the loop has asked for meanwhile."""
+        """Record a complete checkpoint; add its loss, and prune, if the loop asked for that while it was written."""
         with self._judging:
             self._committed.append(path)
             self._writes = False
@@ -285,9 +295,9 @@ class Saver:
 
 
 def _spoiled(pieces: Iterable[Piece]) -> str | None:
-    """The name of the first tensor that is not finite; no copy is made."""
+    """Key and name of the first tensor with a value that is not finite, else None; makes no copy of a tensor."""
     for piece in pieces:
-        # The sum takes half the time of the minimum and maximum, which decide if a finite sum overflows.
+        # The sum takes half the time of minimum and maximum, which decide only if a sum is infinite: it may have overflowed.
         if not math.isfinite(piece.values.sum().item()) and not _has_finite_ends(piece.values):
             return f"{piece.key} of {piece.name}"
     return None

@@ -1,8 +1,8 @@
 """The folder of a run's checkpoints: finding, keeping and deleting them.
 
-A checkpoint is a directory ``step_00001000``. It gets this name by a rename when all its files are on the disk, and loses it
-by another rename before it is deleted: a directory of that name is complete, unless something else damaged it. The names
-alone say which is the newest; no file points to it.
+A checkpoint is a directory such as ``step_00001000``. It gets this name by a rename when all its files are on the disk, and
+loses the name by another rename before it is deleted. So a directory with such a name is complete, unless something else
+damaged it. The newest checkpoint is known from the names alone; no file points to it.
 
 A link to a directory is a checkpoint like any other. Deleting it deletes the link, not its target.
 """
@@ -24,25 +24,25 @@ from scalegpt.errors import InputError
 from scalegpt.storage import remove_temporaries, retried, sync_folder
 
 DAMAGED, REPLACED = "damaged", "replaced"
-"""Added to the name of a checkpoint that is set aside: it is not whole, or the run was rolled back to an earlier step."""
+"""The ending that :func:`set_aside` adds to a name: a damaged checkpoint, or one of a step that a rollback undid."""
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """The step in the name of a checkpoint's directory."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first, whole or not.
+    """The checkpoints in a folder, earliest step first, damaged or not.
 
     Raises:
-        UnreadableError: the folder cannot be read now, so that it may have some.
+        UnreadableError: the folder cannot be read now; it may hold checkpoints.
     """
     return [path for path in named_as_checkpoints(folder) if is_folder(path)]
 
 
 def named_as_checkpoints(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint in a folder, also files and broken links, by step; empty without the folder.
+    """The paths in a folder with a checkpoint's name, also files and broken links, by step; empty without the folder.
 
     Raises:
         UnreadableError: the folder cannot be read now.
@@ -57,10 +57,10 @@ def named_as_checkpoints(folder: Path) -> list[Path]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path has the name of a checkpoint, or a manifest.
+    """Whether a path is a directory with the name of a checkpoint, or a directory with a manifest.
 
     Raises:
-        UnreadableError: it cannot be looked at now.
+        UnreadableError: the path cannot be accessed now.
     """
     if is_folder(path) and NAME.fullmatch(path.absolute().name):
         return True
@@ -71,9 +71,9 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def best_checkpoint(found: list[Path]) -> Path | None:
-    """The checkpoint with the lowest validation loss, the earliest of equals; None if none has a loss.
+    """The checkpoint with the lowest validation loss, the earliest if losses are equal; None if no checkpoint has one.
 
-    The loss is that of the last evaluation up to the checkpoint's step.
+    A checkpoint's loss is that of the last evaluation up to its step.
     """
     return _best({path: _progress_of(path) for path in found})
 
@@ -81,16 +81,16 @@ def best_checkpoint(found: list[Path]) -> Path | None:
 def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
     """Delete all but the newest checkpoints, and the remains of interrupted saves and deletions.
 
-    Only checkpoints with a whole manifest count among the newest. Of the older ones these are kept too: those that cannot be
-    read now, which may be the best; those with the name of another step; those of another version.
+    Only checkpoints with a valid manifest count among the newest. Three kinds of older checkpoints are never deleted:
+    checkpoints that cannot be read now, since they may be the best; misnamed ones; and checkpoints of another version.
 
     Args:
-        folder: of the run's checkpoints; nothing else writes there meanwhile.
-        keep: how many of the newest are kept.
-        keep_best: keep the one with the lowest validation loss too.
+        folder: the folder of the run's checkpoints; nothing else may write there meanwhile.
+        keep: number of newest checkpoints to keep.
+        keep_best: keep the checkpoint with the lowest validation loss too.
 
     Returns:
-        A line for each that could not be deleted.
+        A line for each path that could not be deleted.
 
     Raises:
         UnreadableError: the folder cannot be read now.
@@ -111,7 +111,7 @@ def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Delete the remains of interrupted saves and deletions; returns a line for each that could not be deleted."""
+    """Delete the remains of interrupted saves and deletions; returns a line for each path that could not be deleted."""
     return [problem for leftover in sorted(folder.glob(".step_*.tmp")) for problem in _remove(leftover)]
 
 
@@ -119,19 +119,20 @@ def remove_amendments(folder: Path) -> None:
     """Delete the temporary files of interrupted calls of :func:`scalegpt.checkpoint.writer.amend`.
 
     Raises:
-        OSError: a checkpoint cannot be written.
+        OSError: a checkpoint's directory cannot be written.
     """
     for path in find_checkpoints(folder):
         remove_temporaries(path, MANIFEST)
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps, the newest first: a run that is rolled back takes these steps again.
+    """Delete the checkpoints of later steps, the newest first, because a run that is rolled back takes these steps again.
 
-    What may not be deleted is set aside, since its step will be saved again.
+    A checkpoint that must not be deleted is set aside, since its step will be saved again. If a checkpoint can be renamed but
+    not deleted, the next pruning deletes it.
 
     Raises:
-        OSError: a checkpoint cannot be renamed. The next pruning deletes what is left of one that was renamed.
+        OSError: a checkpoint cannot be renamed.
         UnreadableError: the folder cannot be read now.
     """
     for path in reversed(named_as_checkpoints(folder)):
@@ -144,7 +145,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def set_aside(checkpoint: Path, why: str = DAMAGED) -> Path:
-    """Rename a checkpoint so that its step can be saved again."""
+    """Rename a checkpoint so that its step can be saved again; returns the new path."""
     number, aside = 1, checkpoint.with_name(f"{checkpoint.name}.{why}")
     while os.path.lexists(aside):
         number += 1
@@ -155,7 +156,7 @@ def set_aside(checkpoint: Path, why: str = DAMAGED) -> Path:
 
 
 def _progress_of(checkpoint: Path) -> Progress | InputError:
-    """A checkpoint's progress, or why its manifest cannot be used."""
+    """A checkpoint's progress, or the error that says why its manifest cannot be used."""
     try:
         return read_manifest(checkpoint).header.progress
     except InputError as error:
@@ -163,7 +164,7 @@ def _progress_of(checkpoint: Path) -> Progress | InputError:
 
 
 def _is_ours_to_delete(progress: Progress | InputError) -> bool:
-    """Whether a checkpoint that need not be kept may be deleted: damaged ones may, unknown ones are kept."""
+    """Whether pruning may delete a checkpoint: a valid or damaged one, but no unreadable, misnamed or unknown one."""
     return isinstance(progress, Progress) or (
         isinstance(progress, DamagedError) and not isinstance(progress, MisnamedError)
     )
@@ -187,7 +188,7 @@ def _delete(checkpoint: Path) -> list[str]:
 
 
 def _take_away(checkpoint: Path) -> Path:
-    """Rename a checkpoint before it is deleted, so that a partly deleted one is not taken for a checkpoint."""
+    """Rename a checkpoint before its deletion, so that a partly deleted directory is not taken for a checkpoint."""
     aside = checkpoint.with_name(f".{checkpoint.name}.deleted.tmp")
     checkpoint.rename(aside)
     sync_folder(checkpoint.parent)
@@ -195,7 +196,7 @@ def _take_away(checkpoint: Path) -> Path:
 
 
 def _remove(path: Path) -> list[str]:
-    """Delete a directory, or a link but not its target; returns a line if it could not be deleted."""
+    """Delete a directory, or a link but not its target; returns a line if that fails, else nothing."""
     try:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)

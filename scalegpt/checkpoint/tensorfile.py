@@ -1,8 +1,8 @@
-"""Writing safetensors files tensor by tensor, with the digest taken of what is written.
+"""Write safetensors files tensor by tensor, with a digest of the bytes in memory.
 
-``safetensors.torch.save_file`` takes all tensors at once, and a digest of its file would be of what the disk holds, not of
-what was to be written. The format is simple: the header's length in 8 bytes, little-endian; a JSON header; the tensors one
-after another (https://github.com/huggingface/safetensors, "Format").
+``safetensors.torch.save_file`` needs all tensors at once. A digest taken from the file on the disk would not detect an error
+of the disk. The format is simple: the header's length in 8 bytes, little-endian; a JSON header; the tensors one after another
+(https://github.com/huggingface/safetensors, "Format").
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from scalegpt.storage import sync_file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 CHUNK = 8 << 20
-"""Bytes written and hashed at once; both let other threads run meanwhile."""
+"""Number of bytes written, and hashed, at once; other threads can run during both."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written."""
+    """Name, dtype and shape of a tensor to be written."""
 
     name: str
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Its size in the file."""
+        """Size of the tensor in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -46,9 +46,12 @@ def write_tensors(
 
     Args:
         path: the new file; an existing one is an error.
-        entries: what the file will hold, in order.
-        values: a tensor for each entry, on any device, taken one at a time.
+        entries: the tensors of the file, in order.
+        values: the values of each entry, on any device; the iterator is advanced tensor by tensor.
         metadata: the header's ``__metadata__``.
+
+    Returns:
+        Size and SHA-256 of the file.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -64,7 +67,7 @@ def write_tensors(
 
 
 class _Hashing:
-    """A file, and the digest of what is written to it."""
+    """A file to write to, with the number and the digest of the bytes written so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.bytes = file, hashlib.sha256(), 0

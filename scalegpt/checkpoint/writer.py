@@ -1,11 +1,11 @@
-"""Writing a checkpoint: every rank its part, then rank 0 the manifest. Ranks communicate through the disk alone.
+"""Write a checkpoint: every rank its part, then rank 0 the manifest. Ranks communicate through the disk alone.
 
 1. Rank 0 calls :func:`begin`: it checks the free space, makes ``.step_00001000.NONCE.tmp``, where NONCE is a random number of
-   this save, and sends the :class:`Save` to the others.
+   this save, and sends the :class:`Save` to the other ranks.
 2. Every rank calls :func:`write_part`: it writes and syncs ``rank_00000.weights.safetensors`` and
    ``rank_00000.moments.safetensors``, and then ``rank_00000.json``, its record, with their sizes, digests and pieces.
-3. Rank 0 calls :func:`commit`: it waits for every rank's record, checks that they belong to this save and that the pieces are
-   every tensor exactly once, writes the manifest in place of the records, and renames the directory.
+3. Rank 0 calls :func:`commit`: it waits for every rank's record, checks that the records belong to this save and that the
+   pieces cover every tensor exactly once, writes the manifest in place of the records, and renames the directory.
 
 All ranks must see the same directory. A checkpoint is never written into an existing directory.
 """
@@ -45,25 +45,25 @@ from scalegpt.errors import InputError, RunError
 from scalegpt.storage import free_bytes, read_bytes, retried, sync_folder, write_atomic
 
 PEERS_SECONDS = 900.0
-"""How long rank 0 waits for the others' parts after its own is written."""
+"""How long rank 0 waits for the other ranks' parts after writing its own."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Canonical tensors, ``KEY/NAME`` → shape; see :meth:`scalegpt.backends.base.Backend.canonical_shapes`."""
+"""Canonical tensor, ``KEY/NAME`` → its shape; see :meth:`scalegpt.backends.base.Backend.canonical_shapes`."""
 
 _POLL_SECONDS = 0.02
 _SPARE_BYTES = 1 << 20
-"""Room for the manifest and the file system's own data."""
+"""Disk space that a save needs besides the tensors, for the manifest and the file system's own data."""
 
 
 @dataclass(frozen=True)
 class Save:
-    """A save, as all ranks know it.
+    """A save under way, in the form that rank 0 sends to all ranks.
 
     Attributes:
-        folder: of the run's checkpoints.
-        step: the run's.
-        nonce: a random number of this save.
-        ranks: the number of ranks that write.
+        folder: the folder of the run's checkpoints.
+        step: the step that is saved.
+        nonce: a random number that identifies this save, in hex.
+        ranks: number of ranks that write.
     """
 
     folder: Path
@@ -73,27 +73,27 @@ class Save:
 
     @property
     def final(self) -> Path:
-        """The directory when it is complete."""
+        """The checkpoint's directory once it is complete."""
         return self.folder / store.checkpoint_name(self.step)
 
     @property
     def temporary(self) -> Path:
-        """The directory until then; :func:`store.remove_leftovers` deletes what has such a name."""
+        """The directory until the save is complete; :func:`store.remove_leftovers` deletes directories with such names."""
         return self.folder / f".{store.checkpoint_name(self.step)}.{self.nonce}.tmp"
 
 
 class AbandonedError(RuntimeError):
-    """This process has given up the save."""
+    """This process has abandoned the save."""
 
 
 def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
-    """Make the directory that all ranks write into; for rank 0.
+    """Make the directory that all ranks write into; called on rank 0 alone.
 
     Args:
-        folder: of the run's checkpoints; no other save is under way there.
-        step: the run's.
-        ranks: the number of ranks that will write.
-        needed: the bytes of all ranks' tensors.
+        folder: the folder of the run's checkpoints; no other save may be under way there.
+        step: the step that is saved.
+        ranks: number of ranks that will write.
+        needed: size of all ranks' tensors in bytes.
 
     Raises:
         RunError: the disk has no room, the folder cannot be written, or the step has a checkpoint already.
@@ -107,11 +107,11 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
 def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
     """Write a rank's pieces, and then its record.
 
-    A further attempt writes its files anew: after a failed sync Linux takes what it could not write for written, and another
-    sync of the same file reports no error.
+    After an error that may be temporary, the files are deleted and written again. Another sync of the same file would not
+    help: after a failed sync Linux marks the unwritten data as written, so that the next sync reports no error.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written, also in further attempts.
+        RunError: the disk is full, or the folder still cannot be written after retries.
     """
     with failing_as_a_run(save):
         retried(lambda: _try_to_write(save, rank, pieces))
@@ -126,22 +126,22 @@ def commit(
     abandoned: Callable[[], bool] = lambda: False,
     gone: Callable[[int], bool] = lambda _rank: False,
 ) -> Path:
-    """Make a checkpoint of all ranks' parts; for rank 0.
+    """Complete a checkpoint from all ranks' parts; called on rank 0 alone.
 
     Args:
         save: from :func:`begin`.
-        header: the manifest's other entries.
-        shapes: the tensors that the pieces must be.
-        patience: seconds to wait for the other ranks' parts.
-        abandoned: whether to give up.
-        gone: whether a rank has ended, so that a part that it has not written yet will not come.
+        header: the manifest's entries about the run.
+        shapes: the tensors that the pieces must cover.
+        patience: seconds to wait for each other rank's part.
+        abandoned: returns whether to abandon the save.
+        gone: returns whether a rank has ended; the save is abandoned if the part of an ended rank is missing.
 
     Returns:
-        The new directory.
+        The checkpoint's directory.
 
     Raises:
         RunError: a part does not come or belongs to another save, or the folder cannot be written.
-        AbandonedError: the save was given up.
+        AbandonedError: the save was abandoned.
     """
     with failing_as_a_run(save):
         records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
@@ -149,7 +149,7 @@ def commit(
         retried(lambda: _replace_records(save, manifest))
         if abandoned():
             raise AbandonedError
-        if os.path.lexists(save.final):  # a rename would replace an empty one
+        if os.path.lexists(save.final):  # a rename would replace an empty directory
             raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
         save.temporary.rename(save.final)
         retried(lambda: sync_folder(save.folder))
@@ -157,9 +157,9 @@ def commit(
 
 
 def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None) -> None:
-    """Add the held-out loss of its step, which was computed later, to a complete checkpoint.
+    """Add held-out losses, computed after the checkpoint was saved, to the manifest of a complete checkpoint.
 
-    A reader or a crash finds the old or the new manifest. Nothing is written if the manifest has these losses already.
+    The new manifest replaces the old one atomically. Nothing is written if the manifest has these losses already.
 
     Raises:
         RunError: the manifest cannot be read or written.
@@ -178,13 +178,13 @@ def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None)
 
 
 def bytes_of(pieces: Iterable[Piece]) -> int:
-    """The size of pieces, in memory and on the disk."""
+    """The size of pieces in bytes, in memory as on the disk."""
     return sum(piece.values.numel() * piece.values.element_size() for piece in pieces)
 
 
 @contextmanager
 def failing_as_a_run(save: Save) -> Iterator[None]:
-    """Report an error of the disk in one line.
+    """Turn an OSError inside the block into a RunError whose message is one line.
 
     Raises:
         RunError: in place of an OSError.
@@ -202,7 +202,7 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
 def _make_place(save: Save, needed: int) -> None:
     """Make a save's directory if the disk has room for ``needed`` bytes."""
     save.folder.mkdir(parents=True, exist_ok=True)
-    store.remove_leftovers(save.folder)  # what it cannot delete is reported with the next pruning
+    store.remove_leftovers(save.folder)  # the next pruning reports what cannot be deleted
     if os.path.lexists(save.final):
         raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
     free = free_bytes(save.folder)
@@ -215,7 +215,7 @@ def _replace_records(save: Save, manifest: Manifest) -> None:
     """Write the manifest in place of the ranks' records.
 
     Raises:
-        RunError: it is larger than the largest that is read.
+        RunError: the manifest is larger than :data:`MANIFEST_LIMIT`.
     """
     content = manifest.encode()
     if len(content) > MANIFEST_LIMIT:
@@ -236,7 +236,7 @@ def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
         if not mine:
             continue
         name = file_name(rank, kind)
-        (save.temporary / name).unlink(missing_ok=True)  # of an attempt that failed
+        (save.temporary / name).unlink(missing_ok=True)  # the file of a failed attempt
         files[name] = write_tensors(save.temporary / name, [_entry(piece) for piece in mine], (p.values for p in mine))
         for piece in mine:
             where = Placed(piece.start, piece.values.numel(), name)
@@ -285,10 +285,10 @@ def _assemble(
     shapes: Shapes,
     records: Iterable[dict[str, Any]],
 ) -> Manifest:
-    """The manifest of all ranks' records.
+    """Make the manifest from all ranks' records.
 
     Raises:
-        RunError: the pieces are not every tensor exactly once, or a file is not as long as its record says.
+        RunError: the pieces do not cover every tensor exactly once, or a file has another size than in its record.
     """
     files: dict[str, StoredFile] = {}
     placed: dict[str, list[Placed]] = {tensor: [] for tensor in shapes}

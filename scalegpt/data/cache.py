@@ -33,11 +33,13 @@ def cache_folder() -> Path:
 
 
 def find_cached(key: str) -> TokenSet | None:
-    """The cache's entry of a key, read and checked; None where there is none, or a damaged one, which is removed.
+    """The cached tokens of a key, after comparing the files with their digests; None if the cache has none.
+
+    A damaged entry is removed, and None is returned.
 
     Raises:
-        UnreadableTokensError: it cannot be read; it may be whole, so it stays.
-        PlaceError: it is damaged and cannot be removed.
+        UnreadableTokensError: the entry cannot be read now; it may be undamaged, so it is kept.
+        PlaceError: the entry is damaged and cannot be removed.
     """
     out = cache_folder() / key
     try:
@@ -56,10 +58,10 @@ def find_cached(key: str) -> TokenSet | None:
 
 
 def cached_with(digest: str) -> TokenSet | None:
-    """The cache's tokens that have a digest, whole; None where there are none.
+    """The cached tokens whose :attr:`TokenSet.digest` is ``digest``; None if the cache has no undamaged ones.
 
     Raises:
-        UnreadableTokensError: the cache, or the entry that has them, cannot be read.
+        UnreadableTokensError: the cache's folder, or the entry with this digest, cannot be read.
     """
     folder = cache_folder()
     try:
@@ -76,14 +78,14 @@ def cached_with(digest: str) -> TokenSet | None:
             tokens.check_contents()
         except UnreadableTokensError:
             raise
-        except InputError:  # damaged; it is made again when its text asks for it
+        except InputError:  # damaged: find_cached removes the entry when its text is prepared again
             continue
         return tokens
     return None
 
 
 def _recorded_digest(entry: Path) -> str | None:
-    """The digest that an entry's sidecar records; None where it has no sidecar that can be read."""
+    """The digest of an entry's tokens as its sidecar records it; None if the entry has no readable sidecar."""
     try:
         meta = read_sidecar(entry / SIDECAR)
         return digest_of(Tokenizer.from_dict(meta["tokenizer"]), meta["files"])
@@ -97,7 +99,7 @@ def _recorded_digest(entry: Path) -> str | None:
 
 @contextmanager
 def cache_errors() -> Iterator[None]:
-    """Report whose the cache is where it cannot be used, and how to use another.
+    """Turn the error of an unusable cache into one that names the cache's owner and says how to use another cache.
 
     Raises:
         InputError: in place of an :class:`UnreadableTokensError` or a :class:`PlaceError`.
@@ -114,11 +116,11 @@ def cache_errors() -> Iterator[None]:
 
 
 def tokens_in(out: Path) -> TokenSet | None:
-    """Open a folder of tokens; None where there is nothing yet.
+    """Open a folder of prepared tokens; None if the folder is missing or empty.
 
     Raises:
-        UnreadableTokensError: it cannot be read.
-        InputError: it holds something else, or is damaged.
+        UnreadableTokensError: the folder cannot be read.
+        InputError: the folder holds something other than prepared tokens, or the tokens are damaged.
     """
     try:
         names = os.listdir(out)  # noqa: PTH208
@@ -127,7 +129,7 @@ def tokens_in(out: Path) -> TokenSet | None:
     except NotADirectoryError:
         if out.exists():
             raise something_else(out) from None
-        return None  # its parent is a file: writing there reports that
+        return None  # a file is in the place of a parent folder: the later write reports that
     except OSError as error:
         raise UnreadableTokensError(out, error) from None
     if not names:
@@ -143,12 +145,12 @@ def tokens_in(out: Path) -> TokenSet | None:
 
 
 def something_else(out: Path) -> InputError:
-    """The error for a folder that holds something else than the tokens wanted."""
+    """The error for an output folder that already holds something other than the wanted tokens."""
     return InputError(f"out {one_line(out)} already holds something else; choose another --out, or remove it first")
 
 
 def _owner(path: Path) -> str | None:
-    """The owner of a path, or of the nearest folder above it that can be looked at; None where that is this user."""
+    """The owner of a path, or of its nearest accessible parent folder, in words; None if this user is the owner."""
     for each in (path, *path.parents):
         try:
             number = each.stat().st_uid
@@ -158,6 +160,6 @@ def _owner(path: Path) -> str | None:
             return None
         try:
             return f"user {pwd.getpwuid(number).pw_name}"
-        except KeyError:  # a user of another machine, or of none
+        except KeyError:  # this machine knows no user of this number
             return f"user number {number}"
     return None

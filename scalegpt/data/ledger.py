@@ -1,9 +1,9 @@
 """Which windows of the data each optimizer step consumed.
 
-The windows of a run have one order, a pure function of seed, block size and number of tokens (:mod:`scalegpt.data.sampler`),
-on any number of ranks. A step consumes the next windows of that order; only a rollback after a loss spike skips some. So a
-run needs one line where its counting starts, and another where it changes: ``data_ledger.jsonl``, from which the windows of
-any step follow without reading the data.
+The order of a run's windows is a pure function of seed, block size and number of tokens (:mod:`scalegpt.data.sampler`). It
+does not depend on the number of ranks. A step consumes the next windows of that order; only a rollback after a loss spike
+skips windows. So ``data_ledger.jsonl`` needs one line for the run's first step, and one for each step from which the counting
+changes. The windows of any step follow from these lines without reading the data.
 """
 
 import json
@@ -18,10 +18,10 @@ from scalegpt.storage import write_atomic
 from scalegpt.structured import read_lines
 
 _MOST = 10**16
-"""The largest number of a step, window or token."""
+"""The largest step, window number or token count that a line may state."""
 
 _MOST_PER_STEP = 10**7
-"""The most windows of a step."""
+"""The largest number of windows per step that a line may state."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Window:
     """One training sample.
 
     Attributes:
-        order: its place in the global batch of its step, from 0, independent of ranks and micro batches.
-        number: its place in the run's order of windows, counted over all epochs.
-        file: the token file.
-        offset: of its first token in the file, in tokens.
-        length: in tokens, the last target included: ``block_size + 1``.
+        order: position of the window in its step's global batch, from 0; it does not depend on ranks or micro batches.
+        number: position of the window in the run's order of windows, from 0, counted over all epochs.
+        file: path of the token file.
+        offset: position of the window's first token in the file, in tokens.
+        length: number of tokens with the last target, ``block_size + 1``.
     """
 
     order: int
@@ -45,18 +45,18 @@ class Window:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps that consume consecutive windows: a line of the ledger.
+    """A line of the ledger: successive steps that consume consecutive windows.
 
     Attributes:
-        first_step: the first of them, counted from 1 as in ``metrics.jsonl``.
-        first_window: the number of its first window.
-        windows_per_step: over all ranks and micro steps.
-        block_size: T.
-        seed: the run's.
-        tokens: the number in the file.
-        file: the training tokens.
-        data: the digest of the data.
-        reason: why a new line begins here.
+        first_step: the first of these steps, counted from 1 as in ``metrics.jsonl``.
+        first_window: the :attr:`Window.number` of the first window that this step consumes.
+        windows_per_step: number of windows that a step consumes, over all ranks and micro steps.
+        block_size: T, the number of targets in a window.
+        seed: the run's seed.
+        tokens: number of tokens in the file.
+        file: path of the file of training tokens.
+        data: the digest of the data (:attr:`scalegpt.data.shards.TokenSet.digest`).
+        reason: why a new line begins at this step.
     """
 
     first_step: int
@@ -70,20 +70,20 @@ class Stretch:
     reason: str
 
     def window_of(self, step: int) -> int:
-        """The number of a step's first window."""
+        """The number of the first window that a step consumes."""
         return self.first_window + (step - self.first_step) * self.windows_per_step
 
     def starting_at(self, step: int) -> "Stretch":
-        """The same windows for the same steps, written from another step on."""
+        """This stretch with another first step; every step keeps its windows."""
         return replace(self, first_step=step, first_window=self.window_of(step))
 
     def continues(self, before: "Stretch") -> bool:
-        """Whether another stretch gives our steps the same windows; the file may have moved."""
+        """Whether ``before`` gives this stretch's steps the same windows; the file's path and the reason may differ."""
         ours = before.starting_at(self.first_step)
         return replace(ours, file=self.file, reason=self.reason) == self
 
     def windows(self, step: int) -> list[Window]:
-        """The windows of one of its steps, in their order within the global batch."""
+        """The windows of one of the stretch's steps, in their order within the global batch."""
         first = self.window_of(step)
         starts = WindowSampler(self.tokens, self.block_size, self.seed).starts(first, self.windows_per_step)
         return [
@@ -93,22 +93,22 @@ class Stretch:
 
 
 class Ledger:
-    """``data_ledger.jsonl``.
+    """The file ``data_ledger.jsonl`` of a run.
 
     Args:
-        path: of the file; it need not exist.
+        path: path of the file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[Stretch]:
-        """All stretches, in the order of their steps; none where there is no file.
+        """All stretches, in the order of their steps; empty if the file does not exist.
 
-        A line that a crash cut short is skipped: its run had not continued yet.
+        A line that a crash cut short is skipped: the run had not taken any step of that line yet.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the file cannot be read.
         """
         try:
             return [stretch for _, values in read_lines(self.path) if (stretch := _parse(values)) is not None]
@@ -116,10 +116,10 @@ class Ledger:
             return []
 
     def append(self, stretch: Stretch) -> None:
-        """Add a stretch durably, unless the last one gives the same windows.
+        """Append a stretch and sync the file, unless the last stretch already gives the same windows.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         known = self.read()
         if known and stretch.continues(known[-1]):
@@ -127,10 +127,10 @@ class Ledger:
         self._write([*known, stretch])
 
     def forget_after(self, step: int) -> None:
-        """Drop the stretches that begin after a step.
+        """Delete the stretches that begin after a step.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         known = self.read()
         kept = [stretch for stretch in known if stretch.first_step <= step]
@@ -138,11 +138,11 @@ class Ledger:
             self._write(kept)
 
     def stretch_of(self, step: int) -> Stretch | None:
-        """The stretch of a step; None where none is known."""
+        """The stretch that gives a step its windows; None if the ledger does not cover the step."""
         return _stretch_of(self.read(), step)
 
     def windows(self, steps: Iterable[int]) -> Iterator[tuple[int, list[Window]]]:
-        """Each of the steps with its windows.
+        """Yield each given step with its windows.
 
         Raises:
             InputError: the ledger does not cover a step.
@@ -157,7 +157,7 @@ class Ledger:
             yield step, stretch.windows(step)
 
     def _unknown(self, step: int, *, is_empty: bool) -> str:
-        """Why the windows of a step are not known, and what can be done."""
+        """The message for a step whose windows are not known: the reason and the remedy."""
         if not self.path.exists():
             reason = "is missing"
         elif is_empty:
@@ -175,7 +175,7 @@ def _stretch_of(known: list[Stretch], step: int) -> Stretch | None:
 
 
 def _parse(values: dict[str, Any]) -> Stretch | None:
-    """The object of a line as a stretch; None where it is not one."""
+    """Make a stretch from a line's JSON object; None if the object is no valid stretch."""
     if values.keys() != {each.name for each in fields(Stretch)}:
         return None
     stretch = Stretch(**values)

@@ -1,7 +1,7 @@
-"""Unfinished folders of tokens: who is making them, and which of them are abandoned.
+"""Unfinished folders of prepared tokens: making them under a lock, and removing those that killed processes left.
 
-A folder in the making is a hidden one beside its place. Its maker holds a lock on it, which the system releases when the
-process ends, however it ends.
+Tokens are written into a hidden folder beside their final folder. The writing process holds a lock on the hidden folder,
+which the system releases when the process ends, for whatever reason.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ _CACHED = re.compile(r"\.[0-9a-f]{64}\.tmp-.+")
 
 
 def unfinished_name(name: str) -> str:
-    """A new name for a folder in the making: hidden, and with a mark of this machine."""
+    """A new name for an unfinished folder: hidden, with the mark of this machine and a random part."""
     return f".{name}.tmp-{_machine()}-{uuid.uuid4().hex[:12]}"
 
 
 def make_unfinished(out: Path) -> tuple[Path, int]:
-    """Make a hidden folder beside its final place, and lock it.
+    """Make a hidden folder beside the final folder ``out``, and lock it.
 
     Returns:
-        The folder, and a descriptor that holds the lock until it is closed.
+        The hidden folder, and the file descriptor that holds its lock until it is closed.
 
     Raises:
-        OSError: the place cannot be written.
+        OSError: the parent folder cannot be written.
     """
     while True:
         folder = out.with_name(unfinished_name(out.name))
         folder.mkdir()
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        # Between the two, another process may have locked it as abandoned, and removed it.
+        # Before the lock is taken, another process may have locked the folder as abandoned, and removed it.
         with suppress(BlockingIOError):
             lock_file(descriptor)
             if folder.exists():
@@ -50,16 +50,16 @@ def make_unfinished(out: Path) -> tuple[Path, int]:
 
 
 def remove_abandoned(out: Path) -> None:
-    """Remove what killed preparations left: those of the same place, and in a cache those of any entry.
+    """Remove the unfinished folders that killed processes left for ``out`` or, in a cache, for any entry.
 
-    A folder is abandoned when its lock is free. Without that evidence nothing must have been written there for a while: a
-    day on a file system without locks; an hour for a folder of another machine, whose locks may not be visible here.
+    A folder that was made on this machine is abandoned if its lock is free. A folder of another machine, whose locks may not
+    be visible here, must also be unchanged for an hour. On a file system without locks, a folder must be unchanged for a day.
     """
     own = f".{out.name}.tmp-"
     in_cache = re.fullmatch("[0-9a-f]{64}", out.name) is not None
     try:
         names = os.listdir(out.parent)  # noqa: PTH208
-    except OSError:  # it does not exist yet, or cannot be read: writing there reports that
+    except OSError:  # the parent is missing or unreadable: the later write reports that
         return
     for name in names:
         if name.startswith(own) or (in_cache and _CACHED.fullmatch(name)):
@@ -76,14 +76,14 @@ def _remove_if_abandoned(folder: Path) -> None:
         patience = _DAY if not has_locks else 0 if f".tmp-{_machine()}-" in folder.name else _HOUR
         if time.time() - _last_written(folder) >= patience:
             shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:  # its maker is at work
+    except BlockingIOError:  # locked: a process is still writing into it
         return
     finally:
         os.close(descriptor)
 
 
 def _last_written(folder: Path) -> float:
-    """When something was last written in a folder, in seconds since 1970; infinity where it cannot be read."""
+    """The time of the last write in a folder, in seconds since the epoch; infinity if the folder cannot be read."""
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:
@@ -92,5 +92,8 @@ def _last_written(folder: Path) -> float:
 
 @cache
 def _machine() -> str:
-    """A mark of this boot of this machine: only within it does a free lock prove that the maker has ended."""
+    """A mark of this machine's present boot, 8 hex digits.
+
+    Only for a folder with this mark does a free lock prove that the writing process has ended.
+    """
     return hashlib.sha256((boot_id() or platform.node()).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""From text files to token files: tokenise, hold out a part, and cache by content."""
+"""Prepare text for training: tokenise it, hold out a part, and cache the token files by the text's content."""
 
 import hashlib
 import json
@@ -33,13 +33,19 @@ Progress = Callable[[int, int], None]
 _Encoded = tuple[int, TokenIds, int, bool]
 
 RECIPE = 2
-"""Raised when the same text gives other tokens. 2: the training part of a divided document ends with end-of-text too."""
+"""Version of the preparation, part of the cache's keys; it increases when the same text gives other tokens than before.
+
+From version 2 on, the training part of a divided document ends with end-of-text too.
+"""
 
 MOST_SOURCES = 100_000
-"""Files that the sidecar lists at most: it must stay small enough to be read at once."""
+"""The most source files that the sidecar lists, so that it stays small enough to be read at once."""
 
 _BYTES_PER_BYTE = {"gpt2": 1.0, "byte": 2.0, "char": 2.0}
-"""Bytes of tokens per byte of text. One of GPT-2's ids encodes 2.5 bytes of code or 4 of English: 1.0 leaves a margin."""
+"""Tokenizer → bytes of token files per byte of text, an upper estimate.
+
+A 2-byte id of GPT-2 encodes about 2.5 bytes of code or 4 bytes of English text, so 1.0 leaves a margin.
+"""
 
 _MAX_THREADS = 8
 _log = logging.getLogger(__name__)
@@ -47,10 +53,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Preparation:
-    """A surveyed corpus, what to make of it, and the key that both decide.
+    """A surveyed corpus, how it is tokenised and split, and the cache key that follows from both.
 
     Attributes:
-        earlier_key: the key of the tokens that releases before :data:`RECIPE` made of the same text.
+        kind: the tokenizer's kind.
+        earlier_key: the cache key that releases without :data:`RECIPE` gave to the same text and settings.
     """
 
     corpus: Corpus
@@ -70,13 +77,13 @@ def prepare(
     """Tokenise text into a folder.
 
     Args:
-        inputs: text files and folders of them.
-        out: the folder to make. One that already holds the same preparation is used as it is.
-        settings: all except ``input_file``.
-        progress: called with the bytes tokenised and the bytes in all.
+        inputs: text files, and folders of text files.
+        out: the folder to make. If it already holds tokens of the same text and settings, it is used as it is.
+        settings: how to prepare the text; ``input_file`` is not used.
+        progress: called with the bytes of text tokenised so far and the bytes of all text.
 
     Raises:
-        InputError: no usable text, ``out`` holds something else, no disk space, a bad setting.
+        InputError: there is no usable text, ``out`` holds something else, the disk is full, or a setting is invalid.
     """
     out = Path(out)
     if os.path.isfile(out):  # noqa: PTH113 - pathlib's raises where a folder is closed
@@ -86,18 +93,20 @@ def prepare(
 
 
 def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress: Progress | None = None) -> TokenSet:
-    """The tokens of the trainer's ``--input_file``, made now or cached by an earlier run, after reading all of them.
+    """The tokens of ``--input_file``: prepared already, cached by an earlier run, or else tokenised into the cache now.
+
+    The token files are read whole and compared with their digests.
 
     Args:
-        data: ``input_file`` is a text file, a folder, several with commas between, or a folder of prepared tokens,
-            whose own tokenizer then holds. The other settings are :func:`prepare`'s.
-        begun_with: digest of the tokens that a run began with. Tokens that an earlier release made of the same text are
-            used where they are in the cache and have this digest.
-        progress: as for :func:`prepare`; not called where nothing has to be tokenised.
+        data: ``input_file`` is a text file, a folder of text, several of these separated by commas, or a folder of prepared
+            tokens, whose own tokenizer is then used. The other settings are as for :func:`prepare`.
+        begun_with: the digest of the tokens that a resumed run began with. Tokens with this digest that an earlier release
+            made of the same text are preferred if the cache has them.
+        progress: as for :func:`prepare`; not called if nothing has to be tokenised.
 
     Raises:
-        InputError: as for :func:`prepare`, or no ``input_file``, or prepared tokens that have changed since, or a cache
-            that cannot be read or written.
+        InputError: as for :func:`prepare`; or there is no ``input_file``, prepared tokens have changed since they were made,
+            or the cache cannot be read or written.
     """
     if data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
@@ -115,19 +124,19 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
 
 
 def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = None) -> tuple[TokenSet, str | None]:
-    """The tokens that a run began with where the cache still has them, even if the folders of their text have changed.
+    """The tokens that a run began with, if the cache still has them, even if the folders of text have changed since.
 
-    Logs, notes and results may be put into such folders during training. All inputs must be folders of text: a file that the
-    user names is read as it is now, with everything that is named beside it.
+    Folders of text may receive logs, notes and results during training. If one of the inputs is not a folder of text, all
+    inputs are prepared as they are now.
 
     Args:
         data: as for :func:`prepare_cached`.
-        digest: of the tokens that the run began with.
+        digest: the digest of the tokens that the run began with.
         progress: as for :func:`prepare_cached`.
 
     Returns:
-        The tokens, and a warning where the text no longer gives them. Where the cache has lost them: the tokens that the text
-        gives now.
+        The tokens, and a warning if the text would now give other tokens, else None. If the cache no longer has the tokens,
+        the tokens of the text as it is now, and None.
 
     Raises:
         InputError: as for :func:`prepare_cached`.
@@ -147,7 +156,7 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
 
 
 def _split_inputs(text: str) -> list[str]:
-    """Split at commas, unless a file has that name."""
+    """Split ``--input_file`` at its commas, unless a file or folder has the whole text as its name."""
     if os.path.exists(text):  # noqa: PTH110 - pathlib's raises where a folder is closed
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -186,11 +195,11 @@ def _key(identity: dict[str, Any]) -> str:
 
 
 def _existing(out: Path, work: _Preparation) -> TokenSet | None:
-    """Open the folder where it holds this preparation; None where there is nothing yet.
+    """Open the folder ``out`` if it holds the tokens of this preparation; None if it is missing or empty.
 
     Raises:
-        UnreadableTokensError: it cannot be read.
-        InputError: it holds something else, or is damaged.
+        UnreadableTokensError: the folder cannot be read.
+        InputError: the folder holds something else, or its tokens are damaged.
     """
     found = tokens_in(out)
     if found is None or found.meta.get("key") == work.key:
@@ -204,7 +213,7 @@ def _existing(out: Path, work: _Preparation) -> TokenSet | None:
 
 
 def _make(work: _Preparation, out: Path, progress: Progress | None) -> TokenSet:
-    """Tokenise the corpus into a folder; where another process finished it first, use that."""
+    """Tokenise the corpus into the folder ``out``; if another process makes the folder first, open it instead."""
     tokenizer = make_tokenizer(work.kind, work.corpus.characters)
     with disk_errors(out):
         remove_abandoned(out)
@@ -229,7 +238,7 @@ def _write_tokens(
 ) -> None:
     total, before = work.corpus.bytes, 0
     ending = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=np.uint16)
-    first = 0  # of the document's tokens among the training tokens
+    first = 0  # offset of the document's first token in the training tokens
     for index, ids, read, is_last in stream:
         split = "val" if index in work.split.held_out else "train"
         writer.append(split, ids)
@@ -242,7 +251,7 @@ def _write_tokens(
                 if kept < count:
                     writer.hold_out_tail(first + kept)
                     writer.append("val", ending)
-            writer.append(split, ending)  # every document ends with it, a divided one in both parts
+            writer.append(split, ending)  # every document ends with end-of-text; a divided one ends so in both parts
             first = writer.counts["train"]
         if progress is not None:
             progress(before + (0 if is_last else read), total)
@@ -252,7 +261,8 @@ def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Enco
     """Encode all documents in order, on several threads, a bounded number of pieces ahead.
 
     Yields:
-        The document's index, the ids of its next piece, the bytes of it read by then, and whether it is the last piece.
+        For each piece: its document's index, its token ids, the bytes of the document read so far, and whether it is the
+        document's last piece.
     """
     threads = min(_MAX_THREADS, usable_cores())
     waiting: deque[tuple[int, Future[TokenIds], int, bool]] = deque()
@@ -271,7 +281,12 @@ def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Enco
 
 
 def _pieces(sources: Sequence[Source]) -> Iterator[tuple[int, str, int, bool]]:
-    """Every document's pieces, each with whether it is the last, which is known only when the reader stops."""
+    """Read all documents piece by piece.
+
+    Yields:
+        As :func:`_encoded`, but with a piece's text in place of its ids. A piece is yielded when the next one has been read,
+        since only then is it known whether it is the last.
+    """
     for index, source in enumerate(sources):
         held: tuple[str, int] | None = None
         for piece in read_pieces(source):

@@ -1,8 +1,8 @@
 """The order of a run's training windows: a pure function of seed, block size and number of tokens.
 
 No state and no permutation is stored, so a run may resume at any window, on any number of ranks, and see the same windows as
-without the interruption. Every window occurs exactly once an epoch. :mod:`scalegpt.data.ledger` records which of them a step
-took.
+without the interruption. Every window occurs exactly once in an epoch. :mod:`scalegpt.data.ledger` records which windows each
+step consumed.
 """
 
 import hashlib
@@ -23,32 +23,32 @@ _ROUNDS = 8
 class WindowSampler:
     """The order of training windows.
 
-    A window spans ``block_size + 1`` tokens, inputs and targets being shifted by one; neighbours are ``block_size``
-    apart, so that every token is a target once. Each epoch moves the grid of windows by another pseudo-random offset:
-    the boundaries differ, and tokens that one epoch misses at the ends are seen in another.
+    A window spans ``block_size + 1`` tokens: its targets are its inputs shifted by one. Neighbouring windows begin
+    ``block_size`` tokens apart, so that no token is a target twice in an epoch. Each epoch shifts all windows by another
+    pseudo-random offset: window boundaries differ, and tokens that one epoch misses at the ends occur in another.
 
     Args:
-        tokens: their number.
+        tokens: number of training tokens.
         block_size: T, the model's context.
         seed: any integer.
 
     Attributes:
-        windows: the number of windows in an epoch.
+        windows: number of windows in an epoch.
 
     Raises:
-        InputError: the tokens do not fill one window.
+        InputError: there are too few tokens for one window.
     """
 
     def __init__(self, tokens: int, block_size: int, seed: int) -> None:
         _check_length(tokens, block_size)
         self.tokens, self.block_size, self.seed = tokens, block_size, seed
-        # One window fewer than fits leaves the grid room to move by a whole block.
+        # One window less than fits, so that all windows can shift by up to a whole block.
         self.windows = max(1, (tokens - 1) // block_size - 1)
 
     def starts(self, first: int, count: int) -> Starts:
-        """The first token of the run's samples ``first … first + count - 1``, int64 [count].
+        """The token offsets at which the run's windows ``first … first + count - 1`` begin, int64 [count].
 
-        Sample g is in epoch ``g // windows``.
+        Window g belongs to epoch ``g // windows``.
         """
         assert first >= 0
         assert count >= 0
@@ -67,18 +67,19 @@ class WindowSampler:
         return order * self.block_size + offset
 
     def _key(self, purpose: str, epoch: int, size: int) -> bytes:
-        """Derive bytes from seed, epoch and purpose by a hash: unlike a generator's, its output never changes."""
+        """Hash purpose, seed and epoch to ``size`` bytes. Unlike a generator's output, a hash never changes."""
         return hashlib.blake2b(f"{purpose} {self.seed} {epoch}".encode(), digest_size=size).digest()
 
 
 def permute(places: Starts, size: int, key: bytes) -> Starts:
-    """Map places to places, one to one, within [0, size): a pseudo-random permutation that is computed, not stored.
+    """Apply a pseudo-random permutation of [0, size) to each place; the permutation is computed, not stored.
 
-    A Feistel network permutes the numbers of 2k bits, the fewest that hold ``size``. A result past the end goes through it
-    again until it is inside (cycle walking); since the network permutes, this ends and stays one to one.
+    A Feistel network permutes the numbers of 2k bits, with the smallest k that covers ``size``. A result of ``size`` or more
+    goes through the network again until it is below ``size`` (cycle walking). Because the network is a permutation, this
+    ends, and different places get different results.
 
     Args:
-        places: int64, any shape, each in [0, size).
+        places: int64 [N], each in [0, size).
         size: the number of places.
         key: 8 bytes for each of the 8 rounds.
     """
@@ -86,14 +87,14 @@ def permute(places: Starts, size: int, key: bytes) -> Starts:
     keys = np.frombuffer(key, dtype="<u8")
     result = _feistel(places.astype(np.uint64), half, keys)
     outside = np.flatnonzero(result >= size)
-    while len(outside):  # at most four times as many numbers as places: a few passes
+    while len(outside):  # 2k bits hold at most four times ``size`` numbers, so a few passes suffice
         result[outside] = _feistel(result[outside], half, keys)
         outside = outside[result[outside] >= size]
     return result.astype(np.int64)
 
 
 def _feistel(numbers: _Words, half: np.uint64, keys: _Words) -> _Words:
-    """Permute numbers of ``2 * half`` bits: each round swaps the halves and masks one by a hash of the other."""
+    """Permute numbers of ``2 * half`` bits: each round swaps the halves and XORs one with a hash of the other."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = numbers >> half, numbers & mask
     for key in keys:
@@ -102,20 +103,20 @@ def _feistel(numbers: _Words, half: np.uint64, keys: _Words) -> _Words:
 
 
 def _mix(words: _Words) -> _Words:
-    """Spread every bit over the whole word: the finisher of splitmix64, arithmetic modulo 2^64."""
+    """Hash 64-bit words by the finaliser of splitmix64, in arithmetic modulo 2^64."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
 def rank_share(starts: Starts, rank: int, ranks: int, micro_step: int, micro_batch: int) -> Starts:
-    """The windows of a step that one rank takes in one micro step, int64 [B].
+    """The starts of the windows that one rank takes in one micro step, int64 [B].
 
-    Sequence j of the step is the b-th of rank r in micro step m for j = (m·W + r)·B + b. For any W, B and gradient
+    Window j of the step is window b of rank r in micro step m, where j = (m·W + r)·B + b. For any W, B and gradient
     accumulation the ranks together take all windows of the step, each once.
 
     Args:
-        starts: int64 [W·B·accumulation], of the whole step.
+        starts: int64 [W·B·accumulation], the starts of all windows of the step.
         rank: r, in [0, W).
         ranks: W.
         micro_step: m, counted from 0.
@@ -128,11 +129,11 @@ def rank_share(starts: Starts, rank: int, ranks: int, micro_step: int, micro_bat
 
 
 def cut_windows(tokens: Tokens | StoredTokens, starts: Starts, block_size: int) -> tuple[Batch, Batch]:
-    """Read windows from the tokens.
+    """Read windows and split each into inputs and targets.
 
     Args:
-        tokens: in a file or in memory; only the windows are read.
-        starts: int64 [B], the first token of each.
+        tokens: all tokens, in a file or in memory; only the windows are read.
+        starts: int64 [B], the token offset at which each window begins.
         block_size: T.
 
     Returns:
@@ -147,17 +148,18 @@ def cut_windows(tokens: Tokens | StoredTokens, starts: Starts, block_size: int) 
 
 
 def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
-    """The windows to evaluate on: spread evenly over all of the tokens, without overlap, the same ones each time.
+    """The token offsets at which the evaluation windows begin, int64 [N]: always the same windows, without overlap.
 
-    The tokens are in the order of the files' names, so the first of them alone would be one part of the text.
+    The windows are spread evenly over all held-out tokens. The tokens are in the order of file names, so the first windows
+    alone would represent only the first files.
 
     Args:
-        tokens: the number held out.
+        tokens: number of held-out tokens.
         block_size: T.
-        limit_tokens: take the fewest windows that hold this many targets; all windows where there are fewer.
+        limit_tokens: take the fewest windows that hold this many targets, or all windows if they hold fewer.
 
     Raises:
-        InputError: the tokens do not fill one window.
+        InputError: there are too few tokens for one window.
     """
     _check_length(tokens, block_size)
     windows = (tokens - 1) // block_size

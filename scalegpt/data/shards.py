@@ -1,7 +1,7 @@
 """Token files: nanoGPT's format with a JSON sidecar.
 
 A folder of prepared tokens holds ``train.bin`` and ``val.bin``, headerless little-endian uint16, and ``meta.json``,
-which says what they hold and how they were made. nanoGPT's own folders, with ``meta.pkl`` or without, open as well.
+which describes the tokens and how they were made. nanoGPT's own folders, with or without ``meta.pkl``, can be opened too.
 """
 
 import hashlib
@@ -26,24 +26,30 @@ _CHUNK_TOKENS = 1 << 22
 
 
 class UnreadableTokensError(DiskError):
-    """Tokens that cannot be read now; they may be whole."""
+    """Token files cannot be read now, because of permissions or the disk; they may be undamaged."""
 
     subject, done, advice = "token file ", "read", "make it readable"
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """One split's tokens: the file, and what reads it."""
+    """The token file of one split.
+
+    Attributes:
+        path: path of the file.
+        tokens: the content as a read-only array that reads the file on demand.
+    """
 
     path: Path
     tokens: StoredTokens
 
     @staticmethod
     def open(path: Path, expected: int | None = None) -> "TokenFile":
-        """Open a file of tokens; ``expected`` is their number by the sidecar, where there is one.
+        """Open a token file; ``expected`` is the number of tokens that the sidecar states, None without a sidecar.
 
         Raises:
-            InputError: it is missing, empty, or of another size; an :class:`UnreadableTokensError`.
+            InputError: the file is missing or empty, or its size is not that of ``expected`` tokens or of whole tokens.
+            UnreadableTokensError: the file cannot be read.
         """
         try:
             size = path.stat().st_size
@@ -68,10 +74,10 @@ class TokenFile:
             raise UnreadableTokensError(path, error) from None
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Read all tokens, in chunks, and refuse the first that is not below ``vocab_size``.
+        """Read all tokens, in chunks, and check that every id is below ``vocab_size``.
 
         Raises:
-            InputError: names the file, the token's place and the id.
+            InputError: an id is not; the message states the file, the token offset and the id.
         """
         if vocab_size > np.iinfo(DTYPE).max:
             return
@@ -85,7 +91,7 @@ class TokenFile:
                 )
 
     def digests(self) -> tuple[str, list[str]]:
-        """The SHA-256 of the file's bytes, and one of each :data:`BLOCK_BYTES` of them, in hex.
+        """The SHA-256 of the whole file, and the SHA-256 of each block of :data:`BLOCK_BYTES` bytes, in hex.
 
         Raises:
             UnreadableTokensError: the file cannot be read.
@@ -113,9 +119,9 @@ class TokenSet:
 
     Attributes:
         path: the folder.
-        files: ``train`` and ``val``.
-        tokenizer: what made the ids.
-        meta: the sidecar; empty for a folder of nanoGPT's.
+        files: split, ``train`` or ``val`` → its token file.
+        tokenizer: the tokenizer that made the ids.
+        meta: content of the sidecar; empty for a folder of nanoGPT's.
     """
 
     path: Path
@@ -135,35 +141,38 @@ class TokenSet:
 
     @property
     def encodings(self) -> list[str]:
-        """The encodings in which the text was read; empty where they are not known."""
+        """The encodings in which the text was read, sorted; empty if they are not known."""
         listed = {source["encoding"] for source in self.meta.get("sources", []) if "encoding" in source}
         return sorted(listed | set(self.meta.get("encodings", [])))
 
     @property
     def skipped(self) -> dict[str, int]:
-        """The number of files and folders that were skipped, by reason."""
+        """Reason → number of files and folders that the preparation skipped for it."""
         return dict(self.meta.get("skipped", {}))
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the tokenizer and both files: equal digests mean equal tokens. nanoGPT's files are read for it."""
+        """SHA-256 over tokenizer and both files, in hex; equal digests mean equal tokens.
+
+        Without a sidecar the files are read to compute it.
+        """
         recorded = self.meta.get("files") or {split: self.files[split].digests()[0] for split in SPLITS}
         return digest_of(self.tokenizer, recorded)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Refuse tokens that a model of that vocabulary has no embedding for.
+        """Read both splits and check that every id is below ``vocab_size``, so that the model has an embedding for it.
 
         Raises:
-            InputError: names the file, the token's place and the id.
+            InputError: an id is not; the message states the file, the token offset and the id.
         """
         for split in SPLITS:
             self.files[split].check_vocabulary(vocab_size)
 
     def check_block_size(self, block_size: int) -> None:
-        """Refuse data that does not fill one window of ``block_size + 1`` tokens in each split.
+        """Check that each split fills at least one window of ``block_size + 1`` tokens.
 
         Raises:
-            InputError: names the split, its tokens, and what would help.
+            InputError: a split is too short; the message states the split, its number of tokens, and remedies.
         """
         for split, name in (("train", "training"), ("val", "held-out")):
             tokens = len(self.files[split].tokens)
@@ -176,10 +185,10 @@ class TokenSet:
                 )
 
     def check_contents(self) -> None:
-        """Read both files and compare them with what the sidecar recorded.
+        """Read both files and compare their SHA-256 with those in the sidecar.
 
         Raises:
-            InputError: a file has changed since it was prepared; names the file, and where the change lies.
+            InputError: a file has changed since it was prepared; the message states the file and where the change is.
         """
         blocks = self.meta.get("blocks", {})
         for split, recorded in self.meta.get("files", {}).items():
@@ -194,13 +203,13 @@ class TokenSet:
 
 
 def digest_of(tokenizer: Tokenizer, files: dict[str, str]) -> str:
-    """:attr:`TokenSet.digest`, from the SHA-256 of the file of each split."""
+    """The :attr:`TokenSet.digest` of a tokenizer and ``files``, each split's SHA-256 of its token file."""
     parts = [tokenizer.digest, *(files[split] for split in SPLITS)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _first_difference(found: list[str], recorded: Any) -> str:
-    """The place of the first block that differs, in words; empty where blocks were not recorded."""
+    """The token offsets of the first block that differs, for a message; empty if blocks are not comparable."""
     if not isinstance(recorded, list) or len(recorded) != len(found) or found == recorded:
         return ""
     index = next(index for index, pair in enumerate(zip(found, recorded, strict=True)) if pair[0] != pair[1])
@@ -212,11 +221,11 @@ def open_tokens(path: str | Path) -> TokenSet:
     """Open a folder of prepared tokens and check its files' sizes.
 
     Args:
-        path: a folder with ``train.bin`` and ``val.bin``. Without our sidecar it is nanoGPT's: characters where it has
-            a ``meta.pkl``, else GPT-2's ids.
+        path: a folder with ``train.bin`` and ``val.bin``. Without ``meta.json`` it is read as nanoGPT's: with a
+            ``meta.pkl`` its ids are characters, else GPT-2's.
 
     Raises:
-        InputError: no such folder, a malformed sidecar, or a file that is missing, cut short, or not tokens.
+        InputError: there is no such folder, the sidecar is malformed, or a token file is missing, cut short or of odd size.
     """
     path = Path(path)
     try:

@@ -1,6 +1,6 @@
-"""The file beside token files that describes them: our ``meta.json``, nanoGPT's ``meta.pkl``.
+"""The sidecar, which describes the token files beside it: our ``meta.json``, or nanoGPT's ``meta.pkl``.
 
-Both may come from strangers. Sizes, types and bounds are checked before anything is used.
+Both kinds may come from strangers, so sizes, types and bounds are checked before any value is used.
 """
 
 import io
@@ -24,7 +24,7 @@ SPLITS = ("train", "val")
 SIDECAR = "meta.json"
 
 SIDECAR_LIMIT = 256 << 20
-"""Bytes of the largest sidecar: earlier releases listed every source file."""
+"""The largest sidecar that is read, in bytes; earlier releases listed every source file in it."""
 
 _PICKLE_LIMIT = 16 << 20
 _MOST_TOKENS = 1 << 48
@@ -34,17 +34,17 @@ _PLAIN_OPCODES = frozenset({
     "BINUNICODE8", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "PUT", "BINPUT",
     "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
 })  # fmt: skip
-"""The opcodes of dictionaries, lists, text and numbers. Tuples are excluded: a nested one takes for ever to hash."""
+"""Pickle opcodes of dictionaries, lists, text and numbers. Tuples are excluded: hashing nested ones can take forever."""
 
 _REMEDY = "prepare the data again"
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """Parse ``meta.json``, and check the types and bounds of every part that is used.
+    """Parse ``meta.json``, and check the type and bounds of every entry that is used.
 
     Raises:
-        InputError: it is not a sidecar of ScaleGPT; names the part that is wrong.
-        OSError: it cannot be read.
+        InputError: the file is not a sidecar of ScaleGPT, or an entry is wrong, which the message names.
+        OSError: the file cannot be read.
     """
     name = one_line(path)
     try:
@@ -124,11 +124,11 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], bool]] = {
     "encodings": (_is_list_of(_is_text), False),
     "key": (_is_text, False),
 }
-"""Parts of a sidecar that are used → whether a value is valid, and whether it is required."""
+"""Entry of a sidecar that is used → the check of its value, and whether the entry is required."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Loads dictionaries, lists, text and numbers; anything else in a pickle could run code."""
+    """Unpickles only dictionaries, lists, text and numbers, since classes and functions in a pickle could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every class and function."""
@@ -139,8 +139,8 @@ def read_nanogpt_characters(path: Path) -> CharTokenizer:
     """Read the vocabulary of a character-level nanoGPT folder from its ``meta.pkl``.
 
     Raises:
-        InputError: it is not such a pickle, or holds more than plain data.
-        OSError: it cannot be read.
+        InputError: the file has no table of characters, or is not a pickle of plain data.
+        OSError: the file cannot be read.
     """
     name = one_line(path)
     content = read_bytes(path, _PICKLE_LIMIT)
@@ -171,7 +171,7 @@ def read_nanogpt_characters(path: Path) -> CharTokenizer:
 
 
 def _check_pickle(content: bytes) -> None:
-    """Refuse a pickle that holds more than plain data, or makes Python reserve more memory than its own size."""
+    """Refuse a pickle with other opcodes than plain data's, or whose memo would make Python reserve too much memory."""
     texts = ["", ""]
     for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):  # refuses lengths past the end
         if opcode.name not in _PLAIN_OPCODES:

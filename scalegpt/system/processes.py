@@ -1,8 +1,8 @@
-"""Which process is which, by facts that do not change when the wall clock is set.
+"""Identify processes across time by number and start, even if the wall clock is set meanwhile.
 
-A process number is used again, so it needs the time at which the process began. Most tools give that in seconds since the
-epoch, computed from the time of the boot: when the wall clock is set, all processes seem to have begun at another time. Linux
-itself counts from the boot.
+Process numbers are reused, so a process is identified by its number and its start time. Most tools compute the start time in
+seconds since the epoch from the time of the boot, which changes when the wall clock is set. Linux itself records the start in
+clock ticks since the boot, which does not.
 """
 
 import os
@@ -14,15 +14,15 @@ import psutil
 from scalegpt.system.cores import kernel_text
 
 _STATE, _START_TICKS = 0, 19
-"""Places of these fields in ``/proc/PID/stat``, counted from the first behind the process's name."""
+"""Positions of the fields in ``/proc/PID/stat``, counted from the first after the process's name."""
 
 _ENDED = frozenset("ZXx")
 
 
 def birth_of(pid: int) -> str | None:
-    """What distinguishes this process from every other that had or will have its number; None: there is no such process.
+    """The start of a process, as a text that no other process of the same number has; None without such a process.
 
-    On Linux: the boot, and the clock ticks from there to its start. Elsewhere: seconds since the epoch.
+    On Linux it is the boot's id and the clock ticks from the boot to the start. Elsewhere it is seconds since the epoch.
     """
     fields = _stat(pid)
     if fields:
@@ -34,9 +34,9 @@ def birth_of(pid: int) -> str | None:
 
 
 def has_ended(pid: int, birth: str) -> bool:
-    """Whether the process of this number and :func:`birth_of` has ended, even if its parent has not waited for it yet.
+    """Whether the process with this number and :func:`birth_of` has ended; a zombie counts as ended.
 
-    A process of another boot is one of another machine: nothing is known of it here, so it counts as running.
+    A process with another boot's id may be on another machine. Nothing is known of it here, so it counts as running.
     """
     if ":" in birth and birth.partition(":")[0] != boot_id():
         return False
@@ -47,23 +47,23 @@ def has_ended(pid: int, birth: str) -> bool:
         return birth_of(pid) != birth or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-    except psutil.Error:  # it exists, and belongs to another user
+    except psutil.Error:  # the process exists and belongs to another user
         return False
 
 
 @cache
 def boot_id() -> str:
-    """The id of this boot of the system; empty where the system has none."""
+    """The system's id of its present boot; empty if the system has no such id."""
     return kernel_text(Path("/proc/sys/kernel/random/boot_id"))
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` behind the process's name; empty where there is no such file."""
+    """The fields of ``/proc/PID/stat`` after the process's name; empty if there is no such file."""
     return kernel_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 
 def own_birth() -> str:
-    """:func:`birth_of` this process."""
+    """The start of this process, as :func:`birth_of` gives it."""
     birth = birth_of(os.getpid())
     assert birth is not None
     return birth

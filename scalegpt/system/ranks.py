@@ -1,4 +1,4 @@
-"""Which rank this process is, as the environment says: read without torch, and checked before anything is done."""
+"""The rank of this process, read from environment variables and checked; without torch."""
 
 import os
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ class Ranks:
 def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE`` (torchrun) or ``LOCAL_SIZE`` (DeepSpeed).
 
-    They are this process's, or those of another environment.
+    ``environment`` None: this process's environment variables.
 
     Raises:
-        InputError: one of them is not a number, is missing beside the others, or contradicts them.
+        InputError: a variable is not a number, is missing although others are set, or contradicts another one.
     """
     known = os.environ if environment is None else environment
     size = _number(known, "WORLD_SIZE", 1)
@@ -62,7 +62,7 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 
 def ranks_or_alone(environment: Mapping[str, str] | None = None) -> Ranks:
-    """:func:`read_ranks` for messages: a process whose variables cannot be read counts as one without ranks."""
+    """As :func:`read_ranks`, for messages: a process whose variables are invalid counts as one without other ranks."""
     try:
         return read_ranks(environment)
     except InputError:

@@ -1,7 +1,7 @@
-"""Standard streams that may be missing, closed or full: a training run continues without them.
+"""Standard streams that may be missing or unwritable: a training run continues without them.
 
-What a run prints is also in its metrics and its status. So a reader of a pipe that ends, a terminal that is closed, or a log
-file on a full disk must not end it.
+A run's metrics and status files record what it prints. So the run must not end if the reader of its pipe ends, its terminal
+is closed, or its log file is on a full disk.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ _NOBODY_READS = frozenset({errno.EPIPE, errno.EBADF})
 
 
 def open_missing() -> None:
-    """Open the null device in the place of standard streams that the caller has closed (``>&-``).
+    """Open the null device in place of each standard stream that the caller has closed (``>&-``).
 
-    Without it the next file that is opened gets that descriptor, and the output of libraries goes into that file.
+    If the descriptor stayed free, the next file to be opened would get it, and libraries would print into that file.
     """
     for descriptor, name in enumerate(_NAMES):
         try:
@@ -36,14 +36,14 @@ def open_missing() -> None:
 
 
 class LastingStream:
-    """A text stream whose writes never fail; what cannot be written is dropped.
+    """A text stream whose writes never fail: text that cannot be written is dropped.
 
     Args:
-        stream: to write to.
-        fallback: where the first failure is reported; None: nowhere.
+        stream: the stream to write to.
+        fallback: another stream, to which the first failure is reported; None: it is not reported.
 
     Attributes:
-        lost: why the first failed write failed; None: none has failed.
+        lost: the reason why the first failed write failed; None if no write has failed.
     """
 
     def __init__(self, stream: TextIO, fallback: TextIO | None = None) -> None:
@@ -51,7 +51,7 @@ class LastingStream:
         self.lost: str | None = None
 
     def write(self, text: str) -> int:
-        """Write, if that is possible."""
+        """Write the text, or drop it if it cannot be written."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -59,7 +59,7 @@ class LastingStream:
             return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered, if that is possible."""
+        """Write the buffered text, or drop it if it cannot be written."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -78,23 +78,23 @@ class LastingStream:
                     self._fallback.flush()
 
     def _silence(self) -> None:
-        """Send further output, buffers and other libraries' output included, to the null device."""
+        """Redirect the stream's descriptor to the null device, for buffered text and other libraries' output too."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
 
     def __getattr__(self, name: str) -> Any:
-        """Any other attribute of the stream."""
+        """Get any other attribute from the stream."""
         return getattr(self._stream, name)
 
 
 def lasting(stream: TextIO, fallback: TextIO | None = None) -> LastingStream:
-    """The stream as a :class:`LastingStream`; itself where it is one already."""
+    """Wrap a stream in a :class:`LastingStream`, unless it is one already."""
     return stream if isinstance(stream, LastingStream) else LastingStream(stream, fallback)
 
 
 def outlast_standard_streams() -> None:
-    """Make the writes of this process to standard output and error never fail, those of other libraries included."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never fail; rank 0 reports a lost output."""
     first = ranks_or_alone().rank == 0
     error = lasting(sys.stderr)
     output = lasting(sys.stdout, cast(TextIO, error) if first else None)
@@ -102,7 +102,7 @@ def outlast_standard_streams() -> None:
 
 
 def lost_output() -> str | None:
-    """The standard streams that could not be written, and why; None: all could."""
+    """The standard streams to which a write failed, each with the reason, as text; None if no write failed."""
     streams = {"standard output": sys.stdout, "standard error": sys.stderr}
     lost = [f"{name}: {each.lost}" for name, each in streams.items() if isinstance(each, LastingStream) and each.lost]
     return "; ".join(lost) or None

@@ -1,20 +1,21 @@
-"""Make a DeepSpeed engine skip a step and clear its gradients: weights, moments, counts and loss scale stay as they are.
+"""Make a DeepSpeed engine skip a step and clear its gradients; weights, moments, step counts and loss scale do not change.
 
-DeepSpeed (0.19.8) skips a step only where it finds gradients that are not finite. What it looks at differs:
+DeepSpeed (0.19.8) skips a step only if it finds gradients that are not finite. Its check depends on its wrapper of the
+optimizer:
 
 ================================  ========================================================================================
-wrapper                           what makes its ``step()`` return without a step
+wrapper (stage)                   what makes ``step()`` return without a step
 ================================  ========================================================================================
 none (stage 0 in fp32 and bf16)   nothing; the backend steps by itself
 ``FP16_UnfusedOptimizer`` (0)     ``overflow_checker.check()``, or a norm that is not finite
 ``BF16_Optimizer`` (1 in bf16)    a norm that is not finite
 ``DeepSpeedZeroOptimizer`` (1, 2) ``has_overflow()`` where ``check_grad_overflow`` is set (fp16 always, bf16 by default, fp32
-                                  never), and a norm that is not finite, except in bf16 where that is not set
+                                  never), and a norm that is not finite, except in bf16 without that setting
 ``…ZeroOptimizer_Stage3``         a norm that is not finite, and in fp16 ``check_overflow()``
 ================================  ========================================================================================
 
-The ranks agree on all of them. Where a step must be skipped although its gradients are finite, we override the check, so that
-DeepSpeed clears its buffers itself. In fp16 we also keep it from halving the loss scale.
+All ranks get the same result from each check. If a step must be skipped although its gradients are finite, the check is
+overridden, so that DeepSpeed clears its buffers itself. In fp16 DeepSpeed is also kept from halving the loss scale.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from typing import Any
 
 @contextmanager
 def discarding(optimizer: Any) -> Iterator[None]:
-    """Let the next ``engine.step()`` skip the step.
+    """Inside the block, make ``engine.step()`` skip the step and clear the gradients.
 
     Args:
         optimizer: DeepSpeed's wrapper around the optimizer.
@@ -59,9 +60,9 @@ def discarding(optimizer: Any) -> Iterator[None]:
 
 
 def forget_gradients(optimizer: Any) -> None:
-    """Clear what DeepSpeed leaves after a skipped step.
+    """Clear the gradients that DeepSpeed keeps after a skipped step.
 
-    With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients add up
+    With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients are accumulated
     (``averaged_gradients``): NaN would stay there, and every later step would be skipped too.
     """
     if hasattr(optimizer, "check_grad_overflow"):
@@ -71,7 +72,7 @@ def forget_gradients(optimizer: Any) -> None:
 
 @contextmanager
 def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an object's attribute another value for a while."""
+    """Inside the block, give an attribute of an object another value."""
     assert hasattr(owner, name), f"this DeepSpeed's {type(owner).__name__} has no {name}"
     own = vars(owner)
     had, before = name in own, own.get(name)

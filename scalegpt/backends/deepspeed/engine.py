@@ -1,14 +1,14 @@
 """DeepSpeed ZeRO, stages 0 to 3, with optimizer or parameter offload.
 
-What makes it agree with the other backends:
+Four choices make it agree with the other backends:
 
-- fp32 masters are exact. DeepSpeed makes its masters from weights already rounded to bf16; we set them afterwards from the
-  fp32 values, and then update the bf16 copies.
-- Gradients are added up and sent in fp32, at every stage.
-- Stage 0 runs DeepSpeed's fp32 engine, and the model itself computes in bf16, as under ``plain``: DeepSpeed's own bf16 path
-  at stage 0 adds gradients up in bf16.
+- fp32 masters are exact. DeepSpeed makes its masters from weights already rounded to bf16. Afterwards the masters are set
+  from the fp32 values, and the bf16 copies are updated.
+- Gradients are accumulated and reduced in fp32, at every stage.
+- Stage 0 runs DeepSpeed's fp32 engine, and the model itself computes in bf16, as under ``plain``. DeepSpeed's own bf16 path
+  at stage 0 accumulates gradients in bf16.
 - The optimizer is torch's, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon is
-  ours, at stage 0: from stage 1 on DeepSpeed's optimizers hold flat parts of groups, in which there are no matrices.
+  ScaleGPT's, at stage 0 only: from stage 1 on DeepSpeed's optimizers hold flat parts of groups, which are no matrices.
 """
 
 import logging
@@ -67,35 +67,35 @@ class DeepSpeedBackend(Backend):
         self.settings = settings
         world.ensure_group()
         deepspeed = _import_deepspeed(world)
-        # DeepSpeed copies the weights into its own buffers: they must exist, and get their values later.
+        # DeepSpeed copies the weights into its own buffers, so they must exist. Their values are loaded later.
         model = model.to_empty(device="cpu" if run.parallel.offload == "all" else world.device)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
         if self.stage == 3:
-            # A block's weights are gathered and released together. By default ZeRO-3 releases each layer's after its forward
-            # pass, also when that pass is a recomputation whose results the backward needs next.
+            # A block's weights are gathered and released together. By default ZeRO-3 releases a layer's weights after each
+            # forward pass of the layer, even of a recomputation, after which the backward needs the weights next.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
         self.engine, self.optimizer = _initialize(deepspeed, model, make_optimizer(named(model)), settings)
         self.model = model
-        # Torch makes its states in the first step. DeepSpeed links them to parameters once, after the first group's step,
-        # when the second group's do not exist yet: they must all exist beforehand.
+        # Torch makes optimizer states in the first step. DeepSpeed links states to parameters only once, after the first
+        # group's step, when the second group has no states yet. So all states are made here.
         self._make_states()
         if self.stage == 3 and model.head is None:
-            # The loss uses the embedding's matrix outside of the embedding: ZeRO-3 must gather it there too.
+            # The loss uses the embedding's matrix outside of the embedding module: ZeRO-3 must gather the matrix there too.
             deepspeed.zero.register_external_parameter(model, model.wte.weight)
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
-        """Through the engine: ZeRO-3 gathers by its hooks."""
+        """See :meth:`Backend.forward`; the model is called through the engine, whose hooks gather weights at stage 3."""
         result: Tensor = self.engine(*arguments, **options)
         return result
 
     def micro_step(self, tokens: Tensor, targets: Tensor, *, last: bool) -> Tensor:
-        """See :meth:`Backend.micro_step`; the engine divides by the accumulation steps itself."""
+        """See :meth:`Backend.micro_step`; the engine itself divides the loss by the number of micro steps."""
         loss = self.engine(tokens, targets)
         self.engine.backward(loss)
         if not last:
-            self.engine.step()  # only counts
+            self.engine.step()  # only counts the micro step
         return loss.detach()  # type: ignore[no-any-return]
 
     def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
@@ -117,7 +117,7 @@ class DeepSpeedBackend(Backend):
 
     @property
     def _steps_whole_gradients(self) -> bool:
-        """Whether we clip and skip ourselves: the engine's fp32 stage 0 does not report the norm it clips."""
+        """Whether this class clips and skips: at stage 0, except in fp16, the engine does not report the gradients' norm."""
         return self.stage == 0 and self.run.train.precision != "fp16"
 
     def _step_whole_gradients(self, may_step: MayStep) -> StepResult:
@@ -146,20 +146,23 @@ class DeepSpeedBackend(Backend):
                     yield piece
 
     def _holding(self) -> Callable[[str, nn.Parameter, str], Piece | None]:
-        """How to find this rank's part of a parameter's tensor; each stage keeps it in another place."""
+        """The stage's function that returns this rank's piece for a name, parameter and key, or None without a piece."""
         if self.stage == 0:
             masters = self._masters()
             return lambda name, parameter, key: self._whole(name, masters.get(parameter, parameter), key)
         return self._fragment if self.stage < 3 else self._partition
 
     def _whole(self, name: str, master: Tensor, key: str) -> Piece:
-        """Stage 0: each rank has all of it, as in torch."""
+        """The piece at stage 0: the whole tensor, which every rank holds."""
         values = master if key == WEIGHT else self._inner_optimizer().state[master][key]
         return Piece(name, key, 0, values.detach().view(-1))
 
     @staticmethod
     def _fragment(name: str, parameter: nn.Parameter, key: str) -> Piece | None:
-        """Stages 1 and 2: DeepSpeed's own link from a parameter to the part of it in this rank's cut of the flat group."""
+        """The piece at stages 1 and 2; None if this rank's cut of the flat group has no part of the parameter.
+
+        DeepSpeed links each parameter to its part in the cut.
+        """
         link: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if link is None:
             return None
@@ -167,9 +170,9 @@ class DeepSpeedBackend(Backend):
         return Piece(name, key, link.lp_fragment_address.start, values.detach().view(-1))
 
     def _partition(self, name: str, parameter: nn.Parameter, key: str) -> Piece | None:
-        """Stage 3: equal parts of each flattened tensor, the last ones padded."""
+        """The piece at stage 3, which cuts each flattened tensor into equal parts: this rank's part without its padding."""
         wrapper: Any = self.optimizer
-        # Its public form copies to the GPU where the optimizer is offloaded; this is the memory itself.
+        # The public method copies an offloaded optimizer's part to the GPU; this one returns the memory itself.
         part, _ = wrapper._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=True, optim_state_key=None if key == WEIGHT else key
         )
@@ -178,7 +181,7 @@ class DeepSpeedBackend(Backend):
         return Piece(name, key, start, part.detach().view(-1)[:count]) if count > 0 else None
 
     def _masters(self) -> dict[nn.Parameter, Tensor]:
-        """The fp32 masters that DeepSpeed's unfused fp16 optimizer (stage 0) keeps beside fp16 weights; else none."""
+        """fp16 weight → fp32 master, which DeepSpeed's unfused fp16 optimizer (stage 0) keeps; empty in other cases."""
         wrapper: Any = self.optimizer
         if self.stage > 0 or self.run.train.precision != "fp16":
             return {}
@@ -191,7 +194,7 @@ class DeepSpeedBackend(Backend):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the masters into the weights that DeepSpeed computes with, as it does itself at the end of a step."""
+        """Copy the masters into the weights that the model computes with, as DeepSpeed does at the end of a step."""
         wrapper: Any = self.optimizer
         if self.stage == 0:
             for parameter, master in self._masters().items():
@@ -218,7 +221,7 @@ class DeepSpeedBackend(Backend):
         parts: list[Tensor] = getattr(wrapper, "fp32_partitioned_groups_flat", None) or [
             part for group in inner.param_groups for part in group["params"]
         ]
-        group = self.run.train.optimizer_spec.groups[0]  # ZeRO's parts need the same states of all
+        group = self.run.train.optimizer_spec.groups[0]  # a flat part has one state: all parameters need the same ones
         for part in parts:
             inner.state[part] = empty_state(inner, part, group)
         link = getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None)
@@ -226,7 +229,7 @@ class DeepSpeedBackend(Backend):
             link()
 
     def _inner_optimizer(self) -> torch.optim.Optimizer:
-        """Torch's optimizer inside DeepSpeed's wrapper."""
+        """The torch optimizer inside DeepSpeed's wrapper."""
         inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return inner
 
@@ -234,7 +237,7 @@ class DeepSpeedBackend(Backend):
 
     @property
     def scaler(self) -> LossScaler:
-        """DeepSpeed's own dynamic scale, in our terms."""
+        """DeepSpeed's dynamic loss scale as a :class:`LossScaler`; a constant 1 if the precision is not fp16."""
         if self.run.train.precision != "fp16":
             return LossScaler()
         theirs = self._their_scaler()
@@ -248,14 +251,14 @@ class DeepSpeedBackend(Backend):
             theirs.cur_scale, theirs.last_overflow_iter = scale, theirs.cur_iter - 1 - good_steps
 
     def _their_scaler(self) -> Any:
-        """The object with ``cur_scale``: the stage-0 wrapper itself, or the ZeRO wrapper's ``loss_scaler``."""
+        """DeepSpeed's object with the loss scale: at stage 0 the optimizer's wrapper, else its ``loss_scaler``."""
         return getattr(self.optimizer, "loss_scaler", None) or self.optimizer
 
 
 def _initialize(
     deepspeed: Any, model: GPT, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> tuple[Any, Any]:
-    """DeepSpeed's engine and its wrapper of the optimizer.
+    """Make DeepSpeed's engine and its wrapper of the optimizer.
 
     Raises:
         InputError: DeepSpeed refuses the settings, by an assertion or an error of its own checks.
@@ -271,7 +274,7 @@ def _initialize(
 
 
 def _import_deepspeed(world: World) -> Any:
-    """Import DeepSpeed for our device, with its log limited to warnings and nothing to compile."""
+    """Import DeepSpeed for this rank's device, with its log limited to warnings, and so that it compiles nothing."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
@@ -282,7 +285,7 @@ def _import_deepspeed(world: World) -> Any:
 
     # On a CPU DeepSpeed would compile collectives in shared memory, which only its inference calls. That takes ninja, a C++
     # compiler, a folder for extensions and 66 MB of /dev/shm a rank, which killed processes leave behind. DeepSpeed builds
-    # only operations that it lists as compatible.
+    # only operations that it lists as compatible, so none is listed.
     deepspeed.ops.__compatible_ops__ = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

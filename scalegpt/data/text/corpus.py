@@ -1,7 +1,7 @@
 """Check that files are text, and read them piece by piece in bounded memory.
 
-A file that the user named must be text, or the command ends. Inside a folder, what is not text is skipped, counted and
-reported by reason; a folder that is mostly data in another format is refused.
+If a file that the user named is not text, an error ends the command. Inside a folder, files that are not text are skipped,
+and reported with their number by reason. A folder that is mostly data in other formats is refused.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ from scalegpt.storage import NotPlainError, open_plain
 from scalegpt.text import one_line
 
 PIECE_CHARACTERS = 1 << 20
-"""A piece of this many characters (1 to 4 MB of UTF-8) is cut at the last place that allows it."""
+"""When this many characters are in memory (1 to 4 MB of UTF-8), a piece is cut off at :func:`cut_place`."""
 
 HARD_LIMIT_CHARACTERS = 8 << 20
-"""Text without such a place is cut anywhere at this length: one or two tokens may differ, and memory stays bounded."""
+"""Text without a safe place is cut at this many characters, to bound memory; one or two tokens may then differ."""
 
 _CUT = re.compile(r"[ \n](?=\S)")
 _UNICODE_SIZE = 0x110000
@@ -49,11 +49,11 @@ class Source:
     """A document that has been read once and is text.
 
     Attributes:
-        path: its path.
-        name: its path inside the folder that the user named.
-        encoding: the codec that reads it.
-        bytes: its size.
-        sha256: of its bytes, in hex.
+        path: path of the file.
+        name: path of the file inside the folder that the user named; the file's name if the user named the file.
+        encoding: name of the codec that decodes the file.
+        bytes: size of the file in bytes.
+        sha256: SHA-256 of the file's bytes, in hex.
     """
 
     path: Path
@@ -65,14 +65,14 @@ class Source:
 
 @dataclass
 class Corpus:
-    """All the text of a preparation.
+    """The documents of a preparation, and tallies of the files that were skipped.
 
     Attributes:
-        encoding: as asked for; with ``auto`` every file has its own.
-        sources: in an order that depends on names and contents alone.
-        skipped: what is not read of the folders.
-        read_as_written: files of records (JSON Lines, CSV) among the sources.
-        characters: every character that occurs, sorted; None where nobody asked.
+        encoding: the encoding that the user asked for; with ``auto`` each source has its own.
+        sources: the documents, in an order that depends only on names and contents.
+        skipped: files and folders inside the user's folders that are not read, by reason.
+        read_as_written: sources in a format of records (JSON Lines, CSV), by format.
+        characters: all distinct characters of the text, sorted; None unless they were asked for.
     """
 
     encoding: str
@@ -83,20 +83,26 @@ class Corpus:
 
     @property
     def bytes(self) -> int:
-        """Size of all the text."""
+        """Size of all sources together, in bytes."""
         return sum(source.bytes for source in self.sources)
 
 
 @dataclass
 class _Shares:
-    """Files and bytes of a folder by kind of format, None for plain text; and the formats whose text is not read as such."""
+    """How much of a folder is in each kind of format.
+
+    Attributes:
+        files: kind of format, None for plain text → number of files.
+        bytes: kind of format, None for plain text → bytes.
+        formats: number of files by format, for formats that hold text.
+    """
 
     files: Counter[Kind | None] = field(default_factory=Counter)
     bytes: Counter[Kind | None] = field(default_factory=Counter)
     formats: Tally = field(default_factory=Tally)
 
     def add(self, document: Document, form: Format | None, size: int) -> None:
-        """Count a file that is read, or skipped for its format."""
+        """Count a file that is read, or that is skipped because of its format; ``form`` None: plain text."""
         kind = None if form is None else form.kind
         self.files[kind] += 1
         self.bytes[kind] += size
@@ -105,7 +111,7 @@ class _Shares:
 
     @property
     def is_mostly_data(self) -> bool:
-        """Whether more than half is records or containers. Markup counts only where most files are markup."""
+        """Whether records and containers have more bytes than text. Markup counts as text unless most files are markup."""
         text = self.bytes[None] + self.bytes[Kind.MARKUP]
         data = self.bytes[Kind.RECORDS] + self.bytes[Kind.CONTAINER]
         if 2 * self.files[Kind.MARKUP] > sum(self.files.values()) - self.files[Kind.OTHER]:
@@ -121,17 +127,18 @@ def survey(
     as_text: bool = False,
     follow_links: bool = False,
 ) -> Corpus:
-    """Read every document once: check that it is text, and take its size and SHA-256.
+    """Read every document once: check that it is text, and record its size and SHA-256.
 
     Args:
-        inputs: files and folders.
-        encoding: of all files, or ``auto``.
-        want_characters: gather the characters that occur, for a ``char`` vocabulary.
-        as_text: read records and markup (JSON, CSV, HTML …) as they are written, and folders that are mostly such data.
-        follow_links: follow links that leave a folder.
+        inputs: files and folders that the user named.
+        encoding: the encoding of all files, or ``auto`` to detect each file's.
+        want_characters: also collect all distinct characters, for the vocabulary of a ``char`` tokenizer.
+        as_text: accept named files of records or markup (JSON, CSV, HTML …), and folders that are mostly data; read them
+            as they are written.
+        follow_links: follow symbolic links to targets outside the user's folders.
 
     Raises:
-        InputError: a named file is not text in that encoding, or a folder holds none that is, or is mostly other data.
+        InputError: a named file is not text in that encoding, or a folder has no such text or is mostly other data.
     """
     documents, skipped = find_documents(inputs, follow_links=follow_links)
     corpus = Corpus(codec_name(encoding), skipped=skipped)
@@ -157,7 +164,7 @@ def survey(
     if not as_text:
         _check_data_sets(corpus, shares)
     _check_folders(inputs, corpus, documents)
-    # Contents decide where names are equal, so that the order of the inputs does not matter.
+    # Sources of equal names are sorted by content, so that the order of the inputs does not matter.
     corpus.sources.sort(key=lambda source: (source.name, source.sha256))
     if seen is not None:
         corpus.characters = np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
@@ -165,7 +172,7 @@ def survey(
 
 
 def _check_data_sets(corpus: Corpus, shares: dict[Path, _Shares]) -> None:
-    """Refuse folders whose text is, wholly or mostly, in formats that are not read."""
+    """Refuse data sets saved by Hugging Face datasets, and folders that are mostly data in other formats."""
     way_out = (
         "write its text to .txt files, one a document; or --as_text true trains on what is text there, as it is written"
     )
@@ -193,7 +200,12 @@ def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequ
 
 
 class OtherFormatError(UnusableTextError):
-    """A file in a format that is not plain text: its format, and its size in bytes."""
+    """A file is in a format other than plain text.
+
+    Attributes:
+        form: the format.
+        size: size of the file in bytes.
+    """
 
     def __init__(self, document: Document, form: Format, size: int) -> None:
         what = f"binary ({form.name}), not text" if form.kind is Kind.OTHER else f"{form.name}, not plain text"
@@ -203,10 +215,10 @@ class OtherFormatError(UnusableTextError):
 
 
 def _format(document: Document, *, as_text: bool) -> Format | None:
-    """The format of a document that may be read as text; None for plain text.
+    """Recognise the format of a document that may be read as text; None for plain text.
 
     Raises:
-        UnusableTextError: it must not be read as text, or cannot be read.
+        UnusableTextError: the format is not read as text, ScaleGPT wrote the file, or the file cannot be read.
     """
     path = document.path
     try:
@@ -231,7 +243,11 @@ def _unreadable(path: Path, error: OSError) -> UnusableTextError:
 
 
 def _examine(document: Document, encoding: str, seen: _Seen | None) -> Source:
-    """Read a document to its end in the encoding asked for; with ``auto``, in UTF-8 or else in the encoding that it is in."""
+    """Read a whole document in ``encoding``.
+
+    With ``auto`` the document is read in the encoding of its byte order mark, or in UTF-8 without a mark. If it is not valid
+    UTF-8, it is read again in the encoding detected from its bytes.
+    """
     path = document.path
     try:
         mark = byte_order_mark(read_at(path, 0, 4)) if encoding == AUTO else None
@@ -267,13 +283,13 @@ def _read_to_end(document: Document, encoding: str, seen: _Seen | None) -> Sourc
 
 
 def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
-    """A document's text in pieces whose ids, joined, are those of the whole text.
+    """Read a document's text in pieces whose ids, joined, are those of the whole text.
 
     Yields:
-        The piece, and the bytes of the file that have been read by then.
+        Each piece, and the number of bytes of the file read so far.
 
     Raises:
-        InputError: the file has changed since the survey.
+        InputError: the file has changed since the survey, or cannot be read.
     """
     digest, size, kept = hashlib.sha256(), 0, ""
     changed = InputError(f"input {one_line(source.path)} changed while it was read; prepare it again")
@@ -296,14 +312,16 @@ def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
 
 
 def cut_place(text: str) -> int:
-    r"""The last place where text may be cut without changing its GPT-2 ids; 0 where there is none yet.
+    r"""The last position at which text can be cut without changing its GPT-2 ids; 0 if there is none yet.
 
-    That is before a space or newline that a non-space follows. GPT-2's pattern matches words, numbers and signs, each
-    with at most one space in front, and runs of white space without their last one (``\s+(?!\S)``), which is matched alone
-    or with the word after it. So no match crosses such a place. No lookahead crosses it either, except in a run of
-    white space that ends there: at the piece's end ``\s++$`` matches what ``\s+(?!\S)`` matched before. There is no
-    lookbehind. A newline between two full lines is the usual case; ``\r\n`` and text without lines work too. Python's
-    ``\S`` excludes a few control characters that tiktoken's engine does not call spaces, so cuts are only rarer.
+    Such a position is before a space or newline that a non-space follows. GPT-2's pattern matches words, numbers and signs,
+    each with at most one space in front. It matches a run of white space without its last character (``\s+(?!\S)``); the last
+    character is matched alone or with the word after it. So no match crosses the position. A lookahead crosses it only in a
+    run of white space that ends there: at the piece's end, ``\s++$`` then matches what ``\s+(?!\S)`` matches in the whole
+    text. There is no lookbehind. Python's ``\S`` excludes a few control characters that are non-spaces for tiktoken's
+    engine, which only makes cuts rarer.
+
+    Without such a position, text of :data:`HARD_LIMIT_CHARACTERS` or more is cut at its end.
     """
     for window in (4096, len(text)):
         places = [match.start() for match in _CUT.finditer(text, max(1, len(text) - window))]

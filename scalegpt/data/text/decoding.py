@@ -1,4 +1,4 @@
-"""Decode a file chunk by chunk, and say what is wrong with a file that does not decode."""
+"""Decode a file chunk by chunk, and report what is wrong with a file that does not decode."""
 
 import codecs
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class UnusableTextError(InputError):
     """A file that cannot be trained on.
 
     Attributes:
-        reason: in a word or two, to count by: ``binary``, ``empty``, ``not utf-8``, ``unreadable``.
+        reason: the reason in a few words, by which skipped files are counted, such as ``binary`` or ``not utf-8``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -25,12 +25,16 @@ class UnusableTextError(InputError):
         self.reason = reason
 
     def __reduce__(self) -> Any:
-        """Ranks send each other the errors that they raise."""
+        """Pickle the error by reason and message, since ranks send each other the errors that they raise."""
         return UnusableTextError, (self.reason, str(self))
 
 
 class NotInEncodingError(Exception):
-    """Bytes that an encoding does not have; ``offset`` is that of the first in the file."""
+    """A file does not decode in an encoding.
+
+    Attributes:
+        offset: byte offset of the first invalid byte, or of its chunk if the codec does not report the byte.
+    """
 
     def __init__(self, offset: int) -> None:
         super().__init__(offset)
@@ -38,10 +42,13 @@ class NotInEncodingError(Exception):
 
 
 def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
-    """A file's chunks, each with the text that it completes; line ends stay as they are.
+    """Decode a file chunk by chunk; line ends stay as they are.
+
+    Yields:
+        The bytes of each chunk, and the text that they complete.
 
     Raises:
-        NotInEncodingError: bytes that are not of the encoding.
+        NotInEncodingError: the file has bytes that are invalid in the encoding.
         OSError: the file cannot be read.
     """
     decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
@@ -49,7 +56,7 @@ def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
     with path.open("rb") as file:
         while True:
             chunk = file.read(CHUNK_BYTES)
-            # UTF-8's mark is dropped here: the codec that drops it counts offsets from behind the mark.
+            # UTF-8's byte order mark is dropped here: the codec utf-8-sig would count byte offsets from after the mark.
             skipped = 3 if offset == 0 and encoding == UTF8 and chunk.startswith(codecs.BOM_UTF8) else 0
             pending = len(decoder.getstate()[0])
             try:
@@ -67,16 +74,20 @@ def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
 
 
 def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> str:
-    """The encoding of a file that does not decode, where it is sure and the user asked to detect it.
+    """Detect the encoding of a file that did not decode.
 
     Args:
         path: the file.
         asked: the encoding that the user gave, or ``auto``.
-        offset: of the first byte that did not decode; with ``auto``, as UTF-8.
-        mark: the encoding that the file's byte order mark announces, if it has one and was read in that.
+        offset: byte offset of the first byte that did not decode.
+        mark: the encoding of the file's byte order mark, if the file was read in that; None if it was read in ``asked``, or
+            in UTF-8 with ``auto``.
+
+    Returns:
+        The name of the encoding.
 
     Raises:
-        UnusableTextError: always, except with ``auto`` and a sure encoding; says what the file probably is.
+        UnusableTextError: ``asked`` is not ``auto``, or the encoding is not sure; the message says what the file probably is.
     """
     name = f"input {one_line(path)}"
     if mark not in (None, UTF8):
@@ -110,7 +121,7 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
 
 
 def unsure(path: Path, encoding: str, offset: int) -> UnusableTextError:
-    """The error for a file that is not in the encoding that was guessed."""
+    """The error for a file that decodes neither in UTF-8 nor in the detected encoding."""
     what = f"input {one_line(path)} is neither UTF-8 nor {encoding}: {_byte_at(path, offset)}"
     return UnusableTextError("in no sure encoding", f"{what}; give its --encoding, or repair it")
 

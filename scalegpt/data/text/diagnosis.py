@@ -1,4 +1,4 @@
-"""What a file that does not decode as UTF-8 is, judged from the whole file."""
+"""Diagnose a file that does not decode as UTF-8, from the whole file."""
 
 import codecs
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ _HEAD_BYTES = 65536
 _WINDOWS, _WINDOW_BYTES, _SAMPLE_BYTES = 32, 65536, 16384
 _C1 = bytes(range(0x80, 0xA0))
 _LOWEST_TRAIL = 0x30
-"""No multi-byte encoding has a lower byte than this inside a character."""
+"""The lowest byte that any multi-byte encoding has inside a character, after its first byte."""
 
 _SURELY_UTF8 = 8
-"""This many multi-byte characters of UTF-8 before the first error do not occur by chance in any other encoding."""
+"""A file with this many multi-byte UTF-8 characters before its first error is UTF-8: that does not arise by chance."""
 
 _SELDOM = 20
-"""In an encoding of one byte a character, fewer than 1 in this many bytes above 127 happen to form UTF-8's characters."""
+"""In text of a single-byte encoding, fewer than 1 in this many bytes above 127 form UTF-8 characters by chance."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Diagnosis:
     """What is wrong with a file that should be UTF-8.
 
     Attributes:
-        is_binary: it is not text.
-        is_utf8: it is damaged UTF-8: it has whole multi-byte characters too.
-        is_cut: it ends where a UTF-8 character could be unfinished.
-        encoding: its actual encoding; None where that is not sure.
+        is_binary: whether the file is not text.
+        is_utf8: whether the file is damaged UTF-8, as valid multi-byte characters or a byte order mark show.
+        is_cut: whether the file may end inside a UTF-8 character.
+        encoding: the file's actual encoding; None if that is not sure.
     """
 
     is_binary: bool = False
@@ -44,10 +44,10 @@ class Diagnosis:
 
 
 def diagnose(path: Path, offset: int) -> Diagnosis:
-    """What a file is whose first byte that is not UTF-8 lies at ``offset``.
+    """Diagnose a file whose first invalid UTF-8 byte is at byte offset ``offset``.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     mark, is_binary = _beginning(path, offset)
     if mark == UTF8:
@@ -69,20 +69,20 @@ def diagnose(path: Path, offset: int) -> Diagnosis:
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:
-    """At most ``size`` bytes of a file from an offset."""
+    """Read at most ``size`` bytes of a file from a byte offset."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
 def _beginning(path: Path, offset: int) -> tuple[str | None, bool]:
-    """The encoding that a byte order mark announces, and whether the file looks binary at its head or at the offset."""
+    """The encoding of the file's byte order mark, if any, and whether the file looks binary at its head or the offset."""
     head, there = read_at(path, 0, _HEAD_BYTES), read_at(path, max(0, offset - 4096), _HEAD_BYTES)
     return byte_order_mark(head[:4]), looks_binary(head) or looks_binary(there)
 
 
 def _ends_inside(path: Path, offset: int) -> bool:
-    """Whether the file ends after the offset with the beginning of one UTF-8 character, and nothing else."""
+    """Whether the file's bytes from the offset on are exactly the beginning of one UTF-8 character."""
     rest = read_at(path, offset, 4)
     decoder = codecs.getincrementaldecoder(UTF8)()
     try:
@@ -93,7 +93,7 @@ def _ends_inside(path: Path, offset: int) -> bool:
 
 
 def _utf8_characters(path: Path, offset: int) -> tuple[int, int, int]:
-    """Count the multi-byte characters of UTF-8 before and after an offset, and the bytes above 127 that belong to none."""
+    """Count the multi-byte UTF-8 characters before and after an offset, and the bytes above 127 outside of them."""
     before, stray_before = _count(_chunks(path, 0, offset))
     after, stray = _count(_chunks(path, offset, None))
     assert not stray_before
@@ -119,7 +119,7 @@ def _chunks(path: Path, first: int, end: int | None) -> Iterator[bytes]:
 
 
 def _sample(path: Path, offset: int) -> bytes:
-    """Lines with bytes above 127 from around the offset and all over the file, none cut inside a character."""
+    """Sample lines with bytes above 127, around the offset and all over the file, none cut inside a character."""
     size = path.stat().st_size
     windows = min(_WINDOWS, -(-size // _WINDOW_BYTES))
     places = [number * size // windows for number in range(windows + 1)]
@@ -131,12 +131,12 @@ def _sample(path: Path, offset: int) -> bytes:
         window = read_at(path, first, length)
         inside = _whole_characters(window, is_first=not first, is_last=first + length >= size)
         lines += _some_lines(inside, _SAMPLE_BYTES // windows)
-    # Without lines it is one long line in characters of several bytes.
+    # No line was found: the file is one long line of multi-byte characters.
     return b"\n".join(lines or [read_at(path, 0, _SAMPLE_BYTES)])
 
 
 def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:
-    """A window without possible parts of characters at its ends."""
+    """Trim from a window's ends the bytes that may be parts of characters, except at the ends of the file."""
     places = [place for place, byte in enumerate(window) if byte < _LOWEST_TRAIL]
     if not places:
         return window if is_first and is_last else b""
@@ -144,7 +144,7 @@ def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:
 
 
 def _some_lines(window: bytes, most: int) -> Iterator[bytes]:
-    """The first lines with bytes above 127, ``most`` bytes of them at most."""
+    """The window's first lines that have bytes above 127, at most ``most`` bytes in all."""
     size = 0
     for line in window.split(b"\n"):
         if line.isascii():

@@ -1,4 +1,4 @@
-"""Find the files that inputs name or hold."""
+"""Find the files to read: files that the user names, and files inside folders that the user names."""
 
 import heapq
 import os
@@ -14,7 +14,7 @@ from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
 OUTSIDE_LINK = "link out of the folder"
-"""Why a symbolic link is skipped whose target lies outside the folder that the user named."""
+"""The reason for skipping a symbolic link whose target is outside the folder that the user named."""
 
 TOKENS, SAVED = "folder of prepared tokens", "saved data set"
 
@@ -26,7 +26,7 @@ _REFUSED = {
         "and name their folder"
     ),
 }
-"""Kind of folder → why it is refused where the user names it as input."""
+"""Kind of folder → why it is refused if the user names it as input."""
 
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
@@ -36,10 +36,10 @@ class Document:
     """A file to read.
 
     Attributes:
-        path: its path.
-        name: its path inside the folder that the user named.
-        real: its path with all links followed, by which two paths to one file are recognised.
-        folder: the folder that the user named; None for a file that the user named.
+        path: path of the file.
+        name: path of the file inside the folder that the user named; the file's name if the user named the file.
+        real: path of the file with all links resolved; it is the same for all paths to one file.
+        folder: the folder that the user named; None if the user named the file.
     """
 
     path: Path
@@ -50,18 +50,18 @@ class Document:
 
 @dataclass
 class Tally:
-    """Files, folders or links, counted by reason, with an example of each."""
+    """Counts of files, folders or links by reason, with an example for each reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, name: str) -> None:
-        """Count one more."""
+        """Count the file, folder or link ``name`` under a reason."""
         self.counts[reason] += 1
         self.examples.setdefault(reason, name)
 
     def __str__(self) -> str:
-        """As in ``3 binary (such as a.png), 1 empty (b.txt)``."""
+        """The counts as text, such as ``3 binary (such as a.png), 1 empty (b.txt)``."""
         return ", ".join(
             f"{count} {reason} ({'such as ' if count > 1 else ''}{one_line(self.examples[reason])})"
             for reason, count in sorted(self.counts.items())
@@ -69,21 +69,22 @@ class Tally:
 
 
 class FoundDocuments(NamedTuple):
-    """The documents of the inputs, sorted by name and none twice, and what was skipped of the folders."""
+    """The documents of the inputs, sorted by name and without duplicates, and the tally of what was skipped."""
 
     documents: list[Document]
     skipped: Tally
 
 
 def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) -> FoundDocuments:
-    """List the files that the inputs name or hold.
+    """List the files that the user names, and the files inside folders that the user names.
 
-    Folders are searched to any depth. Hidden files and folders are skipped, and folders of tokens, saved data sets, runs and
-    checkpoints. A symbolic link inside a folder never adds a file twice; one that leaves the folder is followed only on
-    request.
+    Folders are searched to any depth. Hidden files and folders are skipped, and so are folders of tokens, saved data sets,
+    runs and checkpoints. A symbolic link never adds a file twice. A link to a target outside the named folder is followed
+    only with ``follow_links``.
 
     Raises:
-        InputError: no input; one that does not exist; or a folder of tokens, of a run, or of a saved data set.
+        InputError: there is no input; an input does not exist or cannot be read; or an input is a folder of prepared tokens,
+            of a run, or of a saved data set.
     """
     if not inputs:
         raise InputError("no input was given; name text files or folders of them")
@@ -100,7 +101,7 @@ def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) 
             links += [(target, path.relative_to(given).as_posix()) for target, path in search.leaving]
             folders.append(search.root)
         else:
-            # A file that is named must be usable, one in a folder may be skipped: the named one counts.
+            # A file that is named and also inside a named folder counts as named: unlike files of folders, it must be usable.
             found[real_path(given)] = Document(given, given.name, real_path(given))
     for target, name in links:
         if target not in found and not any(target.is_relative_to(folder) for folder in folders):
@@ -110,11 +111,11 @@ def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) 
 
 
 class _FolderSearch:
-    """The files of one folder.
+    """The search for the files of one folder.
 
     Attributes:
-        root: the folder, with all links followed.
-        leaving: links that leave the folder and were not followed: target and path.
+        root: path of the folder with all links resolved.
+        leaving: target and path of each link that was not followed because its target is outside the folder.
     """
 
     def __init__(self, folder: Path, skipped: Tally, *, follow_links: bool) -> None:
@@ -126,7 +127,7 @@ class _FolderSearch:
         self._seen: set[Path] = set()
 
     def run(self) -> dict[Path, Path]:
-        """The files: real path → path to open. A file is preferred to any link to it."""
+        """Search the folder: real path of each file → path to open. A file's own path is preferred to a link's."""
         self._walk(self.folder)
         heapq.heapify(self._links)
         while self._links:
@@ -162,7 +163,7 @@ class _FolderSearch:
     def _take(self, path: Path, real: Path, pending: list[tuple[Path, Path]]) -> None:
         try:
             mode = path.lstat().st_mode
-        except OSError:  # removed meanwhile, or closed to us
+        except OSError:  # removed meanwhile, or not accessible
             self._skip("unreadable", path)
             return
         if stat.S_ISLNK(mode):
@@ -197,7 +198,7 @@ class _FolderSearch:
 
 
 def folder_kind(names: set[str], folder: Path) -> str | None:
-    """The kind of a folder that holds no text of its own, from the names in it; None for an ordinary folder."""
+    """The kind of a folder whose files are no text to train on, by its entries' names; None for any other folder."""
     ours = folder_of_ours(names)
     if ours is not None:
         return ours
@@ -210,12 +211,12 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds token files, ours or nanoGPT's."""
+    """Whether a folder holds token files, prepared by ScaleGPT or nanoGPT."""
     return _has_mode(folder / "train.bin", stat.S_IFREG)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path leads to a folder; false for a broken or circular link and a place that cannot be looked at."""
+    """Whether a path is a folder or a link to one; False for a broken or circular link, or without access to the path."""
     return _has_mode(path, stat.S_IFDIR)
 
 
@@ -227,12 +228,12 @@ def _has_mode(path: Path, kind: int) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """The path with all links followed, as far as they lead anywhere."""
+    """The path with all links resolved, as far as their targets exist."""
     return Path(os.path.realpath(path))
 
 
 def _check_exists(path: Path) -> None:
-    """Refuse an input that is missing or cannot be looked at."""
+    """Refuse an input that does not exist or is not accessible."""
     try:
         path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Names of text encodings, and what the first bytes of a file say of it."""
+"""Names of text encodings; byte order marks; and whether bytes look binary."""
 
 import codecs
 import encodings.aliases
@@ -9,7 +9,7 @@ AUTO = "auto"
 UTF8 = "utf-8"
 
 _BOMS = {
-    # UTF-32's little-endian mark begins with UTF-16's: longest first.
+    # UTF-32's little-endian mark begins with UTF-16's, so the longer marks come first.
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -22,10 +22,10 @@ _MAX_CONTROL_SHARE = 0.3
 
 
 def codec_name(encoding: str) -> str:
-    """One name for all spellings of an encoding: ``latin-1``, ``ISO-8859-1``, ``l1`` are all ``iso8859-1``.
+    """The canonical name of an encoding, such as ``iso8859-1`` for ``latin-1``, ``ISO-8859-1`` and ``l1``.
 
     Raises:
-        InputError: Python has no such text encoding.
+        InputError: Python has no such text encoding, or cannot decode it piece by piece.
     """
     if encoding.lower() == AUTO:
         return AUTO
@@ -44,12 +44,12 @@ def codec_name(encoding: str) -> str:
 
 
 def byte_order_mark(head: bytes) -> str | None:
-    """The encoding that the first bytes of a file announce, if they do."""
+    """The encoding of the byte order mark at the beginning of ``head``; None without a mark."""
     return next((name for mark, name in _BOMS.items() if head.startswith(mark)), None)
 
 
 def looks_binary(sample: bytes) -> bool:
-    """Whether bytes are not text in any encoding that keeps ASCII: they have a NUL, or many control characters."""
+    """Whether bytes are no text in any encoding that includes ASCII: a NUL, or over 30 % control characters."""
     if not sample:
         return False
     controls = len(sample) - len(sample.translate(None, _CONTROL_BYTES))

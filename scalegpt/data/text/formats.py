@@ -1,4 +1,4 @@
-"""Recognise files in formats other than plain text, first by their content, then by their names."""
+"""Recognise files in formats other than plain text, by their content or their names."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import PurePath
 
 HEAD_BYTES = 65536
-"""Bytes of a file's beginning that :func:`recognise` should see."""
+"""Number of bytes from a file's beginning that :func:`recognise` needs."""
 
 
 class Kind(Enum):
@@ -29,9 +29,9 @@ class Format:
     """A format that is not plain text.
 
     Attributes:
-        name: as counted and shown.
-        kind: see :class:`Kind`.
-        remedy: how to get at the text.
+        name: the format's name in tallies and messages.
+        kind: how the format holds text.
+        remedy: advice to the user on how to get plain text, for messages.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Format:
 
     @property
     def is_readable(self) -> bool:
-        """Whether the file can be trained on as it is written, where the user asks for that."""
+        """Whether a model can be trained on a file of this format as it is written, if the user asks for that."""
         return self.kind in {Kind.RECORDS, Kind.MARKUP}
 
 
@@ -97,7 +97,7 @@ _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
     (0, b"version https://git-lfs.github.com/spec/", POINTER), (0, b"{\\rtf", RTF),
 )  # fmt: skip
 _WORDS = frozenset({b"BZh", b"ORC", b"GIF8", b"ID3", b"GGUF", b"WEBP", b"WAVE", b"ftyp", b"PAR1", b"FEA1", b"OggS"})
-"""Marks that text could begin with: they count where a byte follows that text does not have."""
+"""Magic numbers that text may begin with. They count only if the file's first bytes include one that no text has."""
 
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _BY_NAME: dict[str, Format] = {
@@ -106,7 +106,10 @@ _BY_NAME: dict[str, Format] = {
     ".sqlite3": SQLITE, ".h5": HDF5, ".hdf5": HDF5, ".safetensors": WEIGHTS, ".gguf": WEIGHTS, ".csv": CSV, ".tsv": TSV,
     ".html": HTML, ".htm": HTML, ".xhtml": HTML, ".xml": XML, ".rtf": RTF,
 }  # fmt: skip
-"""Formats that the name alone decides: text under such a name is a pointer to the file, or an error page."""
+"""Suffix of a file's name → format, for content without a known magic number.
+
+Text in a file that is named as a binary format is a pointer to the file, or an error page.
+"""
 
 _IN_ZIP: dict[str, Format] = {
     ".docx": OFFICE, ".xlsx": OFFICE, ".pptx": OFFICE, ".odt": OFFICE, ".ods": OFFICE, ".epub": EPUB, ".npz": NUMPY,
@@ -123,8 +126,8 @@ def recognise(name: str, head: bytes) -> Format | None:
     """Name the format of a file that is not plain text.
 
     Args:
-        name: of the file.
-        head: its first bytes, at most :data:`HEAD_BYTES` of them.
+        name: the file's name.
+        head: the file's first bytes, at most :data:`HEAD_BYTES`.
 
     Returns:
         The format; None for plain text, program code included, and for bytes in no known format.
@@ -152,7 +155,7 @@ def _as_text(head: bytes) -> str:
 
 
 def _written_format(suffix: str, text: str, *, is_whole: bool) -> Format | None:
-    """Recognise records and markup that are written in characters."""
+    """Recognise XML, HTML, JSON, JSON Lines, CSV and TSV; None for other text."""
     if text.lstrip().startswith("<?xml"):
         return XML
     if _HTML_START.match(text):
@@ -177,7 +180,7 @@ def _json_format(suffix: str, text: str, lines: list[str]) -> Format | None:
     if _ARRAY_OF_OBJECTS.match(text):
         return JSON_RECORDS
     if _OBJECT.match(text) or (named and text.lstrip()[:1] in {"[", "{", '"'}):
-        # The whole of a single long record may be one line.
+        # A single line, in a file not named as JSON, is taken for one record of JSON Lines.
         return JSON if named or "\n" in text.strip() else JSONL
     return None
 
@@ -192,7 +195,7 @@ def _is_record(line: str) -> bool:
 
 
 def _is_table(lines: list[str], delimiter: str) -> bool:
-    """Whether lines are rows under a line of titles: equally many fields, and no blank behind a delimiter, as in prose."""
+    """Whether lines are a table: distinct titles, then rows of as many fields, none of which begins with a blank."""
     if len(lines) < _FEWEST_RECORDS or delimiter not in lines[0]:
         return False
     try:
@@ -202,5 +205,5 @@ def _is_table(lines: list[str], delimiter: str) -> bool:
     titles = rows[0]
     if len(set(titles)) < len(titles) or not all(0 < len(title) <= _LONGEST_TITLE for title in titles):
         return False
-    rows = rows[:-1] if len(rows) > _FEWEST_RECORDS else rows  # the last may be cut
+    rows = rows[:-1] if len(rows) > _FEWEST_RECORDS else rows  # the last row may be cut
     return all(len(row) == len(titles) and not any(cell[:1].isspace() for cell in row) for row in rows)

@@ -1,8 +1,9 @@
-"""A guess at the encoding of text that is not UTF-8, made only where it is sure.
+"""Guess the encoding of text that is not UTF-8, if the guess is sure.
 
-Every byte string is text in dozens of encodings. The right one turns the bytes above 127 into letters of one language, mostly
-its frequent ones, and lower-case inside words. Each encoding is scored by the likelihood of its letters in the language that
-suits it best. The best is taken if it is far more likely than every encoding that gives another text.
+Most byte strings decode in dozens of encodings. The right encoding turns the bytes above 127 into letters of one language:
+mostly its frequent letters, and in lower case inside words. An encoding's score is the log-likelihood of the decoded letters
+in the language that fits them best. The encoding with the best score is returned if its score is far above that of every
+encoding that decodes to another text.
 """
 
 import codecs
@@ -18,14 +19,17 @@ _COMMONNESS = {
            "cp437", "cp852"),
     -4.0: ("mac-cyrillic", "iso8859-8", "iso8859-6", "iso8859-4", "iso8859-13", "mac-latin2", "cp737"),
 }  # fmt: skip
-"""Encodings that files are found in, by the logarithm of a rough estimate of their frequency."""
+"""Log of the estimated frequency among files, 0 for the most frequent → the encodings with this frequency."""
 
 ENCODINGS = {encoding: share for share, encodings in _COMMONNESS.items() for encoding in encodings}
-"""Encoding → that logarithm, the most frequent first: of those that give the same text the first is named."""
+"""Encoding → log of its estimated frequency, the most frequent first.
+
+If several encodings decode a sample to the same text, the first of them is the guess.
+"""
 
 _MULTIBYTE = frozenset({"gb18030", "big5", "cp932", "euc-jp", "cp949"})
 _OFTEN_UTF8 = _MULTIBYTE | {"cp866", "koi8-r", "koi8-u", "mac-roman", "cp737", "cp852"}
-"""Encodings whose text holds, by chance, byte sequences that are characters in UTF-8 too."""
+"""Encodings in whose text some byte sequences are, by chance, valid UTF-8 characters."""
 
 _LANGUAGES = {
     "English": "’“”—‘–…é£•°",
@@ -88,26 +92,32 @@ _EAST = {
     "Japanese": ("euc-jp", 0xCF),
     "Korean": ("euc-kr", 0xC8),
 }
-"""The national character set of a language, and the last lead byte of its first part, which has the usual characters."""
+"""Language → codec of its national character set, and the largest lead byte of the common characters in that set."""
 
 _STRAY, _FOREIGN, _RARE, _VERY_RARE, _SIGN, _WRONG_CASE, _TORN = -11.0, -9.0, -7.5, -10.0, -4.0, -5.0, -5.0
 _CLEARLY, _CLEARLY_OF_FEW, _FEW = 4.0, 6.0, 8
-"""By how much the best must exceed the next that gives another text, as a natural logarithm; more for a few characters."""
+"""By how much the best score must exceed the next one; scores are natural logarithms.
+
+``_CLEARLY_OF_FEW`` applies to texts with fewer than ``_FEW`` characters outside ASCII.
+"""
 _FITTING, _FITTING_WIDE = -5.5, -8.0
-"""The least mean log-likelihood of a character, for letters and for East Asian ones: below it the language is unknown."""
+"""The least mean log-likelihood of a character, for letters and for East Asian characters.
+
+A text with a lower mean is in no known language.
+"""
 
 
 def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
-    """Name the encoding of a sample.
+    """Guess the encoding of a sample of text.
 
     Args:
-        sample: lines with bytes above 127, none of them cut inside a character, except at the sample's end.
-        like_utf8: some of the bytes are characters in UTF-8, which rules out encodings where that never happens.
+        sample: lines with bytes above 127; only the last line may be cut inside a character.
+        like_utf8: whether some of the bytes are valid UTF-8 characters, which leaves only :data:`_OFTEN_UTF8`.
 
     Returns:
-        One of :data:`ENCODINGS`; None where none fits, or several do.
+        One of :data:`ENCODINGS`; None if no encoding fits, or several fit about equally well.
     """
-    scores: dict[str, float] = {}  # by text
+    scores: dict[str, float] = {}  # text → score
     names: dict[str, str] = {}
     for encoding, share in ENCODINGS.items():
         if like_utf8 and encoding not in _OFTEN_UTF8:
@@ -130,19 +140,19 @@ def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
 
 
 def _least(text: str) -> float:
-    """The least log-likelihood of a text in a known language."""
+    """The least log-likelihood of a text that counts as written in a known language."""
     outside = [character for character in text if not character.isascii()]
     return sum(_FITTING_WIDE if _script(character) == "EAST" else _FITTING for character in outside)
 
 
 def _likelihood(text: str) -> float:
-    """Log-likelihood of the characters outside ASCII, in the language that suits them best."""
+    """Log-likelihood of a text's characters outside ASCII, in the language that fits them best, less penalties."""
     counted: dict[str, int] = {}
     fixed = 0.0
     for before, character, after in zip(" " + text, text, text[1:] + " ", strict=False):
         if character.isascii():
             continue
-        small = character.lower()[0]  # of the Turkish İ it is two characters
+        small = character.lower()[0]  # the Turkish İ has two characters in lower case
         counted[small] = counted.get(small, 0) + 1
         fixed += _blemish(before, character, after)
     return fixed + max(
@@ -152,7 +162,7 @@ def _likelihood(text: str) -> float:
 
 
 def _blemish(before: str, character: str, after: str) -> float:
-    """A penalty for a character in its place: a capital inside a word, or a sign or another script's letter in one."""
+    """The penalty, at most 0, for a character inside a word that is a capital, a sign or of another script."""
     if character.isalpha():
         turns = (character.isupper() and before.islower()) + (character.islower() and after.isupper())
         wrong = _WRONG_CASE * turns
@@ -172,7 +182,7 @@ def _script(character: str) -> str:
 
 @cache
 def _log_share(character: str, language: str) -> float:
-    """Logarithm of a character's approximate share outside ASCII: letters by Zipf's law, all signs equally."""
+    """Log of a character's estimated share of the non-ASCII text: letters by Zipf's law, all signs alike."""
     letters = _LANGUAGES[language]
     wide = language in _EAST
     place = letters.find(character)
@@ -187,7 +197,7 @@ def _log_share(character: str, language: str) -> float:
 
 
 def _east_share(character: str, codec: str, last_usual: int) -> float:
-    """The same for an East Asian character outside the most frequent: by its place in the national set."""
+    """Log share of an East Asian character that is not among the most frequent, by its lead byte in the national set."""
     try:
         lead = character.encode(codec)[0]
     except UnicodeEncodeError:

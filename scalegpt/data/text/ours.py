@@ -1,6 +1,6 @@
-"""What ScaleGPT itself writes, which is never text to train on: folders of runs and checkpoints, its pages, its logs.
+"""Recognise what ScaleGPT itself writes, which is never text to train on: runs, checkpoints, pages and logs.
 
-A user who names the working folder as data (``--input_file .``) has them inside it.
+They are among the data if the user names the working folder as data (``--input_file .``).
 """
 
 import os
@@ -15,7 +15,10 @@ _RUN_FILES = frozenset(
     {"config.yaml", "plan.json", "metrics.jsonl", "data_ledger.jsonl", "run_status.json", "checkpoints"}
 )
 _FEWEST_RUN_FILES = 3
-"""With this many of a run's files a folder is a run: a copy may lack some, and other programs have a ``config.yaml``."""
+"""A folder with at least this many of a run's files counts as a run.
+
+A copy of a run may lack some of them, and one of them proves nothing: other programs write a ``config.yaml`` too.
+"""
 
 _HEAD_BYTES = 16 << 10
 _PAGE_MARK = b'<meta name="generator" content="ScaleGPT">'
@@ -25,7 +28,7 @@ _LOG_LINES = re.compile(
 
 
 def folder_of_ours(names: Set[str]) -> str | None:
-    """:data:`RUN` for a folder of a run or a checkpoint, from the names in it; None for any other."""
+    """:data:`RUN` for a folder of a run or a checkpoint, recognised by its entries' names; None for any other folder."""
     is_run = ".run_id" in names or len(names & _RUN_FILES) >= _FEWEST_RUN_FILES
     is_checkpoint = "checkpoint.json" in names and any(name.endswith(".weights.safetensors") for name in names)
     return RUN if is_run or is_checkpoint else None
@@ -35,11 +38,11 @@ def file_of_ours(file: BufferedReader, *, named: bool) -> str | None:
     """:data:`PAGE` or :data:`LOG` for an open file that ScaleGPT wrote; None for any other.
 
     Args:
-        file: at its beginning, where it is again afterwards.
-        named: the user named it: it is only a log where this process's own output goes to it.
+        file: the open file; it is read from its beginning and set back to it.
+        named: whether the user named the file, which then counts as a log only if this process's own output goes to it.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if _is_our_output(file):
         return LOG
