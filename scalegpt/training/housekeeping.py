@@ -218,7 +218,7 @@ class Housekeeping:
             self.job.logger.say(f"warning: the held-out loss is not finite; {advice}")
 
     def _sample(self, *, show: bool) -> None:
-        """Generate a sample, append it to ``samples.txt``, and print it if ``show``. Warn instead if logits are not finite."""
+        """Generate a sample, append it to ``samples.txt``, and print it if ``show``; warn if the model has diverged."""
         job = self.job
         try:
             text = sample_text(job)

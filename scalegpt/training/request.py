@@ -61,9 +61,9 @@ class Request:
     ) -> "Request":
         """Make a request from a user's input, and check it. Arguments not described here are attributes of the same name.
 
-        At most one of ``preset`` (a name) and ``config_file`` (the path of a JSON or YAML file) is given. ``settings`` (name →
-        value) override the values of the preset or the file. ``name`` is the run's name; None takes the name in the preset or
-        the file. ``given_in`` says where the settings come from, for error messages.
+        At most one of ``preset`` (a name) and ``config_file`` (the path of a JSON or YAML file) is given. ``settings``
+        (name → value) override the values of the preset or the file. ``name`` is the run's name; None takes the name in the
+        preset or the file. ``given_in`` says where the settings come from, for error messages.
 
         Raises:
             InputError: a name, a key or a value that cannot work, or a backend that is not installed.
