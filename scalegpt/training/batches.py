@@ -67,7 +67,7 @@ class ReadAhead:
         batches: an endless iterator of micro batches, as (inputs, targets).
         position: number of the window at which the next step begins. The caller updates it, and sets None within a step.
         on_cuda: whether to pin the batches, so that the copy to the device does not block.
-        depth: most micro batches that are kept ready.
+        depth: largest number of micro batches that are kept ready.
     """
 
     def __init__(

@@ -122,7 +122,7 @@ class Saving:
         )
 
     def may_save_after(self, skipped: list[SkippedStep], val_loss: float | None, *, evaluated: bool) -> bool:
-        """Whether a run whose last steps were skipped may save at its end: only if a finite held-out loss proves the weights.
+        """Whether a run whose last steps were skipped may save at its end, which needs a finite held-out loss.
 
         Args:
             skipped: the skipped steps.
@@ -176,9 +176,9 @@ class Saving:
             self._report()
 
     def _report(self) -> None:
-        """Print and enter in ``run_status.json`` the checkpoints completed since the last call; print failed deletions.
+        """Print the checkpoints completed since the last call, and the deletions that failed.
 
-        The next start misses a checkpoint that the status names and the disk lacks.
+        Each completed checkpoint is also entered in ``run_status.json``, so that the next start notices if it is gone.
         """
         for path in self.saver.committed():
             self.job.directory.amend_status()

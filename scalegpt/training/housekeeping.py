@@ -131,10 +131,10 @@ class Housekeeping:
     # --- what is due -------------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Save, evaluate and sample where each is due after this step; all three after the last step.
+        """Save, evaluate and sample, each if it is due after this step or the run ends.
 
-        A run that is asked to stop before its last step and its time limit saves, but evaluates and samples only if the
-        step's number makes that due.
+        At an end by a request to stop, other than the time limit, the run saves, but evaluates and samples only if the number
+        of the step makes that due.
         """
         train = self.train
         ends_normally = last and (self.all_taken or self.reason is Reason.TIME)
@@ -165,9 +165,9 @@ class Housekeeping:
         self._status("running")
 
     def _find_pending(self) -> PendingWork:
-        """The evaluation and sample that the step of the checkpoint resumed from still lacks; none for a new run.
+        """Find the evaluation and sample still owed for the step of the checkpoint that the run resumed from.
 
-        Takes the step's held-out loss from ``metrics.jsonl``, if it is there.
+        If ``metrics.jsonl`` has that step's held-out loss, it is recorded here. For a new run, nothing is owed.
         """
         if not self.job.resumed:
             return PendingWork()

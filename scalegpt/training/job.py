@@ -33,7 +33,7 @@ class Job:
         history: what ``metrics.jsonl`` says of the steps up to the start.
         resumed: whether the run starts from a checkpoint.
         stop: whether this process was asked to stop.
-        resume_hint: the command that resumes the run later, in words that begin a clause.
+        resume_hint: the command that resumes the run later, in words such as "the same command".
     """
 
     run: RunConfig

@@ -34,7 +34,7 @@ def machine_of(world: World) -> Machine:
     settings = MachineConfig(gpus=world.local_size, nodes=max(1, world.size // world.local_size))
     if world.device.type != "cuda":
         first = world.rank - world.local_rank
-        held = world.gather(own_bytes())[first : first + world.local_size]  # of the ranks on this machine
+        held = world.gather(own_bytes())[first : first + world.local_size]  # bytes of each rank on this machine
         return cpu_machine(settings, torch=torch.__version__, held=sum(held))
     name = device_name(world.device)
     major, minor = torch.cuda.get_device_capability(world.device)
@@ -68,7 +68,7 @@ def predicted_line(plan: Plan) -> str:
 
 
 def _listed(plan: Plan) -> str:
-    """The memory that a CPU process holds beside the peak of its step, listed by part."""
+    """A list in words of the memory that a CPU process holds besides the peak of its step."""
     parts = {**plan.overheads.parts(plan.peak_bytes), "offloaded": plan.host_bytes}
     return ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
 
@@ -78,9 +78,9 @@ class Measured:
     """The measured memory of a process, in bytes.
 
     Attributes:
-        peak: most bytes that the CUDA allocator has allocated, or on a CPU the largest resident memory.
+        peak: peak of the bytes allocated by the CUDA allocator, or on a CPU of the resident memory.
         by: which of the two ``peak`` is: ``ALLOCATOR`` or ``RESIDENT``.
-        reserved: most bytes that the CUDA allocator has reserved; None on a CPU.
+        reserved: peak of the bytes reserved by the CUDA allocator; None on a CPU.
         driver: bytes in use on the card now, as the driver counts; None on a CPU.
         driver_is_ours: whether ``driver`` counts this process alone, as far as is known.
     """
@@ -151,7 +151,7 @@ def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
 
 
 def comparison(plan: Plan, measured: Measured) -> str:
-    """The predicted beside the measured memory, as a run prints them at its end: one line for a CPU, two for a card."""
+    """The predicted and the measured memory, as a run prints them at its end: one line for a CPU, two for a card."""
     if measured.reserved is None or measured.driver is None:
         error = plan.total_bytes / max(1, measured.peak) - 1
         both = f"{gib(plan.total_bytes)} predicted, {gib(measured.peak)} measured"
@@ -169,7 +169,7 @@ def comparison(plan: Plan, measured: Measured) -> str:
 def keep_for_later(plan: Plan, measured: Measured) -> str | None:
     """Store the measured memory of a GPU run, by which later plans are calibrated.
 
-    Nothing is stored on a CPU, or where other processes are counted too.
+    Nothing is stored on a CPU, or where the measurement includes other processes.
 
     Returns:
         Why the measurement could not be written; None where it was written, or not stored on purpose.
@@ -206,6 +206,6 @@ def _driver_bytes(device: torch.device) -> tuple[int, bool]:
 
 
 def _listed_bytes(device: torch.device) -> dict[int, int] | None:
-    """The bytes that each process, by its id, holds on the card; 0 where NVML does not tell; None where there is no NVML."""
+    """Return process id → bytes that the process holds on the card, 0 if unknown. None where there is no NVML."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     return None if uuid is None else nvml.listed_bytes(f"GPU-{uuid}")

@@ -58,7 +58,7 @@ def mfu(tokens_per_second: float, flops: int, peak: float | None, ranks: int) ->
     """Model FLOPs utilization: the share of the devices' dense peak FLOP/s that the model's own FLOPs use.
 
     Args:
-        tokens_per_second: over all ranks.
+        tokens_per_second: tokens per second over all ranks.
         flops: model FLOPs per token, forward and backward, without recompute.
         peak: dense peak FLOP/s of one device; None: not known, and the result is None.
         ranks: number of devices.
@@ -67,7 +67,7 @@ def mfu(tokens_per_second: float, flops: int, peak: float | None, ranks: int) ->
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most bytes that this process has held: the CUDA allocator's peak on a card, the peak resident memory on a CPU."""
+    """The peak memory of this process in bytes: of the CUDA allocator on a card, of resident memory on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else largest_resident()
 
 

@@ -95,10 +95,11 @@ class Request:
 
     @property
     def open(self) -> frozenset[str]:
-        """Names of the settings that the planner chooses: all that are ``auto``, and what nobody gave of two more.
+        """Names of the settings that the planner chooses.
 
-        These two are ``micro_batch``, unless the user gives it, and ``recompute``, unless the user or the preset gives it.
-        Where the backend is open, so is the ZeRO stage, since a preset's stage belongs to the preset's backend.
+        They are all that are ``auto``, ``micro_batch`` unless the user gives it, and ``recompute`` unless the user or the
+        preset gives it. Where the backend is ``auto``, the ZeRO stage is open too unless the user gives it, since a preset's
+        stage belongs to the preset's backend.
         """
         by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
         stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()

@@ -33,7 +33,7 @@ class Ending:
     """The end of a run that did not fail.
 
     Attributes:
-        status: the exit status: 0, or 128 and the number of the signal that stopped the run.
+        status: the exit status: 0, or 128 plus the number of the signal that stopped the run.
         folder: the run's folder; None where the run was stopped before its first step.
     """
 

@@ -251,7 +251,7 @@ class Trainer(Housekeeping):
             The exception to raise: ``error`` itself, or a ``RunError`` with its cause, which may be another rank's.
         """
         self.job.logger.stop()
-        self.job.stop.what_next = lambda: ""  # launchers end the other ranks by a signal
+        self.job.stop.what_next = lambda: ""  # print nothing when the launcher signals this rank: it is ending already
         failure = handle_failure(error, self.watchdog, self.job.plan, on_oom=self.train.on_oom)
         if failure.is_ours:
             with suppress(RunError):  # the first error is the one to report
@@ -277,7 +277,7 @@ class Trainer(Housekeeping):
             self._status("finished", self._cause_of_end())
 
     def _interrupted_again(self) -> None:
-        """On a second SIGINT, write the status and say so, before the process ends at once."""
+        """On a second SIGINT, write the cause into the status and print it, before the process ends at once."""
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
         self.watchdog.say_if_first(f"left at once in step {self.watchdog.step}; {self._resume_advice()}")
@@ -308,7 +308,7 @@ class Trainer(Housekeeping):
         return min(by_steps, max(0.0, 60 * self.train.max_minutes - self.clock.total))
 
     def _compare_memory(self) -> None:
-        """Print the predicted beside the measured memory, and store the measurement to calibrate later plans. Rank 0 only."""
+        """Print the predicted and the measured memory, and store the measurement for later plans. Rank 0 only."""
         job, measured = self.job, measure(self.job.world.device)
         if job.world.is_first and self.step > job.progress.step:
             job.logger.say(comparison(job.plan, measured))

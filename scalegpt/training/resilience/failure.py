@@ -22,7 +22,7 @@ CHECK_SECONDS = 0.1
 """A rank whose connection broke looks ``CHECKS`` times, every ``CHECK_SECONDS``, for the rank that has ended."""
 
 LONGEST_MESSAGE = 300
-"""Most characters of an error's message that are printed in one line."""
+"""Longest error message, in characters, that is printed in full."""
 
 COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
 """Modules whose errors come from compiling the model."""
@@ -51,7 +51,7 @@ def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_o
         error: the exception that ended this rank's loop.
         watchdog: this rank's watchdog, which is stopped.
         plan: the run's predicted memory, for advice after an out-of-memory error.
-        on_oom: the setting of this name: ``stop`` or ``shrink``.
+        on_oom: the setting ``on_oom``: ``stop`` or ``shrink``.
     """
     watchdog.stop()
     status = getattr(error, "exit_status", 1)

@@ -25,10 +25,10 @@ from scalegpt.system.processes import has_ended, own_birth
 FOLDER = ".heartbeats"
 
 BEAT_SECONDS = 1.0
-"""Least number of seconds between two heartbeats of a rank."""
+"""Seconds between two heartbeats of a rank, in a run of at most :data:`RANKS_PER_SECOND` ranks."""
 
 RANKS_PER_SECOND = 64
-"""Most heartbeats of all ranks per second, to spare the file server: with more ranks, each beats less often."""
+"""Upper limit on the heartbeats per second of all ranks together: more ranks beat less often, to spare the file server."""
 
 
 @dataclass(frozen=True)

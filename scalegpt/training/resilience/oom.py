@@ -45,7 +45,7 @@ def smaller_micro_batch(plan: Plan) -> int | None:
 
 
 def advice(plan: Plan) -> str:
-    """A sentence of settings to change after a run ran out of memory, each option with its predicted peak."""
+    """A sentence on the settings to change after a run ran out of memory, with the predicted peak of each option."""
     found = lighter(plan, calibration.load())
     if not found:
         return "no smaller layout is left on this machine: use more GPUs, --offload, or a smaller model"

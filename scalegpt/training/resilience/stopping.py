@@ -41,7 +41,7 @@ GRACE_SECONDS = 120.0
 """Seconds that a rank may take to save after its launcher has ended; then it ends itself, since nobody else would."""
 
 LEAVE_SECONDS = 2.0
-"""Seconds to report that a process ends at once; then it ends unreported, so that a hanging disk does not hold it."""
+"""Seconds that a process which ends at once may take to report that. Then it ends anyway: the disk may hang."""
 
 STDERR = 2
 """File descriptor of standard error. It is written to directly: another thread may hold the lock of Python's buffer."""
@@ -92,7 +92,7 @@ class Stopped(RunError):  # noqa: N818 - a request is no error
     """The run was asked to stop before its first step. None of its files was changed.
 
     Attributes:
-        reason: why.
+        reason: why the run was asked to stop.
         exit_status: the exit status for that reason.
     """
 
@@ -114,7 +114,7 @@ class StopRequest:
     Attributes:
         reason: the reason of the first request; None: there was no request.
         before_leaving: called in a thread of its own before the process ends at once.
-        what_next: returns what the run does after a request, in words that are printed at once behind the reason. Empty where
+        what_next: returns what the run does after a request, in words that are printed at once after the reason. Empty where
             the run is already ending.
     """
 
@@ -176,7 +176,7 @@ class StopRequest:
         if alone:
             self._leave_alone(reason)
         elif reason is not Reason.TIME and ranks_or_alone().rank == 0:
-            # In its own thread: a terminal that was stopped must not block the next signal.
+            # Report in a thread of its own: writing to a stopped terminal blocks, and must not hold up the next signal.
             threading.Thread(target=_report, args=(reason, self.what_next), name="report", daemon=True).start()
 
     def _listen(self, reader: int) -> None:

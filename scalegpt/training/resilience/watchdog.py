@@ -45,7 +45,7 @@ class Watchdog:
         clock: returns the time in seconds.
 
     Attributes:
-        step: number of the current step; between steps, of the last one.
+        step: number of the current step; between steps, number of the last step.
         taken: number of steps that are complete.
         place: what the rank is doing, within the step or between steps.
         moves: how many places the rank has entered.
@@ -120,7 +120,7 @@ class Watchdog:
         if first is mine:
             self._write_cause(state, mine.cause)
         elif first.rank == self.rank and self._thread.is_alive():
-            self._thread.join()  # this rank's watchdog has halted all: its thread finds the cause, and ends this process
+            self._thread.join()  # this rank's thread has halted all ranks: it finds the cause, and ends this process
         return first
 
     # --- the thread --------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Watchdog:
             self._dump(halt.cause)
         for _ in range(BEATS_TO_END if halt.status == HUNG_STATUS else 2):
             if self._over.wait(self.beats.seconds):
-                return  # the main thread ends by itself, with its own error
+                return  # the main thread ends this process by itself, with its own error
             self._beat()
         if self.beats.world.is_first and halt.status != HUNG_STATUS:
             _say(f"rank {self.rank} ends: {halt.cause}")

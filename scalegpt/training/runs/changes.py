@@ -170,6 +170,6 @@ def _ways_to_keep(train: TrainConfig, rate: float, step: int, total: int) -> str
     ways = f"; to stay at {rate:.2e}, add {keeping(rate)}"
     held = train.changed(schedule="wsd", learning_rate=rate)
     if learning_rate(held, step, total) == rate and learning_rate(held, total - 1, total) < rate:
-        last_at_peak = decay_start(held, total) + 1  # as in messages, steps are counted from 1
+        last_at_peak = decay_start(held, total) + 1  # messages count steps from 1
         ways += f"; with --schedule wsd instead of constant it stays until step {last_at_peak:,} and then falls"
     return ways

@@ -31,7 +31,7 @@ from scalegpt.training.runs.metrics_file import History, metric_lines
 from scalegpt.training.runs.records import RunRecords, sample_text
 
 RUN_ID = ".run_id"
-"""Name of the file with the run's id: a random number made at its start, which the run's checkpoints also hold."""
+"""Name of the file with the run's id: a random number made when the run begins, which its checkpoints also hold."""
 
 STARTED_BY = ".started_by"
 """Name of the file that identifies the launcher that began the run (:mod:`scalegpt.training.runs.launch_marks`)."""
@@ -41,7 +41,7 @@ _MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
 
 
 class RunDirectory(RunRecords):
-    """The directory of one run: its identity, settings and lock, besides the records that it inherits."""
+    """The directory of one run. Adds the run's id, settings and lock to its records."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -32,7 +32,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file atomically: readers, also after a crash, find the old or the new content. Retry errors that may pass.
+    """Replace a file atomically, and retry after errors that may be temporary.
+
+    A reader finds the old or the new content, even after a crash.
 
     Raises:
         OSError: the file cannot be written.

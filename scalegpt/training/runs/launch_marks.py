@@ -1,4 +1,4 @@
-"""Marks of the launcher that began a run, so that its restart of a ``--fresh`` command resumes that run.
+"""Marks of the launcher that began a run, so that the launcher's restart of a ``--fresh`` command resumes that run.
 
 torchrun restarts all ranks after a failure, with the same command. Slurm may requeue a job. With ``--fresh``, each restart
 would begin another new run. So a run's folder holds marks that identify the launcher that began the run. The launcher's
@@ -67,7 +67,7 @@ def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = 
 
 
 def went_back_before(folder: Path, step: int, environment: Mapping[str, str] | None = None) -> bool:
-    """Whether an earlier start of this launcher went back to this step. If so, this restart resumes from the newest one."""
+    """Whether an earlier start of this launcher went back to this step, so that its restart resumes from the newest."""
     recorded, marks = _read(folder / WENT_BACK), _earlier_marks(environment)
     return recorded.get("step") == str(step) and any(recorded.get(kind) == mark for kind, mark in marks.items())
 

@@ -14,7 +14,7 @@ LOCK = ".lock"
 """Name of the lock file. It is never deleted: another process could then lock a new file of the same name."""
 
 _MOST_READ = 1000
-"""Most characters that are read of a lock file."""
+"""Largest number of characters that are read from a lock file."""
 
 
 class RunLock:

@@ -1,8 +1,9 @@
 """Write and read ``metrics.jsonl``, which has a line for each step and each evaluation.
 
-A resumed run reads from it in one pass the losses for the guards, and the work that an earlier process still owed: a
-checkpoint is written before the evaluation and the sample of its step. If a process ends in between, the resumed run does
-both first. So an interrupted run ends with the same files as an undisturbed one.
+A resumed run reads the file once, up to its checkpoint. It restores the guards' recent losses, and finds out whether the
+evaluation of the checkpoint's step is missing. A checkpoint is written before the evaluation and the sample of its step. If
+a process ends in between, the resumed run does both first. So an interrupted run ends with the same files as an undisturbed
+one.
 """
 
 import json

@@ -17,7 +17,7 @@ from scalegpt.training.runs.files import finite, write_whole, writing
 from scalegpt.training.runs.metrics_file import History, metric_lines
 
 SAMPLES_LIMIT = 1 << 28
-"""Most bytes of ``samples.txt`` that are read."""
+"""Largest number of bytes that are read from ``samples.txt``."""
 
 _SAMPLE_MARK = "--- step "
 

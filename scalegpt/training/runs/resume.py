@@ -21,7 +21,7 @@ from scalegpt.training.runs.directory import RUN_ID, RunDirectory
 from scalegpt.training.runs.records import Past
 
 MOST_NAMED = 6
-"""Most checkpoints of a run that one message names."""
+"""Largest number of a run's checkpoints that one message names."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
 
 LONGEST_NAME = 200
-"""Most characters of a run's name. File systems allow 255, and ``--fresh`` appends a number."""
+"""Largest number of characters in a run's name. File systems allow 255, and ``--fresh`` appends a number."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
