@@ -1,4 +1,4 @@
-"""Batches on the device: the sampler says which windows a step consumes; a thread reads them ahead of time."""
+"""Training and held-out batches on the device. A thread reads the training batches ahead of time."""
 
 import queue
 import threading
@@ -18,7 +18,7 @@ from scalegpt.planner.batches import BatchPlan
 
 
 class TrainingBatches:
-    """This rank's micro batches of every step."""
+    """The micro batches that this rank trains on, step by step."""
 
     def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, seed: int) -> None:
         self.tokens, self.plan, self.world = tokens, plan, world
@@ -26,28 +26,32 @@ class TrainingBatches:
         self._ahead: ReadAhead | None = None
 
     def step(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The micro batches of the step that begins at a window: inputs and targets, int64 [B, T].
+        """Yield one step's micro batches as inputs and targets on the device, int64 [B, T].
 
-        The next step is expected to begin where this one ends; if it does not, its first batch has to be waited for.
+        The next step's batches are read ahead as if it began at the window after this step's last one. If it begins
+        elsewhere, its first batch has to be waited for.
+
+        Args:
+            first: number of the step's first window in the sampler's order.
         """
         if self._ahead is None or self._ahead.position != first:
             self.close()
             self._ahead = ReadAhead(self._from(first), first, on_cuda=self.world.device.type == "cuda")
         ahead = self._ahead
-        ahead.position = None  # until the step is read to its end
+        ahead.position = None  # within the step; set again when its last batch is consumed
         for _ in range(self.plan.grad_accum):
             inputs, targets = ahead.next()
             yield inputs.to(self.world.device, non_blocking=True), targets.to(self.world.device, non_blocking=True)
         ahead.position = first + self.plan.sequences
 
     def close(self) -> None:
-        """Stop reading."""
+        """End the reading thread, if one runs."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
 
     def _from(self, first: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The micro batches of one step after another, without end."""
+        """Yield the micro batches of all steps from window ``first`` on, without end."""
         while True:
             starts = self.sampler.starts(first, self.plan.sequences)
             for micro in range(self.plan.grad_accum):
@@ -60,10 +64,10 @@ class ReadAhead:
     """A thread that keeps a few micro batches ready, so that the disk is not waited for between two steps.
 
     Args:
-        batches: endless.
-        position: the window at which the next step begins; kept by the caller; None: within a step.
-        on_cuda: pin the batches, so that they can be copied to the device without blocking.
-        depth: the largest number of batches that are ready.
+        batches: an endless iterator of micro batches, as (inputs, targets).
+        position: number of the window at which the next step begins. The caller updates it, and sets None within a step.
+        on_cuda: whether to pin the batches, so that the copy to the device does not block.
+        depth: largest number of micro batches that are kept ready.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class ReadAhead:
         """The next micro batch, in host memory.
 
         Raises:
-            Exception: the error of the thread.
+            Exception: the reading thread failed; this is its error.
         """
         batch = self._ready.get()
         if isinstance(batch, Exception):
@@ -97,7 +101,7 @@ class ReadAhead:
         self._over.set()
         while self._thread.is_alive():
             with suppress(queue.Empty):
-                self._ready.get_nowait()  # the thread may be waiting for room
+                self._ready.get_nowait()  # makes room: the thread may be blocked on a full queue
             self._thread.join(0.01)
 
     def _run(self) -> None:
@@ -112,13 +116,13 @@ class ReadAhead:
 
 
 class HeldOutBatches:
-    """The same held-out windows at every evaluation, for any number of ranks.
+    """The batches of an evaluation. The held-out windows are the same at every evaluation and for any number of ranks.
 
     Args:
         tokens: the held-out tokens.
-        plan: gives the batch per rank.
+        plan: gives the micro batch and the block size.
         world: the ranks.
-        limit: number of tokens to evaluate, about; all, if there are fewer.
+        limit: number of tokens to evaluate, rounded up to whole windows; all tokens, if there are fewer.
     """
 
     def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, limit: int) -> None:
@@ -126,10 +130,10 @@ class HeldOutBatches:
         self.starts = held_out_starts(len(tokens), plan.block_size, limit)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Inputs and targets, int64 [B, T], and the number of tokens that count; every rank yields equally often.
+        """Yield inputs and targets, int64 [B, T], and the number of targets that count in the loss.
 
-        The last batch is filled up with windows whose targets do not count: a sharded model needs all ranks in every
-        forward pass.
+        Every rank yields the same number of batches, since a sharded model needs all ranks in every forward pass. The last
+        batch is padded with windows whose targets are ignored.
         """
         per_round = self.plan.micro_batch * self.world.size
         for first in range(0, len(self.starts), per_round):
@@ -143,7 +147,7 @@ class HeldOutBatches:
 
 
 def on_device(inputs: NDArray[np.int64], targets: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both arrays as tensors on the device; to CUDA they are copied from pinned memory without blocking."""
+    """Return both arrays as tensors on the device. The copy to CUDA is from pinned memory and does not block."""
     pair = torch.from_numpy(inputs), torch.from_numpy(targets)
     if device.type == "cuda":
         return pair[0].pin_memory().to(device, non_blocking=True), pair[1].pin_memory().to(device, non_blocking=True)

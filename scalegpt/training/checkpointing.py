@@ -1,4 +1,4 @@
-"""When a run's checkpoints are due, and what is reported about them."""
+"""When a run's checkpoints are due, and what the log says about them."""
 
 import math
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from scalegpt.training.runs.resume import rollback_advice
 from scalegpt.training.schedules import is_due
 
 SECONDS_TO_FINISH_A_SAVE = 60.0
-"""How long a run that ends by an error waits for the checkpoint that is being written."""
+"""Seconds that a run which ends by an error waits for the checkpoint that is being written."""
 
 
 class Saving:
-    """The checkpoints of a run.
+    """Decides when the run's checkpoints are written, and reports on them.
 
     Attributes:
-        saver: writes them.
-        saved_step: that of this process's newest checkpoint, complete or being written; None: there is none.
+        saver: writes the checkpoints.
+        saved_step: step of the newest checkpoint of this process, complete or being written; None: there is none.
     """
 
     def __init__(self, job: Job, clock: Stopwatch) -> None:
@@ -40,21 +40,25 @@ class Saving:
             self.saver.resumed_from(job.directory.checkpoints / checkpoint_name(job.progress.step))
 
     def prepare(self, steps_left: int) -> None:
-        """Allocate the first copy of the state, where a checkpoint is due before the last of the steps that are left."""
+        """Allocate host memory for the first copy of the state, if a checkpoint is due before the run's last step."""
         if self.train.checkpoint_minutes is not None or 0 < self.train.checkpoint_every < steps_left:
             self.saver.prepare()
 
     @property
     def is_due_by_time(self) -> bool:
-        """Whether ``checkpoint_minutes`` are over, by the clock of the first rank."""
+        """Whether ``checkpoint_minutes`` have passed since the last save. Only rank 0's clock counts: False elsewhere."""
         minutes = self.train.checkpoint_minutes
         return self.job.world.is_first and minutes is not None and self.clock.total - self._last >= 60 * minutes
 
     def update(self, *, failed: bool, due: bool) -> None:
-        """Take what the ranks have agreed on after a step.
+        """Take over the flags that the ranks have exchanged in a step.
+
+        Args:
+            failed: whether some rank could not write its part of a checkpoint.
+            due: whether a checkpoint is due by the clock of rank 0.
 
         Raises:
-            RunError: a checkpoint could not be written; on all ranks alike.
+            RunError: a checkpoint could not be written. All ranks raise this.
         """
         if failed:
             self.saver.raise_failure()
@@ -66,7 +70,7 @@ class Saving:
         return self._is_postponed or self._is_due or is_due(step, self.train.checkpoint_every)
 
     def postpone(self, step: int, reason: str) -> None:
-        """Do not save after a step that was skipped: its cause may be in the weights. The next good step saves."""
+        """Postpone the checkpoint due after a skipped step to the next good step: ruined weights may have caused the skip."""
         if not self._is_postponed:
             self.job.logger.say(
                 f"warning: no checkpoint is written after step {step}, which was skipped ({reason}); "
@@ -75,37 +79,40 @@ class Saving:
         self._is_postponed = True
 
     def confirm(self, step: int) -> None:
-        """Record that the weights after a step have proved good: now older checkpoints may be deleted.
+        """Record that the weights after a step are good, so that older checkpoints may be deleted.
 
         Raises:
-            RunError: their folder cannot be read.
+            RunError: the folder of the checkpoints cannot be read.
         """
         self.saver.confirm(step)
         self._report()
 
     def amend(self, evaluation: Evaluation) -> None:
-        """Add to the checkpoint of a step its held-out loss, which is computed after it was written.
+        """Add the held-out loss of a step to the step's checkpoint, which was written before the evaluation.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the checkpoint cannot be changed.
         """
         if self.job.world.is_first:
             self.saver.amend(evaluation)
 
     def rolled_back(self, checkpoint: Path) -> None:
-        """Continue from an earlier checkpoint of this run."""
+        """Note that the run has rolled back to an earlier checkpoint of its own."""
         self._is_due = self._is_postponed = False
         self.saved_step = None
         if self.job.world.is_first:
             self.saver.resumed_from(checkpoint)
 
     def rollback_advice(self, first_skipped: int) -> str:
-        """Where to resume from after steps that were skipped, in words; all ranks must call it together.
+        """Return a sentence on where to resume from after skipped steps. All ranks must call it together.
 
-        It waits for a save under way, which may be of the step that ruined the weights.
+        Waits for the save under way first, which may be the one of the step that ruined the weights.
+
+        Args:
+            first_skipped: the first of the skipped steps.
 
         Raises:
-            RunError: that save failed.
+            RunError: the save under way failed.
         """
         job = self.job
         self.saver.finish()
@@ -115,15 +122,15 @@ class Saving:
         )
 
     def may_save_after(self, skipped: list[SkippedStep], val_loss: float | None, *, evaluated: bool) -> bool:
-        """Whether a run whose last steps were skipped may save at its end: only if the held-out loss shows good weights.
+        """Whether a run whose last steps were skipped may save at its end, which needs a finite held-out loss.
 
         Args:
-            skipped: the steps.
-            val_loss: of the last evaluation.
-            evaluated: whether that came after them; where a signal ends the run it did not.
+            skipped: the skipped steps.
+            val_loss: held-out loss of the last evaluation.
+            evaluated: whether the last evaluation came after the skipped steps; False where a signal ends the run.
 
         Raises:
-            RunError: the held-out loss is not finite.
+            RunError: the held-out loss after the skipped steps is not finite.
         """
         if evaluated and val_loss is not None and math.isfinite(val_loss):
             return True
@@ -135,10 +142,14 @@ class Saving:
         return False
 
     def save(self, header: Header, *, last: bool) -> None:
-        """Save the state; the last time, wait until it is written. All ranks must call it together.
+        """Save the state; all ranks must call it together.
+
+        Args:
+            header: the manifest's entries on the run.
+            last: whether this is the run's last save, which returns only when the checkpoint is complete.
 
         Raises:
-            RunError: an earlier save failed, or this one; or the state is not finite.
+            RunError: this save or an earlier one failed, or the state is not finite.
         """
         lacked_memory, step = self.saver.lacks_memory, header.progress.step
         try:
@@ -155,13 +166,20 @@ class Saving:
         self._report()
 
     def abort(self, is_gone: Callable[[int], bool]) -> None:
-        """End after an error, without the other ranks: wait for the checkpoint that is being written, and report it."""
+        """Wait for the checkpoint that is being written, and report it. For a rank that ends alone after an error.
+
+        Args:
+            is_gone: whether the process of a rank has ended; the checkpoint parts of such ranks are not waited for.
+        """
         self.saver.close(SECONDS_TO_FINISH_A_SAVE, is_gone)
-        with suppress(RunError):  # the error that ended the run is reported
+        with suppress(RunError):  # only the error that ended the run is reported
             self._report()
 
     def _report(self) -> None:
-        """Print which checkpoints have become complete, and enter each in the status: if it is lost, it will be missed."""
+        """Print the checkpoints completed since the last call, and the deletions that failed.
+
+        Each completed checkpoint is also entered in ``run_status.json``, so that the next start notices if it is gone.
+        """
         for path in self.saver.committed():
             self.job.directory.amend_status()
             self.job.logger.say(f"step {step_of(path)}  checkpoint {path}")

@@ -1,6 +1,6 @@
-"""A run between its steps: where it is, and its checkpoint, evaluation and sample.
+"""The trainer's work between steps: its progress, and the checkpoint, evaluation and sample after a step.
 
-They come in this order, since the latter two may fail. The checkpoint gets its held-out loss afterwards.
+The checkpoint comes first, since the evaluation and the sample may fail. Its held-out loss is added after the evaluation.
 """
 
 import math
@@ -30,16 +30,16 @@ from scalegpt.training.schedules import is_due
 
 
 class Housekeeping:
-    """The part of the trainer that is not a step. All ranks call its methods together.
+    """The part of the trainer that works between the steps. All ranks call its methods together.
 
     Attributes:
-        step: the number of steps taken.
-        history: what ``metrics.jsonl`` says of the steps up to the last resume or rollback.
-        val_loss: of the last evaluation; None before the first, or where it was not finite.
-        best_val_loss: the lowest so far.
-        left_out: windows of the data that rollbacks skipped.
-        reason: why the run stops before its last step.
-        sinks: where metrics are logged; empty on all ranks but the first.
+        step: number of steps taken.
+        history: what ``metrics.jsonl`` said of the steps up to the last resume or rollback.
+        val_loss: held-out loss of the last evaluation; None before the first, or where the checkpoint resumed from has none.
+        best_val_loss: lowest held-out loss so far.
+        left_out: number of windows of the data that rollbacks skipped.
+        reason: why the run stops before its last step; None: it does not.
+        sinks: where metrics are logged; empty on all ranks but rank 0.
     """
 
     def __init__(self, job: Job) -> None:
@@ -60,7 +60,7 @@ class Housekeeping:
         )
 
     def load_progress(self, progress: Progress, stretch: Stretch, history: History) -> None:
-        """Continue from the progress of a checkpoint, or from the start."""
+        """Set all counters to the progress of a checkpoint, or to that of a run's start."""
         self.step, self.stretch, self.history = progress.step, stretch, history
         self._step_before, self._tokens_before = progress.step, progress.tokens
         self.val_loss, self.best_val_loss = progress.val_loss, progress.best_val_loss
@@ -74,7 +74,7 @@ class Housekeeping:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the run's steps consumed so far; those that a rollback undid do not count."""
+        """Tokens that the run's steps have consumed, without the steps that rollbacks undid."""
         return self._tokens_before + (self.step - self._step_before) * self.job.batch_plan.tokens
 
     @property
@@ -99,7 +99,7 @@ class Housekeeping:
         )
 
     def _header(self) -> Header:
-        """What a checkpoint written now says of its run."""
+        """The manifest entries on the run for a checkpoint written now."""
         job = self.job
         written_by = {
             "backend": job.run.parallel.backend,
@@ -112,7 +112,7 @@ class Housekeeping:
         return Header(self._progress(), as_file(job.run), tokenizer, job.data_digest, self.run_id, written_by)
 
     def _status(self, state: str, cause: str | None = None) -> None:
-        """Replace the run's status; only the first rank writes it."""
+        """Replace ``run_status.json``. Does nothing on ranks other than rank 0."""
         if self.job.world.is_first:
             lost = lost_output()
             self.job.directory.write_status(
@@ -131,9 +131,10 @@ class Housekeeping:
     # --- what is due -------------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Save, evaluate and sample where they are due, and at the end.
+        """Save, evaluate and sample, each if it is due after this step or the run ends.
 
-        Where a signal ends the run, only the checkpoint and what is due anyway is done.
+        At an end by a request to stop, other than the time limit, the run saves, but evaluates and samples only if the number
+        of the step makes that due.
         """
         train = self.train
         ends_normally = last and (self.all_taken or self.reason is Reason.TIME)
@@ -155,7 +156,7 @@ class Housekeeping:
         self.clock.lap()  # none of this is part of the next step's time
 
     def _save(self, *, last: bool, evaluates: bool = False) -> None:
-        """Write a checkpoint; its held-out loss stays open where the evaluation of the same step follows."""
+        """Write a checkpoint. Where the step's evaluation follows, the checkpoint's held-out loss is left None until then."""
         self.watchdog.outside("saving")
         header = self._header()
         if evaluates:
@@ -164,7 +165,10 @@ class Housekeeping:
         self._status("running")
 
     def _find_pending(self) -> PendingWork:
-        """What the checkpoint's step still lacks after a resume. Its held-out loss, if there is one, is in the files."""
+        """Find the evaluation and sample still owed for the step of the checkpoint that the run resumed from.
+
+        If ``metrics.jsonl`` has that step's held-out loss, it is recorded here. For a new run, nothing is owed.
+        """
         if not self.job.resumed:
             return PendingWork()
         directory, step = self.job.directory, self.step
@@ -176,7 +180,7 @@ class Housekeeping:
         return pending_work(self.history, self.train, finished=finished, sampled=sampled, at_end=self.all_taken)
 
     def _catch_up(self, pending: PendingWork) -> None:
-        """Evaluate and sample where an earlier process ended between a checkpoint and that."""
+        """Do the evaluation and the sample that an earlier process owed when it ended after its checkpoint."""
         if pending.evaluation:
             self.watchdog.outside("evaluation")
             self._evaluate()
@@ -186,7 +190,11 @@ class Housekeeping:
         self.clock.lap()
 
     def _record_loss(self, value: float) -> bool:
-        """Take the held-out loss of a step, and add it to its checkpoint; whether it is the best so far."""
+        """Record the current step's held-out loss, and add it to the step's checkpoint.
+
+        Returns:
+            Whether the loss is the lowest so far.
+        """
         is_finite = math.isfinite(value)
         is_best = is_finite and (self.best_val_loss is None or value < self.best_val_loss)
         self.val_loss = value
@@ -210,7 +218,7 @@ class Housekeeping:
             self.job.logger.say(f"warning: the held-out loss is not finite; {advice}")
 
     def _sample(self, *, show: bool) -> None:
-        """Generate a sample, keep it, and show it; a model that has diverged cannot, which is reported."""
+        """Generate a sample, append it to ``samples.txt``, and print it if ``show``; warn if the model has diverged."""
         job = self.job
         try:
             text = sample_text(job)

@@ -1,4 +1,4 @@
-"""A prepared run, and the two ways to look at its model: the held-out loss, and a sample."""
+"""A prepared run, and two functions that evaluate its model: the held-out loss, and a sample."""
 
 from dataclasses import dataclass, field
 
@@ -24,16 +24,16 @@ class Job:
     """Everything a run needs, made by :func:`scalegpt.training.setup.prepare.prepare`.
 
     Attributes:
-        batch_plan: how a step is divided.
-        plan: the prediction of its memory and time.
-        data_digest: SHA-256 of the data's tokens.
-        prompt: ids that the samples continue.
+        batch_plan: how a step's tokens are divided into ranks and micro batches.
+        plan: the prediction of the run's memory and time.
+        data_digest: SHA-256 of the tokenizer and the tokens.
+        prompt: token ids that the samples continue.
         progress: where the run starts: step 0, or the step of a checkpoint.
-        stretch: which data the next steps consume.
-        history: what ``metrics.jsonl`` says of the steps so far.
+        stretch: the data windows that the next steps consume.
+        history: what ``metrics.jsonl`` says of the steps up to the start.
         resumed: whether the run starts from a checkpoint.
         stop: whether this process was asked to stop.
-        resume_hint: the command that resumes the run later, in words that begin a clause.
+        resume_hint: the command that resumes the run later, in words such as "the same command".
     """
 
     run: RunConfig
@@ -56,7 +56,7 @@ class Job:
 
 
 def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
-    """The mean loss over the held-out windows, the same on every rank, and the number of its tokens."""
+    """Return the mean loss per held-out token and the number of tokens evaluated, both the same on every rank."""
     sums = torch.zeros(2, dtype=torch.float64, device=job.world.device)  # loss × tokens, tokens
     for tokens, targets, count in held_out:
         loss = job.backend.evaluate(tokens, targets)
@@ -66,10 +66,10 @@ def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
 
 
 def sample_text(job: Job) -> str:
-    """The sample prompt, continued; every rank generates the same tokens, since a sharded model needs all ranks.
+    """Return the sample prompt and its continuation as text. All ranks generate the same tokens: a sharded model needs all.
 
     Raises:
-        DivergedError: the model's logits are not finite; on all ranks alike.
+        DivergedError: the model's logits are not finite. All ranks raise this.
     """
     train, tokenizer = job.run.train, job.data.tokenizer
     settings = SamplingSettings(temperature=0.8, top_k=200, seed=train.seed, max_new_tokens=train.sample_tokens)

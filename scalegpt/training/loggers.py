@@ -14,7 +14,7 @@ from scalegpt.units import human_count, human_time
 
 @dataclass(frozen=True)
 class StepLine:
-    """The values in the line of a step."""
+    """The values that are printed for a step."""
 
     step: int
     loss: float
@@ -26,7 +26,7 @@ class StepLine:
     skipped: int = 0
 
     def text(self) -> str:
-        """The line, without the step's number."""
+        """The printed line, without the step's number."""
         parts = [f"loss {self.loss:.4f}", f"{human_count(self.tokens_per_second)} tok/s"]
         if self.mfu is not None:
             parts.append(f"MFU {self.mfu:.1%}")
@@ -37,12 +37,12 @@ class StepLine:
 
 
 class Logger:
-    """Prints on the first rank only.
+    """Prints a run's messages and step lines on rank 0.
 
     Args:
         speaks: whether this rank prints.
-        total: steps of the run.
-        every: steps between two lines where there is no terminal.
+        total: number of steps of the run.
+        every: print every Nth step where the output is no terminal.
     """
 
     def __init__(self, *, speaks: bool, total: int, every: int) -> None:
@@ -54,11 +54,11 @@ class Logger:
         self._task: TaskID | None = None
 
     def say(self, message: str) -> None:
-        """Print a line, its control characters made visible; above the live line, if there is one."""
+        """Print a message, with control characters made visible, above the live line if there is one."""
         self.console.print(visible(message), markup=False)
 
     def start(self, step: int) -> None:
-        """Show the live line from this step on."""
+        """Show the live line, which begins at this number of steps taken. Does nothing where the output is no terminal."""
         if self.speaks and self.console.is_terminal:
             self._live = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -73,7 +73,7 @@ class Logger:
             self._live.start()
 
     def step(self, line: StepLine) -> None:
-        """Print a finished step."""
+        """Show a finished step in the live line; without one, print every Nth step and the last."""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=line.step, description=line.text())
         elif line.step % self.every == 0 or line.step == self.total:

@@ -1,4 +1,4 @@
-"""The memory of a run: the prediction at its start, and the measurement beside it at its end."""
+"""The memory of a run: the machine's memory, the prediction printed at the start, and the measurement at the end."""
 
 import os
 import resource
@@ -26,15 +26,15 @@ ALLOCATOR, RESIDENT = "peak of the CUDA allocator", "peak of the process's resid
 
 
 def machine_of(world: World) -> Machine:
-    """This machine for the planner, by the driver's figures; all ranks must call it together.
+    """Describe this machine for the planner; all ranks must call it together.
 
-    The card and its memory are those of this rank's device. What other processes hold of it is not subtracted: they may be
-    ranks of this run.
+    Card and memory are those of this rank's device, as the driver reports them. Memory that other processes hold on the
+    card is not subtracted: they may be ranks of this run.
     """
     settings = MachineConfig(gpus=world.local_size, nodes=max(1, world.size // world.local_size))
     if world.device.type != "cuda":
         first = world.rank - world.local_rank
-        held = world.gather(own_bytes())[first : first + world.local_size]  # of the ranks on this machine
+        held = world.gather(own_bytes())[first : first + world.local_size]  # bytes of each rank on this machine
         return cpu_machine(settings, torch=torch.__version__, held=sum(held))
     name = device_name(world.device)
     major, minor = torch.cuda.get_device_capability(world.device)
@@ -51,7 +51,7 @@ def machine_of(world: World) -> Machine:
 
 
 def predicted_line(plan: Plan) -> str:
-    """The line on memory that a run prints at its start."""
+    """The predicted memory, as a run prints it at its start: one line, and a warning where the card is too small."""
     phase = plan.prediction.phase.replace("_", " ")
     if not plan.machine.is_gpu:
         each = " for each rank" if plan.machine.ranks > 1 else ""
@@ -68,21 +68,21 @@ def predicted_line(plan: Plan) -> str:
 
 
 def _listed(plan: Plan) -> str:
-    """What a process on a CPU holds beside the peak of its step."""
+    """A list in words of the memory that a CPU process holds besides the peak of its step."""
     parts = {**plan.overheads.parts(plan.peak_bytes), "offloaded": plan.host_bytes}
     return ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The memory of a process, in bytes.
+    """The measured memory of a process, in bytes.
 
     Attributes:
-        peak: of the CUDA allocator, or of the process's resident memory.
-        by: which of the two.
-        reserved: the allocator's largest reservation; None on the CPU.
-        driver: used by the driver's count; None on the CPU.
-        driver_is_ours: whether that is of this process alone, as far as is known.
+        peak: peak of the bytes allocated by the CUDA allocator, or on a CPU of the resident memory.
+        by: which of the two ``peak`` is: ``ALLOCATOR`` or ``RESIDENT``.
+        reserved: peak of the bytes reserved by the CUDA allocator; None on a CPU.
+        driver: bytes in use on the card now, as the driver counts; None on a CPU.
+        driver_is_ours: whether ``driver`` counts this process alone, as far as is known.
     """
 
     peak: int
@@ -92,7 +92,7 @@ class Measured:
     driver_is_ours: bool = False
 
     def as_status(self) -> dict[str, Any]:
-        """The entries of ``run_status.json``."""
+        """The measurement as entries of ``run_status.json``."""
         return {
             "measured_peak_bytes": self.peak,
             "measured_by": self.by,
@@ -102,7 +102,7 @@ class Measured:
 
 
 def measure(device: torch.device) -> Measured:
-    """The memory that this process has held so far on a device, or on the CPU in all."""
+    """Measure this process's memory so far: on a CUDA device, or resident memory where the device is the CPU."""
     if device.type != "cuda":
         return Measured(largest_resident(), RESIDENT)
     peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -112,7 +112,7 @@ def measure(device: torch.device) -> Measured:
 def largest_resident() -> int:
     """The largest resident memory of this process so far, in bytes.
 
-    On Linux it is the kernel's ``VmHWM``: ``getrusage`` also counts what the process held before ``exec``.
+    On Linux the kernel's ``VmHWM`` gives it: ``getrusage`` would also count memory that the process held before ``exec``.
     """
     if (peak := _status_bytes("VmHWM")) is not None:
         return peak
@@ -121,13 +121,16 @@ def largest_resident() -> int:
 
 
 def own_bytes() -> int:
-    """The memory of this process that is not shared and that the kernel cannot drop, in bytes."""
+    """The resident bytes of this process that are neither shared nor backed by a file (``RssAnon``).
+
+    On a system without that figure, all of its resident bytes.
+    """
     held = _status_bytes("RssAnon")
     return int(psutil.Process().memory_info().rss) if held is None else held
 
 
 def _status_bytes(key: str) -> int | None:
-    """A line of ``/proc/self/status``, in bytes; None where the system has no such file."""
+    """The value of an entry of ``/proc/self/status``, in bytes; None where the file or the entry is missing."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -136,7 +139,10 @@ def _status_bytes(key: str) -> int | None:
 
 
 def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
-    """The entries of ``run_status.json`` on memory. On a CPU the predicted total is comparable with the measured peak."""
+    """The predicted and the measured memory as entries of ``run_status.json``.
+
+    On a CPU, compare the measured peak with ``predicted_total_bytes``; on a card, with ``predicted_peak_bytes``.
+    """
     return {
         "predicted_peak_bytes": plan.peak_bytes,
         "predicted_total_bytes": plan.total_bytes,
@@ -145,7 +151,7 @@ def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
 
 
 def comparison(plan: Plan, measured: Measured) -> str:
-    """Prediction and measurement in a line or two."""
+    """The predicted and the measured memory, as a run prints them at its end: one line for a CPU, two for a card."""
     if measured.reserved is None or measured.driver is None:
         error = plan.total_bytes / max(1, measured.peak) - 1
         both = f"{gib(plan.total_bytes)} predicted, {gib(measured.peak)} measured"
@@ -161,7 +167,13 @@ def comparison(plan: Plan, measured: Measured) -> str:
 
 
 def keep_for_later(plan: Plan, measured: Measured) -> str | None:
-    """Add the measurement of a GPU run to those that later plans use; the reason where it could not be written."""
+    """Store the measured memory of a GPU run, by which later plans are calibrated.
+
+    Nothing is stored on a CPU, or where the measurement includes other processes.
+
+    Returns:
+        Why the measurement could not be written; None where it was written, or not stored on purpose.
+    """
     machine = plan.machine
     if measured.reserved is None or measured.driver is None or not measured.driver_is_ours:
         return None
@@ -182,9 +194,9 @@ def keep_for_later(plan: Plan, measured: Measured) -> str | None:
 
 
 def _driver_bytes(device: torch.device) -> tuple[int, bool]:
-    """Bytes in use by the driver's count, and whether they are of this process alone.
+    """Return the bytes in use as the driver counts, and whether this process alone holds them.
 
-    Where NVML does not list this process, as in most containers, they are those of the whole card.
+    Where NVML does not list this process, as in most containers, the bytes are those of the whole card.
     """
     used = _listed_bytes(device)
     if used and (own := used.get(os.getpid())):
@@ -194,6 +206,6 @@ def _driver_bytes(device: torch.device) -> tuple[int, bool]:
 
 
 def _listed_bytes(device: torch.device) -> dict[int, int] | None:
-    """Process → bytes on the card by NVML, 0 where that is not known; None where there is no NVML."""
+    """Return process id → bytes that the process holds on the card, 0 if unknown. None where there is no NVML."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     return None if uuid is None else nvml.listed_bytes(f"GPU-{uuid}")

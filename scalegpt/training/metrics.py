@@ -1,4 +1,4 @@
-"""What a run measures of itself: throughput, MFU, memory; and where the values of a step are logged."""
+"""What a run measures of itself (throughput, MFU, memory), and the interface of metric loggers."""
 
 import math
 import statistics
@@ -13,34 +13,39 @@ from scalegpt.training.memory import largest_resident
 
 
 class MetricSink(Protocol):
-    """Takes what is measured of a run; the first rank's trainer has a list of sinks, and ``metrics.jsonl`` is the first."""
+    """A logger of a run's metrics. The trainer on rank 0 has a list of sinks, of which ``metrics.jsonl`` is the first."""
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Take the values of a step, or of an evaluation.
+        """Log the values of a step or of an evaluation.
 
         Args:
-            values: by the names of ``metrics.jsonl``: ``step`` and ``tokens`` always; a step has ``loss``, an evaluation
-                ``val_loss``.
+            values: the values by their names in ``metrics.jsonl``. ``step`` and ``tokens`` are always there. A step has
+                ``loss`` and more, an evaluation ``val_loss``.
         """
 
     def close(self) -> None:
-        """Take no more: the run ends, or a rollback is about to drop some of the steps."""
+        """Close the sink: the run ends, or a rollback is about to remove steps and opens new sinks afterwards."""
 
 
 class Throughput:
-    """Tokens per second by the median of the last steps, which one slow step (compile, a checkpoint) does not change."""
+    """Tokens per second, from the median time of the last steps. One slow step, such as a compile, does not change it.
+
+    Args:
+        tokens_per_step: tokens of a step over all ranks.
+        window: number of last steps that the median is taken over.
+    """
 
     def __init__(self, tokens_per_step: int, window: int = 20) -> None:
         self.tokens_per_step = tokens_per_step
         self.seconds: deque[float] = deque(maxlen=window)
 
     def add(self, seconds: float) -> None:
-        """Count a step."""
+        """Add the time of a step."""
         self.seconds.append(seconds)
 
     @property
     def step_seconds(self) -> float:
-        """Median seconds per step; NaN before the first."""
+        """Median seconds per step; NaN before the first step."""
         return statistics.median(self.seconds) if self.seconds else math.nan
 
     @property
@@ -50,28 +55,35 @@ class Throughput:
 
 
 def mfu(tokens_per_second: float, flops: int, peak: float | None, ranks: int) -> float | None:
-    """Share of the devices' dense peak that the model's own FLOPs use; None where the device's peak is not known."""
+    """Model FLOPs utilization: the share of the devices' dense peak FLOP/s that the model's own FLOPs use.
+
+    Args:
+        tokens_per_second: tokens per second over all ranks.
+        flops: model FLOPs per token, forward and backward, without recompute.
+        peak: dense peak FLOP/s of one device; None: not known, and the result is None.
+        ranks: number of devices.
+    """
     return tokens_per_second * flops / (peak * ranks) if peak else None
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The largest memory that this process has held: the CUDA allocator's peak, or the resident set's on a CPU."""
+    """The peak memory of this process in bytes: of the CUDA allocator on a card, of resident memory on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else largest_resident()
 
 
 class Stopwatch:
-    """Seconds since it was made, and since it was last asked."""
+    """Measures seconds since it was made (``total``), and between two calls of ``lap``."""
 
     def __init__(self) -> None:
         self.start = self.last = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
+        """Return the seconds since the last call; at the first call, since the stopwatch was made."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
         return seconds
 
     @property
     def total(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the stopwatch was made."""
         return time.perf_counter() - self.start

@@ -1,4 +1,4 @@
-"""What a user asks of the trainer, read and checked without torch, whose import takes seconds."""
+"""A user's request for a training run, read and checked without importing torch, which takes seconds."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,18 +19,18 @@ from scalegpt.text import shown
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A user's request for a training run.
 
     Attributes:
         run: the configuration, with ``auto`` where the machine or the data decide.
         runs_dir: the folder of all runs.
-        fresh: start a new run beside an earlier one of this name.
-        given: the settings that the user named, as flags or in a file; the others are a preset's or defaults.
-        stated: those that the preset names.
+        fresh: whether to start a new run beside an earlier one of the same name.
+        given: names of the settings that the user gave, as flags or in a file. All others have a preset's values or defaults.
+        stated: names of the settings that the preset gives.
         margin: share of a card's memory that the planner leaves free.
-        allow_change: settings, or ``data``, that a resumed run may change.
-        trust_checkpoint: resume from a checkpoint that another run has written.
-        resume_step: resume from the checkpoint of this step, and set later ones aside; None: from the newest.
+        allow_change: names of settings that a resumed run may change, and ``data`` for its tokens.
+        trust_checkpoint: whether to resume even from a checkpoint that another run has written.
+        resume_step: resume from the checkpoint of this step, and set later checkpoints aside; None: resume from the newest.
     """
 
     run: RunConfig
@@ -59,10 +59,11 @@ class Request:
         resume_step: int | None = None,
         given_in: str = "command line",
     ) -> "Request":
-        """Read and check what a user gave; what is not explained here is an attribute of the same name.
+        """Make a request from a user's input, and check it. Arguments not described here are attributes of the same name.
 
-        Settings (name → value) override those of a preset or of a JSON or YAML file, of which one may be given. Without a
-        name the run has the file's or the preset's. ``given_in`` says where the settings come from, for error messages.
+        At most one of ``preset`` (a name) and ``config_file`` (the path of a JSON or YAML file) is given. ``settings``
+        (name → value) override the values of the preset or the file. ``name`` is the run's name; None takes the name in the
+        preset or the file. ``given_in`` says where the settings come from, for error messages.
 
         Raises:
             InputError: a name, a key or a value that cannot work, or a backend that is not installed.
@@ -72,10 +73,10 @@ class Request:
         settings = dict(settings)
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
-            settings["backend"] = FSDP.name  # several ranks were started, and no backend is named
+            settings["backend"] = FSDP.name  # several ranks were started, and neither user nor preset names a backend
         run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, given_in=given_in)
         if name is not None:
-            run = replace(run, name=name)  # an empty one too, which is refused with the other bad names
+            run = replace(run, name=name)  # an empty name too: check_name refuses it later, with the other bad names
         _check_paths(run)
         if "backend" not in run.auto:
             check_installed(run.parallel.backend)
@@ -94,9 +95,11 @@ class Request:
 
     @property
     def open(self) -> frozenset[str]:
-        """The settings that the planner chooses: what is ``auto``, and by default the micro batch and what to recompute.
+        """Names of the settings that the planner chooses.
 
-        A preset's stage belongs to its backend: where the backend is open, so is the stage.
+        They are all that are ``auto``, ``micro_batch`` unless the user gives it, and ``recompute`` unless the user or the
+        preset gives it. Where the backend is ``auto``, the ZeRO stage is open too unless the user gives it, since a preset's
+        stage belongs to the preset's backend.
         """
         by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
         stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()
@@ -104,10 +107,10 @@ class Request:
 
 
 def _check_paths(run: RunConfig) -> None:
-    """Refuse paths that a run's files, which are UTF-8, could not name.
+    """Refuse paths that are not UTF-8, since the run's files are UTF-8 and could not name them.
 
     Raises:
-        InputError: there is one.
+        InputError: a path of the configuration is not UTF-8.
     """
     for path in (run.data.input_file, run.parallel.ds_config):
         if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
@@ -115,10 +118,10 @@ def _check_paths(run: RunConfig) -> None:
 
 
 def _known(keys: Iterable[str]) -> frozenset[str]:
-    """The settings that may change at a resume, spelled as they are known.
+    """Return the names given to ``--allow_change``, trimmed and with underscores.
 
     Raises:
-        InputError: one of them is no setting.
+        InputError: a name is no setting.
     """
     named = [key.strip().replace("-", "_") for key in keys if key.strip()]
     known = {DATA, *(key for section in SECTIONS.values() for key in section.settings())}

@@ -1,4 +1,4 @@
-"""One run, from joining the ranks to leaving them."""
+"""One training run: join the ranks, prepare the job, train it, report, and leave the ranks."""
 
 import math
 from dataclasses import dataclass
@@ -19,10 +19,13 @@ from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
 ROOM = timedelta(minutes=5)
-"""Added to torch's time-out, so that the watchdog acts first: it names the slow rank, torch only the collective."""
+"""Added to the time-out of torch's collectives, so that the watchdog acts first.
+
+The watchdog names the slow rank, torch only the collective.
+"""
 
 ENDLESS = timedelta(days=30)
-"""In place of no time-out, which torch does not have."""
+"""Stands for "no time-out", which torch's collectives do not offer."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Ending:
     """The end of a run that did not fail.
 
     Attributes:
-        status: the exit status: 0, or 128 and the number of the signal that stopped the run.
-        folder: the run's folder; None where it was stopped before the first step.
+        status: the exit status: 0, or 128 plus the number of the signal that stopped the run.
+        folder: the run's folder; None where the run was stopped before its first step.
     """
 
     status: int
@@ -42,8 +45,8 @@ def train(request: Request, device: str, stop: StopRequest) -> Ending:
     """Prepare and train, and report where the run's files are.
 
     Raises:
-        InputError: the request cannot be met; nothing was changed.
-        RunError: the run failed; its status says why.
+        InputError: the request cannot be met. Nothing was changed.
+        RunError: the run failed. ``run_status.json`` says why.
     """
     with stop.alone():
         world = World.join(device, collective_timeout(request.run.train))
@@ -53,7 +56,7 @@ def train(request: Request, device: str, stop: StopRequest) -> Ending:
     try:
         ending = _run(request, world, stop)
     except BaseException:
-        if world.size == 1:  # leaving waits for all ranks, and the others may not come
+        if world.size == 1:  # with more ranks, leave() waits for all of them, and some may never call it
             world.leave()
         raise
     world.leave()
@@ -61,7 +64,7 @@ def train(request: Request, device: str, stop: StopRequest) -> Ending:
 
 
 def collective_timeout(train: TrainConfig) -> timedelta:
-    """The time-out of a collective: longer than the watchdog's of any step."""
+    """The time-out of torch's collectives: longer than the watchdog's time-out of any step."""
     longest = max(limit or math.inf for limit in (train.first_step_timeout, train.step_timeout))
     return ENDLESS if math.isinf(longest) else max(COLLECTIVE_TIMEOUT, timedelta(seconds=longest)) + ROOM
 
@@ -90,7 +93,7 @@ def _run(request: Request, world: World, stop: StopRequest) -> Ending:
             job.logger.say(f"warning: report.html was not written: {error}")
         job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
         job.directory.unlock()
-    world.barrier()  # no rank may need another one after this
+    world.barrier()  # after this no rank needs another one
     if world.is_first:
         trainer.watchdog.beats.remove()
     return Ending(trainer.exit_status, job.directory.path)

@@ -1,4 +1,4 @@
-"""What follows from the number of a step alone: its learning rate, and what is due after it."""
+"""The learning rate of a step, and whether periodic work is due after it. Both are functions of the step's number."""
 
 import math
 
@@ -17,7 +17,7 @@ def learning_rate(train: TrainConfig, step: int, total: int) -> float:
     Args:
         train: the settings.
         step: the step about to be taken, counted from 0.
-        total: all steps of the run.
+        total: total number of steps of the run.
     """
     peak, last = train.learning_rate, train.learning_rate * train.min_lr_ratio
     if step < train.warmup_steps:
@@ -32,15 +32,15 @@ def learning_rate(train: TrainConfig, step: int, total: int) -> float:
 
 
 def decay_start(train: TrainConfig, total: int) -> int:
-    """The last step, counted from 0, at which the ``wsd`` schedule is at its peak: from the next one on the rate falls."""
+    """The last step, counted from 0, at which the ``wsd`` schedule is at its peak rate. After it the rate falls."""
     return max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether a step is one at which something with a period is done; never where the period is 0."""
+    """Whether work that is done every ``every`` steps is due after this many steps; never where ``every`` is 0."""
     return every > 0 and step % every == 0
 
 
 def _share(done: int, whole: int) -> float:
-    """``done / whole`` within 0 and 1; a whole of nothing is done."""
+    """``done / whole``, clamped to between 0 and 1; 1 where ``whole`` is not positive."""
     return min(1.0, max(0.0, done / whole)) if whole > 0 else 1.0

@@ -1,4 +1,4 @@
-"""What the ranks report to each other in every step, in the one reduction that they make for the loss."""
+"""The flags that the ranks exchange in every step, packed into the all-reduce of the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,15 @@ from scalegpt.training.resilience.stopping import Reason
 
 @dataclass(frozen=True)
 class StepFlags:
-    """What is to be done after a step; packed with the loss, so that it costs no collective of its own.
+    """Flags that decide what the ranks do after a step. They travel with the loss, so they cost no extra collective.
+
+    Before :meth:`pack` the flags are one rank's; after :meth:`unpack` they hold for all ranks together.
 
     Attributes:
-        save_failed: of a rank: its part of a checkpoint could not be written; unpacked: that of some rank.
-        save_due: whether a checkpoint is due by the first rank's clock.
-        stop: why the run is to stop after the step; None: it is not. Where ranks have several reasons, the first of
-            :class:`Reason` counts: a signal comes before a time limit.
+        save_failed: whether this rank, or any rank, could not write its part of a checkpoint.
+        save_due: whether a checkpoint is due by the clock of rank 0.
+        stop: why the run is to stop after the step; None: it continues. Where ranks have different reasons, the first in the
+            order of :class:`Reason` counts: a signal comes before the time limit.
     """
 
     save_failed: bool
@@ -26,17 +28,20 @@ class StepFlags:
     stop: Reason | None
 
     def pack(self, loss: Tensor, world: World) -> Tensor:
-        """The loss and the flags as numbers that can be summed over the ranks: [1 + 2 + reasons], on the device.
+        """Pack loss and flags into one tensor that can be summed over the ranks.
 
         Args:
-            loss: the sum of this rank's micro batches, [].
+            loss: the sum of the losses of this rank's micro batches, a scalar.
             world: the ranks.
+
+        Returns:
+            [1 + 2 + number of reasons] on the device: the loss, two flags, and the one-hot reason to stop.
         """
         flags = [float(self.save_failed), float(self.save_due), *Reason.counts(self.stop)]
         return torch.cat([loss.reshape(1), world.numbers(flags)])
 
     @classmethod
     def unpack(cls, sums: Sequence[float]) -> tuple[float, "StepFlags"]:
-        """The loss summed over all ranks, and the flags of all ranks together."""
+        """Unpack the tensor summed over the ranks into the summed loss and the flags of all ranks together."""
         loss, failed, due, *counts = sums
         return loss, cls(failed > 0, due > 0, Reason.first(counts))

@@ -1,4 +1,4 @@
-"""The training loop. Read :meth:`Trainer.fit` first: step, log, save, evaluate, sample, until the end."""
+"""The training loop: step, log, save, evaluate, sample, until the run ends. Read :meth:`Trainer.fit` first."""
 
 import gc
 from contextlib import suppress
@@ -44,7 +44,7 @@ class Trainer(Housekeeping):
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
 
     def fit(self) -> None:
-        """Train until the last step or minute; leave a checkpoint, a sample and a status.
+        """Train until the last step, the time limit or a request to stop; leave a checkpoint and a status.
 
         Raises:
             RunError: too many steps in a row are skipped, or a file cannot be written.
@@ -80,7 +80,7 @@ class Trainer(Housekeeping):
         self._status("finished" if self.all_taken else "stopped", self._cause_of_end())
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the batches, the saver and the metric sinks, and undo :func:`freeze_gc`."""
         gc.unfreeze()
         self.batches.close()
         self.saving.saver.close()
@@ -90,7 +90,11 @@ class Trainer(Housekeeping):
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def _take_step(self) -> Spike | None:
-        """Take a step, or skip it; the spike for which the run is to roll back, if there is one."""
+        """Take the next step, or skip it where a guard refuses.
+
+        Returns:
+            The loss spike for which the run is to roll back; None: it is not to roll back.
+        """
         job, lr = self.job, learning_rate(self.train, self.step, self.job.total_steps)
         self._seed_dropout()
         self.watchdog.begin_step(self.step + 1)
@@ -103,7 +107,7 @@ class Trainer(Housekeeping):
         unpacked: list[tuple[float, StepFlags]] = []
 
         def may_step() -> bool:
-            # Fetched here, where the device has been waited for: after the optimizer's step it would be waited for again.
+            # Read the loss here, where the backend has waited for the device. Later it would cost another wait.
             loss, flags = StepFlags.unpack(sums.tolist())
             unpacked.append((loss / (job.batch_plan.grad_accum * job.world.size), flags))
             return self.guards.allow(self.step + 1, unpacked[0][0])
@@ -122,7 +126,10 @@ class Trainer(Housekeeping):
         return self._act_on(conclusion)
 
     def _report(self, total: Tensor) -> Tensor:
-        """What this rank reports to the others after its micro steps, in one message."""
+        """Pack this rank's summed loss and flags into the tensor that the ranks all-reduce.
+
+        Requests a stop first, if ``max_minutes`` have passed.
+        """
         limit = self.train.max_minutes
         if limit is not None and self.clock.total >= 60 * limit:
             self.job.stop.ask(Reason.TIME)
@@ -130,12 +137,15 @@ class Trainer(Housekeeping):
         return flags.pack(total, self.job.world)
 
     def _seed_dropout(self) -> None:
-        """Make dropout a function of seed, step and rank, so that a resumed run draws the same masks."""
+        """Seed torch from seed, step and rank, so that a resumed run draws the same dropout masks."""
         if self.job.run.model.dropout:
             torch.manual_seed(((self.train.seed * 1_000_003 + self.step) * 1_009 + self.job.world.rank) % 2**63)
 
     def _act_on(self, conclusion: Conclusion) -> Spike | None:
-        """Report a bad step, end a run of nothing but bad steps, and return a spike to roll back for.
+        """Report a bad step, and end the run after too many skipped steps in a row.
+
+        Returns:
+            The spike for which the run is to roll back; None: it is not to roll back.
 
         Raises:
             RunError: too many steps in a row were skipped.
@@ -172,14 +182,17 @@ class Trainer(Housekeeping):
     # --- rollback ----------------------------------------------------------------------------------------------------
 
     def _roll_back(self, spike: Spike) -> bool:
-        """Roll back to a checkpoint from before a spike; False: there is none, and the step is only skipped.
+        """Roll the run back to a checkpoint from before a spike.
+
+        Returns:
+            False where there is no such checkpoint, and the step is only skipped.
 
         Raises:
-            RunError: the run has rolled back as often as it may.
+            RunError: the run has already made ``max_rollbacks`` rollbacks.
         """
         job = self.job
         self.watchdog.outside("going back")
-        self.saving.saver.finish()  # the checkpoint that is being saved is from after the spike
+        self.saving.saver.finish()  # the checkpoint being saved must be complete before files are rolled back
         check_rollbacks(spike, self.train, self.rollbacks)
         checkpoint = find_target(job.directory.checkpoints, spike, self.train.spike_window, job.world, job.logger.say)
         if checkpoint is None:
@@ -210,7 +223,7 @@ class Trainer(Housekeeping):
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def outcome(self) -> str:
-        """How the run ended, for its last line."""
+        """How the run ended, in words for its last printed line."""
         if self.all_taken:
             return "done"
         stopped = f"stopped at step {self.step} of {self.job.total_steps}: {self._cause_of_end()}"
@@ -219,23 +232,26 @@ class Trainer(Housekeeping):
         return f"{stopped}; {self.job.resume_hint} resumes from there"
 
     def files(self) -> str:
-        """The names of the files that the run leaves, for its last line."""
+        """The names of the files in the run's folder, for the last printed line."""
         names = (path.name for path in self.job.directory.path.iterdir())
         return ", ".join(sorted(name for name in names if not name.startswith(".")))
 
     @property
     def exit_status(self) -> int:
-        """What the process returns: 0, or that of the signal that stopped it."""
+        """The exit status of the process: 0, or that of the reason for which the run stopped."""
         return 0 if self.all_taken or self.reason is None else self.reason.exit_status
 
     def fail(self, error: BaseException) -> BaseException:
-        """Write a status that says how the run ended, and make the other ranks end too.
+        """Write the cause of the end into ``run_status.json``, and make the other ranks end too.
+
+        Args:
+            error: the exception that ended this rank's loop.
 
         Returns:
-            What to raise: the error itself, or its cause, which may have come from another rank.
+            The exception to raise: ``error`` itself, or a ``RunError`` with its cause, which may be another rank's.
         """
         self.job.logger.stop()
-        self.job.stop.what_next = lambda: ""  # launchers end the other ranks by a signal
+        self.job.stop.what_next = lambda: ""  # print nothing when the launcher signals this rank: it is ending already
         failure = handle_failure(error, self.watchdog, self.job.plan, on_oom=self.train.on_oom)
         if failure.is_ours:
             with suppress(RunError):  # the first error is the one to report
@@ -246,7 +262,7 @@ class Trainer(Housekeeping):
         return failure.error
 
     def _report_nothing_left(self) -> None:
-        """Leave a finished run as it is."""
+        """Say that no steps are left. The run's files stay as they are, except for a missing last status."""
         job = self.job
         rate = learning_rate(self.train, self.step - 1, job.total_steps) if self.step else 0.0
         rises = ""
@@ -257,17 +273,17 @@ class Trainer(Housekeeping):
             f"continues the training{rises}; --fresh starts a new run beside it"
         )
         if job.world.is_first and job.directory.read_state() != "finished":
-            # It was ended between its last checkpoint and its last status.
+            # An earlier process ended between the run's last checkpoint and its last status.
             self._status("finished", self._cause_of_end())
 
     def _interrupted_again(self) -> None:
-        """Leave a status before the process ends at once, on a second SIGINT."""
+        """On a second SIGINT, write the cause into the status and print it, before the process ends at once."""
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
         self.watchdog.say_if_first(f"left at once in step {self.watchdog.step}; {self._resume_advice()}")
 
     def _what_next(self) -> str:
-        """What happens after a request to stop; called from another thread."""
+        """What the run does after a request to stop, in words. Called from another thread."""
         watch = self.watchdog
         if self._is_over():
             return f"no further step is taken; finishing what is under way: {watch.place}"
@@ -276,13 +292,13 @@ class Trainer(Housekeeping):
         return f"finishing what is under way ({watch.place}) and one step, then saving"
 
     def _resume_advice(self) -> str:
-        """From where a run that ended without a last checkpoint resumes."""
+        """A sentence on where a run that ended without a last checkpoint resumes from."""
         saved = self.job.directory.newest_checkpoint()
         place = f"the checkpoint of step {step_of(saved)}" if saved else "the start: no checkpoint was complete"
         return f"{self.job.resume_hint} resumes from {place}"
 
     def _is_over(self) -> bool:
-        """Whether all steps are taken, or a rank was asked to stop; asked after a step, so that at least one is taken."""
+        """Whether all steps are taken, or a rank was asked to stop. Checked after a step, so that at least one is taken."""
         return self.all_taken or self.reason is not None
 
     def _seconds_left(self) -> float:
@@ -292,7 +308,7 @@ class Trainer(Housekeeping):
         return min(by_steps, max(0.0, 60 * self.train.max_minutes - self.clock.total))
 
     def _compare_memory(self) -> None:
-        """Report prediction and measurement, and keep the measurement for later plans."""
+        """Print the predicted and the measured memory, and store the measurement for later plans. Rank 0 only."""
         job, measured = self.job, measure(self.job.world.device)
         if job.world.is_first and self.step > job.progress.step:
             job.logger.say(comparison(job.plan, measured))
@@ -306,9 +322,10 @@ class Trainer(Housekeeping):
 
 
 def freeze_gc() -> None:
-    """Take everything that exists after the first step out of garbage collection: it lives as long as the run.
+    """Exempt all objects that exist after the first step from garbage collection, since they live as long as the run.
 
-    A full collection looks at every object, which takes tenths of a second in the middle of a step, on one rank at a time.
+    A full collection visits every object, which takes tenths of a second in the middle of a step. The ranks do not collect at
+    the same time, so each collection delays all of them.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,5 @@
-"""What keeps a run from being lost: stopping, watchdog, heartbeats, guards, rollback, out of memory, failures.
+"""Protection against losing a run: stopping, watchdog, heartbeats, guards, rollback, out of memory, failures.
 
-Start with ``failure``: how a run ends. May import :mod:`scalegpt.training.runs` and what lies below training.
+Start with ``failure``, which says how a run ends. This package may import :mod:`scalegpt.training.runs` and every layer below
+training.
 """

@@ -1,4 +1,4 @@
-"""How a run ends by an error: the cause on the rank that failed first, reported alike by all ranks."""
+"""How a run ends by an error: find the cause on the rank that failed first, and report it on all ranks."""
 
 import time
 import traceback
@@ -19,10 +19,10 @@ INTERRUPTED_STATUS = 130
 
 CHECKS = 20
 CHECK_SECONDS = 0.1
-"""How often, and how far apart, a rank whose connection broke looks for the one that has ended."""
+"""A rank whose connection broke looks ``CHECKS`` times, every ``CHECK_SECONDS``, for the rank that has ended."""
 
 LONGEST_MESSAGE = 300
-"""Characters of an error's message that fit into a line."""
+"""Longest error message, in characters, that is printed in full."""
 
 COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
 """Modules whose errors come from compiling the model."""
@@ -30,12 +30,13 @@ COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
 
 @dataclass(frozen=True)
 class Failure:
-    """How a rank ends.
+    """How this rank ends after an error.
 
     Attributes:
-        halt: the one that all ranks follow.
-        error: what to raise: the original error where it is this rank's and has a clear message.
-        is_ours: whether this rank failed first, and so writes the status.
+        halt: the halt that all ranks follow, written by the rank that failed first.
+        error: the exception to raise: this rank's original error if it is the cause and has a clear message, else a
+            ``RunError`` with the cause.
+        is_ours: whether this rank failed first, and so writes ``run_status.json``.
     """
 
     halt: Halt
@@ -44,13 +45,13 @@ class Failure:
 
 
 def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_oom: str) -> Failure:
-    """Find the cause of an exception in the loop, and make the other ranks end, which may be waiting for this one.
+    """Find the cause of an exception in the training loop, and make the other ranks end: they may be waiting for this one.
 
     Args:
-        error: what ended this rank's loop.
-        watchdog: this rank's; it is stopped.
-        plan: the prediction for the run.
-        on_oom: ``stop`` or ``shrink``.
+        error: the exception that ended this rank's loop.
+        watchdog: this rank's watchdog, which is stopped.
+        plan: the run's predicted memory, for advice after an out-of-memory error.
+        on_oom: the setting ``on_oom``: ``stop`` or ``shrink``.
     """
     watchdog.stop()
     status = getattr(error, "exit_status", 1)
@@ -92,11 +93,14 @@ def _out_of_memory(error: BaseException, watchdog: Watchdog, plan: Plan, on_oom:
 
 
 def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
-    """The rank whose end broke a collective of this one: the error only says that a connection was closed."""
+    """The last heartbeat of the rank whose end broke this rank's collective; None where no such rank is found.
+
+    The error itself says only that a connection was closed.
+    """
     if watchdog.beats.world.size == 1 or isinstance(error, RunError) or not isinstance(error, RuntimeError):
         return None
     for _ in range(CHECKS):
-        if watchdog.beats.read_halt() is not None:  # it wrote the cause before it ended
+        if watchdog.beats.read_halt() is not None:  # the other rank wrote the cause before it ended
             return None
         lost = watchdog.beats.lost()
         if lost is not None:
@@ -106,10 +110,10 @@ def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
 
 
 def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:
-    """A line for a long error of a library, such as pages of a compiler's output; all of it goes into ``error_rank_N.txt``.
+    """Shorten a library's long error, such as a compiler's output, to one line, and write all of it to ``error_rank_N.txt``.
 
     Returns:
-        None for an error whose message is short.
+        The line; None for an error with a short message that does not come from compiling.
     """
     text = str(error).strip()
     from_compiling = type(error).__module__.startswith(COMPILERS)
@@ -121,7 +125,7 @@ def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:
     try:
         write_whole(path, visible("".join(traceback.format_exception(error))))
         parts.append(f"all of it is in {path}")
-    except OSError:  # a disk that fails too; --debug shows the error on the terminal
+    except OSError:  # the disk fails too; --debug shows the error on the terminal
         parts.append("--debug shows all of it")
     if from_compiling:
         parts.append("--compile off trains without compiling")

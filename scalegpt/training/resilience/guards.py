@@ -1,14 +1,14 @@
 """Keeps bad steps out of the weights: losses and gradients that are not finite, and loss spikes.
 
-All ranks judge by the same numbers, the mean loss and the gradient norm over all ranks, and so they agree. They judge
-when the gradients are complete and before the optimizer steps (:meth:`scalegpt.backends.base.Backend.step`). A skipped
-step counts as a step of the run, and its learning rate and data are used up, but weights, moments and the optimizer's own
-count do not change.
+All ranks decide by the same two numbers, the mean loss and the gradient norm over all ranks, so they decide alike. They
+decide when the gradients are complete and before the optimizer steps (:meth:`scalegpt.backends.base.Backend.step`). A
+skipped step counts as a step of the run, and its learning rate and data are used up, but weights, moments and the
+optimizer's step count do not change.
 
-**The rule for a spike.** A loss is a spike if it is above median + N × MAD, and at least 1.2 × median. Both are over the
-losses of the last ``spike_window`` steps that were taken: MAD is the median absolute deviation from their median, and N
-is ``spike_factor``. No step of the warm-up is a spike, and none before there are ``spike_window`` losses. A spike lasts
-while consecutive steps are above the limit; it is reported once.
+**The rule for a spike.** A loss is a spike if it is above both median + N × MAD and 1.2 × median. Median and MAD (the median
+absolute deviation from the median) are those of the last ``spike_window`` losses of steps that were not skipped. N is
+``spike_factor``. No step is a spike during the warm-up, or before there are ``spike_window`` losses. A spike lasts while
+consecutive steps are above the limit, and is reported once.
 """
 
 import json
@@ -25,7 +25,7 @@ from scalegpt.training.runs.files import finite, write_whole, writing
 from scalegpt.training.runs.metrics_file import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
 
 LEAST_RISE = 1.2
-"""A loss below this multiple of the median is no spike, however small the MAD is."""
+"""A loss of at most this multiple of the median is no spike, however small the MAD is."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class Spike:
     """A loss spike.
 
     Attributes:
-        step: counted from 1.
-        begins: whether the step before was not part of it.
+        step: number of the step, counted from 1.
+        loss: the step's mean loss over all ranks.
+        median: median of the recent losses.
+        limit: a loss above this is a spike.
+        begins: whether the spike begins with this step: the step before was no spike.
     """
 
     step: int
@@ -44,12 +47,18 @@ class Spike:
     begins: bool
 
     def __str__(self) -> str:
-        """As the run reports it."""
+        """The spike in words, as the run reports it."""
         return f"loss spike at step {self.step}: {self.loss:.4f}, above {self.limit:.4f} (median {self.median:.4f})"
 
 
 class Guards:
-    """Judges the steps of a run."""
+    """Decides for each step of a run whether it may change the weights.
+
+    Args:
+        train: the settings.
+        recent: the steps before the first one to judge.
+        skipped: number of steps that the run has skipped so far.
+    """
 
     def __init__(self, train: TrainConfig, recent: RecentSteps, skipped: int) -> None:
         self.train, self.recent, self.skipped = train, recent, skipped
@@ -60,8 +69,8 @@ class Guards:
         """Whether the step may change the weights, judged by its loss.
 
         Args:
-            step: counted from 1.
-            loss: the mean over all ranks.
+            step: number of the step, counted from 1.
+            loss: the step's mean loss over all ranks.
         """
         self._spike = self.find_spike(step, loss)
         self._refusal = None
@@ -72,7 +81,7 @@ class Guards:
         return self._refusal is None
 
     def find_spike(self, step: int, loss: float) -> Spike | None:
-        """The spike, if the loss is one by the rule above."""
+        """Return the spike if the loss is one by the rule in the module's docstring, else None."""
         train, losses = self.train, self.recent.losses
         if train.on_spike == "off" or step <= train.warmup_steps or len(losses) < train.spike_window:
             return None
@@ -82,7 +91,13 @@ class Guards:
         return Spike(step, loss, median, limit, begins=not self.recent.spiking) if loss > limit else None
 
     def conclude(self, step: int, loss: float, *, skipped: bool) -> "Conclusion":
-        """Record the outcome of the step of the last :meth:`allow`; skipped: its weights did not change."""
+        """Record the outcome of the step that the last call of :meth:`allow` judged.
+
+        Args:
+            step: number of the step, counted from 1.
+            loss: the step's mean loss over all ranks.
+            skipped: whether the backend left the weights unchanged.
+        """
         reason = (self._refusal or GRADIENT) if skipped else None
         self.skipped += skipped
         self.recent.add(step, loss, reason, spiking=self._spike is not None)
@@ -96,7 +111,7 @@ class Guards:
 
     @property
     def gives_up(self) -> bool:
-        """Whether ``max_skipped_in_a_row`` steps in a row were skipped."""
+        """Whether the last ``max_skipped_in_a_row`` steps were all skipped, so that the run ends."""
         return len(self.recent.skipped_in_a_row) >= self.train.max_skipped_in_a_row
 
     def raise_skipped(self, advice: str = "") -> None:
@@ -119,9 +134,9 @@ class Conclusion:
     """The outcome of a step.
 
     Attributes:
-        step: counted from 1.
-        reason: why it was skipped; None: it was not.
-        spike: the one that it is part of, or None.
+        step: number of the step, counted from 1.
+        reason: why the step was skipped; None: it was taken.
+        spike: the spike, if the step's loss is one; else None.
     """
 
     step: int
@@ -129,7 +144,10 @@ class Conclusion:
     spike: Spike | None
 
     def warning(self, precision: str) -> str | None:
-        """What to report; fp16 finds its loss scale by gradients that are not finite, so these are not reported."""
+        """The warning to print; None where there is nothing to report.
+
+        With fp16, a gradient that is not finite is not reported: the loss scaler finds its scale by such gradients.
+        """
         if self.spike is not None:
             skipped = "; the step is skipped" if self.reason else ""
             return f"warning: {self.spike}{skipped}" if self.spike.begins else None
@@ -138,16 +156,16 @@ class Conclusion:
         return f"warning: step {self.step} is skipped: {self.reason}"
 
     def as_metrics(self) -> dict[str, Any]:
-        """The entries of the step's line in ``metrics.jsonl``; none for a good step."""
+        """The entries to add to the step's line in ``metrics.jsonl``; empty for a good step."""
         entries: dict[str, Any] = {"skipped": True, "reason": self.reason} if self.reason else {}
         return entries | ({"spike": True} if self.spike else {})
 
 
 def write_bad_steps(directory: RunDirectory, steps: Iterable[SkippedStep]) -> None:
-    """Write ``bad_steps.jsonl``: the samples of the steps that ended a run, a line for each step.
+    """Write ``bad_steps.jsonl``: a line for each skipped step that ended the run, with the step's training samples.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     lines = []
     for step in steps:

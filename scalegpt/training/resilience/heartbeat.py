@@ -1,8 +1,8 @@
-"""What ranks know of each other without a collective: a heartbeat file of each rank, and one file that ends all of them.
+"""How ranks watch each other without a collective: a heartbeat file for each rank, and one halt file that ends all ranks.
 
-Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json``: that it lives, and where it is. A collective cannot be used for
-this: a rank that waits in one does nothing else. A rank that must end, and would leave the others waiting, writes
-``halt.json`` beside them; the others look for it as often as they write.
+Every rank keeps writing ``runs/NAME/.heartbeats/START/rank_N.json``, which says that the rank lives and what it is doing. A
+collective cannot carry this: a rank that waits in a collective does nothing else. A rank that must end, and would leave the
+other ranks waiting, writes ``halt.json`` in the same folder. Every rank looks for that file whenever it writes its heartbeat.
 """
 
 import json
@@ -25,23 +25,24 @@ from scalegpt.system.processes import has_ended, own_birth
 FOLDER = ".heartbeats"
 
 BEAT_SECONDS = 1.0
-"""Seconds between two heartbeats of a rank; more with more than :data:`RANKS_PER_SECOND` ranks, to spare the file server."""
+"""Seconds between two heartbeats of a rank, in a run of at most :data:`RANKS_PER_SECOND` ranks."""
 
 RANKS_PER_SECOND = 64
+"""Upper limit on the heartbeats per second of all ranks together: more ranks beat less often, to spare the file server."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a rank is.
+    """A heartbeat: what a rank is doing, and in which process.
 
     Attributes:
-        step: the step it works on.
-        place: such as ``loader``, ``forward and backward``.
-        moves: the number of places it has been at; all ranks pass the same ones, so fewer means behind.
-        count: the number of its heartbeats.
-        pid: its process.
-        host: its machine.
-        born: when the process began: numbers are used again (:func:`scalegpt.system.processes.birth_of`).
+        step: number of the step that the rank works on.
+        place: what the rank does, such as ``loader`` or ``forward and backward``.
+        moves: how many places the rank has entered. All ranks enter the same places, so the rank with the fewest is behind.
+        count: how many heartbeats the rank has written.
+        pid: the process's number.
+        host: the machine's name.
+        born: when the process began, since process numbers are reused (:func:`scalegpt.system.processes.birth_of`).
     """
 
     rank: int
@@ -54,12 +55,12 @@ class Beat:
     born: str
 
     def is_known_dead(self) -> bool:
-        """Whether its process has ended, as far as this machine can see."""
+        """Whether the rank's process has ended; False for a rank on another machine, of which nothing is known."""
         return self.host == socket.gethostname() and has_ended(self.pid, self.born)
 
     @property
     def name(self) -> str:
-        """The rank and where it runs."""
+        """The rank, its process and its machine, in words."""
         return f"rank {self.rank} (process {self.pid} on {self.host})"
 
     def __str__(self) -> str:
@@ -68,13 +69,13 @@ class Beat:
 
 @dataclass(frozen=True)
 class Halt:
-    """Why all ranks must end.
+    """The content of ``halt.json``: why and how all ranks must end.
 
     Attributes:
-        rank: the one that wrote it.
-        status: the exit status of all.
-        state: for ``run_status.json``, ``failed`` or ``stopped``.
-        cause: in words.
+        rank: the rank that wrote the halt.
+        status: the exit status of all ranks.
+        state: the state for ``run_status.json``: ``failed`` or ``stopped``.
+        cause: the cause in words.
     """
 
     rank: int
@@ -87,7 +88,7 @@ Note = TypeVar("Note", Beat, Halt)
 
 
 def _read(kind: type[Note], path: Path) -> Note | None:
-    """A file that a rank has written; None where it is missing or cannot be read, is not whole or holds something else."""
+    """Read a rank's heartbeat or a halt; None where the file is missing, unreadable, cut short or of other content."""
     try:
         values = read_object(path)
     except (OSError, InputError):
@@ -99,7 +100,16 @@ def _read(kind: type[Note], path: Path) -> Note | None:
 
 
 class Heartbeats:
-    """The heartbeat files of all ranks, as one rank sees them."""
+    """Writes this rank's heartbeat and halt files, and reads those of all ranks.
+
+    Args:
+        folder: the run's folder.
+        world: the ranks.
+
+    Attributes:
+        folder: the folder of this start's heartbeats; None before :meth:`open`.
+        seconds: seconds between two heartbeats of a rank.
+    """
 
     def __init__(self, folder: Path, world: World) -> None:
         self.parent, self.world = folder / FOLDER, world
@@ -110,7 +120,7 @@ class Heartbeats:
         self._host = socket.gethostname()
 
     def open(self) -> None:
-        """Make a new folder for this start; all ranks must call it together.
+        """Make a new folder for the heartbeats of this start; all ranks must call it together.
 
         Raises:
             RunError: the folder cannot be made.
@@ -118,7 +128,7 @@ class Heartbeats:
         self.folder = self.world.on_first(self._make)
 
     def _make(self) -> Path:
-        """Make the folder, and delete those of earlier starts. First rank only."""
+        """Delete the heartbeat folders of earlier starts, and make a new one. Rank 0 only."""
         shutil.rmtree(self.parent, ignore_errors=True)
         folder = self.parent / secrets.token_hex(8)
         try:
@@ -128,14 +138,14 @@ class Heartbeats:
         return folder
 
     def remove(self) -> None:
-        """Delete everything, after all ranks have ended. First rank only."""
+        """Delete all heartbeat files, once no rank needs them. Rank 0 only."""
         shutil.rmtree(self.parent, ignore_errors=True)
 
     def beat(self, step: int, place: str, moves: int) -> None:
         """Write this rank's heartbeat.
 
-        A disk error is ignored: it must not end the run. The other ranks take this rank for stopped, and only if they
-        look for a rank to blame.
+        A disk error is ignored, since it must not end the run. Without new heartbeats this rank looks stopped to the other
+        ranks, which matters only when they look for a rank to blame.
         """
         if self.folder is None:
             return
@@ -148,7 +158,7 @@ class Heartbeats:
             return
 
     def read(self) -> dict[int, Beat]:
-        """The last heartbeat of each rank; a rank without one is absent."""
+        """Return the last heartbeat of each rank, by rank; a rank without a readable heartbeat is absent."""
         if self.folder is None:
             return {}
         found = {rank: _read(Beat, self.folder / f"rank_{rank}.json") for rank in range(self.world.size)}
@@ -157,10 +167,10 @@ class Heartbeats:
     # --- ending together ---------------------------------------------------------------------------------------------
 
     def halt(self, halt: Halt) -> Halt:
-        """Make all ranks end.
+        """Make all ranks end: write ``halt.json``, unless a rank has already written it.
 
         Returns:
-            The halt that counts: this one, or that of another rank that was first.
+            The halt that counts: the given one, or the one that was written before it.
         """
         if self.folder is None:
             return halt
@@ -168,23 +178,27 @@ class Heartbeats:
         mine = self.folder / f".halt.{self.world.rank}"
         try:
             mine.write_text(json.dumps(asdict(halt)), encoding="utf-8")
-            give_name(mine, path)  # only one can be the first
+            give_name(mine, path)  # fails where another rank's halt.json exists: only one halt counts
         except FileExistsError:
             return self.read_halt() or halt
-        except OSError:  # the others end by the launcher, or by their time-out
+        except OSError:  # without the file the other ranks end by the launcher, or by their time-out
             return halt
         return halt
 
     def read_halt(self) -> Halt | None:
-        """The halt for all ranks, if there is one."""
+        """Return the halt for all ranks; None where no rank has written one."""
         return None if self.folder is None else _read(Halt, self.folder / "halt.json")
 
     # --- who is to blame ---------------------------------------------------------------------------------------------
 
     def blame(self, wait: Callable[[float], object] = time.sleep) -> str:
-        """Which rank the others wait for, and where it is; takes three heartbeats.
+        """Find the rank that the other ranks wait for, and say in words what it is doing. Takes three heartbeat intervals.
 
-        It is a rank whose heartbeat has stopped, else the one that is furthest behind, else they wait for each other.
+        The rank to blame is one without a heartbeat, else one whose heartbeat has stopped, else the one furthest behind. If
+        none is behind, the words say that all ranks are at the same place.
+
+        Args:
+            wait: waits for a number of seconds.
         """
         before = self.read()
         wait(3 * self.seconds)
@@ -205,10 +219,10 @@ class Heartbeats:
         return f"{behind}: the others wait for it"
 
     def is_gone(self, rank: int) -> bool:
-        """Whether a rank ran on this machine, and its process has ended."""
+        """Whether a rank's process ran on this machine and has ended; False where that is not known."""
         beat = self.read().get(rank)
         return beat is not None and beat.is_known_dead()
 
     def lost(self) -> Beat | None:
-        """A rank of this machine whose process has ended."""
+        """Return the last heartbeat of a rank of this machine whose process has ended; None where there is no such rank."""
         return next((beat for beat in self.read().values() if beat.is_known_dead()), None)

@@ -1,8 +1,8 @@
-"""Out of memory on a rank: recognised, reported with settings that would fit, and kept for the run's next start.
+"""Out of memory on a rank: recognise the error, advise settings that fit, and leave a note for the run's next start.
 
-The process cannot continue: after a failed allocation in the middle of a sharded forward or backward pass the ranks
-disagree on what is gathered. So all ranks end, and ``--on_oom shrink`` leaves a note in the run's directory. The next
-start, by the launcher or the user, then takes half the micro batch and twice the gradient accumulation.
+The process cannot continue: after a failed allocation in the middle of a sharded forward or backward pass, the ranks no
+longer agree on which parameters are gathered. So all ranks end, and ``--on_oom shrink`` leaves a note in the run's directory.
+The next start, by the launcher or the user, then takes at most half the micro batch, and more gradient accumulation.
 """
 
 import json
@@ -24,28 +24,28 @@ from scalegpt.training.runs.files import write_whole, writing
 from scalegpt.units import gib
 
 RECORD = "out_of_memory.json"
-"""In the run's directory: the micro batch that was too large, on how many ranks of which device, and the one to use."""
+"""Name of the note in the run's directory. It holds the micro batch to use, the one that was too large, ranks and device."""
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
-"""Texts of errors without a class: the CPU's allocator, cuBLAS, the CUDA runtime."""
+"""Texts by which out-of-memory errors without a class of their own are known: of the CPU's allocator, cuBLAS and CUDA."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a lack of GPU or host memory."""
+    """Whether an error means that GPU or host memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def smaller_micro_batch(plan: Plan) -> int | None:
-    """A micro batch of at most half the size that divides the step; None where it is one sequence."""
+    """The largest micro batch of at most half the size that divides a rank's sequences per step; None if it already is 1."""
     half = plan.batch.micro_batch // 2
     fitting = [size for size in divisors(plan.batch.micro_batch * plan.batch.grad_accum) if size <= half]
     return max(fitting) if fitting else None
 
 
 def advice(plan: Plan) -> str:
-    """What to change after a plan ran out of memory, each with its predicted peak."""
+    """A sentence on the settings to change after a run ran out of memory, with the predicted peak of each option."""
     found = lighter(plan, calibration.load())
     if not found:
         return "no smaller layout is left on this machine: use more GPUs, --offload, or a smaller model"
@@ -54,10 +54,13 @@ def advice(plan: Plan) -> str:
 
 
 def remember(directory: RunDirectory, plan: Plan, device: str) -> str:
-    """Write the note for the next start; the line to report.
+    """Write the note for the run's next start.
+
+    Returns:
+        The line to report.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the note cannot be written.
     """
     smaller = smaller_micro_batch(plan)
     if smaller is None:
@@ -69,9 +72,9 @@ def remember(directory: RunDirectory, plan: Plan, device: str) -> str:
 
 
 def shrunk(run: RunConfig, directory: RunDirectory, *, ranks: int, device: str) -> tuple[RunConfig, str] | None:
-    """The run with the micro batch of the note, and why; None where the note is missing or does not apply.
+    """Return the run with the micro batch of the note, and a line that explains it; None where no note applies.
 
-    It applies to the same number of ranks of the same device, and to larger micro batches.
+    The note applies to the same number of ranks of the same device, and only to a run with a larger micro batch.
     """
     note = _read(directory)
     if (note.get("ranks"), note.get("device")) != (ranks, device):

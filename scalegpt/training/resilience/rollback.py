@@ -1,8 +1,9 @@
-"""Rollback after a loss spike: an earlier checkpoint, and later data.
+"""Rollback after a loss spike: continue from an earlier checkpoint, with later data.
 
-The cause of a spike may be in the weights before the loss shows it. So the run goes back to a checkpoint from before the
-steps by which the spike was measured. Steps and schedule continue from the checkpoint, the data from after the spike: the
-windows of the steps in between, and those of the spike, are skipped.
+The weights may be damaged some steps before the loss shows it. So the run goes back to a checkpoint that is older than the
+``spike_window`` steps by which the spike was measured, if there is one. The step number and the learning rate schedule
+continue from the checkpoint. The data continue after the spike: the windows of all steps from the checkpoint to the spike are
+skipped.
 """
 
 from collections.abc import Callable
@@ -29,12 +30,12 @@ from scalegpt.training.runs.resume import verified
 
 @dataclass(frozen=True)
 class RollbackTarget:
-    """What a run rolls back to.
+    """The state that a run rolls back to.
 
     Attributes:
-        checkpoint: the one to load.
-        progress: the checkpoint's, with the data after the spike.
-        stretch: the data that the next steps consume.
+        checkpoint: path of the checkpoint to load.
+        progress: the checkpoint's progress, but with the position in the data after the spike.
+        stretch: the data windows that the next steps consume.
         history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.
     """
 
@@ -45,10 +46,11 @@ class RollbackTarget:
 
 
 def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> None:
-    """Give a backend the state that a verified checkpoint holds; all ranks must call it together.
+    """Load the state of a verified checkpoint into a backend; all ranks must call it together.
 
-    Where another optimizer wrote it, only the weights are read: all moments begin at zero. The count of steps continues,
-    so that resuming once more gives the same run; AdamW's updates are then smaller at first, by (1 - β₁)/√(1 - β₂).
+    If the run now uses another optimizer than the checkpoint's, only the weights are read, and all moments begin at zero.
+    The optimizer's step count still continues, so that resuming once more gives the same run. AdamW's bias correction is
+    then too weak for new moments: its first updates are scaled by (1 - β₁)/√(1 - β₂).
     """
     optimizer = checkpoint.manifest.header.train.get("optimizer", "adamw")
 
@@ -56,15 +58,21 @@ def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> Non
         restarts = key != WEIGHT and optimizer != backend.run.train.optimizer
         return torch.zeros(count) if restarts else checkpoint.read(name, key, start, count)
 
-    # The optimizer does not count skipped steps.
+    # The optimizer's step count leaves out skipped steps.
     backend.load_pieces(read, progress.step - progress.skipped_steps)
     backend.load_scaler(progress.loss_scale, progress.good_steps)
 
 
 def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
-    """The checkpoints from before a spike, the preferred one first.
+    """List the checkpoints from before a spike, in the order in which to try them.
 
-    First come those that are older than the spike's window of steps, newest first, then the others, oldest first.
+    First come the checkpoints older than the spike's window of steps, newest first. Then come those within the window,
+    oldest first.
+
+    Args:
+        folder: the folder of the run's checkpoints.
+        spike: the spike.
+        window: number of steps by which spikes are measured.
     """
     found = [path for path in store.find_checkpoints(folder) if store.step_of(path) < spike.step]
     older = [path for path in found if store.step_of(path) < spike.step - window]
@@ -72,14 +80,14 @@ def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
 
 
 def find_target(folder: Path, spike: Spike, window: int, world: World, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to roll back to, verified; all ranks must call it together.
+    """Find and verify the checkpoint to roll back to; all ranks must call it together.
 
     Returns:
-        None where there is no checkpoint from before the spike.
+        The checkpoint; None where there is none from before the spike.
 
     Raises:
-        RunError: there are some, but none is whole.
-        UnreadableError: one cannot be read now.
+        RunError: there are checkpoints from before the spike, but all are damaged.
+        UnreadableError: a checkpoint cannot be read now.
     """
     reasons: list[str] = []
     for path in world.on_first(lambda: rollback_candidates(folder, spike, window)):
@@ -94,10 +102,10 @@ def find_target(folder: Path, spike: Spike, window: int, world: World, say: Call
 
 
 def check_rollbacks(spike: Spike, train: TrainConfig, rollbacks: int) -> None:
-    """Refuse one rollback more than a run may make.
+    """Refuse a rollback beyond the ``max_rollbacks`` that a run may make.
 
     Raises:
-        RunError: it has made ``max_rollbacks``.
+        RunError: the run has already made ``max_rollbacks`` rollbacks.
     """
     if rollbacks >= train.max_rollbacks:
         raise RunError(
@@ -109,16 +117,16 @@ def check_rollbacks(spike: Spike, train: TrainConfig, rollbacks: int) -> None:
 def roll_back_files(
     directory: RunDirectory, spike: Spike, checkpoint: Checkpoint, now: Progress, stretch: Stretch, window: int
 ) -> RollbackTarget:
-    """Take a run's files back to an earlier checkpoint; first rank only. All ranks load the state afterwards.
+    """Take a run's files back to the step of an earlier checkpoint. Rank 0 only; all ranks load the state afterwards.
 
-    If it is interrupted, the run resumes from that checkpoint or a later one, meets the same spike, and rolls back again.
+    If this is interrupted, the run resumes from that checkpoint or a later one, meets the same spike, and rolls back again.
 
     Args:
-        directory: of the run; its metrics must not be open.
-        spike: the reason.
-        checkpoint: the verified one to roll back to.
-        now: the progress including the step of the spike.
-        stretch: the last line of the ledger.
+        directory: the run's directory; ``metrics.jsonl`` must not be open.
+        spike: the spike that is the reason.
+        checkpoint: the verified checkpoint to roll back to.
+        now: the run's progress, the step of the spike included.
+        stretch: the data windows of the current steps, as the ledger's last line has them.
         window: number of steps by which spikes are measured.
 
     Raises:

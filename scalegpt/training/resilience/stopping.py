@@ -1,19 +1,20 @@
-"""Requests to stop: by a signal, because the launcher has gone, or because the time is up.
+"""Requests to stop a run: by a signal, because the launcher has ended, or because the time limit is reached.
 
-A request is recorded. In each step the ranks exchange their requests with the loss (:mod:`scalegpt.training.step_flags`), so
-all of them finish the same step, save and end. An evaluation or a save that is under way is finished first; a line says so at
-once. Before the ranks have met there is nothing to finish, and a request ends the process at once.
+A request is only recorded. In each step the ranks exchange their requests together with the loss
+(:mod:`scalegpt.training.step_flags`), so all ranks finish the same step, save and end. An evaluation or a save under way is
+finished first, and a line says so at once. Before the ranks have joined there is nothing to finish, and a request ends the
+process at once.
 
 ======================  ===============================================================================================
-SIGTERM                 batch systems and launchers: stop
-SIGINT                  Ctrl-C: stop; a second one leaves at once, without a checkpoint
-SIGHUP                  the terminal was closed: stop; under ``nohup``, which ignores it, continue
-SIGUSR1                 Slurm's warning before the time is up (``--signal=USR1@120``): stop
-the launcher has gone   nobody would end its workers: stop
-max_minutes             the run's own limit
+SIGTERM                 sent by batch systems and launchers: stop
+SIGINT                  Ctrl-C: stop; a second SIGINT ends the run at once, without a checkpoint
+SIGHUP                  the terminal was closed: stop; under ``nohup``, which ignores SIGHUP, continue
+SIGUSR1                 Slurm's warning before the time limit (``--signal=USR1@120``): stop
+the launcher has ended  its workers must end by themselves: stop
+max_minutes             the run's own time limit is reached: stop
 ======================  ===============================================================================================
 
-Exit statuses are those of a shell for a process that a signal ended: 128 plus the signal's number.
+The exit status after a signal is the one that a shell reports: 128 plus the signal's number. After ``max_minutes`` it is 0.
 """
 
 import contextlib
@@ -30,26 +31,26 @@ from scalegpt.errors import RunError
 from scalegpt.system.launchers import launchers
 from scalegpt.system.ranks import ranks_or_alone
 
-if TYPE_CHECKING:  # it imports torch, and this module must work before that is there
+if TYPE_CHECKING:  # scalegpt.backends imports torch, and this module must work before torch is imported
     from scalegpt.backends import World
 
 LAUNCHER_SECONDS = 1.0
-"""Seconds between two checks of the launcher."""
+"""Seconds between two checks whether the launcher still runs."""
 
 GRACE_SECONDS = 120.0
-"""Seconds that a rank may take to save after its launcher has gone; then it ends itself, since nobody else would."""
+"""Seconds that a rank may take to save after its launcher has ended; then it ends itself, since nobody else would."""
 
 LEAVE_SECONDS = 2.0
-"""Seconds that a process which leaves at once may take to report it; a disk that hangs must not hold it."""
+"""Seconds that a process which ends at once may take to report that. Then it ends anyway: the disk may hang."""
 
 STDERR = 2
-"""Written to without Python's buffer, which another thread may hold."""
+"""File descriptor of standard error. It is written to directly: another thread may hold the lock of Python's buffer."""
 
 Leave = Callable[[int], object]
 
 
 class Reason(Enum):
-    """Why a run stops before its last step: in words, and the exit status."""
+    """Why a run stops before its last step. Each value is the reason in words and the exit status."""
 
     TERM = ("SIGTERM", 128 + signal.SIGTERM)
     INT = ("SIGINT", 128 + signal.SIGINT)
@@ -60,12 +61,12 @@ class Reason(Enum):
 
     @staticmethod
     def counts(given: "Reason | None") -> list[float]:
-        """A rank's reason as one number for each reason, to be summed over the ranks."""
+        """Encode a rank's reason as a one-hot list in the order of the enum, to be summed over the ranks; None: all zeros."""
         return [float(reason is given) for reason in Reason]
 
     @staticmethod
     def first(counts: Sequence[float]) -> "Reason | None":
-        """The reason that summed :meth:`counts` mean, the same on every rank: the first that some rank has."""
+        """Decode :meth:`counts` summed over the ranks: the first reason in the enum's order that some rank has, or None."""
         return next((reason for reason, count in zip(Reason, counts, strict=True) if count), None)
 
     @property
@@ -75,7 +76,7 @@ class Reason(Enum):
 
     @property
     def exit_status(self) -> int:
-        """What the process returns."""
+        """The exit status of the process."""
         return int(self.value[1])
 
 
@@ -88,10 +89,11 @@ SIGNALS = {
 
 
 class Stopped(RunError):  # noqa: N818 - a request is no error
-    """The run was asked to stop before it began; nothing was written.
+    """The run was asked to stop before its first step. None of its files was changed.
 
     Attributes:
-        exit_status: that of the reason.
+        reason: why the run was asked to stop.
+        exit_status: the exit status for that reason.
     """
 
     def __init__(self, reason: Reason) -> None:
@@ -104,16 +106,16 @@ class Stopped(RunError):  # noqa: N818 - a request is no error
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and why.
+    """Records whether this process was asked to stop, and why.
 
     Args:
-        leave: ends the process at once.
+        leave: ends the process at once with an exit status.
 
     Attributes:
-        reason: of the first request; None: there was none.
-        before_leaving: called before the process leaves at once, in its own thread.
-        what_next: says what happens after a request; printed at once, after the signal's name. Empty where the run is ending
-            already.
+        reason: the reason of the first request; None: there was no request.
+        before_leaving: called in a thread of its own before the process ends at once.
+        what_next: returns what the run does after a request, in words that are printed at once after the reason. Empty where
+            the run is already ending.
     """
 
     def __init__(self, leave: Leave = os._exit) -> None:
@@ -125,10 +127,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Handle the signals inside the block; their former handlers are restored afterwards.
+        """Handle the signals inside the block, and restore their former handlers afterwards.
 
-        A thread reads them: Python would run a handler only when the main thread returns from a collective, which may be
-        never. Outside of the main thread no signal is handled, since Python does not allow it.
+        A thread reads the signals from a pipe. Python would run a handler only when the main thread returns from a
+        collective, which may be never. If the caller is not the main thread, no signal is handled: Python does not allow it.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -151,7 +153,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Let requests end the process at once inside the block: before the ranks have met, while torch is imported."""
+        """Let a request end the process at once inside the block. Used while torch is imported and the ranks join."""
         with self._lock:
             self._alone, reason = True, self.reason
         if reason is not None:
@@ -163,7 +165,10 @@ class StopRequest:
                 self._alone = False
 
     def ask(self, reason: Reason) -> None:
-        """Record a request; the first one counts. The first rank reports what happens now, since a step may take long."""
+        """Record a request to stop; only the first one counts.
+
+        Rank 0 prints at once what happens next, since the step under way may take long.
+        """
         with self._lock:
             if self.reason is None:
                 self.reason = reason
@@ -171,11 +176,11 @@ class StopRequest:
         if alone:
             self._leave_alone(reason)
         elif reason is not Reason.TIME and ranks_or_alone().rank == 0:
-            # In its own thread: a terminal that was stopped must not block the next signal.
+            # Report in a thread of its own: writing to a stopped terminal blocks, and must not hold up the next signal.
             threading.Thread(target=_report, args=(reason, self.what_next), name="report", daemon=True).start()
 
     def _listen(self, reader: int) -> None:
-        """Read the numbers of signals, each a byte, until the pipe is closed."""
+        """Read signal numbers from the pipe, one byte each, and record the requests, until the pipe is closed."""
         interrupted = False
         while byte := os.read(reader, 1):
             reason = SIGNALS.get(signal.Signals(byte[0]))
@@ -187,39 +192,39 @@ class StopRequest:
         os.close(reader)
 
     def _leave_alone(self, reason: Reason) -> None:
-        """End the process before the ranks have met."""
+        """End the process at once, before the ranks have joined, and print why."""
         self.before_leaving = lambda: _say_stopped(reason)
         self._leave_at_once(reason)
 
     def _leave_at_once(self, reason: Reason) -> None:
-        """End the process. Unfinished files have temporary names, and the next start deletes them."""
+        """End the process at once. Unfinished files have temporary names, and the next start deletes them."""
         speaker = threading.Thread(target=self.before_leaving, daemon=True)
         speaker.start()
         speaker.join(LEAVE_SECONDS)
         self._leave(reason.exit_status)
 
     def check(self, world: "World") -> None:
-        """End the set-up where a rank was asked to stop; all ranks must call it together.
+        """End the set-up if any rank was asked to stop; all ranks must call it together.
 
         Raises:
-            Stopped: one of them was asked to stop.
+            Stopped: a rank was asked to stop.
         """
         reason = Reason.first(world.sum(world.numbers(Reason.counts(self.reason))).tolist())
         if reason is not None:
             raise Stopped(reason)
 
     def check_alone(self) -> None:
-        """The same by this rank alone, in work whose errors reach the other ranks.
+        """End the set-up if this rank was asked to stop. For work of one rank whose errors are raised on all ranks.
 
         Raises:
-            Stopped: it was asked to stop.
+            Stopped: this rank was asked to stop.
         """
         if self.reason is not None:
             raise Stopped(self.reason)
 
 
 def _report(reason: Reason, what_next: Callable[[], str]) -> None:
-    """Write one line to standard error, below ``^C`` and the live line of a terminal."""
+    """Write one line on the request and what happens next to standard error, below ``^C`` and the live line of a terminal."""
     line = what_next()
     if not line:
         return
@@ -235,28 +240,28 @@ def _is_ignored(number: signal.Signals) -> bool:
 
 
 def _say_stopped(reason: Reason) -> None:
-    """Print one line, on the first rank."""
+    """Print on rank 0 that the run was stopped before its first step."""
     if ranks_or_alone().rank != 0:
         return
-    with contextlib.suppress(OSError):  # a terminal that was closed
+    with contextlib.suppress(OSError):  # the terminal was closed before
         os.write(sys.stdout.fileno(), f"{Stopped(reason)}\n".encode())
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:
-    """Python needs a handler; the listening thread has the signal already."""
+    """Do nothing: Python writes signals to the pipe only if they have a handler, and the listening thread does the rest."""
 
 
 class LauncherWatch:
     """Watches the launchers of this process, and requests a stop when one has ended.
 
-    Killing torchrun with SIGKILL, or DeepSpeed's runner with any signal, leaves their workers running. The parents of ranks
-    that srun or a user's shell started are not watched: those end their children, or are meant to end first.
+    Killing torchrun with SIGKILL, or DeepSpeed's runner with any signal, leaves the workers running. Ranks that srun or a
+    user's shell started do not watch their parent: srun ends its children, and a shell is allowed to end before its children.
 
     Args:
-        request: takes the request.
-        leave: ends the process by force once the grace period is over.
-        seconds: between two checks.
-        grace: seconds between the request and the end by force.
+        request: where the request to stop is recorded.
+        leave: ends the process at once with an exit status, when the grace period is over.
+        seconds: seconds between two checks.
+        grace: seconds from the request until the process is ended by force.
     """
 
     def __init__(
@@ -272,7 +277,7 @@ class LauncherWatch:
         self._launchers = launchers()
 
     def start(self) -> None:
-        """Begin to watch, if there is a launcher; the first check is made before this returns."""
+        """Check the launchers once, then keep watching them in a thread. Does nothing without a launcher."""
         if not self._launchers:
             return
         if not self._is_there():

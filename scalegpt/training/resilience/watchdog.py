@@ -1,12 +1,13 @@
-"""Finds a step that never ends, or a rank that ends alone, and ends all ranks, so that a launcher can start them again.
+"""Ends all ranks when a step hangs or another rank has ended, so that a launcher can restart the run.
 
-The trainer reports to its watchdog where it is (:meth:`Watchdog.at`), and a thread writes that into the rank's heartbeat
-(:mod:`scalegpt.training.resilience.heartbeat`). Where a step exceeds its time-out, the first rank to see it makes all
-ranks end and names the slow one. Every rank writes its stacks to ``stacks_rank_N.txt`` before its process ends: a rank
-that waits in a collective cannot be resumed, and one that ends makes ``torchrun --max-restarts`` start again from the
-last checkpoint.
+The trainer tells its watchdog what it is doing (:meth:`Watchdog.at`), and the watchdog's thread writes that into the rank's
+heartbeat (:mod:`scalegpt.training.resilience.heartbeat`). When a step exceeds its time-out, the first rank to notice makes
+all ranks end and names the rank to blame. Every rank writes its stack traces to ``stacks_rank_N.txt`` before its process
+ends. The process has to end: a rank that waits in a collective cannot be resumed, but after its end
+``torchrun --max-restarts`` starts all ranks again from the last checkpoint.
 
-The first step may take long: it compiles, and tunes kernels. Evaluating, sampling and saving have the same time-out.
+The first step has a time-out of its own, since it compiles and tunes kernels. Work between steps (evaluation, sampling,
+saving) has the time-out of the first step.
 """
 
 import faulthandler
@@ -24,28 +25,30 @@ from scalegpt.training.resilience.heartbeat import Halt, Heartbeats
 from scalegpt.training.runs.directory import RunDirectory
 
 HUNG_STATUS = 75
-"""Exit status of ranks that their watchdog ended: EX_TEMPFAIL of sysexits.h, try again."""
+"""Exit status of ranks whose watchdog ended them after a time-out: EX_TEMPFAIL of sysexits.h, which means "try again"."""
 
 BEATS_TO_END = 6
-"""Heartbeats that a rank may take to end by itself after a halt; the rank that wrote the halt needs four to report why."""
+"""Heartbeat intervals that a rank waits after a time-out before it ends. The rank that reports the cause needs four."""
 
 Item = TypeVar("Item")
 
 
 class Watchdog:
-    """Watches one rank.
+    """Watches this rank for time-outs, and for a halt that another rank has written.
 
     Args:
-        directory: the run's.
-        beats: the files of all ranks.
-        first: time-out in seconds of the first step, and of everything between steps; 0: none.
-        later: time-out in seconds of each later step; 0: none.
-        leave: ends the process.
-        clock: seconds.
+        directory: the run's directory.
+        beats: the heartbeat files of all ranks.
+        first: time-out in seconds of the first step, and of all work between steps; 0: no time-out.
+        later: time-out in seconds of each later step; 0: no time-out.
+        leave: ends the process at once with an exit status.
+        clock: returns the time in seconds.
 
     Attributes:
-        step: the current step, or the last one.
-        place: where within it, or what is done between steps.
+        step: number of the current step; between steps, number of the last step.
+        taken: number of steps that are complete.
+        place: what the rank is doing, within the step or between steps.
+        moves: how many places the rank has entered.
         is_within_step: whether a step is under way.
     """
 
@@ -69,7 +72,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self, taken: int) -> None:
-        """Begin to watch; all ranks must call it together."""
+        """Begin to watch, after this number of steps taken; all ranks must call it together."""
         self.step = taken
         self.beats.open()
         self.outside("start")
@@ -83,23 +86,23 @@ class Watchdog:
     # --- called by the trainer ---------------------------------------------------------------------------------------
 
     def begin_step(self, step: int) -> None:
-        """Begin a step with loading its data; the first step is number 1."""
+        """Note that a step begins, by loading its data, and start its time-out. Steps are counted from 1."""
         self.step, self.taken, self._began = step, step - 1, self.clock()
         self._limit, self._is_first, self.is_within_step = (self.first if self._is_first else self.later), False, True
         self.at("loader")
 
     def at(self, place: str) -> None:
-        """Set the place within a step."""
+        """Note what the rank is doing now, such as ``optimizer``."""
         self.place = place
         self.moves += 1
 
     def outside(self, place: str) -> None:
-        """Begin something between steps, such as saving."""
+        """Note that work between steps begins, such as saving, and start its time-out."""
         self.taken, self._began, self._limit, self.is_within_step = self.step, self.clock(), self.first, False
         self.at(place)
 
     def loading(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches; the place is the loader while one is waited for, then the model, and the optimizer at the end."""
+        """Yield the batches, and note the place: loader while waiting for a batch, then the model, finally the optimizer."""
         for batch in batches:
             self.at("forward and backward")
             yield batch
@@ -107,17 +110,17 @@ class Watchdog:
         self.at("optimizer")
 
     def halt(self, cause: str, *, status: int, state: str = "failed") -> Halt:
-        """Make all ranks end, and write the cause into ``run_status.json``; the first halt counts.
+        """Make all ranks end, and write the cause into ``run_status.json``, unless a halt was written before.
 
         Returns:
-            The halt that counts: this one, or that of another rank that was first.
+            The halt that counts: the one just made, or the one that was written before it.
         """
         mine = Halt(self.rank, status, state, " ".join(cause.split()))
         first = self.beats.halt(mine)
         if first is mine:
             self._write_cause(state, mine.cause)
         elif first.rank == self.rank and self._thread.is_alive():
-            self._thread.join()  # the time-out of this rank is over: its thread finds the cause, and ends this process
+            self._thread.join()  # this rank's thread has halted all ranks: it finds the cause, and ends this process
         return first
 
     # --- the thread --------------------------------------------------------------------------------------------------
@@ -137,7 +140,7 @@ class Watchdog:
         self.beats.beat(self.step, self.place, self.moves)
 
     def _time_out(self) -> None:
-        """End a step that takes too long: halt all ranks, and find the one to blame while they write their stacks."""
+        """End a step that takes too long: halt all ranks, write the stack traces, and report the rank to blame."""
         late = f"step {self.step} takes more than {self._limit:g} s"
         halt = self.beats.halt(Halt(self.rank, HUNG_STATUS, "failed", late))
         if halt.rank != self.rank:
@@ -151,19 +154,19 @@ class Watchdog:
         self.leave(HUNG_STATUS)
 
     def _end_on_halt(self, halt: Halt) -> None:
-        """End because another rank wrote a halt; write the stacks first if a step hangs."""
+        """End this process because of a halt; after a time-out, write the stack traces first."""
         if halt.status == HUNG_STATUS:
             self._dump(halt.cause)
         for _ in range(BEATS_TO_END if halt.status == HUNG_STATUS else 2):
             if self._over.wait(self.beats.seconds):
-                return  # the main thread ends by itself, with its own error
+                return  # the main thread ends this process by itself, with its own error
             self._beat()
         if self.beats.world.is_first and halt.status != HUNG_STATUS:
             _say(f"rank {self.rank} ends: {halt.cause}")
         self.leave(halt.status)
 
     def say_if_first(self, line: str) -> None:
-        """Print a line if the halt is this rank's: a signal to all ranks needs only one line."""
+        """Print a line if this rank wrote the halt, or nobody did: a signal to all ranks needs only one line."""
         halt = self.beats.read_halt()
         if halt is None or halt.rank == self.rank:
             _say(line)
@@ -179,7 +182,7 @@ class Watchdog:
             self._beat()
 
     def _dump(self, why: str) -> None:
-        """Write the stacks of all threads of this rank."""
+        """Write the stack traces of all threads of this rank to ``stacks_rank_N.txt``, with the reason."""
         with (
             suppress(OSError),
             (self.directory.path / f"stacks_rank_{self.rank}.txt").open("w", encoding="utf-8") as file,
@@ -191,5 +194,5 @@ class Watchdog:
 
 def _say(line: str) -> None:
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"scalegpt train: {line}\n")  # in one piece, so that ranks' lines do not mix
+        sys.stderr.write(f"scalegpt train: {line}\n")  # one write, so that the lines of several ranks do not mix
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, its lock, its checkpoint to resume from, what may change at a resume, its report.
+"""A run's folder: its files and lock, the checkpoint to resume from, the settings that a resume may change, the report.
 
-Start with ``directory``. May import what lies below training, and :mod:`scalegpt.training.schedules`.
+Start with ``directory``. This package may import every layer below training, and :mod:`scalegpt.training.schedules`.
 """

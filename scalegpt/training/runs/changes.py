@@ -1,4 +1,4 @@
-"""Which settings a resumed run may change, which only with ``--allow_change``, and what becomes of its learning rate."""
+"""The settings that a resumed run may change freely or with ``--allow_change``, and the effect on its learning rate."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,23 +18,23 @@ FREE_TO_CHANGE = frozenset({
 })  # fmt: skip
 """Settings that a resumed run may change freely: they decide how, how fast or how long it computes, not what.
 
-The text file may have moved, and other rules may decide what is read; the tokens are compared by their digest."""
+``input_file``, ``as_text`` and ``follow_links`` are among them, since the tokens themselves are compared by their digest."""
 
 UNREPORTED = frozenset({"name", "preset", "as_text", "follow_links"})
-"""Names, and how the files behind the tokens were chosen: a difference alone has no effect, and is not reported."""
+"""Free settings whose change is not reported, since it has no effect of its own: names, and how text files are read."""
 
 SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
-"""Settings that no flag can change in a run: its weights would not fit."""
+"""Settings that not even ``--allow_change`` can change in a run: the shapes of its weights depend on them."""
 
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """The settings in which two configurations differ and must not, each as ``old → new``."""
+    """The settings that differ between two configurations and need ``--allow_change``, each as ``old → new``."""
     old, new = _as_resolved(earlier), _flat(now)
     return {key: text for key, text in _all(old, new).items() if key not in _free(old, new)}
 
 
 def free_differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """The settings in which two configurations differ and may, each as ``old → new``."""
+    """The freely changeable settings that differ between two configurations and are reported, each as ``old → new``."""
     old, new = _as_resolved(earlier), _flat(now)
     found = {key: text for key, text in _all(old, new).items() if key in FREE_TO_CHANGE - UNREPORTED}
     if new.get("schedule") != "constant":
@@ -44,9 +44,18 @@ def free_differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, 
 
 
 def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
-    """The other length of a run that began with two; empty where it has one, or the given one has changed.
+    """Return the second length limit of a run that began with both ``max_iters`` and ``max_tokens``, by name.
 
-    Earlier releases kept the default's or the preset's ``max_iters`` beside a given ``max_tokens``, and the other way round.
+    Earlier releases kept the default or the preset's ``max_iters`` beside a given ``max_tokens``, and the other way round.
+    A run that such a release began keeps both limits.
+
+    Args:
+        train: the training settings now, in which one of the limits may be None.
+        earlier: the training settings that the run began with.
+        given: names of the settings that the user gave now.
+
+    Returns:
+        Empty where the run began with one limit, where the user gave both now, or where the limit in ``train`` has changed.
     """
     same = [key for key in LENGTHS if getattr(train, key) is not None and earlier.get(key) == getattr(train, key)]
     other = [
@@ -56,7 +65,12 @@ def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[s
 
 
 def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
-    """What to do about differences that are not allowed; the flag must repeat what is allowed already."""
+    """A sentence on what to do about changes that are not allowed.
+
+    Args:
+        changes: names of the changed settings that are not allowed.
+        allowed: names that ``--allow_change`` has already; the suggested flag repeats them.
+    """
     beside = "choose another --model_name, or --fresh to start a new run beside it"
     keys = list(changes)
     if SHAPES_THE_WEIGHTS.isdisjoint(keys):
@@ -66,7 +80,7 @@ def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
 
 
 def allow_change(keys: Iterable[str], allowed: Iterable[str]) -> str:
-    """The flag that allows these keys besides those that the user has allowed already."""
+    """The ``--allow_change`` flag that allows the settings ``keys`` besides those already ``allowed``."""
     return f"--allow_change {','.join([*sorted(allowed), *(key for key in keys if key not in set(allowed))])}"
 
 
@@ -76,14 +90,18 @@ def _all(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 
 
 def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
-    """What may differ: also the settings of the optimizers that the run does not use. A changed optimizer is one change."""
+    """Names of the settings that may differ freely between two configurations.
+
+    They include the settings that belong to an optimizer, unless both configurations use it: a change of the optimizer
+    counts as one change.
+    """
     before, after = (OWN_SETTINGS.get(str(values.get("optimizer")), frozenset()) for values in (old, new))
     others = frozenset().union(*OWN_SETTINGS.values()) - (before & after)
     return FREE_TO_CHANGE | others
 
 
 def _as_resolved(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run. A setting that did not exist when the run began has its default."""
+    """The settings of a run by name, with the default for each setting that did not exist when the run began."""
     defaults = {key: field.default for section in SECTIONS.values() for key, field in section.settings().items()}
     return {**defaults, **_flat(values)}
 
@@ -98,26 +116,26 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 # --- the learning rate -------------------------------------------------------------------------------------------------
 
 SCHEDULE = ("schedule", "learning_rate", "min_lr_ratio", "warmup_steps", "decay_fraction")
-"""The settings that decide the learning rate of a step, besides the number of all steps."""
+"""The settings that, with the total number of steps, decide the learning rate of a step."""
 
 NOTABLE = 0.01
-"""A change of the rate by less than this share is not reported."""
+"""A change of the learning rate by at most this share is not reported."""
 
 
 def rate_change(
     earlier: dict[str, Any] | None, plan: dict[str, Any] | None, train: TrainConfig, step: int, total: int
 ) -> list[str]:
-    """Compare the rate of the next step with what it would have been, had nothing been changed.
+    """Report how the learning rate of the next step differs from the rate under the run's earlier settings.
 
     Args:
-        earlier: the configuration of the run so far, as its file has it; None where it is not known.
-        plan: its ``plan.json``, which has the number of its steps.
-        train: the settings that it resumes with.
-        step: the steps taken.
-        total: all steps as of now.
+        earlier: the configuration of the run so far, as ``config.yaml`` has it; None where it is not known.
+        plan: the run's ``plan.json``, which has its earlier total number of steps; None where it is not known.
+        train: the settings that the run resumes with.
+        step: number of steps taken.
+        total: total number of steps under the new settings.
 
     Returns:
-        A line, or nothing where the rate stays about the same, no step is left, or the run so far is not known.
+        One line; an empty list where the rate stays about the same, no step is taken or left, or the run so far is not known.
     """
     steps_before = (plan or {}).get("steps")
     if not 0 < step < total or earlier is None or type(steps_before) is not int:
@@ -125,7 +143,7 @@ def rate_change(
     try:
         known = {key: earlier["train"][key] for key in SCHEDULE if key in earlier["train"]}
         read = TrainConfig.from_mapping({**known, "max_iters": steps_before}, "config.yaml")
-    except InputError:  # of another release; the differences are reported setting by setting
+    except InputError:  # settings of another release; the differences are reported setting by setting
         return []
     before = train.changed(**{key: getattr(read, key) for key in known})
     expected, rate = learning_rate(before, step, steps_before), learning_rate(train, step, total)
@@ -142,7 +160,7 @@ def rate_change(
 
 
 def keeping(rate: float) -> str:
-    """The flags with which a run resumes at a constant rate."""
+    """The flags with which a run resumes at a constant learning rate."""
     return f"--allow_change schedule,learning_rate --schedule constant --learning_rate {rate:.6g}"
 
 
@@ -152,6 +170,6 @@ def _ways_to_keep(train: TrainConfig, rate: float, step: int, total: int) -> str
     ways = f"; to stay at {rate:.2e}, add {keeping(rate)}"
     held = train.changed(schedule="wsd", learning_rate=rate)
     if learning_rate(held, step, total) == rate and learning_rate(held, total - 1, total) < rate:
-        last_at_peak = decay_start(held, total) + 1  # as in messages, steps are counted from 1
+        last_at_peak = decay_start(held, total) + 1  # messages count steps from 1
         ways += f"; with --schedule wsd instead of constant it stays until step {last_at_peak:,} and then falls"
     return ways

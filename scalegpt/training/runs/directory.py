@@ -1,8 +1,8 @@
-"""The directory of a run, ``runs/MODEL_NAME/``: which run it holds, and how it is made.
+"""The directory of a run, ``runs/MODEL_NAME/``: choose, lock, check, create and roll it back.
 
-``config.yaml`` all settings · ``plan.json`` layout, memory, speed · ``metrics.jsonl`` a line for each step ·
-``data_ledger.jsonl`` which data a step consumed · ``bad_steps.jsonl`` the samples of the steps that ended the run ·
-``run_status.json`` state and cause · ``checkpoints/`` · ``samples.txt`` · ``report.html``.
+It holds ``config.yaml`` (all settings), ``plan.json`` (layout, memory, speed), ``metrics.jsonl`` (a line for each step and
+evaluation), ``data_ledger.jsonl`` (the data that each step consumed), ``bad_steps.jsonl`` (the samples of the skipped steps
+that ended the run), ``run_status.json`` (state and cause of the end), ``checkpoints/``, ``samples.txt`` and ``report.html``.
 """
 
 import json
@@ -31,17 +31,17 @@ from scalegpt.training.runs.metrics_file import History, metric_lines
 from scalegpt.training.runs.records import RunRecords, sample_text
 
 RUN_ID = ".run_id"
-"""A file with a random number that a run is given at its start, and that its checkpoints carry."""
+"""Name of the file with the run's id: a random number made when the run begins, which its checkpoints also hold."""
 
 STARTED_BY = ".started_by"
-"""A file that says which launcher's start began the run (:mod:`scalegpt.training.runs.launch_marks`)."""
+"""Name of the file that identifies the launcher that began the run (:mod:`scalegpt.training.runs.launch_marks`)."""
 
 _MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
-"""What a start makes before ``config.yaml``. A folder with nothing else is new: the start was killed, or the disk full."""
+"""Files that a start makes before ``config.yaml``. A folder with no others is new: a start was killed, or the disk full."""
 
 
 class RunDirectory(RunRecords):
-    """The files of one run."""
+    """The directory of one run. Adds the run's id, settings and lock to its records."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -51,10 +51,16 @@ class RunDirectory(RunRecords):
     def choose(
         cls, root: Path, run: RunConfig, *, fresh: bool, allowed: frozenset[str] = frozenset()
     ) -> "RunDirectory":
-        """The directory for a run: its own, or with ``fresh`` the first of NAME, NAME-2, NAME-3 … that is free.
+        """Choose the directory for a run: NAME, or with ``fresh`` the first of NAME, NAME-2, NAME-3 … that is free.
+
+        Args:
+            root: the folder of all runs.
+            run: the configuration, which names the run.
+            fresh: whether to begin a new run beside an earlier one of the same name.
+            allowed: names of the settings that a resumed run may change.
 
         Raises:
-            InputError: the directory holds another run, or something that is no run.
+            InputError: the directory holds a run with other settings, or something that is no run.
         """
         directory = cls(root / run.name)
         if directory.is_new() and not (fresh and directory.is_taken()):
@@ -72,10 +78,10 @@ class RunDirectory(RunRecords):
         return directory
 
     def is_new(self) -> bool:
-        """Whether no run was begun here: there is no folder, or only what an interrupted start leaves (:meth:`create`).
+        """Whether no run was begun here: no folder, or only the files that an interrupted :meth:`create` leaves.
 
         Raises:
-            InputError: it cannot be listed, or is no folder.
+            InputError: the path cannot be listed, or is no folder.
         """
         try:
             found = list(self.path.iterdir()) if self.path.exists() else []
@@ -85,16 +91,16 @@ class RunDirectory(RunRecords):
         return not saved and all(path.name in _MADE_FIRST or is_temporary(path) for path in found)
 
     def is_taken(self) -> bool:
-        """Whether a run, or something else, is here, or another process is starting one."""
+        """Whether the directory holds a run or anything else, or another process is starting a run in it."""
         if self.path.exists() and not (self.path.is_dir() and self.is_new()):
             return True
         return is_locked(self.path)
 
     def lock(self) -> list[str]:
-        """Keep other processes out of this run until this process ends, in whatever way.
+        """Lock the run's directory against other processes until :meth:`unlock`, or until this process ends in any way.
 
         Returns:
-            What the file system does not guarantee, a line each.
+            A warning for each guarantee that the file system does not give.
 
         Raises:
             InputError: another process is training this run.
@@ -110,14 +116,16 @@ class RunDirectory(RunRecords):
         return [f"{self.path}: {weakness}" for weakness in weaknesses]
 
     def unlock(self) -> None:
-        """Let other processes in."""
+        """Release the lock."""
         self._lock.release()
 
     def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
-        """All differences from the run so far, each as ``old → new``; those that decide the result come first.
+        """All settings, and the number of ranks, that differ from the run so far, each as ``old → new``.
+
+        Differences that change the result of training come first. Empty for a new run.
 
         Raises:
-            InputError: its configuration cannot be read.
+            InputError: the configuration of the run so far cannot be read.
         """
         earlier, before = self.read_config(), (self.read_plan() or {}).get("ranks", ranks)
         if earlier is None:
@@ -126,10 +134,14 @@ class RunDirectory(RunRecords):
         return {**differences(earlier, as_file(run)), **moved, **free_differences(earlier, as_file(run))}
 
     def check_same_run(self, run: RunConfig, allowed: frozenset[str] = frozenset()) -> None:
-        """Refuse to resume a run that had other settings.
+        """Refuse to resume a run whose settings differ from ``run``, except for changes that are allowed.
+
+        Args:
+            run: the configuration to resume with.
+            allowed: names of the settings that may differ.
 
         Raises:
-            InputError: there is no run here, or settings differ; the message lists them.
+            InputError: there is no run here, or settings differ. The message lists the differences.
         """
         earlier = self.read_config()
         if earlier is None:
@@ -148,9 +160,9 @@ class RunDirectory(RunRecords):
             raise InputError(f"{self.path} holds another run: {listed}; {ways_out(changes, allowed)}")
 
     def read_config(self) -> dict[str, Any] | None:
-        """The configuration of the run so far, in the form of a configuration file; None if there is none.
+        """Read the configuration of the run so far, in the form of a configuration file; None if there is none.
 
-        Where ``config.yaml`` is missing, it is taken from the newest checkpoint that can be read.
+        Where ``config.yaml`` is missing, the configuration in the newest readable checkpoint is returned.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
@@ -177,7 +189,13 @@ class RunDirectory(RunRecords):
         return None
 
     def with_earlier_settings(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
-        """The run with precision, ``tokens_per_step`` and length of the run so far, where they are open.
+        """Fill in the settings that the run so far has fixed, where they are still open in ``run``.
+
+        They are the precision, ``tokens_per_step``, and a second length limit (:func:`other_length`).
+
+        Args:
+            run: the configuration to fill in.
+            given: names of the settings that the user gave.
 
         Raises:
             InputError: ``config.yaml`` cannot be read.
@@ -194,17 +212,17 @@ class RunDirectory(RunRecords):
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:
-        """The layout of the run so far; None where it is not known: then it is chosen anew."""
+        """Read ``plan.json`` of the run so far; None where it cannot be read, and the layout is chosen anew."""
         try:
             return read_object(self.plan)
         except (OSError, InputError):
             return None
 
     def read_id(self) -> str | None:
-        """The run's id; None before there is one.
+        """Read the run's id; None where the run has none.
 
         Raises:
-            InputError: it cannot be read now.
+            InputError: the id cannot be read now.
         """
         path = self.path / RUN_ID
         try:
@@ -215,13 +233,19 @@ class RunDirectory(RunRecords):
             raise unreadable(path, error) from error
 
     def create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None = None) -> None:
-        """Make the directory with its plan, the marks of the start that began it, and its configuration.
+        """Write the directory's first files: launcher's marks, run id, plan and configuration, in this order.
 
-        The marks come first: a launcher's restart finds the folder by them. The configuration comes last: a folder without
-        it is new, so that a start that is killed here, or meets a full disk, can be repeated.
+        The marks come first, since a launcher's restart finds the folder by them. The configuration comes last: a folder
+        without it counts as new, so a start that is killed here, or meets a full disk, can be repeated.
+
+        Args:
+            run: the configuration.
+            plan: the content of ``plan.json``.
+            started_by: marks that identify the launcher (:func:`~scalegpt.training.runs.launch_marks.launch_marks`). They are
+                written only into a new directory.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: a file cannot be written.
         """
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -236,7 +260,7 @@ class RunDirectory(RunRecords):
     def _create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None) -> None:
         if started_by:
             write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
-        elif self.is_new():  # the run that another launcher began here never took a step
+        elif self.is_new():  # drop the marks of another launcher's start that was interrupted here
             (self.path / STARTED_BY).unlink(missing_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         if self.read_id() is None:
@@ -245,17 +269,20 @@ class RunDirectory(RunRecords):
         write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
 
     def _remove_first_files(self) -> None:
-        """Remove what a start has made in a new folder, except its lock."""
+        """Delete the files that a failed start has made in a new folder, except the lock."""
         for path in (self.config, self.plan, self.path / RUN_ID, self.path / STARTED_BY):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # it existed, and holds something
+        with suppress(OSError):  # the folder is not empty, or does not exist
             self.checkpoints.rmdir()
 
     def forget_after(self, history: History) -> None:
-        """Drop the metrics, samples and ledger of steps after a checkpoint's, up to which ``metrics.jsonl`` has this history.
+        """Delete the metrics, samples and ledger entries of steps after a checkpoint.
+
+        Args:
+            history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.
 
         Raises:
-            InputError: they cannot be written.
+            InputError: a file cannot be written.
         """
         step = history.step
         with disk_errors(self.path):

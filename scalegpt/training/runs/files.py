@@ -1,4 +1,4 @@
-"""Writing a run's files: whole or not at all, and with an error that names the file."""
+"""Write a run's files whole or not at all, and with an error that names the file."""
 
 import math
 import tempfile
@@ -12,16 +12,16 @@ from scalegpt.storage import retried, write_atomic
 
 
 def finite(value: Any) -> Any:
-    """The value, or None for a number that JSON does not have."""
+    """Return the value, or None for NaN and infinities, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file of the run that could not be written.
+    """Turn an ``OSError`` inside the block into an error that names the file of the run that could not be written.
 
     Raises:
-        RunError: in place of an OSError.
+        RunError: the block raised an ``OSError``.
     """
     try:
         yield
@@ -32,19 +32,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader or a crash finds the old or the new content; an error that may pass is retried.
+    """Replace a file atomically, and retry after errors that may be temporary.
+
+    A reader finds the old or the new content, even after a crash.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     retried(lambda: write_atomic(path, text))
 
 
 def try_writing(*folders: Path) -> None:
-    """Refuse folders in which no file can be made; those that do not exist yet pass.
+    """Refuse folders in which no file can be made; folders that do not exist yet pass.
 
     Raises:
-        InputError: names the folder.
+        InputError: no file can be made in a folder, which the message names.
     """
     for folder in filter(Path.is_dir, folders):
         try:

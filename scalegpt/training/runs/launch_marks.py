@@ -1,7 +1,8 @@
-"""Which launcher began a run: its restart resumes the run that ``--fresh`` began, and begins no new one.
+"""Marks of the launcher that began a run, so that the launcher's restart of a ``--fresh`` command resumes that run.
 
-torchrun restarts all ranks after a failure, with the same command; Slurm may requeue a job. With ``--fresh`` each restart
-would begin a new run. So a run's folder names the launcher that began it, and the launcher's later starts find it.
+torchrun restarts all ranks after a failure, with the same command. Slurm may requeue a job. With ``--fresh``, each restart
+would begin another new run. So a run's folder holds marks that identify the launcher that began the run. The launcher's
+restarts find the folder by these marks.
 """
 
 import json
@@ -19,18 +20,21 @@ from scalegpt.training.runs.directory import STARTED_BY
 from scalegpt.training.runs.files import write_whole
 
 WENT_BACK = ".went_back"
-"""A file in a run's folder that names the launcher whose start went back with ``--resume_step``, and the step."""
+"""Name of the file that identifies the launcher whose start went back with ``--resume_step``, and holds the step."""
 
 NAMELESS = {"", "none"}
-"""torchrun's ids of jobs without ``--rdzv-id``: they do not identify a job."""
+"""The job ids that torchrun uses without ``--rdzv-id``, which do not identify a job."""
 
 
 def launch_marks(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What identifies this start's launcher; empty without one.
+    """Return the marks that identify the launcher of this process; empty without a launcher.
+
+    Args:
+        environment: environment variables; None: those of this process.
 
     Returns:
-        ``agent``: torchrun's process on this machine, which outlives the ranks that it restarts; ``torchrun``: the id of its
-        job; ``slurm``: the id of the Slurm job.
+        ``agent``: torchrun's process on this machine, which outlives the ranks that it restarts. ``torchrun``: the id of
+        torchrun's job. ``slurm``: the id of the Slurm job. Only those that apply are there.
     """
     known = os.environ if environment is None else environment
     marks = {}
@@ -44,15 +48,15 @@ def launch_marks(environment: Mapping[str, str] | None = None) -> dict[str, str]
 
 
 def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = None) -> str | None:
-    """The run that an earlier start of this launcher began, by its folder's name; None where there is none.
+    """Return the folder name of the run that an earlier start of this launcher began; None where there is none.
 
-    torchrun's process runs one job, so what it began is this job's. The id of a job may be used for another one, so it counts
-    only where the launcher reports that this start is a restart.
+    A torchrun process runs only one job, so a run with its mark belongs to this job. A job's id may be reused by another job,
+    so that mark counts only where the launcher reports that this start is a restart.
 
     Args:
         root: the folder of all runs.
-        name: the run's; ``--fresh`` may have made ``NAME-2``, ``NAME-3`` … of it.
-        environment: variables; None: those of this process.
+        name: the run's name in the command; ``--fresh`` may have turned it into ``NAME-2``, ``NAME-3`` …
+        environment: environment variables; None: those of this process.
     """
     marks = _earlier_marks(environment)
     for folder in reversed(runs_named(root, name)):
@@ -63,13 +67,13 @@ def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = 
 
 
 def went_back_before(folder: Path, step: int, environment: Mapping[str, str] | None = None) -> bool:
-    """Whether an earlier start of this launcher went back to that step: its restart resumes from the newest checkpoint."""
+    """Whether an earlier start of this launcher went back to this step, so that its restart resumes from the newest."""
     recorded, marks = _read(folder / WENT_BACK), _earlier_marks(environment)
     return recorded.get("step") == str(step) and any(recorded.get(kind) == mark for kind, mark in marks.items())
 
 
 def note_going_back(folder: Path, step: int) -> None:
-    """Record for the restarts of this launcher that its first start went back to a step.
+    """Record that this launcher's start has gone back to a step, so that its restarts do not go back again.
 
     Raises:
         OSError: the folder cannot be written.
@@ -78,7 +82,7 @@ def note_going_back(folder: Path, step: int) -> None:
 
 
 def _earlier_marks(environment: Mapping[str, str] | None) -> dict[str, str]:
-    """The marks that an earlier start of this launcher would have."""
+    """The marks by which to find an earlier start of this launcher; job ids are left out where this is no restart."""
     known = os.environ if environment is None else environment
     marks = launch_marks(known)
     if known.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
@@ -89,14 +93,14 @@ def _earlier_marks(environment: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def runs_named(root: Path, name: str) -> list[Path]:
-    """The folder of a name, and those that ``--fresh`` put beside it, in the order of their numbers."""
+    """List the run folders NAME, NAME-2, NAME-3 … that exist, in the order of their numbers."""
     pattern = re.compile(re.escape(name) + r"(?:-([0-9]{1,15}))?")
     found = [(int(match[1] or 1), path) for path in root.glob(f"{name}*") if (match := pattern.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 def _process(pid: int) -> str:
-    """What identifies a process for all time; empty where it has ended."""
+    """Identify a process by machine, number and start time, which are never reused; empty where it has ended."""
     birth = birth_of(pid)
     return "" if birth is None else f"{socket.gethostname()} {pid} {birth}"
 

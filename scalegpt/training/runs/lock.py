@@ -1,4 +1,4 @@
-"""The lock on the folder of a run: only one process may train it."""
+"""The lock on a run's folder, by which only one process at a time trains the run."""
 
 import os
 import socket
@@ -11,16 +11,18 @@ from scalegpt.system.processes import has_ended, own_birth
 from scalegpt.text import visible
 
 LOCK = ".lock"
-"""The file that is locked. It is never deleted: another process could then lock a new file of this name."""
+"""Name of the lock file. It is never deleted: another process could then lock a new file of the same name."""
 
 _MOST_READ = 1000
+"""Largest number of characters that are read from a lock file."""
 
 
 class RunLock:
-    """The lock of a run's folder. The system releases it when the process ends, in whatever way.
+    """The lock of a run's folder. The operating system releases it when the process ends in any way.
 
-    On a file system without locks the content of the file names its owner: process, machine, and when the process began. It
-    keeps out processes on the same machine, unless both start at the same moment, but none on other machines.
+    On a file system without locks, the content of the lock file names its owner: process number, machine, and when the
+    process began. This keeps out processes on the same machine, unless two start at the same moment, but none on other
+    machines.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,14 +31,14 @@ class RunLock:
         self._is_weak = False
 
     def take(self) -> str | None:
-        """Keep other processes out.
+        """Take the lock.
 
         Returns:
-            What is not guaranteed, for a warning; None: the file system has locks.
+            A warning on what is not guaranteed; None where the file system has locks.
 
         Raises:
             InputError: another process is training this run.
-            RunError: the directory cannot be written.
+            RunError: the folder cannot be written or locked.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ class RunLock:
         return weakness
 
     def release(self) -> None:
-        """Let other processes in."""
+        """Release the lock, if this process holds it."""
         if self._file is not None:
             if self._is_weak:
                 self._file.truncate(0)  # an empty file has no owner
@@ -72,10 +74,17 @@ class RunLock:
             self._file = None
 
     def _without_lock(self, file: TextIO, reason: str) -> str:
-        """What is not guaranteed without a lock, after a look for an owner in the file.
+        """Check the owner named in the lock file, where the file system has no locks.
+
+        Args:
+            file: the lock file.
+            reason: why the file system cannot lock.
+
+        Returns:
+            A warning on what is not guaranteed.
 
         Raises:
-            InputError: the owner runs on this machine.
+            InputError: the owner is a process of this machine that still runs.
         """
         weakness = f"the file system has no locks (flock: {reason}): a run on another machine could write here too"
         owner = _read(file)
@@ -94,7 +103,7 @@ class RunLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process holds the lock of a run's folder; False where there is no lock, or no locking."""
+    """Whether another process holds the lock of a run's folder; False without a lock file or without locks."""
     try:
         with (folder / LOCK).open("rb") as file:
             lock_file(file, shared=True)
@@ -106,11 +115,11 @@ def is_locked(folder: Path) -> bool:
 
 
 def _read(file: TextIO) -> list[str]:
-    """The lines of a lock file: process, machine, and when the process began."""
+    """The lines of a lock file: process number, and without locks also machine and when the process began."""
     file.seek(0)
     return visible(file.read(_MOST_READ)).split("\n")
 
 
 def _lives(pid: str, born: str) -> bool:
-    """Whether another process of this number runs on this machine, and began then."""
+    """Whether another process runs on this machine with this number and this start time."""
     return pid.isdecimal() and int(pid) != os.getpid() and bool(born) and not has_ended(int(pid), born)

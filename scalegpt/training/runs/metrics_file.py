@@ -1,7 +1,9 @@
-"""``metrics.jsonl``: a line for each step and each evaluation. What it says up to a checkpoint is read in one pass.
+"""Write and read ``metrics.jsonl``, which has a line for each step and each evaluation.
 
-A checkpoint is written before the evaluation and the sample of its step. A process that ends in between leaves these two
-undone, and the resumed run does them first. So an interrupted run ends with the same files as an undisturbed one.
+A resumed run reads the file once, up to its checkpoint. It restores the guards' recent losses, and finds out whether the
+evaluation of the checkpoint's step is missing. A checkpoint is written before the evaluation and the sample of its step. If
+a process ends in between, the resumed run does both first. So an interrupted run ends with the same files as an undisturbed
+one.
 """
 
 import json
@@ -20,17 +22,17 @@ from scalegpt.training.runs.files import finite, writing
 from scalegpt.training.schedules import is_due
 
 _NUMBERS = frozenset({"loss", "val_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "tokens"})
-"""The values of a line that are drawn or added up, and so must be numbers."""
+"""Keys of a line whose values must be numbers or null, since they are plotted or added up."""
 
 LOSS, GRADIENT, SPIKE = "loss not finite", "gradient not finite", "loss spike"
-"""Why a step was skipped, in the words of ``metrics.jsonl``."""
+"""The reasons for skipping a step, in the words of ``metrics.jsonl``."""
 
 
 class MetricsFile:
-    """Writes ``metrics.jsonl``: a :class:`~scalegpt.training.metrics.MetricSink` whose lines are flushed one by one.
+    """Appends to ``metrics.jsonl`` and flushes each line. A :class:`~scalegpt.training.metrics.MetricSink`.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be opened for writing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,10 +41,10 @@ class MetricsFile:
             self._file: TextIO = path.open("a", encoding="utf-8")
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Append a line; what is not finite becomes null, since JSON has no such numbers.
+        """Append a line with the values. NaN and infinities become null, since JSON does not have them.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the line cannot be written.
         """
         clean = {key: finite(value) for key, value in values.items()}
         with writing(self.path):
@@ -50,18 +52,22 @@ class MetricsFile:
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file; :meth:`log` has raised what could not be written."""
+        """Close the file. Errors are ignored: :meth:`log` flushes each line and has raised them."""
         with suppress(OSError):
             self._file.close()
 
 
 def metric_lines(path: Path, until: float = inf) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a ``metrics.jsonl`` up to a step, each with its object; none where there is no such file.
+    """Yield the lines of a ``metrics.jsonl`` up to a step, each as text and as parsed JSON; none where there is no file.
 
-    A line that a crash cut short, or that no run has written, is skipped.
+    Lines that a crash cut short, or that no run can have written, are skipped.
+
+    Args:
+        path: the file.
+        until: the last step to read.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     with suppress(FileNotFoundError):
         for line, values in read_lines(path):
@@ -77,7 +83,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """A step that did not change the weights, and why."""
+    """A step that did not change the weights, the reason, and its mean loss over all ranks."""
 
     step: int
     reason: str
@@ -86,13 +92,15 @@ class SkippedStep:
 
 @dataclass
 class RecentSteps:
-    """What the guards know of the steps before. A resumed run takes it from ``metrics.jsonl``, and so judges alike.
+    """The recent steps by which the guards judge the next one.
+
+    A resumed run reads them from ``metrics.jsonl``, so it judges as an uninterrupted run would.
 
     Attributes:
-        losses: of the last steps that were taken, at most ``spike_window``.
-        spiking: whether the last step was part of a spike.
-        skipped_in_a_row: the last steps, as far as all of them were skipped.
-        last_skipped: the last step that was skipped.
+        losses: losses of the last steps that were not skipped, at most ``spike_window``.
+        spiking: whether the last step was part of a loss spike.
+        skipped_in_a_row: the unbroken series of skipped steps up to the last step; empty if the last step was taken.
+        last_skipped: the last step that was skipped; None: no step was.
     """
 
     losses: deque[float]
@@ -101,7 +109,14 @@ class RecentSteps:
     last_skipped: SkippedStep | None = None
 
     def add(self, step: int, loss: float, reason: str | None, *, spiking: bool) -> None:
-        """Add the next step; reason: why it was skipped, if it was."""
+        """Add the next step.
+
+        Args:
+            step: number of the step, counted from 1.
+            loss: the step's mean loss over all ranks.
+            reason: why the step was skipped; None: it was taken.
+            spiking: whether the loss is part of a spike.
+        """
         self.spiking = spiking
         if reason is not None:
             self.last_skipped = SkippedStep(step, reason, loss)
@@ -111,7 +126,7 @@ class RecentSteps:
         self.losses.append(loss)
 
     def add_line(self, values: dict[str, Any]) -> None:
-        """Add the next step as its line in ``metrics.jsonl`` has it; older releases wrote no reason."""
+        """Add the next step from its line in ``metrics.jsonl``. Older releases wrote no reason for a skipped step."""
         reason = str(values.get("reason", GRADIENT)) if values.get("skipped") else None
         loss = nan if values.get("loss") is None else float(values["loss"])
         self.add(int(values["step"]), loss, reason, spiking=bool(values.get("spike")))
@@ -119,16 +134,16 @@ class RecentSteps:
 
 @dataclass(frozen=True)
 class History:
-    """What ``metrics.jsonl`` says up to a step.
+    """What ``metrics.jsonl`` says of the steps up to ``step``.
 
     Attributes:
-        step: the last that is read of: a checkpoint's.
-        recent: the steps before the next one.
-        recorded: how many of the steps have a line.
-        first_missing: the first step that has none; None: all have.
-        is_last_recorded: whether the last step has a line.
-        is_evaluated: whether the held-out loss after the last step has one.
-        val_loss: that loss; None where it is not known or was not finite.
+        step: the last step that was read: the step of a checkpoint.
+        recent: the last steps, by which the guards judge the next one.
+        recorded: number of steps that have a line.
+        first_missing: first step without a line; None: all steps have one.
+        is_last_recorded: whether ``step`` has a line.
+        is_evaluated: whether there is a line of an evaluation after ``step``.
+        val_loss: held-out loss after ``step``; None where there is none, or it was not finite.
         size: bytes of the lines that were read.
     """
 
@@ -145,8 +160,13 @@ class History:
 def read_history(metrics: Path, step: int, spike_window: int) -> History:
     """Read a run's ``metrics.jsonl``, which need not exist, up to a step.
 
+    Args:
+        metrics: path of the file.
+        step: the last step to read.
+        spike_window: number of losses to keep for the guards.
+
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     recent, recorded, size = RecentSteps(deque(maxlen=spike_window)), set[int](), 0
     evaluations: list[Any] = []
@@ -179,11 +199,11 @@ def _first_missing(recorded: set[int]) -> int:
 
 @dataclass(frozen=True)
 class PendingWork:
-    """What is to be done for the step of a checkpoint before the next step.
+    """Work still owed for the step of the checkpoint; a resumed run does it before its next step.
 
     Attributes:
-        evaluation: whether to compute the held-out loss.
-        sample: whether to generate a sample.
+        evaluation: whether the held-out loss is still to be computed.
+        sample: whether a sample is still to be generated.
     """
 
     evaluation: bool = False
@@ -191,22 +211,22 @@ class PendingWork:
 
     @property
     def anything(self) -> bool:
-        """Whether something is to be done."""
+        """Whether any work is owed."""
         return self.evaluation or self.sample
 
 
 def pending_work(history: History, train: TrainConfig, *, finished: bool, sampled: bool, at_end: bool) -> PendingWork:
-    """What an earlier process did not do after the checkpoint that a run resumes from.
+    """Find the work that an earlier process owed when it ended after the checkpoint that a run resumes from.
 
     Args:
-        history: up to the checkpoint's step.
-        train: what is due when.
-        finished: whether the run had ended as it should: then nothing is pending.
-        sampled: whether the step has its sample.
-        at_end: whether the run has no more steps: then both are due.
+        history: what ``metrics.jsonl`` says up to the checkpoint's step.
+        train: the settings, which say when an evaluation and a sample are due.
+        finished: whether the run had finished normally; then nothing is owed.
+        sampled: whether ``samples.txt`` has the sample of the checkpoint's step.
+        at_end: whether the run has no more steps; then an evaluation and a sample are due.
     """
     if finished or not history.is_last_recorded:
-        return PendingWork()  # of a step that the file does not have nothing can be said
+        return PendingWork()  # without the step's line, what the earlier process did is not known
     evaluates = at_end or is_due(history.step, train.eval_every)
     samples = train.sample_tokens > 0 and (at_end or is_due(history.step, train.sample_every))
     return PendingWork(evaluates and not history.is_evaluated, samples and not sampled)

@@ -1,4 +1,4 @@
-"""The files that a run writes while it trains, and what can be read of them later: status, metrics, samples."""
+"""Write and read the files that grow or change while a run trains: status, metrics, samples."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from scalegpt.training.runs.files import finite, write_whole, writing
 from scalegpt.training.runs.metrics_file import History, metric_lines
 
 SAMPLES_LIMIT = 1 << 28
-"""Bytes of ``samples.txt`` that are read at most."""
+"""Largest number of bytes that are read from ``samples.txt``."""
 
 _SAMPLE_MARK = "--- step "
 
@@ -26,14 +26,14 @@ FROM_A_COPY = "if you have a copy, stop the run, put its lines before those that
 
 @dataclass(frozen=True)
 class Past:
-    """What a run's files say of its past, its checkpoints aside.
+    """What the files of a run say of its past, without looking at the checkpoints.
 
     Attributes:
-        newest: the step of the newest checkpoint, by ``run_status.json``; None: there was none, or that is not known.
-        has_status: whether ``run_status.json`` can be read and names the newest checkpoint.
-        last_step: the last step in ``metrics.jsonl``.
-        was_begun: whether there is a run at all.
-        skipped_since: the first of the last steps, as far as all of them were skipped; None: the last was not.
+        newest: step of the newest checkpoint that ``run_status.json`` names; None: there was none, or that is not known.
+        has_status: whether ``run_status.json`` can be read and has an entry for the newest checkpoint.
+        last_step: last step in ``metrics.jsonl``; 0: it has none.
+        was_begun: whether the run has a ``config.yaml``, so that it was begun.
+        skipped_since: first step of the unbroken series of skipped steps up to the last step; None: the last was taken.
     """
 
     newest: int | None
@@ -44,10 +44,10 @@ class Past:
 
 
 class RunRecords:
-    """The files of one run, by name, and those that grow while it trains.
+    """The paths of a run's files, and access to those that grow or change while the run trains.
 
     Args:
-        path: ``runs/MODEL_NAME``; it need not exist.
+        path: the run's folder, ``runs/MODEL_NAME``; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,15 +63,15 @@ class RunRecords:
         self.checkpoints = path / "checkpoints"
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, if there is one."""
+        """Return the path of the newest complete checkpoint; None where there is none."""
         found = find_checkpoints(self.checkpoints)
         return found[-1] if found else None
 
     def write_status(self, **values: Any) -> None:
-        """Replace ``run_status.json``; the newest checkpoint is added to the values.
+        """Replace ``run_status.json`` by these values and the step of the newest checkpoint.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the file cannot be written.
         """
         saved = self.newest_checkpoint()
         values = {"checkpoint_step": None if saved is None else step_of(saved), **values}
@@ -79,12 +79,13 @@ class RunRecords:
             write_whole(self.status, json.dumps({key: finite(value) for key, value in values.items()}, indent=1))
 
     def amend_status(self, **values: Any) -> None:
-        """Change entries of ``run_status.json`` and keep the others; any rank may.
+        """Change entries of ``run_status.json`` and keep all others. Any rank may call this.
 
-        The newest checkpoint that it names stays, even if that is gone: the next start must report it as missing.
+        A checkpoint that the file names stays named even if it is gone, unless a newer one exists: the next start must report
+        it as missing.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the file cannot be written.
         """
         known, saved = self._read_status(), self.newest_checkpoint()
         steps = [_checkpoint_step(known), None if saved is None else step_of(saved)]
@@ -92,12 +93,12 @@ class RunRecords:
         self.write_status(**{**known, "checkpoint_step": newest, **values})
 
     def read_state(self) -> str | None:
-        """The state in ``run_status.json``; None where there is no such file, or a broken one."""
+        """Return the state in ``run_status.json``; None where the file is missing or broken."""
         state = self._read_status().get("state")
         return None if state is None else str(state)
 
     def read_past(self) -> Past:
-        """What the files say of the run's past."""
+        """Read what status, metrics and configuration say of the run's past."""
         status = self._read_status()
         last_step, skipped_since = 0, None
         for entry in self.read_steps():
@@ -114,7 +115,7 @@ class RunRecords:
             return {}
 
     def gaps(self, history: History) -> list[str]:
-        """What the files lack of the steps that a history is of: a line each."""
+        """List what ``metrics.jsonl`` and the ledger lack of the steps up to the history's, as a line for each file."""
         notes, step = [], history.step
         if history.first_missing is not None:
             which = f"{step - history.recorded:,} of the {step:,} steps, from step {history.first_missing:,} on"
@@ -126,20 +127,20 @@ class RunRecords:
         return notes
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
-        """The lines of ``metrics.jsonl`` that are of steps, in their order; none where there is no such file."""
+        """Yield the values in the step lines of ``metrics.jsonl``, in their order; none where there is no file."""
         return (values for _, values in metric_lines(self.metrics) if "loss" in values)
 
     def add_sample(self, step: int, text: str) -> None:
-        """Append a sample to ``samples.txt``.
+        """Append the sample of a step to ``samples.txt``.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the file cannot be written.
         """
         with writing(self.samples), self.samples.open("a", encoding="utf-8") as file:
             file.write(sample_text(step, text))
 
     def read_samples(self) -> list[tuple[int, str]]:
-        """The steps of ``samples.txt`` with their texts; none where there is no such file."""
+        """Return (step, text) of each sample in ``samples.txt``; none where there is no file."""
         if not self.samples.is_file():
             return []
         whole = read_text(self.samples, SAMPLES_LIMIT, errors="replace")
@@ -148,11 +149,11 @@ class RunRecords:
 
 
 def _checkpoint_step(status: dict[str, Any]) -> int | None:
-    """The step of the newest checkpoint, by a status."""
+    """The step of the newest checkpoint that a status names; None where it names none, or no valid step."""
     step = status.get("checkpoint_step")
     return step if type(step) is int and 0 <= step <= MOST_STEPS else None
 
 
 def sample_text(step: int, text: str) -> str:
-    """A sample in the form of ``samples.txt``."""
+    """Format a sample as ``samples.txt`` has it."""
     return f"{_SAMPLE_MARK}{step}\n{text}\n"

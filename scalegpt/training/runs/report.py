@@ -1,4 +1,4 @@
-"""``report.html``: a finished run on one self-contained page: curves, figures, settings, the last sample."""
+"""Write ``report.html``: one self-contained page on a run, with curves, key figures, settings and the last sample."""
 
 import math
 import statistics
@@ -16,16 +16,17 @@ from scalegpt.training.runs.metrics_file import metric_lines
 from scalegpt.units import human_count, human_time
 
 TRAINING, HELD_OUT = 1, 2
-"""The colours of the two losses."""
+"""Colour numbers of the training loss and the held-out loss."""
 
 Points = Sequence[tuple[float, float]]
+"""The points of a curve, as (step, value)."""
 
 
 def write_report(directory: RunDirectory) -> None:
     """Write the report of a run from the files in its directory.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the report cannot be written.
     """
     steps, evaluations = read_metrics(directory)
     status = read_object(directory.status)
@@ -49,26 +50,27 @@ def write_report(directory: RunDirectory) -> None:
 
 
 def read_metrics(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of ``metrics.jsonl``: of steps, and of evaluations."""
+    """Return the values in the step lines of ``metrics.jsonl``, and those in its evaluation lines."""
     entries = [values for _, values in metric_lines(directory.metrics)]
     return [entry for entry in entries if "loss" in entry], [entry for entry in entries if "val_loss" in entry]
 
 
 def smoothed(points: Points, most: int = 400) -> list[tuple[float, float]]:
-    """Means of neighbours, so that at most ``most`` points are drawn."""
+    """Average neighbouring points so that at most ``most`` are left. Each mean is at the step of its last point."""
     size = max(1, math.ceil(len(points) / most))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def chart(caption: Caption, line: Points, dots: Points = (), write: Callable[[float], str] | None = None) -> str:
-    """A line over steps, and a dotted line, as an SVG chart; both axes have round numbers.
+    """Draw an SVG chart with a curve over steps, and a second curve whose points have dots. Both axes have round numbers.
 
     Args:
         caption: title and description.
-        line: (step, value) of the points of the line.
-        dots: the same of the dotted line.
-        write: writes a value at the axis, which then begins at zero; None: with the decimals in which neighbours differ.
+        line: points of the first curve.
+        dots: points of the second curve.
+        write: formats the numbers at the value axis, which then begins at zero. None: the axis begins near the smallest
+            value, and its numbers have as many decimals as they need to differ.
     """
     points = [*line, *dots]
     if not points:
@@ -107,7 +109,7 @@ def _figures(steps: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, s
 
 
 def _timed(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps whose line says how long they took; one that another program wrote may not."""
+    """The steps whose lines have a duration and a speed. Lines that another program wrote may lack them."""
     return [entry for entry in steps if {entry.get("step_seconds"), entry.get("tokens_per_second")}.isdisjoint({None})]
 
 

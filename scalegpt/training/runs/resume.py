@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: the newest that is whole, and that the run itself has written."""
+"""Choose the checkpoint that a run resumes from: the newest one that is whole and that the run itself has written."""
 
 import json
 from dataclasses import dataclass, replace
@@ -21,20 +21,20 @@ from scalegpt.training.runs.directory import RUN_ID, RunDirectory
 from scalegpt.training.runs.records import Past
 
 MOST_NAMED = 6
-"""A message names at most this many of a run's checkpoints."""
+"""Largest number of a run's checkpoints that one message names."""
 
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """The checkpoint that a run resumes from, and what else was found.
+    """The checkpoint that a run resumes from, and what was found about its other checkpoints.
 
     Attributes:
-        checkpoint: verified; None where the run has none yet.
-        past: what the run's other files say.
-        damaged: newer ones that are not whole, and what is wrong with each.
-        missing: the step of a newer one that the run is known to have had.
-        earlier: the one before it, whole or not.
-        replaced: newer ones, where the user asked for an earlier step.
+        checkpoint: the verified checkpoint to resume from; None where the run has none yet.
+        past: what the run's other files say of its past.
+        damaged: newer checkpoints that are not whole, as (path, what is wrong).
+        missing: step of a newer checkpoint that the run is known to have had and that is gone; None: none is gone.
+        earlier: the next older checkpoint, whole or not; None: there is none.
+        replaced: newer checkpoints that are set aside, where the user asked for an earlier step.
     """
 
     checkpoint: Checkpoint | None
@@ -46,7 +46,7 @@ class CheckpointChoice:
 
     @property
     def notes(self) -> list[str]:
-        """Lines for the user: on checkpoints that are damaged, missing or replaced, or on a start from the beginning."""
+        """Lines to print: on checkpoints that are damaged, missing or replaced, or on a start from the beginning."""
         assert self.checkpoint is not None or not self.damaged
         if self.checkpoint is None:
             steps = self.past.last_step
@@ -67,7 +67,7 @@ class CheckpointChoice:
         return [*notes, *self._suspicion()]
 
     def _suspicion(self) -> list[str]:
-        """A warning where every step since the checkpoint was skipped: its weights may be ruined."""
+        """A warning that the weights may be ruined, where every step since the checkpoint was skipped; else empty."""
         first, chosen = self.past.skipped_since, self.checkpoint
         if first is None or chosen is None or self.replaced or first != chosen.manifest.header.progress.step + 1:
             return []
@@ -81,12 +81,18 @@ class CheckpointChoice:
 def choose_checkpoint(
     directory: RunDirectory, world: World, *, trusted: bool, step: int | None = None
 ) -> CheckpointChoice:
-    """Find and verify the checkpoint to resume from; all ranks must call it together, and share the reading.
+    """Find and verify the checkpoint to resume from; all ranks must call it together, and each verifies a share of the files.
+
+    Args:
+        directory: the run's directory.
+        world: the ranks.
+        trusted: whether to accept a checkpoint that another run has written.
+        step: take the checkpoint of this step; None: take the newest whole one.
 
     Raises:
-        InputError: there are checkpoints, but none is whole; or the one to take is of another version or another run; or the
-            run is known to have had some, and they are gone; or the step that was asked for has none.
-        UnreadableError: the newest that may be whole cannot be read now.
+        InputError: there are checkpoints, but all are damaged; or the chosen one is of another version or another run; or the
+            run is known to have had checkpoints, and they are gone; or the step that was asked for has no checkpoint.
+        UnreadableError: a checkpoint that may be whole cannot be read now, and no newer one is whole.
     """
     candidates, run_id, past = world.on_first(
         lambda: (find_checkpoints(directory.checkpoints), directory.read_id(), directory.read_past())
@@ -117,10 +123,10 @@ def choose_checkpoint(
 
 
 def _of_step(directory: RunDirectory, found: list[Path], step: int) -> tuple[list[Path], tuple[Path, ...]]:
-    """The checkpoint of a step, and those after it.
+    """Return the checkpoint of a step, as a list of one, and the checkpoints of later steps.
 
     Raises:
-        InputError: there is none.
+        InputError: the step has no checkpoint.
     """
     if step not in map(step_of, found):
         there = f"it has {', '.join(str(step_of(path)) for path in found[-MOST_NAMED:])}" if found else "it has none"
@@ -129,10 +135,10 @@ def _of_step(directory: RunDirectory, found: list[Path], step: int) -> tuple[lis
 
 
 def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str | None) -> None:
-    """Refuse a checkpoint of another run.
+    """Refuse a checkpoint that another run has written.
 
     Raises:
-        InputError: it does not carry the run's id.
+        InputError: the checkpoint's run id is not this run's.
     """
     if checkpoint.manifest.header.run == run_id:
         return
@@ -147,10 +153,10 @@ def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str |
 def _refuse_lost(
     directory: RunDirectory, damaged: list[tuple[Path, str]], missing: int | None, past: Past, step: int | None
 ) -> None:
-    """Refuse to begin again where the run had checkpoints.
+    """Refuse to start from the beginning where the run had checkpoints, or may have had some.
 
     Raises:
-        InputError: they are damaged or gone.
+        InputError: the checkpoints are damaged or gone.
     """
     if damaged and step is not None:
         raise InputError(f"{damaged[0][1]}; give another --resume_step, or omit it")
@@ -171,15 +177,15 @@ def _refuse_lost(
 
 
 def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
-    """Where a run whose last steps were all skipped can resume from, in words.
+    """Return a sentence on where a run whose last steps were all skipped can resume from.
 
-    The step before them may have ruined the weights: it was judged by the loss before it. So a checkpoint is good if the step
-    after its own was taken, and so was another one.
+    The last step before the skipped ones may have ruined the weights, since it was judged by the loss before its update. So
+    only checkpoints from before that step count as good.
 
     Args:
         found: the run's checkpoints, oldest first.
-        first_skipped: the first of the steps.
-        hint: what resumes the run (:func:`resume_hint`).
+        first_skipped: the first of the skipped steps.
+        hint: the command that resumes the run, in words (:func:`resume_hint`).
     """
     good = [path for path in found if step_of(path) < first_skipped - 1 and _is_usable(path)]
     if not found:
@@ -207,11 +213,14 @@ def _is_usable(path: Path) -> bool:
 
 
 def verified(path: Path, world: World) -> tuple[Checkpoint | None, str]:
-    """The checkpoint, if every rank finds its share of the files whole; else what is wrong. All must call it together.
+    """Open a checkpoint and verify its files, each rank its share; all ranks must call it together.
+
+    Returns:
+        The checkpoint and an empty string; None and what is wrong, where a rank finds damage.
 
     Raises:
-        UnreadableError: some rank cannot read it now.
-        InputError: it is whole, but of another version.
+        UnreadableError: a rank cannot read the checkpoint now.
+        InputError: the checkpoint is of another version.
     """
     checkpoint, problem = None, None
     try:
@@ -238,10 +247,18 @@ def starting_progress(
     *,
     allowed: frozenset[str],
 ) -> tuple[Progress, dict[str, str]]:
-    """The progress that a run starts from, and how its tokens differ from before, each as ``old → new``.
+    """Return the progress that a run starts from, and the changes of its tokenizer and data, each as ``old → new``.
+
+    Args:
+        choice: the checkpoint to resume from, if there is one.
+        directory: the run's directory.
+        run: the configuration.
+        data: the tokens that the run would train on.
+        digest: SHA-256 of the tokenizer and these tokens.
+        allowed: names of the settings that a resumed run may change, and ``data`` for the tokens.
 
     Raises:
-        InputError: the checkpoint was trained on other tokens, and that is not allowed.
+        InputError: the checkpoint was trained on other tokens, and that change is not allowed.
     """
     if choice.checkpoint is None:
         return Progress(step=0, tokens=0), {}
@@ -259,7 +276,14 @@ def starting_progress(
 
 
 def token_changes(header: Header, data: TokenSet, digest: str, before: Stretch | None) -> dict[str, str]:
-    """How tokenizer and tokens differ from those that a checkpoint was trained on, each as ``old → new``."""
+    """The changes of tokenizer and tokens since a checkpoint, each as ``old → new``.
+
+    Args:
+        header: the checkpoint's manifest entries on its run.
+        data: the present tokens.
+        digest: SHA-256 of the present tokenizer and tokens.
+        before: the ledger's line for the checkpoint's step; None: not known.
+    """
     changes = {}
     if json.dumps(header.tokenizer, sort_keys=True) != json.dumps(data.tokenizer.as_dict(), sort_keys=True):
         old, new = Tokenizer.from_dict(header.tokenizer), data.tokenizer
@@ -272,7 +296,7 @@ def token_changes(header: Header, data: TokenSet, digest: str, before: Stretch |
 
 
 def _with_loss_scale(header: Header, run: RunConfig) -> Progress:
-    """The progress of a checkpoint; a changed precision starts with its own loss scale."""
+    """The progress of a checkpoint, with a fresh loss scale where the precision has changed since."""
     precision = run.train.precision
     if header.train.get("precision", precision) == precision:
         return header.progress
@@ -280,7 +304,7 @@ def _with_loss_scale(header: Header, run: RunConfig) -> Progress:
 
 
 def first_stretch(run: RunConfig, batch: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
-    """The data that the steps after a progress consume, as a line of the ledger."""
+    """The ledger line on the data windows that the steps after this progress consume."""
     return Stretch(
         first_step=progress.step + 1,
         first_window=progress.sequences,
@@ -295,13 +319,13 @@ def first_stretch(run: RunConfig, batch: BatchPlan, data: TokenSet, digest: str,
 
 
 def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) -> str:
-    """The command that resumes a run later, in words: a run that ``--fresh`` began may have another name by then.
+    """Say in words with which command the run can be resumed later.
 
     Args:
-        name: the run's, which is its folder's.
-        asked: the name in the command, or its preset.
+        name: the name of the run and its folder; ``--fresh`` may have given it a number.
+        asked: the name in the command, in its file or preset.
         fresh: whether the command has ``--fresh``.
-        goes_back: whether it has ``--resume_step``.
+        goes_back: whether the command has ``--resume_step``.
     """
     if goes_back:
         return "the same command without --resume_step"
@@ -311,7 +335,14 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
 
 
 def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
-    """A line on where a run resumes, and which of its steps it repeats."""
+    """The printed line on the checkpoint that a run resumes from, and the steps that it repeats.
+
+    Args:
+        checkpoint: path of the checkpoint.
+        progress: the progress that the run starts from.
+        total: total number of steps.
+        taken: last step that the run took before.
+    """
     first = progress.step + 1
     several = f"steps {first} to {taken} were taken before, and are repeated"
     lost = f"step {first} was taken before, and is repeated" if taken == first else several

@@ -1,4 +1,4 @@
-"""What a run prints of itself at its start, what it keeps of that in ``plan.json``, and which settings have no effect."""
+"""The description that a run prints at its start, the content of ``plan.json``, and notes on settings without effect."""
 
 from collections.abc import Iterator, Set
 from typing import Any
@@ -19,12 +19,12 @@ from scalegpt.units import format_bytes
 
 
 def total_steps(train: TrainConfig, batch: BatchPlan) -> int:
-    """Optimizer steps until ``max_iters`` or ``max_tokens``, whichever comes first."""
+    """Number of optimizer steps until ``max_iters`` or ``max_tokens`` is reached, whichever comes first."""
     return length.total_steps(train, batch.tokens)
 
 
 def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, compiled: bool) -> str:
-    """The first lines of a run: model, data, step, machine, states."""
+    """The lines that a run prints first: on its model, data, step, machine and model states."""
     model, train, parallel = run.model, run.train, run.parallel
     parameters = count_parameters(model).total
     steps = total_steps(train, batch)
@@ -45,18 +45,18 @@ def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, 
 
 
 def _read_as(data: TokenSet) -> str:
-    """In which encodings the text was read, where that is known."""
+    """The encodings in which the text was read, in words; empty where they are not known."""
     return f", read as {', '.join(data.encodings)}" if data.encodings else ""
 
 
 def _threads(world: World) -> str:
-    """The threads of a rank that computes on a CPU."""
+    """The number of threads of a rank on a CPU, in words; empty on a card."""
     count = torch.get_num_threads()
     return f" of {count} thread{'s' if count > 1 else ''}" if world.device.type == "cpu" else ""
 
 
 def plan_summary(run: RunConfig, plan: Plan, world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of ``plan.json``; settings: those of DeepSpeed."""
+    """The content of ``plan.json``; ``settings`` is DeepSpeed's configuration, or None for other backends."""
     batch = plan.batch
     return {
         "parameters": count_parameters(run.model).total,
@@ -81,7 +81,10 @@ def plan_summary(run: RunConfig, plan: Plan, world: World, settings: dict[str, A
 
 
 def unused(run: RunConfig, batch: BatchPlan, given: Set[str]) -> Iterator[str]:
-    """A line for each setting that was given and has no effect; none for one at its default."""
+    """Yield a line for each setting that has no effect in this run although the user gave it a value other than the default.
+
+    ``loss_chunk`` also gets a line where it exceeds the tokens of a micro batch.
+    """
     train, default = run.train, TrainConfig()
     others = frozenset().union(*OWN_SETTINGS.values()) - OWN_SETTINGS[train.optimizer]
     given = {key for key in given & (others | {"loss_chunk"}) if getattr(train, key) != getattr(default, key)}

@@ -1,4 +1,4 @@
-"""The data of a run: prepared once on each machine, opened on every rank. A resumed run keeps the tokens that it has."""
+"""Prepare a run's data once on each machine, and open them on every rank. A resumed run keeps its earlier tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.units import human_count
 
 REPORTED_FROM = 50_000_000
-"""Bytes of text from which on the preparation reports its progress."""
+"""The preparation of more bytes of text than this reports its progress."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class ReadyData:
     """The tokens of a run, and the settings that follow from them.
 
     Attributes:
-        tokens: opened on this rank.
-        digest: SHA-256 of tokenizer and tokens.
-        settings: the data settings, with the tokenizer of the tokens.
-        model: the model settings, with the vocabulary of the tokens.
+        tokens: the training and held-out tokens, opened on this rank.
+        digest: SHA-256 of the tokenizer and the tokens.
+        settings: the data settings, with the kind of tokenizer that made the tokens.
+        model: the model settings, with a vocabulary that fits the tokens.
     """
 
     tokens: TokenSet
@@ -43,7 +43,7 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
     """Prepare and check the data once on each machine, then open them on every rank; all ranks must call it together.
 
     Raises:
-        InputError: the data cannot be used, or machines have different ones.
+        InputError: the data cannot be used, or differ between machines.
         Stopped: a rank was asked to stop.
     """
     run = request.run
@@ -77,9 +77,10 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
 
 
 def tokens_to_keep(request: Request) -> str | None:
-    """The digest of the tokens that a run resumes with, even if their text has changed; None: the text decides.
+    """Return the digest of the tokens that a resumed run keeps even if their text has changed since.
 
-    The text decides where the run has no checkpoint yet, and where the user asks for other data.
+    None means that the text is read as it is now. This is so where the run has no checkpoint yet, or where the user asks for
+    other data.
     """
     directory = RunDirectory(request.runs_dir / request.run.name)
     saved = directory.newest_checkpoint()
@@ -95,13 +96,13 @@ def tokens_to_keep(request: Request) -> str | None:
         return None
     try:
         return read_manifest(saved).header.data
-    except InputError:  # damaged: an earlier one will be chosen, of the same tokens
+    except InputError:  # the checkpoint is damaged: an earlier one of the same tokens will be chosen
         stretches = directory.ledger.read()
         return stretches[-1].data if stretches else None
 
 
 def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
-    """Reports each tenth of a long preparation, and ends it where a stop is requested."""
+    """Make a callback that reports each tenth of a long preparation, and ends the preparation if a stop is requested."""
     reported = {0}
 
     def report(done: int, total: int) -> None:
@@ -115,9 +116,10 @@ def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
 
 
 def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tuple[DataConfig, ModelConfig]:
-    """The settings with the tokenizer of the tokens, and with its vocabulary where the user has not given one.
+    """Return the data settings with the tokenizer of the tokens, and the model settings with a vocabulary that fits it.
 
-    A preset's 50,304 rows are GPT-2's vocabulary: of no use to bytes or characters, and thirty times as slow.
+    A vocabulary that the user gave stays. A preset's 50,304 is GPT-2's: for bytes or characters most of its rows would be
+    useless, and it would be thirty times as slow.
 
     Raises:
         InputError: the user names another tokenizer than the one that prepared the data.

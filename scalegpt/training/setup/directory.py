@@ -1,4 +1,4 @@
-"""Where a run starts: its folder, claimed and locked, and the checkpoint that it resumes from."""
+"""Choose and lock a run's folder, find the checkpoint to resume from, and write the folder's first files."""
 
 import os
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ from scalegpt.training.setup.data import ReadyData
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts or resumes.
+    """The folder and the checkpoint from which a run starts or resumes.
 
     Attributes:
-        directory: the run's, locked.
-        choice: the checkpoint that it resumes from, if there is one.
-        progress: what that says; step 0 without one.
-        history: what ``metrics.jsonl`` says up to that step.
-        changes: what differs from the run so far, each as ``old → new``.
-        notes: lines for the user.
+        directory: the run's directory, locked.
+        choice: the checkpoint that the run resumes from, if there is one.
+        progress: the checkpoint's progress; step 0 without a checkpoint.
+        history: what ``metrics.jsonl`` says of the steps up to the progress.
+        changes: settings and data that differ from the run so far, each as ``old → new``.
+        notes: lines to print.
     """
 
     directory: RunDirectory
@@ -48,16 +48,16 @@ class Start:
 def open_run(
     request: Request, run: RunConfig, batch: BatchPlan, data: ReadyData, world: World, stop: StopRequest
 ) -> Start:
-    """Claim and lock the run's folder, and find its checkpoint; all ranks must call it together.
+    """Choose and lock the run's folder, and find the checkpoint to resume from; all ranks must call it together.
 
     Raises:
-        InputError: the folder holds another run, cannot be written or lacks room, or another process trains the run; or no
-            checkpoint can be resumed from.
+        InputError: the folder holds another run, cannot be written or lacks room; or another process trains the run; or the
+            run has checkpoints, and none can be resumed from.
         Stopped: a rank was asked to stop.
     """
     directory, changes = world.on_first(lambda: _claim(request, run, batch, world.size))
     stop.check(world)
-    # Before the checkpoints are looked at: another process may be writing them.
+    # Lock before the checkpoints are read: another process may be writing them.
     weaknesses = world.on_first(directory.lock)
     try:
         choice = choose_checkpoint(directory, world, trusted=request.trust_checkpoint, step=request.resume_step)
@@ -74,7 +74,11 @@ def open_run(
 
 
 def _claim(request: Request, run: RunConfig, batch: BatchPlan, ranks: int) -> tuple[RunDirectory, dict[str, str]]:
-    """The run's directory, which can be written and has room, and what differs from the run so far; first rank only."""
+    """Choose the run's directory, and check that it is writable and has room. Rank 0 only.
+
+    Returns:
+        The directory, and the settings that differ from the run so far, each as ``old → new``.
+    """
     directory = RunDirectory.choose(request.runs_dir, run, fresh=request.fresh, allowed=request.allow_change)
     parent = request.runs_dir
     try:
@@ -89,10 +93,10 @@ def _claim(request: Request, run: RunConfig, batch: BatchPlan, ranks: int) -> tu
 
 
 def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> None:
-    """Refuse a run whose checkpoints the disk cannot hold: those it keeps, and one more while the oldest is replaced.
+    """Refuse a run whose checkpoints the disk cannot hold: all that are kept, and one more while the oldest is replaced.
 
     Raises:
-        InputError: too little is free.
+        InputError: the disk has too few free bytes.
     """
     train = run.train
     ever = 1 + (total_steps(train, batch) // train.checkpoint_every if train.checkpoint_every else 0)
@@ -102,17 +106,24 @@ def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> N
 
 
 def write_start(start: Start, run: RunConfig, plan: dict[str, Any], stretch: Stretch, resume_step: int | None) -> None:
-    """Clean the folder and write what belongs there before the first step; first rank only, which has the lock.
+    """Clean the run's folder, and write the files that it needs before the first step. Rank 0 only, which holds the lock.
 
-    A finished run keeps its files.
+    Of a run that has no steps left, no file is rewritten.
+
+    Args:
+        start: where the run starts.
+        run: the configuration.
+        plan: the content of ``plan.json``.
+        stretch: the ledger's line on the data of the next steps.
+        resume_step: step that ``--resume_step`` asks for; None: not given.
     """
     directory, step = start.directory, start.progress.step
     with writing(directory.path):
         remove_temporaries(directory.path)
-        store.remove_leftovers(directory.checkpoints)  # what it cannot delete is reported with the next pruning
+        store.remove_leftovers(directory.checkpoints)  # the next pruning reports what cannot be deleted
         store.remove_amendments(directory.checkpoints)
         for path in store.named_as_checkpoints(directory.checkpoints):
-            if store.step_of(path) > step:  # that step will be saved again
+            if store.step_of(path) > step:  # the run takes and saves this step again
                 store.set_aside(path, store.REPLACED if path in start.choice.replaced else store.DAMAGED)
         if resume_step is not None:
             note_going_back(directory.path, resume_step)

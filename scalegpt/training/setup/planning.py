@@ -1,7 +1,7 @@
-"""What the planner chooses for a run that is about to start: the first rank plans, and all ranks use its answer.
+"""Let the planner choose the layout of a run that is about to start. Rank 0 plans, and all ranks use its answer.
 
-The micro batch and what to recompute are chosen unless the user, or for recompute a preset, names them. Backend, ZeRO stage,
-offload and loss are chosen only where they are ``auto``.
+The micro batch is chosen unless the user gives it, the recompute policy unless the user or the preset gives it. Backend,
+ZeRO stage, offload and loss are chosen only where they are ``auto``.
 """
 
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ from scalegpt.training.memory import machine_of
 from scalegpt.units import gib
 
 TOLERANCE = 0.1
-"""A run whose settings are all given is refused where it lacks more than this share of what it needs."""
+"""On a card, a run whose settings are all given is refused where it lacks more than this share of the memory it needs."""
 
 NOTABLE = 0.02
-"""Share of a card's memory below which what other processes hold is not reported."""
+"""Memory of other processes up to this share of a card's memory is neither reported nor subtracted."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Planned:
     """The run with its layout chosen.
 
     Attributes:
-        run: nothing in it is open any more.
-        plan: the prediction for it.
-        notes: lines for the user.
+        run: the configuration, in which no setting is left to the planner.
+        plan: the predicted memory and time of the run.
+        notes: lines to print.
     """
 
     run: RunConfig
@@ -48,21 +48,23 @@ class Planned:
 
     @property
     def batch(self) -> BatchPlan:
-        """How a step is divided."""
+        """How a step's tokens are divided into ranks and micro batches."""
         return self.plan.batch
 
 
 def choose_layout(
     run: RunConfig, world: World, *, open_: frozenset[str], margin: float, reopen: frozenset[str] = frozenset()
 ) -> Planned:
-    """Choose what is open; all ranks must call it together. A CPU process is then set to free memory as the plan assumes.
+    """Choose the open settings of a run; all ranks must call it together.
+
+    On a CPU, also makes this process return freed memory to the system, where the plan assumes that.
 
     Args:
-        run: a run whose precision and vocabulary are known.
+        run: the configuration, whose precision and vocabulary are known.
         world: the ranks.
-        open_: the settings to choose.
+        open_: names of the settings to choose.
         margin: share of a card's memory to leave free.
-        reopen: settings that an earlier process of the run chose. They are chosen anew where they no longer fit.
+        reopen: names of settings that an earlier process of the run chose; they are chosen anew if they no longer fit.
 
     Raises:
         InputError: the step cannot be divided among the ranks, or nothing fits.
@@ -104,7 +106,8 @@ def _choose(question: Question, notes: tuple[str, ...], reopen: frozenset[str] =
 def _is_too_large(plan: Plan) -> bool:
     """Whether a plan whose settings are all given is refused.
 
-    On a card the prediction may be a little high. On a CPU nothing may be lacking: the whole machine would run out of memory.
+    On a card a small lack is tolerated, since the prediction may be a little high. On a CPU no lack is tolerated, since the
+    whole machine would run out of memory.
     """
     if not plan.fits_host:
         return True
@@ -113,7 +116,11 @@ def _is_too_large(plan: Plan) -> bool:
 
 
 def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
-    """This machine, with the memory that the fullest card has left for the run, and notes."""
+    """Describe this machine with the memory that the rank with the least has for the run; all ranks must call it together.
+
+    Returns:
+        The machine, and lines to print where cards differ or other processes hold memory.
+    """
     machine = machine_of(world)
     usable, host = machine.usable_bytes, machine.host_bytes
     if usable is None:
@@ -123,7 +130,7 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
     if not machine.is_gpu:
         return replace(machine, usable_bytes=smallest), ()
     free, total = torch.cuda.mem_get_info(world.device)
-    context = Overheads.of(run, machine.card, 1).context  # torch made one to answer
+    context = Overheads.of(run, machine.card, 1).context  # bytes of the CUDA context that torch made in this process
     taken = world.largest(max(0, total - free - context))
     notes = []
     if smallest < usable:
@@ -135,7 +142,10 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
 
 
 def _chosen_line(question: Question, plan: Plan) -> tuple[str, ...]:
-    """A line on what was chosen; none where a CPU takes the micro batch as it is."""
+    """The printed line on the chosen settings.
+
+    Empty on a CPU where only micro batch and recompute were open, the micro batch is kept and nothing is recomputed.
+    """
     wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
     if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:
         changed = [f"micro batch {taken} rather than {wanted}"] if taken < wanted else []
@@ -158,7 +168,7 @@ def _chosen_line(question: Question, plan: Plan) -> tuple[str, ...]:
 
 
 def _refusal(question: Question, closest: Plan | None) -> str:
-    """Why a run is not started, and what would fit."""
+    """The error message for a run that does not fit: memory needed and available, and settings that would fit."""
     machine, run = question.machine, question.run
     if closest is not None and closest.fits and not closest.fits_host:
         return f"{run.name} does not fit: offload needs {host_words(closest)}; {_advice(remedies(question), closest)}"

@@ -1,4 +1,4 @@
-"""From a request to a job ready to train. What can be refused is refused here, before the first step."""
+"""Turn a request into a job that is ready to train. All that can be refused is refused here, before the first step."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,13 +32,13 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     """Resolve, plan, prepare the data, open the run's folder and build the model; all ranks must call it together.
 
     Args:
-        request: what to train.
+        request: the user's request.
         world: the ranks.
-        stop: whether this process was asked to stop meanwhile; None: nobody can ask.
+        stop: records whether this process is asked to stop during the set-up; None: nobody can ask.
 
     Raises:
-        InputError: a setting, the data or the run's directory cannot be used; nothing in that directory was changed.
-        Stopped: a rank was asked to stop; nothing but the lock was changed.
+        InputError: a setting, the data or the run's directory cannot be used. No file of the directory was changed.
+        Stopped: a rank was asked to stop. No file of the run's directory but the lock was changed.
     """
     stop = stop or StopRequest()
     resolved = resolve_request(request, world)
@@ -88,13 +88,17 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
 
 
 def _plan(resolved: Resolved, run: RunConfig, world: World) -> Planned:
-    """The layout of a run, which this installation can train with."""
+    """Choose the layout of a run, and check that this installation can train with it.
+
+    Raises:
+        InputError: nothing fits, or the optimizer, the backend or the loopback interface cannot be used.
+    """
     request = resolved.request
     planned = choose_layout(run, world, open_=resolved.open, margin=request.margin, reopen=request.open)
     check_optimizer(planned.run)
     check_installed(planned.run.parallel.backend)
     if world.size == 1 and not planned.run.parallel.spec.one_process:
-        use_loopback()  # refuses a machine without one before anything is written
+        use_loopback()  # refuses a machine without a loopback interface before anything is written
     return planned
 
 
@@ -105,10 +109,12 @@ def _deepspeed_settings(run: RunConfig, batch: BatchPlan, world: World) -> dict[
 
 
 def _prompt(run: RunConfig, data: ReadyData) -> list[int]:
-    """The ids that samples continue: those of the prompt given, else the end of a text, else the first held-out token.
+    """Return the token ids that samples continue.
+
+    They are those of ``sample_prompt``; without it the end-of-text token; without such a token the first held-out token.
 
     Raises:
-        InputError: the vocabulary lacks a part of the prompt.
+        InputError: a token of the prompt is not in the vocabulary.
     """
     given, tokenizer, vocab_size = run.train.sample_prompt, data.tokens.tokenizer, run.model.vocab_size
     if not given:
@@ -136,7 +142,7 @@ def _describe(
     logger: Logger,
     hint: str,
 ) -> None:
-    """Print what the run is, and every note and warning of the stages."""
+    """Print the run's description, and every note and warning of the stages."""
     request, batch, steps = resolved.request, planned.batch, total_steps(run.train, planned.batch)
     if resolved.warning:
         logger.say(f"warning: {resolved.warning}")
@@ -156,7 +162,7 @@ def _describe(
 
 
 def _load(backend: Backend, start: Start, run: RunConfig, steps: int, logger: Logger) -> None:
-    """Give a backend its initial weights, or the state of the checkpoint."""
+    """Load the initial weights into a backend, or the state of the checkpoint to resume from."""
     checkpoint = start.choice.checkpoint
     if checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
@@ -166,7 +172,7 @@ def _load(backend: Backend, start: Start, run: RunConfig, steps: int, logger: Lo
 
 
 def _report_changes(start: Start, run: RunConfig, steps: int, world: World, logger: Logger) -> None:
-    """Print what differs from the run so far, if steps are left, and what that does to the learning rate."""
+    """Print the settings that differ from the run so far, if steps are left, and the effect on the learning rate."""
     directory, step = start.directory, start.progress.step
     for key, change in start.changes.items() if step < steps else ():
         logger.say(f"changed  {key}: {change}")

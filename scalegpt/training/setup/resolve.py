@@ -1,4 +1,4 @@
-"""A request on this machine: everything filled in that neither the planner nor the data decide."""
+"""Fill in the open settings of a request that neither the planner nor the data decide, such as the precision."""
 
 import re
 from contextlib import suppress
@@ -20,23 +20,23 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
 
 LONGEST_NAME = 200
-"""File systems allow 255; ``--fresh`` appends a number."""
+"""Largest number of characters in a run's name. File systems allow 255, and ``--fresh`` appends a number."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request on this machine.
+    """A request with the settings filled in that this machine and the run so far decide.
 
     Attributes:
-        request: as a launcher's restart has to read it.
-        run: its precision is fixed, and so is what an earlier process of the run chose. Tokenizer and vocabulary are those
-            that are expected of the data.
-        open: the settings that the planner still has to choose.
-        compiled: whether the blocks are compiled.
-        warning: why they are not, although that was asked for.
-        notes: lines for the user.
+        request: the request, which in a launcher's restart resumes the run that the first start began.
+        run: the configuration with its precision, with the layout that an earlier process of the run chose, and with the
+            tokenizer and vocabulary that are expected of the data.
+        open: names of the settings that the planner still has to choose.
+        compiled: whether the model's blocks are compiled.
+        warning: why the blocks are not compiled although that was asked for; None: there is nothing to warn of.
+        notes: lines to print.
     """
 
     request: Request
@@ -48,10 +48,10 @@ class Resolved:
 
 
 def resolve_request(request: Request, world: World) -> Resolved:
-    """Fix the precision, try the attention backend, decide on compiling; all ranks must call it together.
+    """Choose the precision, try the attention backend, decide on compiling; all ranks must call it together.
 
     Raises:
-        InputError: the name, or a setting that this machine does not have.
+        InputError: the run's name is no folder name, or this machine does not support a setting.
     """
     check_name(request.run.name)
     request = world.on_first(lambda: _as_restarted(request))
@@ -61,7 +61,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
     if "backend" not in open_:
         check_ranks(run, world.size)
     rows = train.micro_batch * run.model.block_size
-    # On a CPU matmuls are timed, so one rank decides for all.
+    # On a CPU the precision is chosen by timing matmuls, which may differ between ranks, so rank 0 decides for all.
     precision = world.on_first(lambda: resolve_precision(train.precision, world.device, run.model, rows))
     if "backend" not in open_:
         check_precision(run.parallel.backend, precision, world.device)
@@ -76,7 +76,8 @@ def check_name(name: str) -> None:
     """Refuse a model name that is no plain folder name.
 
     Raises:
-        InputError: it holds a separator, starts with a dot, or is too long.
+        InputError: the name is empty or too long, starts with a character other than a letter or digit, or has characters
+            other than letters, digits, dot, underscore and hyphen.
     """
     if len(name) > LONGEST_NAME:
         raise InputError(
@@ -89,7 +90,11 @@ def check_name(name: str) -> None:
 
 
 def _as_restarted(request: Request) -> Request:
-    """The request as a launcher's restart must read it: it resumes the run that the first start began, at its newest step."""
+    """Change the request if this is a launcher's restart.
+
+    The restart resumes the run that the first start began with ``--fresh``, instead of beginning another. It resumes from the
+    newest checkpoint, if the first start has already gone back with ``--resume_step``.
+    """
     step = request.resume_step
     if step is not None and went_back_before(request.runs_dir / request.run.name, step):
         return replace(request, resume_step=None)
@@ -98,7 +103,11 @@ def _as_restarted(request: Request) -> Request:
 
 
 def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozenset[str], list[str]]:
-    """The run with what earlier processes of it chose, what is still open, and a note on a micro batch that was too large."""
+    """Fill in the settings that earlier processes of the run chose.
+
+    Returns:
+        The run, the names of the settings that are still open, and a line on a micro batch that ran out of memory, if any.
+    """
     if request.fresh:
         return request.run, request.open, []
     directory = RunDirectory(request.runs_dir / request.run.name)
@@ -108,9 +117,10 @@ def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozen
 
 
 def _with_earlier_layout(request: Request, directory: RunDirectory, world: World) -> tuple[RunConfig, frozenset[str]]:
-    """The run with the layout that an earlier process chose for it, and the settings that are still open.
+    """Return the run with the layout that an earlier process chose, and the names of the settings that are still open.
 
-    The layout is kept on the same number of ranks of the same device, as long as the micro batch divides the step.
+    The layout is taken over only on the same number of ranks of the same device, and only if its micro batch divides the
+    sequences per rank of a step.
     """
     run = directory.with_earlier_settings(request.run, request.given)
     earlier, plan = directory.read_config(), directory.read_plan()
@@ -131,10 +141,13 @@ def _with_earlier_layout(request: Request, directory: RunDirectory, world: World
 
 
 def _with_tokenizer_of_data(run: RunConfig, given: frozenset[str]) -> RunConfig:
-    """The run with the tokenizer that made its prepared tokens, unless the user names one: then the data stage compares."""
+    """Return the run with the tokenizer of its prepared tokens, if it has such tokens.
+
+    A tokenizer that the user names stays: the data stage compares it with the tokens.
+    """
     path = run.data.input_file
     if "tokenizer" in given or path is None or not is_prepared(Path(path)):
         return run
-    with suppress(InputError):  # the data stage reports what is wrong with them
+    with suppress(InputError):  # the data stage reports what is wrong with the tokens
         return replace(run, data=run.data.changed(tokenizer=open_tokens(path).tokenizer.kind))
     return run
