@@ -76,7 +76,8 @@ class Stage3(ShardedStep):
         self.t.take(BUCKETS, self.sent * self.bucket)
         if self.offloads:
             self.host += host_size(self.accumulated * total, pin=self.pins)
-            self.host += sum(host_size(4 * part, pin=self.pins) for part in self.parts)  # the fp32 one for the update
+            # The fp32 gradients for the update live beside the accumulated ones.
+            self.host += sum(host_size(4 * part, pin=self.pins) for part in self.parts)
         else:
             self.t.take(GRADIENTS, self.accumulated * total)
 
