@@ -68,7 +68,7 @@ class ParameterCount:
         }
 
     def share(self, parameters: int) -> float:
-        """The share, from 0 to 1, of so many parameters in the total."""
+        """``parameters`` as a share of the total, from 0 to 1."""
         return parameters / self.total
 
 
@@ -108,7 +108,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 
 def weight_bytes(parameters: int) -> dict[str, int]:
-    """Dtype → the bytes of so many weights."""
+    """Dtype → the bytes of ``parameters`` weights in this dtype."""
     return {dtype: BYTES[dtype] * parameters for dtype in WEIGHT_DTYPES}
 
 

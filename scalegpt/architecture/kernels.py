@@ -103,7 +103,7 @@ def _efficient_backward(heads: Heads) -> Extras:
 
 
 def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
-    """The temporary allocations that add up the gradients of ``tokens`` tokens into that of a table [rows, width].
+    """The temporary allocations that add up the gradients of ``tokens`` tokens into a table's gradient [rows, width].
 
     The sums are fp32 whatever the gradients' dtype. The tokens are sorted first, which needs less memory than the sums.
     """

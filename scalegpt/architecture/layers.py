@@ -69,7 +69,7 @@ class Linear(Layer):
     """A linear layer: a matrix [outputs, inputs], and perhaps a bias."""
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
-        """Record [T, inputs] → [T, outputs]. Autograd keeps the input and the cast weight; the backward has two matmuls.
+        """Record [T, inputs] → [T, outputs]. Autograd keeps input and cast weight; the backward pass has two matmuls.
 
         Args:
             r: the recorder.

@@ -145,7 +145,7 @@ class Operation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Release:
-    """An entry of the record: a Python name of a tensor goes."""
+    """An entry of the record: one of a tensor's Python names goes out of scope."""
 
     value: Value
 
@@ -154,7 +154,7 @@ Entry = Operation | Release
 
 
 class Recorder:
-    """Records operations, and when the Python names of their tensors go.
+    """Records operations, and when the Python names of their tensors go out of scope.
 
     A result has a name until :meth:`release`, or until the scope that holds it ends. For example, a module's ``forward``
     holds its arguments and local names until it returns.
@@ -187,7 +187,7 @@ class Recorder:
         return self.run(made, passing=(x,) if passing else ())
 
     def release(self, value: Value) -> None:
-        """Record that a name of a tensor goes."""
+        """Record that one of a tensor's Python names goes out of scope."""
         self.entries.append(Release(value))
 
     def hold(self, value: Value) -> Value:

@@ -20,7 +20,7 @@ CACHED_ROWS = 800_000
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tokens of a micro batch, and where their gradients go.
+    """Some tokens of a micro batch, and the tensors that receive their gradients.
 
     Attributes:
         hidden: [k, H] in the compute dtype.
@@ -70,7 +70,7 @@ Way = Callable[[Chunk], Tensor]
 
 
 def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
-    """Make the way with logits [k, V]; ``turn_rows`` does what :func:`turn` does, on ``rows`` rows at a time."""
+    """Make a :data:`Way` whose logits are [k, V]; ``turn_rows`` does what :func:`turn` does, on ``rows`` rows at a time."""
 
     def way(chunk: Chunk) -> Tensor:
         logits = chunk.hidden @ chunk.weight.t()

@@ -101,7 +101,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm of any dtype; the statistics are fp32 inside torch's kernel."""
+    """LayerNorm of an input of any dtype; the statistics are fp32 inside torch's kernel."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """[..., H] → [..., H], in ``dtype`` or x's own."""
@@ -162,7 +162,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """H → 4H → activation → H."""
+    """The feed-forward layer: a linear layer from H to 4·H, the activation, and a linear layer back to H."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Block(nn.Module):
         return self.recompute(self.body, x)
 
     def body(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """The block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
+        """The block's arithmetic, [B, T, H] → [B, T, H]; ``+`` promotes to fp32 if the residual stream is fp32."""
         middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
         read = x if self.is_parallel else middle
         return middle + self._drop(self.mlp(self.ln2(read, self.compute_dtype)))

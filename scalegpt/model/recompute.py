@@ -36,11 +36,11 @@ _ATTENTION = frozenset(
     [getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default for name in _SDPA]
     + [torch.ops.scalegpt.matmul_attention.default]
 )
-"""The operators of attention: SDPA's kernels, and the package's own."""
+"""The operators of attention: SDPA's kernels, and :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention`."""
 
 
 class _KeepDearResults:
-    """The selective policy for one forward pass of a block and its recomputation; it counts the matmuls in either.
+    """The selective policy for one forward pass of a block and its recomputation; it counts the matmuls of each.
 
     Args:
         matmuls: for each matmul of a block, in order, whether its result is kept.
@@ -50,7 +50,7 @@ class _KeepDearResults:
     def __init__(self, matmuls: tuple[bool, ...], *, with_dropout: bool) -> None:
         self.attention = frozenset() if with_dropout else _ATTENTION
         self.matmuls = matmuls
-        self.seen = {False: 0, True: 0}  # matmuls so far; by whether in the recomputation
+        self.seen = {False: 0, True: 0}  # is it the recomputation? → matmuls so far
 
     def __call__(self, context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
         if op in self.attention:
@@ -69,7 +69,7 @@ def _selective_contexts(matmuls: tuple[bool, ...], *, with_dropout: bool) -> Any
 
 
 def apply_recompute(model: GPT, kind: str) -> None:
-    """Make every block of the model recompute as ``kind`` says; apply before compile and before sharding.
+    """Make every block of the model recompute as ``kind`` says; to be called before compiling and before sharding.
 
     Args:
         model: the model, changed in place; with dropout, recomputation replays the state of the random numbers.

@@ -1,4 +1,4 @@
-"""CUDA's behaviour, where the CPU, or tensors without data, behave in another way.
+"""CUDA's behaviour for a trace, where the CPU or tensors without data behave differently.
 
 A trace runs on tensors of the CPU, so torch takes its CPU paths. This module replaces these by CUDA's.
 :mod:`scalegpt.planner.attention` chooses the attention kernel. :mod:`scalegpt.architecture.kernels` has the temporary memory

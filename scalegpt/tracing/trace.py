@@ -1,4 +1,4 @@
-"""The memory of one training step of our own code, without a GPU and without memory.
+"""The memory of one training step of our own code, found without a GPU and without allocating the tensors.
 
 :func:`trace_step` builds the run's model and backend as the trainer does, on tensors that have a shape and no data. Then it
 takes two steps: the first makes the optimizer's state, and the second is measured. The trace follows what PyTorch's eager
@@ -56,7 +56,7 @@ class Trace:
 
     @property
     def phases(self) -> dict[str, int]:
-        """The largest number of live bytes in each phase."""
+        """Phase → the most bytes that live at once in it."""
         return {phase: self.snapshots[phase].size for phase in PHASES}
 
     @property
@@ -71,7 +71,7 @@ class Trace:
 
     @property
     def breakdown(self) -> dict[str, int]:
-        """Bytes by kind at the peak, the largest first.
+        """Kind of memory → its bytes at the peak, the largest first.
 
         Kinds: weights, optimizer, gradients, inputs; activations (kept by blocks and embeddings), loss (kept by the loss),
         recomputed; cast weights, gathered weights, gather buffers, reduce buffers; temporaries.
@@ -239,7 +239,7 @@ def _watch_block(block: Block, tracker: Tracker) -> None:
 
 @contextmanager
 def fake_process_group(ranks: int) -> Iterator[None]:
-    """Join, within the context, a process group of which only rank 0 exists, this process: its collectives move nothing.
+    """Join, within the context, a process group of which only this process, rank 0, exists; its collectives move nothing.
 
     Raises:
         RunError: the process has joined a group already.

@@ -136,7 +136,7 @@ class Tracker(TorchDispatchMode):
         return result
 
     def _engine_adds_in_place(self, old: Any, _new: Any) -> bool:
-        """Whether this sum of two gradients of one tensor would overwrite the first without a dispatch mode.
+        """Whether this sum of two gradients would be made in place, in ``old``, if no dispatch mode were active.
 
         Autograd's engine adds in place to what nothing else refers to, but never while a dispatch mode is active
         (``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp). In our backward passes only the engine adds

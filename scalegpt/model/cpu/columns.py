@@ -20,7 +20,7 @@ SAFE = 1e30
 
 
 def by_columns(chunk: Chunk) -> Tensor:
-    """Fill a chunk's gradients, and return the sum of its losses, fp32, by logits [V, k].
+    """Fill a chunk's gradients, and return the sum of its losses, fp32, from logits [V, k].
 
     Let x be a token's logits, t its target, c any number and s = Σ exp(x - c). The token's loss is log s + c - x[t], and the
     gradient of its logits (exp(x - c) - s·onehot(t)) / s. With c = x[t], s is at least 1. It reaches :data:`SAFE` only if the

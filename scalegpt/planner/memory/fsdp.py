@@ -157,7 +157,7 @@ class FSDPStep(Step):
             self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
-        """Begin to gather a group: allocate its buffer, with offload beside the casts that fill it."""
+        """Begin to gather a group: allocate its buffer and, with offload, the casts of its shards until they are sent."""
         t = self.t
         if self.offloads and self.shards > 1:
             for cast, shard in zip(group.casts, group.shards, strict=True):
@@ -242,7 +242,7 @@ class FSDPStep(Step):
     def _finish_group(self, group: Group) -> None:
         """Free a group's weights unless they stay gathered, and reduce its gradients or add them up."""
         t, mine = self.t, group.gradients
-        joins = self.has_gradients and self.stage != 3  # the gradients of earlier micro steps
+        joins = self.has_gradients and self.stage != 3  # are these added to earlier micro steps' gradients?
         if not self.reduces:
             t.drop(GATHERED, 0 if self.stage == 2 else group.gathered)
             if self.compute != self.reduce:

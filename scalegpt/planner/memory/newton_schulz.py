@@ -81,7 +81,7 @@ class Exchange:
     def rounds(self, shape: Shape, count: int) -> Iterator[int]:
         """Yield the number of matrices in each round, for ``count`` matrices of one shape."""
         fitting = max(1, ROUND_ELEMENTS // (shape[0] * shape[1]))
-        # Where results are gathered, each rank holds those of the whole round.
+        # If results are gathered, each rank holds all results of the round.
         most = max(self.ranks, fitting) if self.gathers_results else fitting * self.ranks
         while count > 0:
             yield min(count, most)
@@ -135,7 +135,7 @@ def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
     t.take(_X, sent * count * part * columns)
     t.take(_X, sent * padded)
     t.give(_X, sent * count * part * columns)
-    if mine > 1:  # one matrix arrives in order
+    if mine > 1:  # a single matrix arrives in row order
         t.take(_X, sent * padded)
         t.give(_X, sent * padded)
     result = _orthogonalise(t, exchange.precision, shape, mine, sent * padded)

@@ -122,7 +122,7 @@ class Overheads:
         return "cuBLAS workspaces", "fragmentation"
 
     def corrected(self, *, fragmentation_share: float, outside: int, measured: int) -> "Overheads":
-        """A copy with measured figures: the allocator's share of waste, and the bytes ``outside`` its reserved memory."""
+        """A copy with measured figures: the fragmentation share, and the bytes ``outside`` the allocator's reserved ones."""
         nccl = min(self.nccl, outside)
         share, context = fragmentation_share, outside - nccl
         return replace(self, fragmentation_share=share, context=context, nccl=nccl, measured=measured)

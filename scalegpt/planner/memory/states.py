@@ -189,5 +189,5 @@ def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict
 
 
 def cut_over(whole: Mapping[str, int], shards: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
-    """State → the bytes that a rank holds of it: a part from the stage ``cut_from`` on, else the whole."""
+    """State → the bytes that a rank holds of it: its share from the state's stage in ``cut_from`` on, else the whole."""
     return {state: size / shards if stage >= cut_from[state] else size for state, size in whole.items()}

@@ -219,7 +219,7 @@ class Step:
         self.small_gradients(self.parameters.last_norm)
 
     def _head_gradient(self) -> None:
-        """Move the head's gradient, a new one in the compute dtype or the chunked loss's in fp32, to gradients."""
+        """Account for the head's new gradient: in the compute dtype or, if the chunked loss made it, in fp32."""
         chunked, wanted = self.run.train.loss == "chunked", self.gradient_bytes * self.head
         kind, made = (LOSS, 4 * self.head) if chunked else (TEMPORARIES, self.compute * self.head)
         if made != wanted:

@@ -279,7 +279,7 @@ class _Forward:
         self.lasting = saved | outliving
 
     def run(self) -> None:
-        """Play the record."""
+        """Play the entries of the record in order."""
         for entry in self.block.entries:
             if isinstance(entry, Release):
                 self._release(entry.value)
@@ -312,7 +312,7 @@ class _Forward:
             self.names[value] += 1
             if value.base is not None:
                 self.memory[value.storage].references += 1
-            elif not popped:  # the name takes over the cache's reference
+            elif not popped:  # if popped, the name takes over the reference of the cache
                 kind = self.kinds.lasting if value in self.lasting else self.kinds.passing
                 kind = self.kinds.result if value is self.block.end else kind
                 self.memory[value] = self.script.take(value.size, kind)

@@ -1,4 +1,4 @@
-"""Bytes that are allocated and freed in the order of a training step: the ledger that the memory model is written in.
+"""The ledger of the memory model: bytes that are allocated and freed, in the order of a training step.
 
 Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes (``kMinBlockSize`` in torch's
 ``CUDACachingAllocator``), as ``torch.cuda.memory_allocated`` counts it.
@@ -64,7 +64,7 @@ class Timeline:
             self._highest = known[0]
 
     def take(self, kind: str, *sizes: int) -> None:
-        """Allocate tensors of these sizes in bytes, one after another, and keep them."""
+        """Allocate tensors of these sizes in bytes, each rounded up, and keep them."""
         exact = 0
         for size in sizes:
             exact += (size + 511) & -512  # `rounded`, and below `hold` and `drop`, are inlined for speed
@@ -74,7 +74,7 @@ class Timeline:
             self._highest, self._at_peak = total, True
 
     def give(self, kind: str, *sizes: int) -> None:
-        """Free tensors of these sizes in bytes."""
+        """Free tensors of these sizes in bytes, each rounded up."""
         exact = 0
         for size in sizes:
             exact += (size + 511) & -512

@@ -1,4 +1,4 @@
-"""The keys that a user's DeepSpeed file may have: those that the plan counts, and those that change nothing it counts.
+"""The keys that a user's DeepSpeed file may have: keys that the plan counts with, and keys without effect on its figures.
 
 Read from deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``, ``runtime/zero/config.py``,
 ``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Many of the keys
@@ -23,7 +23,7 @@ _LARGEST = 2**62
 
 
 def whole(least: int = 0, *, multiple: int = 1) -> Check:
-    """Make a check for a whole number, which may be written as 5e8."""
+    """Make a check for a whole number, at least ``least`` and a multiple of ``multiple``; 5e8 is one."""
     words = f"a whole number of at least {least}" + (f", a multiple of {multiple}" if multiple > 1 else "")
 
     def check(value: Any) -> str | None:
@@ -161,8 +161,8 @@ def checked(settings: Mapping[str, Any], file: object) -> dict[str, Any]:
     """A file's settings, checked, without the refused sections that it switches off.
 
     Args:
-        settings: what the file holds.
-        file: its name, for messages.
+        settings: the settings in the file.
+        file: the file's name, for messages.
 
     Raises:
         InputError: a key is unknown or not taken, or a value is not one that it may have.
@@ -199,12 +199,12 @@ def _refusal(key: str, allowed: Mapping[str, Any]) -> str:
 
 
 def _is_off(value: Any) -> bool:
-    """Whether a section does nothing: absent, or with ``"enabled": false``."""
+    """Whether a section of the file is off: null, false, empty, or with ``"enabled": false``."""
     return value in (None, False, {}) or (isinstance(value, dict) and value.get("enabled") is False)
 
 
 def _as_json(value: Any) -> str:
-    """A value as the file may have it, cut short."""
+    """A value as JSON writes it, shortened for messages."""
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return words[value]

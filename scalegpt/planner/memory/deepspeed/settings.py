@@ -84,7 +84,7 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
 
 
 def fixes_batch(parallel: ParallelConfig) -> bool:
-    """Whether the run's DeepSpeed file fixes a batch size or the gradient accumulation, and so may contradict the run's.
+    """Whether the run's DeepSpeed file fixes a batch size or the accumulation, which may contradict the run's settings.
 
     Raises:
         InputError: as for :func:`load_ds_config`.
@@ -119,7 +119,7 @@ def _name(parallel: ParallelConfig) -> str:
 
 
 def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> None:
-    """Fill an ``auto`` or absent entry; with ``what``, refuse another fixed value."""
+    """Fill an ``auto`` or absent entry with ``value``; if ``what`` names the value's origin, refuse another fixed value."""
     fixed = settings.get(key, AUTO)
     if fixed == AUTO:
         settings[key] = value
@@ -168,7 +168,7 @@ def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
             "sub_group_size": 1_000_000_000,
         }
     else:
-        even = block + block % 2  # DeepSpeed refuses an odd one, which an odd width would make
+        even = block + block % 2  # DeepSpeed refuses an odd bucket; an odd width would give one
         values |= {"reduce_scatter": True, "allgather_bucket_size": even}
     for key, value in values.items():
         _fill(zero, key, value)

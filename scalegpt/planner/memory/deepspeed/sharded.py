@@ -46,7 +46,7 @@ class ShardedStep(Step, ABC):
         self.offloads, self.pins = offloaded(self.zero, "optimizer"), pinned(self.zero, "optimizer")
         self.bucket = int(self.zero["reduce_bucket_size"])
         self.overlaps = bool(self.zero["overlap_comm"])
-        self.copies_between = True  # whether reduced gradients are copied to the host; false where it is the device
+        self.copies_between = True  # whether offload copies gradients to the host; false if host and device are one
         self.groups = self.parameters.groups
         self.parts = [self.part(group) for group in self.groups]
         self.part_state = uniform_group(self.optimizer)

@@ -152,7 +152,7 @@ class Stage3(ShardedStep):
             self._reduce()
         if self.filled + elements <= self.bucket:
             self.t.give(TEMPORARIES, width * elements)
-        else:  # It lives until it is reduced. Of such, the position embedding's gradient alone is not counted yet.
+        else:  # The gradient lives until it is reduced. A position embedding's arrives uncounted (width 0).
             self.large = self.compute * elements
             self.t.take(TEMPORARIES, self.large - width * elements)
         self.filled += elements

@@ -65,7 +65,7 @@ class EngineStep(Step):
     """Stage 0 in fp32 or bf16: the step of ``plain``, with one buffer for the reduction."""
 
     def after_backward(self) -> None:
-        """Reduce a copy of the gradients, in one piece or in pieces of 5e8 elements."""
+        """In the last micro step reduce a copy of the gradients, in one piece or in pieces of some 5e8 elements."""
         if self.last_micro:
             self.t.touch(TEMPORARIES, self.gradient_bytes * largest_pile(map(numel, self.shapes.values())))
 
@@ -74,7 +74,7 @@ class UnfusedStep(EngineStep):
     """Stage 0 in fp16: weights and gradients in fp16, masters beside them."""
 
     def hold_states(self) -> None:
-        """See :meth:`Step.hold_states`."""
+        """See :meth:`Step.hold_states`; here weights are fp16, and fp32 masters belong to the optimizer's state."""
         super().hold_states()
         masters = self.over_all(self.held)
         self.t.drop(WEIGHTS, masters)
@@ -154,7 +154,7 @@ class PartStep(ShardedStep):
         self.compact = self.accumulated == 4 and self.compute != 4
         self.open = self.owned = 0  # bytes of the buckets and of this rank's gradients
         self.waiting = 0  # bytes of a gradient that is too large for the bucket
-        self.kept = 0  # bytes of reduced ones of these, which are freed when the backward pass ends
+        self.kept = 0  # bytes of such gradients that are reduced, but live until the backward pass ends
 
     def hold_states(self) -> None:
         """See :meth:`ShardedStep.hold_states`; with offload a buffer for the largest tensor, on host and device."""
@@ -233,7 +233,7 @@ class PartStep(ShardedStep):
         return max(first, last)
 
     def _optimizer_step(self) -> None:
-        """Play the norm, tensor by tensor, and the update, with a flat copy of a group's gradients if not contiguous."""
+        """Play the norm, tensor by tensor, and the update, with a flat copy of gradients that are not contiguous."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, NORM_BYTES * min(self.parameters.largest, self.parts[0]))
             if not self.compact:
