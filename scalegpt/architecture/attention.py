@@ -1,17 +1,20 @@
-"""Attention between its projections, kernel by kernel: from queries, keys and values to the projection's input.
+"""Attention between the QKV and the output projection, recorded for each attention kernel.
 
-Kept for the backward pass, with U = c·n·H the bytes of one activation and S = 4·B·a·T² those of the scores in fp32:
+Symbols: B sequences and n tokens of a micro batch, T tokens of a sequence, a heads, H width, c bytes of the compute dtype.
+U = c·n·H are the bytes of one activation [n, H], S = 4·B·a·T² the bytes of the fp32 scores. Autograd keeps for the backward
+pass, in bytes:
 
 =============  ========================================================================================================
-flash, cudnn   QKV and the output, 4U, and the rows' log-sum-exp, 4·a·n. Where the width of a head is no multiple of 8,
-               flash works on padded copies: these four are kept instead, and the projection's input besides
-mem_efficient  the same, unpadded; log-sum-exp rows are rounded up to 32 in each sequence
-math           Q, K and V as fp32 copies, 12·n·H, and the softmax, S; with dropout its result, S, and its mask, S/4;
-               the projection's input
+flash, cudnn   QKV and the output, 4U, and the log-sum-exp of each row of scores, 4·a·n. If the width of a head is no
+               multiple of 8, flash works on padded Q, K, V and output. Then autograd keeps these four padded tensors
+               instead, and the output projection's input besides
+mem_efficient  the tensors of flash, never padded; in each sequence the log-sum-exp has T rounded up to a multiple of 32
+math           fp32 copies of Q, K and V, 12·n·H; the softmax, S; with dropout also its result, S, and its mask, S/4;
+               the output projection's input
 =============  ========================================================================================================
 
-Math follows ``attention.cpp: _scaled_dot_product_attention_math`` operator by operator. Its copies of Q, K and V join batch
-and heads for the matrix product, and are not needed where one of the two is 1.
+``math`` follows ``attention.cpp: _scaled_dot_product_attention_math`` operator by operator. It copies Q, K and V to join
+batch and heads into one dimension for the batched matmul, unless the micro batch or the number of heads is 1.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from scalegpt.architecture.layers import FP32
 from scalegpt.architecture.operations import ATTENTION, PASSED_ON, Cost, Gradient, Operation, Recorder, Size, Value
 
 _RANDOM_STATE = Size(fixed=1)
-"""The fused kernels return the state of the random numbers, two tensors of a few bytes, and keep it also without dropout."""
+"""Size of a dropout seed or offset, a few bytes. Fused kernels return both, and autograd keeps them even without dropout."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class AttentionShape:
     """The sizes of one block's attention.
 
     Attributes:
-        tokens: T, of one sequence.
-        heads: a.
-        width: D, of a head.
-        element: bytes of the compute dtype.
-        dropout: whether there is any.
-        one_sequence: whether the micro batch is 1.
+        tokens: T, tokens of one sequence.
+        heads: a, the number of heads.
+        width: D, the width of a head.
+        element: bytes of an element in the compute dtype.
+        dropout: whether attention has dropout.
+        one_sequence: whether the micro batch is a single sequence.
     """
 
     tokens: int
@@ -46,28 +49,29 @@ class AttentionShape:
     one_sequence: bool
 
     def of(self, batch: int, width: int) -> Heads:
-        """Queries, keys or values of a micro batch, padded to a width."""
+        """The shape [batch, a, T, width] of queries, keys or values whose heads are padded to ``width``."""
         return Heads(batch, self.heads, self.tokens, width, self.element)
 
     def bytes_of(self, width: int, element: int) -> Size:
-        """Queries, keys or values, padded to a width, with elements of a number of bytes."""
+        """Bytes of queries, keys or values [B, a, T, width], with ``element`` bytes an element."""
         return Size(element * self.heads * self.tokens * width)
 
     @property
     def pairs(self) -> int:
-        """a·T², of one sequence."""
+        """The number of attention scores of one sequence, a·T²."""
         return self.heads * self.tokens**2
 
     @property
     def result(self) -> Size:
-        """Bytes of the output in the compute dtype."""
+        """Bytes of the output [B, a, T, D] in the compute dtype."""
         return self.bytes_of(self.width, self.element)
 
 
 def record_heads(r: Recorder, kernel: str, shape: AttentionShape, qkv: Value) -> list[Value]:
-    """Cut QKV into views of queries, keys and values [B, a, T, D]; their gradients are joined in one copy.
+    """Record the split of QKV [B, T, 3·H] into views of queries, keys and values [B, a, T, D].
 
-    The fused kernels return gradients laid out as [B, T, a, D]. Others are laid out anew, each by a copy.
+    The backward pass joins their three gradients in one copy. It needs them laid out as [B, T, a, D]. The fused kernels
+    return that layout. The gradients of the math kernel and of padded heads are each copied into it first.
     """
     whole, parts = shape.result.times(3), tuple(Value(base=qkv) for _ in range(3))
     r.run(Operation("split", (qkv,), (Gradient(whole),), parts, backward=Cost.moving(2.0 * whole.per_sequence)))
@@ -83,15 +87,15 @@ def _padded_width(kernel: str, shape: AttentionShape) -> int:
 
 
 def record_attention(r: Recorder, kernel: str, shape: AttentionShape, q: Value, k: Value, v: Value) -> Value:
-    """Record ``scaled_dot_product_attention`` and the reshape behind it; returns the projection's input [B, T, a·D].
+    """Record ``scaled_dot_product_attention`` and the reshape after it; return the output projection's input [B, T, a·D].
 
     Args:
-        r: inside a scope, which holds the output.
+        r: the recorder, inside a scope, which holds the output.
         kernel: ``flash``, ``cudnn``, ``mem_efficient`` or ``math``.
         shape: the sizes.
         q: queries, a view [B, a, T, D].
-        k: keys.
-        v: values.
+        k: keys, of the same shape.
+        v: values, of the same shape.
     """
     if kernel == "math":
         return _record_math(r, shape, q, k, v)
@@ -102,7 +106,11 @@ def record_attention(r: Recorder, kernel: str, shape: AttentionShape, q: Value, 
 
 
 def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
-    """One kernel. FLOPs of causal attention: 2 matmuls forward, 5 backward (FlashAttention-2, arXiv 2307.08691, 3.1)."""
+    """Record one fused kernel on heads of ``width``.
+
+    Its FLOPs are half of 2 matmuls forward and half of 5 backward, since attention is causal (FlashAttention-2, arXiv
+    2307.08691, section 3.1).
+    """
     each = shape.bytes_of(width, shape.element)
     rows = kernels.multiple(shape.tokens, kernels.EFFICIENT_ROWS) if kernel == "mem_efficient" else shape.tokens
     output, lse = Value(each), Value(Size(FP32 * shape.heads * rows))
@@ -126,7 +134,7 @@ def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q
 
 
 def _record_padded(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
-    """Flash on padded heads, whose output is cut; several heads are then laid out anew."""
+    """Record flash on heads padded to ``width``, the cut of its output to D, and with several heads a copy to [B, T, a·D]."""
     each = shape.bytes_of(width, shape.element)
     with r.scope():
         padded = [r.hold(r.new("pad", part, each, shape.result)) for part in (q, k, v)]
@@ -137,18 +145,18 @@ def _record_padded(r: Recorder, kernel: str, shape: AttentionShape, width: int, 
 
 
 def _record_layout(r: Recorder, shape: AttentionShape, heads: Value) -> Value:
-    """[B, a, T, D] → [B, T, a·D], by a copy."""
+    """Record a copy of heads [B, a, T, D] into [B, T, a·D]."""
     return r.hold(r.run(Operation("lay out heads", (heads,), (PASSED_ON,), (Value(shape.result),))))
 
 
 def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Value) -> Value:
-    """Attention out of single operators, in fp32."""
+    """Record the math kernel: attention as a sequence of single operators, in fp32."""
     full, pairs = shape.bytes_of(shape.width, FP32), shape.tokens**2
     with r.scope():
         if shape.element != FP32:
             q, k, v = (r.hold(r.new("cast", part, full, shape.result)) for part in (q, k, v))
         q = r.hold(r.new("scale", q, full, full))
-        mask = Value(Size(fixed=FP32 * pairs))  # made from one of bytes
+        mask = Value(Size(fixed=FP32 * pairs))  # made from a mask of one byte an element
         r.hold(r.run(Operation("mask", (), (), (mask,), workspace=lambda _batch: [pairs])))
         k = r.new("scale", k, full, full)
         scores = _record_scores(r, shape, q, k)
@@ -163,7 +171,7 @@ def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Valu
 
 
 def _record_joined(r: Recorder, shape: AttentionShape, *parts: Value) -> tuple[tuple[Value, ...], bool]:
-    """Copies that join batch and heads, and whether they were needed."""
+    """Record copies that join batch and heads; return (copies, True), or (``parts``, False) if no copy is needed."""
     if shape.one_sequence or shape.heads == 1:
         return parts, False
     full = shape.bytes_of(shape.width, FP32)
@@ -171,7 +179,7 @@ def _record_joined(r: Recorder, shape: AttentionShape, *parts: Value) -> tuple[t
 
 
 def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Value:
-    """Q·Kᵀ."""
+    """Record the scores Q·Kᵀ, fp32 [B, a, T, T]."""
     full, flops = shape.bytes_of(shape.width, FP32), 2.0 * shape.pairs * shape.width
     factors, copied = _record_joined(r, shape, q, k)
     scores = r.run(
@@ -192,7 +200,7 @@ def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Va
 
 
 def _record_softmax(r: Recorder, shape: AttentionShape, scores: Value) -> Value:
-    """Softmax of the masked scores, and dropout."""
+    """Record the softmax of the masked scores, and its dropout; return the attention weights, fp32 [B, a, T, T]."""
     size, rows = Size(FP32 * shape.pairs), shape.heads * shape.tokens
     gradients, probabilities = (Gradient(size),), Value(size)
     softmax = Operation(
@@ -212,11 +220,12 @@ def _record_softmax(r: Recorder, shape: AttentionShape, scores: Value) -> Value:
 
 
 def _record_product(r: Recorder, shape: AttentionShape, weights: Value, v: Value) -> Value:
-    """The weighted sum of the values. Counts the bytes that the whole of attention moves.
+    """Record the weighted sum of the values. Its costs hold the bytes that all operators of the math kernel move.
 
-    Bytes a pair of tokens, in fp32: the scores are written (4), masked (8), turned into their softmax (8), in which masked
-    rows are looked for (5 and 1) and cleared (8); dropout (9); a cast that nothing reads (4 + c, none in fp32); read (4).
-    Backward: the softmax is read (4), its gradient written (4), dropout (9), the scores' gradient (12) read twice (8).
+    Forward, bytes per score: write the scores (4), mask them (8), take the softmax (8), look for rows that are masked
+    entirely (5 and 1) and clear these rows (8), dropout (9), cast the weights to a copy that nothing reads (4 + c; none in
+    fp32), read the weights (4). Backward: read the softmax (4), write its gradient (4), dropout (9), make the scores'
+    gradient (12) and read it twice (8).
     """
     full, scores = shape.bytes_of(shape.width, FP32), Size(FP32 * shape.pairs)
     (values,), copied = _record_joined(r, shape, v)

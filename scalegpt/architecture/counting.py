@@ -1,8 +1,8 @@
 """How many parameters a model has, part by part, and the memory of its weights.
 
-Everything is counted from the parts of :mod:`scalegpt.architecture`, which list the tensors by the module's own names.
-Tests hold the counts to the module, to closed forms of their own, and to the published sizes of GPT-2 (Radford et al.
-2019). docs/PARAMETER_CALCULATION.md derives the closed form.
+The counts come from the parts of :mod:`scalegpt.architecture`, which list every parameter by its name in the torch module.
+Tests compare the counts with the torch module, with closed forms written in the tests, and with the published sizes of GPT-2
+(Radford et al. 2019). docs/PARAMETER_CALCULATION.md derives the closed form.
 
 Symbols: L = n_layer, H = n_embd, T = block_size, V = vocab_size, P = all parameters.
 """
@@ -17,7 +17,7 @@ from scalegpt.config import ModelConfig
 from scalegpt.units import BYTES
 
 WEIGHT_DTYPES = ("fp32", "bf16")
-"""The dtypes that weights are trained and exported in."""
+"""The dtypes in which weights are trained and exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class ParameterCount:
     n_layer: int
     final_norm: int
     head: int
-    """What the head adds: 0 where it shares the token embedding's matrix."""
+    """Parameters of the head's own matrix: 0 if it shares the token embedding's."""
     head_is_shared: bool
 
     @property
@@ -58,7 +58,7 @@ class ParameterCount:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """The parts that add up to the total, in the model's order."""
+        """Part → its parameters, in the model's order; they add up to the total."""
         return {
             "token_embedding": self.token_embedding,
             "position_embedding": self.position_embedding,
@@ -68,13 +68,13 @@ class ParameterCount:
         }
 
     def share(self, parameters: int) -> float:
-        """A part's share of the total, from 0 to 1."""
+        """``parameters`` as a share of the total, from 0 to 1."""
         return parameters / self.total
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormulaStep:
-    """One line of the closed form: a part in symbols, with the numbers put in, and its value."""
+    """One line of the closed form: a part's name, its formula in symbols and in numbers, and its number of parameters."""
 
     part: str
     symbols: str
@@ -86,7 +86,7 @@ class FormulaStep:
 def count_parameters(model: ModelConfig) -> ParameterCount:
     """Count the parameters of a model exactly, part by part; a shared matrix counts once.
 
-    All blocks are alike, so that one is counted and multiplied: the time does not grow with the depth.
+    All blocks are alike. So one block is counted and multiplied, and the time does not grow with the depth.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
@@ -108,12 +108,12 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 
 def weight_bytes(parameters: int) -> dict[str, int]:
-    """The bytes of a number of weights, by dtype."""
+    """Dtype → the bytes of ``parameters`` weights in this dtype."""
     return {dtype: BYTES[dtype] * parameters for dtype in WEIGHT_DTYPES}
 
 
 def closed_form(model: ModelConfig) -> str:
-    """The formula for a model of this kind in symbols."""
+    """The formula of P in symbols, such as ``P = V·H + T·H + L·(12·H² + 2·H) + H``, for models with these options."""
     decoder = Decoder(model)
     outer = [formula([each]) for each in decoder.before()]
     layer, norm = formula(decoder.inside()), formula(decoder.head.norm.parameters())
@@ -124,7 +124,7 @@ def closed_form(model: ModelConfig) -> str:
 def formula_steps(model: ModelConfig) -> list[FormulaStep]:
     """The closed form one part at a time, with the model's numbers put in.
 
-    The indented parts add up to "one layer"; the embeddings, all layers, the final norm and the head to the total.
+    The indented parts add up to "one layer". The embeddings, "all layers", the final norm and the head add up to the total.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
@@ -150,7 +150,7 @@ def formula_steps(model: ModelConfig) -> list[FormulaStep]:
 
 
 def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, list[Parameter]]]:
-    """The parameters outside the blocks and those of one block, by the part that they belong to, in order."""
+    """Two mappings, part → its parameters: of the parts outside the blocks, and of one block's parts, the norms last."""
     decoder = Decoder(model)
     outer, layer = defaultdict[str, list[Parameter]](list), defaultdict[str, list[Parameter]](list)
     for parameter in (*decoder.before(), *decoder.after()):
@@ -161,5 +161,5 @@ def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, 
 
 
 def _numel(parts: dict[str, list[Parameter]], prefix: str) -> int:
-    """The elements of all parts whose names begin with the prefix."""
+    """The number of elements of all parts whose names begin with the prefix."""
     return sum(each.numel for part, some in parts.items() if part.startswith(prefix) for each in some)

@@ -8,24 +8,24 @@ from scalegpt.config.shape import AUTO_VOCAB
 from scalegpt.errors import InputError
 
 BLOCKS = "blocks."
-"""What the names of the blocks' parameters begin with; the block's number follows."""
+"""Prefix of the names of all blocks' parameters; the block's number follows it."""
 
 
 def kind_of(name: str, shape: Shape) -> str:
-    """The kind of a parameter, by its name and shape."""
+    """The kind of a parameter, for optimizers: ``VECTOR``, ``MATRIX`` (in a block) or ``EMBEDDING`` (embeddings and head)."""
     if len(shape) == 1:
         return VECTOR
     return MATRIX if name.startswith(BLOCKS) else EMBEDDING
 
 
 class Decoder:
-    """The parts of a model, from ids to the loss: the embeddings, one of ``n_layer`` blocks, and the head."""
+    """The parts of a model: the embeddings, one block that stands for all ``n_layer``, and the head."""
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, self.embedding, self.block, self.head = model, Embedding(model), Block(model), Head(model)
 
     def before(self) -> list[Parameter]:
-        """The parameters before the blocks.
+        """The parameters before the blocks: token and position embedding.
 
         Raises:
             InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
@@ -37,16 +37,16 @@ class Decoder:
         return list(self.embedding.parameters())
 
     def inside(self) -> list[Parameter]:
-        """The parameters of one block, by their names inside it."""
+        """The parameters of one block, with their names inside the block."""
         return list(self.block.parameters())
 
     def after(self) -> list[Parameter]:
-        """The parameters behind the blocks."""
+        """The parameters after the blocks: the final norm, and the head's matrix if it has its own."""
         return list(self.head.parameters())
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """The shape of every parameter by the module's own names, in the module's order.
+    """Name → shape of every parameter, with the torch module's names and in its order.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").

@@ -1,15 +1,15 @@
-"""What CUDA's kernels allocate for themselves while they run, besides their results.
+"""The temporary memory that CUDA's kernels allocate while they run, besides their results.
 
-The ledger counts it. The trace, whose tensors without data run no kernel, reads it here too. Read from torch 2.13, and
-not yet measured on a card:
+The ledger counts this memory. The trace runs no kernels, since its tensors have no data, so it reads the figures here too.
+They follow the source of torch 2.13 and have not been measured on a card yet:
 
 ==================  ===================================================================================================
 kernel              source in ``aten/src/ATen/native``
 ==================  ===================================================================================================
 flash               ``transformers/cuda/flash_attn/flash_api.cpp: mha_bwd``
 mem_efficient       ``transformers/cuda/attention.cu``, ``attention_backward.cu``, and the tiles in
-                    ``mem_eff_attention/kernels/cutlassB.h``, of which the largest is taken to fit the card
-cudnn               its workspace is opaque; taken to be what flash needs. An estimate
+                    ``mem_eff_attention/kernels/cutlassB.h``; the largest tile is assumed to fit the card
+cudnn               an estimate: its workspace is opaque, and is assumed to be as large as flash's
 embedding           ``cuda/Embedding.cu``, ``cuda/EmbeddingBackwardKernel.cu``
 grouped norm        ``cuda/ForeachReduceOp.cu``
 ==================  ===================================================================================================
@@ -19,28 +19,28 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 Extras = tuple[tuple[str, int], ...]
-"""Labels, and bytes of single allocations that live together."""
+"""(label, bytes) of each allocation; all of them live at once."""
 
 FLASH_ALIGNED = 8
-"""A head whose width this does not divide is padded before flash attention (torch, ``attention.cpp: pad_last_dim``)."""
+"""Before flash attention heads are padded to a multiple of this width (torch, ``attention.cpp: pad_last_dim``)."""
 FLASH_ROWS = 128
 """Flash attention's backward rounds the number of queries up to a multiple of this."""
 EFFICIENT_ROWS = 32
-"""The memory-efficient kernel's log-sum-exp has its rows rounded up to a multiple of this (``kAlignLSE``)."""
+"""The memory-efficient kernel rounds the rows of its log-sum-exp up to a multiple of this (``kAlignLSE``)."""
 EFFICIENT_WIDE = 128
-"""Heads wider than this do not fit the memory-efficient kernel's registers: it adds up in memory."""
+"""Widest head that fits the registers of the memory-efficient kernel; for wider heads its fp32 sums are in memory."""
 EFFICIENT_BLOCKS = 200
-"""Blocks over which that kernel spreads the fp32 sums of dK and dV, where it needs them."""
+"""The most thread blocks over which the memory-efficient kernel spreads the fp32 sums of dK and dV for wide heads."""
 EMBEDDING_UNSORTED = 3072
-"""Tokens up to which the embedding's backward sums without sorting them, and needs no space."""
+"""Up to this many tokens the embedding's backward adds gradients without sorting them, and allocates nothing."""
 EMBEDDING_ROWS = 10
-"""Rows that a thread of the sorted sum adds (``NROWS_PER_THREAD``)."""
+"""Rows of the gradient that one thread of the embedding's sorted sum adds (``NROWS_PER_THREAD``)."""
 NORM_CHUNK = 65_536
-"""Elements that a block of the grouped norm takes (``kChunkSize``)."""
+"""Elements that one thread block of the grouped norm reads (``kChunkSize``)."""
 
 
 class Heads(NamedTuple):
-    """Queries, keys or values [B, a, T, D], with the bytes of an element."""
+    """The shape [B, a, T, D] of queries, keys or values (batch, number, rows, width), and the bytes of an element."""
 
     batch: int
     number: int
@@ -50,24 +50,27 @@ class Heads(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """B·a·T·D."""
+        """The number of elements, B·a·T·D."""
         return self.batch * self.number * self.rows * self.width
 
 
 def multiple(size: int, of: int) -> int:
-    """The size, rounded up."""
+    """``size``, rounded up to a multiple of ``of``."""
     return -(-size // of) * of
 
 
 def attention_forward(kernel: str, heads: Heads) -> Extras:
-    """What a kernel's forward pass allocates for itself."""
+    """The temporary allocations of an attention kernel's forward pass."""
     if kernel == "mem_efficient" and heads.element != 4 and heads.width > EFFICIENT_WIDE:
         return (("mem_efficient: fp32 sum of the output", 4 * heads.numel),)
     return ()
 
 
 def attention_backward(kernel: str, heads: Heads) -> Extras:
-    """What a kernel's backward pass allocates for itself; ``math`` is made of operators that allocate what they return."""
+    """The temporary allocations of an attention kernel's backward pass.
+
+    None for ``math``: it is a sequence of operators that allocate only what they return.
+    """
     if kernel == "math":
         return ()
     return _efficient_backward(heads) if kernel == "mem_efficient" else _flash_backward(heads)
@@ -80,7 +83,7 @@ def _flash_backward(heads: Heads) -> Extras:
 
 
 def _efficient_backward(heads: Heads) -> Extras:
-    """The rows' sums of dO·O, then fp32 sums of dQ in tiles with a lock each, and of dK and dV for wide heads."""
+    """Row sums of dO·O; fp32 sums of dQ in tiles, each with a lock; for wide heads also fp32 sums of dK and dV."""
     narrow, half = heads.width <= 64, heads.element != 4
     queries = 64 if narrow else 128  # kBlockSizeI
     keys = 128 if half and not narrow and heads.width <= EFFICIENT_WIDE else 64  # kBlockSizeJ
@@ -94,15 +97,15 @@ def _efficient_backward(heads: Heads) -> Extras:
     run = delta, ("mem_efficient backward: fp32 sums", 4 * floats * matrices)
     if half:
         return run
-    # In fp32 operators make the rows' sums, with the product and a transposed copy beside them.
+    # In fp32, separate operators first make the row sums of dO·O, with the product and a transposed copy of the sums.
     sums = ("mem_efficient backward: dO · O", 4 * heads.numel), ("mem_efficient backward: its sums", delta[1]), delta
     return max(run, sums, key=lambda extras: sum(size for _, size in extras))
 
 
 def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
-    """What the gradient of a table [rows, width] needs to add up the gradients of a number of tokens.
+    """The temporary allocations that add up the gradients of ``tokens`` tokens into a table's gradient [rows, width].
 
-    The sums are fp32 whatever the gradients are. Sorting, which precedes them, needs less.
+    The sums are fp32 whatever the gradients' dtype. The tokens are sorted first, which needs less memory than the sums.
     """
     if tokens <= EMBEDDING_UNSORTED:
         return ()
@@ -120,10 +123,10 @@ def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
 
 
 def grouped_norm(tensors: int, largest: int) -> Extras:
-    """The partial sums that the norms of several tensors need, the largest of which has ``largest`` elements."""
+    """The partial sums for the norms of ``tensors`` tensors, the largest of which has ``largest`` elements."""
     return (("grouped norm: partial sums", 4 * tensors * -(-largest // NORM_CHUNK)),)
 
 
 def sizes(extras: Extras) -> Iterable[int]:
-    """The bytes without their labels."""
+    """The bytes of the allocations, without their labels."""
     return (size for _, size in extras)

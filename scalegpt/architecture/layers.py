@@ -1,8 +1,8 @@
 """The layers that parts are made of: what parameters each has, and what operations it runs.
 
-Symbols: T tokens of a sequence, H width of the residual stream; c bytes of the compute dtype, r of the residual stream's.
-What a layer records follows the ``forward`` of the module of the same name in :mod:`scalegpt.model.gpt`, with Python's
-scopes.
+Symbols: T tokens of a sequence, H width of the residual stream, c bytes of an element in the compute dtype, r bytes of an
+element in the residual stream. A layer records what the ``forward`` of the module of the same name in
+:mod:`scalegpt.model.gpt` does, including how long its Python names keep tensors alive.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,19 +15,19 @@ from scalegpt.units import BYTES
 FP32 = BYTES["fp32"]
 
 STATISTICS = FP32
-"""Bytes of a norm's mean and of its deviation, which are fp32 on a GPU (torch's ``layer_norm_kernel.cu``)."""
+"""Bytes of the mean of one row in a norm, and of its deviation: both fp32 on a GPU (torch's ``layer_norm_kernel.cu``)."""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What decides the bytes of a step's tensors, besides the model.
+    """The dtypes and settings that, with the model, decide the bytes of a step's tensors.
 
     Attributes:
-        compute: bytes of the compute dtype, c.
-        residual: bytes of the residual stream's dtype, r.
-        weights: bytes of the weights as modules find them: 4 where they are fp32 and cast where they are used, else c.
-        kernel: of attention.
-        one_sequence: whether the micro batch is 1.
+        compute: c, bytes of an element in the compute dtype.
+        residual: r, bytes of an element in the residual stream.
+        weights: bytes of an element of a module's weights: 4 for fp32 weights that are cast where they are used, else c.
+        kernel: the attention kernel.
+        one_sequence: whether the micro batch is a single sequence.
     """
 
     compute: int
@@ -38,19 +38,19 @@ class Numerics:
 
     @property
     def mixed(self) -> bool:
-        """Whether the residual stream has another dtype than the computation."""
+        """Whether the residual stream's dtype differs from the compute dtype."""
         return self.residual != self.compute
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight, and a bias where the model has them.
+    """A layer with a weight, and a bias if the model has biases.
 
     Attributes:
-        name: the module's own, inside its part of the model.
-        part: as the calculator calls it.
-        bias: whether there is one.
-        dims: of the weight, as torch stores it: outputs first.
+        name: the torch module's name inside its part of the model.
+        part: the part's name in parameter counts.
+        bias: whether the layer has a bias.
+        dims: the weight's dimensions, as torch stores them: outputs first.
     """
 
     name: str
@@ -66,17 +66,17 @@ class Layer:
 
 
 class Linear(Layer):
-    """A matrix [outputs, inputs], and a bias."""
+    """A linear layer: a matrix [outputs, inputs], and perhaps a bias."""
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
-        """[T, inputs] → [T, outputs]. The input and the weight's copy are kept; the backward pass has two matmuls.
+        """Record [T, inputs] → [T, outputs]. Autograd keeps input and cast weight; the backward pass has two matmuls.
 
         Args:
-            r: where.
+            r: the recorder.
             x: the input.
-            tokens: T, of one sequence.
+            tokens: T, tokens of one sequence.
             numerics: the dtypes.
-            passing: the input has no other name.
+            passing: whether the input has no other name, so that it may be freed after the call.
         """
         c, (outputs, inputs) = numerics.compute, (dim.size for dim in self.dims)
         numel = inputs * outputs
@@ -103,10 +103,10 @@ class Norm(Layer):
     """LayerNorm over the residual stream."""
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
-        """[T, H] in the stream's dtype → [T, H] in the compute dtype, statistics in fp32.
+        """Record [T, H] in the residual stream's dtype → [T, H] in the compute dtype, with fp32 statistics.
 
-        A norm casts its weights to the input's dtype, and autograd keeps the copies. Compiled, one that follows a sum
-        finds its input on the chip.
+        The weights are cast to the input's dtype, and autograd keeps the casts. With ``follows_sum`` a compiled block fuses
+        the norm with the sum before it, so that the norm does not read its input from memory.
         """
         c, residual, width = numerics.compute, numerics.residual, self.dims[0].size
         numel = tokens * width
@@ -133,7 +133,7 @@ class Norm(Layer):
 
 
 def record_dropout(r: Recorder, x: Value, numel: int, width: int) -> Value:
-    """Dropout of ``numel`` elements of ``width`` bytes a sequence; keeps a mask of one byte each."""
+    """Record dropout of ``numel`` elements a sequence, ``width`` bytes each; autograd keeps a mask of a byte an element."""
     size, mask = Size(width * numel), Value(Size(numel))
     cost = Cost(moved=float((2 * width + 1) * numel), fused=float(numel))
     operation = Operation(
@@ -143,7 +143,7 @@ def record_dropout(r: Recorder, x: Value, numel: int, width: int) -> Value:
 
 
 def record_sum(r: Recorder, x: Value, branch: Value, numel: int, numerics: Numerics) -> Value:
-    """The residual stream plus a branch, in the stream's dtype; the branch's gradient is cast to its own."""
+    """Record residual stream + branch, in the stream's dtype; the branch's gradient is cast to the compute dtype."""
     c, residual = numerics.compute, numerics.residual
     gradients = PASSED_ON, Gradient(Size(c * numel)) if numerics.mixed else PASSED_ON
     cost = Cost.moving(float((2 * residual + c) * numel))
@@ -152,7 +152,7 @@ def record_sum(r: Recorder, x: Value, branch: Value, numel: int, numerics: Numer
 
 
 def record_gelu(r: Recorder, x: Value, numel: int, width: int) -> Value:
-    """GELU of ``numel`` elements of ``width`` bytes a sequence; keeps its input."""
+    """Record GELU of ``numel`` elements a sequence, ``width`` bytes each; autograd keeps its input."""
     size, once = Size(width * numel), float(width * numel)
     costs = Cost.moving(2 * once), Cost.moving(3 * once)
     gelu = Operation("gelu", (x,), (Gradient(size),), (Value(size),), saves=(x,), forward=costs[0], backward=costs[1])
@@ -160,10 +160,10 @@ def record_gelu(r: Recorder, x: Value, numel: int, width: int) -> Value:
 
 
 def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
-    """ReLU, which keeps its result, and its square, which keeps the same.
+    """Record ReLU and its square, of ``numel`` elements a sequence, ``width`` bytes each; autograd keeps ReLU's result.
 
     The square's gradient is ``grad * (2 * input.pow(1))``, with two temporaries (torch, ``FunctionsManual.cpp:
-    pow_backward``). Compiled, both are one pass.
+    pow_backward``). A compiled block fuses ReLU and square into one pass over memory.
     """
     size, once = Size(width * numel), float(width * numel)
     gradients, positive = (Gradient(size),), Value(size)
@@ -187,4 +187,4 @@ ACTIVATIONS: dict[str, Callable[[Recorder, Value, int, int], Value]] = {
     "gelu_tanh": record_gelu,
     "relu2": record_relu2,
 }
-"""What the feed-forward layer's activation records, by the setting of that name."""
+"""Value of the setting ``activation`` → the function that records the feed-forward layer's activation."""

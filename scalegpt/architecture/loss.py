@@ -1,7 +1,7 @@
-"""Cross entropy of the head's logits: what it allocates and computes, over full logits or chunk by chunk.
+"""The head and the cross entropy of its logits: their memory and work, over full logits or chunk by chunk.
 
-The modules are in :mod:`scalegpt.model.loss`. Symbols: n tokens of a micro batch, V vocabulary, H width, k tokens of a
-chunk; c bytes of the compute dtype.
+The torch code is in :mod:`scalegpt.model.loss`. Symbols: n tokens of a micro batch, V vocabulary, H width, k tokens of a
+chunk, c bytes of an element in the compute dtype.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from scalegpt.config.train import LOSS_ROWS, TrainConfig
 
 KERNELS_OF_FULL_LOSS = 14
 KERNELS_OF_CHUNK, KERNELS_OF_ROWS, KERNELS_OF_ROWS_COMPILED = 5, 18, 4
-"""Kernels of the loss: over full logits; of a chunk's matmuls; and of each :data:`LOSS_ROWS` rows between them."""
+"""Number of kernels that the loss starts: over full logits; for a chunk's matmuls; for each :data:`LOSS_ROWS` rows of a chunk
+between its matmuls, in eager mode and compiled."""
 
 CAPPING = 52, 6
-"""Bytes a logit and kernels that a soft cap adds in eager mode: a quotient, tanh and a product in fp32, each with its
-derivative. Where a chunk's logits are cast to fp32 in any case, 8 bytes and 2 kernels fewer."""
+"""Bytes moved per logit, and kernels, that a soft cap adds in eager mode: a quotient, tanh and a product in fp32, each with
+its derivative. In the chunked loss, where logits are cast to fp32 anyway, the cap adds 8 bytes and 2 kernels fewer."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class LossPart:
     """The head and the loss.
 
     Attributes:
-        model: the model.
-        kind: ``full`` or ``chunked``.
-        chunk: k, tokens whose logits exist at once.
+        model: the model's configuration.
+        kind: the loss, ``full`` or ``chunked``.
+        chunk: k, the number of tokens whose logits exist at once in the chunked loss.
     """
 
     model: ModelConfig
@@ -47,11 +48,11 @@ class LossPart:
         return self.model.logit_softcap is not None
 
     def record(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
-        """Hidden states [T, H] → the loss, whose bytes are not counted."""
+        """Record hidden states [T, H] → the mean loss, a scalar whose bytes are not counted."""
         return (self._record_full if self.kind == "full" else self._record_chunked)(r, hidden, tokens, numerics)
 
     def _record_full(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
-        """Logits, their fp32 copy and the log-softmax, of which the last is kept."""
+        """Record the logits, their fp32 copy and the log-softmax; of these three autograd keeps the log-softmax."""
         numel, c = tokens * self.model.vocab_size, numerics.compute
         size, exact = Size(c * numel), Size(FP32 * numel)
         with r.scope():
@@ -67,7 +68,10 @@ class LossPart:
             return r.run(mean, passing=(probabilities, *passing))
 
     def _record_chunked(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
-        """Both gradients, and a chunk's logits at a time; the hidden states are not kept."""
+        """Record the chunked loss, with one chunk's logits at a time.
+
+        Its forward pass makes the gradients of hidden states and head. Autograd keeps these, and not the hidden states.
+        """
         c, numel = numerics.compute, self.model.vocab_size * self.model.n_embd
         made = Value(Size(c * tokens * self.model.n_embd)), Value(Size(fixed=FP32 * numel))
         return r.run(
@@ -87,23 +91,25 @@ class LossPart:
         )
 
     def _fullest(self, tokens: int, c: int) -> list[int]:
-        """A chunk's logits, and beside them some rows in fp32, or the chunk's part of the head's gradient."""
+        """Bytes of a chunk's logits, and of the larger of fp32 rows and the chunk's part of the head's gradient."""
         chunk, vocabulary = min(self.chunk, tokens), self.model.vocab_size
         logits, rows = c * chunk * vocabulary, FP32 * min(LOSS_ROWS, chunk) * vocabulary
         part = c * vocabulary * self.model.n_embd if c != FP32 else 0
-        copies = 2 if self.has_cap else int(c != FP32)  # with a cap, of the capped rows and their share of the cap
+        copies = 2 if self.has_cap else int(c != FP32)  # fp32 copies; with a cap, the capped rows and their tanh
         return [logits, *([rows] * copies if copies * rows > part else [part])]
 
     def cost(self, tokens: int, numerics: Numerics, *, compiled: bool) -> Cost:
-        """The work of the loss with its gradients, which the chunked loss computes at once.
+        """The work of head and loss for one micro batch, forward and backward pass together.
 
-        Bytes a logit: one matmul writes it and two read it (3c). Chunked, between them: cast to fp32 (c + 4), its maximum
-        (4), the softmax in place (8), whose maximum is sought (4), rows that do not count cleared (8), cast back (4 + c);
-        compiled, two reads and a write (3c). Full: cast to fp32 (c + 4), the log-softmax (8), the gradients of both
-        (4 and 12), cast back (4 + c). In fp32 nothing is cast. Each chunk adds V·H numbers to the head's fp32 gradient.
+        Bytes moved per logit: one matmul writes it, and two matmuls read it or its gradient (3c). Between the matmuls the
+        chunked loss casts to fp32 (c + 4), takes the maximum (4) and the softmax in place (8), looks for the softmax's
+        maximum (4), clears rows that do not count (8) and casts back (4 + c); compiled, it reads twice and writes once (3c).
+        The full loss casts to fp32 (c + 4), takes the log-softmax (8), makes the gradients of the mean (4) and of the
+        log-softmax (12), and casts back (4 + c). In fp32 nothing is cast. Each chunk adds V·H numbers to the head's fp32
+        gradient.
 
         Args:
-            tokens: n, of the micro batch.
+            tokens: n, tokens of the micro batch.
             numerics: the dtypes.
             compiled: whether the loss is compiled.
         """
@@ -127,7 +133,10 @@ class LossPart:
 
 
 def _record_softcap(r: Recorder, logits: Value, size: Size, passing: Sequence[Value]) -> Value:
-    """A quotient, tanh, which keeps its result, and a product; ``passing`` are the logits where they have no name."""
+    """Record the soft cap: a quotient, tanh, whose result autograd keeps, and a product.
+
+    ``passing`` holds the logits if they have no name, so that they may be freed after the cap.
+    """
     gradients = (Gradient(size),)
     quotient, share, capped = Value(size), Value(size), Value(size)
     r.run(Operation("divide", (logits,), gradients, (quotient,)))

@@ -4,8 +4,8 @@ A part of the model records its operations on a :class:`Recorder`, in the order 
 that the module runs. The record is data: the planner plays it forward and backward (:mod:`scalegpt.planner.memory.tape`),
 and adds up its costs (:mod:`scalegpt.planner.time.work`).
 
-Everything but the micro batch B is fixed when a part records: a :class:`Size` is ``per_sequence``·B + ``fixed`` bytes, so
-that one record serves each B.
+Everything but the micro batch size B is fixed when a part records: a :class:`Size` is ``per_sequence``·B + ``fixed`` bytes.
+So one record serves every B.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 Workspace = Callable[[int], Sequence[int]]
-"""Micro batch → bytes of the allocations that a kernel makes for itself, all live together."""
+"""Micro batch size B → bytes of each temporary allocation of a kernel; all of them live at once."""
 
 MATMULS, ATTENTION, ELEMENTWISE = "matmuls", "attention", "elementwise"
 
@@ -26,11 +26,11 @@ class Size(NamedTuple):
     fixed: int = 0
 
     def at(self, batch: int) -> int:
-        """The bytes for a micro batch."""
+        """The bytes at a micro batch of ``batch`` sequences."""
         return self.per_sequence * batch + self.fixed
 
     def times(self, factor: int) -> "Size":
-        """A multiple."""
+        """This size times ``factor``."""
         return Size(self.per_sequence * factor, self.fixed * factor)
 
 
@@ -41,12 +41,12 @@ class Cost(NamedTuple):
     """The work of one pass through an operation, for one sequence.
 
     Attributes:
-        flops: in matrix products, a multiplication and an addition being two.
-        attention: the same in fused attention kernels.
-        moved: bytes that kernels which only move data read and write.
-        fused: the same in a compiled block.
-        kernels: started in eager mode.
-        fused_kernels: started in a compiled block.
+        flops: FLOPs of matrix products; a multiplication and an addition count as two.
+        attention: FLOPs of fused attention kernels.
+        moved: bytes that memory-bound kernels read and write in eager mode.
+        fused: bytes that memory-bound kernels read and write in a compiled block.
+        kernels: number of kernels started in eager mode.
+        fused_kernels: number of kernels started in a compiled block.
     """
 
     flops: float = 0.0
@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 
     @classmethod
     def moving(cls, moved: float, kernels: int = 1) -> "Cost":
-        """Bytes that are moved whether or not the block is compiled."""
+        """The cost of moving ``moved`` bytes, whether or not the block is compiled."""
         return cls(moved=moved, fused=moved, kernels=kernels, fused_kernels=kernels)
 
 
@@ -70,8 +70,8 @@ class Value:
     """A tensor of the forward pass.
 
     Attributes:
-        size: of its memory; a view has none of its own.
-        base: the tensor whose memory a view shares.
+        size: the tensor's own memory; a view has none.
+        base: the tensor whose memory a view shares; None: the tensor is no view.
     """
 
     size: Size = NOTHING
@@ -79,7 +79,7 @@ class Value:
 
     @property
     def storage(self) -> "Value":
-        """The tensor that owns the memory."""
+        """The tensor that owns the memory: this one, or the one that it is a view of."""
         value = self
         while value.base is not None:
             value = value.base
@@ -91,8 +91,9 @@ class Gradient:
     """The gradient that an operation's backward pass makes for one of its inputs.
 
     Attributes:
-        size: of new memory; None: the incoming gradient itself is passed on.
-        reuses: a saved result that becomes the gradient in place.
+        size: new memory for the gradient; None: none is allocated.
+        reuses: where ``size`` is None, a saved result whose memory becomes the gradient; None: the incoming gradient is
+            passed on.
     """
 
     size: Size | None = None
@@ -107,19 +108,19 @@ class Operation:
     """One differentiable operation.
 
     Attributes:
-        name: for readers.
+        name: a label for people.
         inputs: the tensors that gradients flow back to.
         gradients: one for each input, in the order in which the backward pass allocates them.
-        results: the result first, then what the kernel returns beside it (statistics, masks).
-        part: :data:`MATMULS`, :data:`ATTENTION` or :data:`ELEMENTWISE`: where its time is counted.
+        results: the result first, then the other tensors that the kernel returns (statistics, masks).
+        part: :data:`MATMULS`, :data:`ATTENTION` or :data:`ELEMENTWISE`, under which the operation's time is counted.
         copies: weights cast to the compute dtype for this operation, alive while it runs.
         saves: inputs, results and copies that autograd keeps until the backward pass.
-        parameter: the name of the matrix that it multiplies by or looks up, inside its part of the model.
-        weight: elements of that matrix, whose gradient is made before the inputs'; 0: none.
-        weight_gradient: a saved result that becomes that gradient in place; None: it is made anew.
-        is_expensive: selective recompute keeps its results.
-        workspace: of the forward kernel.
-        workspace_back: of the backward kernel, beside the gradients.
+        parameter: the name, inside its part of the model, of the operation's matrix: a factor, or a table to look up in.
+        weight: elements of that matrix, whose gradient is made before those of the inputs; 0: there is no matrix.
+        weight_gradient: a saved result whose memory becomes the matrix's gradient; None: the gradient is allocated.
+        is_expensive: whether selective recompute keeps the results, if it would otherwise recompute them.
+        workspace: temporary allocations of the forward kernel.
+        workspace_back: temporary allocations of the backward kernel, besides the gradients.
         forward: cost of the forward pass.
         backward: cost of the backward pass.
     """
@@ -144,7 +145,7 @@ class Operation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Release:
-    """The last Python name of a tensor is gone."""
+    """An entry of the record: one of a tensor's Python names goes out of scope."""
 
     value: Value
 
@@ -153,10 +154,10 @@ Entry = Operation | Release
 
 
 class Recorder:
-    """Records operations and the lifetimes of Python's names.
+    """Records operations, and when the Python names of their tensors go out of scope.
 
-    A result is alive until :meth:`release`, or until the scope that holds it ends: a module's ``forward`` holds its
-    arguments and local names until it returns.
+    A result has a name until :meth:`release`, or until the scope that holds it ends. For example, a module's ``forward``
+    holds its arguments and local names until it returns.
     """
 
     def __init__(self) -> None:
@@ -165,7 +166,7 @@ class Recorder:
 
     @property
     def operations(self) -> list[Operation]:
-        """Without the releases."""
+        """The recorded operations in order, without the releases."""
         return [entry for entry in self.entries if isinstance(entry, Operation)]
 
     def run(self, operation: Operation, *, passing: Sequence[Value] = ()) -> Value:
@@ -173,7 +174,7 @@ class Recorder:
 
         Args:
             operation: the operation.
-            passing: inputs without a name, such as another call's result, which Python drops when the call is over.
+            passing: inputs that Python drops when the call is over, since they have no name: another call's result.
         """
         self.entries.append(operation)
         for value in passing:
@@ -181,22 +182,22 @@ class Recorder:
         return operation.results[0]
 
     def new(self, name: str, x: Value, size: Size, gradient: Size, *, passing: bool = False) -> Value:
-        """Record an operation that makes one tensor of another, each pass a new one, and saves nothing."""
+        """Record an operation that saves nothing: forward it makes a tensor of ``size``, backward one of ``gradient``."""
         made = Operation(name, (x,), (Gradient(gradient),), (Value(size),))
         return self.run(made, passing=(x,) if passing else ())
 
     def release(self, value: Value) -> None:
-        """Drop the last name of a tensor."""
+        """Record that one of a tensor's Python names goes out of scope."""
         self.entries.append(Release(value))
 
     def hold(self, value: Value) -> Value:
-        """Keep a tensor until the innermost scope ends."""
+        """Keep a tensor's name until the innermost scope ends; return the tensor."""
         self._scopes[-1].append(value)
         return value
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """A function body: what it holds is released when it returns."""
+        """A function body: the tensors that it holds are released when it ends."""
         self._scopes.append([])
         yield
         for value in self._scopes.pop():

@@ -1,4 +1,4 @@
-"""Parameters with their dimensions in numbers and in symbols, and sums of them as formulas."""
+"""Parameters, with dimensions in numbers and in symbols, and formulas for their numbers of elements."""
 
 import math
 from collections import Counter
@@ -8,20 +8,20 @@ from typing import NamedTuple
 Shape = tuple[int, ...]
 
 _ORDER = "VTH"
-"""In which order symbols are multiplied: vocabulary, block size, width."""
+"""The order of symbols in a product: vocabulary, block size, width."""
 
 _POWERS = ("", "", "²", "³")
 
 
 class Dim(NamedTuple):
-    """One dimension: its size, and that as ``factor`` times a symbol."""
+    """One dimension of a tensor: its ``size``, which equals ``factor`` times ``symbol`` (V, T or H)."""
 
     size: int
     factor: int
     symbol: str
 
     def times(self, factor: int) -> "Dim":
-        """A multiple of it."""
+        """A dimension ``factor`` times as large."""
         return Dim(self.size * factor, self.factor * factor, self.symbol)
 
 
@@ -29,9 +29,9 @@ class Parameter(NamedTuple):
     """A parameter of the model.
 
     Attributes:
-        name: the module's own, inside its part of the model.
+        name: the torch module's name for it, inside its part of the model.
         dims: its dimensions, as torch stores them.
-        part: what the calculator calls the part that it belongs to.
+        part: in parameter counts, the name of the part that it belongs to.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Parameter(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """Its sizes."""
+        """The sizes of its dimensions."""
         return tuple(dim.size for dim in self.dims)
 
     @property
     def numel(self) -> int:
-        """Its elements."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
 

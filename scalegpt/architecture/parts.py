@@ -1,7 +1,8 @@
 """The parts of a decoder: embeddings, block, head; what parameters each has, and what operations it runs.
 
-Symbols: T tokens of a sequence, H width of the residual stream, F width of the feed-forward layer. What a part records
-follows the ``forward`` of the module of the same name in :mod:`scalegpt.model.gpt`, with Python's scopes.
+Symbols: T tokens of a sequence, H width of the residual stream, F width of the feed-forward layer. A part records what the
+``forward`` of the module of the same name in :mod:`scalegpt.model.gpt` does, including how long its Python names keep
+tensors alive.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from scalegpt.architecture.parameters import Dim, Parameter
 from scalegpt.config import ModelConfig
 
 TOKENS, POSITIONS, HEAD = "wte.weight", "wpe.weight", "head.weight"
-"""Matrices outside the blocks: the token embedding, which the head may share, position embedding, and an untied head."""
+"""Names of the matrices outside the blocks: token embedding (which the head may share), position embedding, untied head."""
 
 
 def width_of(model: ModelConfig) -> Dim:
@@ -24,7 +25,7 @@ def width_of(model: ModelConfig) -> Dim:
 
 
 def vocabulary_of(model: ModelConfig) -> Dim:
-    """V."""
+    """V, the size of the vocabulary."""
     return Dim(model.vocab_size, 1, "V")
 
 
@@ -34,7 +35,7 @@ class Part:
     layers: tuple[Layer, ...] = ()
 
     def parameters(self) -> Iterator[Parameter]:
-        """Those of its layers, in the module's order."""
+        """The parameters of the part's layers, in the torch module's order."""
         for layer in self.layers:
             yield from layer.parameters()
 
@@ -49,7 +50,7 @@ class Attention(Part):
         self.layers = self.qkv, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
-        """[T, H] → [T, H]."""
+        """Record attention with both projections: normed hidden states [T, H] → the branch [T, H]."""
         model, c = self.model, numerics.compute
         shape = AttentionShape(tokens, model.n_head, model.head_size, c, model.dropout > 0, numerics.one_sequence)
         with r.scope():
@@ -61,7 +62,7 @@ class Attention(Part):
 
 
 class FeedForward(Part):
-    """H → F = 4H → activation → H."""
+    """The feed-forward layer: a matmul from H to F = 4·H, the activation, and a matmul back to H."""
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, width = model, width_of(model)
@@ -70,7 +71,7 @@ class FeedForward(Part):
         self.layers = self.fc, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
-        """[T, H] → [T, H]."""
+        """Record the feed-forward layer: normed hidden states [T, H] → the branch [T, H]."""
         with r.scope():
             r.hold(x)
             wide = self.fc.record(r, x, tokens, numerics)
@@ -82,7 +83,8 @@ class FeedForward(Part):
 class Block(Part):
     """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
 
-    In a parallel block both read the block's input. Compiled, the second norm finds that on the chip too.
+    In a parallel block both branches read the block's input. A compiled block, parallel or not, fuses the second norm with
+    the residual sum before it, so that the norm does not read its input from memory again.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -91,7 +93,7 @@ class Block(Part):
         self.layers = self.ln1, *self.attn.layers, self.ln2, *self.mlp.layers
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
-        """The residual stream [T, H] → the residual stream."""
+        """Record one block: the residual stream [T, H] → the residual stream [T, H]."""
         numel = tokens * self.model.n_embd
         branch = self.attn.record(r, self.ln1.record(r, x, tokens, numerics), tokens, numerics)
         middle = record_sum(r, x, self._drop(r, branch, numel, numerics), numel, numerics)
@@ -112,13 +114,13 @@ class Embedding:
     model: ModelConfig
 
     def parameters(self) -> Iterator[Parameter]:
-        """The two tables."""
+        """The two tables: token embedding [V, H] and position embedding [T, H]."""
         width = width_of(self.model)
         yield Parameter(TOKENS, (vocabulary_of(self.model), width), "token embedding")
         yield Parameter(POSITIONS, (Dim(self.model.block_size, 1, "T"), width), "position embedding")
 
     def record(self, r: Recorder, tokens: int, numerics: Numerics) -> Value:
-        """Ids → the residual stream [T, H]. The lookups are in the weights' dtype, and their gradients dense."""
+        """Record ids [T] → the residual stream [T, H]. Lookups, and their dense gradients, are in the weights' dtype."""
         model, c, residual = self.model, numerics.compute, numerics.residual
         numel = tokens * model.n_embd
         with r.scope():
@@ -135,7 +137,7 @@ class Embedding:
     def _look_up(
         self, r: Recorder, name: str, rows: int, numel: Size, numerics: Numerics, saves: tuple[Value, ...] = ()
     ) -> Value:
-        """Rows of a table, cast to the compute dtype; ``numel`` elements."""
+        """Record a lookup of ``numel`` elements in a table of ``rows`` rows, and their cast to the compute dtype."""
         width, size = self.model.n_embd, numel.times(numerics.weights)
 
         def summing(batch: int) -> list[int]:
@@ -152,7 +154,7 @@ class Embedding:
 
 
 class Head(Part):
-    """The final norm, and the matrix that turns hidden states into logits, which the loss applies."""
+    """The final norm, and the matrix that turns hidden states into logits; the loss applies this matrix."""
 
     def __init__(self, model: ModelConfig) -> None:
         self.norm = Norm("ln_f", "final norm", model.bias, (width_of(model),))
@@ -160,5 +162,5 @@ class Head(Part):
 
 
 def matrix_of_head(model: ModelConfig) -> Linear:
-    """[V, H], the head's own or the token embedding's."""
+    """The head as a linear layer [V, H]; its matrix is the head's own or the token embedding's."""
     return Linear("head", "head", False, (vocabulary_of(model), width_of(model)))

@@ -1,7 +1,7 @@
-"""Which operations of a block recompute runs again, and which results its selective policy keeps.
+"""Which operations of a block recompute (activation checkpointing) runs again, and which results its selective policy keeps.
 
 ``torch.utils.checkpoint`` runs the block's forward pass again in the backward pass, up to the last tensor that autograd
-needs. Selective recompute keeps the results of expensive operations, as far as they would be recomputed.
+needs. Selective recompute keeps the results of those expensive operations that would otherwise run again.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from scalegpt.config import ModelConfig
 
 
 def saves_its_own(op: Operation) -> bool:
-    """Whether an operation keeps a result of its own, and so must run to the end."""
+    """Whether autograd saves a result of the operation itself, so that recompute must run the operation to its end."""
     return any(value in op.results for value in op.saves)
 
 
 def last_saving(operations: Sequence[Operation]) -> Operation:
-    """The last operation that saves something, at which recompute stops."""
+    """The last operation for which autograd saves a tensor; recompute stops there. The last of all if none saves any."""
     return next((op for op in reversed(operations) if op.saves), operations[-1])
 
 
 def recomputed(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """The operations before the last that saves something; that one too if it saves a result of its own."""
+    """The operations that run again: all before :func:`last_saving`, and that one if it saves a result of its own."""
     last = last_saving(operations)
     return tuple(operations[: operations.index(last) + saves_its_own(last)])
 

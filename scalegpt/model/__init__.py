@@ -1,1 +1,1 @@
-"""The model, its loss, and what it recomputes. Nothing here knows of ranks."""
+"""The torch model, its loss, recompute and generation. No module here knows of ranks."""

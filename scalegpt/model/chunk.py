@@ -1,8 +1,8 @@
-"""From a chunk's logits to the sum of its losses, and the gradients of hidden states and head.
+"""From a chunk's logits to the sum of its losses, and to the gradients of hidden states and head.
 
-Two ways give the same within rounding: by rows, here, and on a CPU in fp32 and bf16 by columns
-(:mod:`scalegpt.model.cpu.columns`). By rows the logits are [k, V]; for some rows at a time the softmax minus the one-hot
-takes their place (:func:`turn`), and two matmuls follow. Sizes: k tokens of the chunk, vocabulary V, width H.
+Two ways of computing them agree within rounding: by rows, in this module, and by columns, on a CPU in fp32 and bf16
+(:mod:`scalegpt.model.cpu.columns`). By rows the logits are [k, V]. For some rows at a time, softmax minus one-hot target
+replaces the logits (:func:`turn`). Two matmuls follow. Sizes: k tokens of the chunk, V vocabulary, H width.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 IGNORED = -1
-"""Target of a position that does not count."""
+"""Target of a position that does not count in the loss."""
 
 CACHED_ROWS = 800_000
-"""Logits that a CPU's caches hold: it turns so large a piece of the rows at once."""
+"""The number of logits that a CPU's caches hold; on a CPU :func:`turn` is given about so many at once."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tokens of a micro batch, and where their gradients go.
+    """Some tokens of a micro batch, and the tensors that receive their gradients.
 
     Attributes:
         hidden: [k, H] in the compute dtype.
         weight: [V, H], the head in the compute dtype.
         targets: [k] int64; -1 gives neither loss nor gradient.
-        hidden_grad: [k, H] in the compute dtype, to be filled; None: not wanted.
-        head_grad: [V, H] fp32, to be added to; None: not wanted.
-        is_first: ``head_grad`` is uninitialised, and is overwritten.
+        hidden_grad: [k, H] in the compute dtype, filled with the gradient of ``hidden``; None: not wanted.
+        head_grad: [V, H] fp32, to which the chunk's part of the head's gradient is added; None: not wanted.
+        is_first: whether this is the first chunk, so that ``head_grad`` is uninitialised and is overwritten.
     """
 
     hidden: Tensor
@@ -40,16 +40,16 @@ class Chunk:
 
     @property
     def counts(self) -> Tensor:
-        """[k], whether a position counts."""
+        """[k] bool, whether each position counts in the loss."""
         return self.targets != IGNORED
 
     @property
     def entries(self) -> Tensor:
-        """[k], the target's entry of the vocabulary; the first for a position that does not count."""
+        """[k] int64, the targets as indices of the vocabulary; 0 for a position that does not count."""
         return torch.where(self.counts, self.targets, 0)
 
     def add_head_gradient(self, logits_grad: Tensor, hidden: Tensor) -> None:
-        """Add the chunk's part of the head's gradient.
+        """Add ``logits_grad`` @ ``hidden``, the chunk's part of the head's gradient, to ``head_grad`` if that is wanted.
 
         Args:
             logits_grad: [V, k] in the compute dtype.
@@ -70,7 +70,7 @@ Way = Callable[[Chunk], Tensor]
 
 
 def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
-    """The way with logits [k, V], of which ``turn_rows`` turns ``rows`` rows at a time, as :func:`turn` does."""
+    """Make a :data:`Way` whose logits are [k, V]; ``turn_rows`` does what :func:`turn` does, on ``rows`` rows at a time."""
 
     def way(chunk: Chunk) -> Tensor:
         logits = chunk.hidden @ chunk.weight.t()
@@ -89,11 +89,11 @@ def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
 def turn(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn the logits of some rows into the gradient of the sum of their losses, in place.
 
-    The log-sum-exp follows from the softmax's largest entry, exp(m - lse) with m the largest logit. That is at least 1/V, so
-    that its logarithm is safe, which that of the target's probability need not be.
+    The log-sum-exp follows from the softmax's largest entry, exp(m - lse), with m the largest logit. This entry is at least
+    1/V, so its logarithm is finite. The target's probability may underflow to 0, so its logarithm is not used.
 
     Args:
-        logits: [r, V] in the compute dtype; becomes softmax minus one-hot, rounded to it, and 0 in rows that do not count.
+        logits: [r, V] in the compute dtype; becomes softmax minus one-hot target, and 0 in rows that do not count.
         targets: [r] int64; rows with target -1 give neither loss nor gradient.
 
     Returns:

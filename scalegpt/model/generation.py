@@ -1,7 +1,7 @@
 """Drawing new tokens from a model, one after another, with a key-value cache.
 
-The model is any callable with the arguments of :meth:`scalegpt.model.gpt.GPT.forward`, so that a sharded backend can pass its
-own. Then all ranks call :func:`generate` together, and draw the same tokens: the draws follow from logits and seed alone.
+The model is any callable with the arguments of :meth:`scalegpt.model.gpt.GPT.forward`, so a sharded backend can pass one of
+its own. Then all ranks call :func:`generate` together, and draw the same tokens: the draws follow from logits and seed alone.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,8 @@ def generate(
         prompt: [B, t] int64 ids with t at least 1, on the model's device. The last ``block_size`` tokens are read.
         settings: how many tokens to draw, and how.
         stop_token: the id that ends a row. It is yielded, and repeated until every row has drawn it.
-        limit_vocab: ids from here on are never drawn: a vocabulary is padded beyond the tokenizer's.
+        limit_vocab: the size of the tokenizer's vocabulary, beyond which the model's may be padded: larger ids are never
+            drawn; None: any id may be drawn.
 
     Yields:
         [B] int64 ids on the CPU.
@@ -93,7 +94,7 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
     Args:
         logits: [B, V], any device and dtype.
         settings: how to draw.
-        generator: a CPU generator; a greedy draw leaves it alone.
+        generator: a CPU generator, which a greedy draw does not use.
 
     Returns:
         [B] int64 ids on the CPU.
@@ -131,7 +132,7 @@ def _candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Ten
     kept, ids = logits.topk(k, sorted=True)
     probabilities = kept.softmax(dim=-1)
     if settings.top_p is not None:
-        # A token stays while those before it have not reached p: the one that reaches it is in, as is always the first.
+        # A token stays if the tokens before it have not reached p. So the token that reaches p stays, and the first always.
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= settings.top_p, 0.0)
     return probabilities, ids

@@ -1,8 +1,8 @@
 """The GPT: layers, attention, feed-forward, block, model.
 
 - GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
-- One matmul makes queries, keys and values; attention is torch's ``scaled_dot_product_attention``, unless
-  :meth:`GPT.set_attention` is given another for whole sequences.
+- One matmul makes queries, keys and values. Attention is torch's ``scaled_dot_product_attention``, unless
+  :meth:`GPT.set_attention` is given another function for whole sequences.
 - The head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss never holds
   all logits.
 - **Precision is explicit.** Each layer casts its weight to its input's dtype where it is used, and the embedding decides
@@ -45,16 +45,17 @@ AttendWhole = Callable[[Tensor, int], Tensor | None]
 class KeyValueCache:
     """Keys and values of the tokens seen so far, for one block.
 
-    The first call makes the buffers [B, a, capacity, D], in its dtype and on its device; they are filled in place.
+    The first :meth:`append` makes the buffers [B, a, capacity, D], with the dtype and device of its keys and values. Each
+    call fills these buffers further, in place.
 
     Args:
-        capacity: most tokens held.
+        capacity: the most tokens that the buffers hold.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        """Tokens held."""
+        """The number of tokens held."""
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -78,7 +79,7 @@ class GenerationCache:
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """The number of tokens held."""
         return self.blocks[0].length
 
     def clear(self) -> None:
@@ -100,7 +101,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm of any dtype; the statistics are fp32 inside torch's kernel."""
+    """LayerNorm of an input of any dtype; the statistics are fp32 inside torch's kernel."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """[..., H] → [..., H], in ``dtype`` or x's own."""
@@ -157,11 +158,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu2": relu2,
 }
-"""The feed-forward layer's activation by the setting of that name."""
+"""Value of the setting ``activation`` → the feed-forward layer's activation function."""
 
 
 class FeedForward(nn.Module):
-    """H → 4H → activation → H."""
+    """The feed-forward layer: a linear layer from H to 4·H, the activation, and a linear layer back to H."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -177,7 +178,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
 
-    In a parallel block both read the block's input. :mod:`scalegpt.model.recompute` sets ``recompute``, which runs the body.
+    In a parallel block both branches read the block's input. :mod:`scalegpt.model.recompute` sets ``recompute``, a function
+    that runs :meth:`body` and recomputes in the backward pass.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -192,13 +194,13 @@ class Block(nn.Module):
         self.recompute: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, T, H] → [B, T, H]."""
+        """[B, T, H] → [B, T, H], under ``recompute`` if that is set and gradients are on."""
         if self.recompute is None or not torch.is_grad_enabled():
             return self.body(x, cache)
         return self.recompute(self.body, x)
 
     def body(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """The block's arithmetic; ``+`` promotes to fp32 where the residual stream is fp32."""
+        """The block's arithmetic, [B, T, H] → [B, T, H]; ``+`` promotes to fp32 if the residual stream is fp32."""
         middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
         read = x if self.is_parallel else middle
         return middle + self._drop(self.mlp(self.ln2(read, self.compute_dtype)))
@@ -212,7 +214,7 @@ class GPT(nn.Module):
 
     Args:
         config: the shape; its vocabulary must be known.
-        loss: what turns the last hidden states and the head into a loss; given ``softcap`` where the model has one.
+        loss: (hidden states, head's matrix, targets) → mean loss; also called with ``softcap`` if the model caps its logits.
 
     Raises:
         InputError: the vocabulary is still ``auto``.
@@ -231,20 +233,21 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
         self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
-        # As they are before sharding: ZeRO-3 leaves parameters empty.
+        # The shapes before sharding: ZeRO-3 leaves parameters empty.
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, by their type: a ``ModuleList`` only knows that they are modules."""
+        """The blocks, typed as :class:`Block`: a ``ModuleList`` only knows that they are modules."""
         return cast(list[Block], list(self.blocks))
 
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """GPT-2's initialisation, one fp32 CPU tensor at a time, by parameter name.
 
-        N(0, 0.02) for matrices, with projections into the residual stream scaled by 1/√(2L); ones and zeros for norms
-        and biases. Drawn on the CPU in the order of the names: a seed gives the same model on every device, backend and
-        number of ranks, and no rank holds more than one whole matrix.
+        Matrices are drawn from a normal distribution of standard deviation 0.02, or 0.02/√(2L) for projections into the
+        residual stream. Norms' weights are ones, biases zeros. Tensors are drawn on the CPU in the order of the model's
+        parameters. So a seed gives the same model on every device, backend and number of ranks, and no rank holds more than
+        one whole matrix.
         """
         generator = torch.Generator().manual_seed(seed)
         scaled = INIT_STD / math.sqrt(2 * self.config.n_layer)
@@ -256,12 +259,12 @@ class GPT(nn.Module):
                 yield name, torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
 
     def set_loss(self, loss: Callable[..., Tensor]) -> None:
-        """Take another loss, which is given ``softcap`` where the model caps its logits."""
+        """Replace the loss; it is called with ``softcap`` if the model caps its logits."""
         cap = self.config.logit_softcap
         self.loss: Loss = loss if cap is None else partial(loss, softcap=cap)
 
     def set_precision(self, compute: torch.dtype, residual: torch.dtype | None = None) -> None:
-        """Compute in ``compute``, with the residual stream in ``residual`` (default: the same)."""
+        """Compute in ``compute``, with the residual stream in ``residual`` (default: the compute dtype)."""
         self.compute_dtype = compute
         self.residual_dtype = residual or compute
         for block in self.layers:
@@ -271,19 +274,19 @@ class GPT(nn.Module):
         """Fix the attention backend.
 
         Args:
-            name: of SDPA's backend; ``auto`` leaves the choice to torch.
-            attend: what is called instead for whole sequences without dropout, except with a cache.
+            name: the name of SDPA's backend; ``auto`` leaves the choice to torch.
+            attend: a function to call instead of SDPA when there is no cache; it applies no dropout. None: SDPA alone.
         """
         for block in self.layers:
             block.attn.backend = SDPA_BACKENDS.get(name)
             block.attn.attend = attend
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: GenerationCache | None = None) -> Tensor:
-        """Loss or logits.
+        """Compute the mean loss if there are targets, else the logits of the last position.
 
         Args:
             tokens: [B, T] int64 ids, T at most ``block_size`` (less what the cache holds).
-            targets: [B, T] int64 ids, -1 where a position does not count; with them the result is the mean loss.
+            targets: [B, T] int64 ids, -1 where a position does not count in the mean loss.
             cache: keys and values of earlier tokens; ``tokens`` continue them.
 
         Returns:

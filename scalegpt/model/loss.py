@@ -1,12 +1,12 @@
 """Cross entropy of the LM head: over full logits, or over chunks of tokens so that the logits never exist as a whole.
 
-Both take the hidden states and the head's matrix, and compute the same: logits in the compute dtype (as the matmul gives
-them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1. docs/MEMORY.md has what each
-allocates.
+Both losses take the hidden states and the head's matrix, and compute the same figure: logits in the compute dtype (as the
+matmul gives them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1. docs/MEMORY.md says how
+much each loss allocates.
 
-A chunk's logits take part in three matmuls, and in between become their gradients (:mod:`scalegpt.model.chunk`): on a CPU as
-many at once as its caches hold, on other devices as many as keep them busy. A larger chunk adds less often to the head's
-gradient, 4·V·H bytes of memory traffic each time.
+One matmul makes a chunk's logits. Then their gradients replace them (:mod:`scalegpt.model.chunk`): on a CPU for as many
+logits at once as its caches hold, on other devices for as many as keep the device busy. Two more matmuls use these gradients.
+The larger the chunks, the fewer additions to the head's fp32 gradient, each of which reads and writes 4·V·H bytes.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from scalegpt.model.cpu.columns import by_columns
 TurnRows = Callable[[Tensor, Tensor], Tensor]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(hidden [..., H], head [V, H], targets [...] int64) → mean loss, an fp32 scalar. Ours also take ``softcap``."""
+"""(hidden [..., H], head [V, H], targets [...] int64) → mean loss, an fp32 scalar. The losses here also take ``softcap``."""
 
 
 def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -35,7 +35,7 @@ def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, softcap: float | None = None) -> Tensor:
-    """Cross entropy over full logits [n, V]; the mean over counted positions, 0 where none counts."""
+    """Cross entropy over full logits [n, V]: the mean over the positions that count, 0 if none counts."""
     logits = F.linear(hidden, head.to(hidden.dtype)).view(-1, head.shape[0])
     targets = targets.reshape(-1)
     capped = soft_capped(logits.float(), softcap)
@@ -46,14 +46,15 @@ def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, softcap
 def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool = False) -> Loss:
     """Make a loss that forms the logits of ``chunk`` tokens at a time.
 
-    The gradients are computed in the forward pass, while a chunk's logits exist; the backward pass only scales them. So the
-    loss cannot be differentiated twice.
+    The gradients are computed in the forward pass, while a chunk's logits exist. The backward pass only scales the gradients,
+    so the loss cannot be differentiated twice.
 
     Args:
         chunk: tokens whose logits exist at once.
-        rows: of these, tokens whose logits become gradients at once, as on a GPU; None: as suits the device.
-        compiled: let ``torch.compile`` fuse what happens between the matmuls: on a GPU two passes over the logits in the
-            compute dtype instead of six in fp32. Without effect on a CPU, where the passes stay in the caches.
+        rows: tokens of a chunk whose logits become gradients at once, by rows as on a GPU; None: as many, and by rows or
+            columns, as suits the device.
+        compiled: whether ``torch.compile`` fuses the work between the matmuls: on a GPU into two passes over the logits in
+            the compute dtype, instead of six in fp32. Without effect on a CPU, where the passes stay in the caches.
 
     Raises:
         InputError: a chunk below one token.
@@ -77,19 +78,20 @@ def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool
 
 
 def make_loss(kind: str, chunk: int, *, rows: int | None = None, compiled: bool = False) -> Loss:
-    """The loss that the settings ``loss`` and ``loss_chunk`` name; the rest as for :func:`chunked_cross_entropy`."""
+    """Make the loss of the settings ``loss`` and ``loss_chunk``; other arguments are :func:`chunked_cross_entropy`'s."""
     return full_cross_entropy if kind == "full" else chunked_cross_entropy(chunk, rows=rows, compiled=compiled)
 
 
 def _counted(targets: Tensor) -> Tensor:
-    """How many positions count, at least one so that an empty batch gives 0 and not NaN."""
+    """The number of positions that count, but at least 1, so that a batch without any gives a loss of 0 and not NaN."""
     return (targets != IGNORED).sum().clamp(min=1)
 
 
 def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows, softcap: float | None) -> Way:
-    """How a chunk's logits become gradients, as suits device and dtype.
+    """Choose by rows or by columns for device and dtype.
 
-    By columns needs more range than fp16 has, a look at the sums, which a compiled graph cannot take, and no soft cap.
+    :func:`by_columns` runs on a CPU without a soft cap. It needs more range than fp16 has, and looks at the values of its
+    sums, which a compiled graph cannot do.
     """
     is_cpu = hidden.device.type == "cpu"
     has_range = hidden.dtype in (torch.float32, torch.bfloat16)
@@ -100,7 +102,7 @@ def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows,
 
 
 def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
-    """:func:`~scalegpt.model.chunk.turn` behind a soft cap, whose derivative is 1 - tanh²."""
+    """Do what :func:`~scalegpt.model.chunk.turn` does, through a soft cap of the logits, whose derivative is 1 - tanh²."""
     share = (logits.float() / softcap).tanh_()
     capped = share * softcap
     total = turn(capped, targets)
@@ -109,10 +111,10 @@ def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward divides by the count.
+    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward pass divides by the count.
 
-    Dividing late keeps fp16 from underflow: with n in the thousands p / n is beyond its range, p is not. The loss scale
-    comes with the incoming gradient.
+    Dividing late keeps fp16 from underflow: with n tokens in the thousands a probability p is within fp16's range, but p / n
+    is not. The incoming gradient brings the loss scale.
     """
 
     @staticmethod

@@ -9,12 +9,12 @@ selective    the block's input, QKV, attention's output and statistics,      nor
 full         the block's input                                               the whole block
 ===========  ==============================================================  =====================================
 
-The selective policy keeps results that are expensive to compute, except that of a block's last matmul, which nothing in
-the block's backward pass needs. Which matmuls are kept follows from the description of the block
-(:func:`scalegpt.architecture.recompute.kept_matmuls`), which the planner reads too.
+The selective policy keeps results that are expensive to compute. The result of a block's last matmul is not kept, since
+nothing in the block's backward pass needs it. :func:`scalegpt.architecture.recompute.kept_matmuls`, which the planner reads
+too, derives from the description of the block which matmuls' results are kept.
 
-With dropout everything that draws random numbers must run again in the same order, to draw the same masks. So attention,
-which draws its own, is recomputed; and the last matmul, which precedes the last mask, is kept.
+With dropout every operation that draws random numbers must run again in the same order, to draw the same masks. So attention,
+which draws a mask, is recomputed. And the result of the last matmul, which precedes the last mask, is kept.
 """
 
 from functools import partial
@@ -36,11 +36,11 @@ _ATTENTION = frozenset(
     [getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default for name in _SDPA]
     + [torch.ops.scalegpt.matmul_attention.default]
 )
-"""SDPA's kernels, and ours."""
+"""The operators of attention: SDPA's kernels, and :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention`."""
 
 
 class _KeepDearResults:
-    """The selective policy for one pass over a block and its recomputation; it counts the matmuls of each.
+    """The selective policy for one forward pass of a block and its recomputation; it counts the matmuls of each.
 
     Args:
         matmuls: for each matmul of a block, in order, whether its result is kept.
@@ -50,7 +50,7 @@ class _KeepDearResults:
     def __init__(self, matmuls: tuple[bool, ...], *, with_dropout: bool) -> None:
         self.attention = frozenset() if with_dropout else _ATTENTION
         self.matmuls = matmuls
-        self.seen = {False: 0, True: 0}  # by whether it is the recomputation
+        self.seen = {False: 0, True: 0}  # is it the recomputation? → matmuls so far
 
     def __call__(self, context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
         if op in self.attention:
@@ -69,10 +69,10 @@ def _selective_contexts(matmuls: tuple[bool, ...], *, with_dropout: bool) -> Any
 
 
 def apply_recompute(model: GPT, kind: str) -> None:
-    """Make every block of the model recompute as ``kind`` says; apply before compile and before sharding.
+    """Make every block of the model recompute as ``kind`` says; to be called before compiling and before sharding.
 
     Args:
-        model: the model, changed in place; with dropout its random state is replayed.
+        model: the model, changed in place; with dropout, recomputation replays the state of the random numbers.
         kind: ``none``, ``selective`` or ``full``.
     """
     with_dropout = model.config.dropout > 0

@@ -1,8 +1,8 @@
-"""CUDA's behaviour where that of the CPU, or of tensors without data, is another.
+"""CUDA's behaviour for a trace, where the CPU or tensors without data behave differently.
 
-A trace runs on tensors of the CPU, so torch takes its CPU paths. This module puts CUDA's in their place.
-:mod:`scalegpt.planner.attention` has the attention kernel, :mod:`scalegpt.architecture.kernels` what kernels allocate for
-themselves. The rest is here, each with its source in torch, to be compared with a real card:
+A trace runs on tensors of the CPU, so torch takes its CPU paths. This module replaces these by CUDA's.
+:mod:`scalegpt.planner.attention` chooses the attention kernel. :mod:`scalegpt.architecture.kernels` has the temporary memory
+of kernels. The other differences are here, each with its source in torch, and remain to be compared with a real card:
 
 ==================================  ===================================================================================
 what                                source
@@ -12,7 +12,7 @@ dropout's mask of one byte          aten/src/ATen/native/Dropout.cpp, ``native_d
 heads padded to a multiple of 8     aten/src/ATen/native/transformers/attention.cpp, ``pad_last_dim``
 ==================================  ===================================================================================
 
-Not here, because they are the same in every step: cuBLAS's workspaces, which the allocator counts as well.
+CUDA's allocator also counts cuBLAS's workspaces. They are left out here, because they are the same in every step.
 """
 
 from collections.abc import Iterator
@@ -37,18 +37,19 @@ _ATTENTION = {
     aten._scaled_dot_product_efficient_attention_backward.default: (kernels.attention_backward, "mem_efficient", 1),
     aten._scaled_dot_product_cudnn_attention_backward.default: (kernels.attention_backward, "cudnn", 1),
 }
-"""Operator → what its kernel allocates for itself, the kernel, and which argument the queries are."""
+"""Operator → (function that gives its kernel's temporary allocations, kernel, index of the queries in the arguments)."""
 
 
 @contextmanager
 def cuda_functions(kernel: str) -> Iterator[None]:
     """Make attention and dropout call the kernels that CUDA would.
 
-    Attention is replaced where the model looks it up, since torch suspends a ``TorchFunctionMode`` in the backward pass,
-    where recompute needs it too. Dropout is replaced below that, since the math kernel calls it from C++.
+    Attention is replaced where the model looks it up, and not by a ``TorchFunctionMode``: torch suspends such a mode in the
+    backward pass, where recompute calls attention again. Dropout is replaced in torch's dispatcher, since the math kernel
+    calls it from C++.
 
     Args:
-        kernel: what :func:`~scalegpt.planner.attention.attention_kernel` says.
+        kernel: the attention kernel, from :func:`~scalegpt.planner.attention.attention_kernel`.
     """
     attention = F.scaled_dot_product_attention
     if kernel != "math":
@@ -75,7 +76,7 @@ def _attend(
     dropout_p: float = 0.0,
     is_causal: bool = False,
 ) -> Tensor:
-    """Attention as torch's CUDA dispatch runs it, without a mask of its own."""
+    """Attention by the kernel that torch takes on CUDA, without a mask: [B, a, T, D] → [B, a, T, D]."""
     assert attn_mask is None, "training has no attention mask"
     if kernel == "flash":
         return _attend_with_flash(q, k, v, dropout_p, is_causal)
@@ -94,7 +95,7 @@ def _attend_with_flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_cau
 
 
 def run_as_cuda(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator, with the results that CUDA's kernel would give."""
+    """Run an operator, and return results of the dtypes that CUDA's kernel would return."""
     result = func(*args, **kwargs)
     if func is aten.native_layer_norm.default:
         y, mean, rstd = result
@@ -103,10 +104,10 @@ def run_as_cuda(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
-    """What CUDA's kernel for an operator allocates besides its results, and frees before it returns.
+    """The temporary allocations of CUDA's kernel for an operator: made besides its results, freed before it returns.
 
     Yields:
-        Labels, and bytes of single allocations that live together.
+        (label, bytes) of each allocation; all of them live at once.
     """
     if func in _ATTENTION:
         allocates, kernel, place = _ATTENTION[func]
@@ -124,7 +125,7 @@ def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
 
 
 def shared_extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
-    """The same for operators that are made of others, on every device alike."""
+    """The temporary allocations, on any device, of an operator that calls others; yields as :func:`extras` does."""
     if func is aten._safe_softmax.default:
         scores = args[0]
         yield "safe softmax: masked scores", scores.numel()

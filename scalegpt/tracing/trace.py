@@ -1,12 +1,12 @@
-"""The memory of one training step of our own code, without a GPU and without memory.
+"""The memory of one training step of our own code, found without a GPU and without allocating the tensors.
 
-:func:`trace_step` builds the run's model and backend as the trainer does, on tensors that have a shape and no data, and
-takes two steps with them: one that leaves the optimizer's state, and one that is measured. What is followed is what
-PyTorch's eager mode allocates on a CUDA device, in the caching allocator's blocks of 512 bytes, so the figures compare
-with ``torch.cuda.max_memory_allocated()``, except for
+:func:`trace_step` builds the run's model and backend as the trainer does, on tensors that have a shape and no data. Then it
+takes two steps: the first makes the optimizer's state, and the second is measured. The trace follows what PyTorch's eager
+mode allocates on a CUDA device, in the caching allocator's blocks of 512 bytes. So its figures compare with
+``torch.cuda.max_memory_allocated()``, except for
 
 - the workspaces of cuBLAS, some MiB that are the same in every step;
-- what the allocator hands out beyond the request: up to 1 MiB for each large tensor, unless segments are expandable;
+- the bytes that the allocator gives out beyond a request: up to 1 MiB for each large tensor, unless segments are expandable;
 - ``torch.compile``, which fuses: a compiled block keeps and makes fewer tensors than the traced one.
 
 The phases are :data:`~scalegpt.planner.memory.step.PHASES`, which docs/MEMORY.md describes. A sharded backend's buffers
@@ -48,7 +48,7 @@ class Trace:
 
     Attributes:
         snapshots: the fullest moment of each phase.
-        steady: between two steps: weights and the optimizer's state.
+        steady: the storages that live between two steps: weights and the optimizer's state.
     """
 
     snapshots: dict[str, Snapshot]
@@ -56,12 +56,12 @@ class Trace:
 
     @property
     def phases(self) -> dict[str, int]:
-        """The largest number of live bytes in each phase."""
+        """Phase → the most bytes that live at once in it."""
         return {phase: self.snapshots[phase].size for phase in PHASES}
 
     @property
     def peak_phase(self) -> str:
-        """The phase of the peak; the first of equal ones."""
+        """The phase in which the most bytes live; of equal ones the first."""
         return max(PHASES, key=self.phases.__getitem__)
 
     @property
@@ -71,7 +71,7 @@ class Trace:
 
     @property
     def breakdown(self) -> dict[str, int]:
-        """Bytes by kind at the peak, the largest first.
+        """Kind of memory → its bytes at the peak, the largest first.
 
         Kinds: weights, optimizer, gradients, inputs; activations (kept by blocks and embeddings), loss (kept by the loss),
         recomputed; cast weights, gathered weights, gather buffers, reduce buffers; temporaries.
@@ -93,12 +93,12 @@ def trace_step(
         run: a run whose precision, vocabulary and micro batch are fixed.
         ranks: data-parallel ranks W.
         grad_accum: micro batches per step.
-        card: what it would run on, which decides on the attention kernel where the run leaves that to torch.
-        as_cuda: allocate as CUDA's kernels do, and count no host memory; false: as the CPU's do, except for the space inside
-            an operator, and with offload host and device together.
+        card: the GPU, which decides on the attention kernel if the run leaves the choice to torch.
+        as_cuda: true: follow the allocations of CUDA's kernels, and count no host memory. False: follow those of the CPU's
+            kernels, without most of their temporary memory, and count offloaded states too.
 
     Raises:
-        InputError: a backend that cannot be traced, or the settings do not go together.
+        InputError: the backend cannot be traced, or the settings do not go together.
         RunError: the process has joined a process group.
     """
     _check(run)
@@ -142,12 +142,12 @@ def _check(run: RunConfig) -> None:
 
 
 def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
-    """The run, asking for the math kernel where CUDA would take it; else :func:`cuda_functions` decides."""
+    """The run with ``attention`` at ``math`` if CUDA would take that kernel, else at ``auto`` for :func:`cuda_functions`."""
     return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
 
 
 def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorMode, *, as_cuda: bool) -> Backend:
-    """The trainer's backend, whose weights are allocated without memory."""
+    """The trainer's backend, with weights that have a shape and no data."""
     model = build_model(run, compiled=False)
     if as_cuda:
         model.set_loss(make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS))
@@ -162,7 +162,7 @@ def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorM
 
 
 def _take_step(backend: Backend, tracker: Tracker, *, on_host: bool = False) -> None:
-    """What the trainer does in a step; ``on_host`` says that the optimizer updates what is offloaded."""
+    """Take a step as the trainer does; ``on_host`` says that the optimizer updates offloaded states in host memory."""
     shape = backend.run.train.micro_batch, backend.run.model.block_size
     tracker.phase = "forward"
     total = torch.zeros(())
@@ -181,7 +181,7 @@ def _take_step(backend: Backend, tracker: Tracker, *, on_host: bool = False) -> 
 
 
 def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bool) -> None:
-    """Say what lives between two steps."""
+    """Mark the storages that live between two steps, as weights or optimizer; ``on_host``: they are in host memory."""
     tracker.on_host = on_host
     for parameter in backend.model.parameters():
         tracker.mark(parameter, "weights")
@@ -195,7 +195,7 @@ def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bo
 
 
 def _watch(model: GPT, tracker: Tracker) -> None:
-    """Make the model's parts set the tracker's phase; the step itself is the trainer's own."""
+    """Wrap the model's parts so that they set the tracker's phase and mark what they keep; the step is not changed."""
 
     def enter(phase: str) -> Callable[[Any], None]:
         def hook(_gradient: Any) -> None:
@@ -239,7 +239,7 @@ def _watch_block(block: Block, tracker: Tracker) -> None:
 
 @contextmanager
 def fake_process_group(ranks: int) -> Iterator[None]:
-    """Belong, for a while, to a process group of which only this rank exists: its collectives move nothing.
+    """Join, within the context, a process group of which only this process, rank 0, exists; its collectives move nothing.
 
     Raises:
         RunError: the process has joined a group already.
@@ -258,7 +258,7 @@ def fake_process_group(ranks: int) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Collect no garbage unless asked, since its time is chance; and then only what was made within."""
+    """Switch off automatic garbage collection, whose timing is random; ``gc.collect`` then frees only objects made within."""
     was_enabled = gc.isenabled()
     gc.disable()
     gc.freeze()
@@ -272,7 +272,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _overridden(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put a function before one that the owner inherits."""
+    """Give a class or an object, within the context, a function that hides the one it inherits under this name."""
     setattr(owner, name, function)
     try:
         yield
@@ -295,11 +295,11 @@ def _resizing(tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def _copies_to_host(tracker: Tracker) -> Iterator[None]:
-    """Make FSDP2's copies between host and device, which do not happen where the two are one.
+    """Make FSDP2's copies between host and device, which torch leaves out in a trace, where both are the CPU.
 
-    It copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
-    all_gather_inputs``), reduced gradients to the host, blocking since memory is not pinned here (``_fsdp_collectives.py:
-    foreach_reduce``). No other call in a step has that argument.
+    FSDP2 copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
+    all_gather_inputs``), reduced gradients to the host with blocking, since memory is not pinned here
+    (``_fsdp_collectives.py: foreach_reduce``). No other call in a step has the argument ``non_blocking``.
     """
     inherited = torch.Tensor.to
 
@@ -318,7 +318,7 @@ def _copies_to_host(tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def _uncounted_shape_inference(tracker: Tracker) -> Iterator[None]:
-    """Do not count the whole tensors that DTensor makes to find its results' shapes, which it does only in a trace."""
+    """Do not count the whole tensors that DTensor makes, only in a trace, to find the shapes of its results."""
     propagator = DTensor._op_dispatcher.sharding_propagator
     inherited = propagator._propagate_tensor_meta_non_cached
 

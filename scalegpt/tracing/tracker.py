@@ -1,9 +1,9 @@
-"""Following every storage that a piece of code makes: how many bytes live, of what kind, and when there were most.
+"""Follows every storage that a piece of code makes: how many bytes live, of which kind, and when the most live.
 
 A :class:`Tracker` sees each operator's results below autograd and DTensor, where they are plain tensors. It logs
-allocations, frees and changes of size, and finds out what each storage is for: a weight, a gradient, something saved for
-the backward pass. :meth:`Tracker.replay` then goes through the log and returns the fullest moment of every phase. The kind
-of a storage counts from its allocation, whenever it was found out.
+allocations, frees and changes of size, and finds the kind of each storage: weights, gradients, activations and so on.
+:meth:`Tracker.replay` then goes through the log and returns the fullest moment of every phase. A storage counts under its
+kind from its allocation on, however late the kind was found.
 """
 
 import weakref
@@ -24,10 +24,10 @@ BLOCK = 512
 """The caching allocator's smallest unit, in bytes (``kMinBlockSize`` in c10/cuda/CUDACachingAllocator.cpp)."""
 
 SCALAR = 2.0
-"""The ``.item()`` of a tensor without data: finite, and above the usual clipping norm, so that gradients are clipped."""
+"""What ``.item()`` returns in a trace: finite, and above the usual clipping norm, so that gradients are clipped."""
 
 TEMPORARY = "temporaries"
-"""The kind of storages that are marked as no other."""
+"""The kind of a storage that has not been marked with another kind."""
 
 aten = torch.ops.aten
 
@@ -37,11 +37,11 @@ class StorageGroup:
     """Storages that live at one moment, alike except for their address.
 
     Attributes:
-        kind: what they are for.
+        kind: their kind of memory, such as ``weights``.
         made_by: the operator that made them.
-        shape: of the tensor that they were made for.
-        dtype: of that tensor.
-        count: how many.
+        shape: the shape of the tensor that each was made for.
+        dtype: the dtype of that tensor.
+        count: the number of storages.
         size: bytes of all of them together.
     """
 
@@ -55,14 +55,14 @@ class StorageGroup:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What lives at one moment."""
+    """The storages that live at one moment: ``size`` bytes in all, in groups."""
 
     size: int
     groups: tuple[StorageGroup, ...]
 
     @property
     def by_kind(self) -> dict[str, int]:
-        """Bytes by kind, the largest first."""
+        """Kind → bytes, the largest first."""
         kinds: Counter[str] = Counter()
         for each in self.groups:
             kinds[each.kind] += each.size
@@ -85,17 +85,17 @@ Extras = Callable[[Any, Any], Iterable[tuple[str, int]]]
 class Tracker(TorchDispatchMode):
     """While active, follows every storage that an operator makes.
 
-    ``.item()`` gives :data:`SCALAR`, so that code which reads a number from the device runs on tensors without data.
+    ``.item()`` returns :data:`SCALAR`, so that code which reads a number from the device runs on tensors without data.
 
     Attributes:
-        phase: of the step, set by the code that runs.
-        paused: while true, nothing that is made counts.
-        on_host: while true, what is made would be in host memory on a GPU, and is followed with a size of 0.
+        phase: the current phase of the step, set by the code that runs.
+        paused: while true, new storages are not followed.
+        on_host: while true, new storages count 0 bytes, since with a GPU they would be in host memory.
 
     Args:
         replace: called as (operator, args, kwargs) to run an operator.
-        extras: called as (operator, args) for what the operator's kernel allocates besides its results and frees
-            before it returns: labels and bytes.
+        extras: called as (operator, args); gives (label, bytes) of the temporary allocations that the operator's kernel makes
+            besides its results and frees before it returns.
         block: sizes are rounded up to a multiple of this; the default is that of CUDA's caching allocator.
     """
 
@@ -108,9 +108,10 @@ class Tracker(TorchDispatchMode):
         self._extras = extras or (lambda _func, _args: ())
         self._storages: list[_Storage] = []
         self._living: dict[int, int] = {}  # address of the storage → its number
-        self._changes: list[tuple[int, int, str]] = []  # storage, by how many bytes, in which phase
+        self._changes: list[tuple[int, int, str]] = []  # (number of a storage, change in bytes, phase)
         self._at_start: dict[int, int] = {}
-        self._unique: tuple[int, int] | None = None  # how often a tensor and its storage are referred to at the least
+        # Reference counts of a gradient, and of its storage, that only autograd's engine holds; see `calibrate`.
+        self._unique: tuple[int, int] | None = None
 
     # --- allocations and frees ---------------------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ class Tracker(TorchDispatchMode):
         return result
 
     def _engine_adds_in_place(self, old: Any, _new: Any) -> bool:
-        """Whether this sum of two gradients of one tensor would overwrite the first without a dispatch mode.
+        """Whether this sum of two gradients would be made in place, in ``old``, if no dispatch mode were active.
 
         Autograd's engine adds in place to what nothing else refers to, but never while a dispatch mode is active
         (``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp). In our backward passes only the engine adds
@@ -144,12 +145,12 @@ class Tracker(TorchDispatchMode):
         if torch.is_grad_enabled() or torch._C._current_autograd_node() is None or not isinstance(old, Tensor):
             return False
         counts = old._use_count(), torch._C._storage_Use_Count(old.untyped_storage()._cdata)  # type: ignore[attr-defined]
-        if self._unique is None:  # the very first is our own
+        if self._unique is None:  # the first call comes from `calibrate`
             self._unique = counts
         return counts <= self._unique and counts[1] <= self._unique[1] and is_dense(old)
 
     def calibrate(self) -> None:
-        """Find how often a gradient is referred to here that the engine alone holds; call while active."""
+        """Measure the reference counts of a gradient that only the engine holds; call this while the tracker is active."""
         source = torch.ones(4, requires_grad=True)
         shared = source * 2.0
         (shared.sin() + shared.cos()).exp().sum().backward()  # type: ignore[no-untyped-call]
@@ -182,19 +183,19 @@ class Tracker(TorchDispatchMode):
         self._changes.append((number, by, self.phase))
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """A storage that exists has changed its size, which no operator shows."""
+        """Log the new size of a storage that has been resized, which no operator shows."""
         number = self._living.get(storage._cdata)
         if number is not None:
             known = self._storages[number]
             size = self._rounded(storage.nbytes())
             self._change(number, size - known.size)
             known.size = size
-            known.kind = "gathered weights"  # only FSDP2 does that, with whole weights
+            known.kind = "gathered weights"  # only FSDP2 resizes, and only gathered weights
 
     # --- what storages are for ---------------------------------------------------------------------------------------
 
     def mark(self, tensor: Tensor | None, kind: str) -> None:
-        """Say what a tensor's storage is for; follow it if it is new."""
+        """Set the kind of a tensor's storage; follow the storage if it is new."""
         if tensor is None:
             return
         part = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
@@ -202,7 +203,7 @@ class Tracker(TorchDispatchMode):
         self._storages[self._living[part.untyped_storage()._cdata]].kind = kind
 
     def ignore(self, tensor: Tensor) -> None:
-        """Count a tensor no more: on a GPU it would live in host memory."""
+        """Stop counting a tensor's storage: with a GPU it would be in host memory."""
         number = self._living.get(tensor.untyped_storage()._cdata)
         if number is not None:
             self._change(number, -self._storages[number].size)
@@ -210,7 +211,7 @@ class Tracker(TorchDispatchMode):
 
     @contextmanager
     def keeping(self, kind: str) -> Iterator[None]:
-        """What is made within and lives at the end is of this kind, unless it is marked already."""
+        """Mark as of this kind the storages that are made within the context and live at its end, if not marked yet."""
         first = len(self._storages)
         try:
             yield
@@ -218,18 +219,18 @@ class Tracker(TorchDispatchMode):
             self.mark_since(first, kind)
 
     def mark_since(self, first: int, kind: str) -> None:
-        """What was made since storage number ``first`` and still lives is of this kind, unless it is marked already."""
+        """Mark as of this kind the storages from number ``first`` on that still live, if not marked yet."""
         for number in self._living.values():
             if number >= first and self._storages[number].kind is None:
                 self._storages[number].kind = kind
 
     @property
     def made(self) -> int:
-        """How many storages were made so far."""
+        """The number of storages made so far."""
         return len(self._storages)
 
     def _learn(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Recognise weights cast to the compute dtype, gradients that are added to others, and FSDP2's buffers."""
+        """Recognise and mark weights cast to the compute dtype, gradients that are added up, and FSDP2's buffers."""
         if func is aten._to_copy.default and self._kind(args[0]) == "weights":
             self.mark(result, "cast weights")
         elif func is aten.add_.Tensor:
@@ -250,14 +251,14 @@ class Tracker(TorchDispatchMode):
     # --- the result --------------------------------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Begin a new log, with what lives now."""
+        """Begin a new log, which starts with the storages that live now."""
         self._changes, self._at_start = [], {number: self._storages[number].size for number in self._living.values()}
 
     def replay(self) -> tuple[Snapshot, dict[str, Snapshot]]:
-        """Go through the log since the last restart.
+        """Go through the log since the last restart to find the fullest moment of each phase.
 
         Returns:
-            At the restart, and at the fullest moment of each phase.
+            The snapshot at the restart, and phase → the snapshot at its fullest moment.
         """
         now, largest, at = sum(self._at_start.values()), dict[str, int](), dict[str, int]()
         for i, (_, by, phase) in enumerate(self._changes):

@@ -1,4 +1,4 @@
-"""Kernels that only a CPU uses: attention by batched matmuls, and a chunk's loss with tokens side by side.
+"""Kernels that only a CPU uses: attention by batched matmuls, and a chunk's loss from logits [V, k].
 
-May import torch, and of the model :mod:`scalegpt.model.chunk` alone.
+This package may import torch, and from the model :mod:`scalegpt.model.chunk` alone.
 """

@@ -1,9 +1,10 @@
-"""A chunk's losses and gradients on a CPU, in fp32 and bf16, from logits with tokens side by side.
+"""A chunk's losses and gradients on a CPU, in fp32 and bf16, from logits [V, k]: a column for each token.
 
-Logits are [V, k], and their exponentials take their place, some entries of the vocabulary at a time for all tokens. No
-maximum has to be known first: the target's own logit is subtracted. The sums of exponentials divide the narrow [k, H]
-matrices. So there are fewer passes than by rows, and two of the three matmuls read both factors as they lie in memory,
-which takes oneDNN's bf16 kernels half the time with AMX (``benchmarks/loss_bench.py``).
+Exponentials replace the logits in place, some rows at a time, that is some entries of the vocabulary for all tokens. No
+maximum has to be found first, since each target's own logit is subtracted. The [k, H] matrices are divided by the sums of
+exponentials, instead of the larger logits. So there are fewer passes over the logits than by rows. And two of the three
+matmuls read both factors as they lie in memory, which takes oneDNN's bf16 kernels half the time with AMX
+(``benchmarks/loss_bench.py``).
 """
 
 import torch
@@ -15,15 +16,15 @@ CACHED = 500_000
 """Logits whose exponentials are computed at once: 2 MB in fp32, which the caches of two cores hold."""
 
 SAFE = 1e30
-"""A sum of exponentials below it, and all that is made of it, is far from the largest number of fp32 and bf16, 3e38."""
+"""Limit for a sum of exponentials: below it the sum, and all that is computed from it, is far from overflow at 3e38."""
 
 
 def by_columns(chunk: Chunk) -> Tensor:
-    """The way with logits [V, k].
+    """Fill a chunk's gradients, and return the sum of its losses, fp32, from logits [V, k].
 
-    With x the logits, t the target, c any number and s = Σ exp(x - c), a token's loss is log s + c - x[t], and its logits'
-    gradient (exp(x - c) - s·[t]) / s. With c = x[t] the sum is at least 1. It is too large only where the largest logit is
-    some 70 above the target's; then c is the largest.
+    Let x be a token's logits, t its target, c any number and s = Σ exp(x - c). The token's loss is log s + c - x[t], and the
+    gradient of its logits (exp(x - c) - s·onehot(t)) / s. With c = x[t], s is at least 1. It reaches :data:`SAFE` only if the
+    largest logit is some 70 above the target's. Then c is the largest logit instead.
     """
     entries, tokens = chunk.entries, torch.arange(chunk.targets.shape[0])
     logits = chunk.weight @ chunk.hidden.t()
@@ -44,14 +45,14 @@ def by_columns(chunk: Chunk) -> Tensor:
 
 
 def _exponentials(logits: Tensor, shift: Tensor) -> Tensor:
-    """Put exp(logits - shift) in the logits' place, computed in fp32.
+    """Replace the logits in place by exp(logits - shift), computed in fp32.
 
     Args:
         logits: [V, k] fp32 or bf16.
         shift: [k] fp32.
 
     Returns:
-        [k] fp32, their sums, from before they were rounded.
+        [k] fp32, each token's sum of exponentials, taken before these are rounded to the logits' dtype.
     """
     V, k = logits.shape
     rows = min(V, max(1, CACHED // k))

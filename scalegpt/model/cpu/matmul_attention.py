@@ -1,16 +1,16 @@
 """Causal attention by batched matmuls, for processors that multiply bf16 in hardware.
 
 torch's SDPA kernels for CPUs multiply small tiles, converting bf16 to fp32 and back, which leaves AVX-512's bf16
-instructions mostly unused; with AMX that holds for the backward pass alone (:class:`ByMatmuls`). Here oneDNN's batched
-matmul does the work, on scores that stay in the caches: of some heads at a time (:data:`SCORES_BYTES`), and of :data:`ROWS`
-queries at a time with the keys that they may see. ``benchmarks/attention_bench.py`` times the two side by side.
+instructions mostly unused; with AMX only the backward pass does so (:class:`ByMatmuls`). Here oneDNN's batched matmul does
+the work, on scores that stay in the caches: those of some heads at a time (:data:`SCORES_BYTES`), and of :data:`ROWS` queries
+at a time with the keys that these may see. ``benchmarks/attention_bench.py`` times SDPA and this module side by side.
 
 It is an operator of its own, ``scalegpt::matmul_attention``, so that selective recompute can keep its result and
 ``torch.compile`` takes it as a whole. Autograd keeps QKV, as with SDPA; the backward pass recomputes the probabilities, one
 group of heads after another.
 
-Precision: scores and probabilities are rounded to bf16, of which SDPA's kernel rounds the probabilities alone; softmax and
-all sums are fp32. Against fp64 the error is that of bf16's rounding, some 0.5% (``tests/model/test_matmul_attention.py``).
+Precision: scores and probabilities are rounded to bf16; SDPA's kernel rounds only the probabilities. Softmax and all sums are
+fp32. Against fp64 the error is that of bf16's rounding, some 0.5% (``tests/model/test_matmul_attention.py``).
 
 Sizes: B micro batch, T sequence, H features, a heads, D = H/a.
 """
@@ -27,14 +27,14 @@ ROWS = 256
 """Queries of a block: 64 to 1024 were tried, at T of 64 to 2048; 256 was the fastest or nearly so everywhere."""
 
 SCORES_BYTES = 4 * 2**20
-"""Bytes of scores that exist at once; below it the number of calls costs more than the caches save."""
+"""Bytes of scores that exist at once; with fewer, the larger number of calls costs more than the caches save."""
 
 LONGEST_BACKWARD = 1024
 """The longest sequence whose backward was measured to be faster than SDPA's with AMX; at 2,048 it takes 1.1 times as long."""
 
 
 class ByMatmuls(Enum):
-    """Which passes of attention are computed here, and not by torch's kernels."""
+    """Which passes of attention this module computes instead of torch's kernels."""
 
     NOTHING = "nothing"
     BACKWARD = "backward"
@@ -54,7 +54,7 @@ class ByMatmuls(Enum):
 
 @torch.library.custom_op("scalegpt::matmul_attention", mutates_args=(), device_types="cpu")
 def matmul_attention(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> Tensor:
-    """Causal self-attention.
+    """Causal self-attention between the QKV and the output projection.
 
     Args:
         qkv: [B, T, 3·H], queries, keys and values side by side, each of all heads.
@@ -82,7 +82,7 @@ def _matmul_attention_backward(grad: Tensor, qkv: Tensor, n_head: int) -> Tensor
     queries, keys, values = _heads(qkv, n_head)
     (grad,) = _heads(grad, n_head, parts=1)
     scale = queries.shape[-1] ** -0.5
-    sums = qkv.dtype if T <= ROWS else torch.float32  # with a single block of queries there is nothing to sum
+    sums = qkv.dtype if T <= ROWS else torch.float32  # a single block of queries sums nothing
     d_queries = torch.empty_like(queries)
     d_keys, d_values = (torch.zeros_like(keys, dtype=sums) for _ in range(2))
     for group, rows, seen, shares in _probabilities(queries, keys):
@@ -112,14 +112,15 @@ def _join(y: Tensor, B: int) -> Tensor:
 
 
 def _probabilities(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-    """Go through heads and queries in pieces.
+    """Compute the attention probabilities piece by piece: of some heads and one block of queries at a time.
 
     Args:
         queries: [N, T, D], N = B·a.
-        keys: the same shape.
+        keys: [N, T, D].
 
     Yields:
-        The piece's heads g, its queries r, the keys s that the last of them sees, and the probabilities [g, r, s].
+        Slices of the piece's heads, of its queries, and of the keys that its last query sees; its probabilities
+        [heads, queries, keys].
     """
     N, T, D = queries.shape
     block = min(ROWS, T)
@@ -136,7 +137,7 @@ def _probabilities(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice
 
 
 def _scaled_bmm(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Scale · left @ right, scaled within the matmul."""
+    """``scale`` · ``left`` @ ``right``, in one batched matmul that also scales."""
     nothing = left.new_empty(()).expand(1, 1, 1)
     return torch.baddbmm(nothing, left, right, beta=0, alpha=scale)
 

@@ -1,9 +1,9 @@
-"""What a process that trains on a processor holds beyond the step's own tensors.
+"""The host memory of a process that trains on a CPU, beyond the step's own tensors.
 
-There the memory is the host's, and running out of it takes the machine down. So all that a process holds counts: the
-ledger's peak, freed memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, and the copy that a
-checkpoint is written from. Fitted to the kernel's ``VmHWM`` in the runs of ``python benchmarks/cpu_memory.py``;
-docs/MEMORY.md compares.
+A process that runs out of host memory takes the machine down. So everything that it holds counts: the ledger's peak, freed
+memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, the buffers of collectives, and the copy from
+which a checkpoint is written. The figures are fitted to ``VmHWM``, the largest resident memory that the Linux kernel
+reports, in the runs of ``python benchmarks/cpu_memory.py``. docs/MEMORY.md compares prediction and measurement.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LIBRARIES = {
     FSDP.name: Figure(360 * MIB, _MEASURED),
     DEEPSPEED.name: Figure(430 * MIB, _MEASURED),
 }
-"""Bytes of a process that trains next to nothing: Python, torch and the backend's libraries."""
+"""Backend → bytes of a process that trains a tiny model: Python, torch and the backend's libraries."""
 
 BUFFERS = {
     PLAIN.name: {0: Figure(0.0, "there are no collectives")},
@@ -34,27 +34,29 @@ BUFFERS = {
         0: Figure(1.2, _MEASURED), 1: Figure(1.6, _MEASURED), 2: Figure(0.8, _MEASURED), 3: Figure(5.0, _MEASURED)
     },
 }  # fmt: skip
-"""What collectives over several ranks hold by backend and stage, as a multiple of the whole model in the compute dtype:
-gathered weights and gradients being sent, which a CPU frees later than the ledger's GPU does, and gloo's copies of them."""
+"""Backend → stage → memory of collectives over several ranks, as a multiple of the model's bytes in the compute dtype:
+gathered weights and gradients being sent, which a CPU frees later than the ledger's GPU, and gloo's copies of both."""
 
 KEPT = Figure(0.25, _MEASURED)
-"""Share of the peak that a process holds besides where it keeps freed memory: free blocks that no later tensor fits."""
+"""Bytes beyond the peak, as a share of it, in a process that keeps freed memory: free blocks that no later tensor fits."""
 
 KEPT_OF_LOGITS = {"fp32": Figure(0.6, _MEASURED), "bf16": Figure(0.35, _MEASURED)}
-"""The same on top of :data:`KEPT`, by dtype, of a peak that consists of the full loss's logits: few large blocks."""
+"""Dtype → a share to add to :data:`KEPT` if the whole peak were logits of the full loss, which are few large blocks."""
 
 GIVEN_BACK = Figure(0.06, _MEASURED)
-"""Share of the peak where the process gives large blocks back as soon as they are free."""
+"""Bytes beyond the peak, as a share of it, in a process that returns large blocks to the system once they are free."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOverheads(Overheads):
-    """The parts of a process on a CPU, in bytes; ``fragmentation_share`` is what freed memory adds to the peak.
+    """The memory of a process on a CPU beyond the peak, in bytes.
+
+    ``fragmentation_share`` is the freed memory that the process keeps, as a share of the peak.
 
     Attributes:
-        libraries: before anything is trained.
-        copy: that a checkpoint is written from.
-        buffers: of collectives.
+        libraries: Python, torch and the backend's libraries.
+        copy: the copy of masters and moments from which a checkpoint is written.
+        buffers: the buffers of collectives.
     """
 
     libraries: int = 0
@@ -63,12 +65,12 @@ class ProcessOverheads(Overheads):
 
     @classmethod
     def of_process(cls, run: RunConfig, ranks: int, *, keeps_freed_memory: bool) -> "ProcessOverheads":
-        """By the measurements above.
+        """The overheads of one rank of a run, from the measurements above.
 
         Args:
-            run: the run, its precision known.
+            run: a run whose precision is known.
             ranks: data-parallel ranks W.
-            keeps_freed_memory: whether the process keeps what it frees.
+            keeps_freed_memory: whether the process keeps freed memory instead of returning it to the system.
         """
         backend, stage = run.parallel.backend, run.parallel.stage
         whole = BYTES[run.train.precision] * count_parameters(run.model).total
@@ -80,7 +82,7 @@ class ProcessOverheads(Overheads):
         )
 
     def total_bytes(self, peak: int, host: int = 0) -> int:
-        """The kernel's count for the process at its fullest; what is offloaded is in the same memory."""
+        """The largest resident bytes of the process; ``host`` are the bytes of offloaded states, in the same memory."""
         return self.reserved_bytes(peak) + self.libraries + self.copy + self.buffers + host
 
     @property
@@ -89,7 +91,7 @@ class ProcessOverheads(Overheads):
         return ("freed memory",)
 
     def parts(self, peak: int) -> dict[str, int]:
-        """The parts by name; with the peak, and with what is offloaded, they add up to the total."""
+        """Part → its bytes; with the peak and the offloaded bytes they add up to the total."""
         return {
             "freed memory": self.fragmentation(peak),
             "copy for a checkpoint": self.copy,
@@ -99,9 +101,9 @@ class ProcessOverheads(Overheads):
 
 
 def checkpoint_copy_bytes(run: RunConfig, ranks: int) -> int:
-    """Host memory of each rank for the copy from which a checkpoint is written while training continues; 0 without one.
+    """Bytes of each rank's copy from which a checkpoint is written while training continues; 0 if no copy is made.
 
-    Masters and moments, each rank its part. The last checkpoint needs no copy, since training is over.
+    The copy holds the rank's part of fp32 weights and moments. The last checkpoint needs no copy, since training is over.
     """
     train = run.train
     tokens = train.tokens_per_step or train.micro_batch * ranks * run.model.block_size
@@ -113,7 +115,7 @@ def checkpoint_copy_bytes(run: RunConfig, ranks: int) -> int:
 
 
 def _kept_share(run: RunConfig) -> float:
-    """The share of the peak that kept memory adds; larger, the more of the peak are logits."""
+    """Freed memory that the process keeps, as a share of the peak; it grows with the part of the peak that is logits."""
     model, train = run.model, run.train
     if train.loss != "full":
         return KEPT.value

@@ -1,19 +1,20 @@
 """FSDP2's part of the ledger: shards, gathered weights, and the buffers of its collectives.
 
-Read from torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_gather``, ``foreach_reduce``,
+Follows torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_gather``, ``foreach_reduce``,
 ``FSDPParamGroup``), for the groups that our backend makes: one for each block, one for the root with embeddings, final norm
-and head. Tensors are cut along their first dimension into ⌈rows / W⌉ rows, so a rank may hold padding.
+and head. A tensor is cut along its first dimension, ⌈rows / W⌉ rows for each rank, so a rank's shard may hold padding.
 
-- Gathering a group allocates a buffer of all its weights in the compute dtype and the weights themselves. In the forward pass
-  the buffer lives until the next group's weights exist; in the backward pass from the start of the block before until the
-  weights exist.
-- Reducing a group copies its gradients into a buffer in the dtype of reduction, which lives until the next reduction, and
-  makes an fp32 shard of the result.
-- Inner micro steps of stages 0 and 2 reduce nothing: whole gradients add up in that dtype. Stage 0 gathers, here a copy, for
-  each of them; stage 2 once for all.
-- With offload (stage 3) shards of weights, moments and gradients live in host memory, weights and gradients in pinned memory,
-  where an allocation is a power of two. To gather a group its fp32 shards are copied to the device one by one and cast, and
-  the casts live until all have been sent. The fp32 shard of a reduced group goes to the host before the next one is made.
+- Gathering a group allocates a buffer for all its weights in the compute dtype, and the weights themselves. In the forward
+  pass the buffer lives until the next group's weights exist. In the backward pass it is allocated one block ahead, and lives
+  until the group's own weights exist.
+- Reducing a group copies its gradients into a buffer in the dtype of reduction, and makes this rank's fp32 shard of the
+  result. The buffer lives until the next reduction.
+- At stages 0 and 2 only the last micro step reduces. Until then whole gradients add up in the dtype of reduction. Stage 0
+  copies its weights to the compute dtype in each micro step; stage 2 gathers them once for all micro steps.
+- With offload (stage 3) shards of weights, moments and gradients live in host memory. Weights and gradients are pinned there,
+  and a pinned allocation is a power of two. To gather a group, its fp32 shards are copied to the device one by one and cast.
+  The casts live until the gather's buffer is filled. The fp32 shard of a group's reduced gradients goes to the host before
+  the next group's is made.
 """
 
 from dataclasses import dataclass
@@ -38,29 +39,29 @@ from scalegpt.planner.memory.timeline import (
 from scalegpt.units import BYTES
 
 REDUCE_DTYPE = "fp32"
-"""What gradients are reduced and added up in. The backend, and with it the trace, reads it here."""
+"""The dtype in which gradients are reduced and added up. The backend, and with it the trace, reads it here."""
 
 
 def padded(shape: Shape, shards: int) -> int:
-    """Elements of a tensor whose rows are made a multiple of the shards."""
+    """Elements of a tensor after its rows are padded to a multiple of the number of shards."""
     return -(-shape[0] // shards) * shards * numel(shape[1:])
 
 
 @dataclass(frozen=True)
 class Group:
-    """The bytes of the tensors that are gathered and reduced together.
+    """Bytes of one FSDP group, whose parameters are gathered together and whose gradients are reduced together.
 
     Attributes:
-        gathered: the whole weights, in the compute dtype.
-        buffer: all of them in one; 0 where nothing is sent.
-        casts: each shard in the compute dtype; with fp32 weights only what is copied to the device.
-        shards: each shard in fp32, beside its cast; 0 where there is none.
-        gradients: in the compute dtype.
-        accumulated: whole gradients in the dtype of reduction.
-        converting: the most over the gradients while they are cast to it one after another.
-        reduced: all gradients in one, in that dtype.
-        part: this rank's part of it; 0 where that is in fp32 already.
-        shard: this rank's part in fp32.
+        gathered: the whole weights in the compute dtype.
+        buffer: the gather's buffer for all weights in the compute dtype; 0 with a single shard, which gathers nothing.
+        casts: for each weight, its shard in the compute dtype; in fp32 the shard's copy on the device.
+        shards: for each weight, its fp32 shard, which lives beside the cast; 0 in fp32, where cast and shard are one.
+        gradients: the whole gradients in the compute dtype.
+        accumulated: the whole gradients in the dtype of reduction.
+        converting: the most bytes beyond ``gradients`` while these are cast to the dtype of reduction one after another.
+        reduced: the reduction's buffer for all whole gradients, in the dtype of reduction.
+        part: this rank's part of the reduced gradients in the dtype of reduction; 0 if that is fp32.
+        shard: this rank's part of the reduced gradients in fp32.
     """
 
     gathered: int
@@ -77,7 +78,7 @@ class Group:
     @classmethod
     @lru_cache(maxsize=512)
     def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int, reduce: int) -> "Group":
-        """The group of these tensors."""
+        """The group of tensors of these shapes; ``compute`` and ``reduce`` are bytes of an element in the two dtypes."""
         sizes = [padded(shape, shards) for shape in shapes]
         flat = sum(sizes)
         low = [rounded(compute * numel(shape)) for shape in shapes]
@@ -105,13 +106,13 @@ class FSDPStep(Step):
         self.stage = run.parallel.stage
         self.offloads = run.parallel.offload == "all"
         if self.stage == 3:
-            self.micro_steps = min(grad_accum, 2)  # each reduces, also the last
+            self.micro_steps = min(grad_accum, 2)  # each micro step reduces, so the second stands for all later ones
         self.reduce = BYTES[REDUCE_DTYPE]
         self.block_group = Group.of(self.parameters.block, self.shards, self.compute, self.reduce)
         self.root_group = Group.of(self.parameters.root, self.shards, self.compute, self.reduce)
-        self.buffered = self.reducing = 0  # bytes of the buffers that wait to be freed
-        self.held_parts = 0  # at stage 0, of what has been reduced and then cast
-        self.stays_gathered = False  # at stage 2, from an inner micro step to the next
+        self.buffered = self.reducing = 0  # bytes of the gather's and the reduction's buffer that still live
+        self.held_parts = 0  # at stage 0, bytes of reduced gradients that have been cast to fp32 and still live
+        self.stays_gathered = False  # at stage 2, whether the micro step before left the weights gathered
 
     def _part(self, shape: Shape) -> int:
         """Bytes of this rank's part of an fp32 tensor."""
@@ -122,7 +123,7 @@ class FSDPStep(Step):
         return rounded(self._part(shape))
 
     def hold_states(self) -> None:
-        """See :meth:`Step.hold_states`; with offload weights and gradients are in pinned host memory, moments are not."""
+        """See :meth:`Step.hold_states`; offloaded weights and gradients are in pinned host memory, moments in unpinned."""
         if not self.offloads:
             super().hold_states()
             return
@@ -131,13 +132,13 @@ class FSDPStep(Step):
 
     @property
     def largest_held(self) -> int:
-        """See :attr:`Step.largest_held`."""
+        """See :attr:`Step.largest_held`; here the elements of this rank's padded shard."""
         return max(padded(shape, self.shards) for _, shape in self.counted) // self.shards
 
     # --- gathering ---------------------------------------------------------------------------------------------------
 
     def _gather(self, group: Group) -> None:
-        """Gather in the forward pass, where the buffer lives until the next group has been copied out of its own."""
+        """Gather a group in the forward pass; its buffer lives until the next group's weights exist."""
         self._send(group)
         self._copy_out(group)
         self._free_buffer()
@@ -150,13 +151,13 @@ class FSDPStep(Step):
             self.t.hold(GATHERED, group.gathered)
 
     def _fetch(self) -> None:
-        """Gather a block ahead of its backward pass."""
+        """Begin to gather a block ahead of its backward pass: allocate its buffer."""
         if self.shards > 1:
             self._send(self.block_group)
             self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
-        """Begin to gather: the buffer, and beside it what fills it."""
+        """Begin to gather a group: allocate its buffer and, with offload, the casts of its shards until they are sent."""
         t = self.t
         if self.offloads and self.shards > 1:
             for cast, shard in zip(group.casts, group.shards, strict=True):
@@ -167,7 +168,7 @@ class FSDPStep(Step):
             t.drop(GATHER_BUFFERS, sum(group.casts))
 
     def _copy(self, group: Group) -> None:
-        """Without a send each weight is cast and copied; one's cast is freed when the next one's is made."""
+        """Copy the weights of a group with a single shard, one by one; a cast is freed when the next one is made."""
         t, before = self.t, 0
         copies = self.offloads or self.compute != 4
         for cast, shard in zip(group.casts, group.shards, strict=True):
@@ -183,12 +184,12 @@ class FSDPStep(Step):
         self.buffered = 0
 
     def before_forward(self) -> None:
-        """Gather the root, unless an inner micro step has left it gathered."""
+        """Gather the root group, unless the micro step before left it gathered."""
         if not self.stays_gathered:
             self._gather(self.root_group)
 
     def block_forward(self) -> None:
-        """Gather, compute, and at stage 3 free the weights; stages 0 and 2 keep them to the step's end."""
+        """Gather a block's weights and play its forward pass; stage 3 then frees them, other stages keep them."""
         if not self.stays_gathered:
             self._gather(self.block_group)
         super().block_forward()
@@ -196,7 +197,7 @@ class FSDPStep(Step):
             self.t.drop(GATHERED, self.block_group.gathered)
 
     def before_backward(self) -> None:
-        """The root's hook gathers nothing, frees the last buffer, and at stage 3 fetches the last block."""
+        """Free the last gather's buffer and, at stage 3, begin to gather the last block; the root stays gathered."""
         self._free_buffer()
         if self.stage == 3:
             self._fetch()
@@ -210,17 +211,17 @@ class FSDPStep(Step):
 
     @property
     def adds_at_once(self) -> bool:
-        """See :attr:`Step.adds_at_once`; where dtypes differ FSDP2 adds the group's."""
+        """See :attr:`Step.adds_at_once`; if compute and reduction dtype differ, FSDP2 adds a group's gradients together."""
         return self.compute == self.reduce and self.has_gradients and self.stage != 3
 
     def accumulate(self, elements: int) -> None:
-        """The gradient stays as it is until all of the block's exist."""
+        """See :meth:`Step.accumulate`; unless added at once, a gradient keeps the compute dtype until its group is done."""
         self.t.give(TEMPORARIES, self.compute * elements)
         if not self.adds_at_once:
             self.t.take(GRADIENTS, self.compute * elements)
 
     def block_backward(self) -> None:
-        """Gather, compute, reduce."""
+        """Gather a block's weights, play its backward pass, and reduce or add up its gradients."""
         if self.stage == 3:
             self._copy_out(self.block_group)
             self._free_buffer()
@@ -230,7 +231,7 @@ class FSDPStep(Step):
         self._finish_group(self.block_group)
 
     def after_backward(self) -> None:
-        """The root's gradients, reduced or added up."""
+        """Reduce or add up the root's gradients, and free the collectives' buffers."""
         self._finish_group(self.root_group)
         self._free_buffer()
         self.stays_gathered = self.stage == 2 and not self.reduces
@@ -239,9 +240,9 @@ class FSDPStep(Step):
             self.reducing = self.held_parts = 0
 
     def _finish_group(self, group: Group) -> None:
-        """Free the weights where the stage does so, and turn the group's gradients into what is kept."""
+        """Free a group's weights unless they stay gathered, and reduce its gradients or add them up."""
         t, mine = self.t, group.gradients
-        joins = self.has_gradients and self.stage != 3  # what has added up
+        joins = self.has_gradients and self.stage != 3  # are these added to earlier micro steps' gradients?
         if not self.reduces:
             t.drop(GATHERED, 0 if self.stage == 2 else group.gathered)
             if self.compute != self.reduce:
@@ -267,6 +268,6 @@ class FSDPStep(Step):
             t.drop(GRADIENTS, group.shard)
 
     def _optimizer_step(self) -> None:
-        """See :meth:`Step._optimizer_step`; what is offloaded is updated in host memory."""
+        """See :meth:`Step._optimizer_step`; offloaded states are updated in host memory."""
         if not self.offloads:
             super()._optimizer_step()

@@ -6,15 +6,15 @@ of s rows and l columns, s ≤ l (a tall one is transposed)::
 
     X ← X / |X|;   five times:   R = X·Xᵀ,   Z = a·I + b·R + c·R²,   X ← Z·X
 
-Two forms compute it. In the *direct* form each step takes 4·s²·l + 2·s³ operations. All Z are polynomials of the first R, so
-the *Gram* form multiplies them first, and X once: R ← Z·R·Z, Q ← Q·Z, and X ← Q·X at the end. That is 4·s²·l + 34·s³
-operations in all, fewer where l > 1.5·s. The first R squares X's condition number, which needs fp32: only fp32 takes this
-form.
+Two forms compute it. In the *direct* form each step takes 4·s²·l + 2·s³ FLOPs. All Z are polynomials of the first R. So the
+*Gram* form multiplies the Z first, and X once: R ← Z·R·Z, Q ← Q·Z, and X ← Q·X at the end. All five steps then take
+4·s²·l + 34·s³ FLOPs, fewer than the direct form if l > 1.5·s. The first R has the square of X's condition number, which needs
+fp32. So only fp32 takes the Gram form.
 
-Matrices of one shape are orthogonalised together, in rounds. Over several ranks the matrices of a round are assigned to them
-in turn, and each is whole on its owner (:mod:`scalegpt.optim.muon` does what is counted here). Where ranks are replicas
-(stage 0), each orthogonalises its own and all gather the results. Where they are shards (FSDP2's stages 2 and 3), they send
-the rows that they hold of each matrix to its owner, and get the rows of the result back.
+Matrices of one shape are orthogonalised together, in rounds. Over several ranks the matrices of a round are assigned to the
+ranks in turn, and a matrix's owner holds it whole (:mod:`scalegpt.optim.muon` is the code that is counted here). If ranks are
+replicas (stage 0), each orthogonalises the matrices that it owns, and all gather the results. If ranks are shards (FSDP2's
+stages 2 and 3), each sends its rows of a matrix to the owner, and gets these rows of the result back.
 """
 
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ from scalegpt.planner.memory.timeline import Timeline
 from scalegpt.units import BYTES
 
 STEPS = 5
-"""Of the iteration, as in torch's Muon."""
+"""Steps of the iteration, as in torch's Muon."""
 
 ROUND_ELEMENTS = 1 << 24
-"""The most elements of a round on a rank, which has at least one matrix: one kernel serves many small matrices, and a large
-one fills a card by itself."""
+"""The most elements that a rank orthogonalises in one round, unless a single matrix has more. One kernel serves many small
+matrices; a large matrix fills a card by itself."""
 
 Shape = tuple[int, ...]
 
@@ -38,13 +38,13 @@ _X = "matrices"
 
 
 def uses_gram_form(shape: Shape, width: int) -> bool:
-    """Whether the Gram form computes matrices of this shape; ``width`` is that of the compute dtype in bytes."""
+    """Whether the Gram form serves matrices of this shape; ``width`` is the bytes of an element in the compute dtype."""
     short, long = sorted(shape)
     return width == 4 and 2 * long > 3 * short
 
 
 def flops(shape: Shape, width: int) -> int:
-    """Operations that orthogonalise one matrix, a multiplication and an addition being two."""
+    """FLOPs that orthogonalise one matrix; a multiplication and an addition count as two."""
     short, long = sorted(shape)
     if uses_gram_form(shape, width):
         return 4 * short**2 * long + 2 * (4 * STEPS - 3) * short**3
@@ -52,17 +52,17 @@ def flops(shape: Shape, width: int) -> int:
 
 
 def wire(precision: str) -> str:
-    """The dtype that matrices are gathered and normalised in; fp16 lacks the range of gradients."""
+    """The dtype in which matrices are gathered and normalised: fp32 for fp16, which lacks the range of gradients."""
     return "fp32" if precision == "fp16" else precision
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Who holds the matrices of a run, and what their orthogonalisation takes.
+    """How the ranks of a run share the orthogonalisation of its matrices, and the memory that it takes.
 
     Attributes:
-        mesh: the ranks, as replicas or as shards of the matrices.
-        precision: of the computation.
+        mesh: the ranks, which are replicas or hold shards of the matrices.
+        precision: the compute dtype.
     """
 
     mesh: Mesh
@@ -70,7 +70,7 @@ class Exchange:
 
     @property
     def ranks(self) -> int:
-        """W, among which the matrices of a round are divided."""
+        """W, the number of ranks among which the matrices of a round are divided."""
         return self.mesh.ranks
 
     @property
@@ -79,26 +79,26 @@ class Exchange:
         return self.mesh.replicas > 1
 
     def rounds(self, shape: Shape, count: int) -> Iterator[int]:
-        """How many of ``count`` matrices of one shape each round takes."""
+        """Yield the number of matrices in each round, for ``count`` matrices of one shape."""
         fitting = max(1, ROUND_ELEMENTS // (shape[0] * shape[1]))
-        # Where results are gathered, each rank holds those of the whole round.
+        # If results are gathered, each rank holds all results of the round.
         most = max(self.ranks, fitting) if self.gathers_results else fitting * self.ranks
         while count > 0:
             yield min(count, most)
             count -= most
 
     def peak_bytes(self, shape: Shape, count: int) -> int:
-        """The most that the update of ``count`` matrices allocates at once, on the rank that has most of them."""
+        """The most bytes that the update of ``count`` matrices allocates at once, on the rank that owns most of them."""
         return max(_peak(self, shape, some) for some in set(self.rounds(shape, count)))
 
     def largest_share(self, shape: Shape, count: int) -> int:
-        """Matrices that the rank with most of them orthogonalises."""
+        """How many of ``count`` matrices of one shape the rank that owns most of them orthogonalises."""
         return sum(-(-some // self.ranks) for some in self.rounds(shape, count))
 
 
 @lru_cache(maxsize=1024)
 def _peak(exchange: Exchange, shape: Shape, count: int) -> int:
-    """The fullest moment of a round, played in the order in which it allocates and frees."""
+    """Bytes at the fullest moment of a round of ``count`` matrices, whose allocations and frees are played in order."""
     t = Timeline()
     t.enter("round")
     play = _sharded if exchange.mesh.shards > 1 else _replicated if exchange.gathers_results else _alone
@@ -113,7 +113,10 @@ def _alone(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
 
 
 def _replicated(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
-    """The results are gathered, tall ones after a copy that puts them in order."""
+    """Play a round on replicas: each rank orthogonalises its matrices, then all gather the results.
+
+    The results of tall matrices, which were transposed, are first copied back into row order.
+    """
     mine = -(-count // exchange.ranks)
     _alone(t, exchange, shape, mine)
     whole = BYTES[exchange.precision] * mine * shape[0] * shape[1]
@@ -124,7 +127,7 @@ def _replicated(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> No
 
 
 def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
-    """Rows are sent to the matrices' owners and put together; the results are cut into rows, padded, and sent back."""
+    """Play a round on shards: rows go to the matrices' owners, and the results' rows, padded, go back."""
     rows, columns = shape
     ranks, width, sent = exchange.ranks, BYTES[exchange.precision], BYTES[wire(exchange.precision)]
     mine, part = -(-count // ranks), -(-rows // ranks)
@@ -132,7 +135,7 @@ def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
     t.take(_X, sent * count * part * columns)
     t.take(_X, sent * padded)
     t.give(_X, sent * count * part * columns)
-    if mine > 1:  # one matrix arrives in order
+    if mine > 1:  # a single matrix arrives in row order
         t.take(_X, sent * padded)
         t.give(_X, sent * padded)
     result = _orthogonalise(t, exchange.precision, shape, mine, sent * padded)
@@ -148,7 +151,7 @@ def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
 
 
 def _orthogonalise(t: Timeline, precision: str, shape: Shape, count: int, gathered: int) -> int:
-    """The iteration over ``count`` whole, gathered matrices; returns the bytes of its result."""
+    """Play the iteration over ``count`` whole matrices of ``gathered`` bytes in all; return the bytes of its result."""
     short, long = sorted(shape)
     width = BYTES[precision]
     matrix, square = width * count * short * long, width * count * short**2
@@ -162,6 +165,6 @@ def _orthogonalise(t: Timeline, precision: str, shape: Shape, count: int, gather
     else:
         t.take(_X, square)
         t.touch(_X, square)
-        t.take(_X, matrix)  # the first step's; later ones free as much as they take
+        t.take(_X, matrix)  # Z·X of the first step; later steps free as much as they allocate
     t.give(_X, gathered, square)
     return matrix

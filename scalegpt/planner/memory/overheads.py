@@ -1,6 +1,6 @@
-"""What a GPU holds beyond the step's own tensors: workspaces, fragmentation, the CUDA context, NCCL.
+"""The memory of a GPU beyond the step's own tensors: workspaces, fragmentation, the CUDA context, NCCL.
 
-A run has three sums, each larger than the one before:
+The memory of a run is counted at three levels, each of which includes the one before:
 
 - the *peak* of the step's tensors, which :mod:`scalegpt.planner.memory.predict` knows exactly;
 - the *reserved* memory of the caching allocator: the peak, cuBLAS's workspaces, and fragmentation;
@@ -20,7 +20,7 @@ KIB, MIB = 2**10, 2**20
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with where it comes from; a source that begins with ~ makes it an estimate."""
+    """A number and its source; a source that begins with ``~`` marks an estimate."""
 
     value: float
     source: str
@@ -34,8 +34,8 @@ CUBLAS_WORKSPACE = {
     "amd": Figure(32 * MIB, _POOL),
     "gfx942": Figure(128 * MIB, _POOL),
 }
-"""Bytes of one cuBLAS workspace. It lives in the caching allocator, so that ``memory_allocated`` counts it; the trace and the
-planner's peak do not. cuBLASLt shares it (``unified_cublas_and_lt_workspaces`` in torch)."""
+"""Kind of card → bytes of one cuBLAS workspace. The caching allocator holds it, so ``memory_allocated`` counts it; the trace
+and the planner's peak do not. cuBLASLt shares it (``unified_cublas_and_lt_workspaces`` in torch)."""
 
 WORKSPACES = Figure(2, "the same file: one a handle and stream, and autograd's backward thread has its own handle")
 
@@ -47,7 +47,7 @@ CONTEXT = {
     "9": Figure(620 * MIB, "~the upper end of 0.3 to 0.65 GB"),
     "gfx": Figure(620 * MIB, "~as the largest of NVIDIA's"),
 }
-"""Bytes of the context and of the kernels that a run loads into it, by the first digit of the compute capability."""
+"""First digit of the compute capability, or ``gfx`` for AMD → bytes of the context and of the kernels that a run loads."""
 
 NCCL = {
     1: Figure(100 * MIB, "~a communicator of one rank exchanges nothing, but its kernels are loaded"),
@@ -55,8 +55,8 @@ NCCL = {
     4: Figure(688 * MIB, "3 and 4 A100 with NVLink, torch (NVIDIA/nccl issue 964)"),
     8: Figure(1060 * MIB, "8 H100, before any all-to-all (NVIDIA/nccl issue 1685)"),
 }
-"""Bytes of one communicator, by the largest number of ranks that it holds for. Cards without NVLink use fewer channels and
-so less, but no figure for them is known."""
+"""Number of ranks → bytes of one communicator of up to that many ranks. Cards without NVLink use fewer channels and so less
+memory, but no figure for them is known."""
 
 NCCL_OF_MORE = Figure(1600 * 10**6, "one communicator, number of ranks not reported (NVIDIA/nccl issue 864)")
 
@@ -65,15 +65,15 @@ FRAGMENTATION = Figure(0.04, "~share of the peak; steps that are all alike fragm
 SEGMENT = Figure(
     20 * MIB, "c10/cuda/CUDACachingAllocator.h: kLargeBuffer, the segment that tensors of 1 to 10 MiB are packed in"
 )
-"""Bytes that the allocator may hold in a segment that is not full, whatever the peak."""
+"""Bytes that the allocator may hold unused in a segment that is not full, whatever the peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overheads:
-    """The parts outside the step's tensors, in bytes; ``fragmentation_share`` is a share of what is allocated.
+    """The memory outside the step's tensors, in bytes; ``fragmentation_share`` is a share of the peak and the workspaces.
 
     Attributes:
-        measured: the number of similar runs that the parts are based on; 0: on the tables above alone.
+        measured: the number of similar runs from whose measurements the parts follow; 0: they follow from the tables above.
     """
 
     workspaces: int = 0
@@ -85,7 +85,7 @@ class Overheads:
 
     @classmethod
     def of(cls, run: RunConfig, card: Card | None, ranks: int) -> "Overheads":
-        """By the tables; an unknown card counts as the most demanding of NVIDIA's."""
+        """The overheads of a run, from the tables above; an unknown card counts as NVIDIA's most demanding."""
         capability = card.capability if card else "9.0"
         return cls(
             workspaces=_workspaces(capability),
@@ -100,15 +100,15 @@ class Overheads:
         return int((peak + self.workspaces) * self.fragmentation_share) + self.segment
 
     def reserved_bytes(self, peak: int) -> int:
-        """``torch.cuda.max_memory_reserved`` for this peak."""
+        """Bytes that ``torch.cuda.max_memory_reserved`` gives at this peak."""
         return peak + self.workspaces + self.fragmentation(peak)
 
-    def total_bytes(self, peak: int, host: int = 0) -> int:  # noqa: ARG002 - a processor's ranks count it
-        """The driver's count, which must stay under the card's memory. ``host`` bytes, offloaded, do not count here."""
+    def total_bytes(self, peak: int, host: int = 0) -> int:  # noqa: ARG002 - ProcessOverheads counts it
+        """Bytes that the driver counts for the process, which must fit the card's memory; ``host`` bytes are not in it."""
         return self.reserved_bytes(peak) + self.context + self.nccl
 
     def parts(self, peak: int) -> dict[str, int]:
-        """The parts by name; with the peak they add up to the total."""
+        """Part → its bytes; with the peak they add up to the total."""
         return {
             "cuBLAS workspaces": self.workspaces,
             "fragmentation": self.fragmentation(peak),
@@ -122,7 +122,7 @@ class Overheads:
         return "cuBLAS workspaces", "fragmentation"
 
     def corrected(self, *, fragmentation_share: float, outside: int, measured: int) -> "Overheads":
-        """With measurements of runs: the allocator's waste, and the bytes ``outside`` of what it reserved."""
+        """A copy with measured figures: the fragmentation share, and the bytes ``outside`` the allocator's reserved ones."""
         nccl = min(self.nccl, outside)
         share, context = fragmentation_share, outside - nccl
         return replace(self, fragmentation_share=share, context=context, nccl=nccl, measured=measured)

@@ -26,10 +26,10 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
         run: a run whose precision is resolved, with its vocabulary and micro batch fixed.
         ranks: data-parallel ranks W.
         grad_accum: micro batches per optimizer step.
-        card: what it runs on, which decides on the attention kernel where the run leaves that to torch; None: a recent one.
+        card: the GPU, which decides on the attention kernel if the run leaves the choice to torch; None: a recent GPU.
 
     Raises:
-        InputError: the precision is still ``auto``, or the vocabulary is.
+        InputError: the precision or the vocabulary is still ``auto``.
     """
     if run.train.precision not in BYTES:
         raise InputError("precision auto: say which, bf16, fp16 or fp32")
@@ -37,7 +37,7 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
 
 
 def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
-    """The same with the attention kernel named, which is all that a card decides."""
+    """Predict as :func:`predict` does, with the attention kernel named: a card decides nothing else."""
     mesh = run.parallel.mesh(ranks)
     if run.parallel.spec is FSDP:
         return FSDPStep(run, mesh, grad_accum, kernel).play()
@@ -48,10 +48,10 @@ def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) ->
 
 
 def kept_bytes(kernel: str, run: RunConfig) -> int:
-    """A lower bound of what a step holds besides the states, with any backend; faster than the peak.
+    """A lower bound of the bytes that a step holds besides the states, with any backend; faster than :func:`predict`.
 
-    When the loss has been computed, all blocks keep what their backward pass needs, and the full loss its log-softmax in
-    fp32. Arguments as for :func:`predict_with`.
+    When the loss has been computed, all blocks keep the tensors that their backward pass needs, and the full loss keeps its
+    fp32 log-softmax. The arguments are those of :func:`predict_with`.
     """
     tokens = run.train.micro_batch * run.model.block_size
     logits = 4 * tokens * run.model.vocab_size if run.train.loss == "full" else 0

@@ -1,4 +1,4 @@
-"""The programs of a model's parts: their records, compiled for the dtypes and the recompute policy of a run."""
+"""The programs (allocations and frees) of a model's parts, compiled for the dtypes and the recompute policy of a run."""
 
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ from scalegpt.units import BYTES
 
 
 def numerics_of(run: RunConfig, kernel: str) -> Numerics:
-    """The dtypes of a run whose precision and micro batch are fixed, with its attention kernel."""
+    """The dtypes and the attention kernel of a run whose precision and micro batch are fixed."""
     compute = BYTES[run.train.precision]
     residual = FP32 if run.train.residual_dtype == "fp32" else compute
     weights = FP32 if casts_weights(run) else compute
@@ -30,7 +30,7 @@ def kept_by_blocks(run: RunConfig, kernel: str) -> int:
 
 @lru_cache(maxsize=1024)
 def block_program(model: ModelConfig, numerics: Numerics, recompute: str) -> Program:
-    """One block, from the residual stream to the residual stream."""
+    """The program of one block, from the residual stream to the residual stream."""
     r, x = Recorder(), Value(_stream(model, numerics))
     y = Decoder(model).block.record(r, x, model.block_size, numerics)
     return Compiler(r, x, y, numerics.compute, recompute=recompute).compile()
@@ -38,13 +38,13 @@ def block_program(model: ModelConfig, numerics: Numerics, recompute: str) -> Pro
 
 @lru_cache(maxsize=8192)
 def block_at(model: ModelConfig, numerics: Numerics, recompute: str, batch: int) -> Sized:
-    """The block for a micro batch."""
+    """The program of one block, with its bytes at a micro batch of ``batch`` sequences."""
     return block_program(model, numerics, recompute).at(batch)
 
 
 @lru_cache(maxsize=8192)
 def embedding_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
-    """The embeddings, from ids to the residual stream, for a micro batch."""
+    """The program of the embeddings, from ids to the residual stream, at a micro batch of ``batch`` sequences."""
     r = Recorder()
     x = Decoder(model).embedding.record(r, model.block_size, numerics)
     kinds = Kinds(gradient=GRADIENTS)
@@ -53,7 +53,7 @@ def embedding_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
 
 @lru_cache(maxsize=8192)
 def final_norm_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
-    """The last norm, from the residual stream to the hidden states, for a micro batch."""
+    """The program of the final norm, from the residual stream to hidden states, at a micro batch of ``batch`` sequences."""
     r, x = Recorder(), Value(_stream(model, numerics))
     y = Decoder(model).head.norm.record(r, x, model.block_size, numerics)
     kinds = Kinds(result=LOSS, incoming=LOSS)
@@ -62,7 +62,7 @@ def final_norm_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
 
 @lru_cache(maxsize=8192)
 def loss_at(loss: LossPart, numerics: Numerics, batch: int) -> Sized:
-    """Head and loss, from the hidden states, for a micro batch."""
+    """The program of head and loss, from the hidden states, at a micro batch of ``batch`` sequences."""
     model = loss.model
     r, hidden = Recorder(), Value(Size(numerics.compute * model.block_size * model.n_embd))
     result = loss.record(r, hidden, model.block_size, numerics)

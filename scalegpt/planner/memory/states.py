@@ -1,11 +1,11 @@
 """The model states of training: the bytes of weights, gradients and optimizer, per parameter and per rank.
 
-:data:`scalegpt.config.optimizers.OPTIMIZERS` has what each optimizer keeps and allocates, :func:`widths` the bytes of a
-weight, of its fp32 master and of its gradient.
+:data:`scalegpt.config.optimizers.OPTIMIZERS` lists the state and the temporaries of each optimizer. :func:`widths` gives the
+bytes of a weight, of its fp32 master and of its gradient.
 
 ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) cuts the optimizer's state over the ranks from stage 1 on,
-gradients from stage 2 and weights from stage 3. With w, g and k bytes of a weight, a gradient and a parameter's optimizer
-state, masters included, a rank of W holds of P parameters::
+gradients from stage 2 and weights from stage 3. Let w, g and k be the bytes, per parameter, of the weight, the gradient and
+the optimizer's state, which includes the master. With P parameters each of W ranks holds, in bytes::
 
     stage 0   (w + g + k)·P
     stage 1   (w + g)·P + k·P/W
@@ -31,15 +31,15 @@ from scalegpt.errors import InputError
 from scalegpt.units import BYTES
 
 STATE_WORDS = {EXP_AVG: "first_moment", EXP_AVG_SQ: "second_moment", MOMENTUM: "momentum"}
-"""What the calculator calls the states."""
+"""State of an optimizer → its name in the answer of :func:`training_bytes`."""
 
 TensorCounts = Mapping[tuple[str, Shape], int]
-"""How many tensors there are of each kind and shape."""
+"""(kind, shape) → the number of such tensors in a model."""
 
 
 @lru_cache(maxsize=256)
 def tensors_of(model: ModelConfig) -> TensorCounts:
-    """How many tensors a model has of each kind and shape; all blocks are alike, so one is counted and multiplied.
+    """The number of tensors of each kind and shape in a model; all blocks are alike, so one is counted and multiplied.
 
     Raises:
         InputError: the vocabulary's size is not known yet.
@@ -51,7 +51,7 @@ def tensors_of(model: ModelConfig) -> TensorCounts:
 
 
 def parameters_by_kind(model: ModelConfig) -> dict[str, int]:
-    """How many parameters a model has of each kind.
+    """Kind → the number of a model's parameters of this kind.
 
     Raises:
         InputError: the vocabulary's size is not known yet.
@@ -65,18 +65,18 @@ def parameters_by_kind(model: ModelConfig) -> dict[str, int]:
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
 Held = Callable[[Shape], int]
-"""The bytes of an fp32 tensor of a parameter's shape on a rank."""
+"""Shape of a parameter → bytes that a rank holds of an fp32 tensor of this shape."""
 
 
 def state_bytes(spec: OptimizerSpec, tensors: TensorCounts, held: Held) -> int:
-    """Bytes of state of all tensors, without the counters."""
+    """Bytes of the optimizer's state for all tensors on a rank, without the step counters."""
     return sum(
         spec.group_of(kind).state_bytes * held(shape) * count // FP32 for (kind, shape), count in tensors.items()
     )
 
 
 def counters(spec: OptimizerSpec, tensors: TensorCounts) -> int:
-    """How many step counters there are on the device."""
+    """The number of the optimizer's step counters on the device."""
     if not spec.counters_on_device:
         return 0
     return sum(count for (kind, _), count in tensors.items() if spec.group_of(kind).counts_steps)
@@ -85,13 +85,13 @@ def counters(spec: OptimizerSpec, tensors: TensorCounts) -> int:
 def temporary_bytes(
     spec: OptimizerSpec, tensors: TensorCounts, held: Held, orthogonalising: Callable[[Shape, int], int]
 ) -> int:
-    """The most that an update allocates at once besides the states; groups are updated one after another.
+    """The most bytes that an update allocates at once besides the states; groups are updated one after another.
 
     Args:
         spec: the optimizer.
-        tensors: the parameters.
-        held: their bytes.
-        orthogonalising: the bytes that the update of N matrices of a shape takes, where a group orthogonalises.
+        tensors: the number of parameter tensors of each kind and shape.
+        held: shape → the bytes that a rank holds of an fp32 tensor of this shape.
+        orthogonalising: (shape, number of matrices) → the bytes that orthogonalising so many matrices of this shape takes.
     """
     fullest = 0
     for group in spec.groups:
@@ -105,10 +105,10 @@ def temporary_bytes(
 
 
 def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
-    """One group for all, where all keep the same state, which ZeRO's flat parts need.
+    """The first update group, which stands for all: ZeRO's flat parts need the same state for every parameter.
 
     Raises:
-        InputError: groups keep different state.
+        InputError: update groups keep different state.
     """
     if not spec.is_uniform:
         raise InputError(
@@ -130,12 +130,12 @@ def casts_weights(run: RunConfig) -> bool:
 
 
 def widths(run: RunConfig) -> tuple[int, int, int]:
-    """The bytes of a weight between steps, of its fp32 master (0: none), and of its gradient as it adds up.
+    """Bytes per parameter of the weight between steps, of its fp32 master (0: none), and of its accumulated gradient.
 
-    ``plain`` and FSDP2 hold fp32 weights and cast or gather them in the compute dtype while they are used. So does
+    ``plain`` and FSDP2 hold fp32 weights, and cast or gather them in the compute dtype while they are used. So does
     DeepSpeed's engine at stage 0, except in fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
-    From stage 1 on it holds weights in the compute dtype and fp32 masters, in fp32 as well, and adds gradients up in fp32,
-    which our settings ask for (``grad_accum_dtype``).
+    From stage 1 on DeepSpeed holds weights in the compute dtype, and fp32 masters besides, even if the compute dtype is fp32.
+    It adds gradients up in fp32, as our settings ask (``grad_accum_dtype``).
 
     Raises:
         InputError: the precision is still ``auto``.
@@ -152,11 +152,11 @@ def widths(run: RunConfig) -> tuple[int, int, int]:
 def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
     """The bytes of weights, gradients and optimizer state, masters included, on each rank.
 
-    The closed form: nothing is padded or rounded, gradients are those at the end of the last backward pass, and states
-    that are offloaded count where they would be.
+    This is the closed form: nothing is padded or rounded. Gradients are counted as at the end of the last backward pass.
+    Offloaded states count as if they were on the device.
 
     Raises:
-        InputError: the precision is still ``auto``, or the vocabulary is.
+        InputError: the precision or the vocabulary is still ``auto``.
     """
     (weight, master, gradient), spec = widths(run), run.train.optimizer_spec
     counts = parameters_by_kind(run.model)
@@ -172,9 +172,9 @@ def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
 
 
 def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict[str, int]:
-    """The bytes of the model states by part, in one process and fp32, before any sharding: 16 a parameter with AdamW.
+    """Model state → its bytes in fp32, whole, before any sharding; with AdamW 16 bytes a parameter in all.
 
-    Activations, the loss, communication buffers and the device's own context are not in it.
+    Activations, the loss, communication buffers and the device's own context are not included.
 
     Raises:
         InputError: the vocabulary's size is not known yet.
@@ -189,5 +189,5 @@ def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict
 
 
 def cut_over(whole: Mapping[str, int], shards: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
-    """What a rank holds of each state."""
+    """State → the bytes that a rank holds of it: its share from the state's stage in ``cut_from`` on, else the whole."""
     return {state: size / shards if stage >= cut_from[state] else size for state, size in whole.items()}

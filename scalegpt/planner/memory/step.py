@@ -1,4 +1,4 @@
-"""One optimizer step as a ledger: what the trainer allocates and frees, in order, from state to state."""
+"""One optimizer step as a ledger: the trainer's allocations and frees, in order."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from scalegpt.planner.memory.timeline import (
 )
 
 PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
-"""The phases of a step, in order; with accumulation a phase's figure is the largest over all micro steps."""
+"""The phases of a step, in order. With gradient accumulation a phase's peak is its largest over all micro steps."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Prediction:
     """The memory of a configuration at the fullest moment of a step, in bytes per rank.
 
     Attributes:
-        peak_bytes: the allocator's peak.
-        phase: the phase that it falls in.
+        peak_bytes: the most bytes that the allocator has given out at once.
+        phase: the phase in which this peak falls.
         phases: phase → its own peak.
-        breakdown: the peak by kind; adds up to ``peak_bytes``.
-        steady_bytes: what lives between steps.
-        host_bytes: what offload keeps in host memory.
+        breakdown: kind of memory → its bytes at the peak; they add up to ``peak_bytes``.
+        steady_bytes: the bytes that live between steps.
+        host_bytes: the offloaded bytes in host memory.
     """
 
     peak_bytes: int
@@ -52,7 +52,7 @@ class Prediction:
 class Step:
     """One optimizer step under ``plain``: one process, fp32 weights that are cast where they are used.
 
-    Sharded backends derive from it: they change what is held between steps, what a weight's gradient becomes, and what
+    Sharded backends derive from this class. They change what is held between steps, how a weight's gradient is kept, and what
     happens before and after a block.
 
     Args:
@@ -68,7 +68,7 @@ class Step:
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str) -> None:
         run.parallel.spec.check_mesh(mesh)
         self.run, self.shards, self.grad_accum = run, mesh.shards, grad_accum
-        # From the second micro step on gradients exist; those between it and the last are like it.
+        # From the second micro step on gradients exist. So the second stands for all between the first and the last.
         self.micro_steps = min(grad_accum, 3)
         self.t, self.host = Timeline(), 0
         self.parameters, self.counted = ModelShapes.of(run.model), tensors_of(run.model)
@@ -84,7 +84,7 @@ class Step:
         self.loss = loss_at(LossPart.of(model, run.train), numerics, batch)
 
     def play(self) -> Prediction:
-        """Play the states, the micro steps and the optimizer."""
+        """Play the states, the micro steps and the optimizer's update, and return the memory at the fullest moment."""
         t = self.t
         self.hold_states()
         steady = t.total
@@ -101,23 +101,24 @@ class Step:
     # --- what sharded backends change --------------------------------------------------------------------------------
 
     def held(self, shape: Shape) -> int:
-        """Bytes of an fp32 tensor of this shape on a rank, as the allocator counts them."""
+        """Bytes that a rank holds of an fp32 tensor of this shape, as the allocator counts them."""
         return rounded(4 * numel(shape))
 
     def over_all(self, size: Callable[[Shape], int]) -> int:
-        """The sum of a size over all parameters."""
+        """The sum of ``size(shape)`` over all parameters."""
         return sum(count * size(shape) for (_, shape), count in self.counted.items())
 
     def hold_states(self) -> None:
-        """Hold what lives between steps: fp32 weights, the optimizer's state, and the step counters on the device."""
+        """Allocate what lives between steps: fp32 weights, the optimizer's state, and the step counters on the device."""
         self.t.hold(WEIGHTS, self.over_all(self.held))
         self.t.hold(OPTIMIZER, state_bytes(self.optimizer, self.counted, self.held))
         self.t.hold(OPTIMIZER, rounded(4) * counters(self.optimizer, self.counted))
 
     def accumulate(self, elements: int) -> None:
-        """Account for a weight's gradient, made in the compute dtype and counted as temporary, where gradients add up.
+        """Move the new gradient of a weight of ``elements`` elements from temporaries to gradients.
 
-        Here it is cast to fp32, and becomes the parameter's, or is added to it in place.
+        The gradient was made in the compute dtype. Here it is cast to fp32. Then it becomes the parameter's gradient, or is
+        added to the existing one in place.
         """
         if self.compute == 4:
             self.t.give(TEMPORARIES, 4 * elements)
@@ -130,41 +131,41 @@ class Step:
 
     @property
     def adds_at_once(self) -> bool:
-        """Whether a gradient is added to one that exists as soon as it is made."""
+        """Whether a parameter has a gradient already, to which a new one is added as soon as it is made."""
         return self.has_gradients
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """Hold gradients that the tape does not follow: of norms, biases and positions."""
+        """Hold gradients that the tape does not follow: those of norms, biases and position embeddings."""
         if not self.adds_at_once:
             self.t.hold(GRADIENTS, sum(rounded(self.gradient_bytes * numel(shape)) for shape in shapes))
 
     def before_forward(self) -> None:
-        """Gather what a forward pass needs from the start."""
+        """Gather the weights that a forward pass needs from its start; here there is nothing to gather."""
 
     def block_forward(self) -> None:
-        """One block's forward pass."""
+        """Play one block's forward pass."""
         self.block.forward(self.t)
 
     def before_backward(self) -> None:
-        """What precedes the backward pass."""
+        """Play what a sharded backend does before the backward pass; here nothing."""
 
     def block_backward(self) -> None:
-        """One block's backward pass, and what follows it."""
+        """Play one block's backward pass, and account for its gradients."""
         self.block.leave(self.t)
         self.block.backward(self.t, lambda _name, elements: self.accumulate(elements))
         self.small_gradients(self.parameters.vectors)
 
     def settle_head(self) -> None:
-        """An untied head's or the token embedding's gradient is complete; it is added to one that exists."""
+        """Account for the complete gradient of an untied head or the token embedding: add it to an existing one."""
         if self.adds_at_once:
             self.t.give(GRADIENTS, self.gradient_bytes * self.head)
 
     def after_backward(self) -> None:
-        """What follows the last gradient."""
+        """Play what a sharded backend does after the last gradient of a micro step; here nothing."""
 
     @property
     def largest_held(self) -> int:
-        """Elements of the largest gradient of which the norm is taken."""
+        """Elements that a rank holds of the largest gradient, for the gradient norm."""
         return self.parameters.largest
 
     # --- one micro step ----------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ class Step:
         t, ids = self.t, 8 * self.run.train.micro_batch * self.run.model.block_size
         t.enter("forward")
         t.take(INPUTS, ids, ids)
-        if self.has_gradients:  # those of the micro step before were held until these existed
+        if self.has_gradients:  # the inputs of the micro step before live until the new ones exist
             t.give(INPUTS, ids, ids)
         self.before_forward()
         self._embed()
@@ -208,7 +209,7 @@ class Step:
         self.loss.forward(self.t)
 
     def _loss_backward(self) -> None:
-        """From the loss to the residual stream's gradient, through the final norm."""
+        """Play the backward pass from the loss, through the final norm, to the residual stream's gradient."""
         self.loss.backward(self.t, lambda _name, _elements: self._head_gradient())
         if not self.run.model.tie_head:
             self.settle_head()
@@ -218,7 +219,7 @@ class Step:
         self.small_gradients(self.parameters.last_norm)
 
     def _head_gradient(self) -> None:
-        """The head's gradient has been made: in the compute dtype, or by the chunked loss in fp32 and in its own memory."""
+        """Account for the head's new gradient: in the compute dtype or, if the chunked loss made it, in fp32."""
         chunked, wanted = self.run.train.loss == "chunked", self.gradient_bytes * self.head
         kind, made = (LOSS, 4 * self.head) if chunked else (TEMPORARIES, self.compute * self.head)
         if made != wanted:
@@ -229,11 +230,11 @@ class Step:
             self.t.take(GRADIENTS, wanted)
 
     def _tail(self) -> None:
-        """The embeddings' gradients."""
+        """Play the backward pass of the embeddings."""
         self.embedding.backward(self.t, self._embedding_gradient)
 
     def _embedding_gradient(self, name: str, elements: int) -> None:
-        """A table's gradient has been made, dense and in the dtype of the weights."""
+        """Account for the new gradient of an embedding table, which is dense and in the dtype of the weights."""
         size = self.gradient_bytes * elements
         self.t.give(GRADIENTS, size)
         if name != TOKENS:
@@ -242,12 +243,12 @@ class Step:
         self.t.take(GRADIENTS, size)
         if self.run.model.tie_head:
             if self.run.train.loss == "full" and self.gradient_bytes == self.compute:
-                self.t.touch(GRADIENTS, size)  # a third is made of the two; else autograd adds in place
+                self.t.touch(GRADIENTS, size)  # the sum is a third tensor; else autograd adds in place
             self.t.give(GRADIENTS, size)
         self.settle_head()
 
     def _optimizer_step(self) -> None:
-        """The norm, and then what the update allocates for a while."""
+        """Play the gradient norm, then the update with its temporaries."""
         norm = kernels.grouped_norm(len(self.shapes), self.largest_held)
         self.t.touch(TEMPORARIES, *kernels.sizes(norm))
         temporaries = temporary_bytes(self.optimizer, self.counted, self.held, self.exchange.peak_bytes)

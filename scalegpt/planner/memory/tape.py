@@ -7,11 +7,11 @@ A tensor lives as long as a Python name, autograd, selective recompute's cache o
 - **Backward.** Operations come in reverse. Each makes the gradients of its weight and its inputs, then frees what it saved
   and the incoming gradient. The second gradient of one tensor is added to the first: in place where nothing else refers
   to it (``InputBuffer::accumulate`` in torch).
-- **Recompute.** *full* saves nothing but the input; the backward pass runs the forward pass again, up to the last tensor
-  that it needs (``torch.utils.checkpoint`` stops early). *selective* also keeps the results of expensive operations.
+- **Recompute.** *full* saves nothing but the block's input. The backward pass runs the forward pass again, up to the last
+  tensor that it needs (``torch.utils.checkpoint`` stops early). *selective* also keeps the results of expensive operations.
 
-The outcome is a :class:`Program`: allocations and frees in order, which do not depend on the micro batch. It is made once
-for a model and played for each micro batch.
+The outcome is a :class:`Program`: allocations and frees, whose order does not depend on the micro batch size. It is made
+once for a model and played at each micro batch size.
 """
 
 from collections import Counter
@@ -25,25 +25,26 @@ from scalegpt.planner.memory.timeline import ACTIVATIONS, COPIES, TEMPORARIES, T
 TAKE, GIVE, TOUCH, GRADIENT = range(4)
 
 Accumulate = Callable[[str, int], None]
-"""Called with a matrix's name and elements when its gradient has been made, to account for where it goes."""
+"""Called with a matrix's name and number of elements when its gradient has been made, to move the gradient's bytes to their
+kind of memory."""
 
 Event = tuple[int, str, int]
-"""The action (:data:`TAKE` …), the kind of memory, and the number of the size; of a gradient, the parameter's name and
-elements."""
+"""(:data:`TAKE`, :data:`GIVE` or :data:`TOUCH`, kind of memory, index of the size in :attr:`Program.sizes`), or
+(:data:`GRADIENT`, name of a matrix, its number of elements)."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Allocations and frees in order.
+    """The allocations and frees of a part of the model, in order, for any micro batch size.
 
     Attributes:
-        sizes: of the allocations, for any micro batch.
-        forward: of the forward pass.
-        leave: when the caller's name for the input goes, between the passes.
-        backward: of the backward pass; the result's gradient is alive before it, and the input's after it.
-        operations: all, in order.
-        again: operations that the backward pass recomputes, of which those that were kept cost nothing.
-        kept: of these, the ones whose results selective recompute keeps.
+        sizes: the sizes to which events refer by index.
+        forward: the events of the forward pass.
+        leave: the events when the caller's name for the part's input goes, between the passes.
+        backward: the events of the backward pass. The gradient of the result is alive before them, that of the input after.
+        operations: all operations, in order.
+        again: the operations of the recomputation; those in ``kept`` cost nothing there.
+        kept: the operations among ``again`` whose results selective recompute keeps.
     """
 
     sizes: tuple[Size | Workspace, ...]
@@ -55,7 +56,7 @@ class Program:
     kept: frozenset[Operation]
 
     def at(self, batch: int) -> "Sized":
-        """The program for a micro batch of ``batch`` sequences."""
+        """The program with its bytes at a micro batch of ``batch`` sequences."""
         return Sized(self, tuple(_bytes(size, batch) for size in self.sizes))
 
 
@@ -67,13 +68,13 @@ def _bytes(size: Size | Workspace, batch: int) -> int:
 
 @dataclass(frozen=True)
 class Sized:
-    """A program with its bytes for one micro batch."""
+    """A program, with each of its sizes in bytes at one micro batch size."""
 
     program: Program
     sizes: tuple[int, ...]
 
     def forward(self, timeline: Timeline) -> None:
-        """Play the forward pass; afterwards live what the backward pass needs, and the result."""
+        """Play the forward pass; afterwards the result and the tensors that the backward pass needs are alive."""
         self._play(self.program.forward, timeline, _no_gradients)
 
     def leave(self, timeline: Timeline) -> None:
@@ -81,7 +82,7 @@ class Sized:
         self._play(self.program.leave, timeline, _no_gradients)
 
     def backward(self, timeline: Timeline, accumulate: Accumulate) -> None:
-        """Play the backward pass."""
+        """Play the backward pass; ``accumulate`` is called for each matrix's gradient."""
         self._play(self.program.backward, timeline, accumulate)
 
     def _play(self, events: Sequence[Event], timeline: Timeline, accumulate: Accumulate) -> None:
@@ -103,7 +104,7 @@ def _no_gradients(_name: str, _elements: int) -> None:
 
 @dataclass(eq=False, slots=True)
 class _Memory:
-    """Memory by the number of its size, and how often it is referred to."""
+    """One allocation: the index of its size, its kind of memory, and the number of references to it."""
 
     size: int
     kind: str
@@ -111,36 +112,36 @@ class _Memory:
 
 
 class _Script:
-    """The events so far, and the sizes that they name by number."""
+    """The events so far, and the sizes to which they refer by index."""
 
     def __init__(self) -> None:
         self.sizes: dict[Size | Workspace, int] = {}
         self._events: list[Event] = []
 
     def index(self, size: Size | Workspace) -> int:
-        """The number of a size; equal ones share it."""
+        """The index of a size; equal sizes share one."""
         return self.sizes.setdefault(size, len(self.sizes))
 
     def take(self, size: Size, kind: str) -> _Memory:
-        """Allocate."""
+        """Add the event of an allocation; return it with one reference."""
         memory = _Memory(self.index(size), kind)
         self._events.append((TAKE, kind, memory.size))
         return memory
 
     def drop(self, memory: _Memory) -> None:
-        """Drop a reference, and free what none is left of."""
+        """Drop one reference to an allocation; with the last one, add the event that frees it."""
         memory.references -= 1
         assert memory.references >= 0
         if not memory.references:
             self._events.append((GIVE, memory.kind, memory.size))
 
     def touch(self, workspace: Workspace | None, kind: str) -> None:
-        """Allocate a kernel's workspace and free it again."""
+        """Add the event that a kernel's workspace is allocated and freed again."""
         if workspace is not None:
             self._events.append((TOUCH, kind, self.index(workspace)))
 
     def gradient(self, op: Operation) -> None:
-        """A matrix's gradient has been made."""
+        """Add the event that the gradient of an operation's matrix has been made."""
         self._events.append((GRADIENT, op.parameter, op.weight))
 
     def cut(self) -> tuple[Event, ...]:
@@ -151,15 +152,15 @@ class _Script:
 
 @dataclass(frozen=True)
 class Kinds:
-    """How the memory of a record is counted.
+    """The kinds of memory under which the tensors of a record are counted.
 
     Attributes:
-        lasting: what outlives a pass.
-        passing: what does not.
+        lasting: tensors that outlive a pass.
+        passing: tensors that do not outlive a pass.
         start: the part's input.
-        result: its result.
-        incoming: the result's gradient.
-        gradient: a matrix's gradient when it has been made.
+        result: the part's result.
+        incoming: the gradient of the part's result.
+        gradient: a matrix's gradient that has just been made.
     """
 
     lasting: str = ACTIVATIONS
@@ -174,12 +175,12 @@ class Compiler:
     """Turns the record of a part into a program.
 
     Args:
-        record: the record.
+        record: the record of the part's operations.
         start: the part's input, which was allocated before; None: there is none.
-        end: its result.
+        end: the part's result.
         gradient_width: bytes of an element of a matrix's gradient as the backward pass makes it.
         recompute: ``none``, ``selective`` or ``full``.
-        kinds: how memory is counted.
+        kinds: the kinds of memory under which tensors are counted.
     """
 
     def __init__(
@@ -204,16 +205,16 @@ class Compiler:
         self.gradients: dict[Value, _Memory] = {}
 
     def compile(self) -> Program:
-        """Play both passes."""
+        """Play both passes of the record and return their events as a program."""
         saves = self.recompute == "none"
         _Forward(self, saves=saves, again=False).run()
         forward = self.script.cut()
         if self.start is not None and saves:
-            self.script.drop(self.memory[self.start])  # the caller's name; autograd may refer to it still
+            self.script.drop(self.memory[self.start])  # the caller's name goes; autograd may still refer to the input
         leave = self.script.cut()
         self._backward()
         if self.start is not None and not saves:
-            self.script.drop(self.memory[self.start])  # the checkpoint's
+            self.script.drop(self.memory[self.start])  # the reference of torch.utils.checkpoint goes
         sizes, backward = tuple(self.script.sizes), self.script.cut()
         return Program(sizes, forward, leave, backward, tuple(self.operations), self.again, self.kept)
 
@@ -248,7 +249,7 @@ class Compiler:
         return memory
 
     def _deposit(self, value: Value, memory: _Memory) -> None:
-        """Add a gradient to the one that a tensor has: in place, unless something else refers to that."""
+        """Add a gradient to the one that a tensor may have: in place, unless something else refers to that one's memory."""
         known = self.gradients.get(value)
         if known is None:
             self.gradients[value] = memory
@@ -264,9 +265,9 @@ class _Forward:
     """One forward pass through a part.
 
     Args:
-        block: the compilation.
-        saves: whether autograd keeps what operations save.
-        again: whether this is the recomputation, which uses what was kept and stops early.
+        block: the compiler whose record is played.
+        saves: whether autograd keeps the tensors that operations save.
+        again: whether this is the recomputation, which uses kept results and stops early.
     """
 
     def __init__(self, block: Compiler, *, saves: bool, again: bool) -> None:
@@ -278,7 +279,7 @@ class _Forward:
         self.lasting = saved | outliving
 
     def run(self) -> None:
-        """Play the record."""
+        """Play the entries of the record in order."""
         for entry in self.block.entries:
             if isinstance(entry, Release):
                 self._release(entry.value)
@@ -286,7 +287,7 @@ class _Forward:
             self._execute(entry)
             if self.again and entry is self.block.last:
                 break
-        if self.again:  # the exception that stops it ends the functions, and their names go
+        if self.again:  # an exception stops the recomputation: functions end, and their names go
             for value in list(self.names.elements()):
                 self._release(value)
 
@@ -302,7 +303,7 @@ class _Forward:
         for copy in op.copies:
             self.script.drop(self.memory[copy])
         if not stops:
-            for value in op.results[1:]:  # what the kernel returns beside the result has no name
+            for value in op.results[1:]:  # the kernel's other results have no Python name
                 self._release(value)
 
     def _make_results(self, op: Operation, *, popped: bool) -> None:
@@ -311,7 +312,7 @@ class _Forward:
             self.names[value] += 1
             if value.base is not None:
                 self.memory[value.storage].references += 1
-            elif not popped:  # the name takes over the cache's reference
+            elif not popped:  # if popped, the name takes over the reference of the cache
                 kind = self.kinds.lasting if value in self.lasting else self.kinds.passing
                 kind = self.kinds.result if value is self.block.end else kind
                 self.memory[value] = self.script.take(value.size, kind)

@@ -1,4 +1,4 @@
-"""A model's parameters as the ledgers need them: their shapes, sorted once."""
+"""The shapes of a model's parameters, sorted as the ledgers need them."""
 
 import math
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class ModelShapes:
     """The shapes of a model's parameters, sorted once: a search asks for the same models again and again.
 
     Attributes:
-        shapes: of every parameter, by name.
-        groups: matrices and vectors, which get weight decay and none, in the model's order.
-        block: those of one block; all are alike.
-        vectors: the block's norms and biases.
-        root: those outside the blocks.
-        positions: of the position embedding.
-        last_norm: the final norm's vectors.
-        largest: elements of the largest.
+        shapes: name → shape of every parameter.
+        groups: the shapes of matrices, which get weight decay, and of vectors, which get none; in the model's order.
+        block: the shapes in one block; all blocks are alike.
+        vectors: the shapes of one block's norms and biases.
+        root: the shapes outside the blocks.
+        positions: the shape of the position embedding.
+        last_norm: the shapes of the final norm's vectors.
+        largest: the number of elements of the largest parameter.
     """
 
     shapes: dict[str, Shape]
@@ -43,10 +43,10 @@ class ModelShapes:
     @classmethod
     @lru_cache(maxsize=256)
     def of(cls, model: ModelConfig) -> "ModelShapes":
-        """Those of a model.
+        """The shapes of a model's parameters.
 
         Raises:
-            InputError: its vocabulary is not known.
+            InputError: the size of the model's vocabulary is not known.
         """
         decoder, shapes = Decoder(model), parameter_shapes(model)
         block = tuple(each.shape for each in decoder.inside())

@@ -1,4 +1,4 @@
-"""Bytes that are allocated and freed in the order of a training step: the ledger that the memory model is written in.
+"""The ledger of the memory model: bytes that are allocated and freed, in the order of a training step.
 
 Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes (``kMinBlockSize`` in torch's
 ``CUDACachingAllocator``), as ``torch.cuda.memory_allocated`` counts it.
@@ -12,11 +12,11 @@ UNIT = 512
 ACTIVATIONS, TEMPORARIES, COPIES = "activations", "temporaries", "weight copies"
 WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS, LOSS = "weights", "gradients", "optimizer state", "inputs", "loss"
 GATHERED, GATHER_BUFFERS, REDUCE_BUFFERS, BUCKETS = "gathered weights", "gather buffers", "reduce buffers", "buckets"
-"""The kinds of memory."""
+"""The kinds of memory under which bytes are counted."""
 
 
 def host_size(count: int, *, pin: bool) -> int:
-    """Host memory for a tensor of ``count`` bytes: a power of two if pinned (torch's ``CachingHostAllocator``)."""
+    """Bytes of host memory for a tensor of ``count`` bytes: a power of two if pinned (torch's ``CachingHostAllocator``)."""
     return 1 << (count - 1).bit_length() if pin and count else count
 
 
@@ -27,7 +27,7 @@ def rounded(count: int) -> int:
 
 @dataclass(frozen=True)
 class Moment:
-    """The fullest moment of a phase: the bytes live in all, and of each kind."""
+    """The fullest moment of a phase: all live bytes, and the live bytes of each kind."""
 
     total: int
     kinds: dict[str, int]
@@ -36,11 +36,11 @@ class Moment:
 class Timeline:
     """A running sum of live bytes that remembers the fullest moment of each phase.
 
-    A search plays it thousands of times. So a moment is recorded only when it is over: when bytes are freed, or the phase
-    changes.
+    A search plays thousands of timelines. To save time, a moment is recorded only when it is over: when bytes are freed, or
+    the phase changes.
 
     Attributes:
-        phase: the current one.
+        phase: the current phase.
         live: bytes live now, by kind.
         total: bytes live now, in all.
     """
@@ -49,12 +49,12 @@ class Timeline:
 
     def __init__(self) -> None:
         self.phase, self.live, self.total = "idle", Counter[str](), 0
-        self._highest = 0  # of this phase, this moment included
-        self._at_peak = False  # whether this moment is the fullest, and not recorded
+        self._highest = 0  # the most live bytes of this phase so far, now included
+        self._at_peak = False  # whether this moment is the phase's fullest and is not recorded yet
         self._peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def enter(self, phase: str) -> None:
-        """Begin or return to a phase; what is live now counts in it."""
+        """Begin a phase, or return to one; the bytes that are live now count in it."""
         self._note()
         self.phase = phase
         known = self._peaks.get(phase)
@@ -64,17 +64,17 @@ class Timeline:
             self._highest = known[0]
 
     def take(self, kind: str, *sizes: int) -> None:
-        """Allocate tensors of these sizes in bytes, one after another, and keep them."""
+        """Allocate tensors of these sizes in bytes, each rounded up, and keep them."""
         exact = 0
         for size in sizes:
-            exact += (size + 511) & -512  # `rounded`, and below `hold` and `drop`, without the cost of calls
+            exact += (size + 511) & -512  # `rounded`, and below `hold` and `drop`, are inlined for speed
         self.live[kind] += exact
         self.total = total = self.total + exact
         if total > self._highest:
             self._highest, self._at_peak = total, True
 
     def give(self, kind: str, *sizes: int) -> None:
-        """Free tensors of these sizes in bytes."""
+        """Free tensors of these sizes in bytes, each rounded up."""
         exact = 0
         for size in sizes:
             exact += (size + 511) & -512
@@ -102,7 +102,7 @@ class Timeline:
         self.total -= exact
 
     def touch(self, kind: str, *sizes: int) -> None:
-        """Allocate temporaries together and free them again."""
+        """Allocate temporaries of these sizes in bytes, all at once, and free them again."""
         exact = 0
         for size in sizes:
             exact += (size + 511) & -512
@@ -120,7 +120,7 @@ class Timeline:
         }
 
     def peak(self) -> tuple[str, Moment]:
-        """The fullest moment of all and the phase it falls in; of equal ones the earlier."""
+        """The phase with the fullest moment of all, and this moment; of equal ones the earlier."""
         return max(self.peaks.items(), key=lambda item: item[1].total)
 
     def _note(self) -> None:

@@ -3,14 +3,15 @@
 Follows deepspeed 0.19, ``partitioned_param_coordinator.py`` (``fetch_sub_module``, ``release_sub_module``) and
 ``partition_parameters.py`` (``all_gather_coalesced``), in the steady state, when the order of the modules is known:
 
-- A module's weights are gathered before its forward pass and before its backward pass. The next ones in the order are
-  prefetched: parameters are added until they reach the bucket, which may extend into the block after the next.
-- Weights that are gathered together arrive in one flat buffer and are copied out of it when the first module needs them; the
-  buffer lives until the last of them has been needed. A single tensor needs no copy.
-- A module's weights are released after it, unless the prefetch has reached their next use: the last block's stay for its
-  backward pass.
-- The model itself counts as a module, with the head's matrix, which it uses outside the matrix's own module. That stays
-  during the whole forward pass and the whole backward pass.
+- A module's weights are gathered before its forward pass and before its backward pass. The next weights in the order of
+  modules are prefetched, one by one until their elements reach the prefetch bucket's size. This may reach into the block
+  after the next.
+- Weights that are gathered together arrive in one flat buffer, and are copied out of it when a module first needs one of
+  them. The buffer lives until each of them has been needed. A single tensor needs no copy.
+- A module's weights are released after its pass, unless the prefetch has reached their next use. So the last block's weights
+  stay for its backward pass.
+- The model itself counts as a module, whose weight is the head's matrix: it uses this matrix outside the matrix's own module.
+  The head's matrix stays gathered during the whole forward pass, and during the whole backward pass.
 """
 
 from collections import Counter
@@ -33,17 +34,17 @@ class Gathering:
     """The settings and sizes that decide what is gathered when.
 
     Attributes:
-        blocks: L.
-        matrices: elements of each of a block's tensors that are not kept whole, in the module's order.
+        blocks: L, the number of blocks.
+        matrices: for each of a block's tensors that is not kept whole, its elements, in the module's order.
         head: elements of the token embedding; 0 where it is kept whole.
         positions: elements of the position embedding; 0 where it is kept whole.
         tied: whether the head is the token embedding.
-        shards: W, over which each tensor is cut.
-        width: bytes of a weight.
-        on_host: whether the parts lie in host memory and are copied to the device to be gathered.
-        prefetch: ``stage3_prefetch_bucket_size``.
-        live: ``stage3_max_live_parameters``.
-        reuse: ``stage3_max_reuse_distance``.
+        shards: W, the number of ranks over which each tensor is cut.
+        width: bytes of an element of a weight.
+        on_host: whether a rank's parts lie in host memory, and are copied to the device to be gathered.
+        prefetch: ``stage3_prefetch_bucket_size``, in elements.
+        live: ``stage3_max_live_parameters``, in elements.
+        reuse: ``stage3_max_reuse_distance``, in elements.
     """
 
     blocks: int
@@ -64,9 +65,9 @@ class Visit:
     """Bytes of gathered weights around one pass through a module.
 
     Attributes:
-        fetching: the most while they are fetched.
+        fetching: the most while the module's weights are fetched.
         during: while the module computes.
-        after: when its weights have been released.
+        after: when the module's weights have been released.
     """
 
     fetching: int
@@ -76,19 +77,19 @@ class Visit:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A micro step: the visits of the modules in their order.
+    """The visits to all modules in one micro step.
 
     Attributes:
-        start: the model itself, before its forward pass; its ``after`` is not used.
-        embeddings: token embedding, then position embedding.
-        blocks: forward, the first block first.
-        norm: the last norm, forward.
-        end: bytes when the forward pass is over.
+        start: the model itself, before its forward pass; ``after`` is not used.
+        embeddings: token embedding, then position embedding, in the forward pass.
+        blocks: the blocks in the forward pass, the first block first.
+        norm: the final norm in the forward pass.
+        end: bytes of gathered weights when the forward pass is over.
         back: the model itself, before its backward pass.
-        norm_back: the last norm, backward.
-        blocks_back: backward, in the order of the blocks, the first block first.
-        embeddings_back: position embedding, then token embedding.
-        fetched: elements that are gathered in the forward and in the backward pass, padding included.
+        norm_back: the final norm in the backward pass.
+        blocks_back: the blocks in the backward pass, listed with the first block first.
+        embeddings_back: position embedding, then token embedding, in the backward pass.
+        fetched: two counts of gathered elements, padding included: of the forward pass, and of the backward pass.
     """
 
     start: Visit
@@ -104,7 +105,7 @@ class Schedule:
 
 
 def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
-    """The settings and sizes of a run of stage 3, with DeepSpeed's complete configuration."""
+    """The settings and sizes of a stage 3 run; ``settings`` is DeepSpeed's complete configuration."""
     zero, model = settings["zero_optimization"], run.model
     threshold, parameters = int(zero["stage3_param_persistence_threshold"]), ModelShapes.of(model)
     head, positions = model.vocab_size * model.n_embd, model.block_size * model.n_embd
@@ -125,7 +126,7 @@ def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
 
 @lru_cache(maxsize=256)
 def schedule(given: Gathering) -> Schedule:
-    """Play one micro step. Remembered, because it does not depend on the micro batch."""
+    """Play one micro step. The result is cached: it does not depend on the micro batch size."""
     play, blocks = _Coordinator(given), given.blocks
     start = play.enter(0)
     embeddings = play.visit(1), play.visit(2)
@@ -142,7 +143,7 @@ def schedule(given: Gathering) -> Schedule:
 
 
 class _Coordinator:
-    """The state of the gathering. Modules: 0 the model, 1 and 2 the embeddings, then the blocks and the last norm."""
+    """DeepSpeed's coordinator. Modules by number: 0 the model, 1 and 2 the embeddings, then the blocks, the final norm."""
 
     def __init__(self, given: Gathering) -> None:
         self.given = given
@@ -173,7 +174,7 @@ class _Coordinator:
         return Visit(entered.fetching, entered.during, self.bytes)
 
     def enter(self, module: int) -> Visit:
-        """Fetch a module's weights, then prefetch."""
+        """Fetch a module's weights, then prefetch the next ones."""
         self.highest = self.bytes
         needed = self.modules[module]
         self._gather([p for p in needed if self.state[p] == _AWAY])
@@ -194,7 +195,7 @@ class _Coordinator:
                 self.bytes -= self._whole(p)
 
     def _used_soon(self, step: int) -> set[int]:
-        """Parameters that come again within the reuse distance."""
+        """Parameters that the modules from ``step`` on use within the reuse distance."""
         soon, passed = set[int](), 0
         for module in self.order[step:] if self.given.reuse else ():
             if passed >= self.given.reuse:
@@ -205,14 +206,14 @@ class _Coordinator:
         return soon
 
     def _whole(self, p: int) -> int:
-        """Bytes of a gathered parameter; a single rank has a view of the part that it holds, which is the whole."""
+        """Bytes of a gathered parameter; 0 on a single rank with its part on the device, since the part is the whole."""
         return 0 if self.given.shards == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
 
     def _part(self, p: int) -> int:
         return -(-self.numel[p] // self.given.shards)
 
     def _buffer(self, wanted: Sequence[int]) -> int:
-        """Bytes of the buffer that parameters are gathered into."""
+        """Bytes of the buffer into which these parameters are gathered."""
         if self.given.shards == 1:
             return sum(map(self._whole, wanted))
         return rounded(self.given.width * self.given.shards * sum(map(self._part, wanted)))
@@ -234,7 +235,7 @@ class _Coordinator:
         self.bytes -= copies
 
     def _wait(self, p: int) -> None:
-        """A module needs a parameter: its group is copied out, and the buffer is freed with the last of the group."""
+        """Wait for a parameter: copy its group out of the buffer, which is freed with the last of the group."""
         key = self.group.pop(p, None)
         if key is None:
             return

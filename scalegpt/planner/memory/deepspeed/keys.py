@@ -1,9 +1,9 @@
-"""The keys that a user's DeepSpeed file may have: those that the plan counts, and those that change nothing it counts.
+"""The keys that a user's DeepSpeed file may have: keys that the plan counts with, and keys without effect on its figures.
 
 Read from deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``, ``runtime/zero/config.py``,
-``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Of those that it
-knows, many write files elsewhere, hold memory that the plan does not count, or change the numbers. Such a key is refused by
-name, unless it is switched off.
+``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Many of the keys
+that it knows make it write files outside the run's folder, hold memory that the plan does not count, or change what is
+trained. Such a key is refused by name, unless it is switched off.
 """
 
 import math
@@ -17,13 +17,13 @@ from scalegpt.text import visible
 AUTO = "auto"
 
 Check = Callable[[Any], str | None]
-"""Returns what a value must be, where it is not that."""
+"""Value → None if it is allowed, else words that say what it must be."""
 
 _LARGEST = 2**62
 
 
 def whole(least: int = 0, *, multiple: int = 1) -> Check:
-    """A whole number, which may be written as 5e8."""
+    """Make a check for a whole number, at least ``least`` and a multiple of ``multiple``; 5e8 is one."""
     words = f"a whole number of at least {least}" + (f", a multiple of {multiple}" if multiple > 1 else "")
 
     def check(value: Any) -> str | None:
@@ -35,18 +35,18 @@ def whole(least: int = 0, *, multiple: int = 1) -> Check:
 
 
 def number(value: Any) -> str | None:
-    """A number that is not negative."""
+    """Check for a number that is not negative."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     return None if fits else "a number of at least 0"
 
 
 def flag(value: Any) -> str | None:
-    """True or false."""
+    """Check for true or false."""
     return None if isinstance(value, bool) else "true or false"
 
 
 def one_of(*allowed: Any) -> Check:
-    """One of these values, type included."""
+    """Make a check for one of these values, of the same type."""
 
     def check(value: Any) -> str | None:
         fits = any(value == each and type(value) is type(each) for each in allowed)
@@ -62,7 +62,7 @@ _OFFLOAD: Mapping[str, Any] = {
     "nvme_path": one_of(None),
     "ratio": one_of(1, 1.0),
     "pin_memory": flag,
-    **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), whole()),  # of NVMe only: without effect
+    **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), whole()),  # without effect: they concern NVMe only
     **dict.fromkeys(("pipeline_read", "pipeline_write", "fast_init", "super_offload"), one_of(False)),
 }
 
@@ -122,7 +122,8 @@ ALLOWED: Mapping[str, Any] = {
         **dict.fromkeys(("offload_optimizer", "offload_param"), _OFFLOAD),
     },
 }  # fmt: skip
-"""Key → a check of its value, or the keys of an object. A key with one allowed value changes what the plan does not count."""
+"""Key → the check of its value or, if the value is an object, a mapping of the object's keys. Where a single value is
+allowed, another would change what the plan does not count."""
 
 _BY_FLAGS = "the run's own flags decide that"
 _FILES = "it writes files outside of the run's folder; metrics.jsonl has the run's figures"
@@ -153,15 +154,15 @@ REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"), "use --offload"),
 }  # fmt: skip
-"""DeepSpeed's keys that are refused → why."""
+"""Key of DeepSpeed that is refused → the reason."""
 
 
 def checked(settings: Mapping[str, Any], file: object) -> dict[str, Any]:
-    """A file's settings, without the parts that it switches off.
+    """A file's settings, checked, without the refused sections that it switches off.
 
     Args:
-        settings: what the file holds.
-        file: its name, for messages.
+        settings: the settings in the file.
+        file: the file's name, for messages.
 
     Raises:
         InputError: a key is unknown or not taken, or a value is not one that it may have.
@@ -198,12 +199,12 @@ def _refusal(key: str, allowed: Mapping[str, Any]) -> str:
 
 
 def _is_off(value: Any) -> bool:
-    """Whether a section does nothing: absent, or with ``"enabled": false``."""
+    """Whether a section of the file is off: null, false, empty, or with ``"enabled": false``."""
     return value in (None, False, {}) or (isinstance(value, dict) and value.get("enabled") is False)
 
 
 def _as_json(value: Any) -> str:
-    """A value as the file may have it, cut short."""
+    """A value as JSON writes it, shortened for messages."""
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return words[value]

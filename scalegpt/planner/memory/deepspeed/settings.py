@@ -56,10 +56,10 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
 
 
 def load_ds_config(parallel: ParallelConfig) -> Settings:
-    """The run's DeepSpeed file, without what it switches off.
+    """The settings in the run's DeepSpeed file, without the sections that it switches off.
 
     Raises:
-        InputError: it is missing, is not JSON, has keys that are refused, or its stage is not the run's.
+        InputError: the file is missing, is not JSON, has keys that are refused, or its stage is not the run's.
     """
     path = _path(parallel)
     try:
@@ -84,7 +84,7 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
 
 
 def fixes_batch(parallel: ParallelConfig) -> bool:
-    """Whether the file fixes how the step is divided, so that it may contradict a micro batch.
+    """Whether the run's DeepSpeed file fixes a batch size or the accumulation, which may contradict the run's settings.
 
     Raises:
         InputError: as for :func:`load_ds_config`.
@@ -95,12 +95,12 @@ def fixes_batch(parallel: ParallelConfig) -> bool:
 
 @lru_cache(maxsize=64)
 def _text(path: Path, _changed: int) -> str:
-    """The text of a file as changed at that time: a search asks for it hundreds of times."""
+    """The text of a file, cached by its time of change: a search asks for it hundreds of times."""
     return read_text(path, CONFIG_LIMIT)
 
 
 def _part(settings: Settings, key: str) -> Settings:
-    """The object of that key, made where there is none."""
+    """The object under ``key``, made if there is none."""
     if settings.get(key) is None:
         settings[key] = {}
     part: Settings = settings[key]
@@ -109,7 +109,7 @@ def _part(settings: Settings, key: str) -> Settings:
 
 def _path(parallel: ParallelConfig) -> Path:
     given = Path(_name(parallel))
-    if parallel.ds_config is None:  # ours, whatever lies in the current folder
+    if parallel.ds_config is None:  # the bundled file, whatever lies in the current folder
         return bundled("ds_configs") / given
     return given if given.exists() else bundled("ds_configs") / given.name if given.name == str(given) else given
 
@@ -119,7 +119,7 @@ def _name(parallel: ParallelConfig) -> str:
 
 
 def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> None:
-    """Fill an ``auto`` or absent entry; with ``what``, refuse another fixed value."""
+    """Fill an ``auto`` or absent entry with ``value``; if ``what`` names the value's origin, refuse another fixed value."""
     fixed = settings.get(key, AUTO)
     if fixed == AUTO:
         settings[key] = value
@@ -142,9 +142,9 @@ def _fill_precision(settings: Settings, run: RunConfig) -> None:
     # At stage 0 the engine stays fp32 and the model computes in bf16 by itself.
     in_bf16 = precision == "bf16" and stage > 0
     _fill(_part(settings, "bf16"), "enabled", in_bf16, "--precision")
-    # Without it, stage 1 would hold all bf16 gradients beside the fp32 ones until the backward pass ends.
+    # Without immediate updates, stage 1 would hold all bf16 gradients beside the fp32 ones until the backward pass ends.
     _fill(_part(settings, "bf16"), "immediate_grad_update", in_bf16 and stage == 1)
-    # Without it, stages 1 and 2 would take a step with NaN in its gradients.
+    # Without this check, stages 1 and 2 would take a step with NaN in its gradients.
     _fill(_part(settings, "bf16"), "check_grad_overflow", True, "the guard against non-finite gradients")
     fp16 = _part(settings, "fp16")
     _fill(fp16, "enabled", precision == "fp16", "--precision")
@@ -168,11 +168,11 @@ def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
             "sub_group_size": 1_000_000_000,
         }
     else:
-        even = block + block % 2  # DeepSpeed refuses an odd one, which an odd width would make
+        even = block + block % 2  # DeepSpeed refuses an odd bucket; an odd width would give one
         values |= {"reduce_scatter": True, "allgather_bucket_size": even}
     for key, value in values.items():
         _fill(zero, key, value)
-    # DeepSpeed's list does not have torch's fused AdamW, which is as fast on the CPU as DeepSpeed's own.
+    # DeepSpeed's list of tested optimizers lacks torch's fused AdamW, which is as fast on the CPU as DeepSpeed's own.
     _fill(settings, "zero_allow_untested_optimizer", True)
     _fill(settings, "zero_force_ds_cpu_optimizer", False)
 
@@ -188,7 +188,7 @@ def _fill_offload(zero: Settings, parallel: ParallelConfig, *, pin: bool) -> Non
 
 
 def _autos(settings: Any, prefix: str = "") -> list[str]:
-    """Dotted names of all entries still ``auto``."""
+    """Dotted names of all entries that are still ``auto``."""
     if isinstance(settings, dict):
         return [name for key, value in settings.items() for name in _autos(value, f"{prefix}{key}.")]
     return [prefix.rstrip(".")] if settings == AUTO else []

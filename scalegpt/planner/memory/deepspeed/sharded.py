@@ -1,4 +1,4 @@
-"""What DeepSpeed's sharding optimizers share in the ledger: states cut over the ranks, a bucket, host memory."""
+"""The ledger that DeepSpeed's sharding optimizers share: states cut over the ranks, a reduce bucket, host memory."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,23 +17,24 @@ from scalegpt.planner.memory.timeline import GRADIENTS, OPTIMIZER, TEMPORARIES, 
 from scalegpt.units import BYTES
 
 NORM_BYTES = 8
-"""Gradients' norms are taken in fp64 (``zero/utils.py: get_norm_dtype``), one tensor's at a time."""
+"""Bytes of an element in the fp64 copy from which a gradient's norm is taken (``zero/utils.py: get_norm_dtype``); one tensor
+is copied at a time."""
 
 Shapes = tuple[Shape, ...]
 
 
 def offloaded(zero: Settings, what: str) -> bool:
-    """Whether the states of the ``optimizer``, or each ``param``, live in host memory."""
+    """Whether the states of ``what`` live in host memory: ``optimizer``, or ``param`` for the weights."""
     return ((zero.get(f"offload_{what}") or {}).get("device") or "none") != "none"
 
 
 def pinned(zero: Settings, what: str) -> bool:
-    """Whether what is offloaded lies in pinned memory."""
+    """Whether the offloaded states of ``what`` (``optimizer`` or ``param``) lie in pinned memory."""
     return bool((zero.get(f"offload_{what}") or {}).get("pin_memory"))
 
 
 class ShardedStep(Step, ABC):
-    """What stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
+    """The step that stages 1 to 3 share: weights in the compute dtype, fp32 masters and moments cut over the ranks."""
 
     pins_masters = True
 
@@ -45,19 +46,19 @@ class ShardedStep(Step, ABC):
         self.offloads, self.pins = offloaded(self.zero, "optimizer"), pinned(self.zero, "optimizer")
         self.bucket = int(self.zero["reduce_bucket_size"])
         self.overlaps = bool(self.zero["overlap_comm"])
-        self.copies_between = True  # to host memory and back; false where the device is the host
+        self.copies_between = True  # whether offload copies gradients to the host; false if host and device are one
         self.groups = self.parameters.groups
         self.parts = [self.part(group) for group in self.groups]
         self.part_state = uniform_group(self.optimizer)
-        self.filled = self.largest = self.tensors = 0  # what is in the bucket: elements, of the largest tensor, tensors
+        self.filled = self.largest = self.tensors = 0  # in the bucket: elements, those of the largest tensor, tensors
 
     def part(self, group: Shapes) -> int:
-        """Elements of a group that are this rank's: padded for aligned sends (``nccl_start_alignment_factor``)."""
+        """Elements of a rank's part of a flat group, padded for aligned sends (``nccl_start_alignment_factor``)."""
         total, align = _elements(group), 2 * self.shards
         return -(-total // align) * 2
 
     def hold_states(self) -> None:
-        """Hold flat weights, and masters and moments in parts."""
+        """Hold the weights, and this rank's parts of masters and moments."""
         self.hold_weights()
         for part in self.parts:
             if self.offloads:
@@ -69,31 +70,31 @@ class ShardedStep(Step, ABC):
                     self.t.take(OPTIMIZER, FP32)
 
     def hold_weights(self) -> None:
-        """Hold flat weights, a buffer for each group."""
+        """Hold the whole weights, one flat buffer for each group."""
         for part in self.parts:
             self.t.take(WEIGHTS, self.compute * part * self.shards)
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """See :meth:`Step.small_gradients`; here each goes to the bucket, and has no bytes of its own."""
+        """See :meth:`Step.small_gradients`; here each gradient is complete, and none of its bytes count as temporary."""
         for shape in shapes:
             self.arrive(numel(shape), 0)
 
     def settle_head(self) -> None:
-        """See :meth:`Step.settle_head`."""
+        """See :meth:`Step.settle_head`; the complete gradient becomes temporary and goes on to :meth:`arrive`."""
         self.t.give(GRADIENTS, self.compute * self.head)
         self.t.take(TEMPORARIES, self.compute * self.head)
         self.arrive(self.head, self.compute)
 
     def accumulate(self, elements: int) -> None:
-        """See :meth:`Step.accumulate`."""
+        """See :meth:`Step.accumulate`; the complete gradient goes on to :meth:`arrive`."""
         self.arrive(elements, self.compute)
 
     @abstractmethod
     def arrive(self, elements: int, width: int) -> None:
-        """A parameter's gradient is complete, ``width`` bytes an element counted as temporary; 0: not counted."""
+        """Take a parameter's complete gradient, of which ``width`` bytes an element are counted as temporary (0: none)."""
 
     def _step_in_groups(self) -> None:
-        """What the update of a part allocates for a while."""
+        """Play the temporaries of the update, one part after another."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, (self.part_state.together + self.part_state.one_by_one) * max(self.parts))
 
@@ -105,11 +106,11 @@ def _elements(group: Shapes) -> int:
 
 @lru_cache(maxsize=1024)
 def part_of_group(group: Shapes, shards: int) -> int:
-    """Elements of each rank's parts of a group whose tensors are cut one by one."""
+    """Elements that a rank holds of a group whose tensors are each cut over the ranks."""
     return sum(part_of_tensor(shape, shards) for shape in group)
 
 
 @lru_cache(maxsize=4096)
 def part_of_tensor(shape: Shape, shards: int) -> int:
-    """Elements of a tensor that stage 3 has cut into equal parts, each rank one."""
+    """Elements that a rank holds of a tensor that stage 3 cuts into equal parts, one for each rank."""
     return math.ceil(numel(shape) / shards)

@@ -1,12 +1,13 @@
 """ZeRO-3's part of the ledger: every tensor cut over the ranks, and gathered where it is needed.
 
-Beyond what :mod:`scalegpt.planner.memory.deepspeed.gather` says, from deepspeed 0.19's ``stage3.py``:
+:mod:`scalegpt.planner.memory.deepspeed.gather` says which weights are gathered. The rest follows deepspeed 0.19's
+``stage3.py``:
 
 - Between steps live the parts of weights, masters, moments and gradients, the bucket, and whole tensors of at most
   ``stage3_param_persistence_threshold`` elements.
-- A block's gradients wait until its backward pass is over (blocks are leaf modules), pass through the bucket in the dtype of
-  communication, and are joined in a copy of it to be reduced and cut.
-- The optimizer updates one group after another, each with a flat copy of its gradients.
+- A block's gradients wait until its backward pass is over (blocks are leaf modules). Then they pass through the bucket in the
+  dtype of communication, and are joined in a copy of the bucket to be reduced and cut.
+- The optimizer updates one group after another, each with a flat copy of the group's gradients.
 """
 
 from collections.abc import Callable
@@ -36,11 +37,11 @@ class Stage3(ShardedStep):
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
         super().__init__(run, mesh, grad_accum, kernel, settings)
-        self.micro_steps = min(grad_accum, 2)  # gradients have their place from the start; the last step holds most
+        self.micro_steps = min(grad_accum, 2)  # gradient parts are allocated from the start; the last step holds most
         self.on_host = offloaded(self.zero, "param")
         threshold = int(self.zero["stage3_param_persistence_threshold"])
         whole = [part_of_tensor(shape, mesh.shards) for shape in self.shapes.values() if numel(shape) <= threshold]
-        copied = mesh.shards > 1 or self.on_host  # else they are views of the part, which is the whole
+        copied = mesh.shards > 1 or self.on_host  # else whole tensors are views of their parts
         self.kept_whole = sum(rounded(self.compute * mesh.shards * part) for part in whole) if copied else 0
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
         self.gathering = gathering(run, mesh.shards, settings)
@@ -53,7 +54,7 @@ class Stage3(ShardedStep):
         return part_of_group(group, self.shards)
 
     def _sub_groups(self, group: Shapes) -> list[int]:
-        """Elements of the parts that the optimizer updates one after another."""
+        """Elements of each part of a group that the optimizer updates at once, one part after another."""
         limit = int(self.zero["sub_group_size"])
         if self.part(group) <= limit:
             return [self.part(group)]
@@ -68,19 +69,20 @@ class Stage3(ShardedStep):
     # --- what lives between steps ------------------------------------------------------------------------------------
 
     def hold_states(self) -> None:
-        """Hold all parts, the bucket, and the tensors that are kept whole."""
+        """Hold this rank's parts of all states, the bucket, and the tensors that are kept whole."""
         total = sum(self.parts)
         super().hold_states()
         self.t.hold(WEIGHTS, self.kept_whole)
         self.t.take(BUCKETS, self.sent * self.bucket)
         if self.offloads:
             self.host += host_size(self.accumulated * total, pin=self.pins)
-            self.host += sum(host_size(4 * part, pin=self.pins) for part in self.parts)  # and the fp32 one for the step
+            # The fp32 gradients for the update live beside the accumulated ones.
+            self.host += sum(host_size(4 * part, pin=self.pins) for part in self.parts)
         else:
             self.t.take(GRADIENTS, self.accumulated * total)
 
     def hold_weights(self) -> None:
-        """Hold the parts in one buffer, or a buffer for each group in host memory."""
+        """Hold this rank's parts of the weights, in one buffer or, in host memory, in a buffer for each group."""
         if self.on_host:
             pin = pinned(self.zero, "param")
             self.host += sum(host_size(self.compute * self.part(group), pin=pin) for group in self.groups)
@@ -101,7 +103,7 @@ class Stage3(ShardedStep):
         self._gathered(visit.during)
 
     def before_forward(self) -> None:
-        """The model's own: the head."""
+        """Gather the weight that the model itself uses: the head's matrix."""
         self._enter(self.plan.start)
 
     def _embed(self) -> None:
@@ -126,7 +128,7 @@ class Stage3(ShardedStep):
         self._gathered(self.plan.norm_back.after)
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """See :meth:`Step._blocks`; each block with what is gathered around it."""
+        """See :meth:`Step._blocks`; weights are gathered before each block and released after it."""
         for visit in self.plan.blocks if play == self.block_forward else self.plan.blocks_back[::-1]:
             self._enter(visit)
             play()
@@ -143,14 +145,14 @@ class Stage3(ShardedStep):
             self.arrive(numel(shape), self.compute if len(shape) > 1 else 0)
 
     def arrive(self, elements: int, width: int) -> None:
-        """Into the bucket, or waiting beside it."""
+        """Put a gradient into the bucket, or beside it if too large; a block's gradients arrive after its backward pass."""
         if self.in_block:
             return
         if self.filled and self.filled + elements > self.bucket:
             self._reduce()
         if self.filled + elements <= self.bucket:
             self.t.give(TEMPORARIES, width * elements)
-        else:  # it lives until it is reduced: only the position embedding's is not counted, and may be as large
+        else:  # The gradient lives until it is reduced. A position embedding's arrives uncounted (width 0).
             self.large = self.compute * elements
             self.t.take(TEMPORARIES, self.large - width * elements)
         self.filled += elements
@@ -158,7 +160,7 @@ class Stage3(ShardedStep):
         self.tensors += 1
 
     def _reduce(self) -> None:
-        """Join, reduce and cut what is in the bucket."""
+        """Join, reduce and cut the gradients in the bucket."""
         elements, self.filled = self.filled, 0
         if not elements:
             return
@@ -183,12 +185,15 @@ class Stage3(ShardedStep):
             self._enter(self.plan.embeddings_back[1])
 
     def after_backward(self) -> None:
-        """Reduce the rest and free the embeddings."""
+        """Reduce the gradients left in the bucket, and free the gathered embeddings."""
         self._reduce()
         self._gathered(0)
 
     def _optimizer_step(self) -> None:
-        """The norm, the overflow check of fp16, and a flat copy of a group's gradients; meanwhile nothing is kept whole."""
+        """Play the norm, fp16's overflow check, and the update with a flat copy of a group's gradients.
+
+        The tensors that are kept whole between steps are freed meanwhile.
+        """
         if self.offloads:
             return
         self.t.drop(WEIGHTS, self.kept_whole)

@@ -1,7 +1,7 @@
-"""DeepSpeed's part of the ledger: what its optimizers hold, and the buffers that gradients pass through.
+"""DeepSpeed's stages 0 to 2 in the ledger: the memory of its optimizers, and the buffers that gradients pass through.
 
-Read from deepspeed 0.19. All sizes, dtypes and limits come from the completed configuration of
-:mod:`scalegpt.planner.memory.deepspeed.settings`, which the trainer gives DeepSpeed. It makes one of these optimizers:
+Follows deepspeed 0.19. All sizes, dtypes and limits come from the completed configuration of
+:mod:`scalegpt.planner.memory.deepspeed.settings`, which the trainer gives DeepSpeed. DeepSpeed makes one of these optimizers:
 
 =====  ============================  ==================================================================================
 stage  optimizer                     gradients
@@ -10,16 +10,16 @@ stage  optimizer                     gradients
 0      fp16's unfused wrapper        fp16, whole; the buffer and an fp32 copy of it, and fp32 copies for the step
 1      bf16's (``BF16_Optimizer``)   bf16 and fp32, both whole, and a copy of the fp32 ones to be reduced
 1      ZeRO's, in all other cases   fp32, whole until they are reduced
-2      ZeRO's                        each rank its part in fp32; a bucket in the weights' dtype before
-3      ZeRO's, stage 3               each rank its part in fp32, from the start; an fp32 bucket, from the start
+2      ZeRO's                        a rank's part in fp32; until reduced, a bucket in the weights' dtype
+3      ZeRO's, stage 3               a rank's part in fp32 and an fp32 bucket, both from the start
 =====  ============================  ==================================================================================
 
-ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. Predicted is the
-fullest rank of each phase: the last one in the blocks' backward pass, where it is the first to own what is reduced, and
-the first one at the end, where the token embedding is its own.
+ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. The ledger is that of
+the fullest rank in each phase. In the blocks' backward pass this is the last rank, which owns the gradients that are reduced
+first. At the end it is the first rank, which owns the token embedding's.
 
-With optimizer offload masters, moments and a gradient live in host memory; at stages 1 and 2 the device still holds the
-part of the fp32 gradient and a buffer for the largest tensor. Pinned host memory comes in powers of two (torch's
+With optimizer offload masters, moments and an fp32 gradient live in host memory. At stages 1 and 2 the device still holds a
+rank's part of the fp32 gradient, and a buffer for the largest tensor. Pinned host memory comes in powers of two (torch's
 ``CachingHostAllocator``).
 """
 
@@ -36,11 +36,11 @@ from scalegpt.planner.memory.tensors import numel
 from scalegpt.planner.memory.timeline import BUCKETS, GRADIENTS, OPTIMIZER, TEMPORARIES, WEIGHTS, host_size, rounded
 
 FALLBACK_BUCKET = 500_000_000
-"""Elements after which the engine reduces what it has collected (``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``)."""
+"""Elements of collected gradients after which the engine reduces them (``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
 
 def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> Step:
-    """The step of the fullest rank that these settings make DeepSpeed take.
+    """The ledger of one step on the fullest rank, with the optimizer that DeepSpeed makes from these settings.
 
     Args:
         run: a run whose precision and micro batch are fixed.
@@ -62,10 +62,10 @@ def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, kernel: str, setti
 
 
 class EngineStep(Step):
-    """Stage 0 in fp32 or bf16: ``plain`` with one buffer for the reduction."""
+    """Stage 0 in fp32 or bf16: the step of ``plain``, with one buffer for the reduction."""
 
     def after_backward(self) -> None:
-        """Reduce a copy of the gradients, in one piece or in pieces of 5e8 elements."""
+        """In the last micro step reduce a copy of the gradients, in one piece or in pieces of some 5e8 elements."""
         if self.last_micro:
             self.t.touch(TEMPORARIES, self.gradient_bytes * largest_pile(map(numel, self.shapes.values())))
 
@@ -74,7 +74,7 @@ class UnfusedStep(EngineStep):
     """Stage 0 in fp16: weights and gradients in fp16, masters beside them."""
 
     def hold_states(self) -> None:
-        """See :meth:`Step.hold_states`."""
+        """See :meth:`Step.hold_states`; here weights are fp16, and fp32 masters belong to the optimizer's state."""
         super().hold_states()
         masters = self.over_all(self.held)
         self.t.drop(WEIGHTS, masters)
@@ -82,19 +82,19 @@ class UnfusedStep(EngineStep):
         self.t.hold(WEIGHTS, self.over_all(lambda shape: rounded(self.compute * numel(shape))))
 
     def accumulate(self, elements: int) -> None:
-        """See :meth:`Step.accumulate`: it becomes the parameter's, or is added to it."""
+        """See :meth:`Step.accumulate`; an fp16 gradient becomes the parameter's, or is added to it, without a cast."""
         if not self.has_gradients:
             self.t.take(GRADIENTS, self.compute * elements)
         self.t.give(TEMPORARIES, self.compute * elements)
 
     def after_backward(self) -> None:
-        """Reduce an fp32 copy of a copy."""
+        """Reduce an fp32 copy of the buffer that fp16 gradients are copied into."""
         if self.last_micro:
             pile = largest_pile(map(numel, self.shapes.values()))
             self.t.touch(TEMPORARIES, self.compute * pile, 4 * pile)
 
     def _optimizer_step(self) -> None:
-        """Fp32 copies of all gradients."""
+        """Play the update with fp32 copies of all gradients."""
         whole = self.over_all(self.held)
         self.t.hold(GRADIENTS, whole)
         super()._optimizer_step()
@@ -102,7 +102,7 @@ class UnfusedStep(EngineStep):
 
 
 def largest_pile(sizes: Iterable[int]) -> int:
-    """The most elements that the engine copies together: it collects tensors until they pass the limit."""
+    """The most elements that the engine copies together: it collects tensors until they pass :data:`FALLBACK_BUCKET`."""
     largest = pile = count = 0
     for size in sizes:
         pile, count = pile + size, count + 1
@@ -114,7 +114,7 @@ def largest_pile(sizes: Iterable[int]) -> int:
 
 
 class BF16Step(ShardedStep):
-    """Stage 1 in bf16: ``BF16_Optimizer``, which reduces all gradients everywhere, whole and in fp32."""
+    """Stage 1 in bf16: ``BF16_Optimizer``, which keeps whole fp32 gradients on every rank and reduces them there."""
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
         super().__init__(run, mesh, grad_accum, kernel, settings)
@@ -127,7 +127,7 @@ class BF16Step(ShardedStep):
             self.t.take(GRADIENTS, self.accumulated * part * self.shards)
 
     def arrive(self, elements: int, width: int) -> None:
-        """Added to the fp32 gradient at once, or kept in bf16 until the end."""
+        """Add a gradient to the fp32 one at once, or keep it in bf16 until the backward pass ends."""
         if self.at_once:
             self.t.touch(TEMPORARIES, self.accumulated * elements)
         elif not self.has_gradients:
@@ -147,14 +147,14 @@ class BF16Step(ShardedStep):
 
 
 class PartStep(ShardedStep):
-    """What stages 1 and 2 of ZeRO's own optimizer share: buckets that are allocated in each backward pass."""
+    """The step that stages 1 and 2 of ZeRO's own optimizer share: each backward pass allocates its buckets."""
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
         super().__init__(run, mesh, grad_accum, kernel, settings)
         self.compact = self.accumulated == 4 and self.compute != 4
         self.open = self.owned = 0  # bytes of the buckets and of this rank's gradients
         self.waiting = 0  # bytes of a gradient that is too large for the bucket
-        self.kept = 0  # of one that has been reduced and is not freed before the end of the backward pass
+        self.kept = 0  # bytes of such gradients that are reduced, but live until the backward pass ends
 
     def hold_states(self) -> None:
         """See :meth:`ShardedStep.hold_states`; with offload a buffer for the largest tensor, on host and device."""
@@ -163,7 +163,7 @@ class PartStep(ShardedStep):
             largest = self.compute * self.parameters.largest
             self.t.take(BUCKETS, largest)
             self.host += host_size(largest, pin=self.pins)
-            for part in self.parts:  # the gradient, and the weights on their way back
+            for part in self.parts:  # the fp32 gradient, and the weights on their way back
                 self.host += host_size(4 * part, pin=self.pins) + host_size(self.compute * part, pin=self.pins)
 
     @property
@@ -172,26 +172,26 @@ class PartStep(ShardedStep):
         return self.compute
 
     def open_buckets(self) -> None:
-        """Allocate the buckets, once in a backward pass."""
+        """Allocate the buckets, unless this backward pass has done so."""
         if not self.open:
             count = 2 if self.overlaps else 1
             self.open = count * rounded(self.staged * self.bucket)
             self.t.hold(BUCKETS, self.open)
 
     def close_buckets(self) -> None:
-        """Free them."""
+        """Free the buckets."""
         self.t.drop(BUCKETS, self.open)
         self.open = 0
 
     def into_bucket(self, elements: int, width: int, kind: str) -> None:
-        """Copy a gradient into the bucket, which is reduced first if it is too full; one that is too large waits alone."""
+        """Copy a gradient into the bucket, which is reduced first if too full; a gradient larger than it waits alone."""
         if self.filled + elements > self.bucket:
             self.reduce()
         if elements > self.bucket:
             self.waiting = width * elements
             self.t.give(kind, self.waiting)
             self.t.take(BUCKETS, self.waiting)
-            if self.offloads:  # it is cloned, so that its memory is not reused
+            if self.offloads:  # the gradient is cloned, so that its memory is not reused
                 self.t.touch(BUCKETS, self.waiting)
         else:
             self.t.give(kind, width * elements)
@@ -200,7 +200,7 @@ class PartStep(ShardedStep):
         self.tensors += 1
 
     def reduce(self) -> None:
-        """Reduce what is in the bucket, and keep this rank's part of it."""
+        """Reduce the gradients in the bucket, and keep this rank's part of them."""
         elements, self.filled = self.filled, 0
         if not elements:
             return
@@ -222,7 +222,7 @@ class PartStep(ShardedStep):
 
     @property
     def overlapping(self) -> int:
-        """Elements of all tensors of which the first or the last rank owns some."""
+        """Elements of all tensors that a rank owns wholly or partly; the larger of the first and the last rank's."""
         first = last = 0
         for group, part in zip(self.groups, self.parts, strict=True):
             start, bound = 0, part * (self.shards - 1)
@@ -233,7 +233,7 @@ class PartStep(ShardedStep):
         return max(first, last)
 
     def _optimizer_step(self) -> None:
-        """The norm, tensor by tensor; where gradients are not contiguous, a flat copy of a group's."""
+        """Play the norm, tensor by tensor, and the update, with a flat copy of gradients that are not contiguous."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, NORM_BYTES * min(self.parameters.largest, self.parts[0]))
             if not self.compact:
@@ -245,24 +245,24 @@ class Stage2(PartStep):
     """Stage 2: gradients pass through the bucket as they are made, in every micro step."""
 
     def hold_states(self) -> None:
-        """See :meth:`PartStep.hold_states`; in fp32 gradients add up in host memory."""
+        """See :meth:`PartStep.hold_states`; with offload in fp32, gradients of several micro steps add up in host memory."""
         super().hold_states()
         if self.offloads and not self.compact and self.grad_accum > 1:
             self.host += host_size(self.compute * self.overlapping, pin=self.pins)
 
     def arrive(self, elements: int, width: int) -> None:
-        """Into the bucket."""
+        """Copy a gradient into the bucket."""
         self.open_buckets()
         self.into_bucket(elements, width, TEMPORARIES)
 
     def after_backward(self) -> None:
-        """Reduce the rest."""
+        """Reduce the gradients left in the bucket, and free the buckets."""
         self.reduce()
         self.t.drop(BUCKETS, self.kept)
         self.kept = 0
         self.close_buckets()
         if not self.compact and self.has_gradients:
-            self.t.drop(GRADIENTS, self.owned)  # added to the first micro step's
+            self.t.drop(GRADIENTS, self.owned)  # they have been added to the first micro step's
         if not self.compact:
             self.owned = 0
 
@@ -276,7 +276,7 @@ class Stage1(PartStep):
         return 4
 
     def arrive(self, elements: int, width: int) -> None:
-        """Cast to fp32 and added up; with overlapping communication reduced at once."""
+        """Cast a gradient to fp32 and add it up; with overlapping communication, the last micro step reduces it at once."""
         self.open_buckets()
         if width == 4:
             self.t.give(TEMPORARIES, width * elements)
@@ -300,8 +300,8 @@ class Stage1(PartStep):
             self.close_buckets()
 
     def _optimizer_step(self) -> None:
-        """Gradients of other ranks' parameters still live: in the bucket, or one that is too large for it by itself."""
-        fuller = self.offloads or not self.run.model.tie_head  # than the rank that owns the token embedding
+        """Play the update. Gradients of other ranks' parameters still live: in the bucket, or beside it if too large."""
+        fuller = self.offloads or not self.run.model.tie_head  # a rank without the token embedding is fuller
         foreign = 4 * self.head if fuller and self.shards > 1 and self.head > self.bucket else 0
         self.t.take(TEMPORARIES, foreign)
         super()._optimizer_step()
