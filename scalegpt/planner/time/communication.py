@@ -184,5 +184,5 @@ def _gathered_by_stage3(
 @lru_cache(maxsize=1024)
 def _in_parts(model: ModelConfig, ranks: int) -> int:
     """Elements of all tensors, each padded so that it divides into equal parts for the ranks."""
-    parts = (deepspeed_step.padded(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
+    parts = (deepspeed_step.part_of_tensor(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
     return ranks * sum(parts)
