@@ -335,14 +335,7 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
 
 
 def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
-    """The printed line on the checkpoint that a run resumes from, and the steps that it repeats.
-
-    Args:
-        checkpoint: path of the checkpoint.
-        progress: the progress that the run starts from.
-        total: total number of steps.
-        taken: last step that the run took before.
-    """
+    """The printed line on the checkpoint that a run resumes from, and on the steps up to ``taken`` that it repeats."""
     first = progress.step + 1
     several = f"steps {first} to {taken} were taken before, and are repeated"
     lost = f"step {first} was taken before, and is repeated" if taken == first else several
