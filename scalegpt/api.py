@@ -47,14 +47,14 @@ def plan(
             ``memory_gb`` describes.
         gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
         nodes: number of machines; None: one.
-        memory_gb: memory of each card to plan for, in GB of 10⁹ bytes: all of a card without a name, or the part of
-            ``gpu`` to use.
+        memory_gb: memory of each card to plan for, in GB of 10⁹ bytes: all memory of a card without a name, or the part
+            of the memory of ``gpu`` to use.
         host_memory_gb: host memory of each machine, in GB of 10⁹ bytes, which offload needs.
         network_gbps: network of each machine, in Gbit/s in each direction.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
-        trace: also run the same step on tensors without data, to compare; this needs torch and takes seconds.
-        settings: any settings of a run, such as ``micro_batch=8``; these are kept. The planner chooses the settings in
+        trace: also run the real step on tensors without data, to compare peaks; this needs torch and takes seconds.
+        settings: any settings of a run, such as ``micro_batch=8``, which the planner keeps. It chooses those in
             :data:`~scalegpt.config.run.PLANNED` that are not given.
 
     Returns:
@@ -124,7 +124,7 @@ def train(
         model_name: the run's folder in ``runs_dir``; None: the preset's name.
         runs_dir: the folder of all runs.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
-        fresh: start anew, beside an earlier run of the same name.
+        fresh: start a new run, in a folder beside that of an earlier run of the same name.
         margin: share of a card's memory that a chosen micro batch leaves free; None: 0.03.
         allow_change: settings that may differ when the run resumes, or ``data``.
         trust_checkpoint: resume from a checkpoint that another run has written.
@@ -154,7 +154,7 @@ def train(
 
 
 def run_request(request: "Request", device: str, stop: "StopRequest", launcher: "LauncherWatch") -> "Ending":
-    """Train as requested; meanwhile handle signals and watch the launcher. Torch is imported here.
+    """Train as requested; stop on a signal, or when the launcher ends. Torch is imported here.
 
     Raises:
         InputError: the request cannot be met; nothing was changed.
@@ -196,7 +196,7 @@ def load(run: str | Path, *, device: str = "auto", runs_dir: str | Path = "runs"
 
 
 def _given(**settings: Any) -> dict[str, Any]:
-    """The settings that are not None."""
+    """The given settings, without those that are None."""
     return {key: value for key, value in settings.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that began properly failed: a full disk, a non-finite loss, a lost rank. Exit status 1."""
+    """The run failed though its input was valid: a full disk, a non-finite loss, a lost rank. Exit status 1."""
 
     exit_status = 1
 
@@ -49,7 +49,7 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
 
 
 def _abbreviates(word: str, name: str) -> bool:
-    """Whether a word consists of beginnings of a name's first parts, as lr or learn do for ``learning_rate``."""
+    """Whether a word abbreviates a name: prefixes of the name's first parts, such as lr or learn for ``learning_rate``."""
     letters = "".join(_parts(word))
     return len(letters) > 1 and _begins(letters, _parts(name))
 

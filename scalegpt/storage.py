@@ -47,7 +47,7 @@ _CLOCK_SECONDS = 2.0
 
 
 def user_path(text: str) -> str:
-    """A path that a user gave, with ``~`` and ``~user`` at its start replaced by the home folder.
+    """A path that a user gave, with ``~`` or ``~user`` at its start replaced by that user's home folder.
 
     A shell replaces ``~`` only at the start of a word, not after ``--flag=`` and not in a configuration file. A file
     named ``~`` is reached as ``./~``.
@@ -67,7 +67,7 @@ def user_path(text: str) -> str:
 
 
 class DiskError(InputError):
-    """The disk refused an operation on a path; ``problem`` says which and why, in words that can follow the path."""
+    """An operation on a path failed; ``problem`` names the operation and the reason, as words that can follow the path."""
 
     subject, done, advice = "", "used", "see to the disk"
 
@@ -127,7 +127,7 @@ def retried(work: Callable[[], Result]) -> Result:
 
 
 def open_plain(path: Path, *, follow_link: bool = True) -> BufferedReader:
-    """Open a plain file to read its bytes; a pipe at the path does not block.
+    """Open a plain file to read its bytes; if the path is a pipe, raise an error and do not wait for a writer.
 
     Raises:
         NotPlainError: the path is a pipe, a socket or a device.
@@ -209,7 +209,7 @@ def check_space(out: Path, needed: int) -> None:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Sync an open file, so that its content survives a power cut, as far as its file system can.
+    """Sync an open file, so that its content survives a power cut; do nothing if the file system cannot sync.
 
     Raises:
         OSError: the disk could not write the file.
@@ -247,7 +247,7 @@ def sync_folder(path: Path) -> str | None:
 def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> None:
     """Write a file, text as UTF-8, so that readers and crashes find either the old or the new content, never a part.
 
-    With ``durable``, the file is synced before it takes its name, and its folder afterwards.
+    With ``durable``, the file is synced before it is renamed to ``path``, and its folder afterwards.
 
     Raises:
         OSError: the file cannot be written; the old content is still there.
@@ -267,7 +267,7 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
 
 
 def temporary_name(path: Path) -> Path:
-    """The path of a file until it is whole: ``.NAME.PID.tmp``, or ``.NAME.PID-THREAD.tmp`` outside the main thread."""
+    """The path of a file while it is written: ``.NAME.PID.tmp``, or ``.NAME.PID-THREAD.tmp`` outside the main thread."""
     thread, pid = threading.get_native_id(), os.getpid()
     return path.with_name(f".{path.name}.{pid}{'' if thread == pid else f'-{thread}'}.tmp")
 
@@ -293,7 +293,7 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
 
 
 def _may_be_writing(pid: int, path: Path) -> bool:
-    """Whether another process, with number ``pid``, may be writing the file: it runs, and is older than the file."""
+    """Whether another process, with number ``pid``, may be writing the file: it runs, and began before the last write."""
     import psutil  # imported here, since most commands do not need it
 
     if pid == os.getpid():
@@ -305,9 +305,9 @@ def _may_be_writing(pid: int, path: Path) -> bool:
 
 
 def give_name(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, unless the name is taken.
+    """Rename a finished temporary file to ``path``, unless a file of that name exists.
 
-    On a file system without hard links, an empty file takes the name first, and a reader may see the empty file.
+    On a file system without hard links, an empty file is first created at ``path``, and a reader may see this empty file.
 
     Raises:
         FileExistsError: the name is taken.

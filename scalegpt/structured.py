@@ -1,7 +1,7 @@
 """Reads JSON and YAML from any source: with limits on depth and digits, and without aliases or repeated keys.
 
-Every configuration, catalogue and run file is parsed here. An error names the place and what is wrong there. It quotes
-no values, since a file that was given by mistake may hold a secret.
+Every configuration, catalogue and run file is parsed here. An error message names the file, the line where known,
+and the fault. It quotes no values, since a file that was given by mistake may hold a secret.
 """
 
 import json
@@ -123,7 +123,7 @@ def yaml_node(text: str, where: str) -> Any:
 
 
 def _composed(events: Iterator[Any], where: str) -> Any:
-    """The root node, composed from the parser's events; None without any node.
+    """The root node, composed from the parser's events; None if there is no node.
 
     PyYAML's own composer does not limit the depth, and its C version recurses on the C stack.
     """
@@ -190,7 +190,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a log of JSON objects, each with its object; a line that is cut short or not an object is skipped.
+    """Yield each line of a log of JSON objects, and its parsed object; skip a line that is cut short or not an object.
 
     A crash may cut the last line short. The file may be large, so only one line at a time is in memory.
 

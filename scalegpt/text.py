@@ -19,7 +19,7 @@ def visible(text: object) -> str:
 
 
 def one_line(text: object) -> str:
-    """The text on one line, for a name or a table's cell: as :func:`visible`, with line ends and tabs escaped too."""
+    """The text on one line, for a name or a table's cell: control characters, line ends and tabs are escaped."""
     return _escaped(str(text), _JOINERS)
 
 
@@ -34,7 +34,7 @@ def _escaped(text: str, kept: frozenset[str]) -> str:
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
-    """A value as messages quote it: a scalar in Python's spelling, shortened; ``a list`` or ``an object`` otherwise."""
+    """A value as messages quote it: a scalar as ``repr`` writes it, shortened; else the words ``a list`` or ``an object``."""
     if isinstance(value, list | tuple | set):
         return "a list"
     if isinstance(value, dict):

@@ -87,7 +87,7 @@ def _list(words: list[str]) -> int:
 
 
 def _set_aside(path: Path) -> "Verdict":
-    """A verdict on a checkpoint that training set aside; the checkpoint is not examined, and the problem says why."""
+    """The verdict on a checkpoint that training renamed (set aside): why it was renamed; the checkpoint is not examined."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
 
@@ -208,10 +208,10 @@ def _convert(words: list[str]) -> int:
 
 
 def _check_ending(out: Path) -> None:
-    """Refuse a name whose ending means another format than safetensors.
+    """Refuse an output file whose ending, such as ``.pt``, means another format than safetensors.
 
     Raises:
-        InputError: the ending means another format; the message proposes a name for ``--out``.
+        InputError: the ending means another format; the message proposes another name for ``--out``.
     """
     for meaning, endings in OTHER_FORMATS.items():
         if out.suffix.lower() in endings.split():

@@ -92,7 +92,7 @@ def _inspect(words: list[str]) -> int:
 
 
 def describe(tokens: "TokenSet") -> dict[str, Any]:
-    """The facts about a folder of tokens that ``--json`` prints; ``bytes`` is the size of the source text."""
+    """The values that ``--json`` prints about a folder of prepared tokens; ``bytes`` is the size of the source text."""
     meta, tokenizer = tokens.meta, tokens.tokenizer
     return {
         "folder": str(tokens.path),
@@ -152,7 +152,7 @@ def _sources(facts: dict[str, Any]) -> str:
 
 
 class _ProgressLine:
-    """A progress line on a terminal, rewritten at most ten times a second; called with the bytes done and in total."""
+    """A progress line on a terminal, rewritten at most ten times a second. A call passes the bytes done and in total."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began, self._next = clock, clock(), 0.0
@@ -167,7 +167,7 @@ class _ProgressLine:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Erase the line from the terminal."""
+        """Erase the progress line from the terminal."""
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 

@@ -71,7 +71,7 @@ def table(cards: Sequence[Card]) -> str:
 
 
 def one_card(card: Card, remark: str | None = None) -> str:
-    """The figures of one card with their sources, and ``remark``: which other cards its name fits."""
+    """The figures of one card with their sources, then ``remark``, which names other cards that the user may have meant."""
     rows = [("figure", "value", "", "source")]
     rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
     rows.append(

@@ -116,7 +116,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _print_error(words: Sequence[str], message: str, status: int) -> None:
-    """Print an error as one line. All ranks get the same bad input, so only a machine's first rank reports it."""
+    """Print an error as one line. Bad input is the same for all ranks, so only a machine's first rank reports bad input."""
     ranks = ranks_or_alone()
     if status == InputError.exit_status and ranks.local_rank:
         return

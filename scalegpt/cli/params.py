@@ -103,7 +103,7 @@ def _ask_for_model(default: ModelConfig) -> ModelConfig:
     """Ask for each setting of the shape; Enter keeps the default.
 
     Raises:
-        EOFError: the answers ended.
+        EOFError: standard input ended before the last answer.
     """
     note("Enter keeps the value in brackets; Ctrl-D ends.")
     answers: dict[str, Any] = {}
@@ -119,7 +119,7 @@ def _ask_for_model(default: ModelConfig) -> ModelConfig:
 
 
 def _checked(key: str, answers: dict[str, Any]) -> Callable[[str], Any]:
-    """A function that converts an answer to the setting's value, or raises :class:`InputError`."""
+    """A function from an answer to the value of setting ``key``; it raises :class:`InputError` for a bad answer."""
     # Until the dialogue has asked for n_head it is 1, which divides every width.
     values = {"n_head": 1, **answers}
 
@@ -132,10 +132,10 @@ def _checked(key: str, answers: dict[str, Any]) -> Callable[[str], Any]:
 
 
 def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
-    """Ask until ``accept`` takes the answer, and return its value; an empty answer means the default.
+    """Ask until ``accept`` raises no error for an answer; return what it returns. An empty answer means the default.
 
     Raises:
-        EOFError: the answers ended.
+        EOFError: standard input ended.
     """
     while True:
         print(f"{question} [{default}]: ", end="", file=sys.stderr, flush=True)
@@ -154,7 +154,7 @@ def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
 def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict[str, Any]:
     """The values that ``--json`` prints: parameter counts, shares of the total from 0 to 1, sizes in bytes.
 
-    The numbers directly under ``breakdown`` add up to ``parameters``. ``per_layer`` counts a single layer.
+    The numbers in ``breakdown`` add up to ``parameters``; its object ``per_layer``, the counts of one layer, is not added.
     """
     count = count_parameters(model)
     parameters, states = count.total, training_bytes(model)

@@ -71,12 +71,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"unknown flag {flag}{said if '; known: ' not in said else f'; see {self.prog} --help'}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise an error of argparse as :class:`InputError`."""
+        """Raise :class:`InputError` with the message of argparse's error."""
         raise InputError(message)
 
 
 def run_action(words: Sequence[str], overview: str, actions: Mapping[str, Callable[[list[str]], int]]) -> int:
-    """Run the action that the first word names with the other words as arguments; without words, print the overview.
+    """Run the action named by the first word; the other words are its arguments. Without words, print the overview.
 
     Returns:
         The exit status: that of the action; 0 for ``--help``; 2 without words.
@@ -129,7 +129,7 @@ def add_source(parser: argparse._ActionsContainer, note: str = "") -> None:
 def add_settings(
     parser: argparse.ArgumentParser, title: str, section: type[Section], names: Collection[str] | None = None
 ) -> None:
-    """Add a flag for every setting of a section, or only for the settings in ``names``.
+    """Add a flag for every setting of a configuration section, or only for the settings in ``names``.
 
     A flag that is not given is absent from the parsed arguments. Values stay text: the section converts and checks
     them, with the same messages as for a file.

@@ -80,7 +80,7 @@ def comparison(first: Preset, second: Preset) -> dict[str, Any]:
 
 
 def _settings(preset: Preset) -> dict[str, Any]:
-    """``section.setting`` → value, for every setting; settings of the parallel layout have no section, as in a file."""
+    """``section.setting`` → value, for every setting; the layout's keys are just ``setting``, as in a configuration file."""
     run = preset.run
     sections = {"model": run.model, "train": run.train, "data": run.data}
     settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in asdict(part).items()}

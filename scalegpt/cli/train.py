@@ -20,7 +20,7 @@ MOST_DIGITS = 18
 
 
 def examples() -> str:
-    """One training command for each launcher (Python, torchrun, DeepSpeed), in the form that this installation runs."""
+    """One training command for each launcher (Python, torchrun, DeepSpeed); they work with the way ScaleGPT is installed."""
     return "\n".join(
         (
             f"{train_command()} --preset tiny --input_file my_text.txt",

@@ -1,4 +1,4 @@
-"""Other trainers' words (``aliases.yaml``): each leads to the setting that it means here, or to a sentence of advice.
+"""Names of flags and keys in other trainers (``aliases.yaml``), each with ScaleGPT's name or a sentence of advice.
 
 Errors about unknown flags, keys and settings get their hints from :func:`hint`.
 """
@@ -14,14 +14,14 @@ from scalegpt.structured import parse_yaml
 _ONLY_TRAIN = {"runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change", "resume_step"}
 _ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
-"""Three sets of flags: only in ``train``; only in ``plan``; in ``plan``, while in training the launcher has them."""
+"""Flags of ``train`` alone; flags of ``plan`` alone; flags of ``plan`` that the launcher has in training."""
 
 
 @cache
 def words_of_others() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Two tables: setting or flag → the words that mean it, and sentence → the words that it answers.
+    """Two tables: setting or flag → its names in other trainers, and sentence of advice → the names that it is for.
 
-    ``{name}`` in a sentence stands for a setting.
+    ``{name}`` in a sentence stands for a setting; :func:`hint` writes it as a flag or as a key.
     """
     path = Path(__file__).with_suffix(".yaml")
     read = parse_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -31,7 +31,7 @@ def words_of_others() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 @cache
 def _meaning() -> tuple[dict[str, str], dict[str, str]]:
-    """Two tables: word → the setting that it means, and word → its sentence of advice; words as :func:`_squeezed`."""
+    """Two tables, with another trainer's :func:`_squeezed` name as key: ScaleGPT's setting, and the sentence of advice."""
     settings, answers = (
         {_squeezed(word): meaning for meaning, words in table.items() for word in words} for table in words_of_others()
     )
@@ -39,7 +39,7 @@ def _meaning() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def hint(word: object, known: Iterable[str], listed: str | None = None) -> str:
-    """A hint for an unknown word: its name here, a sentence of advice, or else the nearest known words.
+    """A hint for an unknown word: ScaleGPT's name for it, a sentence of advice, or else the nearest known words.
 
     Args:
         word: the unknown word: a flag such as ``--batch-size``, or a key.
@@ -67,7 +67,7 @@ def hint(word: object, known: Iterable[str], listed: str | None = None) -> str:
 
 
 def _elsewhere(word: str) -> str:
-    """A hint for a word that this command does not know: the command that does, or a sentence; empty without either."""
+    """A hint for an unknown word: the command that has such a flag, or a sentence of advice; empty if there is neither."""
     settings, answers = _meaning()
     setting = settings.get(_squeezed(word), word)
     if setting in _ONLY_LAUNCHER:
@@ -80,10 +80,10 @@ def _elsewhere(word: str) -> str:
 
 
 def _plain(word: object) -> str:
-    """A flag or key in the spelling of the tables: in lower case, with ``_`` for ``-``, without leading hyphens."""
+    """A flag or key as the tables spell it: in lower case, with ``_`` for ``-``, without leading hyphens."""
     return str(word).strip().lstrip("-").lower().replace("-", "_")
 
 
 def _squeezed(word: str) -> str:
-    """A word without underscores and points, so that ``seqlen`` and ``seq_len`` are the same word."""
+    """A word without underscores and dots, so that ``seqlen`` and ``seq_len`` are the same word."""
     return word.replace("_", "").replace(".", "")

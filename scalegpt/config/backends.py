@@ -2,7 +2,7 @@
 
 The settings, the planner, the trainer and the messages read the specifications. :mod:`scalegpt.backends` has the
 backends themselves. To add a backend: a :class:`BackendSpec` in :data:`BACKENDS`, its maker in
-:mod:`scalegpt.backends`, and its rows in the planner's tables, which have the specification as their key.
+:mod:`scalegpt.backends`, and its entries in the planner's tables, whose keys are specifications.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ ZERO_CUTS = {OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 3}
 class Mesh:
     """The data-parallel ranks as a grid of ``replicas`` × ``shards``.
 
-    The model states that the stage cuts are in ``shards`` parts, one on each rank of a replica. So a replica holds all
-    of these states, and all replicas hold the same. States that the stage does not cut are whole on every rank. Each
-    rank computes on its own data. Rank r is shard r mod ``shards`` of replica r ÷ ``shards``: the shards of one
+    The ZeRO stage decides which model states (:data:`ZERO_CUTS`) are cut into ``shards`` parts, one on each rank of a
+    replica. So each replica holds all parts of these states. All other states are whole on every rank. Each rank
+    computes on its own data. Rank r is shard r mod ``shards`` of replica r ÷ ``shards``: the shards of one
     replica, which exchange the most data, have neighbouring ranks.
 
     - Mesh(W, 1): W replicas; no state is cut (stage 0).
@@ -59,8 +59,8 @@ class BackendSpec:
         stages: the ZeRO stages that the backend offers.
         default_stage: the stage of a run that does not set one.
         cut_from: model state → the lowest stage at which the state is cut over the shards.
-        flat_from: the lowest stage at which the optimizer updates flat parts of many tensors, where it sees no
-            matrices; None: the optimizer updates tensors at every stage.
+        flat_from: the lowest stage at which the optimizer updates flat (one-dimensional) parts of many tensors, and so
+            sees no matrices; None: the optimizer updates single tensors at every stage.
         offloads: value of ``--offload`` → the stages at which the backend offers it.
         offload_rule: the content of ``offloads`` as the end of an error message, with the flags to use.
         launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
@@ -93,7 +93,7 @@ class BackendSpec:
         return stage >= self.cut_from[state]
 
     def updates_flat_parts(self, stage: int) -> bool:
-        """Whether the optimizer updates flat parts of many tensors at a stage, in place of single tensors."""
+        """Whether the optimizer updates flat (one-dimensional) parts of many tensors at a stage, not single tensors."""
         return self.flat_from is not None and stage >= self.flat_from
 
     def mesh(self, stage: int, ranks: int) -> Mesh:

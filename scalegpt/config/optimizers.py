@@ -1,4 +1,4 @@
-"""The specification of each optimizer: its state tensors, the memory of an update, and the layouts where it works.
+"""The specification of each optimizer: its state tensors, an update's memory, and the parallel layouts where it works.
 
 Checkpoints, the planner and messages read the specifications; :mod:`scalegpt.optim` makes the optimizers. To add an
 optimizer: an :class:`OptimizerSpec` in :data:`OPTIMIZERS`, its settings in
@@ -29,11 +29,11 @@ class UpdateGroup:
         states: the names of a parameter's state tensors, all fp32 and of the parameter's shape.
         moved: bytes per parameter that an update reads and writes in memory.
         together: temporary bytes per parameter that an update allocates for all tensors of the group at once.
-        one_by_one: temporary bytes per parameter that an update allocates for one tensor at a time; the largest counts.
+        one_by_one: temporary bytes per parameter that an update allocates one tensor after another; the largest counts.
         kernels: kernels that an update starts for each tensor; 0 where one kernel updates many tensors.
         counts_steps: whether the optimizer keeps a step counter for each tensor.
-        orthogonalises: whether an update also does and allocates what :mod:`scalegpt.planner.memory.newton_schulz`
-            counts.
+        orthogonalises: whether an update includes Muon's orthogonalisation, whose work and memory are not in the figures
+            above but in :mod:`scalegpt.planner.memory.newton_schulz`.
     """
 
     kinds: frozenset[str]
@@ -110,7 +110,7 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
 def _muon(*, fused: bool) -> OptimizerSpec:
     """Muon for the blocks' matrices, each with one momentum and its gradient as workspace; AdamW for all other tensors.
 
-    For a matrix, in bytes per parameter: update the momentum (12); write Nesterov's sum over the gradient (12); decay
+    For a matrix, in bytes per parameter: update the momentum (12); overwrite the gradient with Nesterov's sum (12); decay
     the weight (8). :mod:`scalegpt.planner.time.work` adds the bytes that the orthogonalisation moves.
     """
     adamw = _adamw(fused=fused)
@@ -129,7 +129,7 @@ def _muon(*, fused: bool) -> OptimizerSpec:
 
 
 def _unfit_for_muon(backend: BackendSpec, stage: int, offload: str) -> str | None:
-    """Why Muon does not work with a layout; None if it works.
+    """Why Muon does not work with a layout, and what to use instead; None if it works.
 
     What DeepSpeed does at each stage was observed in real steps of version 0.19.8 (docs/MEMORY.md).
     """

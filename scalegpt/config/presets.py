@@ -73,7 +73,7 @@ def load_config_file(path: str | Path) -> Values:
 
 
 def checked(values: Any, where: str) -> Values:
-    """Check the names of the parts and settings in a parsed file, and return its values with the labels as text.
+    """Check the names of parts and settings in a parsed file; return its values, with name, preset, description as text.
 
     ``where`` names the file in error messages. :func:`resolve` checks the values of the settings.
 
@@ -207,7 +207,7 @@ def _without_overridden_layout(file: Values, flags: Values) -> Values:
 
 
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
-    """Settle the length of the run (:data:`LENGTHS`), and return the file's values and the flags.
+    """Decide which settings give the run's length (:data:`LENGTHS`); return the file's values and the flags, changed so.
 
     The levels from the top are flags, file, defaults. A level that sets one length unsets both lengths of the levels
     below. So with ``max_tokens`` alone, the default of ``max_iters`` does not apply.

@@ -102,7 +102,7 @@ class Section:
             raise InputError(f"{where}: {error}") from None
 
     def changed(self, **values: Any) -> Self:
-        """A copy with some settings replaced; only those are checked against their bounds, for speed in a search."""
+        """A copy with some settings replaced; for speed in a search, only the replaced settings' bounds are checked."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         for name, value in values.items():
@@ -144,7 +144,7 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
-    """The value as text, also of a whole number, which may be a name; None for a value of any other type.
+    """The value as text; a whole number too becomes text, since it may be a name; None for a value of any other type.
 
     Raises:
         InputError: the text is too long, is not a valid path, or is not UTF-8.

@@ -62,6 +62,6 @@ class ModelConfig(Section):
 
 
 def heads_near(width: int, heads: int) -> int:
-    """The divisor of ``width`` that is nearest to ``heads``, up to 4096."""
+    """The divisor of ``width``, at most 4096, that is nearest to ``heads``."""
     # No model has more than 4096 heads, and the search must end soon for a mistyped, huge width.
     return min((n for n in range(1, min(width, 4096) + 1) if width % n == 0), key=lambda n: abs(n - heads))

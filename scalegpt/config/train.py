@@ -31,7 +31,7 @@ class TrainConfig(Section):
     """The training settings. A micro batch is counted in sequences of ``block_size`` tokens, per rank.
 
     Raises:
-        InputError: a value is outside its bounds, or the run has no end.
+        InputError: a value is outside its bounds, or neither ``max_iters`` nor ``max_tokens`` is set.
     """
 
     micro_batch: int = setting(
@@ -165,7 +165,7 @@ class TrainConfig(Section):
     seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0, maximum=2**63 - 1)
 
     def check(self) -> None:
-        """Refuse a run with no end."""
+        """Refuse settings without ``max_iters`` and ``max_tokens``: the learning rate schedule needs the run's end."""
         if self.max_iters is None and self.max_tokens is None:
             raise InputError("the schedule needs an end: set max_iters or max_tokens (max_minutes alone gives none)")
 

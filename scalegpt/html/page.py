@@ -69,7 +69,7 @@ def escape(text: str) -> str:
 
 
 def command(words: str) -> str:
-    """A command, or flags, as HTML that has no line break after the hyphens of a flag."""
+    """A command, or flags, as HTML in which no line break can separate a flag from its hyphens."""
     return " ".join(
         f'<span class="flag">{escape(word)}</span>' if word.startswith("-") else escape(word)
         for word in words.split(" ")

@@ -39,7 +39,7 @@ _MOST_INTERVALS = 5
 
 
 class Caption(NamedTuple):
-    """A chart's key, unique on the page, its title, and a description for readers who do not see the chart."""
+    """A chart's key (the prefix of its HTML ids, unique on the page), its title, and its description for screen readers."""
 
     key: str
     title: str
@@ -122,7 +122,7 @@ def stack(caption: Caption, slices: Sequence[Slice], whole: float, head: str = "
 
 
 def _slice(each: Slice, start: float, share: float, top: int, marks: Sequence[float]) -> Iterator[str]:
-    """A part of a bar as SVG, with its name if the name has room and no mark crosses it.
+    """A part of a bar as SVG, with its name if the name fits inside the part and no mark crosses it.
 
     ``start``, ``share`` and ``marks`` are shares of the bar's width; ``top`` is in pixels.
     """

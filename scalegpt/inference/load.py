@@ -79,7 +79,7 @@ def open_weights(checkpoint: Path) -> Checkpoint:
     """Open a checkpoint and verify its weights.
 
     Raises:
-        InputError: there is no checkpoint, or it is damaged. No other checkpoint is tried, since it was not asked for.
+        InputError: there is no checkpoint, or it is damaged. Other checkpoints are not tried: the user did not ask for one.
     """
     with naming_earlier(checkpoint):
         stored = Checkpoint.open(checkpoint)
@@ -89,7 +89,7 @@ def open_weights(checkpoint: Path) -> Checkpoint:
 
 @contextmanager
 def naming_earlier(checkpoint: Path) -> Iterator[None]:
-    """Extend an error about a damaged checkpoint inside the block by a hint: which checkpoint to use instead.
+    """Append a hint to an error that the block raises about a damaged checkpoint: which checkpoint to use instead.
 
     Raises:
         DamagedError: the checkpoint is damaged; the message ends with the hint.
@@ -109,7 +109,7 @@ def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
     """Call ``work`` with the checkpoint that a path means, and return its result.
 
     A run in training deletes old checkpoints. If it deletes the checkpoint in use, ``work`` is called again with the
-    newest.
+    newest checkpoint.
 
     Args:
         path: a run's folder, which means its newest checkpoint, or a checkpoint's folder.
@@ -129,7 +129,7 @@ def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
 
 
 def examine_all(path: Path) -> list[Verdict]:
-    """Examine all checkpoints of a run, or a single checkpoint; those that training deletes meanwhile are skipped.
+    """Examine all checkpoints of a run, or a single one; checkpoints that training deletes meanwhile are skipped.
 
     Args:
         path: a run's folder, or a checkpoint's folder.
@@ -164,7 +164,7 @@ def refuse_deleted(path: Path, checkpoint: Path) -> None:
 
 
 def newest_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a path means: the path itself, or the newest checkpoint of the run at that path.
+    """Return the path, if it is a checkpoint, or the newest checkpoint of the run at the path.
 
     Raises:
         InputError: the path does not exist, is neither a run nor a checkpoint, or is a run without checkpoints.
@@ -173,7 +173,7 @@ def newest_checkpoint(path: Path) -> Path:
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Return the checkpoints that a path means, one or more, oldest first: the path itself, or those of the run there.
+    """Return one or more checkpoints, oldest first: the path, if it is a checkpoint, or all of the run at the path.
 
     Raises:
         InputError: the path does not exist, cannot be read, is neither a run nor a checkpoint, or is a run without
@@ -197,7 +197,7 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 
 def set_aside_in(path: Path) -> list[Path]:
-    """Return the checkpoints of a run that training has set aside, in the order of their names."""
+    """Return the checkpoints of a run that training has renamed (:data:`SET_ASIDE`), in the order of their names."""
     folder = path / CHECKPOINTS
     place = folder if folder.is_dir() else path
     return sorted(each for pattern in SET_ASIDE for each in place.glob(pattern))
@@ -243,7 +243,7 @@ def _no_checkpoint(run: Path, name: str = "") -> str:
 
 
 def _missing(path: Path) -> str:
-    """Return an error message: the run or its checkpoint does not exist; it names what was probably meant."""
+    """Return an error message: the run or its checkpoint does not exist. The message names what was probably meant."""
     folder = path.parent
     run = folder.parent if folder.name == CHECKPOINTS else folder
     if CHECKPOINTS in {path.name, folder.name} or path.name.startswith(STEP):
@@ -264,7 +264,7 @@ def _nearest_run(path: Path) -> str:
 
 
 def _runs_hint(path: Path) -> str:
-    """Return a hint that names the runs in a folder; if there are none, it says which folder to give."""
+    """Return a hint that names the runs in a folder; if there are none, the hint says which folder to give."""
     inside = _runs_in(path)
     return f", but holds some: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
 

@@ -1,8 +1,10 @@
-"""From a chunk's logits to the sum of its losses, and to the gradients of hidden states and head.
+"""The loss of a chunk (some tokens of a micro batch), and its gradients for the hidden states and the head's matrix.
 
-Two ways of computing them agree within rounding: by rows, in this module, and by columns, on a CPU in fp32 and bf16
-(:mod:`scalegpt.model.cpu.columns`). By rows the logits are [k, V]. For some rows at a time, softmax minus one-hot target
-replaces the logits (:func:`turn`). Two matmuls follow. Sizes: k tokens of the chunk, V vocabulary, H width.
+Two ways of computing loss and gradients agree within rounding: by rows, in this module, and by columns, on a CPU in fp32
+and bf16 (:mod:`scalegpt.model.cpu.columns`). By rows the logits are [k, V]. For some rows at a time, softmax minus one-hot
+target replaces the logits (:func:`turn`). Two matmuls then make both gradients.
+
+Sizes: k tokens of the chunk, V vocabulary, H width.
 """
 
 from collections.abc import Callable
@@ -49,7 +51,7 @@ class Chunk:
         return torch.where(self.counts, self.targets, 0)
 
     def add_head_gradient(self, logits_grad: Tensor, hidden: Tensor) -> None:
-        """Add ``logits_grad`` @ ``hidden``, the chunk's part of the head's gradient, to ``head_grad`` if that is wanted.
+        """Add ``logits_grad`` @ ``hidden``, the chunk's part of the head's gradient, to ``head_grad`` unless it is None.
 
         Args:
             logits_grad: [V, k] in the compute dtype.
@@ -70,7 +72,7 @@ Way = Callable[[Chunk], Tensor]
 
 
 def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
-    """Make a :data:`Way` whose logits are [k, V]; ``turn_rows`` does what :func:`turn` does, on ``rows`` rows at a time."""
+    """Make a :data:`Way` with logits [k, V], which it gives to ``turn_rows`` (as :func:`turn`), ``rows`` rows at a time."""
 
     def way(chunk: Chunk) -> Tensor:
         logits = chunk.hidden @ chunk.weight.t()
@@ -93,7 +95,7 @@ def turn(logits: Tensor, targets: Tensor) -> Tensor:
     1/V, so its logarithm is finite. The target's probability may underflow to 0, so its logarithm is not used.
 
     Args:
-        logits: [r, V] in the compute dtype; becomes softmax minus one-hot target, and 0 in rows that do not count.
+        logits: [r, V] in the compute dtype; becomes softmax minus one-hot target, and 0 in rows with target -1.
         targets: [r] int64; rows with target -1 give neither loss nor gradient.
 
     Returns:

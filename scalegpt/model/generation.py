@@ -23,10 +23,10 @@ class DivergedError(RunError):
 
 
 class Forward(Protocol):
-    """A model in evaluation mode, or a function that acts as one."""
+    """A model in evaluation mode, or a function with the same arguments and result."""
 
     def __call__(self, tokens: Tensor, targets: None, cache: GenerationCache, /) -> Tensor:
-        """Return the logits [B, V] of the last position, fp32, for ids [B, t] that continue what the cache holds."""
+        """Return the logits [B, V] of the last position, fp32, for ids [B, t] that follow the tokens in the cache."""
         ...
 
 
@@ -43,9 +43,9 @@ def generate(
     """Continue each row of the prompt by up to ``max_new_tokens``, yielding every token as soon as it is drawn.
 
     The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the position
-    of its token. So the cache is dropped and the newest half of the window is read again from position 0: one pass over
-    T/2 tokens for every T/2 tokens drawn, at most twice the arithmetic, where sliding by one token would cost a pass over
-    all T tokens each time. From there on the context is between T/2 and T tokens long.
+    of its token. So the cache is dropped and the newest half of the window is read again from position 0.
+    That is one pass over T/2 tokens for every T/2 tokens drawn, so at most twice the arithmetic. Sliding by one token would
+    cost a pass over all T tokens for every token drawn. From then on the context is between T/2 and T tokens long.
 
     Draws come from a generator of their own on the CPU, and leave torch's global random state alone.
 
@@ -55,8 +55,8 @@ def generate(
         prompt: [B, t] int64 ids with t at least 1, on the model's device. The last ``block_size`` tokens are read.
         settings: how many tokens to draw, and how.
         stop_token: the id that ends a row. It is yielded, and repeated until every row has drawn it.
-        limit_vocab: the size of the tokenizer's vocabulary, beyond which the model's may be padded: larger ids are never
-            drawn; None: any id may be drawn.
+        limit_vocab: the size of the tokenizer's vocabulary, to which the model's may add padding; ids of the padding are
+            never drawn. None: any id may be drawn.
 
     Yields:
         [B] int64 ids on the CPU.
@@ -117,7 +117,7 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
 
 
 def _candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
-    """Apply top-k, then top-p to the probabilities among those k.
+    """Apply top-k, then top-p to the probabilities of the k tokens that are left.
 
     Args:
         logits: [B, V], already divided by the temperature.

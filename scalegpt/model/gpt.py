@@ -1,8 +1,8 @@
 """The GPT: layers, attention, feed-forward, block, model.
 
 - GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
-- One matmul makes queries, keys and values. Attention is torch's ``scaled_dot_product_attention``, unless
-  :meth:`GPT.set_attention` is given another function for whole sequences.
+- One matmul makes queries, keys and values. Attention is torch's ``scaled_dot_product_attention`` (SDPA),
+  unless :meth:`GPT.set_attention` is given another function, which is used when there is no key-value cache.
 - The head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss never holds
   all logits.
 - **Precision is explicit.** Each layer casts its weight to its input's dtype where it is used, and the embedding decides
@@ -72,7 +72,7 @@ class KeyValueCache:
 
 
 class GenerationCache:
-    """One :class:`KeyValueCache` per block: 2·L·B·H·capacity numbers in the compute dtype."""
+    """One :class:`KeyValueCache` per block: 2·B·H·capacity numbers for each block, in the compute dtype."""
 
     def __init__(self, n_layer: int, capacity: int) -> None:
         self.blocks = [KeyValueCache(capacity) for _ in range(n_layer)]
@@ -144,7 +144,7 @@ class Attention(nn.Module):
 
 
 def _continuation_mask(new: int, past: int, device: torch.device) -> Tensor:
-    """A mask [new, past + new], True where a new token may look."""
+    """A mask [new, past + new] for attention, True where a new token may attend to a token."""
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)
 
 
@@ -176,7 +176,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block: attention, then feed-forward, each on a normed copy of the residual stream.
+    """One transformer block: attention, then feed-forward, each on a normalised copy of the residual stream.
 
     In a parallel block both branches read the block's input. :mod:`scalegpt.model.recompute` sets ``recompute``, a function
     that runs :meth:`body` and recomputes in the backward pass.
@@ -194,7 +194,7 @@ class Block(nn.Module):
         self.recompute: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, T, H] → [B, T, H], under ``recompute`` if that is set and gradients are on."""
+        """[B, T, H] → [B, T, H], through ``recompute`` if it is set and gradients are on."""
         if self.recompute is None or not torch.is_grad_enabled():
             return self.body(x, cache)
         return self.recompute(self.body, x)
@@ -271,11 +271,11 @@ class GPT(nn.Module):
             block.compute_dtype = compute
 
     def set_attention(self, name: str, *, attend: AttendWhole | None = None) -> None:
-        """Fix the attention backend.
+        """Choose the function or the SDPA backend that computes attention.
 
         Args:
             name: the name of SDPA's backend; ``auto`` leaves the choice to torch.
-            attend: a function to call instead of SDPA when there is no cache; it applies no dropout. None: SDPA alone.
+            attend: a function, without dropout, to call instead of SDPA when there is no cache; None: always SDPA.
         """
         for block in self.layers:
             block.attn.backend = SDPA_BACKENDS.get(name)
@@ -285,7 +285,7 @@ class GPT(nn.Module):
         """Compute the mean loss if there are targets, else the logits of the last position.
 
         Args:
-            tokens: [B, T] int64 ids, T at most ``block_size`` (less what the cache holds).
+            tokens: [B, T] int64 ids, T at most ``block_size``, less the number of cached tokens.
             targets: [B, T] int64 ids, -1 where a position does not count in the mean loss.
             cache: keys and values of earlier tokens; ``tokens`` continue them.
 

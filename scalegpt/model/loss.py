@@ -1,12 +1,12 @@
 """Cross entropy of the LM head: over full logits, or over chunks of tokens so that the logits never exist as a whole.
 
-Both losses take the hidden states and the head's matrix, and compute the same figure: logits in the compute dtype (as the
+Both losses take the hidden states and the head's matrix, and compute the same value: logits in the compute dtype (as the
 matmul gives them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1. docs/MEMORY.md says how
 much each loss allocates.
 
-One matmul makes a chunk's logits. Then their gradients replace them (:mod:`scalegpt.model.chunk`): on a CPU for as many
-logits at once as its caches hold, on other devices for as many as keep the device busy. Two more matmuls use these gradients.
-The larger the chunks, the fewer additions to the head's fp32 gradient, each of which reads and writes 4·V·H bytes.
+One matmul makes a chunk's logits. Then the logits' gradients replace the logits (:mod:`scalegpt.model.chunk`): on a CPU for
+as many at once as its caches hold, on other devices for as many as keep the device busy. Two more matmuls use these
+gradients. The larger the chunks, the fewer additions to the head's fp32 gradient, each of which reads and writes 4·V·H bytes.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, softcap: float | None = None) -> Tensor:
-    """Cross entropy over full logits [n, V]: the mean over the positions that count, 0 if none counts."""
+    """Cross entropy over full logits [n, V]: the mean over positions whose target is not -1; 0 without such a position."""
     logits = F.linear(hidden, head.to(hidden.dtype)).view(-1, head.shape[0])
     targets = targets.reshape(-1)
     capped = soft_capped(logits.float(), softcap)
@@ -51,8 +51,8 @@ def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool
 
     Args:
         chunk: tokens whose logits exist at once.
-        rows: tokens of a chunk whose logits become gradients at once, by rows as on a GPU; None: as many, and by rows or
-            columns, as suits the device.
+        rows: compute by rows (:mod:`scalegpt.model.chunk`), and turn the logits of so many tokens into gradients at
+            once; None: by rows or by columns, and as many tokens, as suits the device.
         compiled: whether ``torch.compile`` fuses the work between the matmuls: on a GPU into two passes over the logits in
             the compute dtype, instead of six in fp32. Without effect on a CPU, where the passes stay in the caches.
 
@@ -83,15 +83,15 @@ def make_loss(kind: str, chunk: int, *, rows: int | None = None, compiled: bool 
 
 
 def _counted(targets: Tensor) -> Tensor:
-    """The number of positions that count, but at least 1, so that a batch without any gives a loss of 0 and not NaN."""
+    """The number of positions whose target is not -1, but at least 1: else a batch without any would have a NaN loss."""
     return (targets != IGNORED).sum().clamp(min=1)
 
 
 def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows, softcap: float | None) -> Way:
-    """Choose by rows or by columns for device and dtype.
+    """Choose how a chunk's loss is computed, by rows or by columns (:mod:`scalegpt.model.chunk`), for device and dtype.
 
-    :func:`by_columns` runs on a CPU without a soft cap. It needs more range than fp16 has, and looks at the values of its
-    sums, which a compiled graph cannot do.
+    :func:`by_columns` runs on a CPU without a soft cap. It needs more range than fp16 has, and branches on the values of
+    its sums, which a compiled graph cannot do.
     """
     is_cpu = hidden.device.type == "cpu"
     has_range = hidden.dtype in (torch.float32, torch.bfloat16)
@@ -102,7 +102,7 @@ def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows,
 
 
 def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
-    """Do what :func:`~scalegpt.model.chunk.turn` does, through a soft cap of the logits, whose derivative is 1 - tanh²."""
+    """As :func:`~scalegpt.model.chunk.turn`, for the loss of soft-capped logits; the cap's derivative is 1 - tanh²."""
     share = (logits.float() / softcap).tanh_()
     capped = share * softcap
     total = turn(capped, targets)
@@ -111,10 +111,10 @@ def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward pass divides by the count.
+    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward pass divides by the number of losses.
 
     Dividing late keeps fp16 from underflow: with n tokens in the thousands a probability p is within fp16's range, but p / n
-    is not. The incoming gradient brings the loss scale.
+    is not. In the backward pass the incoming gradient contains the loss scale, which makes up for the division.
     """
 
     @staticmethod

@@ -5,13 +5,13 @@ kind         kept per block                                                  com
 ===========  ==============================================================  =====================================
 none         everything autograd saves                                       nothing
 selective    the block's input, QKV, attention's output and statistics,      norms, GELU, dropout, residual sums
-             its projection, the feed-forward's wide layer
+             attention's projection, the feed-forward's wide layer
 full         the block's input                                               the whole block
 ===========  ==============================================================  =====================================
 
 The selective policy keeps results that are expensive to compute. The result of a block's last matmul is not kept, since
 nothing in the block's backward pass needs it. :func:`scalegpt.architecture.recompute.kept_matmuls`, which the planner reads
-too, derives from the description of the block which matmuls' results are kept.
+too, finds the matmuls whose results are kept from the description of the block in :mod:`scalegpt.architecture`.
 
 With dropout every operation that draws random numbers must run again in the same order, to draw the same masks. So attention,
 which draws a mask, is recomputed. And the result of the last matmul, which precedes the last mask, is kept.
@@ -40,7 +40,7 @@ _ATTENTION = frozenset(
 
 
 class _KeepDearResults:
-    """The selective policy for one forward pass of a block and its recomputation; it counts the matmuls of each.
+    """The selective policy for one forward pass of a block and the recomputation of that pass; counts the matmuls in both.
 
     Args:
         matmuls: for each matmul of a block, in order, whether its result is kept.
@@ -72,7 +72,7 @@ def apply_recompute(model: GPT, kind: str) -> None:
     """Make every block of the model recompute as ``kind`` says; to be called before compiling and before sharding.
 
     Args:
-        model: the model, changed in place; with dropout, recomputation replays the state of the random numbers.
+        model: the model, changed in place; with dropout, recomputation restores the state of the random number generators.
         kind: ``none``, ``selective`` or ``full``.
     """
     with_dropout = model.config.dropout > 0

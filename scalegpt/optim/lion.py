@@ -46,7 +46,7 @@ class Lion(Optimizer):
 
 
 def momentum_of(optimizer: Optimizer, parameter: Tensor, name: str) -> Tensor:
-    """A parameter's momentum, the state tensor called ``name``; it is created as zeros if it is missing."""
+    """A parameter's momentum, which is the state tensor ``name``; a missing one is created with zeros."""
     state = optimizer.state[parameter]
     if name not in state:
         state[name] = torch.zeros_like(parameter, requires_grad=False)

@@ -5,7 +5,8 @@ The update is that of ``torch.optim.Muon``, with which tests compare it. With mo
 
     M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
 
-There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in rounds. The
+There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in
+rounds (a limited number of matrices at a time). The
 iteration runs in the run's compute dtype (torch's runs in bf16, for which many processors have no instructions). With
 several ranks, one rank orthogonalises a matrix and sends the result to the others.
 :mod:`scalegpt.planner.memory.newton_schulz` describes the iteration, the rounds, and what they cost in memory and time.
@@ -97,7 +98,7 @@ class Muon(Optimizer):
 
 
 def exchange_of(parameter: Tensor, precision: str) -> Exchange:
-    """How the ranks share the matrices, found from one of them: it is whole on every rank, or cut over all ranks."""
+    """How the ranks share the matrices, read from one of the matrices: whole on every rank, or cut over all ranks."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     sharded = isinstance(parameter, DTensor) and any(
         isinstance(placement, Shard) and parameter.device_mesh.size(dimension) > 1
@@ -134,7 +135,7 @@ def _whole(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Tensor:
 
 
 def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """For matrices that are whole on every rank: rank i mod W orthogonalises matrix i; all ranks gather the results."""
+    """Orthogonalise matrices that are whole on every rank: matrix i on rank i mod W; all ranks gather the results."""
     ranks, share = exchange.ranks, -(-len(matrices) // exchange.ranks)
     mine = matrices[dist.get_rank() :: ranks]
     if len(mine) == share:
@@ -149,9 +150,10 @@ def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Seque
 
 
 def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """For matrices of which each rank holds at most ⌈m / W⌉ rows.
+    """Orthogonalise matrices of which each rank holds at most ⌈m / W⌉ rows.
 
-    Rank i mod W receives the rows of matrix i, orthogonalises it, and sends each rank its rows of the result.
+    Rank i mod W, the owner of matrix i, receives the matrix's rows, orthogonalises the matrix, and sends each rank that
+    rank's rows of the result.
     """
     ranks = exchange.ranks
     order = sorted(range(len(parts)), key=lambda number: (number % ranks, number // ranks))
@@ -167,7 +169,7 @@ def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
 
 
 def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: list[int]) -> Tensor:
-    """The k whole matrices [k, m, n] that this rank owns, from the rows of all ranks; ``parts`` is sorted by owner."""
+    """The k matrices [k, m, n] that this rank will orthogonalise (owns), from all ranks' rows; ``parts``: sorted by owner."""
     ranks, mine = exchange.ranks, shares[dist.get_rank()]
     rows, columns = -(-shape[0] // ranks), shape[1]
     sent = _stacked(parts, (len(parts), rows, columns), _wire(exchange))
@@ -179,7 +181,7 @@ def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: lis
 
 
 def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
-    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner; ``whole`` has those that this rank owns."""
+    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner; ``whole``: the results made on this rank."""
     ranks, (mine, height, columns) = len(shares), whole.shape
     rows = -(-height // ranks)
     if height % ranks:
@@ -196,7 +198,7 @@ def _wire(exchange: Exchange) -> torch.dtype:
 
 
 def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
-    """The parts copied into one new tensor of this shape; rows that a part does not have stay uninitialised."""
+    """One new tensor of this shape with a copy of each part; where a part has fewer rows, the rest stays uninitialised."""
     stack = parts[0].new_empty(shape, dtype=dtype)
     torch._foreach_copy_(
         [whole.narrow(0, 0, len(part)) for whole, part in zip(stack.unbind(0), parts, strict=True)], list(parts)
@@ -234,7 +236,7 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gram_factor(x: Tensor) -> Tensor:
-    """The product [k, s, s] of the factors of all steps; this product times X [k, s, l] is the iteration's result."""
+    """The product [k, s, s] of the iteration's factors over all steps; the product times X [k, s, l] is the final result."""
     gram, product = x @ x.mT, None
     for step in range(STEPS):
         factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)

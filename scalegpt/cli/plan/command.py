@@ -37,7 +37,7 @@ DOES_NOT_FIT = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the plan. Return 0 if it fits or the machine's memory is not known, and 3 if it does not fit."""
+    """Print the plan. Return 0 if the plan fits or the machine's memory is not known, and 3 if it does not fit."""
     arguments = _parser().parse(argv)
     flags = given_settings(arguments)
     is_one_run = bool(arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig))
@@ -121,7 +121,7 @@ def _print_presets(arguments: argparse.Namespace, target: Target, flags: dict[st
 
 
 def _print_cards(arguments: argparse.Namespace, asked: Asked, given: Answer) -> int:
-    """Print the plan of the run on every card. In JSON, ``choice`` is the run as configured, for no particular card."""
+    """Print the run's plan on every card. In JSON, ``choice`` is the run as configured, planned without a card."""
     rows = over_cards(asked)
     if arguments.json:
         show_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]})

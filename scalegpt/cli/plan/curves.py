@@ -1,4 +1,4 @@
-"""The page's section on memory over micro batch: a chart with the card's limit, and a table of the same figures."""
+"""The page's section on memory by micro batch size: a chart with the card's limit, and a table of the same figures."""
 
 from math import log2
 
@@ -82,7 +82,7 @@ def _point(given: Answer, plan: Plan) -> Point:
 
 
 def _remark(given: Answer, plan: Plan) -> str:
-    """Why the planner would not choose a plan; empty if the plan fits with the safety margin."""
+    """``does not fit``, ``within the margin`` (fits, but leaves less memory free than the safety margin), or empty."""
     if plan.fits is False:
         return "does not fit"
     return "within the margin" if plan.total_bytes > given.question.limit else ""
@@ -115,7 +115,7 @@ def _table(given: Answer, curves: Curves) -> str:
 
 
 def _cell(given: Answer, plan: Plan | None, *, here: bool) -> str:
-    """A cell with a plan's total in GiB: marked if above a limit, and framed (``here``) if it is the chosen plan."""
+    """A cell with a plan's total in GiB: marked if :func:`_remark` is not empty, framed (``here``) for the chosen plan."""
     if plan is None:
         return '<abbr title="not with this DeepSpeed file">–</abbr>'
     remark = _remark(given, plan)

@@ -105,7 +105,7 @@ def _remedies(given: Answer) -> str:
 
 
 def _planned(given: Answer) -> str:
-    """The section on the model, its step, and the settings, with who decided each setting: the planner or the user."""
+    """The section on the model, the optimizer step, and the settings, each with who decided it: the planner or the user."""
     plan = given.choice
     train, parallel = plan.run.train, plan.run.parallel
     about = {
@@ -185,7 +185,7 @@ def _time(plan: Plan) -> str:
 
 
 def _slices(sums: Sequence[Sum], figures: Figures) -> list[Slice]:
-    """The slices of a bar, one for each part of each sum; parts of the first sum are coloured, other parts are grey."""
+    """The slices of a bar, one for each part of each :class:`Sum`; parts of the first sum are coloured, other parts grey."""
     greys = cycle(GREYS)
     return [
         Slice(name, size, ", ".join(figures(size)), next(greys) if place else f"c{COLOURS[name]}")
@@ -195,7 +195,7 @@ def _slices(sums: Sequence[Sum], figures: Figures) -> list[Slice]:
 
 
 def _parts_table(label: str, head: str, sums: Sequence[Sum], slices: Sequence[Slice], figures: Figures) -> Table:
-    """A table of the parts, each with its colour; the row of a sum follows the rows of its parts."""
+    """A table of the parts, each with its colour; each cumulative sum has a row below the parts that it adds."""
     table = Table(label, ("part", head, "share"), ("", "number", "number"))
     drawn = iter(slices)
     for each in sums:
@@ -218,7 +218,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
 
 
 def _alternatives(given: Answer) -> str:
-    """The section on other layouts and settings: the best plan of each kind, and why it was not chosen."""
+    """The section on plans with other layouts or settings: the best plan for each, and why it was not chosen."""
     if not given.alternatives:
         why = "there is nothing else to choose" if given.question.open else "every setting was fixed"
         return section("Why not another", f"<p>Nothing was compared: {why}.</p>")

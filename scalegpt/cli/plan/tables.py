@@ -34,7 +34,7 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
 
 
 def _table(heads: tuple[str, str], firsts: list[tuple[str, str]], rows: list[Row]) -> str:
-    """The rows as a text table; ``firsts`` has the first two cells of each row."""
+    """The plans of ``rows`` as a text table; ``firsts`` has the first two cells of each row, ``heads`` their headings."""
     cells = [(*first, *_cells(row)) for first, row in zip(firsts, rows, strict=True)]
     return aligned([(*heads, *_HEADING), *cells], right={1, 2, 5, 6, 7})
 

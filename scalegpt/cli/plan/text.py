@@ -61,7 +61,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    """A table of the parts of the memory and their sums; on GPUs, a line on host memory follows."""
+    """A table of the parts of the memory and their cumulative sums; on GPUs, a line on host memory follows."""
     sums = list(wording.memory(plan))
     total, largest = max(1, plan.total_bytes), max([1, *(size for each in sums for _, size in each.parts)])
     rows = [("on each GPU" if plan.machine.is_gpu else "in each process", "size", "share", "")]
@@ -125,6 +125,6 @@ def _remedies(given: Answer) -> str:
 
 
 def _alternatives(given: Answer) -> str:
-    """A table of other layouts and settings: the best plan of each kind, and why it was not chosen."""
+    """A table of plans with other layouts or settings: the best plan for each, and why it was not chosen."""
     rows = [(each.differs, *wording.total_and_speed(each.plan), each.why_not) for each in given.alternatives]
     return aligned([("instead", "total", "tokens/s", "why not"), *rows], right={1, 2})

@@ -31,7 +31,7 @@ def cards(machine: Machine) -> str:
 
 
 def nodes(machine: Machine) -> str:
-    """The number of machines, in words that can follow the cards; empty for one machine."""
+    """The number of machines, such as `` in each of 2 machines``, to append to :func:`cards`; empty for one machine."""
     return f" in each of {machine.nodes} machines" if machine.nodes > 1 else ""
 
 
@@ -98,7 +98,7 @@ class Phase(NamedTuple):
 
 
 def phases(plan: Plan, trace: dict[str, int] | None) -> tuple[tuple[str, ...], list[Phase]]:
-    """The headings and rows of a table of the phases; with a trace, with columns for the traced peak and the error."""
+    """The headings and rows of a table of the phases' peaks; a trace adds columns for the traced peak and the error."""
     rows = []
     for phase, size in plan.prediction.phases.items():
         figures: tuple[str, ...] = (gib(size),)
@@ -120,7 +120,7 @@ class Sum(NamedTuple):
 def memory(plan: Plan) -> Iterator[Sum]:
     """The cumulative sums of a GPU's memory in bytes: the allocator's peak, reserved memory, the total.
 
-    The parts of the peak, which are the tensors of a step by kind, are sorted, the largest first.
+    The parts of the allocator's peak are kinds of tensors, such as gradients, sorted by size, the largest first.
     """
     inside = sorted(plan.prediction.breakdown.items(), key=lambda item: -item[1])
     outside = [(name, size) for name, size in plan.overheads.parts(plan.peak_bytes).items() if size]

@@ -1,10 +1,10 @@
 """A chunk's losses and gradients on a CPU, in fp32 and bf16, from logits [V, k]: a column for each token.
 
-Exponentials replace the logits in place, some rows at a time, that is some entries of the vocabulary for all tokens. No
-maximum has to be found first, since each target's own logit is subtracted. The [k, H] matrices are divided by the sums of
-exponentials, instead of the larger logits. So there are fewer passes over the logits than by rows. And two of the three
-matmuls read both factors as they lie in memory, which takes oneDNN's bf16 kernels half the time with AMX
-(``benchmarks/loss_bench.py``).
+Exponentials replace the logits in place, some rows at a time (a row is an entry of the vocabulary, for all tokens). Softmax
+usually subtracts the largest logit, which must be found first. Here the target's logit is subtracted instead. Softmax also
+divides by the sum of exponentials. Here [k, H] matrices are divided, not the larger logits. So there are fewer passes over
+the logits than by rows. And two of the three matmuls read both factors in memory order; with AMX this halves the time of
+oneDNN's bf16 kernels (``benchmarks/loss_bench.py``).
 """
 
 import torch
@@ -23,8 +23,8 @@ def by_columns(chunk: Chunk) -> Tensor:
     """Fill a chunk's gradients, and return the sum of its losses, fp32, from logits [V, k].
 
     Let x be a token's logits, t its target, c any number and s = Σ exp(x - c). The token's loss is log s + c - x[t], and the
-    gradient of its logits (exp(x - c) - s·onehot(t)) / s. With c = x[t], s is at least 1. It reaches :data:`SAFE` only if the
-    largest logit is some 70 above the target's. Then c is the largest logit instead.
+    gradient of its logits (exp(x - c) - s·onehot(t)) / s. With c = x[t], s is at least 1; s reaches :data:`SAFE` only
+    if the largest logit is some 70 above the target's. Then the computation is repeated with the largest logit as c.
     """
     entries, tokens = chunk.entries, torch.arange(chunk.targets.shape[0])
     logits = chunk.weight @ chunk.hidden.t()
@@ -52,7 +52,7 @@ def _exponentials(logits: Tensor, shift: Tensor) -> Tensor:
         shift: [k] fp32.
 
     Returns:
-        [k] fp32, each token's sum of exponentials, taken before these are rounded to the logits' dtype.
+        [k] fp32, each token's sum of exponentials, added up before the exponentials are rounded to the logits' dtype.
     """
     V, k = logits.shape
     rows = min(V, max(1, CACHED // k))

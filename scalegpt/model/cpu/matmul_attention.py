@@ -1,12 +1,13 @@
 """Causal attention by batched matmuls, for processors that multiply bf16 in hardware.
 
 torch's SDPA kernels for CPUs multiply small tiles, converting bf16 to fp32 and back, which leaves AVX-512's bf16
-instructions mostly unused; with AMX only the backward pass does so (:class:`ByMatmuls`). Here oneDNN's batched matmul does
-the work, on scores that stay in the caches: those of some heads at a time (:data:`SCORES_BYTES`), and of :data:`ROWS` queries
-at a time with the keys that these may see. ``benchmarks/attention_bench.py`` times SDPA and this module side by side.
+instructions mostly unused. On processors with AMX, only the backward kernel works so (:class:`ByMatmuls`). This module calls
+oneDNN's batched matmul instead, on scores that stay in the caches: at a time, the scores of some heads
+(:data:`SCORES_BYTES`) and of :data:`ROWS` queries, with the keys that these queries may see.
+``benchmarks/attention_bench.py`` times SDPA and this module side by side.
 
-It is an operator of its own, ``scalegpt::matmul_attention``, so that selective recompute can keep its result and
-``torch.compile`` takes it as a whole. Autograd keeps QKV, as with SDPA; the backward pass recomputes the probabilities, one
+The function is an operator of torch, ``scalegpt::matmul_attention``, so that selective recompute can keep the result and
+``torch.compile`` does not look inside. Autograd keeps QKV, as with SDPA; the backward pass recomputes the probabilities, one
 group of heads after another.
 
 Precision: scores and probabilities are rounded to bf16; SDPA's kernel rounds only the probabilities. Softmax and all sums are
@@ -41,7 +42,7 @@ class ByMatmuls(Enum):
     ALL = "forward and backward"
 
     def takes(self, tokens: int) -> bool:
-        """Whether :func:`matmul_attention` is called for sequences of this length."""
+        """Whether :func:`matmul_attention` is called for sequences of this length; else torch's SDPA is."""
         return self is self.ALL or (self is self.BACKWARD and tokens <= LONGEST_BACKWARD)
 
     def attend(self, qkv: Tensor, n_head: int) -> Tensor | None:
@@ -59,7 +60,7 @@ def matmul_attention(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> 
     Args:
         qkv: [B, T, 3·H], queries, keys and values side by side, each of all heads.
         n_head: a, which divides H.
-        torchs_forward: take SDPA's kernel for the forward pass; the backward pass does not depend on it.
+        torchs_forward: compute the forward pass with SDPA's kernel; the backward pass is the same either way.
 
     Returns:
         [B, T, H] in qkv's dtype. It can be differentiated once.
@@ -112,15 +113,15 @@ def _join(y: Tensor, B: int) -> Tensor:
 
 
 def _probabilities(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-    """Compute the attention probabilities piece by piece: of some heads and one block of queries at a time.
+    """Compute the attention probabilities in pieces, each of some heads and one block of queries.
 
     Args:
         queries: [N, T, D], N = B·a.
         keys: [N, T, D].
 
     Yields:
-        Slices of the piece's heads, of its queries, and of the keys that its last query sees; its probabilities
-        [heads, queries, keys].
+        For each piece, the slices of its heads, its queries, and the keys that its last query sees; then the piece's
+        probabilities [heads, queries, keys].
     """
     N, T, D = queries.shape
     block = min(ROWS, T)
