@@ -54,7 +54,7 @@ def plan(
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
         trace: also run the real step on tensors without data, to compare peaks; this needs torch and takes seconds.
-        settings: any settings of a run, such as ``micro_batch=8``, which the planner keeps. It chooses those in
+        settings: any settings of a run, such as ``micro_batch=8``, which the planner keeps. It chooses the settings in
             :data:`~scalegpt.config.run.PLANNED` that are not given.
 
     Returns:

@@ -209,7 +209,7 @@ def check_space(out: Path, needed: int) -> None:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Sync an open file, so that its content survives a power cut; do nothing if the file system cannot sync.
+    """Sync an open file, so that its content survives a power cut; only flush it if the file system cannot sync.
 
     Raises:
         OSError: the disk could not write the file.
@@ -280,8 +280,8 @@ def is_temporary(path: Path) -> bool:
 def remove_temporaries(folder: Path, name: str = "*") -> None:
     """Delete the unfinished files (:func:`temporary_name`) of processes that have ended.
 
-    ``name`` is a glob pattern for the final names of the files. No other process may begin to write in the folder
-    meanwhile.
+    ``name`` is a glob pattern for the final names of the files. The caller makes sure that no other process begins to
+    write in the folder meanwhile.
 
     Raises:
         OSError: the folder cannot be read or written.

@@ -77,8 +77,8 @@ def _children(value: Any) -> list[Any]:
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text: objects, lists, None for empty or null scalars, and every other scalar as text.
 
-    The setting that gets a scalar decides its type, as on the command line. So ``off`` can be a word, ``2024`` a name,
-    and ``1e-3`` a number, all of which YAML 1.1 would read differently.
+    The setting that gets a scalar decides the scalar's type, as on the command line. So ``off`` can be a word, ``2024`` a
+    name, and ``1e-3`` a number, all of which YAML 1.1 would read differently.
 
     Raises:
         InputError: as for :func:`yaml_node`; or a key is repeated, or is a list or an object.

@@ -152,7 +152,7 @@ def _sources(facts: dict[str, Any]) -> str:
 
 
 class _ProgressLine:
-    """A progress line on a terminal, rewritten at most ten times a second. A call passes the bytes done and in total."""
+    """A progress line on a terminal, rewritten at most ten times a second. Call it with bytes done and total bytes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began, self._next = clock, clock(), 0.0

@@ -132,7 +132,7 @@ def _checked(key: str, answers: dict[str, Any]) -> Callable[[str], Any]:
 
 
 def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
-    """Ask until ``accept`` raises no error for an answer; return what it returns. An empty answer means the default.
+    """Ask until ``accept`` converts an answer without an error; return the value. An empty answer means the default.
 
     Raises:
         EOFError: standard input ended.

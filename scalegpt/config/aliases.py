@@ -19,7 +19,7 @@ _ONLY_LAUNCHER = {"gpus", "nodes"}
 
 @cache
 def words_of_others() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Two tables: setting or flag → its names in other trainers, and sentence of advice → the names that it is for.
+    """Two tables: setting or flag → its names in other trainers, and sentence of advice → the names that it answers.
 
     ``{name}`` in a sentence stands for a setting; :func:`hint` writes it as a flag or as a key.
     """

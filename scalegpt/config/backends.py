@@ -62,7 +62,7 @@ class BackendSpec:
         flat_from: the lowest stage at which the optimizer updates flat (one-dimensional) parts of many tensors, and so
             sees no matrices; None: the optimizer updates single tensors at every stage.
         offloads: value of ``--offload`` → the stages at which the backend offers it.
-        offload_rule: the content of ``offloads`` as the end of an error message, with the flags to use.
+        offload_rule: ``offloads`` in words, as the end of an error message, with the flags to use.
         launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
         package: the Python package that the backend needs beside torch; None: torch is enough.
     """
@@ -101,7 +101,7 @@ class BackendSpec:
         return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
 
     def launch(self, gpus: int, machines: int = 1) -> list[str]:
-        """The words before the script in the command that starts a machine's ranks: the program and its options."""
+        """The start of the command that runs a script on a machine's ranks: the launcher and its options, as words."""
         if machines > 1:
             place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
             return ["torchrun", "--nnodes", str(machines), "--nproc_per_node", str(gpus), *place]

@@ -207,7 +207,7 @@ def _without_overridden_layout(file: Values, flags: Values) -> Values:
 
 
 def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
-    """Decide which settings give the run's length (:data:`LENGTHS`); return the file's values and the flags, changed so.
+    """Unset the lengths (:data:`LENGTHS`) that a higher level overrides; return the file's values and the flags.
 
     The levels from the top are flags, file, defaults. A level that sets one length unsets both lengths of the levels
     below. So with ``max_tokens`` alone, the default of ``max_iters`` does not apply.
@@ -223,7 +223,7 @@ def _gives_length(values: Values) -> bool:
 
 
 def named_settings(preset: str | None = None, config_file: str | Path | None = None) -> frozenset[str]:
-    """The names of the settings, including the layout's, that a preset or a file sets; empty without either.
+    """The names of the settings, including the layout's, that a preset or a file sets; empty if neither is given.
 
     Raises:
         InputError: there is no such preset, or the file is not a configuration.

@@ -291,7 +291,7 @@ def _section(header: Header, part: str, kind: type[SectionT], checkpoint: Path) 
 
 @torch.no_grad()
 def _put_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], checkpoint: Path) -> None:
-    """Copy weights into the model one at a time, so that host memory never holds them all.
+    """Copy weights into the model one at a time, so that host memory never holds all of the weights.
 
     Raises:
         InputError: the names or shapes of the weights are not those of the model.

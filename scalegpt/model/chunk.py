@@ -72,7 +72,10 @@ Way = Callable[[Chunk], Tensor]
 
 
 def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
-    """Make a :data:`Way` with logits [k, V], which it gives to ``turn_rows`` (as :func:`turn`), ``rows`` rows at a time."""
+    """Make a :data:`Way` (a function from a chunk to its loss, which fills the gradients) with logits [k, V].
+
+    ``turn_rows``, a function like :func:`turn`, turns the logits of ``rows`` tokens at a time into gradients.
+    """
 
     def way(chunk: Chunk) -> Tensor:
         logits = chunk.hidden @ chunk.weight.t()

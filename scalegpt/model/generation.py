@@ -1,7 +1,8 @@
 """Drawing new tokens from a model, one after another, with a key-value cache.
 
-The model is any callable with the arguments of :meth:`scalegpt.model.gpt.GPT.forward`, so a sharded backend can pass one of
-its own. Then all ranks call :func:`generate` together, and draw the same tokens: the draws follow from logits and seed alone.
+The model is any callable with the arguments of :meth:`scalegpt.model.gpt.GPT.forward`, so a sharded backend can pass a
+callable of its own. Then all ranks call :func:`generate` together, and draw the same tokens: the draws follow from logits and
+seed alone.
 """
 
 from collections.abc import Iterator
@@ -55,8 +56,8 @@ def generate(
         prompt: [B, t] int64 ids with t at least 1, on the model's device. The last ``block_size`` tokens are read.
         settings: how many tokens to draw, and how.
         stop_token: the id that ends a row. It is yielded, and repeated until every row has drawn it.
-        limit_vocab: the size of the tokenizer's vocabulary, to which the model's may add padding; ids of the padding are
-            never drawn. None: any id may be drawn.
+        limit_vocab: the size of the tokenizer's vocabulary. The model's may be padded to a larger size; ids of the padding
+            are never drawn. None: any id may be drawn.
 
     Yields:
         [B] int64 ids on the CPU.

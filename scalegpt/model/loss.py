@@ -83,7 +83,7 @@ def make_loss(kind: str, chunk: int, *, rows: int | None = None, compiled: bool 
 
 
 def _counted(targets: Tensor) -> Tensor:
-    """The number of positions whose target is not -1, but at least 1: else a batch without any would have a NaN loss."""
+    """The number of positions whose target is not -1, but at least 1, so that a batch without any has loss 0, not NaN."""
     return (targets != IGNORED).sum().clamp(min=1)
 
 
@@ -111,10 +111,11 @@ def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward pass divides by the number of losses.
+    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward pass divides by the count.
 
-    Dividing late keeps fp16 from underflow: with n tokens in the thousands a probability p is within fp16's range, but p / n
-    is not. In the backward pass the incoming gradient contains the loss scale, which makes up for the division.
+    The count n is the number of positions whose target is not -1. Dividing late keeps fp16 from underflow: with n in the
+    thousands a probability p is within fp16's range, but p / n is not. In the backward pass the incoming gradient contains
+    the loss scale, which makes up for the division.
     """
 
     @staticmethod

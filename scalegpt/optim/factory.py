@@ -20,8 +20,8 @@ Named = list[tuple[str, nn.Parameter]]
 def optimizer_factory(train: TrainConfig) -> OptimizerFactory:
     """The function that makes the run's optimizer from named parameters.
 
-    Weight decay is decoupled and on matrices only (embeddings are matrices; norms and biases are not). The parameter groups are
-    in the order of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`; empty groups are omitted.
+    Weight decay is decoupled and on matrices only (embeddings are matrices; norms and biases are not). The parameter groups
+    are in the order of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`; empty groups are omitted.
 
     Args:
         train: the training settings; for ``muon`` the precision must be resolved, not ``auto``.

@@ -5,10 +5,9 @@ The update is that of ``torch.optim.Muon``, with which tests compare it. With mo
 
     M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
 
-There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in
-rounds (a limited number of matrices at a time). The
-iteration runs in the run's compute dtype (torch's runs in bf16, for which many processors have no instructions). With
-several ranks, one rank orthogonalises a matrix and sends the result to the others.
+There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in rounds (a limited
+number of matrices at a time). The iteration runs in the run's compute dtype (torch's runs in bf16, for which many
+processors have no instructions). With several ranks, one rank orthogonalises a matrix and sends the result to the others.
 :mod:`scalegpt.planner.memory.newton_schulz` describes the iteration, the rounds, and what they cost in memory and time.
 """
 
@@ -169,7 +168,11 @@ def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
 
 
 def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: list[int]) -> Tensor:
-    """The k matrices [k, m, n] that this rank will orthogonalise (owns), from all ranks' rows; ``parts``: sorted by owner."""
+    """The k matrices [k, m, n] that this rank orthogonalises, with the rows received from all ranks.
+
+    ``parts`` has this rank's rows of all matrices, sorted by owner (the rank that orthogonalises the matrix).
+    ``shares`` has the number of matrices of each owner.
+    """
     ranks, mine = exchange.ranks, shares[dist.get_rank()]
     rows, columns = -(-shape[0] // ranks), shape[1]
     sent = _stacked(parts, (len(parts), rows, columns), _wire(exchange))
@@ -181,7 +184,10 @@ def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: lis
 
 
 def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
-    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner; ``whole``: the results made on this rank."""
+    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner (the rank that orthogonalised the matrix).
+
+    ``whole`` has the results made on this rank. ``shares`` has the number of matrices of each owner.
+    """
     ranks, (mine, height, columns) = len(shares), whole.shape
     rows = -(-height // ranks)
     if height % ranks:

@@ -82,7 +82,7 @@ def _point(given: Answer, plan: Plan) -> Point:
 
 
 def _remark(given: Answer, plan: Plan) -> str:
-    """``does not fit``, ``within the margin`` (fits, but leaves less memory free than the safety margin), or empty."""
+    """How a plan exceeds a limit: ``does not fit``, ``within the margin`` (leaves less free than the margin), or empty."""
     if plan.fits is False:
         return "does not fit"
     return "within the margin" if plan.total_bytes > given.question.limit else ""

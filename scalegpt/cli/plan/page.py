@@ -185,7 +185,7 @@ def _time(plan: Plan) -> str:
 
 
 def _slices(sums: Sequence[Sum], figures: Figures) -> list[Slice]:
-    """The slices of a bar, one for each part of each :class:`Sum`; parts of the first sum are coloured, other parts grey."""
+    """A bar's slices, one for each part of each cumulative sum; parts of the first sum are coloured, other parts grey."""
     greys = cycle(GREYS)
     return [
         Slice(name, size, ", ".join(figures(size)), next(greys) if place else f"c{COLOURS[name]}")

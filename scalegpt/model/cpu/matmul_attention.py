@@ -1,7 +1,7 @@
 """Causal attention by batched matmuls, for processors that multiply bf16 in hardware.
 
 torch's SDPA kernels for CPUs multiply small tiles, converting bf16 to fp32 and back, which leaves AVX-512's bf16
-instructions mostly unused. On processors with AMX, only the backward kernel works so (:class:`ByMatmuls`). This module calls
+instructions mostly unused. With AMX this holds for the backward kernel only (:class:`ByMatmuls`). This module calls
 oneDNN's batched matmul instead, on scores that stay in the caches: at a time, the scores of some heads
 (:data:`SCORES_BYTES`) and of :data:`ROWS` queries, with the keys that these queries may see.
 ``benchmarks/attention_bench.py`` times SDPA and this module side by side.
