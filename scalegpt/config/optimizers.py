@@ -29,7 +29,7 @@ class UpdateGroup:
         states: the names of a parameter's state tensors, all fp32 and of the parameter's shape.
         moved: bytes per parameter that an update reads and writes in memory.
         together: temporary bytes per parameter that an update allocates for all tensors of the group at once.
-        one_by_one: temporary bytes per parameter that an update allocates for one tensor at a time: the largest tensor's count.
+        one_by_one: temporary bytes per parameter that an update allocates for one tensor at a time; freed before the next.
         kernels: kernels that an update starts for each tensor; 0 where one kernel updates many tensors.
         counts_steps: whether the optimizer keeps a step counter for each tensor.
         orthogonalises: whether an update includes Muon's orthogonalisation, whose work and memory are not in the figures
