@@ -47,8 +47,7 @@ def plan(
             ``memory_gb`` describes.
         gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
         nodes: number of machines; None: one.
-        memory_gb: memory of each card to plan for, in GB of 10⁹ bytes: all memory of a card without a name, or the part
-            of the memory of ``gpu`` to use.
+        memory_gb: memory to use on each card, in GB of 10⁹ bytes: all of a card without a name, or a part of ``gpu``'s.
         host_memory_gb: host memory of each machine, in GB of 10⁹ bytes, which offload needs.
         network_gbps: network of each machine, in Gbit/s in each direction.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
