@@ -1,4 +1,4 @@
-"""Curves of memory over micro batch: the plan with every division of its step, for each recompute."""
+"""Curves of memory over micro batch size: a plan with every possible micro batch, for each recompute policy."""
 
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.errors import InputError
