@@ -154,7 +154,7 @@ class _Search:
         return None
 
     def closest(self) -> Plan:
-        """Take each layout and loss with the smallest micro batch and heaviest recompute; return the plan nearest to fitting."""
+        """The plan nearest to fitting, of each layout and loss with its smallest micro batch and the heaviest recompute."""
         plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
         return min(plans, key=lambda plan: (plan.shortage, plan.total_bytes))
 

@@ -3,8 +3,8 @@
 In a ring of W ranks that exchanges a tensor of S bytes, each rank sends (W - 1)/W·S bytes in an all-gather or a
 reduce-scatter, and twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows
 when our backends communicate, and which pass hides it. Its source is the code of torch 2.13
-(``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py: average_tensor``, ``stage3.py``,
-``bf16_optimizer.py``, ``engine.py``):
+(``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py: average_tensor``,
+``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
 
 ================  =========================================  ==============================================  =============
 backend, stage    weights are gathered                       gradients, fp32                                 hidden behind
@@ -162,7 +162,7 @@ def _deepspeed(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
 
 @lru_cache(maxsize=1024)
 def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
-    """Elements of all tensors, and elements of the blocks' tensors; each tensor's rows are padded to a multiple of the ranks."""
+    """Elements of all tensors, and of the blocks' tensors, each tensor's rows padded to a multiple of ``ranks``."""
     whole = blocks = 0
     for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
         in_block = name.startswith(BLOCKS)
@@ -190,6 +190,6 @@ def _gathered_by_stage3(
 
 @lru_cache(maxsize=1024)
 def _in_parts(model: ModelConfig, ranks: int) -> int:
-    """Elements of all tensors, each tensor padded to a multiple of the ranks."""
+    """Elements of all tensors, each tensor padded to a multiple of ``ranks``."""
     parts = (deepspeed_step.part_of_tensor(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
     return ranks * sum(parts)
