@@ -21,7 +21,7 @@ INSTALL = "pip install 'scalegpt[deepspeed]'"
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
-    """The name of the compute dtype that ``wanted`` means: ``auto`` is bf16 on cards that have bf16, else fp16; on a CPU fp32.
+    """The name of the compute dtype for ``wanted``: ``auto`` is bf16 on cards that have bf16, else fp16; on a CPU fp32.
 
     On a CPU the trainer chooses bf16 if it measures that bf16 is faster. The plan assumes fp32, which takes more memory.
 

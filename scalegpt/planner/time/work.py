@@ -143,11 +143,11 @@ def _of_all_blocks(load: Load, layers: int, sequences: int) -> Load:
 
 
 def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
-    """The load of recompute in the backward pass, from the loads of what runs again and of the forward pass.
+    """The load of recompute in the backward pass; ``again`` are the loads of the operations that run again.
 
-    Matmuls and attention count only if they run again. Elementwise kernels and their traffic count in full, with two
-    inaccuracies: selective recompute dispatches every operation, even one whose result was kept; and the last residual sum
-    is counted, although it is not recomputed.
+    FLOPs count only for these operations. Kernels count for the block's whole forward pass, since selective recompute
+    dispatches every operation, even one whose result was kept. Memory traffic counts for all elementwise operations, even
+    the last residual sum, which is not recomputed.
     """
     if not again:
         return Load()
@@ -161,9 +161,9 @@ def _weights(run: RunConfig, shards: int) -> Load:
 
     Bytes per parameter: fp32 weights are read and cast (4 + c), once more if the block is recomputed. Gathered weights are
     copied into and out of a buffer (4c), once more for the backward pass if they were freed after the forward pass. Gradients
-    are cast to fp32 (c + 4) and accumulated (12). Where gradients are sharded, a rank accumulates only its shard; ZeRO-2 and
-    ZeRO-3 first copy whole gradients into a bucket (2c). Each of FSDP2's kernels handles all tensors of a block, but with
-    offload tensors are copied to and from the host one by one.
+    are cast to fp32 (c + 4) and accumulated (12). FSDP2 in stage 3, ZeRO-2 and ZeRO-3 accumulate only the rank's shard; the
+    latter two first copy whole gradients into a bucket (2c). Each of FSDP2's kernels handles all tensors of a block, but
+    with offload tensors are copied to and from the host one by one.
     """
     backend, stage, c = run.parallel.spec, run.parallel.stage, BYTES[run.train.precision]
     parameters = count_parameters(run.model).total
