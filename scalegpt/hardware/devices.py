@@ -73,7 +73,7 @@ def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> C
 
     Args:
         name: the driver's name.
-        capability: AMD's architecture; None for NVIDIA's cards.
+        capability: AMD's architecture, such as ``gfx942``; None for NVIDIA's cards.
         usable_bytes: the memory that torch will report; None: not known.
     """
     card = known_card(name)

@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes by which :attr:`total_bytes` exceeds the card's memory; negative if it fits; 0 if that memory is not known."""
+        """Bytes by which :attr:`total_bytes` exceeds the card's memory; negative if it fits; 0 if the memory is not known."""
         usable = self.machine.usable_bytes
         return 0 if usable is None else self.total_bytes - usable
 

@@ -149,8 +149,8 @@ def _preset(name: str) -> tuple[RunConfig, frozenset[str]]:
 def _resolved(preset: str | None, config_file: str | None, flags: Values, given_in: str) -> RunConfig:
     """The run that preset or file and flags describe.
 
-    If flags give a ZeRO stage or offload that the preset's backend lacks, and no backend, the first backend that supports
-    them is taken.
+    If flags give no backend, but a ZeRO stage or an offload that the preset's backend does not support, the run has another
+    backend, and the planner may choose a third.
 
     Raises:
         InputError: no backend supports the flags.
