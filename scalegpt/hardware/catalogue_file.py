@@ -64,7 +64,7 @@ def read_entries(path: Path) -> list[CardEntry]:
 
 
 def _compose(path: Path) -> Any:
-    """The file's root node; None where it is empty."""
+    """The root node of the file's YAML; None if the file is empty."""
     try:
         return yaml_node(read_text(path, CONFIG_LIMIT), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
 """Finds the machine at hand, without torch: its GPUs, by NVML or the files of AMD's driver, or its CPU.
 
-Plans are made for the memory that is free on a card. If the cards differ, it is the card with the least free memory, since
-every rank needs the same amount.
+Plans are made for the memory that is free on a card. If the cards differ, plans are made for the card with the least free
+memory, since every rank needs the same amount.
 """
 
 from pathlib import Path
@@ -37,9 +37,9 @@ def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: 
 def machine_at_hand(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, look_for_gpus: bool = True
 ) -> Machine:
-    """The machine at hand with the number of GPUs that the settings give, else all; without GPUs, its CPU.
+    """The machine at hand with the number of GPUs that the settings give, else all; if it has no GPU, its CPU.
 
-    If ``look_for_gpus`` is false, it is the CPU in any case. ``torch`` and ``root`` are as for :func:`planned_machine`.
+    If ``look_for_gpus`` is false, the CPU is taken in any case. ``torch`` and ``root`` are as for :func:`planned_machine`.
     """
     found = find(root, settings.gpus) if look_for_gpus else FoundGpus()
     if not found.devices:

@@ -162,7 +162,7 @@ def peak_flops(card: str, precision: str) -> float | None:
 
 
 def _check_size(name: str, card: Card) -> None:
-    """Refuse a user's name with a memory size that the card does not have, such as ``RTX 3080 12GB`` for the one of 10 GB.
+    """Refuse a name with a memory size that the card does not have, such as ``RTX 3080 12GB`` for a card with 10 GB.
 
     Raises:
         InputError: the name gives another memory size than the card's.

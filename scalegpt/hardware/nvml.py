@@ -184,7 +184,7 @@ def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
     ours = listed.pop(os.getpid(), 0)
     whole = handle if of is None else of
     capability = ask(nvml, "nvmlDeviceGetCudaComputeCapability", whole)
-    # The current PCIe speed is lower while a card is idle.
+    # The maximum is read, since the current PCIe speed is lower while a card is idle.
     generation = ask(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", whole)
     lanes = ask(nvml, "nvmlDeviceGetMaxPcieLinkWidth", whole)
     return Device(

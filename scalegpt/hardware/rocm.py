@@ -110,7 +110,7 @@ def _device(root: Path, label: str, node: _Node) -> Device:
 
 
 def _link(root: Path, nodes: list[_Node], first: Device) -> Link | None:
-    """The link between the cards: XGMI if it connects them all, also through other cards; else PCIe; None: speed not known."""
+    """The link between the cards: XGMI if it connects all, directly or not; else PCIe; None if the speed is not known."""
     reached, joined = {nodes[0].number}, _linked(root, nodes, "io_links", XGMI_LINK)
     while new := {end for pair in joined if pair & reached for end in pair} - reached:
         reached |= new

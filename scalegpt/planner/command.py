@@ -39,7 +39,7 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
                     continue
                 value = plan.run.parallel.stage
             if field.name == "ds_config" and value is None:
-                continue  # the backend or the stage implies it
+                continue  # without a DeepSpeed file, backend and stage say enough
             if field.name in LENGTHS:
                 continue
             named = field.name in DECIDED or value != getattr(theirs, field.name)

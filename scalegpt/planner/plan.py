@@ -88,12 +88,12 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether :attr:`total_bytes` fits the memory of a card, or of a CPU's rank; None if that memory is not known."""
+        """Whether :attr:`total_bytes` fits the card, or on a CPU the rank's share of memory; None: memory not known."""
         return None if self.machine.usable_bytes is None else self.missing_bytes <= 0
 
     @property
     def host_needed(self) -> int:
-        """Bytes of host memory that each machine needs with offload: offloaded tensors and processes of all its ranks.
+        """Bytes of host memory that each machine needs with offload, for the tensors and the processes of all its ranks.
 
         It is 0 without offload, and on a CPU, where :attr:`total_bytes` counts all memory.
         """
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def fits_host(self) -> bool:
-        """Whether host memory can hold the offloaded tensors; true if the size of host memory is not known."""
+        """Whether :attr:`host_needed` fits host memory; true if the size of host memory is not known."""
         there = self.machine.host_bytes
         return there is None or self.host_needed <= there
 
@@ -187,7 +187,7 @@ def host_needed(machine: Machine, host_bytes: int) -> int:
 
 
 def host_words(plan: Plan) -> str:
-    """Words on the host memory that a plan's offload needs in each machine, and how much there is; empty without offload."""
+    """Words that say how much host memory each machine needs for offload, and how much it has; empty without offload."""
     if not plan.host_needed:
         return ""
     there = plan.machine.host_bytes

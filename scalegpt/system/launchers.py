@@ -74,7 +74,7 @@ def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
         ours, theirs = os.getsid(process.pid), os.getsid(parent.pid)
     except OSError:  # a process of another user
         return False
-    return ours not in (theirs, process.pid)  # the leader of a session of its own, as torchrun's ranks are: no evidence
+    return ours not in (theirs, process.pid)  # a session leader, as torchrun's ranks are, differs anyway: no evidence
 
 
 def _ancestors() -> list[psutil.Process]:
@@ -94,7 +94,8 @@ def _watched(
 ) -> list[Lives]:
     """For each ancestor up to the launcher of ``process``, the launcher included, a function that returns whether it runs.
 
-    ``above`` are the ancestors, the parent first.
+    ``above`` are the ancestors, the parent first. If no launcher is among them, only the parent counts: as a launcher that
+    has ended, if it has adopted ``process``; as a running launcher, if it runs Python; else not at all.
     """
     at = next((index for index, each in enumerate(above) if is_launcher(each)), None)
     if at is not None:

@@ -1,4 +1,4 @@
-"""Advice beside a chosen plan: why each alternative was not chosen, and what would fit if no plan fits."""
+"""Advice beside a chosen plan: why each alternative was not chosen; if no plan fits, changes that would make the run fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -85,8 +85,8 @@ def _others(question: Question, chosen: Plan) -> Iterator[Found]:
 def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
     """Plans to try after a plan ran out of memory: one with a smaller micro batch, and one with heavier recompute.
 
-    Each is the smallest such change that lowers the predicted peak and is not predicted to exceed the memory. If there is
-    no such change, the plan is left out. The tokens per step stay the same.
+    Each of the two has the smallest change that lowers the predicted peak and is not predicted to exceed the memory. A plan
+    for which there is no such change is left out. The tokens per step stay the same.
     """
     batch, train = plan.batch, plan.run.train
     per_rank = batch.micro_batch * batch.grad_accum

@@ -55,7 +55,7 @@ def choose(question: Question) -> Found:
 
 
 def with_tokens(question: Question) -> Question:
-    """The question with its tokens per step made explicit, so that plans on fewer cards keep the same number."""
+    """The question with ``tokens_per_step`` set, if it is None, to the tokens on all cards, which fewer cards then keep."""
     run = question.run
     if run.train.tokens_per_step is not None:
         return question
@@ -76,7 +76,7 @@ class _Entry(NamedTuple):
     Attributes:
         key: the sort key; without ``micro`` it is a lower bound.
         order: the number of the entry, which decides between equal keys.
-        bracket: the scheme's micro batches.
+        bracket: the scheme and its range of micro batches.
         micro: the fastest micro batch that fits, if it is known; else None.
     """
 
@@ -154,7 +154,7 @@ class _Search:
         return None
 
     def closest(self) -> Plan:
-        """The plan nearest to fitting, of each layout and loss with its smallest micro batch and the heaviest recompute."""
+        """The plan nearest to fitting, of all layouts and losses with the smallest micro batch and the heaviest recompute."""
         plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
         return min(plans, key=lambda plan: (plan.shortage, plan.total_bytes))
 
@@ -181,7 +181,7 @@ class _Search:
         return sorted((largest, *rivals), key=lambda size: costs.totals[size].seconds(self.rates))
 
     def _examine(self, each: Bracket) -> None:
-        """Exclude micro batches of a scheme that do not fit, and queue the scheme again if any is left."""
+        """Exclude micro batches of a scheme that do not fit, and queue the scheme again if at least one is left."""
         hoped, now = self._by_speed(each)[0], None
         if each.bounded:
             each.probe()

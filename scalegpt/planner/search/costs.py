@@ -1,6 +1,6 @@
 """The costs of a run's configurations: the work of a step (FLOPs, bytes, kernels, communication) and its memory.
 
-The costs depend on the card only through the card's attention kernel. So they are computed once for all cards.
+The costs depend on the card only through its attention kernel. So they are computed once for all cards with the same kernel.
 """
 
 from collections.abc import Callable
@@ -35,10 +35,10 @@ class Memo(dict[K, V]):
 
 
 class RunCosts:
-    """The costs (work and memory) of a run over a number of ranks, with any scheme and micro batch.
+    """The costs (work and memory) of a run over ``ranks`` ranks, for any scheme (layout, recompute, loss) and micro batch.
 
     Attributes:
-        per_rank: sequences of a step on each rank.
+        per_rank: sequences of an optimizer step on each rank.
         schemes: scheme → the costs of the run with this scheme.
         fewer_chunks: (micro batches, ``high``) → those of the first ``high`` micro batches with which a step has fewer
             loss chunks than with the last of them.
@@ -95,7 +95,7 @@ class RunCosts:
 
 
 class SchemeCosts:
-    """The costs (work and memory) of a run with one scheme.
+    """The costs (work and memory) of a run with one scheme (layout, recompute, loss), by micro batch.
 
     Attributes:
         runs: micro batch → the run with the scheme and this micro batch.

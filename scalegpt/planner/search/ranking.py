@@ -38,7 +38,7 @@ def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
 
     Args:
         scheme: the scheme.
-        own: the scheme that the run has as asked; its layout and its loss do not count as machinery.
+        own: the scheme of the run as the user asked for it; its layout and its loss do not count as machinery.
         ranks: data-parallel ranks; over one rank the ZeRO stage shards nothing.
     """
     layout = scheme.layout
@@ -72,11 +72,11 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
 
 
 def key_of(seconds: float, scheme: Scheme, own: Scheme, ranks: int) -> Key:
-    """The sort key of a scheme with steps of ``seconds``; ``own`` is the scheme that the run has as asked."""
+    """The sort key of a scheme with steps of ``seconds``; ``own`` is the scheme of the run as the user asked for it."""
     seconds *= handicap(scheme, own, ranks)
     return time_class(seconds), simplicity(scheme, own), seconds
 
 
 def plan_key(plan: Plan, run: RunConfig) -> Key:
-    """The sort key of a plan; ``run`` is the run as asked."""
+    """The sort key of a plan; ``run`` is the run as the user asked for it."""
     return key_of(plan.seconds, Scheme.of(plan.run), Scheme.of(run), plan.machine.ranks)

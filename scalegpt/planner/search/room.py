@@ -69,12 +69,12 @@ def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str
 
 
 def _ways(question: Question) -> Iterator[tuple[Question, tuple[str, ...]]]:
-    """The question as asked; on a CPU also the question with one and more memory savings, each with remarks."""
+    """The question as asked; on a CPU then the question with more and more memory savings, each with remarks on them."""
     yield question, ()
     if question.machine.is_gpu:
         return
     notes: tuple[str, ...] = ()
-    if question.machine.ranks == 1:  # over several ranks no saving was measured
+    if question.machine.ranks == 1:  # measurements over several ranks showed no saving
         question, notes = replace(question, machine=replace(question.machine, keeps_freed_memory=False)), (GIVES_BACK,)
         yield question, notes
     if question.run.train.async_checkpoint:
@@ -87,7 +87,7 @@ def _waiting(question: Question) -> Question:
 
 
 def _without_copy(roomed: Roomed) -> Roomed:
-    """The result without the checkpoint copy, if it does not fit the host memory of a GPU's machine; else unchanged.
+    """The result with the checkpoint copy omitted if the copy does not fit host memory beside a GPU; else unchanged.
 
     If the size of host memory is only assumed, the copy stays and a remark is added: the trainer decides by the real size.
     """

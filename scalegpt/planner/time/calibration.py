@@ -92,7 +92,7 @@ class Calibration:
 
     Attributes:
         measurements: the measurements, oldest first.
-        warning: why the file cannot be used, if it exists and cannot; else None.
+        warning: why the file, which exists, cannot be used; None if it can, or if there is none.
     """
 
     measurements: tuple[Measurement, ...] = ()

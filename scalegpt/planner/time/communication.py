@@ -54,8 +54,8 @@ class Collective(NamedTuple):
     Attributes:
         kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
         ranks: the number of ranks that take part, W.
-        size: bytes of the whole tensors, summed over the ``messages``, per occurrence.
-        messages: the number of collectives that these bytes are divided into.
+        size: bytes of the whole, unsharded tensors that are exchanged each time.
+        messages: the number of collectives that these bytes are divided into each time.
         when: the micro steps in which they occur: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or :data:`STEP`, once a step.
         behind: the pass whose computation hides them, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`, none.
     """
@@ -69,7 +69,7 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that each rank sends per occurrence (see ``when``)."""
+        """Bytes that each rank sends each time that these collectives occur (see ``when``)."""
         factor = {"all_reduce": 2.0, "all_to_all": 1 / self.ranks}.get(self.kind, 1.0)
         return factor * self.size * (self.ranks - 1) / self.ranks
 
@@ -178,7 +178,7 @@ def _gathered_by_stage3(
 ) -> tuple[int, int, int]:
     """Elements that ZeRO-3 gathers per forward pass, per backward pass, and once per step after the update.
 
-    The last are those of tensors that are too small to be sharded, which are whole on every rank.
+    The third number counts the tensors that are too small to be sharded, which every rank keeps whole.
     """
     run = RunConfig(name="", model=model, parallel=parallel, train=TrainConfig(precision=precision, micro_batch=1))
     settings = deepspeed_settings(run, grad_accum=1, ranks=ranks, on_cuda=True)

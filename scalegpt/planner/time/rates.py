@@ -28,11 +28,11 @@ class Shares:
     Attributes:
         matmul: share of the dense peak FLOP/s that large matmuls reach.
         attention: share of the dense peak FLOP/s that attention kernels reach; FLOPs of masked positions do not count.
-        memory: share of the memory bandwidth that is reached by kernels which only move data. It is lowered so far that it
-            also covers memory traffic that :mod:`scalegpt.planner.time.work` does not count.
+        memory: share of the memory bandwidth that is reached by kernels which only move data. It is low, since it also
+            makes up for memory traffic that :mod:`scalegpt.planner.time.work` does not count.
         link: share of a link's bandwidth in one direction that collectives reach.
         overlap: share of a pass's time during which collectives can run beside the computation.
-        interference: share of the time of hidden collectives by which they still prolong the pass.
+        interference: share of their own time by which hidden collectives still prolong the pass.
     """
 
     matmul: Figure
@@ -175,8 +175,8 @@ def basis_of_all() -> str:
 def _link(card: Card, machine: Machine, share: float) -> float:
     """Bytes/s that a rank sends in a ring over all ranks: the slower of the link between cards and the machine's network.
 
-    A ring over several machines enters and leaves each machine once. So a machine's whole network bandwidth is there for
-    the traffic of a single rank.
+    A ring over several machines enters and leaves each machine once. So only one rank of each machine sends through the
+    network, and has its whole bandwidth.
     """
     if machine.ranks == 1:
         return 0.0

@@ -97,7 +97,7 @@ class StepWork(NamedTuple):
         )
 
     def totals(self) -> "StepTotals":
-        """The same work with one sum for each pass in place of its parts."""
+        """The same work, with the parts of each pass added up to one load."""
         forward, backward, update = (Load(*map(sum, zip(*loads.values(), strict=True))) for loads in self.work)
         return StepTotals(forward, backward, update, self.sends, self.host, self.grad_accum, self.dispatch)
 
@@ -166,10 +166,10 @@ def step_time(
 
 
 def least_seconds(work: Work, rates: Rates) -> float:
-    """A lower bound on the seconds that one card needs for the tokens of a micro step, whatever its division or sharding.
+    """A lower bound on the seconds that one card needs for the tokens of ``work``, in any micro batches and any sharding.
 
-    ``work`` is the work of the micro step. Only the part that grows with the number of tokens counts: FLOPs, and the memory
-    traffic of elementwise kernels and attention.
+    Only work that grows with the number of tokens counts: FLOPs, and the memory traffic of elementwise kernels and of
+    attention.
     """
     seconds = work.forward[LOSS].flops / rates.matmul
     for loads in (work.forward, work.backward):

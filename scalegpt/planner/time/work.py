@@ -17,8 +17,9 @@ head                   2·n·V·H                                     4·n·V·H
 
 MFU is defined by another count, 6P + 12·L·H·T FLOPs per token, as if attention masked no position.
 
-Memory traffic is the bytes that kernels which only move data read and write. Each operation of :mod:`scalegpt.architecture`
-states its own traffic; the operations are those of ``scalegpt.model.gpt.Block`` and ``scalegpt.model.loss``.
+Memory traffic is the number of bytes that are read and written by kernels which only move data. Each operation of
+:mod:`scalegpt.architecture` states its own traffic; the operations describe ``scalegpt.model.gpt.Block`` and
+``scalegpt.model.loss``.
 """
 
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ class Load(NamedTuple):
     Attributes:
         flops: FLOPs in matmuls.
         attention: FLOPs in attention kernels.
-        bytes: bytes that other kernels read and write.
+        bytes: memory traffic that :mod:`scalegpt.architecture` counts, bytes read and written.
         kernels: number of kernels.
     """
 
