@@ -59,7 +59,7 @@ class Load(NamedTuple):
     Attributes:
         flops: FLOPs in matmuls.
         attention: FLOPs in attention kernels.
-        bytes: memory traffic that :mod:`scalegpt.architecture` counts, bytes read and written.
+        bytes: memory traffic, the number of bytes read and written.
         kernels: number of kernels.
     """
 
