@@ -18,7 +18,7 @@ class Link:
 
     Attributes:
         kind: ``nvlink``, ``xgmi``, ``pcie``, or ``host`` for ranks on a CPU.
-        gbps: bandwidth from each card to all others, GB/s of 10⁹, both directions together, as vendors print it.
+        gbps: bandwidth from each card to all others, in GB/s (10⁹ bytes), sum of both directions, as vendors print it.
         peer: whether the cards copy directly to each other; if false, they copy through the host's memory.
     """
 
@@ -32,20 +32,21 @@ class Card:
     """One card of the catalogue; ``gpus.yaml`` explains its figures.
 
     Attributes:
-        name: the catalogue's name for it.
-        match: words that the driver's name for it must all have.
-        aliases: other names for it.
-        gb: the memory size in its name, GB.
+        name: the card's name in the catalogue.
+        match: words; a driver's name means this card only if it contains all of them.
+        aliases: other names of the card, for users.
+        gb: the memory size in the card's name, GB.
         gib: the memory that torch reports, GiB.
         capability: NVIDIA's compute capability, AMD's architecture, or ``cpu``.
         tflops: dense half-precision peak with fp32 accumulation, TFLOP/s; for a CPU, its fp32 peak.
-        gbps: bandwidth of its memory, GB/s of 10⁹.
-        host_gbps: bandwidth between the card and the host's memory, GB/s of 10⁹, both directions together.
+        gbps: bandwidth of the card's memory, in GB/s (10⁹ bytes).
+        host_gbps: bandwidth between the card and the host's memory, in GB/s, sum of both directions.
         link: the kind of link to other cards: ``nvlink``, ``xgmi``, ``pcie``, or ``host``.
-        link_gbps: bandwidth of this link, GB/s of 10⁹, all links of a card and both directions together.
-        link_cards: the number of cards that the link joins, 2 for a bridge; None: all of a machine. More cards use PCIe.
-        peer: whether cards of this kind copy directly to each other over PCIe.
-        sources: figure → its source; a source that begins with ~ marks an estimate.
+        link_gbps: bandwidth of all such links of a card, in GB/s, sum of both directions.
+        link_cards: the largest number of cards that the link joins, such as 2 for a bridge; more cards use PCIe. None: the
+            link joins all cards of a machine.
+        peer: whether cards of this kind copy directly to each other over PCIe, not through host memory.
+        sources: name of a figure, such as ``tflops`` → its source; a source that begins with ~ marks an estimate.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Card:
 
     @property
     def estimated(self) -> tuple[str, ...]:
-        """The names of the figures that are estimates."""
+        """The names of the card's figures that are estimates, such as ``tflops``."""
         return tuple(figure for figure, source in self.sources.items() if source.startswith("~"))
 
     @property
@@ -99,7 +100,7 @@ class Card:
         return self.capability == CPU_CAPABILITY
 
     def link_of(self, gpus: int) -> Link:
-        """The usual link between ``gpus`` of these cards in one machine."""
+        """The link that ``gpus`` cards of this kind in one machine usually have."""
         if self.link == "pcie":
             return Link(kind="pcie", gbps=self.link_gbps, peer=self.peer)
         if self.link_cards is not None and gpus > self.link_cards:

@@ -17,7 +17,7 @@ from scalegpt.hardware.gpu_words import name_key, name_words
 from scalegpt.storage import user_path
 
 _VARIANTS = frozenset({"ti", "super", "laptop", "max", "mobile", "nvl", "d", "mig"})
-"""Words that make a name another card's: an RTX 3080 Ti is not an RTX 3080, and a MIG device is not a whole card."""
+"""Words that make a name mean another card: an RTX 3080 Ti is not an RTX 3080, and a MIG device is not a whole card."""
 
 _SIZE = re.compile(r"\d+gb")
 
@@ -28,7 +28,7 @@ _NEEDED = ("gib", "capability", "tflops", "gbps", "host_gbps")
 def user_file() -> Path | None:
     """The path of the user's own catalogue: ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``; None: there is none.
 
-    A file that the variable names must exist; this is checked later, when it is read. An empty variable means no file.
+    An empty variable means that there is none. A file that the variable names may be missing: reading it then fails.
     """
     chosen = os.environ.get("SCALEGPT_GPUS")
     if chosen is not None:
@@ -63,7 +63,7 @@ def _read(own: Path | None) -> tuple[Card, ...]:
 
 
 def _sources(entry: CardEntry) -> dict[str, str]:
-    """Figure → source, for the figures of an entry; a figure without a source has its file and line instead."""
+    """Name of a figure → its source, for an entry's figures; if no source is given, the entry's file and line."""
     return {key: entry.sources.get(key, entry.where) for key in (*FIGURES, "peer") if key in entry.values}
 
 
@@ -93,7 +93,7 @@ def _new_card(entry: CardEntry) -> Card:
 
 
 def _overridden(card: Card, entry: CardEntry) -> Card:
-    """The card with the figures of the entry in place of its own; its name stays."""
+    """A known card with the entry's values in place of the card's own; the card's name stays."""
     given = {key: value for key, value in entry.values.items() if key != "name"}
     if "gb" not in given and given.get("gib", 0) > card.gb:
         given["gb"] = math.ceil(given["gib"])
@@ -103,7 +103,7 @@ def _overridden(card: Card, entry: CardEntry) -> Card:
 
 
 def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
-    """Refuse a card, at index ``place``, that has a name or alias of another card.
+    """Refuse the card at index ``place``, made from ``entry``, if another card has its name or one of its aliases.
 
     Raises:
         InputError: two cards share a name; the message names both.
@@ -114,7 +114,7 @@ def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
 
 
 def known_card(name: str) -> Card | None:
-    """The card that a driver's name, such as ``NVIDIA A100-SXM4-40GB``, means; None where that is not certain."""
+    """The card that a driver's name, such as ``NVIDIA A100-SXM4-40GB``, means; None if no card is certain."""
     words = name_words(name)
     fitting = [card for card in catalogue() if words.issuperset(card.match)]
     best = max(fitting, key=lambda card: len(card.match), default=None)
@@ -124,9 +124,9 @@ def known_card(name: str) -> Card | None:
 
 
 def namesakes(name: str, card: Card) -> list[Card]:
-    """The cards that a driver's name fits: ``card`` and, if the name has no memory size, cards that differ only in size.
+    """``card``, which a driver's name means, and the cards that the name fits as well since it has no memory size.
 
-    An RTX 4060 Ti, for example, has 8 GB or 16 GB.
+    For example, an RTX 4060 Ti has 8 GB or 16 GB, and the driver's name does not say which.
     """
     if re.search(r"\d+ ?gb", name.lower()):
         return [card]

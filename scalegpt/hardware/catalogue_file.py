@@ -1,7 +1,7 @@
 """Reads a catalogue of cards: ``gpus.yaml``, or a user's own file of the same form.
 
-The file is parsed to YAML nodes, which have line numbers, so that an error names the line. The values of known keys are then
-converted one by one. That takes a third of the time of loading the file to Python values.
+The file is parsed to YAML nodes, which have line numbers, so that an error names the line. Then only the values of known
+keys are converted to Python, which takes a third of the time that YAML's own conversion of the whole file takes.
 """
 
 import math
@@ -33,13 +33,13 @@ MOST = 1e6
 
 @dataclass
 class CardEntry:
-    """One entry of a file: a new card, or figures that override those of a known card.
+    """One entry of a catalogue file: a new card, or values that override those of a known card.
 
     Attributes:
         name: the card's name.
-        where: file and line, as ``gpus.yaml:7``.
-        values: key → value.
-        sources: figure → its source; figures without a source are absent.
+        where: file and line, such as ``gpus.yaml:7``.
+        values: key of the entry → its value, converted to Python.
+        sources: name of a figure → its source; figures without a source are absent.
     """
 
     name: str
@@ -49,7 +49,7 @@ class CardEntry:
 
 
 def read_entries(path: Path) -> list[CardEntry]:
-    """The entries of a file, in its order.
+    """The entries of a catalogue file, in the file's order.
 
     Raises:
         InputError: the file cannot be read, is not YAML, or has an invalid value; file and line are named.
@@ -64,7 +64,7 @@ def read_entries(path: Path) -> list[CardEntry]:
 
 
 def _compose(path: Path) -> Any:
-    """The file's root node; None where it is empty."""
+    """The root node of the file's YAML; None if the file is empty."""
     try:
         return yaml_node(read_text(path, CONFIG_LIMIT), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -124,7 +124,7 @@ def _pairs(path: Path, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _value(path: Path, entry: CardEntry, key: str, node: Any) -> Any:
-    """The converted value of a key. If the value has a source, it is stored in ``entry.sources``."""
+    """The value of a key, converted to Python; if it is written as [value, source], ``entry.sources`` gets the source."""
     if key in LISTS:
         return tuple(_text(path, item, key) for item in _items(path, node, key, "of words"))
     if key in (*FIGURES, "peer") and node.id == "sequence":

@@ -1,6 +1,7 @@
 """Finds the machine at hand, without torch: its GPUs, by NVML or the files of AMD's driver, or its CPU.
 
-Plans are made for the cards' free memory. If the cards differ, the smallest counts, since every rank needs the same memory.
+Plans are made for the memory that is free on a card. If the cards differ, plans are made for the card with the least free
+memory, since every rank needs the same amount.
 """
 
 from pathlib import Path
@@ -36,9 +37,9 @@ def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: 
 def machine_at_hand(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, look_for_gpus: bool = True
 ) -> Machine:
-    """The machine at hand with its GPUs, as many as the settings say, or all; a machine without GPUs counts as a CPU.
+    """The machine at hand with the number of GPUs that the settings give, else all; if it has no GPU, its CPU.
 
-    Without ``look_for_gpus`` every machine counts as a CPU. ``torch`` and ``root`` are as for :func:`planned_machine`.
+    If ``look_for_gpus`` is false, the CPU is taken in any case. ``torch`` and ``root`` are as for :func:`planned_machine`.
     """
     found = find(root, settings.gpus) if look_for_gpus else FoundGpus()
     if not found.devices:
@@ -73,7 +74,7 @@ def find(root: Path = ROOT, most: int | None = None) -> FoundGpus:
 
     Args:
         root: the folder that contains ``sys``.
-        most: the link is reported for the first ``most`` cards; None: for all.
+        most: the link between cards is that of the first ``most`` cards; None: of all.
     """
     nvidia = nvml.find(most)
     if nvidia is not None and nvidia.devices:
@@ -84,14 +85,14 @@ def find(root: Path = ROOT, most: int | None = None) -> FoundGpus:
 def cpu_machine(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, notes: tuple[str, ...] = (), held: int = 0
 ) -> Machine:
-    """The CPU at hand as a machine whose ranks share the host's memory; one rank if the settings do not give a number.
+    """The CPU at hand as a machine whose ranks share the host's memory; ``settings.gpus`` is the number of ranks, else 1.
 
     Args:
         settings: the settings of the machine.
         torch: as for :func:`planned_machine`.
         root: as for :func:`planned_machine`.
         notes: remarks for the user.
-        held: bytes that the run's own processes hold already, which the run may use too.
+        held: bytes of host memory that the run's own processes hold already; they count as available to the run.
 
     Raises:
         InputError: the settings ask for more memory than there is.
@@ -125,7 +126,7 @@ def cpu_machine(
 
 
 def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
-    """The bytes of host memory to plan for, the settings' or all that are available; and :data:`GIVEN` or :data:`FOUND`.
+    """Bytes of host memory to plan for and their origin: :data:`GIVEN` by the settings, else :data:`FOUND`, all available.
 
     Raises:
         InputError: the settings ask for more host memory than is available.
@@ -141,7 +142,7 @@ def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
 
 
 def cpu_card(cores: int, memory: int, ranks: int = 1) -> Card:
-    """Each rank's share of a CPU, described as a card: ``cores`` and ``memory`` (bytes) divided among ``ranks``."""
+    """One rank's share of a CPU, described as a card: ``cores`` and ``memory`` (bytes) are divided among ``ranks``."""
     rate = CORE_GBPS * cores / ranks
     estimated = f"~estimated from {cores} core{'s' if cores > 1 else ''}"
     return Card(
@@ -161,7 +162,7 @@ def cpu_card(cores: int, memory: int, ranks: int = 1) -> Card:
 
 
 def _size(device: Device) -> tuple[float, float]:
-    """The key that orders cards by size: free memory, then speed."""
+    """A sort key for cards: free memory, then speed."""
     memory = float("inf") if device.free_bytes is None else device.free_bytes
     return memory, 0.0 if device.card is None else device.card.tflops
 

@@ -1,4 +1,7 @@
-"""Reads a user's text for a GPU: the numbers of cards and machines, a memory size, a form factor. It has no list of cards."""
+"""Reads the user's words for GPUs, such as ``2x 3090``: numbers of cards and machines, memory size, form factor.
+
+This module does not know the catalogue of cards.
+"""
 
 import re
 from collections.abc import Callable
@@ -32,7 +35,13 @@ FORMS = ("pcie", "sxm", "nvl")
 
 @dataclass(frozen=True)
 class NamedGpus:
-    """The card that a text names, the number of cards in each machine, and the number of machines; None: not given."""
+    """What a user's text for GPUs says.
+
+    Attributes:
+        name: the name of the card.
+        gpus: the number of cards in each machine; None: not given.
+        nodes: the number of machines; None: not given.
+    """
 
     name: str
     gpus: int | None = None
@@ -40,11 +49,11 @@ class NamedGpus:
 
 
 def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
-    """The card, the number of cards, and the number of machines that a text names.
+    """Read the card, the number of cards and the number of machines from a user's text.
 
     Args:
         text: the text, such as ``2x 3090``, ``A100:8``, ``dual 4090``, ``4x L40S across 2 nodes``.
-        is_card: whether a text is the name of a card, or fits several cards.
+        is_card: a function that says whether a text alone is the name of one or several cards.
 
     Raises:
         InputError: the text names several kinds of cards, or its numbers can be read in more than one way.
@@ -64,9 +73,9 @@ def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
 
 
 def _machines(words: str) -> tuple[str, int | None, str]:
-    """Three values: the text without the words on machines, the number of machines (None: not given), and how cards count.
+    """Three values: the text without the words on machines, the number of machines (None: not given), and ``how``.
 
-    Cards count in ``each`` machine or in ``total``; an empty text means that the user does not say which.
+    ``how`` says how the user counts cards: in ``each`` machine, in ``total``, or, if it is empty, without saying which.
     """
     each = _EACH.search(words)
     if each:
@@ -84,7 +93,7 @@ def _in_each(text: str, gpus: int, nodes: int, how: str) -> int:
     """The number of cards in each machine; ``how`` is the last value of :func:`_machines`.
 
     Raises:
-        InputError: the text does not say whether cards count in each machine, or they do not divide among the machines.
+        InputError: the text does not say whether ``gpus`` is per machine, or the cards do not divide among the machines.
     """
     if how == "each" or nodes == 1:
         return gpus
@@ -109,15 +118,15 @@ _PATTERNS = (
     (re.compile(rf"(.+?)\s+{_N}\s*[x*]", re.IGNORECASE), 1, 2),
     (re.compile(rf"{_N}\s+(?:gpus?\s+|cards?\s+)?(?:of )?(.+)", re.IGNORECASE), 2, 1),
 )
-"""(pattern, group of the card's name, group of the number of cards). Only the last pattern also matches names without a
-number of cards: those that begin with a number of their own, such as ``7900 XTX``."""
+"""(pattern, group of the card's name, group of the number of cards). Only the last pattern may be wrong: it also matches a
+card's name that begins with a number, such as ``7900 XTX``."""
 
 _PLAIN = 999
-"""The largest number that is read as a count of cards although the rest is no known card. ``7900 XTX`` is not 7900 cards."""
+"""The largest number that is read as a count of cards if the rest of the text is not a known card."""
 
 
 def _read(words: str, is_card: Callable[[str], bool]) -> set[tuple[str, int]]:
-    """The ways to read a text as a known card and a number of cards. If there is none, the first way with an unknown card."""
+    """All ways to read a text as (known card, number of cards); if there is none, the first way with an unknown card."""
     known, unknown = set[tuple[str, int]](), list[tuple[str, int]]()
     for place, (pattern, name_group, number_group) in enumerate(_PATTERNS):
         found = pattern.fullmatch(_FILLERS.sub("", words).strip() if place else words)
@@ -173,5 +182,5 @@ def name_key(name: str) -> str:
 
 
 def name_words(name: str) -> set[str]:
-    """The words of a name in lower case. Only whole words count when names are compared: an RTX A4000 is not an A40."""
+    """The words of a name in lower case, so that names are compared by whole words: an RTX A4000 is not an A40."""
     return set(re.findall("[a-z0-9]+", name.lower()))

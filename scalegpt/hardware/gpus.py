@@ -37,7 +37,7 @@ _HARMLESS = re.compile(
     "nvidia|geforce|tesla|quadro|amd|instinct|radeon|rtx|gtx|gpus?|cards?|graphics|generation|edition|workstation|server|"
     r"founders|fe|oem|oam|pci|pcie|e|x16|sxm\d?|hbm\d?e?|gddr\d?x?|\d+gb"
 )
-"""Words in a user's name for a card that make no difference."""
+"""Words in a user's name for a card that do not change which card it means."""
 
 _MOST_NEAR = 5
 
@@ -50,16 +50,16 @@ def find_card(name: str, advice: str = BY_MEMORY) -> Card:
 
     Args:
         name: the user's name for the card, such as ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or ``RTX 4090``.
-        advice: the end of the error message if there is no such card: what else the user can do.
+        advice: the end of the error message if there is no such card, which says what else the user can do.
 
     Raises:
-        InputError: the name means no card, or several; the message lists cards that are near.
+        InputError: the name means no card, or several; the message lists similar names.
     """
     return find_card_and_note(name, advice)[0]
 
 
 def find_card_and_note(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | None]:
-    """The card that a user's name means, as :func:`find_card`, and a note if the name fits other cards too."""
+    """Like :func:`find_card`, but return a pair: the card, and a note if the name fits other cards too, else None."""
     cards = _candidates(name)
     if not cards:
         raise InputError(_unknown_card(name, advice))
@@ -83,7 +83,7 @@ def _full_name(card: Card) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name means a card of the catalogue, or fits several."""
+    """Whether a user's name fits one or several cards of the catalogue."""
     return bool(_candidates(name))
 
 
@@ -112,7 +112,7 @@ def _candidates(name: str) -> list[Card]:
 
 
 def _same_kind(name: str) -> list[Card]:
-    """The cards that a name fits; a name without a memory size or form factor fits all sizes or form factors."""
+    """The cards of the kind (such as A100) that a name means, with the memory size and form factor that it gives, if any."""
     kind, size, form = _kind(name), size_in(name), form_in(name)
     return [
         card
@@ -122,19 +122,19 @@ def _same_kind(name: str) -> list[Card]:
 
 
 def _kind(name: str) -> str:
-    """The key (:func:`name_key`) of a name without its memory size and form factor: that of the kind of card."""
+    """The kind of card that a name means, such as A100: the :func:`name_key` without memory size and form factor."""
     words = re.sub(rf"\d+gb\b|(?:{'|'.join(FORMS)})\d?|hbm\d?e?", "", with_gb(name))
     return name_key(words)
 
 
 def _form(card: Card) -> str | None:
-    """The form factor of a card, one of :data:`FORMS`; None: its kind has a single form factor."""
+    """The form factor of a card, one of :data:`FORMS`; None if neither its name nor its link gives one."""
     named = form_in(card.name)
     return named or ("sxm" if card.link == "nvlink" and card.link_cards is None else None)
 
 
 def _numbered(name: str) -> str:
-    """The key of a name without words of :data:`_GENERATIONS`: ``6000`` for the RTX 6000 Ada."""
+    """The :func:`name_key` of a name without words of :data:`_GENERATIONS`, such as ``6000`` for the RTX 6000 Ada."""
     return re.sub("|".join(_GENERATIONS), "", name_key(name))
 
 
@@ -143,13 +143,13 @@ def _generation(name: str) -> frozenset[str]:
 
 
 def _unknown_words(name: str, card: Card) -> set[str]:
-    """The words of a user's name that are neither in the card's name nor harmless."""
+    """The words of a user's name that are neither in the card's name nor in :data:`_HARMLESS`."""
     known = set(card.match) | name_words(card.name)
     return {word for word in name_words(name) - known if not _HARMLESS.fullmatch(word)}
 
 
 def peak_flops(card: str, precision: str) -> float | None:
-    """A card's dense peak in FLOP/s; None, and then no MFU is shown, for a card or dtype that ``gpus.yaml`` does not have.
+    """A card's dense peak in FLOP/s; None if ``gpus.yaml`` lacks the card or the dtype, so that no MFU can be shown.
 
     Args:
         card: the driver's name of the card, such as ``NVIDIA A100-SXM4-40GB``.
@@ -162,10 +162,10 @@ def peak_flops(card: str, precision: str) -> float | None:
 
 
 def _check_size(name: str, card: Card) -> None:
-    """Refuse a memory size that the card does not have: an RTX 3080 with 12 GB is another card than one with 10 GB.
+    """Refuse a name with a memory size that the card does not have, such as ``RTX 3080 12GB`` for a card with 10 GB.
 
     Raises:
-        InputError: the name gives another memory size.
+        InputError: the name gives another memory size than the card's.
     """
     said = size_in(name)
     if said is not None and said != card.gb and f"{said}gb" not in card.match:  # a GH200's name has its host's memory
@@ -216,9 +216,10 @@ def _number_in(key: str) -> int:
 
 
 def _closest(name: str, near: list[str]) -> str | None:
-    """The closest card: the one with most memory, up to the size in the name; of several such cards the most similar name.
+    """The name of the catalogue's card that is closest to an unknown card; None if there is none.
 
-    If the name has no memory size, it is the first of ``near``, the names of similar cards. None: there is no such card.
+    If the user's name has a memory size, it is the card with the most memory up to this size; of several, the one with the
+    most similar name. Without a memory size, it is the first of ``near``, the names of similar cards.
     """
     said = size_in(name)
     if said is None:

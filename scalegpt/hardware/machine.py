@@ -1,6 +1,6 @@
-"""The hardware that a run is planned for: cards, the links between them, and their host.
+"""The hardware that a run is planned for: one or several machines, their cards, and the links between the cards.
 
-:meth:`Machine.of` makes a machine from settings and the catalogue, :mod:`scalegpt.hardware.detect` from the hardware at hand.
+:meth:`Machine.of` makes it from settings and the catalogue, :mod:`scalegpt.hardware.detect` from the hardware at hand.
 """
 
 from collections.abc import Collection
@@ -20,7 +20,7 @@ and 1,360 GB, a3-highgpu-8g (8 × H100) 1,872 GB, g2-standard-96 (8 × L4) 384 G
 p5en (8 × H100, H200) 2,048 GiB; Azure ND MI300X v5 1,850 GiB. The least is the memory of a well-equipped desktop machine."""
 
 GIVEN, FOUND, ASSUMED = "given", "found", "assumed"
-"""Where the size of a machine's host memory comes from: a setting, the machine at hand, or the rule of HOST_PER_CARD."""
+"""The origin of a host memory size: a setting, a measurement of the machine at hand, or the rule of HOST_PER_CARD."""
 
 
 def assumed_host_bytes(card_bytes: int, gpus: int) -> int:
@@ -30,22 +30,22 @@ def assumed_host_bytes(card_bytes: int, gpus: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The hardware that a run is planned for.
+    """The hardware that a run is planned for: ``nodes`` machines with ``gpus`` cards each.
 
     Attributes:
-        name: the card's name; None where no card is named.
-        usable_bytes: memory of one card that a run may fill; None: not known.
-        card: its entry in the catalogue, if it has one.
+        name: the card's name; None if no card is named.
+        usable_bytes: bytes of one card's memory that a run may fill; None: not known.
+        card: the card's entry in the catalogue; None if it has none.
         capability: NVIDIA's compute capability, AMD's architecture, or ``cpu``; None: not known.
-        gpus: number of cards in each machine; on a CPU, of ranks.
+        gpus: number of cards in each machine; on a CPU, number of ranks in each machine.
         nodes: number of machines.
-        is_gpu: false for a run on a CPU, which has no overheads of a GPU.
+        is_gpu: whether ranks use GPUs; false for a run on a CPU.
         torch: version of torch that will run, if known.
         driver: version of the driver, if known.
         link: the link between the cards of one machine; None: not known.
-        host_gbps: bandwidth between a card and the host's memory, GB/s of 10⁹, both directions together; None: not known.
-        host_bytes: host memory of one machine that a run may use, all its ranks together; None: not known.
-        host_source: :data:`GIVEN`, :data:`FOUND` or :data:`ASSUMED`; None where it is not known.
+        host_gbps: bandwidth between a card and host memory, in GB/s (10⁹ bytes), sum of both directions; None: not known.
+        host_bytes: bytes of one machine's host memory that all ranks on it together may use; None: not known.
+        host_source: the origin of ``host_bytes``: :data:`GIVEN`, :data:`FOUND` or :data:`ASSUMED`; None: not known.
         keeps_freed_memory: whether a process on a CPU keeps freed memory for reuse, which is faster but takes more memory.
         cores: CPU cores of one machine that a run may use; None: not known.
         network_gbps: network bandwidth of one machine, Gbit/s in each direction; None: not known.
@@ -111,7 +111,7 @@ class Machine:
 
     @classmethod
     def with_card(cls, card: Card, *, gpus: int = 1, nodes: int = 1) -> "Machine":
-        """``nodes`` machines, each with ``gpus`` of this card, its usual link, and the assumed host memory."""
+        """``nodes`` machines, each with ``gpus`` cards of this kind, their usual link, and an assumed size of host memory."""
         return cls(
             name=card.name,
             usable_bytes=card.usable_bytes,
@@ -124,7 +124,11 @@ class Machine:
         )
 
     def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
-        """This machine with other counts and the usual link. Assumed host memory grows with more cards, but never shrinks."""
+        """The same hardware with other numbers of cards and machines.
+
+        If the link and the host memory were the usual ones, they become those of the new number of cards; assumed host
+        memory does not shrink.
+        """
         link, host = self.link, self.host_bytes
         if self.card is not None and link == self.card.link_of(self.gpus):
             link = self.card.link_of(gpus)
@@ -134,7 +138,7 @@ class Machine:
         return replace(self, gpus=gpus, nodes=nodes, link=link, host_bytes=host)
 
     def with_other_card(self, card: Card) -> "Machine":
-        """This machine with another kind of card; the counts, the network, torch and a given host memory are kept."""
+        """The same hardware with cards of another kind; numbers, network, torch and a given host memory are kept."""
         built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
         if self.host_source == GIVEN:
             built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
@@ -142,16 +146,19 @@ class Machine:
 
     @property
     def ranks(self) -> int:
-        """Number of data-parallel ranks W: one for each card."""
+        """Number of data-parallel ranks W over all machines: one for each card."""
         return self.gpus * self.nodes
 
 
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:
-    """The settings with the counts that the text in ``gpu`` contains, as in ``2x 3090``, and a note on how it was read.
+    """Move the numbers in the setting ``gpu``, such as the 2 of ``2x 3090``, to the settings ``gpus`` and ``nodes``.
 
     Args:
         settings: the settings; ``gpu`` may contain the numbers of cards and machines.
-        given: names of the settings that the user gave; the others have their defaults.
+        given: names of the settings that the user gave; all other settings have their defaults.
+
+    Returns:
+        The changed settings, and a note on how ``gpu`` was read; no note if it contains no number.
 
     Raises:
         InputError: the text can be read in several ways, or contradicts ``gpus`` or ``nodes``.

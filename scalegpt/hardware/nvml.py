@@ -1,9 +1,9 @@
 """Finds NVIDIA's cards through NVML, the driver's own library, without torch.
 
-**Which memory.** The second version of ``nvmlDeviceGetMemoryInfo`` reports ``total`` (all memory of the card), ``reserved``
-(by the driver), ``used`` (by processes) and ``free``. CUDA's total, and so
-``torch.cuda.get_device_properties().total_memory``, is ``total`` − ``reserved``: an RTX 4090 has 24564 MiB, and torch prints
-23.52 GiB. Older drivers have only the first version, whose ``total`` does not contain the reserved part.
+**Memory.** The second version of ``nvmlDeviceGetMemoryInfo`` reports ``total`` (all memory of the card), ``reserved`` (by the
+driver), ``used`` (by processes) and ``free``. The total that CUDA and so
+``torch.cuda.get_device_properties().total_memory`` report is ``total`` − ``reserved``: an RTX 4090 has 24564 MiB, and torch
+prints 23.52 GiB. Older drivers have only the first version, in which ``total`` does not include the reserved memory.
 """
 
 import os
@@ -16,19 +16,19 @@ from scalegpt.hardware.devices import Device, FoundGpus, visible, whole_card
 from scalegpt.hardware.gpus import Link
 
 P2P_READ, P2P_NVLINK, P2P_OK = 0, 2, 0
-"""Two values of ``nvmlGpuP2PCapsIndex_t`` and one of ``nvmlGpuP2PStatus_t``, from ``nvml.h``. They are repeated here since
-pynvml's ``NVML_P2P_CAPS_INDEX_READ`` is a tuple by mistake."""
+"""Two values of ``nvmlGpuP2PCapsIndex_t`` and one of ``nvmlGpuP2PStatus_t``, from ``nvml.h``. They are not taken from pynvml
+since its ``NVML_P2P_CAPS_INDEX_READ`` is a tuple by mistake."""
 
 NVLINK_GBPS = {1: 40.0, 2: 50.0, 3: 50.0, 4: 50.0, 5: 100.0}
-"""NVLink version → GB/s of one link, both directions together. A V100 has 6 links of version 2, 300 GB/s in total; a B200 has
+"""NVLink version → GB/s of one link, sum of both directions. A V100 has 6 links of version 2, 300 GB/s in total; a B200 has
 18 of version 5, 1800 GB/s."""
 
 PCIE_GBPS = {1: 0.5, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0}
-"""PCIe generation → GB/s of one lane, both directions together, as vendors print it: 16 lanes of PCIe 4 have 64 GB/s."""
+"""PCIe generation → GB/s of one lane, sum of both directions, as vendors print it: 16 lanes of PCIe 4 have 64 GB/s."""
 
 
 class NoNvmlError(Exception):
-    """NVML cannot be used. ``reason`` is None where it is not installed, as on a machine without NVIDIA's GPUs."""
+    """NVML cannot be used. ``reason`` says why; it is None if NVML is not installed, as on machines without NVIDIA's GPUs."""
 
     def __init__(self, reason: str | None = None) -> None:
         super().__init__(reason or "NVML is not installed")
@@ -37,10 +37,10 @@ class NoNvmlError(Exception):
 
 @contextmanager
 def session() -> Iterator[Any]:
-    """The module ``pynvml``, initialized until the block ends.
+    """A context manager that gives the module ``pynvml``, with NVML initialized until the ``with`` block ends.
 
     Raises:
-        NoNvmlError: NVML is not installed, the driver does not work, or a card fails within the block.
+        NoNvmlError: NVML is not installed, the driver does not work, or a card fails within the ``with`` block.
     """
     try:
         import pynvml
@@ -60,7 +60,7 @@ def session() -> Iterator[Any]:
 
 
 def ask(nvml: Any, call: str, *arguments: Any) -> Any:
-    """The result of calling a function of NVML by name; None where the card, the driver or pynvml does not support it."""
+    """The result of the NVML function ``call``; None if the card, the driver or pynvml does not support it."""
     try:
         return getattr(nvml, call)(*arguments)
     except (AttributeError, nvml.NVMLError):
@@ -68,7 +68,7 @@ def ask(nvml: Any, call: str, *arguments: Any) -> Any:
 
 
 def driver_version() -> str | None:
-    """The driver's version; None where there is no NVML, as under ROCm."""
+    """The version of NVIDIA's driver; None if there is no NVML, as under ROCm."""
     try:
         with session() as nvml:
             version: str | None = ask(nvml, "nvmlSystemGetDriverVersion")
@@ -78,7 +78,10 @@ def driver_version() -> str | None:
 
 
 def listed_bytes(uuid: str) -> dict[int, int] | None:
-    """Process id → bytes that it holds on the card, 0 where NVML does not report them; None without NVML or such a card."""
+    """Process id → bytes that the process holds on the card with this UUID; 0 if NVML does not report the bytes.
+
+    The result is None if there is no NVML or no such card.
+    """
     try:
         with session() as nvml:
             handle = ask(nvml, "nvmlDeviceGetHandleByUUID", uuid)
@@ -88,12 +91,12 @@ def listed_bytes(uuid: str) -> dict[int, int] | None:
 
 
 def find(most: int | None = None) -> FoundGpus | None:
-    """NVIDIA's cards that ``CUDA_VISIBLE_DEVICES`` lets a process use; None where there is no NVML.
+    """NVIDIA's cards that ``CUDA_VISIBLE_DEVICES`` lets a process use; None if there is no NVML.
 
-    If the driver does not work, the result has no cards, but a note.
+    If the driver does not work, the result has no cards, but a note that says so.
 
     Args:
-        most: the link is reported for the first ``most`` cards; None: for all.
+        most: the link between cards is that of the first ``most`` cards; None: of all.
     """
     try:
         with session() as nvml:
@@ -132,7 +135,7 @@ def _find(nvml: Any, most: int | None) -> FoundGpus:
 
 
 def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
-    """The MIG devices of a card in MIG mode; None for a card that is not in MIG mode."""
+    """The NVML handles of a card's MIG devices; None if the card is not in MIG mode."""
     mode = ask(nvml, "nvmlDeviceGetMigMode", handle)
     if not mode or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
         return None
@@ -142,7 +145,7 @@ def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
 
 
 def _named_part(text: str | None, names: list[str]) -> int:
-    """The index of the MIG device that ``CUDA_VISIBLE_DEVICES`` names on a card; 0 if it names the card itself.
+    """The index, among a card's MIG devices, of the one that ``CUDA_VISIBLE_DEVICES`` names; 0 if it names none of them.
 
     Args:
         text: the variable's value; None: it is not set.
@@ -153,7 +156,10 @@ def _named_part(text: str | None, names: list[str]) -> int:
 
 
 def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int) -> tuple[str, ...]:
-    """A note where CUDA may number the cards differently than NVML: by default CUDA's device 0 is the fastest card.
+    """A note if ``CUDA_VISIBLE_DEVICES`` may select other cards than we think, else nothing.
+
+    CUDA numbers cards by speed by default, and NVML by PCI bus. That matters only if the cards differ and the variable
+    selects some of them by number.
 
     Args:
         nvml: the module ``pynvml``.
@@ -169,7 +175,7 @@ def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int)
 
 
 def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
-    """The description of a card; with ``of``, the description of a MIG device, whose card has the handle ``of``."""
+    """The description of the card with this NVML handle; with ``of``, of a MIG device of the card with handle ``of``."""
     name = ask(nvml, "nvmlDeviceGetName", handle) or "unknown GPU"
     if of is not None and "MIG" not in name:
         name = f"{name} MIG"
@@ -178,7 +184,7 @@ def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
     ours = listed.pop(os.getpid(), 0)
     whole = handle if of is None else of
     capability = ask(nvml, "nvmlDeviceGetCudaComputeCapability", whole)
-    # The current PCIe speed is lower while a card is idle.
+    # The maximum is read, since the current PCIe speed is lower while a card is idle.
     generation = ask(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", whole)
     lanes = ask(nvml, "nvmlDeviceGetMaxPcieLinkWidth", whole)
     return Device(
@@ -194,7 +200,7 @@ def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
 
 
 def _memory(nvml: Any, handle: Any) -> tuple[int | None, int | None]:
-    """The bytes of a card's memory that CUDA reports as total, and the bytes that are free."""
+    """The bytes of a card's memory that CUDA reports as total, and the bytes that are free; None: not reported."""
     info = ask(nvml, "nvmlDeviceGetMemoryInfo", handle, getattr(nvml, "nvmlMemory_v2", None))
     if info is not None and hasattr(info, "reserved"):
         return int(info.total - info.reserved), int(info.free)
@@ -208,7 +214,7 @@ def _processes(nvml: Any, handle: Any, kind: str) -> dict[int, int] | None:
 
 
 def _link(nvml: Any, handles: list[Any], first: Device) -> Link | None:
-    """NVLink if it joins every pair of the cards, else PCIe; None for a single card, and where NVML does not report it."""
+    """The link between the cards: NVLink if it joins every pair, else PCIe; None for a single card, or if it is not known."""
     card, pairs = first.card, list(combinations(handles, 2))
     if not pairs:
         return None
@@ -223,7 +229,7 @@ def _link(nvml: Any, handles: list[Any], first: Device) -> Link | None:
 
 
 def _nvlink_gbps(nvml: Any, handle: Any) -> float:
-    """The bandwidth of all active NVLinks of a card, GB/s, both directions together."""
+    """The bandwidth of all active NVLinks of a card together, in GB/s, sum of both directions."""
     links = range(nvml.NVML_NVLINK_MAX_LINKS)
     active = [link for link in links if ask(nvml, "nvmlDeviceGetNvLinkState", handle, link) == 1]
     return sum(NVLINK_GBPS.get(ask(nvml, "nvmlDeviceGetNvLinkVersion", handle, link), 0.0) for link in active)

@@ -1,7 +1,8 @@
 """Finds AMD's cards through the files of their kernel driver, without torch or a ROCm library.
 
-The display side of the driver ``amdgpu`` (``/sys/class/drm``) has the memory. The compute side (``/sys/class/kfd``) has the
-architecture, the order in which HIP numbers the cards, their links, and the memory that each process holds.
+The driver ``amdgpu`` lists each card twice. The files of its display side (``/sys/class/drm``) give the memory. The files of
+its compute side (``/sys/class/kfd``) give the architecture, the order in which HIP numbers the cards, the links between
+cards, and the memory that each process holds.
 """
 
 import os
@@ -22,13 +23,13 @@ XGMI_LINK = 11
 
 @dataclass(frozen=True)
 class _Node:
-    """A GPU as the compute side of the driver lists it.
+    """A GPU as the compute side of the driver lists it: a node of the topology (``/sys/class/kfd/kfd/topology``).
 
     Attributes:
-        number: the number of its node in the topology.
-        gpu_id: its name in the driver's other files.
+        number: the number of the node.
+        gpu_id: the id of the GPU in other files of the compute side.
         properties: name → value, from the node's file ``properties``.
-        display: its folder on the display side of the driver.
+        display: the GPU's folder on the display side of the driver.
     """
 
     number: int
@@ -38,14 +39,14 @@ class _Node:
 
 
 def find(root: Path = Path("/"), most: int | None = None) -> FoundGpus | None:
-    """AMD's cards that a process on this machine can use; None where there are none.
+    """AMD's cards that a process on this machine can use; None if there are none.
 
     ``ROCR_VISIBLE_DEVICES`` selects first, by index or UUID. ``HIP_VISIBLE_DEVICES``, or if it is not set
     ``CUDA_VISIBLE_DEVICES``, then selects among the remaining cards.
 
     Args:
         root: the folder that contains ``sys``.
-        most: the link is reported for the first ``most`` cards; None: for all.
+        most: the link between cards is that of the first ``most`` cards; None: of all.
     """
     nodes = list(_nodes(root))
     if not nodes:
@@ -63,7 +64,7 @@ def find(root: Path = Path("/"), most: int | None = None) -> FoundGpus | None:
 
 
 def _nodes(root: Path) -> Iterator[_Node]:
-    """The GPUs in the order of their nodes, in which HIP numbers them."""
+    """The GPUs in the order of their node numbers, which is also the order in which HIP numbers them."""
     displays: dict[str, Path] = {}
     for display in (root / "sys/class/drm").glob("card*/device"):
         if kernel_text(display / "vendor") == AMD_VENDOR and kernel_number(display / "mem_info_vram_total"):
@@ -77,7 +78,9 @@ def _nodes(root: Path) -> Iterator[_Node]:
 
 
 def architecture(version: int) -> str:
-    """The architecture's name for a ``gfx_target_version``: its last four digits, minor and stepping, become hexadecimal.
+    """The architecture's name for a ``gfx_target_version``, a number whose decimal digits are major, minor and stepping.
+
+    Minor and stepping have two digits each, which become one hexadecimal digit each.
 
     >>> architecture(90010), architecture(90402), architecture(110000)
     ('gfx90a', 'gfx942', 'gfx1100')
@@ -107,7 +110,7 @@ def _device(root: Path, label: str, node: _Node) -> Device:
 
 
 def _link(root: Path, nodes: list[_Node], first: Device) -> Link | None:
-    """XGMI if its links connect all the cards, directly or through other cards; else PCIe. None: the speed is not known."""
+    """The link between the cards: XGMI if it connects all, directly or not; else PCIe; None if the speed is not known."""
     reached, joined = {nodes[0].number}, _linked(root, nodes, "io_links", XGMI_LINK)
     while new := {end for pair in joined if pair & reached for end in pair} - reached:
         reached |= new
@@ -121,7 +124,7 @@ def _link(root: Path, nodes: list[_Node], first: Device) -> Link | None:
 
 
 def _linked(root: Path, nodes: list[_Node], kind: str, of_type: int | None = None) -> set[frozenset[int]]:
-    """The pairs of node numbers that links in the nodes' folder ``kind`` join; ``of_type`` selects one type of link."""
+    """Pairs of node numbers, one for each link in the nodes' folders ``kind``; only links of type ``of_type``, if given."""
     found = set()
     for node in nodes:
         for file in (root / f"sys/class/kfd/kfd/topology/nodes/{node.number}/{kind}").glob("[0-9]*/properties"):

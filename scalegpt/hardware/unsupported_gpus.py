@@ -1,4 +1,4 @@
-"""Accelerators that cannot be planned: the reason, and the card of the catalogue that is closest in memory and speed."""
+"""Accelerators that plans are not made for: for each the reason, and the catalogue's card closest in memory and speed."""
 
 import re
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A kind of accelerator that cannot be planned.
+    """A kind of accelerator that plans are not made for.
 
     Attributes:
-        pattern: a regular expression that finds its name in lower case.
-        why: why it cannot be planned.
-        closest: the name of the closest card of the catalogue; None: there is no close one.
+        pattern: a regular expression that finds the accelerator in a user's text in lower case.
+        why: the reason, for the error message.
+        closest: the name of the catalogue's card that is closest in memory and speed; None: no card is close.
     """
 
     pattern: str
@@ -81,10 +81,10 @@ _KINDS = (
 )  # fmt: skip
 
 UNSUPPORTED = tuple(Unsupported(*kind) for kind in _KINDS)
-"""All kinds. If several patterns fit a name, the first of them counts."""
+"""All kinds of unsupported accelerators. If several patterns fit a name, the first of them counts."""
 
 
 def unsupported(name: str) -> Unsupported | None:
-    """The kind of unsupported accelerator that a name means; None: the name means none of them."""
+    """The kind of unsupported accelerator that a user's name means; None if it means none."""
     text = name.lower().replace("_", " ")
     return next((kind for kind in UNSUPPORTED if re.search(kind.pattern, text)), None)

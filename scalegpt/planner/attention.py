@@ -1,10 +1,10 @@
-"""Which attention kernel torch takes on CUDA; used to plan memory, to trace a step, and to check ``--attention``.
+"""The attention kernel that torch chooses on CUDA; used to plan memory, to trace a step, and to check ``--attention``.
 
 Torch tries its kernels in a fixed order and takes the first that supports the inputs (``sdp_utils.cpp:
 select_sdp_backend``, torch 2.13). The order is flash, the memory-efficient kernel, and math, which supports all inputs. On
-Hopper and data-centre Blackwell cuDNN's kernel comes before them. Builds with a cuDNN before 9.15.1 try flash first on these
-cards too. That does not change a plan: both kernels keep the same tensors for backward and, by our estimate, need the same
-temporary memory.
+Hopper and data-centre Blackwell cuDNN's kernel comes before these three. With a cuDNN older than 9.15.1, torch tries flash
+before cuDNN's kernel there too. This does not change a plan: flash and cuDNN's kernel keep the same tensors for the backward
+pass and, by our estimate, need the same temporary memory.
 """
 
 from scalegpt.config import RunConfig
@@ -30,7 +30,7 @@ def attention_kernel(run: RunConfig, card: Card | None = None) -> str:
 
     Args:
         run: a run whose precision is resolved.
-        card: the card that it runs on; None: any card of compute capability 8.0 or later that prefers flash.
+        card: the card that the run uses; None: any card of compute capability 8.0 or later that prefers flash.
     """
     if run.train.attention != "auto":
         return run.train.attention
@@ -41,17 +41,17 @@ def attention_kernel(run: RunConfig, card: Card | None = None) -> str:
 
 
 def counted_as(kernel: str) -> str:
-    """The kernel whose memory and work the plan counts in place of this one's: flash for cuDNN, else the same kernel."""
+    """The kernel whose memory and work a plan counts for ``kernel``: flash for ``cudnn``, else ``kernel`` itself."""
     return "flash" if kernel == "cudnn" else kernel
 
 
 def unfit(kernel: str, run: RunConfig, card: Card | None = None) -> str | None:
-    """Why a kernel cannot train the run, in words that continue "attention KERNEL …"; None where it can.
+    """Why a kernel cannot train the run, as the end of a sentence that begins with "attention KERNEL"; None if it can.
 
     Args:
         kernel: ``flash``, ``mem_efficient``, ``cudnn`` or ``math``.
         run: a run whose precision is resolved.
-        card: the card that it runs on; None: any card of compute capability 8.0 or later.
+        card: the card that the run uses; None: any card of compute capability 8.0 or later.
     """
     if kernel == "flash":
         return _unfit_for_tensor_cores(run, card) or _unfit_for_flash(run, card)
@@ -96,7 +96,11 @@ def _unfit_for_cudnn(run: RunConfig, card: Card | None) -> str | None:
 
 
 def _unfit_for_mem_efficient(run: RunConfig, card: Card | None) -> str | None:
-    """Check torch's ``minimum_gemm_alignment``: 16 bytes for tensor cores, which fp32 uses from capability 8.0 on."""
+    """Why the memory-efficient kernel cannot train the run (see :func:`unfit`).
+
+    It needs head sizes that are a multiple of torch's ``minimum_gemm_alignment``: 16 bytes where tensor cores are used,
+    which in fp32 is from capability 8.0 on.
+    """
     old = card is not None and not card.has_flash
     aligned = 8 if run.train.precision != "fp32" else 1 if old else 4
     head = run.model.head_size

@@ -1,4 +1,4 @@
-"""How the tokens of one optimizer step are divided: ranks, micro batches, accumulation."""
+"""Divides the tokens of one optimizer step among ranks, micro batches and gradient accumulation steps."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class BatchPlan:
 
 
 def sequences_per_rank(run: RunConfig, ranks: int) -> int:
-    """Sequences of one optimizer step on each rank: micro batch × accumulation.
+    """Sequences of one optimizer step on each rank: micro batch × gradient accumulation steps.
 
     Raises:
         InputError: the tokens per step cannot be divided among the ranks; the message names values that can.
@@ -60,13 +60,13 @@ def divisors(count: int) -> tuple[int, ...]:
 
 
 def plan_batches(run: RunConfig, ranks: int, *, micro_fixed: bool) -> BatchPlan:
-    """Divide the tokens per step, which are kept, into a micro batch and gradient accumulation.
+    """Divide the run's tokens per step into micro batches and gradient accumulation steps.
 
     Args:
         run: the run; without ``tokens_per_step`` a step is one micro batch on every rank.
         ranks: data-parallel ranks W.
-        micro_fixed: whether the user gave the micro batch. If not, it may be lowered to the largest smaller one that
-            divides the step; the caller should print that.
+        micro_fixed: whether the user gave the micro batch. If not, a micro batch that does not divide the step is lowered
+            to the next one that does; the caller should tell the user.
 
     Raises:
         InputError: the tokens per step do not divide among ranks and micro batches; the message names values that work.

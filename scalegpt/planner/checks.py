@@ -21,14 +21,13 @@ INSTALL = "pip install 'scalegpt[deepspeed]'"
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
-    """The name of the compute dtype: ``auto`` is bf16 on cards that have it, fp16 on other cards, fp32 on a CPU.
+    """The name of the compute dtype for ``wanted``: ``auto`` is bf16 on cards that have bf16, else fp16; on a CPU fp32.
 
-    On a CPU the trainer may still choose bf16, if it measures that bf16 is faster. The plan assumes fp32, which takes more
-    memory.
+    On a CPU the trainer chooses bf16 if it measures that bf16 is faster. The plan assumes fp32, which takes more memory.
 
     Args:
-        wanted: the precision that was asked for, or ``auto``.
-        card: the card; None where it is not in the catalogue.
+        wanted: the precision that the user asked for, or ``auto``.
+        card: the card; None if it is not in the catalogue.
         capability: the compute capability of a card that is not in the catalogue; None: unknown, treated as having bf16.
 
     Raises:
@@ -46,12 +45,12 @@ def resolve_precision(wanted: str, card: Card | None, capability: str | None = N
 
 
 def is_installed(spec: BackendSpec) -> bool:
-    """Whether this installation can train with a backend; only DeepSpeed, an optional extra, may be missing."""
+    """Whether the package of a backend is installed; only DeepSpeed's, an optional extra, may be missing."""
     return spec.package is None or find_spec(spec.package) is not None
 
 
 def installed_backends() -> tuple[str, ...]:
-    """The names of the backends that this installation can train with."""
+    """The names of the backends whose packages are installed."""
     return tuple(name for name, spec in BACKENDS.items() if is_installed(spec))
 
 
@@ -71,10 +70,11 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
     Args:
         run: the run.
         ranks: data-parallel ranks W.
-        stage_fixed: whether the user asked for the stage. A preset's own stage over one rank gives a remark, not an error.
+        stage_fixed: whether the user asked for the ZeRO stage. Sharding over one rank is then an error; if the preset asks
+            for it, only a remark.
 
     Returns:
-        A remark if the layout works but gains nothing; else None.
+        A remark if the layout shards over one rank, which works but saves nothing; else None.
 
     Raises:
         InputError: the backend cannot train on several ranks, or the user asked for sharding over one rank.
@@ -103,7 +103,7 @@ def check_optimizer(run: RunConfig) -> None:
 
 
 def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
-    """Refuse an attention kernel that the user asked for and that cannot train the run; ``auto`` is never refused.
+    """Refuse an attention kernel that cannot train the run, if the user asked for it; ``auto`` is never refused.
 
     Raises:
         InputError: the kernel does not support the card, the dtype, the head size or the dropout.
@@ -115,14 +115,14 @@ def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
 
 
 def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfig:
-    """The run with the vocabulary size that its data will give it, as far as it is known before the data are read.
+    """The run with the vocabulary size that it will have once its data are read, as far as that can be known before.
 
-    A vocabulary size that the user gives is kept. Without one, the tokenizers ``byte`` and ``char`` replace a preset's size
-    by their own. The size for ``char`` is known only from the text; until then that of ``byte`` is assumed.
+    A vocabulary size that the user gives is kept. Else the tokenizers ``byte`` and ``char`` replace the preset's size. For
+    ``char`` the true size depends on the text, so the size of ``byte`` is assumed.
 
     Args:
-        run: the run; the tokenizer decides a vocabulary size of 0.
-        given: names of the settings that a flag or a configuration file gives; those of a preset do not count.
+        run: the run; a vocabulary size of 0 means that the tokenizer decides.
+        given: names of the settings that a flag or a configuration file gives; settings from a preset do not count.
     """
     kind, size = run.data.tokenizer, run.model.vocab_size
     if size and ("vocab_size" in given or kind == "gpt2"):
@@ -131,7 +131,7 @@ def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfi
 
 
 def vocabulary_remark(run: RunConfig) -> str | None:
-    """A remark if the vocabulary is smaller than its tokenizer's, so that the trainer may refuse text; else None."""
+    """A remark if the model's vocabulary is smaller than the tokenizer's, so that training may refuse text; else None."""
     kind, size = run.data.tokenizer, run.model.vocab_size
     tokens = TOKENS.get(kind, 0)
     if size >= tokens:

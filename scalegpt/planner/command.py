@@ -1,4 +1,4 @@
-"""The command that trains a plan in this installation, ready to be pasted into a shell."""
+"""The command line that starts training as a plan says, with this installation, ready to be pasted into a shell."""
 
 import shlex
 from collections.abc import Collection
@@ -16,11 +16,12 @@ DECIDED = ("backend", "zero_stage", "micro_batch", "tokens_per_step", "precision
 """Settings that the command always names, so that it trains what was planned even if the preset changes later."""
 
 DATA, PREPARED = "your_text.txt", "your_prepared_folder"
-"""Placeholders for the data where none is given; ``PREPARED`` where the tokenizer has more tokens than the vocabulary."""
+"""Placeholders for ``--input_file`` if none is given. The second is for prepared data, used if the tokenizer has more tokens
+than the model's vocabulary."""
 
 
 def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: Collection[str] = ()) -> str:
-    """The command line that trains a plan.
+    """The command line that starts training as a plan says.
 
     Args:
         plan: the plan.
@@ -38,7 +39,7 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
                     continue
                 value = plan.run.parallel.stage
             if field.name == "ds_config" and value is None:
-                continue  # the backend or the stage implies it
+                continue  # without a DeepSpeed file, backend and stage say enough
             if field.name in LENGTHS:
                 continue
             named = field.name in DECIDED or value != getattr(theirs, field.name)
@@ -55,7 +56,7 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
 
 
 def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
-    """Flags for all settings of :data:`LENGTHS` that the run has, if any of them differs from preset or file; else none."""
+    """Flags for the settings of :data:`LENGTHS`, which say how long a run trains; empty if all are as in preset or file."""
     lengths = {key: getattr(ours, key) for key in LENGTHS}
     if all(value == getattr(theirs, key) for key, value in lengths.items()):
         return []

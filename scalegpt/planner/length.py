@@ -39,7 +39,7 @@ def length_notes(train: TrainConfig, tokens: int, given: Iterable[str]) -> Itera
 
 
 def _limits(train: TrainConfig, tokens: int) -> dict[str, int]:
-    """Length setting → the optimizer steps that it allows; settings without a value are absent."""
+    """Setting (``max_iters``, ``max_tokens``) → the optimizer steps that it allows; a setting without a value is absent."""
     limits = {}
     if train.max_iters is not None:
         limits["max_iters"] = train.max_iters

@@ -23,10 +23,10 @@ from scalegpt.planner.time.work import count_work, flops_per_token
 from scalegpt.units import gib
 
 HOST_PROCESS = int(2.5 * GIB)
-"""Bytes of host memory of one rank's process on a GPU, without offloaded tensors: libraries and the driver. An estimate."""
+"""Estimated bytes of host memory that one rank's process on a GPU takes for libraries and the driver."""
 
 STAND_IN = "a100-80gb"
-"""The card whose rates are used to compare plans where no card is named. No time is printed then."""
+"""The card whose rates are used to compare plans if no card is named. In this case no time is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak of the bytes that the allocator has allocated on one rank."""
+        """Peak of the bytes that the allocator has allocated on one rank, as ``max_memory_allocated`` reports it."""
         return self.prediction.peak_bytes
 
     @property
     def reserved_bytes(self) -> int:
-        """Bytes that the allocator reserves on one rank."""
+        """Peak of the bytes that the allocator has reserved on one rank, as ``max_memory_reserved`` reports it."""
         return self.overheads.reserved_bytes(self.peak_bytes)
 
     @property
@@ -63,18 +63,18 @@ class Plan:
 
     @property
     def checkpoint_copy_bytes(self) -> int:
-        """Bytes of host memory on each rank for the copy that an asynchronous checkpoint is written from; 0 without one.
+        """Bytes of host memory per rank for the copy of its state from which an asynchronous checkpoint is written.
 
-        :attr:`fits_host` does not count the copy: if it has no room, training waits for its checkpoints. On a CPU the copy
-        is part of :attr:`total_bytes`.
+        It is 0 if checkpoints are not asynchronous. :attr:`fits_host` does not count the copy: if host memory is too small
+        for it, training waits for its checkpoints. On a CPU the copy is part of :attr:`total_bytes`.
         """
         return checkpoint_copy_bytes(self.run, self.machine.ranks)
 
     @property
     def copy_fits(self) -> bool:
-        """Whether host memory has room for the checkpoint copy beside offloaded tensors.
+        """Whether host memory can hold the checkpoint copy beside offloaded tensors.
 
-        It is true where host memory is not known, and on a CPU, where :attr:`total_bytes` counts the copy.
+        It is true if the size of host memory is not known, and on a CPU, where :attr:`total_bytes` counts the copy.
         """
         there = self.machine.host_bytes
         needed = self.host_bytes + self.checkpoint_copy_bytes + HOST_PROCESS
@@ -82,18 +82,18 @@ class Plan:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes by which the total exceeds the card's memory; negative: bytes left; 0 where that memory is not known."""
+        """Bytes by which :attr:`total_bytes` exceeds the card's memory; negative if it fits; 0 if the memory is not known."""
         usable = self.machine.usable_bytes
         return 0 if usable is None else self.total_bytes - usable
 
     @property
     def fits(self) -> bool | None:
-        """Whether the total fits the card's memory, or on a CPU the rank's share of the host's; None where not known."""
+        """Whether :attr:`total_bytes` fits the card, or on a CPU the rank's share of memory; None: memory not known."""
         return None if self.machine.usable_bytes is None else self.missing_bytes <= 0
 
     @property
     def host_needed(self) -> int:
-        """Bytes of host memory that offload needs in each machine, for all its ranks and their processes.
+        """Bytes of host memory that each machine needs with offload, for the tensors and the processes of all its ranks.
 
         It is 0 without offload, and on a CPU, where :attr:`total_bytes` counts all memory.
         """
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def fits_host(self) -> bool:
-        """Whether host memory has room for what is offloaded; true where host memory is not known."""
+        """Whether :attr:`host_needed` fits host memory; true if the size of host memory is not known."""
         there = self.machine.host_bytes
         return there is None or self.host_needed <= there
 
@@ -112,24 +112,24 @@ class Plan:
 
     @property
     def shortage(self) -> float:
-        """Needed ÷ available memory, of the card or of the host, whichever ratio is larger."""
+        """The ratio of needed to available memory, for the card or for the host, whichever ratio is larger."""
         usable, there = self.machine.usable_bytes, self.machine.host_bytes
         card = 0.0 if not usable else self.total_bytes / usable
         return max(card, 0.0 if there is None else self.host_needed / max(1, there))
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step at the rates of the card, or of :data:`STAND_IN`."""
+        """Seconds of a step at the rates of the machine's card; of :data:`STAND_IN` if no card is named."""
         return self.time.seconds
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second over all ranks, at the rates of the card, or of :data:`STAND_IN`."""
+        """Tokens per second over all ranks, at the same rates as :attr:`seconds`."""
         return self.batch.tokens / self.time.seconds
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization: the share of the cards' dense peak that the model's FLOPs use, without recompute."""
+        """Model FLOPs utilization: model FLOP/s, without recompute, as a share of the cards' dense peak FLOP/s."""
         return self.tokens_per_second / self.machine.ranks * flops_per_token(self.run.model) / self.peak_flops
 
     def memory(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Plan:
         }
 
     def speed(self) -> dict[str, Any]:
-        """The predicted time, throughput and MFU as plain values for JSON; each None where the card is not known."""
+        """The predicted time, throughput and MFU as plain values for JSON; all None if no card is named."""
         known = self.machine.card is not None
         return {
             "step_seconds": self.seconds if known else None,
@@ -187,7 +187,7 @@ def host_needed(machine: Machine, host_bytes: int) -> int:
 
 
 def host_words(plan: Plan) -> str:
-    """The host memory that a plan's offload needs in each machine and that there is, in words; empty without offload."""
+    """Words that say how much host memory each machine needs for offload, and how much it has; empty without offload."""
     if not plan.host_needed:
         return ""
     there = plan.machine.host_bytes
@@ -202,7 +202,7 @@ class Estimator:
 
     Args:
         machine: the machine that the configurations run on.
-        calibration: measurements that correct the overheads; None: none.
+        calibration: measurements that correct the overheads (memory outside the step's tensors); None: no correction.
     """
 
     def __init__(self, machine: Machine, calibration: Calibration | None = None) -> None:
@@ -214,11 +214,11 @@ class Estimator:
     def plan(
         self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None, work: StepWork | None = None
     ) -> Plan:
-        """Predict a configuration.
+        """Predict the memory and the time of a configuration.
 
         Args:
-            run: as for :func:`make_plan`, with the micro batch and tokens per step of ``batch``.
-            batch: how the step is divided.
+            run: as for :func:`make_plan`; its micro batch and tokens per step must be those of ``batch``.
+            batch: how the step is divided into micro batches.
             prediction: the memory prediction; None: compute it.
             work: the work of the step; None: count it.
 
@@ -238,7 +238,7 @@ class Estimator:
         )
 
     def time(self, run: RunConfig, batch: BatchPlan) -> StepTime:
-        """Predict the time of a step, without its memory."""
+        """Predict only the time of a step."""
         return step_time(
             run, self.rates(run), ranks=batch.ranks, grad_accum=batch.grad_accum, kernel=self.kernel(run),
             compiled=self.compiles(run),
@@ -286,8 +286,8 @@ def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: C
     Args:
         run: a run whose precision is resolved and whose vocabulary is known.
         machine: the machine that it runs on.
-        batch: how a step is divided; it replaces the micro batch and the tokens per step of ``run``.
-        calibration: measurements that correct the overheads; None: none.
+        batch: how a step is divided into micro batches; it replaces the micro batch and the tokens per step of ``run``.
+        calibration: measurements that correct the overheads (memory outside the step's tensors); None: no correction.
 
     Raises:
         InputError: a setting that the prediction needs is open, or DeepSpeed's configuration does not suit the run.

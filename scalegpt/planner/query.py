@@ -1,7 +1,7 @@
 """One question to the planner and its answer, for one run on one machine; :mod:`scalegpt.planner.tables` asks many.
 
 The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer uses the same two classes. If
-a machine's memory is not known, nothing can be chosen: the run is predicted with the settings that it has.
+a machine's memory is not known, the planner chooses nothing: it predicts the run with the settings that the run has.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ from scalegpt.planner.time.rates import basis, network_gbit
 Values = dict[str, Any]
 
 SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
-"""The settings that decide how large a model is."""
+"""The settings that decide the size of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Asked:
         named: names of the settings that flags, preset or file give.
         fixed: names of the settings that must stay as they are.
         machine: the machine to plan for.
-        calibration: measurements that correct the overheads.
+        calibration: measurements of earlier runs, which correct the overheads (memory outside the step's tensors).
         margin: share of a card's memory to leave free.
     """
 
@@ -79,7 +79,7 @@ class Asked:
         margin: float = MARGIN,
         given_in: str = "command line",
     ) -> "Asked":
-        """The question that a preset or file and flags ask; ``given_in`` says in errors where the flags come from.
+        """The question of a preset or file with flags over it; ``given_in`` says in errors where the flags come from.
 
         Raises:
             InputError: an unknown name, or settings that contradict each other.
@@ -108,7 +108,7 @@ class Asked:
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
-        """The question for the search, after all checks that are possible before it, and remarks, a line each.
+        """The question for the search, and one-line remarks; all checks that need no search have then passed.
 
         Raises:
             InputError: the fixed settings cannot work on this machine.
@@ -142,12 +142,15 @@ class Asked:
 
 @lru_cache(maxsize=64)
 def _preset(name: str) -> tuple[RunConfig, frozenset[str]]:
-    """A preset's run and the names of the settings that the preset gives; cached, since tables ask for it on every card."""
+    """A preset's run, and the names of the settings that the preset gives; cached, since tables read presets repeatedly."""
     return resolve(preset=name), named_settings(name)
 
 
 def _resolved(preset: str | None, config_file: str | None, flags: Values, given_in: str) -> RunConfig:
-    """The run that the flags describe. If they give a stage or an offload without a backend, the backend may change.
+    """The run that preset or file and flags describe.
+
+    If flags give no backend, but a ZeRO stage or an offload that the preset's backend does not support, the run has another
+    backend, and the planner may choose a third.
 
     Raises:
         InputError: no backend supports the flags.
@@ -172,7 +175,7 @@ def _resolved(preset: str | None, config_file: str | None, flags: Values, given_
 
 
 def machine_notes(machine: Machine) -> Iterator[str]:
-    """Remarks on a machine, a line each."""
+    """One-line remarks on a machine: its own notes, and which of its figures are estimated or assumed."""
     yield from machine.notes
     card = machine.card
     if card is None:
@@ -184,7 +187,7 @@ def machine_notes(machine: Machine) -> Iterator[str]:
 
 
 def host_notes(*plans: Plan | None) -> Iterator[str]:
-    """At most one line: how much host memory is assumed for those of the plans that offload."""
+    """At most one remark: how much host memory was assumed for the plans that offload; none if no plan does."""
     known = [plan.machine for plan in plans if plan is not None and plan.host_bytes]
     sizes = {machine.host_bytes for machine in known if machine.host_source == ASSUMED and machine.host_bytes}
     if not sizes:
@@ -209,7 +212,7 @@ class Answer:
         choice: the chosen plan; if none fits, the plan that lacks least memory.
         notes: remarks, a line each.
         alternatives: other plans, and why each was not chosen.
-        remedies: if no plan fits, changes with which one fits.
+        remedies: if no plan fits, changes that would make the run fit.
         trace: phase → bytes that a trace of the step measured; None where no trace was asked for.
     """
 
@@ -222,7 +225,7 @@ class Answer:
     trace: dict[str, int] | None = None
 
     def command(self, plan: Plan | None = None) -> str:
-        """The command that trains ``plan``, a plan of the same run; without one, the chosen plan."""
+        """The command line that trains as ``plan`` says, a plan for the same run; None: the chosen plan."""
         return launch_command(plan or self.choice, self.asked.base, self.asked.source, self.asked.fixed)
 
     def as_dict(self) -> Values:
@@ -250,7 +253,7 @@ class Answer:
         }
 
     def plan_as_dict(self, plan: Plan) -> Values:
-        """A plan of the same run as ``--json`` prints it, with its command."""
+        """A plan for the same run, with its command line, as ``--json`` prints it."""
         return plan.as_choice(self.command(plan))
 
 
@@ -297,13 +300,13 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 
 
 def _package(plan: Plan) -> Iterator[str]:
-    """At most one line: the package that the plan's command needs and this installation lacks."""
+    """At most one remark: to install DeepSpeed, if the plan needs it and it is not installed here."""
     if not is_installed(plan.run.parallel.spec):
         yield f"DeepSpeed is not installed here: {INSTALL} before the command"
 
 
 def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
-    """The plan and its remarks for a run without open settings, or on a machine whose memory is not known."""
+    """The plan for the run's settings as they are, without a search, and ``notes`` with further remarks."""
     run, machine = question.run, question.machine
     batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     plan, gave_way = fixed_in_room(question, batch)
@@ -319,7 +322,10 @@ def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tup
 
 
 def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
-    """The plan that the search finds, and its remarks. If none fits with the safety margin, it searches without one."""
+    """The plan that the search finds, and ``notes`` with further remarks.
+
+    If no plan fits with the safety margin, the search is repeated without the margin.
+    """
     roomed = choose_in_room(question)
     if roomed.found.best is None and question.margin:
         tight = choose_in_room(replace(question, margin=0.0))

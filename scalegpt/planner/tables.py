@@ -24,9 +24,9 @@ class Row:
     Attributes:
         name: the name of the preset or of the card.
         asked: the question.
-        given: the answer; None where the settings cannot work on the machine.
-        why_not: the error message where there is no answer; else None.
-        fits_without_offload: if the chosen plan offloads, whether a plan without offload fits too.
+        given: the planner's answer; None if the settings cannot work on the machine.
+        why_not: the error message if there is no answer; else None.
+        fits_without_offload: whether a plan without offload fits too; False if the chosen plan does not offload.
     """
 
     name: str
@@ -87,7 +87,7 @@ def over_presets(machine: Machine, flags: Values, calibration: Calibration, marg
 
 
 def over_cards(asked: Asked) -> list[Row]:
-    """A row for every card of the catalogue, with the run on as many cards as were asked for; the smallest memory first."""
+    """A row for every card of the catalogue, each with as many cards as ``asked`` has; the smallest memory first."""
     machine = asked.machine
     cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
     return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
@@ -101,7 +101,7 @@ def _row(name: str, asked: Asked) -> Row:
 
 
 def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
-    """The row with the largest model that fits; with ``without_offload``, the largest that fits without offload."""
+    """The row with the largest model that fits; None if none fits. ``without_offload``: only plans without offload count."""
     fitting = [row for row in rows if row.fits]
     if without_offload:
         fitting = [row for row in fitting if not row.offloads or row.fits_without_offload]
@@ -109,7 +109,7 @@ def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
 
 
 def presets_as_dict(machine: Machine, rows: list[Row]) -> Values:
-    """The table of presets as ``--json`` prints it; ``choice`` is the plan of the largest preset that fits, if one does."""
+    """The table of presets as ``--json`` prints it; its top level describes the largest preset that fits, else the first."""
     best = largest(rows)
     return {
         **(best or rows[0]).as_dict(),

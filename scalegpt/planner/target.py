@@ -1,4 +1,4 @@
-"""The target of plans: a machine, the measurements of earlier runs, and the memory to leave free."""
+"""The target of plans: a machine, the share of its memory to leave free, and measurements of earlier runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ class Target:
 
     Attributes:
         machine: the machine: its cards and its host.
-        calibration: measurements of earlier runs, which correct the overheads.
+        calibration: measurements of earlier runs, which correct the overheads (memory outside the step's tensors).
         margin: share of a card's memory to leave free.
     """
 
@@ -30,7 +30,7 @@ class Target:
     def of(
         cls, values: Mapping[str, Any], where: str, *, calibrated: bool = True, or_processor: bool = False
     ) -> "Target":
-        """The target that settings describe. If they name neither a card nor a memory size, it is the GPUs at hand.
+        """The target that settings describe; if they name neither a card nor a memory size, the GPUs at hand.
 
         Args:
             values: settings of :class:`~scalegpt.config.machine.MachineConfig`, by name.
@@ -53,7 +53,7 @@ class Target:
 
 
 def _machine(settings: MachineConfig, torch: str | None) -> Machine:
-    """The machine that the settings describe. A machine at hand without GPUs counts as a CPU only if ``gpu`` says so."""
+    """The machine that the settings describe, or the one at hand; its CPU is planned for only if ``gpu`` asks for it."""
     if not settings.at_hand:
         return Machine.of(settings, torch=torch)
     from scalegpt.hardware import detect  # imported here: if a card is named, the machine at hand is not examined
@@ -65,7 +65,7 @@ def _machine(settings: MachineConfig, torch: str | None) -> Machine:
 
 
 def _processor(settings: MachineConfig, torch: str | None) -> Machine:
-    """The CPU at hand as a machine.
+    """The CPU at hand as a machine to plan for.
 
     Raises:
         InputError: the settings ask for a number of GPUs or for several machines.

@@ -12,22 +12,23 @@ ROOT = Path("/")
 
 
 def available_bytes(root: Path = ROOT) -> int:
-    """Host memory that can still be allocated, in bytes: what the kernel has available and all control groups allow."""
+    """Bytes of host memory that can still be allocated: the least of the kernel's available memory and the cgroup limits."""
     import psutil
 
     return max(0, min([int(psutil.virtual_memory().available), *_rooms(root)]))
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Number of cores that this process may use, by its CPU affinity and its control groups' CPU quotas; at least 1."""
+    """Number of cores that this process may use: the least of its CPU affinity and its cgroups' CPU quotas, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
 
 
 def _rooms(root: Path) -> Iterator[int]:
-    """The bytes that each of our control groups with a memory limit can still allocate.
+    """For each cgroup of this process that has a memory limit: the bytes that can still be allocated within the limit.
 
-    A group's usage includes the file cache. Its inactive part counts as free, since the kernel drops it under pressure.
+    A cgroup's usage includes the file cache. The inactive part of the cache counts as free, since the kernel drops it when
+    memory is short.
     """
     for folder in _groups(root, ""):
         if (limit := kernel_number(folder / "memory.max")) is not None:
@@ -40,7 +41,7 @@ def _rooms(root: Path) -> Iterator[int]:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The CPU quota of each of our control groups that has one, in cores."""
+    """For each cgroup of this process that has a CPU quota: the quota, in cores."""
     for folder in _groups(root, ""):
         quota, _, period = kernel_text(folder / "cpu.max").partition(" ")
         if quota.isdecimal() and period.isdecimal() and int(period):
@@ -52,7 +53,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control group and of the groups that contain it.
+    """The folders of this process's cgroup and of the cgroups that contain it, the innermost first.
 
     ``controller`` is a controller of cgroup version 1, such as ``memory``. It is empty for version 2, which has one tree for
     all controllers.
@@ -80,6 +81,6 @@ def kernel_text(path: Path) -> str:
 
 
 def kernel_number(path: Path) -> int | None:
-    """The whole number in a file in ``/proc`` or ``/sys``; None if there is no such file, or it holds another text."""
+    """The whole number in a file in ``/proc`` or ``/sys``; None if there is no such file, or its text is not a number."""
     text = kernel_text(path)
     return int(text) if text.isdecimal() else None

@@ -18,7 +18,7 @@ LAUNCHER_MODULES = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed
 
 
 def train_command(launcher: str = "python", *options: str) -> str:
-    """The command that starts training here, without the run's own flags.
+    """The command line that starts training with this installation, without the run's flags.
 
     Args:
         launcher: ``python``, ``torchrun`` or ``deepspeed``.
@@ -31,7 +31,10 @@ def train_command(launcher: str = "python", *options: str) -> str:
 
 
 def program(name: str) -> list[str]:
-    """The words that start a program of this installation: its name if a shell finds the same program, else its path.
+    """The words of the command line that start a program of this installation.
+
+    They are the program's name if a shell finds the same program by it, else the program's path; if the program has no
+    script, ``python -m`` and its module.
 
     Args:
         name: ``python``, ``scalegpt``, ``torchrun`` or ``deepspeed``.
@@ -45,7 +48,7 @@ def program(name: str) -> list[str]:
 
 
 def script() -> Path | None:
-    """``launch/train.py`` of the checkout that this package belongs to; None for an installed wheel."""
+    """The path of ``launch/train.py`` in the checkout that this package belongs to; None for an installed wheel."""
     path = Path(__file__).resolve().parents[2] / "launch" / "train.py"
     return path if path.is_file() else None
 
@@ -58,9 +61,10 @@ def _target(launcher: str) -> list[str]:
 
 
 def _is_beside(one: Path, other: Path) -> bool:
-    """Whether two programs are in the same folder, so of the same installation.
+    """Whether two programs are in the same folder, and so belong to the same installation.
 
-    Only the folders' links are resolved: a virtual environment's interpreter is a link to an interpreter outside of it.
+    Symbolic links are resolved in the folders' paths, but not in the programs' own: in a virtual environment the
+    interpreter is a link to an interpreter elsewhere.
     """
     return os.path.realpath(one.parent) == os.path.realpath(other.parent)
 

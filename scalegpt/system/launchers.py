@@ -1,11 +1,12 @@
-"""The launcher processes that started this process as a rank, found by environment variables and ancestors; without torch.
+"""Finds the launcher processes (torchrun, DeepSpeed) that started this rank, by environment variables and ancestors.
 
 torchrun sets ``TORCHELASTIC_RUN_ID``, and its agent is an ancestor of each rank. DeepSpeed's ``launch.py`` sets
 ``CROSS_SIZE``, the number of machines, and is an ancestor of each rank. On one machine DeepSpeed's runner, the process that a
 user stops, is an ancestor of ``launch.py``. Wrappers may be between these processes.
 
-A launcher that ended before we looked is no longer an ancestor: its children now belong to the init process or a subreaper.
-:func:`is_orphan` distinguishes such a parent from a shell or program that started us with a launcher's variables set.
+A launcher that ended before we looked is no longer an ancestor: its children now have the init process or a subreaper as
+their parent. :func:`is_orphan` distinguishes such a parent from a shell or program that itself started this process with a
+launcher's variables set. Nothing here loads torch.
 """
 
 import os
@@ -27,12 +28,12 @@ Lives = Callable[[], bool]
 
 
 def under_launcher() -> bool:
-    """Whether torchrun or DeepSpeed's ``launch.py`` has set this process's variables."""
+    """Whether this process has environment variables that only torchrun or DeepSpeed's ``launch.py`` sets."""
     return TORCHRUN in os.environ or DEEPSPEED in os.environ
 
 
 def launchers() -> list[Lives]:
-    """One function for each launcher process that must run for this rank to continue; it returns whether the process runs.
+    """The launcher processes without which this rank must not continue: for each a function that returns whether it runs.
 
     The list is empty without a launcher, or if none is found. For a launcher that ended before we looked, the function
     returns False.
@@ -53,17 +54,17 @@ def launchers() -> list[Lives]:
 
 
 def starter() -> psutil.Process:
-    """The process that started this machine's ranks: torchrun's agent, DeepSpeed's ``launch.py``, else our parent."""
+    """The process that started this machine's ranks: torchrun's agent or DeepSpeed's ``launch.py``, else the parent."""
     is_starter = _is_agent if TORCHRUN in os.environ else _is_launch
     above = _ancestors()
     return next((process for process in above if is_starter(process)), above[0] if above else psutil.Process())
 
 
 def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
-    """Whether a process's present parent, which is no launcher, did not start the process but adopted it.
+    """Whether a process has lost the parent that started it, and ``parent``, its present parent, has adopted it.
 
-    That is so if the parent is the init process or a known reaper, or is in another session: a new process is in the session
-    of the parent that starts it.
+    This is so if ``parent`` is the init process or one of :data:`REAPERS`, or is in another session than the process: a
+    process starts in the session of the parent that starts it. ``parent`` must not be a launcher.
     """
     if os.environ.get("SLURM_TASK_PID") == str(process.pid):
         return False  # slurmstepd, which is also a reaper, started it
@@ -73,11 +74,11 @@ def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
         ours, theirs = os.getsid(process.pid), os.getsid(parent.pid)
     except OSError:  # a process of another user
         return False
-    return ours not in (theirs, process.pid)  # the leader of a session of its own, as torchrun's ranks are: no evidence
+    return ours not in (theirs, process.pid)  # a session leader, as torchrun's ranks are, differs anyway: no evidence
 
 
 def _ancestors() -> list[psutil.Process]:
-    """This process's ancestors, parent first, as far as the system shows them."""
+    """The ancestors of this process, its parent first, as far as the operating system shows them."""
     number = os.getppid()
     if number == 0:  # the first process of a container, or one started from outside of it
         return []
@@ -91,7 +92,11 @@ def _ancestors() -> list[psutil.Process]:
 def _watched(
     process: psutil.Process, above: Sequence[psutil.Process], is_launcher: Callable[[psutil.Process], bool]
 ) -> list[Lives]:
-    """The ancestors of a process to watch: its launcher, and the processes between the two."""
+    """For each ancestor up to the launcher of ``process``, the launcher included, a function that returns whether it runs.
+
+    ``above`` are the ancestors, the parent first. If no launcher is among them, only the parent counts: as a launcher that
+    has ended, if it has adopted ``process``; as a running launcher, if it runs Python; else not at all.
+    """
     at = next((index for index, each in enumerate(above) if is_launcher(each)), None)
     if at is not None:
         return [_lives(each) for each in above[: at + 1]]
@@ -102,7 +107,7 @@ def _watched(
 
 
 def _lives(process: psutil.Process) -> Lives:
-    """A function that returns whether this process is still running; a zombie is not."""
+    """A function that returns whether ``process`` is still running; a zombie counts as not running."""
     pid, birth = process.pid, birth_of(process.pid)
     return lambda: birth is not None and not has_ended(pid, birth)
 
@@ -137,7 +142,7 @@ def _runs_python(process: psutil.Process) -> bool:
 
 
 def _words(process: psutil.Process) -> list[str]:
-    """The words of a process's command line; empty if they are not visible to us, or the process has ended."""
+    """The words of a process's command line; empty if we may not read them, or the process has ended."""
     try:
         return process.cmdline()
     except psutil.Error:

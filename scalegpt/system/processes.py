@@ -1,8 +1,8 @@
-"""Identify processes across time by number and start, even if the wall clock is set meanwhile.
+"""Identifies a process by its number and its start, which together are not reused.
 
-Process numbers are reused, so a process is identified by its number and its start time. Most tools compute the start time in
-seconds since the epoch from the time of the boot, which changes when the wall clock is set. Linux itself records the start in
-clock ticks since the boot, which does not.
+A process number alone may be reused after the process has ended. Most tools give the start as seconds since the epoch, which
+they compute from the time of the boot, so the value changes when the wall clock is set. Linux itself records the start as
+clock ticks since the boot, and this value does not change.
 """
 
 import os
@@ -20,9 +20,9 @@ _ENDED = frozenset("ZXx")
 
 
 def birth_of(pid: int) -> str | None:
-    """The start of a process, as a text that no other process of the same number has; None without such a process.
+    """The start of the process ``pid``, as a text that tells it from all others with this number; None if it has ended.
 
-    On Linux it is the boot's id and the clock ticks from the boot to the start. Elsewhere it is seconds since the epoch.
+    On Linux the text is the boot's id and the clock ticks from boot to start, elsewhere the seconds since the epoch.
     """
     fields = _stat(pid)
     if fields:
@@ -34,9 +34,9 @@ def birth_of(pid: int) -> str | None:
 
 
 def has_ended(pid: int, birth: str) -> bool:
-    """Whether the process with this number and :func:`birth_of` has ended; a zombie counts as ended.
+    """Whether the process with number ``pid`` and start ``birth`` (:func:`birth_of`) has ended; a zombie counts as ended.
 
-    A process with another boot's id may be on another machine. Nothing is known of it here, so it counts as running.
+    If ``birth`` has another boot's id, the process may be on another machine. Since we cannot know, it counts as running.
     """
     if ":" in birth and birth.partition(":")[0] != boot_id():
         return False
@@ -53,17 +53,17 @@ def has_ended(pid: int, birth: str) -> bool:
 
 @cache
 def boot_id() -> str:
-    """The system's id of its present boot; empty if the system has no such id."""
+    """The id that Linux gives to its present boot; empty on other systems."""
     return kernel_text(Path("/proc/sys/kernel/random/boot_id"))
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` after the process's name; empty if there is no such file."""
+    """The fields of ``/proc/PID/stat`` that follow the process's name; empty if there is no such file."""
     return kernel_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 
 def own_birth() -> str:
-    """The start of this process, as :func:`birth_of` gives it."""
+    """The start of this process, in the form of :func:`birth_of`."""
     birth = birth_of(os.getpid())
     assert birth is not None
     return birth

@@ -33,7 +33,7 @@ class Ranks:
 def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE`` (torchrun) or ``LOCAL_SIZE`` (DeepSpeed).
 
-    ``environment`` None: this process's environment variables.
+    If ``environment`` is None, they are read from this process's environment variables.
 
     Raises:
         InputError: a variable is not a number, is missing although others are set, or contradicts another one.
@@ -62,7 +62,7 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 
 def ranks_or_alone(environment: Mapping[str, str] | None = None) -> Ranks:
-    """As :func:`read_ranks`, for messages: a process whose variables are invalid counts as one without other ranks."""
+    """Like :func:`read_ranks`, but never raise: if a variable is invalid, this process counts as the only rank."""
     try:
         return read_ranks(environment)
     except InputError:

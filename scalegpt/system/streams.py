@@ -1,7 +1,7 @@
 """Standard streams that may be missing or unwritable: a training run continues without them.
 
-A run's metrics and status files record what it prints. So the run must not end if the reader of its pipe ends, its terminal
-is closed, or its log file is on a full disk.
+A run prints only what its metrics and status files record too. So it does not end if its output is lost: if the process that
+reads its pipe ends, its terminal is closed, or its log file is on a full disk.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ _NOBODY_READS = frozenset({errno.EPIPE, errno.EBADF})
 
 
 def open_missing() -> None:
-    """Open the null device in place of each standard stream that the caller has closed (``>&-``).
+    """Open the null device in place of each standard stream that the caller has closed, as a shell does with ``>&-``.
 
-    If the descriptor stayed free, the next file to be opened would get it, and libraries would print into that file.
+    If the stream's descriptor stayed free, the next file to be opened would get it, and output would go into that file.
     """
     for descriptor, name in enumerate(_NAMES):
         try:
@@ -40,10 +40,10 @@ class LastingStream:
 
     Args:
         stream: the stream to write to.
-        fallback: another stream, to which the first failure is reported; None: it is not reported.
+        fallback: another stream, on which the first failure is reported; None: it is not reported.
 
     Attributes:
-        lost: the reason why the first failed write failed; None if no write has failed.
+        lost: the reason of the first failure; None if no write has failed.
     """
 
     def __init__(self, stream: TextIO, fallback: TextIO | None = None) -> None:
@@ -78,13 +78,13 @@ class LastingStream:
                     self._fallback.flush()
 
     def _silence(self) -> None:
-        """Redirect the stream's descriptor to the null device, for buffered text and other libraries' output too."""
+        """Redirect the stream's descriptor to the null device, so that buffered text and libraries' output go there too."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
 
     def __getattr__(self, name: str) -> Any:
-        """Get any other attribute from the stream."""
+        """Get an attribute that this class does not define from the wrapped stream."""
         return getattr(self._stream, name)
 
 
@@ -94,7 +94,7 @@ def lasting(stream: TextIO, fallback: TextIO | None = None) -> LastingStream:
 
 
 def outlast_standard_streams() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never fail; rank 0 reports a lost output."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never fail; rank 0 reports a lost standard output."""
     first = ranks_or_alone().rank == 0
     error = lasting(sys.stderr)
     output = lasting(sys.stdout, cast(TextIO, error) if first else None)
@@ -102,7 +102,7 @@ def outlast_standard_streams() -> None:
 
 
 def lost_output() -> str | None:
-    """The standard streams to which a write failed, each with the reason, as text; None if no write failed."""
+    """A text that names the standard streams to which a write failed, each with the reason; None if no write failed."""
     streams = {"standard output": sys.stdout, "standard error": sys.stderr}
     lost = [f"{name}: {each.lost}" for name, each in streams.items() if isinstance(each, LastingStream) and each.lost]
     return "; ".join(lost) or None

@@ -1,4 +1,4 @@
-"""Advice beside a chosen plan: why each alternative was not chosen, and what would fit if no plan fits."""
+"""Advice beside a chosen plan: why each alternative was not chosen; if no plan fits, changes that would make the run fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,16 +17,16 @@ from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
 
 MOST_CARDS = 64
-"""The largest number of cards that is tried as a remedy where a model does not fit."""
+"""The largest number of cards that is tried for a run that does not fit on the cards as asked."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A plan that was not chosen.
+    """The best plan with one setting at another value than in the chosen plan, and why it was not chosen.
 
     Attributes:
-        plan: the best plan of its kind; if none of the kind fits, the one that lacks least memory.
-        differs: the settings that differ from the chosen plan's, as flags with this plan's values.
+        plan: the best such plan that fits; if none fits, the plan that lacks least memory.
+        differs: all settings in which ``plan`` differs from the chosen plan, as flags with the values of ``plan``.
         why_not: why it was not chosen.
     """
 
@@ -36,10 +36,10 @@ class Alternative:
 
 
 def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
-    """The best plan of each other kind. A kind has one setting fixed at another value than the chosen plan has.
+    """For each setting and each other value of it than the chosen plan's: the best plan with this value.
 
-    The order is: other layouts, recompute, loss, a larger micro batch, and all cards if the chosen plan uses fewer. Settings
-    that the user fixed are not varied.
+    The settings, in this order: layout (backend, ZeRO stage, offload), recompute, loss, micro batch (only the next larger
+    one), and the number of cards (all, if the chosen plan uses fewer). Settings that the user fixed are not varied.
     """
     question = with_tokens(question)  # the tokens per step of all cards, even if the chosen plan uses fewer
     seen = {_signature(chosen)}
@@ -83,10 +83,10 @@ def _others(question: Question, chosen: Plan) -> Iterator[Found]:
 
 
 def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
-    """Plans to try where a plan ran out of memory: one with a smaller micro batch, and one with heavier recompute.
+    """Plans to try after a plan ran out of memory: one with a smaller micro batch, and one with heavier recompute.
 
-    Each changes the plan as little as possible, among those with a smaller predicted peak that are not predicted to exceed
-    the memory. The tokens per step stay the same.
+    Each of the two has the smallest change that lowers the predicted peak and is not predicted to exceed the memory. A plan
+    for which there is no such change is left out. The tokens per step stay the same.
     """
     batch, train = plan.batch, plan.run.train
     per_rank = batch.micro_batch * batch.grad_accum
@@ -156,7 +156,7 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change with which the run fits.
+    """A change that makes a run fit which does not fit as asked.
 
     Attributes:
         what: the change in words.
@@ -168,7 +168,11 @@ class Remedy:
 
 
 def remedies(question: Question) -> list[Remedy]:
-    """Changes with which the run fits: fixed settings set free, more of these cards, the smallest card that is enough."""
+    """Changes that make the run fit: let the planner choose the fixed settings, use more cards, or use a larger card.
+
+    At most one change of each kind is listed: the number of cards is doubled until the run fits, and the larger card is the
+    smallest on which it fits.
+    """
     found = [_set_free(question), _more_cards(question), _larger_card(question)]
     return [remedy for remedy in found if remedy is not None]
 

@@ -1,4 +1,4 @@
-"""Finds which micro batches of a scheme fit a card, one at a time and only as far as the search needs."""
+"""Finds the largest micro batch of a scheme (layout, recompute, loss) that fits a card, with few memory predictions."""
 
 import bisect
 
@@ -8,25 +8,25 @@ from scalegpt.planner.search.costs import SchemeCosts
 
 
 class Bracket:
-    """The micro batches of one scheme that may be the largest that fits; each prediction narrows them.
+    """The range of micro batches of one scheme in which the largest that fits must be; each prediction narrows the range.
 
-    Memory grows almost linearly with the micro batch, so interpolation shows which one to predict next. Predictions that
-    exist already, made for other cards, are used first. The growth has two exceptions, near the largest micro batches. With
-    a single micro step no accumulated gradients are held. With two micro steps FSDP2 has no middle micro step, in which whole
-    gradients are held and none is reduced. Either case may take less memory than a smaller micro batch, so these micro
-    batches are predicted one by one.
+    Memory grows almost linearly with the micro batch, so interpolation shows which one to predict next. Memory predictions
+    that were cached for other cards are used first. At the largest micro batches there are two exceptions to the growth.
+    If a step has a single micro step, no accumulated gradients are held. If it has two, FSDP2 has no middle micro step,
+    in which whole gradients are held and none is reduced. In both cases a larger micro batch may take less memory than a
+    smaller one, so these micro batches are predicted one by one, without interpolation.
 
     Attributes:
         costs: the work and the memory of the scheme.
         sizes: the micro batches to choose from, in rising order.
-        low: an index into ``sizes``; the micro batch just before it is known to fit. 0: none is known to fit.
-        high: an index into ``sizes``; no micro batch from it on fits. Equal to ``low`` once the largest that fits is known.
+        low: an index into ``sizes``; ``sizes[low - 1]`` is known to fit. 0: none is known to fit.
+        high: an index into ``sizes``; ``sizes[high]`` and larger ones do not fit. ``low == high``: the search is over.
         bounded: whether :meth:`bound` or :meth:`close` was called.
 
     Args:
         costs: see the attribute.
         sizes: see the attribute.
-        overheads: the memory of such a run on the card outside the step's tensors.
+        overheads: the memory on the card outside the step's tensors, such as the CUDA context.
         limit: bytes that a plan may take on each card.
     """
 
@@ -39,15 +39,15 @@ class Bracket:
 
     @property
     def largest(self) -> int:
-        """The largest micro batch that may still fit."""
+        """The largest micro batch that is not excluded."""
         return self.sizes[self.high - 1]
 
     def fits(self, micro: int) -> bool:
-        """Whether a micro batch fits."""
+        """Whether the predicted memory of a micro batch is within the limit."""
         return self._total(micro) <= self.limit
 
     def bound(self) -> None:
-        """Exclude the micro batches whose lower bound on memory exceeds the limit."""
+        """Exclude the largest micro batches as long as a lower bound on their memory exceeds the limit."""
         self.bounded = True
         run_costs, scheme = self.costs.run_costs, self.costs.scheme
         self._below = 0, self.overheads.total_bytes(run_costs.state_bytes[scheme.layout])
@@ -63,7 +63,7 @@ class Bracket:
         self.bounded, self.high = True, 0
 
     def probe(self) -> None:
-        """Narrow the range: test the micro batches that are predicted already, then one more."""
+        """Narrow the range: compare cached memory predictions with the limit, then predict one more micro batch."""
         run_costs, layout = self.costs.run_costs, self.costs.scheme.layout
         apart = 3 if layout.spec is FSDP and layout.stage != 3 else 2
         if self.high == len(self.sizes) or run_costs.per_rank // self.largest < apart:
@@ -77,7 +77,7 @@ class Bracket:
             self._settle(self._between())
 
     def _settle(self, place: int) -> bool:
-        """Whether the micro batch at this index fits; narrows the range by the result."""
+        """Narrow the range by the micro batch at index ``place``, and return whether it fits."""
         micro = self.sizes[place]
         total = self._total(micro)
         if total > self.limit:
@@ -87,7 +87,7 @@ class Bracket:
         return True
 
     def _between(self) -> int:
-        """The index in [low, high) of the largest micro batch that fits if memory is linear between the known bounds."""
+        """The index in [low, high) of the largest micro batch that fits by linear interpolation of the known bytes."""
         (below, least), (above, most) = self._below, self._above
         slope = (most - least) / max(1, above - below)
         guess = below + (self.limit - least) / slope if slope > 0 else self.largest

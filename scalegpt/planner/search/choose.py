@@ -4,20 +4,20 @@ Settings that the user fixed are kept. All combinations of the others are consid
 recompute, loss, and every micro batch that divides the step. Fewer cards than the machine has are considered too, since
 communication may cost more time than further cards save. Tokens per step stay as they are.
 
-Extra machinery must pay for itself. It is offload, each heavier kind of recompute, and sharding, DeepSpeed or a loss that
-the run does not name. Each kind must win by more than :data:`ERROR`, the time model's own error, so times are compared with
-that margin added for each kind (:func:`handicap`). Times that then differ by less than :data:`TIE` are a tie, and the
-simpler scheme wins. These come first, in this order: nothing offloaded, less recompute, the layout that the preset names,
-``plain`` before ``fsdp`` before ``deepspeed``, a lower stage, the preset's loss. For this, times are sorted into classes of
-that relative width (:func:`time_class`).
+Extra machinery (offload, each heavier kind of recompute, and sharding, DeepSpeed or a loss that the run does not name) must
+pay for itself: each kind must save more than :data:`ERROR`, the error of the time model. So each kind multiplies a plan's
+time by 1 + ERROR before plans are compared (:func:`handicap`). These times are sorted into classes of the relative width
+:data:`TIE` (:func:`time_class`). Within a class times count as equal, and the simpler scheme (layout, recompute, loss) wins:
+nothing offloaded before offload, then less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before
+``deepspeed``, a lower stage, the preset's loss (:func:`simplicity`).
 
-The search predicts memory only where it may decide. Three facts make that possible: heavier recompute is never faster at
-the same micro batch; memory grows with the micro batch (with the exceptions in :mod:`scalegpt.planner.search.bracket`); and
-only the fastest plan is wanted. A queue orders schemes by a lower bound on their time: the time of the scheme's fastest
-micro batch that is not known to exceed the card. In each round the first scheme of the queue is examined, which excludes
-some of its micro batches or settles which one it gets. If a scheme cannot have its fastest micro batch, the same scheme with
-heavier recompute joins the queue. ``tests/planner/test_search.py`` compares the results with brute force over the whole
-space.
+The search predicts memory only where the result may decide. Three facts make that possible: heavier recompute is never faster
+at the same micro batch; memory grows with the micro batch (with the exceptions in :mod:`scalegpt.planner.search.bracket`);
+and only the fastest plan is wanted. A queue orders schemes by a lower bound on their time: the time with the fastest micro
+batch that has not been excluded for its memory. Each round takes the first scheme from the queue. It either excludes some of
+the scheme's micro batches or finds the fastest one that fits. If the scheme's fastest micro batch turns out not to fit, the
+same scheme with heavier recompute joins the queue. ``tests/planner/test_search.py`` compares the results with brute force
+over the whole space.
 """
 
 import heapq
@@ -41,7 +41,7 @@ from scalegpt.planner.search.ranking import Key, key_of, plan_key, time_class
 
 
 def choose(question: Question) -> Found:
-    """The fastest plan that fits; of equally fast plans the simplest.
+    """Find the fastest plan that fits; of plans in one time class the simplest.
 
     Raises:
         InputError: the tokens per step do not divide among the ranks, or the fixed settings do not work together.
@@ -55,7 +55,7 @@ def choose(question: Question) -> Found:
 
 
 def with_tokens(question: Question) -> Question:
-    """The question with its tokens per step set, so that they stay the same if fewer cards are used."""
+    """The question with ``tokens_per_step`` set, if it is None, to the tokens on all cards, which fewer cards then keep."""
     run = question.run
     if run.train.tokens_per_step is not None:
         return question
@@ -64,14 +64,21 @@ def with_tokens(question: Question) -> Question:
 
 
 def best_of_layout(question: Question, layout: ParallelConfig) -> Found:
-    """The fastest plan that fits and has this layout."""
+    """Find the fastest plan with this layout that fits."""
     search = _Search(with_tokens(question), (layout,))
     best = search.run()
     return Found(best) if best is not None else Found(None, search.closest())
 
 
 class _Entry(NamedTuple):
-    """A scheme in the queue. Without ``micro`` its key is a lower bound; with it, the key of that settled micro batch."""
+    """A scheme in the queue.
+
+    Attributes:
+        key: the sort key; without ``micro`` it is a lower bound.
+        order: the number of the entry, which decides between equal keys.
+        bracket: the scheme and its range of micro batches.
+        micro: the fastest micro batch that fits, if it is known; else None.
+    """
 
     key: Key
     order: int
@@ -80,7 +87,7 @@ class _Entry(NamedTuple):
 
 
 class _Search:
-    """The search over the ranks of one machine.
+    """The search for the best plan on all cards of the question's machine.
 
     Args:
         question: the question, with its tokens per step set.
@@ -136,7 +143,7 @@ class _Search:
         return tuple(size for size in self.micro_batches if _is_allowed(self.costs.schemes[scheme], size))
 
     def run(self, limit: float = math.inf) -> Plan | None:
-        """The best plan that fits and whose time class is below ``limit``; None: there is no such plan."""
+        """Search for the best plan that fits and whose time class is below ``limit``; None: there is no such plan."""
         while self.queue:
             entry = heapq.heappop(self.queue)
             if entry.key[0] >= limit:
@@ -147,7 +154,7 @@ class _Search:
         return None
 
     def closest(self) -> Plan:
-        """The plan that lacks least memory, among those with the smallest micro batch and the heaviest recompute."""
+        """The plan nearest to fitting, of all layouts and losses with the smallest micro batch and the heaviest recompute."""
         plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
         return min(plans, key=lambda plan: (plan.shortage, plan.total_bytes))
 
@@ -163,9 +170,9 @@ class _Search:
     # --- the micro batches of a scheme ---------------------------------------------------------------------------------
 
     def _by_speed(self, each: Bracket) -> list[int]:
-        """The largest micro batch that may still fit and the smaller ones that may be faster, the fastest first.
+        """The largest micro batch that may still fit, and the smaller ones that may be faster, the fastest first.
 
-        A smaller micro batch can be faster only with the chunked loss, if its tokens need fewer chunks per step.
+        A smaller micro batch can be faster only with the chunked loss, if the loss then runs in fewer chunks per step.
         """
         costs, largest = each.costs, each.largest
         rivals = self.costs.fewer_chunks[each.sizes, each.high] if costs.scheme.loss == "chunked" else ()
@@ -174,7 +181,7 @@ class _Search:
         return sorted((largest, *rivals), key=lambda size: costs.totals[size].seconds(self.rates))
 
     def _examine(self, each: Bracket) -> None:
-        """Narrow down which micro batch a scheme gets, and queue the scheme again with its new key."""
+        """Exclude micro batches of a scheme that do not fit, and queue the scheme again if at least one is left."""
         hoped, now = self._by_speed(each)[0], None
         if each.bounded:
             each.probe()
@@ -192,7 +199,7 @@ class _Search:
             self._push_heavier(each)
 
     def _push_heavier(self, each: Bracket) -> None:
-        """Queue the same scheme with the next heavier recompute, which may fit with a faster micro batch."""
+        """Queue the same scheme with the next heavier recompute, so that a larger, faster micro batch may fit."""
         scheme = each.costs.scheme
         self.made_heavier.add(scheme)
         heavier = self.recomputes.index(scheme.recompute) + 1
@@ -200,7 +207,7 @@ class _Search:
             self._push(self._bracket(scheme._replace(recompute=self.recomputes[heavier]), each.sizes))
 
     def _fits_host(self, each: Bracket) -> bool:
-        """Whether host memory has room for what the scheme offloads, which does not depend on the micro batch."""
+        """Whether host memory can hold the scheme's offloaded tensors, whose size does not depend on the micro batch."""
         machine = self.question.machine
         if machine.host_bytes is None or each.costs.scheme.layout.offload == "none":
             return True
@@ -223,7 +230,7 @@ def _is_allowed(costs: SchemeCosts, micro: int) -> bool:
 
 
 def _on_fewer_cards(whole: _Search, best: Plan | None) -> Plan | None:
-    """A plan on fewer cards if its time class is below that of ``best``, the best plan on all cards; else ``best``."""
+    """The best plan on fewer cards if its time class is lower than that of ``best``, the plan on all cards; else ``best``."""
     question, machine = whole.question, whole.question.machine
     sequences = whole.costs.per_rank * machine.ranks
     least = whole.estimator.least_seconds(question.run) * sequences
@@ -240,7 +247,10 @@ def _on_fewer_cards(whole: _Search, best: Plan | None) -> Plan | None:
 
 
 def _fewer_cards(machine: Machine, sequences: int) -> list[tuple[int, int]]:
-    """(machines, cards in each) with fewer cards in total that divide the sequences of a step; the most cards first."""
+    """Pairs (machines, cards in each) with fewer cards than the machine has, among which a step's sequences divide evenly.
+
+    Pairs with the most cards come first.
+    """
     sizes = itertools.product(range(1, machine.nodes + 1), range(1, machine.gpus + 1))
     fewer = [size for size in sizes if size[0] * size[1] < machine.ranks and sequences % (size[0] * size[1]) == 0]
     return sorted(fewer, key=lambda size: (-size[0] * size[1], size[0]))

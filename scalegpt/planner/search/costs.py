@@ -1,6 +1,6 @@
-"""The work and the memory of a run's configurations over a number of ranks.
+"""The costs of a run's configurations: the work of a step (FLOPs, bytes, kernels, communication) and its memory.
 
-Both depend on the card only through its attention kernel, and are computed once for all cards.
+The costs depend on the card only through its attention kernel. So they are computed once for all cards with the same kernel.
 """
 
 from collections.abc import Callable
@@ -35,14 +35,14 @@ class Memo(dict[K, V]):
 
 
 class RunCosts:
-    """The costs (work and memory) of a run over a number of ranks, with any scheme and micro batch.
+    """The costs (work and memory) of a run over ``ranks`` ranks, for any scheme (layout, recompute, loss) and micro batch.
 
     Attributes:
-        per_rank: sequences of a step on each rank.
+        per_rank: sequences of an optimizer step on each rank.
         schemes: scheme → the costs of the run with this scheme.
-        fewer_chunks: (micro batches, index) → the micro batches before the index with which a step has fewer chunks of the
-            loss than with the one just before the index.
-        state_bytes: layout → bytes of weights and optimizer state on a rank; 0 with offload.
+        fewer_chunks: (micro batches, ``high``) → those of the first ``high`` micro batches with which a step has fewer
+            loss chunks than with the last of them.
+        state_bytes: layout → bytes of weights and optimizer state on a rank; 0 with offload, which is still a lower bound.
 
     Args:
         run: the run, with its tokens per step and its precision.
@@ -64,16 +64,16 @@ class RunCosts:
 
     @classmethod
     def of(cls, run: RunConfig, ranks: int, kernel: str, compiled: bool) -> "RunCosts":
-        """The costs of a run, cached: the same object for any scheme that ``run`` has and for kernels counted alike."""
+        """The costs of a run, cached; the scheme and the micro batch of ``run`` itself do not matter."""
         batch = BatchPlan(1, sequences_per_rank(run, ranks), ranks, run.model.block_size)
         return _costs(_PLAIN.applied(run, batch), ranks, counted_as(kernel), compiled)
 
     def batch(self, micro: int) -> BatchPlan:
-        """The division of the step into micro batches of ``micro`` sequences, which must divide it."""
+        """The step divided into micro batches of ``micro`` sequences; ``micro`` must divide the sequences per rank."""
         return BatchPlan(micro, self.per_rank // micro, self.ranks, self.run.model.block_size)
 
     def least_bytes(self, scheme: Scheme, micro: int) -> int:
-        """A lower bound on the predicted bytes of a step; cheaper to compute than the prediction."""
+        """A lower bound on the predicted peak bytes of a step; it is faster to compute than the prediction."""
         return self.state_bytes[scheme.layout] + self._kept[scheme.recompute, scheme.loss, micro]
 
     def _fewer_chunks(self, key: tuple[tuple[int, ...], int]) -> tuple[int, ...]:
@@ -89,13 +89,13 @@ class RunCosts:
         return int(states["weights"] + states["optimizer"])
 
     def _kept_bytes(self, key: tuple[str, str, int]) -> int:
-        """(recompute, loss, micro batch) → a lower bound on the bytes that a step holds besides the states."""
+        """A lower bound on a step's bytes without weights and optimizer state; ``key`` is (recompute, loss, micro batch)."""
         recompute, loss, micro = key
         return kept_bytes(self.kernel, Scheme(_PLAIN.layout, recompute, loss).applied(self.run, self.batch(micro)))
 
 
 class SchemeCosts:
-    """The costs (work and memory) of a run with one scheme.
+    """The costs (work and memory) of a run with one scheme (layout, recompute, loss), by micro batch.
 
     Attributes:
         runs: micro batch → the run with the scheme and this micro batch.

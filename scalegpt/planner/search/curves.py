@@ -1,4 +1,4 @@
-"""Curves of memory over micro batch: the plan with every division of its step, for each recompute."""
+"""Curves of memory over micro batch size: a plan with every possible micro batch, for each recompute policy."""
 
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.errors import InputError
@@ -11,7 +11,7 @@ Curves = dict[str, dict[int, Plan]]
 
 
 def memory_curves(question: Question, plan: Plan) -> Curves:
-    """The plan with every recompute and every micro batch that divides its step on each rank; all else stays as it is.
+    """The plan with every recompute policy and every micro batch that divides the sequences per rank of its step.
 
     Micro batches are in rising order. One that the run's own DeepSpeed file forbids is skipped.
 

@@ -1,4 +1,4 @@
-"""The layouts (backend, ZeRO stage and offload) that a question leaves open."""
+"""The layouts (backend, ZeRO stage and offload) that a question lets the planner choose from."""
 
 import itertools
 from functools import lru_cache
@@ -11,10 +11,10 @@ from scalegpt.planner.search.question import Question
 
 
 def layouts(question: Question) -> tuple[ParallelConfig, ...]:
-    """The layouts to choose from: the run's own if all its settings are fixed, else all that work; the simplest first.
+    """The layouts to choose from: all that work and have the values that the user fixed, the simplest first.
 
-    Over one rank sharding divides nothing: it is considered only with offload, or if the stage is fixed. On a CPU offload is
-    not considered, since its memory is the host's.
+    Over one rank sharding saves nothing, so it is considered only with offload, or if the user fixed the stage. On a CPU
+    offload is not considered, since the run is in host memory already.
 
     Raises:
         InputError: no layout has all the fixed settings.
@@ -54,7 +54,10 @@ def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tu
 
 
 def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:
-    """A layout, or None where no backend supports it. It has the run's own DeepSpeed file if it equals the run's layout."""
+    """The layout with these settings; None where the backend does not support them.
+
+    A layout equal to ``own``, the run's, keeps the run's DeepSpeed file.
+    """
     same = backend == own.backend and stage == own.stage and offload == own.offload
     return _made(backend, stage, offload, own.ds_config if same else None)
 

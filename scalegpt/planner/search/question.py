@@ -21,11 +21,11 @@ class Question:
     """The question that a search answers: a run, a machine, and the settings that may be chosen.
 
     Attributes:
-        run: the run. Its own layout and loss count as the simplest even where they are open, since a preset names them.
+        run: the run. The layout and the loss that it has count as the simplest, even where others may be chosen.
         machine: the machine that it runs on.
         open: names of the settings that may be chosen.
         margin: share of the card's memory to leave free.
-        calibration: measurements that correct the overheads.
+        calibration: measurements that correct the overheads (memory outside the step's tensors).
         fewer: whether fewer cards than the machine has may be used.
         backends: names of the backends to choose from, if ``backend`` is open.
     """
@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 
 class Scheme(NamedTuple):
-    """The choices that decide how a step is computed, apart from its micro batch: layout, recompute and loss."""
+    """The layout (backend, ZeRO stage, offload), the recompute policy and the loss of a run, without its micro batch."""
 
     layout: ParallelConfig
     recompute: str
@@ -70,7 +70,7 @@ class Scheme(NamedTuple):
         return cls(run.parallel, run.train.recompute, run.train.loss)
 
     def applied(self, run: RunConfig, batch: BatchPlan) -> RunConfig:
-        """The run with this scheme, and with the micro batch and the tokens per step of ``batch``."""
+        """``run`` with this scheme, and with the micro batch and the tokens per step of ``batch``."""
         train = run.train.changed(
             recompute=self.recompute, loss=self.loss, micro_batch=batch.micro_batch, tokens_per_step=batch.tokens
         )

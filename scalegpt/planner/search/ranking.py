@@ -1,4 +1,4 @@
-"""Ranks plans: by time, with a margin for each kind of extra machinery, and by simplicity where times tie."""
+"""Ranks plans by time, multiplied by a factor for each kind of extra machinery (see ``choose``), then by simplicity."""
 
 import math
 from functools import lru_cache
@@ -17,29 +17,29 @@ ERROR = 0.082
 
 Simplicity = tuple[int, int, bool, int, int, bool]
 Key = tuple[int, Simplicity, float]
-"""The sort key of a plan: time class, simplicity, seconds. Class and seconds include the margins of the plan's machinery."""
+"""The sort key of a plan: time class, simplicity, seconds. Class and seconds include the factor :func:`handicap`."""
 
 
 def time_class(seconds: float) -> int:
-    """The number of the class of times that count as equal to ``seconds``, margins included.
+    """The number of the time class of ``seconds``, a step's time multiplied by its plan's :func:`handicap`.
 
-    Fixed classes keep choices consistent when a machine improves. More memory, more cards or a faster card never raise the
-    least time, margins included, of all plans that fit. The chosen plan is in the class of that least time, so its class
-    never rises either. Its time without the margins may rise if a simpler plan has come to fit: by less than a tie plus the
-    margins of the machinery that is no longer needed. Such rises do not add up over several improvements. To exclude them,
-    the search would have to choose the fastest plan even if it is faster by almost nothing.
+    Times in one class count as equal. The classes are fixed, so that choices stay consistent when a machine improves. More
+    memory, more cards or a faster card never raise the least of these multiplied times over all plans that fit. The chosen
+    plan is in the class of this least time, so its class never rises. Its real time may rise if a simpler plan now fits,
+    but by less than :data:`TIE` plus the handicap of the machinery that is no longer needed. Such rises do not add up over
+    several improvements. To exclude them, the search would have to choose a more complex plan for almost no gain.
     """
     return math.floor(math.log(seconds) / math.log1p(TIE))
 
 
 @lru_cache(maxsize=4096)
 def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
-    """The number of kinds of extra machinery in a scheme; each must pay for itself.
+    """The number of kinds of extra machinery in a scheme: offload, sharding, DeepSpeed, recompute, another loss.
 
     Args:
         scheme: the scheme.
-        own: the run's own scheme; its layout and its loss do not count as machinery.
-        ranks: data-parallel ranks; over one, the ZeRO stage divides nothing.
+        own: the scheme of the run as the user asked for it; its layout and its loss do not count as machinery.
+        ranks: data-parallel ranks; over one rank the ZeRO stage shards nothing.
     """
     layout = scheme.layout
     named = (layout.backend, layout.stage) == (own.layout.backend, own.layout.stage)
@@ -53,13 +53,13 @@ def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
 
 
 def handicap(scheme: Scheme, own: Scheme, ranks: int) -> float:
-    """The factor on a scheme's time before it is compared: 1 + :data:`ERROR` for each kind of machinery."""
+    """The factor that multiplies a scheme's time before times are compared: 1 + :data:`ERROR` per kind of machinery."""
     return float((1 + ERROR) ** machinery(scheme, own, ranks))
 
 
 @lru_cache(maxsize=4096)
 def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
-    """A sort key that puts simpler schemes first; the layout and the loss of ``own``, the run's scheme, are the simplest."""
+    """A sort key that puts simpler schemes first; the layout and the loss of ``own`` (the run as asked) are the simplest."""
     layout = scheme.layout
     return (
         OFFLOADS.index(layout.offload),
@@ -72,11 +72,11 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
 
 
 def key_of(seconds: float, scheme: Scheme, own: Scheme, ranks: int) -> Key:
-    """The sort key of a scheme that takes ``seconds`` a step, among schemes for the same run, whose own scheme is ``own``."""
+    """The sort key of a scheme with steps of ``seconds``; ``own`` is the scheme of the run as the user asked for it."""
     seconds *= handicap(scheme, own, ranks)
     return time_class(seconds), simplicity(scheme, own), seconds
 
 
 def plan_key(plan: Plan, run: RunConfig) -> Key:
-    """The sort key of a plan, among plans for the same run."""
+    """The sort key of a plan; ``run`` is the run as the user asked for it."""
     return key_of(plan.seconds, Scheme.of(plan.run), Scheme.of(run), plan.machine.ranks)

@@ -1,9 +1,9 @@
-"""What a run gives up where memory is short, before its plan is refused; planner and trainer use the same rules.
+"""Ways to save memory that cost speed, tried before a plan is refused; planner and trainer use the same rules.
 
 On a CPU a run normally keeps freed memory for reuse, and copies its state so that a checkpoint is written while training
-continues. If memory is short, it first returns freed memory to the system, which makes steps slower. If that is not enough,
-it also gives up the copy, and training waits for its checkpoints. On a GPU the copy is in host memory, beside offloaded
-tensors. Without room for it there, training waits too.
+continues. If memory is short, the run first returns freed memory to the system, which makes steps slower. If that is not
+enough, the run also omits the copy, and training waits for its checkpoints. On a GPU the copy is in host memory, beside
+offloaded tensors. If host memory is too small for both, training waits for its checkpoints too.
 """
 
 from collections.abc import Iterator
@@ -22,23 +22,24 @@ WAITS = "training waits for its checkpoints: memory has no room for the copy tha
 
 @dataclass(frozen=True)
 class Roomed:
-    """The result of a search, and remarks on what was given up for it, a line each."""
+    """The result of a search, and a one-line remark on each saving that it needs (see the module)."""
 
     found: Found
     notes: tuple[str, ...] = ()
 
 
 def choose_in_room(question: Question) -> Roomed:
-    """The plan with the least recompute that fits; of several such plans, the one that gives up least speed.
+    """Search with more and more memory savings; return the plan with the least recompute, then the fewest savings.
 
-    Recompute costs more time than anything that is given up here.
+    Less recompute comes first, since recompute costs more time than any of these savings. If no plan fits, the result is
+    that of the search with all savings.
 
     Raises:
         InputError: as for :func:`~scalegpt.planner.search.choose.choose`.
     """
     lightest = 0 if "recompute" in question.open else RECOMPUTE.index(question.run.train.recompute)
     ways: list[Roomed] = []
-    fitting: dict[int, Roomed] = {}  # index of recompute → the first result that has it, which gives up least
+    fitting: dict[int, Roomed] = {}  # index in RECOMPUTE → the first result with it, which has the fewest savings
     for each, notes in _ways(question):
         ways.append(Roomed(choose(each), notes))
         best = ways[-1].found.best
@@ -50,7 +51,9 @@ def choose_in_room(question: Question) -> Roomed:
 
 
 def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str, ...]]:
-    """The plan of a run without open settings, and what is given up for it. If none fits, the one that gives up most.
+    """The plan of a run without open settings with the fewest savings that make it fit, and remarks on the savings.
+
+    If no plan fits, it is the plan with all savings.
 
     Raises:
         InputError: as for :func:`~scalegpt.planner.plan.make_plan`.
@@ -66,12 +69,12 @@ def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str
 
 
 def _ways(question: Question) -> Iterator[tuple[Question, tuple[str, ...]]]:
-    """The question as asked; on a CPU, then the question with more and more given up, and remarks on that."""
+    """The question as asked; on a CPU then the question with more and more memory savings, each with remarks on them."""
     yield question, ()
     if question.machine.is_gpu:
         return
     notes: tuple[str, ...] = ()
-    if question.machine.ranks == 1:  # over several ranks no saving was measured
+    if question.machine.ranks == 1:  # measurements over several ranks showed no saving
         question, notes = replace(question, machine=replace(question.machine, keeps_freed_memory=False)), (GIVES_BACK,)
         yield question, notes
     if question.run.train.async_checkpoint:
@@ -84,9 +87,9 @@ def _waiting(question: Question) -> Question:
 
 
 def _without_copy(roomed: Roomed) -> Roomed:
-    """The result without the checkpoint copy if the host of a GPU has no room for it; else the result unchanged.
+    """The result with the checkpoint copy omitted if the copy does not fit host memory beside a GPU; else unchanged.
 
-    If the size of host memory is only assumed, a remark is added and the copy stays: the trainer decides by the real size.
+    If the size of host memory is only assumed, the copy stays and a remark is added: the trainer decides by the real size.
     """
     best = roomed.found.best
     if best is None or best.copy_fits or not best.checkpoint_copy_bytes:

@@ -1,8 +1,8 @@
-"""The memory that real runs took, in a small file in the user's cache, which corrects later plans.
+"""Measurements of the memory that real runs took, in a small file in the user's cache; they correct later plans.
 
-The trainer adds a measurement at the end of every run on a GPU. A plan for the same card, torch and driver takes the memory
-*outside* the step's tensors from these measurements: fragmentation, context, NCCL. The peak of the tensors is computed and
-never corrected. If a run measures another peak, the planner has an error.
+The trainer adds a measurement at the end of every run on a GPU. Plans for the same card, torch, driver and number of ranks
+take their *overheads* from these measurements: the memory outside the step's tensors, such as fragmentation, CUDA context and
+NCCL. The peak of the tensors is computed and never corrected: if a run measures another peak, the planner has an error.
 
 The file is ``$SCALEGPT_CACHE/calibration.json``, else ``~/.cache/scalegpt/calibration.json``. It may be deleted at any
 time. If two runs end at the same moment, one measurement may be lost, but the file stays valid.
@@ -28,7 +28,7 @@ MOST_MEASUREMENTS = 200
 """The largest number of measurements in the file; the oldest ones are dropped."""
 
 NEWEST = 8
-"""The number of matching measurements that correct a plan, the newest ones; older ones may no longer hold."""
+"""At most this many matching measurements correct a plan: the newest ones, since older ones may no longer hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class Measurement:
         card: the driver's name for the card.
         driver: version of the driver.
         torch: version of torch.
-        predicted_peak_bytes: the allocator's peak as the planner predicted it.
-        allocated_bytes: the allocator's measured peak, ``max_memory_allocated``.
-        reserved_bytes: the allocator's reserved peak, ``max_memory_reserved``.
-        driver_bytes: bytes that the driver counted for the process at the end.
+        predicted_peak_bytes: the peak of the allocated bytes as the planner predicted it.
+        allocated_bytes: the measured peak of the allocated bytes, ``max_memory_allocated``.
+        reserved_bytes: the measured peak of the reserved bytes, ``max_memory_reserved``.
+        driver_bytes: bytes that the driver counted for the process at the end of the run.
         date: date and time of the measurement, ISO 8601, UTC.
     """
 
@@ -77,21 +77,22 @@ class Measurement:
 
     @property
     def waste(self) -> float:
-        """Bytes that were reserved but not allocated, as a share of the allocated bytes."""
+        """Bytes that the allocator reserved but did not allocate, as a share of the allocated bytes."""
         return (self.reserved_bytes - self.allocated_bytes) / self.allocated_bytes
 
     @property
     def outside(self) -> int:
-        """Bytes that the driver counted beyond those that the allocator reserved."""
+        """Bytes that the driver counted for the process, less the bytes that the allocator reserved."""
         return self.driver_bytes - self.reserved_bytes
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measurements at hand, oldest first.
+    """The measurements that were read from the file.
 
     Attributes:
-        warning: if the file exists but cannot be used, why not; else None.
+        measurements: the measurements, oldest first.
+        warning: why the file, which exists, cannot be used; None if it can, or if there is none.
     """
 
     measurements: tuple[Measurement, ...] = ()
@@ -107,15 +108,18 @@ class Calibration:
         torch: str | None,
         driver: str | None,
     ) -> Overheads:
-        """The overheads, corrected by runs with the same card, versions and ranks; of several runs the largest values count.
+        """Overheads (memory outside the step's tensors) corrected by the measurements of similar runs.
+
+        Similar are the newest runs with the same card, number of ranks, torch (major.minor) and driver. Of their values the
+        largest count.
 
         Args:
-            overheads: the overheads by the planner's tables.
+            overheads: the overheads as the planner's tables give them.
             run: the run that is planned.
             card: the card that is planned for; None: it is not in the catalogue, and nothing is corrected.
             ranks: data-parallel ranks W.
             torch: version of torch that will run; None: not known, and nothing is corrected.
-            driver: version of the driver; None, as on a machine without a GPU, matches any.
+            driver: version of the driver; None, as on a machine without a GPU: runs with any driver count.
         """
         if card is None or torch is None:
             return overheads
@@ -151,7 +155,7 @@ def calibration_path() -> Path:
 
 
 def load(path: Path | None = None) -> Calibration:
-    """The measurements in the file. If the file is broken, there are none, but a warning. Never raises."""
+    """Read the measurements from the file. A broken file gives no measurements, but a warning. Never raises."""
     try:
         path = calibration_path() if path is None else path
         values = read_object(path)
@@ -168,10 +172,12 @@ def load(path: Path | None = None) -> Calibration:
 
 
 def record(measurement: Measurement, path: Path | None = None) -> str | None:
-    """Add a measurement to the file. A broken file is left as it is. Never raises, since a run must not fail over it.
+    """Add a measurement to the file; a broken file is left unchanged.
+
+    It never raises, since a run must not fail because its measurement cannot be saved.
 
     Returns:
-        Why the measurement was not saved, in a line; None where it was saved.
+        One line that says why the measurement was not saved; None if it was saved.
     """
     known = load(path)
     if known.warning:
@@ -194,7 +200,7 @@ def record(measurement: Measurement, path: Path | None = None) -> str | None:
 
 
 def installed_torch() -> str | None:
-    """The version of the torch that would be imported, without importing it; None where there is none."""
+    """The version of the installed torch, found without importing torch; None if torch is not installed."""
     from importlib.util import find_spec
 
     spec = find_spec("torch")
@@ -209,10 +215,10 @@ def installed_torch() -> str | None:
 
 
 def _has_group(backend: str) -> bool:
-    """Whether the backend makes a process group, whose memory counts; true for a backend that no longer exists."""
+    """Whether the backend makes a process group, which takes memory; true for a name that is no longer a backend."""
     return backend not in BACKENDS or not BACKENDS[backend].one_process
 
 
 def _minor(version: str) -> tuple[str, ...]:
-    """(major, minor) of a version of torch, which decide how its allocator and its kernels work."""
+    """The pair (major, minor) of a torch version; runs are comparable if it is equal, whatever the patch level."""
     return tuple(version.split("+")[0].split(".")[:2])

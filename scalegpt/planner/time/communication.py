@@ -1,9 +1,10 @@
 """The collectives of one optimizer step: the bytes that ranks send each other, and when.
 
-W ranks exchange a tensor of S bytes by rings. Each rank sends (W - 1)/W·S bytes in an all-gather or a reduce-scatter, and
-twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows what our backends
-send and when. It was read from torch 2.13 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19
-(``runtime/zero/stage_1_and_2.py: average_tensor``, ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
+In a ring of W ranks that exchanges a tensor of S bytes, each rank sends (W - 1)/W·S bytes in an all-gather or a
+reduce-scatter, and twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows
+when our backends communicate, and which pass hides it. Its source is the code of torch 2.13
+(``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py: average_tensor``,
+``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
 
 ================  =========================================  ==============================================  =============
 backend, stage    weights are gathered                       gradients, fp32                                 hidden behind
@@ -17,12 +18,12 @@ deepspeed 2       after the update                           all-reduced in ever
 deepspeed 3       for every forward and backward pass [3]_   reduce-scattered in every micro step            both passes
 ================  =========================================  ==============================================  =============
 
-.. [1] This holds for bf16 without offload. Else ``overlap_comm`` hides the gradients behind the last backward pass.
-.. [2] This holds for the gradients. Gathering the weights is hidden behind nothing. ZeRO-2 all-reduces because its buckets
-   hold the parts of several ranks (``use_multi_rank_bucket_allreduce``).
-.. [3] Two kinds of weights are excepted. Some are kept from the forward pass for the backward pass by the prefetch
-   (:mod:`scalegpt.planner.memory.deepspeed.gather`). Norms and biases are whole on every rank: they are gathered once, after
-   the update, hidden behind nothing.
+.. [1] With bf16 and without offload. Otherwise ``overlap_comm`` hides the gradients behind the last backward pass.
+.. [2] The gradients only. The all-gather of the weights is hidden behind nothing. ZeRO-2 uses all-reduce rather than
+   reduce-scatter since its buckets hold the parts of several ranks (``use_multi_rank_bucket_allreduce``).
+.. [3] With two exceptions. The prefetch keeps some weights from the forward pass for the backward pass
+   (:mod:`scalegpt.planner.memory.deepspeed.gather`). Small tensors (norms, biases) are whole on every rank: they are gathered
+   once, after the update, hidden behind nothing.
 """
 
 from collections.abc import Iterator
@@ -48,15 +49,15 @@ FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro s
 
 
 class Collective(NamedTuple):
-    """Collectives of one kind.
+    """Collectives of one kind, such as the all-gathers of all blocks' weights in a forward pass.
 
     Attributes:
         kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
         ranks: the number of ranks that take part, W.
-        size: bytes of the whole tensors that are gathered or reduced each time.
-        messages: the number of collectives that these bytes are divided into.
-        when: in which micro steps it happens: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or once a step, :data:`STEP`.
-        behind: the pass whose computation hides it, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`.
+        size: bytes of the whole, unsharded tensors that are exchanged each time.
+        messages: the number of collectives that these bytes are divided into each time.
+        when: the micro steps in which they occur: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or :data:`STEP`, once a step.
+        behind: the pass whose computation hides them, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`, none.
     """
 
     kind: str
@@ -68,7 +69,7 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that each rank sends each time."""
+        """Bytes that each rank sends each time that these collectives occur (see ``when``)."""
         factor = {"all_reduce": 2.0, "all_to_all": 1 / self.ranks}.get(self.kind, 1.0)
         return factor * self.size * (self.ranks - 1) / self.ranks
 
@@ -97,7 +98,10 @@ def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
 
 
 def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
-    """FSDP2's collectives, each in a message per block and one for the root; each rank has ⌈rows / W⌉ rows of a tensor."""
+    """FSDP2's collectives: one message for each block and one for the rest of the model.
+
+    Of each tensor a rank has ⌈rows / W⌉ rows, padding included.
+    """
     stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
     shards = mesh.shards
     if shards == 1:
@@ -113,9 +117,9 @@ def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
 def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """The collectives of Muon (``scalegpt.optim.muon``), once a step and hidden behind nothing.
 
-    If every rank has all matrices, the ranks all-gather the results, in equal shares. Else each rank sends its rows of a
-    matrix to the rank that orthogonalises it, and gets the rows of the result back. Of a matrix of S bytes each rank holds
-    S/W and sends (W - 1)/W of that.
+    The matrices are divided among the ranks, each of which orthogonalises its share. If every rank has all matrices, the
+    ranks then all-gather the results. Else each rank sends its rows of a matrix to the rank that orthogonalises it, and gets
+    the same rows of the result back: of a matrix of S bytes each rank holds S/W, and sends (W - 1)/W of these on average.
     """
     if not run.train.optimizer_spec.orthogonalises:
         return
@@ -158,7 +162,7 @@ def _deepspeed(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
 
 @lru_cache(maxsize=1024)
 def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
-    """Two element counts, of all tensors and of the blocks' tensors, with rows padded to a multiple of the ranks."""
+    """Elements of all tensors, and of the blocks' tensors, each tensor's rows padded to a multiple of ``ranks``."""
     whole = blocks = 0
     for name, shape in parameter_shapes(model.changed(n_layer=1)).items():
         in_block = name.startswith(BLOCKS)
@@ -172,7 +176,10 @@ def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
 def _gathered_by_stage3(
     model: ModelConfig, parallel: ParallelConfig, precision: str, ranks: int
 ) -> tuple[int, int, int]:
-    """Elements that ZeRO-3 gathers per forward pass, per backward pass, and per step (tensors too small to be sharded)."""
+    """Elements that ZeRO-3 gathers per forward pass, per backward pass, and once per step after the update.
+
+    The third number counts the tensors that are too small to be sharded, which every rank keeps whole.
+    """
     run = RunConfig(name="", model=model, parallel=parallel, train=TrainConfig(precision=precision, micro_batch=1))
     settings = deepspeed_settings(run, grad_accum=1, ranks=ranks, on_cuda=True)
     threshold = int(settings["zero_optimization"]["stage3_param_persistence_threshold"])
@@ -183,6 +190,6 @@ def _gathered_by_stage3(
 
 @lru_cache(maxsize=1024)
 def _in_parts(model: ModelConfig, ranks: int) -> int:
-    """Elements of all tensors, each padded so that it divides into equal parts for the ranks."""
+    """Elements of all tensors, each tensor padded to a multiple of ``ranks``."""
     parts = (deepspeed_step.part_of_tensor(shape, ranks) * count for (_, shape), count in tensors_of(model).items())
     return ranks * sum(parts)

@@ -1,8 +1,9 @@
-"""The rates of a card in training, such as FLOP/s: the catalogue's figures times the shares of them that training reaches.
+"""The rates of a card in training (FLOP/s, bytes/s): the catalogue's peaks times the shares that training reaches.
 
-The matmul and attention shares of Ampere and Hopper, and the shares of memory and interference, are fitted to published runs
-of GPT-shaped models under FSDP. ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them (docs/PLANNER.md
-has the errors). All other shares are estimates, marked with ~. None has been measured with our own trainer on a GPU yet.
+The shares ``matmul`` and ``attention`` of the A100 and the H100, and ``memory`` and ``interference`` of all GPUs, are fitted
+to published runs of GPT-shaped models under FSDP. ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them
+(docs/PLANNER.md has the errors). All other shares are estimates, marked with ~. None has been measured with our own trainer
+on a GPU yet.
 """
 
 from dataclasses import dataclass
@@ -22,16 +23,16 @@ _INTERFERENCE = Figure(0.098, FITTED)
 
 @dataclass(frozen=True)
 class Shares:
-    """The shares of a card's figures that a training step reaches.
+    """The shares of a card's peak figures that a training step reaches.
 
     Attributes:
         matmul: share of the dense peak FLOP/s that large matmuls reach.
-        attention: share of the dense peak FLOP/s that attention kernels reach, which skip masked positions.
-        memory: share of the memory bandwidth that kernels reach which only move data. It also covers passes over memory
-            that :mod:`scalegpt.planner.time.work` does not count.
+        attention: share of the dense peak FLOP/s that attention kernels reach; FLOPs of masked positions do not count.
+        memory: share of the memory bandwidth that is reached by kernels which only move data. It is low, since it also
+            makes up for memory traffic that :mod:`scalegpt.planner.time.work` does not count.
         link: share of a link's bandwidth in one direction that collectives reach.
-        overlap: share of a pass's computation that collectives can hide behind.
-        interference: share of the hidden collectives' time by which the pass gets longer all the same.
+        overlap: share of a pass's time during which collectives can run beside the computation.
+        interference: share of their own time by which hidden collectives still prolong the pass.
     """
 
     matmul: Figure
@@ -63,8 +64,8 @@ FITTED_ON = {"8.0": ("A100 40GB", "A100 80GB"), "9.0": ("H100 SXM",)}
 """Compute capability → the cards whose published runs its shares are fitted to."""
 
 FP32_SHARE = {"7": 1 / 8, "8.0": 1 / 16, "8": 1 / 4, "9": 1 / 15, "1": 1 / 30, "gfx": 1 / 8, "cpu": 1.0}
-"""The beginning of a capability → the fp32 peak as a share of the half-precision peak, by vendors' data sheets. A family with
-several ratios has its lowest."""
+"""The beginning of a capability → the fp32 peak as a share of the half-precision peak, by vendors' data sheets. If the cards
+of a capability differ, it is their lowest share."""
 
 HOST_COPY = Figure(0.5, "~share of the host link that pinned copies reach beside the step's own traffic")
 HOST_UPDATE = Figure(
@@ -93,13 +94,13 @@ class Rates:
         attention: FLOP/s in attention kernels.
         memory: bytes/s in kernels that only move data.
         kernel: seconds that the card spends on starting each kernel.
-        link: bytes/s that a rank sends in a collective over all ranks; 0 with a single card.
-        message: seconds that each collective takes, however small it is.
+        link: bytes/s that a rank sends in a collective over all ranks; 0 with a single rank.
+        message: seconds that each collective takes in addition to sending its bytes.
         overlap: see :class:`Shares`.
         interference: see :class:`Shares`.
         host_link: bytes/s between card and host, in one direction.
         host_update: bytes/s that the optimizer update moves in host memory.
-        peak: the card's dense peak in the compute dtype, in FLOP/s, of which MFU is a share.
+        peak: the card's dense peak in the compute dtype, in FLOP/s; MFU is relative to it.
     """
 
     matmul: float
@@ -119,10 +120,10 @@ class Rates:
         """The rates of a card in a machine.
 
         Args:
-            card: the card; if ``machine.card`` is unknown, the card whose rates stand in for it.
-            machine: the machine, which has the number of cards and their links.
+            card: the card; if ``machine.card`` is None, a card whose rates are used in its place.
+            machine: the machine; its number of cards and its links decide how fast ranks communicate.
             precision: the compute dtype.
-            shares: the shares to use; None: the card's own in :data:`SHARES`.
+            shares: the shares to use; None: those of the card's capability in :data:`SHARES`.
         """
         shares = shares or SHARES.get(card.capability, SHARES["8.0"])
         peak = card.tflops * 1e12 * (_by_capability(FP32_SHARE, card.capability) if precision == "fp32" else 1.0)
@@ -143,7 +144,7 @@ class Rates:
 
 
 def basis(card: Card) -> str:
-    """A sentence on what predicted times for a card rest on: published runs on it or its architecture, or estimates."""
+    """A sentence for the user that says what a card's predicted times are based on: published runs, or estimates."""
     fitted = FITTED_ON.get(card.capability)
     if card.is_cpu:
         return "times on a processor are estimates from its number of cores, which may be wrong twofold"
@@ -163,7 +164,7 @@ def basis(card: Card) -> str:
 
 
 def basis_of_all() -> str:
-    """A sentence on what the predicted times in a table over all cards rest on."""
+    """A sentence for the user that says what the predicted times in a table over all cards are based on."""
     names = ", ".join(name for names in FITTED_ON.values() for name in names)
     return (
         f"times on {names} rest on rates fitted to published runs of other trainers, those on all other cards are estimates; "
@@ -172,10 +173,10 @@ def basis_of_all() -> str:
 
 
 def _link(card: Card, machine: Machine, share: float) -> float:
-    """Bytes/s that a rank sends in a ring over all ranks: the lower of its link inside the machine and the machine's network.
+    """Bytes/s that a rank sends in a ring over all ranks: the slower of the link between cards and the machine's network.
 
-    A ring over several machines enters and leaves each of them once. So the whole network of a machine carries what one rank
-    sends.
+    A ring over several machines enters and leaves each machine once. So only one rank of each machine sends through the
+    network, and has its whole bandwidth.
     """
     if machine.ranks == 1:
         return 0.0
@@ -189,13 +190,13 @@ def _link(card: Card, machine: Machine, share: float) -> float:
 
 
 def network_gbit(card: Card, machine: Machine) -> float:
-    """The network of each machine in Gbit/s: as given, else as :data:`NETWORK` assumes it for the link between the cards."""
+    """The network bandwidth of each machine in Gbit/s: as given, else assumed by :data:`NETWORK`."""
     if machine.network_gbps is not None:
         return machine.network_gbps
     return NETWORK[card.link_of(machine.gpus).kind].value * machine.gpus
 
 
 def _by_capability(table: dict[str, float], capability: str) -> float:
-    """The value of the longest key that the capability begins with; without such a key, the value of ``8``."""
+    """The value of the longest key with which ``capability`` begins; if there is no such key, the value of the key ``8``."""
     fitting = [key for key in table if capability.startswith(key)]
     return table[max(fitting, key=len)] if fitting else table["8"]

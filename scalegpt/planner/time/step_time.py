@@ -1,9 +1,9 @@
 """Predicts the time of one optimizer step, part by part.
 
 A forward or backward pass takes as long as its work at the card's rates, or as long as Python needs to launch its kernels,
-whichever is longer. Collectives are hidden behind a pass as far as it lasts, but a share of the hidden time makes the pass
-longer all the same. No term grows as a card gets faster, so a faster card is never predicted to be slower. docs/PLANNER.md
-has the errors against published runs.
+whichever is longer. Collectives run beside a pass and are hidden by it, as far as the pass is long enough; a share of the
+hidden time still prolongs the pass. No term grows if a rate grows, so a faster card is never predicted to be slower.
+docs/PLANNER.md has the errors of predicted times against published runs.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ class StepTime(NamedTuple):
 
     Attributes:
         seconds: seconds of the whole step.
-        parts: part → its seconds; all parts add up to ``seconds``.
+        parts: part of the step, such as ``communication`` → its seconds; their sum is ``seconds``.
     """
 
     seconds: float
@@ -32,19 +32,19 @@ class StepTime(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What one rank sends: a number of ``bytes``, in a number of ``messages`` (collectives)."""
+    """The bytes that one rank sends, and the number of messages (collectives) in which it sends them."""
 
     bytes: float = 0.0
     messages: float = 0.0
 
 
 class Sends(NamedTuple):
-    """What one rank sends in a step, by the pass that hides it.
+    """The traffic that one rank sends in a step, by the pass that hides it.
 
     Attributes:
-        forward: two values: what is hidden behind every forward pass, and what is hidden behind one forward pass only.
-        backward: two values: what is hidden behind every backward pass, and what is hidden behind one backward pass only.
-        exposed: what no pass hides, in the whole step.
+        forward: (traffic in each micro step's forward pass, traffic in only one forward pass of the step).
+        backward: (traffic in each micro step's backward pass, traffic in only one backward pass of the step).
+        exposed: the traffic of the whole step that no pass hides.
     """
 
     forward: tuple[Traffic, Traffic]
@@ -53,7 +53,7 @@ class Sends(NamedTuple):
 
     @classmethod
     def of(cls, each: Iterable[Collective], grad_accum: int) -> "Sends":
-        """Add up collectives; ``grad_accum`` is the number of micro batches per optimizer step."""
+        """Add up the traffic of collectives; ``grad_accum`` is the number of micro batches per optimizer step."""
         sums: dict[tuple[str, bool], list[float]] = defaultdict(lambda: [0.0, 0])
         for send in each:
             repeated = send.when == EVERY
@@ -68,12 +68,12 @@ class Sends(NamedTuple):
 
 
 class StepWork(NamedTuple):
-    """All work of a step on one rank; it does not depend on the card's rates.
+    """All work of a step on one rank: FLOPs, bytes and kernels, not seconds.
 
     Attributes:
         work: work on the card, by pass and part.
-        sends: what the rank sends to other ranks.
-        host: bytes that offload moves in host memory, and between card and host.
+        sends: the traffic that the rank sends to other ranks.
+        host: the traffic of offload: bytes moved in host memory, and between card and host.
         grad_accum: micro batches per optimizer step.
         dispatch: seconds that Python needs to launch one kernel.
     """
@@ -97,12 +97,12 @@ class StepWork(NamedTuple):
         )
 
     def totals(self) -> "StepTotals":
-        """This work with the parts of each pass added up."""
+        """The same work, with the parts of each pass added up to one load."""
         forward, backward, update = (Load(*map(sum, zip(*loads.values(), strict=True))) for loads in self.work)
         return StepTotals(forward, backward, update, self.sends, self.host, self.grad_accum, self.dispatch)
 
     def time(self, rates: Rates) -> StepTime:
-        """The time of the step at these rates, with its parts."""
+        """The time of the step on a card with these rates, with the seconds of each part."""
         parts: dict[str, float] = defaultdict(float)
         sends: tuple[tuple[Traffic, Traffic] | None, ...] = (self.sends.forward, self.sends.backward, None)
         for loads, sent in zip(self.work, sends, strict=True):
@@ -124,7 +124,7 @@ class StepWork(NamedTuple):
 
 
 class StepTotals(NamedTuple):
-    """All work of a step by pass, not by part. The search uses it, since the time is faster to compute from it."""
+    """All work of a step by pass, not by part; from it the search computes a step's time faster than from StepWork."""
 
     forward: Load
     backward: Load
@@ -135,7 +135,7 @@ class StepTotals(NamedTuple):
     dispatch: float
 
     def seconds(self, rates: Rates) -> float:
-        """Seconds of the step at these rates."""
+        """Seconds of the step on a card with these rates."""
         dispatch, times, seconds = self.dispatch, self.grad_accum, 0.0
         for load, sent in ((self.forward, self.sends.forward), (self.backward, self.sends.backward)):
             cover = max(_busy(load, rates), load.kernels * dispatch)
@@ -166,9 +166,9 @@ def step_time(
 
 
 def least_seconds(work: Work, rates: Rates) -> float:
-    """A lower bound on the seconds for the tokens of one micro step, for any micro batch and any sharding.
+    """A lower bound on the seconds that one card needs for the tokens of ``work``, in any micro batches and any sharding.
 
-    It counts only work that grows with the number of tokens: FLOPs, and the memory traffic of elementwise kernels and
+    Only work that grows with the number of tokens counts: FLOPs, and the memory traffic of elementwise kernels and of
     attention.
     """
     seconds = work.forward[LOSS].flops / rates.matmul
@@ -183,7 +183,7 @@ def least_seconds(work: Work, rates: Rates) -> float:
 
 
 def _busy(load: Load, rates: Rates) -> float:
-    """Seconds that the card is busy with a load."""
+    """Seconds that a card with these rates needs for a load (FLOPs, bytes, kernels)."""
     flops, attention, moved, kernels = load
     return flops / rates.matmul + attention / rates.attention + moved / rates.memory + kernels * rates.kernel
 
@@ -193,9 +193,9 @@ def _sending(sent: Traffic, rates: Rates) -> float:
 
 
 def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
-    """Seconds by which collectives prolong ``times`` passes of ``cover`` seconds each, in total.
+    """Seconds in total by which collectives prolong ``times`` passes, each of which computes for ``cover`` seconds.
 
-    The two values of ``sends`` are the traffic behind every pass, and the traffic behind one pass only.
+    ``sends`` is (traffic in each of the passes, traffic in only one of them).
     """
     if not (sends[0].messages or sends[1].messages):
         return 0.0
@@ -204,7 +204,7 @@ def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates
 
 
 def _felt(sending: float, cover: float, rates: Rates) -> float:
-    """Seconds by which collectives that take ``sending`` seconds prolong the pass of ``cover`` seconds that hides them."""
+    """Seconds by which collectives of ``sending`` seconds prolong a pass that computes for ``cover`` seconds beside them."""
     hidden = min(sending, cover * rates.overlap)
     return sending - hidden + rates.interference * hidden
 

@@ -1,4 +1,4 @@
-"""Counts the work of one optimizer step on a card: FLOPs, memory traffic and kernels, as our trainer causes them.
+"""Counts the work of one optimizer step of our trainer on a card: FLOPs, memory traffic and kernels.
 
 Symbols: n tokens of a micro batch, T block size, H width, L layers, V vocabulary, P parameters, c bytes per element of the
 compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into seconds.
@@ -15,10 +15,10 @@ attention, math        4·n·T·H: masked positions are computed too  8·n·T·H
 head                   2·n·V·H                                     4·n·V·H
 =====================  ==========================================  ================================================
 
-The FLOPs that MFU is defined by, 6P + 12·L·H·T per token, count attention as if no position were masked.
+MFU is defined by another count, 6P + 12·L·H·T FLOPs per token, as if attention masked no position.
 
-Memory traffic is the bytes that are read and written by kernels which only move data. Each operation of
-:mod:`scalegpt.architecture` states its own traffic; the operations are those of ``scalegpt.model.gpt.Block`` and
+Memory traffic is the number of bytes that are read and written by kernels which only move data. Each operation of
+:mod:`scalegpt.architecture` states its own traffic; the operations describe ``scalegpt.model.gpt.Block`` and
 ``scalegpt.model.loss``.
 """
 
@@ -43,8 +43,8 @@ from scalegpt.units import BYTES
 LOSS, RECOMPUTE, WEIGHTS, OPTIMIZER = "loss", "recompute", "weights and gradients", "optimizer"
 
 KERNELS_OF_WEIGHTS, KERNELS_OF_GROUP = 18, 6
-"""Kernels per block and micro step that handle weights and gradients: casts, sums and buckets of each tensor by itself; or,
-in FSDP2, copies of all tensors of a block as a group."""
+"""Kernels per block and micro step that handle weights and gradients. The first number is for kernels that cast, sum or copy
+one tensor each; the second for FSDP2, whose kernels handle all tensors of a block as a group."""
 
 KERNELS_OF_STEP = 60
 """Kernels per step for the gradient norm, clipping and the fused update; each kernel handles many tensors."""
@@ -54,7 +54,14 @@ KERNELS_OF_ROUND = 22
 
 
 class Load(NamedTuple):
-    """The work of one part: FLOPs in matmuls (``flops``) and in attention kernels (``attention``), bytes moved, kernels."""
+    """The work of one part of a step.
+
+    Attributes:
+        flops: FLOPs in matmuls.
+        attention: FLOPs in attention kernels.
+        bytes: memory traffic, the number of bytes read and written.
+        kernels: number of kernels.
+    """
 
     flops: float = 0.0
     attention: float = 0.0
@@ -62,7 +69,7 @@ class Load(NamedTuple):
     kernels: float = 0.0
 
     def times(self, count: float) -> "Load":
-        """The load ``count`` times."""
+        """This load multiplied by ``count``."""
         return Load(self.flops * count, self.attention * count, self.bytes * count, self.kernels * count)
 
 
@@ -104,7 +111,7 @@ def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Wo
 
 @lru_cache(maxsize=1024)
 def _block_loads(model: ModelConfig, numerics: Numerics, recompute: str, compiled: bool) -> tuple[dict[str, Load], ...]:
-    """The loads of one block for one sequence, by part: of the forward pass, the backward pass, and the recompute in it."""
+    """The loads of one block for one sequence, by part: of the forward pass, of the backward pass, and of recompute."""
     program = block_program(model, numerics, recompute)
     passes = (
         [(op.part, op.forward) for op in program.operations],
@@ -115,7 +122,10 @@ def _block_loads(model: ModelConfig, numerics: Numerics, recompute: str, compile
 
 
 def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
-    """Costs added up by part; empty without costs. Elementwise has all kernels: Python takes equally long to launch each."""
+    """Costs added up by part; empty without costs.
+
+    The part ELEMENTWISE gets the kernels of all parts, since Python takes equally long to launch each of them.
+    """
     loads = {}
     for part in (MATMULS, ATTENTION, ELEMENTWISE) if costs else ():
         own = [cost for name, cost in costs if name == part]
@@ -126,15 +136,19 @@ def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
 
 
 def _of_all_blocks(load: Load, layers: int, sequences: int) -> Load:
-    """The load of all blocks for a micro batch, from that of one block and sequence. A kernel handles all sequences."""
+    """The load of all blocks for a micro batch, from the load of one block for one sequence.
+
+    The number of kernels does not grow with the sequences, since each kernel handles the whole micro batch.
+    """
     return load.times(layers * sequences)._replace(kernels=load.kernels * layers)
 
 
 def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
-    """The load of recompute in the backward pass; operations whose results were kept are not recomputed.
+    """The load of recompute in the backward pass; ``again`` are the loads of the operations that run again.
 
-    All kernels of a block count, since the policy of selective recompute looks at each operation, kept or not. The traffic of
-    the last residual sum counts too, although it is not recomputed.
+    FLOPs count only for these operations. Kernels count for the block's whole forward pass, since selective recompute
+    dispatches every operation, even one whose result was kept. Memory traffic counts for all elementwise operations, even
+    the last residual sum, which is not recomputed.
     """
     if not again:
         return Load()
@@ -144,13 +158,13 @@ def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
 
 
 def _weights(run: RunConfig, shards: int) -> Load:
-    """The load of casting, gathering and accumulating weights and gradients in a micro step, for any number of tokens.
+    """The load of casting, gathering and accumulating weights and gradients per micro step, whatever its number of tokens.
 
     Bytes per parameter: fp32 weights are read and cast (4 + c), once more if the block is recomputed. Gathered weights are
     copied into and out of a buffer (4c), once more for the backward pass if they were freed after the forward pass. Gradients
-    are cast to fp32 (c + 4) and accumulated (12). ZeRO-2 and ZeRO-3 accumulate only the rank's shard, after copying whole
-    gradients into a bucket (2c). FSDP2's kernels handle a group of tensors each, except that offloaded tensors are copied to
-    and from the host one by one.
+    are cast to fp32 (c + 4) and accumulated (12). FSDP2 in stage 3, ZeRO-2 and ZeRO-3 accumulate only the rank's shard; the
+    latter two first copy whole gradients into a bucket (2c). Each of FSDP2's kernels handles all tensors of a block, but
+    with offload tensors are copied to and from the host one by one.
     """
     backend, stage, c = run.parallel.spec, run.parallel.stage, BYTES[run.train.precision]
     parameters = count_parameters(run.model).total
@@ -169,9 +183,9 @@ def _weights(run: RunConfig, shards: int) -> Load:
 
 
 def _update(run: RunConfig, mesh: Mesh) -> Load:
-    """The load of updating one rank's shard: norm and clipping (12 bytes per element), and the bytes of the optimizer.
+    """The load of updating one rank's shard: gradient norm and clipping (12 bytes per element), and the optimizer itself.
 
-    With offload the update runs in host memory, see :func:`host_traffic`.
+    With offload the update runs in host memory and its bytes are counted by :func:`host_traffic`.
     """
     if run.parallel.offload != "none":
         return Load(kernels=KERNELS_OF_STEP)
@@ -185,11 +199,11 @@ def _update(run: RunConfig, mesh: Mesh) -> Load:
 
 
 def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
-    """The load that Muon adds, on the rank that orthogonalises most.
+    """The load that Muon's orthogonalisation adds, on the rank that orthogonalises the most elements.
 
-    Bytes per element of the rank's shard: adding the result reads 4 + c and writes 4. Bytes per element that the rank
-    orthogonalises: gathering reads 4 and writes w, the width of the dtype that is sent; dividing by the norm moves 3w. For
-    FLOPs see :mod:`scalegpt.planner.memory.newton_schulz`.
+    Bytes per element of the rank's shard: adding the result to the weights reads 4 + c and writes 4. Bytes per element that
+    the rank orthogonalises: gathering reads 4 and writes w, the bytes per element of the dtype in which matrices are sent;
+    dividing by the norm moves 3w. For FLOPs see :mod:`scalegpt.planner.memory.newton_schulz`.
     """
     precision = run.train.precision
     width, sent, exchange = BYTES[precision], BYTES[wire(precision)], Exchange(mesh, precision)
@@ -206,7 +220,12 @@ def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
 
 
 class HostTraffic(NamedTuple):
-    """Bytes that offload moves in one step: ``copied`` between card and host; ``updated`` by the optimizer in host memory."""
+    """Bytes that offload moves in one step.
+
+    Attributes:
+        copied: bytes copied between card and host.
+        updated: bytes that the optimizer reads and writes in host memory.
+    """
 
     copied: float = 0.0
     updated: float = 0.0
@@ -235,7 +254,7 @@ def host_traffic(run: RunConfig, mesh: Mesh, grad_accum: int) -> HostTraffic:
 def flops_per_token(model: ModelConfig) -> int:
     """FLOPs of one token's forward and backward pass as MFU counts them: 6P + 12·L·H·T.
 
-    6P is for the matmuls with weights (2 forward, 4 backward), 12·L·H·T for the two matmuls of attention over T positions
-    (PaLM, arXiv 2204.02311, appendix B). Recompute is not counted: MFU counts only the work that the model needs.
+    6P is for the matmuls with weights (2P forward, 4P backward), 12·L·H·T for the two matmuls of attention over T positions
+    (PaLM, arXiv 2204.02311, appendix B). Recompute is left out, since MFU counts only the work that the model needs.
     """
     return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_embd * model.block_size
