@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def find_cached(key: str) -> TokenSet | None:
-    """The cached tokens of a key, after comparing the files with their digests; None if the cache has none.
+    """The cached tokens with this cache key, after a check of their files' digests; None if the cache has none.
 
     A damaged entry is removed, and None is returned.
 
