@@ -3,8 +3,8 @@
 A backend holds the model, its shards and its optimizer. The trainer uses only the interface, :class:`Backend`, and does not
 know which backend it is.
 
-The canonical state is the same whatever the layout: for each parameter, by its name in the unwrapped model, its fp32 master weight
-and the fp32 tensors that its optimizer keeps, such as AdamW's two moments. Each tensor is treated as flattened, last
+The canonical state is the same whatever the layout: for each parameter, by its name in the unwrapped model, the fp32 master
+weight and the fp32 tensors that the optimizer keeps, such as AdamW's two moments. Each tensor is treated as flattened, last
 dimension fastest, and a rank holds contiguous ranges of the flattened tensor (:class:`Piece`):
 
 - FSDP2 cuts tensors into rows: a rank's shard is one range;

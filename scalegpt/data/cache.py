@@ -85,7 +85,7 @@ def cached_with(digest: str) -> TokenSet | None:
 
 
 def _recorded_digest(entry: Path) -> str | None:
-    """The digest of an entry's tokens as its sidecar records it; None if the entry has no readable sidecar."""
+    """The digest of a cache entry's tokens, as recorded in its sidecar (``meta.json``); None if that cannot be read."""
     try:
         meta = read_sidecar(entry / SIDECAR)
         return digest_of(Tokenizer.from_dict(meta["tokenizer"]), meta["files"])

@@ -1,4 +1,4 @@
-"""Unfinished folders of prepared tokens: making them under a lock, and removing those that killed processes left.
+"""Make unfinished folders of prepared tokens under a lock, and remove the folders that killed processes left.
 
 Tokens are written into a hidden folder beside their final folder. The writing process holds a lock on the hidden folder,
 which the system releases when the process ends, for whatever reason.

@@ -101,7 +101,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
         data: ``input_file`` is a text file, a folder of text, several of these separated by commas, or a folder of prepared
             tokens, whose own tokenizer is then used. The other settings are as for :func:`prepare`.
         begun_with: the digest of the tokens that a resumed run began with. An earlier release may have made other tokens of
-            the same text; they are used if they are in the cache and have this digest.
+            the same text. If the cache has tokens of that release with this digest, they are used.
         progress: as for :func:`prepare`; not called if nothing has to be tokenised.
 
     Raises:

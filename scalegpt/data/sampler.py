@@ -72,7 +72,7 @@ class WindowSampler:
 
 
 def permute(places: Starts, size: int, key: bytes) -> Starts:
-    """Apply a pseudo-random permutation of the integers in [0, size) to each of ``places``; it is not stored.
+    """Apply a pseudo-random permutation of the integers in [0, size) to each of ``places``, without storing it.
 
     A Feistel network permutes the integers of 2k bits, with the smallest k for which they include [0, size). A result of
     ``size`` or more goes through the network again until it is below ``size`` (cycle walking). Because the network is a

@@ -102,7 +102,7 @@ class _Shares:
     formats: Tally = field(default_factory=Tally)
 
     def add(self, document: Document, form: Format | None, size: int) -> None:
-        """Count a file that is read, or that is skipped because of its format; ``form`` None: plain text."""
+        """Count a file that is read, or that is skipped because of its format; ``form`` is None for plain text."""
         kind = None if form is None else form.kind
         self.files[kind] += 1
         self.bytes[kind] += size
