@@ -36,8 +36,8 @@ def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None =
 
     Args:
         run: a run whose precision is resolved.
-        compiled: compile each block, and the chunked loss between its matmuls.
-        device: the device that the model will run on, which may have its own attention; None: torch's attention.
+        compiled: compile each block, and in the chunked loss the work between the matmuls.
+        device: the device that the model will run on, for which the attention is chosen; None: torch's attention.
     """
     train = run.train
     with torch.device("meta"):

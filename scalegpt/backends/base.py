@@ -3,9 +3,9 @@
 A backend holds the model, its shards and its optimizer. The trainer uses only the interface, :class:`Backend`, and does not
 know which backend it is.
 
-The canonical state is the same whatever the layout: for each parameter, by its clean name, its fp32 master weight and the
-fp32 tensors that its optimizer keeps, such as AdamW's two moments. Each tensor is treated as flattened, last dimension
-fastest, and a rank holds contiguous ranges of the flattened tensor (:class:`Piece`):
+The canonical state is the same whatever the layout: for each parameter, by its name in the unwrapped model, the fp32 master
+weight and the fp32 tensors that the optimizer keeps, such as AdamW's two moments. Each tensor is treated as flattened, last
+dimension fastest, and a rank holds contiguous ranges of the flattened tensor (:class:`Piece`):
 
 - FSDP2 cuts tensors into rows: a rank's shard is one range;
 - ZeRO-1 and -2 lay a group's parameters end to end and cut the whole into equal parts: a rank holds many tensors whole, and
@@ -103,7 +103,7 @@ class LossScaler:
     """Dynamic loss scaling for fp16: halve the scale after an overflow, double it after ``interval`` good steps.
 
     An overflow is a global gradient norm that is not finite; all ranks know the norm, so they agree. The scale starts at
-    2^16, as in torch's GradScaler and DeepSpeed. The interval is DeepSpeed's; GradScaler's is 2000.
+    2^16, as in torch's GradScaler and DeepSpeed. The default interval is DeepSpeed's; GradScaler's is 2000.
 
     Attributes:
         scale: the factor by which the loss is multiplied.
@@ -142,8 +142,8 @@ class Backend(ABC):
         model: the GPT, wrapped in place; if it is sharded, all ranks must call it together.
         optimizer: the optimizer, in whose groups the learning rate is set.
         mesh: the layout of the ranks in replicas and shards.
-        replica: number of the replica that this rank belongs to.
-        shard: number of the shard of the replica that this rank holds.
+        replica: index of the replica that this rank belongs to.
+        shard: index of this rank's shard within the replica.
 
     Raises:
         InputError: the backend cannot run on these ranks.
@@ -181,9 +181,9 @@ class Backend(ABC):
 
         Args:
             learning_rate: the schedule's learning rate at this step.
-            may_step: returns whether the caller allows the step. It is called when the backend has just waited for the
-                device, or is about to, so that it can read the loss without another wait. If it returns False, nothing
-                changes, not even the loss scale.
+            may_step: returns whether the caller allows the step. The backend calls it just before or after it waits for the
+                device, so that the caller can read the loss without another wait. If the result is False, nothing changes,
+                not even the loss scale.
         """
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
@@ -208,7 +208,7 @@ class Backend(ABC):
     # --- canonical state ---------------------------------------------------------------------------------------------
 
     def group_of(self, name: str) -> UpdateGroup:
-        """The optimizer's update group of a parameter, which names the states that it keeps for the parameter."""
+        """How the optimizer updates a parameter, and the names of the states that it keeps for the parameter."""
         return self.run.train.optimizer_spec.group_of(kind_of(name, self.model.shapes[name]))
 
     def keys_of(self, name: str) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ class Backend(ABC):
 
     @abstractmethod
     def set_steps(self, steps: int) -> None:
-        """Set the number of steps that the optimizer counts as taken; no effect on one that does not count."""
+        """Set the number of steps that the optimizer counts as taken; does nothing for an optimizer without a count."""
 
     @abstractmethod
     def refresh(self) -> None:
@@ -273,11 +273,11 @@ class Backend(ABC):
     @property
     @abstractmethod
     def scaler(self) -> LossScaler:
-        """The current loss scale and its good steps, for the checkpoint."""
+        """The current loss scale and its number of good steps, for the checkpoint."""
 
     @abstractmethod
     def load_scaler(self, scale: float, good_steps: int) -> None:
-        """Set the loss scale and its good steps, from a checkpoint."""
+        """Set the loss scale and its number of good steps, from a checkpoint."""
 
 
 # --- what backends share ---------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def empty_state(optimizer: Optimizer, parameter: Tensor, group: UpdateGroup) -> 
     Args:
         optimizer: the optimizer; its defaults decide whether the counter is on the parameter's device or the CPU.
         parameter: the fp32 master.
-        group: the update group of the parameter.
+        group: how the optimizer updates the parameter, and which states it keeps for it.
     """
     states = {name: torch.zeros_like(parameter, requires_grad=False) for name in group.states}
     if not group.counts_steps:

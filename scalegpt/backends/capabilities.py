@@ -62,11 +62,12 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
 
 
 def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dropout: bool) -> ByMatmuls:
-    """Which passes :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` computes in place of torch's SDPA.
+    """Which passes, if any, :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` computes in place of torch's SDPA.
 
-    With ``auto`` it computes the passes in which it was measured to be faster. In bf16 on a processor with AVX-512's bf16
-    instructions these are forward and backward. If the processor also has AMX, which SDPA's forward uses, it is only the
-    backward. Nothing is timed at run time, so that a resumed run computes the same.
+    With ``auto`` it computes the passes in which it was measured to be faster than SDPA. In bf16 on a processor with
+    AVX-512's bf16 instructions, these are forward and backward. If the processor also has AMX, which SDPA's forward uses, it
+    is only the backward. On any other device it is neither. Nothing is timed at run time, so that a resumed run computes the
+    same.
 
     Args:
         name: the setting ``attention``.

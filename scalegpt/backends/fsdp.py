@@ -73,7 +73,7 @@ class FSDPBackend(TorchBackend):
         fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
 
     def _device_mesh(self) -> DeviceMesh:
-        """Make torch's mesh. On a mesh of one dimension FSDP2 only shards; on one of two it also reduces over replicas."""
+        """Make torch's mesh. On a 1-D mesh FSDP2 only shards; on a 2-D mesh it also reduces over replicas."""
         kind, mesh = self.world.device.type, self.mesh
         if self.stage > 0 and mesh.replicas == 1:
             return init_device_mesh(kind, (mesh.shards,), mesh_dim_names=("shard",))

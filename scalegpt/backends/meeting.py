@@ -41,10 +41,10 @@ A launcher starts all ranks itself, so that a missing rank is more likely slow t
 
 
 def meeting_store(ranks: Ranks, timeout: timedelta) -> Store:
-    """Connect to the store that the ranks of this start share, and wait until all ranks are connected.
+    """Connect to the store that the ranks of this start of the job share, and wait until all ranks are connected.
 
     Args:
-        ranks: this process's place among the ranks.
+        ranks: this process's rank and the number of ranks, in the job and on this machine.
         timeout: how long to wait for the other ranks.
 
     Raises:
@@ -78,7 +78,7 @@ def _connected(address: str, port: int, ranks: Ranks, timeout: timedelta) -> TCP
 
 @contextmanager
 def notice(ranks: Ranks, awaited: str) -> Iterator[None]:
-    """If the block takes longer than some seconds, report once that this rank is waiting for ``awaited``."""
+    """Report once that this rank is waiting for ``awaited``, if the ``with`` block takes longer than some seconds."""
     timer = threading.Timer(_notice_seconds(), _say_waiting, (ranks, awaited))
     timer.daemon = True
     timer.start()
@@ -101,7 +101,7 @@ def _say_waiting(ranks: Ranks, awaited: str) -> None:
 
 
 def gather(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> None:
-    """Wait until all ranks have connected to a store that only this start uses; all ranks must call it together.
+    """Wait until all ranks have connected to a store of this start of the job alone; all ranks must call it together.
 
     Raises:
         RunError: a rank does not connect in time.
@@ -147,7 +147,7 @@ def _named(ranks: set[int]) -> str:
 
 
 def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
-    """Agree on a prefix that no earlier start used, and return the store with it; all ranks must call it together.
+    """Agree on a key prefix that no earlier start used, and return the store under it; all ranks must call it together.
 
     Each rank writes a random number into the store. Rank 0 writes the prefix as the answer to each number, until all ranks of
     this start have read it.
@@ -174,7 +174,7 @@ def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
 
 
 def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
-    """The store of ranks that one process has started on this machine: at ``port``, or at a free port if it is taken.
+    """The store of ranks that one process started on this machine; it listens at ``port``, or a free port if that is taken.
 
     Raises:
         InputError: other users can write to the folder of the file that names the port.

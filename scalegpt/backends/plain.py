@@ -67,7 +67,7 @@ class TorchBackend(Backend):
         return StepResult(norm, overflow or not allowed)
 
     def sum_over_shards(self, square: Tensor) -> Tensor:
-        """The squared norm of the whole gradient, given the squared norm of this rank's part."""
+        """The squared norm of the whole gradient, given ``square``, the squared norm of this rank's part."""
         return square
 
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
@@ -83,7 +83,7 @@ class TorchBackend(Backend):
                     yield Piece(name, key, self.first_element(parameter), values)
 
     def first_element(self, parameter: nn.Parameter) -> int:  # noqa: ARG002 - used by FSDPBackend
-        """The first element of a flattened parameter that this rank holds."""
+        """The index, in a flattened parameter, of the first element that this rank holds."""
         return 0
 
     def set_steps(self, steps: int) -> None:
@@ -91,7 +91,7 @@ class TorchBackend(Backend):
         fill_step_counts(self.optimizer, steps)
 
     def refresh(self) -> None:
-        """Do nothing: the model computes with the masters, which it casts where it uses them."""
+        """Do nothing: the model computes with the fp32 masters themselves, and casts them at each use."""
 
     @property
     def scaler(self) -> LossScaler:

@@ -41,7 +41,7 @@ WITHOUT_PORTS = (
 def meeting_place(ranks: Ranks, known: Mapping[str, str]) -> tuple[str, int]:
     """Address and port of the ranks' store, from ``MASTER_ADDR`` and ``MASTER_PORT`` in ``known``.
 
-    If all ranks are on this machine, its own name, and a name that does not resolve, stand for 127.0.0.1.
+    If all ranks are on this machine, the address is 127.0.0.1 where the variable has the machine's name or does not resolve.
 
     Raises:
         InputError: a variable is missing or invalid, or ``MASTER_ADDR`` does not resolve.
@@ -163,10 +163,11 @@ def _addresses_up() -> Iterator[tuple[str, Any]]:
 def public_ports(ranks: Ranks) -> list[str]:
     """A warning for each process of this job that listens on all interfaces of a machine with a network.
 
-    Called on rank 0 alone, about rank 0 and torchrun's agent. If the system does not show their sockets, there is no warning.
+    Called on rank 0 alone; examines the processes of rank 0 and of its torchrun agent. There is no warning for a process
+    whose sockets the system does not show.
 
     Args:
-        ranks: this process's place among the ranks.
+        ranks: this process's rank and the number of ranks, in the job and on this machine.
     """
     try:
         return _public_ports(ranks)

@@ -1,4 +1,4 @@
-"""Choose the compute dtype that is fastest on a device; on a CPU by timing a slice of the model."""
+"""Choose the compute dtype that is fastest on a device; on a CPU by timing a slice (a few blocks) of the model."""
 
 import statistics
 import time
@@ -31,11 +31,12 @@ UNKNOWN_VOCAB = 256
 
 
 def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, rows: int) -> str:
-    """The name of the compute dtype that the setting ``precision`` gives; ``auto`` gives the fastest.
+    """The name of the compute dtype for the setting ``precision``; ``auto`` gives the fastest.
 
-    With ``auto`` it is on CUDA bf16 from compute capability 8.0 on, else fp16. On a CPU it is bf16 if a slice of the model
-    trains clearly faster in bf16 than in fp32, else fp32. The processor's flags do not decide that: with AVX-512 bf16 but
-    without AMX some processors are much faster in bf16 and some slower, and with AMX a narrow model is slower.
+    On CUDA, ``auto`` gives bf16 from compute capability 8.0 on, else fp16. On a CPU it gives bf16 if a slice (a few blocks)
+    of the model trains clearly faster in bf16 than in fp32, else fp32. The slice is timed because the processor's flags do
+    not tell. With AVX-512 bf16 but without AMX some processors are much faster in bf16 and some slower. With AMX a narrow
+    model is slower in bf16.
 
     Args:
         wanted: the setting ``precision``.
@@ -57,7 +58,8 @@ def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, row
 def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: float = 1.1) -> bool:
     """Whether forward and backward of a slice of the model take more than ``gain`` times as long in fp32 as in bf16.
 
-    Medians of alternating runs are compared. This takes 0.1 s for a narrow model, a few seconds for a billion parameters.
+    The slice has one or a few of the model's blocks. Medians of alternating runs are compared. This takes 0.1 s for a narrow
+    model, a few seconds for a billion parameters.
 
     Args:
         model: the model's shape.
@@ -77,9 +79,9 @@ def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: flo
 
 
 class _Slice:
-    """A small model with one or a few blocks of a whole model and the same share of its vocabulary.
+    """A small model with one or a few blocks of a whole model, and a vocabulary reduced in the same ratio.
 
-    Blocks and head then have the same proportions of a step's work as in the whole model.
+    Blocks and head then take the same shares of a step's work as in the whole model.
 
     Args:
         model: shape of the whole model.

@@ -17,7 +17,7 @@ from torch.distributed import DistError
 from scalegpt.errors import RunError
 
 BEAT_SECONDS = 5.0
-"""Seconds between two checks of a working rank whether it has made progress."""
+"""Seconds between two checks by a working rank of whether it has made progress."""
 
 PATIENCE = timedelta(minutes=30)
 """How long ranks wait while no rank makes progress."""
@@ -38,13 +38,13 @@ _numbers = itertools.count()
 
 
 def next_work() -> str:
-    """The name of the next piece of work, the same on all ranks, since each rank counts all pieces of work."""
+    """A name for the next work that some ranks do alone; a running number, counted alike on all ranks, tells works apart."""
     return f"scalegpt/work/{next(_numbers)}"
 
 
 @contextmanager
 def reporting(store: Store, work: str) -> Iterator[None]:
-    """Inside the block, a thread increments a counter in the store while this rank makes progress."""
+    """While the ``with`` block runs, a thread increments a counter in the store as long as this rank makes progress."""
     over = threading.Event()
     thread = threading.Thread(target=_report, args=(store, f"{work}/progress", over), name="progress", daemon=True)
     thread.start()

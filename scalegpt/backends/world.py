@@ -58,7 +58,7 @@ class World:
             timeout: how long a collective may take before torch ends it.
 
         Raises:
-            InputError: CUDA is wanted but absent, there are more ranks than devices, or the environment contradicts itself.
+            InputError: CUDA is wanted but absent, there are more ranks than devices, or the launcher's variables disagree.
             RunError: a rank does not connect in time.
         """
         ranks = read_ranks()

@@ -30,7 +30,7 @@ class HostCopy:
         return self._memory.numel() > 0
 
     def prepare(self, count: int) -> None:
-        """Allocate memory for ``count`` fp32 elements in the background, which takes as long as copying them."""
+        """Allocate memory for ``count`` fp32 elements in the background, since allocating takes as long as copying."""
         self._preparing = threading.Thread(target=self._allocate, args=(count,), name="allocate a copy", daemon=True)
         self._preparing.start()
 

@@ -75,7 +75,7 @@ class Progress:
         skipped_steps: number of steps that a guard skipped, which the optimizer does not count.
         good_steps: number of steps since the loss scale last changed; under DeepSpeed, since the last overflow.
         seed: the run's seed.
-        sequences: number of windows consumed or skipped, after which the next step begins in the data's order.
+        sequences: number of windows consumed or skipped so far, and so the position of the next step's first window.
         left_out: number of windows that rollbacks skipped.
         rollbacks: number of rollbacks after a loss spike.
     """
@@ -121,7 +121,7 @@ class Header:
 
 @dataclass(frozen=True, order=True)
 class Placed:
-    """Where a piece is: elements ``start`` to ``start + count`` of a flattened tensor, in ``file`` as ``KEY/NAME@start``."""
+    """The place of elements ``start`` to ``start + count`` of a flattened tensor: in ``file``, under ``KEY/NAME@start``."""
 
     start: int
     count: int
@@ -180,7 +180,7 @@ class Manifest:
         """Check that every tensor is covered by its pieces, without gap or overlap.
 
         Raises:
-            DamagedError: a tensor is not; the message states the tensor and the element.
+            DamagedError: a tensor has a gap or an overlap; the message states the tensor and the element.
         """
         for name, tensor in self.tensors.items():
             end = 0
@@ -214,7 +214,7 @@ def kind_of(file: str) -> str:
 
 
 def kind_of_key(key: str) -> str:
-    """The kind of file that stores the canonical tensors of a key."""
+    """The kind of file that stores the canonical tensors of a key, such as ``weight``; one of :data:`KINDS`."""
     return WEIGHTS if key == WEIGHT else MOMENTS
 
 
@@ -259,7 +259,7 @@ def _check_sizes(manifest: Manifest) -> None:
 
 
 def _version(tensors: Iterable[str]) -> int:
-    """The version of a manifest with these tensors, given as ``KEY/NAME``."""
+    """The version of a manifest with these tensors (``KEY/NAME``): 2 if all parameters have AdamW's states, else 3."""
     keys: dict[str, set[str]] = {}
     for name in tensors:
         key, _, parameter = name.partition("/")
@@ -343,7 +343,7 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def tensors_of(manifest: Manifest, key: str) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield each parameter's name and its tensor of one key, in the order of the manifest."""
+    """Yield each parameter's name and its tensor of a key, such as ``weight``, in the order of the manifest."""
     for name, tensor in manifest.tensors.items():
         kind, _, parameter = name.partition("/")
         if kind == key:

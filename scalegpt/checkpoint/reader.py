@@ -1,8 +1,8 @@
 """Read a checkpoint: its manifest, then its files to verify their digests, and only then the tensors.
 
-Only wrong content counts as damage (:class:`DamagedError`). A read that fails is retried
-(:data:`scalegpt.storage.RETRIED`). If the read fails again or is not permitted, the checkpoint may be undamaged
-(:class:`UnreadableError`). The checkpoint's directory may be a link, its files may not.
+Only wrong content counts as damage (:class:`DamagedError`). A read that fails is retried (:data:`scalegpt.storage.RETRIED`).
+If the read fails again or is not permitted, the checkpoint may be undamaged (:class:`UnreadableError`). The checkpoint's
+directory may be a link, but its files must not be.
 """
 
 import errno
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
-"""Error numbers of opening what is no file: a link, a socket, or a name that no file can have."""
+"""Error numbers from opening something other than a file: a link, a socket, or a name that no file can have."""
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -176,7 +176,7 @@ class Checkpoint:
         """Read elements ``start`` to ``start + count`` of a flattened tensor: fp32 [count], on the CPU.
 
         Raises:
-            InputError: the checkpoint has no such tensor, or a shorter one.
+            InputError: the checkpoint has no such tensor, or the tensor has fewer elements.
         """
         stored, end = self._tensor(name, key), start + count
         result, filled = torch.empty(count), 0
@@ -236,7 +236,7 @@ def _check(path: Path, expected: StoredFile) -> None:
     """Refuse a file that differs from what was written.
 
     Raises:
-        DamagedError: the file is missing, no plain file, or has another size or digest.
+        DamagedError: the file is missing, not a plain file, or has another size or digest than in the manifest.
         UnreadableError: the file cannot be read now.
     """
 

@@ -64,7 +64,7 @@ class SpoiledError(RunError):
 
 
 def none_gone(_rank: int) -> bool:
-    """Report of every rank that it has not ended; the default of ``gone``."""
+    """Say of every rank that it is still running; the default of the argument ``gone``."""
     return False
 
 
@@ -101,7 +101,7 @@ class Saver:
         self._evaluation: Evaluation | None = None
 
     def prepare(self) -> None:
-        """Begin to allocate the memory of the copy in the background; for a run that saves before its end."""
+        """Begin to allocate the memory of the copy in the background; called if a save is due before the run's last step."""
         count = sum(
             len(self.backend.keys_of(piece.name)) * piece.values.numel() for piece in self.backend.held((WEIGHT,))
         )
@@ -275,7 +275,7 @@ class Saver:
             self._failure = error
 
     def _conclude(self, path: Path) -> None:
-        """Record a complete checkpoint; add its loss, and prune, if the loop asked for that while it was written."""
+        """Record that a checkpoint is complete, then amend its loss and prune if that was asked for during the write."""
         with self._judging:
             self._committed.append(path)
             self._writes = False

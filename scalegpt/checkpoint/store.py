@@ -42,7 +42,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def named_as_checkpoints(folder: Path) -> list[Path]:
-    """The paths in a folder with a checkpoint's name, also files and broken links, by step; empty without the folder.
+    """All paths in a folder that have a checkpoint's name, even files and broken links, by step; empty if no folder exists.
 
     Raises:
         UnreadableError: the folder cannot be read now.
@@ -79,7 +79,7 @@ def best_checkpoint(found: list[Path]) -> Path | None:
 
 
 def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
-    """Delete all but the newest checkpoints, and the remains of interrupted saves and deletions.
+    """Delete the remains of interrupted saves and deletions, and all checkpoints except the newest.
 
     Only checkpoints with a valid manifest count among the newest. Three kinds of older checkpoints are never deleted:
     checkpoints that cannot be read now, since they may be the best; misnamed ones; and checkpoints of another version.
@@ -128,8 +128,8 @@ def remove_amendments(folder: Path) -> None:
 def forget_after(folder: Path, step: int) -> None:
     """Delete the checkpoints of later steps, the newest first, because a run that is rolled back takes these steps again.
 
-    A checkpoint that must not be deleted is set aside, since its step will be saved again. If a checkpoint can be renamed but
-    not deleted, the next pruning deletes it.
+    A checkpoint that must not be deleted is renamed (:func:`set_aside`), since its step will be saved again. If a checkpoint
+    can be renamed but not deleted, the next pruning deletes it.
 
     Raises:
         OSError: a checkpoint cannot be renamed.
@@ -164,7 +164,7 @@ def _progress_of(checkpoint: Path) -> Progress | InputError:
 
 
 def _is_ours_to_delete(progress: Progress | InputError) -> bool:
-    """Whether pruning may delete a checkpoint: a valid or damaged one, but no unreadable, misnamed or unknown one."""
+    """Whether pruning may delete a checkpoint: if valid or damaged, but not if unreadable, misnamed or of another version."""
     return isinstance(progress, Progress) or (
         isinstance(progress, DamagedError) and not isinstance(progress, MisnamedError)
     )

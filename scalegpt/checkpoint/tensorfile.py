@@ -1,8 +1,8 @@
 """Write safetensors files tensor by tensor, with a digest of the bytes in memory.
 
-``safetensors.torch.save_file`` needs all tensors at once. A digest taken from the file on the disk would not detect an error
-of the disk. The format is simple: the header's length in 8 bytes, little-endian; a JSON header; the tensors one after another
-(https://github.com/huggingface/safetensors, "Format").
+``safetensors.torch.save_file`` needs all tensors in memory at once. The digest is of the bytes in memory, since a digest of
+the file on the disk would not detect an error of the disk. The format is simple: the header's length in 8 bytes,
+little-endian; a JSON header; the tensors one after another (https://github.com/huggingface/safetensors, "Format").
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Size of the tensor in the file."""
+        """Size of the tensor in the file, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

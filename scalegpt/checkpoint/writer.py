@@ -105,7 +105,7 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
 
 
 def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
-    """Write a rank's pieces, and then its record.
+    """Write a rank's pieces, and then its record (a JSON file that lists the files and pieces).
 
     After an error that may be temporary, the files are deleted and written again. Another sync of the same file would not
     help: after a failed sync Linux marks the unwritten data as written, so that the next sync reports no error.
@@ -184,7 +184,7 @@ def bytes_of(pieces: Iterable[Piece]) -> int:
 
 @contextmanager
 def failing_as_a_run(save: Save) -> Iterator[None]:
-    """Turn an OSError inside the block into a RunError whose message is one line.
+    """Turn an OSError inside the ``with`` block into a RunError whose message is one line.
 
     Raises:
         RunError: in place of an OSError.
@@ -262,7 +262,7 @@ def _record(save: Save, rank: int) -> Path:
 def _await(
     save: Save, rank: int, patience: float, abandoned: Callable[[], bool], gone: Callable[[int], bool]
 ) -> dict[str, Any]:
-    """Wait for a rank's record and read it."""
+    """Wait for a rank's record (its JSON file) and read it."""
     path, deadline = _record(save, rank), time.monotonic() + patience
     while not path.exists():
         if abandoned() or (gone(rank) and not path.exists()):  # the rank may have written it before it ended

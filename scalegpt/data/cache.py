@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def find_cached(key: str) -> TokenSet | None:
-    """The cached tokens of a key, after comparing the files with their digests; None if the cache has none.
+    """The cached tokens with this cache key, after a check of their files' digests; None if the cache has none.
 
     A damaged entry is removed, and None is returned.
 
@@ -85,7 +85,7 @@ def cached_with(digest: str) -> TokenSet | None:
 
 
 def _recorded_digest(entry: Path) -> str | None:
-    """The digest of an entry's tokens as its sidecar records it; None if the entry has no readable sidecar."""
+    """The digest of a cache entry's tokens, as recorded in its sidecar (``meta.json``); None if that cannot be read."""
     try:
         meta = read_sidecar(entry / SIDECAR)
         return digest_of(Tokenizer.from_dict(meta["tokenizer"]), meta["files"])

@@ -2,8 +2,8 @@
 
 The order of a run's windows is a pure function of seed, block size and number of tokens (:mod:`scalegpt.data.sampler`). It
 does not depend on the number of ranks. A step consumes the next windows of that order; only a rollback after a loss spike
-skips windows. So ``data_ledger.jsonl`` needs one line for the run's first step, and one for each step from which the counting
-changes. The windows of any step follow from these lines without reading the data.
+skips windows. So ``data_ledger.jsonl`` needs a line only for the run's first step, and for each later step at which the data,
+the batch, or the position in the order changes. The windows of any step follow from these lines without reading the data.
 """
 
 import json
@@ -33,7 +33,7 @@ class Window:
         number: position of the window in the run's order of windows, from 0, counted over all epochs.
         file: path of the token file.
         offset: position of the window's first token in the file, in tokens.
-        length: number of tokens with the last target, ``block_size + 1``.
+        length: number of tokens, ``block_size + 1``: the inputs and the last target.
     """
 
     order: int
@@ -45,11 +45,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Stretch:
-    """A line of the ledger: successive steps that consume consecutive windows.
+    """A line of the ledger: a range of steps that consume consecutive windows of the same data in equal batches.
 
     Attributes:
-        first_step: the first of these steps, counted from 1 as in ``metrics.jsonl``.
-        first_window: the :attr:`Window.number` of the first window that this step consumes.
+        first_step: the first step of the range, counted from 1 as in ``metrics.jsonl``.
+        first_window: the :attr:`Window.number` of the first window that ``first_step`` consumes.
         windows_per_step: number of windows that a step consumes, over all ranks and micro steps.
         block_size: T, the number of targets in a window.
         seed: the run's seed.
@@ -70,20 +70,20 @@ class Stretch:
     reason: str
 
     def window_of(self, step: int) -> int:
-        """The number of the first window that a step consumes."""
+        """The position (:attr:`Window.number`) of the first window that a step consumes."""
         return self.first_window + (step - self.first_step) * self.windows_per_step
 
     def starting_at(self, step: int) -> "Stretch":
-        """This stretch with another first step; every step keeps its windows."""
+        """A copy of this stretch that begins at another step; each step has the same windows in both."""
         return replace(self, first_step=step, first_window=self.window_of(step))
 
     def continues(self, before: "Stretch") -> bool:
-        """Whether ``before`` gives this stretch's steps the same windows; the file's path and the reason may differ."""
+        """Whether ``before``, extended, gives this stretch's steps the same windows; path and reason may differ."""
         ours = before.starting_at(self.first_step)
         return replace(ours, file=self.file, reason=self.reason) == self
 
     def windows(self, step: int) -> list[Window]:
-        """The windows of one of the stretch's steps, in their order within the global batch."""
+        """The windows of a step within the stretch, in their order in the global batch."""
         first = self.window_of(step)
         starts = WindowSampler(self.tokens, self.block_size, self.seed).starts(first, self.windows_per_step)
         return [
@@ -103,7 +103,7 @@ class Ledger:
         self.path = path
 
     def read(self) -> list[Stretch]:
-        """All stretches, in the order of their steps; empty if the file does not exist.
+        """All lines of the ledger as stretches, earliest step first; empty if the file does not exist.
 
         A line that a crash cut short is skipped: the run had not taken any step of that line yet.
 
@@ -116,7 +116,7 @@ class Ledger:
             return []
 
     def append(self, stretch: Stretch) -> None:
-        """Append a stretch and sync the file, unless the last stretch already gives the same windows.
+        """Append a stretch and sync the file, unless the last stretch, extended, gives its steps the same windows.
 
         Raises:
             OSError: the file cannot be written.
@@ -127,7 +127,7 @@ class Ledger:
         self._write([*known, stretch])
 
     def forget_after(self, step: int) -> None:
-        """Delete the stretches that begin after a step.
+        """Delete the ledger's lines (stretches) that begin after a step.
 
         Raises:
             OSError: the file cannot be written.
@@ -138,7 +138,7 @@ class Ledger:
             self._write(kept)
 
     def stretch_of(self, step: int) -> Stretch | None:
-        """The stretch that gives a step its windows; None if the ledger does not cover the step."""
+        """The ledger's entry (a range of steps with the same data and batch) that covers a step; None if none does."""
         return _stretch_of(self.read(), step)
 
     def windows(self, steps: Iterable[int]) -> Iterator[tuple[int, list[Window]]]:
@@ -175,7 +175,7 @@ def _stretch_of(known: list[Stretch], step: int) -> Stretch | None:
 
 
 def _parse(values: dict[str, Any]) -> Stretch | None:
-    """Make a stretch from a line's JSON object; None if the object is no valid stretch."""
+    """Make a stretch (a line of the ledger) from the line's JSON object; None if the object is not a valid stretch."""
     if values.keys() != {each.name for each in fields(Stretch)}:
         return None
     stretch = Stretch(**values)

@@ -1,4 +1,4 @@
-"""Unfinished folders of prepared tokens: making them under a lock, and removing those that killed processes left.
+"""Make unfinished folders of prepared tokens under a lock, and remove the folders that killed processes left.
 
 Tokens are written into a hidden folder beside their final folder. The writing process holds a lock on the hidden folder,
 which the system releases when the process ends, for whatever reason.
@@ -24,7 +24,7 @@ _CACHED = re.compile(r"\.[0-9a-f]{64}\.tmp-.+")
 
 
 def unfinished_name(name: str) -> str:
-    """A new name for an unfinished folder: hidden, with the mark of this machine and a random part."""
+    """A new name for an unfinished folder: hidden, with an id of this machine's boot and a random part."""
     return f".{name}.tmp-{_machine()}-{uuid.uuid4().hex[:12]}"
 
 
@@ -50,7 +50,7 @@ def make_unfinished(out: Path) -> tuple[Path, int]:
 
 
 def remove_abandoned(out: Path) -> None:
-    """Remove the unfinished folders that killed processes left for ``out`` or, in a cache, for any entry.
+    """Remove unfinished folders that killed processes left beside ``out``: in the cache for any entry, else for ``out``.
 
     A folder that was made on this machine is abandoned if its lock is free. A folder of another machine, whose locks may not
     be visible here, must also be unchanged for an hour. On a file system without locks, a folder must be unchanged for a day.
@@ -92,8 +92,9 @@ def _last_written(folder: Path) -> float:
 
 @cache
 def _machine() -> str:
-    """A mark of this machine's present boot, 8 hex digits.
+    """An id of this machine's present boot, 8 hex digits.
 
-    Only for a folder with this mark does a free lock prove that the writing process has ended.
+    A free lock proves that the writing process has ended only if the folder's name has this id: another machine's locks may
+    not be visible here.
     """
     return hashlib.sha256((boot_id() or platform.node()).encode()).hexdigest()[:8]

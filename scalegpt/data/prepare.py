@@ -53,11 +53,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Preparation:
-    """A surveyed corpus, how it is tokenised and split, and the cache key that follows from both.
+    """A surveyed corpus, the tokenizer and split to apply to it, and the resulting cache key.
 
     Attributes:
         kind: the tokenizer's kind.
-        earlier_key: the cache key that releases without :data:`RECIPE` gave to the same text and settings.
+        earlier_key: the cache key that releases before :data:`RECIPE` existed gave to the same text and settings.
     """
 
     corpus: Corpus
@@ -93,15 +93,15 @@ def prepare(
 
 
 def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress: Progress | None = None) -> TokenSet:
-    """The tokens of ``--input_file``: prepared already, cached by an earlier run, or else tokenised into the cache now.
+    """The tokens of ``--input_file``: prepared by the user, cached by an earlier run, or else tokenised into the cache now.
 
     The token files are read whole and compared with their digests.
 
     Args:
         data: ``input_file`` is a text file, a folder of text, several of these separated by commas, or a folder of prepared
             tokens, whose own tokenizer is then used. The other settings are as for :func:`prepare`.
-        begun_with: the digest of the tokens that a resumed run began with. Tokens with this digest that an earlier release
-            made of the same text are preferred if the cache has them.
+        begun_with: the digest of the tokens that a resumed run began with. An earlier release may have made other tokens of
+            the same text. If the cache has tokens of that release with this digest, they are used.
         progress: as for :func:`prepare`; not called if nothing has to be tokenised.
 
     Raises:
@@ -124,10 +124,10 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
 
 
 def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = None) -> tuple[TokenSet, str | None]:
-    """The tokens that a run began with, if the cache still has them, even if the folders of text have changed since.
+    """The tokens that a run began with, if the cache still has them, even if the text has changed since.
 
-    Folders of text may receive logs, notes and results during training. If one of the inputs is not a folder of text, all
-    inputs are prepared as they are now.
+    Folders of text may receive logs, notes and results during training, so a change of them is only warned of. If any input
+    is not a folder of text, all inputs are prepared as they are now.
 
     Args:
         data: as for :func:`prepare_cached`.
@@ -156,7 +156,7 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
 
 
 def _split_inputs(text: str) -> list[str]:
-    """Split ``--input_file`` at its commas, unless a file or folder has the whole text as its name."""
+    """Split ``--input_file`` at its commas, unless the whole value is the path of a file or folder."""
     if os.path.exists(text):  # noqa: PTH110 - pathlib's raises where a folder is closed
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -258,7 +258,7 @@ def _write_tokens(
 
 
 def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Encoded, None, None]:
-    """Encode all documents in order, on several threads, a bounded number of pieces ahead.
+    """Encode all documents in order, in pieces of their text, on several threads, a bounded number of pieces ahead.
 
     Yields:
         For each piece: its document's index, its token ids, the bytes of the document read so far, and whether it is the

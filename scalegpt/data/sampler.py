@@ -67,16 +67,16 @@ class WindowSampler:
         return order * self.block_size + offset
 
     def _key(self, purpose: str, epoch: int, size: int) -> bytes:
-        """Hash purpose, seed and epoch to ``size`` bytes. Unlike a generator's output, a hash never changes."""
+        """Hash purpose, seed and epoch to ``size`` bytes; unlike a generator, a hash is the same in all versions of numpy."""
         return hashlib.blake2b(f"{purpose} {self.seed} {epoch}".encode(), digest_size=size).digest()
 
 
 def permute(places: Starts, size: int, key: bytes) -> Starts:
-    """Apply a pseudo-random permutation of [0, size) to each place; the permutation is computed, not stored.
+    """Apply a pseudo-random permutation of the integers in [0, size) to each of ``places``, without storing it.
 
-    A Feistel network permutes the numbers of 2k bits, with the smallest k that covers ``size``. A result of ``size`` or more
-    goes through the network again until it is below ``size`` (cycle walking). Because the network is a permutation, this
-    ends, and different places get different results.
+    A Feistel network permutes the integers of 2k bits, with the smallest k for which they include [0, size). A result of
+    ``size`` or more goes through the network again until it is below ``size`` (cycle walking). Because the network is a
+    permutation, this ends, and different places get different results.
 
     Args:
         places: int64 [N], each in [0, size).
@@ -156,7 +156,7 @@ def held_out_starts(tokens: int, block_size: int, limit_tokens: int) -> Starts:
     Args:
         tokens: number of held-out tokens.
         block_size: T.
-        limit_tokens: take the fewest windows that hold this many targets, or all windows if they hold fewer.
+        limit_tokens: take the fewest windows that hold at least this many targets; all windows, if all hold fewer.
 
     Raises:
         InputError: there are too few tokens for one window.

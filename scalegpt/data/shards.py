@@ -48,7 +48,7 @@ class TokenFile:
         """Open a token file; ``expected`` is the number of tokens that the sidecar states, None without a sidecar.
 
         Raises:
-            InputError: the file is missing or empty, or its size is not that of ``expected`` tokens or of whole tokens.
+            InputError: the file is missing or empty, does not hold ``expected`` tokens, or has an odd number of bytes.
             UnreadableTokensError: the file cannot be read.
         """
         try:
@@ -77,7 +77,7 @@ class TokenFile:
         """Read all tokens, in chunks, and check that every id is below ``vocab_size``.
 
         Raises:
-            InputError: an id is not; the message states the file, the token offset and the id.
+            InputError: an id is ``vocab_size`` or above; the message states the file, the token offset and the id.
         """
         if vocab_size > np.iinfo(DTYPE).max:
             return
@@ -119,9 +119,9 @@ class TokenSet:
 
     Attributes:
         path: the folder.
-        files: split, ``train`` or ``val`` → its token file.
+        files: split (``train`` or ``val``) → its token file.
         tokenizer: the tokenizer that made the ids.
-        meta: content of the sidecar; empty for a folder of nanoGPT's.
+        meta: content of ``meta.json``; empty for a folder that nanoGPT made.
     """
 
     path: Path
@@ -147,12 +147,12 @@ class TokenSet:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Reason → number of files and folders that the preparation skipped for it."""
+        """Reason → number of files and folders that the preparation skipped for this reason."""
         return dict(self.meta.get("skipped", {}))
 
     @property
     def digest(self) -> str:
-        """SHA-256 over tokenizer and both files, in hex; equal digests mean equal tokens.
+        """SHA-256 over the digests of the tokenizer and both token files, in hex; equal digests mean equal tokens.
 
         Without a sidecar the files are read to compute it.
         """
@@ -163,7 +163,7 @@ class TokenSet:
         """Read both splits and check that every id is below ``vocab_size``, so that the model has an embedding for it.
 
         Raises:
-            InputError: an id is not; the message states the file, the token offset and the id.
+            InputError: an id is ``vocab_size`` or above; the message states the file, the token offset and the id.
         """
         for split in SPLITS:
             self.files[split].check_vocabulary(vocab_size)
@@ -203,13 +203,13 @@ class TokenSet:
 
 
 def digest_of(tokenizer: Tokenizer, files: dict[str, str]) -> str:
-    """The :attr:`TokenSet.digest` of a tokenizer and ``files``, each split's SHA-256 of its token file."""
+    """Compute :attr:`TokenSet.digest` from a tokenizer and ``files``: split → SHA-256 of its token file."""
     parts = [tokenizer.digest, *(files[split] for split in SPLITS)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _first_difference(found: list[str], recorded: Any) -> str:
-    """The token offsets of the first block that differs, for a message; empty if blocks are not comparable."""
+    """The token offsets of the first block whose digest differs, for a message; empty if no such block is known."""
     if not isinstance(recorded, list) or len(recorded) != len(found) or found == recorded:
         return ""
     index = next(index for index, pair in enumerate(zip(found, recorded, strict=True)) if pair[0] != pair[1])
@@ -221,8 +221,8 @@ def open_tokens(path: str | Path) -> TokenSet:
     """Open a folder of prepared tokens and check its files' sizes.
 
     Args:
-        path: a folder with ``train.bin`` and ``val.bin``. Without ``meta.json`` it is read as nanoGPT's: with a
-            ``meta.pkl`` its ids are characters, else GPT-2's.
+        path: a folder with ``train.bin`` and ``val.bin``. Without ``meta.json``, nanoGPT is taken to have made it: the
+            ids are of characters if there is a ``meta.pkl``, else GPT-2's.
 
     Raises:
         InputError: there is no such folder, the sidecar is malformed, or a token file is missing, cut short or of odd size.

@@ -43,7 +43,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """Parse ``meta.json``, and check the type and bounds of every entry that is used.
 
     Raises:
-        InputError: the file is not a sidecar of ScaleGPT, or an entry is wrong, which the message names.
+        InputError: the file is not a sidecar of ScaleGPT, or an entry is wrong; the message names the entry.
         OSError: the file cannot be read.
     """
     name = one_line(path)
@@ -171,7 +171,7 @@ def read_nanogpt_characters(path: Path) -> CharTokenizer:
 
 
 def _check_pickle(content: bytes) -> None:
-    """Refuse a pickle with other opcodes than plain data's, or whose memo would make Python reserve too much memory."""
+    """Refuse a pickle with opcodes that plain data does not need, or with memo indices too large for its size."""
     texts = ["", ""]
     for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):  # refuses lengths past the end
         if opcode.name not in _PLAIN_OPCODES:

@@ -28,11 +28,12 @@ class Split:
 
 
 def choose_split(sources: Sequence[Source], val_fraction: float | None) -> Split:
-    """Choose the held-out text; ``val_fraction`` is its share of all bytes, None: a tenth, but at most about 8 MB.
+    """Choose the held-out text: a share ``val_fraction`` of all bytes; None: a tenth, but at most about 8 MB.
 
     Whole documents are taken in the order of their SHA-256, identical documents together, until the share is reached. A
     document that would raise the sum above 1.5 times the share is skipped: one large file among many small ones must not
-    become the validation set. If less than half of the share is reached, the end of each document is held out instead.
+    become the validation set. If less than half of the share is reached, or documents are few, the end of each document is
+    held out instead.
     """
     total = sum(source.bytes for source in sources)
     fraction = min(DEFAULT_VAL_FRACTION, DEFAULT_VAL_BYTES / total) if val_fraction is None else val_fraction

@@ -20,7 +20,7 @@ Tokens = npt.NDArray[np.uint16]
 
 
 class StoredTokens:
-    """A file of little-endian uint16 tokens as a read-only array: ``len``, an index, a slice of step 1, ``tolist``.
+    """A file of little-endian uint16 tokens as a read-only array with ``len``, indices, slices of step 1 and ``tolist``.
 
     Args:
         path: path of the file; the file stays open.
@@ -58,7 +58,7 @@ class StoredTokens:
         return [int(token) for token in self.read(0, self._count)]
 
     def read(self, first: int, count: int) -> Tokens:
-        """Read ``count`` tokens from token offset ``first``; the range must lie within the length at opening.
+        """Read ``count`` tokens from token offset ``first``; the range must lie within the file as opened.
 
         Returns:
             uint16 [count], read-only.

@@ -162,7 +162,7 @@ class GPT2Tokenizer(Tokenizer):
         return ids.astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
-        """See :meth:`Tokenizer.token_bytes`; ids from 50257 on, which only pad the model's vocabulary, count as outside."""
+        """See :meth:`Tokenizer.token_bytes`. Ids from 50257 on only pad the model's vocabulary; the tokenizer lacks them."""
         if not 0 <= token < self.vocab_size:
             return REPLACEMENT.encode()
         single: bytes = self._encoding.decode_single_token_bytes(token)
@@ -194,7 +194,7 @@ class CharTokenizer(Tokenizer):
     """One id per character of a given set.
 
     Args:
-        characters: the vocabulary; a character's id is its position. It is sorted, except in a folder of nanoGPT's.
+        characters: the vocabulary; a character's id is its position. Sorted, except where nanoGPT made the tokens.
 
     Raises:
         InputError: there are no characters or more than 65,535, or one occurs twice or is a lone surrogate.
@@ -281,10 +281,10 @@ def _without_surrogates(text: str) -> str:
 
 
 def _cut_at_long_blanks(text: str) -> Iterator[str]:
-    r"""Cut the text so that no piece has a long run of blanks before a word; the pieces' ids, joined, are the text's.
+    r"""Cut the text into pieces without long runs of blanks before a word; the pieces' ids, joined, are the text's ids.
 
-    The cut is before the last blank of a run. In the whole text, ``\s+(?!\S)`` matches all blanks of the run except the last.
-    In the piece that ends there, ``\s++$`` matches the same blanks, also as one match.
+    Each cut is before the last blank of a run. In the whole text, ``\s+(?!\S)`` matches all blanks of the run except the
+    last. In the piece that ends at the cut, ``\s++$`` matches the same blanks, also as one match.
     """
     start = 0
     for blank in _LONG_BLANK.finditer(text):

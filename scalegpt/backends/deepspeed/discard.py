@@ -25,7 +25,7 @@ from typing import Any
 
 @contextmanager
 def discarding(optimizer: Any) -> Iterator[None]:
-    """Inside the block, make ``engine.step()`` skip the step and clear the gradients.
+    """While the ``with`` block runs, make ``engine.step()`` skip the step and clear the gradients.
 
     Args:
         optimizer: DeepSpeed's wrapper around the optimizer.
@@ -72,7 +72,7 @@ def forget_gradients(optimizer: Any) -> None:
 
 @contextmanager
 def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside the block, give an attribute of an object another value."""
+    """While the ``with`` block runs, give an attribute of an object another value."""
     assert hasattr(owner, name), f"this DeepSpeed's {type(owner).__name__} has no {name}"
     own = vars(owner)
     had, before = name in own, own.get(name)

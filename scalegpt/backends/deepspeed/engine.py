@@ -117,7 +117,10 @@ class DeepSpeedBackend(Backend):
 
     @property
     def _steps_whole_gradients(self) -> bool:
-        """Whether this class clips and skips: at stage 0, except in fp16, the engine does not report the gradients' norm."""
+        """Whether this class, not DeepSpeed, clips gradients and skips steps: at stage 0, except in fp16.
+
+        DeepSpeed's engine does not report the gradients' norm there.
+        """
         return self.stage == 0 and self.run.train.precision != "fp16"
 
     def _step_whole_gradients(self, may_step: MayStep) -> StepResult:
@@ -146,7 +149,7 @@ class DeepSpeedBackend(Backend):
                     yield piece
 
     def _holding(self) -> Callable[[str, nn.Parameter, str], Piece | None]:
-        """The stage's function that returns this rank's piece for a name, parameter and key, or None without a piece."""
+        """The stage's function of name, parameter and key that returns this rank's piece; None if the rank has none."""
         if self.stage == 0:
             masters = self._masters()
             return lambda name, parameter, key: self._whole(name, masters.get(parameter, parameter), key)
@@ -159,9 +162,9 @@ class DeepSpeedBackend(Backend):
 
     @staticmethod
     def _fragment(name: str, parameter: nn.Parameter, key: str) -> Piece | None:
-        """The piece at stages 1 and 2; None if this rank's cut of the flat group has no part of the parameter.
+        """The piece at stages 1 and 2; None if this rank's part of the flattened group holds none of the parameter.
 
-        DeepSpeed links each parameter to its part in the cut.
+        DeepSpeed links each parameter to its fragment in the rank's part.
         """
         link: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if link is None:
@@ -251,7 +254,7 @@ class DeepSpeedBackend(Backend):
             theirs.cur_scale, theirs.last_overflow_iter = scale, theirs.cur_iter - 1 - good_steps
 
     def _their_scaler(self) -> Any:
-        """DeepSpeed's object with the loss scale: at stage 0 the optimizer's wrapper, else its ``loss_scaler``."""
+        """DeepSpeed's object with the loss scale: the optimizer's wrapper at stage 0, else the wrapper's ``loss_scaler``."""
         return getattr(self.optimizer, "loss_scaler", None) or self.optimizer
 
 

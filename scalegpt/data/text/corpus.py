@@ -1,7 +1,7 @@
 """Check that files are text, and read them piece by piece in bounded memory.
 
 If a file that the user named is not text, an error ends the command. Inside a folder, files that are not text are skipped,
-and reported with their number by reason. A folder that is mostly data in other formats is refused.
+and the number of files skipped is reported for each reason. A folder that is mostly data in other formats is refused.
 """
 
 import hashlib
@@ -70,8 +70,8 @@ class Corpus:
     Attributes:
         encoding: the encoding that the user asked for; with ``auto`` each source has its own.
         sources: the documents, in an order that depends only on names and contents.
-        skipped: files and folders inside the user's folders that are not read, by reason.
-        read_as_written: sources in a format of records (JSON Lines, CSV), by format.
+        skipped: numbers of files and folders inside the user's folders that are not read, by reason.
+        read_as_written: numbers of sources in formats of records (JSON Lines, CSV), by format.
         characters: all distinct characters of the text, sorted; None unless they were asked for.
     """
 
@@ -102,7 +102,7 @@ class _Shares:
     formats: Tally = field(default_factory=Tally)
 
     def add(self, document: Document, form: Format | None, size: int) -> None:
-        """Count a file that is read, or that is skipped because of its format; ``form`` None: plain text."""
+        """Count a file that is read, or that is skipped because of its format; ``form`` is None for plain text."""
         kind = None if form is None else form.kind
         self.files[kind] += 1
         self.bytes[kind] += size
@@ -283,7 +283,7 @@ def _read_to_end(document: Document, encoding: str, seen: _Seen | None) -> Sourc
 
 
 def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
-    """Read a document's text in pieces whose ids, joined, are those of the whole text.
+    """Read a document's text in pieces whose token ids, joined, are those of the whole text.
 
     Yields:
         Each piece, and the number of bytes of the file read so far.
@@ -314,12 +314,12 @@ def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
 def cut_place(text: str) -> int:
     r"""The last position at which text can be cut without changing its GPT-2 ids; 0 if there is none yet.
 
-    Such a position is before a space or newline that a non-space follows. GPT-2's pattern matches words, numbers and signs,
-    each with at most one space in front. It matches a run of white space without its last character (``\s+(?!\S)``); the last
-    character is matched alone or with the word after it. So no match crosses the position. A lookahead crosses it only in a
-    run of white space that ends there: at the piece's end, ``\s++$`` then matches what ``\s+(?!\S)`` matches in the whole
-    text. There is no lookbehind. Python's ``\S`` excludes a few control characters that are non-spaces for tiktoken's
-    engine, which only makes cuts rarer.
+    Such a position is before a space or newline that a non-space follows. GPT-2's pattern splits text into words, numbers
+    and signs, each with at most one space in front, and runs of white space. In a run before a non-space, ``\s+(?!\S)``
+    matches all characters but the last, which is matched alone or with the word after it. So no match spans the position.
+    Only the lookahead of such a run looks past it. Without the text after the position, ``\s++$`` matches the same
+    characters of the run. The pattern has no lookbehind, so text after the position is matched as before. Python's ``\S``
+    excludes a few control characters that are non-spaces for tiktoken's engine, which only makes cuts rarer.
 
     Without such a position, text of :data:`HARD_LIMIT_CHARACTERS` or more is cut at its end.
     """

@@ -45,7 +45,7 @@ def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
     """Decode a file chunk by chunk; line ends stay as they are.
 
     Yields:
-        The bytes of each chunk, and the text that they complete.
+        The bytes of each chunk, and the characters that end in the chunk.
 
     Raises:
         NotInEncodingError: the file has bytes that are invalid in the encoding.
@@ -80,8 +80,8 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
         path: the file.
         asked: the encoding that the user gave, or ``auto``.
         offset: byte offset of the first byte that did not decode.
-        mark: the encoding of the file's byte order mark, if the file was read in that; None if it was read in ``asked``, or
-            in UTF-8 with ``auto``.
+        mark: the encoding of the file's byte order mark, if the file was read in the mark's encoding. None if it was read in
+            the encoding ``asked``, or in UTF-8 because ``asked`` is ``auto``.
 
     Returns:
         The name of the encoding.

@@ -76,7 +76,7 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
 
 
 def _beginning(path: Path, offset: int) -> tuple[str | None, bool]:
-    """The encoding of the file's byte order mark, if any, and whether the file looks binary at its head or the offset."""
+    """The encoding of the file's byte order mark, if any, and whether its first bytes or those at the offset look binary."""
     head, there = read_at(path, 0, _HEAD_BYTES), read_at(path, max(0, offset - 4096), _HEAD_BYTES)
     return byte_order_mark(head[:4]), looks_binary(head) or looks_binary(there)
 
@@ -93,7 +93,7 @@ def _ends_inside(path: Path, offset: int) -> bool:
 
 
 def _utf8_characters(path: Path, offset: int) -> tuple[int, int, int]:
-    """Count the multi-byte UTF-8 characters before and after an offset, and the bytes above 127 outside of them."""
+    """Count multi-byte UTF-8 characters before and after an offset, and the bytes above 127 that are in no such character."""
     before, stray_before = _count(_chunks(path, 0, offset))
     after, stray = _count(_chunks(path, offset, None))
     assert not stray_before
@@ -136,7 +136,7 @@ def _sample(path: Path, offset: int) -> bytes:
 
 
 def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:
-    """Trim from a window's ends the bytes that may be parts of characters, except at the ends of the file."""
+    """Trim bytes of cut characters from the ends of a window (a byte range of the file), except at the file's ends."""
     places = [place for place, byte in enumerate(window) if byte < _LOWEST_TRAIL]
     if not places:
         return window if is_first and is_last else b""
@@ -144,7 +144,7 @@ def _whole_characters(window: bytes, *, is_first: bool, is_last: bool) -> bytes:
 
 
 def _some_lines(window: bytes, most: int) -> Iterator[bytes]:
-    """The window's first lines that have bytes above 127, at most ``most`` bytes in all."""
+    """Yield a window's (byte range's) first lines that have bytes above 127, at most ``most`` bytes in all."""
     size = 0
     for line in window.split(b"\n"):
         if line.isascii():

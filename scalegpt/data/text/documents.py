@@ -127,7 +127,7 @@ class _FolderSearch:
         self._seen: set[Path] = set()
 
     def run(self) -> dict[Path, Path]:
-        """Search the folder: real path of each file → path to open. A file's own path is preferred to a link's."""
+        """Search the folder; returns each file's real path → the path to open it by, its own rather than a link's."""
         self._walk(self.folder)
         heapq.heapify(self._links)
         while self._links:
@@ -198,7 +198,7 @@ class _FolderSearch:
 
 
 def folder_kind(names: set[str], folder: Path) -> str | None:
-    """The kind of a folder whose files are no text to train on, by its entries' names; None for any other folder."""
+    """The kind of a folder without text to train on (a run, tokens …), by its entries' names; None for other folders."""
     ours = folder_of_ours(names)
     if ours is not None:
         return ours

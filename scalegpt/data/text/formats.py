@@ -195,7 +195,7 @@ def _is_record(line: str) -> bool:
 
 
 def _is_table(lines: list[str], delimiter: str) -> bool:
-    """Whether lines are a table: distinct titles, then rows of as many fields, none of which begins with a blank."""
+    """Whether lines are a table: distinct titles, then rows with as many fields as titles; no field begins with a blank."""
     if len(lines) < _FEWEST_RECORDS or delimiter not in lines[0]:
         return False
     try:

@@ -112,7 +112,7 @@ def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
 
     Args:
         sample: lines with bytes above 127; only the last line may be cut inside a character.
-        like_utf8: whether some of the bytes are valid UTF-8 characters, which leaves only :data:`_OFTEN_UTF8`.
+        like_utf8: whether some of the bytes are valid UTF-8 characters; only :data:`_OFTEN_UTF8` are then considered.
 
     Returns:
         One of :data:`ENCODINGS`; None if no encoding fits, or several fit about equally well.
@@ -140,13 +140,13 @@ def guess(sample: bytes, *, like_utf8: bool = False) -> str | None:
 
 
 def _least(text: str) -> float:
-    """The least log-likelihood of a text that counts as written in a known language."""
+    """The log-likelihood that a text must reach to count as written in a known language."""
     outside = [character for character in text if not character.isascii()]
     return sum(_FITTING_WIDE if _script(character) == "EAST" else _FITTING for character in outside)
 
 
 def _likelihood(text: str) -> float:
-    """Log-likelihood of a text's characters outside ASCII, in the language that fits them best, less penalties."""
+    """Log-likelihood of a text's characters outside ASCII, in the language that fits best, plus penalties (at most 0)."""
     counted: dict[str, int] = {}
     fixed = 0.0
     for before, character, after in zip(" " + text, text, text[1:] + " ", strict=False):
@@ -197,7 +197,7 @@ def _log_share(character: str, language: str) -> float:
 
 
 def _east_share(character: str, codec: str, last_usual: int) -> float:
-    """Log share of an East Asian character that is not among the most frequent, by its lead byte in the national set."""
+    """Log share of a less frequent East Asian character; higher if its first byte in ``codec`` is at most ``last_usual``."""
     try:
         lead = character.encode(codec)[0]
     except UnicodeEncodeError:

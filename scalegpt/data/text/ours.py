@@ -39,7 +39,7 @@ def file_of_ours(file: BufferedReader, *, named: bool) -> str | None:
 
     Args:
         file: the open file; it is read from its beginning and set back to it.
-        named: whether the user named the file, which then counts as a log only if this process's own output goes to it.
+        named: whether the user named the file. A named file is recognised only as the log that this process's output goes to.
 
     Raises:
         OSError: the file cannot be read.
