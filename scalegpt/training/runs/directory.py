@@ -100,7 +100,7 @@ class RunDirectory(RunRecords):
         """Lock the run's directory against other processes until :meth:`unlock`, or until this process ends in any way.
 
         Returns:
-            A warning for each guarantee that the file system does not give.
+            A list of warnings: that the file system has no locks, that it cannot sync folders; empty where it can do both.
 
         Raises:
             InputError: another process is training this run.
