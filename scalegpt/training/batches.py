@@ -28,11 +28,11 @@ class TrainingBatches:
     def step(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one step's micro batches as inputs and targets on the device, int64 [B, T].
 
-        The next step's batches are read ahead as if it began at the window after this step's last one. If it begins
-        elsewhere, its first batch has to be waited for.
+        The thread reads ahead on the assumption that the next step's windows follow this step's. After a rollback they do
+        not, and the caller waits for the first batch.
 
         Args:
-            first: number of the step's first window in the sampler's order.
+            first: number of the step's first window (training sequence) in the sampler's order.
         """
         if self._ahead is None or self._ahead.position != first:
             self.close()
@@ -65,7 +65,8 @@ class ReadAhead:
 
     Args:
         batches: an endless iterator of micro batches, as (inputs, targets).
-        position: number of the window at which the next step begins. The caller updates it, and sets None within a step.
+        position: number of the window (training sequence) at which the next step begins; None within a step. The caller
+            updates it.
         on_cuda: whether to pin the batches, so that the copy to the device does not block.
         depth: largest number of micro batches that are kept ready.
     """
@@ -89,7 +90,7 @@ class ReadAhead:
         """The next micro batch, in host memory.
 
         Raises:
-            Exception: the reading thread failed; this is its error.
+            Exception: the error that ended the reading thread.
         """
         batch = self._ready.get()
         if isinstance(batch, Exception):
@@ -116,13 +117,13 @@ class ReadAhead:
 
 
 class HeldOutBatches:
-    """The batches of an evaluation. The held-out windows are the same at every evaluation and for any number of ranks.
+    """The batches of an evaluation. The held-out sequences are the same at every evaluation and for any number of ranks.
 
     Args:
         tokens: the held-out tokens.
         plan: gives the micro batch and the block size.
         world: the ranks.
-        limit: number of tokens to evaluate, rounded up to whole windows; all tokens, if there are fewer.
+        limit: number of tokens to evaluate, rounded up to whole sequences; all tokens, if there are fewer.
     """
 
     def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, limit: int) -> None:
@@ -147,7 +148,7 @@ class HeldOutBatches:
 
 
 def on_device(inputs: NDArray[np.int64], targets: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return both arrays as tensors on the device. The copy to CUDA is from pinned memory and does not block."""
+    """Return inputs and targets as tensors on the device. The copy to CUDA is from pinned memory and does not block."""
     pair = torch.from_numpy(inputs), torch.from_numpy(targets)
     if device.type == "cuda":
         return pair[0].pin_memory().to(device, non_blocking=True), pair[1].pin_memory().to(device, non_blocking=True)

@@ -20,7 +20,7 @@ SECONDS_TO_FINISH_A_SAVE = 60.0
 
 
 class Saving:
-    """Decides when the run's checkpoints are written, and reports on them.
+    """Decides when the run's checkpoints are written, and prints which are complete.
 
     Attributes:
         saver: writes the checkpoints.
@@ -97,7 +97,7 @@ class Saving:
             self.saver.amend(evaluation)
 
     def rolled_back(self, checkpoint: Path) -> None:
-        """Note that the run has rolled back to an earlier checkpoint of its own."""
+        """Continue from the checkpoint that the run has rolled back to: no save is due, postponed or newer."""
         self._is_due = self._is_postponed = False
         self.saved_step = None
         if self.job.world.is_first:
@@ -106,7 +106,7 @@ class Saving:
     def rollback_advice(self, first_skipped: int) -> str:
         """Return a sentence on where to resume from after skipped steps. All ranks must call it together.
 
-        Waits for the save under way first, which may be the one of the step that ruined the weights.
+        Waits for the save under way first: the sentence must say whether that checkpoint may hold ruined weights.
 
         Args:
             first_skipped: the first of the skipped steps.
@@ -122,7 +122,9 @@ class Saving:
         )
 
     def may_save_after(self, skipped: list[SkippedStep], val_loss: float | None, *, evaluated: bool) -> bool:
-        """Whether a run whose last steps were skipped may save at its end, which needs a finite held-out loss.
+        """Whether a run whose last steps were skipped may save at its end: only if the held-out loss after them is finite.
+
+        Where no evaluation came after the skipped steps, prints a warning and returns False.
 
         Args:
             skipped: the skipped steps.
@@ -145,7 +147,7 @@ class Saving:
         """Save the state; all ranks must call it together.
 
         Args:
-            header: the manifest's entries on the run.
+            header: the run's entries in the checkpoint's manifest.
             last: whether this is the run's last save, which returns only when the checkpoint is complete.
 
         Raises:
@@ -178,7 +180,7 @@ class Saving:
     def _report(self) -> None:
         """Print the checkpoints completed since the last call, and the deletions that failed.
 
-        Each completed checkpoint is also entered in ``run_status.json``, so that the next start notices if it is gone.
+        ``run_status.json`` also names each completed checkpoint, so that the next start notices if the checkpoint is gone.
         """
         for path in self.saver.committed():
             self.job.directory.amend_status()

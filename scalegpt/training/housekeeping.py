@@ -1,6 +1,6 @@
 """The trainer's work between steps: its progress, and the checkpoint, evaluation and sample after a step.
 
-The checkpoint comes first, since the evaluation and the sample may fail. Its held-out loss is added after the evaluation.
+The checkpoint comes first, since the evaluation and the sample may fail. The evaluation then adds its loss to the checkpoint.
 """
 
 import math
@@ -37,7 +37,7 @@ class Housekeeping:
         history: what ``metrics.jsonl`` said of the steps up to the last resume or rollback.
         val_loss: held-out loss of the last evaluation; None before the first, or where the checkpoint resumed from has none.
         best_val_loss: lowest held-out loss so far.
-        left_out: number of windows of the data that rollbacks skipped.
+        left_out: number of windows (training sequences) that rollbacks skipped.
         reason: why the run stops before its last step; None: it does not.
         sinks: where metrics are logged; empty on all ranks but rank 0.
     """
@@ -60,7 +60,7 @@ class Housekeeping:
         )
 
     def load_progress(self, progress: Progress, stretch: Stretch, history: History) -> None:
-        """Set all counters to the progress of a checkpoint, or to that of a run's start."""
+        """Set all counters to the progress of a checkpoint, or for a new run to zero."""
         self.step, self.stretch, self.history = progress.step, stretch, history
         self._step_before, self._tokens_before = progress.step, progress.tokens
         self.val_loss, self.best_val_loss = progress.val_loss, progress.best_val_loss
@@ -99,7 +99,7 @@ class Housekeeping:
         )
 
     def _header(self) -> Header:
-        """The manifest entries on the run for a checkpoint written now."""
+        """The run's entries in the manifest of a checkpoint written now."""
         job = self.job
         written_by = {
             "backend": job.run.parallel.backend,
@@ -133,8 +133,8 @@ class Housekeeping:
     def _housekeeping(self, *, last: bool) -> None:
         """Save, evaluate and sample, each if it is due after this step or the run ends.
 
-        At an end by a request to stop, other than the time limit, the run saves, but evaluates and samples only if the number
-        of the step makes that due.
+        A run that ends at its last step or its time limit does all three. A run stopped by a signal, or by the end of its
+        launcher, saves, but evaluates and samples only if the step's number makes that due.
         """
         train = self.train
         ends_normally = last and (self.all_taken or self.reason is Reason.TIME)
@@ -156,7 +156,7 @@ class Housekeeping:
         self.clock.lap()  # none of this is part of the next step's time
 
     def _save(self, *, last: bool, evaluates: bool = False) -> None:
-        """Write a checkpoint. Where the step's evaluation follows, the checkpoint's held-out loss is left None until then."""
+        """Write a checkpoint, with None as its held-out loss if the step's evaluation is still to come."""
         self.watchdog.outside("saving")
         header = self._header()
         if evaluates:
@@ -167,7 +167,7 @@ class Housekeeping:
     def _find_pending(self) -> PendingWork:
         """Find the evaluation and sample still owed for the step of the checkpoint that the run resumed from.
 
-        If ``metrics.jsonl`` has that step's held-out loss, it is recorded here. For a new run, nothing is owed.
+        If ``metrics.jsonl`` already has that step's held-out loss, add it to the checkpoint. A new run owes nothing.
         """
         if not self.job.resumed:
             return PendingWork()

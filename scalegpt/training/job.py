@@ -29,7 +29,7 @@ class Job:
         data_digest: SHA-256 of the tokenizer and the tokens.
         prompt: token ids that the samples continue.
         progress: where the run starts: step 0, or the step of a checkpoint.
-        stretch: the data windows that the next steps consume.
+        stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
         history: what ``metrics.jsonl`` says of the steps up to the start.
         resumed: whether the run starts from a checkpoint.
         stop: whether this process was asked to stop.
@@ -66,7 +66,7 @@ def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
 
 
 def sample_text(job: Job) -> str:
-    """Return the sample prompt and its continuation as text. All ranks generate the same tokens: a sharded model needs all.
+    """Return the sample prompt and its continuation as text. All ranks must call it together, and generate the same tokens.
 
     Raises:
         DivergedError: the model's logits are not finite. All ranks raise this.

@@ -58,7 +58,7 @@ class Logger:
         self.console.print(visible(message), markup=False)
 
     def start(self, step: int) -> None:
-        """Show the live line, which begins at this number of steps taken. Does nothing where the output is no terminal."""
+        """Show the live line, with the number of steps taken so far. Does nothing where the output is no terminal."""
         if self.speaks and self.console.is_terminal:
             self._live = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -73,7 +73,7 @@ class Logger:
             self._live.start()
 
     def step(self, line: StepLine) -> None:
-        """Show a finished step in the live line; without one, print every Nth step and the last."""
+        """Show a finished step in the live line; where the output is no terminal, print every Nth step and the last."""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=line.step, description=line.text())
         elif line.step % self.every == 0 or line.step == self.total:

@@ -79,9 +79,9 @@ class Measured:
 
     Attributes:
         peak: peak of the bytes allocated by the CUDA allocator, or on a CPU of the resident memory.
-        by: which of the two ``peak`` is: ``ALLOCATOR`` or ``RESIDENT``.
+        by: what ``peak`` counts: ``ALLOCATOR`` (CUDA allocator) or ``RESIDENT`` (resident memory).
         reserved: peak of the bytes reserved by the CUDA allocator; None on a CPU.
-        driver: bytes in use on the card now, as the driver counts; None on a CPU.
+        driver: bytes in use on the card at the measurement, as the driver counts; None on a CPU.
         driver_is_ours: whether ``driver`` counts this process alone, as far as is known.
     """
 
@@ -123,7 +123,7 @@ def largest_resident() -> int:
 def own_bytes() -> int:
     """The resident bytes of this process that are neither shared nor backed by a file (``RssAnon``).
 
-    On a system without that figure, all of its resident bytes.
+    On a system without ``RssAnon``, all resident bytes of this process.
     """
     held = _status_bytes("RssAnon")
     return int(psutil.Process().memory_info().rss) if held is None else held
@@ -141,7 +141,7 @@ def _status_bytes(key: str) -> int | None:
 def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
     """The predicted and the measured memory as entries of ``run_status.json``.
 
-    On a CPU, compare the measured peak with ``predicted_total_bytes``; on a card, with ``predicted_peak_bytes``.
+    The entry that predicts the measured peak is ``predicted_total_bytes`` on a CPU, ``predicted_peak_bytes`` on a card.
     """
     return {
         "predicted_peak_bytes": plan.peak_bytes,

@@ -24,7 +24,7 @@ class MetricSink(Protocol):
         """
 
     def close(self) -> None:
-        """Close the sink: the run ends, or a rollback is about to remove steps and opens new sinks afterwards."""
+        """Close the sink at the end of the run, or before a rollback, which removes logged steps and then opens new sinks."""
 
 
 class Throughput:

@@ -1,4 +1,4 @@
-"""A user's request for a training run, read and checked without importing torch, which takes seconds."""
+"""A user's request for a training run, read and checked without torch, whose import takes seconds."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -97,7 +97,7 @@ class Request:
     def open(self) -> frozenset[str]:
         """Names of the settings that the planner chooses.
 
-        They are all that are ``auto``, ``micro_batch`` unless the user gives it, and ``recompute`` unless the user or the
+        Every setting that is ``auto``; ``micro_batch`` unless the user gives it; and ``recompute`` unless the user or the
         preset gives it. Where the backend is ``auto``, the ZeRO stage is open too unless the user gives it, since a preset's
         stage belongs to the preset's backend.
         """

@@ -185,7 +185,7 @@ class Trainer(Housekeeping):
         """Roll the run back to a checkpoint from before a spike.
 
         Returns:
-            False where there is no such checkpoint, and the step is only skipped.
+            Whether the run was rolled back; False where there is no such checkpoint, and the step is only skipped.
 
         Raises:
             RunError: the run has already made ``max_rollbacks`` rollbacks.
@@ -248,7 +248,7 @@ class Trainer(Housekeeping):
             error: the exception that ended this rank's loop.
 
         Returns:
-            The exception to raise: ``error`` itself, or a ``RunError`` with its cause, which may be another rank's.
+            The exception to raise: ``error`` if it is the cause and its message is clear, else a ``RunError`` with the cause.
         """
         self.job.logger.stop()
         self.job.stop.what_next = lambda: ""  # print nothing when the launcher signals this rank: it is ending already

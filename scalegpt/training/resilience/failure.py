@@ -33,7 +33,7 @@ class Failure:
     """How this rank ends after an error.
 
     Attributes:
-        halt: the halt that all ranks follow, written by the rank that failed first.
+        halt: the content of ``halt.json``, which ends all ranks. The rank that failed first wrote it.
         error: the exception to raise: this rank's original error if it is the cause and has a clear message, else a
             ``RunError`` with the cause.
         is_ours: whether this rank failed first, and so writes ``run_status.json``.
@@ -49,7 +49,7 @@ def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_o
 
     Args:
         error: the exception that ended this rank's loop.
-        watchdog: this rank's watchdog, which is stopped.
+        watchdog: this rank's watchdog. This function stops it.
         plan: the run's predicted memory, for advice after an out-of-memory error.
         on_oom: the setting ``on_oom``: ``stop`` or ``shrink``.
     """
@@ -95,7 +95,7 @@ def _out_of_memory(error: BaseException, watchdog: Watchdog, plan: Plan, on_oom:
 def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
     """The last heartbeat of the rank whose end broke this rank's collective; None where no such rank is found.
 
-    The error itself says only that a connection was closed.
+    The collective's error says only that a connection was closed, not which rank ended.
     """
     if watchdog.beats.world.size == 1 or isinstance(error, RunError) or not isinstance(error, RuntimeError):
         return None

@@ -56,7 +56,7 @@ class Guards:
 
     Args:
         train: the settings.
-        recent: the steps before the first one to judge.
+        recent: losses and skips of the steps before the first one to judge.
         skipped: number of steps that the run has skipped so far.
     """
 

@@ -1,8 +1,9 @@
 """How ranks watch each other without a collective: a heartbeat file for each rank, and one halt file that ends all ranks.
 
-Every rank keeps writing ``runs/NAME/.heartbeats/START/rank_N.json``, which says that the rank lives and what it is doing. A
-collective cannot carry this: a rank that waits in a collective does nothing else. A rank that must end, and would leave the
-other ranks waiting, writes ``halt.json`` in the same folder. Every rank looks for that file whenever it writes its heartbeat.
+Every rank keeps writing ``runs/NAME/.heartbeats/START/rank_N.json`` (START is a random name for each start of the run), which
+says that the rank lives and what it is doing. A collective cannot carry this: a rank that waits in a collective does nothing
+else. A rank that must end, and would leave the other ranks waiting, writes ``halt.json`` in the same folder. Every rank looks
+for that file whenever it writes its heartbeat.
 """
 
 import json
@@ -88,7 +89,7 @@ Note = TypeVar("Note", Beat, Halt)
 
 
 def _read(kind: type[Note], path: Path) -> Note | None:
-    """Read a rank's heartbeat or a halt; None where the file is missing, unreadable, cut short or of other content."""
+    """Read a rank's heartbeat or a halt; None where the file is missing, unreadable or lacks an expected entry."""
     try:
         values = read_object(path)
     except (OSError, InputError):
@@ -198,7 +199,7 @@ class Heartbeats:
         none is behind, the words say that all ranks are at the same place.
 
         Args:
-            wait: waits for a number of seconds.
+            wait: function that waits for a number of seconds.
         """
         before = self.read()
         wait(3 * self.seconds)

@@ -38,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def smaller_micro_batch(plan: Plan) -> int | None:
-    """The largest micro batch of at most half the size that divides a rank's sequences per step; None if it already is 1."""
+    """The largest micro batch, at most half the plan's, that divides a rank's sequences per step; None if the plan's is 1."""
     half = plan.batch.micro_batch // 2
     fitting = [size for size in divisors(plan.batch.micro_batch * plan.batch.grad_accum) if size <= half]
     return max(fitting) if fitting else None
@@ -54,7 +54,7 @@ def advice(plan: Plan) -> str:
 
 
 def remember(directory: RunDirectory, plan: Plan, device: str) -> str:
-    """Write the note for the run's next start.
+    """Write the note (:data:`RECORD`) that makes the run's next start take a smaller micro batch.
 
     Returns:
         The line to report.
@@ -72,7 +72,7 @@ def remember(directory: RunDirectory, plan: Plan, device: str) -> str:
 
 
 def shrunk(run: RunConfig, directory: RunDirectory, *, ranks: int, device: str) -> tuple[RunConfig, str] | None:
-    """Return the run with the micro batch of the note, and a line that explains it; None where no note applies.
+    """Return the run with the micro batch that :func:`remember` noted, and a line that explains it; None: no note applies.
 
     The note applies to the same number of ranks of the same device, and only to a run with a larger micro batch.
     """

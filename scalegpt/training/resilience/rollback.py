@@ -35,7 +35,7 @@ class RollbackTarget:
     Attributes:
         checkpoint: path of the checkpoint to load.
         progress: the checkpoint's progress, but with the position in the data after the spike.
-        stretch: the data windows that the next steps consume.
+        stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
         history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.
     """
 
@@ -49,8 +49,8 @@ def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> Non
     """Load the state of a verified checkpoint into a backend; all ranks must call it together.
 
     If the run now uses another optimizer than the checkpoint's, only the weights are read, and all moments begin at zero.
-    The optimizer's step count still continues, so that resuming once more gives the same run. AdamW's bias correction is
-    then too weak for new moments: its first updates are scaled by (1 - β₁)/√(1 - β₂).
+    The optimizer's step count still continues, since every resume computes it from the run's steps. So AdamW's bias
+    correction is too weak for moments that begin at zero: its first update is scaled by (1 - β₁)/√(1 - β₂).
     """
     optimizer = checkpoint.manifest.header.train.get("optimizer", "adamw")
 
@@ -119,14 +119,15 @@ def roll_back_files(
 ) -> RollbackTarget:
     """Take a run's files back to the step of an earlier checkpoint. Rank 0 only; all ranks load the state afterwards.
 
-    If this is interrupted, the run resumes from that checkpoint or a later one, meets the same spike, and rolls back again.
+    If the process ends before this is done, the next start resumes from that checkpoint or a later one, meets the same
+    spike, and rolls back again.
 
     Args:
         directory: the run's directory; ``metrics.jsonl`` must not be open.
-        spike: the spike that is the reason.
+        spike: the spike that causes the rollback.
         checkpoint: the verified checkpoint to roll back to.
         now: the run's progress, the step of the spike included.
-        stretch: the data windows of the current steps, as the ledger's last line has them.
+        stretch: the data ledger's last entry (a range of steps with the same data and batch), which covers the current step.
         window: number of steps by which spikes are measured.
 
     Raises:

@@ -2,8 +2,8 @@
 
 A request is only recorded. In each step the ranks exchange their requests together with the loss
 (:mod:`scalegpt.training.step_flags`), so all ranks finish the same step, save and end. An evaluation or a save under way is
-finished first, and a line says so at once. Before the ranks have joined there is nothing to finish, and a request ends the
-process at once.
+finished first; rank 0 prints at once that the run waits for it. Before the ranks have joined there is nothing to finish, and
+a request ends the process at once.
 
 ======================  ===============================================================================================
 SIGTERM                 sent by batch systems and launchers: stop
@@ -89,7 +89,7 @@ SIGNALS = {
 
 
 class Stopped(RunError):  # noqa: N818 - a request is no error
-    """The run was asked to stop before its first step. None of its files was changed.
+    """The run was asked to stop before its first step. None of its files but the lock was changed.
 
     Attributes:
         reason: why the run was asked to stop.
@@ -109,7 +109,7 @@ class StopRequest:
     """Records whether this process was asked to stop, and why.
 
     Args:
-        leave: ends the process at once with an exit status.
+        leave: function that ends the process at once with an exit status.
 
     Attributes:
         reason: the reason of the first request; None: there was no request.
@@ -153,7 +153,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Let a request end the process at once inside the block. Used while torch is imported and the ranks join."""
+        """Inside the block, a request to stop ends the process at once. Used while torch is imported and the ranks join."""
         with self._lock:
             self._alone, reason = True, self.reason
         if reason is not None:
@@ -214,7 +214,7 @@ class StopRequest:
             raise Stopped(reason)
 
     def check_alone(self) -> None:
-        """End the set-up if this rank was asked to stop. For work of one rank whose errors are raised on all ranks.
+        """End the set-up if this rank was asked to stop. For work that one rank does alone; its errors then end all ranks.
 
         Raises:
             Stopped: this rank was asked to stop.
@@ -259,7 +259,7 @@ class LauncherWatch:
 
     Args:
         request: where the request to stop is recorded.
-        leave: ends the process at once with an exit status, when the grace period is over.
+        leave: function that ends the process at once with an exit status, when the grace period is over.
         seconds: seconds between two checks.
         grace: seconds from the request until the process is ended by force.
     """

@@ -41,7 +41,7 @@ class Watchdog:
         beats: the heartbeat files of all ranks.
         first: time-out in seconds of the first step, and of all work between steps; 0: no time-out.
         later: time-out in seconds of each later step; 0: no time-out.
-        leave: ends the process at once with an exit status.
+        leave: function that ends the process at once with an exit status.
         clock: returns the time in seconds.
 
     Attributes:
@@ -166,7 +166,7 @@ class Watchdog:
         self.leave(halt.status)
 
     def say_if_first(self, line: str) -> None:
-        """Print a line if this rank wrote the halt, or nobody did: a signal to all ranks needs only one line."""
+        """Print a line, unless another rank wrote the halt: a signal that reaches all ranks needs only one line."""
         halt = self.beats.read_halt()
         if halt is None or halt.rank == self.rank:
             _say(line)

@@ -16,7 +16,7 @@ FREE_TO_CHANGE = frozenset({
     "keep_best", "async_checkpoint", "log_every", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
     "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
 })  # fmt: skip
-"""Settings that a resumed run may change freely: they decide how, how fast or how long it computes, not what.
+"""Settings that a resumed run may change freely: they decide how, how fast or how long the run computes, not what.
 
 ``input_file``, ``as_text`` and ``follow_links`` are among them, since the tokens themselves are compared by their digest."""
 
@@ -44,7 +44,7 @@ def free_differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, 
 
 
 def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
-    """Return the second length limit of a run that began with both ``max_iters`` and ``max_tokens``, by name.
+    """Return {name: value} of the second length limit, if a run began with both ``max_iters`` and ``max_tokens``.
 
     Earlier releases kept the default or the preset's ``max_iters`` beside a given ``max_tokens``, and the other way round.
     A run that such a release began keeps both limits.
@@ -55,7 +55,7 @@ def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[s
         given: names of the settings that the user gave now.
 
     Returns:
-        Empty where the run began with one limit, where the user gave both now, or where the limit in ``train`` has changed.
+        Empty where the run began with one limit, the user now gives both, or the limit in ``train`` is not the earlier one.
     """
     same = [key for key in LENGTHS if getattr(train, key) is not None and earlier.get(key) == getattr(train, key)]
     other = [
@@ -92,8 +92,8 @@ def _all(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
     """Names of the settings that may differ freely between two configurations.
 
-    They include the settings that belong to an optimizer, unless both configurations use it: a change of the optimizer
-    counts as one change.
+    Besides :data:`FREE_TO_CHANGE`, a setting that only some optimizers have may differ, unless the optimizers of both
+    configurations have it. So a change of the optimizer counts as one change.
     """
     before, after = (OWN_SETTINGS.get(str(values.get("optimizer")), frozenset()) for values in (old, new))
     others = frozenset().union(*OWN_SETTINGS.values()) - (before & after)
@@ -129,13 +129,13 @@ def rate_change(
 
     Args:
         earlier: the configuration of the run so far, as ``config.yaml`` has it; None where it is not known.
-        plan: the run's ``plan.json``, which has its earlier total number of steps; None where it is not known.
+        plan: the content of ``plan.json``, with the earlier total number of steps; None where it is not known.
         train: the settings that the run resumes with.
         step: number of steps taken.
         total: total number of steps under the new settings.
 
     Returns:
-        One line; an empty list where the rate stays about the same, no step is taken or left, or the run so far is not known.
+        A list of one line; empty where the rate stays about the same, no step is taken, none is left, or a file is not known.
     """
     steps_before = (plan or {}).get("steps")
     if not 0 < step < total or earlier is None or type(steps_before) is not int:
@@ -160,7 +160,7 @@ def rate_change(
 
 
 def keeping(rate: float) -> str:
-    """The flags with which a run resumes at a constant learning rate."""
+    """The flags with which a run resumes at the constant learning rate ``rate``."""
     return f"--allow_change schedule,learning_rate --schedule constant --learning_rate {rate:.6g}"
 
 

@@ -41,7 +41,7 @@ _MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
 
 
 class RunDirectory(RunRecords):
-    """The directory of one run. Adds the run's id, settings and lock to its records."""
+    """The directory of one run: ``RunRecords``, and the run's id, settings and lock."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -100,7 +100,7 @@ class RunDirectory(RunRecords):
         """Lock the run's directory against other processes until :meth:`unlock`, or until this process ends in any way.
 
         Returns:
-            A warning for each guarantee that the file system does not give.
+            A list of warnings: that the file system has no locks, that it cannot sync folders; empty where it can do both.
 
         Raises:
             InputError: another process is training this run.
@@ -191,7 +191,7 @@ class RunDirectory(RunRecords):
     def with_earlier_settings(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
         """Fill in the settings that the run so far has fixed, where they are still open in ``run``.
 
-        They are the precision, ``tokens_per_step``, and a second length limit (:func:`other_length`).
+        Fills in the precision, ``tokens_per_step``, and a second length limit (:func:`other_length`).
 
         Args:
             run: the configuration to fill in.
@@ -212,7 +212,7 @@ class RunDirectory(RunRecords):
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:
-        """Read ``plan.json`` of the run so far; None where it cannot be read, and the layout is chosen anew."""
+        """Read ``plan.json`` of the run so far; None where it cannot be read. The layout is then chosen anew."""
         try:
             return read_object(self.plan)
         except (OSError, InputError):
@@ -276,7 +276,7 @@ class RunDirectory(RunRecords):
             self.checkpoints.rmdir()
 
     def forget_after(self, history: History) -> None:
-        """Delete the metrics, samples and ledger entries of steps after a checkpoint.
+        """Delete the metrics, the samples and the entries of the data ledger for steps after a checkpoint.
 
         Args:
             history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.

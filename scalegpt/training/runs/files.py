@@ -1,4 +1,4 @@
-"""Write a run's files whole or not at all, and with an error that names the file."""
+"""Write a run's files: each is replaced whole or stays as it was, and an error names the file."""
 
 import math
 import tempfile

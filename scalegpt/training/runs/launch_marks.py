@@ -50,8 +50,8 @@ def launch_marks(environment: Mapping[str, str] | None = None) -> dict[str, str]
 def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = None) -> str | None:
     """Return the folder name of the run that an earlier start of this launcher began; None where there is none.
 
-    A torchrun process runs only one job, so a run with its mark belongs to this job. A job's id may be reused by another job,
-    so that mark counts only where the launcher reports that this start is a restart.
+    A torchrun process runs only one job, so a run with the mark ``agent`` belongs to this job. Another job may reuse a job's
+    id, so the marks ``torchrun`` and ``slurm`` count only where the launcher reports that this start is a restart.
 
     Args:
         root: the folder of all runs.
@@ -67,7 +67,7 @@ def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = 
 
 
 def went_back_before(folder: Path, step: int, environment: Mapping[str, str] | None = None) -> bool:
-    """Whether an earlier start of this launcher went back to this step, so that its restart resumes from the newest."""
+    """Whether an earlier start of this launcher went back to this step; a restart then resumes from the newest checkpoint."""
     recorded, marks = _read(folder / WENT_BACK), _earlier_marks(environment)
     return recorded.get("step") == str(step) and any(recorded.get(kind) == mark for kind, mark in marks.items())
 
@@ -100,7 +100,7 @@ def runs_named(root: Path, name: str) -> list[Path]:
 
 
 def _process(pid: int) -> str:
-    """Identify a process by machine, number and start time, which are never reused; empty where it has ended."""
+    """Identify a process by machine, number and start time, a triple that is never reused; empty where it has ended."""
     birth = birth_of(pid)
     return "" if birth is None else f"{socket.gethostname()} {pid} {birth}"
 

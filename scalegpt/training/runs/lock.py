@@ -21,8 +21,8 @@ class RunLock:
     """The lock of a run's folder. The operating system releases it when the process ends in any way.
 
     On a file system without locks, the content of the lock file names its owner: process number, machine, and when the
-    process began. This keeps out processes on the same machine, unless two start at the same moment, but none on other
-    machines.
+    process began. This keeps out processes on the same machine, unless two start at the same moment. It does not
+    keep out processes on other machines.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class RunLock:
         """Take the lock.
 
         Returns:
-            A warning on what is not guaranteed; None where the file system has locks.
+            A warning that other machines are not kept out; None where the file system has locks.
 
         Raises:
             InputError: another process is training this run.
@@ -81,7 +81,7 @@ class RunLock:
             reason: why the file system cannot lock.
 
         Returns:
-            A warning on what is not guaranteed.
+            A warning that other machines are not kept out.
 
         Raises:
             InputError: the owner is a process of this machine that still runs.

@@ -1,9 +1,8 @@
 """Write and read ``metrics.jsonl``, which has a line for each step and each evaluation.
 
-A resumed run reads the file once, up to its checkpoint. It restores the guards' recent losses, and finds out whether the
-evaluation of the checkpoint's step is missing. A checkpoint is written before the evaluation and the sample of its step. If
-a process ends in between, the resumed run does both first. So an interrupted run ends with the same files as an undisturbed
-one.
+A resumed run reads the file once, up to the checkpoint's step: the losses by which the guards judge, and whether the step's
+evaluation is missing. A checkpoint is written before the evaluation and the sample of its step. If a process ends in between,
+the resumed run evaluates and samples first. So an interrupted run ends with the same files as an undisturbed one.
 """
 
 import json
@@ -83,7 +82,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """A step that did not change the weights, the reason, and its mean loss over all ranks."""
+    """A step that did not change the weights, with the reason for it and the step's mean loss over all ranks."""
 
     step: int
     reason: str
@@ -142,8 +141,8 @@ class History:
         recorded: number of steps that have a line.
         first_missing: first step without a line; None: all steps have one.
         is_last_recorded: whether ``step`` has a line.
-        is_evaluated: whether there is a line of an evaluation after ``step``.
-        val_loss: held-out loss after ``step``; None where there is none, or it was not finite.
+        is_evaluated: whether the evaluation right after ``step`` has a line.
+        val_loss: held-out loss of that evaluation; None where there is no line, or the loss was not finite.
         size: bytes of the lines that were read.
     """
 
@@ -221,9 +220,9 @@ def pending_work(history: History, train: TrainConfig, *, finished: bool, sample
     Args:
         history: what ``metrics.jsonl`` says up to the checkpoint's step.
         train: the settings, which say when an evaluation and a sample are due.
-        finished: whether the run had finished normally; then nothing is owed.
+        finished: whether the earlier process finished the run; then nothing is owed.
         sampled: whether ``samples.txt`` has the sample of the checkpoint's step.
-        at_end: whether the run has no more steps; then an evaluation and a sample are due.
+        at_end: whether the checkpoint's step is the run's last, after which an evaluation and a sample are always due.
     """
     if finished or not history.is_last_recorded:
         return PendingWork()  # without the step's line, what the earlier process did is not known

@@ -32,7 +32,7 @@ class Past:
         newest: step of the newest checkpoint that ``run_status.json`` names; None: there was none, or that is not known.
         has_status: whether ``run_status.json`` can be read and has an entry for the newest checkpoint.
         last_step: last step in ``metrics.jsonl``; 0: it has none.
-        was_begun: whether the run has a ``config.yaml``, so that it was begun.
+        was_begun: whether the run has a ``config.yaml``, which is written when a run begins.
         skipped_since: first step of the unbroken series of skipped steps up to the last step; None: the last was taken.
     """
 
@@ -115,7 +115,7 @@ class RunRecords:
             return {}
 
     def gaps(self, history: History) -> list[str]:
-        """List what ``metrics.jsonl`` and the ledger lack of the steps up to the history's, as a line for each file."""
+        """Say which steps up to ``history.step`` ``metrics.jsonl`` and the data ledger lack, in a line for each file."""
         notes, step = [], history.step
         if history.first_missing is not None:
             which = f"{step - history.recorded:,} of the {step:,} steps, from step {history.first_missing:,} on"
@@ -149,7 +149,7 @@ class RunRecords:
 
 
 def _checkpoint_step(status: dict[str, Any]) -> int | None:
-    """The step of the newest checkpoint that a status names; None where it names none, or no valid step."""
+    """The step of the newest checkpoint that ``run_status.json`` names; None where it names none, or no valid step."""
     step = status.get("checkpoint_step")
     return step if type(step) is int and 0 <= step <= MOST_STEPS else None
 

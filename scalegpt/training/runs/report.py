@@ -16,7 +16,7 @@ from scalegpt.training.runs.metrics_file import metric_lines
 from scalegpt.units import human_count, human_time
 
 TRAINING, HELD_OUT = 1, 2
-"""Colour numbers of the training loss and the held-out loss."""
+"""Numbers of the chart colours for the training loss and the held-out loss."""
 
 Points = Sequence[tuple[float, float]]
 """The points of a curve, as (step, value)."""
@@ -50,20 +50,20 @@ def write_report(directory: RunDirectory) -> None:
 
 
 def read_metrics(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the values in the step lines of ``metrics.jsonl``, and those in its evaluation lines."""
+    """Return two lists from ``metrics.jsonl``: the values in each step line, and the values in each evaluation line."""
     entries = [values for _, values in metric_lines(directory.metrics)]
     return [entry for entry in entries if "loss" in entry], [entry for entry in entries if "val_loss" in entry]
 
 
 def smoothed(points: Points, most: int = 400) -> list[tuple[float, float]]:
-    """Average neighbouring points so that at most ``most`` are left. Each mean is at the step of its last point."""
+    """Average neighbouring points so that at most ``most`` are left. Each average gets the step of its last point."""
     size = max(1, math.ceil(len(points) / most))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def chart(caption: Caption, line: Points, dots: Points = (), write: Callable[[float], str] | None = None) -> str:
-    """Draw an SVG chart with a curve over steps, and a second curve whose points have dots. Both axes have round numbers.
+    """Draw an SVG chart with a curve over steps, and a second curve with a dot at each point. Both axes have round numbers.
 
     Args:
         caption: title and description.

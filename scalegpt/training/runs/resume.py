@@ -33,7 +33,7 @@ class CheckpointChoice:
         past: what the run's other files say of its past.
         damaged: newer checkpoints that are not whole, as (path, what is wrong).
         missing: step of a newer checkpoint that the run is known to have had and that is gone; None: none is gone.
-        earlier: the next older checkpoint, whole or not; None: there is none.
+        earlier: the newest checkpoint older than ``checkpoint``, whole or not; None: there is none.
         replaced: newer checkpoints that are set aside, where the user asked for an earlier step.
     """
 
@@ -282,7 +282,7 @@ def token_changes(header: Header, data: TokenSet, digest: str, before: Stretch |
         header: the checkpoint's manifest entries on its run.
         data: the present tokens.
         digest: SHA-256 of the present tokenizer and tokens.
-        before: the ledger's line for the checkpoint's step; None: not known.
+        before: the data ledger's entry for the checkpoint's step; None: not known.
     """
     changes = {}
     if json.dumps(header.tokenizer, sort_keys=True) != json.dumps(data.tokenizer.as_dict(), sort_keys=True):
@@ -304,7 +304,7 @@ def _with_loss_scale(header: Header, run: RunConfig) -> Progress:
 
 
 def first_stretch(run: RunConfig, batch: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
-    """The ledger line on the data windows that the steps after this progress consume."""
+    """Make the data ledger's entry for the steps after this progress: which training sequences each step consumes."""
     return Stretch(
         first_step=progress.step + 1,
         first_window=progress.sequences,
@@ -322,8 +322,8 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
     """Say in words with which command the run can be resumed later.
 
     Args:
-        name: the name of the run and its folder; ``--fresh`` may have given it a number.
-        asked: the name in the command, in its file or preset.
+        name: the name of the run's folder, to which ``--fresh`` may have added a number.
+        asked: the run's name as the user gave it, by flag, file or preset.
         fresh: whether the command has ``--fresh``.
         goes_back: whether the command has ``--resume_step``.
     """
@@ -335,7 +335,7 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
 
 
 def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
-    """The printed line on the checkpoint that a run resumes from, and on the steps up to ``taken`` that it repeats."""
+    """The printed line on the checkpoint resumed from. It names the steps up to ``taken`` that the run repeats."""
     first = progress.step + 1
     several = f"steps {first} to {taken} were taken before, and are repeated"
     lost = f"step {first} was taken before, and is repeated" if taken == first else several

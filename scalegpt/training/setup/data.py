@@ -118,8 +118,8 @@ def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
 def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tuple[DataConfig, ModelConfig]:
     """Return the data settings with the tokenizer of the tokens, and the model settings with a vocabulary that fits it.
 
-    A vocabulary that the user gave stays. A preset's 50,304 is GPT-2's: for bytes or characters most of its rows would be
-    useless, and it would be thirty times as slow.
+    A vocabulary that the user gave stays. A preset's 50,304 is for GPT-2's tokens. For bytes or characters most rows of
+    the embedding would be unused, and the run would be thirty times as slow.
 
     Raises:
         InputError: the user names another tokenizer than the one that prepared the data.

@@ -51,8 +51,8 @@ def open_run(
     """Choose and lock the run's folder, and find the checkpoint to resume from; all ranks must call it together.
 
     Raises:
-        InputError: the folder holds another run, cannot be written or lacks room; or another process trains the run; or the
-            run has checkpoints, and none can be resumed from.
+        InputError: the folder holds another run, or cannot be written; or the disk has too little space; or another process
+            trains the run; or the run has checkpoints, and none can be resumed from.
         Stopped: a rank was asked to stop.
     """
     directory, changes = world.on_first(lambda: _claim(request, run, batch, world.size))
@@ -74,7 +74,7 @@ def open_run(
 
 
 def _claim(request: Request, run: RunConfig, batch: BatchPlan, ranks: int) -> tuple[RunDirectory, dict[str, str]]:
-    """Choose the run's directory, and check that it is writable and has room. Rank 0 only.
+    """Choose the run's directory, and check that it is writable and has enough disk space. Rank 0 only.
 
     Returns:
         The directory, and the settings that differ from the run so far, each as ``old → new``.
@@ -108,13 +108,13 @@ def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> N
 def write_start(start: Start, run: RunConfig, plan: dict[str, Any], stretch: Stretch, resume_step: int | None) -> None:
     """Clean the run's folder, and write the files that it needs before the first step. Rank 0 only, which holds the lock.
 
-    Of a run that has no steps left, no file is rewritten.
+    If the run has no steps left, only cleans the folder.
 
     Args:
         start: where the run starts.
         run: the configuration.
         plan: the content of ``plan.json``.
-        stretch: the ledger's line on the data of the next steps.
+        stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
         resume_step: step that ``--resume_step`` asks for; None: not given.
     """
     directory, step = start.directory, start.progress.step

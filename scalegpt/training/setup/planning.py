@@ -106,8 +106,8 @@ def _choose(question: Question, notes: tuple[str, ...], reopen: frozenset[str] =
 def _is_too_large(plan: Plan) -> bool:
     """Whether a plan whose settings are all given is refused.
 
-    On a card a small lack is tolerated, since the prediction may be a little high. On a CPU no lack is tolerated, since the
-    whole machine would run out of memory.
+    On a card a small lack of memory is tolerated, since the prediction may be a little high. On a CPU none is tolerated,
+    since the whole machine would run out of memory.
     """
     if not plan.fits_host:
         return True
@@ -116,7 +116,7 @@ def _is_too_large(plan: Plan) -> bool:
 
 
 def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
-    """Describe this machine with the memory that the rank with the least has for the run; all ranks must call it together.
+    """Describe this machine, with the least memory that any rank has for the run; all ranks must call it together.
 
     Returns:
         The machine, and lines to print where cards differ or other processes hold memory.

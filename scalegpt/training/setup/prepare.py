@@ -37,7 +37,8 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         stop: records whether this process is asked to stop during the set-up; None: nobody can ask.
 
     Raises:
-        InputError: a setting, the data or the run's directory cannot be used. No file of the directory was changed.
+        InputError: a setting, the data or the run's directory cannot be used. No file of the run's directory but the lock was
+            changed.
         Stopped: a rank was asked to stop. No file of the run's directory but the lock was changed.
     """
     stop = stop or StopRequest()
@@ -111,7 +112,7 @@ def _deepspeed_settings(run: RunConfig, batch: BatchPlan, world: World) -> dict[
 def _prompt(run: RunConfig, data: ReadyData) -> list[int]:
     """Return the token ids that samples continue.
 
-    They are those of ``sample_prompt``; without it the end-of-text token; without such a token the first held-out token.
+    The ids of ``sample_prompt``; without a prompt the end-of-text token; without such a token the first held-out token.
 
     Raises:
         InputError: a token of the prompt is not in the vocabulary.

@@ -30,7 +30,7 @@ class Resolved:
     """A request with the settings filled in that this machine and the run so far decide.
 
     Attributes:
-        request: the request, which in a launcher's restart resumes the run that the first start began.
+        request: the request; after a launcher's restart it is changed, to resume the run that the first start began.
         run: the configuration with its precision, with the layout that an earlier process of the run chose, and with the
             tokenizer and vocabulary that are expected of the data.
         open: names of the settings that the planner still has to choose.
@@ -92,8 +92,8 @@ def check_name(name: str) -> None:
 def _as_restarted(request: Request) -> Request:
     """Change the request if this is a launcher's restart.
 
-    The restart resumes the run that the first start began with ``--fresh``, instead of beginning another. It resumes from the
-    newest checkpoint, if the first start has already gone back with ``--resume_step``.
+    With ``--fresh``, the restart resumes the run that the first start began, instead of beginning another. With
+    ``--resume_step``, if the first start has already gone back to that step, the restart resumes from the newest checkpoint.
     """
     step = request.resume_step
     if step is not None and went_back_before(request.runs_dir / request.run.name, step):
