@@ -113,7 +113,7 @@ def weight_bytes(parameters: int) -> dict[str, int]:
 
 
 def closed_form(model: ModelConfig) -> str:
-    """The formula of P in symbols, such as ``P = V·H + T·H + L·(12·H² + 2·H) + H``, for models with these options."""
+    """The formula of P in symbols, such as ``P = V·H + T·H + L·(12·H² + 2·H) + H``, given this model's biases and head."""
     decoder = Decoder(model)
     outer = [formula([each]) for each in decoder.before()]
     layer, norm = formula(decoder.inside()), formula(decoder.head.norm.parameters())
@@ -122,9 +122,10 @@ def closed_form(model: ModelConfig) -> str:
 
 
 def formula_steps(model: ModelConfig) -> list[FormulaStep]:
-    """The closed form one part at a time, with the model's numbers put in.
+    """The lines of the closed form, one for each part of the model, with the model's numbers filled in.
 
-    The indented parts add up to "one layer". The embeddings, "all layers", the final norm and the head add up to the total.
+    The lines whose part is indented add up to "one layer". The embeddings, "all layers", the final norm and the head add up
+    to the total.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
@@ -150,7 +151,7 @@ def formula_steps(model: ModelConfig) -> list[FormulaStep]:
 
 
 def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, list[Parameter]]]:
-    """Two mappings, part → its parameters: of the parts outside the blocks, and of one block's parts, the norms last."""
+    """Two mappings, part → its parameters: one for the parts outside the blocks, one for a block's parts, norms last."""
     decoder = Decoder(model)
     outer, layer = defaultdict[str, list[Parameter]](list), defaultdict[str, list[Parameter]](list)
     for parameter in (*decoder.before(), *decoder.after()):
@@ -161,5 +162,5 @@ def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, 
 
 
 def _numel(parts: dict[str, list[Parameter]], prefix: str) -> int:
-    """The number of elements of all parts whose names begin with the prefix."""
+    """The number of parameter elements in all parts whose names begin with the prefix."""
     return sum(each.numel for part, some in parts.items() if part.startswith(prefix) for each in some)

@@ -41,7 +41,7 @@ class Decoder:
         return list(self.block.parameters())
 
     def after(self) -> list[Parameter]:
-        """The parameters after the blocks: the final norm, and the head's matrix if it has its own."""
+        """The parameters after the blocks: the final norm, and the head's matrix unless it is the token embedding's."""
         return list(self.head.parameters())
 
 
