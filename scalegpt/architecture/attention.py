@@ -171,7 +171,7 @@ def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Valu
 
 
 def _record_joined(r: Recorder, shape: AttentionShape, *parts: Value) -> tuple[tuple[Value, ...], bool]:
-    """Copy ``parts`` to join batch and heads into one dimension; return (copies, True), or (``parts``, False) if needless."""
+    """Record copies that join batch and heads; return them and True, or ``parts`` and False if no copy is needed."""
     if shape.one_sequence or shape.heads == 1:
         return parts, False
     full = shape.bytes_of(shape.width, FP32)

@@ -1,4 +1,4 @@
-"""The ledger of the memory model: bytes that are allocated and freed, in the order of a training step.
+"""The ledger of the memory prediction: a sum of live bytes, to which the simulated step adds allocations and frees.
 
 Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes (``kMinBlockSize`` in torch's
 ``CUDACachingAllocator``), as ``torch.cuda.memory_allocated`` counts it.
@@ -120,7 +120,7 @@ class Timeline:
         }
 
     def peak(self) -> tuple[str, Moment]:
-        """The phase with the fullest moment of all, and this moment; of equal ones the earlier."""
+        """The phase with the fullest moment of all, and this moment; if several are equal, the earliest."""
         return max(self.peaks.items(), key=lambda item: item[1].total)
 
     def _note(self) -> None:
