@@ -200,7 +200,7 @@ def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Va
 
 
 def _record_softmax(r: Recorder, shape: AttentionShape, scores: Value) -> Value:
-    """Record the softmax of the masked scores, and its dropout; return the attention weights, fp32 [B, a, T, T]."""
+    """Record the softmax of the masked scores, then dropout; return the attention weights, fp32 [B, a, T, T]."""
     size, rows = Size(FP32 * shape.pairs), shape.heads * shape.tokens
     gradients, probabilities = (Gradient(size),), Value(size)
     softmax = Operation(

@@ -22,7 +22,7 @@ WEIGHT_DTYPES = ("fp32", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParameters:
-    """The parameters of one transformer block."""
+    """The numbers of parameters of one transformer block, by part."""
 
     attention: int
     feed_forward: int
@@ -30,13 +30,13 @@ class LayerParameters:
 
     @property
     def total(self) -> int:
-        """The parameters of the whole block."""
+        """The number of parameters of the whole block."""
         return self.attention + self.feed_forward + self.norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """The parameters of a model by part. Made by :func:`count_parameters`."""
+    """The numbers of parameters of a model, by part. Made by :func:`count_parameters`."""
 
     token_embedding: int
     position_embedding: int
@@ -49,16 +49,16 @@ class ParameterCount:
 
     @property
     def all_layers(self) -> int:
-        """The parameters of all blocks together."""
+        """The number of parameters of all blocks together."""
         return self.n_layer * self.layer.total
 
     @property
     def total(self) -> int:
-        """The parameters of the model; a shared matrix counts once."""
+        """The number of parameters of the model; a matrix that head and token embedding share counts once."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Part → its parameters, in the model's order; they add up to the total."""
+        """Part → its number of parameters, in the model's order; the numbers add up to the total."""
         return {
             "token_embedding": self.token_embedding,
             "position_embedding": self.position_embedding,
@@ -84,7 +84,7 @@ class FormulaStep:
 
 @lru_cache(maxsize=1024)
 def count_parameters(model: ModelConfig) -> ParameterCount:
-    """Count the parameters of a model exactly, part by part; a shared matrix counts once.
+    """Count the parameters of a model, part by part; a matrix that head and token embedding share counts once.
 
     All blocks are alike. So one block is counted and multiplied, and the time does not grow with the depth.
 

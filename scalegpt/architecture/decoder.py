@@ -46,7 +46,7 @@ class Decoder:
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Name → shape of every parameter, with the torch module's names and in its order.
+    """Name → shape of every parameter, with the names and in the order of the torch module.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").

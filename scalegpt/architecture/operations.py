@@ -79,7 +79,7 @@ class Value:
 
     @property
     def storage(self) -> "Value":
-        """The tensor that owns the memory: this one, or the one that it is a view of."""
+        """The tensor that owns the memory: this tensor or, if it is a view, the tensor behind the view."""
         value = self
         while value.base is not None:
             value = value.base

@@ -24,7 +24,7 @@ def last_saving(operations: Sequence[Operation]) -> Operation:
 
 
 def recomputed(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """The operations that run again: all before :func:`last_saving`, and this one too if :func:`saves_its_own`."""
+    """The operations that run again: all before the last saving one, and this last one if autograd saves its result."""
     last = last_saving(operations)
     return tuple(operations[: operations.index(last) + saves_its_own(last)])
 

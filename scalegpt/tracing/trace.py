@@ -47,7 +47,7 @@ class Trace:
     """The memory of one step.
 
     Attributes:
-        snapshots: the fullest moment of each phase.
+        snapshots: phase → the storages at the moment of the phase when they hold most bytes.
         steady: the storages that live between two steps: weights and the optimizer's state.
     """
 
@@ -56,7 +56,7 @@ class Trace:
 
     @property
     def phases(self) -> dict[str, int]:
-        """Phase → the most bytes that live at once in it."""
+        """Phase → the most bytes that live at once during the phase."""
         return {phase: self.snapshots[phase].size for phase in PHASES}
 
     @property
@@ -272,7 +272,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _overridden(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Give a class or an object, within the context, a function that hides the one it inherits under this name."""
+    """Within the context, replace a function that a class or an object has inherited under this name."""
     setattr(owner, name, function)
     try:
         yield

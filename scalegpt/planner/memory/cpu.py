@@ -35,7 +35,7 @@ BUFFERS = {
     },
 }  # fmt: skip
 """Backend → stage → memory of collectives over several ranks, as a multiple of the model's bytes in the compute dtype:
-gathered weights and gradients being sent, which a CPU frees later than the ledger's GPU, and gloo's copies of both."""
+gathered weights and gradients being sent, which a CPU frees later than the predicted GPU, and gloo's copies of both."""
 
 KEPT = Figure(0.25, _MEASURED)
 """Bytes beyond the peak, as a share of it, in a process that keeps freed memory: free blocks that no later tensor fits."""
@@ -115,7 +115,7 @@ def checkpoint_copy_bytes(run: RunConfig, ranks: int) -> int:
 
 
 def _kept_share(run: RunConfig) -> float:
-    """Freed memory that the process keeps, as a share of the peak; it grows with the part of the peak that is logits."""
+    """Freed memory that the process keeps, as a share of the peak; the more of the peak is logits, the larger the share."""
     model, train = run.model, run.train
     if train.loss != "full":
         return KEPT.value

@@ -138,7 +138,7 @@ class FSDPStep(Step):
     # --- gathering ---------------------------------------------------------------------------------------------------
 
     def _gather(self, group: Group) -> None:
-        """Gather a group in the forward pass; its buffer lives until the next group's weights exist."""
+        """Gather a group in the forward pass; the gather's buffer lives until the next group's weights exist."""
         self._send(group)
         self._copy_out(group)
         self._free_buffer()
@@ -151,13 +151,13 @@ class FSDPStep(Step):
             self.t.hold(GATHERED, group.gathered)
 
     def _fetch(self) -> None:
-        """Begin to gather a block ahead of its backward pass: allocate its buffer."""
+        """Begin to gather a block ahead of its backward pass: allocate the gather's buffer."""
         if self.shards > 1:
             self._send(self.block_group)
             self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
-        """Begin to gather a group: allocate its buffer and, with offload, the casts of its shards until they are sent."""
+        """Begin to gather a group: allocate the gather's buffer; with offload also casts of the shards, until sent."""
         t = self.t
         if self.offloads and self.shards > 1:
             for cast, shard in zip(group.casts, group.shards, strict=True):

@@ -1,4 +1,4 @@
-"""How many bytes a training step holds at its fullest moment, on each rank, without torch.
+"""The peak memory of a training step on each rank, predicted without torch.
 
 :func:`predict` simulates one step of the trainer on a :class:`~scalegpt.planner.memory.timeline.Timeline`: the states that
 live from step to step, the forward pass, the loss, the backward pass and the optimizer, in the order in which the

@@ -172,7 +172,7 @@ def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
 
 
 def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict[str, int]:
-    """Model state (weights, gradients, each moment) → its bytes in fp32, unsharded; with AdamW 16 a parameter.
+    """Model state (weights, gradients, each moment) → its bytes in fp32, unsharded; 16 bytes per parameter with AdamW.
 
     Activations, the loss, communication buffers and the device's own context are not included.
 

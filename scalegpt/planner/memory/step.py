@@ -30,12 +30,12 @@ PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail",
 
 @dataclass(frozen=True)
 class Prediction:
-    """The memory of a configuration at the fullest moment of a step, in bytes per rank.
+    """The predicted memory of a training step, in bytes per rank.
 
     Attributes:
-        peak_bytes: the most bytes that the allocator has given out at once.
+        peak_bytes: the most bytes that the allocator has given out at once (the peak).
         phase: the phase in which this peak falls.
-        phases: phase → its own peak.
+        phases: phase → the most bytes at once in this phase.
         breakdown: kind of memory → its bytes at the peak; they add up to ``peak_bytes``.
         steady_bytes: the bytes that live between steps.
         host_bytes: the offloaded bytes in host memory.

@@ -11,7 +11,7 @@ A tensor lives as long as a Python name, autograd, selective recompute's cache o
   tensor that it needs (``torch.utils.checkpoint`` stops early). *selective* also keeps the results of expensive operations.
 
 The outcome is a :class:`Program`: allocations and frees, whose order does not depend on the micro batch size. It is made
-once for a model and played at each micro batch size.
+once for a model and run at each micro batch size.
 """
 
 from collections import Counter
@@ -68,7 +68,7 @@ def _bytes(size: Size | Workspace, batch: int) -> int:
 
 @dataclass(frozen=True)
 class Sized:
-    """A program, with each of its sizes in bytes at one micro batch size."""
+    """A program (allocations and frees) whose sizes are in bytes at one micro batch size."""
 
     program: Program
     sizes: tuple[int, ...]
@@ -123,29 +123,29 @@ class _Script:
         return self.sizes.setdefault(size, len(self.sizes))
 
     def take(self, size: Size, kind: str) -> _Memory:
-        """Add the event of an allocation; return it with one reference."""
+        """Add an allocation to the events; return the allocation, with one reference."""
         memory = _Memory(self.index(size), kind)
         self._events.append((TAKE, kind, memory.size))
         return memory
 
     def drop(self, memory: _Memory) -> None:
-        """Drop one reference to an allocation; with the last one, add the event that frees it."""
+        """Drop one reference to an allocation; if none is left, add its free to the events."""
         memory.references -= 1
         assert memory.references >= 0
         if not memory.references:
             self._events.append((GIVE, memory.kind, memory.size))
 
     def touch(self, workspace: Workspace | None, kind: str) -> None:
-        """Add the event that a kernel's workspace is allocated and freed again."""
+        """Add to the events that a kernel's workspace is allocated and freed again."""
         if workspace is not None:
             self._events.append((TOUCH, kind, self.index(workspace)))
 
     def gradient(self, op: Operation) -> None:
-        """Add the event that the gradient of an operation's matrix has been made."""
+        """Add to the events that the gradient of an operation's matrix has been made."""
         self._events.append((GRADIENT, op.parameter, op.weight))
 
     def cut(self) -> tuple[Event, ...]:
-        """The events since the last cut."""
+        """Return the events that were added since the last call."""
         events, self._events = tuple(self._events), []
         return events
 

@@ -1,4 +1,4 @@
-"""The keys that a user's DeepSpeed file may have: those whose effect the plan counts, and those without effect on it.
+"""The keys that a user's DeepSpeed file may have: those whose effect the plan counts, and those that do not affect it.
 
 Read from deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``, ``runtime/zero/config.py``,
 ``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Many of the keys

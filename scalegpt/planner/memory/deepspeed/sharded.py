@@ -80,7 +80,7 @@ class ShardedStep(Step, ABC):
             self.arrive(numel(shape), 0)
 
     def settle_head(self) -> None:
-        """Count the complete gradient of an untied head or the token embedding as temporary, and pass it to :meth:`arrive`."""
+        """Count the complete gradient of untied head or token embedding as temporary, and pass it to :meth:`arrive`."""
         self.t.give(GRADIENTS, self.compute * self.head)
         self.t.take(TEMPORARIES, self.compute * self.head)
         self.arrive(self.head, self.compute)
@@ -91,7 +91,7 @@ class ShardedStep(Step, ABC):
 
     @abstractmethod
     def arrive(self, elements: int, width: int) -> None:
-        """Take over a parameter's complete gradient; so far ``width`` bytes per element of it count as temporary."""
+        """Process a parameter's complete gradient, of which ``width`` bytes per element are counted as temporary so far."""
 
     def _step_in_groups(self) -> None:
         """Simulate the temporaries of the update, which goes through this rank's parts one after another."""

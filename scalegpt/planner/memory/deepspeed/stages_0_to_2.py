@@ -15,8 +15,8 @@ stage  optimizer                     gradients
 =====  ============================  ==================================================================================
 
 ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. In each phase the
-prediction is that of the fullest rank. In the blocks' backward pass this is the last rank, which owns the gradients that are
-reduced first. At the end it is the first rank, which owns the token embedding's gradient.
+prediction is that of the rank that holds most. In the blocks' backward pass this is the last rank, which owns the gradients
+that are reduced first. At the end it is the first rank, which owns the token embedding's gradient.
 
 With optimizer offload masters, moments and an fp32 gradient live in host memory. At stages 1 and 2 the device still holds a
 rank's part of the fp32 gradient, and a buffer for the largest tensor. Pinned host memory comes in powers of two (torch's
@@ -40,7 +40,7 @@ FALLBACK_BUCKET = 500_000_000
 
 
 def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> Step:
-    """Make the simulated step of the optimizer that DeepSpeed makes from these settings, for the fullest rank.
+    """Make the simulated step of the optimizer that DeepSpeed makes from these settings, on the rank with the largest peak.
 
     Args:
         run: a run whose precision and micro batch are fixed.
