@@ -142,7 +142,7 @@ def _check(run: RunConfig) -> None:
 
 
 def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
-    """The run with ``attention`` set to ``math`` for that kernel, else to ``auto``, for :func:`cuda_functions`."""
+    """The run with ``attention`` set to ``math`` if ``kernel`` is, else to ``auto`` for :func:`cuda_functions` to replace."""
     return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
 
 

@@ -92,7 +92,7 @@ class Exchange:
         return max(_peak(self, shape, some) for some in set(self.rounds(shape, count)))
 
     def largest_share(self, shape: Shape, count: int) -> int:
-        """How many of ``count`` matrices of one shape the rank that owns most of them orthogonalises."""
+        """The number of matrices, of ``count`` of one shape, that fall to the rank that owns most of them."""
         return sum(-(-some // self.ranks) for some in self.rounds(shape, count))
 
 

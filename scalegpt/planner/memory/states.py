@@ -130,7 +130,7 @@ def casts_weights(run: RunConfig) -> bool:
 
 
 def widths(run: RunConfig) -> tuple[int, int, int]:
-    """Bytes per parameter of the weight between steps, of its fp32 master (0: none), and of its accumulated gradient.
+    """Three numbers of bytes per parameter: weight between steps, fp32 master (0: none), accumulated gradient.
 
     ``plain`` and FSDP2 hold fp32 weights, and cast or gather them in the compute dtype while they are used. So does
     DeepSpeed's engine at stage 0, except in fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
@@ -150,7 +150,7 @@ def widths(run: RunConfig) -> tuple[int, int, int]:
 
 
 def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
-    """The bytes of weights, gradients and optimizer state, masters included, on each rank.
+    """Model state → its bytes on each rank; the optimizer state includes the fp32 masters.
 
     This is the closed form: nothing is padded or rounded. Gradients are counted as at the end of the last backward pass.
     Offloaded states count as if they were on the device.

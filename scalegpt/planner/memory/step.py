@@ -131,7 +131,7 @@ class Step:
 
     @property
     def adds_at_once(self) -> bool:
-        """Whether a parameter has a gradient already, to which a new one is added as soon as it is made."""
+        """Whether parameters already have gradients, so that a new gradient is added as soon as it is made."""
         return self.has_gradients
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:

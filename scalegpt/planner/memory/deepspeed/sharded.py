@@ -53,7 +53,7 @@ class ShardedStep(Step, ABC):
         self.filled = self.largest = self.tensors = 0  # in the bucket: elements, those of the largest tensor, tensors
 
     def part(self, group: Shapes) -> int:
-        """Elements of a rank's part of a group's flat tensor, padded for aligned sends (``nccl_start_alignment_factor``)."""
+        """Elements of a rank's part of a group, flattened and padded for aligned sends (``nccl_start_alignment_factor``)."""
         total, align = _elements(group), 2 * self.shards
         return -(-total // align) * 2
 
