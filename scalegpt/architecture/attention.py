@@ -8,7 +8,7 @@ pass, in bytes:
 flash, cudnn   QKV and the output, 4U, and the log-sum-exp of each row of scores, 4·a·n. If the width of a head is no
                multiple of 8, flash works on padded Q, K, V and output. Then autograd keeps these four padded tensors
                instead, and the output projection's input besides
-mem_efficient  the tensors of flash, never padded; in each sequence the log-sum-exp has T rounded up to a multiple of 32
+mem_efficient  the tensors of flash, never padded; each sequence's T rows of log-sum-exp are rounded up to a multiple of 32
 math           fp32 copies of Q, K and V, 12·n·H; the softmax, S; with dropout also its result, S, and its mask, S/4;
                the output projection's input
 =============  ========================================================================================================
@@ -108,8 +108,8 @@ def record_attention(r: Recorder, kernel: str, shape: AttentionShape, q: Value, 
 def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
     """Record one fused kernel on heads of ``width``.
 
-    Its FLOPs are half of 2 matmuls forward and half of 5 backward, since attention is causal (FlashAttention-2, arXiv
-    2307.08691, section 3.1).
+    A causal kernel computes half of the scores. So it takes half the FLOPs of 2 matmuls in the forward pass, and half the
+    FLOPs of 5 in the backward pass (FlashAttention-2, arXiv 2307.08691, section 3.1).
     """
     each = shape.bytes_of(width, shape.element)
     rows = kernels.multiple(shape.tokens, kernels.EFFICIENT_ROWS) if kernel == "mem_efficient" else shape.tokens
@@ -134,7 +134,7 @@ def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q
 
 
 def _record_padded(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
-    """Record flash on heads padded to ``width``, the cut of its output to D, and with several heads a copy to [B, T, a·D]."""
+    """Record flash attention: pad heads to ``width``, attend, cut the output to D, and if a > 1 copy it to [B, T, a·D]."""
     each = shape.bytes_of(width, shape.element)
     with r.scope():
         padded = [r.hold(r.new("pad", part, each, shape.result)) for part in (q, k, v)]
@@ -171,7 +171,7 @@ def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Valu
 
 
 def _record_joined(r: Recorder, shape: AttentionShape, *parts: Value) -> tuple[tuple[Value, ...], bool]:
-    """Record copies that join batch and heads; return (copies, True), or (``parts``, False) if no copy is needed."""
+    """Record copies that join batch and heads; return them and True, or ``parts`` and False if no copy is needed."""
     if shape.one_sequence or shape.heads == 1:
         return parts, False
     full = shape.bytes_of(shape.width, FP32)
@@ -200,7 +200,7 @@ def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Va
 
 
 def _record_softmax(r: Recorder, shape: AttentionShape, scores: Value) -> Value:
-    """Record the softmax of the masked scores, and its dropout; return the attention weights, fp32 [B, a, T, T]."""
+    """Record the softmax of the masked scores, then dropout; return the attention weights, fp32 [B, a, T, T]."""
     size, rows = Size(FP32 * shape.pairs), shape.heads * shape.tokens
     gradients, probabilities = (Gradient(size),), Value(size)
     softmax = Operation(
@@ -220,7 +220,7 @@ def _record_softmax(r: Recorder, shape: AttentionShape, scores: Value) -> Value:
 
 
 def _record_product(r: Recorder, shape: AttentionShape, weights: Value, v: Value) -> Value:
-    """Record the weighted sum of the values. Its costs hold the bytes that all operators of the math kernel move.
+    """Record the weighted sum of the values. The bytes moved by all operators of the math kernel are counted here.
 
     Forward, bytes per score: write the scores (4), mask them (8), take the softmax (8), look for rows that are masked
     entirely (5 and 1) and clear these rows (8), dropout (9), cast the weights to a copy that nothing reads (4 + c; none in

@@ -22,7 +22,7 @@ WEIGHT_DTYPES = ("fp32", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParameters:
-    """The parameters of one transformer block."""
+    """The numbers of parameters of one transformer block, by part."""
 
     attention: int
     feed_forward: int
@@ -30,13 +30,13 @@ class LayerParameters:
 
     @property
     def total(self) -> int:
-        """The parameters of the whole block."""
+        """The number of parameters of the whole block."""
         return self.attention + self.feed_forward + self.norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """The parameters of a model by part. Made by :func:`count_parameters`."""
+    """The numbers of parameters of a model, by part. Made by :func:`count_parameters`."""
 
     token_embedding: int
     position_embedding: int
@@ -49,16 +49,16 @@ class ParameterCount:
 
     @property
     def all_layers(self) -> int:
-        """The parameters of all blocks together."""
+        """The number of parameters of all blocks together."""
         return self.n_layer * self.layer.total
 
     @property
     def total(self) -> int:
-        """The parameters of the model; a shared matrix counts once."""
+        """The number of parameters of the model; a matrix that head and token embedding share counts once."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Part → its parameters, in the model's order; they add up to the total."""
+        """Part → its number of parameters, in the model's order; the numbers add up to the total."""
         return {
             "token_embedding": self.token_embedding,
             "position_embedding": self.position_embedding,
@@ -84,7 +84,7 @@ class FormulaStep:
 
 @lru_cache(maxsize=1024)
 def count_parameters(model: ModelConfig) -> ParameterCount:
-    """Count the parameters of a model exactly, part by part; a shared matrix counts once.
+    """Count the parameters of a model, part by part; a matrix that head and token embedding share counts once.
 
     All blocks are alike. So one block is counted and multiplied, and the time does not grow with the depth.
 
@@ -113,7 +113,7 @@ def weight_bytes(parameters: int) -> dict[str, int]:
 
 
 def closed_form(model: ModelConfig) -> str:
-    """The formula of P in symbols, such as ``P = V·H + T·H + L·(12·H² + 2·H) + H``, for models with these options."""
+    """The formula of P in symbols, such as ``P = V·H + T·H + L·(12·H² + 2·H) + H``, given this model's biases and head."""
     decoder = Decoder(model)
     outer = [formula([each]) for each in decoder.before()]
     layer, norm = formula(decoder.inside()), formula(decoder.head.norm.parameters())
@@ -122,9 +122,10 @@ def closed_form(model: ModelConfig) -> str:
 
 
 def formula_steps(model: ModelConfig) -> list[FormulaStep]:
-    """The closed form one part at a time, with the model's numbers put in.
+    """The lines of the closed form, one for each part of the model, with the model's numbers filled in.
 
-    The indented parts add up to "one layer". The embeddings, "all layers", the final norm and the head add up to the total.
+    The lines whose part is indented add up to "one layer". The embeddings, "all layers", the final norm and the head add up
+    to the total.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
@@ -150,7 +151,7 @@ def formula_steps(model: ModelConfig) -> list[FormulaStep]:
 
 
 def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, list[Parameter]]]:
-    """Two mappings, part → its parameters: of the parts outside the blocks, and of one block's parts, the norms last."""
+    """Two mappings, part → its parameters: one for the parts outside the blocks, one for a block's parts, norms last."""
     decoder = Decoder(model)
     outer, layer = defaultdict[str, list[Parameter]](list), defaultdict[str, list[Parameter]](list)
     for parameter in (*decoder.before(), *decoder.after()):
@@ -161,5 +162,5 @@ def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, 
 
 
 def _numel(parts: dict[str, list[Parameter]], prefix: str) -> int:
-    """The number of elements of all parts whose names begin with the prefix."""
+    """The number of parameter elements in all parts whose names begin with the prefix."""
     return sum(each.numel for part, some in parts.items() if part.startswith(prefix) for each in some)

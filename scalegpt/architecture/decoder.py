@@ -41,12 +41,12 @@ class Decoder:
         return list(self.block.parameters())
 
     def after(self) -> list[Parameter]:
-        """The parameters after the blocks: the final norm, and the head's matrix if it has its own."""
+        """The parameters after the blocks: the final norm, and the head's matrix unless it is the token embedding's."""
         return list(self.head.parameters())
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Name → shape of every parameter, with the torch module's names and in its order.
+    """Name → shape of every parameter, with the names and in the order of the torch module.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").

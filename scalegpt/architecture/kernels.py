@@ -1,7 +1,7 @@
 """The temporary memory that CUDA's kernels allocate while they run, besides their results.
 
-The ledger counts this memory. The trace runs no kernels, since its tensors have no data, so it reads the figures here too.
-They follow the source of torch 2.13 and have not been measured on a card yet:
+The planner counts this memory. The trace of a step (:mod:`scalegpt.tracing`) runs no kernels, since its tensors have no data,
+so it reads the sizes here too. The sizes follow the source of torch 2.13 and have not been measured on a card yet:
 
 ==================  ===================================================================================================
 kernel              source in ``aten/src/ATen/native``
@@ -83,7 +83,7 @@ def _flash_backward(heads: Heads) -> Extras:
 
 
 def _efficient_backward(heads: Heads) -> Extras:
-    """Row sums of dO·O; fp32 sums of dQ in tiles, each with a lock; for wide heads also fp32 sums of dK and dV."""
+    """The allocations: row sums of dO·O; fp32 sums of dQ in tiles, each with a lock; for wide heads also of dK and dV."""
     narrow, half = heads.width <= 64, heads.element != 4
     queries = 64 if narrow else 128  # kBlockSizeI
     keys = 128 if half and not narrow and heads.width <= EFFICIENT_WIDE else 64  # kBlockSizeJ
@@ -103,7 +103,7 @@ def _efficient_backward(heads: Heads) -> Extras:
 
 
 def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
-    """The temporary allocations that add up the gradients of ``tokens`` tokens into a table's gradient [rows, width].
+    """The temporary allocations of the kernel that sums ``tokens`` tokens' gradients into a table's gradient [rows, width].
 
     The sums are fp32 whatever the gradients' dtype. The tokens are sorted first, which needs less memory than the sums.
     """
@@ -123,7 +123,7 @@ def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
 
 
 def grouped_norm(tensors: int, largest: int) -> Extras:
-    """The partial sums for the norms of ``tensors`` tensors, the largest of which has ``largest`` elements."""
+    """The temporary allocation of ``_foreach_norm`` over ``tensors`` tensors, the largest of ``largest`` elements."""
     return (("grouped norm: partial sums", 4 * tensors * -(-largest // NORM_CHUNK)),)
 
 

@@ -48,7 +48,7 @@ class Layer:
 
     Attributes:
         name: the torch module's name inside its part of the model.
-        part: the part's name in parameter counts.
+        part: the line of the parameter count under which the layer's parameters are counted.
         bias: whether the layer has a bias.
         dims: the weight's dimensions, as torch stores them: outputs first.
     """
@@ -59,7 +59,7 @@ class Layer:
     dims: tuple[Dim, ...]
 
     def parameters(self) -> Iterator[Parameter]:
-        """The weight, then the bias."""
+        """The layer's parameters: the weight, then the bias if it has one."""
         yield Parameter(f"{self.name}.weight", self.dims, self.part)
         if self.bias:
             yield Parameter(f"{self.name}.bias", self.dims[:1], self.part)
@@ -69,14 +69,16 @@ class Linear(Layer):
     """A linear layer: a matrix [outputs, inputs], and perhaps a bias."""
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
-        """Record [T, inputs] → [T, outputs]. Autograd keeps input and cast weight; the backward pass has two matmuls.
+        """Record the linear layer: [T, inputs] → [T, outputs].
+
+        Autograd keeps the input and, if the weight is cast, the cast. The backward pass has two matmuls.
 
         Args:
             r: the recorder.
             x: the input.
             tokens: T, tokens of one sequence.
             numerics: the dtypes.
-            passing: whether the input has no other name, so that it may be freed after the call.
+            passing: whether no Python name refers to the input, so that it may be freed after the call.
         """
         c, (outputs, inputs) = numerics.compute, (dim.size for dim in self.dims)
         numel = inputs * outputs
@@ -103,10 +105,10 @@ class Norm(Layer):
     """LayerNorm over the residual stream."""
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
-        """Record [T, H] in the residual stream's dtype → [T, H] in the compute dtype, with fp32 statistics.
+        """Record the norm: [T, H] in the residual stream's dtype → [T, H] in the compute dtype, with fp32 statistics.
 
-        The weights are cast to the input's dtype, and autograd keeps the casts. With ``follows_sum`` a compiled block fuses
-        the norm with the sum before it, so that the norm does not read its input from memory.
+        The weights are cast to the input's dtype, and autograd keeps the casts. ``follows_sum``: a residual sum comes right
+        before the norm, and a compiled block fuses both, so that the norm does not read its input from memory.
         """
         c, residual, width = numerics.compute, numerics.residual, self.dims[0].size
         numel = tokens * width
@@ -133,7 +135,7 @@ class Norm(Layer):
 
 
 def record_dropout(r: Recorder, x: Value, numel: int, width: int) -> Value:
-    """Record dropout of ``numel`` elements a sequence, ``width`` bytes each; autograd keeps a mask of a byte an element."""
+    """Record dropout of ``numel`` elements per sequence, ``width`` bytes each; autograd keeps a mask, 1 byte per element."""
     size, mask = Size(width * numel), Value(Size(numel))
     cost = Cost(moved=float((2 * width + 1) * numel), fused=float(numel))
     operation = Operation(
@@ -152,7 +154,7 @@ def record_sum(r: Recorder, x: Value, branch: Value, numel: int, numerics: Numer
 
 
 def record_gelu(r: Recorder, x: Value, numel: int, width: int) -> Value:
-    """Record GELU of ``numel`` elements a sequence, ``width`` bytes each; autograd keeps its input."""
+    """Record GELU of ``numel`` elements per sequence, ``width`` bytes each; autograd keeps the input."""
     size, once = Size(width * numel), float(width * numel)
     costs = Cost.moving(2 * once), Cost.moving(3 * once)
     gelu = Operation("gelu", (x,), (Gradient(size),), (Value(size),), saves=(x,), forward=costs[0], backward=costs[1])
@@ -160,9 +162,9 @@ def record_gelu(r: Recorder, x: Value, numel: int, width: int) -> Value:
 
 
 def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
-    """Record ReLU and its square, of ``numel`` elements a sequence, ``width`` bytes each; autograd keeps ReLU's result.
+    """Record ReLU, then a square, of ``numel`` elements per sequence, ``width`` bytes each; autograd keeps ReLU's result.
 
-    The square's gradient is ``grad * (2 * input.pow(1))``, with two temporaries (torch, ``FunctionsManual.cpp:
+    The square's gradient, ``grad * (2 * input.pow(1))``, allocates two temporaries (torch, ``FunctionsManual.cpp:
     pow_backward``). A compiled block fuses ReLU and square into one pass over memory.
     """
     size, once = Size(width * numel), float(width * numel)

@@ -39,7 +39,7 @@ class LossPart:
 
     @classmethod
     def of(cls, model: ModelConfig, train: TrainConfig) -> "LossPart":
-        """The loss that a run trains with."""
+        """The head and the loss of a run with these settings."""
         return cls(model, train.loss, train.loss_chunk)
 
     @property
@@ -70,7 +70,8 @@ class LossPart:
     def _record_chunked(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
         """Record the chunked loss, with one chunk's logits at a time.
 
-        Its forward pass makes the gradients of hidden states and head. Autograd keeps these, and not the hidden states.
+        The loss's forward pass already computes the gradients of the hidden states and of the head's matrix. Autograd keeps
+        these gradients instead of the hidden states.
         """
         c, numel = numerics.compute, self.model.vocab_size * self.model.n_embd
         made = Value(Size(c * tokens * self.model.n_embd)), Value(Size(fixed=FP32 * numel))
@@ -91,7 +92,7 @@ class LossPart:
         )
 
     def _fullest(self, tokens: int, c: int) -> list[int]:
-        """Bytes of a chunk's logits, and of the larger of fp32 rows and the chunk's part of the head's gradient."""
+        """Bytes that a chunk allocates: its logits, and the larger of fp32 copies of rows and a gradient of the head."""
         chunk, vocabulary = min(self.chunk, tokens), self.model.vocab_size
         logits, rows = c * chunk * vocabulary, FP32 * min(LOSS_ROWS, chunk) * vocabulary
         part = c * vocabulary * self.model.n_embd if c != FP32 else 0
@@ -101,12 +102,12 @@ class LossPart:
     def cost(self, tokens: int, numerics: Numerics, *, compiled: bool) -> Cost:
         """The work of head and loss for one micro batch, forward and backward pass together.
 
-        Bytes moved per logit: one matmul writes it, and two matmuls read it or its gradient (3c). Between the matmuls the
+        Bytes moved per logit: one matmul writes the logit, and two read it or its gradient (3c). Between the matmuls the
         chunked loss casts to fp32 (c + 4), takes the maximum (4) and the softmax in place (8), looks for the softmax's
-        maximum (4), clears rows that do not count (8) and casts back (4 + c); compiled, it reads twice and writes once (3c).
-        The full loss casts to fp32 (c + 4), takes the log-softmax (8), makes the gradients of the mean (4) and of the
-        log-softmax (12), and casts back (4 + c). In fp32 nothing is cast. Each chunk adds V·H numbers to the head's fp32
-        gradient.
+        maximum (4), clears the rows of ignored targets (8) and casts back (4 + c). Compiled, the
+        chunked loss reads logits twice and writes once there (3c). The full loss casts to fp32 (c + 4), takes the
+        log-softmax (8), makes the gradients of the mean (4) and of the log-softmax (12), and casts back (4 + c). In fp32
+        nothing is cast. Each chunk adds V·H numbers to the head's fp32 gradient.
 
         Args:
             tokens: n, tokens of the micro batch.
@@ -133,9 +134,9 @@ class LossPart:
 
 
 def _record_softcap(r: Recorder, logits: Value, size: Size, passing: Sequence[Value]) -> Value:
-    """Record the soft cap: a quotient, tanh, whose result autograd keeps, and a product.
+    """Record the soft cap of the logits: divide, tanh, multiply. Autograd keeps the result of tanh.
 
-    ``passing`` holds the logits if they have no name, so that they may be freed after the cap.
+    ``passing`` holds the logits if no Python name refers to them, so that they may be freed after the cap.
     """
     gradients = (Gradient(size),)
     quotient, share, capped = Value(size), Value(size), Value(size)

@@ -1,7 +1,7 @@
 """Operations on tensors, as PyTorch runs them eagerly: what each allocates, keeps for the backward pass, and computes.
 
 A part of the model records its operations on a :class:`Recorder`, in the order and with the scopes of the Python code
-that the module runs. The record is data: the planner plays it forward and backward (:mod:`scalegpt.planner.memory.tape`),
+that the module runs. The record is data: the planner simulates it forward and backward (:mod:`scalegpt.planner.memory.tape`),
 and adds up its costs (:mod:`scalegpt.planner.time.work`).
 
 Everything but the micro batch size B is fixed when a part records: a :class:`Size` is ``per_sequence``·B + ``fixed`` bytes.
@@ -38,7 +38,7 @@ NOTHING = Size()
 
 
 class Cost(NamedTuple):
-    """The work of one pass through an operation, for one sequence.
+    """The work of an operation's forward or backward pass, for one sequence.
 
     Attributes:
         flops: FLOPs of matrix products; a multiplication and an addition count as two.
@@ -70,7 +70,7 @@ class Value:
     """A tensor of the forward pass.
 
     Attributes:
-        size: the tensor's own memory; a view has none.
+        size: bytes of the tensor's own memory; none for a view.
         base: the tensor whose memory a view shares; None: the tensor is no view.
     """
 
@@ -79,7 +79,7 @@ class Value:
 
     @property
     def storage(self) -> "Value":
-        """The tensor that owns the memory: this one, or the one that it is a view of."""
+        """The tensor that owns the memory: this tensor or, if it is a view, the tensor behind the view."""
         value = self
         while value.base is not None:
             value = value.base
@@ -91,9 +91,9 @@ class Gradient:
     """The gradient that an operation's backward pass makes for one of its inputs.
 
     Attributes:
-        size: new memory for the gradient; None: none is allocated.
-        reuses: where ``size`` is None, a saved result whose memory becomes the gradient; None: the incoming gradient is
-            passed on.
+        size: bytes allocated for the gradient; None: nothing is allocated.
+        reuses: where ``size`` is None, the saved result whose memory becomes the gradient; None: the incoming gradient is
+            passed on as it is.
     """
 
     size: Size | None = None
@@ -115,10 +115,10 @@ class Operation:
         part: :data:`MATMULS`, :data:`ATTENTION` or :data:`ELEMENTWISE`, under which the operation's time is counted.
         copies: weights cast to the compute dtype for this operation, alive while it runs.
         saves: inputs, results and copies that autograd keeps until the backward pass.
-        parameter: the name, inside its part of the model, of the operation's matrix: a factor, or a table to look up in.
-        weight: elements of that matrix, whose gradient is made before those of the inputs; 0: there is no matrix.
+        parameter: the name, inside its part of the model, of the matrix that the operation multiplies by or looks up in.
+        weight: elements of this matrix; 0: there is none. Its gradient is made before the gradients of the inputs.
         weight_gradient: a saved result whose memory becomes the matrix's gradient; None: the gradient is allocated.
-        is_expensive: whether selective recompute keeps the results, if it would otherwise recompute them.
+        is_expensive: whether selective recompute keeps the results instead of computing them again.
         workspace: temporary allocations of the forward kernel.
         workspace_back: temporary allocations of the backward kernel, besides the gradients.
         forward: cost of the forward pass.
@@ -145,7 +145,7 @@ class Operation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Release:
-    """An entry of the record: one of a tensor's Python names goes out of scope."""
+    """An entry of a :class:`Recorder`: one of a tensor's Python names goes out of scope."""
 
     value: Value
 
@@ -174,7 +174,7 @@ class Recorder:
 
         Args:
             operation: the operation.
-            passing: inputs that Python drops when the call is over, since they have no name: another call's result.
+            passing: inputs that Python drops when the call is over, since they are results of other calls and have no name.
         """
         self.entries.append(operation)
         for value in passing:
@@ -182,7 +182,7 @@ class Recorder:
         return operation.results[0]
 
     def new(self, name: str, x: Value, size: Size, gradient: Size, *, passing: bool = False) -> Value:
-        """Record an operation that saves nothing: forward it makes a tensor of ``size``, backward one of ``gradient``."""
+        """Record an operation that saves nothing: its result has ``size`` bytes, the gradient of ``x`` ``gradient`` bytes."""
         made = Operation(name, (x,), (Gradient(gradient),), (Value(size),))
         return self.run(made, passing=(x,) if passing else ())
 
@@ -197,7 +197,7 @@ class Recorder:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """A function body: the tensors that it holds are released when it ends."""
+        """A scope, which stands for a function body: the tensors held in the scope are released when it ends."""
         self._scopes.append([])
         yield
         for value in self._scopes.pop():

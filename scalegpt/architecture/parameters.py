@@ -29,9 +29,9 @@ class Parameter(NamedTuple):
     """A parameter of the model.
 
     Attributes:
-        name: the torch module's name for it, inside its part of the model.
-        dims: its dimensions, as torch stores them.
-        part: in parameter counts, the name of the part that it belongs to.
+        name: the name of the parameter in the torch module, inside its part of the model.
+        dims: the parameter's dimensions, as torch stores them.
+        part: the line of the parameter count under which the parameter is counted.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Parameter(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """The sizes of its dimensions."""
+        """The sizes of the parameter's dimensions."""
         return tuple(dim.size for dim in self.dims)
 
     @property
     def numel(self) -> int:
-        """The number of its elements."""
+        """The number of the parameter's elements."""
         return math.prod(self.shape)
 
 

@@ -50,7 +50,7 @@ class Attention(Part):
         self.layers = self.qkv, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
-        """Record attention with both projections: normed hidden states [T, H] → the branch [T, H]."""
+        """Record attention with both projections: normed hidden states [T, H] → the residual branch [T, H]."""
         model, c = self.model, numerics.compute
         shape = AttentionShape(tokens, model.n_head, model.head_size, c, model.dropout > 0, numerics.one_sequence)
         with r.scope():
@@ -71,7 +71,7 @@ class FeedForward(Part):
         self.layers = self.fc, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
-        """Record the feed-forward layer: normed hidden states [T, H] → the branch [T, H]."""
+        """Record the feed-forward layer: normed hidden states [T, H] → the residual branch [T, H]."""
         with r.scope():
             r.hold(x)
             wide = self.fc.record(r, x, tokens, numerics)
@@ -120,7 +120,10 @@ class Embedding:
         yield Parameter(POSITIONS, (Dim(self.model.block_size, 1, "T"), width), "position embedding")
 
     def record(self, r: Recorder, tokens: int, numerics: Numerics) -> Value:
-        """Record ids [T] → the residual stream [T, H]. Lookups, and their dense gradients, are in the weights' dtype."""
+        """Record both lookups and their sum: ids [T] → the residual stream [T, H].
+
+        The looked-up rows, and the dense gradients of the tables, have the weights' dtype.
+        """
         model, c, residual = self.model, numerics.compute, numerics.residual
         numel = tokens * model.n_embd
         with r.scope():
@@ -137,7 +140,7 @@ class Embedding:
     def _look_up(
         self, r: Recorder, name: str, rows: int, numel: Size, numerics: Numerics, saves: tuple[Value, ...] = ()
     ) -> Value:
-        """Record a lookup of ``numel`` elements in a table of ``rows`` rows, and their cast to the compute dtype."""
+        """Record a lookup of ``numel`` elements in a table of ``rows`` rows, and the cast to the compute dtype."""
         width, size = self.model.n_embd, numel.times(numerics.weights)
 
         def summing(batch: int) -> list[int]:

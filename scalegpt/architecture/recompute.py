@@ -14,17 +14,17 @@ from scalegpt.config import ModelConfig
 
 
 def saves_its_own(op: Operation) -> bool:
-    """Whether autograd saves a result of the operation itself, so that recompute must run the operation to its end."""
+    """Whether autograd saves one of the operation's results, so that recompute must run the operation to its end."""
     return any(value in op.results for value in op.saves)
 
 
 def last_saving(operations: Sequence[Operation]) -> Operation:
-    """The last operation for which autograd saves a tensor; recompute stops there. The last of all if none saves any."""
+    """The last operation for which autograd saves a tensor; recompute stops there. If there is none, the last operation."""
     return next((op for op in reversed(operations) if op.saves), operations[-1])
 
 
 def recomputed(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """The operations that run again: all before :func:`last_saving`, and that one if it saves a result of its own."""
+    """The operations that run again: all before the last saving one, and this last one if autograd saves its result."""
     last = last_saving(operations)
     return tuple(operations[: operations.index(last) + saves_its_own(last)])
 

@@ -42,7 +42,7 @@ _ATTENTION = {
 
 @contextmanager
 def cuda_functions(kernel: str) -> Iterator[None]:
-    """Make attention and dropout call the kernels that CUDA would.
+    """Make attention and dropout call, within the context, the kernels that torch would call on CUDA.
 
     Attention is replaced where the model looks it up, and not by a ``TorchFunctionMode``: torch suspends such a mode in the
     backward pass, where recompute calls attention again. Dropout is replaced in torch's dispatcher, since the math kernel
@@ -95,7 +95,7 @@ def _attend_with_flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_cau
 
 
 def run_as_cuda(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator, and return results of the dtypes that CUDA's kernel would return."""
+    """Run an operator, and return its results in the dtypes that CUDA's kernel would give them."""
     result = func(*args, **kwargs)
     if func is aten.native_layer_norm.default:
         y, mean, rstd = result
@@ -125,7 +125,7 @@ def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
 
 
 def shared_extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
-    """The temporary allocations, on any device, of an operator that calls others; yields as :func:`extras` does."""
+    """The temporary allocations, on any device, of operators that call other operators; yields what :func:`extras` does."""
     if func is aten._safe_softmax.default:
         scores = args[0]
         yield "safe softmax: masked scores", scores.numel()

@@ -47,7 +47,7 @@ class Trace:
     """The memory of one step.
 
     Attributes:
-        snapshots: the fullest moment of each phase.
+        snapshots: phase → the storages at the moment of the phase when they hold most bytes.
         steady: the storages that live between two steps: weights and the optimizer's state.
     """
 
@@ -56,12 +56,12 @@ class Trace:
 
     @property
     def phases(self) -> dict[str, int]:
-        """Phase → the most bytes that live at once in it."""
+        """Phase → the most bytes that live at once during the phase."""
         return {phase: self.snapshots[phase].size for phase in PHASES}
 
     @property
     def peak_phase(self) -> str:
-        """The phase in which the most bytes live; of equal ones the first."""
+        """The phase in which the most bytes live; if several are equal, the first."""
         return max(PHASES, key=self.phases.__getitem__)
 
     @property
@@ -142,7 +142,7 @@ def _check(run: RunConfig) -> None:
 
 
 def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
-    """The run with ``attention`` at ``math`` if CUDA would take that kernel, else at ``auto`` for :func:`cuda_functions`."""
+    """The run with ``attention`` set to ``math`` if ``kernel`` is, else to ``auto`` for :func:`cuda_functions` to replace."""
     return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
 
 
@@ -181,7 +181,7 @@ def _take_step(backend: Backend, tracker: Tracker, *, on_host: bool = False) -> 
 
 
 def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bool) -> None:
-    """Mark the storages that live between two steps, as weights or optimizer; ``on_host``: they are in host memory."""
+    """Mark what lives between two steps as weights or optimizer state; ``on_host``: it is in host memory, not counted."""
     tracker.on_host = on_host
     for parameter in backend.model.parameters():
         tracker.mark(parameter, "weights")
@@ -195,7 +195,7 @@ def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bo
 
 
 def _watch(model: GPT, tracker: Tracker) -> None:
-    """Wrap the model's parts so that they set the tracker's phase and mark what they keep; the step is not changed."""
+    """Wrap the model's parts so that they set the tracker's phase and mark the tensors that they keep for backward."""
 
     def enter(phase: str) -> Callable[[Any], None]:
         def hook(_gradient: Any) -> None:
@@ -258,7 +258,7 @@ def fake_process_group(ranks: int) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Switch off automatic garbage collection, whose timing is random; ``gc.collect`` then frees only objects made within."""
+    """Switch off automatic garbage collection, whose timing is random; ``gc.collect`` then frees only objects made since."""
     was_enabled = gc.isenabled()
     gc.disable()
     gc.freeze()
@@ -272,7 +272,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _overridden(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Give a class or an object, within the context, a function that hides the one it inherits under this name."""
+    """Within the context, replace a function that a class or an object has inherited under this name."""
     setattr(owner, name, function)
     try:
         yield
@@ -282,7 +282,7 @@ def _overridden(owner: Any, name: str, function: Callable[..., Any]) -> Iterator
 
 @contextmanager
 def _resizing(tracker: Tracker) -> Iterator[None]:
-    """Follow storages that are resized: FSDP2 frees and allocates gathered weights in this way."""
+    """Tell the tracker of storages that are resized: FSDP2 frees and allocates gathered weights by resizing them."""
     inherited = torch.UntypedStorage.resize_
 
     def resize(storage: torch.UntypedStorage, size: int) -> None:
@@ -295,7 +295,7 @@ def _resizing(tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def _copies_to_host(tracker: Tracker) -> Iterator[None]:
-    """Make FSDP2's copies between host and device, which torch leaves out in a trace, where both are the CPU.
+    """Make FSDP2's copies between host and device real: in a trace both are the CPU, and torch would leave them out.
 
     FSDP2 copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
     all_gather_inputs``), reduced gradients to the host with blocking, since memory is not pinned here
@@ -318,7 +318,7 @@ def _copies_to_host(tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def _uncounted_shape_inference(tracker: Tracker) -> Iterator[None]:
-    """Do not count the whole tensors that DTensor makes, only in a trace, to find the shapes of its results."""
+    """Do not count the unsharded tensors from which DTensor infers its results' shapes; only a trace makes them."""
     propagator = DTensor._op_dispatcher.sharding_propagator
     inherited = propagator._propagate_tensor_meta_non_cached
 

@@ -62,7 +62,7 @@ class Snapshot:
 
     @property
     def by_kind(self) -> dict[str, int]:
-        """Kind → bytes, the largest first."""
+        """Kind of memory → its bytes, the largest first."""
         kinds: Counter[str] = Counter()
         for each in self.groups:
             kinds[each.kind] += each.size
@@ -93,7 +93,7 @@ class Tracker(TorchDispatchMode):
         on_host: while true, new storages count 0 bytes, since with a GPU they would be in host memory.
 
     Args:
-        replace: called as (operator, args, kwargs) to run an operator.
+        replace: called as (operator, args, kwargs) to run an operator; None: the operator runs as it is.
         extras: called as (operator, args); gives (label, bytes) of the temporary allocations that the operator's kernel makes
             besides its results and frees before it returns.
         block: sizes are rounded up to a multiple of this; the default is that of CUDA's caching allocator.
@@ -150,7 +150,7 @@ class Tracker(TorchDispatchMode):
         return counts <= self._unique and counts[1] <= self._unique[1] and is_dense(old)
 
     def calibrate(self) -> None:
-        """Measure the reference counts of a gradient that only the engine holds; call this while the tracker is active."""
+        """Measure the reference counts of a gradient that only autograd's engine holds; call while the tracker is active."""
         source = torch.ones(4, requires_grad=True)
         shared = source * 2.0
         (shared.sin() + shared.cos()).exp().sum().backward()  # type: ignore[no-untyped-call]
@@ -183,7 +183,7 @@ class Tracker(TorchDispatchMode):
         self._changes.append((number, by, self.phase))
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """Log the new size of a storage that has been resized, which no operator shows."""
+        """Log the new size of a storage that has been resized: the tracker sees operators, and a resize is none."""
         number = self._living.get(storage._cdata)
         if number is not None:
             known = self._storages[number]
@@ -211,7 +211,7 @@ class Tracker(TorchDispatchMode):
 
     @contextmanager
     def keeping(self, kind: str) -> Iterator[None]:
-        """Mark as of this kind the storages that are made within the context and live at its end, if not marked yet."""
+        """Give this kind to storages that are made within the context and live at its end, unless they have a kind."""
         first = len(self._storages)
         try:
             yield
@@ -219,7 +219,7 @@ class Tracker(TorchDispatchMode):
             self.mark_since(first, kind)
 
     def mark_since(self, first: int, kind: str) -> None:
-        """Mark as of this kind the storages from number ``first`` on that still live, if not marked yet."""
+        """Give this kind to live storages with a number of at least ``first``, unless they have a kind."""
         for number in self._living.values():
             if number >= first and self._storages[number].kind is None:
                 self._storages[number].kind = kind

@@ -1,6 +1,6 @@
 """The host memory of a process that trains on a CPU, beyond the step's own tensors.
 
-A process that runs out of host memory takes the machine down. So everything that it holds counts: the ledger's peak, freed
+A process that runs out of host memory takes the machine down. So everything that it holds counts: the predicted peak, freed
 memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, the buffers of collectives, and the copy from
 which a checkpoint is written. The figures are fitted to ``VmHWM``, the largest resident memory that the Linux kernel
 reports, in the runs of ``python benchmarks/cpu_memory.py``. docs/MEMORY.md compares prediction and measurement.
@@ -35,7 +35,7 @@ BUFFERS = {
     },
 }  # fmt: skip
 """Backend → stage → memory of collectives over several ranks, as a multiple of the model's bytes in the compute dtype:
-gathered weights and gradients being sent, which a CPU frees later than the ledger's GPU, and gloo's copies of both."""
+gathered weights and gradients being sent, which a CPU frees later than the predicted GPU, and gloo's copies of both."""
 
 KEPT = Figure(0.25, _MEASURED)
 """Bytes beyond the peak, as a share of it, in a process that keeps freed memory: free blocks that no later tensor fits."""
@@ -49,13 +49,13 @@ GIVEN_BACK = Figure(0.06, _MEASURED)
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOverheads(Overheads):
-    """The memory of a process on a CPU beyond the peak, in bytes.
+    """The memory of a process on a CPU beyond the peak of the step's tensors, in bytes.
 
-    ``fragmentation_share`` is the freed memory that the process keeps, as a share of the peak.
+    ``fragmentation_share`` is the freed memory that the process keeps, as a share of this peak.
 
     Attributes:
         libraries: Python, torch and the backend's libraries.
-        copy: the copy of masters and moments from which a checkpoint is written.
+        copy: the copy of fp32 weights and moments from which a checkpoint is written.
         buffers: the buffers of collectives.
     """
 
@@ -65,7 +65,7 @@ class ProcessOverheads(Overheads):
 
     @classmethod
     def of_process(cls, run: RunConfig, ranks: int, *, keeps_freed_memory: bool) -> "ProcessOverheads":
-        """The overheads of one rank of a run, from the measurements above.
+        """The overheads of one rank of a run, from the measurements in this module.
 
         Args:
             run: a run whose precision is known.
@@ -82,16 +82,16 @@ class ProcessOverheads(Overheads):
         )
 
     def total_bytes(self, peak: int, host: int = 0) -> int:
-        """The largest resident bytes of the process; ``host`` are the bytes of offloaded states, in the same memory."""
+        """The largest resident memory of the process in bytes; ``host``, the bytes of offloaded states, is part of it."""
         return self.reserved_bytes(peak) + self.libraries + self.copy + self.buffers + host
 
     @property
     def reserved_parts(self) -> tuple[str, ...]:
-        """See :attr:`Overheads.reserved_parts`."""
+        """The names of the parts that :meth:`reserved_bytes` counts besides the peak."""
         return ("freed memory",)
 
     def parts(self, peak: int) -> dict[str, int]:
-        """Part → its bytes; with the peak and the offloaded bytes they add up to the total."""
+        """Part of host memory → its bytes. These, the step's peak and the offloaded states add up to the total."""
         return {
             "freed memory": self.fragmentation(peak),
             "copy for a checkpoint": self.copy,
@@ -115,7 +115,7 @@ def checkpoint_copy_bytes(run: RunConfig, ranks: int) -> int:
 
 
 def _kept_share(run: RunConfig) -> float:
-    """Freed memory that the process keeps, as a share of the peak; it grows with the part of the peak that is logits."""
+    """Freed memory that the process keeps, as a share of the peak; the more of the peak is logits, the larger the share."""
     model, train = run.model, run.train
     if train.loss != "full":
         return KEPT.value

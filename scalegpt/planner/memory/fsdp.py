@@ -1,4 +1,4 @@
-"""FSDP2's part of the ledger: shards, gathered weights, and the buffers of its collectives.
+"""FSDP2 in the memory prediction: shards, gathered weights, and the buffers of its collectives.
 
 Follows torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_gather``, ``foreach_reduce``,
 ``FSDPParamGroup``), for the groups that our backend makes: one for each block, one for the root with embeddings, final norm
@@ -60,7 +60,7 @@ class Group:
         accumulated: the whole gradients in the dtype of reduction.
         converting: the most bytes beyond ``gradients`` while these are cast to the dtype of reduction one after another.
         reduced: the reduction's buffer for all whole gradients, in the dtype of reduction.
-        part: this rank's part of the reduced gradients in the dtype of reduction; 0 if that is fp32.
+        part: this rank's part of the reduced gradients in the dtype of reduction; 0 if this dtype is fp32.
         shard: this rank's part of the reduced gradients in fp32.
     """
 
@@ -78,7 +78,7 @@ class Group:
     @classmethod
     @lru_cache(maxsize=512)
     def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int, reduce: int) -> "Group":
-        """The group of tensors of these shapes; ``compute`` and ``reduce`` are bytes of an element in the two dtypes."""
+        """The group of tensors of these shapes; ``compute`` and ``reduce``: bytes of an element in each of these dtypes."""
         sizes = [padded(shape, shards) for shape in shapes]
         flat = sum(sizes)
         low = [rounded(compute * numel(shape)) for shape in shapes]
@@ -99,7 +99,7 @@ class Group:
 
 
 class FSDPStep(Step):
-    """One optimizer step under ``fsdp``, at stage 0, 2 or 3."""
+    """One simulated optimizer step under ``fsdp``, at stage 0, 2 or 3."""
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str) -> None:
         super().__init__(run, mesh, grad_accum, kernel)
@@ -115,15 +115,15 @@ class FSDPStep(Step):
         self.stays_gathered = False  # at stage 2, whether the micro step before left the weights gathered
 
     def _part(self, shape: Shape) -> int:
-        """Bytes of this rank's part of an fp32 tensor."""
+        """Bytes of this rank's shard of an fp32 tensor, row padding included, before the allocator rounds them."""
         return 4 * padded(shape, self.shards) // self.shards
 
     def held(self, shape: Shape) -> int:
-        """See :meth:`Step.held`; a shard is padded to ⌈rows / W⌉ rows."""
+        """Bytes that a rank holds of an fp32 tensor of this shape: its shard, padded to ⌈rows / W⌉ rows."""
         return rounded(self._part(shape))
 
     def hold_states(self) -> None:
-        """See :meth:`Step.hold_states`; offloaded weights and gradients are in pinned host memory, moments in unpinned."""
+        """Allocate what lives between steps; offloaded weights and gradients in pinned host memory, moments in unpinned."""
         if not self.offloads:
             super().hold_states()
             return
@@ -132,13 +132,13 @@ class FSDPStep(Step):
 
     @property
     def largest_held(self) -> int:
-        """See :attr:`Step.largest_held`; here the elements of this rank's padded shard."""
+        """Elements of this rank's largest shard, row padding included, for the gradient norm."""
         return max(padded(shape, self.shards) for _, shape in self.counted) // self.shards
 
     # --- gathering ---------------------------------------------------------------------------------------------------
 
     def _gather(self, group: Group) -> None:
-        """Gather a group in the forward pass; its buffer lives until the next group's weights exist."""
+        """Gather a group in the forward pass; the gather's buffer lives until the next group's weights exist."""
         self._send(group)
         self._copy_out(group)
         self._free_buffer()
@@ -151,13 +151,13 @@ class FSDPStep(Step):
             self.t.hold(GATHERED, group.gathered)
 
     def _fetch(self) -> None:
-        """Begin to gather a block ahead of its backward pass: allocate its buffer."""
+        """Begin to gather a block ahead of its backward pass: allocate the gather's buffer."""
         if self.shards > 1:
             self._send(self.block_group)
             self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
-        """Begin to gather a group: allocate its buffer and, with offload, the casts of its shards until they are sent."""
+        """Begin to gather a group: allocate the gather's buffer; with offload also casts of the shards, until sent."""
         t = self.t
         if self.offloads and self.shards > 1:
             for cast, shard in zip(group.casts, group.shards, strict=True):
@@ -189,7 +189,7 @@ class FSDPStep(Step):
             self._gather(self.root_group)
 
     def block_forward(self) -> None:
-        """Gather a block's weights and play its forward pass; stage 3 then frees them, other stages keep them."""
+        """Gather a block's weights and simulate its forward pass; stage 3 then frees the weights, other stages keep them."""
         if not self.stays_gathered:
             self._gather(self.block_group)
         super().block_forward()
@@ -211,17 +211,20 @@ class FSDPStep(Step):
 
     @property
     def adds_at_once(self) -> bool:
-        """See :attr:`Step.adds_at_once`; if compute and reduction dtype differ, FSDP2 adds a group's gradients together."""
+        """Whether a new gradient is added to an existing one as soon as it is made.
+
+        If compute and reduction dtype differ, FSDP2 waits for all gradients of a group. At stage 3 it reduces them instead.
+        """
         return self.compute == self.reduce and self.has_gradients and self.stage != 3
 
     def accumulate(self, elements: int) -> None:
-        """See :meth:`Step.accumulate`; unless added at once, a gradient keeps the compute dtype until its group is done."""
+        """Add a matrix's new gradient to an existing one at once, or keep it in the compute dtype until its group is done."""
         self.t.give(TEMPORARIES, self.compute * elements)
         if not self.adds_at_once:
             self.t.take(GRADIENTS, self.compute * elements)
 
     def block_backward(self) -> None:
-        """Gather a block's weights, play its backward pass, and reduce or add up its gradients."""
+        """Gather a block's weights, simulate its backward pass, and reduce or add up its gradients."""
         if self.stage == 3:
             self._copy_out(self.block_group)
             self._free_buffer()
@@ -268,6 +271,6 @@ class FSDPStep(Step):
             t.drop(GRADIENTS, group.shard)
 
     def _optimizer_step(self) -> None:
-        """See :meth:`Step._optimizer_step`; offloaded states are updated in host memory."""
+        """Simulate the gradient norm and the update; with offload both run in host memory."""
         if not self.offloads:
             super()._optimizer_step()

@@ -1,4 +1,4 @@
-"""Muon's orthogonalisation, as arithmetic: its rounds, its operations, and what it allocates.
+"""Muon's orthogonalisation in numbers, without torch: its rounds, its FLOPs, and the bytes that it allocates.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982) replaces the momentum of a
 matrix by a matrix whose singular values are all near one, found by five steps of a Newton-Schulz iteration. For a matrix X
@@ -7,9 +7,9 @@ of s rows and l columns, s ≤ l (a tall one is transposed)::
     X ← X / |X|;   five times:   R = X·Xᵀ,   Z = a·I + b·R + c·R²,   X ← Z·X
 
 Two forms compute it. In the *direct* form each step takes 4·s²·l + 2·s³ FLOPs. All Z are polynomials of the first R. So the
-*Gram* form multiplies the Z first, and X once: R ← Z·R·Z, Q ← Q·Z, and X ← Q·X at the end. All five steps then take
-4·s²·l + 34·s³ FLOPs, fewer than the direct form if l > 1.5·s. The first R has the square of X's condition number, which needs
-fp32. So only fp32 takes the Gram form.
+*Gram* form multiplies the Z first, and X once: from Q = I, R ← Z·R·Z, Q ← Q·Z, and X ← Q·X at the end. All five steps
+then take 4·s²·l + 34·s³ FLOPs, fewer than the direct form if l > 1.5·s. The first R has the square of X's condition number,
+which needs fp32. So only fp32 takes the Gram form.
 
 Matrices of one shape are orthogonalised together, in rounds. Over several ranks the matrices of a round are assigned to the
 ranks in turn, and a matrix's owner holds it whole (:mod:`scalegpt.optim.muon` is the code that is counted here). If ranks are
@@ -38,7 +38,7 @@ _X = "matrices"
 
 
 def uses_gram_form(shape: Shape, width: int) -> bool:
-    """Whether the Gram form serves matrices of this shape; ``width`` is the bytes of an element in the compute dtype."""
+    """Whether the Gram form is used for this shape; ``width`` is the bytes of an element in the compute dtype."""
     short, long = sorted(shape)
     return width == 4 and 2 * long > 3 * short
 
@@ -58,7 +58,7 @@ def wire(precision: str) -> str:
 
 @dataclass(frozen=True)
 class Exchange:
-    """How the ranks of a run share the orthogonalisation of its matrices, and the memory that it takes.
+    """How a run's ranks share the orthogonalisation of the matrices, and the memory that this takes.
 
     Attributes:
         mesh: the ranks, which are replicas or hold shards of the matrices.
@@ -75,7 +75,7 @@ class Exchange:
 
     @property
     def gathers_results(self) -> bool:
-        """Whether each rank holds whole matrices and so needs all results."""
+        """Whether ranks are replicas, so that each needs the results of all matrices."""
         return self.mesh.replicas > 1
 
     def rounds(self, shape: Shape, count: int) -> Iterator[int]:
@@ -88,17 +88,17 @@ class Exchange:
             count -= most
 
     def peak_bytes(self, shape: Shape, count: int) -> int:
-        """The most bytes that the update of ``count`` matrices allocates at once, on the rank that owns most of them."""
+        """The most bytes that orthogonalising ``count`` matrices takes at once, on the rank that owns most of them."""
         return max(_peak(self, shape, some) for some in set(self.rounds(shape, count)))
 
     def largest_share(self, shape: Shape, count: int) -> int:
-        """How many of ``count`` matrices of one shape the rank that owns most of them orthogonalises."""
+        """The number of matrices, of ``count`` of one shape, that fall to the rank that owns most of them."""
         return sum(-(-some // self.ranks) for some in self.rounds(shape, count))
 
 
 @lru_cache(maxsize=1024)
 def _peak(exchange: Exchange, shape: Shape, count: int) -> int:
-    """Bytes at the fullest moment of a round of ``count`` matrices, whose allocations and frees are played in order."""
+    """The most bytes live at once in a round of ``count`` matrices, from simulating its allocations and frees in order."""
     t = Timeline()
     t.enter("round")
     play = _sharded if exchange.mesh.shards > 1 else _replicated if exchange.gathers_results else _alone
@@ -113,7 +113,7 @@ def _alone(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
 
 
 def _replicated(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
-    """Play a round on replicas: each rank orthogonalises its matrices, then all gather the results.
+    """Simulate a round on replicas: each rank orthogonalises its matrices, then all gather the results.
 
     The results of tall matrices, which were transposed, are first copied back into row order.
     """
@@ -127,7 +127,7 @@ def _replicated(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> No
 
 
 def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
-    """Play a round on shards: rows go to the matrices' owners, and the results' rows, padded, go back."""
+    """Simulate a round on shards: ranks send their rows to each matrix's owner, and get padded rows of the result back."""
     rows, columns = shape
     ranks, width, sent = exchange.ranks, BYTES[exchange.precision], BYTES[wire(exchange.precision)]
     mine, part = -(-count // ranks), -(-rows // ranks)
@@ -151,7 +151,7 @@ def _sharded(t: Timeline, exchange: Exchange, shape: Shape, count: int) -> None:
 
 
 def _orthogonalise(t: Timeline, precision: str, shape: Shape, count: int, gathered: int) -> int:
-    """Play the iteration over ``count`` whole matrices of ``gathered`` bytes in all; return the bytes of its result."""
+    """Simulate the iteration over ``count`` whole matrices of ``gathered`` bytes in all; return the bytes of the result."""
     short, long = sorted(shape)
     width = BYTES[precision]
     matrix, square = width * count * short * long, width * count * short**2

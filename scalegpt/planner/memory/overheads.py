@@ -73,7 +73,7 @@ class Overheads:
     """The memory outside the step's tensors, in bytes; ``fragmentation_share`` is a share of the peak and the workspaces.
 
     Attributes:
-        measured: the number of similar runs from whose measurements the parts follow; 0: they follow from the tables above.
+        measured: the number of similar runs whose measurements gave the figures; 0: the tables of this module gave them.
     """
 
     workspaces: int = 0
@@ -85,7 +85,7 @@ class Overheads:
 
     @classmethod
     def of(cls, run: RunConfig, card: Card | None, ranks: int) -> "Overheads":
-        """The overheads of a run, from the tables above; an unknown card counts as NVIDIA's most demanding."""
+        """The overheads of a run, from this module's tables; an unknown card counts as the NVIDIA card that needs most."""
         capability = card.capability if card else "9.0"
         return cls(
             workspaces=_workspaces(capability),
@@ -104,11 +104,11 @@ class Overheads:
         return peak + self.workspaces + self.fragmentation(peak)
 
     def total_bytes(self, peak: int, host: int = 0) -> int:  # noqa: ARG002 - ProcessOverheads counts it
-        """Bytes that the driver counts for the process, which must fit the card's memory; ``host`` bytes are not in it."""
+        """Bytes that the driver counts for the process, which must fit the card; ``host`` (offloaded bytes) is ignored."""
         return self.reserved_bytes(peak) + self.context + self.nccl
 
     def parts(self, peak: int) -> dict[str, int]:
-        """Part → its bytes; with the peak they add up to the total."""
+        """Part of the memory outside the step's tensors → its bytes. These and the peak add up to the total."""
         return {
             "cuBLAS workspaces": self.workspaces,
             "fragmentation": self.fragmentation(peak),
@@ -118,11 +118,11 @@ class Overheads:
 
     @property
     def reserved_parts(self) -> tuple[str, ...]:
-        """The parts that :meth:`reserved_bytes` counts beside the peak."""
+        """The names of the parts that :meth:`reserved_bytes` counts besides the peak."""
         return "cuBLAS workspaces", "fragmentation"
 
     def corrected(self, *, fragmentation_share: float, outside: int, measured: int) -> "Overheads":
-        """A copy with measured figures: the fragmentation share, and the bytes ``outside`` the allocator's reserved ones."""
+        """A copy with measured figures: the fragmentation share, and ``outside``, the bytes beyond the reserved memory."""
         nccl = min(self.nccl, outside)
         share, context = fragmentation_share, outside - nccl
         return replace(self, fragmentation_share=share, context=context, nccl=nccl, measured=measured)

@@ -1,6 +1,6 @@
-"""How many bytes a training step holds at its fullest moment, on each rank, without torch.
+"""The peak memory of a training step on each rank, predicted without torch.
 
-:func:`predict` plays one step of the trainer on a :class:`~scalegpt.planner.memory.timeline.Timeline`: the states that
+:func:`predict` simulates one step of the trainer on a :class:`~scalegpt.planner.memory.timeline.Timeline`: the states that
 live from step to step, the forward pass, the loss, the backward pass and the optimizer, in the order in which the
 trainer allocates and frees. Its figures are those of ``torch.cuda.max_memory_allocated``;
 :mod:`scalegpt.planner.memory.overheads` adds what the allocator does not see.
@@ -37,7 +37,7 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
 
 
 def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
-    """Predict as :func:`predict` does, with the attention kernel named: a card decides nothing else."""
+    """Predict as :func:`predict` does, given the attention kernel, which is all that the card decides."""
     mesh = run.parallel.mesh(ranks)
     if run.parallel.spec is FSDP:
         return FSDPStep(run, mesh, grad_accum, kernel).play()
@@ -48,7 +48,7 @@ def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) ->
 
 
 def kept_bytes(kernel: str, run: RunConfig) -> int:
-    """A lower bound of the bytes that a step holds besides the states, with any backend; faster than :func:`predict`.
+    """A lower bound, for any backend, of a step's peak bytes besides the model states; faster than :func:`predict`.
 
     When the loss has been computed, all blocks keep the tensors that their backward pass needs, and the full loss keeps its
     fp32 log-softmax. The arguments are those of :func:`predict_with`.

@@ -30,7 +30,7 @@ def kept_by_blocks(run: RunConfig, kernel: str) -> int:
 
 @lru_cache(maxsize=1024)
 def block_program(model: ModelConfig, numerics: Numerics, recompute: str) -> Program:
-    """The program of one block, from the residual stream to the residual stream."""
+    """The program (allocations and frees) of one block, from the residual stream to the residual stream."""
     r, x = Recorder(), Value(_stream(model, numerics))
     y = Decoder(model).block.record(r, x, model.block_size, numerics)
     return Compiler(r, x, y, numerics.compute, recompute=recompute).compile()
@@ -38,13 +38,13 @@ def block_program(model: ModelConfig, numerics: Numerics, recompute: str) -> Pro
 
 @lru_cache(maxsize=8192)
 def block_at(model: ModelConfig, numerics: Numerics, recompute: str, batch: int) -> Sized:
-    """The program of one block, with its bytes at a micro batch of ``batch`` sequences."""
+    """The program (allocations and frees) of one block, at a micro batch of ``batch`` sequences."""
     return block_program(model, numerics, recompute).at(batch)
 
 
 @lru_cache(maxsize=8192)
 def embedding_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
-    """The program of the embeddings, from ids to the residual stream, at a micro batch of ``batch`` sequences."""
+    """The program (allocations and frees) of the embeddings, from ids on, at a micro batch of ``batch`` sequences."""
     r = Recorder()
     x = Decoder(model).embedding.record(r, model.block_size, numerics)
     kinds = Kinds(gradient=GRADIENTS)
@@ -53,7 +53,7 @@ def embedding_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
 
 @lru_cache(maxsize=8192)
 def final_norm_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
-    """The program of the final norm, from the residual stream to hidden states, at a micro batch of ``batch`` sequences."""
+    """The program (allocations and frees) of the final norm, at a micro batch of ``batch`` sequences."""
     r, x = Recorder(), Value(_stream(model, numerics))
     y = Decoder(model).head.norm.record(r, x, model.block_size, numerics)
     kinds = Kinds(result=LOSS, incoming=LOSS)
@@ -62,7 +62,7 @@ def final_norm_at(model: ModelConfig, numerics: Numerics, batch: int) -> Sized:
 
 @lru_cache(maxsize=8192)
 def loss_at(loss: LossPart, numerics: Numerics, batch: int) -> Sized:
-    """The program of head and loss, from the hidden states, at a micro batch of ``batch`` sequences."""
+    """The program (allocations and frees) of head and loss, at a micro batch of ``batch`` sequences."""
     model = loss.model
     r, hidden = Recorder(), Value(Size(numerics.compute * model.block_size * model.n_embd))
     result = loss.record(r, hidden, model.block_size, numerics)

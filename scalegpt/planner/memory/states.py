@@ -5,7 +5,7 @@ bytes of a weight, of its fp32 master and of its gradient.
 
 ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) cuts the optimizer's state over the ranks from stage 1 on,
 gradients from stage 2 and weights from stage 3. Let w, g and k be the bytes, per parameter, of the weight, the gradient and
-the optimizer's state, which includes the master. With P parameters each of W ranks holds, in bytes::
+the optimizer's state, which includes the fp32 master weight. With P parameters each of W ranks holds, in bytes::
 
     stage 0   (w + g + k)·P
     stage 1   (w + g)·P + k·P/W
@@ -14,7 +14,7 @@ the optimizer's state, which includes the master. With P parameters each of W ra
 
 FSDP2's stage 2 cuts weights as well, and gathers them once a step.
 
-The ledger of :mod:`scalegpt.planner.memory.step` counts tensor by tensor: it adds uneven cuts and the allocator's rounding.
+The prediction of :mod:`scalegpt.planner.memory.step` goes tensor by tensor, with uneven cuts and the allocator's rounding.
 """
 
 import math
@@ -51,7 +51,7 @@ def tensors_of(model: ModelConfig) -> TensorCounts:
 
 
 def parameters_by_kind(model: ModelConfig) -> dict[str, int]:
-    """Kind → the number of a model's parameters of this kind.
+    """Kind of parameter (vector, matrix or embedding) → the number of a model's parameters of this kind.
 
     Raises:
         InputError: the vocabulary's size is not known yet.
@@ -76,7 +76,7 @@ def state_bytes(spec: OptimizerSpec, tensors: TensorCounts, held: Held) -> int:
 
 
 def counters(spec: OptimizerSpec, tensors: TensorCounts) -> int:
-    """The number of the optimizer's step counters on the device."""
+    """How many step counters the optimizer keeps on the device."""
     if not spec.counters_on_device:
         return 0
     return sum(count for (kind, _), count in tensors.items() if spec.group_of(kind).counts_steps)
@@ -85,7 +85,7 @@ def counters(spec: OptimizerSpec, tensors: TensorCounts) -> int:
 def temporary_bytes(
     spec: OptimizerSpec, tensors: TensorCounts, held: Held, orthogonalising: Callable[[Shape, int], int]
 ) -> int:
-    """The most bytes that an update allocates at once besides the states; groups are updated one after another.
+    """The most bytes that an update allocates at once besides the states; parameter groups are updated in turn.
 
     Args:
         spec: the optimizer.
@@ -105,10 +105,10 @@ def temporary_bytes(
 
 
 def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
-    """The first update group, which stands for all: ZeRO's flat parts need the same state for every parameter.
+    """The optimizer's first update group, which stands for all: ZeRO's flat parts need the same state per parameter.
 
     Raises:
-        InputError: update groups keep different state.
+        InputError: the optimizer's update groups keep different state.
     """
     if not spec.is_uniform:
         raise InputError(
@@ -130,7 +130,7 @@ def casts_weights(run: RunConfig) -> bool:
 
 
 def widths(run: RunConfig) -> tuple[int, int, int]:
-    """Bytes per parameter of the weight between steps, of its fp32 master (0: none), and of its accumulated gradient.
+    """Three numbers of bytes per parameter: weight between steps, fp32 master (0: none), accumulated gradient.
 
     ``plain`` and FSDP2 hold fp32 weights, and cast or gather them in the compute dtype while they are used. So does
     DeepSpeed's engine at stage 0, except in fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
@@ -150,7 +150,7 @@ def widths(run: RunConfig) -> tuple[int, int, int]:
 
 
 def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
-    """The bytes of weights, gradients and optimizer state, masters included, on each rank.
+    """Model state → its bytes on each rank; the optimizer state includes the fp32 masters.
 
     This is the closed form: nothing is padded or rounded. Gradients are counted as at the end of the last backward pass.
     Offloaded states count as if they were on the device.
@@ -172,7 +172,7 @@ def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
 
 
 def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict[str, int]:
-    """Model state → its bytes in fp32, whole, before any sharding; with AdamW 16 bytes a parameter in all.
+    """Model state (weights, gradients, each moment) → its bytes in fp32, unsharded; 16 bytes per parameter with AdamW.
 
     Activations, the loss, communication buffers and the device's own context are not included.
 
@@ -189,5 +189,5 @@ def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict
 
 
 def cut_over(whole: Mapping[str, int], shards: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
-    """State → the bytes that a rank holds of it: its share from the state's stage in ``cut_from`` on, else the whole."""
+    """State → the bytes that a rank holds of it: 1/``shards`` if ``stage`` is at least ``cut_from[state]``, else all."""
     return {state: size / shards if stage >= cut_from[state] else size for state, size in whole.items()}

@@ -1,4 +1,4 @@
-"""One optimizer step as a ledger: the trainer's allocations and frees, in order."""
+"""One optimizer step, simulated: the trainer's allocations and frees, in order."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail",
 
 @dataclass(frozen=True)
 class Prediction:
-    """The memory of a configuration at the fullest moment of a step, in bytes per rank.
+    """The predicted memory of a training step, in bytes per rank.
 
     Attributes:
-        peak_bytes: the most bytes that the allocator has given out at once.
+        peak_bytes: the most bytes that the allocator has given out at once (the peak).
         phase: the phase in which this peak falls.
-        phases: phase → its own peak.
+        phases: phase → the most bytes at once in this phase.
         breakdown: kind of memory → its bytes at the peak; they add up to ``peak_bytes``.
         steady_bytes: the bytes that live between steps.
         host_bytes: the offloaded bytes in host memory.
@@ -50,7 +50,7 @@ class Prediction:
 
 
 class Step:
-    """One optimizer step under ``plain``: one process, fp32 weights that are cast where they are used.
+    """One simulated optimizer step under ``plain``: one process, fp32 weights that are cast where they are used.
 
     Sharded backends derive from this class. They change what is held between steps, how a weight's gradient is kept, and what
     happens before and after a block.
@@ -84,7 +84,7 @@ class Step:
         self.loss = loss_at(LossPart.of(model, run.train), numerics, batch)
 
     def play(self) -> Prediction:
-        """Play the states, the micro steps and the optimizer's update, and return the memory at the fullest moment."""
+        """Simulate the states, the micro steps and the update; return the memory at the moment when most bytes are live."""
         t = self.t
         self.hold_states()
         steady = t.total
@@ -131,37 +131,37 @@ class Step:
 
     @property
     def adds_at_once(self) -> bool:
-        """Whether a parameter has a gradient already, to which a new one is added as soon as it is made."""
+        """Whether parameters already have gradients, so that a new gradient is added as soon as it is made."""
         return self.has_gradients
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """Hold gradients that the tape does not follow: those of norms, biases and position embeddings."""
+        """Count the gradients that a part's program leaves out: those of norms, biases and position embeddings."""
         if not self.adds_at_once:
             self.t.hold(GRADIENTS, sum(rounded(self.gradient_bytes * numel(shape)) for shape in shapes))
 
     def before_forward(self) -> None:
-        """Gather the weights that a forward pass needs from its start; here there is nothing to gather."""
+        """Gather the weights that a sharded backend gathers before the forward pass; here none."""
 
     def block_forward(self) -> None:
-        """Play one block's forward pass."""
+        """Simulate one block's forward pass."""
         self.block.forward(self.t)
 
     def before_backward(self) -> None:
-        """Play what a sharded backend does before the backward pass; here nothing."""
+        """Simulate what a sharded backend does before the backward pass; here nothing."""
 
     def block_backward(self) -> None:
-        """Play one block's backward pass, and account for its gradients."""
+        """Simulate one block's backward pass, and count the block's gradients."""
         self.block.leave(self.t)
         self.block.backward(self.t, lambda _name, elements: self.accumulate(elements))
         self.small_gradients(self.parameters.vectors)
 
     def settle_head(self) -> None:
-        """Account for the complete gradient of an untied head or the token embedding: add it to an existing one."""
+        """Add the complete gradient of an untied head or the token embedding to an existing one, if there is one."""
         if self.adds_at_once:
             self.t.give(GRADIENTS, self.gradient_bytes * self.head)
 
     def after_backward(self) -> None:
-        """Play what a sharded backend does after the last gradient of a micro step; here nothing."""
+        """Simulate what a sharded backend does after the last gradient of a micro step; here nothing."""
 
     @property
     def largest_held(self) -> int:
@@ -193,7 +193,7 @@ class Step:
         self.after_backward()
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """Play a pass through all blocks."""
+        """Simulate a pass through all blocks; ``play`` simulates one block."""
         layers = self.run.model.n_layer
         for index in range(layers):
             self.at_last_block = index == layers - 1
@@ -209,7 +209,7 @@ class Step:
         self.loss.forward(self.t)
 
     def _loss_backward(self) -> None:
-        """Play the backward pass from the loss, through the final norm, to the residual stream's gradient."""
+        """Simulate the backward pass from the loss, through the final norm, to the residual stream's gradient."""
         self.loss.backward(self.t, lambda _name, _elements: self._head_gradient())
         if not self.run.model.tie_head:
             self.settle_head()
@@ -219,7 +219,7 @@ class Step:
         self.small_gradients(self.parameters.last_norm)
 
     def _head_gradient(self) -> None:
-        """Account for the head's new gradient: in the compute dtype or, if the chunked loss made it, in fp32."""
+        """Count the head's new gradient, made in the compute dtype or, by the chunked loss, in fp32."""
         chunked, wanted = self.run.train.loss == "chunked", self.gradient_bytes * self.head
         kind, made = (LOSS, 4 * self.head) if chunked else (TEMPORARIES, self.compute * self.head)
         if made != wanted:
@@ -230,11 +230,11 @@ class Step:
             self.t.take(GRADIENTS, wanted)
 
     def _tail(self) -> None:
-        """Play the backward pass of the embeddings."""
+        """Simulate the backward pass of the embeddings."""
         self.embedding.backward(self.t, self._embedding_gradient)
 
     def _embedding_gradient(self, name: str, elements: int) -> None:
-        """Account for the new gradient of an embedding table, which is dense and in the dtype of the weights."""
+        """Count the new gradient of an embedding table; this gradient is dense and in the dtype of the weights."""
         size = self.gradient_bytes * elements
         self.t.give(GRADIENTS, size)
         if name != TOKENS:
@@ -248,7 +248,7 @@ class Step:
         self.settle_head()
 
     def _optimizer_step(self) -> None:
-        """Play the gradient norm, then the update with its temporaries."""
+        """Simulate the gradient norm, then the update with its temporaries."""
         norm = kernels.grouped_norm(len(self.shapes), self.largest_held)
         self.t.touch(TEMPORARIES, *kernels.sizes(norm))
         temporaries = temporary_bytes(self.optimizer, self.counted, self.held, self.exchange.peak_bytes)

@@ -1,6 +1,6 @@
 """What autograd allocates and frees in a block, forward and backward, under each recompute policy.
 
-A record of operations (:mod:`scalegpt.architecture.operations`) is played with the reference counts of PyTorch's eager mode.
+A record of operations (:mod:`scalegpt.architecture.operations`) is run, without data, with eager PyTorch's reference counts.
 A tensor lives as long as a Python name, autograd, selective recompute's cache or a gradient refers to it.
 
 - **Forward.** Each operation allocates its results; autograd keeps what the operation saves.
@@ -11,7 +11,7 @@ A tensor lives as long as a Python name, autograd, selective recompute's cache o
   tensor that it needs (``torch.utils.checkpoint`` stops early). *selective* also keeps the results of expensive operations.
 
 The outcome is a :class:`Program`: allocations and frees, whose order does not depend on the micro batch size. It is made
-once for a model and played at each micro batch size.
+once for a model and run at each micro batch size.
 """
 
 from collections import Counter
@@ -40,10 +40,10 @@ class Program:
     Attributes:
         sizes: the sizes to which events refer by index.
         forward: the events of the forward pass.
-        leave: the events when the caller's name for the part's input goes, between the passes.
+        leave: the events, between the passes, of the caller's Python name for the part's input going out of scope.
         backward: the events of the backward pass. The gradient of the result is alive before them, that of the input after.
         operations: all operations, in order.
-        again: the operations of the recomputation; those in ``kept`` cost nothing there.
+        again: the operations of the recomputation; those in ``kept`` are not run again.
         kept: the operations among ``again`` whose results selective recompute keeps.
     """
 
@@ -68,13 +68,13 @@ def _bytes(size: Size | Workspace, batch: int) -> int:
 
 @dataclass(frozen=True)
 class Sized:
-    """A program, with each of its sizes in bytes at one micro batch size."""
+    """A program (allocations and frees) whose sizes are in bytes at one micro batch size."""
 
     program: Program
     sizes: tuple[int, ...]
 
     def forward(self, timeline: Timeline) -> None:
-        """Play the forward pass; afterwards the result and the tensors that the backward pass needs are alive."""
+        """Simulate the forward pass; afterwards the result and the tensors that the backward pass needs are live."""
         self._play(self.program.forward, timeline, _no_gradients)
 
     def leave(self, timeline: Timeline) -> None:
@@ -82,7 +82,7 @@ class Sized:
         self._play(self.program.leave, timeline, _no_gradients)
 
     def backward(self, timeline: Timeline, accumulate: Accumulate) -> None:
-        """Play the backward pass; ``accumulate`` is called for each matrix's gradient."""
+        """Simulate the backward pass; call ``accumulate(name, elements)`` when a matrix's gradient has been made."""
         self._play(self.program.backward, timeline, accumulate)
 
     def _play(self, events: Sequence[Event], timeline: Timeline, accumulate: Accumulate) -> None:
@@ -112,47 +112,47 @@ class _Memory:
 
 
 class _Script:
-    """The events so far, and the sizes to which they refer by index."""
+    """A program that is being built: its events so far, and the sizes to which these refer by index."""
 
     def __init__(self) -> None:
         self.sizes: dict[Size | Workspace, int] = {}
         self._events: list[Event] = []
 
     def index(self, size: Size | Workspace) -> int:
-        """The index of a size; equal sizes share one."""
+        """The index of a size; equal sizes share one index."""
         return self.sizes.setdefault(size, len(self.sizes))
 
     def take(self, size: Size, kind: str) -> _Memory:
-        """Add the event of an allocation; return it with one reference."""
+        """Add an allocation to the events; return the allocation, with one reference."""
         memory = _Memory(self.index(size), kind)
         self._events.append((TAKE, kind, memory.size))
         return memory
 
     def drop(self, memory: _Memory) -> None:
-        """Drop one reference to an allocation; with the last one, add the event that frees it."""
+        """Drop one reference to an allocation; if none is left, add its free to the events."""
         memory.references -= 1
         assert memory.references >= 0
         if not memory.references:
             self._events.append((GIVE, memory.kind, memory.size))
 
     def touch(self, workspace: Workspace | None, kind: str) -> None:
-        """Add the event that a kernel's workspace is allocated and freed again."""
+        """Add to the events that a kernel's workspace is allocated and freed again."""
         if workspace is not None:
             self._events.append((TOUCH, kind, self.index(workspace)))
 
     def gradient(self, op: Operation) -> None:
-        """Add the event that the gradient of an operation's matrix has been made."""
+        """Add to the events that the gradient of an operation's matrix has been made."""
         self._events.append((GRADIENT, op.parameter, op.weight))
 
     def cut(self) -> tuple[Event, ...]:
-        """The events since the last cut."""
+        """Return the events that were added since the last call."""
         events, self._events = tuple(self._events), []
         return events
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """The kinds of memory under which the tensors of a record are counted.
+    """The kinds of memory, such as ``activations``, under which a record's tensors are counted, by the tensor's role.
 
     Attributes:
         lasting: tensors that outlive a pass.
@@ -205,7 +205,7 @@ class Compiler:
         self.gradients: dict[Value, _Memory] = {}
 
     def compile(self) -> Program:
-        """Play both passes of the record and return their events as a program."""
+        """Simulate the record's forward and backward pass and return their events as a program."""
         saves = self.recompute == "none"
         _Forward(self, saves=saves, again=False).run()
         forward = self.script.cut()
@@ -249,7 +249,7 @@ class Compiler:
         return memory
 
     def _deposit(self, value: Value, memory: _Memory) -> None:
-        """Add a gradient to the one that a tensor may have: in place, unless something else refers to that one's memory."""
+        """Add a tensor's new gradient to its earlier one, if any: in place, unless the earlier one has other references."""
         known = self.gradients.get(value)
         if known is None:
             self.gradients[value] = memory
@@ -262,10 +262,10 @@ class Compiler:
 
 
 class _Forward:
-    """One forward pass through a part.
+    """One simulated forward pass through a part.
 
     Args:
-        block: the compiler whose record is played.
+        block: the compiler whose record is simulated.
         saves: whether autograd keeps the tensors that operations save.
         again: whether this is the recomputation, which uses kept results and stops early.
     """
@@ -279,7 +279,7 @@ class _Forward:
         self.lasting = saved | outliving
 
     def run(self) -> None:
-        """Play the entries of the record in order."""
+        """Simulate the entries of the record, operations and releases, in order."""
         for entry in self.block.entries:
             if isinstance(entry, Release):
                 self._release(entry.value)

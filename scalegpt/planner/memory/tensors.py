@@ -1,4 +1,4 @@
-"""The shapes of a model's parameters, sorted as the ledgers need them."""
+"""The shapes of a model's parameters, grouped as the memory predictions need them."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ def numel(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """The shapes of a model's parameters, sorted once: a search asks for the same models again and again.
+    """The shapes of a model's parameters, grouped once and cached: a search asks for the same models again and again.
 
     Attributes:
         shapes: name → shape of every parameter.

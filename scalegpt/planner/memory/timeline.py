@@ -1,4 +1,4 @@
-"""The ledger of the memory model: bytes that are allocated and freed, in the order of a training step.
+"""The ledger of the memory prediction: a sum of live bytes, to which the simulated step adds allocations and frees.
 
 Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes (``kMinBlockSize`` in torch's
 ``CUDACachingAllocator``), as ``torch.cuda.memory_allocated`` counts it.
@@ -27,16 +27,16 @@ def rounded(count: int) -> int:
 
 @dataclass(frozen=True)
 class Moment:
-    """The fullest moment of a phase: all live bytes, and the live bytes of each kind."""
+    """The moment of a phase when most bytes are live: the live bytes in all, and of each kind."""
 
     total: int
     kinds: dict[str, int]
 
 
 class Timeline:
-    """A running sum of live bytes that remembers the fullest moment of each phase.
+    """A running sum of live bytes that remembers, for each phase, the moment when most bytes are live.
 
-    A search plays thousands of timelines. To save time, a moment is recorded only when it is over: when bytes are freed, or
+    A search fills thousands of timelines. To save time, a moment is recorded only when it is over: when bytes are freed, or
     the phase changes.
 
     Attributes:
@@ -54,7 +54,7 @@ class Timeline:
         self._peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def enter(self, phase: str) -> None:
-        """Begin a phase, or return to one; the bytes that are live now count in it."""
+        """Begin a phase, or return to one; the bytes that are live already count in the phase."""
         self._note()
         self.phase = phase
         known = self._peaks.get(phase)
@@ -112,7 +112,7 @@ class Timeline:
 
     @property
     def peaks(self) -> dict[str, Moment]:
-        """Phase → its fullest moment so far."""
+        """Phase → the moment when most bytes were live in the phase so far."""
         self._note()
         return {
             phase: Moment(total, {kind: size for kind, size in kinds.items() if size})
@@ -120,7 +120,7 @@ class Timeline:
         }
 
     def peak(self) -> tuple[str, Moment]:
-        """The phase with the fullest moment of all, and this moment; of equal ones the earlier."""
+        """The phase in which most bytes are live at once, and that moment; if several are equal, the earliest phase."""
         return max(self.peaks.items(), key=lambda item: item[1].total)
 
     def _note(self) -> None:

@@ -1,4 +1,4 @@
-"""Which weights ZeRO-3 holds gathered at each moment of a micro step: DeepSpeed's coordinator, played without torch.
+"""Which weights ZeRO-3 holds gathered at each moment of a micro step: DeepSpeed's coordinator, simulated without torch.
 
 Follows deepspeed 0.19, ``partitioned_param_coordinator.py`` (``fetch_sub_module``, ``release_sub_module``) and
 ``partition_parameters.py`` (``all_gather_coalesced``), in the steady state, when the order of the modules is known:
@@ -31,11 +31,11 @@ _AWAY, _COMING, _HERE = range(3)
 
 @dataclass(frozen=True)
 class Gathering:
-    """The settings and sizes that decide what is gathered when.
+    """The settings and sizes that decide which weights are gathered when.
 
     Attributes:
         blocks: L, the number of blocks.
-        matrices: for each of a block's tensors that is not kept whole, its elements, in the module's order.
+        matrices: the elements of each tensor of a block that is cut over the ranks, in the module's order.
         head: elements of the token embedding; 0 where it is kept whole.
         positions: elements of the position embedding; 0 where it is kept whole.
         tied: whether the head is the token embedding.
@@ -80,7 +80,7 @@ class Schedule:
     """The visits to all modules in one micro step.
 
     Attributes:
-        start: the model itself, before its forward pass; ``after`` is not used.
+        start: the model itself, which uses the head's matrix, before its forward pass; ``after`` is not used.
         embeddings: token embedding, then position embedding, in the forward pass.
         blocks: the blocks in the forward pass, the first block first.
         norm: the final norm in the forward pass.
@@ -126,7 +126,7 @@ def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
 
 @lru_cache(maxsize=256)
 def schedule(given: Gathering) -> Schedule:
-    """Play one micro step. The result is cached: it does not depend on the micro batch size."""
+    """Simulate one micro step. The result is cached: it does not depend on the micro batch size."""
     play, blocks = _Coordinator(given), given.blocks
     start = play.enter(0)
     embeddings = play.visit(1), play.visit(2)
@@ -143,7 +143,7 @@ def schedule(given: Gathering) -> Schedule:
 
 
 class _Coordinator:
-    """DeepSpeed's coordinator. Modules by number: 0 the model, 1 and 2 the embeddings, then the blocks, the final norm."""
+    """DeepSpeed's coordinator. Modules have numbers: 0 the model, 1 and 2 the embeddings, then blocks, then final norm."""
 
     def __init__(self, given: Gathering) -> None:
         self.given = given
@@ -195,7 +195,7 @@ class _Coordinator:
                 self.bytes -= self._whole(p)
 
     def _used_soon(self, step: int) -> set[int]:
-        """Parameters that the modules from ``step`` on use within the reuse distance."""
+        """The parameters that modules use from ``step`` on, until ``reuse`` elements are passed; these stay gathered."""
         soon, passed = set[int](), 0
         for module in self.order[step:] if self.given.reuse else ():
             if passed >= self.given.reuse:
@@ -206,7 +206,7 @@ class _Coordinator:
         return soon
 
     def _whole(self, p: int) -> int:
-        """Bytes of a gathered parameter; 0 on a single rank with its part on the device, since the part is the whole."""
+        """Bytes that gathering adds for a parameter; 0 on a single rank without offload, which holds it whole anyway."""
         return 0 if self.given.shards == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
 
     def _part(self, p: int) -> int:
@@ -235,7 +235,7 @@ class _Coordinator:
         self.bytes -= copies
 
     def _wait(self, p: int) -> None:
-        """Wait for a parameter: copy its group out of the buffer, which is freed with the last of the group."""
+        """Wait for a parameter: copy its group out of the buffer; free the buffer once all of the group have been needed."""
         key = self.group.pop(p, None)
         if key is None:
             return

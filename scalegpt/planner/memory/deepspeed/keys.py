@@ -1,4 +1,4 @@
-"""The keys that a user's DeepSpeed file may have: keys that the plan counts with, and keys without effect on its figures.
+"""The keys that a user's DeepSpeed file may have: those whose effect the plan counts, and those that do not affect it.
 
 Read from deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``, ``runtime/zero/config.py``,
 ``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Many of the keys
@@ -23,7 +23,7 @@ _LARGEST = 2**62
 
 
 def whole(least: int = 0, *, multiple: int = 1) -> Check:
-    """Make a check for a whole number, at least ``least`` and a multiple of ``multiple``; 5e8 is one."""
+    """Make a check that a value is a whole number (5e8 is one), at least ``least`` and a multiple of ``multiple``."""
     words = f"a whole number of at least {least}" + (f", a multiple of {multiple}" if multiple > 1 else "")
 
     def check(value: Any) -> str | None:
@@ -35,18 +35,18 @@ def whole(least: int = 0, *, multiple: int = 1) -> Check:
 
 
 def number(value: Any) -> str | None:
-    """Check for a number that is not negative."""
+    """Check that a key's value is a number and not negative."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     return None if fits else "a number of at least 0"
 
 
 def flag(value: Any) -> str | None:
-    """Check for true or false."""
+    """Check that a key's value is true or false."""
     return None if isinstance(value, bool) else "true or false"
 
 
 def one_of(*allowed: Any) -> Check:
-    """Make a check for one of these values, of the same type."""
+    """Make a check that a key's value equals one of ``allowed`` and has the same type."""
 
     def check(value: Any) -> str | None:
         fits = any(value == each and type(value) is type(each) for each in allowed)
@@ -158,14 +158,14 @@ REFUSED: Mapping[str, str] = {
 
 
 def checked(settings: Mapping[str, Any], file: object) -> dict[str, Any]:
-    """A file's settings, checked, without the refused sections that it switches off.
+    """Check a file's settings; return them without sections that would be refused but that the file switches off.
 
     Args:
         settings: the settings in the file.
         file: the file's name, for messages.
 
     Raises:
-        InputError: a key is unknown or not taken, or a value is not one that it may have.
+        InputError: a key is unknown or refused, or a key's value is not allowed.
     """
     return _checked(settings, ALLOWED, f"ds_config {file}", "")
 

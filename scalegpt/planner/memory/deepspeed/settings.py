@@ -8,7 +8,7 @@ parameters stays gathered (deepspeed 0.19, ``runtime/zero/config.py``, ``stage_1
 - a bucket holds one block's parameters: messages are still tens of megabytes;
 - stage 3 prefetches one block, and may keep two blocks and the embedding alive; nothing is kept for reuse. DeepSpeed's
   limit does not count its flat gather buffers, so that up to a block and a quarter more is live (see ``gather``);
-- stage 1 adds each gradient to its fp32 sum at once, which frees 2 bytes a parameter;
+- stage 1 adds each bf16 gradient to its fp32 sum as soon as it is made, which saves 2 bytes a parameter;
 - stage 3 keeps norms and biases whole on every rank, since they are too small to be worth a message.
 """
 
@@ -56,7 +56,7 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
 
 
 def load_ds_config(parallel: ParallelConfig) -> Settings:
-    """The settings in the run's DeepSpeed file, without the sections that it switches off.
+    """The settings in the run's DeepSpeed file, without sections that would be refused but that the file switches off.
 
     Raises:
         InputError: the file is missing, is not JSON, has keys that are refused, or its stage is not the run's.
@@ -100,7 +100,7 @@ def _text(path: Path, _changed: int) -> str:
 
 
 def _part(settings: Settings, key: str) -> Settings:
-    """The object under ``key``, made if there is none."""
+    """The object under ``key`` of the settings; if there is none, an empty one is put there."""
     if settings.get(key) is None:
         settings[key] = {}
     part: Settings = settings[key]
@@ -119,7 +119,7 @@ def _name(parallel: ParallelConfig) -> str:
 
 
 def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> None:
-    """Fill an ``auto`` or absent entry with ``value``; if ``what`` names the value's origin, refuse another fixed value."""
+    """Fill an ``auto`` or absent entry with ``value``; given ``what`` (the flag behind ``value``), refuse other values."""
     fixed = settings.get(key, AUTO)
     if fixed == AUTO:
         settings[key] = value

@@ -1,4 +1,4 @@
-"""The ledger that DeepSpeed's sharding optimizers share: states cut over the ranks, a reduce bucket, host memory."""
+"""The simulated step that DeepSpeed's stages 1 to 3 share: states cut over the ranks, a reduce bucket, host memory."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,12 +24,12 @@ Shapes = tuple[Shape, ...]
 
 
 def offloaded(zero: Settings, what: str) -> bool:
-    """Whether the states of ``what`` live in host memory: ``optimizer``, or ``param`` for the weights."""
+    """Whether ``what``, ``optimizer`` (its states) or ``param`` (the weights), is offloaded to host memory."""
     return ((zero.get(f"offload_{what}") or {}).get("device") or "none") != "none"
 
 
 def pinned(zero: Settings, what: str) -> bool:
-    """Whether the offloaded states of ``what`` (``optimizer`` or ``param``) lie in pinned memory."""
+    """Whether ``what``, ``optimizer`` (its states) or ``param`` (the weights), is in pinned memory when offloaded."""
     return bool((zero.get(f"offload_{what}") or {}).get("pin_memory"))
 
 
@@ -53,12 +53,12 @@ class ShardedStep(Step, ABC):
         self.filled = self.largest = self.tensors = 0  # in the bucket: elements, those of the largest tensor, tensors
 
     def part(self, group: Shapes) -> int:
-        """Elements of a rank's part of a flat group, padded for aligned sends (``nccl_start_alignment_factor``)."""
+        """Elements of a rank's part of a group, flattened and padded for aligned sends (``nccl_start_alignment_factor``)."""
         total, align = _elements(group), 2 * self.shards
         return -(-total // align) * 2
 
     def hold_states(self) -> None:
-        """Hold the weights, and this rank's parts of masters and moments."""
+        """Allocate the weights, and this rank's parts of fp32 masters and moments (with offload in host memory)."""
         self.hold_weights()
         for part in self.parts:
             if self.offloads:
@@ -70,31 +70,31 @@ class ShardedStep(Step, ABC):
                     self.t.take(OPTIMIZER, FP32)
 
     def hold_weights(self) -> None:
-        """Hold the whole weights, one flat buffer for each group."""
+        """Allocate the whole weights, one flat buffer for each group of tensors."""
         for part in self.parts:
             self.t.take(WEIGHTS, self.compute * part * self.shards)
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """See :meth:`Step.small_gradients`; here each gradient is complete, and none of its bytes count as temporary."""
+        """Pass complete gradients of norms, biases or positions to :meth:`arrive`; none is counted as temporary before."""
         for shape in shapes:
             self.arrive(numel(shape), 0)
 
     def settle_head(self) -> None:
-        """See :meth:`Step.settle_head`; the complete gradient becomes temporary and goes on to :meth:`arrive`."""
+        """Count the complete gradient of untied head or token embedding as temporary, and pass it to :meth:`arrive`."""
         self.t.give(GRADIENTS, self.compute * self.head)
         self.t.take(TEMPORARIES, self.compute * self.head)
         self.arrive(self.head, self.compute)
 
     def accumulate(self, elements: int) -> None:
-        """See :meth:`Step.accumulate`; the complete gradient goes on to :meth:`arrive`."""
+        """Pass a matrix's complete gradient, counted as temporary, to :meth:`arrive`."""
         self.arrive(elements, self.compute)
 
     @abstractmethod
     def arrive(self, elements: int, width: int) -> None:
-        """Take a parameter's complete gradient, of which ``width`` bytes an element are counted as temporary (0: none)."""
+        """Process a parameter's complete gradient, of which ``width`` bytes per element are counted as temporary so far."""
 
     def _step_in_groups(self) -> None:
-        """Play the temporaries of the update, one part after another."""
+        """Simulate the temporaries of the update, which goes through this rank's parts one after another."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, (self.part_state.together + self.part_state.one_by_one) * max(self.parts))
 
@@ -106,7 +106,7 @@ def _elements(group: Shapes) -> int:
 
 @lru_cache(maxsize=1024)
 def part_of_group(group: Shapes, shards: int) -> int:
-    """Elements that a rank holds of a group whose tensors are each cut over the ranks."""
+    """Elements that a rank holds of a group of tensors, each of which is cut over the ranks by itself."""
     return sum(part_of_tensor(shape, shards) for shape in group)
 
 

@@ -1,10 +1,10 @@
-"""ZeRO-3's part of the ledger: every tensor cut over the ranks, and gathered where it is needed.
+"""ZeRO-3 in the memory prediction: every tensor is cut over the ranks, and gathered where it is needed.
 
 :mod:`scalegpt.planner.memory.deepspeed.gather` says which weights are gathered. The rest follows deepspeed 0.19's
 ``stage3.py``:
 
-- Between steps live the parts of weights, masters, moments and gradients, the bucket, and whole tensors of at most
-  ``stage3_param_persistence_threshold`` elements.
+- Between steps a rank holds its parts of weights, masters, moments and gradients, the reduce bucket, and whole the tensors
+  of at most ``stage3_param_persistence_threshold`` elements.
 - A block's gradients wait until its backward pass is over (blocks are leaf modules). Then they pass through the bucket in the
   dtype of communication, and are joined in a copy of the bucket to be reduced and cut.
 - The optimizer updates one group after another, each with a flat copy of the group's gradients.
@@ -31,7 +31,7 @@ from scalegpt.planner.memory.timeline import BUCKETS, GATHERED, GRADIENTS, TEMPO
 
 
 class Stage3(ShardedStep):
-    """One optimizer step of stage 3."""
+    """One simulated optimizer step of stage 3."""
 
     pins_masters = False
 
@@ -50,11 +50,11 @@ class Stage3(ShardedStep):
         self.in_block = False
 
     def part(self, group: Shapes) -> int:
-        """See :meth:`ShardedStep.part`; each tensor is cut by itself."""
+        """Elements that a rank holds of a group of tensors, each of which is cut by itself."""
         return part_of_group(group, self.shards)
 
     def _sub_groups(self, group: Shapes) -> list[int]:
-        """Elements of each part of a group that the optimizer updates at once, one part after another."""
+        """A rank's elements of a group, split into sub-groups (``sub_group_size``) that are updated one after another."""
         limit = int(self.zero["sub_group_size"])
         if self.part(group) <= limit:
             return [self.part(group)]
@@ -69,7 +69,7 @@ class Stage3(ShardedStep):
     # --- what lives between steps ------------------------------------------------------------------------------------
 
     def hold_states(self) -> None:
-        """Hold this rank's parts of all states, the bucket, and the tensors that are kept whole."""
+        """Allocate this rank's parts of all states, the reduce bucket, and the tensors that are kept whole."""
         total = sum(self.parts)
         super().hold_states()
         self.t.hold(WEIGHTS, self.kept_whole)
@@ -82,7 +82,7 @@ class Stage3(ShardedStep):
             self.t.take(GRADIENTS, self.accumulated * total)
 
     def hold_weights(self) -> None:
-        """Hold this rank's parts of the weights, in one buffer or, in host memory, in a buffer for each group."""
+        """Allocate this rank's parts of the weights: one buffer or, if they are in host memory, a buffer for each group."""
         if self.on_host:
             pin = pinned(self.zero, "param")
             self.host += sum(host_size(self.compute * self.part(group), pin=pin) for group in self.groups)
@@ -103,7 +103,7 @@ class Stage3(ShardedStep):
         self._gathered(visit.during)
 
     def before_forward(self) -> None:
-        """Gather the weight that the model itself uses: the head's matrix."""
+        """Gather the head's matrix, which the model uses outside of any submodule."""
         self._enter(self.plan.start)
 
     def _embed(self) -> None:
@@ -128,7 +128,7 @@ class Stage3(ShardedStep):
         self._gathered(self.plan.norm_back.after)
 
     def _blocks(self, play: Callable[[], None]) -> None:
-        """See :meth:`Step._blocks`; weights are gathered before each block and released after it."""
+        """Simulate a pass through all blocks, with weights gathered before each block and released after it."""
         for visit in self.plan.blocks if play == self.block_forward else self.plan.blocks_back[::-1]:
             self._enter(visit)
             play()
@@ -137,7 +137,7 @@ class Stage3(ShardedStep):
     # --- gradients ---------------------------------------------------------------------------------------------------
 
     def block_backward(self) -> None:
-        """A block's gradients are reduced when all of them exist, matrices first."""
+        """Simulate a block's backward pass, then put the block's gradients into the bucket, matrices first."""
         self.in_block = True
         super().block_backward()
         self.in_block = False
@@ -145,7 +145,7 @@ class Stage3(ShardedStep):
             self.arrive(numel(shape), self.compute if len(shape) > 1 else 0)
 
     def arrive(self, elements: int, width: int) -> None:
-        """Put a gradient into the bucket, or beside it if too large; a block's gradients arrive after its backward pass."""
+        """Put a gradient into the bucket, or keep it beside if too large; do nothing during a block's backward pass."""
         if self.in_block:
             return
         if self.filled and self.filled + elements > self.bucket:
@@ -160,7 +160,7 @@ class Stage3(ShardedStep):
         self.tensors += 1
 
     def _reduce(self) -> None:
-        """Join, reduce and cut the gradients in the bucket."""
+        """Reduce the gradients in the bucket: join them in a copy, reduce it, keep this rank's parts."""
         elements, self.filled = self.filled, 0
         if not elements:
             return
@@ -190,9 +190,9 @@ class Stage3(ShardedStep):
         self._gathered(0)
 
     def _optimizer_step(self) -> None:
-        """Play the norm, fp16's overflow check, and the update with a flat copy of a group's gradients.
+        """Simulate the gradient norm, fp16's overflow check, and the update with a flat copy of a group's gradients.
 
-        The tensors that are kept whole between steps are freed meanwhile.
+        During the update the tensors that are kept whole between steps are freed.
         """
         if self.offloads:
             return

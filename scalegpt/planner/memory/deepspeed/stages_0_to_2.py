@@ -1,4 +1,4 @@
-"""DeepSpeed's stages 0 to 2 in the ledger: the memory of its optimizers, and the buffers that gradients pass through.
+"""DeepSpeed's stages 0 to 2 in the memory prediction: the optimizers, and the buffers that gradients pass through.
 
 Follows deepspeed 0.19. All sizes, dtypes and limits come from the completed configuration of
 :mod:`scalegpt.planner.memory.deepspeed.settings`, which the trainer gives DeepSpeed. DeepSpeed makes one of these optimizers:
@@ -14,9 +14,9 @@ stage  optimizer                     gradients
 3      ZeRO's, stage 3               a rank's part in fp32 and an fp32 bucket, both from the start
 =====  ============================  ==================================================================================
 
-ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. The ledger is that of
-the fullest rank in each phase. In the blocks' backward pass this is the last rank, which owns the gradients that are reduced
-first. At the end it is the first rank, which owns the token embedding's.
+ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. In each phase the
+prediction is that of the rank that holds most. In the blocks' backward pass this is the last rank, which owns the gradients
+that are reduced first. At the end it is the first rank, which owns the token embedding's gradient.
 
 With optimizer offload masters, moments and an fp32 gradient live in host memory. At stages 1 and 2 the device still holds a
 rank's part of the fp32 gradient, and a buffer for the largest tensor. Pinned host memory comes in powers of two (torch's
@@ -40,7 +40,7 @@ FALLBACK_BUCKET = 500_000_000
 
 
 def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> Step:
-    """The ledger of one step on the fullest rank, with the optimizer that DeepSpeed makes from these settings.
+    """Make the simulated step of the optimizer that DeepSpeed makes from these settings, on the rank with the largest peak.
 
     Args:
         run: a run whose precision and micro batch are fixed.
@@ -74,7 +74,7 @@ class UnfusedStep(EngineStep):
     """Stage 0 in fp16: weights and gradients in fp16, masters beside them."""
 
     def hold_states(self) -> None:
-        """See :meth:`Step.hold_states`; here weights are fp16, and fp32 masters belong to the optimizer's state."""
+        """Allocate what lives between steps: fp16 weights, and the optimizer's state, which includes fp32 masters."""
         super().hold_states()
         masters = self.over_all(self.held)
         self.t.drop(WEIGHTS, masters)
@@ -82,19 +82,19 @@ class UnfusedStep(EngineStep):
         self.t.hold(WEIGHTS, self.over_all(lambda shape: rounded(self.compute * numel(shape))))
 
     def accumulate(self, elements: int) -> None:
-        """See :meth:`Step.accumulate`; an fp16 gradient becomes the parameter's, or is added to it, without a cast."""
+        """Keep a new fp16 gradient as the parameter's, or add it to the existing one, without a cast to fp32."""
         if not self.has_gradients:
             self.t.take(GRADIENTS, self.compute * elements)
         self.t.give(TEMPORARIES, self.compute * elements)
 
     def after_backward(self) -> None:
-        """Reduce an fp32 copy of the buffer that fp16 gradients are copied into."""
+        """In the last micro step copy fp16 gradients into a buffer, and reduce an fp32 copy of this buffer."""
         if self.last_micro:
             pile = largest_pile(map(numel, self.shapes.values()))
             self.t.touch(TEMPORARIES, self.compute * pile, 4 * pile)
 
     def _optimizer_step(self) -> None:
-        """Play the update with fp32 copies of all gradients."""
+        """Simulate the update with fp32 copies of all gradients."""
         whole = self.over_all(self.held)
         self.t.hold(GRADIENTS, whole)
         super()._optimizer_step()
@@ -102,7 +102,7 @@ class UnfusedStep(EngineStep):
 
 
 def largest_pile(sizes: Iterable[int]) -> int:
-    """The most elements that the engine copies together: it collects tensors until they pass :data:`FALLBACK_BUCKET`."""
+    """The most elements that the engine copies into one buffer: it adds tensors until :data:`FALLBACK_BUCKET` is passed."""
     largest = pile = count = 0
     for size in sizes:
         pile, count = pile + size, count + 1
@@ -121,13 +121,13 @@ class BF16Step(ShardedStep):
         self.at_once = bool(settings["bf16"].get("immediate_grad_update", False))
 
     def hold_states(self) -> None:
-        """See :meth:`ShardedStep.hold_states`; the fp32 gradients live from the start."""
+        """Allocate what lives between steps: weights, this rank's parts of the states, and whole fp32 gradients."""
         super().hold_states()
         for part in self.parts:
             self.t.take(GRADIENTS, self.accumulated * part * self.shards)
 
     def arrive(self, elements: int, width: int) -> None:
-        """Add a gradient to the fp32 one at once, or keep it in bf16 until the backward pass ends."""
+        """Add a gradient to the parameter's fp32 gradient at once, or keep it in bf16 until the backward pass ends."""
         if self.at_once:
             self.t.touch(TEMPORARIES, self.accumulated * elements)
         elif not self.has_gradients:
@@ -135,7 +135,7 @@ class BF16Step(ShardedStep):
         self.t.give(TEMPORARIES, width * elements)
 
     def after_backward(self) -> None:
-        """Add the bf16 gradients to the fp32 ones, tensor by tensor, and reduce a copy of the groups."""
+        """Add bf16 gradients to the fp32 ones, tensor by tensor; in the last micro step reduce a copy of the fp32 ones."""
         if not self.at_once:
             self.t.touch(TEMPORARIES, self.accumulated * self.parameters.largest)
         if self.last_micro:
@@ -147,7 +147,7 @@ class BF16Step(ShardedStep):
 
 
 class PartStep(ShardedStep):
-    """The step that stages 1 and 2 of ZeRO's own optimizer share: each backward pass allocates its buckets."""
+    """The step that stages 1 and 2 of ZeRO's own optimizer share; each backward pass allocates reduce buckets."""
 
     def __init__(self, run: RunConfig, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> None:
         super().__init__(run, mesh, grad_accum, kernel, settings)
@@ -157,7 +157,7 @@ class PartStep(ShardedStep):
         self.kept = 0  # bytes of such gradients that are reduced, but live until the backward pass ends
 
     def hold_states(self) -> None:
-        """See :meth:`ShardedStep.hold_states`; with offload a buffer for the largest tensor, on host and device."""
+        """Allocate weights and states; with offload also a buffer for the largest tensor, on host and device."""
         super().hold_states()
         if self.offloads:
             largest = self.compute * self.parameters.largest
@@ -172,7 +172,7 @@ class PartStep(ShardedStep):
         return self.compute
 
     def open_buckets(self) -> None:
-        """Allocate the buckets, unless this backward pass has done so."""
+        """Allocate the reduce buckets (two if communication overlaps), unless this backward pass has done so."""
         if not self.open:
             count = 2 if self.overlaps else 1
             self.open = count * rounded(self.staged * self.bucket)
@@ -184,7 +184,7 @@ class PartStep(ShardedStep):
         self.open = 0
 
     def into_bucket(self, elements: int, width: int, kind: str) -> None:
-        """Copy a gradient into the bucket, which is reduced first if too full; a gradient larger than it waits alone."""
+        """Copy a gradient into the bucket, reducing first if too full; one larger than the bucket is kept beside it."""
         if self.filled + elements > self.bucket:
             self.reduce()
         if elements > self.bucket:
@@ -222,7 +222,7 @@ class PartStep(ShardedStep):
 
     @property
     def overlapping(self) -> int:
-        """Elements of all tensors that a rank owns wholly or partly; the larger of the first and the last rank's."""
+        """Elements of all tensors that a rank owns wholly or partly: on the first or the last rank, whichever has more."""
         first = last = 0
         for group, part in zip(self.groups, self.parts, strict=True):
             start, bound = 0, part * (self.shards - 1)
@@ -233,7 +233,7 @@ class PartStep(ShardedStep):
         return max(first, last)
 
     def _optimizer_step(self) -> None:
-        """Play the norm, tensor by tensor, and the update, with a flat copy of gradients that are not contiguous."""
+        """Simulate the gradient norm, by tensor, and the update, with a flat copy of gradients that are not contiguous."""
         if not self.offloads:
             self.t.touch(TEMPORARIES, NORM_BYTES * min(self.parameters.largest, self.parts[0]))
             if not self.compact:
@@ -245,7 +245,7 @@ class Stage2(PartStep):
     """Stage 2: gradients pass through the bucket as they are made, in every micro step."""
 
     def hold_states(self) -> None:
-        """See :meth:`PartStep.hold_states`; with offload in fp32, gradients of several micro steps add up in host memory."""
+        """Allocate weights and states; with offload in fp32 also a host buffer where micro steps' gradients add up."""
         super().hold_states()
         if self.offloads and not self.compact and self.grad_accum > 1:
             self.host += host_size(self.compute * self.overlapping, pin=self.pins)
@@ -276,7 +276,10 @@ class Stage1(PartStep):
         return 4
 
     def arrive(self, elements: int, width: int) -> None:
-        """Cast a gradient to fp32 and add it up; with overlapping communication, the last micro step reduces it at once."""
+        """Add a gradient, cast to fp32, to the parameter's fp32 gradient.
+
+        In the last micro step, if communication overlaps, put the sum into the bucket at once.
+        """
         self.open_buckets()
         if width == 4:
             self.t.give(TEMPORARIES, width * elements)
@@ -289,7 +292,7 @@ class Stage1(PartStep):
             self.into_bucket(elements, 4, GRADIENTS)
 
     def after_backward(self) -> None:
-        """Without overlapping communication, reduce everything now, in the order of the parameters."""
+        """In the last micro step reduce what is left: the bucket or, if communication does not overlap, all gradients."""
         if not self.last_micro:
             return
         if not self.overlaps:
@@ -300,7 +303,7 @@ class Stage1(PartStep):
             self.close_buckets()
 
     def _optimizer_step(self) -> None:
-        """Play the update. Gradients of other ranks' parameters still live: in the bucket, or beside it if too large."""
+        """Simulate the update. Gradients that other ranks own are still live, in the bucket or, if too large, beside it."""
         fuller = self.offloads or not self.run.model.tie_head  # a rank without the token embedding is fuller
         foreign = 4 * self.head if fuller and self.shards > 1 and self.head > self.bucket else 0
         self.t.take(TEMPORARIES, foreign)
