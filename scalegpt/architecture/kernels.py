@@ -95,7 +95,11 @@ def _efficient_backward(heads: Heads) -> Extras:
     if half:
         return run
     # In fp32 operators make the rows' sums, with the product and a transposed copy beside them.
-    sums = ("mem_efficient backward: dO · O", 4 * heads.numel), ("mem_efficient backward: its sums", delta[1]), delta
+    sums = (
+        ("mem_efficient backward: dO · O", 4 * heads.numel),
+        ("mem_efficient backward: sums of dO · O", delta[1]),
+        delta,
+    )
     return max(run, sums, key=lambda extras: sum(size for _, size in extras))
 
 
@@ -110,7 +114,7 @@ def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
     parts = tokens // EMBEDDING_ROWS + segments
     return (
         ("embedding backward: sorted tokens", 8 * tokens),
-        ("embedding backward: their places", 8 * tokens),
+        ("embedding backward: positions of sorted tokens", 8 * tokens),
         ("embedding backward: segments", 8 * tokens),
         ("embedding backward: parts per segment", 8 * segments),
         ("embedding backward: offsets", 8 * segments),

@@ -386,7 +386,7 @@ def test_a_step_of_one_sequence_has_one_point(written: Any) -> None:
 def test_a_processor_has_a_page_too(written: Any) -> None:
     made = written("--preset tiny --gpu cpu --micro_batch 1", status=None)
     assert "on all GPUs" not in made.text
-    assert "memory is that of a whole process" in made.text
+    assert "memory is that of the whole process" in made.text
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ def test_a_page_without_remedies_says_so(written: Any) -> None:
     made = written(f"{huge} --backend plain --memory_gb 2 --recompute full --loss chunked", status=3)
     assert made.answer["remedies"] == []
     assert "Nothing lighter fits on this machine" in made.text
-    assert "None fits with recompute none, selective and full." in made.text
+    assert "No micro batch fits with recompute none, selective and full." in made.text
 
 
 # --- what users write ------------------------------------------------------------------------------------------------
