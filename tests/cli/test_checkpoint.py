@@ -179,7 +179,7 @@ def test_an_earlier_checkpoint_is_offered_for_a_damaged_one(run: Path, say: Call
     manifests[2].write_text("{}")
     assert say("show", run, status=2).endswith(f"; give an earlier checkpoint by its path: {manifests[1].parent}\n")
     manifests[0].write_text("{}")
-    assert say("show", manifests[0].parent, status=2).endswith("; there is no earlier one\n")
+    assert say("show", manifests[0].parent, status=2).endswith("; there is no earlier checkpoint\n")
     copied = manifests[2].parent.rename(manifests[2].parent.with_name("a copy"))  # a name without a step
     assert say("show", copied, status=2).endswith(f"; give another checkpoint by its path: {manifests[1].parent}\n")
 

@@ -90,11 +90,11 @@ def test_a_sentence_names_every_value_of_the_setting_that_it_lists() -> None:
 @pytest.mark.parametrize(
     ("word", "train", "plan"),
     [
-        ("--checkpoint.load_step", "; did you mean --resume_step?", ": that is --resume_step of `scalegpt train`"),
-        ("--ckpt-step", "; did you mean --resume_step?", ": that is --resume_step of `scalegpt train`"),
+        ("--checkpoint.load_step", "; did you mean --resume_step?", ": here it is --resume_step of `scalegpt train`"),
+        ("--ckpt-step", "; did you mean --resume_step?", ": here it is --resume_step of `scalegpt train`"),
         ("--resume_step", "; did you mean --resume_step?", ": it is a flag of `scalegpt train`"),
-        ("--cpu_memory", ": that is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
-        ("--ram-gb", ": that is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
+        ("--cpu_memory", ": here it is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
+        ("--ram-gb", ": here it is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
         ("--host_memory_gb", ": it is a flag of `scalegpt plan`", "; did you mean --host_memory_gb?"),
     ],
 )
@@ -106,5 +106,5 @@ def test_a_flag_of_one_command_is_found_from_both(word: str, train: str, plan: s
 def test_a_misspelling_gets_the_nearest_words() -> None:
     assert hint("--blok_size", TRAIN) == "; did you mean --block_size, --vocab_size?"
     assert hint("zzzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists the valid names"
-    assert hint("lr", ["help", "debug", "prompt"]) == ": that is --learning_rate of `scalegpt train`"
+    assert hint("lr", ["help", "debug", "prompt"]) == ": here it is --learning_rate of `scalegpt train`"
     assert hint("--output", ["--out", "--help"]) == "; did you mean --out?"

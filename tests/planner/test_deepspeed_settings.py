@@ -287,7 +287,7 @@ def test_what_writes_elsewhere_is_refused_by_name_unless_it_is_off(key: str, own
         ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "must be 1, not 8"),
         ({"zero_optimization": {"zero_quantized_gradients": True}}, "must be false"),
         ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload is not accepted: use --offload"),
-        ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zenflow is not accepted: the plan does not count"),
+        ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zenflow is not accepted: the plan does not model"),
         ({"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}, "offload_optimizer.ratio must be 1"),
         ({"zero_optimization": {"offload_optimizer": {"nvme_path": "/x"}}}, "nvme_path must be null, not '/x'"),
         ({"zero_optimization": {"reduce_bucket_size": 0}}, "must be a whole number of at least 1, not 0"),

@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_refused(tiny_run: Any) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
     assert "rank_00000.weights.safetensors is damaged" in error_line(run)
-    assert "there is no earlier one" in error_line(run)
+    assert "there is no earlier checkpoint" in error_line(run)
     earlier = checkpoint.with_name("step_00000001")
     earlier.mkdir()
     assert error_line(run).endswith(f"give an earlier checkpoint by its path: {earlier}")

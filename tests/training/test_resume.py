@@ -159,7 +159,7 @@ def test_a_checkpoint_after_which_every_step_was_skipped_is_suspected(run: Path)
     assert found_in(run).notes == [], "a step after the checkpoint was good"
     shutil.rmtree(run / "checkpoints" / "step_00000005")
     write(run / "metrics.jsonl", SKIPPED)
-    assert found_in(run).notes[0].endswith("so its weights may be ruined; there is no earlier one")
+    assert found_in(run).notes[0].endswith("so its weights may be ruined; there is no earlier checkpoint")
 
 
 def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
