@@ -74,5 +74,7 @@ def _processor(settings: MachineConfig, torch: str | None) -> Machine:
             "this machine has no GPU and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
         )
     machine = _machine(settings.changed(gpu=CPU), torch)
-    remark = "no GPU was found, so this machine's processor is planned; --gpu NAME plans a GPU, --preset NAME shows every GPU"
+    remark = (
+        "no GPU was found, so the plan is for the processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
+    )
     return replace(machine, notes=(remark, *machine.notes))

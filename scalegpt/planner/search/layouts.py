@@ -35,7 +35,7 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
     if not found:
         raise InputError(
             f"no backend supports this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
-            f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; omit one of them"
+            f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; set one to auto"
         )
     return _with_its_optimizer(question.run, tuple(found))
 

@@ -202,7 +202,11 @@ class Heartbeats:
             return f"{still[0]}: the process is stopped"
         behind = min(after.values(), key=lambda beat: beat.moves)
         if all(beat.moves == behind.moves for beat in after.values()):
-            whole = "the only rank is there" if self.world.size == 1 else f"all {self.world.size} ranks are there"
+            whole = (
+                "the only rank is at this point"
+                if self.world.size == 1
+                else f"all {self.world.size} ranks are at this point"
+            )
             return f"{behind}: {whole}"
         return f"{behind}: the others wait for it"
 
