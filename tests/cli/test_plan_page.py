@@ -23,8 +23,7 @@ from scalegpt.hardware import detect
 from scalegpt.hardware.gpus import GIB
 from scalegpt.hardware.machine import Machine
 from scalegpt.html.page import HUES, PALETTE
-from scalegpt.planner.memory import fsdp, sizes
-from scalegpt.planner.memory.deepspeed import sharded, stage3
+from scalegpt.planner.memory import timeline as kinds
 from scalegpt.planner.time import step_time, work
 from scalegpt.units import gib
 
@@ -162,9 +161,8 @@ def test_a_part_has_the_same_colour_in_every_plan(written: Any) -> None:
 
 
 def test_every_part_that_the_planner_knows_has_a_colour() -> None:
-    memory = {sizes.ACTIVATIONS, sizes.TEMPORARIES, sizes.COPIES, sizes.WEIGHTS, sizes.GRADIENTS, sizes.OPTIMIZER,
-              sizes.INPUTS, sizes.LOSS, sharded.BUCKETS, stage3.GATHERED, fsdp.GATHERED, fsdp.GATHER_BUFFERS,
-              fsdp.REDUCE_BUFFERS}  # fmt: skip
+    memory = {kinds.ACTIVATIONS, kinds.TEMPORARIES, kinds.COPIES, kinds.WEIGHTS, kinds.GRADIENTS, kinds.OPTIMIZER,
+              kinds.INPUTS, kinds.LOSS, kinds.BUCKETS, kinds.GATHERED, kinds.GATHER_BUFFERS, kinds.REDUCE_BUFFERS}  # fmt: skip
     time = {work.MATMULS, work.ATTENTION, work.ELEMENTWISE, work.LOSS, work.RECOMPUTE, work.WEIGHTS, work.OPTIMIZER,
             step_time.LAUNCHES, step_time.COMMUNICATION, step_time.HOST}  # fmt: skip
     assert memory | time == set(plan_page.COLOURS)
