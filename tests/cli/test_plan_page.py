@@ -162,7 +162,8 @@ def test_a_part_has_the_same_colour_in_every_plan(written: Any) -> None:
 
 def test_every_part_that_the_planner_knows_has_a_colour() -> None:
     memory = {kinds.ACTIVATIONS, kinds.TEMPORARIES, kinds.COPIES, kinds.WEIGHTS, kinds.GRADIENTS, kinds.OPTIMIZER,
-              kinds.INPUTS, kinds.LOSS, kinds.BUCKETS, kinds.GATHERED, kinds.GATHER_BUFFERS, kinds.REDUCE_BUFFERS}  # fmt: skip
+              kinds.INPUTS, kinds.LOSS, kinds.BUCKETS, kinds.GATHERED, kinds.GATHER_BUFFERS,
+              kinds.REDUCE_BUFFERS}  # fmt: skip
     time = {work.MATMULS, work.ATTENTION, work.ELEMENTWISE, work.LOSS, work.RECOMPUTE, work.WEIGHTS, work.OPTIMIZER,
             step_time.LAUNCHES, step_time.COMMUNICATION, step_time.HOST}  # fmt: skip
     assert memory | time == set(plan_page.COLOURS)
