@@ -237,8 +237,8 @@ def test_the_ledger_is_the_same_for_every_layout_and_after_a_resume(
     ("words", "complaint"),
     [
         (["runs/run", "--steps", "x"], "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not 'x'"),
-        (["runs/run", "--steps", "3:2"], "steps 3:2 is empty"),
-        (["runs/run", "--steps", "0"], "steps 0 is empty"),
+        (["runs/run", "--steps", "3:2"], "steps 3:2 names no step"),
+        (["runs/run", "--steps", "0"], "steps 0 names no step"),
         (
             ["runs/run", "--steps", "-1:3"],
             "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not '-1:3'",
