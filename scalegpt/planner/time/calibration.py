@@ -72,7 +72,7 @@ class Measurement:
                 raise ValueError(f"{name} must be of type {kind}, not {shown(values.get(name))}")
         made = cls(**{name: values[name] for name in known})
         if not 0 < made.allocated_bytes <= made.reserved_bytes <= made.driver_bytes < 2**50 or made.ranks < 1:
-            raise ValueError("a measurement needs 0 < allocated_bytes <= reserved_bytes <= driver_bytes, and a rank")
+            raise ValueError("a measurement needs 0 < allocated_bytes <= reserved_bytes <= driver_bytes, and ranks >= 1")
         return made
 
     @property
