@@ -503,7 +503,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "flag": ({"n_layers": 2}, ("unknown flag --n_layers", "did you mean --n_layer")),
     "not a number": ({"n_layer": "two"}, ("n_layer must be a whole number", "'two'")),
     "out of bounds": ({"learning_rate": 0}, ("learning_rate must be more than 0",)),
-    "precision": ({"precision": "fp8"}, ("precision 'fp8'", "fp16")),
+    "precision": ({"precision": "fp8"}, ("'fp8' is not a value of precision", "fp16")),
     "offload": ({"offload": "optimizer"}, ("needs backend fsdp or deepspeed",)),
     "stage": ({"zero_stage": 3}, ("zero_stage 3 does not exist for backend plain",)),
     "ds_config of plain": ({"ds_config": "zero2.json"}, ("needs backend deepspeed",)),
