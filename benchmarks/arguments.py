@@ -65,7 +65,7 @@ def new_file(text: str) -> Path:
     path = Path(text)
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that exists")
     return path
 
 

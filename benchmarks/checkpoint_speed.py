@@ -37,7 +37,7 @@ def main() -> None:
     """Measure both kinds of saves, and print a table or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="150M_1024")
-    parser.add_argument("--saves", type=int, default=3, help="of each kind [3]")
+    parser.add_argument("--saves", type=int, default=3, help="saves of each kind [3]")
     parser.add_argument("--folder", type=Path, help="where to write [a temporary folder]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=("all", *PARTS))
     parser.add_argument("--minutes", type=above_zero, default=8.0, help="how long all may take [8]")
-    parser.add_argument("--only", type=pattern, help="only rows in whose name this expression is found")
+    parser.add_argument("--only", type=pattern, help="only rows whose name matches this regular expression")
     parser.add_argument("--dry", action="store_true", help="tiny models on the CPU: does every row run?")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write [benchmarks/results]")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write the profile's trace there, for Perfetto")
@@ -149,7 +149,7 @@ def run(given: argparse.Namespace, runner: Runner) -> int:
             print(f"{name} {answer['seconds']:5.1f} s {answer['outcome']:13} {row.name}{reason}", flush=True)
         runner.close()  # the next part is measured in a new process
     if not rows:
-        print("gpu_suite: error: there was no row to take; see --only and --minutes", file=sys.stderr)
+        print("gpu_suite: error: no row was measured; see --only and --minutes", file=sys.stderr)
         return BAD_INPUT
     print(*([] if given.dry else map(said, verdicts(rows))), path, path.with_suffix(".md"), sep="\n")
     return FAILED if any(row["outcome"] == "failed" for row in rows) else DONE

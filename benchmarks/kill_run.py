@@ -199,8 +199,8 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = 0.05) -> N
 def main() -> int:
     """Kill the run repeatedly, let it finish, and compare it with an undisturbed run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=at_least(1), default=20, help="in all [20]")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments and victims [1]")
+    parser.add_argument("--kills", type=at_least(1), default=20, help="number of kills [20]")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the moments and victims [1]")
     parser.add_argument("--layout", choices=LAYOUTS, default="fsdp2", help="[fsdp2]")
     parser.add_argument("--folder", type=Path, help="where everything is kept [a temporary folder]")
     parser.add_argument("--pause_after", type=at_least(1), help="pause after N more kills; the same command resumes")

@@ -29,7 +29,7 @@ from scalegpt.model.loss import Loss
 def main() -> int:
     """Measure the losses and print a table of their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=at_least(1), default=4096, help="of a micro batch [4096]")
+    parser.add_argument("--tokens", type=at_least(1), default=4096, help="tokens of a micro batch [4096]")
     parser.add_argument("--hidden", type=at_least(1), default=192, help="width [192]")
     parser.add_argument("--vocabulary", type=at_least(1), default=50304, help="[50304]")
     parser.add_argument(

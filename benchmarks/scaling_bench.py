@@ -108,7 +108,9 @@ def main() -> int:
     parser.add_argument("--parts", type=names_of(PARTS), default=",".join(PARTS), help=f"of {', '.join(PARTS)} [all]")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="processes of each row [3]")
     parser.add_argument("--steps", type=at_least(1), default=4, help="steps of each process that count [4]")
-    parser.add_argument("--precision", default="auto", help="of all rows; auto: as the trainer would for tiny's shape")
+    parser.add_argument(
+        "--precision", default="auto", help="precision of all rows; auto: as the trainer would for tiny's shape"
+    )
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     device = choose_device("auto", 0, 1)

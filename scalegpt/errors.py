@@ -44,7 +44,7 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
     if close:
         return f"; did you mean {', '.join(folded[match] for match in close)}?"
     if listed is not None and len(candidates) > _MOST_LISTED:
-        return f"; `{listed}` lists those that there are"
+        return f"; `{listed}` lists the valid names"
     return f"; known: {', '.join(candidates)}"
 
 

@@ -60,7 +60,7 @@ def user_path(text: str) -> str:
         user = path.split("/")[0]
         raise InputError(f"{shown(text)}: there is no user {shown(user[1:])}; for a file of that name give ./{user}")
     if not path or "\0" in path:
-        raise InputError(f"{shown(text)} cannot be a path")
+        raise InputError(f"{shown(text)} is not a valid path")
     if len(os.fsencode(path)) > _PATH_BYTES or any(len(os.fsencode(part)) > _NAME_BYTES for part in path.split("/")):
         raise InputError(f"{shown(text)}: the path or a name in it is too long")
     return path
@@ -69,7 +69,7 @@ def user_path(text: str) -> str:
 class DiskError(InputError):
     """An operation on a path failed; ``problem`` names the operation and the reason, as words that can follow the path."""
 
-    subject, done, advice = "", "used", "see to the disk"
+    subject, done, advice = "", "used", "check the disk"
 
     def __init__(self, path: Path, error: OSError) -> None:
         self.path, self.problem = path, f"cannot be {self.done}: {error.strerror}"

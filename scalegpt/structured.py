@@ -52,7 +52,7 @@ def parse_json(text: str, where: str) -> Any:
         values: dict[str, Any] = {}
         for key, value in pairs:
             if key in values:
-                refuse(f"the key {shown(key)} is there twice; remove one")
+                refuse(f"the key {shown(key)} appears twice; remove one")
             values[key] = value
         return values
 
@@ -99,7 +99,7 @@ def _value(node: Any, where: str) -> Any:
         if key.id != "scalar":
             raise InputError(f"{line}: a key must be a word")
         if key.value in values:
-            raise InputError(f"{line}: the key {shown(key.value)} is there twice; remove one")
+            raise InputError(f"{line}: the key {shown(key.value)} appears twice; remove one")
         values[key.value] = _value(value, where)
     return values
 
@@ -139,7 +139,7 @@ def _composed(events: Iterator[Any], where: str) -> Any:
             continue
         if not isinstance(event, yaml.NodeEvent):
             if isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                raise InputError(f"{_line(event, where)}: a second document begins; keep one")
+                raise InputError(f"{_line(event, where)}: the file has a second YAML document; keep only one")
             continue
         node = _node(event, where)
         if open_:
@@ -158,7 +158,7 @@ def _node(event: Any, where: str) -> Any:
     if isinstance(event, yaml.AliasEvent):
         raise InputError(f"{_line(event, where)}: aliases (*name) are not read; write the value itself")
     if event.tag is not None and event.tag not in _TAGS:
-        raise InputError(f"{_line(event, where)}: tags (!name) are not read; remove it")
+        raise InputError(f"{_line(event, where)}: tags (!name) are not read; remove the tag")
     tag: str = event.tag or ""
     marks = (event.start_mark, event.end_mark)
     if isinstance(event, yaml.ScalarEvent):

@@ -32,7 +32,7 @@ class Decoder:
         """
         if self.model.vocab_size == AUTO_VOCAB:
             raise InputError(
-                "vocab_size is auto: the parameters depend on it; give the tokenizer's, such as 50304 for gpt2"
+                "vocab_size is auto, but the number of parameters depends on it; give a size, such as 50304 for gpt2"
             )
         return list(self.embedding.parameters())
 

@@ -98,7 +98,11 @@ def _efficient_backward(heads: Heads) -> Extras:
     if half:
         return run
     # In fp32, separate operators first make the row sums of dO·O, with the product and a transposed copy of the sums.
-    sums = ("mem_efficient backward: dO · O", 4 * heads.numel), ("mem_efficient backward: its sums", delta[1]), delta
+    sums = (
+        ("mem_efficient backward: dO · O", 4 * heads.numel),
+        ("mem_efficient backward: sums of dO · O", delta[1]),
+        delta,
+    )
     return max(run, sums, key=lambda extras: sum(size for _, size in extras))
 
 
@@ -113,7 +117,7 @@ def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
     parts = tokens // EMBEDDING_ROWS + segments
     return (
         ("embedding backward: sorted tokens", 8 * tokens),
-        ("embedding backward: their places", 8 * tokens),
+        ("embedding backward: positions of sorted tokens", 8 * tokens),
         ("embedding backward: segments", 8 * tokens),
         ("embedding backward: parts per segment", 8 * segments),
         ("embedding backward: offsets", 8 * segments),

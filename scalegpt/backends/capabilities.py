@@ -28,7 +28,7 @@ def check_precision(backend: str, precision: str, device: torch.device) -> None:
     """
     if (backend, precision, device.type) == (DEEPSPEED.name, "fp16", "cpu") and not cpu_has_fp16():
         raise InputError(
-            "precision fp16: DeepSpeed does not take it on this processor; use --precision bf16, or --backend fsdp"
+            "precision fp16: DeepSpeed does not support it on this processor; use --precision bf16, or --backend fsdp"
         )
 
 
@@ -53,7 +53,7 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         if reason.startswith("No viable backend"):  # torch then lists kernels as disabled: by us, above
-            reason = "it has no such kernel"
+            reason = "torch has no kernel for this"
         with_dropout = " with dropout" if dropout else ""
         raise InputError(
             f"attention {name} does not run here ({device_name(device)}, {precision}, heads of {head_size}"
@@ -101,7 +101,7 @@ def _lacking_c_compiler() -> str | None:
     """Why Triton finds no C compiler, with which it builds its launchers; None if it finds one."""
     named = os.environ.get("CC")
     if named is not None:
-        return None if shutil.which(named) else f"CC={named} is not there"
+        return None if shutil.which(named) else f"the compiler CC={named} does not exist"
     return None if shutil.which("gcc") or shutil.which("clang") else "there is no C compiler (install gcc)"
 
 
@@ -115,6 +115,6 @@ def _lacking_compiler() -> str | None:
     except (InvalidCxxCompiler, OSError):
         named = os.environ.get("CXX")
         return (
-            "there is no C++ compiler (install g++)" if named is None else f"CXX={named} is no C++ compiler that works"
+            "there is no C++ compiler (install g++)" if named is None else f"CXX={named} is not a working C++ compiler"
         )
     return None

@@ -73,7 +73,7 @@ def _connected(address: str, port: int, ranks: Ranks, timeout: timedelta) -> TCP
         return TCPStore(address, port, ranks.size, is_master=False, timeout=timeout)
     except DistError as error:
         reason = str(error).splitlines()[0][:160]
-        raise RunError(f"nobody answered rank {ranks.rank} at {address}:{port} ({reason})") from None
+        raise RunError(f"rank {ranks.rank} got no answer from {address}:{port} ({reason})") from None
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _wait(store: Store, key: str, timeout: timedelta) -> None:
         store.wait([key], timeout)
     except DistError as error:
         reason = str(error).splitlines()[0][:160]
-        raise RunError(f"rank 0 has ended, or other ranks did not come within {timeout} ({reason})") from None
+        raise RunError(f"rank 0 has ended, or other ranks did not connect within {timeout} ({reason})") from None
 
 
 def _await_others(ranks: Ranks, is_here: Callable[[int], bool], timeout: timedelta, place: str) -> None:
@@ -135,7 +135,7 @@ def _await_others(ranks: Ranks, is_here: Callable[[int], bool], timeout: timedel
             _say_waiting(ranks, f"{_named(missing)} at {place}")
             noticed = True
         if waited > timeout.total_seconds():
-            raise RunError(f"{_named(missing)} did not come within {timeout}; see what their processes report")
+            raise RunError(f"{_named(missing)} did not connect within {timeout}; see what their processes report")
         time.sleep(POLL_SECONDS)
 
 
@@ -226,7 +226,7 @@ def _port_in(file: Path, timeout: timedelta) -> int:
         with suppress(FileNotFoundError):
             return int(file.read_text(encoding="ascii"))
         time.sleep(POLL_SECONDS)
-    raise RunError(f"rank 0 did not come within {timeout}; see what its process reports")
+    raise RunError(f"rank 0 did not connect within {timeout}; see what its process reports")
 
 
 def _private_folder() -> Path:
@@ -239,5 +239,7 @@ def _private_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise InputError(f"{folder} is not a folder of yours alone; remove it, or name another place in TMPDIR")
+        raise InputError(
+            f"{folder} is not a folder that only you can write to; remove it, or set TMPDIR to another folder"
+        )
     return folder

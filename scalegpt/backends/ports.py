@@ -181,12 +181,14 @@ def _public_ports(ranks: Ranks) -> list[str]:
     found = [("rank 0", psutil.Process(), "name an address of this machine as MASTER_ADDR")]
     if TORCHRUN in os.environ:
         advice = (
-            f"start with {WITHOUT_PORTS}" if ranks.on_one_machine else "admit only the job's machines by a firewall"
+            f"start with {WITHOUT_PORTS}"
+            if ranks.on_one_machine
+            else "let only the job's machines through the firewall"
         )
         found.append(("torchrun", starter(), advice))
     return [
-        f"{who} listens on all network interfaces (port {', '.join(map(str, ports))}), and who reaches that can disturb "
-        f"the run; to avoid it, {advice}"
+        f"{who} listens on all network interfaces (port {', '.join(map(str, ports))}), and whoever reaches it can disturb "
+        f"the run; to avoid this, {advice}"
         for who, process, advice in found
         if (ports := _wildcard_ports(process))
     ]

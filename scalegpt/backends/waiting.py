@@ -74,8 +74,8 @@ def finish_together(store: Store, work: str, rank: int, size: int, patience: tim
         _await(store, work, size, (patience or PATIENCE).total_seconds())
     except DistError as error:
         raise RunError(
-            f"the store of the ranks has gone while the data was prepared ({str(error).splitlines()[0][:160]}); see what "
-            "rank 0 reports, and start again: what was completed is kept"
+            f"the connection to rank 0 was lost while the data was prepared ({str(error).splitlines()[0][:160]}); see what "
+            "rank 0 reports, and start again: completed work is kept"
         ) from None
 
 

@@ -228,16 +228,16 @@ def decode(content: bytes) -> Manifest:
     try:
         document = json.loads(content)
         if not isinstance(document, dict):
-            raise DamagedError("it is no object")
+            raise DamagedError("it is not a JSON object")
         _check_digest(document, content)
         if document.get("format") != FORMAT or document.get("version") not in (VERSION, VERSION_WITH_OTHER_STATES):
             raise InputError(
-                f"is of format {document.get('format')} {document.get('version')}, known is {FORMAT} {VERSION} and "
+                f"has the format {document.get('format')} {document.get('version')}, not {FORMAT} {VERSION} or "
                 f"{VERSION_WITH_OTHER_STATES}; use the ScaleGPT that wrote it"
             )
         manifest = _parse(document)
         if document["version"] != _version(manifest.tensors):
-            raise DamagedError(f"its version, {document['version']}, is not that of its tensors")
+            raise DamagedError(f"its version, {document['version']}, does not match its tensors")
         manifest.check_coverage()
         _check_sizes(manifest)
     except InputError as error:
@@ -270,10 +270,10 @@ def _version(tensors: Iterable[str]) -> int:
 def _check_digest(document: dict[str, Any], content: bytes) -> None:
     if "sha256" not in document and (document.get("format"), document.get("version")) == (FORMAT, 1):
         raise InputError(
-            f"is of version 1, known is {VERSION}; use the ScaleGPT that wrote it, or train anew with --fresh"
+            f"has the version 1, not {VERSION}; use the ScaleGPT that wrote it, or train again with --fresh"
         )
     if document.get("sha256") != _digest({key: value for key, value in document.items() if key != "sha256"}):
-        raise DamagedError("its SHA-256 is not the one it states")
+        raise DamagedError("its SHA-256 does not match the one stated in it")
     if content != _canonical(document):
         raise DamagedError("it is not in canonical form")
 
@@ -284,9 +284,9 @@ def _parse(document: Mapping[str, Any]) -> Manifest:
     parts = {key: document[key] for key in ("config", "tokenizer", "data", "run", "written_by")}
     for key in ("config", "tokenizer", "written_by"):
         if not isinstance(parts[key], dict):
-            raise TypeError(f"{key} is no object")
+            raise TypeError(f"{key} is not an object")
     if not isinstance(parts["data"], str | None) or not isinstance(parts["run"], str):
-        raise TypeError("data or run is no text")
+        raise TypeError("data or run is not a string")
     return Manifest(Header(_progress(document["progress"]), **parts), tensors, files)
 
 
@@ -297,7 +297,7 @@ def _progress(values: Mapping[str, Any]) -> Progress:
         is_right = _is_count(value) if each.type is int else value is None or _is_number(value)
         is_too_far = each.type is int and each.name != "seed" and is_right and value > MOST_PROGRESS
         if not is_right or is_too_far or (value is None and each.default is not None):
-            raise DamagedError(f"its progress has {each.name} {value!r}")
+            raise DamagedError(f"its progress has the invalid {each.name} {value!r}")
     if progress.skipped_steps > progress.step or progress.left_out > progress.sequences:
         raise DamagedError("its progress has more steps skipped than taken, or more data skipped than consumed")
     return progress
@@ -305,24 +305,24 @@ def _progress(values: Mapping[str, Any]) -> Progress:
 
 def _file(name: str, bytes: int, sha256: str) -> StoredFile:
     if not _FILE.fullmatch(name):
-        raise DamagedError(f"it names {name!r}, which is no file of a checkpoint")
+        raise DamagedError(f"it names {name!r}, which is not a file of a checkpoint")
     if not _is_count(bytes) or not _DIGEST.fullmatch(sha256):
-        raise DamagedError(f"its entry for {name} makes no sense")
+        raise DamagedError(f"its entry for {name} is invalid")
     return StoredFile(bytes, sha256)
 
 
 def _tensor(name: str, entry: Mapping[str, Any], files: Mapping[str, StoredFile]) -> StoredTensor:
     key, _, parameter = name.partition("/")
     if not _KEY.fullmatch(key) or not parameter:
-        raise DamagedError(f"it names a tensor {name!r}")
+        raise DamagedError(f"it names the invalid tensor {name!r}")
     kind, pieces = kind_of_key(key), []
     for file, start, count in entry["pieces"]:
         if file not in files or kind_of(file) != kind or not _is_count(start) or not _is_count(count):
-            raise DamagedError(f"it places {name} in {file!r}, {start}, {count}")
+            raise DamagedError(f"its entry for {name} is invalid: file {file!r}, start {start}, count {count}")
         pieces.append(Placed(start, count, file))
     shape = tuple(entry["shape"])
     if len(shape) > MOST_DIMENSIONS or not all(_is_count(size) for size in shape):
-        raise DamagedError(f"it gives {name} the shape {entry['shape']}")
+        raise DamagedError(f"it gives {name} the invalid shape {entry['shape']}")
     return StoredTensor(shape, tuple(pieces))
 
 

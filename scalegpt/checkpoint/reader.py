@@ -59,10 +59,10 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """
     path = checkpoint / MANIFEST
     if not is_folder(checkpoint):
-        raise InputError(f"{checkpoint} is no checkpoint: there is no such directory")
+        raise InputError(f"{checkpoint} is not a checkpoint: there is no such directory")
     for entry in _entries(checkpoint):
         if entry.is_symlink():
-            raise DamagedError(f"{entry.path} is a link, which a checkpoint has none of")
+            raise DamagedError(f"{entry.path} is a link, and a checkpoint has no links")
     content = _reading(path, lambda file: file.read(MANIFEST_LIMIT + 1))
     if len(content) > MANIFEST_LIMIT:
         raise DamagedError(f"{path} is damaged: it has more than {MANIFEST_LIMIT:,} bytes")
@@ -96,7 +96,7 @@ def unreadable(path: Path, error: OSError) -> UnreadableError:
         return UnreadableError(
             f"{path} cannot be read: {error.strerror}; make it readable for this user, and try again"
         )
-    return UnreadableError(f"{path} cannot be read: {error.strerror}; see to the disk or its connection, and try again")
+    return UnreadableError(f"{path} cannot be read: {error.strerror}; check the disk or its connection, and try again")
 
 
 def _entries(checkpoint: Path) -> list[os.DirEntry[str]]:
@@ -104,7 +104,7 @@ def _entries(checkpoint: Path) -> list[os.DirEntry[str]]:
         return retried(lambda: list(os.scandir(checkpoint)))
     except OSError as error:
         if error.errno in _GONE:
-            raise InputError(f"{checkpoint} is no checkpoint: there is no such directory") from None
+            raise InputError(f"{checkpoint} is not a checkpoint: there is no such directory") from None
         raise unreadable(checkpoint, error) from error
 
 
@@ -113,7 +113,7 @@ def _check_name(checkpoint: Path, step: int) -> None:
     name, right = checkpoint.absolute().name, checkpoint_name(step)
     if NAME.fullmatch(name) and name != right:
         raise MisnamedError(
-            f"{checkpoint} is damaged: its name is not that of the step which it holds; rename it to {right} to use it"
+            f"{checkpoint} is damaged: its name does not match its step; rename it to {right} to use it"
         )
 
 
@@ -189,7 +189,9 @@ class Checkpoint:
                 )
                 filled += last - first
         if filled != count:
-            raise InputError(f"{self.path}: {key} of {name} ends before element {end}; it is of another shape of model")
+            raise InputError(
+                f"{self.path}: {key} of {name} has fewer than {end} elements; the checkpoint is of a model of another shape"
+            )
         return result
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -200,7 +202,7 @@ class Checkpoint:
     def _tensor(self, name: str, key: str) -> StoredTensor:
         stored = self.manifest.tensors.get(f"{key}/{name}")
         if stored is None:
-            raise InputError(f"{self.path} has no {key} of {name}; it is of another shape of model")
+            raise InputError(f"{self.path} has no {key} of {name}; the checkpoint is of a model of another shape")
         return stored
 
     def _slice(self, name: str, entry: str, first: int, last: int) -> Tensor:
@@ -218,7 +220,7 @@ class Checkpoint:
             # safetensors ends some of its messages with the path.
             raise DamagedError(f"{path} cannot be read: {str(error).removesuffix(f': {path}')}") from None
         if (values.dtype, values.shape) != (torch.float32, (last - first,)):
-            raise DamagedError(f"{path}: {entry} is not what {MANIFEST} says")
+            raise DamagedError(f"{path}: {entry} does not match {MANIFEST}")
         return values
 
 
@@ -248,7 +250,7 @@ def _check(path: Path, expected: StoredFile) -> None:
 
     size, found = _reading(path, digest)
     if size != expected.bytes:
-        raise DamagedError(f"{path} is damaged: it has {size:,} bytes of {expected.bytes:,}")
+        raise DamagedError(f"{path} is damaged: it has {size:,} bytes, not {expected.bytes:,}")
     if found != expected.sha256:
         raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
 
@@ -268,7 +270,7 @@ def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:
     try:
         return retried(attempt)
     except (NotPlainError, IsADirectoryError):
-        raise DamagedError(f"{path} is no plain file") from None
+        raise DamagedError(f"{path} is not a plain file") from None
     except OSError as error:
         if error.errno in _GONE:
             raise DamagedError(f"{path} is missing") from None

@@ -150,7 +150,7 @@ def commit(
         if abandoned():
             raise AbandonedError
         if os.path.lexists(save.final):  # a rename would replace an empty directory
-            raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
+            raise FileExistsError(errno.EEXIST, "a checkpoint of that step already exists", str(save.final))
         save.temporary.rename(save.final)
         retried(lambda: sync_folder(save.folder))
     return save.final
@@ -167,7 +167,7 @@ def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None)
     try:
         manifest = read_manifest(checkpoint)
     except InputError as error:
-        raise RunError(f"the held-out loss of {checkpoint} cannot be noted: {error}") from error
+        raise RunError(f"the held-out loss of {checkpoint} cannot be saved: {error}") from error
     header = manifest.header
     progress = replace(header.progress, val_loss=val_loss, best_val_loss=best_val_loss)
     if progress == header.progress:
@@ -195,7 +195,7 @@ def failing_as_a_run(save: Save) -> Iterator[None]:
         reason = error.strerror or error
         raise RunError(
             f"checkpoint {save.final} cannot be written: {reason}{_free_space(save.folder)}; no earlier checkpoint "
-            "was touched: make room, or the folder writable, and start the run again"
+            "was touched: free disk space or make the folder writable, and start the run again"
         ) from error
 
 
@@ -204,7 +204,7 @@ def _make_place(save: Save, needed: int) -> None:
     save.folder.mkdir(parents=True, exist_ok=True)
     store.remove_leftovers(save.folder)  # the next pruning reports what cannot be deleted
     if os.path.lexists(save.final):
-        raise FileExistsError(errno.EEXIST, "there is one of that step already", str(save.final))
+        raise FileExistsError(errno.EEXIST, "a checkpoint of that step already exists", str(save.final))
     free = free_bytes(save.folder)
     if free is not None and free < needed:
         raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
@@ -269,8 +269,8 @@ def _await(
             raise AbandonedError
         if time.monotonic() > deadline:
             raise RunError(
-                f"checkpoint {save.final} cannot be written: the part of rank {rank} did not come within "
-                f"{patience:.0f} s; is {save.folder} the same folder on all machines?"
+                f"checkpoint {save.final} cannot be written: rank {rank} did not write its part within "
+                f"{patience:.0f} s; check that {save.folder} is the same folder on all machines"
             )
         time.sleep(_POLL_SECONDS)
     record: dict[str, Any] = json.loads(read_bytes(path, MANIFEST_LIMIT))
@@ -301,7 +301,7 @@ def _assemble(
     try:
         manifest.check_coverage()
     except DamagedError as error:
-        raise RunError(f"checkpoint {save.final} cannot be written: {error} (an error of ours)") from None
+        raise RunError(f"checkpoint {save.final} cannot be written: {error} (a bug in ScaleGPT)") from None
     for name, file in files.items():
         if (save.temporary / name).stat().st_size != file.bytes:
             raise RunError(f"checkpoint {save.final} cannot be written: {name} changed after it was written")

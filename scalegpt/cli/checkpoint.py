@@ -63,8 +63,8 @@ def _parser(action: str, summary: str, example: str) -> Parser:
 def _list(words: list[str]) -> int:
     parser = _parser(
         "list",
-        "List a run's checkpoints, reading all of each.\n"
-        "The exit status is 0 also where some are damaged; that of verify is 1 then.",
+        "List a run's checkpoints, reading every byte of each.\n"
+        "The exit status is 0 even if some are damaged; use verify for an exit status of 1.",
         "scalegpt checkpoint list runs/tiny",
     )
     arguments = parser.parse(words)
@@ -91,7 +91,7 @@ def _set_aside(path: Path) -> "Verdict":
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
 
-    what, advice = "set aside as damaged", "delete it when you have looked at it"
+    what, advice = "set aside as damaged", "delete it when you no longer need it"
     if f".{REPLACED}" in path.name:
         name = path.name.partition(".")[0]
         what, advice = "set aside by --resume_step", f"delete it, or rename it to {name} to use it"
@@ -123,8 +123,8 @@ def _entry(verdict: "Verdict") -> dict[str, Any]:
 def _verify(words: list[str]) -> int:
     parser = _parser(
         "verify",
-        "Read every byte of a checkpoint, or of all of a run's, and compare it with the digests; check that every tensor "
-        "is covered.\nThe exit status is 1 where something is damaged or cannot be read; that of list is 0 even then.",
+        "Read every byte of a checkpoint, or of all checkpoints of a run; check the digests, and that every tensor is "
+        "complete.\nThe exit status is 1 if something is damaged or cannot be read; that of list is 0 even then.",
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
@@ -147,7 +147,7 @@ def _verify(words: list[str]) -> int:
 def _show(words: list[str]) -> int:
     parser = _parser(
         "show",
-        "Show the manifest of a checkpoint, or of a run's newest; the other files are not read.",
+        "Show the manifest of a checkpoint, or of a run's newest checkpoint; the other files are not read.",
         "scalegpt checkpoint show runs/tiny --json",
     )
     arguments = parser.parse(words)
@@ -186,12 +186,12 @@ def _words(values: dict[str, Any]) -> str:
 def _convert(words: list[str]) -> int:
     parser = _parser(
         "convert",
-        "Write the weights of a checkpoint, or of a run's newest, as one safetensors file under their canonical names.",
+        "Write the weights of a checkpoint, or of a run's newest checkpoint, as one safetensors file under canonical names.",
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors\n"
         "scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16",
     )
     parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the file to make")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights [fp32]")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="dtype of the weights [fp32]")
     arguments = parser.parse(words)
     run, out = Path(arguments.run), Path(arguments.out)
     _check_ending(out)

@@ -211,7 +211,7 @@ def _range(text: str) -> tuple[int, int]:
         raise InputError(f"steps must be A or A:B, whole numbers from 1 on, such as 100:120, not {shown(text)}")
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last:
-        raise InputError(f"steps {text} is empty: the first step is 1, and A must not be above B")
+        raise InputError(f"steps {text} names no step: steps count from 1, and in A:B, A must be at most B")
     return first, last
 
 
@@ -228,7 +228,7 @@ def _steps_taken(folder: Path) -> int:
 
         check_run(folder)
         raise InputError(
-            f"{folder / METRICS} is missing, and with it the number of steps; put it back from a copy"
+            f"{folder / METRICS} is missing, so the number of steps is unknown; restore it from a backup"
         ) from None
     return next((step for step in steps if type(step) is int), 0)
 

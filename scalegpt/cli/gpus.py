@@ -62,11 +62,11 @@ def table(cards: Sequence[Card]) -> str:
     own = user_file()
     notes = [
         "GiB: the memory that torch reports. TFLOP/s: dense half precision. link GB/s: both directions together; pairs:",
-        "a bridge joins two cards, more use PCIe. copies: between cards over PCIe, directly or through the host.",
+        "a bridge joins two cards, larger groups use PCIe. copies: between cards over PCIe, directly or through the host.",
         "~ marks a figure that is estimated; `scalegpt gpus NAME` shows the sources.",
     ]
     if own is not None:
-        notes.append(f"{own} is read too.")
+        notes.append(f"Your own file is read too: {own}.")
     return f"{aligned(rows, right={1, 2, 3, 5})}\n\n" + "\n".join(notes)
 
 

@@ -79,10 +79,10 @@ def _message_and_status(error: Exception) -> tuple[str, int]:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{place}{error.strerror or error}", InputError.exit_status
     if isinstance(error, MemoryError):
-        return "this machine has not enough memory for it", RunError.exit_status
+        return "this machine does not have enough memory for this command", RunError.exit_status
     said = f"{type(error).__name__}: {error}"
     said = said if len(said) <= LONGEST_UNEXPECTED else f"{said[:LONGEST_UNEXPECTED]}…"
-    return f"{said} (an error of ours; --debug shows where)", RunError.exit_status
+    return f"{said} (a bug in ScaleGPT; --debug shows the traceback)", RunError.exit_status
 
 
 def run_and_exit(argv: Sequence[str] | None = None) -> None:

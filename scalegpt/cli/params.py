@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         name, model = _chosen_model(arguments, flags)
     except EOFError:
-        note("\nscalegpt params: the answers ended; nothing was counted")
+        note("\nscalegpt params: the input ended before the last answer; nothing was counted")
         return 0
     if arguments.json:
         show_json(report(name, model, with_formula=arguments.show_formula))

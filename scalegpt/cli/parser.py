@@ -16,7 +16,7 @@ from scalegpt.text import MOST_SHOWN, shortened, shown
 FLAGS_IN_USAGE = 12
 """A command with more flags does not list them in its usage line."""
 
-DEFAULTS = "[value] after a flag: the default unless the preset or a file sets it"
+DEFAULTS = "[value] after a flag: the default, unless the preset or a configuration file sets another"
 
 RUN_SECTIONS = {"data": DataConfig, "parallel layout": ParallelConfig, "training": TrainConfig, "model": ModelConfig}
 """Title in ``--help`` → a section of a run's settings, in the order of ``--help``."""

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = [Preset.load(name) for name in arguments.names]
     if len(chosen) not in {0, 2}:
         raise InputError(
-            f"presets compares two, not {len(chosen)}: name two, or none for the list; "
+            f"presets compares two presets, not {len(chosen)}: name two, or none for the list; "
             f"`scalegpt params --preset {chosen[0].name}` shows one"
         )
     if chosen:

@@ -100,7 +100,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="text to continue; -: standard input, which a pipe gives without a flag too; none: start a new text",
+        help="text to continue; -: standard input; none: standard input if it is a pipe, else start a new text",
     )
     parser.add_argument(
         "--prompt_file", type=path_argument, metavar="FILE", help="UTF-8 file to continue instead; -: standard input"
@@ -152,7 +152,7 @@ def _standard_input() -> str:
     waiting = threading.Timer(
         PATIENCE_SECONDS,
         note,
-        ["scalegpt sample: reading the prompt from standard input until it ends; --prompt TEXT reads none"],
+        ["scalegpt sample: reading the prompt from standard input until its end; --prompt TEXT gives one instead"],
     )
     waiting.daemon = True
     waiting.start()

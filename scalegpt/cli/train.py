@@ -49,7 +49,7 @@ def make_parser() -> Parser:
     run.add_argument(
         "--allow_change",
         metavar="KEY[,KEY…]",
-        help=f"settings that may differ when the run resumes; {DATA}: other tokens; tokenizer: those of another tokenizer",
+        help=f"settings that may differ when the run resumes; {DATA}: other tokens; tokenizer: tokens of another tokenizer",
     )
     # The deepspeed launcher adds this flag. Its value is not used: the launcher also sets the rank in the environment.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

@@ -74,7 +74,7 @@ def _elsewhere(word: str) -> str:
         return f": {answers['worldsize']}"
     if setting != word or setting in _ONLY_TRAIN | _ONLY_PLAN:
         command = "scalegpt plan" if setting in _ONLY_PLAN else "scalegpt train"
-        return f": `{command}` has it" if setting == word else f": that is --{setting} of `{command}`"
+        return f": it is a flag of `{command}`" if setting == word else f": here it is --{setting} of `{command}`"
     sentence = answers.get(_squeezed(word))
     return f": {sentence}" if sentence else ""
 

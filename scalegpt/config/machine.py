@@ -25,24 +25,24 @@ class MachineConfig(Section):
     )
     memory_gb: float | None = setting(
         None,
-        "memory to plan for, GB of 10⁹ bytes: of a card without a name, or the part of --gpu to use",
+        "memory of each card to plan for, GB of 10⁹ bytes; with --gpu, the part of its memory to use",
         above=0,
         maximum=MOST_GB,
     )
     host_memory_gb: float | None = setting(
         None,
-        "host memory of each machine, GB of 10⁹ bytes, which offload needs; none: what this machine has available, or an "
-        "assumption for --gpu and --gpus",
+        "host memory of each machine, GB of 10⁹ bytes, which offload needs; none: what this machine has available, or with "
+        "--gpu or --gpus an assumed size",
         above=0,
         maximum=1_000_000,
     )
     gpus: int | None = setting(
-        None, "GPUs in each machine; none: those found here, or 1 of --gpu", minimum=1, maximum=MOST_GPUS
+        None, "GPUs in each machine; none: those found here, or with --gpu one", minimum=1, maximum=MOST_GPUS
     )
     nodes: int = setting(1, "machines", minimum=1, maximum=MOST_GPUS)
     network_gbps: float | None = setting(
         None,
-        "network of each machine, Gbit/s in each direction, such as 100 or 3200; none: not known",
+        "network of each machine, Gbit/s in each direction, such as 100 or 3200; none: an assumed speed",
         above=0,
         maximum=MOST_GBPS,
     )

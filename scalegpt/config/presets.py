@@ -92,7 +92,9 @@ def checked(values: Any, where: str) -> Values:
         and not any("did you mean" in nearest(key, names) for key in unknown)
     ):
         parts = ", ".join(_PARTS)
-        raise InputError(f"config_file {where} is no configuration: it has none of the parts {parts}, and no layout")
+        raise InputError(
+            f"config_file {where} is not a configuration: it has neither a part ({parts}) nor a layout setting"
+        )
     if unknown:
         raise InputError(f"{where}: unknown key {shown(unknown[0])}{_home(unknown[0]) or hint(unknown[0], names)}")
     for part in [each for each in _PARTS if each in values]:

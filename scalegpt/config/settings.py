@@ -215,7 +215,7 @@ def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
         return
     bounds = field.metadata
     if bounds["choices"] and value not in bounds["choices"]:
-        raise InputError(f"{field.name} {shown(value)} is not known{nearest(value, bounds['choices'])}")
+        raise InputError(f"{shown(value)} is not a value of {field.name}{nearest(value, bounds['choices'])}")
     for name, (holds, words) in _BOUNDS.items():
         limit = bounds[name]
         if limit is not None and not holds(value, limit):

@@ -29,7 +29,7 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "scalegpt" / "data"
     except RuntimeError as error:
-        raise InputError(f"no folder for prepared tokens: {error}; set SCALEGPT_CACHE to one") from None
+        raise InputError(f"no folder for prepared tokens: {error}; set SCALEGPT_CACHE to a folder") from None
 
 
 def find_cached(key: str) -> TokenSet | None:
@@ -110,7 +110,7 @@ def cache_errors() -> Iterator[None]:
         owner = _owner(error.path)
         whose = "" if owner is None else f" (it belongs to {one_line(owner)})"
         raise InputError(
-            f"cache of prepared tokens: {one_line(error.path)} {error.problem}{whose}; have it opened to you, or set "
+            f"cache of prepared tokens: {one_line(error.path)} {error.problem}{whose}; get access to it, or set "
             "SCALEGPT_CACHE to a folder of your own"
         ) from None
 

@@ -153,7 +153,7 @@ class Ledger:
             if stretch is None:
                 raise InputError(self._unknown(step, is_empty=not known))
             if stretch.window_of(step) > _MOST:
-                raise InputError(f"{self.path}: no run consumes as many windows as it says; put it back from a copy")
+                raise InputError(f"{self.path}: it lists more windows than a run can consume; restore it from a backup")
             yield step, stretch.windows(step)
 
     def _unknown(self, step: int, *, is_empty: bool) -> str:
@@ -163,8 +163,8 @@ class Ledger:
         elif is_empty:
             reason = "has no line that can be read"
         else:
-            reason = f"says nothing of step {step}: it may have been cut short or replaced"
-        return f"{self.path} {reason}; put it back from a copy: nothing else records which windows a step consumed"
+            reason = f"has no entry for step {step}: the file may have been cut short or replaced"
+        return f"{self.path} {reason}; restore it from a backup: no other file records which windows a step consumed"
 
     def _write(self, stretches: list[Stretch]) -> None:
         write_atomic(self.path, "".join(json.dumps(asdict(stretch)) + "\n" for stretch in stretches), durable=True)

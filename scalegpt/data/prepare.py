@@ -207,7 +207,7 @@ def _existing(out: Path, work: _Preparation) -> TokenSet | None:
     if found.meta.get("key") == work.earlier_key:
         raise InputError(
             f"out {one_line(out)} holds tokens that an earlier ScaleGPT made of the same text, with end-of-text in the "
-            "held-out part alone; train on them as they are, choose another --out, or remove them first"
+            "held-out part only; train on them as they are, choose another --out, or remove them first"
         )
     raise something_else(out)
 

@@ -66,7 +66,8 @@ class TokenFile:
             raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
         if size % DTYPE.itemsize:
             raise InputError(
-                f"token file {one_line(path)} holds {size} bytes, an odd number: it is not uint16 tokens, or cut short"
+                f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold uint16 "
+                "tokens; prepare the data again"
             )
         try:
             return TokenFile(path, StoredTokens(path))

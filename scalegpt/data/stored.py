@@ -76,7 +76,7 @@ class StoredTokens:
                 content += more
         except OSError as error:
             raise RunError(
-                f"token file {self.path} cannot be read at token offset {first:,}: {error.strerror}; see to the disk, and "
+                f"token file {self.path} cannot be read at token offset {first:,}: {error.strerror}; check the disk, and "
                 "start the run again"
             ) from error
         return np.frombuffer(content, dtype=DTYPE)
@@ -89,5 +89,5 @@ class StoredTokens:
         there = os.fstat(self._file.fileno()).st_size // DTYPE.itemsize
         return (
             f"token file {self.path} had {self._count:,} tokens when it was opened and has {there:,} now: something "
-            "cut it short; put it back or prepare the data again, and start the run again"
+            "cut it short; restore it or prepare the data again, and start the run again"
         )

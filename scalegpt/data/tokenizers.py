@@ -218,7 +218,7 @@ class CharTokenizer(Tokenizer):
         self._place = np.full(int(points.max()) + 1, -1, dtype=np.int32)
         self._place[points] = np.arange(len(points))
         if ((points >= 0xD800) & (points < 0xE000)).any():
-            raise InputError("the char tokenizer's vocabulary holds half a character; prepare the data again")
+            raise InputError("the char tokenizer's vocabulary holds half of a surrogate pair; prepare the data again")
         if np.count_nonzero(self._place >= 0) != len(points):
             raise InputError("a character occurs twice in the char tokenizer's vocabulary; prepare the data again")
 

@@ -110,7 +110,7 @@ def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
     """
     for index, card in enumerate(cards):
         if index != place and card_keys(cards[place]) & card_keys(card):
-            raise InputError(f"{entry.where}: {entry.name} is given a name that {card.name} has; take another")
+            raise InputError(f"{entry.where}: a name of {entry.name} already belongs to {card.name}; choose another")
 
 
 def known_card(name: str) -> Card | None:

@@ -59,7 +59,7 @@ def read_entries(path: Path) -> list[CardEntry]:
     for entry in entries:
         first = seen.setdefault(entry.name.lower(), entry)
         if first is not entry:
-            raise InputError(f"{entry.where}: {entry.name} is there already, at {first.where}; keep one of them")
+            raise InputError(f"{entry.where}: {entry.name} is already defined at {first.where}; keep one of them")
     return entries
 
 
@@ -69,7 +69,9 @@ def _compose(path: Path) -> Any:
         return yaml_node(read_text(path, CONFIG_LIMIT), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"{path}: cannot be read ({reason}); correct it, or do without it: `SCALEGPT_GPUS=`") from None
+        raise InputError(
+            f"{path}: cannot be read ({reason}); correct it, or set `SCALEGPT_GPUS=` to ignore it"
+        ) from None
 
 
 def _where(path: Path, node: Any) -> str:
@@ -118,7 +120,7 @@ def _pairs(path: Path, node: Any) -> Iterator[tuple[str, Any]]:
         if key not in KEYS:
             raise InputError(f"{_where(path, key_node)}: unknown key {shown(key)}{nearest(key, KEYS)}")
         if key in seen:
-            raise InputError(f"{_where(path, key_node)}: {key} is there twice; keep one of them")
+            raise InputError(f"{_where(path, key_node)}: {key} appears twice; keep one of them")
         seen.add(key)
         yield key, value
 

@@ -187,11 +187,12 @@ def _unknown_card(name: str, advice: str) -> str:
     if driver is not None:
         odd = ", ".join(map(repr, sorted(_unknown_words(with_gb(name), driver))))
         return (
-            f"gpu {name!r}: {driver.name} is known, but not what {odd} means; give the name alone, numbers by --gpus N"
+            f"gpu {name!r}: {driver.name} is known, but not the meaning of {odd}; give the card's name alone, and the number "
+            "of cards as --gpus N"
         )
     near = _near(name)
     closest = _closest(name, near)
-    asked = f"did you mean {', '.join(near)}?" if near else "`scalegpt gpus` lists those that are" + "." * bool(closest)
+    asked = f"did you mean {', '.join(near)}?" if near else "`scalegpt gpus` lists the known GPUs" + "." * bool(closest)
     stand_in = f" The closest card is {closest} ({find_card(closest).gb} GB)" if closest else ""
     return f"gpu {name!r} is not in the catalogue; {asked}{stand_in}{advice}"
 

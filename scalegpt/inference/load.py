@@ -101,7 +101,7 @@ def naming_earlier(checkpoint: Path) -> Iterator[None]:
         is_one_of_them = checkpoint in beside  # false for a copy whose name has no step
         kind = "an earlier" if is_one_of_them else "another"
         instead = beside[: beside.index(checkpoint)] if is_one_of_them else beside
-        hint = f"give {kind} one by its path: {instead[-1]}" if instead else "there is no earlier one"
+        hint = f"give {kind} checkpoint by its path: {instead[-1]}" if instead else "there is no earlier checkpoint"
         raise DamagedError(f"{error}; {hint}") from None
 
 
@@ -239,7 +239,7 @@ def _no_checkpoint(run: Path, name: str = "") -> str:
     step = RunDirectory(run).read_past().newest
     if step is None:
         return f"run {run} has no checkpoint yet: train it longer, or lower --checkpoint_every"
-    return f"run {run} had a checkpoint of step {step}, and there is none in {run / CHECKPOINTS}; put it back"
+    return f"run {run} had a checkpoint of step {step}, which is missing from {run / CHECKPOINTS}; restore it"
 
 
 def _missing(path: Path) -> str:
@@ -266,7 +266,7 @@ def _nearest_run(path: Path) -> str:
 def _runs_hint(path: Path) -> str:
     """Return a hint that names the runs in a folder; if there are none, the hint says which folder to give."""
     inside = _runs_in(path)
-    return f", but holds some: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
+    return f"; it contains these runs: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
 
 
 def _runs_in(folder: Path) -> list[str]:

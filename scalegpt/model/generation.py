@@ -107,7 +107,7 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
     peak = logits.amax(dim=-1, keepdim=True)
     if not peak.isfinite().all():  # amax of NaN is NaN
         raise DivergedError(
-            "the model's logits are not finite: it diverged; use an earlier checkpoint, or train it anew"
+            "the model's logits are not finite: training diverged; use an earlier checkpoint, or train again"
         )
     if settings.temperature == 0 or settings.top_k == 1:
         return logits.argmax(dim=-1)
@@ -145,5 +145,5 @@ def _check_prompt(prompt: Tensor, config: ModelConfig) -> None:
     low, high = int(prompt.min()), int(prompt.max())
     if low < 0 or high >= config.vocab_size:
         worst = low if low < 0 else high
-        raise InputError(f"the prompt holds token {worst}, but the model knows 0 to {config.vocab_size - 1}; "
-                         "use the tokenizer that it was trained with")  # fmt: skip
+        raise InputError(f"the prompt holds token {worst}, but the model's tokens are 0 to {config.vocab_size - 1}; "
+                         "use the tokenizer that the model was trained with")  # fmt: skip

@@ -223,7 +223,9 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, loss: Callable[..., Tensor] = full_cross_entropy) -> None:
         super().__init__()
         if config.vocab_size < 1:
-            raise InputError("vocab_size auto needs data to take it from; give --vocab_size N")
+            raise InputError(
+                "vocab_size auto takes the size from the data's tokenizer, but there is no data; give --vocab_size N"
+            )
         self.config = config
         self.set_loss(loss)
         self.compute_dtype = torch.float32

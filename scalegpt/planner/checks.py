@@ -85,7 +85,7 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
         return None
     if stage_fixed:
         raise InputError(
-            f"zero_stage {parallel.stage} shards over ranks, and there is one; give --gpus 2 or more, "
+            f"zero_stage {parallel.stage} shards over ranks, but there is only one rank; give --gpus 2 or more, "
             "or --backend plain (or --zero_stage 0)"
         )
     return f"{parallel.backend} stage {parallel.stage} shards nothing over one rank; --backend plain is simpler there"

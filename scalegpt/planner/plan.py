@@ -192,7 +192,7 @@ def host_words(plan: Plan) -> str:
         return ""
     there = plan.machine.host_bytes
     if there is None:
-        return f"{gib(plan.host_needed)} of host memory in each machine, of which it is not known how much there is"
+        return f"{gib(plan.host_needed)} of host memory in each machine, of an unknown amount available"
     source = {ASSUMED: "assumed", GIVEN: "given"}.get(plan.machine.host_source or "", "available")
     return f"{gib(plan.host_needed)} of host memory in each machine, of {gib(there)} {source}"
 

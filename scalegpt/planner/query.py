@@ -183,7 +183,7 @@ def machine_notes(machine: Machine) -> Iterator[str]:
     if card.is_estimated and not card.is_cpu:
         yield f"the usable memory of {card.name} is estimated"
     if machine.nodes > 1 and machine.network_gbps is None:
-        yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network_gbps says another"
+        yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network_gbps sets it"
 
 
 def host_notes(*plans: Plan | None) -> Iterator[str]:
@@ -337,5 +337,5 @@ def _chosen(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str
     notes = (*notes, *roomed.notes)
     used, there = plan.machine.ranks, question.machine.ranks
     if used < there:
-        notes = (*notes, f"{used} of the {there} GPUs: with more, sending costs more than they bring")
+        notes = (*notes, f"{used} of the {there} GPUs: with more GPUs, communication costs more time than they save")
     return plan, notes

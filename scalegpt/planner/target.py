@@ -72,10 +72,10 @@ def _processor(settings: MachineConfig, torch: str | None) -> Machine:
     """
     if settings.gpus is not None or settings.nodes > 1:
         raise InputError(
-            "no GPU is here and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
+            "this machine has no GPU and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
         )
     machine = _machine(settings.changed(gpu=CPU), torch)
     remark = (
-        "no GPU was found: this is this machine's processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
+        "no GPU was found, so the plan is for the processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
     )
     return replace(machine, notes=(remark, *machine.notes))

@@ -248,7 +248,9 @@ def fake_process_group(ranks: int) -> Iterator[None]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
-        raise RunError("a trace makes a process group of its own, but this process has joined one; trace it in another")
+        raise RunError(
+            "a trace makes a process group of its own, but this process has joined one; trace in another process"
+        )
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         yield

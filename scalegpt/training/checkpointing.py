@@ -74,7 +74,7 @@ class Saving:
         if not self._is_postponed:
             self.job.logger.say(
                 f"warning: no checkpoint is written after step {step}, which was skipped ({reason}); "
-                "one is due after the next step that is not"
+                "one is written after the next step that is not skipped"
             )
         self._is_postponed = True
 
@@ -162,7 +162,7 @@ class Saving:
         self._is_postponed = False
         if self.saver.lacks_memory and not lacked_memory:
             self.job.logger.say(
-                "warning: host memory has no room for a copy of the state: training waits for checkpoints"
+                "warning: host memory has no room for a copy of the state: training waits while checkpoints are written"
             )
         self._last = self.clock.total
         self._report()
@@ -188,4 +188,4 @@ class Saving:
         for problem in self.saver.problems():
             if problem not in self._reported:
                 self._reported.add(problem)
-                self.job.logger.say(f"warning: {problem}; delete it yourself, or it takes up room")
+                self.job.logger.say(f"warning: {problem}; delete it yourself to free disk space")

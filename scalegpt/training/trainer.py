@@ -196,7 +196,9 @@ class Trainer(Housekeeping):
         check_rollbacks(spike, self.train, self.rollbacks)
         checkpoint = find_target(job.directory.checkpoints, spike, self.train.spike_window, job.world, job.logger.say)
         if checkpoint is None:
-            job.logger.say("warning: there is no checkpoint to go back to yet: training continues without the step")
+            job.logger.say(
+                "warning: there is no checkpoint to go back to yet: the step is skipped and training continues"
+            )
             return False
         target = job.world.on_first(lambda: self._roll_back_files(spike, checkpoint))
         restore(job.backend, checkpoint, target.progress)

@@ -63,7 +63,10 @@ def test_compiling_needs_its_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == "clang" else None)
     assert resolve_compile("auto", CUDA) == (True, None)
     monkeypatch.setenv("CC", "/no/cc")
-    assert resolve_compile("auto", CUDA) == (False, "compile: CC=/no/cc is not there; the blocks run uncompiled")
+    assert resolve_compile("auto", CUDA) == (
+        False,
+        "compile: the compiler CC=/no/cc does not exist; the blocks run uncompiled",
+    )
     monkeypatch.delenv("CC")
     monkeypatch.setattr("shutil.which", lambda name: None)
     lacks = "compile: there is no C compiler (install gcc); the blocks run uncompiled"
@@ -88,8 +91,8 @@ WORKS, FAILS = "#!/bin/sh\necho 12.2.0\n", "#!/bin/sh\nexit 1\n"
     ("compiler", "reason"),
     [
         (WORKS, None),
-        (FAILS, "compile: CXX={path} is no C++ compiler that works; the blocks run uncompiled"),
-        (None, "compile: CXX={path} is no C++ compiler that works; the blocks run uncompiled"),
+        (FAILS, "compile: CXX={path} is not a working C++ compiler; the blocks run uncompiled"),
+        (None, "compile: CXX={path} is not a working C++ compiler; the blocks run uncompiled"),
     ],
 )
 def test_a_named_compiler_is_tried(tmp_path: Path, compiler: str | None, reason: str | None) -> None:

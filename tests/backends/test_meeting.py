@@ -52,7 +52,7 @@ def test_ranks_share_a_corner_that_no_earlier_start_has_used(order: dict[int, fl
 def test_ranks_that_never_come_are_named() -> None:
     store = dist.HashStore()
     store.set("scalegpt/hello/1", "left by a dead one")
-    with pytest.raises(RunError, match="ranks 1, 2 did not come"):
+    with pytest.raises(RunError, match="ranks 1, 2 did not connect"):
         meet(store, Ranks(0, 3, 0, 3), timedelta(seconds=0.3), "here")
 
 
@@ -94,11 +94,11 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkey
     folder = tmp_path / f"scalegpt-{os.getuid()}"
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(InputError, match=f"{folder} is not a folder of yours alone"):
+    with pytest.raises(InputError, match=f"{folder} is not a folder that only you can write to"):
         own_store(Ranks(0, 2, 0, 2), 0, timedelta(seconds=1))
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    with pytest.raises(InputError, match="not a folder of yours alone"):
+    with pytest.raises(InputError, match="not a folder that only you can write to"):
         own_store(Ranks(0, 2, 0, 2), 0, timedelta(seconds=1))
 
 
@@ -106,7 +106,7 @@ def test_the_folder_is_made_for_its_owner_alone_and_rank_0_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(RunError, match="rank 0 did not come"):
+    with pytest.raises(RunError, match="rank 0 did not connect"):
         own_store(Ranks(1, 2, 1, 2), 0, timedelta(seconds=0.1))
     assert (tmp_path / f"scalegpt-{os.getuid()}").stat().st_mode & 0o777 == 0o700
 
@@ -150,7 +150,7 @@ def test_who_is_awaited_is_said_after_some_seconds_and_where(
     said = capfd.readouterr().out
     advice = "; unset WORLD_SIZE and RANK to train in one process\n"
     assert said == f"rank 0 of 2 is waiting for rank 1 at 127.0.0.1:{by_hand}{advice}"
-    with pytest.raises(RunError, match=f"nobody answered rank 1 at 127.0.0.1:{by_hand}"):
+    with pytest.raises(RunError, match=f"rank 1 got no answer from 127.0.0.1:{by_hand}"):
         meeting_store(Ranks(1, 2, 1, 2), timedelta(seconds=0.5))
     assert capfd.readouterr().out == f"rank 1 of 2 is waiting for rank 0 at 127.0.0.1:{by_hand}{advice}"
 

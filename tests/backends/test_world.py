@@ -157,7 +157,5 @@ def test_deepspeeds_refusals_become_one_line() -> None:
         raise AssertionError("bad config\nin two lines \x1b[31m")
 
     deepspeed = SimpleNamespace(initialize=refuse)
-    with pytest.raises(
-        InputError, match=r"DeepSpeed does not take these settings: bad config in two lines \\x1b\[31m; give"
-    ):
+    with pytest.raises(InputError, match=r"DeepSpeed rejects these settings: bad config in two lines \\x1b\[31m; give"):
         _initialize(deepspeed, None, None, {})  # type: ignore[arg-type]

@@ -84,8 +84,8 @@ def test_home_is_meant_by_a_tilde_at_the_beginning_alone(monkeypatch: pytest.Mon
     ("path", "message"),
     [
         ("~nobody_here/x", "there is no user 'nobody_here'; for a file of that name give ./~nobody_here"),
-        ("", "'' cannot be a path"),
-        ("a\0b", "cannot be a path"),
+        ("", "'' is not a valid path"),
+        ("a\0b", "is not a valid path"),
         ("a" * 256, "too long"),
         ("é" * 128, "too long"),
         ("a/" * 3000, "too long"),

@@ -18,7 +18,7 @@ BAD_JSON = {
     "more depth than Python's stack": ("[" * 100_000, "nest deeper than 32"),
     "digits": ("9" * 41, "a number of 41 digits is too large"),
     "more digits than Python converts": ('{"a": ' + "9" * 5000 + "}", "a number of 5,000 digits"),
-    "a key twice": ('{"a": 1, "a": 2}', "the key 'a' is there twice"),
+    "a key twice": ('{"a": 1, "a": 2}', "the key 'a' appears twice"),
     "syntax": ('{"a": 1,\n "b" 2}', "x.json:2: not JSON: Expecting ':' delimiter"),
     "nothing": ("", "x.json:1: not JSON"),
 }
@@ -29,9 +29,9 @@ BAD_YAML = {
     "tags": ("a: 1\nb: !!python/object:os.system x\n", "x.yaml:2: tags"),
     "depth": ("[" * 40 + "]" * 40, "nest deeper than 32"),
     "more depth than the stack": ("[" * 300_000, "nest"),
-    "a key twice": ("a: 1\nb: 2\na: 3\n", "x.yaml:3: the key 'a' is there twice"),
+    "a key twice": ("a: 1\nb: 2\na: 3\n", "x.yaml:3: the key 'a' appears twice"),
     "a key that is a list": ("? [a]\n: 1\n", "x.yaml:1: a key must be a word"),
-    "two documents": ("a: 1\n---\nb: 2\n", "x.yaml:2: a second document"),
+    "two documents": ("a: 1\n---\nb: 2\n", "x.yaml:2: the file has a second YAML document"),
     "syntax": ("a: [1\nb: 2", "x.yaml:2: not YAML"),
     "control characters": ("a: \x01", "x.yaml: not YAML: it has a character"),
 }

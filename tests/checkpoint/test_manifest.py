@@ -125,7 +125,7 @@ def test_other_names_are_refused(saved: Path, name: str) -> None:
             for piece in tensor["pieces"]:
                 piece[0] = name if piece[0] == FILE else piece[0]
 
-    assert "which is no file of a checkpoint" in refusal(saved, rename)
+    assert "which is not a file of a checkpoint" in refusal(saved, rename)
 
 
 def pieces_of(document: dict[str, Any]) -> Any:
@@ -141,40 +141,41 @@ def pieces_of(document: dict[str, Any]) -> Any:
         (lambda d: pieces_of(d).append([FILE, 40, 4]), "has an overlap at element 40"),
         (lambda d: pieces_of(d).append([FILE, 44, 0]), "before element 44"),
         (lambda d: pieces_of(d).clear(), "ends at element 0 of 44"),
-        (lambda d: pieces_of(d)[0].__setitem__(1, -1), "places weight/wte.weight"),
-        (lambda d: pieces_of(d)[0].__setitem__(2, 44.0), "places weight/wte.weight"),
-        (lambda d: pieces_of(d)[0].__setitem__(1, False), "places weight/wte.weight"),
-        (lambda d: pieces_of(d)[0].__setitem__(0, "rank_00001.weights.safetensors"), "places weight/wte.weight"),
-        (lambda d: pieces_of(d)[0].__setitem__(0, FILE.replace("weights", "moments")), "places weight/wte.weight"),
+        (lambda d: pieces_of(d)[0].__setitem__(1, -1), "weight/wte.weight is invalid: file"),
+        (lambda d: pieces_of(d)[0].__setitem__(2, 44.0), "weight/wte.weight is invalid: file"),
+        (lambda d: pieces_of(d)[0].__setitem__(1, False), "weight/wte.weight is invalid: file"),
+        (lambda d: pieces_of(d)[0].__setitem__(0, "rank_00001.weights.safetensors"), "weight/wte.weight is invalid: file"),
+        (lambda d: pieces_of(d)[0].__setitem__(0, FILE.replace("weights", "moments")), "weight/wte.weight is invalid: file"),
         (lambda d: pieces_of(d)[0].append(1), "ValueError"),
-        (lambda d: d["tensors"].update({"../x": {"shape": [], "pieces": []}}), "names a tensor '../x'"),
-        (lambda d: d["tensors"]["weight/one"].update(shape=[-1]), "the shape [-1]"),
+        (lambda d: d["tensors"].update({"../x": {"shape": [], "pieces": []}}), "names the invalid tensor '../x'"),
+        (lambda d: d["tensors"]["weight/one"].update(shape=[-1]), "the invalid shape [-1]"),
         (lambda d: d["tensors"]["weight/one"].update(shape=7), "TypeError"),
-        (lambda d: d["files"][FILE].update(bytes=-1), f"its entry for {FILE} makes no sense"),
-        (lambda d: d["files"][FILE].update(sha256="A" * 64), f"its entry for {FILE} makes no sense"),
+        (lambda d: d["files"][FILE].update(bytes=-1), f"its entry for {FILE} is invalid"),
+        (lambda d: d["files"][FILE].update(sha256="A" * 64), f"its entry for {FILE} is invalid"),
         (lambda d: d["files"][FILE].update(more=1), "TypeError"),
         (lambda d: d["progress"].update(other=1), "TypeError"),
-        *((lambda d, key=key, bad=bad: d["progress"].update({key: bad}), f"its progress has {key}")
+        *((lambda d, key=key, bad=bad: d["progress"].update({key: bad}), f"its progress has the invalid {key}")
           for key in ("step", "tokens", "sequences", "seed", "skipped_steps", "left_out", "rollbacks", "good_steps")
           for bad in (1e30, 2**63, -1, 1.0, True, "1", None, [1])),
-        *((lambda d, key=key, bad=bad: d["progress"].update({key: bad}), f"its progress has {key}")
+        *((lambda d, key=key, bad=bad: d["progress"].update({key: bad}), f"its progress has the invalid {key}")
           for key in ("val_loss", "best_val_loss", "loss_scale") for bad in ("1", True, [], {})),
-        (lambda d: d["progress"].update(loss_scale=None), "its progress has loss_scale"),
-        *((lambda d, key=key: d["progress"].update({key: 2**53 + 1}), f"its progress has {key}")
+        (lambda d: d["progress"].update(loss_scale=None), "its progress has the invalid loss_scale"),
+        *((lambda d, key=key: d["progress"].update({key: 2**53 + 1}), f"its progress has the invalid {key}")
           for key in ("step", "tokens", "sequences")),
         (lambda d: d["progress"].update(skipped_steps=8), "more steps skipped than taken"),
         (lambda d: d["progress"].update(left_out=57), "more data skipped than consumed"),
         (lambda d: d.update(progress=[]), "TypeError"), (lambda d: d.update(progress=7), "TypeError"),
-        (lambda d: d.update(data=7), "data or run is no text"), (lambda d: d.update(run=None), "data or run is no text"),
+        (lambda d: d.update(data=7), "data or run is not a string"),
+        (lambda d: d.update(run=None), "data or run is not a string"),
         (lambda d: d.update(files=[]), "AttributeError"), (lambda d: d.update(tensors=7), "AttributeError"),
         (lambda d: d["files"].update({FILE: 7}), "TypeError"),
-        (lambda d: d["files"][FILE].update(bytes=2**63), f"its entry for {FILE} makes no sense"),
+        (lambda d: d["files"][FILE].update(bytes=2**63), f"its entry for {FILE} is invalid"),
         (lambda d: d["files"][FILE].update(bytes=8), "elements in the 8 bytes of"),
-        (lambda d: d["tensors"]["weight/one"].update(shape=[1] * 9), "the shape"),
-        (lambda d: d["tensors"]["weight/one"].update(shape=[2**63]), "the shape"),
+        (lambda d: d["tensors"]["weight/one"].update(shape=[1] * 9), "the invalid shape"),
+        (lambda d: d["tensors"]["weight/one"].update(shape=[2**63]), "the invalid shape"),
         (lambda d: d["tensors"]["weight/one"].update(shape=[10**15], pieces=[[FILE, 0, 10**15]]), "elements in the"),
-        (lambda d: d.update(config=[]), "config is no object"),
-        (lambda d: d.update(tokenizer=None), "tokenizer is no object"),
+        (lambda d: d.update(config=[]), "config is not an object"),
+        (lambda d: d.update(tokenizer=None), "tokenizer is not an object"),
         *((lambda d, part=part: d.pop(part), part) for part in ("progress", "config", "tensors", "files", "run", "data")),
     ],
 )  # fmt: skip
@@ -222,7 +223,7 @@ def test_muons_momentum_makes_another_version(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.read("a", MOMENTUM, 1, 2), torch.ones(2))
     with pytest.raises(InputError, match="has no exp_avg of a"):
         checkpoint.read("a", "exp_avg", 0, 1)
-    assert "its version, 2, is not that of its tensors" in refusal(path, lambda d: d.update(version=2))
+    assert "its version, 2, does not match its tensors" in refusal(path, lambda d: d.update(version=2))
 
 
 def test_coverage_is_told_from_both_sides() -> None:
@@ -239,7 +240,7 @@ def test_coverage_is_told_from_both_sides() -> None:
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ({"format": "scalegpt-checkpoint", "version": 1, "files": {}}, "is of version 1, known is 2"),
+        ({"format": "scalegpt-checkpoint", "version": 1, "files": {}}, "has the version 1, not 2"),
         (json.loads(sealed({"format": "scalegpt-checkpoint", "version": 4})), "format scalegpt-checkpoint 4"),
         (json.loads(sealed({"format": "other", "version": 2})), "format other 2"),
     ],
@@ -280,5 +281,5 @@ def test_a_link_or_a_pipe_that_comes_later_is_refused_too(saved: Path) -> None:
         checkpoint.verify()
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(DamagedError, match=f"{FILE} is no plain file"):
+    with pytest.raises(DamagedError, match=f"{FILE} is not a plain file"):
         checkpoint.verify()

@@ -68,9 +68,9 @@ def test_the_weights_come_whole(opened: dict[int, Checkpoint]) -> None:
 
 def test_what_is_not_there_is_bad_input(opened: dict[int, Checkpoint]) -> None:
     checkpoint = opened[2]
-    with pytest.raises(InputError, match=r"has no exp_avg of blocks.9; it is of another shape of model"):
+    with pytest.raises(InputError, match=r"has no exp_avg of blocks.9; the checkpoint is of a model of another shape"):
         checkpoint.read("blocks.9", "exp_avg", 0, 1)
-    with pytest.raises(InputError, match="weight of one ends before element 2"):
+    with pytest.raises(InputError, match="weight of one has fewer than 2 elements"):
         checkpoint.read("one", "weight", 0, 2)
 
 
@@ -242,9 +242,9 @@ def test_a_read_that_fails_twice_is_tried_a_third_time(
 @pytest.mark.parametrize(
     ("code", "way"),
     [
-        (errno.EIO, "see to the disk or its connection"), (errno.ESTALE, "see to the disk or its connection"),
+        (errno.EIO, "check the disk or its connection"), (errno.ESTALE, "check the disk or its connection"),
         (errno.EACCES, "make it readable for this user"), (errno.EPERM, "make it readable for this user"),
-        (errno.EMFILE, "see to the disk"), (errno.ENOMEM, "see to the disk"),
+        (errno.EMFILE, "check the disk"), (errno.ENOMEM, "check the disk"),
     ],
 )  # fmt: skip
 def test_a_read_that_keeps_failing_is_no_damage(

@@ -310,7 +310,7 @@ def test_a_checkpoint_learns_its_held_out_loss_whichever_comes_first(
 def test_what_cannot_begin_is_raised_at_once(saver: Callable[..., Saver], tmp_path: Path) -> None:
     one = saver()
     (tmp_path / "step_00000001").mkdir()
-    with pytest.raises(RunError, match="there is one of that step already"):
+    with pytest.raises(RunError, match="a checkpoint of that step already exists"):
         one.save(at(1))
     one.finish()
 

@@ -74,7 +74,7 @@ def test_a_rank_that_holds_little_or_nothing_writes_little(tmp_path: Path) -> No
 def test_the_first_rank_waits_for_the_others_and_not_for_ever(tmp_path: Path) -> None:
     ticket = writer.begin(tmp_path, 7, 2, 0)
     writer.write_part(ticket, 0, cut(whole(), 2)[0])
-    with pytest.raises(RunError, match=r"the part of rank 1 did not come within 0 s; is .* the same folder"):
+    with pytest.raises(RunError, match=r"rank 1 did not write its part within 0 s; check that .* is the same folder"):
         writer.commit(ticket, header(), TENSORS, patience=0.1)
     with pytest.raises(writer.AbandonedError):
         writer.commit(ticket, header(), TENSORS, abandoned=lambda: True)
@@ -127,7 +127,7 @@ def test_a_file_that_changed_before_the_commit(tmp_path: Path) -> None:
 def test_an_existing_checkpoint_is_never_written_into(tmp_path: Path) -> None:
     saved = save(tmp_path)
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    with pytest.raises(RunError, match="there is one of that step already"):
+    with pytest.raises(RunError, match="a checkpoint of that step already exists"):
         save(tmp_path, seed=1)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert names(tmp_path) == ["step_00000007"]
@@ -137,7 +137,7 @@ def test_one_that_comes_between_begin_and_commit_is_not_replaced(tmp_path: Path)
     ticket = writer.begin(tmp_path, 7, 1, 0)
     writer.write_part(ticket, 0, whole())
     (tmp_path / "step_00000007").mkdir()  # a rename would replace an empty directory
-    with pytest.raises(RunError, match="there is one of that step already"):
+    with pytest.raises(RunError, match="a checkpoint of that step already exists"):
         writer.commit(ticket, header(), TENSORS)
     assert names(tmp_path / "step_00000007") == []
 

@@ -120,7 +120,7 @@ def test_checkpoints_set_aside_are_listed_last(run: Path, say: Callable[..., str
     lines = say("list", run).splitlines()
     assert len(lines) == 5
     assert (
-        lines[-1] == f"set aside as damaged: {aside}; ScaleGPT does not read it: delete it when you have looked at it"
+        lines[-1] == f"set aside as damaged: {aside}; ScaleGPT does not read it: delete it when you no longer need it"
     )
     found = json.loads(say("list", run, "--json"))
     assert [(entry["step"], entry["whole"], entry["set_aside"]) for entry in found] == [
@@ -152,7 +152,7 @@ def test_the_help_has_the_exit_status(action: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["checkpoint", action, "--help"])
     text = capsys.readouterr().out
-    assert {"list": "The exit status is 0 also where some are damaged", "verify": "that of list is 0 even then"}[
+    assert {"list": "The exit status is 0 even if some are damaged", "verify": "that of list is 0 even then"}[
         action
     ] in text
 
@@ -177,11 +177,11 @@ def test_show_prints_the_manifest(run: Path, say: Callable[..., str]) -> None:
 def test_an_earlier_checkpoint_is_offered_for_a_damaged_one(run: Path, say: Callable[..., str]) -> None:
     manifests = [path / "checkpoint.json" for path in checkpoints_of(run)]
     manifests[2].write_text("{}")
-    assert say("show", run, status=2).endswith(f"; give an earlier one by its path: {manifests[1].parent}\n")
+    assert say("show", run, status=2).endswith(f"; give an earlier checkpoint by its path: {manifests[1].parent}\n")
     manifests[0].write_text("{}")
-    assert say("show", manifests[0].parent, status=2).endswith("; there is no earlier one\n")
+    assert say("show", manifests[0].parent, status=2).endswith("; there is no earlier checkpoint\n")
     copied = manifests[2].parent.rename(manifests[2].parent.with_name("a copy"))  # a name without a step
-    assert say("show", copied, status=2).endswith(f"; give another one by its path: {manifests[1].parent}\n")
+    assert say("show", copied, status=2).endswith(f"; give another checkpoint by its path: {manifests[1].parent}\n")
 
 
 def test_convert_writes_the_weights_as_one_file(

@@ -66,7 +66,7 @@ def test_a_user_file_is_listed(printed: Any, tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "mine.yaml"
     path.write_text("- {name: Mine, capability: 8.6, gib: 11.5, tflops: 20, gbps: 300, host_gbps: 32}\n")
     monkeypatch.setenv("SCALEGPT_GPUS", str(path))
-    assert f"{path} is read too." in printed("gpus")
+    assert f"Your own file is read too: {path}." in printed("gpus")
     assert f"{path}:1" in printed("gpus mine")
     assert '"name": "Mine"' in printed("plan --preset tiny --backend plain --gpu mine --json")
 

@@ -150,4 +150,4 @@ def test_a_system_error_is_one_line(out: Callable[..., str], tmp_path: Path) -> 
     for words in (["checkpoint", "list"], ["data", "inspect"], ["params", "--config_file"], ["sample"]):
         text = out(*words, target, status=2)
         assert text.count("\n") == 1
-        assert "an error of ours" not in text
+        assert "a bug in ScaleGPT" not in text

@@ -168,7 +168,7 @@ def test_the_dialogue_ends_cleanly_at_the_end_of_input(
     assert main(["params", "--interactive"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines()[-1] == "scalegpt params: the answers ended; nothing was counted"
+    assert err.splitlines()[-1] == "scalegpt params: the input ended before the last answer; nothing was counted"
     assert "Traceback" not in err
 
 

@@ -254,7 +254,7 @@ def test_the_text_says_what_is_planned(printed: Any) -> None:
     assert max(map(len, text.split("the command:")[0].splitlines())) <= 120
     assert "tokens/s on all GPUs, " in text
     assert re.search(r"^instead +total +tokens/s +why not", text, re.MULTILINE)
-    assert "not on runs of this trainer" in text  # nothing here pretends to be measured
+    assert "estimated from published figures, not measured" in text  # nothing here pretends to be measured
     assert "times on A100 40GB rest on rates fitted to published runs of other trainers on it" in text
     assert "the usable memory of A40 is estimated" in printed(f"{LARGE} --gpu a40")
     table = printed(LARGE)  # without a GPU, and none named: on every card
@@ -436,9 +436,9 @@ BAD = {
     "--preset tiny --epochs 3": "use --max_tokens or --max_iters",
     "--preset tiny --gpu 2xh100 --gpus 4": "says 2 gpus, --gpus says 4",
     "--preset tiny --gpu gaudi2": "the closest card that can be planned is A100 80GB",
-    "--preset tiny --optimizer sgd": "optimizer 'sgd' is not known",
-    "--preset tiny --recompute some": "recompute 'some' is not known",
-    "--preset tiny --precision fp8": "precision 'fp8' is not known",
+    "--preset tiny --optimizer sgd": "'sgd' is not a value of optimizer",
+    "--preset tiny --recompute some": "'some' is not a value of recompute",
+    "--preset tiny --precision fp8": "'fp8' is not a value of precision",
     "--preset tiny --config_file x.json": "not both",
     "--config_file /no/such/file": "/no/such/file",
     "--preset tiny --micro_bath 4": "did you mean --micro_batch",

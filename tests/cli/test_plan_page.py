@@ -23,8 +23,7 @@ from scalegpt.hardware import detect
 from scalegpt.hardware.gpus import GIB
 from scalegpt.hardware.machine import Machine
 from scalegpt.html.page import HUES, PALETTE
-from scalegpt.planner.memory import fsdp, sizes
-from scalegpt.planner.memory.deepspeed import sharded, stage3
+from scalegpt.planner.memory import timeline as kinds
 from scalegpt.planner.time import step_time, work
 from scalegpt.units import gib
 
@@ -162,9 +161,9 @@ def test_a_part_has_the_same_colour_in_every_plan(written: Any) -> None:
 
 
 def test_every_part_that_the_planner_knows_has_a_colour() -> None:
-    memory = {sizes.ACTIVATIONS, sizes.TEMPORARIES, sizes.COPIES, sizes.WEIGHTS, sizes.GRADIENTS, sizes.OPTIMIZER,
-              sizes.INPUTS, sizes.LOSS, sharded.BUCKETS, stage3.GATHERED, fsdp.GATHERED, fsdp.GATHER_BUFFERS,
-              fsdp.REDUCE_BUFFERS}  # fmt: skip
+    memory = {kinds.ACTIVATIONS, kinds.TEMPORARIES, kinds.COPIES, kinds.WEIGHTS, kinds.GRADIENTS, kinds.OPTIMIZER,
+              kinds.INPUTS, kinds.LOSS, kinds.BUCKETS, kinds.GATHERED, kinds.GATHER_BUFFERS,
+              kinds.REDUCE_BUFFERS}  # fmt: skip
     time = {work.MATMULS, work.ATTENTION, work.ELEMENTWISE, work.LOSS, work.RECOMPUTE, work.WEIGHTS, work.OPTIMIZER,
             step_time.LAUNCHES, step_time.COMMUNICATION, step_time.HOST}  # fmt: skip
     assert memory | time == set(plan_page.COLOURS)
@@ -386,7 +385,7 @@ def test_a_step_of_one_sequence_has_one_point(written: Any) -> None:
 def test_a_processor_has_a_page_too(written: Any) -> None:
     made = written("--preset tiny --gpu cpu --micro_batch 1", status=None)
     assert "on all GPUs" not in made.text
-    assert "memory is that of a whole process" in made.text
+    assert "memory is that of the whole process" in made.text
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
@@ -409,7 +408,7 @@ def test_a_page_without_remedies_says_so(written: Any) -> None:
     made = written(f"{huge} --backend plain --memory_gb 2 --recompute full --loss chunked", status=3)
     assert made.answer["remedies"] == []
     assert "Nothing lighter fits on this machine" in made.text
-    assert "None fits with recompute none, selective and full." in made.text
+    assert "No micro batch fits with recompute none, selective and full." in made.text
 
 
 # --- what users write ------------------------------------------------------------------------------------------------

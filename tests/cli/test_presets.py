@@ -70,8 +70,8 @@ def test_a_preset_does_not_differ_from_itself(capsys: Printed) -> None:
     ("words", "message"),
     [
         (["150M", "250M-1024"], "preset '250M-1024' does not exist; did you mean 250M_1024"),
-        (["tiny"], "presets compares two, not 1"),
-        (["tiny", "small", "150M"], "presets compares two, not 3"),
+        (["tiny"], "presets compares two presets, not 1"),
+        (["tiny", "small", "150M"], "presets compares two presets, not 3"),
         (["--jsn"], "unknown flag --jsn; did you mean --json"),
     ],
 )

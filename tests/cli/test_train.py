@@ -503,7 +503,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "flag": ({"n_layers": 2}, ("unknown flag --n_layers", "did you mean --n_layer")),
     "not a number": ({"n_layer": "two"}, ("n_layer must be a whole number", "'two'")),
     "out of bounds": ({"learning_rate": 0}, ("learning_rate must be more than 0",)),
-    "precision": ({"precision": "fp8"}, ("precision 'fp8'", "fp16")),
+    "precision": ({"precision": "fp8"}, ("'fp8' is not a value of precision", "fp16")),
     "offload": ({"offload": "optimizer"}, ("needs backend fsdp or deepspeed",)),
     "stage": ({"zero_stage": 3}, ("zero_stage 3 does not exist for backend plain",)),
     "ds_config of plain": ({"ds_config": "zero2.json"}, ("needs backend deepspeed",)),
@@ -553,7 +553,7 @@ def test_the_help_explains_its_defaults(command_name: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main([command_name, "--help"])
     text = capsys.readouterr().out
-    note = "[value] after a flag: the default unless the preset or a file sets it\n"
+    note = "[value] after a flag: the default, unless the preset or a configuration file sets another\n"
     assert text.count(note) == 1
     assert text.index(note) < text.index("usage:")
 

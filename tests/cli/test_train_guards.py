@@ -237,15 +237,15 @@ def test_the_ledger_is_the_same_for_every_layout_and_after_a_resume(
     ("words", "complaint"),
     [
         (["runs/run", "--steps", "x"], "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not 'x'"),
-        (["runs/run", "--steps", "3:2"], "steps 3:2 is empty"),
-        (["runs/run", "--steps", "0"], "steps 0 is empty"),
+        (["runs/run", "--steps", "3:2"], "steps 3:2 names no step"),
+        (["runs/run", "--steps", "0"], "steps 0 names no step"),
         (
             ["runs/run", "--steps", "-1:3"],
             "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not '-1:3'",
         ),
         (["runs/run", "--steps", "1:17"], "runs/run has taken 16 steps; ask for at most step 16"),
         (["runs/rum", "--steps", "1"], "run runs/rum does not exist; did you mean run?"),
-        (["runs", "--steps", "1"], "runs is not a run, but holds some: run"),
+        (["runs", "--steps", "1"], "runs is not a run; it contains these runs: run"),
     ],
 )
 def test_steps_that_were_not_taken_are_refused(
@@ -288,11 +288,11 @@ def test_a_change_needs_a_flag_and_is_shown(train: Callable[..., str], monkeypat
 def test_the_model_s_shape_cannot_change(train: Callable[..., str]) -> None:
     train(max_iters=4)
     line = train(fails=2, n_layer=2, allow_change="n_layer")
-    assert "runs/run: n_layer cannot be changed, its weights have that shape" in line
+    assert "runs/run: n_layer cannot be changed: it sets the weights' shape" in line
     assert "--allow_change" not in train(fails=2, n_layer=2)
     assert "unknown setting 'n_layers'; did you mean n_layer" in train(fails=2, allow_change="n_layers")
     assert "unknown setting 'lr'; did you mean learning_rate?" in train(fails=2, allow_change="lr")
-    assert "unknown setting 'zzz'; `scalegpt train --help` lists those that there are\n" in train(
+    assert "unknown setting 'zzz'; `scalegpt train --help` lists the valid names\n" in train(
         fails=2, allow_change="zzz"
     )
 
@@ -321,7 +321,7 @@ def test_other_tokens_and_another_tokenizer_are_named(train: Callable[..., str])
     assert "was trained on other tokens than text.txt gives (data: " in line
     (before, after) = (int(len(TEXT) * times * 0.9) + 1 for times in (1, 2))
     assert f"/train.bin of {before:,} → {after:,} tokens)" in line
-    assert "--allow_change data resumes with these" in line
+    assert "--allow_change data resumes with the new ones" in line
     out = train(allow_change="data", max_iters=8)
     assert "changed  data: " in out
     line = train(fails=2, tokenizer="char", vocab_size=257, max_iters=12)

@@ -58,7 +58,7 @@ def test_every_word_gets_its_own_answer(known: list[str]) -> None:
             said = hint(word, known)
             mark = "" if known is SETTINGS else "--"
             expected = f"; did you mean {mark}{setting}?" if f"{mark}{setting}" in known else "torchrun" if setting in {
-                "gpus", "nodes"} else f": that is --{setting} of `scalegpt "  # fmt: skip
+                "gpus", "nodes"} else f": here it is --{setting} of `scalegpt "  # fmt: skip
             assert expected in said, word
     for sentence, words in ANSWERS.items():
         for word in words:
@@ -90,12 +90,12 @@ def test_a_sentence_names_every_value_of_the_setting_that_it_lists() -> None:
 @pytest.mark.parametrize(
     ("word", "train", "plan"),
     [
-        ("--checkpoint.load_step", "; did you mean --resume_step?", ": that is --resume_step of `scalegpt train`"),
-        ("--ckpt-step", "; did you mean --resume_step?", ": that is --resume_step of `scalegpt train`"),
-        ("--resume_step", "; did you mean --resume_step?", ": `scalegpt train` has it"),
-        ("--cpu_memory", ": that is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
-        ("--ram-gb", ": that is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
-        ("--host_memory_gb", ": `scalegpt plan` has it", "; did you mean --host_memory_gb?"),
+        ("--checkpoint.load_step", "; did you mean --resume_step?", ": here it is --resume_step of `scalegpt train`"),
+        ("--ckpt-step", "; did you mean --resume_step?", ": here it is --resume_step of `scalegpt train`"),
+        ("--resume_step", "; did you mean --resume_step?", ": it is a flag of `scalegpt train`"),
+        ("--cpu_memory", ": here it is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
+        ("--ram-gb", ": here it is --host_memory_gb of `scalegpt plan`", "; did you mean --host_memory_gb?"),
+        ("--host_memory_gb", ": it is a flag of `scalegpt plan`", "; did you mean --host_memory_gb?"),
     ],
 )
 def test_a_flag_of_one_command_is_found_from_both(word: str, train: str, plan: str) -> None:
@@ -105,6 +105,6 @@ def test_a_flag_of_one_command_is_found_from_both(word: str, train: str, plan: s
 
 def test_a_misspelling_gets_the_nearest_words() -> None:
     assert hint("--blok_size", TRAIN) == "; did you mean --block_size, --vocab_size?"
-    assert hint("zzzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists those that there are"
-    assert hint("lr", ["help", "debug", "prompt"]) == ": that is --learning_rate of `scalegpt train`"
+    assert hint("zzzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists the valid names"
+    assert hint("lr", ["help", "debug", "prompt"]) == ": here it is --learning_rate of `scalegpt train`"
     assert hint("--output", ["--out", "--help"]) == "; did you mean --out?"

@@ -30,7 +30,7 @@ def test_yaml_words_take_the_setting_s_type(tmp_path: Path) -> None:
         "train:\n  on_spike: off\n  learning_rate: 1e-3\n  max_iters: 1_000\n  warmup_steps: 010\n  max_minutes: ~\n"
         "  sample_prompt: 2024-01-01\n  compile: no\n"
     )
-    with pytest.raises(InputError, match="compile 'no' is not known"):
+    with pytest.raises(InputError, match="'no' is not a value of compile"):
         resolve(config_file=write(tmp_path, text))
     run = resolve(config_file=write(tmp_path, text.replace("compile: no", "compile: off")))
     assert (run.name, run.preset) == ("2024", "007")
@@ -93,7 +93,7 @@ def test_a_file_that_is_not_a_configuration_is_not_quoted(text: str, name: str, 
         ({"model": {"n_layer": 10**39}}, "n_layer must be at most 2,000, not 1000000000000000000000000000000000000000"),
         ({"train": {"sample_prompt": "x" * 200_000}}, "sample_prompt has more than 100,000 characters"),
         ({"train": {"sample_prompt": "\ud800"}}, "sample_prompt '\\ud800' is not UTF-8"),
-        ({"data": {"input_file": "a\0b"}}, "input_file 'a\\x00b' cannot be a path"),
+        ({"data": {"input_file": "a\0b"}}, "input_file 'a\\x00b' is not a valid path"),
     ],
 )
 def test_impossible_values_are_one_line(values: Any, message: str, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_run_written_as_a_file_is_read_back_unchanged(name: str, tmp_path: Pat
         ({"train": [1]}, "train must be an object of settings"),
         ({"train": {"max_iters": None}}, "the schedule needs an end"),
         ({"backend": "fsdp", "ds_config": "zero1.json"}, "ds_config 'zero1.json' needs backend deepspeed"),
-        ({"backend": "fdsp"}, "backend 'fdsp' is not known; did you mean fsdp"),
+        ({"backend": "fdsp"}, "'fdsp' is not a value of backend; did you mean fsdp"),
     ],
 )
 def test_mistakes_in_a_file_are_refused(values: Any, message: str, tmp_path: Path) -> None:

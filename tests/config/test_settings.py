@@ -68,7 +68,7 @@ def test_values_of_another_type_are_refused(key: str, value: Any, message: str) 
         (TrainConfig, {"beta2": 1.0}, "beta2 must be less than 1"),
         (TrainConfig, {"min_lr_ratio": 1.1}, "min_lr_ratio must be at most 1"),
         (TrainConfig, {"micro_batch": 0}, "micro_batch must be at least 1"),
-        (TrainConfig, {"precision": "bf61"}, "precision 'bf61' is not known; did you mean bf16"),
+        (TrainConfig, {"precision": "bf61"}, "'bf61' is not a value of precision; did you mean bf16"),
         (TrainConfig, {"max_iters": None}, "needs an end"),
         (ModelConfig, {"n_embd": 100, "n_head": 3}, "n_embd 100 is not divisible by n_head 3; n_head 2 would work"),
         (ModelConfig, {"dropout": 1.0}, "dropout must be less than 1"),
@@ -168,5 +168,5 @@ def test_nearest_offers_no_abbreviation_for_a_letter_or_none() -> None:
 
 
 def test_a_list_too_long_for_a_line_is_replaced_by_a_command() -> None:
-    assert nearest("zzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists those that there are"
+    assert nearest("zzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists the valid names"
     assert nearest("zzz", ["b", "a"], "scalegpt train --help") == "; known: a, b"

@@ -136,7 +136,7 @@ def test_a_byte_order_mark_is_believed(tmp_path: Path) -> None:
 def test_what_may_be_cut_or_in_another_encoding_is_neither(tmp_path: Path, content: bytes) -> None:
     for encoding in ("auto", "utf-8"):
         said = refusal(tmp_path / "a.txt", content, encoding)
-        assert "may be part of a character" in said
+        assert "may end inside a character" in said
         assert "--encoding auto" not in said
 
 
@@ -145,7 +145,7 @@ def test_what_may_be_cut_or_in_another_encoding_is_neither(tmp_path: Path, conte
 )
 def test_what_is_not_sure_is_not_guessed(tmp_path: Path, content: bytes) -> None:
     said = refusal(tmp_path / "a.txt", content, "auto")
-    assert "its encoding is not sure" in said
+    assert "its encoding cannot be detected" in said
     assert "auto" not in refusal(tmp_path / "a.txt", content, "utf-8").replace(str(tmp_path), "")
 
 
@@ -166,7 +166,7 @@ def test_in_a_folder_broken_files_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt").write_bytes(TEXTS["French"].encode()[:-30] + b"\xff")
     (tmp_path / "c.txt").write_bytes(b"5 \xa3\n")
-    assert str(survey([tmp_path], "auto").skipped) == "1 broken utf-8 (b.txt), 1 in no sure encoding (c.txt)"
+    assert str(survey([tmp_path], "auto").skipped) == "1 broken utf-8 (b.txt), 1 in an unknown encoding (c.txt)"
 
 
 def test_ranks_can_send_each_other_what_is_wrong() -> None:

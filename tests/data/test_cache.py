@@ -137,7 +137,7 @@ def test_tokens_that_a_run_began_with_and_another_user_closed(open_to_all: Path)
         str(begun.path), f"{folder} has changed since this run began",
     ]  # fmt: skip
     cannot_be_read = (
-        r"cannot be read: Permission denied (it belongs to user root); have it opened to you, or set SCALEGPT_CACHE"
+        r"cannot be read: Permission denied (it belongs to user root); get access to it, or set SCALEGPT_CACHE"
     )
     for name in ("train.bin", "val.bin"):
         (begun.path / name).chmod(0o600)

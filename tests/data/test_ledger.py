@@ -68,7 +68,7 @@ def test_stretches_of_steps_to_come_again_are_forgotten(tmp_path: Path) -> None:
         (json.dumps({**asdict(START), "first_step": "1"}) + "\n", "has no line that can be read"),
         (
             json.dumps(asdict(START.starting_at(3))) + "\n",
-            "says nothing of step 2: it may have been cut short or replaced",
+            "has no entry for step 2: the file may have been cut short or replaced",
         ),
     ],
 )
@@ -79,7 +79,7 @@ def test_what_the_ledger_does_not_tell_is_laid_to_nobody_else(tmp_path: Path, co
     with pytest.raises(InputError) as caught:
         list(ledger.windows([2]))
     assert str(caught.value) == (
-        f"{ledger.path} {reason}; put it back from a copy: nothing else records which windows a step consumed"
+        f"{ledger.path} {reason}; restore it from a backup: no other file records which windows a step consumed"
     )
 
 

@@ -65,7 +65,7 @@ def test_a_read_that_fails_is_retried(path: Path, monkeypatch: pytest.MonkeyPatc
         assert tokens[5:7].tolist() == [5, 6]
     else:
         with pytest.raises(
-            RunError, match=r"train.bin cannot be read at token offset 5: Input/output error; see to the disk"
+            RunError, match=r"train.bin cannot be read at token offset 5: Input/output error; check the disk"
         ):
             tokens[5:7]
     assert attempts == 3

@@ -122,7 +122,8 @@ def test_row_16_nothing_points_to_the_newest_checkpoint(
     shutil.rmtree(job.checkpoint(10))
     job.finish(*KEEP)
     assert (
-        "warning: the checkpoint of step 14 is gone; going back to runs/run/checkpoints/step_00000005" in job.output()
+        "warning: the checkpoint of step 14 is missing; going back to runs/run/checkpoints/step_00000005"
+        in job.output()
     )
     assert "step_00000005, step 5 of 14" in job.output()
     assert_same(job, undisturbed(layout, *KEEP))
@@ -138,7 +139,7 @@ def test_row_16_a_run_whose_checkpoints_are_gone_does_not_begin_again(
     before = job.losses()
     job.start(*KEEP)
     assert job.wait() != 0
-    assert "had a checkpoint of step 14, and there is none in runs/run/checkpoints" in job.output()
+    assert "had a checkpoint of step 14, which is missing from runs/run/checkpoints" in job.output()
     assert job.losses() == before
     for step in (5, 10, 14):
         folder = job.checkpoint(step)
@@ -163,5 +164,5 @@ def test_row_16_a_killed_run_whose_first_checkpoint_is_gone_does_not_begin_again
         job.start()
         assert job.wait() != 0
         assert (job.run / "metrics.jsonl").read_bytes() == before
-    assert "had a checkpoint of step 5, and there is none in runs/run/checkpoints" in job.output()
+    assert "had a checkpoint of step 5, which is missing from runs/run/checkpoints" in job.output()
     assert "there is no checkpoint in runs/run/checkpoints, and runs/run/run_status.json does not say" in job.output()

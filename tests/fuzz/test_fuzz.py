@@ -11,6 +11,7 @@ from fuzz.worker import faults
 
 CASES, SEED = 1000, 1
 ERROR = "scalegpt plan: error: gpu 'x' is not known; give one of `scalegpt gpus`\n"
+NO_MEMORY = "this machine does not have enough memory for this command"
 TRACEBACK = "Traceback (most recent call last):\n"
 NOTE = "scalegpt plan: warning: calibration was not read\n"
 
@@ -23,8 +24,8 @@ NOTE = "scalegpt plan: warning: calibration was not read\n"
         ("plan", 2, "", f"a stray line\n{ERROR}"), ("plan", 0, "", ERROR), ("plan", 3, "", ERROR), ("plan", 1, "", ERROR),
         ("train", 1, "", ""), ("train", 1, "", ERROR + ERROR), ("train", 1, "", TRACEBACK + ERROR),
         ("checkpoint list", 2, "damage", ""), ("checkpoint verify x", 1, "", ""), ("data inspect", 2, "scalegpt data", ""),
-        ("checkpoint verify x", 1, "", "scalegpt checkpoint: error: this machine has not enough memory for it\n"),
-        ("train", 1, "", "scalegpt train: error: KeyError: 1 (an error of ours; --debug shows where)\n"),
+        ("checkpoint verify x", 1, "", f"scalegpt checkpoint: error: {NO_MEMORY}\n"),
+        ("train", 1, "", "scalegpt train: error: KeyError: 1 (a bug in ScaleGPT; --debug shows the traceback)\n"),
         ("plan", 2, "", ERROR.replace("x", "x" * 1000)), ("plan", 2, "", ERROR.replace("x", "\x1b")), ("plan", 0, "\x9b", ""),
     ],
 )  # fmt: skip
@@ -39,7 +40,7 @@ def test_the_oracle_sees_a_fault(words: str, status: int, out: str, err: str) ->
         ("train", 1, "", "a line of a library\n" + ERROR), ("data", 2, "scalegpt data: text to tokens", ""),
         ("", 2, "scalegpt", ""),
         ("checkpoint verify x", 1, "damaged", ""), ("plan --debug", 2, "", ERROR + TRACEBACK),
-        ("train", 1, "", "scalegpt train: error: this machine has not enough memory for it\n"),
+        ("train", 1, "", f"scalegpt train: error: {NO_MEMORY}\n"),
     ],
 )  # fmt: skip
 def test_the_oracle_sees_none_where_there_is_none(words: str, status: int, out: str, err: str) -> None:

@@ -92,9 +92,9 @@ def faults(case: Case, outcome: int | str, out: str, err: str) -> list[str]:
     if "--debug" not in case.words:
         found += ["a traceback"] if "Traceback (most" in err else []
         found += _faults_of_lines(case, outcome, out, err.splitlines())
-    found += ["an error of ours"] if "(an error of ours" in err else []
+    found += ["a bug in ScaleGPT"] if "(a bug in ScaleGPT" in err else []
     # A training run may be too large for limit_memory; no other case needs that much.
-    found += ["too much memory"] if "not enough memory" in err and case.words[:1] != ["train"] else []
+    found += ["too much memory"] if "enough memory" in err and case.words[:1] != ["train"] else []
     found += ["control characters on standard error"] if _commands_a_terminal(err) else []
     found += ["control characters on standard output"] if not case.speaks_raw and _commands_a_terminal(out) else []
     return found

@@ -83,11 +83,14 @@ def test_turing_and_volta_have_neither_bf16_nor_flash(name: str) -> None:
         ("RTX 5090 D", "The closest card is RTX 5090 (32 GB); or give --memory_gb N instead of --gpu"),
         (
             "foo",
-            "is not in the catalogue; `scalegpt gpus` lists those that are; or give --memory_gb N instead of --gpu",
+            "is not in the catalogue; `scalegpt gpus` lists the known GPUs; or give --memory_gb N instead of --gpu",
         ),
         ("", "is not in the catalogue; `scalegpt gpus` lists"),
         ("rtx", "is not in the catalogue; `scalegpt gpus` lists"),
-        ("A100 80GB 8", "A100 80GB is known, but not what '8' means; give the name alone, numbers by --gpus N"),
+        (
+            "A100 80GB 8",
+            "A100 80GB is known, but not the meaning of '8'; give the card's name alone, and the number of cards as --gpus N",
+        ),
         ("RTX 6000", "could be Quadro RTX 6000, RTX 6000 Ada, RTX PRO 6000 Blackwell; say which"),
         ("A100 PCIe", "could be A100 40GB PCIe, A100 80GB PCIe; say which"),
         ("a100", "could be A100 40GB, A100 80GB, A100 40GB PCIe, A100 80GB PCIe; say which"),

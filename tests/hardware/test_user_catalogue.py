@@ -127,12 +127,12 @@ BAD = {
     "- name: RTX 4090\n  peer: maybe": ":2: peer must be true or false, not 'maybe'",
     "- name: RTX 4090\n  capability: sm_89": ":2: capability must be such as 8.6, or gfx942",
     "- name: RTX 4090\n  match: 4090": ":2: match must be a list of words",
-    "- name: RTX 4090\n  gbps: 5\n  gbps: 6": ":3: gbps is there twice; keep one of them",
-    "- name: RTX 4090\n  gbps: 5\n- name: rtx 4090\n  tflops: 6": ":3: rtx 4090 is there already, at ",
+    "- name: RTX 4090\n  gbps: 5\n  gbps: 6": ":3: gbps appears twice; keep one of them",
+    "- name: RTX 4090\n  gbps: 5\n- name: rtx 4090\n  tflops: 6": ":3: rtx 4090 is already defined at ",
     "- name: T4\n  gbps: 5\n\n- name: Mine\n  gib: 8": ":4: Mine is a new card and lacks capability, tflops, gbps, host_gbps",
     NEW + "  link: nvlink": ":1: RTX 5090 D is a new card and lacks link_gbps; add them",
-    NEW + "  aliases: ['4090']": ":1: RTX 5090 D is given a name that RTX 4090 has; take another",
-    "- name: T4\n  aliases: [l4]": ":1: T4 is given a name that L4 has; take another",
+    NEW + "  aliases: ['4090']": ":1: a name of RTX 5090 D already belongs to RTX 4090; choose another",
+    "- name: T4\n  aliases: [l4]": ":1: a name of T4 already belongs to L4; choose another",
     "- name: RTX 4090\n\tgbps: 5": ":2: not YAML: found ",
     "- name: [RTX 4090": ":2: not YAML: ",
     "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not read; write the value itself",
@@ -151,7 +151,7 @@ def test_a_broken_file_is_one_line_with_its_place(own: Any, text: str) -> None:
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in {
-        "absent.yaml": ": cannot be read (No such file or directory); correct it, or do without it: `SCALEGPT_GPUS=`",
+        "absent.yaml": ": cannot be read (No such file or directory); correct it, or set `SCALEGPT_GPUS=` to ignore it",
         "folder": ": cannot be read (Is a directory)",
         "latin.yaml": ": cannot be read (not a text file)",
         "large.yaml": " has more than 1,048,576 bytes",

@@ -193,7 +193,7 @@ def test_bad_prompts_are_refused(tiny_model: Any) -> None:
     with pytest.raises(InputError, match="empty"):
         run(model, torch.zeros(1, 0, dtype=torch.long), 1, GREEDY)
     for token in (61, -1):
-        with pytest.raises(InputError, match=f"token {token}, but the model knows 0 to 60"):
+        with pytest.raises(InputError, match=f"token {token}, but the model's tokens are 0 to 60"):
             run(model, torch.tensor([[3, token]]), 1, GREEDY)
 
 

@@ -108,11 +108,11 @@ def test_what_is_no_text_or_too_large_is_ignored(path: Path) -> None:
 def test_a_cache_that_cannot_be_written_costs_no_run(path: Path) -> None:
     path.parent.write_text("a file where the folder would be")
     assert load() == Calibration()
-    assert "not kept" in str(record(ONE))
+    assert "not saved" in str(record(ONE))
 
 
 def test_nonsense_is_not_recorded(path: Path) -> None:
-    assert "not kept" in str(record(replace(ONE, driver_bytes=0)))
+    assert "not saved" in str(record(replace(ONE, driver_bytes=0)))
     assert not path.exists()
 
 

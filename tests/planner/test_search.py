@@ -517,7 +517,7 @@ def test_what_is_fixed_is_kept(fixed: dict[str, Any]) -> None:
 
 def test_what_nobody_can_do_is_refused() -> None:
     run = bf16(tokens_per_step=8 * 256)
-    with pytest.raises(InputError, match="no backend does this over 2 ranks"):
+    with pytest.raises(InputError, match="no backend supports this over 2 ranks"):
         choose(Question(run, a100(gpus=2), open=PLANNED - {"backend"}))
     with pytest.raises(InputError, match="not a multiple of ranks 3"):
         choose(Question(run, a100(gpus=3)))

@@ -158,7 +158,7 @@ def test_muons_matrices_take_twelve_bytes() -> None:
 
 
 def test_flat_parts_have_no_matrices() -> None:
-    with pytest.raises(InputError, match=r"muon keeps other state.*use --backend plain or fsdp"):
+    with pytest.raises(InputError, match=r"muon keeps different state.*use --backend plain or fsdp"):
         predict(
             resolve(flags={**flags_of(MODEL), "precision": "bf16", "backend": "deepspeed", "optimizer": "muon"}),
             ranks=2,

@@ -32,7 +32,9 @@ def raised(error: Exception) -> Exception:
 def test_a_compilers_output_goes_into_a_file(tmp_path: Path) -> None:
     line = in_one_line(raised(CompilerError(PAGES)), tmp_path, 3)
     file = tmp_path / "error_rank_3.txt"
-    assert line == (f"CompilerError: C++ compile error; all of it is in {file}; --compile off trains without compiling")
+    assert line == (
+        f"CompilerError: C++ compile error; the full message is in {file}; --compile off trains without compiling"
+    )
     text = file.read_text()
     assert text.count("error: no such header") == 200
     assert "Traceback" in text
@@ -49,7 +51,7 @@ def test_a_short_error_speaks_for_itself(tmp_path: Path, text: str) -> None:
 def test_a_disk_that_fails_too_keeps_the_line(tmp_path: Path) -> None:
     assert (
         in_one_line(ValueError("x" * 1000), tmp_path / "missing", 0)
-        == f"ValueError: {'x' * 300}; --debug shows all of it"
+        == f"ValueError: {'x' * 300}; --debug shows the full message"
     )
 
 

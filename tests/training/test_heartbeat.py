@@ -123,7 +123,7 @@ def test_the_rank_that_came_least_far_keeps_the_others(ranks: list[Heartbeats]) 
 
 
 def test_where_all_are_at_one_place_all_are_named(ranks: list[Heartbeats]) -> None:
-    assert blame(ranks, alive=(0, 1, 2)).endswith("place 9: all 3 ranks are there")
+    assert blame(ranks, alive=(0, 1, 2)).endswith("place 9: all 3 ranks are at this point")
 
 
 def test_a_rank_that_never_spoke_is_named(ranks: list[Heartbeats]) -> None:

@@ -92,7 +92,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_told_to_train_longer(tmp_path: 
     run = tmp_path / "old"
     (run / "checkpoints").mkdir(parents=True)
     (run / "run_status.json").write_text(json.dumps({"state": "finished", "checkpoint_step": 40}))
-    expected = f"run {run} had a checkpoint of step 40, and there is none in {run}/checkpoints; put it back"
+    expected = f"run {run} had a checkpoint of step 40, which is missing from {run}/checkpoints; restore it"
     assert error_line(run) == expected
     assert error_line(run / "checkpoints") == expected
     assert error_line(run / "checkpoints" / "step_00000040") == expected
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_was_named_and_is_deleted_meanwhile_is_missed(
 def test_a_folder_of_runs_is_not_a_run(tiny_run: Any, tmp_path: Path) -> None:
     tiny_run("a")
     tiny_run("b")
-    assert error_line(tmp_path).endswith("but holds some: a, b")
+    assert error_line(tmp_path).endswith("; it contains these runs: a, b")
     (tmp_path / "empty").mkdir()
     assert "runs/NAME" in error_line(tmp_path / "empty")
     (tmp_path / "file.txt").write_text("text")
@@ -154,10 +154,10 @@ def test_a_damaged_checkpoint_is_refused(tiny_run: Any) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
     assert "rank_00000.weights.safetensors is damaged" in error_line(run)
-    assert "there is no earlier one" in error_line(run)
+    assert "there is no earlier checkpoint" in error_line(run)
     earlier = checkpoint.with_name("step_00000001")
     earlier.mkdir()
-    assert error_line(run).endswith(f"give an earlier one by its path: {earlier}")
+    assert error_line(run).endswith(f"give an earlier checkpoint by its path: {earlier}")
     earlier.rmdir()
     file.unlink()
     assert "rank_00000.weights.safetensors is missing" in error_line(run)

@@ -86,7 +86,7 @@ def test_without_locks_an_owner_on_another_machine_is_named(tmp_path: Path, no_l
     (tmp_path / LOCK).write_text("17\nelse\x1bwhere\n5.00\n")
     weakness = RunLock(tmp_path).take()
     assert weakness is not None
-    assert "process 17 on else\\x1bwhere began this run or resumed it last" in weakness
+    assert "process 17 on else\\x1bwhere was the last to start or resume this run" in weakness
 
 
 @pytest.mark.parametrize("content", ["", "x", "1\n2", f"x\n{os.uname().nodename}\ny\n", "\xff\n" * 3])
@@ -115,7 +115,7 @@ def test_a_disk_that_fails_to_lock_is_one_line(tmp_path: Path, monkeypatch: pyte
 
 def test_a_folder_that_is_a_link_to_nothing_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to("nowhere")
-    with pytest.raises(RunError, match="cannot be written: it is a link to nothing; choose another"):
+    with pytest.raises(RunError, match="cannot be written: it is a broken link; choose another"):
         RunLock(tmp_path / "run").take()
 
 

@@ -106,7 +106,7 @@ def test_memory_that_is_short_on_a_processor_is_given_back(monkeypatch: pytest.M
 
     first, second = short(), short()
     assert given == [True, True]
-    assert any("freed memory is given back" in note for note in first.notes)
+    assert any("freed memory is returned to the system" in note for note in first.notes)
     assert first.batch.tokens == second.batch.tokens == ample.batch.tokens
     assert not second.run.train.async_checkpoint
     assert second.plan.total_bytes <= second.plan.machine.usable_bytes  # type: ignore[operator]

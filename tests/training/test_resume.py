@@ -47,7 +47,7 @@ def test_a_newest_that_is_gone_is_missed(run: Path) -> None:
     assert found.checkpoint is not None
     assert found.checkpoint.path.name == "step_00000005"
     (note,) = found.notes
-    assert note.startswith("warning: the checkpoint of step 10 is gone; going back to ")
+    assert note.startswith("warning: the checkpoint of step 10 is missing; going back to ")
 
 
 @pytest.mark.parametrize("hurt", ["empty", "no folder"])
@@ -56,7 +56,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run: Path, hurt: 
     if hurt == "empty":
         (run / "checkpoints").mkdir()
     with pytest.raises(
-        InputError, match=r"had a checkpoint of step 10, and there is none in .*; put it back, or --fresh"
+        InputError, match=r"had a checkpoint of step 10, which is missing from .*; restore it, or --fresh"
     ):
         found_in(run)
 
@@ -81,7 +81,9 @@ def test_a_run_that_is_known_to_have_had_no_checkpoint_begins_again_and_says_so(
     shutil.rmtree(run / "checkpoints")
     write(run / "run_status.json", '{"checkpoint_step": null}')
     write(run / "metrics.jsonl", STEPS)
-    assert found_in(run).notes == ["begins again: it ended after 3 steps, before its first checkpoint"]
+    assert found_in(run).notes == [
+        "the run starts from the beginning: it ended after 3 steps, before its first checkpoint"
+    ]
 
 
 @pytest.mark.parametrize("status", UNTELLING)
@@ -109,7 +111,7 @@ def test_a_run_of_which_nothing_tells_begins_again_and_says_so(run: Path) -> Non
     write(run / "run_status.json", None)
     assert found_in(run).notes == []
     write(run / "config.yaml", "model: {}")
-    assert found_in(run).notes == ["begins again: its files have no step and no checkpoint"]
+    assert found_in(run).notes == ["the run starts from the beginning: its files have no step and no checkpoint"]
 
 
 def test_without_its_number_a_run_cannot_tell_its_checkpoints(run: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_checkpoint_after_which_every_step_was_skipped_is_suspected(run: Path)
     assert found_in(run).notes == [], "a step after the checkpoint was good"
     shutil.rmtree(run / "checkpoints" / "step_00000005")
     write(run / "metrics.jsonl", SKIPPED)
-    assert found_in(run).notes[0].endswith("so its weights may be ruined; there is no earlier one")
+    assert found_in(run).notes[0].endswith("so its weights may be ruined; there is no earlier checkpoint")
 
 
 def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
@@ -176,12 +178,18 @@ def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
 @pytest.mark.parametrize(
     ("first_skipped", "words"),
     [
-        (12, "the same command resumes from the checkpoint of step 10, from before them"),
-        (11, "of step 10 may hold ruined weights: to go back to the one of step 5, add --resume_step 5 to the command"),
-        (7, "of step 10 may hold ruined weights: to go back to the one of step 5, add --resume_step 5 to the command"),
+        (12, "the same command resumes from the checkpoint of step 10, whose weights are good"),
+        (
+            11,
+            "of step 10 may hold ruined weights: to go back to the checkpoint of step 5, add --resume_step 5 to the command",
+        ),
+        (
+            7,
+            "of step 10 may hold ruined weights: to go back to the checkpoint of step 5, add --resume_step 5 to the command",
+        ),
         (
             6,
-            "of step 10 may hold ruined weights, and there is no whole one before it: --fresh starts a new run beside it",
+            "of step 10 may hold ruined weights, and no earlier one is good: --fresh starts a new run beside it",
         ),
     ],
 )
@@ -189,14 +197,14 @@ def test_where_to_go_back_to_after_steps_that_were_skipped(run: Path, first_skip
     found = find_checkpoints(run / "checkpoints")
     assert rollback_advice(found, first_skipped, "the same command").endswith(words)
     assert rollback_advice([], first_skipped, "the same command") == (
-        "no checkpoint was complete; the same command begins at the start"
+        "no checkpoint was complete; the same command starts from the beginning"
     )
 
 
 def test_a_damaged_checkpoint_is_not_the_rollback_advice(run: Path) -> None:
     (run / "checkpoints" / "step_00000005" / "checkpoint.json").write_text("{}")
     found = find_checkpoints(run / "checkpoints")
-    assert "there is no whole one before it: --fresh" in rollback_advice(found, 11, "the same command")
+    assert "no earlier one is good: --fresh" in rollback_advice(found, 11, "the same command")
 
 
 def test_what_resumes_a_run_that_went_back() -> None:

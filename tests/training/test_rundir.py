@@ -160,7 +160,7 @@ def test_a_folder_without_a_run_or_with_a_broken_configuration_is_refused(tmp_pa
         RunDirectory.choose(tmp_path, run(), fresh=False)
     for content in (b"a: [", b"\xff", b"", b"text", b"train: 3"):
         (tmp_path / "run" / "config.yaml").write_bytes(content)
-        with pytest.raises(InputError, match=r"config.yaml.*; delete it, so that .*, or --fresh") as caught:
+        with pytest.raises(InputError, match=r"config.yaml.*; delete it to use .*, or --fresh") as caught:
             RunDirectory.choose(tmp_path, run(), fresh=False)
         assert "\n" not in str(caught.value)
 
@@ -259,8 +259,8 @@ def test_what_the_files_should_tell_and_do_not_is_missed(directory: RunDirectory
     assert directory.gaps(read_history(directory.metrics, 0, 4)) == []
     directory.metrics.write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in (1, 2, 5)))
     metrics, ledger = directory.gaps(read_history(directory.metrics, 6, 4))
-    assert "metrics.jsonl lacks 3 of the 6 steps, from step 3 on, and so will the report" in metrics
-    assert "data_ledger.jsonl lacks steps 1 to 6, and which data" in ledger
+    assert "metrics.jsonl lacks 3 of the 6 steps, from step 3 on, and the report will lack them too" in metrics
+    assert "data_ledger.jsonl lacks steps 1 to 6, so it is unknown which data" in ledger
     directory.ledger.append(STRETCH)
     assert directory.gaps(read_history(directory.metrics, 2, 4)) == []
 
@@ -321,7 +321,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_error_of_the_disk_names_the_file() -> None:
-    told = pytest.raises(RunError, match=r"metrics.jsonl cannot be written: No space left on device; make room")
+    told = pytest.raises(RunError, match=r"metrics.jsonl cannot be written: No space left on device; free disk space")
     with told, writing(Path("metrics.jsonl")):
         raise OSError(28, "No space left on device")
 

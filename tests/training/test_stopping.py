@@ -110,7 +110,7 @@ def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str], monkeyp
         stop.what_next = lambda: "finishing step 3, then saving"
         os.kill(os.getpid(), signal.SIGINT)
         assert reported(capfd) == (
-            "scalegpt train: SIGINT: finishing step 3, then saving; again: leave now, without a checkpoint\n"
+            "scalegpt train: SIGINT: finishing step 3, then saving; a second SIGINT ends the run now, without a checkpoint\n"
         )
         stop.what_next = lambda: ""
         stop.ask(Reason.TERM)

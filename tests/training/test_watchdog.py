@@ -114,7 +114,7 @@ def test_a_step_that_takes_too_long_ends_the_run(
     assert (one.status()["state"], one.status()["val_loss"]) == ("failed", 2.5)
     assert one.status()["step"] == (steps if outside else steps - 1)
     assert one.status()["cause"].startswith(f"{said}: rank 0 (process ")
-    assert one.status()["cause"].endswith(f"step {steps}, {place}: it is there")
+    assert one.status()["cause"].endswith(f"step {steps}, {place}: the only rank is at this point")
     assert one.status()["cause"] in capsys.readouterr().err
     stacks = (one.directory.path / "stacks_rank_0.txt").read_text()
     assert f"step {steps}, {place}" in stacks

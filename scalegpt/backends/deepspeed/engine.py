@@ -271,7 +271,7 @@ def _initialize(
     except (AssertionError, ValueError, NotImplementedError) as error:
         reason = visible(" ".join(str(error).split())[:300]) or type(error).__name__
         raise InputError(
-            f"DeepSpeed does not take these settings: {reason}; give another --ds_config, --zero_stage or --offload"
+            f"DeepSpeed rejects these settings: {reason}; give another --ds_config, --zero_stage or --offload"
         ) from error
     return engine, wrapper
 

@@ -20,8 +20,8 @@ def over_micro_batches(given: Answer) -> str:
     largest, batch = _largest(given, curves), given.choice.batch
     return section(
         "Memory over micro batch",
-        "<p>What each GPU would hold with other micro batches of the "
-        f"{batch.micro_batch * batch.grad_accum:,} sequences that it has in a step, with the same layout and "
+        "<p>Memory on each GPU with other micro batches, for the same "
+        f"{batch.micro_batch * batch.grad_accum:,} sequences on each GPU in a step, the same layout and "
         f"{escape(given.choice.run.train.loss)} loss. {escape(largest)}</p>",
         _chart(given, curves, largest),
         _legend(given, curves),
@@ -38,8 +38,8 @@ def _largest(given: Answer, curves: Curves) -> str:
             fitting.append(f"{max(sizes)} with recompute {recompute}")
         else:
             none.append(recompute)
-    said = [f"The largest that fits with the safety margin is {_listed(fitting)}."] if fitting else []
-    return " ".join([*said, *([f"None fits with recompute {_listed(none)}."] if none else [])])
+    said = [f"The largest micro batch that fits with the safety margin is {_listed(fitting)}."] if fitting else []
+    return " ".join([*said, *([f"No micro batch fits with recompute {_listed(none)}."] if none else [])])
 
 
 def _listed(words: list[str]) -> str:
@@ -59,8 +59,8 @@ def _chart(given: Answer, curves: Curves, largest: str) -> str:
         Caption(
             "curves",
             "Total memory on each GPU over micro batch",
-            f"A line for each recompute, rising with the micro batch, against the card's limit of {gib(usable)}. {largest} "
-            f"The plan is marked: micro batch {plan.batch.micro_batch}, {gib(plan.total_bytes)}.",
+            f"A line for each recompute setting, rising with the micro batch, against the card's limit of {gib(usable)}. "
+            f"{largest} The plan is marked: micro batch {plan.batch.micro_batch}, {gib(plan.total_bytes)}.",
         ),
         lines,
         x_axis=Axis(
@@ -110,14 +110,14 @@ def _table(given: Answer, curves: Curves) -> str:
         table.add(str(micro), *cells)
     return (
         f'{table.draw()}<p class="soft">Totals in GiB. Framed: this plan. ✗: does not fit. ~: fits only without the '
-        "safety margin. The largest needs no gradient accumulation, and so no room for accumulated gradients.</p>"
+        "safety margin. The largest micro batch needs no gradient accumulation, so no memory for accumulated gradients.</p>"
     )
 
 
 def _cell(given: Answer, plan: Plan | None, *, here: bool) -> str:
     """A cell with a plan's total in GiB: marked if :func:`_remark` is not empty, framed (``here``) for the chosen plan."""
     if plan is None:
-        return '<abbr title="not with this DeepSpeed file">–</abbr>'
+        return '<abbr title="not possible with this DeepSpeed file">–</abbr>'
     remark = _remark(given, plan)
     sign = {"": "", "does not fit": "✗ ", "within the margin": "~ "}[remark]
     total = f"{plan.total_bytes / GIB:.2f}"

@@ -75,7 +75,7 @@ def _verdict(given: Answer) -> str:
     each = " on each GPU" if plan.machine.ranks > 1 else ""
     needs, usable = f"It needs {gib(plan.total_bytes)}{each}", gib(plan.machine.usable_bytes or 0)
     if plan.fits is False:
-        said = f"<b>It does not fit.</b> {needs}, where a run may use {usable}: {gib(plan.missing_bytes)} too much."
+        said = f"<b>It does not fit.</b> {needs}, but a run may use {usable}: {gib(plan.missing_bytes)} too much."
     elif not plan.fits_host:
         said = f"<b>It does not fit.</b> Offload needs {host_words(plan)}."
     else:
@@ -213,7 +213,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
         drawn = small_bar(each.size / plan.peak_bytes, "c1" if each.binds else "r2")
         name, kind = (f"{each.name}, the peak", "binds") if each.binds else (each.name, "")
         table.add(name, *each.figures, drawn, kind=kind)
-    said = "<p>Tensors alone; the phase with the highest peak decides how much memory is needed.</p>"
+    said = "<p>Only tensors are counted; the phase with the highest peak decides how much memory is needed.</p>"
     return section("The peak of each phase", said, table.draw())
 
 
@@ -227,7 +227,7 @@ def _alternatives(given: Answer) -> str:
     for each in given.alternatives:
         total, speed = wording.total_and_speed(each.plan)
         table.add(f"<code>{command(each.differs)}</code>", escape(each.why_not), total, speed)
-    return section("Why not another", "<p>The best of each other kind, against this plan.</p>", table.draw())
+    return section("Why not another", "<p>The best plan of each other kind, compared with this plan.</p>", table.draw())
 
 
 def _notes(given: Answer, asked_by: str | None, written: date | None) -> str:

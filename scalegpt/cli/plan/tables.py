@@ -62,4 +62,4 @@ def _largest(rows: list[Row]) -> str:
         return "no preset fits"
     if plain is not None and plain is not best:
         return f"the largest that fits: {best.name}; without offload: {plain.name}"
-    return f"the largest that fits: {best.name}" + ("" if plain is best else ", with offload alone")
+    return f"the largest that fits: {best.name}" + ("" if plain is best else "; without offload: none")

@@ -138,16 +138,15 @@ def times(plan: Plan) -> list[tuple[str, float]]:
 def sources(plan: Plan) -> tuple[str, ...]:
     """Notes on where the plan's figures come from: measured runs, published figures, or estimates."""
     if not plan.machine.is_gpu:
-        return ("memory is that of a whole process; times are estimates, of a processor whose rates are not known",)
+        return ("memory is that of the whole process; times are estimates, as the processor's rates are not known",)
     runs = plan.overheads.measured
-    memory = "what lies outside the peak rests on published figures and estimates, not on runs of this trainer"
+    memory = "memory beyond the allocator's peak is estimated from published figures, not measured"
     if runs:
-        memory = (
-            f"what lies outside the peak is corrected by {runs} measured run{'s' if runs > 1 else ''} like this one"
-        )
+        these = f"{runs} measured run{'s' if runs > 1 else ''} like this one"
+        memory = f"memory beyond the allocator's peak is corrected by {these}"
     if plan.machine.card is None:
         return (
             memory,
-            "a card that is not named has no rates: no times are printed, and an A100's decide what is faster",
+            "no card is named, so no times are printed; plans are ranked by an A100's rates",
         )
     return memory, basis(plan.machine.card)

@@ -174,7 +174,7 @@ def survey(
 def _check_data_sets(corpus: Corpus, shares: dict[Path, _Shares]) -> None:
     """Refuse data sets saved by Hugging Face datasets, and folders that are mostly data in other formats."""
     way_out = (
-        "write its text to .txt files, one a document; or --as_text true trains on what is text there, as it is written"
+        "write its text to .txt files, one a document, or use --as_text true to train on its text files as they are"
     )
     if SAVED in corpus.skipped.counts:
         example = one_line(corpus.skipped.examples[SAVED])
@@ -195,7 +195,8 @@ def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequ
         if not any(document.path in usable for document in inside):
             skipped = f"; skipped: {corpus.skipped}" if corpus.skipped.counts else ""
             raise InputError(
-                f"folder {one_line(folder)} holds no text in {corpus.encoding}{skipped}; name another, or --encoding"
+                f"folder {one_line(folder)} holds no text in {corpus.encoding}{skipped}; "
+                "name another folder, or give --encoding"
             )
 
 
@@ -209,7 +210,7 @@ class OtherFormatError(UnusableTextError):
 
     def __init__(self, document: Document, form: Format, size: int) -> None:
         what = f"binary ({form.name}), not text" if form.kind is Kind.OTHER else f"{form.name}, not plain text"
-        as_text = ", or --as_text true trains on it as it is written" if form.is_readable else ""
+        as_text = ", or use --as_text true to train on it as it is" if form.is_readable else ""
         super().__init__(form.name, f"input {one_line(document.path)} is {what}; {form.remedy}{as_text}")
         self.form, self.size = form, size
 

@@ -93,8 +93,8 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
     if mark not in (None, UTF8):
         raise UnusableTextError(
             f"broken {mark}",
-            f"{name} has the byte order mark of {mark} and is not {mark}: {_byte_at(path, offset)}; get it "
-            "whole, or convert it to UTF-8",
+            f"{name} has the byte order mark of {mark} and is not {mark}: {_byte_at(path, offset)}; get "
+            "an undamaged copy, or convert it to UTF-8",
         )
     if asked not in {AUTO, UTF8}:
         advice = "give its own --encoding, or --encoding auto to detect it"
@@ -108,35 +108,34 @@ def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> s
         return found.encoding
     if found.is_cut:
         advice = (
-            f"it ends there with what may be part of a character: cut it to its first {offset} bytes if so, or give its "
-            "--encoding"
+            f"the file may end inside a character: if so, cut it to its first {offset} bytes, else give its --encoding"
         )
     elif found.encoding is not None:
         known = "ISO-8859-1 (latin-1)" if found.encoding == "latin-1" else found.encoding
         advice = f"it is probably {known}: use --encoding {found.encoding}, or --encoding auto"
     else:
-        advice = "its encoding is not sure: give its --encoding, or repair it"
-    reason = "not utf-8" if asked == UTF8 else "in no sure encoding"
+        advice = "its encoding cannot be detected: give its --encoding, or repair the file"
+    reason = "not utf-8" if asked == UTF8 else "in an unknown encoding"
     raise UnusableTextError(reason, f"{name} is not UTF-8: {_byte_at(path, offset)}; {advice}")
 
 
 def unsure(path: Path, encoding: str, offset: int) -> UnusableTextError:
     """The error for a file that decodes neither in UTF-8 nor in the detected encoding."""
     what = f"input {one_line(path)} is neither UTF-8 nor {encoding}: {_byte_at(path, offset)}"
-    return UnusableTextError("in no sure encoding", f"{what}; give its --encoding, or repair it")
+    return UnusableTextError("in an unknown encoding", f"{what}; give its --encoding, or repair the file")
 
 
 def binary(path: Path) -> UnusableTextError:
     """The error for a file that is not text."""
     return UnusableTextError(
-        "binary", f"input {one_line(path)} is binary, not text; name a text file, or --encoding if it is one"
+        "binary", f"input {one_line(path)} is binary, not text; name a text file, or give --encoding if it is text"
     )
 
 
 def _broken_utf8(path: Path, offset: int, *, is_cut: bool) -> UnusableTextError:
     if is_cut:
         what = f"cut inside its last character, at byte offset {offset}"
-        advice = f"get it whole, or keep its first {offset} bytes: head -c {offset} FILE > NEW_FILE"
+        advice = f"get an undamaged copy, or keep its first {offset} bytes: head -c {offset} FILE > NEW_FILE"
     else:
         what = f"broken at byte offset {offset} (0x{read_at(path, offset, 1).hex()})"
         advice = "repair it there, or drop what is not UTF-8: iconv -f utf-8 -t utf-8 -c FILE > NEW_FILE"

@@ -112,8 +112,8 @@ def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
     """
     if not spec.is_uniform:
         raise InputError(
-            f"optimizer {spec.name} keeps other state for matrices than for the rest, "
-            "which ZeRO's flat parts cannot; use --backend plain or fsdp"
+            f"optimizer {spec.name} keeps different state for matrices than for other parameters, "
+            "which ZeRO's flat partitions cannot hold; use --backend plain or fsdp"
         )
     return spec.groups[0]
 

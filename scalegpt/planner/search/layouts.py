@@ -34,8 +34,8 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
                 found.append(layout)
     if not found:
         raise InputError(
-            f"no backend does this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
-            f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; leave one of them open"
+            f"no backend supports this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
+            f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; set one to auto"
         )
     return _with_its_optimizer(question.run, tuple(found))
 

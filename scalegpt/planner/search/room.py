@@ -16,8 +16,8 @@ from scalegpt.planner.plan import Plan, make_plan
 from scalegpt.planner.search.choose import choose
 from scalegpt.planner.search.question import Found, Question
 
-GIVES_BACK = "freed memory is given back, which takes less memory and makes steps slower"
-WAITS = "training waits for its checkpoints: memory has no room for the copy that they are written from"
+GIVES_BACK = "freed memory is returned to the system, which needs less memory but makes steps slower"
+WAITS = "training waits while checkpoints are written: memory has no room for a copy to write them from"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ class Measurement:
                 raise ValueError(f"{name} must be of type {kind}, not {shown(values.get(name))}")
         made = cls(**{name: values[name] for name in known})
         if not 0 < made.allocated_bytes <= made.reserved_bytes <= made.driver_bytes < 2**50 or made.ranks < 1:
-            raise ValueError("the bytes of a measurement must grow from allocated over reserved to the driver's")
+            raise ValueError(
+                "a measurement needs 0 < allocated_bytes <= reserved_bytes <= driver_bytes, and ranks >= 1"
+            )
         return made
 
     @property
@@ -160,15 +162,15 @@ def load(path: Path | None = None) -> Calibration:
         path = calibration_path() if path is None else path
         values = read_object(path)
         if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
-            raise ValueError(f"not of the form {FORMAT} {VERSION}")
+            raise ValueError(f"its format is not {FORMAT} {VERSION}")
         if not isinstance(values.get("measurements"), list):
-            raise ValueError("without a list of measurements")
+            raise ValueError("it has no list of measurements")
         return Calibration(tuple(map(Measurement.parse, values["measurements"])))
     except (FileNotFoundError, NotADirectoryError):
         return Calibration()
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-        return Calibration(warning=f"{path or 'file'} is ignored ({reason}); delete it to begin anew")
+        return Calibration(warning=f"{path or 'file'} is ignored ({reason}); delete it to start a new one")
 
 
 def record(measurement: Measurement, path: Path | None = None) -> str | None:
@@ -195,7 +197,7 @@ def record(measurement: Measurement, path: Path | None = None) -> str | None:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        return f"the run's memory is not kept for later plans: {' '.join(str(error).split())}"
+        return f"of this run was not saved for later plans: {' '.join(str(error).split())}"
     return None
 
 

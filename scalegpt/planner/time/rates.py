@@ -147,7 +147,7 @@ def basis(card: Card) -> str:
     """A sentence for the user that says what a card's predicted times are based on: published runs, or estimates."""
     fitted = FITTED_ON.get(card.capability)
     if card.is_cpu:
-        return "times on a processor are estimates from its number of cores, which may be wrong twofold"
+        return "times on a processor are estimates from its number of cores, which may be wrong by a factor of two"
     if fitted is None:
         said = f"times on {card.name} are estimates: no published run on a card of its architecture was fitted"
     elif card.name in fitted:

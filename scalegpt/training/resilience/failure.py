@@ -124,9 +124,9 @@ def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:
     path = folder / f"error_rank_{rank}.txt"
     try:
         write_whole(path, visible("".join(traceback.format_exception(error))))
-        parts.append(f"all of it is in {path}")
+        parts.append(f"the full message is in {path}")
     except OSError:  # the disk fails too; --debug shows the error on the terminal
-        parts.append("--debug shows all of it")
+        parts.append("--debug shows the full message")
     if from_compiling:
         parts.append("--compile off trains without compiling")
     return "; ".join(parts)

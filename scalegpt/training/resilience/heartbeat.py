@@ -135,7 +135,9 @@ class Heartbeats:
         try:
             folder.mkdir(parents=True)
         except OSError as error:
-            raise RunError(f"{folder} cannot be made: {error.strerror}; make room, or the folder writable") from None
+            raise RunError(
+                f"{folder} cannot be made: {error.strerror}; free disk space or make the folder writable"
+            ) from None
         return folder
 
     def remove(self) -> None:
@@ -215,7 +217,11 @@ class Heartbeats:
             return f"{still[0]}: the process is stopped"
         behind = min(after.values(), key=lambda beat: beat.moves)
         if all(beat.moves == behind.moves for beat in after.values()):
-            whole = "it is there" if self.world.size == 1 else f"all {self.world.size} ranks are there"
+            whole = (
+                "the only rank is at this point"
+                if self.world.size == 1
+                else f"all {self.world.size} ranks are at this point"
+            )
             return f"{behind}: {whole}"
         return f"{behind}: the others wait for it"
 

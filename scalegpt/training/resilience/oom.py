@@ -64,7 +64,7 @@ def remember(directory: RunDirectory, plan: Plan, device: str) -> str:
     """
     smaller = smaller_micro_batch(plan)
     if smaller is None:
-        return "on_oom shrink can do no more: the micro batch is one sequence"
+        return "on_oom shrink cannot reduce memory further: the micro batch is already one sequence"
     note = {"micro_batch": smaller, "too_large": plan.batch.micro_batch, "ranks": plan.batch.ranks, "device": device}
     with writing(directory.path / RECORD):
         write_whole(directory.path / RECORD, json.dumps(note, indent=1))

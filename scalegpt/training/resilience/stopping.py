@@ -228,7 +228,7 @@ def _report(reason: Reason, what_next: Callable[[], str]) -> None:
     line = what_next()
     if not line:
         return
-    again = "; again: leave now, without a checkpoint" if reason is Reason.INT else ""
+    again = "; a second SIGINT ends the run now, without a checkpoint" if reason is Reason.INT else ""
     with contextlib.suppress(OSError):  # the terminal was closed
         begin = "\n" if os.isatty(STDERR) else ""
         os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {line}{again}\n".encode())

@@ -151,7 +151,7 @@ class RunDirectory(RunRecords):
         shapes = sorted(SHAPES_THE_WEIGHTS & allowed & found.keys())
         if shapes:
             raise InputError(
-                f"{self.path}: {shapes[0]} cannot be changed, its weights have that shape; choose another --model_name, or "
+                f"{self.path}: {shapes[0]} cannot be changed: it sets the weights' shape; choose another --model_name, or "
                 "--fresh to start a new run beside it"
             )
         if changes:
@@ -169,7 +169,7 @@ class RunDirectory(RunRecords):
         """
         if not self.config.is_file():
             return self._config_of_newest()
-        advice = "delete it, so that the newest checkpoint's is taken, or choose another --model_name, or --fresh"
+        advice = "delete it to use the newest checkpoint's copy, or choose another --model_name, or --fresh"
         try:
             return from_run(parse_yaml(read_text(self.config, CONFIG_LIMIT), str(self.config)), str(self.config))
         except (OSError, UnicodeDecodeError) as error:

@@ -27,7 +27,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written: {error.strerror}; make room, or the folder writable, and start the run again"
+            f"{path} cannot be written: {error.strerror}; free disk space or make the folder writable, "
+            "and start the run again"
         ) from error
 
 

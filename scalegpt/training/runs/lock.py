@@ -44,7 +44,7 @@ class RunLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / LOCK).open("a+", encoding="ascii", errors="replace")
         except OSError as error:
-            reason = "it is a link to nothing" if isinstance(error, FileExistsError) else error.strerror
+            reason = "it is a broken link" if isinstance(error, FileExistsError) else error.strerror
             raise RunError(f"{self.folder} cannot be written: {reason}; choose another --runs_dir") from None
         try:
             reason = lock_file(file)
@@ -92,7 +92,9 @@ class RunLock:
             return weakness
         pid, host, born = owner[:3]
         if host != socket.gethostname():
-            return f"{weakness}; process {pid} on {host} began this run or resumed it last: make sure that it has ended"
+            return (
+                f"{weakness}; process {pid} on {host} was the last to start or resume this run: make sure it has ended"
+            )
         if _lives(pid, born):
             file.close()
             raise InputError(self._taken(f"process {pid}"))

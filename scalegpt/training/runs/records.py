@@ -21,7 +21,7 @@ SAMPLES_LIMIT = 1 << 28
 
 _SAMPLE_MARK = "--- step "
 
-FROM_A_COPY = "if you have a copy, stop the run, put its lines before those that are there, and start the run again"
+FROM_A_COPY = "if you have a copy of the file, stop the run, put the copy's lines first, and start the run again"
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class RunRecords:
         notes, step = [], history.step
         if history.first_missing is not None:
             which = f"{step - history.recorded:,} of the {step:,} steps, from step {history.first_missing:,} on"
-            notes.append(f"{self.metrics} lacks {which}, and so will the report; {FROM_A_COPY}")
+            notes.append(f"{self.metrics} lacks {which}, and the report will lack them too; {FROM_A_COPY}")
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
             which = f"steps 1 to {min(first - 1, step)}"
-            notes.append(f"{self.ledger.path} lacks {which}, and which data they consumed is lost; {FROM_A_COPY}")
+            notes.append(f"{self.ledger.path} lacks {which}, so it is unknown which data they consumed; {FROM_A_COPY}")
         return notes
 
     def read_steps(self) -> Iterator[dict[str, Any]]:

@@ -51,9 +51,13 @@ class CheckpointChoice:
         if self.checkpoint is None:
             steps = self.past.last_step
             if steps:
-                return [f"begins again: it ended after {steps} steps, before its first checkpoint"]
-            return ["begins again: its files have no step and no checkpoint"] if self.past.was_begun else []
-        missing = [] if self.missing is None else [f"the checkpoint of step {self.missing} is gone"]
+                return [f"the run starts from the beginning: it ended after {steps} steps, before its first checkpoint"]
+            return (
+                ["the run starts from the beginning: its files have no step and no checkpoint"]
+                if self.past.was_begun
+                else []
+            )
+        missing = [] if self.missing is None else [f"the checkpoint of step {self.missing} is missing"]
         notes = [
             f"warning: {reason}; going back to {self.checkpoint.path}, the last good checkpoint"
             for reason in (*missing, *(reason for _, reason in self.damaged))
@@ -72,7 +76,7 @@ class CheckpointChoice:
         if first is None or chosen is None or self.replaced or first != chosen.manifest.header.progress.step + 1:
             return []
         steps = f"steps {first} to {self.past.last_step}" if self.past.last_step > first else f"step {first}"
-        advice = "there is no earlier one"
+        advice = "there is no earlier checkpoint"
         if self.earlier is not None:
             advice = f"if they are skipped again, --resume_step {step_of(self.earlier)} goes back to {self.earlier}"
         return [f"warning: {steps}, all after {chosen.path}, were skipped, so its weights may be ruined; {advice}"]
@@ -166,13 +170,13 @@ def _refuse_lost(
         raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts a new run beside it")
     if missing is not None:
         raise InputError(
-            f"{directory.path} had a checkpoint of step {missing}, and there is none in {directory.checkpoints}; "
-            "put it back, or --fresh starts a new run beside it"
+            f"{directory.path} had a checkpoint of step {missing}, which is missing from {directory.checkpoints}; "
+            "restore it, or --fresh starts a new run beside it"
         )
     if past.last_step and not past.has_status:
         raise InputError(
             f"{directory.path} has taken {past.last_step} steps, but there is no checkpoint in {directory.checkpoints}, and "
-            f"{directory.status} does not say whether there was one: put them back, or --fresh starts a new run beside it"
+            f"{directory.status} does not say whether there was one: restore both, or --fresh starts a new run beside it"
         )
 
 
@@ -189,18 +193,18 @@ def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     """
     good = [path for path in found if step_of(path) < first_skipped - 1 and _is_usable(path)]
     if not found:
-        return f"no checkpoint was complete; {hint} begins at the start"
+        return f"no checkpoint was complete; {hint} starts from the beginning"
     if not good:
         return (
-            f"the checkpoint of step {step_of(found[-1])} may hold ruined weights, and there is no whole one before it: "
+            f"the checkpoint of step {step_of(found[-1])} may hold ruined weights, and no earlier one is good: "
             "--fresh starts a new run beside it"
         )
     step = step_of(good[-1])
     if good[-1] == found[-1]:
-        return f"{hint} resumes from the checkpoint of step {step}, from before them"
+        return f"{hint} resumes from the checkpoint of step {step}, whose weights are good"
     return (
-        f"the checkpoint of step {step_of(found[-1])} may hold ruined weights: to go back to the one of step {step}, add "
-        f"--resume_step {step} to the command"
+        f"the checkpoint of step {step_of(found[-1])} may hold ruined weights: to go back to the checkpoint of step {step}, "
+        f"add --resume_step {step} to the command"
     )
 
 
@@ -269,7 +273,7 @@ def starting_progress(
         listed = ", ".join(f"{key}: {change}" for key, change in forbidden.items())
         raise InputError(
             f"{choice.checkpoint.path} was trained on other tokens than {run.data.input_file} gives ({listed}); use the data "
-            f"it was trained on; or {allow_change(changes, allowed)} resumes with these; or another --model_name, or "
+            f"it was trained on; or {allow_change(changes, allowed)} resumes with the new ones; or another --model_name, or "
             "--fresh to start a new run beside it"
         )
     return _with_loss_scale(header, run), changes

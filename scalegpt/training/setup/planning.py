@@ -134,9 +134,11 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
     taken = world.largest(max(0, total - free - context))
     notes = []
     if smallest < usable:
-        notes.append(f"the smallest card of the ranks has {gib(smallest)}: all are planned for that")
+        notes.append(f"the smallest card of the ranks has {gib(smallest)}: all ranks are planned for that")
     if taken > NOTABLE * smallest:
-        notes.append(f"other processes hold {gib(taken)} of a card: {gib(smallest - taken)} is planned for")
+        notes.append(
+            f"other processes hold {gib(taken)} of a card: the run is planned for the remaining {gib(smallest - taken)}"
+        )
         smallest -= taken
     return replace(machine, usable_bytes=smallest), tuple(notes)
 

@@ -125,10 +125,10 @@ ALLOWED: Mapping[str, Any] = {
 """Key → the check of its value or, if the value is an object, a mapping of the object's keys. Where a single value is
 allowed, another would change what the plan does not count."""
 
-_BY_FLAGS = "the run's own flags decide that"
+_BY_FLAGS = "the run's own flags set it"
 _FILES = "it writes files outside of the run's folder; metrics.jsonl has the run's figures"
 _CHECKPOINTS = "the trainer writes its own checkpoints, in the run's folder"
-_COUNTED = "the plan does not count what it changes"
+_COUNTED = "the plan does not model its effect"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("optimizer", "scheduler", "vocabulary_size"), _BY_FLAGS),
@@ -193,7 +193,7 @@ def _checked(settings: Mapping[str, Any], allowed: Mapping[str, Any], file: str,
 
 def _refusal(key: str, allowed: Mapping[str, Any]) -> str:
     if key in REFUSED:
-        return f"is not taken: {REFUSED[key]}; remove it"
+        return f"is not accepted: {REFUSED[key]}; remove it"
     hint = nearest(key[:60], allowed)
     return f"is unknown{hint if 'did you mean' in hint else '; remove it'}"
 

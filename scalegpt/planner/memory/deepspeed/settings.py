@@ -49,9 +49,7 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
     _fill_offload(settings["zero_optimization"], run.parallel, pin=on_cuda)
     left = sorted(_autos(settings))
     if left:
-        raise InputError(
-            f"ds_config {_name(run.parallel)}: nothing is known to fill in for {', '.join(left)}; set a value"
-        )
+        raise InputError(f'ds_config {_name(run.parallel)}: "auto" is not supported for {", ".join(left)}; set a value')
     return settings
 
 
