@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,12 @@ COMMANDS = {
 
 LONGEST_LINE, LONGEST_UNEXPECTED = 900, 500
 """The most characters printed of an error line, and of the message of an unexpected exception."""
+
+PACKAGE = __name__.partition(".")[0]
+"""The name of this package."""
+
+SECONDS_FOR_THE_FIRST_RANK = 5
+"""How long a rank that prints nothing waits before it exits: a launcher ends all ranks as soon as the first has exited."""
 
 SIGPIPE_STATUS = 141
 """The exit status of a command that wrote to a closed pipe, as shells report it."""
@@ -78,6 +85,11 @@ def _message_and_status(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):  # about one of the user's files
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{place}{error.strerror or error}", InputError.exit_status
+    if isinstance(error, ModuleNotFoundError) and (error.name or PACKAGE).partition(".")[0] != PACKAGE:
+        return (
+            f"the package {error.name} is not installed; install it with pip install {error.name}",
+            RunError.exit_status,
+        )
     if isinstance(error, MemoryError):
         return "this machine does not have enough memory for this command", RunError.exit_status
     said = f"{type(error).__name__}: {error}"
@@ -119,6 +131,7 @@ def _print_error(words: Sequence[str], message: str, status: int) -> None:
     """Print an error as one line. Bad input is the same for all ranks, so only a machine's first rank reports bad input."""
     ranks = ranks_or_alone()
     if status == InputError.exit_status and ranks.local_rank:
+        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
         return
     command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
     if ranks.rank:

@@ -52,13 +52,15 @@ class Logger:
         )
         self._live: Progress | None = None
         self._task: TaskID | None = None
+        self._first: int | None = None
 
     def say(self, message: str) -> None:
         """Print a message, with control characters made visible, above the live line if there is one."""
         self.console.print(visible(message), markup=False)
 
     def start(self, step: int) -> None:
-        """Show the live line, with the number of steps taken so far. Does nothing where the output is no terminal."""
+        """Show the live line where the output is a terminal; ``step`` is the number of steps taken so far."""
+        self._first = step + 1
         if self.speaks and self.console.is_terminal:
             self._live = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -73,10 +75,10 @@ class Logger:
             self._live.start()
 
     def step(self, line: StepLine) -> None:
-        """Show a finished step in the live line; where the output is no terminal, print every Nth step and the last."""
+        """Show a finished step in the live line; elsewhere print this process's first step, every Nth and the last."""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=line.step, description=line.text())
-        elif line.step % self.every == 0 or line.step == self.total:
+        elif line.step % self.every == 0 or line.step in {self._first, self.total}:
             self.say(f"step {line.step}/{self.total}  {line.text()}")
 
     def stop(self) -> None:
