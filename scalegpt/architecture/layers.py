@@ -78,7 +78,7 @@ class Linear(Layer):
             x: the input.
             tokens: T, tokens of one sequence.
             numerics: the dtypes.
-            passing: whether no Python name refers to the input, so that it may be freed after the call.
+            passing: whether the caller keeps no reference to the input, so that it may be freed after the call.
         """
         c, (outputs, inputs) = numerics.compute, (dim.size for dim in self.dims)
         numel = inputs * outputs

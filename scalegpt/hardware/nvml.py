@@ -96,7 +96,7 @@ def find(most: int | None = None) -> FoundGpus | None:
     If the driver does not work, the result has no cards, but a note that says so.
 
     Args:
-        most: the link between cards is that of the first ``most`` cards; None: of all.
+        most: number of cards, from the first, whose common link (NVLink or PCIe) is looked up; None: all cards.
     """
     try:
         with session() as nvml:

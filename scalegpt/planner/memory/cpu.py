@@ -91,7 +91,7 @@ class ProcessOverheads(Overheads):
         return ("freed memory",)
 
     def parts(self, peak: int) -> dict[str, int]:
-        """Part of host memory → its bytes. These, the step's peak and the offloaded states add up to the total."""
+        """The bytes of each part of host memory; with the step's peak and the offloaded states, they add up to the total."""
         return {
             "freed memory": self.fragmentation(peak),
             "copy for a checkpoint": self.copy,

@@ -108,7 +108,7 @@ class Overheads:
         return self.reserved_bytes(peak) + self.context + self.nccl
 
     def parts(self, peak: int) -> dict[str, int]:
-        """Part of the memory outside the step's tensors → its bytes. These and the peak add up to the total."""
+        """The bytes of each part of the memory outside the step's tensors. These parts and the peak add up to the total."""
         return {
             "cuBLAS workspaces": self.workspaces,
             "fragmentation": self.fragmentation(peak),

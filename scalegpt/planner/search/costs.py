@@ -95,7 +95,7 @@ class RunCosts:
 
 
 class SchemeCosts:
-    """The costs (work and memory) of a run with one scheme (layout, recompute, loss), by micro batch.
+    """The costs (work and memory) of a run with one scheme (layout, recompute, kind of loss), by micro batch.
 
     Attributes:
         runs: micro batch → the run with the scheme and this micro batch.

@@ -86,7 +86,7 @@ class ShardedStep(Step, ABC):
         self.arrive(self.head, self.compute)
 
     def accumulate(self, elements: int) -> None:
-        """Pass a matrix's complete gradient, counted as temporary, to :meth:`arrive`."""
+        """Process a matrix's complete gradient, whose bytes in the compute dtype are counted as temporary so far."""
         self.arrive(elements, self.compute)
 
     @abstractmethod
