@@ -105,7 +105,7 @@ def train(
     device: str = "auto",
     fresh: bool = False,
     margin: float | None = None,
-    allow_change: Iterable[str] = (),
+    allow_change: str | Iterable[str] = (),
     trust_checkpoint: bool = False,
     resume_step: int | None = None,
     **settings: Any,
@@ -148,7 +148,9 @@ def train(
     )  # fmt: skip
     ending = run_request(request, device, stop, LauncherWatch(stop))
     if ending.status or ending.folder is None:
-        raise RunError(f"the run was stopped by a signal (status {ending.status}); the same call resumes it")
+        raise RunError(
+            f"the run was stopped (status {ending.status}); the same call, without fresh and resume_step, resumes it"
+        )
     return ending.folder
 
 

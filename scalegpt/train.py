@@ -13,3 +13,5 @@ from scalegpt.cli.main import run_and_exit
 
 if __name__ == "__main__":
     run_and_exit(["train", *sys.argv[1:]])
+else:  # an import would put this module in the place of the function
+    raise ImportError("scalegpt.train is a function: call scalegpt.train(...), or run python -m scalegpt.train")

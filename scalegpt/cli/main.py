@@ -30,8 +30,11 @@ COMMANDS = {
 LONGEST_LINE, LONGEST_UNEXPECTED = 900, 500
 """The most characters printed of an error line, and of the message of an unexpected exception."""
 
-PACKAGE = __name__.partition(".")[0]
-"""The name of this package."""
+PACKAGE_OF = {
+    "numpy": "numpy", "psutil": "psutil", "rich": "rich", "safetensors": "safetensors", "tiktoken": "tiktoken",
+    "torch": "torch", "yaml": "pyyaml",
+}  # fmt: skip
+"""Module that a command needs → the package to install where the module is missing."""
 
 SECONDS_FOR_THE_FIRST_RANK = 5
 """How long a rank that prints nothing waits before it exits: a launcher ends all ranks as soon as the first has exited."""
@@ -85,11 +88,9 @@ def _message_and_status(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):  # about one of the user's files
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{place}{error.strerror or error}", InputError.exit_status
-    if isinstance(error, ModuleNotFoundError) and (error.name or PACKAGE).partition(".")[0] != PACKAGE:
-        return (
-            f"the package {error.name} is not installed; install it with pip install {error.name}",
-            RunError.exit_status,
-        )
+    if isinstance(error, ModuleNotFoundError) and error.name in PACKAGE_OF:
+        package = PACKAGE_OF[error.name]
+        return f"{package} is not installed; install it with pip install {package}", RunError.exit_status
     if isinstance(error, MemoryError):
         return "this machine does not have enough memory for this command", RunError.exit_status
     said = f"{type(error).__name__}: {error}"
@@ -131,7 +132,8 @@ def _print_error(words: Sequence[str], message: str, status: int) -> None:
     """Print an error as one line. Bad input is the same for all ranks, so only a machine's first rank reports bad input."""
     ranks = ranks_or_alone()
     if status == InputError.exit_status and ranks.local_rank:
-        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+        with suppress(KeyboardInterrupt):
+            time.sleep(SECONDS_FOR_THE_FIRST_RANK)
         return
     command = f"scalegpt {words[0]}" if words and words[0] in COMMANDS else "scalegpt"
     if ranks.rank:

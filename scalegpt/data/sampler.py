@@ -67,7 +67,7 @@ class WindowSampler:
         return order * self.block_size + offset
 
     def _key(self, purpose: str, epoch: int, size: int) -> bytes:
-        """Hash the purpose, seed and epoch to ``size`` bytes; unlike a generator, a hash is the same in all versions of numpy."""
+        """Hash the purpose, seed and epoch to ``size`` bytes. A generator's output may change with numpy."""
         return hashlib.blake2b(f"{purpose} {self.seed} {epoch}".encode(), digest_size=size).digest()
 
 

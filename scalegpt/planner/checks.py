@@ -61,7 +61,7 @@ def check_installed(backend: str) -> None:
         InputError: DeepSpeed is not installed.
     """
     if not is_installed(BACKENDS[backend]):
-        raise InputError(f"backend {backend}: the package is not installed here; {INSTALL}, or use --backend fsdp")
+        raise InputError(f"backend {backend}: its package is not installed here; run {INSTALL}, or use --backend fsdp")
 
 
 def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str | None:

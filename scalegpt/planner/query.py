@@ -302,7 +302,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 def _package(plan: Plan) -> Iterator[str]:
     """At most one remark: to install DeepSpeed, if the plan needs it and it is not installed here."""
     if not is_installed(plan.run.parallel.spec):
-        yield f"DeepSpeed is not installed here: {INSTALL} before the command"
+        yield f"DeepSpeed is not installed here; run {INSTALL} before the command"
 
 
 def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:

@@ -54,7 +54,7 @@ class Request:
         runs_dir: Path,
         fresh: bool = False,
         margin: float | str | None = None,
-        allow_change: Iterable[str] = (),
+        allow_change: str | Iterable[str] = (),
         trust_checkpoint: bool = False,
         resume_step: int | None = None,
         given_in: str = "command line",
@@ -117,12 +117,13 @@ def _check_paths(run: RunConfig) -> None:
             raise InputError(f"{shown(path)} is not UTF-8, and a run's files could not name it; rename it")
 
 
-def _known(keys: Iterable[str]) -> frozenset[str]:
+def _known(keys: str | Iterable[str]) -> frozenset[str]:
     """Return the names given to ``--allow_change``, trimmed and with underscores.
 
     Raises:
         InputError: a name is no setting.
     """
+    keys = keys.split(",") if isinstance(keys, str) else keys
     named = [key.strip().replace("-", "_") for key in keys if key.strip()]
     known = {DATA, *(key for section in SECTIONS.values() for key in section.settings())}
     for key in named:

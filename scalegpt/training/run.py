@@ -12,6 +12,7 @@ from scalegpt.config import TrainConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.system.ranks import read_ranks
 from scalegpt.text import visible
+from scalegpt.training.job import Job
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Stopped, StopRequest
 from scalegpt.training.runs.report import write_report
@@ -76,7 +77,13 @@ def _run(request: Request, world: World, stop: StopRequest) -> Ending:
         if world.is_first:
             print(visible(stopped), flush=True)
         return Ending(stopped.exit_status, None)
-    trainer = Trainer(job)
+    try:
+        return _train(Trainer(job), job, world)
+    finally:
+        job.directory.unlock()  # the process may live on: Python code may train again
+
+
+def _train(trainer: Trainer, job: Job, world: World) -> Ending:
     try:
         trainer.fit()
     except BaseException as error:
@@ -92,7 +99,6 @@ def _run(request: Request, world: World, stop: StopRequest) -> Ending:
         except (InputError, RunError, OSError) as error:  # the run itself has succeeded
             job.logger.say(f"warning: report.html was not written: {error}")
         job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
-        job.directory.unlock()
     world.barrier()  # after this no rank needs another one
     if world.is_first:
         trainer.watchdog.beats.remove()

@@ -272,7 +272,7 @@ class Trainer(Housekeeping):
             rises = f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
         job.logger.say(
             f"nothing left to do: {self.step} of {job.total_steps} steps are taken; a higher --max_iters (or --max_tokens) "
-            f"continues the training{rises}; --fresh starts a new run beside it"
+            f"continues the training{rises}; --fresh starts a new run beside this one"
         )
         if job.world.is_first and job.directory.read_state() != "finished":
             # An earlier process ended between the run's last checkpoint and its last status.

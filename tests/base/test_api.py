@@ -157,10 +157,43 @@ def test_a_run_that_a_signal_stopped_is_an_error_and_resumes(monkeypatch: pytest
         return real(train, step, total)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer, "learning_rate", rate)
-    with pytest.raises(scalegpt.RunError, match="stopped by a signal"):
+    with pytest.raises(scalegpt.RunError, match="the run was stopped"):
         scalegpt.train("tiny", input_file="text.txt", max_iters=50, **SMALL)
     monkeypatch.setattr(trainer, "learning_rate", real)
     stopped = len(losses(Path("runs/tiny")))
     assert 0 < stopped < 50
     scalegpt.train("tiny", input_file="text.txt", max_iters=50, **SMALL)
     assert len(losses(Path("runs/tiny"))) == 50
+
+
+@pytest.mark.parametrize("place", ["scalegpt.training.setup.prepare.make_backend", "scalegpt.training.run.Trainer"])
+def test_a_failure_leaves_the_run_free_to_train_again(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise scalegpt.RunError("planted")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(place, fail)
+        with pytest.raises(scalegpt.RunError, match="planted") as kept:
+            scalegpt.train("tiny", input_file="text.txt", max_iters=2, **SMALL)
+    assert kept.value is not None  # the exception, and all that its frames hold, is alive while the next call trains
+    scalegpt.train("tiny", input_file="text.txt", max_iters=2, **SMALL)
+    assert len(losses(Path("runs/tiny"))) == 2
+
+
+def test_several_changes_may_be_allowed_in_one_string() -> None:
+    scalegpt.train("tiny", input_file="text.txt", max_iters=2, **SMALL)
+    scalegpt.train(
+        "tiny", input_file="text.txt", **{**SMALL, "max_iters": 3, "grad_clip": 0.5}, allow_change="grad_clip,schedule"
+    )
+    assert len(losses(Path("runs/tiny"))) == 3
+
+
+def test_the_module_to_run_does_not_replace_the_function() -> None:
+    program = (
+        "import importlib, scalegpt\n"
+        "try: importlib.import_module('scalegpt.train')\n"
+        "except ImportError as error: print(error)\n"
+        "assert callable(scalegpt.train)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("scalegpt.train is a function")

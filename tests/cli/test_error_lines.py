@@ -43,6 +43,4 @@ def test_a_package_that_is_missing_is_named() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert (
-        done.stderr == "scalegpt sample: error: the package torch is not installed; install it with pip install torch\n"
-    )
+    assert done.stderr == "scalegpt sample: error: torch is not installed; install it with pip install torch\n"

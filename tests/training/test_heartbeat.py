@@ -113,7 +113,7 @@ def blame(ranks: list[Heartbeats], *, alive: tuple[int, ...], moves: tuple[int, 
 def test_a_rank_that_does_not_beat_stands_still(ranks: list[Heartbeats]) -> None:
     said = blame(ranks, alive=(0, 1), moves=(3, 2, 9))
     assert said.startswith(f"rank 2 (process {os.getpid()} on ")
-    assert said.endswith("step 4, place 9: the process is stopped")
+    assert said.endswith("step 4, place 9: the process writes no heartbeats any more")
 
 
 def test_the_rank_that_came_least_far_keeps_the_others(ranks: list[Heartbeats]) -> None:

@@ -42,7 +42,7 @@ def line(step: int) -> StepLine:
     return StepLine(step, 3.0, 1e-3, 1.0, 100.0, None, 1.0)
 
 
-def test_without_a_terminal_every_so_many_steps_and_the_last_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_the_first_every_nth_and_the_last_step_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     logger = Logger(speaks=True, total=25, every=10)
     logger.start(0)
     for step in range(1, 26):
@@ -51,7 +51,7 @@ def test_without_a_terminal_every_so_many_steps_and_the_last_are_lines(capsys: p
     logger.stop()
     logger.stop()
     shown = capsys.readouterr().out.splitlines()
-    assert [text.split("  ")[0] for text in shown[:-1]] == ["step 10/25", "step 20/25", "step 25/25"]
+    assert [text.split("  ")[0] for text in shown[:-1]] == ["step 1/25", "step 10/25", "step 20/25", "step 25/25"]
     assert shown[-1].startswith("a [bold]word[/bold] long")  # neither markup nor wrapping
     assert len(shown[-1]) > 500
 

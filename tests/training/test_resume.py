@@ -189,7 +189,7 @@ def test_the_step_that_is_asked_for_is_taken_and_no_other(run: Path) -> None:
         ),
         (
             6,
-            "of step 10 may hold ruined weights, and no earlier one is good: --fresh starts a new run beside it",
+            "of step 10 may hold ruined weights, and no earlier one is good: --fresh starts a new run beside this one",
         ),
     ],
 )

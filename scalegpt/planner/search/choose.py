@@ -154,7 +154,7 @@ class _Search:
         return None
 
     def closest(self) -> Plan:
-        """The plan nearest to fitting, when each layout and kind of loss has its smallest micro batch and heaviest recompute."""
+        """The plan nearest to fitting: each layout and kind of loss at its smallest micro batch and heaviest recompute."""
         plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
         return min(plans, key=lambda plan: (plan.shortage, plan.total_bytes))
 

@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 
 class Scheme(NamedTuple):
-    """The layout (backend, ZeRO stage, offload), the recompute policy and the kind of loss of a run, without its micro batch."""
+    """The layout (backend, ZeRO stage, offload), recompute policy and kind of loss of a run, without its micro batch."""
 
     layout: ParallelConfig
     recompute: str

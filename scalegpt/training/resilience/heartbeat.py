@@ -214,7 +214,7 @@ class Heartbeats:
         if dead:
             return f"{dead[0]}: the process has ended"
         if still:
-            return f"{still[0]}: the process is stopped"
+            return f"{still[0]}: the process writes no heartbeats any more"
         behind = min(after.values(), key=lambda beat: beat.moves)
         if all(beat.moves == behind.moves for beat in after.values()):
             whole = (

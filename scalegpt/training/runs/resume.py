@@ -150,7 +150,7 @@ def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str |
     if run_id is None:
         whose = f"whether this run wrote {checkpoint.path} is not known: {directory.path / RUN_ID} is missing"
     raise InputError(
-        f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start a new run beside it"
+        f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start a new run beside this one"
     )
 
 
@@ -167,16 +167,18 @@ def _refuse_lost(
     if damaged:
         several = f"none of the {len(damaged)} checkpoints is whole: " if len(damaged) > 1 else ""
         reasons = "; ".join(reason for _, reason in damaged)
-        raise InputError(f"{several}{reasons}, and there is no other checkpoint; --fresh starts a new run beside it")
+        raise InputError(
+            f"{several}{reasons}, and there is no other checkpoint; --fresh starts a new run beside this one"
+        )
     if missing is not None:
         raise InputError(
             f"{directory.path} had a checkpoint of step {missing}, which is missing from {directory.checkpoints}; "
-            "restore it, or --fresh starts a new run beside it"
+            "restore it, or --fresh starts a new run beside this one"
         )
     if past.last_step and not past.has_status:
         raise InputError(
             f"{directory.path} has taken {past.last_step} steps, but there is no checkpoint in {directory.checkpoints}, and "
-            f"{directory.status} does not say whether there was one: restore both, or --fresh starts a new run beside it"
+            f"{directory.status} does not say whether there was one: restore both, or --fresh starts a run beside this one"
         )
 
 
@@ -197,7 +199,7 @@ def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     if not good:
         return (
             f"the checkpoint of step {step_of(found[-1])} may hold ruined weights, and no earlier one is good: "
-            "--fresh starts a new run beside it"
+            "--fresh starts a new run beside this one"
         )
     step = step_of(good[-1])
     if good[-1] == found[-1]:
@@ -274,7 +276,7 @@ def starting_progress(
         raise InputError(
             f"{choice.checkpoint.path} was trained on other tokens than {run.data.input_file} gives ({listed}); use the data "
             f"it was trained on; or {allow_change(changes, allowed)} resumes with the new ones; or another --model_name, or "
-            "--fresh to start a new run beside it"
+            "--fresh to start a new run beside this one"
         )
     return _with_loss_scale(header, run), changes
 

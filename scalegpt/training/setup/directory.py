@@ -64,11 +64,11 @@ def open_run(
         progress, token_changes = world.on_first(
             lambda: starting_progress(choice, directory, run, data.tokens, data.digest, allowed=request.allow_change)
         )
-    except InputError:
+        history = world.on_first(lambda: read_history(directory.metrics, progress.step, run.train.spike_window))
+        gaps = world.on_first(lambda: directory.gaps(history))
+    except BaseException:
         directory.unlock()
         raise
-    history = world.on_first(lambda: read_history(directory.metrics, progress.step, run.train.spike_window))
-    gaps = world.on_first(lambda: directory.gaps(history))
     notes = (*(f"warning: {each}" for each in weaknesses), *choice.notes, *(f"warning: {gap}" for gap in gaps))
     return Start(directory, choice, progress, history, {**changes, **token_changes}, notes)
 

@@ -51,11 +51,32 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
         planned = _plan(resolved, replace(resolved.run, model=data.model), world)
     parallel = planned.run.parallel
     run = replace(planned.run, data=data.settings, parallel=parallel.changed(zero_stage=parallel.stage))
-    logger.total = steps = total_steps(run.train, planned.batch)
+    logger.total = total_steps(run.train, planned.batch)
     settings = _deepspeed_settings(run, planned.batch, world)
     prompt = _prompt(run, data)
     start = open_run(resolved.request, run, planned.batch, data, world, stop)
-    run = replace(run, name=start.directory.path.name)
+    try:
+        run = replace(run, name=start.directory.path.name)
+        return _make_job(resolved, planned, start, run, data, prompt, settings, world, logger, stop)
+    except BaseException:
+        start.directory.unlock()
+        raise
+
+
+def _make_job(
+    resolved: Resolved,
+    planned: Planned,
+    start: Start,
+    run: RunConfig,
+    data: ReadyData,
+    prompt: list[int],
+    settings: dict[str, Any] | None,
+    world: World,
+    logger: Logger,
+    stop: StopRequest,
+) -> Job:
+    """Describe the run, build and load the backend, and write the files that the run's folder needs before the first step."""
+    steps = logger.total
     asked = resolved.request
     hint = resume_hint(run.name, asked.run.name, fresh=asked.fresh, goes_back=asked.resume_step is not None)
     _describe(resolved, planned, start, run, data, world, logger, hint)
