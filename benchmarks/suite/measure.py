@@ -135,8 +135,9 @@ class DeviceBench:
 
     def imports(self, _row: Row, found: Values) -> Values:
         """Import every module of the package, and the optional libraries; missing libraries become notes."""
-        modules = [each.name for each in pkgutil.walk_packages(scalegpt.__path__, "scalegpt.")]
-        for name in (*OPTIONAL, *modules):
+        programs = {"scalegpt.__main__", "scalegpt.train"}  # to be run, not imported
+        modules = {each.name for each in pkgutil.walk_packages(scalegpt.__path__, "scalegpt.")} - programs
+        for name in (*OPTIONAL, *sorted(modules)):
             try:
                 importlib.import_module(name)
             except ModuleNotFoundError as error:
