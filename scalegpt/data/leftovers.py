@@ -39,9 +39,12 @@ def make_unfinished(out: Path) -> tuple[Path, int]:
     """
     while True:
         folder = out.with_name(unfinished_name(out.name))
-        folder.mkdir()
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        # Before the lock is taken, another process may have locked the folder as abandoned, and removed it.
+        folder.mkdir(parents=True)  # another process may have removed a parent folder that it had made
+        # Before the lock is taken, another process may lock the folder as abandoned, and remove it.
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         with suppress(BlockingIOError):
             lock_file(descriptor)
             if folder.exists():

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -335,3 +336,22 @@ def test_a_document_too_short_to_divide_is_trained_on(tmp_path: Path) -> None:
     tokens = prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out", DataConfig(tokenizer="byte"))
     assert tokens.tokenizer.decode(tokens.train) == "x<|endoftext|>" + "y" * 90 + "<|endoftext|>"
     assert tokens.tokenizer.decode(tokens.val) == "y" * 10 + "<|endoftext|>"
+
+
+@pytest.mark.parametrize("removed", ["the folder", "its parent too"])
+def test_a_folder_that_another_process_takes_for_abandoned_at_once_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    """Between making a folder and locking it, another process can find its lock free."""
+    parent, opened = tmp_path / "cache", os.open
+    parent.mkdir()
+
+    def open_late(path: Path, flags: int) -> int:
+        monkeypatch.setattr(os, "open", opened)
+        shutil.rmtree(parent if removed == "its parent too" else path)
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", open_late)
+    folder, descriptor = leftovers.make_unfinished(parent / "tokens")
+    os.close(descriptor)
+    assert list(parent.iterdir()) == [folder]
