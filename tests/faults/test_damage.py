@@ -78,7 +78,7 @@ def test_rows_14_15_a_run_goes_on_from_the_last_good_one(
     flip(job.checkpoint(14) / FILES[4], -5)
     truncate(job.checkpoint(10) / FILES[1])
     job.finish(*KEEP)
-    for step, file, what in ((14, FILES[4], "its SHA-256 is not"), (10, FILES[1], "bytes of")):
+    for step, file, what in ((14, FILES[4], "its SHA-256 is not"), (10, FILES[1], "bytes, not")):
         line = next(each for each in job.output().splitlines() if f"step_{step:08d}/{file} is damaged" in each)
         assert line.startswith("warning: ")
         assert what in line
