@@ -45,14 +45,14 @@ class Attention(Part):
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, width = model, width_of(model)
-        self.qkv = Linear("attn.qkv", "attention, qkv", model.bias, (width.times(3), width))
-        self.proj = Linear("attn.proj", "attention, proj", model.bias, (width, width))
+        self.qkv = Linear("attn.qkv", "attention, qkv", model.has_qkv_bias, (width.times(3), width))
+        self.proj = Linear("attn.proj", "attention, proj", model.has_bias, (width, width))
         self.layers = self.qkv, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """Record attention with both projections: normed hidden states [T, H] → the residual branch [T, H]."""
         model, c = self.model, numerics.compute
-        shape = AttentionShape(tokens, model.n_head, model.head_size, c, model.dropout > 0, numerics.one_sequence)
+        shape = AttentionShape(tokens, model.n_head, model.head_width, c, model.dropout > 0, numerics.one_sequence)
         with r.scope():
             r.hold(x)
             qkv = r.hold(self.qkv.record(r, x, tokens, numerics))
@@ -66,8 +66,8 @@ class FeedForward(Part):
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, width = model, width_of(model)
-        self.fc = Linear("mlp.fc", "feed-forward, fc", model.bias, (width.times(4), width))
-        self.proj = Linear("mlp.proj", "feed-forward, proj", model.bias, (width, width.times(4)))
+        self.fc = Linear("mlp.fc", "feed-forward, fc", model.has_bias, (width.times(4), width))
+        self.proj = Linear("mlp.proj", "feed-forward, proj", model.has_bias, (width, width.times(4)))
         self.layers = self.fc, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
@@ -89,7 +89,7 @@ class Block(Part):
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, self.attn, self.mlp = model, Attention(model), FeedForward(model)
-        self.ln1, self.ln2 = (Norm(name, "norms", model.bias, (width_of(model),)) for name in ("ln1", "ln2"))
+        self.ln1, self.ln2 = (Norm(name, "norms", model.has_bias, (width_of(model),)) for name in ("ln1", "ln2"))
         self.layers = self.ln1, *self.attn.layers, self.ln2, *self.mlp.layers
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
@@ -160,7 +160,7 @@ class Head(Part):
     """The final norm, and the matrix that turns hidden states into logits; the loss applies this matrix."""
 
     def __init__(self, model: ModelConfig) -> None:
-        self.norm = Norm("ln_f", "final norm", model.bias, (width_of(model),))
+        self.norm = Norm("ln_f", "final norm", model.has_bias, (width_of(model),))
         self.layers = (self.norm,) if model.tie_head else (self.norm, matrix_of_head(model))
 
 

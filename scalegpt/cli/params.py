@@ -181,9 +181,9 @@ def _shares(count: ParameterCount, parts: dict[str, int]) -> dict[str, float]:
 
 def _title(name: str, model: ModelConfig) -> str:
     head = "tied" if model.tie_head else "untied"
-    biases = "biases" if model.bias else "no biases"
+    biases = {True: "biases", False: "no biases", "qkv": "biases of QKV"}[model.bias]
     return (
-        f"{name}: {model.n_layer} layers, width {model.n_embd}, {model.n_head} heads of {model.head_size}, "
+        f"{name}: {model.n_layer} layers, width {model.n_embd}, {model.n_head} heads of {model.head_width}, "
         f"block {model.block_size}, vocabulary {model.vocab_size}, {biases}, {head} head"
     )
 
