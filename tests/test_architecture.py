@@ -137,8 +137,8 @@ def test_a_circle_is_found() -> None:
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 COMMANDS = (
-    "--help", "params --preset tiny", "presets", "gpus", "gpus 4090", "train --help", "sample --help", "eval --help", "plan --help",
-    "checkpoint --help", "checkpoint verify --help",
+    "--help", "params --preset tiny", "presets", "gpus", "gpus 4090", "train --help", "sample --help", "plan --help",
+    "eval --help", "checkpoint --help", "checkpoint verify --help",
     "plan --preset tiny --gpu 4090", "plan --preset tiny --gpu cpu", "plan --preset tiny",
 )  # fmt: skip
 

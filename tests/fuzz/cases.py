@@ -343,6 +343,6 @@ def text_config(rng: random.Random) -> Case:
 
 KINDS: tuple[tuple[Callable[[random.Random], Case], float], ...] = (
     (plan_line, 10), (params_line, 8), (list_line, 4), (data_line, 8), (checkpoint_line, 4), (sample_line, 3),
-    (eval_line, 3), (train_line, 3), (unknown_line, 4), (configuration, 18), (text_config, 3), (deepspeed_file, 4), (cards, 8),
-    (measurements, 2), (prepared, 8), (run_folder, 10), (manifest, 4),
+    (eval_line, 3), (train_line, 3), (unknown_line, 4), (configuration, 18), (text_config, 3), (deepspeed_file, 4),
+    (cards, 8), (measurements, 2), (prepared, 8), (run_folder, 10), (manifest, 4),
 )  # fmt: skip
