@@ -171,7 +171,7 @@ class DeviceBench:
         model, memory = run.model, Memory(self.device)
         shape = Shape(
             model.n_layer, model.n_head, model.n_embd, model.block_size, model.vocab_size,
-            batch=batch.micro_batch, bias=model.bias, grad_accum=batch.grad_accum,
+            batch=batch.micro_batch, bias=model.has_bias, grad_accum=batch.grad_accum,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, self._eager_if_dry():
             data = random_tokens(Path(folder), model.vocab_size)
@@ -232,7 +232,7 @@ class DeviceBench:
             train = train.changed(micro_batch=micro, loss_chunk=DRY_CHUNK, precision=precision)
         tokens = train.micro_batch * model.block_size
         train = train.changed(precision=resolve_precision(train.precision, self.device, model, tokens))
-        check_attention(train.attention, train.precision, self.device, model.head_size, dropout=model.dropout > 0)
+        check_attention(train.attention, train.precision, self.device, model.head_width, dropout=model.dropout > 0)
         batch = BatchPlan(train.micro_batch, accum, row.ranks, model.block_size)
         return replace(run, model=model, train=train.changed(tokens_per_step=batch.tokens)), batch
 

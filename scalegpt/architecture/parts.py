@@ -21,12 +21,17 @@ TOKENS, POSITIONS, HEAD = "wte.weight", "wpe.weight", "head.weight"
 
 def width_of(model: ModelConfig) -> Dim:
     """H, the width of the residual stream."""
-    return Dim(model.n_embd, 1, "H")
+    return Dim.of("H", model.n_embd)
+
+
+def inner_of(model: ModelConfig) -> Dim:
+    """F, the width of the feed-forward layer; 4·H where it is that wide."""
+    return width_of(model).times(4) if model.inner_width == 4 * model.n_embd else Dim.of("F", model.inner_width)
 
 
 def vocabulary_of(model: ModelConfig) -> Dim:
     """V, the size of the vocabulary."""
-    return Dim(model.vocab_size, 1, "V")
+    return Dim.of("V", model.vocab_size)
 
 
 class Part:
@@ -45,14 +50,14 @@ class Attention(Part):
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, width = model, width_of(model)
-        self.qkv = Linear("attn.qkv", "attention, qkv", model.bias, (width.times(3), width))
-        self.proj = Linear("attn.proj", "attention, proj", model.bias, (width, width))
+        self.qkv = Linear("attn.qkv", "attention, qkv", model.has_qkv_bias, (width.times(3), width))
+        self.proj = Linear("attn.proj", "attention, proj", model.has_bias, (width, width))
         self.layers = self.qkv, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """Record attention with both projections: normed hidden states [T, H] → the residual branch [T, H]."""
         model, c = self.model, numerics.compute
-        shape = AttentionShape(tokens, model.n_head, model.head_size, c, model.dropout > 0, numerics.one_sequence)
+        shape = AttentionShape(tokens, model.n_head, model.head_width, c, model.dropout > 0, numerics.one_sequence)
         with r.scope():
             r.hold(x)
             qkv = r.hold(self.qkv.record(r, x, tokens, numerics))
@@ -66,8 +71,8 @@ class FeedForward(Part):
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, width = model, width_of(model)
-        self.fc = Linear("mlp.fc", "feed-forward, fc", model.bias, (width.times(4), width))
-        self.proj = Linear("mlp.proj", "feed-forward, proj", model.bias, (width, width.times(4)))
+        self.fc = Linear("mlp.fc", "feed-forward, fc", model.has_bias, (width.times(4), width))
+        self.proj = Linear("mlp.proj", "feed-forward, proj", model.has_bias, (width, width.times(4)))
         self.layers = self.fc, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
@@ -89,7 +94,7 @@ class Block(Part):
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, self.attn, self.mlp = model, Attention(model), FeedForward(model)
-        self.ln1, self.ln2 = (Norm(name, "norms", model.bias, (width_of(model),)) for name in ("ln1", "ln2"))
+        self.ln1, self.ln2 = (Norm(name, "norms", model.has_bias, (width_of(model),)) for name in ("ln1", "ln2"))
         self.layers = self.ln1, *self.attn.layers, self.ln2, *self.mlp.layers
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
@@ -117,7 +122,7 @@ class Embedding:
         """The two tables: token embedding [V, H] and position embedding [T, H]."""
         width = width_of(self.model)
         yield Parameter(TOKENS, (vocabulary_of(self.model), width), "token embedding")
-        yield Parameter(POSITIONS, (Dim(self.model.block_size, 1, "T"), width), "position embedding")
+        yield Parameter(POSITIONS, (Dim.of("T", self.model.block_size), width), "position embedding")
 
     def record(self, r: Recorder, tokens: int, numerics: Numerics) -> Value:
         """Record both lookups and their sum: ids [T] → the residual stream [T, H].
@@ -160,7 +165,7 @@ class Head(Part):
     """The final norm, and the matrix that turns hidden states into logits; the loss applies this matrix."""
 
     def __init__(self, model: ModelConfig) -> None:
-        self.norm = Norm("ln_f", "final norm", model.bias, (width_of(model),))
+        self.norm = Norm("ln_f", "final norm", model.has_bias, (width_of(model),))
         self.layers = (self.norm,) if model.tie_head else (self.norm, matrix_of_head(model))
 
 

@@ -141,14 +141,14 @@ def add_settings(
         default = "none" if field.default is None else str(field.default).lower()
         words = field.metadata["help"].replace("%", "%%")
         bounds = f" ({limits(field)})" if limits(field) else ""
-        choices = "|".join(field.metadata["choices"])
-        is_switch = field_types(field) == (bool,)
+        is_switch = bool in field_types(field)
+        choices = "|".join((*(("true", "false") if is_switch else ()), *field.metadata["choices"]))
         takes_bare = is_switch or name == "compile"
         group.add_argument(
             f"--{name}",
             default=argparse.SUPPRESS,
             help=f"{words}{bounds} [{default}]",
-            metavar=choices or ("true|false" if is_switch else "N" if int in field_types(field) else "X"),
+            metavar=choices or ("N" if int in field_types(field) else "X"),
             nargs="?" if takes_bare else None,
             const="on" if takes_bare else None,
         )

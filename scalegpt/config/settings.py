@@ -14,7 +14,7 @@ from typing import Any, Self, get_args
 
 from scalegpt.errors import InputError, nearest
 from scalegpt.storage import user_path
-from scalegpt.structured import DIGITS
+from scalegpt.structured import DIGITS, parse_yaml
 from scalegpt.text import shown
 
 _LONGEST_TEXT = 100_000
@@ -137,10 +137,26 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
     if isinstance(value, bool) and word in field.metadata["choices"]:
         value = word  # YAML 1.1 reads on and off as booleans; here they are choices
     for kind in kinds:
+        if issubclass(kind, Section):
+            return _section(kind, field.name, value)
         converted = _text(field, value) if kind is str else _convert(kind, value)
         if converted is not None:
             return converted
     raise InputError(f"{field.name} must be {_describe(field)}, not {shown(value)}")
+
+
+def _section(kind: type[Section], name: str, value: Any) -> Section:
+    """A setting that is an object: from a mapping, or from its text, such as ``{type: linear, factor: 2}``.
+
+    Raises:
+        InputError: the value is neither an object nor the text of one, or a key or value of it is not allowed.
+    """
+    if isinstance(value, kind):
+        return value
+    values = parse_yaml(value, name) if isinstance(value, str) and len(value) <= _LONGEST_TEXT else value
+    if not isinstance(values, dict):
+        raise InputError(f"{name} must be none or an object such as {kind()}, not {shown(value)}")
+    return kind.from_mapping(values, name)
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
@@ -206,7 +222,8 @@ def _as_bool(value: Any) -> bool | None:
 def _describe(field: "dataclasses.Field[Any]") -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "none"}
     if field.metadata["choices"]:
-        return "one of " + ", ".join(field.metadata["choices"])
+        booleans = ("true", "false") if bool in field_types(field) else ()
+        return "one of " + ", ".join((*booleans, *field.metadata["choices"]))
     return " or ".join(names[kind] for kind in field_types(field))
 
 
@@ -214,8 +231,15 @@ def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
     if value is None:
         return
     bounds = field.metadata
-    if bounds["choices"] and value not in bounds["choices"]:
-        raise InputError(f"{shown(value)} is not a value of {field.name}{nearest(value, bounds['choices'])}")
+    if (
+        bounds["choices"]
+        and value not in bounds["choices"]
+        and not (isinstance(value, bool) and bool in field_types(field))
+    ):
+        booleans = ("true", "false") if bool in field_types(field) else ()
+        raise InputError(
+            f"{shown(value)} is not a value of {field.name}{nearest(value, (*booleans, *bounds['choices']))}"
+        )
     for name, (holds, words) in _BOUNDS.items():
         limit = bounds[name]
         if limit is not None and not holds(value, limit):

@@ -118,8 +118,8 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.backend: SDPBackend | None = None  # None: torch chooses
         self.attend: AttendWhole | None = None
-        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.has_qkv_bias)
+        self.proj = Linear(config.n_embd, config.n_embd, bias=config.has_bias)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
@@ -166,8 +166,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.has_bias)
+        self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.has_bias)
         self.activate = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,9 +184,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.ln1 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
+        self.ln1 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
         self.attn = Attention(config)
-        self.ln2 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
+        self.ln2 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
         self.mlp = FeedForward(config)
         self.is_parallel = config.parallel_block
         self.dropout = config.dropout
@@ -233,7 +233,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
+        self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
         self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
         # The shapes before sharding: ZeRO-3 leaves parameters empty.
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}

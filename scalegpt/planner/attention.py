@@ -71,7 +71,7 @@ def _unfit_for_tensor_cores(run: RunConfig, card: Card | None) -> str | None:
 
 
 def _unfit_for_flash(run: RunConfig, card: Card | None) -> str | None:
-    head = run.model.head_size
+    head = run.model.head_width
     if head > FLASH_LARGEST_HEAD:
         return f"takes heads of at most {FLASH_LARGEST_HEAD}, not {head}"
     if card is None or card.capability not in _SMALL_SHARED_MEMORY or head <= 192:
@@ -82,7 +82,7 @@ def _unfit_for_flash(run: RunConfig, card: Card | None) -> str | None:
 
 
 def _unfit_for_cudnn(run: RunConfig, card: Card | None) -> str | None:
-    head = run.model.head_size
+    head = run.model.head_width
     if card is not None and card.is_amd:
         return f"does not run on {card.name}, which is not Nvidia's"
     if head % 8:
@@ -103,7 +103,7 @@ def _unfit_for_mem_efficient(run: RunConfig, card: Card | None) -> str | None:
     """
     old = card is not None and not card.has_flash
     aligned = 8 if run.train.precision != "fp32" else 1 if old else 4
-    head = run.model.head_size
+    head = run.model.head_width
     if head % aligned:
         return f"takes heads that are a multiple of {aligned} in {run.train.precision}, not {head}"
     return None

@@ -5,12 +5,12 @@ a machine's memory is not known, the planner chooses nothing: it predicts the ru
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config import RunConfig
 from scalegpt.config.backends import BACKENDS
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import PLANNED
@@ -259,7 +259,7 @@ class Answer:
 
 def model_as_dict(run: RunConfig) -> Values:
     """A model's name, number of parameters and shape, as ``--json`` prints them."""
-    shape = {key: getattr(run.model, key) for key in ModelConfig.settings()}
+    shape = asdict(run.model)
     return {"name": run.name, "parameters": count_parameters(run.model).total, **shape}
 
 

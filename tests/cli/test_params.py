@@ -179,7 +179,7 @@ BAD_WORDS = {
     "a word for a number": (["--n_layer", "many"], "n_layer must be a whole number, not 'many'"),
     "a broken number": (["--n_layer", "1.5"], "n_layer must be a whole number"),
     "too small a number": (["--n_layer", "0"], "n_layer must be at least 1, not 0"),
-    "a number for a switch": (["--bias", "2"], "bias must be true or false, not '2'"),
+    "a number for a switch": (["--bias", "2"], "'2' is not a value of bias; known: false, qkv, true"),
     "a preset and a file": (["--preset", "tiny", "--config_file", "x.json"], "not both"),
     "a missing file": (["--config_file", "absent.json"], "absent.json: No such file"),
     "a flag without its value": (["--preset"], "expected one argument"),

@@ -77,13 +77,13 @@ def test_flags_of_other_trainers_get_a_useful_answer(words: str) -> None:
         offered = re.fullmatch(r"; did you mean (--\w+)\?", said)
         assert said.startswith(":") or (offered and offered[1] in TRAIN), word
     assert hint("--batch_size", TRAIN).startswith(": the sequences of one pass on a GPU are --micro_batch")
-    assert hint("--rope", TRAIN).startswith(": positions are learned")
+    assert hint("--rope", TRAIN).startswith(": rotary positions are")
 
 
 def test_a_sentence_names_every_value_of_the_setting_that_it_lists() -> None:
     said = hint("--swiglu", TRAIN)
-    assert said.startswith(": the feed-forward layer has no gate: --activation is ")
-    listed = said.rpartition(" is ")[2].replace(" or ", ", ").split(", ")
+    assert said.startswith(": a gate is a value of --activation: ")
+    listed = said.rpartition(": ")[2].replace(" or ", ", ").split(", ")
     assert listed == list(SECTIONS["model"].settings()["activation"].metadata["choices"])
 
 

@@ -154,7 +154,7 @@ SETTINGS = sorted({*TrainConfig.settings(), *ModelConfig.settings(), *DataConfig
         ("--keep", "keep_best, keep_checkpoints"),
         ("maxiter", "max_iters"),
         ("WD", "weight_decay"),
-        ("batch_size", "block_size, vocab_size"),
+        ("batch_size", "block_size, head_size, vocab_size"),
         ("n_layers", "n_layer"),
     ],
 )

@@ -112,7 +112,7 @@ def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
     """GPT-2's equations written out with plain matrix products, to check the module against."""
     weights: dict[str, Any] = {name: value.detach() for name, value in model.named_parameters()}
     config = model.config
-    T, a, D = x.shape[1], config.n_head, config.head_size
+    T, a, D = x.shape[1], config.n_head, config.head_width
 
     def linear(name: str, y: torch.Tensor) -> torch.Tensor:
         return y @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)

@@ -24,4 +24,4 @@ def test_the_draws_differ() -> None:
     assert {run.train.recompute for run in runs} == {"none", "selective", "full"}
     assert {attention_kernel(run) for run in runs} == {"flash", "mem_efficient", "cudnn", "math"}
     assert {draw(number).grad_accum for number in NUMBERS} == {1, 2}
-    assert any(run.model.head_size % 8 for run in runs)
+    assert any(run.model.head_width % 8 for run in runs)

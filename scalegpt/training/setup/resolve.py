@@ -65,7 +65,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
     precision = world.on_first(lambda: resolve_precision(train.precision, world.device, run.model, rows))
     if "backend" not in open_:
         check_precision(run.parallel.backend, precision, world.device)
-    check_attention(train.attention, precision, world.device, run.model.head_size, dropout=run.model.dropout > 0)
+    check_attention(train.attention, precision, world.device, run.model.head_width, dropout=run.model.dropout > 0)
     compiled, warning = resolve_compile(train.compile, world.device)
     return Resolved(
         request, replace(run, train=train.changed(precision=precision)), open_, compiled, warning, tuple(notes)
