@@ -1,7 +1,7 @@
 """The parts of a decoder: embeddings, block, head; what parameters each has, and what operations it runs.
 
 Symbols: T tokens of a sequence, H width of the residual stream, F width of the feed-forward layer. A part records what the
-``forward`` of the module of the same name in :mod:`scalegpt.model.gpt` does, including how long its Python names keep
+``forward`` of the module of the same name in :mod:`scalegpt.model` does, including how long its Python names keep
 tensors alive.
 """
 
