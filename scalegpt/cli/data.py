@@ -214,7 +214,7 @@ def _steps_taken(folder: Path) -> int:
     try:
         steps = [values.get("step") for _, values in deque(read_lines(folder / METRICS), maxlen=1)]
     except FileNotFoundError:
-        from scalegpt.inference.find import check_run  # imported here, since it imports torch, which takes seconds
+        from scalegpt.training.runs.find import check_run  # imported here, since it imports torch, which takes seconds
 
         check_run(folder)
         raise InputError(
