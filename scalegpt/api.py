@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalegpt.config.inference import InferenceSettings
 from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, RunError
 from scalegpt.planner.query import Answer, Asked, answer
@@ -171,29 +172,44 @@ def run_request(request: "Request", device: str, stop: "StopRequest", launcher: 
             launcher.stop()
 
 
-def load(run: str | Path, *, device: str = "auto", runs_dir: str | Path = "runs") -> "LoadedModel":
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    checkpoint: str | int = "last",
+    runs_dir: str | Path = "runs",
+) -> "LoadedModel":
     """Load a trained model for inference.
 
     >>> load("runs/tiny").generate("Once upon a time", max_new_tokens=50)  # doctest: +SKIP
 
     Args:
-        run: a run's folder, for its newest checkpoint; a checkpoint's folder; or the name of a run in ``runs_dir``.
+        run: a run's folder; a checkpoint's folder; or the name of a run in ``runs_dir``.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
+        precision: the dtype to compute in, ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a CUDA device with bf16
+            units, else fp32.
+        checkpoint: which checkpoint of the run: ``last``, ``best`` (the lowest held-out loss), or a step.
         runs_dir: the folder in which the name of a run is looked up.
 
     Returns:
         The loaded model. ``generate(prompt)`` continues a text. ``model`` is the torch module; ``tokenizer`` and
-        ``header`` are those of the checkpoint. The model computes in bf16 on a CUDA device with bf16 units, else in
-        fp32.
+        ``header`` are those of the checkpoint.
 
     Raises:
-        InputError: there is no such run, no checkpoint in it, or no such device; or the checkpoint is damaged.
+        InputError: a value is not one of those above; there is no such run, checkpoint or device; or the checkpoint is
+            damaged.
     """
     from scalegpt.inference.load import load_model
 
+    given = {"device": device, "precision": precision, "checkpoint": checkpoint}
+    settings = InferenceSettings.from_mapping(given, "load()")
     path = Path(run)
     named = Path(runs_dir) / path
-    return load_model(named if len(path.parts) == 1 and not path.exists() and named.exists() else path, device)
+    is_name = len(path.parts) == 1 and not path.exists() and named.exists()
+    return load_model(
+        named if is_name else path, settings.device, precision=settings.precision, checkpoint=settings.checkpoint
+    )
 
 
 def _given(**settings: Any) -> dict[str, Any]:

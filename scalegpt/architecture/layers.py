@@ -2,7 +2,7 @@
 
 Symbols: T tokens of a sequence, H width of the residual stream, c bytes of an element in the compute dtype, r bytes of an
 element in the residual stream. A layer records what the ``forward`` of the module of the same name in
-:mod:`scalegpt.model.gpt` does, including how long its Python names keep tensors alive.
+:mod:`scalegpt.model` does, including how long its Python names keep tensors alive.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,7 @@
 """The parts of a decoder: embeddings, block, head; what parameters each has, and what operations it runs.
 
 Symbols: T tokens of a sequence, H width of the residual stream, F width of the feed-forward layer. A part records what the
-``forward`` of the module of the same name in :mod:`scalegpt.model.gpt` does, including how long its Python names keep
+``forward`` of the module of the same name in :mod:`scalegpt.model` does, including how long its Python names keep
 tensors alive.
 """
 
@@ -21,12 +21,17 @@ TOKENS, POSITIONS, HEAD = "wte.weight", "wpe.weight", "head.weight"
 
 def width_of(model: ModelConfig) -> Dim:
     """H, the width of the residual stream."""
-    return Dim(model.n_embd, 1, "H")
+    return Dim.of("H", model.n_embd)
+
+
+def inner_of(model: ModelConfig) -> Dim:
+    """F, the width of the feed-forward layer; 4·H where it is that wide."""
+    return width_of(model).times(4) if model.inner_width == 4 * model.n_embd else Dim.of("F", model.inner_width)
 
 
 def vocabulary_of(model: ModelConfig) -> Dim:
     """V, the size of the vocabulary."""
-    return Dim(model.vocab_size, 1, "V")
+    return Dim.of("V", model.vocab_size)
 
 
 class Part:
@@ -117,7 +122,7 @@ class Embedding:
         """The two tables: token embedding [V, H] and position embedding [T, H]."""
         width = width_of(self.model)
         yield Parameter(TOKENS, (vocabulary_of(self.model), width), "token embedding")
-        yield Parameter(POSITIONS, (Dim(self.model.block_size, 1, "T"), width), "position embedding")
+        yield Parameter(POSITIONS, (Dim.of("T", self.model.block_size), width), "position embedding")
 
     def record(self, r: Recorder, tokens: int, numerics: Numerics) -> Value:
         """Record both lookups and their sum: ids [T] → the residual stream [T, H].

@@ -6,7 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scalegpt.architecture.counting import ParameterCount, closed_form, count_parameters, formula_steps, weight_bytes
+from scalegpt.architecture.counting import (
+    ParameterCount,
+    closed_form,
+    count_parameters,
+    formula_steps,
+    sizes_of,
+    weight_bytes,
+)
+from scalegpt.architecture.parameters import SYMBOLS
 from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
 from scalegpt.config import ModelConfig
@@ -171,7 +179,7 @@ def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict
     }
     if with_formula:
         steps = [dataclasses.asdict(step) | {"part": step.part.strip()} for step in formula_steps(model)]
-        values["formula"] = {"closed_form": closed_form(model), "steps": steps}
+        values["formula"] = {"closed_form": closed_form(model), "sizes": sizes_of(model), "steps": steps}
     return values
 
 
@@ -196,7 +204,7 @@ def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
         ("position embedding", f"{model.block_size} by {width}", count.position_embedding),
         ("one layer", "", layer.total),
         ("  attention", "queries, keys, values; projection", layer.attention),
-        ("  feed-forward", f"{width} to {4 * width} and back", layer.feed_forward),
+        ("  feed-forward", f"{width} to {model.inner_width} and back", layer.feed_forward),
         ("  norms", "two", layer.norms),
         ("all layers", f"{count.n_layer} times one layer", count.all_layers),
         ("final norm", "", count.final_norm),
@@ -233,6 +241,7 @@ def _formula(model: ModelConfig) -> str:
     count = count_parameters(model)
     rows = [(step.part, step.symbols, step.numbers, f"{step.value:,}") for step in formula_steps(model)]
     table = aligned([("part", "symbols", "numbers", "parameters"), *rows], right={3})
-    sizes = f"V = {model.vocab_size} vocabulary, T = {model.block_size} block, H = {model.n_embd} width, "
+    words = {**SYMBOLS, "L": "layers"}
+    sizes = ", ".join(f"{symbol} = {size} {words[symbol]}" for symbol, size in sizes_of(model).items())
     total = " + ".join(f"{value:,}" for value in count.parts().values())
-    return f"{closed_form(model)}\n{sizes}L = {model.n_layer} layers\n\n{table}\n\nP = {total}\n  = {count.total:,}"
+    return f"{closed_form(model)}\n{sizes}\n\n{table}\n\nP = {total}\n  = {count.total:,}"

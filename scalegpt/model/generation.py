@@ -14,7 +14,7 @@ from torch import Tensor
 from scalegpt.config import ModelConfig
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.errors import InputError, RunError
-from scalegpt.model.gpt import GenerationCache
+from scalegpt.model.attention import GenerationCache
 
 __all__ = ["DivergedError", "Forward", "SamplingSettings", "draw", "generate"]
 

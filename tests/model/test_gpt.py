@@ -11,7 +11,8 @@ from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
-from scalegpt.model.gpt import GPT, GenerationCache
+from scalegpt.model.attention import GenerationCache
+from scalegpt.model.gpt import GPT
 
 VARIANTS: list[dict[str, Any]] = [
     {},

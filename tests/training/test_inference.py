@@ -1,6 +1,7 @@
 """Loading a trained model: which checkpoint, in what precision, and the errors."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from scalegpt.checkpoint.manifest import WEIGHTS, file_name
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.inference.load import load_model, newest_checkpoint
+from scalegpt.inference.load import load_model
+from scalegpt.training.runs.find import newest_checkpoint
 
 
 def test_the_newest_checkpoint_of_a_run_is_loaded_exactly(tiny_run: Any, tiny_model: Any) -> None:
@@ -49,14 +51,11 @@ def test_a_gpt2_tokenizer_comes_with_its_padding(tiny_run: Any) -> None:
     assert (loaded.tokenizer.vocab_size, loaded.model.config.vocab_size) == (50257, 50304)
 
 
-def test_matrices_lie_in_the_compute_dtype_and_give_the_same_logits(
-    tiny_run: Any, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("scalegpt.inference.load.compute_dtype", lambda device: torch.bfloat16)
+def test_matrices_lie_in_the_compute_dtype_and_give_the_same_logits(tiny_run: Any, tiny_model: Any) -> None:
     x = torch.arange(16).view(1, 16)
     for name, residual in (("one", torch.bfloat16), ("two", torch.float32)):
         word = "fp32" if residual == torch.float32 else "compute"
-        model = load_model(tiny_run(name, bias=True, train={"residual_dtype": word}), "cpu").model
+        model = load_model(tiny_run(name, bias=True, train={"residual_dtype": word}), "cpu", precision="bf16").model
         assert {parameter.dtype for parameter in model.parameters() if parameter.dim() > 1} == {torch.bfloat16}
         masters = tiny_model(seed=10, vocab_size=257, bias=True).eval()
         masters.set_precision(torch.bfloat16, residual)
@@ -178,3 +177,52 @@ def test_weights_of_another_shape_are_refused(tiny_run: Any) -> None:
     run = tiny_run("muddle")
     rewrite(newest_checkpoint(run), lambda document: document["config"].pop("model"))
     assert "has no model" in error_line(run)
+
+
+def with_losses(run: Path, losses: dict[int, float | None]) -> Path:
+    """Give each checkpoint a held-out loss; None: no evaluation."""
+    for step, loss in losses.items():
+        path = run / "checkpoints" / f"step_{step:08d}"
+        rewrite(path, lambda document: document["progress"].update(val_loss=loss))  # noqa: B023
+    return run
+
+
+def test_the_best_checkpoint_and_one_of_a_step_are_loaded_by_their_words(tiny_run: Any) -> None:
+    run = with_losses(tiny_run(steps=(10, 20, 30)), {10: 2.5, 20: 1.5, 30: None})
+    for which, step in (("last", 30), ("best", 20), ("10", 10), ("00000020", 20)):
+        assert load_model(run, "cpu", checkpoint=which).header.progress.step == step
+        assert load_model(run / "checkpoints", "cpu", checkpoint=which).header.progress.step == step
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ("newest", "checkpoint must be a step, best or last, not 'newest'"),
+        ("-1", "checkpoint must be a step, best or last"),
+        ("40", "has no checkpoint step_00000040; it has step_00000010, step_00000020"),
+        ("best", "has a held-out loss; use --checkpoint last, or a step"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_chosen_is_refused(tiny_run: Any, which: str, words: str) -> None:
+    run = tiny_run(steps=(10, 20))
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_model(run, "cpu", checkpoint=which)
+
+
+@pytest.mark.parametrize("which", ["best", "10"])
+def test_a_checkpoint_holds_no_others_to_choose(tiny_run: Any, which: str) -> None:
+    path = newest_checkpoint(tiny_run())
+    with pytest.raises(InputError, match="is a checkpoint itself; give its run's folder"):
+        load_model(path, "cpu", checkpoint=which)
+
+
+@pytest.mark.parametrize(
+    ("word", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+)
+def test_the_precision_that_is_asked_for_is_computed_in(tiny_run: Any, word: str, dtype: torch.dtype) -> None:
+    model = load_model(tiny_run(), "cpu", precision=word).model
+    assert (model.compute_dtype, model.wte.weight.dtype) == (dtype, dtype)
+    exact = load_model(newest_checkpoint(tiny_run("other")), "cpu").model
+    x = torch.arange(16).view(1, 16)
+    assert model(x).dtype == torch.float32
+    assert torch.allclose(model(x), exact(x), atol=0.05)

@@ -1,0 +1,233 @@
+"""Finds the checkpoint that a path and the setting ``checkpoint`` mean, in a run that may be trained meanwhile."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from scalegpt.checkpoint.inspection import Verdict, examine
+from scalegpt.checkpoint.manifest import MANIFEST
+from scalegpt.checkpoint.reader import unreadable
+from scalegpt.checkpoint.store import (
+    DAMAGED,
+    REPLACED,
+    best_checkpoint,
+    checkpoint_name,
+    find_checkpoints,
+    is_checkpoint,
+)
+from scalegpt.config.inference import BEST, LAST
+from scalegpt.errors import InputError, nearest
+from scalegpt.text import shown
+from scalegpt.training.runs.directory import RunDirectory
+
+Result = TypeVar("Result")
+
+CHECKPOINTS = "checkpoints"
+"""The name of the folder of checkpoints in a run's folder."""
+
+RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
+"""Files by which a run's folder is recognised before its first checkpoint."""
+
+STEP = "step_"
+"""The beginning of the name of a checkpoint's folder."""
+
+SET_ASIDE = (f"step_*.{DAMAGED}*", f"step_*.{REPLACED}*")
+"""Glob patterns of the checkpoints that training renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
+
+MOST_NAMED = 6
+"""The most checkpoints that a message names."""
+
+
+def chosen_checkpoint(path: Path, which: str) -> Path:
+    """Return the path of one checkpoint of a run, or for ``last`` the path itself, which :func:`with_newest` resolves.
+
+    Args:
+        path: a run's folder, or a checkpoint's folder.
+        which: ``last``, ``best`` (the lowest held-out loss), or a step, whose checkpoint need not exist.
+
+    Raises:
+        InputError: ``which`` is none of these; or it is not ``last``, and the path is not a run, or the run has no
+            checkpoint with a held-out loss.
+    """
+    if which == LAST:
+        return path
+    if which != BEST and not re.fullmatch("[0-9]{1,15}", which):
+        raise InputError(f"checkpoint must be a step, {BEST} or {LAST}, not {shown(which)}")
+    found = checkpoints_of(path)
+    if found == [path]:
+        raise InputError(
+            f"{path} is a checkpoint itself; give its run's folder to choose another, or omit --checkpoint"
+        )
+    if which != BEST:
+        return found[0].with_name(checkpoint_name(int(which)))
+    best = best_checkpoint(found)
+    if best is None:
+        raise InputError(f"no checkpoint of {path} has a held-out loss; use --checkpoint {LAST}, or a step")
+    return best
+
+
+def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
+    """Call ``work`` with the checkpoint that a path means, and return its result.
+
+    A run in training deletes old checkpoints. If it deletes the checkpoint in use, ``work`` is called again with the
+    newest checkpoint.
+
+    Args:
+        path: a run's folder, which means its newest checkpoint, or a checkpoint's folder.
+        work: a function of the path of the checkpoint.
+
+    Raises:
+        InputError: there is no checkpoint, the checkpoint that the user named was deleted, or ``work`` raises it.
+    """
+    while True:
+        checkpoint = newest_checkpoint(path)
+        try:
+            return work(checkpoint)
+        except (InputError, OSError):
+            if checkpoint.is_dir():
+                raise
+            refuse_deleted(path, checkpoint)
+
+
+def examine_all(path: Path) -> list[Verdict]:
+    """Examine all checkpoints of a run, or a single one; checkpoints that training deletes meanwhile are skipped.
+
+    Args:
+        path: a run's folder, or a checkpoint's folder.
+
+    Raises:
+        InputError: there is no checkpoint, or the checkpoint that the user named was deleted.
+    """
+    verdicts: list[Verdict] = []
+    while not verdicts:  # repeated if all were deleted meanwhile: then there are newer checkpoints
+        for checkpoint in checkpoints_of(path):
+            try:
+                verdicts.append(examine(checkpoint))
+            except OSError:
+                if checkpoint.is_dir():
+                    raise
+            if not checkpoint.is_dir():
+                refuse_deleted(path, checkpoint)
+        verdicts = [verdict for verdict in verdicts if verdict.path.is_dir()]
+    return verdicts
+
+
+def refuse_deleted(path: Path, checkpoint: Path) -> None:
+    """Refuse to continue if the checkpoint that was deleted is the one that the user named.
+
+    Raises:
+        InputError: the user named this checkpoint, so no other checkpoint can take its place.
+    """
+    if checkpoint == path:
+        raise InputError(
+            f"{path} was deleted while it was being read; name another checkpoint, or its run for the newest"
+        )
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """Return the path, if it is a checkpoint, or the newest checkpoint of the run at the path.
+
+    Raises:
+        InputError: the path does not exist, is neither a run nor a checkpoint, or is a run without checkpoints.
+    """
+    return checkpoints_of(path)[-1]
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """Return one or more checkpoints, oldest first: the path, if it is a checkpoint, or all of the run at the path.
+
+    Raises:
+        InputError: the path does not exist, cannot be read, is neither a run nor a checkpoint, or is a run without
+            checkpoints.
+    """
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not is_there:
+        raise InputError(_missing(path))
+    if is_checkpoint(path):
+        return [path]
+    # Search twice: during the first search the trainer may replace the only checkpoint with a new one.
+    if found := _found_in(path) or _found_in(path):
+        return found
+    run = path.parent if path.name == CHECKPOINTS else path
+    if _is_run(run):
+        raise InputError(_no_checkpoint(run))
+    raise InputError(f"{path} is neither a run nor a checkpoint{_runs_hint(path)}")
+
+
+def set_aside_in(path: Path) -> list[Path]:
+    """Return the checkpoints of a run that training has renamed (:data:`SET_ASIDE`), in the order of their names."""
+    folder = path / CHECKPOINTS
+    place = folder if folder.is_dir() else path
+    return sorted(each for pattern in SET_ASIDE for each in place.glob(pattern))
+
+
+def check_run(path: Path) -> None:
+    """Refuse a path that is not a run.
+
+    Raises:
+        InputError: the path does not exist, or is not a run.
+    """
+    if not path.exists():
+        raise InputError(_missing(path))
+    if not _is_run(path):
+        raise InputError(f"{path} is not a run{_runs_hint(path)}")
+
+
+def _found_in(path: Path) -> list[Path]:
+    """Return the checkpoints in a run's folder, or in a folder of checkpoints, oldest first."""
+    return find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CHECKPOINTS).is_dir() or any((path / name).is_file() for name in RUN_FILES)
+
+
+def _no_checkpoint(run: Path, name: str = "") -> str:
+    """Return an error message: the run has no checkpoint of this name, or no checkpoint yet, or none any more."""
+    found = [each.name for each in _found_in(run)]
+    if found:
+        named = found if len(found) <= MOST_NAMED else [found[0], "…", *found[2 - MOST_NAMED :]]
+        return f"run {run} has no checkpoint {name}; it has {', '.join(named)}"
+    step = RunDirectory(run).read_past().newest
+    if step is None:
+        return f"run {run} has no checkpoint yet: train it longer, or lower --checkpoint_every"
+    return f"run {run} had a checkpoint of step {step}, which is missing from {run / CHECKPOINTS}; restore it"
+
+
+def _missing(path: Path) -> str:
+    """Return an error message: the run or its checkpoint does not exist. The message names what was probably meant."""
+    folder = path.parent
+    run = folder.parent if folder.name == CHECKPOINTS else folder
+    if CHECKPOINTS in {path.name, folder.name} or path.name.startswith(STEP):
+        if not run.exists():
+            return _missing(run)
+        if _is_run(run):
+            return _no_checkpoint(run, path.name)
+    return f"run {path} does not exist{_nearest_run(path)}"
+
+
+def _nearest_run(path: Path) -> str:
+    """Return a hint: the run that was probably meant, or what to do if there is none."""
+    usual = Path("runs") / path
+    if not path.is_absolute() and usual.is_dir():
+        return f"; did you mean {usual}?"
+    names = _runs_in(path.parent)
+    return nearest(path.name, names) if names else "; train one first: scalegpt train --help"
+
+
+def _runs_hint(path: Path) -> str:
+    """Return a hint that names the runs in a folder; if there are none, the hint says which folder to give."""
+    inside = _runs_in(path)
+    return f"; it contains these runs: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """Return the names of the runs and checkpoints in a folder."""
+    if not folder.is_dir():
+        return []
+    marks = (CHECKPOINTS, MANIFEST, *RUN_FILES)
+    return sorted(path.name for path in folder.iterdir() if any((path / mark).exists() for mark in marks))
