@@ -71,15 +71,14 @@ def draw_rows(
 ) -> Iterator[Drawn]:
     """Continue each row of the prompt by up to ``max_new_tokens``, yielding every token as soon as it is drawn.
 
-    All rows are computed together, and each has a random generator of its own. So the tokens of a row do not depend on the
-    other rows, except where two tokens are so close that the rounding of a larger matmul decides.
+    All rows are computed together, and each has a random generator of its own, on the CPU. So the tokens of a row do not
+    depend on the other rows, except where two tokens are so close that the rounding of a larger matmul decides. Torch's
+    global random state is left alone.
 
     The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the position
     of its token. So the cache is dropped and the newest half of the window is read again from position 0.
     That is one pass over T/2 tokens for every T/2 tokens drawn, so at most twice the arithmetic. Sliding by one token would
     cost a pass over all T tokens for every token drawn. From then on the context is between T/2 and T tokens long.
-
-    The generators are on the CPU, and leave torch's global random state alone.
 
     Args:
         forward: the model, in evaluation mode: without dropout.
@@ -102,28 +101,28 @@ def draw_rows(
     window = config.block_size
     context = prompt[:, -window:]
     cache = GenerationCache(config.n_layer, min(window, context.shape[1] + settings.max_new_tokens - 1))
-    if seeds is None:
-        seeds = range(settings.seed, settings.seed + len(prompt))
+    seeds = range(settings.seed, settings.seed + len(prompt)) if seeds is None else seeds
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     ended = torch.zeros(prompt.shape[0], dtype=torch.bool)
-    fresh = context
+    fresh, end = context, -1 if stop_token is None else stop_token
     for _ in range(settings.max_new_tokens):
         if cache.length + fresh.shape[1] > window:
             cache.clear()
             fresh = context = context[:, -max(1, window // 2) :]
         logits = forward(fresh, None, cache).cpu().double()
-        rows = zip(logits[:, None, :limit_vocab], generators, strict=True)
-        tokens = torch.cat([draw(row, settings, generator) for row, generator in rows])
-        if stop_token is not None:
-            tokens = tokens.masked_fill(ended, stop_token)
+        tokens = _draw_each(logits[:, :limit_vocab], settings, generators).masked_fill(ended, end)
         logprobs = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=1)
         yield Drawn(tokens, logprobs.masked_fill(ended, 0))
-        if stop_token is not None:
-            ended |= tokens == stop_token
+        ended |= tokens == end
         if ended.all():
             return
         fresh = tokens.unsqueeze(1).to(context.device)
         context = torch.cat((context, fresh), dim=1)[:, -window:]
+
+
+def _draw_each(logits: Tensor, settings: SamplingSettings, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw one token per row, as :func:`draw` does, each with the row's own generator."""
+    return torch.cat([draw(logits[i : i + 1], settings, generator) for i, generator in enumerate(generators)])
 
 
 def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
