@@ -73,15 +73,9 @@ def plan(
     named = _given(**machine, network_gbps=network_gbps, margin=margin)
     target = Target.of(named, "plan()", calibrated=calibrated)
     asked = Asked.of(
-        preset=preset,
-        config_file=_text(config_file),
-        hf=_text(hf),
-        flags=settings,
-        machine=target.machine,
-        calibration=target.calibration,
-        margin=target.margin,
-        given_in="plan()",
-    )
+        preset=preset, config_file=_text(config_file), hf=_text(hf), flags=settings,
+        machine=target.machine, calibration=target.calibration, margin=target.margin, given_in="plan()",
+    )  # fmt: skip
     given = answer(asked)
     return traced(given) if trace else given
 
