@@ -1,7 +1,8 @@
 """Counts the work of one optimizer step of our trainer on a card: FLOPs, memory traffic and kernels.
 
 Symbols: n tokens of a micro batch, T block size, H width, L layers, a heads of width D, V vocabulary, P parameters, c bytes
-per element of the compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into seconds.
+per element of the compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into
+seconds.
 
 FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass has twice the matmuls of the forward pass):
 
