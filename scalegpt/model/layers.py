@@ -47,7 +47,7 @@ class RMSNorm(nn.RMSNorm):
         """[..., H] → [..., H], in ``dtype`` or x's own."""
         weight = self.weight.to(x.dtype)
         if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            y, _ = on_cpu.rms_norm(x, weight, self.added)
+            y: Tensor = on_cpu.rms_norm(x, weight, self.added)[0]
         else:
             y = F.rms_norm(x, self.weight.shape, weight, self.added)
         return y if dtype is None else y.to(dtype)
