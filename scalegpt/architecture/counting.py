@@ -4,7 +4,7 @@ The counts come from the parts of :mod:`scalegpt.architecture`, which list every
 Tests compare the counts with the torch module, with closed forms written in the tests, and with the published sizes of GPT-2
 (Radford et al. 2019). docs/PARAMETER_CALCULATION.md derives the closed form.
 
-Symbols: L = n_layer, H = n_embd, T = block_size, V = vocab_size, P = all parameters.
+Symbols: L = n_layer, P = all parameters, and those of :data:`~scalegpt.architecture.parameters.SYMBOLS`.
 """
 
 from collections import defaultdict
@@ -143,11 +143,28 @@ def formula_steps(model: ModelConfig) -> list[FormulaStep]:
         steps.append((f"  {title}", formula(some), sum(each.numel for each in some)))
     steps += [("one layer", formula(whole), size), ("all layers", f"L·({formula(whole)})", model.n_layer * size)]
     steps += [outside("final norm"), outside("head")]
-    sizes = {"V": model.vocab_size, "T": model.block_size, "H": model.n_embd, "L": model.n_layer}
+    sizes = sizes_of(model)
     return [
         FormulaStep(part=part, symbols=text, numbers="".join(str(sizes.get(c, c)) for c in text), value=value)
         for part, text, value in steps
     ]
+
+
+def sizes_of(model: ModelConfig) -> dict[str, int]:
+    """Symbol → its size, for the symbols in the model's closed form."""
+    decoder = Decoder(model)
+    parameters = (*decoder.before(), *decoder.inside(), *decoder.after())
+    used = {symbol for each in parameters for dim in each.dims for symbols, _ in dim.terms for symbol in symbols}
+    sizes = {
+        "V": model.vocab_size,
+        "T": model.block_size,
+        "H": model.n_embd,
+        "F": model.inner_width,
+        "a": model.n_head,
+        "k": model.kv_heads,
+        "D": model.head_width,
+    }
+    return {symbol: size for symbol, size in sizes.items() if symbol in used} | {"L": model.n_layer}
 
 
 def _by_part(model: ModelConfig) -> tuple[dict[str, list[Parameter]], dict[str, list[Parameter]]]:

@@ -7,22 +7,44 @@ from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
-_ORDER = "VTH"
-"""The order of symbols in a product: vocabulary, block size, width."""
+SYMBOLS = {
+    "V": "vocabulary",
+    "T": "block",
+    "H": "width",
+    "F": "inner width",
+    "a": "heads",
+    "k": "heads of keys and values",
+    "D": "head width",
+}
+"""Symbol of a size, a single letter → what it is. A product names its symbols in this order."""
+
+_ORDER = "".join(SYMBOLS)
 
 _POWERS = ("", "", "²", "³")
 
+Terms = tuple[tuple[str, int], ...]
+"""A polynomial: (symbols of a product, its factor) of each term. ``(("aD", 1), ("kD", 2))`` is a·D + 2·k·D."""
+
 
 class Dim(NamedTuple):
-    """One dimension of a tensor: its ``size``, which equals ``factor`` times ``symbol`` (V, T or H)."""
+    """One dimension of a tensor: its ``size``, and ``terms``, the same size in symbols."""
 
     size: int
-    factor: int
-    symbol: str
+    terms: Terms
 
-    def times(self, factor: int) -> "Dim":
-        """A dimension ``factor`` times as large."""
-        return Dim(self.size * factor, self.factor * factor, self.symbol)
+    @classmethod
+    def of(cls, symbol: str, size: int) -> "Dim":
+        """A dimension that has a symbol of its own, one of :data:`SYMBOLS`."""
+        return cls(size, ((symbol, 1),))
+
+    def times(self, other: "int | Dim") -> "Dim":
+        """The product of a dimension and a number, or of two dimensions."""
+        size, terms = (other, (("", other),)) if isinstance(other, int) else other
+        return Dim(self.size * size, _product(self.terms, terms))
+
+    def plus(self, other: "Dim") -> "Dim":
+        """The sum of two dimensions, such as of the rows of two matrices that are stored as one."""
+        return Dim(self.size + other.size, _collected([*self.terms, *other.terms]))
 
 
 class Parameter(NamedTuple):
@@ -51,12 +73,30 @@ class Parameter(NamedTuple):
 
 def formula(parameters: Iterable[Parameter]) -> str:
     """The number of elements of several parameters in symbols, such as ``12·H² + 2·H``; ``0`` for none."""
-    terms = Counter[str]()
+    terms: list[tuple[str, int]] = []
     for parameter in parameters:
-        symbols = "".join(sorted((dim.symbol for dim in parameter.dims), key=_ORDER.index))
-        terms[symbols] += math.prod(dim.factor for dim in parameter.dims)
-    ordered = sorted(terms.items(), key=lambda item: -len(item[0]))
+        numel: Terms = (("", 1),)
+        for dim in parameter.dims:
+            numel = _product(numel, dim.terms)
+        terms += numel
+    ordered = sorted(_collected(terms), key=lambda term: -len(term[0]))
     return " + ".join(_term(symbols, factor) for symbols, factor in ordered) or "0"
+
+
+def _product(left: Terms, right: Terms) -> Terms:
+    return _collected(
+        ("".join(sorted(some + others, key=_ORDER.index)), factor * other)
+        for some, factor in left
+        for others, other in right
+    )
+
+
+def _collected(terms: Iterable[tuple[str, int]]) -> Terms:
+    """The terms, with the factors of equal products added up."""
+    factors = Counter[str]()
+    for symbols, factor in terms:
+        factors[symbols] += factor
+    return tuple(factors.items())
 
 
 def _term(symbols: str, factor: int) -> str:

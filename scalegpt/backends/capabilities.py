@@ -11,8 +11,8 @@ from torch.nn.attention import sdpa_kernel
 from scalegpt.backends.base import DTYPES
 from scalegpt.config.backends import DEEPSPEED
 from scalegpt.errors import InputError
+from scalegpt.model.attention import SDPA_BACKENDS
 from scalegpt.model.cpu.matmul_attention import ByMatmuls
-from scalegpt.model.gpt import SDPA_BACKENDS
 
 
 def device_name(device: torch.device) -> str:

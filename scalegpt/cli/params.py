@@ -6,7 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scalegpt.architecture.counting import ParameterCount, closed_form, count_parameters, formula_steps, weight_bytes
+from scalegpt.architecture.counting import (
+    ParameterCount,
+    closed_form,
+    count_parameters,
+    formula_steps,
+    sizes_of,
+    weight_bytes,
+)
+from scalegpt.architecture.parameters import SYMBOLS
 from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
 from scalegpt.config import ModelConfig
@@ -14,10 +22,12 @@ from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
 from scalegpt.errors import InputError
 from scalegpt.planner.memory.states import training_bytes
+from scalegpt.planner.source import source_of
 from scalegpt.units import BYTES, format_bytes
 
 EXAMPLE = """\
 scalegpt params --preset 150M_1024
+scalegpt params --hf models/Qwen3-0.6B
 scalegpt params --n_layer 12 --n_embd 768 --n_head 12 --block_size 1024 --vocab_size 50257 --bias --show_formula
 scalegpt params --interactive"""
 
@@ -54,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("params", "Count a model's parameters, part by part, and the memory they take.", EXAMPLE)
-    add_source(parser)
+    add_source(parser, hf=True)
     parser.add_argument("--interactive", action="store_true", help="ask for the shape step by step")
     parser.add_argument("--show_formula", action="store_true", help="show the closed form with the numbers put in")
     add_json(parser)
@@ -73,15 +83,15 @@ def _parser() -> Parser:
 
 def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple[str, ModelConfig]:
     """The name and the shape of the model to count."""
-    preset, config_file = arguments.preset, arguments.config_file
-    if arguments.interactive and preset is None and config_file is None:
+    preset, config_file, hf = arguments.preset, arguments.config_file, arguments.hf
+    if arguments.interactive and preset is config_file is hf is None:
         preset = _ask_for_preset()
-    run = resolve(preset=preset, config_file=config_file, flags=flags)
+    source = source_of(preset=preset, config_file=config_file, hf=hf, flags=flags)
+    for remark in source.remarks:
+        note(f"scalegpt params: {remark}")
+    run = source.resolved(flags, "command line")
     model = _ask_for_model(run.model) if arguments.interactive else run.model
-    if preset is None and config_file is None:
-        return run.name, model
-    unchanged = resolve(preset=preset, config_file=config_file).model
-    return (run.name if model == unchanged else f"{run.name} (changed)"), model
+    return (run.name if model == source.run.model or not source.words else f"{run.name} (changed)"), model
 
 
 # The dialogue is written to standard error, so that standard output has only the counts.
@@ -171,7 +181,7 @@ def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict
     }
     if with_formula:
         steps = [dataclasses.asdict(step) | {"part": step.part.strip()} for step in formula_steps(model)]
-        values["formula"] = {"closed_form": closed_form(model), "steps": steps}
+        values["formula"] = {"closed_form": closed_form(model), "sizes": sizes_of(model), "steps": steps}
     return values
 
 
@@ -196,7 +206,7 @@ def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
         ("position embedding", f"{model.block_size} by {width}", count.position_embedding),
         ("one layer", "", layer.total),
         ("  attention", "queries, keys, values; projection", layer.attention),
-        ("  feed-forward", f"{width} to {4 * width} and back", layer.feed_forward),
+        ("  feed-forward", f"{width} to {model.inner_width} and back", layer.feed_forward),
         ("  norms", "two", layer.norms),
         ("all layers", f"{count.n_layer} times one layer", count.all_layers),
         ("final norm", "", count.final_norm),
@@ -233,6 +243,7 @@ def _formula(model: ModelConfig) -> str:
     count = count_parameters(model)
     rows = [(step.part, step.symbols, step.numbers, f"{step.value:,}") for step in formula_steps(model)]
     table = aligned([("part", "symbols", "numbers", "parameters"), *rows], right={3})
-    sizes = f"V = {model.vocab_size} vocabulary, T = {model.block_size} block, H = {model.n_embd} width, "
+    words = {**SYMBOLS, "L": "layers"}
+    sizes = ", ".join(f"{symbol} = {size} {words[symbol]}" for symbol, size in sizes_of(model).items())
     total = " + ".join(f"{value:,}" for value in count.parts().values())
-    return f"{closed_form(model)}\n{sizes}L = {model.n_layer} layers\n\n{table}\n\nP = {total}\n  = {count.total:,}"
+    return f"{closed_form(model)}\n{sizes}\n\n{table}\n\nP = {total}\n  = {count.total:,}"

@@ -87,7 +87,7 @@ class TokenFile:
             if chunk.max() >= vocab_size:
                 place = int(np.argmax(chunk >= vocab_size))
                 raise InputError(
-                    f"token file {one_line(self.path)} holds id {int(chunk[place])} at token offset {first + place}, past "
+                    f"token file {one_line(self.path)} holds id {int(chunk[place])} at token offset {first + place}, outside "
                     f"the vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
                 )
 

@@ -186,4 +186,4 @@ def _taken(device: Device) -> str:
     """A note that other processes hold some of a card's memory."""
     held = f"{device.taken_bytes / GIB:.2f} GiB of GPU {device.label}"
     who = "" if not device.processes else f" ({device.processes} process{'es' if device.processes > 1 else ''})"
-    return f"others hold {held}{who}; planned for the {(device.free_bytes or 0) / GIB:.2f} GiB that are free"
+    return f"other processes hold {held}{who}; planned for the {(device.free_bytes or 0) / GIB:.2f} GiB that are free"

@@ -112,7 +112,7 @@ def _candidates(name: str) -> list[Card]:
 
 
 def _same_kind(name: str) -> list[Card]:
-    """The cards of the kind (such as A100) that a name means, with the memory size and form factor that it gives, if any."""
+    """The cards of a name's kind, such as A100, that have the memory size and form factor in the name, if it has any."""
     kind, size, form = _kind(name), size_in(name), form_in(name)
     return [
         card

@@ -143,7 +143,7 @@ def test_a_plan_uses_the_detected_gpus(machine: Any, printed: Any) -> None:
 def test_a_plan_notes_memory_in_use_and_mixed_cards(machine: Any, printed: Any) -> None:
     machine([Gpu(), Gpu(name="NVIDIA GeForce RTX 3080", total_mib=10240, held=9 * GIB)])
     text = printed("plan --preset 150M_1024 --backend fsdp", status=3)
-    assert "note: others hold 9.00 GiB of GPU 1; planned for the " in text
+    assert "note: other processes hold 9.00 GiB of GPU 1; planned for the " in text
     assert (
         "note: the GPUs differ (NVIDIA GeForce RTX 4090, NVIDIA GeForce RTX 3080); planned for the smallest, GPU 1"
         in text

@@ -494,7 +494,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "latin-1": ({"input_file": "latin.txt"}, ("latin.txt is not UTF-8", "byte 0xec", "--encoding latin-1")),
     "short": ({"input_file": "short.txt"}, ("short.txt gives", "--block_size")),
     "few held out": ({"input_file": "middling.txt"}, ("held-out tokens", "--val_fraction")),
-    "vocabulary": ({"vocab_size": 10}, ("past the vocabulary of 10", "--vocab_size auto")),
+    "vocabulary": ({"vocab_size": 10}, ("outside the vocabulary of 10", "--vocab_size auto")),
     "heads": ({"n_head": 3}, ("n_embd 16 is not divisible by n_head 3", "would work")),
     "preset": ({"preset": "tinny"}, ("'tinny'", "did you mean tiny?")),
     "two sources": ({"preset": "tiny", "config_file": "x.json"}, ("not both",)),

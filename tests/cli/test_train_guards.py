@@ -374,7 +374,7 @@ def test_an_id_past_the_vocabulary_is_refused_with_its_place(train: Callable[...
     shard.write_bytes(content)
     line = train(fails=2, input_file="tokens", vocab_size=300, tokenizer="gpt2", model_name="other")
     assert "tokens/train.bin holds id " in line
-    assert "at token offset 1234, past the vocabulary of 300" in line
+    assert "at token offset 1234, outside the vocabulary of 300" in line
 
 
 def test_a_damaged_cache_is_rebuilt(train: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:

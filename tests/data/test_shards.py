@@ -110,7 +110,7 @@ def test_ids_past_the_vocabulary_are_found_in_any_chunk(tmp_path, monkeypatch):
     tokens = open_tokens(plain(tmp_path / "t", range(100), [*range(25), 500, 600]))
     tokens.check_vocabulary(601)
     tokens.check_vocabulary(1 << 20)
-    with pytest.raises(InputError, match=r"val\.bin holds id 500 at token offset 25, past the vocabulary of 500"):
+    with pytest.raises(InputError, match=r"val\.bin holds id 500 at token offset 25, outside the vocabulary of 500"):
         tokens.check_vocabulary(500)
     with pytest.raises(InputError, match=r"train\.bin holds id 50 at token offset 50"):
         tokens.check_vocabulary(50)

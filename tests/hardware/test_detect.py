@@ -52,7 +52,7 @@ def test_fewer_cards_are_the_first_and_have_their_own_link(at_hand: Any) -> None
     cards = [Gpu(name="NVIDIA GeForce RTX 3090", held=number * GIB) for number in range(4)]
     two = at_hand(cards, {"gpus": 2}, nvlink=bridged)
     assert (two.gpus, two.link.kind) == (2, "nvlink")
-    assert [note.split(";")[0] for note in two.notes] == ["others hold 1.00 GiB of GPU 1"]
+    assert [note.split(";")[0] for note in two.notes] == ["other processes hold 1.00 GiB of GPU 1"]
     assert at_hand(cards, nvlink=bridged, peer=False).link.kind == "pcie"
 
 
@@ -74,7 +74,7 @@ def test_memory_that_others_hold_is_not_planned_for(at_hand: Any) -> None:
     whole = (24564 - 482) * 2**20
     assert machine.usable_bytes == whole - 10 * GIB
     assert machine.notes == (
-        "others hold 10.00 GiB of GPU 1 (2 processes); planned for the 13.52 GiB that are free",
+        "other processes hold 10.00 GiB of GPU 1 (2 processes); planned for the 13.52 GiB that are free",
     )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def test_a_prompt_past_a_small_vocabulary_is_refused(request_for: Any, tmp_path:
     assert open_tokens(folder).tokenizer.kind == "gpt2"
     request = request_for(input_file=str(folder), vocab_size=100)
     assert prepare(request, ALONE).prompt == [5]
-    with pytest.raises(InputError, match="past the vocabulary of 100; give another --sample_prompt"):
+    with pytest.raises(InputError, match="outside the vocabulary of 100; give another --sample_prompt"):
         prepare(request_for(input_file=str(folder), vocab_size=100, sample_prompt="hello world"), ALONE)
 
 

@@ -148,7 +148,9 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
     needed = handicap(scheme, own, plan.machine.ranks) / handicap(ours, own, chosen.machine.ranks) - 1
     if gain > 0.0005 and needed > 0.0005:
         return f"{gain:.1%} faster, but its added complexity must gain {needed:.1%}"
-    return "as fast, less simple" if simplicity(scheme, own) >= simplicity(ours, own) else f"{gain:.1%} faster: a tie"
+    return (
+        "as fast, but less simple" if simplicity(scheme, own) >= simplicity(ours, own) else f"{gain:.1%} faster: a tie"
+    )
 
 
 # --- where nothing fits ----------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def choose(question: Question) -> Found:
 
 
 def with_tokens(question: Question) -> Question:
-    """The question with ``tokens_per_step`` set, if it is None, to the tokens on all cards, which fewer cards then keep."""
+    """Set ``tokens_per_step``, if it is None, to the tokens of a step on all cards; searches on fewer cards then keep it."""
     run = question.run
     if run.train.tokens_per_step is not None:
         return question

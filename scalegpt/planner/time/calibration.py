@@ -84,7 +84,7 @@ class Measurement:
 
     @property
     def outside(self) -> int:
-        """Bytes that the driver counted for the process, less the bytes that the allocator reserved."""
+        """Bytes outside the allocator: the driver's count for the process, less what the allocator reserved."""
         return self.driver_bytes - self.reserved_bytes
 
 

@@ -148,7 +148,7 @@ def _prompt(run: RunConfig, data: ReadyData) -> list[int]:
         raise InputError(f"sample_prompt: {error}") from None
     if max(ids) >= vocab_size:
         raise InputError(
-            f"sample_prompt {given!r} holds token {max(ids)}, past the vocabulary of {vocab_size}; "
+            f"sample_prompt {given!r} holds token {max(ids)}, outside the vocabulary of {vocab_size}; "
             "give another --sample_prompt"
         )
     return ids

@@ -105,7 +105,7 @@ class Schedule:
 
 
 def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
-    """The settings and sizes of a stage 3 run; ``settings`` is DeepSpeed's complete configuration."""
+    """Collect what stage 3 gathers and prefetches in a run; ``settings`` is DeepSpeed's complete configuration."""
     zero, model = settings["zero_optimization"], run.model
     threshold, parameters = int(zero["stage3_param_persistence_threshold"]), ModelShapes.of(model)
     head, positions = model.vocab_size * model.n_embd, model.block_size * model.n_embd

@@ -1,0 +1,60 @@
+"""Layers whose weights are cast to the dtype that they compute in, where they are used."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalegpt.config import ModelConfig
+from scalegpt.model.cpu import rms_norm as on_cpu
+
+__all__ = ["LayerNorm", "Linear", "RMSNorm", "norm_of"]
+
+
+def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(like.dtype)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weights are cast to the input's dtype where they are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out], in x's dtype."""
+        return F.linear(x, self.weight.to(x.dtype), _cast(self.bias, x))
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm of an input of any dtype; the statistics are fp32 inside torch's kernel."""
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[..., H] → [..., H], in ``dtype`` or x's own."""
+        y = F.layer_norm(x, self.normalized_shape, _cast(self.weight, x), _cast(self.bias, x), self.eps)
+        return y if dtype is None else y.to(dtype)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) of an input of any dtype; all arithmetic is fp32 inside.
+
+    Args:
+        width: H, the width of the last dimension, over which rows are normalised.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__(width, eps=eps)
+        self.added = eps
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[..., H] → [..., H], in ``dtype`` or x's own."""
+        weight = self.weight.to(x.dtype)
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y: Tensor = on_cpu.rms_norm(x, weight, self.added)[0]
+        else:
+            y = F.rms_norm(x, self.weight.shape, weight, self.added)
+        return y if dtype is None else y.to(dtype)
+
+
+def norm_of(config: ModelConfig) -> LayerNorm | RMSNorm:
+    """A norm over the residual stream, as the model's configuration wants it."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.has_bias)
