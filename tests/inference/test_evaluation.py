@@ -177,6 +177,15 @@ def test_splits_hold_the_text_of_the_run_and_its_bytes() -> None:
     assert train.nats > val.nats > 0
 
 
+def test_the_pieces_in_which_tokens_are_read_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(TEXT * 20)
+    expected = model.evaluate(split="train")
+    monkeypatch.setattr("scalegpt.inference.texts.PIECE_TOKENS", 7)
+    assert model.evaluate(split="train") == expected
+    monkeypatch.setattr("scalegpt.inference.texts.MOST_UNDECODED", 30)
+    assert model.evaluate(split="train") == expected
+
+
 def test_a_folder_of_prepared_tokens_is_scored_by_its_splits(tiny_run: Any) -> None:
     from scalegpt.config import DataConfig
     from scalegpt.data.prepare import prepare
