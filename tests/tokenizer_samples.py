@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 
+from scalegpt import storage
+
 PROSE = "The cat's 1,234 hats – don't they look   odd?\n\n\tNo! \r\n 日本語, è, 😀 end!\nOne more line; two  words.\nThe cat"
-TEXT = PROSE * 3 + "\n".join(Path(__file__).read_text(encoding="utf-8").splitlines()) + PROSE
+TEXT = PROSE * 3 + Path(storage.__file__).read_text(encoding="utf-8") + PROSE
 END = "<|endoftext|>"
 
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 KINDS = ("gpt2_like", "llama3_like", "qwen_like", "llama2_like", "unigram", "wordpiece")
 BYTE_LEVEL = KINDS[:3]
 

@@ -36,9 +36,10 @@ class FastEncoder:
         if any(token in text for token in self._other):
             return None
         try:
-            return self._ids[self._encoding.encode_to_numpy(text, disallowed_special=())]
+            ids: npt.NDArray[np.uint32] = self._ids[self._encoding.encode_to_numpy(text, disallowed_special=())]
         except ValueError:
             return None
+        return ids
 
 
 def fast_encoder(document: dict[str, Any], vocabulary: dict[str, int], library: Any) -> FastEncoder | None:

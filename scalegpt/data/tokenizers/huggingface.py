@@ -72,7 +72,10 @@ class HFTokenizer(Tokenizer):
         decoder = document.get("decoder") or {}
         self._is_byte_level = decoder.get("type") == "ByteLevel"
         # Whether a piece of a document needs the text before it: some tokenizers put a space in front of every text.
-        self._marks_begin = self._ids("a b") != [*self._ids("a"), *self._ids(" b")]
+        self._marks_begin = any(
+            self._ids(first + second) != [*self._ids(first), *self._ids(second)]
+            for first, second in (("a", " b"), ("a\n", "b"))
+        )
 
     @property
     def padded_vocab_size(self) -> int:
