@@ -13,7 +13,7 @@ from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
 from scalegpt.data.prepare import prepare_cached, survey_reporting
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.text.corpus import Corpus, read_pieces
+from scalegpt.data.text.corpus import Corpus, Source, read_pieces
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
@@ -81,21 +81,22 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
 def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]:
     before = 0
     for source in corpus.sources:
-
-        def pieces(source: Any = source, before: int = before) -> Iterator[Piece]:
-            if tokenizer.end_of_text is not None:
-                yield Piece(np.array([tokenizer.end_of_text]), 0, before / corpus.bytes)
-            context = ""
-            for text, read in read_pieces(source):
-                try:
-                    ids = tokenizer.encode_after(context, text).astype(np.int64)
-                except InputError as error:
-                    raise InputError(f"input {one_line(source.path)}: {error}") from None
-                yield Piece(ids, len(text.encode()), (before + read) / corpus.bytes)
-                context = text
-
-        yield pieces()
+        yield _encoded(source, tokenizer, before, corpus.bytes)
         before += source.bytes
+
+
+def _encoded(source: Source, tokenizer: Tokenizer, before: int, total: int) -> Iterator[Piece]:
+    """The pieces of a document; ``before`` of the corpus's ``total`` bytes precede it."""
+    if tokenizer.end_of_text is not None:
+        yield Piece(np.array([tokenizer.end_of_text]), 0, before / total)
+    context = ""
+    for text, read in read_pieces(source):
+        try:
+            ids = tokenizer.encode_after(context, text).astype(np.int64)
+        except InputError as error:
+            raise InputError(f"input {one_line(source.path)}: {error}") from None
+        yield Piece(ids, len(text.encode()), (before + read) / total)
+        context = text
 
 
 def text_of_split(tokens: TokenSet, split: str) -> Text:
