@@ -9,6 +9,7 @@ from scalegpt.config import RunConfig
 from scalegpt.config.run import ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
+from scalegpt.planner.attention import counted_as
 from scalegpt.planner.batches import divisors
 from scalegpt.planner.memory.deepspeed.settings import fixes_batch
 from scalegpt.planner.plan import Estimator
@@ -75,13 +76,18 @@ class Space:
 
     @classmethod
     def of(cls, question: Question, estimator: Estimator, over: Layouts) -> "Space":
-        """The space of a question, cached; ``estimator`` is that of the question's machine.
+        """The space of a question, cached for all cards with the same attention kernel.
+
+        Args:
+            question: the question.
+            estimator: the estimator of the question's machine.
+            over: the layouts to choose from.
 
         Raises:
             InputError: as for the class, or the step does not divide among the ranks.
         """
         run, ranks, on_gpu = question.run, question.machine.ranks, question.machine.is_gpu
-        kernel, compiled = estimator.kernel(run), estimator.compiles(run)
+        kernel, compiled = counted_as(estimator.kernel(run)), estimator.compiles(run)
         return _space(run, ranks, kernel, compiled, frozenset(question.open), over, on_gpu)
 
     def heavier(self, start: Start) -> Start | None:
