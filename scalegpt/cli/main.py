@@ -22,7 +22,8 @@ COMMANDS = {
     "gpus": "list the GPUs that are known, or show one with its sources",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
-    "checkpoint": "list, verify or show a run's checkpoints, or convert their weights",
+    "checkpoint": "list, verify or show a run's checkpoints",
+    "export": "write a trained model for transformers, llama.cpp and others",
     "eval": "score how well a trained model predicts a text",
     "sample": "continue a prompt with a trained model",
 }

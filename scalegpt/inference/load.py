@@ -1,9 +1,7 @@
 """Loads a trained model for inference: in one process, on one device, without an optimizer."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +9,14 @@ from torch import Tensor, nn
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.backends.world import choose_device
-from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError, Header
-from scalegpt.checkpoint.reader import Checkpoint
-from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.inference import LAST
-from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.inference.loaded import LoadedModel
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
-from scalegpt.training.runs.find import chosen_checkpoint, with_newest
-
-SectionT = TypeVar("SectionT", bound=Section)
+from scalegpt.training.runs.find import chosen_checkpoint, open_weights, with_newest
 
 
 def load_model(path: Path, device: str = "auto", *, precision: str = "auto", checkpoint: str = LAST) -> LoadedModel:
@@ -48,8 +40,8 @@ def load_model(path: Path, device: str = "auto", *, precision: str = "auto", che
 def _load(checkpoint: Path, device: str, precision: str) -> LoadedModel:
     stored = open_weights(checkpoint)
     header = stored.manifest.header
-    config = _section(header, "model", ModelConfig, checkpoint)
-    train = _section(header, "train", TrainConfig, checkpoint)
+    config = stored.section("model", ModelConfig)
+    train = stored.section("train", TrainConfig)
     target = choose_device(device, 0, 1)
     auto = precision == "auto"
     compute = compute_dtype(target) if auto else DTYPES[resolve_precision(precision, target, config, config.block_size)]
@@ -65,52 +57,10 @@ def _load(checkpoint: Path, device: str, precision: str) -> LoadedModel:
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, header)
 
 
-def open_weights(checkpoint: Path) -> Checkpoint:
-    """Open a checkpoint and verify its weights.
-
-    Raises:
-        InputError: there is no checkpoint, or it is damaged. Other checkpoints are not tried: the user did not ask for one.
-    """
-    with naming_earlier(checkpoint):
-        stored = Checkpoint.open(checkpoint)
-        stored.verify((WEIGHTS,))
-    return stored
-
-
-@contextmanager
-def naming_earlier(checkpoint: Path) -> Iterator[None]:
-    """Append a hint to an error that the block raises about a damaged checkpoint: which checkpoint to use instead.
-
-    Raises:
-        DamagedError: the checkpoint is damaged; the message ends with the hint.
-    """
-    try:
-        yield
-    except DamagedError as error:
-        beside = find_checkpoints(checkpoint.parent)
-        is_one_of_them = checkpoint in beside  # false for a copy whose name has no step
-        kind = "an earlier" if is_one_of_them else "another"
-        instead = beside[: beside.index(checkpoint)] if is_one_of_them else beside
-        hint = f"give {kind} checkpoint by its path: {instead[-1]}" if instead else "there is no earlier checkpoint"
-        raise DamagedError(f"{error}; {hint}") from None
-
-
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype to compute in: bf16 on a CUDA device with bf16 units, else fp32."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def _section(header: Header, part: str, kind: type[SectionT], checkpoint: Path) -> SectionT:
-    """Return a part of the checkpoint's configuration as a section of settings.
-
-    Raises:
-        InputError: the part is missing, or a setting in it is not valid.
-    """
-    values = header.config.get(part) if isinstance(header.config, dict) else None
-    if not isinstance(values, dict):
-        raise InputError(f"{checkpoint / MANIFEST} is damaged: its configuration has no {part}; use another checkpoint")
-    return kind.from_mapping(values, f"{checkpoint / MANIFEST}, {part}")
 
 
 @torch.no_grad()
