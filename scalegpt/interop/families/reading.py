@@ -52,6 +52,11 @@ class HfModel:
         return self.path.resolve().parent.name
 
 
+def is_hugging_face(path: Path) -> bool:
+    """Whether a path is a folder with a Hugging Face model, of any family."""
+    return (path / CONFIG).is_file()
+
+
 def read_config(path: Path, block_size: int | None = None) -> HfModel:
     """Read the configuration of a Hugging Face model.
 
