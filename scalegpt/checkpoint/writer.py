@@ -132,7 +132,7 @@ def write_weights(save: Save, shapes: Shapes, weights: Callable[[], Iterable[tup
         RunError: the disk is full, or the folder still cannot be written after retries.
     """
     name = file_name(0, WEIGHTS)
-    entries = [Entry(entry_name(tensor, 0), torch.float32, shape) for tensor, shape in shapes.items()]
+    entries = [Entry(entry_name(tensor, 0), torch.float32, (math.prod(shape),)) for tensor, shape in shapes.items()]
     placed = {tensor: [Placed(0, math.prod(shape), name)] for tensor, shape in shapes.items()}
 
     def write() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from scalegpt.architecture.counting import count_parameters
+from scalegpt.checkpoint.inspection import DTYPES
 from scalegpt.errors import RunError
 from scalegpt.interop.export.source import Source
 from scalegpt.model.gpt import GPT
@@ -72,5 +73,5 @@ def _our_logits(source: Source, tokens: torch.Tensor, lengths: list[int]) -> tor
         model = GPT(source.model)
     model.to_empty(device="cpu").eval()
     for name, parameter in model.named_parameters():
-        parameter.copy_(source.read(name))
+        parameter.copy_(source.read(name).to(DTYPES[source.dtype]))
     return torch.stack([model(tokens[:, :length]) for length in lengths])

@@ -87,7 +87,7 @@ class Folder:
         source = self.source
         check_space(folder, self.bytes)
         for name, wanted in self.shards.items():
-            values = (value.contiguous() for value in to_theirs(source.read, wanted, source.model))
+            values = (value.to(DTYPES[source.dtype]).contiguous() for value in to_theirs(source.read, wanted, source.model))
             write_tensors(folder / name, [_entry(target, source) for target in wanted], values, {"format": "pt"})
         if len(self.shards) > 1:
             places = {target.name: name for name, wanted in self.shards.items() for target in wanted}

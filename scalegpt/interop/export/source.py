@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from scalegpt.checkpoint.inspection import DTYPES
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.config import ModelConfig, TrainConfig
@@ -50,10 +49,10 @@ class Source:
         return self.checkpoint.manifest.header
 
     def read(self, name: str) -> Tensor:
-        """A parameter's whole value in the dtype to be written, on the CPU; bf16 rounds to nearest."""
+        """A parameter's whole fp32 value, on the CPU."""
         value = self.checkpoint.weight(name)
         rows = self.model.vocab_size if name in {EMBEDDING, HEAD} else value.shape[0]
-        return value[:rows].to(DTYPES[self.dtype])
+        return value[:rows]
 
     def with_head(self) -> "Source":
         """The same model with a head of its own, a copy of the embedding, for programs that know no tied head."""
