@@ -35,6 +35,11 @@ def json_text(values: Any) -> str:
     return re.sub(r"[^\x20-\x7e\n]", _escaped, json.dumps(values, indent=2, ensure_ascii=False))
 
 
+def json_line(values: Any) -> str:
+    """A value as JSON on one line, with characters as :func:`json_text` writes them."""
+    return re.sub(r"[^\x20-\x7e]", _escaped, json.dumps(values, ensure_ascii=False))
+
+
 def _escaped(match: re.Match[str]) -> str:
     character = match[0]
     return character if visible(character) == character else json.dumps(character)[1:-1]

@@ -159,7 +159,7 @@ def sample_line(rng: random.Random) -> Case:
         rng.choice(("runs/tiny", path(rng))),
         "--max_new_tokens",
         "3",
-        *some_flags(rng, [*keys, "prompt", "prompt_file"]),
+        *some_flags(rng, [*keys, "prompt", "prompt_file", "prompts_file", "stop"]),
     ]
     return Case(_shaken(rng, words), speaks_raw=True)
 
