@@ -6,11 +6,11 @@ from pathlib import Path
 
 from scalegpt.checkpoint.inspection import convert
 from scalegpt.config.inference import LAST
-from scalegpt.interop.export.compare import compare
-from scalegpt.interop.export.gguf import write_gguf
-from scalegpt.interop.export.huggingface import Folder
-from scalegpt.interop.export.place import new_folder
-from scalegpt.interop.export.source import Source
+from scalegpt.export.compare import compare
+from scalegpt.export.gguf import write_gguf
+from scalegpt.export.huggingface import Folder
+from scalegpt.export.place import new_folder
+from scalegpt.export.source import Source
 from scalegpt.training.runs.find import chosen_checkpoint, open_weights, with_newest
 
 HF, GGUF, SAFETENSORS = "hf", "gguf", "safetensors"

@@ -18,10 +18,10 @@ from scalegpt.errors import InputError
 from scalegpt.inference.loaded import LoadedModel
 from scalegpt.interop.families import read_config
 from scalegpt.interop.families.reading import is_hugging_face
-from scalegpt.interop.weights.origin import open_folder
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 from scalegpt.training.runs.find import chosen_checkpoint, open_weights, with_newest
+from scalegpt.weights.origin import open_folder
 
 
 def load_model(path: Path, device: str = "auto", *, precision: str = "auto", checkpoint: str = LAST) -> LoadedModel:

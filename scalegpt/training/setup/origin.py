@@ -11,10 +11,10 @@ from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.interop.families import read_config
 from scalegpt.interop.families.reading import is_hugging_face
-from scalegpt.interop.weights.origin import Origin, open_folder
 from scalegpt.training.request import Request
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.find import open_weights, with_newest
+from scalegpt.weights.origin import Origin, open_folder
 
 
 @dataclass(frozen=True)

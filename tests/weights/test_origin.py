@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from interop.foreign import BLOCK, MODELS, VOCABULARY, random_model, saved
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.interop.families import as_config, read_config
-from scalegpt.interop.weights.origin import Origin, open_folder
 from scalegpt.model.gpt import GPT
+from scalegpt.weights.origin import Origin, open_folder
+from weights.foreign import BLOCK, MODELS, VOCABULARY, random_model, saved
 
 
 def opened(folder: Path) -> Origin:
@@ -107,8 +107,8 @@ SHAPE = ModelConfig(n_layer=1, n_embd=8, n_head=2, block_size=4, vocab_size=11, 
 
 
 def tensors() -> dict[str, torch.Tensor]:
-    from scalegpt.interop.weights.layouts import targets
-    from scalegpt.interop.weights.table import HUGGING_FACE
+    from scalegpt.weights.layouts import targets
+    from scalegpt.weights.table import HUGGING_FACE
 
     return {target.name: torch.zeros(target.shape) for target in targets(SHAPE, HUGGING_FACE["gpt2"])}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from interop.foreign import GPT2, MODELS, random_model, saved
 from scalegpt.cli.main import main
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.inference.load import load_model
+from weights.foreign import GPT2, MODELS, random_model, saved
 
 MODERN = {
     "norm": "rmsnorm", "position": "rope", "activation": "swiglu", "n_head": 4, "n_kv_head": 2, "n_inner": 48,
@@ -168,10 +168,10 @@ def test_nothing_is_left_of_an_export_that_fails(
 ) -> None:
     run, place = make_run(), tmp_path / "place"
     place.mkdir()
-    monkeypatch.setattr("scalegpt.interop.export.compare._our_logits", lambda *_: torch.tensor(100.0))
+    monkeypatch.setattr("scalegpt.export.compare._our_logits", lambda *_: torch.tensor(100.0))
     pytest.importorskip("transformers")
     assert "transformers computes other logits" in call("export", run, "--to", "hf", "--out", place / "out", status=1)
-    monkeypatch.setattr("scalegpt.interop.export.huggingface.model_card", lambda *_: 1 / 0)
+    monkeypatch.setattr("scalegpt.export.huggingface.model_card", lambda *_: 1 / 0)
     assert "ZeroDivisionError" in call("export", run, "--to", "hf", "--out", place / "out", status=1)
     assert list(place.iterdir()) == []
 
@@ -225,7 +225,7 @@ def test_a_shape_that_no_family_has_is_refused_with_what_would_do(
 def test_without_transformers_the_folder_is_written_and_that_is_said(
     make_run: Callable[..., Path], call: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scalegpt.interop.export.compare.find_spec", lambda _: None)
+    monkeypatch.setattr("scalegpt.export.compare.find_spec", lambda _: None)
     said = call("export", make_run(), "--to", "hf", "--out", tmp_path / "out")
     assert "logits not compared: transformers is not installed" in said
     assert (tmp_path / "out" / "model.safetensors").is_file()

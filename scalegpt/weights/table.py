@@ -4,7 +4,7 @@ The key of a family is its ``model_type``, as in :data:`scalegpt.interop.familie
 architecture's name in ``llama.cpp``.
 """
 
-from scalegpt.interop.weights.layouts import BY_HEAD, CONV1D, IN_PAIRS, SAME, Layout, Place
+from scalegpt.weights.layouts import BY_HEAD, CONV1D, IN_PAIRS, SAME, Layout, Place
 
 _BLOCK = "blocks.{n}."
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.interop.families import HfModel
-from scalegpt.interop.weights.files import WeightFiles
-from scalegpt.interop.weights.layouts import Layout, Target, from_theirs, targets
-from scalegpt.interop.weights.table import HUGGING_FACE
 from scalegpt.text import shown
+from scalegpt.weights.files import WeightFiles
+from scalegpt.weights.layouts import Layout, Target, from_theirs, targets
+from scalegpt.weights.table import HUGGING_FACE
 
 EMBEDDING, POSITIONS, HEAD = "wte.weight", "wpe.weight", "head.weight"
 

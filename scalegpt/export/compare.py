@@ -9,7 +9,7 @@ import torch
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.checkpoint.inspection import DTYPES
 from scalegpt.errors import RunError
-from scalegpt.interop.export.source import Source
+from scalegpt.export.source import Source
 from scalegpt.model.gpt import GPT
 from scalegpt.system.cores import available_bytes
 from scalegpt.units import gib

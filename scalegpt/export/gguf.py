@@ -18,12 +18,12 @@ from scalegpt.checkpoint.inspection import publish
 from scalegpt.config import ModelConfig
 from scalegpt.config.rope import LINEAR, LLAMA3, YARN
 from scalegpt.errors import InputError
-from scalegpt.interop.export.gguf_tokenizer import Vocabulary, vocabulary
-from scalegpt.interop.export.source import Source
+from scalegpt.export.gguf_tokenizer import Vocabulary, vocabulary
+from scalegpt.export.source import Source
 from scalegpt.interop.families import as_config
-from scalegpt.interop.weights.layouts import Target, targets, to_theirs
-from scalegpt.interop.weights.table import GGUF
 from scalegpt.storage import check_space, disk_errors, remove_temporaries, sync_folder, temporary_name
+from scalegpt.weights.layouts import Target, targets, to_theirs
+from scalegpt.weights.table import GGUF
 
 INSTALL = "pip install 'scalegpt[gguf]'"
 

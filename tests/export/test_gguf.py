@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from interop.test_export import MODERN, call, greedy, make_run
+from export.test_export import MODERN, call, greedy, make_run
 from scalegpt.config import ModelConfig
 from scalegpt.data.tokenizers import make_tokenizer
+from scalegpt.export.gguf import rope_factors
+from scalegpt.export.gguf_tokenizer import CONTROL, NORMAL, UNUSED, vocabulary
 from scalegpt.inference.load import load_model
-from scalegpt.interop.export.gguf import rope_factors
-from scalegpt.interop.export.gguf_tokenizer import CONTROL, NORMAL, UNUSED, vocabulary
 
 __all__ = ["call", "make_run"]  # fixtures
 

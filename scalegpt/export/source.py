@@ -8,7 +8,7 @@ from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.data.tokenizers import Tokenizer
-from scalegpt.interop.weights.origin import EMBEDDING, HEAD
+from scalegpt.weights.origin import EMBEDDING, HEAD
 
 
 @dataclass(frozen=True)

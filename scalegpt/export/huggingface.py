@@ -14,14 +14,14 @@ from scalegpt.checkpoint.inspection import DTYPES
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.tokenizers.export import tokenizer_files
-from scalegpt.interop.export.card import model_card
-from scalegpt.interop.export.source import Source
+from scalegpt.export.card import model_card
+from scalegpt.export.source import Source
 from scalegpt.interop.families import as_config
 from scalegpt.interop.families.reading import CONFIG
-from scalegpt.interop.weights.files import INDEX, SAFETENSORS
-from scalegpt.interop.weights.layouts import Target, targets, to_theirs
-from scalegpt.interop.weights.table import HUGGING_FACE
 from scalegpt.storage import check_space
+from scalegpt.weights.files import INDEX, SAFETENSORS
+from scalegpt.weights.layouts import Target, targets, to_theirs
+from scalegpt.weights.table import HUGGING_FACE
 
 GENERATION = "generation_config.json"
 
@@ -87,7 +87,9 @@ class Folder:
         source = self.source
         check_space(folder, self.bytes)
         for name, wanted in self.shards.items():
-            values = (value.to(DTYPES[source.dtype]).contiguous() for value in to_theirs(source.read, wanted, source.model))
+            values = (
+                value.to(DTYPES[source.dtype]).contiguous() for value in to_theirs(source.read, wanted, source.model)
+            )
             write_tensors(folder / name, [_entry(target, source) for target in wanted], values, {"format": "pt"})
         if len(self.shards) > 1:
             places = {target.name: name for name, wanted in self.shards.items() for target in wanted}

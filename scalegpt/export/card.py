@@ -2,7 +2,7 @@
 
 from scalegpt import __version__
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.interop.export.source import Source
+from scalegpt.export.source import Source
 
 _SHOWN = ("optimizer", "learning_rate", "schedule", "weight_decay", "precision")
 """The training settings that the card lists."""

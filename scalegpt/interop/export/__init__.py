@@ -1,4 +1,0 @@
-"""Trained models written for other programs: as a Hugging Face folder, or as a GGUF file for ``llama.cpp``.
-
-``source.py`` is what is written; each format has a module. May import ``interop.weights`` and everything below it.
-"""
