@@ -13,7 +13,7 @@ from scalegpt.backends.world import choose_device
 from scalegpt.checkpoint.manifest import Header, Progress
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.inference import LAST
-from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
+from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.inference.loaded import LoadedModel
 from scalegpt.interop.families import read_config
@@ -21,7 +21,7 @@ from scalegpt.interop.families.reading import is_hugging_face
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 from scalegpt.training.runs.find import chosen_checkpoint, open_weights, with_newest
-from scalegpt.weights.origin import open_folder
+from scalegpt.weights.origin import open_folder, tokenizer_of
 
 
 def load_model(path: Path, device: str = "auto", *, precision: str = "auto", checkpoint: str = LAST) -> LoadedModel:
@@ -58,7 +58,7 @@ def _load(checkpoint: Path, device: str, precision: str) -> LoadedModel:
 def _load_folder(path: Path, device: str, precision: str) -> LoadedModel:
     """Load the model of a Hugging Face folder; its header has the shape, and no progress."""
     read = read_config(path)
-    origin, tokenizer = open_folder(read), make_tokenizer("gpt2")
+    origin, tokenizer = open_folder(read), tokenizer_of(read)
     built = _build(read.model, TrainConfig(), device, precision)
     _put_weights(built, origin.weights(read.model), path)
     config = {"name": read.name, "model": asdict(read.model)}

@@ -77,15 +77,16 @@ class Request:
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
             settings["backend"] = FSDP.name  # several ranks were started, and neither user nor preset names a backend
+        folder = runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
+        settings, notes = with_initial(
+            settings, preset=preset, config_file=config_file, folder=None if fresh else folder
+        )
+        if "init_from" in settings:
+            given |= {"vocab_size"}  # its rows are the model's, whatever the data's tokenizer needs
         run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, given_in=given_in)
         if name is not None:
             run = replace(run, name=name)  # an empty name too: check_name refuses it later, with the other bad names
         _check_paths(run)
-        run, notes = with_initial(
-            run, None if fresh else runs_dir / run.name, given=given, stated=named_settings(preset)
-        )
-        if run.train.init_from is not None:
-            given |= {"vocab_size"}  # its rows are the model's, whatever the data's tokenizer needs
         if "backend" not in run.auto:
             check_installed(run.parallel.backend)
         margins = {} if margin is None else {"margin": margin}

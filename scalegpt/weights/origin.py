@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegpt.config import ModelConfig
+from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.interop.families import HfModel
 from scalegpt.text import shown
@@ -81,6 +82,19 @@ def open_folder(read: HfModel) -> Origin:
             yield name, value
 
     return Origin(model, stored)
+
+
+def tokenizer_of(read: HfModel) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder; GPT-2's for a GPT-2 without tokenizer files and with its vocabulary.
+
+    Raises:
+        InputError: the folder has no tokenizer that can be read, or it has more tokens than the model.
+    """
+    folder, rows = read.path.parent, read.model.vocab_size
+    tokenizer = make_tokenizer("gpt2")
+    if read.family != tokenizer.kind or rows < tokenizer.vocab_size:
+        raise InputError(f"{folder} has no tokenizer.json, so no text can be read or written with it; add the file")
+    return tokenizer
 
 
 def _named(
