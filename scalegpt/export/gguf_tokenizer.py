@@ -4,9 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from scalegpt.config.tokenizer import TOKENIZER_JSON
 from scalegpt.data.tokenizers import Tokenizer
-from scalegpt.data.tokenizers.export import TOKENIZER, tokenizer_files
+from scalegpt.data.tokenizers.export import tokenizer_files
 from scalegpt.errors import InputError
+from scalegpt.export.source import begin_of_text
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """The types of tokens in a GGUF file."""
@@ -33,14 +35,15 @@ class Vocabulary:
         types: the type of each token.
         merges: pairs of tokens with a space between, in the order in which they are merged.
         split: the way in which text is split before it is merged, by its name in ``llama.cpp``.
-        end_of_text: the id that ends a text; None: there is none.
+        bos, eos: the ids that begin and end a text; None: there is none.
     """
 
     tokens: list[str]
     types: list[int]
     merges: list[str]
     split: str
-    end_of_text: int | None
+    bos: int | None
+    eos: int | None
 
     def add_to(self, writer: Any) -> None:
         """Add the vocabulary to a ``gguf.GGUFWriter``."""
@@ -50,9 +53,10 @@ class Vocabulary:
         writer.add_token_types(self.types)
         writer.add_token_merges(self.merges or [NEVER])
         writer.add_add_bos_token(False)
-        if self.end_of_text is not None:
-            writer.add_bos_token_id(self.end_of_text)
-            writer.add_eos_token_id(self.end_of_text)
+        if self.bos is not None:
+            writer.add_bos_token_id(self.bos)
+        if self.eos is not None:
+            writer.add_eos_token_id(self.eos)
 
 
 def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
@@ -61,7 +65,7 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     Raises:
         InputError: it is no byte-level BPE, or ``llama.cpp`` has no name for the way in which it splits text.
     """
-    document = json.loads(tokenizer_files(tokenizer)[TOKENIZER])
+    document = json.loads(tokenizer_files(tokenizer)[TOKENIZER_JSON])
     split = _split(document)
     if document["model"].get("type") != "BPE" or split is None:
         raise InputError(
@@ -70,13 +74,13 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         )
     tokens = [f"[PAD{number}]" for number in range(rows)]
     types = [UNUSED] * rows
-    added = {each["id"]: each for each in document["added_tokens"]}
+    added = {each["id"]: each for each in document.get("added_tokens") or []}
     for token, number in document["model"]["vocab"].items():
         tokens[number], types[number] = token, NORMAL
     for number, each in added.items():
         tokens[number], types[number] = each["content"], CONTROL if each["special"] else USER_DEFINED
     merges = [each if isinstance(each, str) else " ".join(each) for each in document["model"]["merges"]]
-    return Vocabulary(tokens, types, merges, split, tokenizer.end_of_text)
+    return Vocabulary(tokens, types, merges, split, begin_of_text(tokenizer), tokenizer.end_of_text)
 
 
 def _split(document: dict[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from scalegpt.checkpoint.tensorfile import Entry, write_tensors
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.tokenizers.export import tokenizer_files
 from scalegpt.export.card import model_card
-from scalegpt.export.source import Source
+from scalegpt.export.source import Source, begin_of_text
 from scalegpt.interop.families import as_config
 from scalegpt.interop.families.reading import CONFIG
 from scalegpt.storage import check_space
@@ -56,8 +56,7 @@ class Folder:
         """
         config = as_config(source.model)
         wanted = targets(source.model, HUGGING_FACE[config["model_type"]])
-        special = dict.fromkeys(("bos_token_id", "eos_token_id"), source.tokenizer.end_of_text)
-        config |= {**special, "torch_dtype": NAMES[source.dtype]}
+        config |= {**special_ids(source.tokenizer), "torch_dtype": NAMES[source.dtype]}
         shards = _divided([_entry(target, source) for target in wanted], max_shard_bytes)
         named, start = {}, 0
         for number, entries in enumerate(shards, 1):
@@ -96,16 +95,16 @@ class Folder:
             index = {"metadata": {"total_size": self.bytes}, "weight_map": places}
             _write_json(folder / f"{SAFETENSORS}{INDEX}", index)
         _write_json(folder / CONFIG, self.config)
-        _write_json(folder / GENERATION, generation_config(source.tokenizer))
+        special = {key: value for key, value in special_ids(source.tokenizer).items() if value is not None}
+        _write_json(folder / GENERATION, special)
         for name, content in tokenizer_files(source.tokenizer).items():
             (folder / name).write_bytes(content)
         (folder / "README.md").write_text(model_card(source, self.family), encoding="utf-8")
 
 
-def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of ``generation_config.json``: the tokens that begin and end a text, where the tokenizer has them."""
-    end = tokenizer.end_of_text
-    return {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids that begin and end a text, under their keys in Hugging Face's files; None: there is no such token."""
+    return {"bos_token_id": begin_of_text(tokenizer), "eos_token_id": tokenizer.end_of_text}
 
 
 def _entry(target: Target, source: Source) -> Entry:

@@ -1,5 +1,6 @@
 """What is exported: a checkpoint's shape, weights and tokenizer, without the rows that only pad the vocabulary."""
 
+import json
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -7,7 +8,9 @@ from torch import Tensor
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.config import ModelConfig, TrainConfig
+from scalegpt.config.tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON, parse_tokenizer, vocabulary
 from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.data.tokenizers.export import tokenizer_files
 from scalegpt.weights.origin import EMBEDDING, HEAD
 
 
@@ -57,6 +60,14 @@ class Source:
     def with_head(self) -> "Source":
         """The same model with a head of its own, a copy of the embedding, for programs that know no tied head."""
         return _Untied(self.checkpoint, replace(self.model, tie_head=False), self.tokenizer, self.dtype)
+
+
+def begin_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id that begins a text, by the tokenizer's own files for Hugging Face libraries; None: there is none."""
+    files = tokenizer_files(tokenizer)
+    token = json.loads(files.get(TOKENIZER_CONFIG, b"{}")).get("bos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    return None if content is None else vocabulary(parse_tokenizer(files[TOKENIZER_JSON])).get(content)
 
 
 class _Untied(Source):

@@ -11,11 +11,11 @@ from typing import Any
 
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.presets import load_config_file, load_preset
-from scalegpt.config.run import TOKENIZERS
 from scalegpt.config.settings import coerce
+from scalegpt.config.tokenizer import NAMES, TOKENIZER_JSON
 from scalegpt.errors import InputError
 from scalegpt.interop.families import read_config
-from scalegpt.interop.families.reading import is_hugging_face
+from scalegpt.interop.families.reading import is_hugging_face, tokenizer_setting
 from scalegpt.planner.source import LONGEST_BLOCK
 from scalegpt.text import shown
 
@@ -24,9 +24,7 @@ Values = dict[str, Any]
 FREE = ("block_size", "vocab_size", "dropout")
 """Settings of the model that may differ from the folder's: other rows of the vocabulary, and no tensor or fewer rows."""
 
-TOKENIZER_JSON = "tokenizer.json"
-
-TOKENIZER_SETTINGS = ("tokenizer",)
+TOKENIZER_SETTINGS = ("tokenizer", "end_of_text")
 """The settings of the data that name a tokenizer."""
 
 _SIZES = {"n_kv_head": "kv_heads", "head_size": "head_width", "n_inner": "inner_width"}
@@ -83,7 +81,7 @@ def with_initial(
         line = f"blocks of {LONGEST_BLOCK:,} tokens, of the {longest:,} that {initial.path} can read"
         notes = (f"{line}; --block_size sets another length",)
     shape = {each.name: getattr(initial.model, each.name) for each in fields(initial.model)}
-    tokenizer = {} if file.get("data", {}).keys() & TOKENIZER_SETTINGS else initial.data
+    tokenizer = {} if "tokenizer" in {*flags, *file.get("data", {})} else initial.data
     return {**shape, **tokenizer, **flags, **free, "init_from": initial.path}, notes
 
 
@@ -103,13 +101,26 @@ def shape_of(path: Path) -> tuple[ModelConfig, Values]:
         InputError: there is none of these, or its configuration cannot be read.
     """
     if is_hugging_face(path):
-        tokenizer = {"tokenizer": str(path)} if (path / TOKENIZER_JSON).exists() else {}
-        return read_config(path).model, tokenizer
+        read = read_config(path)
+        return read.model, {"tokenizer": tokenizer_setting(read)}
+    check_exists(path)
     from scalegpt.checkpoint.reader import read_manifest  # imported here: they import torch, which takes seconds
     from scalegpt.training.runs.find import with_newest
 
     found, config = with_newest(path, lambda found: (found, read_manifest(found).header.config))
     return _recorded(config, str(found), found.parent.parent)
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a value of ``init_from`` that leads nowhere.
+
+    Raises:
+        InputError: there is no such path.
+    """
+    if not path.exists():
+        raise InputError(
+            f"init_from {path} does not exist; give a Hugging Face folder (nothing is downloaded), a run or a checkpoint"
+        )
 
 
 def _recorded(config: Values, where: str, folder: Path) -> tuple[ModelConfig, Values]:
@@ -122,7 +133,7 @@ def _recorded(config: Values, where: str, folder: Path) -> tuple[ModelConfig, Va
     if not isinstance(model, dict) or not isinstance(data, dict):
         raise InputError(f"{where} has no configuration of a model; use another")
     named = {key: data[key] for key in TOKENIZER_SETTINGS if key in data}
-    if named.get("tokenizer") not in TOKENIZERS and (folder / TOKENIZER_JSON).is_file():
+    if named.get("tokenizer") not in NAMES and (folder / TOKENIZER_JSON).is_file():
         named["tokenizer"] = str(folder)  # the run's own copy
     return ModelConfig.from_mapping(model, where), named
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from scalegpt.config import ModelConfig
-from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
+from scalegpt.config.tokenizer import NAMES
+from scalegpt.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.interop.families import HfModel
+from scalegpt.interop.families.reading import tokenizer_setting
 from scalegpt.text import shown
 from scalegpt.weights.files import WeightFiles
 from scalegpt.weights.layouts import Layout, Target, from_theirs, targets
@@ -91,9 +93,12 @@ def tokenizer_of(read: HfModel) -> Tokenizer:
         InputError: the folder has no tokenizer that can be read, or it has more tokens than the model.
     """
     folder, rows = read.path.parent, read.model.vocab_size
-    tokenizer = make_tokenizer("gpt2")
-    if read.family != tokenizer.kind or rows < tokenizer.vocab_size:
-        raise InputError(f"{folder} has no tokenizer.json, so no text can be read or written with it; add the file")
+    setting = tokenizer_setting(read)
+    tokenizer = make_tokenizer(setting) if setting in NAMES else load_tokenizer(setting)
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and its model {rows:,}: they do not belong together"
+        )
     return tokenizer
 
 

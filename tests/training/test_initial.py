@@ -126,7 +126,7 @@ def test_a_run_without_a_checkpoint_reads_the_folder_again(train: Callable[..., 
     shutil.rmtree("runs/run/checkpoints")
     Path("runs/run/run_status.json").unlink()
     shutil.rmtree("theirs")
-    assert "run theirs does not exist" in train(*START, "--model_name", "run", "--max_iters", "0", status=2)
+    assert "init_from theirs does not exist" in train(*START, "--model_name", "run", "--max_iters", "0", status=2)
 
 
 def test_a_run_starts_from_another_run_with_its_tokenizer(train: Callable[..., str]) -> None:
@@ -164,7 +164,10 @@ def test_vocabulary_and_context_may_differ(train: Callable[..., str]) -> None:
         (("--preset", "tiny"), "the preset, with n_layer 4, contradicts init_from theirs"),
         (("--block_size", "33"), "has learned 32 positions; give --block_size 32 or less"),
         (("--vocab_size", "200"), "outside the vocabulary of 200"),
-        (("--init_from", "nowhere"), "run nowhere does not exist"),
+        (
+            ("--init_from", "nowhere"),
+            "init_from nowhere does not exist; give a Hugging Face folder (nothing is downloaded)",
+        ),
         (("--init_from", "text.txt"), "text.txt is neither a run nor a checkpoint"),
     ],
 )
@@ -266,9 +269,16 @@ def test_an_imported_run_says_where_it_comes_from(call: Callable[..., str]) -> N
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("theirs", "--model_name", "run"), "its vocabulary has 300 rows, but the gpt2 tokenizer has 50,257 ids"),
+        (("theirs", "--model_name", "run"), "tokenizer theirs is a folder without a tokenizer.json"),
+        (
+            ("theirs", "--model_name", "run", "--tokenizer", "gpt2"),
+            "has 300 rows, but the gpt2 tokenizer has 50,257 ids",
+        ),
         (("theirs", "--model_name", "a/b", "--tokenizer", "byte"), "must be a plain folder name"),
-        (("nowhere", "--model_name", "run"), "run nowhere does not exist"),
+        (
+            ("nowhere", "--model_name", "run"),
+            "init_from nowhere does not exist; give a Hugging Face folder (nothing is downloaded)",
+        ),
         (("theirs",), "--model_name"),
         (("theirs", "--model_name", "run", "--tokenizer", "byte", "--block_size", "33"), "learned 32 positions"),
         (("theirs", "--model_name", "run", "--n_layer", "3"), "unknown flag --n_layer"),
@@ -294,3 +304,19 @@ def test_an_import_that_fails_on_the_way_leaves_nothing(call: Callable[..., str]
 def test_an_imported_run_is_not_replaced(call: Callable[..., str]) -> None:
     call("import", "theirs", "--model_name", "run", "--tokenizer", "byte")
     assert "runs/run exists already" in call("import", "theirs", "--model_name", "run", "--tokenizer", "byte", status=2)
+
+
+# --- a folder as it is ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_ours_is_loaded_as_the_run_was(train: Callable[..., str], call: Callable[..., str]) -> None:
+    train(*START, "--model_name", "run")
+    call("export", "runs/run", "--to", "hf", "--out", "exported")
+    run, folder = scalegpt.load("run", device="cpu"), scalegpt.load("exported", device="cpu")
+    assert folder.generate("a small", max_new_tokens=20, temperature=0) == run.generate(
+        "a small", max_new_tokens=20, temperature=0
+    )
+    assert folder.tokenizer.digest == run.tokenizer.digest or folder.tokenizer.vocab_size == run.tokenizer.vocab_size
+    assert "omit --checkpoint" in call("sample", "exported", "--checkpoint", "best", status=2)
+    out = train("--init_from", "exported", "--model_name", "again", "--max_iters", "0")
+    assert "weights  from exported" in out

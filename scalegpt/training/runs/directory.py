@@ -283,10 +283,12 @@ class RunDirectory(RunRecords):
         write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
 
     def abandon(self) -> None:
-        """Delete a new run whose making failed, except the lock; only for a folder that :meth:`is_taken` said was free."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        self.status.unlink(missing_ok=True)
-        self._remove_first_files()
+        """Delete all but the lock in the folder of a new run whose making failed; :meth:`is_taken` must have been false."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink(missing_ok=True)
 
     def _remove_first_files(self) -> None:
         """Delete the files that a failed start has made in a new folder, except the lock."""

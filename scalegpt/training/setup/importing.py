@@ -13,11 +13,14 @@ from scalegpt.backends.base import WEIGHT
 from scalegpt.checkpoint import writer
 from scalegpt.checkpoint.manifest import Header, Progress
 from scalegpt.config.presets import as_file
-from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
+from scalegpt.config.run import DataConfig
+from scalegpt.config.tokenizer import is_file
+from scalegpt.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.storage import check_space
 from scalegpt.training.request import Request
 from scalegpt.training.runs.directory import IMPORTED, RunDirectory
+from scalegpt.training.runs.files import write_whole
 from scalegpt.training.setup.origin import Opened, open_initial
 from scalegpt.training.setup.resolve import check_name
 
@@ -48,7 +51,7 @@ def import_model(folder: Path, name: str, runs_dir: Path, settings: Mapping[str,
         raise InputError(f"{directory.path} exists already; choose another --model_name")
     opened = open_initial(request, World(0, 1, 0, 1, torch.device("cpu")))
     assert opened is not None
-    tokenizer = opened.tokenizer or make_tokenizer(request.run.data.tokenizer)
+    tokenizer = opened.tokenizer or _tokenizer(request.run.data)
     if tokenizer.vocab_size > request.run.model.vocab_size:
         raise InputError(
             f"{folder}: its vocabulary has {request.run.model.vocab_size:,} rows, but the {tokenizer.kind} tokenizer has "
@@ -68,6 +71,12 @@ def import_model(folder: Path, name: str, runs_dir: Path, settings: Mapping[str,
     return directory.path
 
 
+def _tokenizer(data: DataConfig) -> Tokenizer:
+    return (
+        load_tokenizer(data.tokenizer, data.end_of_text) if is_file(data.tokenizer) else make_tokenizer(data.tokenizer)
+    )
+
+
 def _write(directory: RunDirectory, request: Request, opened: Opened, tokenizer: Tokenizer) -> None:
     run = request.run
     shapes = {f"{WEIGHT}/{name}": shape for name, shape in parameter_shapes(run.model).items()}
@@ -80,4 +89,6 @@ def _write(directory: RunDirectory, request: Request, opened: Opened, tokenizer:
     save = writer.begin(directory.checkpoints, 0, 1, size)
     writer.write_weights(save, shapes, lambda: opened.origin.weights(run.model))
     writer.commit(save, header, shapes)
+    for name, content in tokenizer.files.items():
+        write_whole(directory.path / name, content)
     directory.write_status(state=IMPORTED, step=0, cause=None)

@@ -11,10 +11,11 @@ from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.interop.families import read_config
 from scalegpt.interop.families.reading import is_hugging_face
+from scalegpt.training.initial import check_exists
 from scalegpt.training.request import Request
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.find import open_weights, with_newest
-from scalegpt.weights.origin import Origin, open_folder
+from scalegpt.weights.origin import Origin, open_folder, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ def open_initial(request: Request, world: World) -> Opened | None:
     if named is None or world.on_first(lambda: not request.fresh and _has_checkpoint(request)):
         return None
     path = Path(named)
+    is_given = "tokenizer" in request.given
     if is_hugging_face(path):
-        return Opened(open_folder(read_config(path)), None)
+        read = read_config(path)
+        return Opened(open_folder(read), None if is_given else tokenizer_of(read))
+    check_exists(path)
     found = world.on_first(lambda: with_newest(path, lambda checkpoint: open_weights(checkpoint).path))
     stored = Checkpoint.open(found)
     stored.accept()  # rank 0 has verified the weights
-    tokenizer = None if "tokenizer" in request.given else Tokenizer.from_dict(stored.manifest.header.tokenizer)
+    tokenizer = None if is_given else Tokenizer.from_dict(stored.manifest.header.tokenizer)
     return Opened(_of_checkpoint(stored), tokenizer)
 
 
