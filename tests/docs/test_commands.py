@@ -134,7 +134,7 @@ def run(words: list[str]) -> int:
 
 def write_model(folder: Path) -> None:
     """A small Hugging Face folder with a tokenizer."""
-    model = ModelConfig(n_layer=1, n_embd=8, n_head=1, block_size=1024, vocab_size=257, bias=True)
+    model = ModelConfig(n_layer=1, n_embd=8, n_head=1, block_size=16, vocab_size=257, bias=True)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(as_config(model)))
     wanted = targets(model, HUGGING_FACE["gpt2"])

@@ -166,7 +166,7 @@ def test_vocabulary_and_context_may_differ(train: Callable[..., str]) -> None:
         (("--vocab_size", "200"), "outside the vocabulary of 200"),
         (
             ("--init_from", "nowhere"),
-            "init_from nowhere does not exist; give a Hugging Face folder (nothing is downloaded)",
+            "init_from nowhere does not exist; give a Hugging Face folder",
         ),
         (("--init_from", "text.txt"), "text.txt is neither a run nor a checkpoint"),
     ],
@@ -277,7 +277,7 @@ def test_an_imported_run_says_where_it_comes_from(call: Callable[..., str]) -> N
         (("theirs", "--model_name", "a/b", "--tokenizer", "byte"), "must be a plain folder name"),
         (
             ("nowhere", "--model_name", "run"),
-            "init_from nowhere does not exist; give a Hugging Face folder (nothing is downloaded)",
+            "init_from nowhere does not exist; give a Hugging Face folder",
         ),
         (("theirs",), "--model_name"),
         (("theirs", "--model_name", "run", "--tokenizer", "byte", "--block_size", "33"), "learned 32 positions"),
