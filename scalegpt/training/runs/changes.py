@@ -8,7 +8,6 @@ from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig
 from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.config.run import SECTIONS
-from scalegpt.config.shape import ModelConfig
 from scalegpt.config.tokenizer import same_kind
 from scalegpt.config.train import LENGTHS, TrainConfig
 from scalegpt.errors import InputError
