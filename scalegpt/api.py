@@ -25,6 +25,7 @@ def plan(
     preset: str | None = None,
     *,
     config_file: str | Path | None = None,
+    hf: str | Path | None = None,
     gpu: str | None = None,
     gpus: int | None = None,
     nodes: int | None = None,
@@ -44,6 +45,7 @@ def plan(
     Args:
         preset: a named configuration, see ``scalegpt presets``.
         config_file: a JSON or YAML file of a preset's form, instead of a preset.
+        hf: a folder with a Hugging Face model, or its ``config.json``, instead of a preset.
         gpu: the card, such as ``a100-40gb``; ``cpu``: this processor; None: the GPUs found here, or a card that
             ``memory_gb`` describes.
         gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
@@ -65,20 +67,15 @@ def plan(
     Raises:
         InputError: a name or a card is unknown, or the settings cannot work.
     """
-    if preset is None and config_file is None and settings.keys().isdisjoint(ModelConfig.settings()):
-        raise InputError("plan() needs a preset, a config_file, or settings of the model such as n_layer=12")
+    if preset is config_file is hf is None and settings.keys().isdisjoint(ModelConfig.settings()):
+        raise InputError("plan() needs a preset, a config_file, hf, or settings of the model such as n_layer=12")
     machine = {"gpu": gpu, "gpus": gpus, "nodes": nodes, "memory_gb": memory_gb, "host_memory_gb": host_memory_gb}
     named = _given(**machine, network_gbps=network_gbps, margin=margin)
     target = Target.of(named, "plan()", calibrated=calibrated)
     asked = Asked.of(
-        preset=preset,
-        config_file=_text(config_file),
-        flags=settings,
-        machine=target.machine,
-        calibration=target.calibration,
-        margin=target.margin,
-        given_in="plan()",
-    )
+        preset=preset, config_file=_text(config_file), hf=_text(hf), flags=settings,
+        machine=target.machine, calibration=target.calibration, margin=target.margin, given_in="plan()",
+    )  # fmt: skip
     given = answer(asked)
     return traced(given) if trace else given
 

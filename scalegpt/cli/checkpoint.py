@@ -69,7 +69,7 @@ def _list(words: list[str]) -> int:
     )
     arguments = parser.parse(words)
     from scalegpt.checkpoint.store import best_checkpoint
-    from scalegpt.inference.find import examine_all, set_aside_in
+    from scalegpt.training.runs.find import examine_all, set_aside_in
 
     verdicts = examine_all(Path(arguments.run))
     best = best_checkpoint([verdict.path for verdict in verdicts if verdict.is_whole])
@@ -128,7 +128,7 @@ def _verify(words: list[str]) -> int:
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
-    from scalegpt.inference.find import examine_all
+    from scalegpt.training.runs.find import examine_all
 
     verdicts = examine_all(Path(arguments.run))
     if arguments.json:
@@ -153,8 +153,8 @@ def _show(words: list[str]) -> int:
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import summary
     from scalegpt.checkpoint.reader import read_manifest
-    from scalegpt.inference.find import with_newest
     from scalegpt.inference.load import naming_earlier
+    from scalegpt.training.runs.find import with_newest
 
     def read(path: Path) -> dict[str, Any]:
         with naming_earlier(path):
@@ -197,8 +197,8 @@ def _convert(words: list[str]) -> int:
     run, out = Path(arguments.run), Path(arguments.out)
     _check_ending(out)
     from scalegpt.checkpoint.inspection import convert
-    from scalegpt.inference.find import with_newest
     from scalegpt.inference.load import open_weights
+    from scalegpt.training.runs.find import with_newest
 
     path, written = with_newest(run, lambda path: (path, convert(open_weights(path), out, arguments.dtype)))
     if arguments.json:

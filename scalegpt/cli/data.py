@@ -3,14 +3,13 @@
 import json
 import re
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.cli.output import aligned, show, show_json, show_row
+from scalegpt.cli.output import ProgressLine, aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument, run_action
 from scalegpt.config import DataConfig
 from scalegpt.errors import InputError
@@ -151,24 +150,15 @@ def _sources(facts: dict[str, Any]) -> str:
     return ", ".join([name, f"{size / 1e6:,.3f} MB", *facts["encodings"]])
 
 
-class _ProgressLine:
-    """A progress line on a terminal, rewritten at most ten times a second. Call it with bytes done and total bytes."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._began, self._next = clock, clock(), 0.0
+class _ProgressLine(ProgressLine):
+    """Shows the progress of tokenising. Call it with bytes done and total bytes."""
 
     def __call__(self, done: int, total: int) -> None:
-        now = self._clock()
-        if now < self._next and done < total:
-            return
-        self._next = now + 0.1
-        rate = done / 1e6 / max(now - self._began, 1e-9)
-        line = f"tokenising {done / max(total, 1):4.0%}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate:.1f} MB/s"
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Erase the progress line from the terminal."""
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if (seconds := self.due(is_last=done >= total)) is not None:
+            rate = done / 1e6 / seconds
+            self.show(
+                f"tokenising {done / max(total, 1):4.0%}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate:.1f} MB/s"
+            )
 
 
 # --- ledger ----------------------------------------------------------------------------------------------------------
@@ -224,7 +214,7 @@ def _steps_taken(folder: Path) -> int:
     try:
         steps = [values.get("step") for _, values in deque(read_lines(folder / METRICS), maxlen=1)]
     except FileNotFoundError:
-        from scalegpt.inference.find import check_run  # imported here, since it imports torch, which takes seconds
+        from scalegpt.training.runs.find import check_run  # imported here, since it imports torch, which takes seconds
 
         check_run(folder)
         raise InputError(

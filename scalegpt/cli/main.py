@@ -23,6 +23,7 @@ COMMANDS = {
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
     "checkpoint": "list, verify or show a run's checkpoints, or convert their weights",
+    "eval": "score how well a trained model predicts a text",
     "sample": "continue a prompt with a trained model",
 }
 """Command → its summary. A command is a module of this package with ``main(argv) -> int``, imported when it runs."""

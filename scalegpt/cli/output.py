@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from scalegpt.text import one_line, visible
@@ -34,9 +35,37 @@ def json_text(values: Any) -> str:
     return re.sub(r"[^\x20-\x7e\n]", _escaped, json.dumps(values, indent=2, ensure_ascii=False))
 
 
+def json_line(values: Any) -> str:
+    """A value as JSON on one line, with characters as :func:`json_text` writes them."""
+    return re.sub(r"[^\x20-\x7e]", _escaped, json.dumps(values, ensure_ascii=False))
+
+
 def _escaped(match: re.Match[str]) -> str:
     character = match[0]
     return character if visible(character) == character else json.dumps(character)[1:-1]
+
+
+class ProgressLine:
+    """A line on a terminal's standard error that is rewritten at most ten times a second."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began, self._next = clock, clock(), 0.0
+
+    def due(self, *, is_last: bool) -> float | None:
+        """The seconds since the start, above 0, if the line is to be written again now; else None."""
+        now = self._clock()
+        if now < self._next and not is_last:
+            return None
+        self._next = now + 0.1
+        return max(now - self._began, 1e-9)
+
+    def show(self, line: str) -> None:
+        """Replace the line on the terminal."""
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Erase the line from the terminal."""
+        self.show("")
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -22,10 +22,12 @@ from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
 from scalegpt.errors import InputError
 from scalegpt.planner.memory.states import training_bytes
+from scalegpt.planner.source import source_of
 from scalegpt.units import BYTES, format_bytes
 
 EXAMPLE = """\
 scalegpt params --preset 150M_1024
+scalegpt params --hf models/Qwen3-0.6B
 scalegpt params --n_layer 12 --n_embd 768 --n_head 12 --block_size 1024 --vocab_size 50257 --bias --show_formula
 scalegpt params --interactive"""
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("params", "Count a model's parameters, part by part, and the memory they take.", EXAMPLE)
-    add_source(parser)
+    add_source(parser, hf=True)
     parser.add_argument("--interactive", action="store_true", help="ask for the shape step by step")
     parser.add_argument("--show_formula", action="store_true", help="show the closed form with the numbers put in")
     add_json(parser)
@@ -81,15 +83,15 @@ def _parser() -> Parser:
 
 def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple[str, ModelConfig]:
     """The name and the shape of the model to count."""
-    preset, config_file = arguments.preset, arguments.config_file
-    if arguments.interactive and preset is None and config_file is None:
+    preset, config_file, hf = arguments.preset, arguments.config_file, arguments.hf
+    if arguments.interactive and preset is config_file is hf is None:
         preset = _ask_for_preset()
-    run = resolve(preset=preset, config_file=config_file, flags=flags)
+    source = source_of(preset=preset, config_file=config_file, hf=hf, flags=flags)
+    for remark in source.remarks:
+        note(f"scalegpt params: {remark}")
+    run = source.resolved(flags, "command line")
     model = _ask_for_model(run.model) if arguments.interactive else run.model
-    if preset is None and config_file is None:
-        return run.name, model
-    unchanged = resolve(preset=preset, config_file=config_file).model
-    return (run.name if model == unchanged else f"{run.name} (changed)"), model
+    return (run.name if model == source.run.model or not source.words else f"{run.name} (changed)"), model
 
 
 # The dialogue is written to standard error, so that standard output has only the counts.

@@ -116,14 +116,18 @@ def add_json(parser: argparse._ActionsContainer, help: str = "print one JSON obj
     parser.add_argument("--json", action="store_true", help=help)
 
 
-def add_source(parser: argparse._ActionsContainer, note: str = "") -> None:
-    """Add the flags ``--preset`` and ``--config_file``; ``note`` ends the help of ``--preset``."""
+def add_source(parser: argparse._ActionsContainer, note: str = "", *, hf: bool = False) -> None:
+    """Add the flags ``--preset``, ``--config_file`` and, if wanted, ``--hf``; ``note`` ends the help of ``--preset``."""
     parser.add_argument(
         "--preset", metavar="NAME", help=f"a named configuration, see `scalegpt presets`{note and f'; {note}'}"
     )
     parser.add_argument(
         "--config_file", type=path_argument, metavar="FILE", help="a JSON or YAML file of the same form as a preset"
     )
+    if hf:
+        parser.add_argument(
+            "--hf", type=path_argument, metavar="PATH", help="a folder with a Hugging Face model, or its config.json"
+        )
 
 
 def add_settings(

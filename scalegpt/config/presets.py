@@ -6,8 +6,8 @@ A configuration file, JSON or YAML, has this form; every part is optional::
      "model": {ModelConfig}, "train": {TrainConfig}, "data": {DataConfig},
      "backend": "fsdp", "zero_stage": 2, "offload": "none", "ds_config": null}
 
-A preset is such a file in ``configs/``. A run's own ``config.yaml`` has the same form, so that
-``--config_file runs/NAME/config.yaml`` repeats a run.
+A preset is such a file in ``configs/``, or in ``configs/public/`` if it is a public model. A run's own ``config.yaml`` has
+the same form, so that ``--config_file runs/NAME/config.yaml`` repeats a run.
 """
 
 from functools import cache
@@ -39,20 +39,31 @@ def bundled(folder: str) -> Path:
 
 
 @cache
+def _preset_files(folder: str) -> dict[str, Path]:
+    """Name → file, of the presets in ``configs/`` (``folder`` is ``.``) or in a folder there; in alphabetical order."""
+    return {path.stem: path for path in sorted((bundled("configs") / folder).glob("*.json"))}
+
+
 def preset_names() -> tuple[str, ...]:
-    """The names of all presets, in alphabetical order."""
-    return tuple(sorted(path.stem for path in bundled("configs").glob("*.json")))
+    """The names of ScaleGPT's own presets, in alphabetical order."""
+    return tuple(_preset_files("."))
+
+
+def public_names() -> tuple[str, ...]:
+    """The names of the presets that are public models, in alphabetical order."""
+    return tuple(_preset_files("public"))
 
 
 def load_preset(name: str) -> Values:
-    """The parsed file of a preset, with the preset's name under ``preset``.
+    """The parsed file of a preset, ScaleGPT's own or a public model, with the preset's name under ``preset``.
 
     Raises:
         InputError: there is no such preset; the message names the nearest.
     """
-    if name not in preset_names():
-        raise InputError(f"preset {shown(name)} does not exist{nearest(name, preset_names())}")
-    return {**load_config_file(bundled("configs") / f"{name}.json"), "preset": name}
+    files = _preset_files(".") | _preset_files("public")
+    if name not in files:
+        raise InputError(f"preset {shown(name)} does not exist{nearest(name, files, 'scalegpt presets')}")
+    return {**load_config_file(files[name]), "preset": name}
 
 
 def load_config_file(path: str | Path) -> Values:
@@ -138,15 +149,17 @@ def resolve(
     *,
     preset: str | None = None,
     config_file: str | None = None,
+    base: Values | None = None,
     flags: Values | None = None,
     name: str | None = None,
     given_in: str = "command line",
 ) -> RunConfig:
-    """The configuration of a preset or a file, overridden by the flags.
+    """The configuration of a preset, a file or the values of one, overridden by the flags.
 
     Args:
-        preset: name of a preset; not together with ``config_file``. Without either, the defaults apply.
+        preset: name of a preset. At most one of this and the next two is given; without any, the defaults apply.
         config_file: path of a JSON or YAML file.
+        base: the values of a configuration file, already checked.
         flags: setting → value, of any section; the flags override the file. The settings in
             :data:`~scalegpt.config.run.PLANNED` may be ``auto``, in the flags and in the file.
         name: the run's name; by default the name in the file, or the preset's name.
@@ -157,11 +170,11 @@ def resolve(
     """
     if preset is not None and config_file is not None:
         raise InputError(f"give --preset {preset} or --config_file {config_file}, not both")
-    base: Values = {}
     if preset is not None:
         base = load_preset(preset)
     elif config_file is not None:
         base = load_config_file(config_file)
+    base = base or {}
     where = f"preset {preset}" if preset else str(config_file or given_in)
     flags, auto = _without_auto(flags or {})
     file, auto_in_file = _without_auto(_flat(base))

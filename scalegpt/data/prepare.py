@@ -114,7 +114,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
         given = open_tokens(data.input_file)
         given.check_contents()
         return given
-    work = _survey(_split_inputs(data.input_file), data)
+    work = _survey(split_inputs(data.input_file), data)
     with cache_errors():
         if begun_with is not None:
             earlier = find_cached(work.earlier_key)
@@ -141,7 +141,7 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
     Raises:
         InputError: as for :func:`prepare_cached`.
     """
-    inputs = [] if data.input_file is None else _split_inputs(data.input_file)
+    inputs = [] if data.input_file is None else split_inputs(data.input_file)
     are_folders = bool(inputs) and all(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
     with cache_errors():
         kept = cached_with(digest) if are_folders else None
@@ -155,14 +155,15 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
     return kept, None if same else f"{data.input_file} has changed since this run began"
 
 
-def _split_inputs(text: str) -> list[str]:
+def split_inputs(text: str) -> list[str]:
     """Split ``--input_file`` at its commas, unless the whole value is the path of a file or folder."""
     if os.path.exists(text):  # noqa: PTH110 - pathlib's raises where a folder is closed
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _survey(inputs: Sequence[str | Path], settings: DataConfig) -> _Preparation:
+def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig) -> Corpus:
+    """As :func:`~scalegpt.data.text.corpus.survey`, and log what is skipped or read as it is written."""
     corpus = survey(
         inputs,
         settings.encoding,
@@ -179,6 +180,11 @@ def _survey(inputs: Sequence[str | Path], settings: DataConfig) -> _Preparation:
         _log.warning("skipped: %s%s", corpus.skipped, advice)
     if corpus.read_as_written.counts:
         _log.warning("read as they are written: %s", corpus.read_as_written)
+    return corpus
+
+
+def _survey(inputs: Sequence[str | Path], settings: DataConfig) -> _Preparation:
+    corpus = survey_reporting(inputs, settings)
     split = choose_split(corpus.sources, settings.val_fraction)
     identity = {
         "version": VERSION,

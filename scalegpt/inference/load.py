@@ -19,10 +19,10 @@ from scalegpt.config.inference import LAST
 from scalegpt.config.settings import Section
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
-from scalegpt.inference.find import chosen_checkpoint, with_newest
 from scalegpt.inference.loaded import LoadedModel
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
+from scalegpt.training.runs.find import chosen_checkpoint, with_newest
 
 SectionT = TypeVar("SectionT", bound=Section)
 

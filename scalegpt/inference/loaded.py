@@ -1,18 +1,26 @@
-"""A loaded model, which continues a prompt."""
+"""A loaded model, which continues prompts, and is evaluated on texts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from scalegpt.checkpoint.manifest import Header
+from scalegpt.config import DataConfig
+from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.sampling import SamplingSettings
+from scalegpt.data.prepare import split_inputs
+from scalegpt.data.sidecar import SPLITS
+from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
-from scalegpt.model.generation import generate
+from scalegpt.inference.continuations import Part, Request, continue_prompts
+from scalegpt.inference.evaluation import Evaluation, Progress, evaluate
+from scalegpt.inference.texts import Text, text_of_files, text_of_split, tokens_of_folder, tokens_of_run
 from scalegpt.model.gpt import GPT
+from scalegpt.text import one_line, shown
 
 DEFAULTS = SamplingSettings()
+READING = DataConfig()
 
 
 class LoadedModel(NamedTuple):
@@ -31,6 +39,7 @@ class LoadedModel(NamedTuple):
         top_k: int | None = DEFAULTS.top_k,
         top_p: float | None = DEFAULTS.top_p,
         seed: int = DEFAULTS.seed,
+        stop: str | Sequence[str] = (),
     ) -> str:
         """Continue a text.
 
@@ -41,6 +50,7 @@ class LoadedModel(NamedTuple):
             top_k: draw among the k likeliest tokens; None: among all.
             top_p: draw among the fewest likeliest tokens whose probabilities reach p together; None: among all.
             seed: the same seed gives the same text.
+            stop: a text or several; the continuation ends before the first of them that appears in it.
 
         Returns:
             The continuation, without the prompt.
@@ -53,7 +63,104 @@ class LoadedModel(NamedTuple):
             "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
         }  # fmt: skip
         settings = SamplingSettings.from_mapping(given, "generate()")
-        return "".join(self.decode(self.draw(self.prompt_ids(prompt), settings)))
+        return "".join(part.text for part in self.stream([prompt], settings, stop=stop))
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        settings: SamplingSettings,
+        *,
+        num_samples: int = 1,
+        stop: str | Sequence[str] = (),
+        micro_batch: int = 8,
+    ) -> Iterator[Part]:
+        """Continue texts, each ``num_samples`` times, and yield the new text as it is drawn.
+
+        Args:
+            prompts: the texts; the model reads the last ``block_size`` tokens of each. Empty: a new text.
+            settings: how many tokens to draw, and how. Sample i of every prompt is drawn with ``settings.seed`` + i.
+            num_samples: continuations of each prompt.
+            stop: a text or several; a continuation ends before the first of them that appears in it.
+            micro_batch: the most continuations computed at once; only prompts of equal length in tokens are.
+
+        Yields:
+            Parts of continuations. Continuation ``index`` is sample ``index % num_samples`` of prompt
+            ``index // num_samples``. Parts of several continuations alternate.
+
+        Raises:
+            InputError: a stop text is empty, or a prompt has a character that the vocabulary lacks.
+            RunError: the model diverged in training: its logits are not finite.
+        """
+        ends = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in ends:
+            raise InputError("stop must not be empty")
+        ids_of_each = self.all_prompt_ids(prompts)
+        requests = [Request(ids, settings.seed + sample) for ids in ids_of_each for sample in range(num_samples)]
+        yield from continue_prompts(self.model, self.tokenizer, requests, settings, stop=ends, micro_batch=micro_batch)
+
+    def evaluate(
+        self,
+        input_file: str | Path | None = None,
+        *,
+        split: str | None = None,
+        stride: int | None = None,
+        micro_batch: int = 8,
+        encoding: str = READING.encoding,
+        as_text: bool = READING.as_text,
+        follow_links: bool = READING.follow_links,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """Score how well the model predicts a text, or a split of prepared tokens.
+
+        Args:
+            input_file: a text file, a folder of text, several of these separated by commas, or a folder of prepared
+                tokens; None: the tokens that the run was trained on.
+            split: ``train`` or ``val`` of prepared tokens; None: ``val``. Only for prepared tokens.
+            stride: tokens between the starts of two windows, from 1 to ``block_size``; None: ``block_size``. A smaller
+                stride gives tokens more context, and takes longer.
+            micro_batch: windows computed at once.
+            encoding: the encoding of text files; ``auto`` detects each file's.
+            as_text: read JSON, CSV, HTML and the like as they are written, and folders that are mostly such data.
+            follow_links: follow symbolic links that leave a folder of text.
+            progress: called with the share of the text that has been read, and the number of tokens scored.
+
+        Returns:
+            The evaluation, with ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes`` and
+            ``documents``.
+
+        Raises:
+            InputError: a value outside its bounds; the text cannot be read, or the run's data are not there.
+            RunError: the model diverged in training: its loss is not finite.
+        """
+        given = {"stride": stride, "micro_batch": micro_batch}
+        settings = EvaluationSettings.from_mapping(given, "evaluate()")
+        reading = {"encoding": encoding, "as_text": as_text, "follow_links": follow_links}
+        text = self._text(input_file, split, DataConfig.from_mapping(reading, "evaluate()"))
+        return evaluate(self.model, text, stride=settings.stride, micro_batch=settings.micro_batch, progress=progress)
+
+    def _text(self, input_file: str | Path | None, split: str | None, reading: DataConfig) -> Text:
+        if split not in (None, *SPLITS):
+            raise InputError(f"split must be {' or '.join(SPLITS)}, not {shown(split)}")
+        if input_file is None:
+            return text_of_split(tokens_of_run(self.header), split or "val")
+        if is_prepared(Path(input_file)):
+            return text_of_split(tokens_of_folder(Path(input_file), self.tokenizer), split or "val")
+        if split is not None:
+            raise InputError(
+                f"{one_line(input_file)} has no split {split}: it is text, and all of it is scored; omit --split, or "
+                "name a folder of prepared tokens"
+            )
+        return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading)
+
+    def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each prompt, as :meth:`prompt_ids` gives them; the error of one of several names its number."""
+        ids_of_each = []
+        for number, prompt in enumerate(prompts, start=1):
+            try:
+                ids_of_each.append(self.prompt_ids(prompt))
+            except InputError as error:
+                raise InputError(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from None
+        return ids_of_each
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The token ids of a prompt; for an empty prompt the end-of-text token, or a newline if there is no such token.
@@ -69,26 +176,3 @@ class LoadedModel(NamedTuple):
             return [int(token) for token in self.tokenizer.encode("\n")]
         except InputError:
             raise InputError("this model's vocabulary has no newline to start from; give a prompt") from None
-
-    def draw(self, ids: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
-        """Draw the next tokens, and yield the id of each as it is drawn; drawing ends after the end-of-text token.
-
-        Args:
-            ids: the token ids of the prompt, at least one.
-            settings: how many tokens to draw, and how to draw them.
-
-        Raises:
-            DivergedError: the logits are not finite.
-        """
-        prompt = torch.tensor([list(ids)], device=self.model.wte.weight.device)
-        end, known = self.tokenizer.end_of_text, self.tokenizer.vocab_size
-        for drawn in generate(self.model, self.model.config, prompt, settings, stop_token=end, limit_vocab=known):
-            yield int(drawn)
-
-    def decode(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Decode tokens as they are drawn, and yield text in whole characters; the end-of-text token is skipped."""
-        decoder = self.tokenizer.stream()
-        for token in tokens:
-            if token != self.tokenizer.end_of_text:
-                yield decoder.push(token)
-        yield decoder.finish()

@@ -5,8 +5,8 @@ callable of its own. Then all ranks call :func:`generate` together, and draw the
 seed alone.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from scalegpt.config.sampling import SamplingSettings
 from scalegpt.errors import InputError, RunError
 from scalegpt.model.attention import GenerationCache
 
-__all__ = ["DivergedError", "Forward", "SamplingSettings", "draw", "generate"]
+__all__ = ["DivergedError", "Drawn", "Forward", "SamplingSettings", "draw", "draw_rows", "generate"]
 
 
 class DivergedError(RunError):
@@ -31,7 +31,19 @@ class Forward(Protocol):
         ...
 
 
-@torch.no_grad()  # not inference_mode: the hooks that gather sharded weights keep tensors that training uses again
+class Drawn(NamedTuple):
+    """One new token for each row.
+
+    Attributes:
+        tokens: [B] int64 ids on the CPU.
+        logprobs: [B] fp64 on the CPU: the natural logarithm of the probability that the model gives the token among its
+            whole vocabulary, at temperature 1 and without top-k and top-p; 0 for a row that has ended before.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+
+
 def generate(
     forward: Forward,
     config: ModelConfig,
@@ -41,26 +53,45 @@ def generate(
     stop_token: int | None = None,
     limit_vocab: int | None = None,
 ) -> Iterator[Tensor]:
+    """Yield the tokens of :func:`draw_rows`, [B] int64 ids on the CPU, without their probabilities."""
+    for drawn in draw_rows(forward, config, prompt, settings, stop_token=stop_token, limit_vocab=limit_vocab):
+        yield drawn.tokens
+
+
+@torch.no_grad()  # not inference_mode: the hooks that gather sharded weights keep tensors that training uses again
+def draw_rows(
+    forward: Forward,
+    config: ModelConfig,
+    prompt: Tensor,
+    settings: SamplingSettings,
+    *,
+    seeds: Sequence[int] | None = None,
+    stop_token: int | None = None,
+    limit_vocab: int | None = None,
+) -> Iterator[Drawn]:
     """Continue each row of the prompt by up to ``max_new_tokens``, yielding every token as soon as it is drawn.
+
+    All rows are computed together, and each has a random generator of its own, on the CPU. So the tokens of a row do not
+    depend on the other rows, except where two tokens are so close that the rounding of a larger matmul decides. Torch's
+    global random state is left alone.
 
     The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the position
     of its token. So the cache is dropped and the newest half of the window is read again from position 0.
     That is one pass over T/2 tokens for every T/2 tokens drawn, so at most twice the arithmetic. Sliding by one token would
     cost a pass over all T tokens for every token drawn. From then on the context is between T/2 and T tokens long.
 
-    Draws come from a generator of their own on the CPU, and leave torch's global random state alone.
-
     Args:
         forward: the model, in evaluation mode: without dropout.
         config: the model's shape.
         prompt: [B, t] int64 ids with t at least 1, on the model's device. The last ``block_size`` tokens are read.
         settings: how many tokens to draw, and how.
+        seeds: the seed of each row, in place of the one in ``settings``; None: ``settings.seed`` + i for row i.
         stop_token: the id that ends a row. It is yielded, and repeated until every row has drawn it.
         limit_vocab: the size of the tokenizer's vocabulary. The model's may be padded to a larger size; ids of the padding
             are never drawn. None: any id may be drawn.
 
     Yields:
-        [B] int64 ids on the CPU.
+        The new tokens and their probabilities.
 
     Raises:
         InputError: an empty prompt, or an id outside the model's vocabulary.
@@ -70,23 +101,28 @@ def generate(
     window = config.block_size
     context = prompt[:, -window:]
     cache = GenerationCache(config.n_layer, min(window, context.shape[1] + settings.max_new_tokens - 1))
-    generator = torch.Generator().manual_seed(settings.seed)
+    seeds = range(settings.seed, settings.seed + len(prompt)) if seeds is None else seeds
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     ended = torch.zeros(prompt.shape[0], dtype=torch.bool)
-    fresh = context
+    fresh, end = context, -1 if stop_token is None else stop_token
     for _ in range(settings.max_new_tokens):
         if cache.length + fresh.shape[1] > window:
             cache.clear()
             fresh = context = context[:, -max(1, window // 2) :]
-        logits = forward(fresh, None, cache)[:, :limit_vocab]
-        drawn = draw(logits, settings, generator)
-        if stop_token is not None:
-            drawn = drawn.masked_fill(ended, stop_token)
-            ended |= drawn == stop_token
-        yield drawn
+        logits = forward(fresh, None, cache).cpu().double()
+        tokens = _draw_each(logits[:, :limit_vocab], settings, generators).masked_fill(ended, end)
+        logprobs = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=1)
+        yield Drawn(tokens, logprobs.masked_fill(ended, 0))
+        ended |= tokens == end
         if ended.all():
             return
-        fresh = drawn.unsqueeze(1).to(context.device)
+        fresh = tokens.unsqueeze(1).to(context.device)
         context = torch.cat((context, fresh), dim=1)[:, -window:]
+
+
+def _draw_each(logits: Tensor, settings: SamplingSettings, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw one token per row, as :func:`draw` does, each with the row's own generator."""
+    return torch.cat([draw(logits[i : i + 1], settings, generator) for i, generator in enumerate(generators)])
 
 
 def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:

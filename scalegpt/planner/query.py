@@ -6,15 +6,11 @@ a machine's memory is not known, the planner chooses nothing: it predicts the ru
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
-from scalegpt.config.backends import BACKENDS
-from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import PLANNED
-from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import GB
 from scalegpt.hardware.machine import ASSUMED, HOST_LEAST, HOST_MOST, HOST_PER_CARD, Machine
 from scalegpt.planner.batches import plan_batches
@@ -34,13 +30,11 @@ from scalegpt.planner.plan import Plan
 from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, remedies
 from scalegpt.planner.search.question import MARGIN, Question
 from scalegpt.planner.search.room import choose_in_room, fixed_in_room
+from scalegpt.planner.source import Source, source_of
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import basis, network_gbit
 
 Values = dict[str, Any]
-
-SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
-"""The settings that decide the size of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +43,8 @@ class Asked:
 
     Attributes:
         run: the run with all settings that were given. The planner may choose the settings that are ``auto`` or not given.
-        base: the run as the preset or the file defines it, without flags.
-        source: the flag that names the preset or the file, such as ``("--preset", "tiny")``; empty: there is neither.
-        named: names of the settings that flags, preset or file give.
+        source: where the settings come from that no flag gives.
+        named: names of the settings that the source and the flags give.
         fixed: names of the settings that must stay as they are.
         machine: the machine to plan for.
         calibration: measurements of earlier runs, which correct the overheads (memory outside the step's tensors).
@@ -59,8 +52,7 @@ class Asked:
     """
 
     run: RunConfig
-    base: RunConfig
-    source: tuple[str, ...]
+    source: Source
     fixed: frozenset[str]
     machine: Machine
     calibration: Calibration = field(default_factory=Calibration)
@@ -73,38 +65,36 @@ class Asked:
         *,
         preset: str | None,
         config_file: str | None,
+        hf: str | None = None,
         flags: Values,
         machine: Machine,
         calibration: Calibration | None = None,
         margin: float = MARGIN,
         given_in: str = "command line",
     ) -> "Asked":
-        """The question of a preset or file with flags over it; ``given_in`` says in errors where the flags come from.
+        """The question of a preset, a file or a Hugging Face model, with flags over it.
+
+        ``given_in`` says in errors where the flags come from; the other arguments are those of :func:`source_of`.
 
         Raises:
             InputError: an unknown name, or settings that contradict each other.
         """
-        if preset is not None and config_file is None:
-            base, stated = _preset(preset)
-        else:
-            base, stated = resolve(preset=preset, config_file=config_file), named_settings(preset, config_file)
-        run = _resolved(preset, config_file, flags, given_in) if flags else base
-        if preset is None or not run.model.vocab_size or run.data.tokenizer != base.data.tokenizer:
-            run = with_expected_vocabulary(run, {*flags, *(stated if preset is None else ())})
+        source = source_of(preset=preset, config_file=config_file, hf=hf, flags=flags)
+        flags = {**source.flags, **flags}
+        run = source.resolved(flags, given_in) if flags else source.run
+        if preset is None or not run.model.vocab_size or run.data.tokenizer != source.run.data.tokenizer:
+            run = with_expected_vocabulary(run, {*flags, *(source.stated if preset is None else ())})
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # a DeepSpeed file is written for one stage and one kind of offload
             fixed |= {"backend", "zero_stage", "offload"}
-        named = {"--preset": preset, "--config_file": config_file}
-        source = next(((flag, value) for flag, value in named.items() if value is not None), ())
         return cls(
             run=run,
-            base=base,
             source=source,
             fixed=fixed,
             machine=machine,
             calibration=calibration or Calibration(),
             margin=margin,
-            named=stated | flags.keys(),
+            named=source.stated | flags.keys(),
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
@@ -128,50 +118,11 @@ class Asked:
         plan_batches(run, machine.ranks, micro_fixed="micro_batch" in self.fixed)
         vocabulary = vocabulary_remark(run)
         notes += [vocabulary] if vocabulary else []
-        if not self.source and self.fixed.isdisjoint(SHAPE):
-            notes.append("no preset, no file and no shape is given: the model is the trainer's default")
-        elif not self.source:
-            notes.append(
-                f"no preset is given: the trainer's defaults hold for {', '.join(sorted(SHAPE - self.fixed)) or 'the rest'}"
-            )
+        notes += self.source.notes(self.fixed)
         return (
             Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
             (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
-
-
-@lru_cache(maxsize=64)
-def _preset(name: str) -> tuple[RunConfig, frozenset[str]]:
-    """A preset's run, and the names of the settings that the preset gives; cached, since tables read presets repeatedly."""
-    return resolve(preset=name), named_settings(name)
-
-
-def _resolved(preset: str | None, config_file: str | None, flags: Values, given_in: str) -> RunConfig:
-    """The run that preset or file and flags describe.
-
-    If flags give no backend, but a ZeRO stage or an offload that the preset's backend does not support, the run has another
-    backend, and the planner may choose a third.
-
-    Raises:
-        InputError: no backend supports the flags.
-    """
-    try:
-        return resolve(preset=preset, config_file=config_file, flags=flags, given_in=given_in)
-    except InputError:
-        if flags.get("backend", "auto") != "auto" or not flags.keys() & {"zero_stage", "offload"}:
-            raise
-        for backend, spec in BACKENDS.items():
-            for stage in (flags["zero_stage"],) if "zero_stage" in flags else spec.stages:
-                try:
-                    run = resolve(
-                        preset=preset,
-                        config_file=config_file,
-                        flags={**flags, "backend": backend, "zero_stage": stage},
-                    )
-                except InputError:
-                    continue
-                return replace(run, auto=run.auto | ({"backend", "zero_stage"} - (flags.keys() - run.auto)))
-        raise
 
 
 def machine_notes(machine: Machine) -> Iterator[str]:
@@ -226,7 +177,8 @@ class Answer:
 
     def command(self, plan: Plan | None = None) -> str:
         """The command line that trains as ``plan`` says, a plan for the same run; None: the chosen plan."""
-        return launch_command(plan or self.choice, self.asked.base, self.asked.source, self.asked.fixed)
+        source = self.asked.source
+        return launch_command(plan or self.choice, source.trained, source.train_words, self.asked.fixed)
 
     def as_dict(self) -> Values:
         """The answer as ``--json`` prints it."""

@@ -117,7 +117,7 @@ def test_generating_gives_what_the_command_prints(tiny_run: object, capsys: pyte
     run = tiny_run()  # type: ignore[operator]
     words = ["--prompt", "ab", "--max_new_tokens", "12", "--temperature", "0.7", "--seed", "3", "--device", "cpu"]
     assert main(["sample", str(run), *words, "--json"]) == 0
-    (sample,) = json.loads(capsys.readouterr().out)["samples"]
+    sample = json.loads(capsys.readouterr().out)["continuation"]
     assert scalegpt.load(run, device="cpu").generate("ab", max_new_tokens=12, temperature=0.7, seed=3) == sample
 
 

@@ -13,7 +13,7 @@ from manifests import rewrite
 from replaced import replaced_at
 from scalegpt.checkpoint.store import set_aside
 from scalegpt.cli.main import main
-from scalegpt.inference.find import checkpoints_of
+from scalegpt.training.runs.find import checkpoints_of
 
 WEIGHTS = "rank_00000.weights.safetensors"
 

@@ -13,8 +13,19 @@ import torch
 from replaced import replaced_at
 from scalegpt.cli.main import main
 from scalegpt.data.tokenizers import REPLACEMENT, make_tokenizer
+from scalegpt.model.generation import Drawn
 
 Sample = Any
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    """The objects of JSON Lines."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def drawn(token: int) -> Drawn:
+    """What the model draws for one row: the token, with half a nat."""
+    return Drawn(torch.tensor([token]), torch.tensor([-0.5]))
 
 
 @pytest.fixture
@@ -74,20 +85,84 @@ def test_streamed_text_is_the_json_text(tiny_run: Any, sample: Sample, kind: str
     run = tiny_run(tokenizer=make_tokenizer(kind), n_embd=8)
     words = ("--prompt", "Città 🎉", "--max_new_tokens", "40", "--num_samples", "3", "--temperature", "2")
     streamed = sample(run, *words)
-    document = json.loads(sample(run, *words, "--json"))
+    documents = lines_of(sample(run, *words, "--json"))
     separator = "\n" + "-" * 40 + "\n"
-    assert streamed == separator.join("Città 🎉" + text for text in document["samples"]) + "\n"
-    assert document["step"] == 10
-    assert document["prompt"] == "Città 🎉"
-    assert document["tokens"] <= 120
-    assert document["tokens_per_second"] > 0
-    assert len(set(document["samples"])) == 3
+    assert streamed == separator.join("Città 🎉" + document["continuation"] for document in documents) + "\n"
+    for number, document in enumerate(documents):
+        assert (document["run"], document["step"], document["prompt"]) == (str(run), 10, "Città 🎉")
+        assert document["seed"] == 1337 + number
+        assert 1 <= document["tokens"] <= 40
+        assert document["finish_reason"] == ("length" if document["tokens"] == 40 else "end_of_text")
+        assert document["logprob"] < 0
+    assert len({document["continuation"] for document in documents}) == 3
 
 
 def test_each_sample_uses_the_next_seed(letters: Path, sample: Sample) -> None:
     words = ("--prompt", "a", "--max_new_tokens", "20", "--json")
-    both = json.loads(sample(letters, *words, "--seed", "5", "--num_samples", "2"))["samples"]
-    assert json.loads(sample(letters, *words, "--seed", "6"))["samples"] == both[1:]
+    both = lines_of(sample(letters, *words, "--seed", "5", "--num_samples", "2"))
+    (second,) = lines_of(sample(letters, *words, "--seed", "6"))
+    assert second.pop("logprob") == pytest.approx(both[1].pop("logprob"), rel=1e-6)
+    assert second == both[1]
+
+
+def test_a_batch_of_prompts_gives_what_each_gives_alone(letters: Path, sample: Sample, tmp_path: Path) -> None:
+    prompts = ["abc", "hello world, no", "abc", "x", "xyz", "a much longer text than the block of the model"]
+    prompts = [prompt.replace(",", "") for prompt in prompts]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n")
+    words = ("--temperature", "0", "--max_new_tokens", "30", "--json", "--num_samples", "2")
+    batched = lines_of(sample(letters, "--prompts_file", str(tmp_path / "prompts.txt"), *words))
+    alone = [line for prompt in prompts for line in lines_of(sample(letters, "--prompt", prompt, *words))]
+    assert [line["prompt"] for line in batched] == [prompt for prompt in prompts for _ in range(2)]
+    for one, other in zip(batched, alone, strict=True):
+        assert one.pop("logprob") == pytest.approx(other.pop("logprob"), rel=1e-6)
+        assert one == other
+    one_by_one = lines_of(
+        sample(letters, "--prompts_file", str(tmp_path / "prompts.txt"), *words, "--micro_batch", "1")
+    )
+    assert [line["continuation"] for line in one_by_one] == [line["continuation"] for line in batched]
+
+
+def test_prompts_may_be_json_lines(letters: Path, sample: Sample, tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": prompt, "id": 3}) for prompt in ("a\nb", "", "è")]
+    words = ("--max_new_tokens", "2", "--json")
+    for name in ("prompts.jsonl", "prompts.txt"):
+        (tmp_path / name).write_text("\n".join(lines))
+        found = lines_of(sample(letters, "--prompts_file", str(tmp_path / name), *words))
+        assert [line["prompt"] for line in found] == ["a\nb", "", "è"]
+
+
+def test_prompts_may_come_from_standard_input(
+    letters: Path, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(monkeypatch, b"one\r\n\n two\n", tmp_path)
+    found = lines_of(sample(letters, "--prompts_file", "-", "--max_new_tokens", "2", "--json"))
+    assert [line["prompt"] for line in found] == ["one", " two"]
+
+
+def test_prompts_that_cannot_be_read_are_refused(letters: Path, refused: Sample, tmp_path: Path) -> None:
+    for name, text, words in (
+        ("a.txt", "\n \n", "holds no prompt"),
+        ("b.jsonl", '{"prompt": "a"}\n\n{"promt": "b"}', "b.jsonl, line 3 is no JSON object with a text under"),
+        ("c.jsonl", '{"prompt": 3}', "line 1 is no JSON object"),
+        ("d.jsonl", '{"prompt": "a"', "line 1 is no JSON object"),
+        ("e.txt", '{"prompt": "a"}\nb', "line 2 is no JSON object"),
+        ("f.txt", "a\nb!", "prompt 2: character '!'"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert words in refused(letters, "--prompts_file", tmp_path / name, "--device", "cpu")
+
+
+def test_a_stop_text_ends_a_continuation_and_is_not_shown(letters: Path, sample: Sample) -> None:
+    words = ("--prompt", "abc", "--max_new_tokens", "60", "--seed", "3")
+    (whole,) = lines_of(sample(letters, *words, "--json"))
+    text = whole["continuation"]
+    stop = text[20:23]
+    (cut,) = lines_of(sample(letters, *words, "--json", "--stop", stop))
+    assert cut["continuation"] == text[: text.index(stop)]
+    assert (cut["finish_reason"], cut["tokens"]) == ("stop", text.index(stop) + 3)
+    assert whole["logprob"] < cut["logprob"] < 0
+    assert sample(letters, *words, "--stop", "never", "--stop", stop) == f"abc{cut['continuation']}\n"
+    assert lines_of(sample(letters, *words, "--json", "--stop", text + "a")) == [whole]
 
 
 class Recorder(io.TextIOBase):
@@ -109,15 +184,16 @@ def test_text_appears_as_it_is_drawn_and_in_whole_characters(tiny_run: Any, monk
     recorder = Recorder()
     shown: list[str] = []
 
-    def scripted(*_arguments: Any, **_options: Any) -> Iterator[torch.Tensor]:
+    def scripted(*_arguments: Any, **_options: Any) -> Iterator[Drawn]:
+        shown.append(recorder.flushed)
         for byte in "è 🎉!".encode() + b"\xf0\x9f":  # ends within a character
-            yield torch.tensor([byte])
+            yield drawn(byte)
             shown.append(recorder.flushed)
 
-    monkeypatch.setattr("scalegpt.inference.loaded.generate", scripted)
+    monkeypatch.setattr("scalegpt.inference.continuations.draw_rows", scripted)
     monkeypatch.setattr(sys, "stdout", recorder)
-    assert main(["sample", str(run), "--prompt", ">", "--device", "cpu"]) == 0
-    assert shown == [">", ">è", ">è ", ">è ", ">è ", ">è ", ">è 🎉", ">è 🎉!", ">è 🎉!", ">è 🎉!"]
+    assert main(["sample", str(run), "--prompt", ">", "--device", "cpu", "--max_new_tokens", "10"]) == 0
+    assert shown == [">", ">", ">è", ">è ", ">è ", ">è ", ">è ", ">è 🎉", ">è 🎉!", ">è 🎉!"]
     assert recorder.text == f">è 🎉!{REPLACEMENT}\n"
 
 
@@ -127,13 +203,16 @@ def test_the_end_of_the_text_ends_the_sample_and_is_not_shown(
     run = tiny_run()
     seen: dict[str, Any] = {}
 
-    def scripted(_model: Any, _config: Any, prompt: torch.Tensor, _settings: Any, **options: Any) -> Iterator[Any]:
+    def scripted(_model: Any, _config: Any, prompt: torch.Tensor, _settings: Any, **options: Any) -> Iterator[Drawn]:
         seen.update(options, prompt=prompt.tolist())
-        yield from (torch.tensor([token]) for token in (104, 105, 256))
+        yield from map(drawn, (104, 105, 256))
 
-    monkeypatch.setattr("scalegpt.inference.loaded.generate", scripted)
+    monkeypatch.setattr("scalegpt.inference.continuations.draw_rows", scripted)
     assert sample(run) == "hi\n"
-    assert seen == {"prompt": [[256]], "stop_token": 256, "limit_vocab": 257}
+    assert seen == {"prompt": [[256]], "seeds": [1337], "stop_token": 256, "limit_vocab": 257}
+    (line,) = lines_of(sample(run, "--json"))
+    assert (line["continuation"], line["tokens"], line["finish_reason"]) == ("hi", 3, "end_of_text")
+    assert line["logprob"] == -1.5
 
 
 def test_without_a_prompt_a_char_model_starts_at_a_newline(letters: Path, sample: Sample) -> None:
@@ -202,7 +281,7 @@ def test_a_prompt_longer_than_the_block_is_cropped_with_a_note(
     captured = capsys.readouterr()
     assert "the prompt has 40 tokens; the model sees the last 16" in captured.err
     assert main(["sample", str(letters), "--prompt", long[-16:], *words]) == 0
-    assert json.loads(capsys.readouterr().out)["samples"] == json.loads(captured.out)["samples"]
+    assert json.loads(capsys.readouterr().out)["continuation"] == json.loads(captured.out)["continuation"]
 
 
 def test_the_speed_is_on_standard_error(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +301,10 @@ def test_error_lines(letters: Path, refused: Sample, tmp_path: Path) -> None:
     assert "did you mean tiny?" in refused(letters.with_name("tinny"))
     assert "'!' (U+0021)" in refused(letters, "--prompt", "a!", "--device", "cpu")
     assert "not both" in refused(letters, "--prompt", "a", "--prompt_file", "b")
+    assert "give --prompt or --prompts_file, not both" in refused(letters, "--prompt", "a", "--prompts_file", "b")
+    assert "give --prompt or --interactive, not both" in refused(letters, "--prompt", "a", "--interactive")
+    assert "give --interactive or --json, not both" in refused(letters, "--interactive", "--json")
+    assert "stop must not be empty" in refused(letters, "--stop", "")
     assert "No such file" in refused(letters, "--prompt_file", tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"citt\xe0")
     assert "not UTF-8 at byte 4" in refused(letters, "--prompt_file", tmp_path / "latin.txt")

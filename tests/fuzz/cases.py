@@ -11,13 +11,14 @@ from typing import Any
 from fuzz import values
 from fuzz.material import CATALOGUE, CONFIG, SHAPE, TRAINING, as_yaml, flags
 from scalegpt.cli.sample import SampleSettings
+from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.run import SECTIONS
 
 SETTINGS = sorted({key for section in SECTIONS.values() for key in section.settings()})
 FIELDS = {
     key: field
-    for section in (*SECTIONS.values(), MachineConfig, SampleSettings)
+    for section in (*SECTIONS.values(), MachineConfig, SampleSettings, EvaluationSettings)
     for key, field in section.settings().items()
 }
 MODEL = sorted(SECTIONS["model"].settings())
@@ -158,9 +159,16 @@ def sample_line(rng: random.Random) -> Case:
         rng.choice(("runs/tiny", path(rng))),
         "--max_new_tokens",
         "3",
-        *some_flags(rng, [*keys, "prompt", "prompt_file"]),
+        *some_flags(rng, [*keys, "prompt", "prompt_file", "prompts_file", "stop"]),
     ]
     return Case(_shaken(rng, words), speaks_raw=True)
+
+
+def eval_line(rng: random.Random) -> Case:
+    keys = [*EvaluationSettings.settings(), "split", "encoding", "as_text", "follow_links", "input_file"]
+    words = ["eval", rng.choice(("runs/tiny", path(rng)))]
+    words += flag(rng, "input_file", rng.choice(("text.txt", "prep", path(rng)))) if rng.random() < 0.7 else []
+    return Case(_shaken(rng, [*words, *some_flags(rng, keys, 2)]))
 
 
 def train_line(rng: random.Random, more: list[str] | None = None) -> Case:
@@ -179,7 +187,7 @@ def train_line(rng: random.Random, more: list[str] | None = None) -> Case:
 def unknown_line(rng: random.Random) -> Case:
     words = [any_value(rng) for _ in range(rng.randint(1, 4))]
     if rng.random() < 0.5:
-        words.insert(0, rng.choice(("plan", "params", "gpus", "presets", "data", "checkpoint", "sample")))
+        words.insert(0, rng.choice(("plan", "params", "gpus", "presets", "data", "checkpoint", "sample", "eval")))
     if rng.random() < 0.5:
         words.append(f"--{any_value(rng)}")
     return Case(words)
@@ -285,6 +293,7 @@ def run_folder(rng: random.Random) -> Case:
         ["checkpoint", "convert", str(target), "--out", "out.safetensors"],
         ["data", "ledger", str(run), "--steps", rng.choice(("1", "1:4", "4", "9"))],
         ["sample", str(target), "--max_new_tokens", "2"],
+        ["eval", str(target), "--input_file", "text.txt"],
     )
     words = list(rng.choice(commands))
     return Case(words, writes=("--out",), may_fail="verify" in words, speaks_raw=words[0] == "sample")
@@ -334,6 +343,6 @@ def text_config(rng: random.Random) -> Case:
 
 KINDS: tuple[tuple[Callable[[random.Random], Case], float], ...] = (
     (plan_line, 10), (params_line, 8), (list_line, 4), (data_line, 8), (checkpoint_line, 4), (sample_line, 3),
-    (train_line, 3), (unknown_line, 4), (configuration, 18), (text_config, 3), (deepspeed_file, 4), (cards, 8),
-    (measurements, 2), (prepared, 8), (run_folder, 10), (manifest, 4),
+    (eval_line, 3), (train_line, 3), (unknown_line, 4), (configuration, 18), (text_config, 3), (deepspeed_file, 4),
+    (cards, 8), (measurements, 2), (prepared, 8), (run_folder, 10), (manifest, 4),
 )  # fmt: skip

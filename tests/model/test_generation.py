@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError, RunError
-from scalegpt.model.generation import SamplingSettings, draw, generate
+from scalegpt.model.generation import SamplingSettings, draw, draw_rows, generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,14 +26,15 @@ def run(model: Any, prompt: Tensor, count: int, settings: SamplingSettings, **op
 
 def without_cache(model: Any, prompt: Tensor, count: int, settings: SamplingSettings) -> Tensor:
     """What generation should give, from whole forward passes over the window as it is documented."""
-    generator = torch.Generator().manual_seed(settings.seed)
+    generators = [torch.Generator().manual_seed(settings.seed + row) for row in range(len(prompt))]
     window = model.config.block_size
     context, drawn = prompt[:, -window:], []
     with torch.no_grad():
         for _ in range(count):
             if context.shape[1] > window:
                 context = context[:, -(window // 2) :]
-            drawn.append(draw(model(context), settings, generator))
+            rows = zip(model(context).split(1), generators, strict=True)
+            drawn.append(torch.cat([draw(row, settings, generator) for row, generator in rows]))
             context = torch.cat((context, drawn[-1].unsqueeze(1)), dim=1)
     return torch.stack(drawn, dim=1)
 
@@ -180,12 +181,45 @@ def scripted(rows: list[list[int]]) -> Any:
     return forward
 
 
+def test_a_row_is_drawn_as_alone_with_its_seed(tiny_model: Any) -> None:
+    model = tiny_model().eval()
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 3]])
+    settings = SamplingSettings(max_new_tokens=25, top_p=0.9)
+    together = list(draw_rows(model, model.config, prompt, settings, seeds=[7, 8, 7]))
+    tokens = torch.stack([drawn.tokens for drawn in together], dim=1)
+    for row, seed in enumerate((7, 8, 7)):
+        assert torch.equal(tokens[row : row + 1], run(model, prompt[row : row + 1], 25, replace(settings, seed=seed)))
+    assert torch.equal(tokens[0], tokens[2])
+    assert not torch.equal(tokens[0], tokens[1])
+
+
+def test_logprobs_are_those_of_the_whole_vocabulary_at_temperature_1(tiny_model: Any) -> None:
+    model = tiny_model().eval()
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    settings = SamplingSettings(max_new_tokens=9, temperature=0.3, top_k=4)
+    context = prompt
+    for drawn in draw_rows(model, model.config, prompt, settings, limit_vocab=50):
+        with torch.no_grad():
+            expected = model(context).double().log_softmax(-1).gather(1, drawn.tokens.unsqueeze(1)).squeeze(1)
+        assert drawn.logprobs.dtype == torch.float64
+        assert torch.allclose(drawn.logprobs, expected, atol=1e-5)
+        context = torch.cat((context, drawn.tokens.unsqueeze(1)), dim=1)
+
+
 def test_rows_end_at_the_stop_token_and_wait_for_each_other() -> None:
     forward = scripted([[5, 9, 7, 7, 7], [4, 4, 4, 9, 3]])
     drawn = list(
         generate(forward, CONFIG, torch.zeros(2, 1, dtype=torch.long), replace(GREEDY, max_new_tokens=5), stop_token=9)
     )
     assert torch.stack(drawn, dim=1).tolist() == [[5, 9, 9, 9], [4, 4, 4, 9]]
+    forward = scripted([[5, 9, 7, 7, 7], [4, 4, 4, 9, 3]])
+    rows = draw_rows(
+        forward, CONFIG, torch.zeros(2, 1, dtype=torch.long), replace(GREEDY, max_new_tokens=5), stop_token=9
+    )
+    logprobs = torch.stack([each.logprobs for each in rows], dim=1)
+    assert (logprobs[0, :2] < 0).all(), "the stop token counts"
+    assert (logprobs[0, 2:] == 0).all(), "what is drawn after it does not"
+    assert (logprobs[1] < 0).all()
 
 
 def test_bad_prompts_are_refused(tiny_model: Any) -> None:

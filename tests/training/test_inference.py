@@ -14,8 +14,8 @@ from scalegpt.checkpoint.manifest import WEIGHTS, file_name
 from scalegpt.checkpoint.store import find_checkpoints
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.inference.find import newest_checkpoint
 from scalegpt.inference.load import load_model
+from scalegpt.training.runs.find import newest_checkpoint
 
 
 def test_the_newest_checkpoint_of_a_run_is_loaded_exactly(tiny_run: Any, tiny_model: Any) -> None:

@@ -30,6 +30,7 @@ EXAMPLE = """\
 scalegpt plan --preset 500M_1024 --gpu a100-40gb     the fastest way to train it there
 scalegpt plan --gpu rtx4090                          every preset on that GPU, and the largest that fits
 scalegpt plan --preset 350M_1024 --gpu 4090 --gpus 8 --micro_batch 12 --recompute selective
+scalegpt plan --hf models/Qwen3-0.6B --gpu h100      a model that you have, or only its config.json
 scalegpt plan --preset 150M_1024 --memory_gb 12 --json"""
 
 DOES_NOT_FIT = 3
@@ -40,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
     """Print the plan. Return 0 if the plan fits or the machine's memory is not known, and 3 if it does not fit."""
     arguments = _parser().parse(argv)
     flags = given_settings(arguments)
-    is_one_run = bool(arguments.preset or arguments.config_file or given_settings(arguments, ModelConfig))
+    is_one_run = bool(
+        arguments.preset or arguments.config_file or arguments.hf or given_settings(arguments, ModelConfig)
+    )
     target = Target.of(
         given_settings(arguments, MachineConfig),
         "command line",
@@ -54,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
     asked = Asked.of(
         preset=arguments.preset,
         config_file=arguments.config_file,
+        hf=arguments.hf,
         flags=flags,
         machine=target.machine,
         calibration=target.calibration,
@@ -71,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("plan", "Choose the fastest way to train that fits; your own settings are kept.", EXAMPLE)
     run = parser.add_argument_group("what to plan")
-    add_source(run, "none: all of them")
+    add_source(run, "none: all of them", hf=True)
     add_json(run)
     run.add_argument("--html", type=path_argument, metavar="FILE", help="also write the plan as a page with pictures")
     run.add_argument(

@@ -27,7 +27,7 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
     count = f"{machine.gpus} × each card" if machine.gpus > 1 else "each card"
     head = f"{run.name}, {count_parameters(run.model).total:,} parameters, on {count}{nodes(machine)} of the catalogue"
     firsts = [(row.name, gib(row.asked.machine.usable_bytes or 0)) for row in rows]
-    more = " ".join(["scalegpt plan", *given.asked.source, "--gpu NAME shows one of them in full"])
+    more = " ".join(["scalegpt plan", *given.asked.source.words, "--gpu NAME shows one of them in full"])
     said = (*given.notes, *host_notes(*(row.plan for row in rows)), basis_of_all())
     notes = [f"note: {note}" for note in said if not note.startswith("warning")]
     return "\n\n".join([head, _table(("card", "memory"), firsts, rows), "\n".join([*notes, more])])

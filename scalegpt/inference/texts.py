@@ -1,0 +1,159 @@
+"""What a model is evaluated on: text files, or prepared tokens, read piece by piece in bounded memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scalegpt.checkpoint.manifest import Header
+from scalegpt.config import DataConfig
+from scalegpt.data.cache import cache_errors, cached_with
+from scalegpt.data.prepare import prepare_cached, survey_reporting
+from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.text.corpus import Corpus, read_pieces
+from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.errors import InputError
+from scalegpt.text import one_line
+
+PIECE_TOKENS = 1 << 20
+"""Prepared tokens are read so many at a time."""
+
+Ids = npt.NDArray[np.int64]
+
+
+class Piece(NamedTuple):
+    """A part of a stream of tokens.
+
+    Attributes:
+        ids: token ids, int64 [N].
+        bytes: the UTF-8 bytes of the original text that these ids encode; 0 for end-of-text.
+        share: how much of the whole text has been read with this piece, from 0 to 1.
+    """
+
+    ids: Ids
+    bytes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to evaluate a model on.
+
+    Attributes:
+        streams: an iterator of pieces for each part of the text that is predicted without the others. It can be read once,
+            one stream after another.
+        documents: number of documents; None if it is not known.
+        split: the split of prepared tokens; None for the text of files.
+    """
+
+    streams: Iterable[Iterator[Piece]]
+    documents: int | None
+    split: str | None = None
+
+
+def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: DataConfig) -> Text:
+    """The text of files, and of the files in folders. Each document is a stream of its own.
+
+    A stream begins with the end-of-text token, which is what the model has seen before documents in training, so that the
+    first token of the document has a context. A tokenizer without end-of-text leaves the first token without one.
+
+    Args:
+        inputs: files and folders that the user named.
+        tokenizer: the model's.
+        settings: the encoding, and which files are text; the other settings are not used.
+
+    Raises:
+        InputError: a file is not text, or a folder has no text; while the streams are read: the vocabulary lacks a
+            character, or a file has changed.
+    """
+    corpus = survey_reporting(inputs, settings)
+    return Text(_documents(corpus, tokenizer), len(corpus.sources))
+
+
+def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]:
+    before = 0
+    for source in corpus.sources:
+
+        def pieces(source: Any = source, before: int = before) -> Iterator[Piece]:
+            if tokenizer.end_of_text is not None:
+                yield Piece(np.array([tokenizer.end_of_text]), 0, before / corpus.bytes)
+            for text, read in read_pieces(source):
+                try:
+                    ids = tokenizer.encode(text).astype(np.int64)
+                except InputError as error:
+                    raise InputError(f"input {one_line(source.path)}: {error}") from None
+                yield Piece(ids, len(text.encode()), (before + read) / corpus.bytes)
+
+        yield pieces()
+        before += source.bytes
+
+
+def text_of_split(tokens: TokenSet, split: str) -> Text:
+    """A split of prepared tokens, as one stream: its windows are those of the evaluations in training.
+
+    Args:
+        tokens: prepared tokens, whose tokenizer is the model's.
+        split: ``train`` or ``val``.
+    """
+    return Text(iter([_stored(tokens, split)]), _count_documents(tokens.meta, split), split)
+
+
+def _stored(tokens: TokenSet, split: str) -> Iterator[Piece]:
+    stored, tokenizer = tokens.files[split].tokens, tokens.tokenizer
+    known = range(tokenizer.vocab_size)
+    sizes = np.array([0 if token == tokenizer.end_of_text else len(tokenizer.token_bytes(token)) for token in known])
+    for first in range(0, len(stored), PIECE_TOKENS):
+        ids = stored[first : first + PIECE_TOKENS].astype(np.int64)
+        yield Piece(ids, int(sizes[ids].sum()), (first + len(ids)) / len(stored))
+
+
+def _count_documents(meta: dict[str, Any], split: str) -> int | None:
+    """The number of documents in a split, by the sidecar; a divided document counts in both splits."""
+    documents, how = meta.get("documents"), meta.get("split", {})
+    held_out = how.get("held_out_documents")
+    if documents is None or how.get("method") != "documents" or not isinstance(held_out, int):
+        return documents
+    return held_out if split == "val" else documents - held_out
+
+
+def tokens_of_run(header: Header) -> TokenSet:
+    """The tokens that a run was trained on: prepared by the user, from the cache, or prepared again from the text.
+
+    Raises:
+        InputError: the checkpoint does not name its data, or the data are missing or have changed.
+    """
+    data = header.config.get("data") if isinstance(header.config, dict) else None
+    if header.data is None or not isinstance(data, dict) or data.get("input_file") is None:
+        raise InputError("this model does not say which data it was trained on; give --input_file with a text")
+    settings = DataConfig.from_mapping(data, "the checkpoint's configuration, data")
+    given = str(settings.input_file)
+    with cache_errors():
+        kept = None if is_prepared(Path(given)) else cached_with(header.data)
+    tokens = kept or prepare_cached(settings, begun_with=header.data)
+    if tokens.digest != header.data:
+        raise InputError(
+            f"{one_line(given)} no longer gives the tokens that the run was trained on; restore it, or give "
+            "--input_file with a text"
+        )
+    return tokens
+
+
+def tokens_of_folder(folder: Path, tokenizer: Tokenizer) -> TokenSet:
+    """Prepared tokens in a folder that the user named.
+
+    Raises:
+        InputError: the tokens have changed since they were prepared, or another tokenizer made them.
+    """
+    tokens = open_tokens(folder)
+    tokens.check_contents()
+    if tokens.tokenizer.digest != tokenizer.digest:
+        raise InputError(
+            f"{one_line(folder)} was prepared with another tokenizer ({tokens.tokenizer.kind}) than the model's "
+            f"({tokenizer.kind}); give the text itself"
+        )
+    tokens.check_vocabulary(tokenizer.vocab_size)
+    return tokens

@@ -1,0 +1,1 @@
+"""Models of other programs: their configurations, read and written."""

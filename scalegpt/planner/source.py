@@ -1,0 +1,147 @@
+"""Where the settings of a planned run come from, before flags: a preset, a file, a Hugging Face model, or the defaults."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config.backends import BACKENDS
+from scalegpt.config.presets import named_settings, resolve
+from scalegpt.config.settings import coerce
+from scalegpt.errors import InputError
+from scalegpt.interop.families import HfModel, read_config
+
+Values = dict[str, Any]
+
+SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
+"""The settings that decide the size of a model."""
+
+LONGEST_BLOCK = 8192
+"""The longest block, in tokens, with which a Hugging Face model is planned if no block is asked for.
+
+A model that can read 131,072 tokens was pretrained with fewer, and one sequence of that length fits few cards.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where settings come from, before flags.
+
+    Attributes:
+        given: the arguments of :func:`~scalegpt.config.presets.resolve` that name the source.
+        run: the run as the source defines it.
+        words: the words of ``scalegpt plan`` that name the source, such as ``("--preset", "tiny")``; empty: the defaults.
+        train_words: the words of the trainer's command line that name the source.
+        trained: the run that ``train_words`` alone train; the command names all settings that differ from it.
+        stated: the names of the settings that the source gives.
+        flags: settings that follow from the source and the flags, as if the user had given them.
+        remarks: one-line remarks on the source.
+    """
+
+    given: Values
+    run: RunConfig
+    words: tuple[str, ...]
+    train_words: tuple[str, ...]
+    trained: RunConfig
+    stated: frozenset[str]
+    flags: Values = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def resolved(self, flags: Values, given_in: str) -> RunConfig:
+        """The run that the source and flags describe.
+
+        If flags give no backend, but a ZeRO stage or an offload that the source's backend does not support, the run has
+        another backend, and the planner may choose a third.
+
+        Raises:
+            InputError: no backend supports the flags.
+        """
+        try:
+            return resolve(**self.given, flags=flags, given_in=given_in)
+        except InputError:
+            if flags.get("backend", "auto") != "auto" or not flags.keys() & {"zero_stage", "offload"}:
+                raise
+            for backend, spec in BACKENDS.items():
+                for stage in (flags["zero_stage"],) if "zero_stage" in flags else spec.stages:
+                    try:
+                        run = resolve(**self.given, flags={**flags, "backend": backend, "zero_stage": stage})
+                    except InputError:
+                        continue
+                    return replace(run, auto=run.auto | ({"backend", "zero_stage"} - (flags.keys() - run.auto)))
+            raise
+
+    def notes(self, fixed: Collection[str]) -> Iterator[str]:
+        """One-line remarks on the source, for a run in which the user gives the settings ``fixed``."""
+        yield from self.remarks
+        if "block_size" in self.flags:
+            yield (
+                f"planned for blocks of {self.flags['block_size']:,} tokens, of the {self.run.model.block_size:,} that the "
+                "model can read; --block_size sets another length"
+            )
+        if self.words:
+            return
+        if SHAPE.isdisjoint(fixed):
+            yield "no preset, no file and no shape is given: the model is the trainer's default"
+        else:
+            rest = ", ".join(sorted(SHAPE.difference(fixed))) or "the rest"
+            yield f"no preset is given: the trainer's defaults hold for {rest}"
+
+
+def source_of(*, preset: str | None, config_file: str | None, hf: str | None = None, flags: Values) -> Source:
+    """The source that the arguments name; the defaults if none is given.
+
+    Args:
+        preset: the name of a preset.
+        config_file: the path of a configuration file.
+        hf: the path of a folder with a Hugging Face model, or of its ``config.json``.
+        flags: the settings that the user gives over the source. A Hugging Face model is read for their ``block_size``.
+
+    Raises:
+        InputError: more than one is given, a name is unknown, or a file cannot be read or expressed.
+    """
+    named = {"--preset": preset, "--config_file": config_file, "--hf": hf}
+    given = {flag: value for flag, value in named.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(f"give {' or '.join(f'{flag} {value}' for flag, value in given.items())}, not both")
+    if hf is not None:
+        return _hugging_face(Path(hf), flags)
+    if preset is not None:
+        return _preset(preset)
+    words = tuple(word for pair in given.items() for word in pair)
+    return _source({"config_file": config_file}, words, named_settings(config_file=config_file))
+
+
+def _source(given: Values, words: tuple[str, ...], stated: frozenset[str]) -> Source:
+    run = resolve(**given)
+    return Source(given=given, run=run, words=words, train_words=words, trained=run, stated=stated)
+
+
+@lru_cache(maxsize=64)
+def _preset(name: str) -> Source:
+    """A preset; cached, since tables read presets repeatedly."""
+    return _source({"preset": name}, ("--preset", name), named_settings(name))
+
+
+def _hugging_face(path: Path, flags: Values) -> Source:
+    wanted = flags.get("block_size")
+    block = None if wanted is None else coerce(ModelConfig.settings()["block_size"], wanted)
+    read = read_config(path, block)
+    given: Values = {"base": as_values(read)}
+    is_long = block is None and read.model.block_size > LONGEST_BLOCK
+    return Source(
+        given=given,
+        run=resolve(**given),
+        words=("--hf", str(path)),
+        train_words=(),
+        trained=resolve(),
+        stated=frozenset(ModelConfig.settings()),
+        flags={"block_size": LONGEST_BLOCK} if is_long else {},
+        remarks=read.notes,
+    )
+
+
+def as_values(read: HfModel) -> Values:
+    """A Hugging Face model in the form of a configuration file."""
+    return {"name": read.name, "model": {each.name: getattr(read.model, each.name) for each in fields(read.model)}}
