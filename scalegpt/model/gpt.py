@@ -1,4 +1,4 @@
-"""The GPT: feed-forward, block, model.
+"""The GPT: block and model.
 
 - Pre-norm blocks. Positions are learned (GPT-2), or rotary in each block's attention, or there are none.
 - One matmul makes queries, keys and values. Attention is torch's ``scaled_dot_product_attention`` (SDPA),
@@ -25,39 +25,12 @@ from torch.nn import functional as F
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.attention import SDPA_BACKENDS, AttendWhole, Attention, GenerationCache, KeyValueCache
-from scalegpt.model.layers import LayerNorm, Linear
+from scalegpt.model.feed_forward import FeedForward
+from scalegpt.model.layers import Linear, norm_of
 from scalegpt.model.loss import Loss, full_cross_entropy, soft_capped
 from scalegpt.model.rotary import RotaryTable
 
-LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
-
-
-def relu2(x: Tensor) -> Tensor:
-    """The square of ReLU (So et al. 2021, arXiv 2109.08668)."""
-    return F.relu(x).square()
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu2": relu2,
-}
-"""Value of the setting ``activation`` → the feed-forward layer's activation function."""
-
-
-class FeedForward(nn.Module):
-    """The feed-forward layer: a linear layer from H to 4·H, the activation, and a linear layer back to H."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.has_bias)
-        self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.has_bias)
-        self.activate = ACTIVATIONS[config.activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, H] → [B, T, H]."""
-        return self.proj(self.activate(self.fc(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -69,9 +42,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.ln1 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
+        self.ln1 = norm_of(config)
         self.attn = Attention(config)
-        self.ln2 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
+        self.ln2 = norm_of(config)
         self.mlp = FeedForward(config)
         self.is_parallel = config.parallel_block
         self.dropout = config.dropout
@@ -119,7 +92,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.rotary = RotaryTable(config) if config.position == "rope" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
+        self.ln_f = norm_of(config)
         self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
         # The shapes before sharding: ZeRO-3 leaves parameters empty.
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}

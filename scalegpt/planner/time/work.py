@@ -1,7 +1,7 @@
 """Counts the work of one optimizer step of our trainer on a card: FLOPs, memory traffic and kernels.
 
-Symbols: n tokens of a micro batch, T block size, H width, a heads of D, L layers, V vocabulary, P parameters, c bytes per
-element of the compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into
+Symbols: n tokens of a micro batch, T block size, H width, L layers, a heads of width D, V vocabulary, P parameters, c bytes
+per element of the compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into
 seconds.
 
 FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass has twice the matmuls of the forward pass):
@@ -9,7 +9,7 @@ FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass has 
 =====================  ==========================================  ================================================
 part                   forward                                     backward
 =====================  ==========================================  ================================================
-matmuls of a block     2·n·(elements of its matrices)              4·n·(elements of its matrices)
+matmuls of a block     2·n·M, M elements of its matrices           4·n·M
 attention, causal      2·n·T·a·D: two matmuls                      5·n·T·a·D: five matmuls (FlashAttention-2,
                                                                    arXiv 2307.08691, section 3.1)
 attention, math        4·n·T·a·D: masked positions are computed    8·n·T·a·D
@@ -255,9 +255,7 @@ def host_traffic(run: RunConfig, mesh: Mesh, grad_accum: int) -> HostTraffic:
 def flops_per_token(model: ModelConfig) -> int:
     """FLOPs of one token's forward and backward pass as MFU counts them: 6P + 12·L·a·D·T.
 
-    6P is for the matmuls with weights (2P forward, 4P backward), 12·L·a·D·T for the two matmuls of attention over T
-    positions (PaLM, arXiv 2204.02311, appendix B). Recompute is left out, since MFU counts only the work that the model
-    needs.
+    6P is for the matmuls with weights (2P forward, 4P backward), 12·L·a·D·T for the two matmuls of attention over T positions
+    (PaLM, arXiv 2204.02311, appendix B). Recompute is left out, since MFU counts only the work that the model needs.
     """
-    attention = 12 * model.n_layer * model.n_head * model.head_width * model.block_size
-    return 6 * count_parameters(model).total + attention
+    return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_head * model.head_width * model.block_size
