@@ -28,7 +28,7 @@ TRAINERS = {"launch/train.py", "scalegpt.train"}
 SHAPE = "--n_layer 1 --n_embd 8 --n_head 1 --block_size 16 --vocab_size 257 --tokenizer byte"
 STEP = "--micro_batch 2 --tokens_per_step 32 --max_iters 1 --warmup_steps 0 --sample_tokens 0"
 SMALL = [*SHAPE.split(), *STEP.split(), *["--device", "cpu", "--precision", "fp32", "--backend", "plain", "--fresh"]]
-PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1"}
+PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "8192": "265"}
 """What a reader puts in the place of a word."""
 
 OTHERS = ("pip install ", "pre-commit ", "python -m json.tool")
