@@ -5,6 +5,7 @@ the launchers; benchmarks take minutes, so that their flags alone are compared w
 """
 
 import io
+import json
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from interop.public_models import PUBLIC
 from scalegpt.cli.main import main
 from scalegpt.cli.sample import SampleSettings
 from scalegpt.cli.train import make_parser
@@ -118,13 +120,15 @@ def run(words: list[str]) -> int:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    """A folder with what the documents' commands name: texts, a configuration, runs with a checkpoint."""
+    """A folder with what the documents' commands name: texts, configurations, runs with a checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
     Path("data").mkdir()
     for name in ("my_text.txt", "your_text.txt", "data/one.txt"):
         Path(name).write_text("a text to train on, line by line\n" * 200, encoding="utf-8")
     Path("my_notes.yaml").write_text("model: {n_layer: 2}\n", encoding="utf-8")
+    Path("models/Qwen3-0.6B").mkdir(parents=True)
+    Path("models/Qwen3-0.6B/config.json").write_text(json.dumps(PUBLIC["Qwen3-0.6B"].config), encoding="utf-8")
     for name in ("NAME", "small"):
         flags = ["--preset", "tiny", "--input_file", "my_text.txt", "--model_name", name]
         assert main(["train", *flags, *SMALL]) == 0
