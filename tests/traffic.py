@@ -25,7 +25,7 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func.namespace == "aten" and not func.is_view:
+        if func.namespace == "aten" and not func.is_view and func is not torch.ops.aten.empty_like.default:
             self.kernels += 1
             self.moved += self._moved(func, args, kwargs, result)
         return result
@@ -38,6 +38,6 @@ class Traffic(TorchDispatchMode):
         changed = {each.name for each in func._schema.arguments if each.alias_info and each.alias_info.is_write}
         changed -= {"grads"}  # the fused update writes them only where they are scaled
         written = tensors_in(result) | tensors_in([given[each] for each in changed])
-        only_written = {"out"} | ({"self"} if name == "copy_" else set())
+        only_written = {"out", "grad_input"} | ({"self"} if name == "copy_" else set())
         read = tensors_in([value for each, value in given.items() if each not in only_written])
         return sum(read.values()) + sum(written.values())

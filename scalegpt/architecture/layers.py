@@ -15,7 +15,8 @@ from scalegpt.units import BYTES
 FP32 = BYTES["fp32"]
 
 STATISTICS = FP32
-"""Bytes of the mean of one row in a norm, and of its deviation: both fp32 on a GPU (torch's ``layer_norm_kernel.cu``)."""
+"""Bytes of one statistic of a row: fp32 on a GPU. LayerNorm keeps mean and deviation, RMSNorm the root of the mean square
+(torch's ``layer_norm_kernel.cu``)."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,15 @@ class Linear(Layer):
         return r.run(operation, passing=(x,) if passing else ())
 
 
+@dataclass(frozen=True)
 class Norm(Layer):
-    """LayerNorm over the residual stream."""
+    """LayerNorm over the residual stream, or RMSNorm, which keeps one number of each row instead of two.
+
+    Attributes:
+        is_rms: whether this is RMSNorm, which has no mean and no bias.
+    """
+
+    is_rms: bool = False
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
         """Record the norm: [T, H] in the residual stream's dtype → [T, H] in the compute dtype, with fp32 statistics.
@@ -115,7 +123,7 @@ class Norm(Layer):
         stream, vectors = Size(residual * numel), 2 if self.bias else 1
         cast = residual != numerics.weights
         copies = tuple(Value(Size(fixed=residual * width)) for _ in range(vectors)) if cast else ()
-        mean, deviation = Value(Size(STATISTICS * tokens)), Value(Size(STATISTICS * tokens))
+        statistics = tuple(Value(Size(STATISTICS * tokens)) for _ in range(1 if self.is_rms else 2))
         moved, casting = float((residual + c) * numel), 2 * residual * numel if numerics.mixed else 0
         read_again = residual * numel if follows_sum else 0
         back, fused_back = float((6 * residual + 2 * c) * numel), float((3 * residual + c) * numel)
@@ -124,9 +132,9 @@ class Norm(Layer):
                 self.name,
                 (x,),
                 (Gradient(stream),),
-                (Value(stream), mean, deviation),
+                (Value(stream), *statistics),
                 copies=copies,
-                saves=(x, mean, deviation, *copies),
+                saves=(x, *statistics, *copies),
                 forward=Cost(moved=moved + casting, fused=moved - read_again, kernels=1),
                 backward=Cost(moved=back, fused=fused_back, kernels=4, fused_kernels=2),
             )
@@ -184,9 +192,32 @@ def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
     return r.run(square, passing=(positive, x))
 
 
+def record_gated(r: Recorder, x: Value, numel: int, width: int) -> Value:
+    """Record the product of an activated gate and ``up``, of ``numel`` elements each per sequence, both held by ``x``.
+
+    Autograd keeps ``x`` alone. Bytes moved per element of the product, in units of ``width``: forward, the activation reads
+    and writes 1 each, and the product reads 2 and writes 1; backward, the activation again (2), its product with the
+    gradient (3), the gradient's product with ``up`` (3), and the gate's gradient (3). A compiled block fuses each pass.
+    """
+    size, once = Size(width * numel), float(width * numel)
+    product = Operation(
+        "gated product",
+        (x,),
+        (Gradient(size.times(2)),),
+        (Value(size),),
+        saves=(x,),
+        forward=Cost(moved=5 * once, fused=3 * once, kernels=2, fused_kernels=1),
+        backward=Cost(moved=11 * once, fused=5 * once, kernels=4, fused_kernels=1),
+    )
+    return r.run(product, passing=(x,))
+
+
 ACTIVATIONS: dict[str, Callable[[Recorder, Value, int, int], Value]] = {
     "gelu": record_gelu,
     "gelu_tanh": record_gelu,
     "relu2": record_relu2,
+    "swiglu": record_gated,
+    "geglu": record_gated,
 }
-"""Value of the setting ``activation`` → the function that records the feed-forward layer's activation."""
+"""Value of the setting ``activation`` → the function that records what is between the matmuls of the feed-forward layer, for
+results of so many elements per sequence and so many bytes each."""

@@ -34,6 +34,12 @@ def vocabulary_of(model: ModelConfig) -> Dim:
     return Dim.of("V", model.vocab_size)
 
 
+def norm_of(model: ModelConfig, name: str, part: str) -> Norm:
+    """A norm over the residual stream; ``name`` and ``part`` as in :class:`~scalegpt.architecture.layers.Layer`."""
+    is_rms = model.norm == "rmsnorm"
+    return Norm(name, part, model.has_bias and not is_rms, (width_of(model),), is_rms)
+
+
 class Part:
     """A part of the model: layers with parameters, and the operations that it records."""
 
@@ -67,12 +73,13 @@ class Attention(Part):
 
 
 class FeedForward(Part):
-    """The feed-forward layer: a matmul from H to F = 4·H, the activation, and a matmul back to H."""
+    """The feed-forward layer: a matmul from H to F, or to 2·F with a gate, the activation, and a matmul from F to H."""
 
     def __init__(self, model: ModelConfig) -> None:
-        self.model, width = model, width_of(model)
-        self.fc = Linear("mlp.fc", "feed-forward, fc", model.has_bias, (width.times(4), width))
-        self.proj = Linear("mlp.proj", "feed-forward, proj", model.has_bias, (width, width.times(4)))
+        self.model, width, inner = model, width_of(model), inner_of(model)
+        rows = inner.times(2) if model.is_gated else inner
+        self.fc = Linear("mlp.fc", "feed-forward, fc", model.has_bias, (rows, width))
+        self.proj = Linear("mlp.proj", "feed-forward, proj", model.has_bias, (width, inner))
         self.layers = self.fc, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
@@ -80,7 +87,7 @@ class FeedForward(Part):
         with r.scope():
             r.hold(x)
             wide = self.fc.record(r, x, tokens, numerics)
-            numel = tokens * self.fc.dims[0].size
+            numel = tokens * self.model.inner_width
             active = ACTIVATIONS[self.model.activation](r, wide, numel, numerics.compute)
             return self.proj.record(r, active, tokens, numerics, passing=True)
 
@@ -94,7 +101,7 @@ class Block(Part):
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, self.attn, self.mlp = model, Attention(model), FeedForward(model)
-        self.ln1, self.ln2 = (Norm(name, "norms", model.has_bias, (width_of(model),)) for name in ("ln1", "ln2"))
+        self.ln1, self.ln2 = (norm_of(model, name, "norms") for name in ("ln1", "ln2"))
         self.layers = self.ln1, *self.attn.layers, self.ln2, *self.mlp.layers
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
@@ -165,7 +172,7 @@ class Head(Part):
     """The final norm, and the matrix that turns hidden states into logits; the loss applies this matrix."""
 
     def __init__(self, model: ModelConfig) -> None:
-        self.norm = Norm("ln_f", "final norm", model.has_bias, (width_of(model),))
+        self.norm = norm_of(model, "ln_f", "final norm")
         self.layers = (self.norm,) if model.tie_head else (self.norm, matrix_of_head(model))
 
 

@@ -1,6 +1,6 @@
-"""The GPT: feed-forward, block, model.
+"""The GPT: block and model.
 
-- GPT-2's shape: pre-norm blocks, learned positions, a feed-forward layer of width 4H, LayerNorm with eps 1e-5.
+- Pre-norm blocks with learned positions; the defaults are GPT-2's shape.
 - One matmul makes queries, keys and values. Attention is torch's ``scaled_dot_product_attention`` (SDPA),
   unless :meth:`GPT.set_attention` is given another function, which is used when there is no key-value cache.
 - The head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss never holds
@@ -25,38 +25,11 @@ from torch.nn import functional as F
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
 from scalegpt.model.attention import SDPA_BACKENDS, AttendWhole, Attention, GenerationCache, KeyValueCache
-from scalegpt.model.layers import LayerNorm, Linear
+from scalegpt.model.feed_forward import FeedForward
+from scalegpt.model.layers import Linear, norm_of
 from scalegpt.model.loss import Loss, full_cross_entropy, soft_capped
 
-LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
-
-
-def relu2(x: Tensor) -> Tensor:
-    """The square of ReLU (So et al. 2021, arXiv 2109.08668)."""
-    return F.relu(x).square()
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu2": relu2,
-}
-"""Value of the setting ``activation`` → the feed-forward layer's activation function."""
-
-
-class FeedForward(nn.Module):
-    """The feed-forward layer: a linear layer from H to 4·H, the activation, and a linear layer back to H."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.has_bias)
-        self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.has_bias)
-        self.activate = ACTIVATIONS[config.activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, H] → [B, T, H]."""
-        return self.proj(self.activate(self.fc(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -68,9 +41,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.ln1 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
+        self.ln1 = norm_of(config)
         self.attn = Attention(config)
-        self.ln2 = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
+        self.ln2 = norm_of(config)
         self.mlp = FeedForward(config)
         self.is_parallel = config.parallel_block
         self.dropout = config.dropout
@@ -117,7 +90,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.has_bias)
+        self.ln_f = norm_of(config)
         self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
         # The shapes before sharding: ZeRO-3 leaves parameters empty.
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}

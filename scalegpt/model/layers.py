@@ -4,7 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LayerNorm", "Linear"]
+from scalegpt.config import ModelConfig
+from scalegpt.model.cpu import rms_norm as on_cpu
+
+__all__ = ["LayerNorm", "Linear", "RMSNorm", "norm_of"]
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
@@ -26,3 +29,32 @@ class LayerNorm(nn.LayerNorm):
         """[..., H] → [..., H], in ``dtype`` or x's own."""
         y = F.layer_norm(x, self.normalized_shape, _cast(self.weight, x), _cast(self.bias, x), self.eps)
         return y if dtype is None else y.to(dtype)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) of an input of any dtype; all arithmetic is fp32 inside.
+
+    Args:
+        width: H, the width of the last dimension, over which rows are normalised.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__(width, eps=eps)
+        self.added = eps
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[..., H] → [..., H], in ``dtype`` or x's own."""
+        weight = self.weight.to(x.dtype)
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y: Tensor = on_cpu.rms_norm(x, weight, self.added)[0]
+        else:
+            y = F.rms_norm(x, self.weight.shape, weight, self.added)
+        return y if dtype is None else y.to(dtype)
+
+
+def norm_of(config: ModelConfig) -> LayerNorm | RMSNorm:
+    """A norm over the residual stream, as the model's configuration wants it."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.has_bias)

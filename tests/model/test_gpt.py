@@ -20,6 +20,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"tie_head": False},
     {"activation": "gelu_tanh"},
     {"bias": True, "tie_head": False, "activation": "gelu_tanh", "n_layer": 1, "n_head": 4},
+    {"norm": "rmsnorm", "norm_eps": 1e-3, "activation": "swiglu", "n_inner": 40},
+    {"norm": "rmsnorm", "activation": "geglu", "bias": "qkv", "tie_head": False},
+    {"activation": "swiglu", "bias": True, "norm_eps": 1e-2},
 ]
 
 
@@ -110,7 +113,7 @@ def test_model_is_the_textbook_formula(tiny_model: Any, shape: dict[str, Any]) -
 
 
 def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
-    """GPT-2's equations written out with plain matrix products, to check the module against."""
+    """The equations written out with plain matrix products, to check the module against."""
     weights: dict[str, Any] = {name: value.detach() for name, value in model.named_parameters()}
     config = model.config
     T, a, D = x.shape[1], config.n_head, config.head_width
@@ -119,11 +122,15 @@ def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
         return y @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
     def norm(name: str, y: torch.Tensor) -> torch.Tensor:
-        centred = y - y.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        centred = y if config.norm == "rmsnorm" else y - y.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
         return scaled * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0.0)
 
-    def gelu(y: torch.Tensor) -> torch.Tensor:
+    def activate(y: torch.Tensor) -> torch.Tensor:
+        if config.activation in ("swiglu", "geglu"):
+            gate, up = y[..., : config.inner_width], y[..., config.inner_width :]
+            share = torch.sigmoid(gate) if config.activation == "swiglu" else 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
+            return gate * share * up
         if config.activation == "gelu":
             return y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
         return 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
@@ -136,7 +143,7 @@ def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
         scores = (q @ k.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(h.shape)
         h = h + linear(f"{at}.attn.proj", mixed)
-        h = h + linear(f"{at}.mlp.proj", gelu(linear(f"{at}.mlp.fc", norm(f"{at}.ln2", h))))
+        h = h + linear(f"{at}.mlp.proj", activate(linear(f"{at}.mlp.fc", norm(f"{at}.ln2", h))))
     return norm("ln_f", h) @ weights["head.weight" if model.head is not None else "wte.weight"].T
 
 

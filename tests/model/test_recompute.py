@@ -13,6 +13,7 @@ from live_bytes import LiveBytes
 from scalegpt.model.gpt import GPT
 from scalegpt.model.recompute import apply_recompute
 
+MODERN = {"norm": "rmsnorm", "activation": "swiglu", "n_inner": 80, "bias": "qkv"}
 KINDS = ["none", "selective", "full"]
 BATCH, LENGTH = 2, 16
 TOKENS = BATCH * LENGTH
@@ -34,7 +35,9 @@ def gradients(model: GPT, kind: str) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("attention", ["auto", "math"])
-@pytest.mark.parametrize("shape", [{}, {"dropout": 0.3}, {"bias": True, "tie_head": False, "activation": "gelu_tanh"}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"dropout": 0.3}, {"bias": True, "tie_head": False, "activation": "gelu_tanh"}, MODERN]
+)
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_gradients_are_bitwise_those_without(tiny_model: Any, kind: str, shape: dict[str, Any], attention: str) -> None:
     model = tiny_model(**shape)
@@ -84,7 +87,7 @@ def test_full_adds_the_blocks_forward_but_its_last_product(tiny_model: Any) -> N
     assert full["aten.mm"] - none["aten.mm"] == 3 * TOKENS * per_token
 
 
-@pytest.mark.parametrize("shape", [{}, {"bias": True}, {"dropout": 0.1}])
+@pytest.mark.parametrize("shape", [{}, {"bias": True}, {"dropout": 0.1}, MODERN])
 def test_selective_adds_no_product_of_weights(tiny_model: Any, shape: dict[str, Any]) -> None:
     model = tiny_model(n_layer=3, **shape)
     none, selective = flops(model, "none"), flops(model, "selective")

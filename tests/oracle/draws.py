@@ -42,7 +42,7 @@ def draw(number: int) -> Case:
     backend, stage, offload, ranks = pick(LAYOUTS)
     flags: dict[str, Any] = {
         "n_layer": pick((1, 2, 3, 4, 6)), "n_head": heads, "n_embd": heads * pick(WIDTHS),
-        "block_size": pick((64, 100, 256, 512, 1024)), "vocab_size": pick((257, 5000, 50304)), "bias": pick((False, True)),
+        "block_size": pick((64, 100, 256, 512, 1024)), "vocab_size": pick((257, 5000, 50304)),
         "tie_head": pick((True, False)), "dropout": pick((0.0, 0.0, 0.1, 0.125)), "micro_batch": pick((1, 2, 4, 8)),
         "precision": pick(("bf16", "bf16", "fp32", "fp16")), "residual_dtype": pick(("compute", "compute", "fp32")),
         "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")),
@@ -50,9 +50,12 @@ def draw(number: int) -> Case:
         "offload": offload, "attention": pick(("auto", "flash", "mem_efficient", "cudnn", "math")),
     }  # fmt: skip
     grad_accum = pick((1, 2))
-    flags["activation"] = pick(("gelu", "gelu_tanh", "relu2"))
+    flags["activation"] = pick(("gelu", "gelu_tanh", "relu2", "swiglu", "geglu"))
     flags["parallel_block"] = pick((False, False, True))
     flags["logit_softcap"] = pick((None, None, 15.0))
+    flags["norm"] = pick(("layernorm", "rmsnorm"))
+    flags["n_inner"] = pick((None, None, 96, 1000))
+    flags["bias"] = pick((False, True, "qkv"))
     flags["optimizer"] = pick(("adamw", "adamw", "muon", "lion")) if offload == "none" else "adamw"
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"

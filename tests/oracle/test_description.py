@@ -35,8 +35,9 @@ def drawn(seed: int) -> RunConfig:
     heads = pick((1, 2, 4))
     flags: dict[str, Any] = {
         "n_layer": pick((1, 3)), "n_head": heads, "n_embd": heads * pick((16, 24, 36)), "block_size": pick((64, 96)),
-        "vocab_size": pick((300, 2000)), "bias": pick((False, True)), "tie_head": pick((False, True)),
-        "dropout": pick((0.0, 0.0, 0.125)), "activation": pick(("gelu", "gelu_tanh", "relu2")),
+        "vocab_size": pick((300, 2000)), "bias": pick((False, True, "qkv")), "tie_head": pick((False, True)),
+        "dropout": pick((0.0, 0.0, 0.125)), "activation": pick(("gelu", "gelu_tanh", "relu2", "swiglu", "geglu")),
+        "n_inner": pick((None, 40, 160)), "norm": pick(("layernorm", "rmsnorm")),
         "parallel_block": pick((False, True)), "logit_softcap": pick((None, None, 30.0)),
         "micro_batch": pick((1, 2, 4)), "precision": pick(("bf16", "fp32")), "residual_dtype": pick(("compute", "fp32")),
         "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")), "loss_chunk": 64,
@@ -45,7 +46,7 @@ def drawn(seed: int) -> RunConfig:
     return resolve(flags=flags)
 
 
-SEEDS = range(12)
+SEEDS = range(20)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalegpt.architecture.counting import closed_form, count_parameters, formula_steps, weight_bytes
+from scalegpt.architecture.counting import closed_form, count_parameters, formula_steps, sizes_of, weight_bytes
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig
 from scalegpt.errors import InputError
@@ -30,15 +31,20 @@ def models(draw: st.DrawFn, most_layers: int = 6) -> ModelConfig:
         n_embd=heads * draw(st.integers(1, 32)),
         block_size=draw(st.integers(1, 2048)),
         vocab_size=draw(st.integers(1, 60_000)),
-        bias=draw(st.booleans()),
+        bias=draw(st.sampled_from([False, True, "qkv"])),
         tie_head=draw(st.booleans()),
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        activation=draw(st.sampled_from(["gelu", "relu2", "swiglu", "geglu"])),
+        n_inner=draw(st.none() | st.integers(1, 600)),
     )
 
 
 def by_closed_form(model: ModelConfig) -> int:
-    L, H, T, V = model.n_layer, model.n_embd, model.block_size, model.vocab_size
-    body = L * (12 * H**2 + 13 * H) + 2 * H if model.bias else L * (12 * H**2 + 2 * H) + H
-    return body + T * H + V * H * (1 if model.tie_head else 2)
+    L, H, T, V, F = model.n_layer, model.n_embd, model.block_size, model.vocab_size, model.inner_width
+    up = 2 * F if model.activation in ("swiglu", "geglu") else F
+    biases = {False: 0, "qkv": 3 * H, True: 3 * H + H + up + H}[model.bias]
+    norm = 2 * H if model.bias is True and model.norm == "layernorm" else H
+    return L * (4 * H**2 + up * H + H * F + biases + 2 * norm) + norm + T * H + V * H * (1 if model.tie_head else 2)
 
 
 @pytest.mark.parametrize(("layers", "width", "heads", "published"), GPT2.values(), ids=GPT2)
@@ -111,7 +117,7 @@ def test_two_norms_of_a_layer_without_biases_are_two_widths() -> None:
 def test_heads_dropout_and_activation_add_nothing(heads: int, model: ModelConfig) -> None:
     wide = model.changed(n_embd=16 * 9 * 5 * 7 * 11 * 13, n_head=1)
     if wide.n_embd % heads == 0:
-        other = wide.changed(n_head=heads, dropout=0.5, activation="gelu_tanh")
+        other = wide.changed(n_head=heads, dropout=0.5, activation="geglu" if wide.is_gated else "gelu_tanh")
         assert count_parameters(other) == count_parameters(wide)
 
 
@@ -129,8 +135,22 @@ def test_steps_of_the_formula_come_to_what_they_say(model: ModelConfig) -> None:
 @given(models())
 def test_closed_form_in_symbols_gives_the_total(model: ModelConfig) -> None:
     symbols = closed_form(model).removeprefix("P = ").replace("·", "*").replace("²", "**2")
-    sizes = {"L": model.n_layer, "H": model.n_embd, "T": model.block_size, "V": model.vocab_size}
-    assert eval(symbols, sizes) == count_parameters(model).total
+    assert eval(symbols, {**sizes_of(model)}) == count_parameters(model).total
+
+
+@pytest.mark.parametrize(
+    ("settings", "layer"),
+    [
+        ({}, "12·H² + 2·H"),
+        ({"bias": True}, "12·H² + 13·H"),
+        ({"activation": "swiglu", "norm": "rmsnorm"}, "4·H² + 3·H·F + 2·H"),
+        ({"activation": "geglu", "bias": True, "norm": "rmsnorm"}, "4·H² + 3·H·F + 7·H + 2·F"),
+        ({"activation": "relu2", "n_inner": 100, "bias": "qkv"}, "4·H² + 2·H·F + 5·H"),
+        ({"activation": "swiglu", "n_inner": 768}, "16·H² + 2·H"),
+    ],
+)
+def test_the_formula_is_that_of_the_model_asked_for(settings: dict[str, Any], layer: str) -> None:
+    assert f"L·({layer})" in closed_form(ModelConfig(n_embd=192, n_head=3, **settings))
 
 
 @pytest.mark.parametrize("count", [count_parameters, parameter_shapes, formula_steps])

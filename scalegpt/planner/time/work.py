@@ -1,21 +1,22 @@
 """Counts the work of one optimizer step of our trainer on a card: FLOPs, memory traffic and kernels.
 
-Symbols: n tokens of a micro batch, T block size, H width, L layers, V vocabulary, P parameters, c bytes per element of the
-compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into seconds.
+Symbols: n tokens of a micro batch, T block size, H width, L layers, a heads of width D, V vocabulary, P parameters, c bytes
+per element of the compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into
+seconds.
 
 FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass has twice the matmuls of the forward pass):
 
 =====================  ==========================================  ================================================
 part                   forward                                     backward
 =====================  ==========================================  ================================================
-matmuls of a block     24·n·H²                                     48·n·H²
+matmuls of a block     2·n·M, M elements of its matrices           4·n·M
 attention, causal      2·n·T·H: two matmuls                        5·n·T·H: five matmuls (FlashAttention-2,
                                                                    arXiv 2307.08691, section 3.1)
 attention, math        4·n·T·H: masked positions are computed too  8·n·T·H
 head                   2·n·V·H                                     4·n·V·H
 =====================  ==========================================  ================================================
 
-MFU is defined by another count, 6P + 12·L·H·T FLOPs per token, as if attention masked no position.
+MFU is defined by another count, 6P + 12·L·a·D·T FLOPs per token, as if attention masked no position.
 
 Memory traffic is the number of bytes that are read and written by kernels which only move data. Each operation of
 :mod:`scalegpt.architecture` states its own traffic; the operations describe ``scalegpt.model.gpt.Block`` and
@@ -252,9 +253,9 @@ def host_traffic(run: RunConfig, mesh: Mesh, grad_accum: int) -> HostTraffic:
 
 
 def flops_per_token(model: ModelConfig) -> int:
-    """FLOPs of one token's forward and backward pass as MFU counts them: 6P + 12·L·H·T.
+    """FLOPs of one token's forward and backward pass as MFU counts them: 6P + 12·L·a·D·T.
 
-    6P is for the matmuls with weights (2P forward, 4P backward), 12·L·H·T for the two matmuls of attention over T positions
+    6P is for the matmuls with weights (2P forward, 4P backward), 12·L·a·D·T for the two matmuls of attention over T positions
     (PaLM, arXiv 2204.02311, appendix B). Recompute is left out, since MFU counts only the work that the model needs.
     """
-    return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_embd * model.block_size
+    return 6 * count_parameters(model).total + 12 * model.n_layer * model.n_head * model.head_width * model.block_size

@@ -23,7 +23,10 @@ FREE_TO_CHANGE = frozenset({
 UNREPORTED = frozenset({"name", "preset", "as_text", "follow_links"})
 """Free settings whose change is not reported, since it has no effect of its own: names, and how text files are read."""
 
-SHAPES_THE_WEIGHTS = frozenset({"n_layer", "n_embd", "block_size", "vocab_size", "bias", "tie_head"})
+SHAPES_THE_WEIGHTS = frozenset({
+    "n_layer", "n_embd", "n_kv_head", "head_size", "n_inner", "block_size", "vocab_size", "bias", "tie_head", "norm",
+    "position", "qk_norm",
+})  # fmt: skip
 """Settings that not even ``--allow_change`` can change in a run: the shapes of its weights depend on them."""
 
 

@@ -21,6 +21,7 @@ from scalegpt.config.presets import bundled
 from scalegpt.config.run import ParallelConfig, RunConfig
 from scalegpt.errors import InputError, nearest
 from scalegpt.planner.memory.deepspeed.keys import AUTO, checked
+from scalegpt.planner.memory.tensors import ModelShapes, numel
 from scalegpt.storage import read_text
 from scalegpt.structured import CONFIG_LIMIT, parse_json
 from scalegpt.text import shown
@@ -162,7 +163,7 @@ def _fill_zero(settings: Settings, run: RunConfig, *, overlap: bool) -> None:
             "stage3_prefetch_bucket_size": block,
             "stage3_max_live_parameters": 2 * block + model.vocab_size * model.n_embd,
             "stage3_max_reuse_distance": 0,
-            "stage3_param_persistence_threshold": 4 * model.n_embd,
+            "stage3_param_persistence_threshold": max(4 * model.n_embd, *map(numel, ModelShapes.of(model).vectors)),
             "sub_group_size": 1_000_000_000,
         }
     else:
