@@ -4,14 +4,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import BACKENDS
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.settings import coerce
 from scalegpt.errors import InputError
-from scalegpt.interop.families import HfModel, read_config
+
+if TYPE_CHECKING:
+    from scalegpt.interop.families import HfModel
 
 Values = dict[str, Any]
 
@@ -125,6 +127,8 @@ def _preset(name: str) -> Source:
 
 
 def _hugging_face(path: Path, flags: Values) -> Source:
+    from scalegpt.interop.families import read_config  # imported here: presets, the usual source, do not need it
+
     wanted = flags.get("block_size")
     block = None if wanted is None else coerce(ModelConfig.settings()["block_size"], wanted)
     read = read_config(path, block)
@@ -142,6 +146,6 @@ def _hugging_face(path: Path, flags: Values) -> Source:
     )
 
 
-def as_values(read: HfModel) -> Values:
+def as_values(read: "HfModel") -> Values:
     """A Hugging Face model in the form of a configuration file."""
     return {"name": read.name, "model": {each.name: getattr(read.model, each.name) for each in fields(read.model)}}
