@@ -34,7 +34,7 @@ actions (each has --help):
 """
 
 _PREVIEW_TOKENS = 60
-_PREPARED = ("tokenizer", "encoding", "val_fraction", "as_text", "follow_links")
+_PREPARED = ("tokenizer", "end_of_text", "encoding", "val_fraction", "as_text", "follow_links")
 """The settings that are flags of ``data prepare``: they decide which tokens are made from which files."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
@@ -98,6 +98,7 @@ def describe(tokens: "TokenSet") -> dict[str, Any]:
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "padded_vocab_size": tokenizer.padded_vocab_size,
+        "dtype": tokens.train.dtype.name,
         "train_tokens": len(tokens.train),
         "val_tokens": len(tokens.val),
         "documents": meta.get("documents"),
@@ -128,6 +129,7 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         "tokenizer": f"{facts['tokenizer']}, vocabulary {facts['vocab_size']:,}"
         + (f" (padded {facts['padded_vocab_size']:,})" if facts["padded_vocab_size"] != facts["vocab_size"] else ""),
         "training": f"{facts['train_tokens']:,} tokens",
+        "stored as": facts["dtype"],
         "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}",
         "sources": _sources(facts),
         "skipped": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),

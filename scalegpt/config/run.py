@@ -7,6 +7,7 @@ from scalegpt.config.backends import BACKENDS, DEEPSPEED, OFFLOADS, PLAIN, Backe
 from scalegpt.config.optimizers import OPTIMIZERS
 from scalegpt.config.settings import Section, setting
 from scalegpt.config.shape import ModelConfig
+from scalegpt.config.tokenizer import check_tokenizer, is_file
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError
 
@@ -16,8 +17,6 @@ PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompu
 
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
 """The settings that are ``auto`` in training unless they are set; a micro batch in a preset or file is only a hint."""
-
-TOKENIZERS = ("gpt2", "byte", "char")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +68,19 @@ class ParallelConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """The data settings: which text is read, and how it becomes tokens."""
+    """The data settings: which text is read, and how it becomes tokens.
+
+    Raises:
+        InputError: ``tokenizer`` is neither a name nor a path, or ``end_of_text`` is given for a tokenizer with a name.
+    """
 
     input_file: str | None = setting(
         None, "text or code, a folder of it, or a folder made by `scalegpt data prepare`", is_path=True
     )
-    tokenizer: str = setting("gpt2", "gpt2 BPE, byte or char level", choices=TOKENIZERS)
+    tokenizer: str = setting(
+        "gpt2", "gpt2 BPE, byte or char level, or the path of a tokenizer.json or of its folder", is_path=True
+    )
+    end_of_text: str | None = setting(None, "the token of a tokenizer.json that ends a document; none: its eos_token")
     encoding: str = setting("utf-8", "encoding of the text files; auto detects it")
     val_fraction: float | None = setting(
         None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1
@@ -83,6 +89,14 @@ class DataConfig(Section):
         False, "train on JSON, CSV, HTML and the like as they are written, and on folders that are mostly such data"
     )
     follow_links: bool = setting(False, "follow symbolic links that leave an input folder")
+
+    def check(self) -> None:
+        """Refuse a tokenizer that cannot be one, and an end-of-text token for a tokenizer that has its own."""
+        check_tokenizer(self.tokenizer)
+        if self.end_of_text is not None and not is_file(self.tokenizer):
+            raise InputError(
+                f"end_of_text names a token of a tokenizer.json, and tokenizer is {self.tokenizer}; omit --end_of_text"
+            )
 
 
 DATA = "data"

@@ -11,9 +11,6 @@ AUTO_VOCAB = 0
 GATED = ("swiglu", "geglu")
 """The activations with a gate (Shazeer 2020, arXiv 2002.05202)."""
 
-TOKENS = {"gpt2": 50257, "byte": 257}
-"""Tokenizer → the size of its vocabulary; for the char tokenizer the text decides it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
@@ -49,7 +46,7 @@ class ModelConfig(Section):
     )
     vocab_size: int = setting(
         50304,
-        "size of the vocabulary; 50304 is GPT-2's 50257 padded to a multiple of 64; 0 or auto takes the tokenizer's",
+        "size of the vocabulary; 50304 is GPT-2's 50257 padded to a multiple of 128; 0 or auto takes the tokenizer's",
         minimum=0,
         maximum=10_000_000,
     )

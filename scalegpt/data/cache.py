@@ -88,7 +88,9 @@ def _recorded_digest(entry: Path) -> str | None:
     """The digest of a cache entry's tokens, as recorded in its sidecar (``meta.json``); None if that cannot be read."""
     try:
         meta = read_sidecar(entry / SIDECAR)
-        return digest_of(Tokenizer.from_dict(meta["tokenizer"]), meta["files"])
+        recorded = meta["tokenizer"].get("digest")  # opening the tokens compares it
+        known = recorded if isinstance(recorded, str) else Tokenizer.from_dict(meta["tokenizer"], entry).digest
+        return digest_of(known, meta["files"])
     except OSError as error:
         if error.errno not in _NO_ENTRY:
             _log.warning("cached tokens %s cannot be read: %s", one_line(entry), error.strerror)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from scalegpt.config import DataConfig
+from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.shards import TokenSet, open_tokens
@@ -22,7 +23,7 @@ from scalegpt.data.sidecar import VERSION
 from scalegpt.data.split import Split, choose_split
 from scalegpt.data.text.corpus import Corpus, Source, read_pieces, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
-from scalegpt.data.tokenizers import TokenIds, Tokenizer, make_tokenizer
+from scalegpt.data.tokenizers import HFTokenizer, TokenIds, Tokenizer, load_tokenizer, make_tokenizer
 from scalegpt.data.writer import TokenWriter
 from scalegpt.errors import InputError
 from scalegpt.storage import check_space, disk_errors
@@ -41,12 +42,6 @@ From version 2 on, the training part of a divided document ends with end-of-text
 MOST_SOURCES = 100_000
 """The most source files that the sidecar lists, so that it stays small enough to be read at once."""
 
-_BYTES_PER_BYTE = {"gpt2": 1.0, "byte": 2.0, "char": 2.0}
-"""Tokenizer → bytes of token files per byte of text, an upper estimate.
-
-A 2-byte id of GPT-2 encodes about 2.5 bytes of code or 4 bytes of English text, so 1.0 leaves a margin.
-"""
-
 _MAX_THREADS = 8
 _log = logging.getLogger(__name__)
 
@@ -56,11 +51,13 @@ class _Preparation:
     """A surveyed corpus, the tokenizer and split to apply to it, and the resulting cache key.
 
     Attributes:
+        tokenizer: the tokenizer, if it is a file; None: the one of the kind ``kind``.
         kind: the tokenizer's kind.
         earlier_key: the cache key that releases before :data:`RECIPE` existed gave to the same text and settings.
     """
 
     corpus: Corpus
+    tokenizer: HFTokenizer | None
     kind: str
     split: Split
     key: str
@@ -130,7 +127,7 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
     is not a folder of text, all inputs are prepared as they are now.
 
     Args:
-        data: as for :func:`prepare_cached`.
+        data: as for :func:`prepare_cached`. If its tokenizer is a file that has changed since, the text is prepared anew.
         digest: the digest of the tokens that the run began with.
         progress: as for :func:`prepare_cached`.
 
@@ -145,7 +142,8 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
     are_folders = bool(inputs) and all(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
     with cache_errors():
         kept = cached_with(digest) if are_folders else None
-    if kept is None:
+    file = _tokenizer_file(data)
+    if kept is None or (file is not None and file.digest != kept.tokenizer.digest):
         return prepare_cached(data, begun_with=digest, progress=progress), None
     try:
         work = _survey(inputs, data)
@@ -183,17 +181,24 @@ def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig) -> Corp
     return corpus
 
 
+def _tokenizer_file(settings: DataConfig) -> HFTokenizer | None:
+    """The tokenizer of the settings, if it is a file."""
+    return load_tokenizer(settings.tokenizer, settings.end_of_text) if is_file(settings.tokenizer) else None
+
+
 def _survey(inputs: Sequence[str | Path], settings: DataConfig) -> _Preparation:
+    tokenizer = _tokenizer_file(settings)
     corpus = survey_reporting(inputs, settings)
     split = choose_split(corpus.sources, settings.val_fraction)
     identity = {
         "version": VERSION,
-        "tokenizer": settings.tokenizer,
+        "tokenizer": settings.tokenizer if tokenizer is None else tokenizer.digest,
         "encoding": corpus.encoding,
         "val_fraction": settings.val_fraction,
         "sources": [(source.name, source.sha256) for source in corpus.sources],
     }
-    return _Preparation(corpus, settings.tokenizer, split, _key({**identity, "ways": RECIPE}), _key(identity))
+    kind = settings.tokenizer if tokenizer is None else tokenizer.kind
+    return _Preparation(corpus, tokenizer, kind, split, _key({**identity, "ways": RECIPE}), _key(identity))
 
 
 def _key(identity: dict[str, Any]) -> str:
@@ -220,18 +225,18 @@ def _existing(out: Path, work: _Preparation) -> TokenSet | None:
 
 def _make(work: _Preparation, out: Path, progress: Progress | None) -> TokenSet:
     """Tokenise the corpus into the folder ``out``; if another process makes the folder first, open it instead."""
-    tokenizer = make_tokenizer(work.kind, work.corpus.characters)
+    tokenizer = work.tokenizer or make_tokenizer(work.kind, work.corpus.characters)
     with disk_errors(out):
         remove_abandoned(out)
-    check_space(out, int(work.corpus.bytes * _BYTES_PER_BYTE[work.kind]))
-    with TokenWriter(out) as writer:
+    check_space(out, int(work.corpus.bytes * tokenizer.ids_per_byte * tokenizer.dtype.itemsize))
+    with TokenWriter(out, tokenizer.dtype) as writer:
         with closing(_encoded(work.corpus.sources, tokenizer)) as stream:  # stops its threads when writing fails
             _write_tokens(work, tokenizer, stream, writer, progress)
         for split, count in writer.counts.items():
             if not count:
                 first = one_line(work.corpus.sources[0].path)
                 raise InputError(f"{first}: no tokens are left for {split}; give more text")
-        if writer.commit(_sidecar(work, tokenizer)):
+        if writer.commit(_sidecar(work, tokenizer), tokenizer.files):
             return open_tokens(out)
     finished_elsewhere = _existing(out, work)
     if finished_elsewhere is None:
@@ -243,7 +248,7 @@ def _write_tokens(
     work: _Preparation, tokenizer: Tokenizer, stream: Iterator[_Encoded], writer: TokenWriter, progress: Progress | None
 ) -> None:
     total, before = work.corpus.bytes, 0
-    ending = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=np.uint16)
+    ending = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=tokenizer.dtype)
     first = 0  # offset of the document's first token in the training tokens
     for index, ids, read, is_last in stream:
         split = "val" if index in work.split.held_out else "train"
@@ -274,8 +279,10 @@ def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Enco
     waiting: deque[tuple[int, Future[TokenIds], int, bool]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
+            before = ""
             for index, piece, read, is_last in _pieces(sources):
-                waiting.append((index, pool.submit(tokenizer.encode, piece), read, is_last))
+                waiting.append((index, pool.submit(tokenizer.encode_after, before, piece), read, is_last))
+                before = "" if is_last else piece
                 if len(waiting) > threads + 2:
                     index, ids, read, is_last = waiting.popleft()
                     yield index, ids.result(), read, is_last
@@ -309,7 +316,7 @@ def _sidecar(work: _Preparation, tokenizer: Tokenizer) -> dict[str, Any]:
         split["held_out_documents"] = len(work.split.held_out)
     return {
         "key": work.key,
-        "tokenizer": tokenizer.as_dict(),
+        "tokenizer": {key: value for key, value in tokenizer.as_dict().items() if key != "files"},  # they lie beside it
         "documents": len(work.corpus.sources),
         "bytes": work.corpus.bytes,
         "split": split,

@@ -1,7 +1,8 @@
 """Token files: nanoGPT's format with a JSON sidecar.
 
-A folder of prepared tokens holds ``train.bin`` and ``val.bin``, headerless little-endian uint16, and ``meta.json``,
-which describes the tokens and how they were made. nanoGPT's own folders, with or without ``meta.pkl``, can be opened too.
+A folder of prepared tokens holds ``train.bin`` and ``val.bin``, headerless little-endian uint16, or uint32 if the vocabulary
+has more than 65,536 ids, and ``meta.json``, which describes the tokens and how they were made. The ``tokenizer.json`` that
+made them, if one did, lies beside them. nanoGPT's own folders, with or without ``meta.pkl``, can be opened too.
 """
 
 import hashlib
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from scalegpt.config.tokenizer import TOKENIZER_JSON
 from scalegpt.data.sidecar import SIDECAR, SPLITS, read_nanogpt_characters, read_sidecar
-from scalegpt.data.stored import DTYPE, StoredTokens
+from scalegpt.data.stored import DTYPES, StoredTokens
 from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.storage import DiskError
@@ -44,11 +46,16 @@ class TokenFile:
     tokens: StoredTokens
 
     @staticmethod
-    def open(path: Path, expected: int | None = None) -> "TokenFile":
-        """Open a token file; ``expected`` is the number of tokens that the sidecar states, None without a sidecar.
+    def open(path: Path, expected: int | None = None, dtype: np.dtype[Any] = DTYPES["uint16"]) -> "TokenFile":
+        """Open a token file.
+
+        Args:
+            path: path of the file.
+            expected: the number of tokens that the sidecar states; None without a sidecar.
+            dtype: the type of the ids.
 
         Raises:
-            InputError: the file is missing or empty, does not hold ``expected`` tokens, or has an odd number of bytes.
+            InputError: the file is missing or empty, does not hold ``expected`` tokens, or a part of one.
             UnreadableTokensError: the file cannot be read.
         """
         try:
@@ -57,20 +64,21 @@ class TokenFile:
             raise InputError(f"token file {one_line(path)}: {error.strerror}; prepare the data again") from None
         except OSError as error:
             raise UnreadableTokensError(path, error) from None
-        if expected is not None and size != expected * DTYPE.itemsize:
+        width = dtype.itemsize
+        if expected is not None and size != expected * width:
             raise InputError(
-                f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * DTYPE.itemsize}: it "
-                f"{_how_much(size // DTYPE.itemsize, expected)}; prepare the data again"
+                f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * width}: it "
+                f"{_how_much(size // width, expected)}; prepare the data again"
             )
         if size == 0:
             raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
-        if size % DTYPE.itemsize:
+        if size % width:
             raise InputError(
-                f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold uint16 "
-                "tokens; prepare the data again"
+                f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold "
+                f"{dtype.name} tokens; prepare the data again"
             )
         try:
-            return TokenFile(path, StoredTokens(path))
+            return TokenFile(path, StoredTokens(path, dtype))
         except OSError as error:
             raise UnreadableTokensError(path, error) from None
 
@@ -80,7 +88,7 @@ class TokenFile:
         Raises:
             InputError: an id is ``vocab_size`` or above; the message states the file, the token offset and the id.
         """
-        if vocab_size > np.iinfo(DTYPE).max:
+        if vocab_size > np.iinfo(self.tokens.dtype).max:
             return
         for first in range(0, len(self.tokens), _CHUNK_TOKENS):
             chunk = self.tokens[first : first + _CHUNK_TOKENS]
@@ -158,7 +166,7 @@ class TokenSet:
         Without a sidecar the files are read to compute it.
         """
         recorded = self.meta.get("files") or {split: self.files[split].digests()[0] for split in SPLITS}
-        return digest_of(self.tokenizer, recorded)
+        return digest_of(self.tokenizer.digest, recorded)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Read both splits and check that every id is below ``vocab_size``, so that the model has an embedding for it.
@@ -195,7 +203,8 @@ class TokenSet:
         for split, recorded in self.meta.get("files", {}).items():
             whole, found = self.files[split].digests()
             if whole != recorded:
-                path, place = self.files[split].path, _first_difference(found, blocks.get(split))
+                width = self.files[split].tokens.dtype.itemsize
+                path, place = self.files[split].path, _first_difference(found, blocks.get(split), width)
                 raise InputError(f"token file {one_line(path)} has changed since{place}; prepare the data again")
 
     def _origin(self) -> str:
@@ -203,18 +212,21 @@ class TokenSet:
         return one_line(sources[0]["path"] if len(sources) == 1 else self.path)
 
 
-def digest_of(tokenizer: Tokenizer, files: dict[str, str]) -> str:
-    """Compute :attr:`TokenSet.digest` from a tokenizer and ``files``: split → SHA-256 of its token file."""
-    parts = [tokenizer.digest, *(files[split] for split in SPLITS)]
+def digest_of(tokenizer: str, files: dict[str, str]) -> str:
+    """Compute :attr:`TokenSet.digest` from a tokenizer's digest and ``files``: split → SHA-256 of its token file."""
+    parts = [tokenizer, *(files[split] for split in SPLITS)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def _first_difference(found: list[str], recorded: Any) -> str:
-    """The token offsets of the first block whose digest differs, for a message; empty if no such block is known."""
+def _first_difference(found: list[str], recorded: Any, width: int) -> str:
+    """The token offsets of the first block whose digest differs, for a message; empty if no such block is known.
+
+    ``width`` is the size of an id in bytes.
+    """
     if not isinstance(recorded, list) or len(recorded) != len(found) or found == recorded:
         return ""
     index = next(index for index, pair in enumerate(zip(found, recorded, strict=True)) if pair[0] != pair[1])
-    tokens = BLOCK_BYTES // DTYPE.itemsize
+    tokens = BLOCK_BYTES // width
     return f", first between token offsets {index * tokens} and {(index + 1) * tokens}"
 
 
@@ -241,14 +253,17 @@ def open_tokens(path: str | Path) -> TokenSet:
         meta = read_sidecar(path / SIDECAR) if SIDECAR in names else {}
     except OSError as error:
         raise UnreadableTokensError(path / SIDECAR, error) from None
-    files = {split: TokenFile.open(path / f"{split}.bin", meta.get(f"{split}_tokens")) for split in SPLITS}
+    dtype = DTYPES[meta.get("dtype", "uint16")]
+    files = {split: TokenFile.open(path / f"{split}.bin", meta.get(f"{split}_tokens"), dtype) for split in SPLITS}
     return TokenSet(path, files, _tokenizer_of(path, names, meta), meta)
 
 
 def _tokenizer_of(path: Path, names: set[str], meta: dict[str, Any]) -> Tokenizer:
     if meta:
         try:
-            return Tokenizer.from_dict(meta["tokenizer"])
+            return Tokenizer.from_dict(meta["tokenizer"], path)
+        except OSError as error:
+            raise UnreadableTokensError(path / TOKENIZER_JSON, error) from None
         except InputError as error:
             raise InputError(f"{one_line(path / SIDECAR)}: {error}") from None
     if "meta.pkl" not in names:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scalegpt.data.stored import DTYPES
 from scalegpt.data.tokenizers import CharTokenizer
 from scalegpt.errors import InputError
 from scalegpt.storage import read_bytes, read_text
@@ -19,7 +20,6 @@ from scalegpt.text import one_line, shown
 
 FORMAT = "scalegpt-tokens"
 VERSION = 1
-DTYPE_NAME = "uint16"
 SPLITS = ("train", "val")
 SIDECAR = "meta.json"
 
@@ -57,10 +57,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise InputError(f"{name} is not JSON: {error}; {_REMEDY}") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{name} is not the sidecar of {FORMAT}; {_REMEDY}")
-    if meta.get("version") != VERSION or meta.get("dtype") != DTYPE_NAME:
+    if meta.get("version") != VERSION or meta.get("dtype") not in tuple(DTYPES):
         raise InputError(
             f"{name} is of version {shown(meta.get('version'))} with {shown(meta.get('dtype'))}, where this ScaleGPT reads "
-            f"version {VERSION} with {DTYPE_NAME}; {_REMEDY}"
+            f"version {VERSION} with {' or '.join(DTYPES)}; {_REMEDY}"
         )
     for key, (is_right, is_needed) in _PARTS.items():
         if (key in meta or is_needed) and not is_right(meta.get(key)):

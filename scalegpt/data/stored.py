@@ -14,25 +14,27 @@ import numpy.typing as npt
 from scalegpt.errors import RunError
 from scalegpt.storage import retried
 
-DTYPE = np.dtype("<u2")
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+"""Name in the sidecar → the type of the ids in a token file, little-endian."""
 
-Tokens = npt.NDArray[np.uint16]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 class StoredTokens:
-    """A file of little-endian uint16 tokens as a read-only array with ``len``, indices, slices of step 1 and ``tolist``.
+    """A file of tokens as a read-only array with ``len``, indices, slices of step 1 and ``tolist``.
 
     Args:
         path: path of the file; the file stays open.
+        dtype: the type of the ids, one of :data:`DTYPES`.
 
     Raises:
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, dtype: np.dtype[Any] = DTYPES["uint16"]) -> None:
+        self.path, self.dtype = path, dtype
         self._file = path.open("rb", buffering=0)
-        self._count = os.fstat(self._file.fileno()).st_size // DTYPE.itemsize
+        self._count = os.fstat(self._file.fileno()).st_size // dtype.itemsize
 
     def __len__(self) -> int:
         return self._count
@@ -51,7 +53,7 @@ class StoredTokens:
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         assert copy is not False
-        return self.read(0, self._count).astype(dtype or DTYPE, copy=False)
+        return self.read(0, self._count).astype(dtype or self.dtype, copy=False)
 
     def tolist(self) -> list[int]:
         """All tokens, as a list."""
@@ -61,12 +63,12 @@ class StoredTokens:
         """Read ``count`` tokens from token offset ``first``; the range must lie within the file as opened.
 
         Returns:
-            uint16 [count], read-only.
+            ids [count] of type :attr:`dtype`, read-only.
 
         Raises:
             RunError: the file has become shorter, or reads still fail after retries.
         """
-        wanted, offset = count * DTYPE.itemsize, first * DTYPE.itemsize
+        wanted, offset = count * self.dtype.itemsize, first * self.dtype.itemsize
         try:
             content = self._read_some(wanted, offset)
             while len(content) < wanted:
@@ -79,14 +81,14 @@ class StoredTokens:
                 f"token file {self.path} cannot be read at token offset {first:,}: {error.strerror}; check the disk, and "
                 "start the run again"
             ) from error
-        return np.frombuffer(content, dtype=DTYPE)
+        return np.frombuffer(content, dtype=self.dtype)
 
     def _read_some(self, wanted: int, offset: int) -> bytes:
         """Read at most ``wanted`` bytes from byte offset ``offset``; empty at the end of the file."""
         return retried(lambda: os.pread(self._file.fileno(), wanted, offset))
 
     def _cut_short(self) -> str:
-        there = os.fstat(self._file.fileno()).st_size // DTYPE.itemsize
+        there = os.fstat(self._file.fileno()).st_size // self.dtype.itemsize
         return (
             f"token file {self.path} had {self._count:,} tokens when it was opened and has {there:,} now: something "
             "cut it short; restore it or prepare the data again, and start the run again"

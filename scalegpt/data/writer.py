@@ -4,14 +4,17 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+
 from scalegpt.data.leftovers import make_unfinished, unfinished_name
 from scalegpt.data.shards import TokenFile
 from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
-from scalegpt.data.stored import DTYPE, Tokens
+from scalegpt.data.stored import Tokens
 from scalegpt.errors import InputError
 from scalegpt.storage import disk_errors, sync_file, sync_folder
 
@@ -25,12 +28,16 @@ class TokenWriter:
     Entering makes a hidden folder beside ``out``, which :meth:`commit` renames to ``out``. Leaving without a commit removes
     the hidden folder.
 
+    Args:
+        out: the folder to make.
+        dtype: the type of the ids in the files.
+
     Attributes:
         counts: split → number of tokens written so far.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out.absolute()
+    def __init__(self, out: Path, dtype: np.dtype[Any]) -> None:
+        self.out, self.dtype = out.absolute(), dtype
         self.counts = dict.fromkeys(SPLITS, 0)
         self._folder: Path | None = None
         self._lock: int | None = None
@@ -60,26 +67,27 @@ class TokenWriter:
             InputError: the disk is full, or the file cannot be written.
         """
         with disk_errors(self.out):
-            self._files[split].write(ids.astype(DTYPE, copy=False).tobytes())
+            self._files[split].write(ids.astype(self.dtype, copy=False).tobytes())
         self.counts[split] += len(ids)
 
     def hold_out_tail(self, first: int) -> None:
         """Move the training tokens from token offset ``first`` on to the end of the held-out tokens."""
         train, val = (self._files[split] for split in SPLITS)
         with disk_errors(self.out):
-            train.seek(first * DTYPE.itemsize)
+            train.seek(first * self.dtype.itemsize)
             while block := train.read(_COPY_BYTES):
                 val.write(block)
-            train.seek(first * DTYPE.itemsize)
+            train.seek(first * self.dtype.itemsize)
             train.truncate()
         self.counts["val"] += self.counts["train"] - first
         self.counts["train"] = first
 
-    def commit(self, meta: dict[str, Any]) -> bool:
-        """Write the sidecar, sync everything, and rename the folder into place.
+    def commit(self, meta: dict[str, Any], files: Mapping[str, bytes]) -> bool:
+        """Write the sidecar and the files beside it, sync everything, and rename the folder into place.
 
         Args:
             meta: the sidecar's entries, except the format, the counts and the digests.
+            files: further files: name → content.
 
         Returns:
             True if the hidden folder became ``out``; False if another folder or a file is at ``out``.
@@ -93,12 +101,14 @@ class TokenWriter:
             for file in self._files.values():
                 sync_file(file)
                 file.close()
-            written = {split: TokenFile.open(folder / f"{split}.bin", self.counts[split]) for split in SPLITS}
+            written = {
+                split: TokenFile.open(folder / f"{split}.bin", self.counts[split], self.dtype) for split in SPLITS
+            }
             digests = {split: file.digests() for split, file in written.items()}
             sidecar = {
                 "format": FORMAT,
                 "version": VERSION,
-                "dtype": DTYPE.name,
+                "dtype": self.dtype.name,
                 **{f"{split}_tokens": self.counts[split] for split in SPLITS},
                 "files": {split: whole for split, (whole, _) in digests.items()},
                 "blocks": {split: blocks for split, (_, blocks) in digests.items()},
@@ -108,6 +118,10 @@ class TokenWriter:
                 json.dump(sidecar, stream, indent=1)
                 stream.write("\n")
                 sync_file(stream)
+            for name, content in files.items():
+                with (folder / name).open("wb") as kept:
+                    kept.write(content)
+                    sync_file(kept)
             sync_folder(folder)
             try:
                 folder.rename(self.out)  # replaces ``out`` only if it is an empty folder

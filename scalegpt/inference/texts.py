@@ -81,12 +81,14 @@ def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]
         def pieces(source: Any = source, before: int = before) -> Iterator[Piece]:
             if tokenizer.end_of_text is not None:
                 yield Piece(np.array([tokenizer.end_of_text]), 0, before / corpus.bytes)
+            context = ""
             for text, read in read_pieces(source):
                 try:
-                    ids = tokenizer.encode(text).astype(np.int64)
+                    ids = tokenizer.encode_after(context, text).astype(np.int64)
                 except InputError as error:
                     raise InputError(f"input {one_line(source.path)}: {error}") from None
                 yield Piece(ids, len(text.encode()), (before + read) / corpus.bytes)
+                context = text
 
         yield pieces()
         before += source.bytes

@@ -8,13 +8,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from importlib.util import find_spec
 
-from scalegpt.config import ModelConfig, RunConfig
+from scalegpt.config import RunConfig
 from scalegpt.config.backends import BACKENDS, BackendSpec
 from scalegpt.config.run import optimizer_unfit
-from scalegpt.config.shape import TOKENS
+from scalegpt.config.tokenizer import TOKENS, is_file, padded_vocabulary, vocabulary_size
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import CPU_CAPABILITY, Card, has_bf16
 from scalegpt.planner.attention import unfit
+from scalegpt.text import one_line
 
 INSTALL = "pip install 'scalegpt[deepspeed]'"
 """The command that installs DeepSpeed, an optional extra of the package."""
@@ -117,21 +118,36 @@ def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
 def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfig:
     """The run with the vocabulary size that it will have once its data are read, as far as that can be known before.
 
-    A vocabulary size that the user gives is kept. Else the tokenizers ``byte`` and ``char`` replace the preset's size. For
-    ``char`` the true size depends on the text, so the size of ``byte`` is assumed.
+    A vocabulary size that the user gives is kept. Else all tokenizers but ``gpt2`` replace the preset's size. For ``char``
+    the true size depends on the text, so the size of ``byte`` is assumed.
 
     Args:
         run: the run; a vocabulary size of 0 means that the tokenizer decides.
         given: names of the settings that a flag or a configuration file gives; settings from a preset do not count.
+
+    Raises:
+        InputError: the tokenizer is a file that cannot be read, or that has more ids than the vocabulary that is given.
     """
     kind, size = run.data.tokenizer, run.model.vocab_size
-    if size and ("vocab_size" in given or kind == "gpt2"):
+    keeps = bool(size) and ("vocab_size" in given or kind == "gpt2")
+    if is_file(kind):
+        tokens = vocabulary_size(kind)
+        if keeps and size < tokens:
+            raise InputError(
+                f"tokenizer {one_line(kind)} has {tokens:,} ids, more than vocab_size {size:,}; give --vocab_size auto, or "
+                f"another --tokenizer"
+            )
+        return run if keeps else run.with_vocab(padded_vocabulary(tokens))
+    if keeps:
         return run
-    return run.with_vocab(ModelConfig().vocab_size if kind == "gpt2" else TOKENS["byte"])
+    return run.with_vocab(padded_vocabulary(TOKENS["gpt2"]) if kind == "gpt2" else TOKENS["byte"])
 
 
 def vocabulary_remark(run: RunConfig) -> str | None:
-    """A remark if the model's vocabulary is smaller than the tokenizer's, so that training may refuse text; else None."""
+    """A remark if the model's vocabulary is smaller than the tokenizer's, so that training may refuse text; else None.
+
+    A file with more ids than a given vocabulary is refused by :func:`with_expected_vocabulary`, even if no text needs them.
+    """
     kind, size = run.data.tokenizer, run.model.vocab_size
     tokens = TOKENS.get(kind, 0)
     if size >= tokens:

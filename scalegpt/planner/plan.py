@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from scalegpt.config import RunConfig
@@ -19,7 +20,7 @@ from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import Rates
 from scalegpt.planner.time.step_time import StepTime, StepWork, least_seconds, step_time
-from scalegpt.planner.time.work import count_work, flops_per_token
+from scalegpt.planner.time.work import Work, count_work, flops_per_token
 from scalegpt.units import gib
 
 HOST_PROCESS = int(2.5 * GIB)
@@ -246,8 +247,7 @@ class Estimator:
 
     def least_seconds(self, run: RunConfig) -> float:
         """A lower bound on the seconds that one card needs per sequence, with any layout, recompute and micro batch."""
-        run = replace(run, train=run.train.changed(micro_batch=1))
-        return least_seconds(count_work(run, Mesh(), kernel=self.kernel(run), compiled=True), self.rates(run))
+        return least_seconds(_work_of_a_sequence(run, self.kernel(run)), self.rates(run))
 
     def compiles(self, run: RunConfig) -> bool:
         """Whether the run's blocks are compiled on this machine."""
@@ -278,6 +278,12 @@ class Estimator:
         if self.calibration is None:
             return tables
         return self.calibration.corrected(tables, run, machine.card, ranks, torch=machine.torch, driver=machine.driver)
+
+
+@lru_cache(maxsize=1024)
+def _work_of_a_sequence(run: RunConfig, kernel: str) -> Work:
+    run = replace(run, train=run.train.changed(micro_batch=1))
+    return count_work(run, Mesh(), kernel=kernel, compiled=True)
 
 
 def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: Calibration | None = None) -> Plan:

@@ -146,7 +146,7 @@ def test_the_vocabulary_is_the_trainers(flags: dict[str, str], vocabulary: int, 
 
 
 def test_the_planner_s_tokenizer_sizes_are_right() -> None:
-    from scalegpt.config.shape import TOKENS
+    from scalegpt.config.tokenizer import TOKENS
     from scalegpt.data.tokenizers import make_tokenizer
 
     assert {kind: make_tokenizer(kind).vocab_size for kind in TOKENS} == TOKENS

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalegpt.data.text import corpus, decoding
-from scalegpt.data.text.corpus import cut_place, read_pieces, survey
+from scalegpt.data.text.corpus import read_pieces, survey
 from scalegpt.data.text.diagnosis import diagnose
 from scalegpt.data.text.documents import find_documents
 from scalegpt.data.text.encodings import codec_name
-from scalegpt.data.tokenizers import make_tokenizer
+from scalegpt.data.tokenizers import cutting, make_tokenizer
+from scalegpt.data.tokenizers.cutting import cut_place
 from scalegpt.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -234,7 +235,8 @@ def test_a_cut_leaves_gpt2_ids_alone(before, after):
 
 
 def test_cut_places():
-    assert cut_place("one\ntwo") == 3
+    assert cut_place("one two\nthree  four") == 3  # a single space is preferred
+    assert cut_place("one\ntwo  three") == 4  # then the place after a single newline
     assert cut_place("one\r\ntwo") == 4
     assert cut_place("one  two") == 4
     assert cut_place("x" + " y" * 5000) == 9999
@@ -259,7 +261,7 @@ def test_pieces_of_a_real_text(tmp_path, monkeypatch, line_end):
 
 def test_text_without_a_place_is_cut_at_the_hard_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 100)
-    monkeypatch.setattr(corpus, "HARD_LIMIT_CHARACTERS", 400)
+    monkeypatch.setattr(cutting, "HARD_LIMIT_CHARACTERS", 400)
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 50)
     path = write(tmp_path, {"a.txt": "x" * 1000}) / "a.txt"
     (source,) = survey([path], "utf-8").sources

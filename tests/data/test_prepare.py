@@ -343,10 +343,10 @@ def test_two_processes_at_once(text, cache):
 def test_losing_the_race_takes_the_winners(text, cache, monkeypatch):
     data, commit = DataConfig(input_file=str(text), tokenizer="byte"), writer.TokenWriter.commit
 
-    def lose(self, meta):
+    def lose(self, meta, files):
         monkeypatch.setattr(writer.TokenWriter, "commit", commit)
         prepare_cached(data)  # the other process finishes first
-        return commit(self, meta)
+        return commit(self, meta, files)
 
     monkeypatch.setattr(writer.TokenWriter, "commit", lose)
     tokens = prepare_cached(data)

@@ -77,7 +77,9 @@ def test_token_files_that_cannot_be(tmp_path, content, words):
     [
         ({"format": "else"}, "not the sidecar"),
         ({"version": 2}, "version 2"),
-        ({"dtype": "uint32"}, "uint32"),
+        ({"dtype": "int64"}, "with 'int64', where this ScaleGPT reads version 1 with uint16 or uint32"),
+        ({"dtype": ["uint16"]}, "uint16"),
+        ({"dtype": "uint32"}, "holds 1802 bytes where .* says 3604"),
         ({"train_tokens": "many"}, "train_tokens is missing"),
         ({"sources": None}, "sources is missing"),
         ({"tokenizer": {"kind": "word"}}, "'word' is not known"),

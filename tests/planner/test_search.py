@@ -39,6 +39,7 @@ from scalegpt.planner.search.costs import RunCosts
 from scalegpt.planner.search.layouts import layouts
 from scalegpt.planner.search.question import MARGIN, Found, Question, Scheme
 from scalegpt.planner.search.ranking import ERROR, handicap, machinery, plan_key, simplicity, time_class
+from scalegpt.planner.search.space import Space
 
 CASES = int(os.environ.get("SCALEGPT_SEARCH_CASES", "200"))
 """Questions that are held to brute force."""
@@ -210,6 +211,23 @@ def least_bytes(each: Candidate) -> int:
     estimator = each.estimator
     costs = RunCosts.of(each.run, each.batch.ranks, estimator.kernel(each.run), estimator.compiles(each.run))
     return costs.least_bytes(Scheme.of(each.run), each.batch.micro_batch)
+
+
+def test_cards_with_one_kernel_share_what_a_search_chooses_from() -> None:
+    """So that a table over all cards counts and predicts each configuration once."""
+
+    def spaces(*names: str) -> list[Space]:
+        machines = [Machine.with_card(find_card(name), gpus=8) for name in names]
+        questions = [Question(bf16(tokens_per_step=8 * 256), machine) for machine in machines]
+        return [Space.of(each, Estimator(each.machine), layouts(each)) for each in questions]
+
+    a100, h100, old = spaces("a100-40gb", "h100", "t4")
+    assert a100 is h100
+    assert a100 is not old
+    for start in a100.lightest:
+        heavier = a100.heavier(start)
+        assert heavier is not None
+        assert heavier.standing.machinery == start.standing.machinery + 1
 
 
 # --- nothing better makes a plan slower ------------------------------------------------------------------------------

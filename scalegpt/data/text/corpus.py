@@ -6,7 +6,6 @@ and the number of files skipped is reported for each reason. A folder that is mo
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from scalegpt.data.text.encodings import AUTO, UTF8, byte_order_mark, codec_name
 from scalegpt.data.text.formats import HEAD_BYTES, Format, Kind, recognise
 from scalegpt.data.text.ours import file_of_ours
 from scalegpt.data.tokenizers import code_points
+from scalegpt.data.tokenizers.cutting import cut_place
 from scalegpt.errors import InputError
 from scalegpt.storage import NotPlainError, open_plain
 from scalegpt.text import one_line
@@ -36,10 +36,6 @@ from scalegpt.text import one_line
 PIECE_CHARACTERS = 1 << 20
 """When this many characters are in memory (1 to 4 MB of UTF-8), a piece is cut off at :func:`cut_place`."""
 
-HARD_LIMIT_CHARACTERS = 8 << 20
-"""Text without a safe place is cut at this many characters, to bound memory; one or two tokens may then differ."""
-
-_CUT = re.compile(r"[ \n](?=\S)")
 _UNICODE_SIZE = 0x110000
 _Seen = npt.NDArray[np.bool_]
 
@@ -310,22 +306,3 @@ def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
         raise InputError(f"input {one_line(source.path)} cannot be read any more: {error.strerror}") from None
     if kept:
         yield kept, size
-
-
-def cut_place(text: str) -> int:
-    r"""The last position at which text can be cut without changing its GPT-2 ids; 0 if there is none yet.
-
-    Such a position is before a space or newline that a non-space follows. GPT-2's pattern splits text into words, numbers
-    and signs, each with at most one space in front, and runs of white space. In a run before a non-space, ``\s+(?!\S)``
-    matches all characters but the last, which is matched alone or with the word after it. So no match spans the position.
-    Only the lookahead of such a run looks past it. Without the text after the position, ``\s++$`` matches the same
-    characters of the run. The pattern has no lookbehind, so text after the position is matched as before. Python's ``\S``
-    excludes a few control characters that are non-spaces for tiktoken's engine, which only makes cuts rarer.
-
-    Without such a position, text of :data:`HARD_LIMIT_CHARACTERS` or more is cut at its end.
-    """
-    for window in (4096, len(text)):
-        places = [match.start() for match in _CUT.finditer(text, max(1, len(text) - window))]
-        if places:
-            return places[-1]
-    return len(text) if len(text) >= HARD_LIMIT_CHARACTERS else 0

@@ -4,7 +4,9 @@ import codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import numpy.typing as npt
 from scalegpt.errors import InputError, nearest
 from scalegpt.text import shown
 
-TokenIds = npt.NDArray[np.uint16]
+TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+"""Token ids [N] in the smallest type that holds all ids of the vocabulary."""
 
 END_OF_TEXT = "<|endoftext|>"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -25,14 +28,19 @@ class Tokenizer(ABC):
     """Converts text to token ids and back.
 
     Attributes:
-        kind: ``gpt2``, ``byte`` or ``char``.
+        kind: ``gpt2``, ``byte``, ``char``, or ``hf`` for a ``tokenizer.json``.
         vocab_size: number of ids, which are in [0, vocab_size).
         end_of_text: the id that ends a document; None if the tokenizer has no such id.
+        ids_per_byte: an upper estimate of the ids for a byte of text.
+        files: the files that hold the tokenizer, name → content, to be kept beside what is made with it; empty where the kind
+            says everything.
     """
 
     kind: str
     vocab_size: int
     end_of_text: int | None
+    ids_per_byte: float = 1.0
+    files: Mapping[str, bytes] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
@@ -42,13 +50,25 @@ class Tokenizer(ABC):
         """The vocabulary size of a model with the setting ``vocab_size: auto``; at least :attr:`vocab_size`."""
         return self.vocab_size
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the ids: uint16 where all ids fit, else uint32."""
+        return dtype_for(self.vocab_size)
+
     @abstractmethod
     def encode(self, text: str) -> TokenIds:
-        """The ids of the text, uint16 [N]. The characters ``<|endoftext|>`` are encoded as ordinary text.
+        """The ids of the text, of type :attr:`dtype` [N]. The characters of a special token are encoded as ordinary text.
 
         Raises:
-            InputError: the vocabulary lacks a character (``char`` only).
+            InputError: the vocabulary lacks a character of the text.
         """
+
+    def encode_after(self, before: str, text: str) -> TokenIds:  # noqa: ARG002 - subclasses use it
+        """The ids of ``text`` where it follows ``before`` in a document that is cut at a :func:`~.cutting.cut_place`.
+
+        Some tokenizers treat the beginning of a text in a way of their own.
+        """
+        return self.encode(text)
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -80,20 +100,26 @@ class Tokenizer(ABC):
         return {"kind": self.kind, "vocab_size": self.vocab_size, "digest": self.digest}
 
     @classmethod
-    def _from_values(cls, values: dict[str, Any]) -> "Tokenizer":  # noqa: ARG003 - subclasses use it
+    def _from_values(cls, values: dict[str, Any], folder: Path | None) -> "Tokenizer":  # noqa: ARG003 - subclasses use them
         """Make a tokenizer of this kind from its description; :meth:`from_dict` compares the digest."""
         return cls()
 
     @staticmethod
-    def from_dict(values: Any) -> "Tokenizer":
+    def from_dict(values: Any, folder: Path | None = None) -> "Tokenizer":
         """Make the tokenizer that :meth:`as_dict` described.
 
+        Args:
+            values: the description.
+            folder: where :attr:`files` are, if the description lacks them.
+
         Raises:
-            InputError: the description is malformed, or states another digest than that of the tokenizer made from it.
+            InputError: the description is malformed, states another digest than that of the tokenizer made from it, or needs
+                a package that is not installed.
+            OSError: a file in ``folder`` cannot be read.
         """
         if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
             raise InputError("the tokenizer's description must be an object with a kind; prepare the data again")
-        tokenizer = _class_of(values["kind"])._from_values(values)
+        tokenizer = _class_of(values["kind"])._from_values(values, folder)
         if values.get("digest", tokenizer.digest) != tokenizer.digest:
             raise InputError(
                 f"the {tokenizer.kind} tokenizer is not the one that the tokens were made with "
@@ -121,8 +147,13 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """The little-endian type that holds the ids of a vocabulary: uint16, or uint32 for more than 65,536 ids."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
 def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
-    """Make a tokenizer.
+    """Make a tokenizer that has a name; :func:`~.huggingface.load_tokenizer` reads one from a file.
 
     Args:
         kind: ``gpt2``, ``byte`` or ``char``.
@@ -131,7 +162,7 @@ def make_tokenizer(kind: str, characters: str | None = None) -> Tokenizer:
     Raises:
         InputError: the kind is unknown, ``char`` has no characters, or GPT-2's vocabulary files are not installed.
     """
-    return _class_of(kind)._from_values({"characters": characters})
+    return _class_of(kind)._from_values({"characters": characters}, None)
 
 
 def _class_of(kind: str) -> type[Tokenizer]:

@@ -1,5 +1,6 @@
 """The tokenizers that need no vocabulary file: bytes and characters."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class CharTokenizer(Tokenizer):
         return {"kind": self.kind, "characters": self.characters}
 
     @classmethod
-    def _from_values(cls, values: dict[str, Any]) -> "CharTokenizer":
+    def _from_values(cls, values: dict[str, Any], folder: Path | None) -> "CharTokenizer":  # noqa: ARG003
         if not isinstance(values.get("characters"), str):
             raise InputError("a char tokenizer's description needs its characters; prepare the data again")
         return cls(values["characters"])

@@ -27,17 +27,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from scalegpt.config.run import ParallelConfig
-from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.errors import InputError
 from scalegpt.hardware.machine import Machine
-from scalegpt.planner.batches import divisors
-from scalegpt.planner.memory.deepspeed.settings import fixes_batch
 from scalegpt.planner.plan import Estimator, Plan, host_needed
 from scalegpt.planner.search.bracket import Bracket
-from scalegpt.planner.search.costs import RunCosts, SchemeCosts
+from scalegpt.planner.search.costs import SchemeCosts
 from scalegpt.planner.search.layouts import layouts
 from scalegpt.planner.search.question import Found, Question, Scheme
-from scalegpt.planner.search.ranking import Key, key_of, plan_key, time_class
+from scalegpt.planner.search.ranking import Key, plan_key, time_class
+from scalegpt.planner.search.space import Space, Start
 
 
 def choose(question: Question) -> Found:
@@ -76,14 +74,16 @@ class _Entry(NamedTuple):
     Attributes:
         key: the sort key; without ``micro`` it is a lower bound.
         order: the number of the entry, which decides between equal keys.
-        bracket: the scheme and its range of micro batches.
+        start: the scheme.
+        bracket: its range of micro batches; None: all of them, since the scheme was not examined yet.
         micro: the fastest micro batch that fits, if it is known; else None.
     """
 
     key: Key
     order: int
-    bracket: Bracket
-    micro: int | None
+    start: Start
+    bracket: Bracket | None = None
+    micro: int | None = None
 
 
 class _Search:
@@ -99,48 +99,14 @@ class _Search:
 
     def __init__(self, question: Question, over: tuple[ParallelConfig, ...]) -> None:
         self.question = question
-        run, machine, open_ = question.run, question.machine, question.open
-        self.own, self.limit = Scheme.of(run), question.limit
-        self.estimator = Estimator(machine, question.calibration)
-        self.rates = self.estimator.rates(run)
-        self.costs = RunCosts.of(run, machine.ranks, self.estimator.kernel(run), self.estimator.compiles(run))
-        self.micro_batches = self._micro_batches()
-        self.recomputes = RECOMPUTE if "recompute" in open_ else (run.train.recompute,)
+        self.estimator = Estimator(question.machine, question.calibration)
+        self.rates = self.estimator.rates(question.run)
+        self.space = Space.of(question, self.estimator, over)
         self.queue: list[_Entry] = []
         self.order = itertools.count()
         self.made_heavier: set[Scheme] = set()
-        self.opened: list[Bracket] = []
-        losses = LOSSES if "loss" in open_ else (run.train.loss,)
-        for layout in over:
-            schemes = [Scheme(layout, self.recomputes[0], loss) for loss in losses]
-            sizes = self._sizes(schemes[0])
-            self.opened += [self._bracket(scheme, sizes) for scheme in schemes if sizes]
-        if not self.opened:  # raises the InputError that says what the DeepSpeed file forbids
-            self.costs.schemes[Scheme(over[0], self.recomputes[0], losses[0])].predictions[self.micro_batches[0]]
-        for each in self.opened:
-            self._push(each)
-
-    def _bracket(self, scheme: Scheme, sizes: tuple[int, ...]) -> Bracket:
-        costs = self.costs.schemes[scheme]
-        return Bracket(costs, sizes, self.estimator.overheads(costs.runs[sizes[0]], self.costs.ranks), self.limit)
-
-    def _micro_batches(self) -> tuple[int, ...]:
-        run, per_rank = self.question.run, self.costs.per_rank
-        if "micro_batch" in self.question.open:
-            # On a CPU a micro batch above the run's own gains nothing.
-            most = math.inf if self.question.machine.is_gpu else run.train.micro_batch
-            return tuple(size for size in divisors(per_rank) if size <= most)
-        if per_rank % run.train.micro_batch:
-            raise InputError(
-                f"micro_batch {run.train.micro_batch} does not divide the {per_rank} sequences per rank of a step"
-            )
-        return (run.train.micro_batch,)
-
-    def _sizes(self, scheme: Scheme) -> tuple[int, ...]:
-        """The micro batches that a scheme may choose from: all, or those that the run's own DeepSpeed file allows."""
-        if scheme.layout.ds_config is None or not fixes_batch(scheme.layout):
-            return self.micro_batches
-        return tuple(size for size in self.micro_batches if _is_allowed(self.costs.schemes[scheme], size))
+        for start in self.space.lightest:
+            self._open(start)
 
     def run(self, limit: float = math.inf) -> Plan | None:
         """Search for the best plan that fits and whose time class is below ``limit``; None: there is no such plan."""
@@ -149,38 +115,39 @@ class _Search:
             if entry.key[0] >= limit:
                 return None
             if entry.micro is not None:
-                return self._plan(entry.bracket.costs, entry.micro)
-            self._examine(entry.bracket)
+                return self._plan(entry.start.costs, entry.micro)
+            self._examine(entry.start, entry.bracket or self._bracket(entry.start))
         return None
 
     def closest(self) -> Plan:
         """The plan nearest to fitting: each layout and kind of loss at its smallest micro batch and heaviest recompute."""
-        plans = (self._plan(self._with(each, self.recomputes[-1]), each.sizes[0]) for each in self.opened)
+        plans = (self._plan(self._with(each, self.space.recomputes[-1]), each.sizes[0]) for each in self.space.lightest)
         return min(plans, key=lambda plan: (plan.shortage, plan.total_bytes))
 
-    def _with(self, each: Bracket, recompute: str) -> SchemeCosts:
-        return self.costs.schemes[each.costs.scheme._replace(recompute=recompute)]
+    def _with(self, start: Start, recompute: str) -> SchemeCosts:
+        return self.space.costs.schemes[start.costs.scheme._replace(recompute=recompute)]
 
-    def _push(self, each: Bracket, micro: int | None = None) -> None:
-        costs = each.costs
-        seconds = costs.totals[micro or self._by_speed(each)[0]].seconds(self.rates)
-        key = key_of(seconds, costs.scheme, self.own, self.costs.ranks)
-        heapq.heappush(self.queue, _Entry(key, next(self.order), each, micro))
+    def _open(self, start: Start) -> None:
+        """Queue a scheme for the first time."""
+        heapq.heappush(self.queue, _Entry(start.key(self.rates), next(self.order), start))
+
+    def _push(self, start: Start, each: Bracket, micro: int, *, fits: bool = False) -> None:
+        """Queue a scheme again, at the time with ``micro``; ``fits``: whether this micro batch is known to fit."""
+        key = start.standing.key(each.costs.totals[micro].seconds(self.rates))
+        heapq.heappush(self.queue, _Entry(key, next(self.order), start, each, micro if fits else None))
 
     # --- the micro batches of a scheme ---------------------------------------------------------------------------------
 
+    def _bracket(self, start: Start) -> Bracket:
+        overheads = self.estimator.overheads(start.costs.runs[start.sizes[0]], self.space.costs.ranks)
+        return Bracket(start.costs, start.sizes, overheads, self.question.limit)
+
     def _by_speed(self, each: Bracket) -> list[int]:
-        """The largest micro batch that may still fit, and the smaller ones that may be faster, the fastest first.
+        """The micro batches that are not excluded and may be the fastest, the fastest first."""
+        contenders, totals = each.costs.contenders(each.sizes, each.high), each.costs.totals
+        return sorted(contenders, key=lambda micro: totals[micro].seconds(self.rates))
 
-        A smaller micro batch can be faster only with the chunked loss, if the loss then runs in fewer chunks per step.
-        """
-        costs, largest = each.costs, each.largest
-        rivals = self.costs.fewer_chunks[each.sizes, each.high] if costs.scheme.loss == "chunked" else ()
-        if not rivals:
-            return [largest]
-        return sorted((largest, *rivals), key=lambda size: costs.totals[size].seconds(self.rates))
-
-    def _examine(self, each: Bracket) -> None:
+    def _examine(self, start: Start, each: Bracket) -> None:
         """Exclude micro batches of a scheme that do not fit, and queue the scheme again if at least one is left."""
         hoped, now = self._by_speed(each)[0], None
         if each.bounded:
@@ -191,20 +158,19 @@ class _Search:
             each.close()
         if each.low < each.high:
             now = self._by_speed(each)[0]
-            self._push(each)
+            self._push(start, each, now)
         elif each.high:
             now = next(filter(each.fits, self._by_speed(each)))
-            self._push(each, now)
-        if now != hoped and each.costs.scheme not in self.made_heavier:
-            self._push_heavier(each)
+            self._push(start, each, now, fits=True)
+        if now != hoped and start.costs.scheme not in self.made_heavier:
+            self._open_heavier(start)
 
-    def _push_heavier(self, each: Bracket) -> None:
+    def _open_heavier(self, start: Start) -> None:
         """Queue the same scheme with the next heavier recompute, so that a larger, faster micro batch may fit."""
-        scheme = each.costs.scheme
-        self.made_heavier.add(scheme)
-        heavier = self.recomputes.index(scheme.recompute) + 1
-        if heavier < len(self.recomputes):
-            self._push(self._bracket(scheme._replace(recompute=self.recomputes[heavier]), each.sizes))
+        self.made_heavier.add(start.costs.scheme)
+        heavier = self.space.heavier(start)
+        if heavier is not None:
+            self._open(heavier)
 
     def _fits_host(self, each: Bracket) -> bool:
         """Whether host memory can hold the scheme's offloaded tensors, whose size does not depend on the micro batch."""
@@ -215,15 +181,8 @@ class _Search:
 
     def _plan(self, costs: SchemeCosts, micro: int) -> Plan:
         return self.estimator.plan(
-            costs.runs[micro], self.costs.batch(micro), costs.predictions[micro], costs.work[micro]
+            costs.runs[micro], self.space.costs.batch(micro), costs.predictions[micro], costs.work[micro]
         )
-
-
-def _is_allowed(costs: SchemeCosts, micro: int) -> bool:
-    try:
-        return bool(costs.predictions[micro])
-    except InputError:
-        return False
 
 
 # --- fewer cards -----------------------------------------------------------------------------------------------------
@@ -232,7 +191,7 @@ def _is_allowed(costs: SchemeCosts, micro: int) -> bool:
 def _on_fewer_cards(whole: _Search, best: Plan | None) -> Plan | None:
     """The best plan on fewer cards if its time class is lower than that of ``best``, the plan on all cards; else ``best``."""
     question, machine = whole.question, whole.question.machine
-    sequences = whole.costs.per_rank * machine.ranks
+    sequences = whole.space.costs.per_rank * machine.ranks
     least = whole.estimator.least_seconds(question.run) * sequences
     for nodes, gpus in _fewer_cards(machine, sequences):
         limit = plan_key(best, question.run)[0] if best else math.inf

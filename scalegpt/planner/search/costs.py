@@ -113,6 +113,14 @@ class SchemeCosts:
         self.totals: Memo[int, StepTotals] = Memo(lambda micro: self.work[micro].totals())
         self.predictions = Memo(self._predict)
 
+    def contenders(self, sizes: tuple[int, ...], high: int) -> tuple[int, ...]:
+        """Those of the first ``high`` micro batches that may be the fastest: the largest, and perhaps smaller ones.
+
+        A smaller micro batch can be faster only with the chunked loss, if the loss then runs in fewer chunks per step.
+        """
+        smaller = self.run_costs.fewer_chunks[sizes, high] if self.scheme.loss == "chunked" else ()
+        return (sizes[high - 1], *smaller)
+
     def _count(self, micro: int) -> StepWork:
         whole = self.run_costs
         return StepWork.of(

@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import BACKENDS, DEEPSPEED, OFFLOADS
@@ -52,11 +53,6 @@ def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
     return sharding + (layout.offload != "none") + RECOMPUTE.index(scheme.recompute) + (scheme.loss != own.loss)
 
 
-def handicap(scheme: Scheme, own: Scheme, ranks: int) -> float:
-    """The factor that multiplies a scheme's time before times are compared: 1 + :data:`ERROR` per kind of machinery."""
-    return float((1 + ERROR) ** machinery(scheme, own, ranks))
-
-
 @lru_cache(maxsize=4096)
 def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
     """A sort key that puts simpler schemes first; the layout and the loss of ``own`` (the run as asked) are the simplest."""
@@ -71,12 +67,33 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
     )
 
 
-def key_of(seconds: float, scheme: Scheme, own: Scheme, ranks: int) -> Key:
-    """The sort key of a scheme with steps of ``seconds``; ``own`` is the scheme of the run as the user asked for it."""
-    seconds *= handicap(scheme, own, ranks)
-    return time_class(seconds), simplicity(scheme, own), seconds
+class Standing(NamedTuple):
+    """What ranks a scheme besides its time: its :func:`machinery` and its :func:`simplicity`."""
+
+    machinery: int
+    simplicity: Simplicity
+
+    @classmethod
+    def of(cls, scheme: Scheme, own: Scheme, ranks: int) -> "Standing":
+        """The standing of a scheme; arguments as for :func:`machinery`."""
+        return cls(machinery(scheme, own, ranks), simplicity(scheme, own))
+
+    @property
+    def handicap(self) -> float:
+        """The factor that multiplies the scheme's time before times are compared: 1 + :data:`ERROR` per kind of machinery."""
+        return float((1 + ERROR) ** self.machinery)
+
+    def key(self, seconds: float) -> Key:
+        """The sort key of the scheme with steps of ``seconds``."""
+        seconds *= self.handicap
+        return time_class(seconds), self.simplicity, seconds
+
+
+def handicap(scheme: Scheme, own: Scheme, ranks: int) -> float:
+    """The :attr:`~Standing.handicap` of a scheme; arguments as for :func:`machinery`."""
+    return Standing.of(scheme, own, ranks).handicap
 
 
 def plan_key(plan: Plan, run: RunConfig) -> Key:
     """The sort key of a plan; ``run`` is the run as the user asked for it."""
-    return key_of(plan.seconds, Scheme.of(plan.run), Scheme.of(run), plan.machine.ranks)
+    return Standing.of(Scheme.of(plan.run), Scheme.of(run), plan.machine.ranks).key(plan.seconds)

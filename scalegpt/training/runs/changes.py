@@ -5,6 +5,7 @@ from typing import Any
 
 from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.config.run import SECTIONS
+from scalegpt.config.tokenizer import same_kind
 from scalegpt.config.train import LENGTHS, TrainConfig
 from scalegpt.errors import InputError
 from scalegpt.training.schedules import decay_start, learning_rate
@@ -89,7 +90,10 @@ def allow_change(keys: Iterable[str], allowed: Iterable[str]) -> str:
 
 def _all(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     keys = {**old, **new}
-    return {key: f"{old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
+    changes = {key: f"{old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
+    if same_kind(old.get("tokenizer"), new.get("tokenizer")):  # checkpoints tell whether two files give the same ids
+        changes.pop("tokenizer", None)
+    return changes
 
 
 def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:

@@ -32,7 +32,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Replace a file atomically, and retry after errors that may be temporary.
 
     A reader finds the old or the new content, even after a crash.

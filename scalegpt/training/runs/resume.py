@@ -1,6 +1,5 @@
 """Choose the checkpoint that a run resumes from: the newest one that is whole and that the run itself has written."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -291,8 +290,8 @@ def token_changes(header: Header, data: TokenSet, digest: str, before: Stretch |
         before: the data ledger's entry for the checkpoint's step; None: not known.
     """
     changes = {}
-    if json.dumps(header.tokenizer, sort_keys=True) != json.dumps(data.tokenizer.as_dict(), sort_keys=True):
-        old, new = Tokenizer.from_dict(header.tokenizer), data.tokenizer
+    old, new = Tokenizer.from_dict(header.tokenizer), data.tokenizer
+    if old.digest != new.digest:
         changes["tokenizer"] = f"{old.kind} {old.digest[:12]} → {new.kind} {new.digest[:12]}"
     if header.data not in {None, digest}:
         changes[DATA] = f"{str(header.data)[:12]} → {digest[:12]}"

@@ -9,8 +9,10 @@ from scalegpt.checkpoint.reader import read_manifest
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
+from scalegpt.config.tokenizer import NAMES, is_file, same_kind
 from scalegpt.data.prepare import prepare_again, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.training.loggers import Logger
 from scalegpt.training.request import Request
@@ -92,6 +94,8 @@ def tokens_to_keep(request: Request) -> str | None:
         return None
     if "tokenizer" not in request.given:
         now |= {"tokenizer": before.get("tokenizer")}
+    if same_kind(before.get("tokenizer"), now["tokenizer"]):
+        now |= {"tokenizer": before.get("tokenizer")}  # the preparation compares what two files hold
     if any(now.get(key) != value for key, value in before.items()):
         return None
     try:
@@ -99,6 +103,11 @@ def tokens_to_keep(request: Request) -> str | None:
     except InputError:  # the checkpoint is damaged: an earlier one of the same tokens will be chosen
         stretches = directory.ledger.read()
         return stretches[-1].data if stretches else None
+
+
+def setting_of(tokens: TokenSet) -> str:
+    """The setting ``tokenizer`` that prepared tokens were made with: the kind, or their folder, which holds its file."""
+    return tokens.tokenizer.kind if tokens.tokenizer.kind in NAMES else str(tokens.path)
 
 
 def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
@@ -124,13 +133,20 @@ def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tu
     Raises:
         InputError: the user names another tokenizer than the one that prepared the data.
     """
-    kind = tokens.tokenizer.kind
-    if "tokenizer" in given and run.data.tokenizer != kind:
+    asked, made = run.data.tokenizer, tokens.tokenizer
+    kind = made.kind
+    if is_file(asked) and isinstance(made, HFTokenizer):
+        is_same = load_tokenizer(asked, run.data.end_of_text).digest == made.digest
+    else:
+        is_same = asked == kind
+    if "tokenizer" in given and not is_same:
+        which = f"the {kind} tokenizer" if kind in NAMES else "another tokenizer.json"
         raise InputError(
-            f"{run.data.input_file} was prepared with the {kind} tokenizer, not {run.data.tokenizer}; "
-            f"omit --tokenizer, or give the text itself as --input_file"
+            f"{run.data.input_file} was prepared with {which}, not {asked}; omit --tokenizer, or give the text itself as "
+            "--input_file"
         )
-    data, model = run.data.changed(tokenizer=kind), run.model
+    # The folder of prepared tokens holds the tokenizer.json that made them.
+    data, model = run.data.changed(tokenizer=asked if is_same else setting_of(tokens)), run.model
     if model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
         return data, model
     return data, model.changed(vocab_size=tokens.tokenizer.padded_vocab_size)

@@ -1,6 +1,7 @@
 """Choose and lock a run's folder, find the checkpoint to resume from, and write the folder's first files."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from scalegpt.storage import check_space, remove_temporaries
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
-from scalegpt.training.runs.files import try_writing, writing
+from scalegpt.training.runs.files import try_writing, write_whole, writing
 from scalegpt.training.runs.launch_marks import launch_marks, note_going_back
 from scalegpt.training.runs.metrics_file import History, read_history
 from scalegpt.training.runs.resume import CheckpointChoice, choose_checkpoint, starting_progress
@@ -105,7 +106,14 @@ def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> N
     check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
 
 
-def write_start(start: Start, run: RunConfig, plan: dict[str, Any], stretch: Stretch, resume_step: int | None) -> None:
+def write_start(
+    start: Start,
+    run: RunConfig,
+    plan: dict[str, Any],
+    stretch: Stretch,
+    resume_step: int | None,
+    kept: Mapping[str, bytes],
+) -> None:
     """Clean the run's folder, and write the files that it needs before the first step. Rank 0 only, which holds the lock.
 
     If the run has no steps left, only cleans the folder.
@@ -116,6 +124,7 @@ def write_start(start: Start, run: RunConfig, plan: dict[str, Any], stretch: Str
         plan: the content of ``plan.json``.
         stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
         resume_step: step that ``--resume_step`` asks for; None: not given.
+        kept: the tokenizer's files, name → content, so that the run can do without the original ones.
     """
     directory, step = start.directory, start.progress.step
     with writing(directory.path):
@@ -130,6 +139,9 @@ def write_start(start: Start, run: RunConfig, plan: dict[str, Any], stretch: Str
     if step >= plan["steps"] > 0 and directory.config.is_file():
         return
     directory.create(run, plan, launch_marks())
+    for name, content in kept.items():
+        with writing(directory.path / name):
+            write_whole(directory.path / name, content)
     directory.forget_after(start.history)
     with writing(directory.ledger.path):
         directory.ledger.append(stretch)

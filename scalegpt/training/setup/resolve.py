@@ -9,6 +9,7 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
 from scalegpt.backends.precision import resolve_precision
 from scalegpt.config import ParallelConfig, RunConfig
+from scalegpt.config.tokenizer import TOKENIZER_JSON, is_file
 from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.errors import InputError
@@ -18,6 +19,7 @@ from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
+from scalegpt.training.setup.data import setting_of
 
 LONGEST_NAME = 200
 """Largest number of characters in a run's name. File systems allow 255, and ``--fresh`` appends a number."""
@@ -54,7 +56,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
         InputError: the run's name is no folder name, or this machine does not support a setting.
     """
     check_name(request.run.name)
-    request = world.on_first(lambda: _as_restarted(request))
+    request, kept = world.on_first(lambda: _with_kept_tokenizer(_as_restarted(request)))
     run, open_, notes = world.on_first(lambda: _as_chosen_before(request, world))
     run = world.on_first(lambda: with_expected_vocabulary(_with_tokenizer_of_data(run, request.given), request.given))
     train = run.train
@@ -68,7 +70,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
     check_attention(train.attention, precision, world.device, run.model.head_width, dropout=run.model.dropout > 0)
     compiled, warning = resolve_compile(train.compile, world.device)
     return Resolved(
-        request, replace(run, train=train.changed(precision=precision)), open_, compiled, warning, tuple(notes)
+        request, replace(run, train=train.changed(precision=precision)), open_, compiled, warning, (*kept, *notes)
     )
 
 
@@ -100,6 +102,20 @@ def _as_restarted(request: Request) -> Request:
         return replace(request, resume_step=None)
     begun = begun_before(request.runs_dir, request.run.name) if request.fresh else None
     return request if begun is None else replace(request, run=replace(request.run, name=begun), fresh=False)
+
+
+def _with_kept_tokenizer(request: Request) -> tuple[Request, list[str]]:
+    """Change the request if its ``tokenizer.json`` is gone and the run that it resumes has a copy: the copy is then used.
+
+    Returns:
+        The request, and a line on the copy, if it is used.
+    """
+    run, folder = request.run, request.runs_dir / request.run.name
+    asked = run.data.tokenizer
+    if request.fresh or not is_file(asked) or Path(asked).exists() or not (folder / TOKENIZER_JSON).is_file():
+        return request, []
+    changed = replace(run, data=run.data.changed(tokenizer=str(folder)))
+    return replace(request, run=changed), [f"tokenizer {asked} is gone; the run's copy in {folder} is used"]
 
 
 def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozenset[str], list[str]]:
@@ -149,5 +165,5 @@ def _with_tokenizer_of_data(run: RunConfig, given: frozenset[str]) -> RunConfig:
     if "tokenizer" in given or path is None or not is_prepared(Path(path)):
         return run
     with suppress(InputError):  # the data stage reports what is wrong with the tokens
-        return replace(run, data=run.data.changed(tokenizer=open_tokens(path).tokenizer.kind))
+        return replace(run, data=run.data.changed(tokenizer=setting_of(open_tokens(path))))
     return run

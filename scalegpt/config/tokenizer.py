@@ -1,0 +1,167 @@
+"""Which tokenizer a run has: GPT-2's, bytes, characters, or a ``tokenizer.json``; and the size of its vocabulary."""
+
+import json
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from scalegpt.errors import InputError, nearest
+from scalegpt.storage import NotPlainError, read_bytes
+from scalegpt.text import one_line, shown
+
+TOKENS = {"gpt2": 50257, "byte": 257}
+"""Tokenizer → the size of its vocabulary. For the char tokenizer the text decides it."""
+
+NAMES = (*TOKENS, "char")
+"""The tokenizers with a name. Any other value of the setting is a path."""
+
+TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+FILE_LIMIT = 128 << 20
+"""Bytes of the largest ``tokenizer.json`` that is read; the largest in common use have 35 MB."""
+
+LARGEST_VOCABULARY = 10_000_000
+PADDED_TO = 128
+"""A vocabulary made by byte-pair encoding or the like is padded to a multiple of this in the model."""
+
+_OTHER_VOCABULARIES = {
+    "tokenizer.model": "a SentencePiece model", "spiece.model": "a SentencePiece model", "vocab.json": "the older vocab.json",
+    "vocab.txt": "the older vocab.txt",
+}  # fmt: skip
+
+
+def is_file(tokenizer: str) -> bool:
+    """Whether the setting ``tokenizer`` is the path of a ``tokenizer.json`` or of its folder, not a name."""
+    return tokenizer not in NAMES
+
+
+def same_kind(one: Any, other: Any) -> bool:
+    """Whether two values of the setting are the same name, or both are paths; paths are compared by what the files hold."""
+    return one == other or (isinstance(one, str) and isinstance(other, str) and is_file(one) and is_file(other))
+
+
+def check_tokenizer(tokenizer: str) -> None:
+    """Refuse a word that is neither a name nor the path of anything; what a path leads to is checked when it is read.
+
+    Raises:
+        InputError: the message names the nearest name.
+    """
+    if is_file(tokenizer) and "/" not in tokenizer and not tokenizer.endswith(".json") and not _exists(tokenizer):
+        raise InputError(
+            f"{shown(tokenizer)} is not a value of tokenizer, nor the path of a tokenizer.json{nearest(tokenizer, NAMES)}"
+        )
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def tokenizer_file(tokenizer: str) -> Path:
+    """The path of the ``tokenizer.json`` that the setting names, by itself or by its folder.
+
+    Raises:
+        InputError: there is no such file, or the folder holds a tokenizer in another form.
+    """
+    path = Path(tokenizer)
+    try:
+        if not path.is_dir():
+            if path.exists():
+                return path
+            raise InputError(
+                f"tokenizer {one_line(path)} does not exist; name a tokenizer.json or its folder (nothing is downloaded)"
+            )
+        if (path / TOKENIZER_JSON).exists():
+            return path / TOKENIZER_JSON
+        found = next((name for name in _OTHER_VOCABULARIES if (path / name).exists()), None)
+    except OSError as error:
+        raise InputError(f"tokenizer {one_line(path)} cannot be read: {error.strerror}; make it readable") from None
+    if found is None:
+        raise InputError(f"tokenizer {one_line(path)} is a folder without a tokenizer.json; name another")
+    raise InputError(
+        f"tokenizer {one_line(path)} holds {_OTHER_VOCABULARIES[found]} ({found}) and no tokenizer.json; make one with "
+        "transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)"
+    )
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """The content of a ``tokenizer.json``.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or is larger than :data:`FILE_LIMIT`.
+    """
+    try:
+        return read_bytes(path, FILE_LIMIT)
+    except OSError as error:
+        raise InputError(f"tokenizer {one_line(path)} cannot be read: {error.strerror}") from None
+    except NotPlainError:
+        raise InputError(f"tokenizer {one_line(path)} is not a plain file; name a tokenizer.json") from None
+
+
+@lru_cache(maxsize=4)
+def parse_tokenizer(content: bytes) -> dict[str, Any]:
+    """The object in a ``tokenizer.json``, in which ``model`` is an object; do not change it.
+
+    Raises:
+        InputError: the content is something else. The message says what, and can follow the file's name.
+    """
+    try:
+        document = json.loads(content)
+    except RecursionError:
+        raise InputError("is not a tokenizer.json: it nests too deep") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise InputError(f"is not JSON: {one_line(str(error))}; name a tokenizer.json") from None
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise InputError("is not a tokenizer.json: it has no object 'model'; name another file")
+    return document
+
+
+def vocabulary(document: dict[str, Any]) -> dict[str, int]:
+    """Token → id, of all tokens in a ``tokenizer.json``, added ones included; there is at least one.
+
+    Raises:
+        InputError: the vocabulary is missing or malformed. The message says what, and can follow the file's name.
+    """
+    listed, added = document["model"].get("vocab"), document.get("added_tokens") or []
+    try:
+        # A Unigram model lists pairs of a token and its score; other models have an object of ids.
+        pairs = (
+            listed.items() if isinstance(listed, dict) else ((entry[0], number) for number, entry in enumerate(listed))
+        )
+        ids = dict(chain(pairs, ((token["content"], token["id"]) for token in added)))
+        largest = max(ids.values())
+        is_right = all(type(number) is int and number >= 0 for number in ids.values()) and all(
+            isinstance(token, str) for token in ids
+        )
+    except (TypeError, KeyError, IndexError, ValueError):
+        is_right, ids, largest = False, {}, 0
+    if not is_right or largest >= LARGEST_VOCABULARY:
+        raise InputError(
+            f"has no vocabulary of tokens with ids from 0 to {LARGEST_VOCABULARY - 1:,}; name another tokenizer.json"
+        )
+    return ids
+
+
+def vocabulary_size(tokenizer: str) -> int:
+    """The number of ids of the ``tokenizer.json`` that the setting names: the largest id plus one.
+
+    Raises:
+        InputError: there is no such file, or it is malformed.
+    """
+    path = tokenizer_file(tokenizer)
+    content = read_tokenizer(path)
+    try:
+        return 1 + max(vocabulary(parse_tokenizer(content)).values())
+    except InputError as error:
+        raise InputError(f"tokenizer {one_line(path)} {error}") from None
+
+
+def padded_vocabulary(size: int) -> int:
+    """The vocabulary of a model for a tokenizer of ``size`` ids: padded for a faster matmul of the head.
+
+    The added ids never occur in data. GPT-2's 50,257 become 50,304. The vocabularies of bytes and characters are not padded.
+    """
+    return -(-size // PADDED_TO) * PADDED_TO
