@@ -10,6 +10,7 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import BACKENDS
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.settings import coerce
+from scalegpt.config.tokenizer import TOKENIZER_JSON
 from scalegpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,12 +141,16 @@ def _hugging_face(path: Path, flags: Values) -> Source:
         words=("--hf", str(path)),
         train_words=(),
         trained=resolve(),
-        stated=frozenset(ModelConfig.settings()),
-        flags={"block_size": LONGEST_BLOCK} if is_long else {},
+        stated=frozenset({*ModelConfig.settings(), *given["base"]["data"]}),
+        # Named, since the trainer would choose the vocabulary of the tokenizer, which may have fewer ids than the model.
+        flags={"vocab_size": read.model.vocab_size} | ({"block_size": LONGEST_BLOCK} if is_long else {}),
         remarks=read.notes,
     )
 
 
 def as_values(read: "HfModel") -> Values:
-    """A Hugging Face model in the form of a configuration file."""
-    return {"name": read.name, "model": {each.name: getattr(read.model, each.name) for each in fields(read.model)}}
+    """A Hugging Face model in the form of a configuration file, with the tokenizer of its folder if there is one."""
+    folder = read.path.parent
+    data = {"tokenizer": str(folder)} if (folder / TOKENIZER_JSON).exists() else {}
+    model = {each.name: getattr(read.model, each.name) for each in fields(read.model)}
+    return {"name": read.name, "model": model, "data": data}

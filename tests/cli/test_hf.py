@@ -11,6 +11,8 @@ import pytest
 import scalegpt
 from interop.public_models import PUBLIC
 from scalegpt.cli.main import main
+from scalegpt.errors import InputError
+from tokenizer_samples import content
 
 Printed = pytest.CaptureFixture[str]
 
@@ -97,3 +99,16 @@ def test_neither_torch_nor_transformers_is_loaded(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_the_folder_s_tokenizer_and_vocabulary_are_the_trainer_s(tmp_path: Path) -> None:
+    folder = model(tmp_path / "padded", "gpt2", vocab_size=1000)
+    (folder / "tokenizer.json").write_text(content("gpt2_like"), encoding="utf-8")
+    answer = scalegpt.plan(hf=folder, gpu="h100")
+    assert answer.choice.run.data.tokenizer == str(folder)
+    assert answer.choice.run.model.vocab_size == 1000
+    assert f"--tokenizer {folder}" in answer.command()
+    assert "--vocab_size 1000" in answer.command()
+    model(folder, "gpt2", vocab_size=100)
+    with pytest.raises(InputError, match="more than vocab_size 100"):
+        scalegpt.plan(hf=folder, gpu="h100")
