@@ -17,6 +17,7 @@ from scalegpt.architecture.counting import (
 from scalegpt.architecture.parameters import SYMBOLS
 from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
+from scalegpt.cli.plan.wording import heads
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
@@ -193,7 +194,7 @@ def _title(name: str, model: ModelConfig) -> str:
     head = "tied" if model.tie_head else "untied"
     biases = {True: "biases", False: "no biases", "qkv": "biases of QKV"}[model.bias]
     return (
-        f"{name}: {model.n_layer} layers, width {model.n_embd}, {model.n_head} heads of {model.head_width}, "
+        f"{name}: {model.n_layer} layers, width {model.n_embd}, {heads(model, f' of {model.head_width}')}, "
         f"block {model.block_size}, vocabulary {model.vocab_size}, {biases}, {head} head"
     )
 
