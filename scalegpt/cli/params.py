@@ -193,21 +193,24 @@ def _shares(count: ParameterCount, parts: dict[str, int]) -> dict[str, float]:
 def _title(name: str, model: ModelConfig) -> str:
     head = "tied" if model.tie_head else "untied"
     biases = {True: "biases", False: "no biases", "qkv": "biases of QKV"}[model.bias]
+    usual = ModelConfig()
+    unusual = [f", {value}" for key in ("norm", "activation") if (value := getattr(model, key)) != getattr(usual, key)]
     return (
         f"{name}: {model.n_layer} layers, width {model.n_embd}, {heads(model, f' of {model.head_width}')}, "
-        f"block {model.block_size}, vocabulary {model.vocab_size}, {biases}, {head} head"
+        f"block {model.block_size}, vocabulary {model.vocab_size}, {biases}, {head} head{''.join(unusual)}"
     )
 
 
 def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
     layer, width = count.layer, model.n_embd
+    inner = f"2 times {model.inner_width}" if model.is_gated else model.inner_width
     head = "shared with the token embedding" if count.head_is_shared else f"{model.vocab_size} by {width}"
     parts = [
         ("token embedding", f"{model.vocab_size} by {width}", count.token_embedding),
         ("position embedding", f"{model.block_size} by {width}", count.position_embedding),
         ("one layer", "", layer.total),
         ("  attention", "queries, keys, values; projection", layer.attention),
-        ("  feed-forward", f"{width} to {model.inner_width} and back", layer.feed_forward),
+        ("  feed-forward", f"{width} to {inner} and back", layer.feed_forward),
         ("  norms", "two", layer.norms),
         ("all layers", f"{count.n_layer} times one layer", count.all_layers),
         ("final norm", "", count.final_norm),

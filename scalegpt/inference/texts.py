@@ -13,7 +13,7 @@ from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
 from scalegpt.data.prepare import prepare_cached, survey_reporting
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.text.corpus import Corpus, read_pieces
+from scalegpt.data.text.corpus import Corpus, Source, read_pieces
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
@@ -21,6 +21,9 @@ from scalegpt.text import one_line
 
 PIECE_TOKENS = 1 << 20
 """Prepared tokens are read so many at a time."""
+
+MOST_UNDECODED = 16 << 20
+"""A document of more tokens than this is decoded in parts, to bound memory."""
 
 Ids = npt.NDArray[np.int64]
 
@@ -30,7 +33,8 @@ class Piece(NamedTuple):
 
     Attributes:
         ids: token ids, int64 [N].
-        bytes: the UTF-8 bytes of the original text that these ids encode; 0 for end-of-text.
+        bytes: the UTF-8 bytes of the original text that are counted with this piece: those of its ids, or of documents that
+            end in it.
         share: how much of the whole text has been read with this piece, from 0 to 1.
     """
 
@@ -77,21 +81,22 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
 def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]:
     before = 0
     for source in corpus.sources:
-
-        def pieces(source: Any = source, before: int = before) -> Iterator[Piece]:
-            if tokenizer.end_of_text is not None:
-                yield Piece(np.array([tokenizer.end_of_text]), 0, before / corpus.bytes)
-            context = ""
-            for text, read in read_pieces(source):
-                try:
-                    ids = tokenizer.encode_after(context, text).astype(np.int64)
-                except InputError as error:
-                    raise InputError(f"input {one_line(source.path)}: {error}") from None
-                yield Piece(ids, len(text.encode()), (before + read) / corpus.bytes)
-                context = text
-
-        yield pieces()
+        yield _encoded(source, tokenizer, before, corpus.bytes)
         before += source.bytes
+
+
+def _encoded(source: Source, tokenizer: Tokenizer, before: int, total: int) -> Iterator[Piece]:
+    """The pieces of a document; ``before`` of the corpus's ``total`` bytes precede it."""
+    if tokenizer.end_of_text is not None:
+        yield Piece(np.array([tokenizer.end_of_text]), 0, before / total)
+    context = ""
+    for text, read in read_pieces(source):
+        try:
+            ids = tokenizer.encode_after(context, text).astype(np.int64)
+        except InputError as error:
+            raise InputError(f"input {one_line(source.path)}: {error}") from None
+        yield Piece(ids, len(text.encode()), (before + read) / total)
+        context = text
 
 
 def text_of_split(tokens: TokenSet, split: str) -> Text:
@@ -106,11 +111,18 @@ def text_of_split(tokens: TokenSet, split: str) -> Text:
 
 def _stored(tokens: TokenSet, split: str) -> Iterator[Piece]:
     stored, tokenizer = tokens.files[split].tokens, tokens.tokenizer
-    known = range(tokenizer.vocab_size)
-    sizes = np.array([0 if token == tokenizer.end_of_text else len(tokenizer.token_bytes(token)) for token in known])
+    end = -1 if tokenizer.end_of_text is None else tokenizer.end_of_text
+    undecoded = np.empty(0, dtype=np.int64)  # a document is decoded as a whole, as some tokenizers need it
     for first in range(0, len(stored), PIECE_TOKENS):
         ids = stored[first : first + PIECE_TOKENS].astype(np.int64)
-        yield Piece(ids, int(sizes[ids].sum()), (first + len(ids)) / len(stored))
+        read = first + len(ids)
+        undecoded = np.concatenate([undecoded, ids])
+        *documents, rest = np.split(undecoded, np.flatnonzero(undecoded == end) + 1)
+        if end < 0 or read == len(stored) or len(rest) > MOST_UNDECODED:
+            documents, rest = [*documents, rest], rest[:0]
+        size = sum(len(tokenizer.decode_bytes(each[each != end])) for each in documents)
+        undecoded = rest
+        yield Piece(ids, size, read / len(stored))
 
 
 def _count_documents(meta: dict[str, Any], split: str) -> int | None:

@@ -4,7 +4,7 @@
 kind         kept per block                                                  computed again in the backward
 ===========  ==============================================================  =====================================
 none         everything autograd saves                                       nothing
-selective    the block's input, QKV, attention's output and statistics,      norms, GELU, dropout, residual sums
+selective    the block's input, QKV, attention's output and statistics,      norms, activations, dropout, sums
              attention's projection, the feed-forward's wide layer
 full         the block's input                                               the whole block
 ===========  ==============================================================  =====================================

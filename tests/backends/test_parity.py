@@ -53,6 +53,38 @@ def test_every_stage_follows_one_plain_process(tmp_path: Path, precision: str, t
         assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
 
 
+GATED = {"norm": "rmsnorm", "norm_eps": 1e-6, "activation": "swiglu", "n_inner": 50, "bias": "qkv"}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_a_gated_model_with_rms_norms_follows_one_plain_process(
+    tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    """And its state moves, from each layout to the next."""
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1, **GATED)["plain"]
+    layouts = {name: [flags] for name, flags in LAYOUTS.items()}
+    layouts |= {f"{a} to {b}": [LAYOUTS[a], LAYOUTS[b]] for a, b in pairwise((*LAYOUTS, "fsdp-0"))}
+    results = run(layouts, tmp_path / "two", 2, precision=precision, **GATED)
+    for name in layouts:
+        assert_equal_runs(results[name], plain, tolerance)
+    for name in LAYOUTS:
+        assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
+
+
+def test_a_gated_model_recomputes_and_compiles_to_the_same(tmp_path: Path) -> None:
+    compiled = {"compile": {**PLAIN, "compile": "on", "recompute": "selective"}}
+    variants = {variant: {**PLAIN, **flags} for variant, flags in VARIANTS.items()} | compiled
+    results = run(
+        {"plain": [PLAIN], **{name: [flags] for name, flags in variants.items()}},
+        tmp_path / "one",
+        1,
+        precision="fp32",
+        **GATED,
+    )
+    for name, result in results.items():
+        assert worst(result["losses"], results["plain"]["losses"]) <= 1e-5, name
+
+
 MUON = {"optimizer": "muon", "muon_lr": 0.02}
 MUONS = ("fsdp-0", "fsdp-2", "fsdp-3", "deepspeed-0")
 

@@ -127,6 +127,20 @@ def test_formula_adds_up_to_the_total(capsys: Printed) -> None:
     assert {"part": "final norm", "symbols": "H", "numbers": "192", "value": 192} in formula["steps"]
 
 
+def test_a_gated_model_is_shown_as_it_is(capsys: Printed) -> None:
+    words = ["--preset", "tiny", "--activation", "swiglu", "--norm", "rmsnorm", "--n_inner", "500"]
+    out = params(capsys, *words, "--show_formula")
+    assert out.startswith(
+        "tiny (changed): 4 layers, width 192, 3 heads of 64, block 256, vocabulary 50304, no biases, tied head, "
+    )
+    assert "tied head, rmsnorm, swiglu\n" in out
+    assert "L·(4·H² + 3·H·F + 2·H)" in out
+    assert "H = 192 width, F = 500 inner width, L = 4 layers\n" in out
+    assert "192 to 2 times 500 and back" in out
+    formula = json.loads(params(capsys, *words, "--show_formula", "--json"))["formula"]
+    assert formula["sizes"] == {"V": 50304, "T": 256, "H": 192, "F": 500, "L": 4}
+
+
 def test_dialogue_accepts_defaults_from_a_preset(capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, "350M_1024", *[""] * 7)
     assert main(["params", "--interactive"]) == 0

@@ -205,6 +205,7 @@ TABLES = {
     "| preset | tied | `--untied` | more | |": of_heads,
     "| model | L | H | heads | parameters |": of_gpt2,
 }
+SETTINGS = "| settings | one layer |"
 SYMBOLS = "| part | what it is | weights | biases add |"
 
 
@@ -214,7 +215,7 @@ def test_tables_are_the_counts(head: str) -> None:
 
 
 def test_symbols_come_to_each_parts_count() -> None:
-    assert set(tables()) == {SYMBOLS, *TABLES}
+    assert set(tables()) == {SYMBOLS, SETTINGS, *TABLES}
     for bias in (False, True):
         shape = model("150M_1024", bias=bias)
         sizes = {"V": shape.vocab_size, "T": shape.block_size, "H": shape.n_embd}
@@ -224,6 +225,12 @@ def test_symbols_come_to_each_parts_count() -> None:
         for part, _, weights, biases in written:
             symbols = f"{weights} + {biases or 0}" if bias else weights
             assert eval(symbols.replace("·", "*").replace("²", "**2"), dict(sizes)) == counted[part], part
+
+
+def test_a_layers_formula_follows_the_settings() -> None:
+    for words, layer in tables()[SETTINGS]:
+        flags = {key: value or "true" for key, value in re.findall(r"--(\w+)(?: (\w+))?", words)}
+        assert f"L·({layer})" in closed_form(resolve(flags={**flags, "n_embd": 768, "n_head": 12}).model), words
 
 
 # --- sentences -------------------------------------------------------------------------------------------------------
@@ -264,6 +271,9 @@ SENTENCES = [
     "A sequence of 1,024 tokens keeps four times as much as one of 256",
     f"gradients and moments, {TRAINING} bytes each, once; then what a sequence of 256 and one of 1,024 keeps",
     f"a layer has {BIASES}·H more and the final norm H",
+    "the default is 4·H, and for gated layers 8/3·H rounded up to a multiple of 256",
+    "stored as one from H to 2·F, and one back",
+    "Where F is 4·H the formula says so",
     f"says {BIASED:,}, {BIASED / SMALL.total - 1:.2%} more",
     "tokenizer has 50,257 tokens",
     f"presets have {model('150M_1024').vocab_size:,} rows, the next multiple of 64,",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import scalegpt
+import tokenizer_samples
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError, RunError
 from scalegpt.inference.evaluation import cut_windows
@@ -177,6 +178,15 @@ def test_splits_hold_the_text_of_the_run_and_its_bytes() -> None:
     assert train.nats > val.nats > 0
 
 
+def test_the_pieces_in_which_tokens_are_read_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(TEXT * 20)
+    expected = model.evaluate(split="train")
+    monkeypatch.setattr("scalegpt.inference.texts.PIECE_TOKENS", 7)
+    assert model.evaluate(split="train") == expected
+    monkeypatch.setattr("scalegpt.inference.texts.MOST_UNDECODED", 30)
+    assert model.evaluate(split="train") == expected
+
+
 def test_a_folder_of_prepared_tokens_is_scored_by_its_splits(tiny_run: Any) -> None:
     from scalegpt.config import DataConfig
     from scalegpt.data.prepare import prepare
@@ -197,6 +207,26 @@ def test_a_folder_of_prepared_tokens_is_scored_by_its_splits(tiny_run: Any) -> N
     assert val.nats == pytest.approx(nats, rel=1e-6)
     with pytest.raises(InputError, match="letters was prepared with another tokenizer"):
         model.evaluate("letters")
+
+
+@pytest.mark.parametrize("kind", ["llama3_like", "llama2_like"])
+def test_a_tokenizer_of_hugging_face_gives_tokens_and_the_bytes_of_the_text(kind: str) -> None:
+    tokenizer_samples.write(kind, Path("tokenizer"))
+    folder = Path("many")
+    folder.mkdir()
+    texts = [f"{number} {TEXT}" for number in range(30)]
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    settings = {**SMALL, "tokenizer": "tokenizer", "vocab_size": "auto"}
+    model = scalegpt.load(scalegpt.train("tiny", input_file="many", **settings), device="cpu")
+    val, train = model.evaluate(), model.evaluate(split="train")
+    assert val.bytes + train.bytes == sum(len(text.encode()) for text in texts)
+    whole = model.evaluate("many")
+    assert whole.bytes == val.bytes + train.bytes
+    assert whole.tokens == sum(len(model.tokenizer.encode(text)) for text in texts)
+    (folder / "0.txt").rename("one.txt")
+    nats, _ = direct(model.model, [model.tokenizer.end_of_text, *model.tokenizer.encode(texts[0]).tolist()], BLOCK)
+    assert model.evaluate("one.txt").nats == pytest.approx(nats, rel=1e-6)
 
 
 def test_the_data_of_a_run_are_found_in_the_cache_or_made_again_or_missed(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ class Symbols:
         run = setting.run()
         model, train = run.model, run.train
         self.run, self.W = run, setting.ranks
-        self.B, self.T, self.H, self.a, self.V = (
-            train.micro_batch, model.block_size, model.n_embd, model.n_head, model.vocab_size,
+        self.B, self.T, self.H, self.F, self.a, self.V = (
+            train.micro_batch, model.block_size, model.n_embd, model.inner_width, model.n_head, model.vocab_size,
         )  # fmt: skip
         self.n = self.B * self.T
         self.k = min(train.loss_chunk, self.n)
@@ -218,6 +218,7 @@ def kept(s: Symbols) -> int:
 
 
 PLAIN = Setting()
+GATED = "activation swiglu norm rmsnorm"
 FULL_LOSS = Setting("loss full")
 FSDP2, FSDP3 = (Setting(f"backend fsdp zero_stage {stage}", 8) for stage in (2, 3))
 FSDP2_TWICE = Setting(FSDP2.flags, 8, grad_accum=2)
@@ -250,6 +251,10 @@ FORMULAS = (
         lambda s: (s.r + 9 * s.c) * s.n * s.H, a_block("activations")),
     Formula("block, selective, math", "(r + 8c)·n·H", RECOMPUTE, Setting("recompute selective attention math"),
         lambda s: (s.r + 8 * s.c) * s.n * s.H, a_block("activations")),
+    Formula("block, none, gated", "(2r + 6c)·n·H + 3c·n·F + 8n + 4·a·n", "`model/feed_forward.py`", Setting(GATED),
+        lambda s: (2 * s.r + 6 * s.c) * s.n * s.H + 3 * s.c * s.n * s.F + 8 * s.n + 4 * s.a * s.n, a_block("activations")),
+    Formula("block, selective, gated", "(r + 5c)·n·H + 2c·n·F + 4·a·n", RECOMPUTE, Setting(f"{GATED} recompute selective"),
+        lambda s: (s.r + 5 * s.c) * s.n * s.H + 2 * s.c * s.n * s.F + 4 * s.a * s.n, a_block("activations")),
     Formula("block, full", "r·n·H", RECOMPUTE, Setting("recompute full"),
         lambda s: s.r * s.n * s.H, a_block("activations")),
     Formula("block computed again, full", "(r + 14c)·n·H + 16n + 4·a·n", RECOMPUTE, Setting("recompute full"),

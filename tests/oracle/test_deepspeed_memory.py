@@ -2,13 +2,14 @@
 
 The ranks run on CPUs with gloo. What that changes is said here, and nowhere in the ledger:
 
-- attention runs the CPU's kernel, which shows no fp32 sum of dQ; LayerNorm's statistics have the compute dtype;
+- attention runs the CPU's kernel, which shows no fp32 sum of dQ; LayerNorm's statistics have the compute dtype
+  (RMSNorm's are fp32);
 - nothing overlaps, as the settings for a CPU say;
 - host and device are one. What offload would keep in host memory is known by who holds it: the masters, their gradients
   and moments, and the buffers that DeepSpeed makes with ``device="cpu"`` (see ``mark_states`` in the worker). They are
   compared with ``host_bytes`` and are not part of the device's figures. Copies from one to the other do not happen.
 
-Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole matrix instead of six configurations.
+Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole matrix instead of nine configurations.
 """
 
 import os
@@ -48,6 +49,7 @@ def case(stage: int, offload: str = "none", grad_accum: int = 1, precision: str 
     return {**MODEL, "zero_stage": stage, "offload": offload, "precision": precision, **more}, grad_accum
 
 
+GATED: dict[str, Any] = {"norm": "rmsnorm", "activation": "swiglu", "n_inner": 384}
 FEW = {
     "stage 1": case(1, grad_accum=2),
     "stage 2": case(2, grad_accum=2),
@@ -55,6 +57,9 @@ FEW = {
     "stage 1, offload": case(1, "optimizer"),
     "stage 2, offload": case(2, "optimizer", recompute="full", tie_head=False),
     "stage 3, offload": case(3, "optimizer", bias=True),
+    "stage 1, gated": case(1, **GATED, recompute="selective"),
+    "stage 2, gated": case(2, **GATED, residual_dtype="fp32", bias="qkv"),
+    "stage 3, gated": case(3, grad_accum=2, **GATED, bias=True),  # biases of 6·H numbers
 }
 ALL = FEW | {
     f"stage {stage} {precision} {offload} x{grad_accum} {'tied' if tied else 'untied'} {recompute}": case(
@@ -92,7 +97,7 @@ class Played:
         if isinstance(step, Stage3):
             step.plan = schedule(replace(step.gathering, on_host=False))
         patch.setattr(kernels, "attention_backward", lambda _kernel, _heads: ())
-        patch.setattr(layers, "STATISTICS", step.compute)
+        patch.setattr(layers, "STATISTICS", 4 if run.model.norm == "rmsnorm" else step.compute)
         uncached = block_program.__wrapped__
         step.block = uncached(run.model, numerics_of(run, kernel), run.train.recompute).at(run.train.micro_batch)
         self.live: Counter[str] = Counter()
