@@ -26,30 +26,33 @@ from scalegpt.backends.base import DTYPES
 from scalegpt.backends.host_memory import keep_freed_memory
 from scalegpt.model.cpu.matmul_attention import matmul_attention
 
-SHAPES = ((12, 4, 64, 32), (4, 6, 256, 32), (4, 6, 256, 64), (4, 12, 1024, 64), (1, 6, 2048, 64))
-"""Shapes (B, a, T, D): batch, heads, sequence length, head size."""
+SHAPES = (
+    (12, 4, 4, 64, 32), (4, 6, 6, 256, 32), (4, 6, 6, 256, 64), (4, 12, 12, 1024, 64), (1, 6, 6, 2048, 64),
+    (4, 9, 3, 512, 64), (1, 16, 8, 1024, 128),
+)  # fmt: skip
+"""Shapes (B, a, k, T, D): batch, heads of queries, heads of keys and values, sequence length, head size."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def sdpa(qkv: Tensor, n_head: int) -> Tensor:
-    """Causal attention [B, T, 3·H] → [B, T, H] by SDPA, as in the model."""
-    B, T, width = qkv.shape
-    q, k, v = (part.view(B, T, n_head, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width // 3)
+def sdpa(*parts: Tensor) -> Tensor:
+    """Causal attention of queries [B, T, a, D], keys and values [B, T, k, D] → [B, T, a·D] by SDPA, as in the model."""
+    q, k, v = (part.transpose(1, 2) for part in parts)
+    grouped = k.shape[1] < q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2).flatten(2)
 
 
-WAYS: dict[str, Callable[[Tensor, int], Tensor]] = {
+WAYS: dict[str, Attend] = {
     "SDPA": sdpa,
     "by matmuls": matmul_attention,
     "backward by matmuls": partial(matmul_attention, torchs_forward=True),
 }
 
 
-def timed(
-    attend: Callable[[Tensor, int], Tensor], qkv: Tensor, n_head: int, grad: Tensor
-) -> tuple[float, float, Tensor]:
+def timed(attend: Attend, qkv: Tensor, heads: list[int], grad: Tensor) -> tuple[float, float, Tensor]:
     """Seconds of one forward pass, seconds of its backward pass, and the gradient of QKV."""
     begin = time.perf_counter()
-    y = attend(qkv, n_head)
+    y = attend(*torch.split(qkv, heads, dim=2))
     between = time.perf_counter()
     (found,) = torch.autograd.grad(y, qkv, grad)
     return between - begin, time.perf_counter() - between, found
@@ -62,11 +65,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=at_least(1), default=15, help="counted rounds [15]")
     args = parser.parse_args()
     keep_freed_memory()
-    for B, a, T, D in SHAPES:
-        qkv = torch.randn(B, T, 3 * a * D).to(DTYPES[args.dtype]).requires_grad_()
+    for B, a, k, T, D in SHAPES:
+        qkv = torch.randn(B, T, a + 2 * k, D).to(DTYPES[args.dtype]).requires_grad_()
         grad = torch.randn(B, T, a * D).to(qkv.dtype)
-        rounds = [{name: timed(way, qkv, a, grad) for name, way in WAYS.items()} for _ in range(args.rounds + 2)][2:]
-        print(f"B {B}, heads {a} of {D}, T {T}", flush=True)
+        rounds = [
+            {name: timed(way, qkv, [a, k, k], grad) for name, way in WAYS.items()} for _ in range(args.rounds + 2)
+        ][2:]
+        print(f"B {B}, heads {a} and {k} of {D}, T {T}", flush=True)
         exact = rounds[-1]["SDPA"][2].double()
         whole = statistics.median(each["SDPA"][0] + each["SDPA"][1] for each in rounds)
         for name in WAYS:

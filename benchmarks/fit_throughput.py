@@ -1,144 +1,227 @@
-"""Fits the planner's shares of a card's figures to published runs, and measures how well they predict other runs.
+"""Fits the planner's time model to published runs, and measures how well it predicts trainers that it has not seen.
 
-``python benchmarks/fit_throughput.py published_runs.csv`` prints the fitted shares; ``scalegpt/planner/time/rates.py`` has
-their values. It also prints the errors of predicted tokens per second in ten-fold cross-validation, by card and by model:
-each run is predicted with shares that were fitted without it.
+``python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv`` prints every figure: the fitted
+numbers, which ``scalegpt/planner/time/rates.py`` holds; the errors of each trainer's runs, predicted with numbers that were
+fitted without any of its runs; the range that follows from them; and which rows were left out, by which rule.
 
-Six numbers are fitted, by least squares on the logarithm of tokens per second (Gauss-Newton with Levenberg's damping): the
-shares of the dense peak that matmuls and attention reach, each on Ampere and on Hopper; the share of the memory bandwidth;
-and the share of hidden communication that still makes a pass longer (interference). A weak prior keeps a number near its
-start value where the runs do not determine it.
+Eight numbers are fitted, each with a unit and a meaning, and for each trainer one efficiency: its speed relative to the
+model. Efficiencies are drawn to 1, by :data:`TRAINERS_SPREAD`, so that the numbers describe the typical trainer. A trainer
+that is left out has the efficiency 1; so has our own, which nobody has measured.
+The fit is least squares on the logarithm of tokens per second (Gauss-Newton with Levenberg's damping), with a prior for each
+number.
 """
 
 import argparse
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import NormalDist, fmean, pvariance, variance
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.published import PublishedRun, read_published
+from benchmarks.published import PublishedRun
 from scalegpt.planner.memory.overheads import Figure
-from scalegpt.planner.time.rates import SHARES, Shares
+from scalegpt.planner.time.rates import SHARES, Rates, Shares
 
-START = {
-    "matmul 8.0": 0.8, "matmul 9.0": 0.65, "attention 8.0": 0.35, "attention 9.0": 0.25, "memory": 0.6, "interference": 0.1,
-}  # fmt: skip
-PRIOR = 0.02
-"""Weight of the distance of a number's logarithm from its start value, relative to the error of one run."""
+
+class Prior(NamedTuple):
+    """What is known of a number before the fit: its value, and the spread of the logarithm around it.
+
+    Attributes:
+        value: the expected value.
+        spread: standard deviation of the logarithm.
+        why: where the value comes from.
+    """
+
+    value: float
+    spread: float
+    why: str
+
+
+PRIORS: Mapping[str, Prior] = {
+    "matmul 8.0": Prior(0.85, 0.2, "share of the peak"),
+    "matmul 9.0": Prior(0.75, 0.2, "share of the peak"),
+    "attention 8.0": Prior(0.4, 0.4, "share of the peak"),
+    "attention 9.0": Prior(0.3, 0.4, "share of the peak"),
+    "memory": Prior(0.7, 0.3, "share of the bandwidth"),
+    "interference": Prior(0.1, 0.7, "share of hidden communication"),
+    "fill": Prior(300, 0.5, "elements of depth"),
+    "dispatch": Prior(35e-6, 0.4, "seconds for a kernel"),
+}
+WITHOUT = {
+    "shallow matmuls (FILL)": {**PRIORS, "fill": Prior(1e-6, 1e-3, "no fill")},
+    "host time (DISPATCH)": {**PRIORS, "dispatch": Prior(1e-12, 1e-3, "no host time")},
+    "interference": {**PRIORS, "interference": Prior(1e-6, 1e-3, "no interference")},
+}
+"""A term that is left out of the model → the priors that leave it out."""
+
+ROW_SPREAD = 0.07
+"""Standard deviation that the fit assumes for the logarithm of a run's error: of what the model cannot know of one run."""
+
+OUTLIER = 2.0
+"""Errors of more than this many standard deviations count linearly, not squared (the pseudo-Huber loss)."""
+
+TRAINERS_SPREAD = 0.2
+"""Standard deviation that the fit assumes for the logarithm of a trainer's efficiency."""
 
 FOLDS, SEED = 10, 0
+INSIDE = 0.90
+"""The share of the runs of one more trainer that a range is to hold."""
+
 Vector = npt.NDArray[np.float64]
 
 
-def shares_of(numbers: dict[str, float], capability: str) -> Shares:
-    """The shares for a compute capability, with these fitted numbers."""
+@dataclass(frozen=True)
+class Fit:
+    """The fitted numbers by name, and the efficiency of each trainer that was fitted."""
+
+    numbers: Mapping[str, float]
+    efficiency: Mapping[str, float] = field(default_factory=dict)
+
+    def predicted(self, run: PublishedRun) -> float:
+        """Predicted tokens per second of each card; a trainer that was not fitted has the efficiency 1."""
+        card, numbers = run.machine.card, self.numbers
+        assert card is not None
+        shares = shares_of(numbers, card.capability)
+        known = Rates.of(card, run.machine, run.run.train.precision, shares)
+        rates = replace(known, fill=numbers["fill"], dispatch=numbers["dispatch"])
+        return run.predicted(rates) * self.efficiency.get(run.trainer.name, 1.0)
+
+    def error(self, run: PublishedRun) -> float:
+        """The relative error of a run's tokens per second: predicted ÷ measured − 1."""
+        return self.predicted(run) / run.tokens_per_second - 1
+
+
+def shares_of(numbers: Mapping[str, float], capability: str) -> Shares:
+    """The shares for a compute capability with these numbers; where none is fitted, the planner's own."""
+    known = SHARES[capability]
     return replace(
-        SHARES[capability],
-        matmul=Figure(numbers[f"matmul {capability}"], ""),
-        attention=Figure(numbers[f"attention {capability}"], ""),
+        known,
+        matmul=Figure(numbers.get(f"matmul {capability}", known.matmul.value), ""),
+        attention=Figure(numbers.get(f"attention {capability}", known.attention.value), ""),
         memory=Figure(numbers["memory"], ""),
         interference=Figure(numbers["interference"], ""),
     )
 
 
-def error(run: PublishedRun, numbers: dict[str, float]) -> float:
-    """The relative error of a run's tokens per second with these numbers: predicted ÷ measured − 1."""
-    assert run.machine.card is not None
-    return run.predicted(shares_of(numbers, run.machine.card.capability)) / run.tokens_per_second - 1
+def fit(runs: Sequence[PublishedRun], priors: Mapping[str, Prior] = PRIORS) -> Fit:
+    """The numbers and the efficiencies that predict these runs best."""
+    trainers = sorted({run.trainer.name for run in runs})
+    expected = np.array([math.log(prior.value) for prior in priors.values()] + [0.0] * len(trainers))
+    spreads = np.array([prior.spread for prior in priors.values()] + [TRAINERS_SPREAD] * len(trainers))
 
-
-def fit(runs: Sequence[PublishedRun]) -> dict[str, float]:
-    """The numbers, by name, that predict the tokens per second of these runs best."""
-    names, start = list(START), np.log(list(START.values()))
+    def fit_of(x: Vector) -> Fit:
+        values = np.exp(x).tolist()
+        return Fit(dict(zip(priors, values, strict=False)), dict(zip(trainers, values[len(priors) :], strict=True)))
 
     def residuals(x: Vector) -> Vector:
-        numbers = dict(zip(names, np.exp(x).tolist(), strict=True))
-        errors = [math.log1p(error(run, numbers)) for run in runs]
-        return np.concatenate([errors, PRIOR * math.sqrt(len(runs)) * (x - start)])
+        found = fit_of(x)
+        errors = np.array([math.log1p(found.error(run)) / ROW_SPREAD for run in runs])
+        return np.concatenate([_softened(errors), (x - expected) / spreads])
 
-    return dict(zip(names, np.exp(_least_squares(residuals, start)).tolist(), strict=True))
+    return fit_of(_least_squares(residuals, expected))
+
+
+def _softened(errors: Vector) -> Vector:
+    """Residuals whose squares grow with the errors only linearly beyond :data:`OUTLIER`, so that no single run decides."""
+    softened: Vector = OUTLIER * np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + (errors / OUTLIER) ** 2) - 1))
+    return softened
 
 
 def _least_squares(residuals: Callable[[Vector], Vector], x: Vector, rounds: int = 40) -> Vector:
     damping, now = 1e-2, residuals(x)
     for _ in range(rounds):
         slopes = np.array([(residuals(x + 1e-5 * unit) - now) / 1e-5 for unit in np.eye(len(x))]).T
-        step = np.linalg.solve(slopes.T @ slopes + damping * np.eye(len(x)), -slopes.T @ now)
+        square = slopes.T @ slopes
+        step = np.linalg.solve(square + damping * np.diag(np.diag(square)), -slopes.T @ now)
         tried = residuals(x + step)
         if tried @ tried < now @ now:
             gained = now @ now - tried @ tried
             x, now, damping = x + step, tried, damping / 3
-            if gained < 1e-10:
+            if gained < 1e-6 * (now @ now):
                 break
         else:
             damping *= 4
     return x
 
 
-def cross_validate(runs: Sequence[PublishedRun]) -> list[float]:
-    """The error of each run, predicted with numbers that were fitted without the runs of its fold."""
+def cross_validate(runs: Sequence[PublishedRun], priors: Mapping[str, Prior] = PRIORS) -> list[float]:
+    """The error of each run, predicted by a fit without the runs of its fold."""
     order = np.random.default_rng(SEED).permutation(len(runs))
     errors = [0.0] * len(runs)
     for fold in range(FOLDS):
         out = set(order[fold::FOLDS].tolist())
-        numbers = fit([run for i, run in enumerate(runs) if i not in out])
+        found = fit([run for i, run in enumerate(runs) if i not in out], priors)
         for i in out:
-            errors[i] = error(runs[i], numbers)
+            errors[i] = found.error(runs[i])
     return errors
 
 
-def table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
-    """The table of mean, mean absolute and largest errors by card and by model, in Markdown."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for run, value in zip(runs, errors, strict=True):
-        assert run.machine.card is not None
-        groups[run.machine.card.name].append(value)
-        groups[run.model].append(value)
-        groups["one machine" if run.machine.nodes == 1 else "several machines"].append(value)
-        groups["all"].append(value)
-    lines = ["| runs | number | mean error | mean absolute error | largest |", "|---|--:|--:|--:|--:|"]
-    for name, values in sorted(groups.items(), key=lambda item: _by_size(item[0])):
-        worst = max(values, key=abs)
-        mean, absolute = sum(values) / len(values), sum(map(abs, values)) / len(values)
-        lines.append(f"| {name} | {len(values)} | {mean:+.1%} | {absolute:.1%} | {worst:+.1%} |")
-    return "\n".join(lines)
+def leave_out(runs: Sequence[PublishedRun], priors: Mapping[str, Prior] = PRIORS) -> list[float]:
+    """The error of each run, predicted by a fit without any run of its trainer."""
+    errors = [0.0] * len(runs)
+    for name in {run.trainer.name for run in runs}:
+        found = fit([run for run in runs if run.trainer.name != name], priors)
+        for i, run in enumerate(runs):
+            if run.trainer.name == name:
+                errors[i] = found.error(run)
+    return errors
 
 
-def in_their_place(runs: Sequence[PublishedRun]) -> str:
-    """How many of the runs fit in our trainer, and its predicted tokens per second relative to the published, in Markdown."""
-    plans = [run.plan() for run in runs]
-    fitting = sum(plan.fits is True for plan in plans)
-    fullest = max(plan.total_bytes / plan.machine.usable_bytes for plan in plans if plan.machine.usable_bytes)
-    pairs = zip(plans, runs, strict=True)
-    errors = [plan.tokens_per_second / run.batch.ranks / run.tokens_per_second - 1 for plan, run in pairs]
-    said = f"{fitting} of the {len(runs)} runs fit with `--loss chunked`, the fullest at {fullest:.1%} of its card."
-    return f"{said}\n\n{table(runs, errors)}"
+class Range(NamedTuple):
+    """The slowest and the fastest speed that a range holds, relative to the predicted one."""
+
+    slowest: float
+    fastest: float
+
+    def holds(self, error: float) -> bool:
+        """Whether the measured speed of a run, predicted with this relative error, lies in the range."""
+        return self.slowest <= 1 / (1 + error) <= self.fastest
 
 
-def _by_size(name: str) -> tuple[int, float, str]:
-    """A sort key for the rows of the table: cards first, then models by size, then all others."""
-    if not name.startswith("mpt-"):
-        return (0 if name[:4] in {"A100", "H100"} else 2), 0.0, name
-    size = name.removeprefix("mpt-")
-    return 1, float(size[:-1]) * (1000 if size[-1] == "b" else 1), name
+def range_of(runs: Sequence[PublishedRun], errors: Sequence[float]) -> Range:
+    """The range that is to hold the speeds of one more trainer, from the errors of trainers that were left out of the fit.
+
+    It is the prediction interval of a normal distribution of log(measured ÷ predicted). Its variance is that of the trainers'
+    means, and within the trainers. Each trainer counts alike, however many runs it published.
+    """
+    logs: dict[str, list[float]] = defaultdict(list)
+    for run, error in zip(runs, errors, strict=True):
+        logs[run.trainer.name].append(-math.log1p(error))
+    means = [fmean(values) for values in logs.values()]
+    within = fmean(pvariance(values) for values in logs.values())
+    further = math.sqrt((variance(means) + within) * (1 + 1 / len(means)))
+    half = NormalDist().inv_cdf((1 + INSIDE) / 2) * further
+    return Range(math.exp(fmean(means) - half), math.exp(fmean(means) + half))
+
+
+def held_by_ranges_of_others(runs: Sequence[PublishedRun], errors: Sequence[float]) -> float:
+    """The share of the runs that lie in a range made without any run of their trainer."""
+    held = 0
+    for name in {run.trainer.name for run in runs}:
+        others = [(run, error) for run, error in zip(runs, errors, strict=True) if run.trainer.name != name]
+        found = range_of(*zip(*others, strict=True))
+        held += sum(found.holds(error) for run, error in zip(runs, errors, strict=True) if run.trainer.name == name)
+    return held / len(runs)
 
 
 def main() -> None:
-    """Fit the numbers, cross-validate them, and print both."""
+    """Fit the numbers, leave out each trainer in turn, and print all figures."""
+    from benchmarks.tables import fit as tables
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="the table of published runs")
-    runs = [run for run in read_published(parser.parse_args().file) if not run.fp8]
-    for name, value in fit(runs).items():
-        print(f"{name:<16} {value:.3f}")
-    print(f"\nten-fold cross-validation over {len(runs)} runs\n\n{table(runs, cross_validate(runs))}")
-    print(f"\nour trainer in their place\n\n{in_their_place(runs)}")
+    parser.add_argument("foundry", type=Path, help="the table of llm-foundry's runs")
+    parser.add_argument("others", type=Path, help="the table of the other trainers' runs")
+    given = parser.parse_args()
+    for name, make in tables.tables_of(given.foundry, given.others).items():
+        print(f"{name}\n\n{make()}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Tables of the time model: its parameters with values and sources, and its predictions beside other trainers' figures."""
+"""Tables of the time model: its parameters with values and sources."""
 
 from collections import defaultdict
 
-from benchmarks.cross_check import cross_check
 from benchmarks.tables.markdown import code, table
 from scalegpt.hardware.gpus import catalogue
 from scalegpt.planner.memory.overheads import Figure
@@ -37,18 +36,22 @@ def _value(figure: Figure) -> str:
 
 _OF_SHARES = {
     "link": "of a link's bandwidth in one direction, reached in collectives",
-    "overlap": "of a pass's computation, the part that collectives can hide behind",
     "interference": "of hidden collectives' time, the part that is felt all the same",
 }
 
 _OTHERS = {
     "THROUGH_HOST": (1.0, "", "the same as `link` for cards that reach each other only through host memory"),
     "KERNEL": (1e6, " µs", "of each kernel on the card, before it works and after"),
-    "DISPATCH": (1e6, " µs", "Python's and autograd's time to start an eager kernel"),
-    "DISPATCH_COMPILED": (1e6, " µs", "compiled code's time to start a kernel"),
+    "DISPATCH": (1e6, " µs", "the host's time to start a kernel: Python, dispatcher, autograd, driver"),
+    "KERNEL_ON_CPU": (1e6, " µs", "Python's and autograd's time to start a kernel on a processor"),
+    "FILL": (1.0, "", "elements of depth by which a matmul seems deeper than it is"),
     "MESSAGE": (1e6, " µs", "of each collective in one machine, however small"),
     "MESSAGE_BETWEEN": (1e6, " µs", "of each collective between machines, however small"),
     "HOST_COPY": (1.0, "", "of the link to the host, reached in copies of pinned memory"),
+    "SLOWEST": (1.0, "", "lower end of the range of tokens/s, relative to the prediction"),
+    "FASTEST": (1.0, "", "upper end of that range"),
+    "RANGE_ELSEWHERE": (1.0, "", "how much wider both ends are on cards whose shares are not fitted"),
+    "RANGE_ON_CPU": (1.0, "", "both ends on a processor"),
     "HOST_UPDATE": (1e-9, " GB/s", "that an offloaded update moves in host memory"),
 }
 
@@ -77,11 +80,6 @@ def networks() -> str:
     words = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe", "host": "a processor's ranks"}
     rows = [(words[kind], f"{figure.value:g}", figure.source.removeprefix("~")) for kind, figure in NETWORK.items()]
     return table(("what links the cards of a machine", "Gbit/s for each card", "source"), rows, right={1})
-
-
-def other_trainers() -> str:
-    """The table of tokens per second that other trainers publish, beside the predictions."""
-    return cross_check()
 
 
 def search_constants() -> str:

@@ -1,17 +1,20 @@
 """Attention between the QKV and the output projection, recorded for each attention kernel.
 
-Symbols: B sequences and n tokens of a micro batch, T tokens of a sequence, a heads, H width, c bytes of the compute dtype.
-U = c·n·H are the bytes of one activation [n, H], S = 4·B·a·T² the bytes of the fp32 scores. Autograd keeps for the backward
-pass, in bytes:
+Symbols: B sequences and n tokens of a micro batch, T tokens of a sequence, a heads of queries, k heads of keys and values,
+D width of a head, c bytes of the compute dtype. U = c·n·a·D are the bytes of the queries and of the output, K = c·n·k·D those
+of the keys and of the values, S = 4·B·a·T² the bytes of the fp32 scores. Autograd keeps for the backward pass, in bytes:
 
 =============  ========================================================================================================
-flash, cudnn   QKV and the output, 4U, and the log-sum-exp of each row of scores, 4·a·n. If the width of a head is no
-               multiple of 8, flash works on padded Q, K, V and output. Then autograd keeps these four padded tensors
-               instead, and the output projection's input besides
-mem_efficient  the tensors of flash, never padded; each sequence's T rows of log-sum-exp are rounded up to a multiple of 32
-math           fp32 copies of Q, K and V, 12·n·H; the softmax, S; with dropout also its result, S, and its mask, S/4;
-               the output projection's input
+flash, cudnn   queries, keys, values and the output, 2U + 2K, and the log-sum-exp of each row of scores, 4·a·n. If the
+               width of a head is no multiple of 8, flash works on padded Q, K, V and output. Then autograd keeps these
+               four padded tensors instead, and the output projection's input besides
+mem_efficient  the tensors of flash, never padded; each sequence's T rows of log-sum-exp are rounded up to a multiple of 32.
+               With k < a, keys and values are expanded to a heads in each pass, and the copies are not kept
+math           fp32 copies of Q, K and V, 12·n·a·D: with k < a keys and values are expanded first; the softmax, S; with
+               dropout also its result, S, and its mask, S/4; the output projection's input
 =============  ========================================================================================================
+
+Queries, keys and values are views of the QKV. Rotary positions copy all three, and autograd does not keep the QKV.
 
 ``math`` follows ``attention.cpp: _scaled_dot_product_attention_math`` operator by operator. It copies Q, K and V to join
 batch and heads into one dimension for the batched matmul, unless the micro batch or the number of heads is 1.
@@ -21,8 +24,9 @@ from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
 from scalegpt.architecture.kernels import Heads
-from scalegpt.architecture.layers import FP32
+from scalegpt.architecture.layers import FP32, Numerics
 from scalegpt.architecture.operations import ATTENTION, PASSED_ON, Cost, Gradient, Operation, Recorder, Size, Value
+from scalegpt.config import ModelConfig
 
 _RANDOM_STATE = Size(fixed=1)
 """Size of a dropout seed or offset, a few bytes. Fused kernels return both, and autograd keeps them even without dropout."""
@@ -34,27 +38,43 @@ class AttentionShape:
 
     Attributes:
         tokens: T, tokens of one sequence.
-        heads: a, the number of heads.
+        heads: a, the number of heads of queries.
+        kv_heads: k, the number of heads of keys and values.
         width: D, the width of a head.
         element: bytes of an element in the compute dtype.
         dropout: whether attention has dropout.
         one_sequence: whether the micro batch is a single sequence.
+        rotated: R, how many numbers of each head are turned by rotary positions; 0: there are none.
     """
 
     tokens: int
     heads: int
+    kv_heads: int
     width: int
     element: int
     dropout: bool
     one_sequence: bool
+    rotated: int = 0
 
-    def of(self, batch: int, width: int) -> Heads:
-        """The shape [batch, a, T, width] of queries, keys or values whose heads are padded to ``width``."""
-        return Heads(batch, self.heads, self.tokens, width, self.element)
+    @classmethod
+    def of(cls, model: ModelConfig, tokens: int, numerics: Numerics) -> "AttentionShape":
+        """The sizes of the model's attention over sequences of ``tokens`` tokens."""
+        rotated = model.rotary_width if model.position == "rope" else 0
+        sizes = tokens, model.n_head, model.kv_heads, model.head_width
+        return cls(*sizes, numerics.compute, model.dropout > 0, numerics.one_sequence, rotated)
 
-    def bytes_of(self, width: int, element: int) -> Size:
-        """Bytes of queries, keys or values [B, a, T, width], with ``element`` bytes an element."""
-        return Size(element * self.heads * self.tokens * width)
+    @property
+    def grouped(self) -> bool:
+        """Whether each head of keys and values serves several heads of queries."""
+        return self.kv_heads < self.heads
+
+    def kernel_heads(self, batch: int, width: int) -> Heads:
+        """What a kernel sees of ``batch`` sequences, with heads padded to ``width``."""
+        return Heads(batch, self.heads, self.tokens, width, self.element, self.kv_heads)
+
+    def bytes_of(self, width: int, element: int, *, keys: bool = False) -> Size:
+        """Bytes of the queries [B, a, T, width], or of ``keys`` or values [B, k, T, width]."""
+        return Size(element * (self.kv_heads if keys else self.heads) * self.tokens * width)
 
     @property
     def pairs(self) -> int:
@@ -63,23 +83,69 @@ class AttentionShape:
 
     @property
     def result(self) -> Size:
-        """Bytes of the output [B, a, T, D] in the compute dtype."""
+        """Bytes of the queries and of the output [B, a, T, D] in the compute dtype."""
         return self.bytes_of(self.width, self.element)
 
+    @property
+    def keys(self) -> Size:
+        """Bytes of the keys and of the values [B, k, T, D] in the compute dtype."""
+        return self.bytes_of(self.width, self.element, keys=True)
 
-def record_heads(r: Recorder, kernel: str, shape: AttentionShape, qkv: Value) -> list[Value]:
-    """Record the split of QKV [B, T, 3·H] into views of queries, keys and values [B, a, T, D].
+    @property
+    def moved(self) -> float:
+        """Bytes of queries, keys, values and output of one sequence."""
+        return 2.0 * (self.result.per_sequence + self.keys.per_sequence)
 
-    The backward pass joins their three gradients in one copy. It needs them laid out as [B, T, a, D]. The fused kernels
-    return that layout. The gradients of the math kernel and of padded heads are each copied into it first.
+
+def record_heads(r: Recorder, shape: AttentionShape, qkv: Value) -> tuple[Value, Value, Value]:
+    """Record how queries, keys and values come from the QKV [B, T, a + 2k, D]: as views, or turned and copied.
+
+    The backward pass joins their three gradients in one copy, whatever their layout. The QKV's name goes.
     """
-    whole, parts = shape.result.times(3), tuple(Value(base=qkv) for _ in range(3))
-    r.run(Operation("split", (qkv,), (Gradient(whole),), parts, backward=Cost.moving(2.0 * whole.per_sequence)))
-    laid_out = shape.heads > 1 and (kernel == "math" or _padded_width(kernel, shape) != shape.width)
-    gradients = (Gradient(shape.result) if laid_out else PASSED_ON,)
-    heads = [r.hold(r.run(Operation("heads", (part,), gradients, (Value(base=qkv),)))) for part in parts]
-    r.release(parts[0])
-    return heads
+    sizes = shape.result, shape.keys, shape.keys
+    whole = Size(sum(size.per_sequence for size in sizes))
+    views = tuple(Value(base=qkv) for _ in sizes)
+    r.run(Operation("split", (qkv,), (Gradient(whole),), views, backward=Cost.moving(2.0 * whole.per_sequence)))
+    if shape.rotated:
+        q, k = (_record_rotation(r, shape, view, size) for view, size in zip(views[:2], sizes[:2], strict=True))
+        copying = Cost.moving(2.0 * shape.keys.per_sequence)
+        v = r.run(Operation("copy", (views[2],), (PASSED_ON,), (Value(shape.keys),), forward=copying))
+    else:
+        q, k, v = (r.run(Operation("heads", (view,), (PASSED_ON,), (Value(base=qkv),))) for view in views)
+    r.release(views[0])
+    r.release(qkv)
+    return r.hold(q), r.hold(k), r.hold(v)
+
+
+def _record_rotation(r: Recorder, shape: AttentionShape, heads: Value, size: Size) -> Value:
+    """Record the rotation of ``heads``, ``size`` bytes, out of place; the gradient is turned back the same way.
+
+    Besides its result it makes an fp32 copy of what is turned, unless that is fp32, and half of the result in fp32. It reads
+    and writes, in bytes for each number turned: the copy (c + 4), and for one half after the other a product (8), a product
+    added to it (12) and a copy into the result (4 + c).
+    """
+    c, numel = shape.element, size.per_sequence // shape.element
+    turned = numel * shape.rotated // shape.width
+    casting, rest = c + FP32 if c != FP32 else 0, 2.0 * c * (numel - turned)
+    moved = turned * (24.0 + c + casting) + rest
+    kernels = 6 + (c != FP32) + (shape.rotated < shape.width)
+    cost = Cost(moved=moved, fused=2.0 * size.per_sequence, kernels=kernels, fused_kernels=1)
+
+    def temporaries(batch: int) -> list[int]:
+        return [batch * FP32 * turned if c != FP32 else 0, batch * FP32 * turned // 2]
+
+    return r.run(
+        Operation(
+            "rotate",
+            (heads,),
+            (Gradient(size),),
+            (Value(size),),
+            workspace=temporaries,
+            workspace_back=temporaries,
+            forward=cost,
+            backward=cost,
+        )
+    )
 
 
 def _padded_width(kernel: str, shape: AttentionShape) -> int:
@@ -93,9 +159,9 @@ def record_attention(r: Recorder, kernel: str, shape: AttentionShape, q: Value, 
         r: the recorder, inside a scope, which holds the output.
         kernel: ``flash``, ``cudnn``, ``mem_efficient`` or ``math``.
         shape: the sizes.
-        q: queries, a view [B, a, T, D].
-        k: keys, of the same shape.
-        v: values, of the same shape.
+        q: queries [B, a, T, D], laid out as [B, T, a, D].
+        k: keys [B, k, T, D], laid out alike.
+        v: values, of the same shape as the keys.
     """
     if kernel == "math":
         return _record_math(r, shape, q, k, v)
@@ -111,33 +177,49 @@ def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q
     A causal kernel computes half of the scores. So it takes half the FLOPs of 2 matmuls in the forward pass, and half the
     FLOPs of 5 in the backward pass (FlashAttention-2, arXiv 2307.08691, section 3.1).
     """
-    each = shape.bytes_of(width, shape.element)
+    each, keys = (shape.bytes_of(width, shape.element, keys=keys) for keys in (False, True))
     rows = kernels.multiple(shape.tokens, kernels.EFFICIENT_ROWS) if kernel == "mem_efficient" else shape.tokens
     output, lse = Value(each), Value(Size(FP32 * shape.heads * rows))
     states = Value(_RANDOM_STATE), Value(_RANDOM_STATE)
-    pairs, moved = float(shape.pairs * shape.width), 4.0 * shape.result.per_sequence
+    pairs, moved = float(shape.pairs * shape.width), shape.moved
     return r.run(
         Operation(
             f"attention, {kernel}",
             (q, k, v),
-            (Gradient(each),) * 3,
+            (Gradient(each), Gradient(keys), Gradient(keys)),
             (output, lse, *states),
             part=ATTENTION,
             saves=(q, k, v, output, lse, *states),
             is_expensive=not shape.dropout,
-            workspace=lambda batch: [*kernels.sizes(kernels.attention_forward(kernel, shape.of(batch, width)))],
-            workspace_back=lambda batch: [*kernels.sizes(kernels.attention_backward(kernel, shape.of(batch, width)))],
+            workspace=lambda batch: _temporaries(kernel, shape.kernel_heads(batch, width), back=False),
+            workspace_back=lambda batch: _temporaries(kernel, shape.kernel_heads(batch, width), back=True),
             forward=Cost.moving(moved, kernels=2)._replace(attention=2 * pairs),
             backward=Cost.moving(2 * moved, kernels=5)._replace(attention=5 * pairs),
         )
     )
 
 
+def _temporaries(kernel: str, heads: Heads, *, back: bool) -> list[int]:
+    """The bytes of temporary allocations of a fused kernel, and of keys and values expanded for one that takes no groups.
+
+    The backward pass expands both again; a single head needs no copy for that. The kernel makes gradients of the expanded
+    ones, of which the recorded ones are the sums.
+    """
+    extras = [*kernels.sizes((kernels.attention_backward if back else kernels.attention_forward)(kernel, heads))]
+    if kernel != "mem_efficient" or not heads.expanded:
+        return extras
+    copies = [heads.expanded] * 2 if heads.keys > 1 else []
+    sums = [heads.expanded - heads.expanded * heads.keys // heads.number] * 2 if back else []
+    return [*extras, *copies, *sums]
+
+
 def _record_padded(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
     """Record flash attention: pad heads to ``width``, attend, cut the output to D, and if a > 1 copy it to [B, T, a·D]."""
     each = shape.bytes_of(width, shape.element)
     with r.scope():
-        padded = [r.hold(r.new("pad", part, each, shape.result)) for part in (q, k, v)]
+        keys = shape.bytes_of(width, shape.element, keys=True)
+        sizes = ((q, each, shape.result), (k, keys, shape.keys), (v, keys, shape.keys))
+        padded = [r.hold(r.new("pad", part, size, gradient)) for part, size, gradient in sizes]
         output = _record_fused(r, kernel, shape, width, *padded)
     cut = Value(base=output)
     r.hold(r.run(Operation("cut", (output,), (Gradient(each),), (cut,)), passing=(output,)))
@@ -152,12 +234,16 @@ def _record_layout(r: Recorder, shape: AttentionShape, heads: Value) -> Value:
 def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Value) -> Value:
     """Record the math kernel: attention as a sequence of single operators, in fp32."""
     full, pairs = shape.bytes_of(shape.width, FP32), shape.tokens**2
+    keys = shape.bytes_of(shape.width, FP32, keys=True)
     with r.scope():
         if shape.element != FP32:
-            q, k, v = (r.hold(r.new("cast", part, full, shape.result)) for part in (q, k, v))
+            q = r.hold(r.new("cast", q, full, shape.result))
+            k, v = (r.hold(r.new("cast", part, keys, shape.keys)) for part in (k, v))
         q = r.hold(r.new("scale", q, full, full))
         mask = Value(Size(fixed=FP32 * pairs))  # made from a mask of one byte an element
         r.hold(r.run(Operation("mask", (), (), (mask,), workspace=lambda _batch: [pairs])))
+        if shape.grouped:
+            k, v = (r.hold(r.new("expand", part, full, keys)) for part in (k, v))
         k = r.new("scale", k, full, full)
         scores = _record_scores(r, shape, q, k)
         weights = r.hold(_record_softmax(r, shape, scores))
@@ -170,18 +256,22 @@ def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Valu
     return output if shape.heads == 1 else _record_layout(r, shape, output)
 
 
-def _record_joined(r: Recorder, shape: AttentionShape, *parts: Value) -> tuple[tuple[Value, ...], bool]:
-    """Record copies that join batch and heads; return them and True, or ``parts`` and False if no copy is needed."""
-    if shape.one_sequence or shape.heads == 1:
-        return parts, False
+def _record_joined(r: Recorder, shape: AttentionShape, part: Value, *, keys: bool = False) -> tuple[Value, bool]:
+    """Record a copy that joins batch and heads; return it and True, or ``part`` and False if no copy is needed.
+
+    Expanded ``keys`` and values are joined already.
+    """
+    if shape.one_sequence or shape.heads == 1 or (keys and shape.grouped):
+        return part, False
     full = shape.bytes_of(shape.width, FP32)
-    return tuple(r.run(Operation("join", (part,), (PASSED_ON,), (Value(full),))) for part in parts), True
+    return r.run(Operation("join", (part,), (PASSED_ON,), (Value(full),))), True
 
 
 def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Value:
     """Record the scores Q·Kᵀ, fp32 [B, a, T, T]."""
     full, flops = shape.bytes_of(shape.width, FP32), 2.0 * shape.pairs * shape.width
-    factors, copied = _record_joined(r, shape, q, k)
+    (left, left_copied), (right, right_copied) = _record_joined(r, shape, q), _record_joined(r, shape, k, keys=True)
+    factors = left, right
     scores = r.run(
         Operation(
             "scores",
@@ -193,7 +283,7 @@ def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Va
             forward=Cost(flops=flops),
             backward=Cost(flops=2 * flops),
         ),
-        passing=factors if copied else (),
+        passing=[value for value, copied in ((left, left_copied), (right, right_copied)) if copied],
     )
     r.release(k)
     return scores
@@ -228,11 +318,11 @@ def _record_product(r: Recorder, shape: AttentionShape, weights: Value, v: Value
     gradient (12) and read it twice (8).
     """
     full, scores = shape.bytes_of(shape.width, FP32), Size(FP32 * shape.pairs)
-    (values,), copied = _record_joined(r, shape, v)
+    values, copied = _record_joined(r, shape, v, keys=True)
     flops = 2.0 * shape.pairs * shape.width
     dropout = 9 if shape.dropout else 0
     cast = FP32 + shape.element if shape.element != FP32 else 0
-    inputs = 4.0 * shape.result.per_sequence
+    inputs = shape.moved
     moved, back = inputs + (38 + cast + dropout) * shape.pairs, 2 * inputs + (28 + dropout) * shape.pairs
     product = Operation(
         "weighted sum",

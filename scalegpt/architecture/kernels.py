@@ -40,18 +40,24 @@ NORM_CHUNK = 65_536
 
 
 class Heads(NamedTuple):
-    """The shape [B, a, T, D] of queries, keys or values (batch, number, rows, width), and the bytes of an element."""
+    """The shape [B, a, T, D] of queries (batch, number, rows, width), the bytes of an element, and the heads of keys."""
 
     batch: int
     number: int
     rows: int
     width: int
     element: int
+    keys: int
 
     @property
     def numel(self) -> int:
-        """The number of elements, B·a·T·D."""
+        """The number of elements of the queries, B·a·T·D."""
         return self.batch * self.number * self.rows * self.width
+
+    @property
+    def expanded(self) -> int:
+        """Bytes of keys or values when each head of queries has its own, where several share a head; else 0."""
+        return self.element * self.numel if self.keys < self.number else 0
 
 
 def multiple(size: int, of: int) -> int:
@@ -60,7 +66,7 @@ def multiple(size: int, of: int) -> int:
 
 
 def attention_forward(kernel: str, heads: Heads) -> Extras:
-    """The temporary allocations of an attention kernel's forward pass."""
+    """The temporary allocations of an attention kernel's forward pass; of the mem_efficient one, without expanded keys."""
     if kernel == "mem_efficient" and heads.element != 4 and heads.width > EFFICIENT_WIDE:
         return (("mem_efficient: fp32 sum of the output", 4 * heads.numel),)
     return ()
@@ -79,7 +85,14 @@ def attention_backward(kernel: str, heads: Heads) -> Extras:
 def _flash_backward(heads: Heads) -> Extras:
     rows = heads.batch * heads.number * multiple(heads.rows, FLASH_ROWS)
     width = multiple(heads.width, 32 if heads.width <= 128 else 64)
-    return ("flash backward: softmax_d", 4 * rows), ("flash backward: dq_accum", 4 * rows * width)
+    sums = ("flash backward: softmax_d", 4 * rows), ("flash backward: dq_accum", 4 * rows * width)
+    if not heads.expanded:
+        return sums
+    return (
+        *sums,
+        ("flash backward: dk of each query", heads.expanded),
+        ("flash backward: dv of each query", heads.expanded),
+    )
 
 
 def _efficient_backward(heads: Heads) -> Extras:

@@ -96,8 +96,8 @@ class Linear(Layer):
             parameter=f"{self.name}.weight",
             weight=numel,
             is_expensive=True,
-            forward=Cost(flops=flops, kernels=1, fused_kernels=1),
-            backward=Cost(flops=2 * flops, kernels=2, fused_kernels=2),
+            forward=Cost(flops=flops, kernels=1, fused_kernels=1, outputs=tokens * outputs),
+            backward=Cost(flops=2 * flops, kernels=2, fused_kernels=2, outputs=tokens * inputs),
         )
         return r.run(operation, passing=(x,) if passing else ())
 

@@ -107,7 +107,8 @@ class LossPart:
         maximum (4), clears the rows of ignored targets (8) and casts back (4 + c). Compiled, the
         chunked loss reads logits twice and writes once there (3c). The full loss casts to fp32 (c + 4), takes the
         log-softmax (8), makes the gradients of the mean (4) and of the log-softmax (12), and casts back (4 + c). In fp32
-        nothing is cast. Each chunk adds V·H numbers to the head's fp32 gradient.
+        nothing is cast. Each chunk adds V·H numbers to the head's fp32 gradient. The matmuls write logits, the gradient of
+        the hidden states, and for each chunk a gradient of the head.
 
         Args:
             tokens: n, tokens of the micro batch.
@@ -116,12 +117,13 @@ class LossPart:
         """
         c, model = numerics.compute, self.model
         logits, head = float(tokens) * model.vocab_size, float(model.vocab_size) * model.n_embd
-        flops = 6.0 * logits * model.n_embd
+        flops, written = 6.0 * logits * model.n_embd, logits + float(tokens) * model.n_embd
         capping, kernels_of_capping = CAPPING if self.has_cap else (0, 0)
         casts = 2 * (c + FP32) if c != FP32 else 0
         if self.kind == "full":
             moved = (3 * c + casts + 24 + capping) * logits + 2 * c * head
-            return Cost(flops=flops, moved=moved, kernels=KERNELS_OF_FULL_LOSS + kernels_of_capping)
+            kernels = KERNELS_OF_FULL_LOSS + kernels_of_capping
+            return Cost(flops=flops, moved=moved, kernels=kernels, outputs=written + head)
         if self.has_cap and casts:
             capping, kernels_of_capping = capping - 8, kernels_of_capping - 2
         chunks = -(-tokens // self.chunk)
@@ -130,7 +132,8 @@ class LossPart:
         # The last chunk counts as a whole one, so that kernels depend on the number of chunks alone.
         kernels = KERNELS_OF_ROWS_COMPILED if compiled else KERNELS_OF_ROWS + kernels_of_capping
         kernels = KERNELS_OF_CHUNK + kernels * -(-self.chunk // LOSS_ROWS)
-        return Cost(flops=flops, moved=(3 * c + between) * logits + added * head * chunks, kernels=kernels * chunks)
+        moved = (3 * c + between) * logits + added * head * chunks
+        return Cost(flops=flops, moved=moved, kernels=kernels * chunks, outputs=written + head * chunks)
 
 
 def _record_softcap(r: Recorder, logits: Value, size: Size, passing: Sequence[Value]) -> Value:

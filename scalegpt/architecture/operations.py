@@ -47,6 +47,8 @@ class Cost(NamedTuple):
         fused: bytes that memory-bound kernels read and write in a compiled block.
         kernels: number of kernels started in eager mode.
         fused_kernels: number of kernels started in a compiled block.
+        outputs: elements that matrix products write. Gradients of weights, whose number does not grow with the sequences, are
+            counted elsewhere.
     """
 
     flops: float = 0.0
@@ -55,6 +57,7 @@ class Cost(NamedTuple):
     fused: float = 0.0
     kernels: int = 0
     fused_kernels: int = 0
+    outputs: float = 0.0
 
     @classmethod
     def moving(cls, moved: float, kernels: int = 1) -> "Cost":

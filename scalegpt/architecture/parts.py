@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
 from scalegpt.architecture.attention import AttentionShape, record_attention, record_heads
-from scalegpt.architecture.layers import ACTIVATIONS, Layer, Linear, Norm, Numerics, record_dropout, record_sum
+from scalegpt.architecture.layers import ACTIVATIONS, FP32, Layer, Linear, Norm, Numerics, record_dropout, record_sum
 from scalegpt.architecture.operations import PASSED_ON, Gradient, Operation, Recorder, Size, Value
 from scalegpt.architecture.parameters import Dim, Parameter
 from scalegpt.config import ModelConfig
@@ -27,6 +27,15 @@ def width_of(model: ModelConfig) -> Dim:
 def inner_of(model: ModelConfig) -> Dim:
     """F, the width of the feed-forward layer; 4·H where it is that wide."""
     return width_of(model).times(4) if model.inner_width == 4 * model.n_embd else Dim.of("F", model.inner_width)
+
+
+def heads_of(model: ModelConfig) -> tuple[Dim, Dim]:
+    """The width of all queries together, a·D, and that of all keys, k·D; each H where it is that wide by definition."""
+    if model.head_size is None and model.kv_heads == model.n_head:
+        return width_of(model), width_of(model)
+    head, keys = Dim.of("D", model.head_width), Dim.of("k", model.kv_heads)
+    queries = width_of(model) if model.head_size is None else Dim.of("a", model.n_head).times(head)
+    return queries, keys.times(head)
 
 
 def vocabulary_of(model: ModelConfig) -> Dim:
@@ -52,22 +61,25 @@ class Part:
 
 
 class Attention(Part):
-    """Causal multi-head self-attention: one matmul for queries, keys and values, attention, and a projection."""
+    """Causal self-attention: one matmul for queries, keys and values, attention, and a projection.
+
+    The QKV's rows are those of all queries' heads, then of all keys' heads, then of all values' heads.
+    """
 
     def __init__(self, model: ModelConfig) -> None:
         self.model, width = model, width_of(model)
-        self.qkv = Linear("attn.qkv", "attention, qkv", model.has_qkv_bias, (width.times(3), width))
-        self.proj = Linear("attn.proj", "attention, proj", model.has_bias, (width, width))
+        queries, keys = heads_of(model)
+        rows = queries.plus(keys.times(2))
+        self.qkv = Linear("attn.qkv", "attention, qkv", model.has_qkv_bias, (rows, width))
+        self.proj = Linear("attn.proj", "attention, proj", model.has_bias, (width, queries))
         self.layers = self.qkv, self.proj
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """Record attention with both projections: normed hidden states [T, H] → the residual branch [T, H]."""
-        model, c = self.model, numerics.compute
-        shape = AttentionShape(tokens, model.n_head, model.head_width, c, model.dropout > 0, numerics.one_sequence)
+        shape = AttentionShape.of(self.model, tokens, numerics)
         with r.scope():
             r.hold(x)
-            qkv = r.hold(self.qkv.record(r, x, tokens, numerics))
-            q, k, v = record_heads(r, numerics.kernel, shape, qkv)
+            q, k, v = record_heads(r, shape, self.qkv.record(r, x, tokens, numerics))
             y = record_attention(r, numerics.kernel, shape, q, k, v)
             return self.proj.record(r, y, tokens, numerics)
 
@@ -121,30 +133,32 @@ class Block(Part):
 
 @dataclass(frozen=True)
 class Embedding:
-    """Token and position embeddings, and their sum."""
+    """The token embedding and, where positions are learned, their embedding; both are summed."""
 
     model: ModelConfig
 
     def parameters(self) -> Iterator[Parameter]:
-        """The two tables: token embedding [V, H] and position embedding [T, H]."""
+        """The tables: token embedding [V, H] and, where positions are learned, position embedding [T, H]."""
         width = width_of(self.model)
         yield Parameter(TOKENS, (vocabulary_of(self.model), width), "token embedding")
-        yield Parameter(POSITIONS, (Dim.of("T", self.model.block_size), width), "position embedding")
+        if self.model.position == "learned":
+            yield Parameter(POSITIONS, (Dim.of("T", self.model.block_size), width), "position embedding")
 
     def record(self, r: Recorder, tokens: int, numerics: Numerics) -> Value:
-        """Record both lookups and their sum: ids [T] → the residual stream [T, H].
+        """Record the lookups and their sum: ids [T] → the residual stream [T, H].
 
         The looked-up rows, and the dense gradients of the tables, have the weights' dtype.
         """
         model, c, residual = self.model, numerics.compute, numerics.residual
         numel = tokens * model.n_embd
         with r.scope():
-            positions = Value(Size(fixed=8 * tokens))
-            r.hold(r.run(Operation("positions", (), (), (positions,))))
-            token = self._look_up(r, TOKENS, model.vocab_size, Size(numel), numerics)
-            table = self._look_up(r, POSITIONS, model.block_size, Size(fixed=numel), numerics, saves=(positions,))
-            gradients = PASSED_ON, Gradient(Size(fixed=c * numel))
-            x = r.run(Operation("sum", (token, table), gradients, (Value(Size(c * numel)),)))
+            x = self._look_up(r, TOKENS, model.vocab_size, Size(numel), numerics)
+            if model.position == "learned":
+                positions = Value(Size(fixed=8 * tokens))
+                r.hold(r.run(Operation("positions", (), (), (positions,))))
+                table = self._look_up(r, POSITIONS, model.block_size, Size(fixed=numel), numerics, saves=(positions,))
+                gradients = PASSED_ON, Gradient(Size(fixed=c * numel))
+                x = r.run(Operation("sum", (x, table), gradients, (Value(Size(c * numel)),)), passing=(x, table))
             if numerics.mixed:
                 x = r.new("cast", x, Size(residual * numel), Size(c * numel), passing=True)
             return record_dropout(r, x, numel, residual) if model.dropout else x
@@ -165,7 +179,12 @@ class Embedding:
         )
         if numerics.weights != numerics.compute:
             x = r.new("cast", x, numel.times(numerics.compute), size, passing=True)
-        return r.hold(x)
+        return x
+
+
+def rotary_table(model: ModelConfig) -> int:
+    """Bytes of the table of rotary positions, fp32 [T, R], which all blocks share; 0 without rotary positions."""
+    return FP32 * model.block_size * model.rotary_width if model.position == "rope" else 0
 
 
 class Head(Part):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scalegpt.backends.base import DTYPES, Backend, OptimizerFactory
-from scalegpt.backends.capabilities import attention_by_matmuls
+from scalegpt.backends.capabilities import attention_by_matmuls, expands_keys
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import DEEPSPEED, FSDP, PLAIN
@@ -44,10 +44,11 @@ def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None =
         model = GPT(run.model, make_loss(train.loss, train.loss_chunk, compiled=compiled))
     compute = DTYPES[train.precision]
     model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)
-    attend = None
+    attend, expands = None, False
     if device is not None:
         attend = attention_by_matmuls(train.attention, train.precision, device, dropout=run.model.dropout > 0).attend
-    model.set_attention(train.attention, attend=attend)
+        expands = expands_keys(train.attention, train.precision, device, run.model)
+    model.set_attention(train.attention, attend=attend, expands=expands)
     apply_recompute(model, train.recompute)
     if compiled:
         for block in model.blocks:

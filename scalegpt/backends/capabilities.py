@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import sdpa_kernel
 
 from scalegpt.backends.base import DTYPES
+from scalegpt.config import ModelConfig
 from scalegpt.config.backends import DEEPSPEED
 from scalegpt.errors import InputError
 from scalegpt.model.attention import SDPA_BACKENDS
@@ -79,6 +80,26 @@ def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dro
     if not fits or not torch.cpu._is_avx512_bf16_supported():
         return ByMatmuls.NOTHING
     return ByMatmuls.BACKWARD if torch.cpu._is_amx_tile_supported() else ByMatmuls.ALL
+
+
+def expands_keys(name: str, precision: str, device: torch.device, model: ModelConfig) -> bool:
+    """Whether grouped keys and values must be expanded, since the attention kernel for them takes no groups.
+
+    That is torch's memory-efficient kernel. With ``auto`` it is taken if torch's kernels that take groups cannot be used.
+    """
+    if model.kv_heads == model.n_head or device.type != "cuda":
+        return False
+    if name != "auto":
+        return name == "mem_efficient"
+    q, k = (
+        torch.empty(1, heads, 8, model.head_width, device=device, dtype=DTYPES[precision], requires_grad=True)
+        for heads in (model.n_head, model.kv_heads)
+    )
+    cuda = torch.backends.cuda
+    grouped, expanded = (cuda.SDPAParams(q, keys, keys, None, model.dropout, True, keys is k) for keys in (k, q))
+    if cuda.can_use_flash_attention(grouped) or cuda.can_use_cudnn_attention(grouped):
+        return False
+    return cuda.can_use_efficient_attention(expanded)
 
 
 def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None]:

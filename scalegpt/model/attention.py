@@ -1,4 +1,7 @@
-"""Attention, and the cache of keys and values with which tokens are generated."""
+"""Attention, and the cache of keys and values with which tokens are generated.
+
+Sizes: B micro batch, T sequence, H ``n_embd``, a heads of queries, k heads of keys and values, D width of a head.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +12,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalegpt.config import ModelConfig
+from scalegpt.model.grouped import attend_expanded
 from scalegpt.model.layers import Linear
+from scalegpt.model.rotary import rotate
 
 SDPA_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -18,14 +23,15 @@ SDPA_BACKENDS = {
     "math": SDPBackend.MATH,
 }
 
-AttendWhole = Callable[[Tensor, int], Tensor | None]
-"""(QKV [B, T, 3·H], heads) → causal attention's result [B, T, H], or None where torch's kernels are to be called."""
+AttendWhole = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+"""(queries [B, T, a, D], keys and values [B, T, k, D]) → causal attention's result [B, T, a·D], or None where torch's kernels
+are to be called."""
 
 
 class KeyValueCache:
     """Keys and values of the tokens seen so far, for one block.
 
-    The first :meth:`append` makes the buffers [B, a, capacity, D], with the dtype and device of its keys and values. Each
+    The first :meth:`append` makes the buffers [B, k, capacity, D], with the dtype and device of its keys and values. Each
     call fills these buffers further, in place.
 
     Args:
@@ -40,7 +46,7 @@ class KeyValueCache:
         self._values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new tokens' keys and values [B, a, t, D] and return those of all tokens, as views of the buffers."""
+        """Add the new tokens' keys and values [B, k, t, D] and return those of all tokens, as views of the buffers."""
         if self._keys is None or self._values is None:
             shape = (*keys.shape[:2], self.capacity, keys.shape[3])
             self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
@@ -52,7 +58,7 @@ class KeyValueCache:
 
 
 class GenerationCache:
-    """One :class:`KeyValueCache` per block: 2·B·H·capacity numbers for each block, in the compute dtype."""
+    """One :class:`KeyValueCache` per block: 2·B·k·D·capacity numbers for each block, in the compute dtype."""
 
     def __init__(self, n_layer: int, capacity: int) -> None:
         self.blocks = [KeyValueCache(capacity) for _ in range(n_layer)]
@@ -69,37 +75,63 @@ class GenerationCache:
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal self-attention; with fewer heads of keys and values than of queries, each serves a group of queries."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head, self.kv_heads, self.head_width = config.n_head, config.kv_heads, config.head_width
         self.dropout = config.dropout
         self.backend: SDPBackend | None = None  # None: torch chooses
         self.attend: AttendWhole | None = None
-        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.has_qkv_bias)
-        self.proj = Linear(config.n_embd, config.n_embd, bias=config.has_bias)
+        self.expands = False  # whether to expand grouped keys and values for torch's memory-efficient kernel
+        rows = (self.n_head + 2 * self.kv_heads) * self.head_width
+        self.qkv = Linear(config.n_embd, rows, bias=config.has_qkv_bias)
+        self.proj = Linear(self.n_head * self.head_width, config.n_embd, bias=config.has_bias)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, T, H] → [B, T, H]. With a cache, x continues the cached tokens."""
-        B, T, H = x.shape
-        qkv = self.qkv(x)
-        whole = self.attend(qkv, self.n_head) if self.attend is not None and cache is None else None
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None) -> Tensor:
+        """[B, T, H] → [B, T, H].
+
+        Args:
+            x: the normed hidden states.
+            cache: the keys and values of earlier tokens, which x continues.
+            turns: rows of the rotary table, [T, R] or [B, T, R], by which queries and keys are turned.
+        """
+        q, k, v = self.heads(x, turns)
+        whole = self.attend(q, k, v) if self.attend is not None and cache is None else None
         if whole is not None:
             return self.proj(whole)  # type: ignore[no-any-return]
-        # Split before shaping into heads [B, a, T, D]: the backward pass then joins the three gradients in one copy.
-        q, k, v = (part.view(B, T, self.n_head, H // self.n_head).transpose(1, 2) for part in qkv.split(H, dim=2))
-        past = cache.length if cache is not None else 0
+        y = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), cache)
+        return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def heads(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, H] → queries [B, T, a, D] and keys [B, T, k, D], turned by ``turns``, and values [B, T, k, D].
+
+        The result of the matmul is not named: where queries, keys and values are copied out of it, it is freed.
+        """
+        parts = [self.n_head, self.kv_heads, self.kv_heads]
+        q, k, v = torch.split(self.qkv(x).view(*x.shape[:2], -1, self.head_width), parts, dim=2)
+        if turns is not None:
+            q = rotate(q, turns)
+            k = rotate(k, turns)
+            v = v.clone()  # a view would keep the whole result of the matmul for the backward pass
+        return q, k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """Queries [B, a, T, D], keys and values [B, k, T, D] → [B, a, T, D], by torch's kernels."""
+        past, new = cache.length if cache is not None else 0, q.shape[2]
         if cache is not None:
             k, v = cache.append(k, v)
         # One new token sees everything; a longer continuation sees the past and, causally, itself.
-        mask = _continuation_mask(T, past, x.device) if past and T > 1 else None
+        mask = _continuation_mask(new, past, q.device) if past and new > 1 else None
+        dropout = self.dropout if self.training else 0.0
+        grouped = self.kv_heads < self.n_head
+        if grouped and self.expands and mask is None:
+            return attend_expanded(q, k, v, dropout, is_causal=past == 0)
         chosen: AbstractContextManager[None] = sdpa_kernel(self.backend) if self.backend is not None else nullcontext()
         with chosen:
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=past == 0, dropout_p=self.dropout if self.training else 0.0
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=past == 0, dropout_p=dropout, enable_gqa=grouped
             )
-        return self.proj(y.transpose(1, 2).reshape(B, T, H))  # type: ignore[no-any-return]
 
 
 def _continuation_mask(new: int, past: int, device: torch.device) -> Tensor:

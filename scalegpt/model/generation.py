@@ -75,8 +75,8 @@ def draw_rows(
     depend on the other rows, except where two tokens are so close that the rounding of a larger matmul decides. Torch's
     global random state is left alone.
 
-    The context grows to T = ``block_size``. Then it cannot slide: learned positions tie every cached key to the position
-    of its token. So the cache is dropped and the newest half of the window is read again from position 0.
+    The context grows to T = ``block_size``. Then it cannot slide: learned and rotary positions tie every cached key to
+    the position of its token. So the cache is dropped and the newest half of the window is read again from position 0.
     That is one pass over T/2 tokens for every T/2 tokens drawn, so at most twice the arithmetic. Sliding by one token would
     cost a pass over all T tokens for every token drawn. From then on the context is between T/2 and T tokens long.
 

@@ -1,6 +1,6 @@
 """The GPT: block and model.
 
-- Pre-norm blocks with learned positions; the defaults are GPT-2's shape.
+- Pre-norm blocks. Positions are learned (GPT-2), or rotary in each block's attention, or there are none.
 - One matmul makes queries, keys and values. Attention is torch's ``scaled_dot_product_attention`` (SDPA),
   unless :meth:`GPT.set_attention` is given another function, which is used when there is no key-value cache.
 - The head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss never holds
@@ -9,7 +9,7 @@
   that dtype. So weights may be fp32 masters (``plain``) or in the compute dtype already (FSDP2 and DeepSpeed cast them
   beforehand): the arithmetic is the same without autocast, and the backends agree.
 
-Sizes: B micro batch, T sequence, H ``n_embd``, a heads, D = H/a, V vocabulary. Parameter names are part of the
+Sizes: B micro batch, T sequence, H ``n_embd``, V vocabulary. Parameter names are part of the
 checkpoint format and are listed by :func:`scalegpt.architecture.decoder.parameter_shapes`.
 """
 
@@ -28,6 +28,7 @@ from scalegpt.model.attention import SDPA_BACKENDS, AttendWhole, Attention, Gene
 from scalegpt.model.feed_forward import FeedForward
 from scalegpt.model.layers import Linear, norm_of
 from scalegpt.model.loss import Loss, full_cross_entropy, soft_capped
+from scalegpt.model.rotary import RotaryTable
 
 INIT_STD = 0.02
 
@@ -50,15 +51,15 @@ class Block(nn.Module):
         self.compute_dtype = torch.float32
         self.recompute: Callable[..., Tensor] | None = None
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, T, H] → [B, T, H], through ``recompute`` if it is set and gradients are on."""
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None) -> Tensor:
+        """[B, T, H] → [B, T, H], through ``recompute`` if it is set and gradients are on; for ``turns`` see attention."""
         if self.recompute is None or not torch.is_grad_enabled():
-            return self.body(x, cache)
-        return self.recompute(self.body, x)
+            return self.body(x, cache, turns)
+        return self.recompute(self.body, x, None, turns)
 
-    def body(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def body(self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None) -> Tensor:
         """The block's arithmetic, [B, T, H] → [B, T, H]; ``+`` promotes to fp32 if the residual stream is fp32."""
-        middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache))
+        middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache, turns))
         read = x if self.is_parallel else middle
         return middle + self._drop(self.mlp(self.ln2(read, self.compute_dtype)))
 
@@ -88,7 +89,8 @@ class GPT(nn.Module):
         self.compute_dtype = torch.float32
         self.residual_dtype = torch.float32
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.rotary = RotaryTable(config) if config.position == "rope" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = norm_of(config)
         self.head = None if config.tie_head else Linear(config.n_embd, config.vocab_size, bias=False)
@@ -99,6 +101,11 @@ class GPT(nn.Module):
     def layers(self) -> list[Block]:
         """The blocks, typed as :class:`Block`: a ``ModuleList`` only knows that they are modules."""
         return cast(list[Block], list(self.blocks))
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The tensors that the model holds besides its parameters: the rotary table, on each device that needed it."""
+        return [] if self.rotary is None else self.rotary.made
 
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """GPT-2's initialisation, one fp32 CPU tensor at a time, by parameter name.
@@ -129,41 +136,61 @@ class GPT(nn.Module):
         for block in self.layers:
             block.compute_dtype = compute
 
-    def set_attention(self, name: str, *, attend: AttendWhole | None = None) -> None:
+    def set_attention(self, name: str, *, attend: AttendWhole | None = None, expands: bool = False) -> None:
         """Choose the function or the SDPA backend that computes attention.
 
         Args:
             name: the name of SDPA's backend; ``auto`` leaves the choice to torch.
             attend: a function, without dropout, to call instead of SDPA when there is no cache; None: always SDPA.
+            expands: whether grouped keys and values are expanded for SDPA's memory-efficient backend.
         """
         for block in self.layers:
             block.attn.backend = SDPA_BACKENDS.get(name)
             block.attn.attend = attend
+            block.attn.expands = expands
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: GenerationCache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: GenerationCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Compute the mean loss if there are targets, else the logits of the last position.
 
         Args:
             tokens: [B, T] int64 ids, T at most ``block_size``, less the number of cached tokens.
             targets: [B, T] int64 ids, -1 where a position does not count in the mean loss.
             cache: keys and values of earlier tokens; ``tokens`` continue them.
+            positions: int64 [B, T] or [T], below ``block_size``; None: those that follow the cached tokens.
 
         Returns:
             The loss, an fp32 scalar, or without targets the logits [B, V] of the last position, in fp32.
         """
         past = cache.length if cache is not None else 0
-        x = self.embed(tokens, past)
+        x = self.embed(tokens, past, positions)
+        turns = self._turns(tokens, past, positions)
         for i, block in enumerate(self.blocks):
-            x = block(x, cache.blocks[i]) if cache is not None else block(x)
+            x = block(x, None if cache is None else cache.blocks[i], turns)
         head = self.wte.weight if self.head is None else self.head.weight
         if targets is None:
             logits = F.linear(self.ln_f(x[:, -1], self.compute_dtype), head.to(self.compute_dtype))
             return soft_capped(logits.float(), self.config.logit_softcap)
         return self.loss(self.ln_f(x, self.compute_dtype), head, targets)
 
-    def embed(self, tokens: Tensor, past: int = 0) -> Tensor:
-        """[B, T] ids at positions past … past + T - 1 → the residual stream [B, T, H]."""
-        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        token, position = self.wte(tokens).to(self.compute_dtype), self.wpe(positions).to(self.compute_dtype)
-        x: Tensor = (token + position).to(self.residual_dtype)
+    def embed(self, tokens: Tensor, past: int = 0, positions: Tensor | None = None) -> Tensor:
+        """[B, T] ids at ``positions``, or at past … past + T - 1 → the residual stream [B, T, H]."""
+        x: Tensor = self.wte(tokens).to(self.compute_dtype)
+        if self.wpe is not None:
+            if positions is None:
+                positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+            x = x + self.wpe(positions).to(self.compute_dtype)
+        x = x.to(self.residual_dtype)
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+
+    def _turns(self, tokens: Tensor, past: int, positions: Tensor | None) -> Tensor | None:
+        """The rows of the rotary table for these positions, [T, R] or [B, T, R]; None without rotary positions."""
+        if self.rotary is None:
+            return None
+        table = self.rotary.on(tokens.device)
+        return table[past : past + tokens.shape[1]] if positions is None else table[positions]

@@ -19,7 +19,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out], in x's dtype."""
-        return F.linear(x, self.weight.to(x.dtype), _cast(self.bias, x))
+        weight, bias = self.weight.to(x.dtype), _cast(self.bias, x)
+        if bias is None:
+            return F.linear(x, weight)
+        # As rows: for more dimensions DeepSpeed's stage 3, which replaces F.linear, adds the bias in place to the matmul's
+        # result. Selective recompute has kept this result then, and would add the bias a second time.
+        return F.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
 
 
 class LayerNorm(nn.LayerNorm):

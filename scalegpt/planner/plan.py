@@ -18,7 +18,7 @@ from scalegpt.planner.memory.overheads import Overheads
 from scalegpt.planner.memory.predict import predict_with
 from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.time.calibration import Calibration
-from scalegpt.planner.time.rates import Rates
+from scalegpt.planner.time.rates import Rates, speed_range
 from scalegpt.planner.time.step_time import StepTime, StepWork, least_seconds, step_time
 from scalegpt.planner.time.work import Work, count_work, flops_per_token
 from scalegpt.units import gib
@@ -129,6 +129,12 @@ class Plan:
         return self.batch.tokens / self.time.seconds
 
     @property
+    def tokens_per_second_range(self) -> tuple[float, float]:
+        """The tokens per second, over all ranks, between which the real ones are likely to lie; see :func:`speed_range`."""
+        low, high = speed_range(self.machine.card or find_card(STAND_IN))
+        return low * self.tokens_per_second, high * self.tokens_per_second
+
+    @property
     def mfu(self) -> float:
         """Model FLOPs utilization: model FLOP/s, without recompute, as a share of the cards' dense peak FLOP/s."""
         return self.tokens_per_second / self.machine.ranks * flops_per_token(self.run.model) / self.peak_flops
@@ -152,9 +158,12 @@ class Plan:
     def speed(self) -> dict[str, Any]:
         """The predicted time, throughput and MFU as plain values for JSON; all None if no card is named."""
         known = self.machine.card is not None
+        low, high = self.tokens_per_second_range
         return {
             "step_seconds": self.seconds if known else None,
             "tokens_per_second": self.tokens_per_second if known else None,
+            "tokens_per_second_low": low if known else None,
+            "tokens_per_second_high": high if known else None,
             "mfu": self.mfu if known else None,
             "time": dict(self.time.parts) if known else None,
         }

@@ -75,8 +75,10 @@ def _attend(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """Attention by the kernel that torch takes on CUDA, without a mask: [B, a, T, D] → [B, a, T, D]."""
+    assert enable_gqa == (k.shape[1] < q.shape[1])
     assert attn_mask is None, "training has no attention mask"
     if kernel == "flash":
         return _attend_with_flash(q, k, v, dropout_p, is_causal)
@@ -111,9 +113,9 @@ def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
     """
     if func in _ATTENTION:
         allocates, kernel, place = _ATTENTION[func]
-        queries = args[place]
+        queries, keys = args[place : place + 2]
         batch, count, rows, width = queries.shape
-        yield from allocates(kernel, Heads(batch, count, rows, width, queries.element_size()))
+        yield from allocates(kernel, Heads(batch, count, rows, width, queries.element_size(), keys.shape[1]))
     elif func is aten.embedding_dense_backward.default:
         gradient, tokens, rows = args[:3]
         yield from kernels.embedding_backward(tokens.numel(), rows, gradient.shape[-1])

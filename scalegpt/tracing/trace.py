@@ -111,6 +111,8 @@ def trace_step(
         context.enter_context(_no_collection())
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         backend = _make_backend(run, ranks, grad_accum, fake, as_cuda=as_cuda)
+        if as_cuda and kernel == "mem_efficient":
+            backend.model.set_attention("auto", expands=True)
         context.enter_context(fake)
         tracker = Tracker(run_as_cuda, extras) if as_cuda else Tracker(extras=shared_extras, block=1)
         context.enter_context(tracker)
@@ -185,6 +187,8 @@ def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bo
     tracker.on_host = on_host
     for parameter in backend.model.parameters():
         tracker.mark(parameter, "weights")
+    for table in backend.model.tables:
+        tracker.mark(table, "weights")
     for state in backend.optimizer.state.values():
         for name, value in state.items():
             if name == "step" and not fused:
@@ -205,9 +209,9 @@ def _watch(model: GPT, tracker: Tracker) -> None:
 
     original_loss, original_embed, made = model.loss, model.embed, [0]
 
-    def embed(tokens: Tensor, past: int = 0) -> Tensor:
+    def embed(tokens: Tensor, past: int = 0, positions: Tensor | None = None) -> Tensor:
         made[0] = tracker.made
-        x = original_embed(tokens, past)
+        x = original_embed(tokens, past, positions)
         x.register_hook(enter("backward_tail"))  # type: ignore[no-untyped-call]
         return x
 

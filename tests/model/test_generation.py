@@ -48,8 +48,11 @@ def frequencies(logits: list[float], count: int = 4000, **settings: Any) -> dict
 
 @pytest.mark.parametrize("length", [1, 5, 16, 40])
 @pytest.mark.parametrize("settings", [GREEDY, SamplingSettings(top_k=20, top_p=0.9, temperature=1.5)])
-def test_cached_generation_equals_whole_passes(tiny_model: Any, length: int, settings: SamplingSettings) -> None:
-    model = tiny_model(seed=1).eval()
+@pytest.mark.parametrize("shape", [{}, {"position": "rope", "n_kv_head": 1}, {"position": "none", "head_size": 8}])
+def test_cached_generation_equals_whole_passes(
+    tiny_model: Any, shape: dict[str, Any], length: int, settings: SamplingSettings
+) -> None:
+    model = tiny_model(seed=1, **shape).eval()
     prompt = torch.randint(61, (3, length), generator=torch.Generator().manual_seed(2))
     assert torch.equal(run(model, prompt, 45, settings), without_cache(model, prompt, 45, settings))
 

@@ -10,9 +10,13 @@ from torch.nn import functional as F
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.architecture.decoder import parameter_shapes
 from scalegpt.config import ModelConfig
+from scalegpt.config.rope import RopeScaling
 from scalegpt.errors import InputError
 from scalegpt.model.attention import GenerationCache
 from scalegpt.model.gpt import GPT
+from scalegpt.model.rotary import frequencies
+
+LONGER = RopeScaling(type="yarn", factor=4.0, original_block_size=8)
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -20,6 +24,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"tie_head": False},
     {"activation": "gelu_tanh"},
     {"bias": True, "tie_head": False, "activation": "gelu_tanh", "n_layer": 1, "n_head": 4},
+    {"position": "none"},
+    {"position": "rope"},
+    {"position": "rope", "rotary_share": 0.25, "rope_theta": 500.0, "bias": "qkv"},
+    {"n_head": 4, "n_kv_head": 2},
+    {"n_head": 6, "n_kv_head": 1, "head_size": 10, "bias": True},
+    {"position": "rope", "n_head": 6, "n_kv_head": 3, "head_size": 12, "rope_scaling": LONGER},
     {"norm": "rmsnorm", "norm_eps": 1e-3, "activation": "swiglu", "n_inner": 40},
     {"norm": "rmsnorm", "activation": "geglu", "bias": "qkv", "tie_head": False},
     {"activation": "swiglu", "bias": True, "norm_eps": 1e-2},
@@ -116,7 +126,7 @@ def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
     """The equations written out with plain matrix products, to check the module against."""
     weights: dict[str, Any] = {name: value.detach() for name, value in model.named_parameters()}
     config = model.config
-    T, a, D = x.shape[1], config.n_head, config.head_width
+    T, a, k, D = x.shape[1], config.n_head, config.kv_heads, config.head_width
 
     def linear(name: str, y: torch.Tensor) -> torch.Tensor:
         return y @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
@@ -135,13 +145,27 @@ def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
             return y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
         return 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
 
-    h = weights["wte.weight"][x] + weights["wpe.weight"][:T]
+    def turned(y: torch.Tensor) -> torch.Tensor:
+        """Multiply pairs of numbers, as complex ones, by e^(i · angle)."""
+        turns, factor = frequencies(config)
+        pairs = turns.numel()
+        pair = torch.complex(y[..., :pairs], y[..., pairs : 2 * pairs])
+        angles = torch.outer(torch.arange(T).float(), turns).double()
+        pair = pair * torch.polar(torch.full_like(angles, factor), angles)
+        return torch.cat((pair.real, pair.imag, y[..., 2 * pairs :]), -1)
+
+    h = weights["wte.weight"][x]
+    if config.position == "learned":
+        h = h + weights["wpe.weight"][:T]
     for i in range(config.n_layer):
         at = f"blocks.{i}"
-        heads = linear(f"{at}.attn.qkv", norm(f"{at}.ln1", h)).view(*x.shape, 3, a, D).permute(2, 0, 3, 1, 4)
-        q, k, v = heads
-        scores = (q @ k.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(h.shape)
+        rows = linear(f"{at}.attn.qkv", norm(f"{at}.ln1", h)).view(*x.shape, a + 2 * k, D).transpose(1, 2)
+        q, keys, values = rows[:, :a], rows[:, a : a + k], rows[:, a + k :]
+        if config.position == "rope":
+            q, keys = turned(q), turned(keys)
+        keys, values = (part.repeat_interleave(a // k, dim=1) for part in (keys, values))
+        scores = (q @ keys.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+        mixed = (scores.softmax(-1) @ values).transpose(1, 2).reshape(*x.shape, a * D)
         h = h + linear(f"{at}.attn.proj", mixed)
         h = h + linear(f"{at}.mlp.proj", activate(linear(f"{at}.mlp.fc", norm(f"{at}.ln2", h))))
     return norm("ln_f", h) @ weights["head.weight" if model.head is not None else "wte.weight"].T
@@ -160,6 +184,30 @@ def test_cached_logits_equal_uncached(tiny_model: Any, shape: dict[str, Any], st
             seen += new
             assert cache.length == seen
             assert torch.allclose(cached, model(x[:, :seen]), atol=1e-5)
+
+
+def test_given_positions_replace_those_from_zero_on(tiny_model: Any) -> None:
+    x = tokens(2, 8)
+    for position in ("learned", "rope", "none"):
+        model = tiny_model(position=position).double().eval()
+        model.set_precision(torch.float64)
+        plain, same = model(x), model(x, positions=torch.arange(8))
+        later = model(x, positions=torch.arange(8, 16).expand(2, -1))
+        assert torch.equal(plain, same)
+        assert torch.allclose(plain, later, atol=1e-5) == (position != "learned"), "rotary positions are relative"
+        stretched = model(x, positions=2 * torch.arange(8))
+        assert torch.allclose(plain, stretched, atol=1e-5) == (position == "none")
+
+
+def test_positions_may_start_anew_in_a_row_of_the_batch(tiny_model: Any) -> None:
+    model = tiny_model(position="rope", loss=lambda hidden, head, targets: hidden)
+    x = tokens(2, 8)
+    anew = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 0, 1, 2, 3, 4]])
+    with torch.no_grad():
+        plain, found = model(x, x), model(x, x, positions=anew)
+    assert torch.allclose(plain[0], found[0], atol=1e-6)
+    assert torch.allclose(plain[1, :3], found[1, :3], atol=1e-6)
+    assert not torch.isclose(plain[1, 3:], found[1, 3:], atol=1e-6).all(dim=-1).any()
 
 
 def test_a_cleared_cache_starts_anew(tiny_model: Any) -> None:

@@ -1,5 +1,6 @@
 """Attention by batched matmuls: SDPA's results and gradients, what it keeps, recompute, and where it is taken."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,77 +19,92 @@ from scalegpt.model.cpu.matmul_attention import LONGEST_BACKWARD, ByMatmuls, mat
 from scalegpt.model.recompute import apply_recompute
 
 CPU = torch.device("cpu")
-SHAPES = [(2, 3, 1, 8), (3, 4, 64, 32), (2, 1, 255, 16), (1, 3, 257, 24), (1, 2, 600, 8)]
-"""B, a, T, D: one token, one block of queries, one head, a block and one more token, several blocks."""
+SHAPES = [
+    (2, 3, 3, 1, 8), (3, 4, 4, 64, 32), (2, 1, 1, 255, 16), (1, 3, 3, 257, 24), (1, 2, 2, 600, 8),
+    (2, 6, 2, 1, 8), (2, 6, 2, 129, 16), (1, 9, 1, 300, 8), (1, 300, 1, 3, 2),
+]  # fmt: skip
+"""B, a, k, T, D: one token, one block of queries, one head, a block and one more token, several blocks; then fewer heads of
+keys, one head of them, and a group larger than a block."""
+
+Shape = tuple[int, int, int, int, int]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """QKV [B, T, 3·H] and the gradient of the result [B, T, H], spread so that some probabilities are large."""
-    B, a, T, D = shape
+def inputs(shape: Shape, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Queries, keys and values as views of one tensor, and the gradient of the result [B, T, a·D].
+
+    They are spread so that some probabilities are large.
+    """
+    B, a, k, T, D = shape
     generator = torch.Generator().manual_seed(5)
-    qkv = 1.5 * torch.randn(B, T, 3 * a * D, generator=generator, dtype=torch.float64)
+    qkv = 1.5 * torch.randn(B, T, a + 2 * k, D, generator=generator, dtype=torch.float64)
     grad = torch.randn(B, T, a * D, generator=generator, dtype=torch.float64)
-    return qkv.to(dtype).requires_grad_(), grad.to(dtype)
+    return [part.detach().requires_grad_() for part in qkv.to(dtype).split((a, k, k), dim=2)], grad.to(dtype)
 
 
-def sdpa(qkv: Tensor, n_head: int) -> Tensor:
-    B, T, width = qkv.shape
-    q, k, v = (part.view(B, T, n_head, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width // 3)
+def sdpa(*parts: Tensor) -> Tensor:
+    q, k, v = (part.transpose(1, 2) for part in parts)
+    grouped = q.shape[1] > k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2).flatten(2)
 
 
-def results(attend: Any, qkv: Tensor, n_head: int, grad: Tensor) -> tuple[Tensor, Tensor]:
-    y = attend(qkv, n_head)
-    return y.detach(), torch.autograd.grad(y, qkv, grad)[0]
+def results(attend: Attend, parts: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    y = attend(*parts)
+    return y.detach(), *torch.autograd.grad(y, parts, grad)
+
+
+def exactly(parts: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    return results(sdpa, [part.detach().double().requires_grad_() for part in parts], grad.double())
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    return ((found.double() - exact).norm() / exact.norm()).item()
+    return ((found.double() - exact).norm() / exact.norm().clamp_min(1e-9)).item()  # of one token, dQ and dK are 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scores", [module.SCORES_BYTES, 1])
-def test_fp32_is_sdpa_in_fp64(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int, int], scores: int) -> None:
+def test_fp32_is_sdpa_in_fp64(monkeypatch: pytest.MonkeyPatch, shape: Shape, scores: int) -> None:
     monkeypatch.setattr(module, "SCORES_BYTES", scores)  # 1: a few heads at a time
-    qkv, grad = inputs(shape, torch.float32)
-    exact = results(sdpa, qkv.detach().double().requires_grad_(), shape[1], grad.double())
-    for found, wanted in zip(results(matmul_attention, qkv, shape[1], grad), exact, strict=True):
+    parts, grad = inputs(shape, torch.float32)
+    for found, wanted in zip(results(matmul_attention, parts, grad), exactly(parts, grad), strict=True):
         assert found.dtype == torch.float32
         assert error(found, wanted) < 1e-6
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("torchs_forward", [False, True])
-def test_bf16_is_near_fp64_as_sdpa_is(shape: tuple[int, int, int, int], torchs_forward: bool) -> None:
-    qkv, grad = inputs(shape, torch.bfloat16)
-    exact = results(sdpa, qkv.detach().double().requires_grad_(), shape[1], grad.double())
+def test_bf16_is_near_fp64_as_sdpa_is(shape: Shape, torchs_forward: bool) -> None:
+    parts, grad = inputs(shape, torch.bfloat16)
     attend = partial(matmul_attention, torchs_forward=torchs_forward)
-    ours, torchs = (results(each, qkv, shape[1], grad) for each in (attend, sdpa))
+    ours, torchs = (results(each, parts, grad) for each in (attend, sdpa))
     assert torch.equal(ours[0], torchs[0]) or not torchs_forward
-    for found, other, wanted in zip(ours, torchs, exact, strict=True):
+    for found, other, wanted in zip(ours, torchs, exactly(parts, grad), strict=True):
         assert error(found, wanted) < max(0.01, 2 * error(other, wanted))
 
 
-def test_the_future_is_not_seen() -> None:
-    qkv, _ = inputs((1, 2, 300, 8), torch.bfloat16)
-    changed = qkv.detach().clone()
-    changed[:, 280:] += 3
-    before, after = matmul_attention(qkv, 2), matmul_attention(changed, 2)
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_the_future_is_not_seen(kv_heads: int) -> None:
+    parts, _ = inputs((1, 2, kv_heads, 300, 8), torch.bfloat16)
+    changed = [part.detach().clone() for part in parts]
+    for part in changed:
+        part[:, 280:] += 3
+    before, after = matmul_attention(*parts), matmul_attention(*changed)
     assert torch.equal(before[:, :280], after[:, :280])
     assert not torch.equal(before[:, 280:], after[:, 280:])
 
 
 @pytest.mark.parametrize("torchs_forward", [False, True])
-def test_the_operator_is_what_torch_asks_of_one(torchs_forward: bool) -> None:
-    qkv, _ = inputs((2, 2, 5, 8), torch.float32)
-    torch.library.opcheck(torch.ops.scalegpt.matmul_attention.default, (qkv, 2, torchs_forward))
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_operator_is_what_torch_asks_of_one(torchs_forward: bool, kv_heads: int) -> None:
+    parts, _ = inputs((2, 4, kv_heads, 5, 8), torch.float32)
+    torch.library.opcheck(torch.ops.scalegpt.matmul_attention.default, (*parts, torchs_forward))
 
 
 def test_it_keeps_no_more_than_its_result() -> None:
-    """QKV is kept too, and is there already; T·T probabilities of all heads are not kept."""
-    qkv, _ = inputs((2, 2, 128, 8), torch.bfloat16)
+    """Queries, keys and values are kept too, and are there already; T·T probabilities of all heads are not kept."""
+    parts, _ = inputs((2, 2, 2, 128, 8), torch.bfloat16)
     with LiveBytes() as made:
-        y = matmul_attention(qkv, 2)
+        y = matmul_attention(*parts)
         assert made.now == y.nbytes
 
 
@@ -103,10 +119,11 @@ class Calls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("by_matmuls", [ByMatmuls.ALL, ByMatmuls.BACKWARD])
+@pytest.mark.parametrize("shape", [{}, {"position": "rope", "n_head": 4, "n_kv_head": 2}])
 def test_recompute_gives_the_same_gradients_and_selective_keeps_the_result(
-    tiny_model: Any, by_matmuls: ByMatmuls
+    tiny_model: Any, by_matmuls: ByMatmuls, shape: dict[str, Any]
 ) -> None:
-    model = tiny_model()
+    model = tiny_model(**shape)
     model.set_precision(torch.bfloat16)
     model.set_attention("auto", attend=by_matmuls.attend)
     x = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(9))

@@ -57,6 +57,10 @@ def draw(number: int) -> Case:
     flags["n_inner"] = pick((None, None, 96, 1000))
     flags["bias"] = pick((False, True, "qkv"))
     flags["optimizer"] = pick(("adamw", "adamw", "muon", "lion")) if offload == "none" else "adamw"
+    flags["n_kv_head"] = pick([n for n in range(1, heads + 1) if heads % n == 0])
+    flags["head_size"] = pick((None, None, None, 64, 32, 100))
+    flags["position"] = pick(("learned", "rope", "rope", "none"))
+    flags["rotary_share"] = pick((1.0, 1.0, 0.5))
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"
     label = " ".join(f"{key}={value}" for key, value in flags.items()) + f" ranks={ranks} accum={grad_accum}"

@@ -18,6 +18,7 @@ from scalegpt.config.presets import resolve
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 from scalegpt.model.recompute import apply_recompute
+from scalegpt.planner.attention import unfit
 from scalegpt.planner.memory.predict import predict
 from scalegpt.planner.time.work import count_work
 from scalegpt.tracing.trace import trace_step
@@ -41,12 +42,16 @@ def drawn(seed: int) -> RunConfig:
         "parallel_block": pick((False, True)), "logit_softcap": pick((None, None, 30.0)),
         "micro_batch": pick((1, 2, 4)), "precision": pick(("bf16", "fp32")), "residual_dtype": pick(("compute", "fp32")),
         "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")), "loss_chunk": 64,
-        "attention": pick(("auto", "math")),
+        "attention": pick(("auto", "mem_efficient", "math")),
+        "position": pick(("learned", "rope", "rope", "none")), "rotary_share": pick((1.0, 0.5)),
+        "n_kv_head": pick([n for n in (1, 2, 4) if heads % n == 0]), "head_size": pick((None, None, 24, 20)),
     }  # fmt: skip
+    if unfit(flags["attention"], resolve(flags=flags)):
+        flags["attention"] = "auto"
     return resolve(flags=flags)
 
 
-SEEDS = range(20)
+SEEDS = range(24)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -10,15 +10,18 @@ from scalegpt.hardware.gpus import GB, Card, catalogue, find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.memory.overheads import Figure
 from scalegpt.planner.time.rates import (
+    FASTEST,
     FITTED,
     FITTED_ON,
     NETWORK,
     SHARES,
+    SLOWEST,
     THROUGH_HOST,
     Rates,
     Shares,
     basis,
     network_gbit,
+    speed_range,
 )
 
 A100 = find_card("a100-80gb")
@@ -32,7 +35,7 @@ def rates(card: Card = A100, precision: str = "bf16", shares: Shares | None = No
 def all_of_it(link: float = 1.0) -> Shares:
     """Shares by which a card reaches what its data sheet says."""
     one = Figure(1.0, "")
-    return Shares(one, one, memory=one, link=Figure(link, ""), overlap=one, interference=Figure(0.0, ""))
+    return Shares(one, one, memory=one, link=Figure(link, ""), interference=Figure(0.0, ""))
 
 
 # --- one card --------------------------------------------------------------------------------------------------------
@@ -78,7 +81,7 @@ def test_a_capability_that_nobody_has_seen_counts_as_the_a100s() -> None:
 def test_a_processor_hides_nothing_and_updates_where_it_computes() -> None:
     card = cpu_card(4, 16 * GB)
     got = rates(card, "fp32", is_gpu=False)
-    assert got.overlap == 0
+    assert (got.overlap, got.fill, got.dispatch) == (0, 0, 0)
     assert got.host_update == got.memory
     assert got.peak == card.tflops * 1e12  # of a processor, that of fp32
 
@@ -143,6 +146,13 @@ def test_each_card_says_whether_its_rates_are_fitted_or_estimated(card: Card) ->
     assert ("are estimates: no published run" in said) == (not fitted)
     assert ("estimates" in said or "an estimate" in said) or not set(card.estimated) & {"tflops", "gbps"}
     assert card.name in said
+
+
+def test_a_range_is_wider_where_less_is_known() -> None:
+    fitted, other, cpu = (speed_range(card) for card in (A100, find_card("4090"), cpu_card(4, 16 * GB)))
+    assert fitted == (SLOWEST.value, FASTEST.value)
+    assert other[0] < fitted[0] < 1 < fitted[1] < other[1]
+    assert cpu == (0.5, 2.0)
 
 
 def test_the_cards_that_were_fitted_are_known() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 import random
 from dataclasses import replace
@@ -200,7 +201,9 @@ def test_heavier_recompute_is_never_faster_and_a_plan_holds_what_it_must(seed: i
             each.estimator.time(replace(each.run, train=each.run.train.changed(recompute=kind)), each.batch).seconds
             for kind in RECOMPUTE
         ]
-        assert times == sorted(times)
+        assert all(
+            lighter <= heavier * (1 + 1e-12) for lighter, heavier in itertools.pairwise(times)
+        )  # but for rounding
         if each.run.parallel.offload == "none":
             assert sum(rank_states(each.run, each.batch.ranks).values()) <= each.plan().total_bytes
         assert least_bytes(each) <= each.plan().peak_bytes
@@ -349,9 +352,11 @@ def test_simpler_comes_first() -> None:
 
 def test_the_margin_of_machinery_is_the_time_models_stated_error() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "PLANNER.md").read_text(encoding="utf-8")
-    table = page.split("<!-- generated: our trainer in their place -->")[1].split("<!-- end -->")[0]
+    table = page.split("<!-- generated: fit -->")[1].split("<!-- end -->")[0]
     (row,) = [line for line in table.splitlines() if line.startswith("| all |")]
-    assert f"{ERROR:.1%}" == row.split("|")[4].strip()
+    error = float(row.split("|")[4].strip(" %")) / 100
+    assert pytest.approx(math.sqrt(2) * error, abs=0.001) == ERROR
+    assert f"{ERROR:.1%}" in page
 
 
 def test_each_kind_of_machinery_has_its_margin() -> None:

@@ -7,7 +7,14 @@ import pytest
 
 from scalegpt.config.presets import as_file, resolve
 from scalegpt.config.run import SECTIONS
-from scalegpt.training.runs.changes import FREE_TO_CHANGE, allow_change, differences, free_differences, ways_out
+from scalegpt.training.runs.changes import (
+    FREE_TO_CHANGE,
+    allow_change,
+    differences,
+    free_differences,
+    reshaping,
+    ways_out,
+)
 
 
 def filed(**flags: Any) -> dict[str, Any]:
@@ -25,6 +32,31 @@ def test_what_is_free_to_change_are_settings() -> None:
 )  # fmt: skip
 def test_what_decides_the_result_is_not_free(key: str) -> None:
     assert key not in FREE_TO_CHANGE
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reshaped"),
+    [
+        ({}, {"n_layer": 5, "dropout": 0.1}, {"n_layer"}),
+        ({}, {"block_size": 128, "learning_rate": 1.0}, {"block_size"}),
+        ({}, {"activation": "gelu_tanh", "norm_eps": 1e-6}, set()),
+        ({}, {"activation": "swiglu"}, {"activation"}),
+        ({"activation": "swiglu"}, {"activation": "geglu", "n_inner": 512}, set()),  # 512 is the default for this width
+        ({}, {"n_inner": 500}, {"n_inner"}),
+        ({}, {"norm": "rmsnorm"}, set()),
+        ({"bias": True}, {"bias": True, "norm": "rmsnorm"}, {"norm"}),
+        ({}, {"bias": "qkv"}, {"bias"}),
+        ({}, {"n_embd": 384, "n_head": 6}, {"n_embd"}),
+    ],
+)
+def test_what_gives_weights_other_shapes_cannot_change(
+    before: dict[str, Any], after: dict[str, Any], reshaped: set[str]
+) -> None:
+    assert reshaping(filed(**before), filed(**after)) == reshaped
+
+
+def test_a_vocabulary_that_is_not_known_yet_hides_no_other_change() -> None:
+    assert reshaping(filed(vocab_size="auto"), filed(vocab_size="auto", n_layer=5)) == {"n_layer"}
 
 
 def test_differences_leave_out_what_is_free() -> None:
@@ -63,5 +95,5 @@ def test_the_advice_keeps_what_was_allowed_already() -> None:
         "a new run beside it"
     )
     assert ways_out(["seed"]).startswith("--allow_change seed resumes with it; or ")
-    assert re.match(r"choose another", ways_out(["n_layer", "seed"], {"beta1"}))
+    assert re.match(r"choose another", ways_out(["n_layer", "seed"], {"beta1"}, {"n_layer"}))
     assert allow_change(["data", "seed"], {"seed"}) == "--allow_change seed,data"

@@ -57,12 +57,14 @@ def step(plan: Plan) -> str:
 
 
 def speed(plan: Plan) -> str:
-    """Tokens per second, MFU, and the time of the whole run, in words."""
+    """Tokens per second, MFU, the range of the tokens per second, and the time of the whole run, in words."""
     share = f" on all GPUs, {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
     tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
     amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
+    low, high = (f"{float(f'{each:.2g}'):,.0f}" for each in plan.tokens_per_second_range)
     return (
-        f"{plan.tokens_per_second:,.0f} tokens/s{share}; {amount} tokens in {duration(tokens / plan.tokens_per_second)}"
+        f"{plan.tokens_per_second:,.0f} tokens/s{share}, likely {low} to {high}; {amount} tokens in "
+        f"{duration(tokens / plan.tokens_per_second)}"
     )
 
 

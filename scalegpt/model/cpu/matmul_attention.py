@@ -7,13 +7,16 @@ oneDNN's batched matmul instead, on scores that stay in the caches: at a time, t
 ``benchmarks/attention_bench.py`` times SDPA and this module side by side.
 
 The function is an operator of torch, ``scalegpt::matmul_attention``, so that selective recompute can keep the result and
-``torch.compile`` does not look inside. Autograd keeps QKV, as with SDPA; the backward pass recomputes the probabilities, one
-group of heads after another.
+``torch.compile`` does not look inside. Autograd keeps queries, keys and values, as with SDPA; the backward pass recomputes
+the probabilities, one group of heads after another.
+
+With fewer heads of keys than of queries (grouped-query attention), the queries that share a head of keys are rows of one
+matmul, so that nothing is expanded.
 
 Precision: scores and probabilities are rounded to bf16; SDPA's kernel rounds only the probabilities. Softmax and all sums are
 fp32. Against fp64 the error is that of bf16's rounding, some 0.5% (``tests/model/test_matmul_attention.py``).
 
-Sizes: B micro batch, T sequence, H features, a heads, D = H/a.
+Sizes: B micro batch, T sequence, a heads of queries, k heads of keys and values, g = a/k heads of a group, D width of a head.
 """
 
 from collections.abc import Iterator
@@ -25,7 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROWS = 256
-"""Queries of a block: 64 to 1024 were tried, at T of 64 to 2048; 256 was the fastest or nearly so everywhere."""
+"""Rows of a block, g queries at each position: 64 to 1024 were tried with g = 1, at T of 64 to 2048; 256 was the fastest or
+nearly so everywhere."""
 
 SCORES_BYTES = 4 * 2**20
 """Bytes of scores that exist at once; with fewer, the larger number of calls costs more than the caches save."""
@@ -45,45 +49,46 @@ class ByMatmuls(Enum):
         """Whether :func:`matmul_attention` is called for sequences of this length; else torch's SDPA is."""
         return self is self.ALL or (self is self.BACKWARD and tokens <= LONGEST_BACKWARD)
 
-    def attend(self, qkv: Tensor, n_head: int) -> Tensor | None:
-        """:func:`matmul_attention` of QKV [B, T, 3·H], or None where torch's kernels are to be called."""
-        if not self.takes(qkv.shape[1]):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """:func:`matmul_attention`, or None where torch's kernels are to be called."""
+        if not self.takes(q.shape[1]):
             return None
-        y: Tensor = matmul_attention(qkv, n_head, torchs_forward=self is self.BACKWARD)
+        y: Tensor = matmul_attention(q, k, v, torchs_forward=self is self.BACKWARD)
         return y
 
 
 @torch.library.custom_op("scalegpt::matmul_attention", mutates_args=(), device_types="cpu")
-def matmul_attention(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> Tensor:
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, torchs_forward: bool = False) -> Tensor:
     """Causal self-attention between the QKV and the output projection.
 
     Args:
-        qkv: [B, T, 3·H], queries, keys and values side by side, each of all heads.
-        n_head: a, which divides H.
+        q: queries [B, T, a, D].
+        k: keys [B, T, k, D]; k divides a, and each head of keys serves a/k heads of queries in a row.
+        v: values, of the same shape as the keys.
         torchs_forward: compute the forward pass with SDPA's kernel; the backward pass is the same either way.
 
     Returns:
-        [B, T, H] in qkv's dtype. It can be differentiated once.
+        [B, T, a·D] in q's dtype. It can be differentiated once.
     """
+    B, T, heads, _ = k.shape
     if torchs_forward:
-        B, T, width = qkv.shape
-        q, k, v = (part.view(B, T, n_head, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width // 3)
-    queries, keys, values = _heads(qkv, n_head)
+        grouped, (q, k, v) = heads < q.shape[2], (part.transpose(1, 2) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return y.transpose(1, 2).reshape(B, T, -1)
+    queries, keys, values = (_rows(part, heads) for part in (q, k, v))
     y = torch.empty_like(queries)
     for group, rows, seen, shares in _probabilities(queries, keys):
         y[group, rows] = torch.bmm(shares, values[group, seen])
-    return _join(y, qkv.shape[0])
+    return _heads(y, B, T).reshape(B, T, -1)
 
 
 @torch.library.custom_op("scalegpt::matmul_attention_backward", mutates_args=(), device_types="cpu")
-def _matmul_attention_backward(grad: Tensor, qkv: Tensor, n_head: int) -> Tensor:
-    """[B, T, H] gradient of the result → [B, T, 3·H] gradient of QKV."""
-    B, T, _ = grad.shape
-    queries, keys, values = _heads(qkv, n_head)
-    (grad,) = _heads(grad, n_head, parts=1)
+def _matmul_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, a·D] gradient of the result → the gradients of q, k and v."""
+    B, T, heads, _ = k.shape
+    queries, keys, values, grad = (_rows(part, heads) for part in (q, k, v, grad.view(q.shape)))
     scale = queries.shape[-1] ** -0.5
-    sums = qkv.dtype if T <= ROWS else torch.float32  # a single block of queries sums nothing
+    sums = q.dtype if queries.shape[1] <= ROWS else torch.float32  # a single block of queries sums nothing
     d_queries = torch.empty_like(queries)
     d_keys, d_values = (torch.zeros_like(keys, dtype=sums) for _ in range(2))
     for group, rows, seen, shares in _probabilities(queries, keys):
@@ -93,47 +98,44 @@ def _matmul_attention_backward(grad: Tensor, qkv: Tensor, n_head: int) -> Tensor
         d_scores = torch._softmax_backward_data(d_shares, shares, -1, shares.dtype)
         d_queries[group, rows] = _scaled_bmm(d_scores, keys[group, seen], scale)
         d_keys[group, seen] += _scaled_bmm(d_scores.mT, queries[group, rows], scale)
-    result = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    for part, d in zip(result.chunk(3, dim=-1), (d_queries, d_keys, d_values), strict=True):
-        part.view(B, T, n_head, -1).copy_(d.view(B, n_head, T, -1).transpose(1, 2))
-    return result
+    return _heads(d_queries, B, T), _heads(d_keys.to(k.dtype), B, T), _heads(d_values.to(v.dtype), B, T)
 
 
-def _heads(packed: Tensor, n_head: int, parts: int = 3) -> tuple[Tensor, ...]:
-    """[B, T, parts·H] → for each part a contiguous [B·a, T, D]."""
-    B, T, _ = packed.shape
-    each = packed.view(B, T, parts, n_head, -1).permute(2, 0, 3, 1, 4)
-    return tuple(part.reshape(B * n_head, T, -1) for part in each)
+def _rows(part: Tensor, heads: int) -> Tensor:
+    """[B, T, g·heads, D] → a contiguous [B·heads, T·g, D], the g heads of a group in neighbouring rows."""
+    B, T, all_heads, D = part.shape
+    grouped = part.view(B, T, heads, all_heads // heads, D)
+    return grouped.transpose(1, 2).reshape(B * heads, -1, D).contiguous()
 
 
-def _join(y: Tensor, B: int) -> Tensor:
-    """[B·a, T, D] → a contiguous [B, T, H]."""
-    _, T, _ = y.shape
-    return y.view(B, -1, T, y.shape[-1]).transpose(1, 2).reshape(B, T, -1)
+def _heads(rows: Tensor, B: int, T: int) -> Tensor:
+    """[B·heads, T·g, D] → [B, T, g·heads, D], a view if g is 1."""
+    N, _, D = rows.shape
+    return rows.view(B, N // B, T, -1, D).transpose(1, 2).flatten(2, 3)
 
 
 def _probabilities(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """Compute the attention probabilities in pieces, each of some heads and one block of queries.
 
     Args:
-        queries: [N, T, D], N = B·a.
+        queries: [N, T·g, D], N = B·k.
         keys: [N, T, D].
 
     Yields:
         For each piece, the slices of its heads, its queries, and the keys that its last query sees; then the piece's
         probabilities [heads, queries, keys].
     """
-    N, T, D = queries.shape
-    block = min(ROWS, T)
-    hidden = torch.full((block, block), float("-inf"), dtype=queries.dtype).triu(1)
+    (N, T, D), g = keys.shape, queries.shape[1] // keys.shape[1]
+    block = min(max(1, ROWS // g), T)
+    hidden = torch.full((block, block), float("-inf"), dtype=queries.dtype).triu(1).repeat_interleave(g, dim=0)
     for start in range(0, T, block):
         end = min(start + block, T)
         size = end - start
-        at_once = max(torch.get_num_threads(), SCORES_BYTES // (size * end * queries.element_size()))
+        at_once = max(torch.get_num_threads(), SCORES_BYTES // (g * size * end * queries.element_size()))
         for first in range(0, N, at_once):
-            group, rows, seen = slice(first, first + at_once), slice(start, end), slice(0, end)
+            group, rows, seen = slice(first, first + at_once), slice(start * g, end * g), slice(0, end)
             scores = _scaled_bmm(queries[group, rows], keys[group, seen].mT, D**-0.5)
-            scores[:, :, start:] += hidden[:size, :size]
+            scores[:, :, start:] += hidden[: size * g, :size]
             yield group, rows, seen, torch.softmax(scores, dim=-1)
 
 
@@ -144,22 +146,23 @@ def _scaled_bmm(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 
 @matmul_attention.register_fake
-def _(qkv: Tensor, n_head: int, torchs_forward: bool = False) -> Tensor:  # noqa: ARG001 - the operator's signature
-    return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+def _(q: Tensor, k: Tensor, v: Tensor, torchs_forward: bool = False) -> Tensor:  # noqa: ARG001 - the operator's signature
+    return q.new_empty((*q.shape[:2], q.shape[2] * q.shape[3]))
 
 
 @_matmul_attention_backward.register_fake
-def _(grad: Tensor, qkv: Tensor, n_head: int) -> Tensor:  # noqa: ARG001 - the operator's signature
-    return qkv.new_empty(qkv.shape)
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001 - as above
+    B, T, heads, D = k.shape
+    d_q, d_k, d_v = (part.new_empty(B * heads, part.shape[2] // heads * T, D) for part in (q, k, v))
+    return _heads(d_q, B, T), _heads(d_k, B, T), _heads(d_v, B, T)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, int, bool], output: Tensor) -> None:  # noqa: ARG001 - torch's signature
-    qkv, ctx.n_head, _ = inputs
-    ctx.save_for_backward(qkv)
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:  # noqa: ARG001 - torch's signature
+    ctx.save_for_backward(*inputs[:3])
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return _matmul_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.n_head), None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *_matmul_attention_backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
 matmul_attention.register_autograd(_backward, setup_context=_save)

@@ -51,6 +51,14 @@ def flops(shape: Shape, width: int) -> int:
     return STEPS * (4 * short**2 * long + 2 * short**3)
 
 
+def outputs(shape: Shape, width: int) -> int:
+    """Elements that the matmuls of :func:`flops` write."""
+    short, long = sorted(shape)
+    if uses_gram_form(shape, width):
+        return (1 + 4 * STEPS - 3) * short**2 + short * long
+    return STEPS * (2 * short**2 + short * long)
+
+
 def wire(precision: str) -> str:
     """The dtype in which matrices are gathered and normalised: fp32 for fp16, which lacks the range of gradients."""
     return "fp32" if precision == "fp16" else precision

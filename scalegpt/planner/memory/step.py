@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scalegpt.architecture import kernels
 from scalegpt.architecture.loss import LossPart
 from scalegpt.architecture.parameters import Shape
-from scalegpt.architecture.parts import TOKENS
+from scalegpt.architecture.parts import TOKENS, rotary_table
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.newton_schulz import Exchange
@@ -87,6 +87,7 @@ class Step:
         """Simulate the states, the micro steps and the update; return the memory at the moment when most bytes are live."""
         t = self.t
         self.hold_states()
+        self.t.hold(WEIGHTS, rounded(rotary_table(self.run.model)))
         steady = t.total
         for number in range(self.micro_steps):
             self.last_micro = number == self.micro_steps - 1
@@ -238,6 +239,7 @@ class Step:
         size = self.gradient_bytes * elements
         self.t.give(GRADIENTS, size)
         if name != TOKENS:
+            assert self.parameters.positions is not None
             self.small_gradients([self.parameters.positions])
             return
         self.t.take(GRADIENTS, size)

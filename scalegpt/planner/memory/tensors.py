@@ -26,7 +26,7 @@ class ModelShapes:
         block: the shapes in one block; all blocks are alike.
         vectors: the shapes of one block's norms and biases.
         root: the shapes outside the blocks.
-        positions: the shape of the position embedding.
+        positions: the shape of the position embedding; None: positions are not learned.
         last_norm: the shapes of the final norm's vectors.
         largest: the number of elements of the largest parameter.
     """
@@ -36,7 +36,7 @@ class ModelShapes:
     block: tuple[Shape, ...]
     vectors: tuple[Shape, ...]
     root: tuple[Shape, ...]
-    positions: Shape
+    positions: Shape | None
     last_norm: tuple[Shape, ...]
     largest: int
 
@@ -60,7 +60,7 @@ class ModelShapes:
             block=block,
             vectors=tuple(shape for shape in block if len(shape) == 1),
             root=tuple(root.values()),
-            positions=root[POSITIONS],
+            positions=root.get(POSITIONS),
             last_norm=tuple(shape for shape in root.values() if len(shape) == 1),
             largest=max(map(numel, shapes.values())),
         )

@@ -13,8 +13,9 @@ from scalegpt.planner.search.question import Scheme
 TIE = 0.02
 """Relative width of a time class; times in one class count as equal."""
 
-ERROR = 0.082
-"""Mean absolute error of tokens/s predicted for our trainer, against the published runs of another one (docs/PLANNER.md)."""
+ERROR = 0.071
+"""Error of the ratio of two plans' times: √2 times the mean absolute error of predicted tokens/s in cross-validation, where a
+trainer's own efficiency is known, as it cancels here (docs/PLANNER.md)."""
 
 Simplicity = tuple[int, int, bool, int, int, bool]
 Key = tuple[int, Simplicity, float]

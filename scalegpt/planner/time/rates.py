@@ -1,9 +1,9 @@
 """The rates of a card in training (FLOP/s, bytes/s): the catalogue's peaks times the shares that training reaches.
 
 The shares ``matmul`` and ``attention`` of the A100 and the H100, and ``memory`` and ``interference`` of all GPUs, are fitted
-to published runs of GPT-shaped models under FSDP. ``python benchmarks/fit_throughput.py FILE`` fits and cross-validates them
-(docs/PLANNER.md has the errors). All other shares are estimates, marked with ~. None has been measured with our own trainer
-on a GPU yet.
+to published runs of other trainers; so are :data:`FILL` and :data:`DISPATCH`. ``python benchmarks/fit_throughput.py`` fits
+them, and predicts each trainer without its own runs (docs/PLANNER.md has the errors). All other shares are estimates, marked
+with ~. None has been measured with our own trainer on a GPU yet.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,12 @@ from scalegpt.hardware.gpus import Card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.memory.overheads import Figure
 
-FITTED = "python benchmarks/fit_throughput.py published_runs.csv"
+FITTED = "python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv"
 
 
-_MEMORY = Figure(0.398, FITTED)
+_MEMORY = Figure(0.593, FITTED)
 _LINK = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
-_OVERLAP = Figure(0.9, "~the first gathering and the last reduction stand alone")
-_INTERFERENCE = Figure(0.098, FITTED)
+_INTERFERENCE = Figure(0.16, FITTED)
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,11 @@ class Shares:
     """The shares of a card's peak figures that a training step reaches.
 
     Attributes:
-        matmul: share of the dense peak FLOP/s that large matmuls reach.
+        matmul: share of the dense peak FLOP/s that deep matmuls reach; shallow ones reach less, see :data:`FILL`.
         attention: share of the dense peak FLOP/s that attention kernels reach; FLOPs of masked positions do not count.
         memory: share of the memory bandwidth that is reached by kernels which only move data. It is low, since it also
             makes up for memory traffic that :mod:`scalegpt.planner.time.work` does not count.
         link: share of a link's bandwidth in one direction that collectives reach.
-        overlap: share of a pass's time during which collectives can run beside the computation.
         interference: share of their own time by which hidden collectives still prolong the pass.
     """
 
@@ -39,28 +37,27 @@ class Shares:
     attention: Figure
     memory: Figure = _MEMORY
     link: Figure = _LINK
-    overlap: Figure = _OVERLAP
     interference: Figure = _INTERFERENCE
 
 
 SHARES = {
     "7.0": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
     "7.5": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
-    "8.0": Shares(Figure(0.782, FITTED), Figure(0.317, FITTED)),
-    "8.6": Shares(Figure(0.782, "~as 8.0"), Figure(0.317, "~as 8.0")),
-    "8.9": Shares(Figure(0.782, "~as 8.0"), Figure(0.317, "~as 8.0")),
-    "9.0": Shares(Figure(0.664, FITTED), Figure(0.183, FITTED)),
-    "10.0": Shares(Figure(0.60, "~"), Figure(0.15, "~")),
-    "10.3": Shares(Figure(0.60, "~as 10.0"), Figure(0.15, "~as 10.0")),
-    "12.0": Shares(Figure(0.75, "~"), Figure(0.30, "~")),
-    "gfx90a": Shares(Figure(0.50, "~"), Figure(0.15, "~")),
-    "gfx942": Shares(Figure(0.45, "~"), Figure(0.12, "~")),
-    "gfx950": Shares(Figure(0.45, "~as gfx942"), Figure(0.12, "~as gfx942")),
+    "8.0": Shares(Figure(0.93, FITTED), Figure(0.356, FITTED)),
+    "8.6": Shares(Figure(0.93, "~as 8.0"), Figure(0.356, "~as 8.0")),
+    "8.9": Shares(Figure(0.93, "~as 8.0"), Figure(0.356, "~as 8.0")),
+    "9.0": Shares(Figure(0.759, FITTED), Figure(0.206, FITTED)),
+    "10.0": Shares(Figure(0.70, "~"), Figure(0.15, "~")),
+    "10.3": Shares(Figure(0.70, "~as 10.0"), Figure(0.15, "~as 10.0")),
+    "12.0": Shares(Figure(0.90, "~"), Figure(0.30, "~")),
+    "gfx90a": Shares(Figure(0.60, "~"), Figure(0.15, "~")),
+    "gfx942": Shares(Figure(0.53, "~"), Figure(0.12, "~")),
+    "gfx950": Shares(Figure(0.53, "~as gfx942"), Figure(0.12, "~as gfx942")),
     "cpu": Shares(Figure(0.60, "~"), Figure(0.20, "~"), memory=Figure(0.6, "~")),
 }
 """Compute capability, or AMD's architecture → shares."""
 
-FITTED_ON = {"8.0": ("A100 40GB", "A100 80GB"), "9.0": ("H100 SXM",)}
+FITTED_ON = {"8.0": ("A100 40GB", "A100 80GB"), "9.0": ("H100 SXM", "H200")}
 """Compute capability → the cards whose published runs its shares are fitted to."""
 
 FP32_SHARE = {"7": 1 / 8, "8.0": 1 / 16, "8": 1 / 4, "9": 1 / 15, "1": 1 / 30, "gfx": 1 / 8, "cpu": 1.0}
@@ -73,11 +70,22 @@ HOST_UPDATE = Figure(
 )
 THROUGH_HOST = Figure(0.4, "~share of its link that a card reaches which can only reach others through host memory")
 
+FILL = Figure(708.0, FITTED)
+"""Elements of the inner dimension. A matmul of [m, k] and [k, n] takes 2·m·n·(k + FILL) FLOPs' time: a tile of the result
+takes as long as FILL more steps to load its first operands and to write its sums."""
+
 KERNEL = Figure(4e-6, "~seconds of a kernel before it works and after: the GPU's share of starting it")
-DISPATCH = Figure(8e-6, "~seconds in which Python and autograd start one eager kernel")
-DISPATCH_COMPILED = Figure(4e-6, "~seconds in which compiled code starts one kernel")
+DISPATCH = Figure(53.9e-6, FITTED)
+"""Seconds in which Python, the dispatcher, autograd and the driver start one of the kernels that ``work`` counts, eager or
+compiled. A compiled block has fewer kernels, but starts none of them faster (``python benchmarks/host_time.py``)."""
+KERNEL_ON_CPU = Figure(30e-6, "python benchmarks/host_time.py, on one core of a server")
 MESSAGE = Figure(15e-6, "~seconds of a collective between cards of one machine, however small")
 MESSAGE_BETWEEN = Figure(40e-6, "~seconds of a collective between machines, however small")
+
+SLOWEST, FASTEST = Figure(0.75, FITTED), Figure(1.45, FITTED)
+"""The range that holds the tokens per second of one more trainer with 90% confidence, relative to the prediction; rounded."""
+RANGE_ELSEWHERE = Figure(1.4, "~as much more as five runs on V100, whose shares are estimates, were slower than that")
+RANGE_ON_CPU = Figure(2.0, "~")
 
 NETWORK = {"nvlink": Figure(200, "~Gbit/s for each card: 1600 for eight A100 in the published runs"),
            "xgmi": Figure(200, "~as NVLink's"),
@@ -90,13 +98,15 @@ class Rates:
     """The rates of one card in its machine, in one compute dtype.
 
     Attributes:
-        matmul: FLOP/s in large matmuls.
+        matmul: FLOP/s in deep matmuls.
+        fill: the depth that a matmul seems deeper than it is; see :data:`FILL`.
         attention: FLOP/s in attention kernels.
         memory: bytes/s in kernels that only move data.
-        kernel: seconds that the card spends on starting each kernel.
+        kernel: seconds that the card spends on starting each kernel; on a processor, that Python and autograd spend.
+        dispatch: seconds that the host spends on starting each kernel, beside the card; 0 on a processor.
         link: bytes/s that a rank sends in a collective over all ranks; 0 with a single rank.
         message: seconds that each collective takes in addition to sending its bytes.
-        overlap: see :class:`Shares`.
+        overlap: share of a pass's time during which collectives run beside the computation: 1 on a GPU, 0 on a processor.
         interference: see :class:`Shares`.
         host_link: bytes/s between card and host, in one direction.
         host_update: bytes/s that the optimizer update moves in host memory.
@@ -104,9 +114,11 @@ class Rates:
     """
 
     matmul: float
+    fill: float
     attention: float
     memory: float
     kernel: float
+    dispatch: float
     link: float
     message: float
     overlap: float
@@ -130,17 +142,31 @@ class Rates:
         on_gpu = machine.is_gpu
         return cls(
             matmul=peak * shares.matmul.value,
+            fill=FILL.value if on_gpu else 0.0,
             attention=peak * shares.attention.value,
             memory=card.gbps * 1e9 * shares.memory.value,
-            kernel=KERNEL.value if on_gpu else DISPATCH.value,
+            kernel=KERNEL.value if on_gpu else KERNEL_ON_CPU.value,
+            dispatch=DISPATCH.value if on_gpu else 0.0,
             link=_link(card, machine, shares.link.value),
             message=MESSAGE.value if machine.nodes == 1 else MESSAGE_BETWEEN.value,
-            overlap=shares.overlap.value if on_gpu else 0.0,
+            overlap=1.0 if on_gpu else 0.0,
             interference=shares.interference.value,
             host_link=(machine.host_gbps or card.host_gbps) * 1e9 / 2 * HOST_COPY.value,
             host_update=HOST_UPDATE.value if on_gpu else card.gbps * 1e9 * shares.memory.value,
             peak=peak,
         )
+
+
+def speed_range(card: Card) -> tuple[float, float]:
+    """The factors by which tokens per second may be lower and higher than predicted on a card.
+
+    Where the shares are fitted, the range follows from the errors of trainers that the fit had not seen. It holds one more
+    trainer with 90% confidence. On all other cards it is an estimate.
+    """
+    if card.is_cpu:
+        return 1 / RANGE_ON_CPU.value, RANGE_ON_CPU.value
+    further = 1.0 if card.capability in FITTED_ON else RANGE_ELSEWHERE.value
+    return SLOWEST.value / further, FASTEST.value * further
 
 
 def basis(card: Card) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS
 from scalegpt.config import RunConfig
 from scalegpt.planner.time.communication import BACKWARD, EVERY, EXPOSED, FORWARD, Collective, collectives
-from scalegpt.planner.time.rates import DISPATCH, DISPATCH_COMPILED, Rates
+from scalegpt.planner.time.rates import Rates
 from scalegpt.planner.time.work import LOSS, HostTraffic, Load, Work, count_work, host_traffic
 
 LAUNCHES, COMMUNICATION, HOST = "waiting for Python", "communication", "host memory"
@@ -75,14 +75,12 @@ class StepWork(NamedTuple):
         sends: the traffic that the rank sends to other ranks.
         host: the traffic of offload: bytes moved in host memory, and between card and host.
         grad_accum: micro batches per optimizer step.
-        dispatch: seconds that Python needs to launch one kernel.
     """
 
     work: Work
     sends: Sends
     host: HostTraffic
     grad_accum: int
-    dispatch: float
 
     @classmethod
     def of(cls, run: RunConfig, *, ranks: int, grad_accum: int, kernel: str, compiled: bool) -> "StepWork":
@@ -93,13 +91,12 @@ class StepWork(NamedTuple):
             Sends.of(collectives(run, mesh), grad_accum),
             host_traffic(run, mesh, grad_accum),
             grad_accum,
-            dispatch_seconds(compiled=compiled),
         )
 
     def totals(self) -> "StepTotals":
         """The same work, with the parts of each pass added up to one load."""
         forward, backward, update = (Load(*map(sum, zip(*loads.values(), strict=True))) for loads in self.work)
-        return StepTotals(forward, backward, update, self.sends, self.host, self.grad_accum, self.dispatch)
+        return StepTotals(forward, backward, update, self.sends, self.host, self.grad_accum)
 
     def time(self, rates: Rates) -> StepTime:
         """The time of the step on a card with these rates, with the seconds of each part."""
@@ -113,7 +110,7 @@ class StepWork(NamedTuple):
                 busy += seconds
                 kernels += load.kernels
                 parts[name] += times * seconds
-            idle = max(0.0, kernels * self.dispatch - busy)
+            idle = max(0.0, kernels * rates.dispatch - busy)
             parts[LAUNCHES] += times * idle
             if sent:
                 parts[COMMUNICATION] += _felt_in_all(sent, times, busy + idle, rates)
@@ -132,21 +129,15 @@ class StepTotals(NamedTuple):
     sends: Sends
     host: HostTraffic
     grad_accum: int
-    dispatch: float
 
     def seconds(self, rates: Rates) -> float:
         """Seconds of the step on a card with these rates."""
-        dispatch, times, seconds = self.dispatch, self.grad_accum, 0.0
+        times, seconds = self.grad_accum, 0.0
         for load, sent in ((self.forward, self.sends.forward), (self.backward, self.sends.backward)):
-            cover = max(_busy(load, rates), load.kernels * dispatch)
+            cover = max(_busy(load, rates), load.kernels * rates.dispatch)
             seconds += times * cover + _felt_in_all(sent, times, cover, rates)
-        update = max(_busy(self.update, rates), self.update.kernels * dispatch)
+        update = max(_busy(self.update, rates), self.update.kernels * rates.dispatch)
         return seconds + update + _sending(self.sends.exposed, rates) + _on_host(self.host, rates)
-
-
-def dispatch_seconds(*, compiled: bool) -> float:
-    """Seconds that Python needs to launch one kernel."""
-    return (DISPATCH_COMPILED if compiled else DISPATCH).value
 
 
 def step_time(
@@ -184,8 +175,9 @@ def least_seconds(work: Work, rates: Rates) -> float:
 
 def _busy(load: Load, rates: Rates) -> float:
     """Seconds that a card with these rates needs for a load (FLOPs, bytes, kernels)."""
-    flops, attention, moved, kernels = load
-    return flops / rates.matmul + attention / rates.attention + moved / rates.memory + kernels * rates.kernel
+    flops, attention, moved, kernels, outputs = load
+    multiplying = (flops + 2 * rates.fill * outputs) / rates.matmul
+    return multiplying + attention / rates.attention + moved / rates.memory + kernels * rates.kernel
 
 
 def _sending(sent: Traffic, rates: Rates) -> float:
@@ -199,13 +191,20 @@ def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates
     """
     if not (sends[0].messages or sends[1].messages):
         return 0.0
-    each, alone = _sending(sends[0], rates), _sending(sends[1], rates)
-    return (times - 1) * _felt(each, cover, rates) + _felt(each + alone, cover, rates)
+    each, both = sends[0], Traffic(*map(sum, zip(*sends, strict=True)))
+    return (times - 1) * _felt(each, cover, rates) + _felt(both, cover, rates)
 
 
-def _felt(sending: float, cover: float, rates: Rates) -> float:
-    """Seconds by which collectives of ``sending`` seconds prolong a pass that computes for ``cover`` seconds beside them."""
-    hidden = min(sending, cover * rates.overlap)
+def _felt(sent: Traffic, cover: float, rates: Rates) -> float:
+    """Seconds by which collectives prolong a pass that computes for ``cover`` seconds beside them.
+
+    The pass cannot begin before the first of its weights are gathered, and its last gradients wait for its end: one message
+    of them is not hidden. So a short pass over few blocks hides less.
+    """
+    if not sent.messages:
+        return 0.0
+    sending = _sending(sent, rates)
+    hidden = min(sending * (1 - 1 / sent.messages), cover * rates.overlap)
     return sending - hidden + rates.interference * hidden
 
 

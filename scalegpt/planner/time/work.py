@@ -10,9 +10,9 @@ FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass has 
 part                   forward                                     backward
 =====================  ==========================================  ================================================
 matmuls of a block     2·n·M, M elements of its matrices           4·n·M
-attention, causal      2·n·T·H: two matmuls                        5·n·T·H: five matmuls (FlashAttention-2,
+attention, causal      2·n·T·a·D: two matmuls                      5·n·T·a·D: five matmuls (FlashAttention-2,
                                                                    arXiv 2307.08691, section 3.1)
-attention, math        4·n·T·H: masked positions are computed too  8·n·T·H
+attention, math        4·n·T·a·D: masked positions are computed    8·n·T·a·D
 head                   2·n·V·H                                     4·n·V·H
 =====================  ==========================================  ================================================
 
@@ -36,7 +36,7 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import FSDP, Mesh
 from scalegpt.config.backends import WEIGHTS as STATE_WEIGHTS
 from scalegpt.config.optimizers import MATRIX
-from scalegpt.planner.memory.newton_schulz import Exchange, flops, wire
+from scalegpt.planner.memory.newton_schulz import Exchange, flops, outputs, wire
 from scalegpt.planner.memory.programs import block_program, numerics_of
 from scalegpt.planner.memory.states import casts_weights, parameters_by_kind, tensors_of
 from scalegpt.units import BYTES
@@ -62,16 +62,19 @@ class Load(NamedTuple):
         attention: FLOPs in attention kernels.
         bytes: memory traffic, the number of bytes read and written.
         kernels: number of kernels.
+        outputs: elements that matmuls write.
     """
 
     flops: float = 0.0
     attention: float = 0.0
     bytes: float = 0.0
     kernels: float = 0.0
+    outputs: float = 0.0
 
     def times(self, count: float) -> "Load":
         """This load multiplied by ``count``."""
-        return Load(self.flops * count, self.attention * count, self.bytes * count, self.kernels * count)
+        flops, attention, moved, kernels, outputs = self
+        return Load(flops * count, attention * count, moved * count, kernels * count, outputs * count)
 
 
 class Work(NamedTuple):
@@ -104,7 +107,7 @@ def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Wo
     )
     loss = LossPart.of(run.model, run.train).cost(sequences * run.model.block_size, numerics, compiled=compiled)
     return Work(
-        forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels)},
+        forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels, loss.outputs)},
         backward={**backward, RECOMPUTE: _recompute(again, forward), WEIGHTS: _weights(run, mesh.shards)},
         update={OPTIMIZER: _update(run, mesh)},
     )
@@ -132,7 +135,13 @@ def _by_part(costs: list[tuple[str, Cost]], compiled: bool) -> dict[str, Load]:
         own = [cost for name, cost in costs if name == part]
         moved = sum(cost.fused if compiled else cost.moved for cost in own)
         started = [cost.fused_kernels if compiled else cost.kernels for _, cost in costs] if part == ELEMENTWISE else ()
-        loads[part] = Load(sum(cost.flops for cost in own), sum(cost.attention for cost in own), moved, sum(started))
+        loads[part] = Load(
+            sum(cost.flops for cost in own),
+            sum(cost.attention for cost in own),
+            moved,
+            sum(started),
+            sum(cost.outputs for cost in own),
+        )
     return loads
 
 
@@ -154,13 +163,14 @@ def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
     if not again:
         return Load()
     attention, elementwise = again[ATTENTION], forward[ELEMENTWISE]
-    moved = attention.bytes + elementwise.bytes
-    return Load(again[MATMULS].flops + attention.flops, attention.attention, moved, elementwise.kernels)
+    moved, flops = attention.bytes + elementwise.bytes, again[MATMULS].flops + attention.flops
+    return Load(flops, attention.attention, moved, elementwise.kernels, again[MATMULS].outputs)
 
 
 def _weights(run: RunConfig, shards: int) -> Load:
     """The load of casting, gathering and accumulating weights and gradients per micro step, whatever its number of tokens.
 
+    Matmuls write the gradients of the blocks' matrices; their FLOPs are counted with the blocks.
     Bytes per parameter: fp32 weights are read and cast (4 + c), once more if the block is recomputed. Gathered weights are
     copied into and out of a buffer (4c), once more for the backward pass if they were freed after the forward pass. Gradients
     are cast to fp32 (c + 4) and accumulated (12). FSDP2 in stage 3, ZeRO-2 and ZeRO-3 accumulate only the rank's shard; the
@@ -168,19 +178,20 @@ def _weights(run: RunConfig, shards: int) -> Load:
     with offload tensors are copied to and from the host one by one.
     """
     backend, stage, c = run.parallel.spec, run.parallel.stage, BYTES[run.train.precision]
-    parameters = count_parameters(run.model).total
+    parameters, written = count_parameters(run.model).total, float(parameters_by_kind(run.model)[MATRIX])
     cast = c + 4 if c != 4 else 0
     if casts_weights(run):
         passes = 2 if run.train.recompute == "full" else 1
-        return Load(bytes=parameters * (cast * passes + cast + 12), kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
+        kernels = KERNELS_OF_WEIGHTS * run.model.n_layer
+        return Load(bytes=parameters * (cast * passes + cast + 12), kernels=kernels, outputs=written)
     gathers = (2 if stage == 3 else 1) if shards > 1 and backend.cuts(STATE_WEIGHTS, stage) else 0
     each = float(4 * c * gathers + cast)
     if backend is FSDP:
         each += 12 if stage != 3 else 12 / shards
         kernels = KERNELS_OF_GROUP if run.parallel.offload == "none" else KERNELS_OF_WEIGHTS
-        return Load(bytes=parameters * each, kernels=kernels * run.model.n_layer)
+        return Load(bytes=parameters * each, kernels=kernels * run.model.n_layer, outputs=written)
     each += 12 if stage == 1 else 2 * c + 12 / shards
-    return Load(bytes=parameters * each, kernels=KERNELS_OF_WEIGHTS * run.model.n_layer)
+    return Load(bytes=parameters * each, kernels=KERNELS_OF_WEIGHTS * run.model.n_layer, outputs=written)
 
 
 def _update(run: RunConfig, mesh: Mesh) -> Load:
@@ -196,7 +207,7 @@ def _update(run: RunConfig, mesh: Mesh) -> Load:
         moved += count * prod(shape) / mesh.shards * (12 + group.moved)
         kernels += count * group.kernels
     extra = _orthogonalising(run, mesh) if spec.orthogonalises else Load()
-    return Load(extra.flops, bytes=moved + extra.bytes, kernels=extra.kernels + kernels)
+    return extra._replace(bytes=moved + extra.bytes, kernels=extra.kernels + kernels)
 
 
 def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
@@ -208,16 +219,17 @@ def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
     """
     precision = run.train.precision
     width, sent, exchange = BYTES[precision], BYTES[wire(precision)], Exchange(mesh, precision)
-    operations = moved = kernels = matrices = 0
+    operations = moved = kernels = matrices = written = 0
     for (kind, shape), count in tensors_of(run.model).items():
         if kind != MATRIX:
             continue
         size, share = shape[0] * shape[1], exchange.largest_share(shape, count)
         matrices += count * size
         operations += share * flops(shape, width)
+        written += share * outputs(shape, width)
         moved += share * size * (4 + 4 * sent)
         kernels += KERNELS_OF_ROUND * sum(1 for _ in exchange.rounds(shape, count)) + count
-    return Load(operations, bytes=moved + matrices / mesh.shards * (8 + width), kernels=kernels)
+    return Load(operations, bytes=moved + matrices / mesh.shards * (8 + width), kernels=kernels, outputs=written)
 
 
 class HostTraffic(NamedTuple):

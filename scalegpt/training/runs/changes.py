@@ -1,8 +1,11 @@
 """The settings that a resumed run may change freely or with ``--allow_change``, and the effect on its learning rate."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
+from scalegpt.architecture.decoder import parameter_shapes
+from scalegpt.architecture.parameters import Shape
+from scalegpt.config import ModelConfig
 from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.tokenizer import same_kind
@@ -23,12 +26,6 @@ FREE_TO_CHANGE = frozenset({
 
 UNREPORTED = frozenset({"name", "preset", "as_text", "follow_links"})
 """Free settings whose change is not reported, since it has no effect of its own: names, and how text files are read."""
-
-SHAPES_THE_WEIGHTS = frozenset({
-    "n_layer", "n_embd", "n_kv_head", "head_size", "n_inner", "block_size", "vocab_size", "bias", "tie_head", "norm",
-    "position", "qk_norm",
-})  # fmt: skip
-"""Settings that not even ``--allow_change`` can change in a run: the shapes of its weights depend on them."""
 
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -68,16 +65,50 @@ def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[s
     return {key: earlier[key] for key in other} if same else {}
 
 
-def ways_out(changes: Iterable[str], allowed: Iterable[str] = ()) -> str:
+def reshaping(earlier: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
+    """The settings whose change gives the weights other shapes, so that not even ``--allow_change`` can change them in a run.
+
+    Args:
+        earlier: the configuration of the run so far, as ``config.yaml`` has it.
+        now: the configuration to resume with, in the same form.
+
+    Raises:
+        InputError: a model in one of the configurations is none that there is.
+    """
+    old, new = (
+        _known_vocabulary(ModelConfig.from_mapping(values.get("model", {}), "config.yaml")) for values in (earlier, now)
+    )
+    shapes = parameter_shapes(new)
+    if parameter_shapes(old) == shapes:
+        return frozenset()
+    changed = [key for key in ModelConfig.settings() if getattr(old, key) != getattr(new, key)]
+    alone = [key for key in changed if _shapes_with(new, key, getattr(old, key)) != shapes]
+    return frozenset(alone or changed)
+
+
+def _known_vocabulary(model: ModelConfig) -> ModelConfig:
+    return model.changed(vocab_size=model.vocab_size or 1)
+
+
+def _shapes_with(model: ModelConfig, key: str, value: Any) -> dict[str, Shape] | None:
+    """The shapes of a model's weights with another value of one setting; None if the value does not suit the others."""
+    try:
+        return parameter_shapes(model.changed(**{key: value}))
+    except InputError:
+        return None
+
+
+def ways_out(changes: Iterable[str], allowed: Iterable[str] = (), reshaped: Container[str] = ()) -> str:
     """A sentence on what to do about changes that are not allowed.
 
     Args:
         changes: names of the changed settings that are not allowed.
         allowed: names that ``--allow_change`` has already; the suggested flag repeats them.
+        reshaped: names of the settings from :func:`reshaping`.
     """
     beside = "choose another --model_name, or --fresh to start a new run beside it"
     keys = list(changes)
-    if SHAPES_THE_WEIGHTS.isdisjoint(keys):
+    if not any(key in reshaped for key in keys):
         accept = f"{allow_change(keys, allowed)} resumes with {'them' if len(keys) > 1 else 'it'}"
         return f"{accept}; or {beside}"
     return beside

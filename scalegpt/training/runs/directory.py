@@ -24,7 +24,7 @@ from scalegpt.config.presets import as_file, from_run
 from scalegpt.errors import InputError
 from scalegpt.storage import disk_errors, is_temporary, read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
-from scalegpt.training.runs.changes import SHAPES_THE_WEIGHTS, differences, free_differences, other_length, ways_out
+from scalegpt.training.runs.changes import differences, free_differences, other_length, reshaping, ways_out
 from scalegpt.training.runs.files import write_whole, writing
 from scalegpt.training.runs.lock import LOCK, RunLock, is_locked
 from scalegpt.training.runs.metrics_file import History, metric_lines
@@ -148,7 +148,8 @@ class RunDirectory(RunRecords):
             raise InputError(f"{self.path} exists but holds no run; choose another --model_name, or --fresh")
         found = differences(earlier, as_file(run))
         changes = {key: text for key, text in found.items() if key not in allowed}
-        shapes = sorted(SHAPES_THE_WEIGHTS & allowed & found.keys())
+        reshaped = reshaping(earlier, as_file(run)) if found else frozenset[str]()
+        shapes = sorted(reshaped & allowed & found.keys())
         if shapes:
             raise InputError(
                 f"{self.path}: {shapes[0]} cannot be changed: it sets the weights' shape; choose another --model_name, or "
@@ -157,7 +158,7 @@ class RunDirectory(RunRecords):
         if changes:
             lines = [f"{key}: {text}" for key, text in changes.items()]
             listed = ", ".join(lines[:6]) + (f" and {len(lines) - 6} more" if len(lines) > 6 else "")
-            raise InputError(f"{self.path} holds another run: {listed}; {ways_out(changes, allowed)}")
+            raise InputError(f"{self.path} holds another run: {listed}; {ways_out(changes, allowed, reshaped)}")
 
     def read_config(self) -> dict[str, Any] | None:
         """Read the configuration of the run so far, in the form of a configuration file; None if there is none.

@@ -37,7 +37,7 @@ class Gathering:
         blocks: L, the number of blocks.
         matrices: the elements of each tensor of a block that is cut over the ranks, in the module's order.
         head: elements of the token embedding; 0 where it is kept whole.
-        positions: elements of the position embedding; 0 where it is kept whole.
+        positions: elements of the position embedding; 0 where it is kept whole; None: positions are not learned.
         tied: whether the head is the token embedding.
         shards: W, the number of ranks over which each tensor is cut.
         width: bytes of an element of a weight.
@@ -50,7 +50,7 @@ class Gathering:
     blocks: int
     matrices: tuple[int, ...]
     head: int
-    positions: int
+    positions: int | None
     tied: bool
     shards: int
     width: int
@@ -81,26 +81,26 @@ class Schedule:
 
     Attributes:
         start: the model itself, which uses the head's matrix, before its forward pass; ``after`` is not used.
-        embeddings: token embedding, then position embedding, in the forward pass.
+        embeddings: token embedding, then position embedding if there is one, in the forward pass.
         blocks: the blocks in the forward pass, the first block first.
         norm: the final norm in the forward pass.
         end: bytes of gathered weights when the forward pass is over.
         back: the model itself, before its backward pass.
         norm_back: the final norm in the backward pass.
         blocks_back: the blocks in the backward pass, listed with the first block first.
-        embeddings_back: position embedding, then token embedding, in the backward pass.
+        embeddings_back: position embedding if there is one, then token embedding, in the backward pass.
         fetched: two counts of gathered elements, padding included: of the forward pass, and of the backward pass.
     """
 
     start: Visit
-    embeddings: tuple[Visit, Visit]
+    embeddings: tuple[Visit, ...]
     blocks: tuple[Visit, ...]
     norm: Visit
     end: int
     back: Visit
     norm_back: Visit
     blocks_back: tuple[Visit, ...]
-    embeddings_back: tuple[Visit, Visit]
+    embeddings_back: tuple[Visit, ...]
     fetched: tuple[int, int]
 
 
@@ -108,12 +108,13 @@ def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
     """Collect what stage 3 gathers and prefetches in a run; ``settings`` is DeepSpeed's complete configuration."""
     zero, model = settings["zero_optimization"], run.model
     threshold, parameters = int(zero["stage3_param_persistence_threshold"]), ModelShapes.of(model)
-    head, positions = model.vocab_size * model.n_embd, model.block_size * model.n_embd
+    head = model.vocab_size * model.n_embd
+    positions = None if parameters.positions is None else numel(parameters.positions)
     return Gathering(
         blocks=model.n_layer,
         matrices=tuple(numel(shape) for shape in parameters.block if numel(shape) > threshold),
         head=head if head > threshold else 0,
-        positions=positions if positions > threshold else 0,
+        positions=0 if positions is not None and positions <= threshold else positions,
         tied=model.tie_head,
         shards=shards,
         width=BYTES[run.train.precision],
@@ -127,37 +128,42 @@ def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
 @lru_cache(maxsize=256)
 def schedule(given: Gathering) -> Schedule:
     """Simulate one micro step. The result is cached: it does not depend on the micro batch size."""
-    play, blocks = _Coordinator(given), given.blocks
+    play = _Coordinator(given)
     start = play.enter(0)
-    embeddings = play.visit(1), play.visit(2)
-    forward = tuple(play.visit(3 + i) for i in range(blocks))
-    norm = play.visit(3 + blocks)
-    play.release(0, 4 + blocks)
+    embeddings = tuple(map(play.visit, play.embeddings))
+    forward = tuple(map(play.visit, play.blocks))
+    norm = play.visit(play.norm)
+    play.release(0, play.norm + 1)
     end, fetched = play.bytes, play.fetched
     back = play.enter(0)
-    norm_back = play.visit(3 + blocks)
-    backward = tuple(play.visit(3 + i) for i in reversed(range(blocks)))
-    tail = play.enter(2), play.enter(1)
+    norm_back = play.visit(play.norm)
+    backward = tuple(map(play.visit, reversed(play.blocks)))
+    tail = tuple(map(play.enter, reversed(play.embeddings)))
     back_again = play.fetched - fetched
     return Schedule(start, embeddings, forward, norm, end, back, norm_back, backward[::-1], tail, (fetched, back_again))
 
 
 class _Coordinator:
-    """DeepSpeed's coordinator. Modules have numbers: 0 the model, 1 and 2 the embeddings, then blocks, then final norm."""
+    """DeepSpeed's coordinator. Modules have numbers: 0 the model, then the embeddings, then blocks, then final norm."""
 
     def __init__(self, given: Gathering) -> None:
         self.given = given
-        per_block, blocks = len(given.matrices), given.blocks
-        self.numel = [given.head, given.positions, *given.matrices * blocks]
+        per_block = len(given.matrices)
+        tables = [given.head] if given.positions is None else [given.head, given.positions]
+        first = len(tables)
+        self.embeddings = range(1, 1 + first)
+        self.blocks = range(1 + first, 1 + first + given.blocks)
+        self.norm = self.blocks.stop
+        self.numel = [*tables, *given.matrices * given.blocks]
         root = 0
         if not given.tied:
             self.numel.append(given.head)
             root = len(self.numel) - 1
-        inner = [tuple(range(2 + i * per_block, 2 + (i + 1) * per_block)) for i in range(blocks)]
-        outer = [(p,) if self.numel[p] else () for p in (root, 0, 1)]
+        starts = range(first, first + given.blocks * per_block, per_block) if per_block else [first] * given.blocks
+        inner = [tuple(range(start, start + per_block)) for start in starts]
+        outer = [(p,) if self.numel[p] else () for p in (root, *range(first))]
         self.modules: list[tuple[int, ...]] = [*outer, *inner, ()]
-        last = 3 + blocks
-        self.order = [*range(last + 1), 0, last, *reversed(range(3, last)), 2, 1]
+        self.order = [*range(self.norm + 1), 0, *reversed(range(1, self.norm + 1))]
         self.queue = [(p, step) for step, module in enumerate(self.order) for p in self.modules[module]]
         self.next = self.step = 0
         self.state = [_AWAY] * len(self.numel)

@@ -110,7 +110,7 @@ class Stage3(ShardedStep):
         for visit in self.plan.embeddings:
             self._enter(visit)
         super()._embed()
-        self._gathered(self.plan.embeddings[1].after)
+        self._gathered(self.plan.embeddings[-1].after)
 
     def _final_norm(self) -> None:
         self._enter(self.plan.norm)
