@@ -28,7 +28,7 @@ def printed(capsys: Printed, *words: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "pythia-160m", "Qwen3-0.6B", "Llama-3-8B"])
+@pytest.mark.parametrize("name", ["gpt2", "pythia-160m", "SmolLM2-360M", "Llama-3-8B"])
 def test_a_model_is_planned_as_a_preset_of_its_shape(name: str, tmp_path: Path, capsys: Printed) -> None:
     plan = ("plan", "--gpu", "h100", "--gpus", "8", "--block_size", "1024", "--dropout", "0")
     layout = ("--backend", "fsdp", "--zero_stage", "2")
@@ -72,7 +72,7 @@ def test_a_window_is_the_longest_block(tmp_path: Path, capsys: Printed) -> None:
 
 
 def test_what_cannot_be_expressed_is_one_line(tmp_path: Path, capsys: Printed) -> None:
-    folder = model(tmp_path / "moe", "Qwen3-0.6B", model_type="qwen3_moe")
+    folder = model(tmp_path / "moe", "SmolLM2-135M", model_type="qwen3_moe")
     for command in ("plan", "params"):
         assert main([command, "--hf", str(folder)]) == 2
         out, err = capsys.readouterr()

@@ -119,7 +119,7 @@ def test_a_preset_alone_is_trained_as_planned(preset: str) -> None:
     assert asdict(understood(given.command()).model) == asdict(given.choice.run.model)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "pythia-160m", "Qwen3-0.6B", "Llama-3.2-1B"])
+@pytest.mark.parametrize("name", ["gpt2", "pythia-160m", "SmolLM2-360M", "Llama-3.2-1B"])
 def test_a_hugging_face_model_is_trained_as_planned(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLIC[name].config), encoding="utf-8")
     given = planned(None, None, {"micro_batch": "1"}, "h100", 8, hf=str(tmp_path))

@@ -252,8 +252,8 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 350M_1024"):
         load_preset("350m_1024 ")
-    with pytest.raises(InputError, match="did you mean Qwen3-0"):
-        load_preset("qwen3_0.6b")
+    with pytest.raises(InputError, match="did you mean SmolLM2-135M"):
+        load_preset("smollm_135m")
     with pytest.raises(InputError, match="`scalegpt presets` lists"):
         load_preset("xyzzy")
     with pytest.raises(InputError, match="unknown setting 'learning_rat'; did you mean learning_rate"):

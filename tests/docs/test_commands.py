@@ -127,8 +127,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None)
     for name in ("my_text.txt", "your_text.txt", "data/one.txt"):
         Path(name).write_text("a text to train on, line by line\n" * 200, encoding="utf-8")
     Path("my_notes.yaml").write_text("model: {n_layer: 2}\n", encoding="utf-8")
-    Path("models/Qwen3-0.6B").mkdir(parents=True)
-    Path("models/Qwen3-0.6B/config.json").write_text(json.dumps(PUBLIC["Qwen3-0.6B"].config), encoding="utf-8")
+    Path("models/SmolLM2-135M").mkdir(parents=True)
+    Path("models/SmolLM2-135M/config.json").write_text(json.dumps(PUBLIC["SmolLM2-135M"].config), encoding="utf-8")
     for name in ("NAME", "small"):
         flags = ["--preset", "tiny", "--input_file", "my_text.txt", "--model_name", name]
         assert main(["train", *flags, *SMALL]) == 0
