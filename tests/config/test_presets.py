@@ -142,7 +142,7 @@ def test_readme_states_what_a_longer_block_costs() -> None:
         row = [f"`{name}`, `{name}_1024`", f"{more:.2%}", f"{attention(short):.1%}", f"{attention(long):.1%}"]
         expected.append(row)
     assert readme_tables()[3] == expected
-    assert len(readme_tables()) == 4
+    assert len(readme_tables()) == 5
 
 
 def test_readme_example_file_is_one(tmp_path: Path) -> None:
