@@ -7,6 +7,7 @@ from typing import Any
 
 from scalegpt.config.settings import coerce
 from scalegpt.config.shape import ModelConfig
+from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS
 from scalegpt.errors import InputError
 from scalegpt.interop.families.rope import read_rope
 from scalegpt.interop.families.table import FAMILIES, UNSUPPORTED, Family
@@ -50,6 +51,18 @@ class HfModel:
     def name(self) -> str:
         """The name of the folder that holds the file."""
         return self.path.resolve().parent.name
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a path is a folder with a Hugging Face model, of any family."""
+    return (path / CONFIG).is_file()
+
+
+def tokenizer_setting(read: HfModel) -> str:
+    """The setting ``tokenizer`` for a model: its folder, or ``gpt2`` for a GPT-2 of that vocabulary without its files."""
+    folder = read.path.parent
+    is_gpt2 = read.family == "gpt2" and read.model.vocab_size >= TOKENS["gpt2"]
+    return "gpt2" if is_gpt2 and not (folder / TOKENIZER_JSON).exists() else str(folder)
 
 
 def read_config(path: Path, block_size: int | None = None) -> HfModel:
