@@ -28,7 +28,7 @@ from scalegpt.units import BYTES, format_bytes
 
 EXAMPLE = """\
 scalegpt params --preset 150M_1024
-scalegpt params --hf models/SmolLM2-135M
+scalegpt params --hf models/Llama-3.2-1B
 scalegpt params --n_layer 12 --n_embd 768 --n_head 12 --block_size 1024 --vocab_size 50257 --bias --show_formula
 scalegpt params --interactive"""
 

@@ -28,6 +28,13 @@ A model that can read 131,072 tokens was pretrained with fewer, and one sequence
 """
 
 
+FREE = ("block_size", "vocab_size", "dropout")
+"""Settings of the model in which a run may differ from the model that it starts from (``init_from``): other rows of the
+vocabulary, and no tensor or fewer rows."""
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Where settings come from, before flags.
@@ -134,16 +141,22 @@ def _hugging_face(path: Path, flags: Values) -> Source:
     block = None if wanted is None else coerce(ModelConfig.settings()["block_size"], wanted)
     read = read_config(path, block)
     given: Values = {"base": as_values(read)}
-    is_long = block is None and read.model.block_size > LONGEST_BLOCK
+    run, folder = resolve(**given), read.path.parent
+    has_weights = any(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    starts_there = has_weights and flags.keys() & ModelConfig.settings().keys() <= set(FREE)
+    follows: Values = {}
+    if block is None and read.model.block_size > LONGEST_BLOCK:
+        follows["block_size"] = LONGEST_BLOCK
+    if not starts_there:  # named, since the trainer would choose the vocabulary of the tokenizer, which may be smaller
+        follows["vocab_size"] = read.model.vocab_size
     return Source(
         given=given,
-        run=resolve(**given),
+        run=run,
         words=("--hf", str(path)),
-        train_words=(),
-        trained=resolve(),
+        train_words=("--init_from", str(folder)) if starts_there else (),
+        trained=run if starts_there else resolve(),
         stated=frozenset({*ModelConfig.settings(), *given["base"]["data"]}),
-        # Named, since the trainer would choose the vocabulary of the tokenizer, which may have fewer ids than the model.
-        flags={"vocab_size": read.model.vocab_size} | ({"block_size": LONGEST_BLOCK} if is_long else {}),
+        flags=follows,
         remarks=read.notes,
     )
 

@@ -1,6 +1,7 @@
 """``--hf``: a Hugging Face model is planned and counted as a preset of the same shape is."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ import pytest
 import scalegpt
 from interop.public_models import PUBLIC
 from scalegpt.cli.main import main
+from scalegpt.cli.parser import given_settings
+from scalegpt.cli.train import make_parser
+from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
+from scalegpt.training.initial import with_initial
 from tokenizer_samples import content
 
 Printed = pytest.CaptureFixture[str]
@@ -113,3 +118,21 @@ def test_the_folder_s_tokenizer_and_vocabulary_are_the_trainer_s(tmp_path: Path)
     model(folder, "gpt2", vocab_size=100)
     with pytest.raises(InputError, match="more than vocab_size 100"):
         scalegpt.plan(hf=folder, gpu="h100")
+
+
+def test_the_command_starts_from_the_weights_that_are_there(tmp_path: Path) -> None:
+    folder = model(tmp_path / "llama", "Llama-3.2-1B")
+    (folder / "tokenizer.json").write_text(content("llama3_like"), encoding="utf-8")
+    assert "--init_from" not in scalegpt.plan(hf=folder, gpu="h100", gpus=8).command()
+    (folder / "model.safetensors").touch()
+    given = scalegpt.plan(hf=folder, gpu="h100", gpus=8)
+    words = shlex.split(given.command())
+    arguments = make_parser().parse(words[words.index("--init_from") :])
+    assert not {"n_layer", "norm", "vocab_size", "tokenizer"} & set(vars(arguments))
+    flags, _ = with_initial(given_settings(arguments), preset=None, config_file=None, folder=None)
+    trained = resolve(flags=flags)
+    assert trained.model == given.choice.run.model
+    assert trained.data.tokenizer == given.choice.run.data.tokenizer == str(folder)
+    changed = scalegpt.plan(hf=folder, gpu="h100", gpus=8, n_layer=8)
+    assert "--init_from" not in changed.command()
+    assert "--n_layer 8" in changed.command()

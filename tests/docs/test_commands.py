@@ -153,8 +153,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None)
     for name in ("my_text.txt", "your_text.txt", "data/one.txt"):
         Path(name).write_text("a text to train on, line by line\n" * 200, encoding="utf-8")
     Path("my_notes.yaml").write_text("model: {n_layer: 2}\n", encoding="utf-8")
-    Path("models/SmolLM2-135M").mkdir(parents=True)
-    Path("models/SmolLM2-135M/config.json").write_text(json.dumps(PUBLIC["SmolLM2-135M"].config), encoding="utf-8")
+    Path("models/Llama-3.2-1B").mkdir(parents=True)
+    Path("models/Llama-3.2-1B/config.json").write_text(json.dumps(PUBLIC["Llama-3.2-1B"].config), encoding="utf-8")
     write_model(Path(MODEL))
     for name in ("NAME", "small"):
         flags = ["--preset", "tiny", "--input_file", "my_text.txt", "--model_name", name]
