@@ -53,7 +53,9 @@ def test_every_stage_follows_one_plain_process(tmp_path: Path, precision: str, t
         assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
 
 
-MODERN = {"n_head": 6, "n_kv_head": 3, "head_size": 10, "position": "rope", "bias": "qkv"}
+MODERN = {
+    "n_head": 6, "n_kv_head": 3, "head_size": 10, "position": "rope", "qk_norm": True, "norm": "rmsnorm", "bias": "qkv",
+}  # fmt: skip
 
 
 def test_rotary_positions_and_grouped_queries_are_the_same_under_every_layout(tmp_path: Path) -> None:
