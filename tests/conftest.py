@@ -50,7 +50,13 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
     """A factory of run folders with untrained checkpoints, as training leaves them."""
 
     def make(
-        name: str = "tiny", *, tokenizer: Any = None, steps: tuple[int, ...] = (10,), train: Any = None, **shape: Any
+        name: str = "tiny",
+        *,
+        tokenizer: Any = None,
+        steps: tuple[int, ...] = (10,),
+        train: Any = None,
+        change: Callable[[Any], None] = lambda _: None,
+        **shape: Any,
     ) -> Path:
         from checkpoint.samples import save_alone
         from scalegpt.backends.base import WEIGHT, Piece
@@ -63,6 +69,7 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
         (run_folder / "checkpoints").mkdir(parents=True)
         for step in steps:
             model = tiny_model(**{"seed": step, "vocab_size": tokenizer.padded_vocab_size, **shape})
+            change(model)
             flags = {key: getattr(model.config, key) for key in type(model.config).settings()}
             config = as_file(resolve(flags={**flags, **(train or {})}, name=name))
             header = Header(Progress(step=step, tokens=step * 100, sequences=step * 6), config, tokenizer.as_dict())

@@ -93,14 +93,14 @@ def convert(checkpoint: Checkpoint, out: Path, dtype: str) -> StoredFile:
         try:
             values = (value.to(DTYPES[dtype]) for _, value in checkpoint.weights())
             written = write_tensors(temporary, entries, values, {"format": "pt"})
-            _publish(temporary, out)
+            publish(temporary, out)
             sync_folder(out.absolute().parent)
         finally:
             temporary.unlink(missing_ok=True)
     return written
 
 
-def _publish(temporary: Path, out: Path) -> None:
+def publish(temporary: Path, out: Path) -> None:
     """Give a finished file the name ``out``; unlike a rename, this never replaces a file.
 
     Raises:

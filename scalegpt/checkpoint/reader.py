@@ -7,6 +7,7 @@ directory may be a link, but its files must not be.
 
 import errno
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
@@ -37,10 +38,12 @@ from scalegpt.checkpoint.manifest import (
     kind_of,
     tensors_of,
 )
+from scalegpt.config.settings import Section
 from scalegpt.errors import InputError
 from scalegpt.storage import NotPlainError, open_plain, retried
 
 Result = TypeVar("Result")
+SectionT = TypeVar("SectionT", bound=Section)
 
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
@@ -194,10 +197,31 @@ class Checkpoint:
             )
         return result
 
+    def weight(self, name: str) -> Tensor:
+        """Read a parameter's whole weight, fp32, on the CPU.
+
+        Raises:
+            InputError: there is no such parameter.
+        """
+        shape = self.shape(name)
+        return self.read(name, WEIGHT, 0, math.prod(shape)).view(shape)
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each parameter's name and its whole fp32 weight, one at a time."""
-        for name, stored in tensors_of(self.manifest, WEIGHT):
-            yield name, self.read(name, WEIGHT, 0, sum(piece.count for piece in stored.pieces)).view(stored.shape)
+        for name, _ in tensors_of(self.manifest, WEIGHT):
+            yield name, self.weight(name)
+
+    def section(self, part: str, kind: type[SectionT]) -> SectionT:
+        """A part of the run's configuration, such as ``model``, as a section of settings.
+
+        Raises:
+            InputError: the part is missing, or a setting in it is not valid.
+        """
+        values = self.manifest.header.config.get(part)
+        where = self.path / MANIFEST
+        if not isinstance(values, dict):
+            raise InputError(f"{where} is damaged: its configuration has no {part}; use another checkpoint")
+        return kind.from_mapping(values, f"{where}, {part}")
 
     def _tensor(self, name: str, key: str) -> StoredTensor:
         stored = self.manifest.tensors.get(f"{key}/{name}")

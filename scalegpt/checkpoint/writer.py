@@ -12,6 +12,7 @@ All ranks must see the same directory. A checkpoint is never written into an exi
 
 import errno
 import json
+import math
 import os
 import secrets
 import time
@@ -29,6 +30,7 @@ from scalegpt.checkpoint.manifest import (
     KINDS,
     MANIFEST,
     MANIFEST_LIMIT,
+    WEIGHTS,
     DamagedError,
     Header,
     Manifest,
@@ -115,6 +117,31 @@ def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
     """
     with failing_as_a_run(save):
         retried(lambda: _try_to_write(save, rank, pieces))
+
+
+def write_weights(save: Save, shapes: Shapes, weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> None:
+    """Write whole weights, one at a time, as the part of the only rank; there are no states of an optimizer.
+
+    Args:
+        save: from :func:`begin`, with one rank.
+        shapes: as for :func:`commit`, in the order in which the weights come.
+        weights: yields the name of each parameter and its fp32 value on the CPU; called again after an error that may be
+            temporary.
+
+    Raises:
+        RunError: the disk is full, or the folder still cannot be written after retries.
+    """
+    name = file_name(0, WEIGHTS)
+    entries = [Entry(entry_name(tensor, 0), torch.float32, (math.prod(shape),)) for tensor, shape in shapes.items()]
+    placed = {tensor: [Placed(0, math.prod(shape), name)] for tensor, shape in shapes.items()}
+
+    def write() -> None:
+        (save.temporary / name).unlink(missing_ok=True)  # the file of a failed attempt
+        files = {name: write_tensors(save.temporary / name, entries, (value for _, value in weights()))}
+        _write_record(save, 0, files, placed)
+
+    with failing_as_a_run(save):
+        retried(write)
 
 
 def commit(
@@ -241,6 +268,12 @@ def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
         for piece in mine:
             where = Placed(piece.start, piece.values.numel(), name)
             placed.setdefault(f"{piece.key}/{piece.name}", []).append(where)
+    _write_record(save, rank, files, placed)
+
+
+def _write_record(
+    save: Save, rank: int, files: Mapping[str, StoredFile], placed: Mapping[str, Sequence[Placed]]
+) -> None:
     record = {
         "nonce": save.nonce,
         "rank": rank,

@@ -1,4 +1,4 @@
-"""``scalegpt checkpoint``: look at a run's checkpoints, and write their weights to one file."""
+"""``scalegpt checkpoint``: look at a run's checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,42 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 from scalegpt.cli.output import aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, path_argument, run_action
-from scalegpt.errors import InputError
 from scalegpt.units import format_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds; --help must not wait for it
     from scalegpt.checkpoint.inspection import Verdict
 
 OVERVIEW = """\
-scalegpt checkpoint: look at a run's checkpoints, and write their weights to one file
+scalegpt checkpoint: look at a run's checkpoints
 
 example:
   scalegpt checkpoint list runs/tiny
   scalegpt checkpoint verify runs/tiny
   scalegpt checkpoint show runs/tiny/checkpoints/step_00001000
-  scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16
 
 actions (each has --help):
   list      a run's checkpoints: step, size, held-out loss, whole or damaged
   verify    read every byte; name what is damaged (exit status 1)
   show      the contents of a checkpoint's manifest
-  convert   the weights as one safetensors file
+  convert   the weights as one safetensors file: scalegpt export --to safetensors
 """
-
-OTHER_FORMATS = {
-    "llama.cpp's format": ".gguf .ggml",
-    "a pickle": ".bin .pt .pth .ckpt .pkl .pickle",
-    "ONNX": ".onnx",
-    "TensorFlow Lite": ".tflite",
-    "HDF5": ".h5 .hdf5",
-    "Keras": ".keras",
-    "a format of NumPy": ".npz .npy",
-    "Flax's msgpack": ".msgpack",
-    "Core ML": ".mlmodel",
-    "a ZIP archive": ".zip",
-    "JSON": ".json",
-}
-"""File format of another program → the file name endings that mean it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -153,8 +136,7 @@ def _show(words: list[str]) -> int:
     arguments = parser.parse(words)
     from scalegpt.checkpoint.inspection import summary
     from scalegpt.checkpoint.reader import read_manifest
-    from scalegpt.inference.load import naming_earlier
-    from scalegpt.training.runs.find import with_newest
+    from scalegpt.training.runs.find import naming_earlier, with_newest
 
     def read(path: Path) -> dict[str, Any]:
         with naming_earlier(path):
@@ -185,39 +167,7 @@ def _words(values: dict[str, Any]) -> str:
 
 
 def _convert(words: list[str]) -> int:
-    parser = _parser(
-        "convert",
-        "Write the weights of a checkpoint, or of a run's newest checkpoint, as one safetensors file under canonical names.",
-        "scalegpt checkpoint convert runs/tiny --out tiny.safetensors\n"
-        "scalegpt checkpoint convert runs/tiny --out tiny.safetensors --dtype bf16",
-    )
-    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the file to make")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="dtype of the weights [fp32]")
-    arguments = parser.parse(words)
-    run, out = Path(arguments.run), Path(arguments.out)
-    _check_ending(out)
-    from scalegpt.checkpoint.inspection import convert
-    from scalegpt.inference.load import open_weights
-    from scalegpt.training.runs.find import with_newest
+    """What ``scalegpt export --to safetensors`` does, under its earlier name."""
+    from scalegpt.cli.export import main as export
 
-    path, written = with_newest(run, lambda path: (path, convert(open_weights(path), out, arguments.dtype)))
-    if arguments.json:
-        facts = {"checkpoint": str(path), "out": arguments.out, "dtype": arguments.dtype}
-        show_json({**facts, "bytes": written.bytes, "sha256": written.sha256})
-    else:
-        show(f"{arguments.out}: {arguments.dtype} weights of {path}, {format_bytes(written.bytes)}")
-    return 0
-
-
-def _check_ending(out: Path) -> None:
-    """Refuse an output file whose ending, such as ``.pt``, means another format than safetensors.
-
-    Raises:
-        InputError: the ending means another format; the message proposes another name for ``--out``.
-    """
-    for meaning, endings in OTHER_FORMATS.items():
-        if out.suffix.lower() in endings.split():
-            raise InputError(
-                f"out {out}: {out.suffix} means {meaning}, and convert writes safetensors; use "
-                f"--out {out.with_suffix('.safetensors')}, which converters for other formats read"
-            )
+    return export([*words, "--to", "safetensors"])

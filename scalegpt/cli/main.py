@@ -22,7 +22,9 @@ COMMANDS = {
     "gpus": "list the GPUs that are known, or show one with its sources",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
-    "checkpoint": "list, verify or show a run's checkpoints, or convert their weights",
+    "import": "make a run of a Hugging Face folder",
+    "checkpoint": "list, verify or show a run's checkpoints",
+    "export": "write a trained model for transformers, llama.cpp and others",
     "eval": "score how well a trained model predicts a text",
     "sample": "continue a prompt with a trained model",
 }
@@ -125,7 +127,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise InputError(f"unknown command {shown(words[0])}{nearest(words[0], COMMANDS)}")
-    status: int = importlib.import_module(f"scalegpt.cli.{words[0]}").main(words[1:])
+    module = "import_" if words[0] == "import" else words[0]  # import is a word of Python's
+    status: int = importlib.import_module(f"scalegpt.cli.{module}").main(words[1:])
     return status
 
 

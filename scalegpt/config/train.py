@@ -63,6 +63,13 @@ class TrainConfig(Section):
         maximum=MOST_MINUTES,
     )
 
+    init_from: str | None = setting(
+        None,
+        "start from the weights, the shape and the tokenizer of a Hugging Face folder, a run or a checkpoint; "
+        "none: random weights",
+        is_path=True,
+    )
+
     optimizer: str = setting("adamw", optimizer_help(), choices=tuple(OPTIMIZERS))
     fused: bool = setting(True, "the fused form of the optimizer; false: the foreach form, which holds more memory")
     learning_rate: float = setting(1e-3, "peak learning rate", above=0, maximum=1e38)

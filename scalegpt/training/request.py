@@ -15,6 +15,7 @@ from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.system.ranks import read_ranks
 from scalegpt.text import shown
+from scalegpt.training.initial import with_initial
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Request:
         allow_change: names of settings that a resumed run may change, and ``data`` for its tokens.
         trust_checkpoint: whether to resume even from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside; None: resume from the newest.
+        notes: lines to print.
     """
 
     run: RunConfig
@@ -42,6 +44,7 @@ class Request:
     allow_change: frozenset[str] = frozenset()
     trust_checkpoint: bool = False
     resume_step: int | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -74,6 +77,12 @@ class Request:
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
             settings["backend"] = FSDP.name  # several ranks were started, and neither user nor preset names a backend
+        folder = runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
+        settings, notes = with_initial(
+            settings, preset=preset, config_file=config_file, folder=None if fresh else folder
+        )
+        if "init_from" in settings:
+            given |= {"vocab_size"}  # its rows are the model's, whatever the data's tokenizer needs
         run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, given_in=given_in)
         if name is not None:
             run = replace(run, name=name)  # an empty name too: check_name refuses it later, with the other bad names
@@ -91,6 +100,7 @@ class Request:
             allow_change=_known(allow_change),
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,
+            notes=notes,
         )
 
     @property
@@ -112,7 +122,7 @@ def _check_paths(run: RunConfig) -> None:
     Raises:
         InputError: a path of the configuration is not UTF-8.
     """
-    for path in (run.data.input_file, run.parallel.ds_config):
+    for path in (run.data.input_file, run.parallel.ds_config, run.train.init_from):
         if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
             raise InputError(f"{shown(path)} is not UTF-8, and a run's files could not name it; rename it")
 

@@ -215,7 +215,7 @@ def test_convert_replaces_no_file_and_refuses_damage(run: Path, say: Callable[..
 @pytest.mark.parametrize("name", ["a.gguf", "a.GGUF", "model.bin", "model.pt", "model.onnx", "w.npz"])
 def test_the_ending_of_another_format_is_refused(run: Path, say: Any, tmp_path: Path, name: str) -> None:
     line = say("convert", run, "--out", tmp_path / name, status=2)
-    assert "convert writes safetensors; use --out" in line
+    assert "--to safetensors writes safetensors, which converters for other formats read; use --out" in line
     assert f"{Path(name).stem}.safetensors" in line
     assert not (tmp_path / name).exists()
 

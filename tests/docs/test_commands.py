@@ -5,6 +5,7 @@ the launchers; benchmarks take minutes, so that their flags alone are compared w
 """
 
 import io
+import json
 import re
 import shlex
 import sys
@@ -12,11 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from interop.public_models import PUBLIC
 from scalegpt.cli.main import main
 from scalegpt.cli.sample import SampleSettings
 from scalegpt.cli.train import make_parser
+from scalegpt.config import ModelConfig
 from scalegpt.config.machine import MachineConfig
+from scalegpt.data.tokenizers import make_tokenizer
+from scalegpt.data.tokenizers.export import tokenizer_files
+from scalegpt.interop.families import as_config
+from scalegpt.weights.layouts import targets
+from scalegpt.weights.table import HUGGING_FACE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -27,8 +37,12 @@ PAGES = [
 TRAINERS = {"launch/train.py", "scalegpt.train"}
 SHAPE = "--n_layer 1 --n_embd 8 --n_head 1 --block_size 16 --vocab_size 257 --tokenizer byte"
 STEP = "--micro_batch 2 --tokens_per_step 32 --max_iters 1 --warmup_steps 0 --sample_tokens 0"
-SMALL = [*SHAPE.split(), *STEP.split(), *["--device", "cpu", "--precision", "fp32", "--backend", "plain", "--fresh"]]
-PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1"}
+ONE_STEP = [*STEP.split(), "--device", "cpu", "--precision", "fp32", "--backend", "plain"]
+SMALL = [*SHAPE.split(), *ONE_STEP, "--fresh"]
+MODEL = "models/SmolLM2-135M"
+"""A Hugging Face folder that the documents name."""
+
+PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "8192": "265"}
 """What a reader puts in the place of a word."""
 
 OTHERS = ("pip install ", "pre-commit ", "python -m json.tool")
@@ -110,21 +124,38 @@ def is_run(words: list[str]) -> bool:
 
 
 def run(words: list[str]) -> int:
+    if words[:2] == ["scalegpt", "train"]:
+        has_shape = bool({MODEL, "smol"} & set(words))
+        return main(["train", *words[2:], *(["--block_size", "16", *ONE_STEP] if has_shape else SMALL)])
     if words[0] == "scalegpt":
         return main([PLACEHOLDERS.get(word, word) for word in words[1:]])
     place = next(i for i, word in enumerate(words) if word in TRAINERS)
     return main(["train", *words[place + 1 :], *SMALL])
 
 
+def write_model(folder: Path) -> None:
+    """A small Hugging Face folder with a tokenizer."""
+    model = ModelConfig(n_layer=1, n_embd=8, n_head=1, block_size=16, vocab_size=257, bias=True)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(as_config(model)))
+    wanted = targets(model, HUGGING_FACE["gpt2"])
+    save_file({target.name: torch.ones(target.shape) for target in wanted}, folder / "model.safetensors")
+    for name, content in tokenizer_files(make_tokenizer("byte")).items():
+        (folder / name).write_bytes(content)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    """A folder with what the documents' commands name: texts, a configuration, runs with a checkpoint."""
+    """A folder with what the documents' commands name: texts, configurations, runs with a checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
     Path("data").mkdir()
     for name in ("my_text.txt", "your_text.txt", "data/one.txt"):
         Path(name).write_text("a text to train on, line by line\n" * 200, encoding="utf-8")
     Path("my_notes.yaml").write_text("model: {n_layer: 2}\n", encoding="utf-8")
+    Path("models/Llama-3.2-1B").mkdir(parents=True)
+    Path("models/Llama-3.2-1B/config.json").write_text(json.dumps(PUBLIC["Llama-3.2-1B"].config), encoding="utf-8")
+    write_model(Path(MODEL))
     for name in ("NAME", "small"):
         flags = ["--preset", "tiny", "--input_file", "my_text.txt", "--model_name", name]
         assert main(["train", *flags, *SMALL]) == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from scalegpt.config.settings import coerce
 from scalegpt.config.shape import ModelConfig
+from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS
 from scalegpt.errors import InputError
 from scalegpt.interop.families.rope import read_rope
 from scalegpt.interop.families.table import FAMILIES, UNSUPPORTED, Family
@@ -50,6 +51,18 @@ class HfModel:
     def name(self) -> str:
         """The name of the folder that holds the file."""
         return self.path.resolve().parent.name
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a path is a folder with a Hugging Face model, of any family."""
+    return (path / CONFIG).is_file()
+
+
+def tokenizer_setting(read: HfModel) -> str:
+    """The setting ``tokenizer`` for a model: its folder, or ``gpt2`` for a GPT-2 of that vocabulary without its files."""
+    folder = read.path.parent
+    is_gpt2 = read.family == "gpt2" and read.model.vocab_size >= TOKENS["gpt2"]
+    return "gpt2" if is_gpt2 and not (folder / TOKENIZER_JSON).exists() else str(folder)
 
 
 def read_config(path: Path, block_size: int | None = None) -> HfModel:
@@ -210,9 +223,11 @@ def _rotates(family: Family, config: Mapping[str, Any]) -> bool:
 def _window(family: Family, config: Mapping[str, Any], layers: int) -> int | None:
     """How many tokens attention looks back in the layers where it does not see all; None: it sees all in every layer."""
     kinds = config.get("layer_types")
-    if kinds is not None and not (isinstance(kinds, list) and set(map(str, kinds)) <= {_FULL, _SLIDING}):
-        other = next((each for each in kinds if each not in (_FULL, _SLIDING)), kinds) if kinds else kinds
-        raise InputError(f"layer_types with {shown(other)} are not supported, only {_FULL}")
+    if kinds is not None and not isinstance(kinds, list):
+        raise InputError(f"layer_types must be a list, not {shown(kinds)}")
+    other = [each for each in kinds or () if each not in (_FULL, _SLIDING)]
+    if other:
+        raise InputError(f"layer_types with {shown(other[0])} are not supported, only {_FULL}")
     if family.window is None or (family.window_switch is not None and not config[family.window_switch]):
         return None
     if family.window_switch is not None:

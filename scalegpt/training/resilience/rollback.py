@@ -50,12 +50,17 @@ def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> Non
 
     If the run now uses another optimizer than the checkpoint's, only the weights are read, and all moments begin at zero.
     The optimizer's step count still continues, since every resume computes it from the run's steps. So AdamW's bias
-    correction is too weak for moments that begin at zero: its first update is scaled by (1 - β₁)/√(1 - β₂).
+    correction is too weak for moments that begin at zero: its first update is scaled by (1 - β₁)/√(1 - β₂). The checkpoint
+    of an imported model has no moments, and no steps: they too begin at zero.
     """
-    optimizer = checkpoint.manifest.header.train.get("optimizer", "adamw")
+    header = checkpoint.manifest.header
+    is_imported = header.progress.step == 0 and all(
+        name.startswith(f"{WEIGHT}/") for name in checkpoint.manifest.tensors
+    )
+    optimizer = header.train.get("optimizer", "adamw")
 
     def read(name: str, key: str, start: int, count: int) -> Tensor:
-        restarts = key != WEIGHT and optimizer != backend.run.train.optimizer
+        restarts = key != WEIGHT and (is_imported or optimizer != backend.run.train.optimizer)
         return torch.zeros(count) if restarts else checkpoint.read(name, key, start, count)
 
     # The optimizer's step count leaves out skipped steps.

@@ -34,6 +34,16 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     return {key: text for key, text in _all(old, new).items() if key not in _free(old, new)}
 
 
+def differences_of_models(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """The settings of the model that differ, each as ``old → new``, except those that no weight depends on.
+
+    These are the only differences that count for a run that has weights and has not been trained.
+    """
+    free = {"dropout"} if now["model"]["position"] == "learned" else {"dropout", "block_size"}
+    found = differences(earlier, now)
+    return {key: text for key, text in found.items() if key in ModelConfig.settings() and key not in free}
+
+
 def free_differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """The freely changeable settings that differ between two configurations and are reported, each as ``old → new``."""
     old, new = _as_resolved(earlier), _flat(now)

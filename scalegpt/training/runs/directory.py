@@ -7,6 +7,7 @@ that ended the run), ``run_status.json`` (state and cause of the end), ``checkpo
 
 import json
 import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +25,14 @@ from scalegpt.config.presets import as_file, from_run
 from scalegpt.errors import InputError
 from scalegpt.storage import disk_errors, is_temporary, read_text, sync_folder
 from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
-from scalegpt.training.runs.changes import differences, free_differences, other_length, reshaping, ways_out
+from scalegpt.training.runs.changes import (
+    differences,
+    differences_of_models,
+    free_differences,
+    other_length,
+    reshaping,
+    ways_out,
+)
 from scalegpt.training.runs.files import write_whole, writing
 from scalegpt.training.runs.lock import LOCK, RunLock, is_locked
 from scalegpt.training.runs.metrics_file import History, metric_lines
@@ -35,6 +43,9 @@ RUN_ID = ".run_id"
 
 STARTED_BY = ".started_by"
 """Name of the file that identifies the launcher that began the run (:mod:`scalegpt.training.runs.launch_marks`)."""
+
+IMPORTED = "imported"
+"""The state of a run whose weights come from another program, and which has not been trained."""
 
 _MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
 """Files that a start makes before ``config.yaml``. A folder with no others is new: a start was killed, or the disk full."""
@@ -122,13 +133,14 @@ class RunDirectory(RunRecords):
     def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
         """All settings, and the number of ranks, that differ from the run so far, each as ``old → new``.
 
-        Differences that change the result of training come first. Empty for a new run.
+        Differences that change the result of training come first. Empty for a new run, and for one that was imported and not
+        trained.
 
         Raises:
             InputError: the configuration of the run so far cannot be read.
         """
         earlier, before = self.read_config(), (self.read_plan() or {}).get("ranks", ranks)
-        if earlier is None:
+        if earlier is None or self.read_state() == IMPORTED:
             return {}
         moved = {"ranks": f"{before} → {ranks}"} if before != ranks else {}
         return {**differences(earlier, as_file(run)), **moved, **free_differences(earlier, as_file(run))}
@@ -146,7 +158,8 @@ class RunDirectory(RunRecords):
         earlier = self.read_config()
         if earlier is None:
             raise InputError(f"{self.path} exists but holds no run; choose another --model_name, or --fresh")
-        found = differences(earlier, as_file(run))
+        compare = differences_of_models if self.read_state() == IMPORTED else differences
+        found = compare(earlier, as_file(run))
         changes = {key: text for key, text in found.items() if key not in allowed}
         reshaped = reshaping(earlier, as_file(run)) if found else frozenset[str]()
         shapes = sorted(reshaped & allowed & found.keys())
@@ -233,7 +246,7 @@ class RunDirectory(RunRecords):
         except OSError as error:
             raise unreadable(path, error) from error
 
-    def create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None = None) -> None:
+    def create(self, run: RunConfig, plan: dict[str, Any] | None, started_by: Mapping[str, str] | None = None) -> None:
         """Write the directory's first files: launcher's marks, run id, plan and configuration, in this order.
 
         The marks come first, since a launcher's restart finds the folder by them. The configuration comes last: a folder
@@ -241,7 +254,7 @@ class RunDirectory(RunRecords):
 
         Args:
             run: the configuration.
-            plan: the content of ``plan.json``.
+            plan: the content of ``plan.json``; None: the run is not trained yet, and there is no such file.
             started_by: marks that identify the launcher (:func:`~scalegpt.training.runs.launch_marks.launch_marks`). They are
                 written only into a new directory.
 
@@ -258,7 +271,7 @@ class RunDirectory(RunRecords):
                     self._remove_first_files()
                 raise
 
-    def _create(self, run: RunConfig, plan: dict[str, Any], started_by: Mapping[str, str] | None) -> None:
+    def _create(self, run: RunConfig, plan: dict[str, Any] | None, started_by: Mapping[str, str] | None) -> None:
         if started_by:
             write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
         elif self.is_new():  # drop the marks of another launcher's start that was interrupted here
@@ -266,8 +279,17 @@ class RunDirectory(RunRecords):
         self.checkpoints.mkdir(exist_ok=True)
         if self.read_id() is None:
             write_whole(self.path / RUN_ID, secrets.token_hex(16))
-        write_whole(self.plan, json.dumps(plan, indent=1))
+        if plan is not None:
+            write_whole(self.plan, json.dumps(plan, indent=1))
         write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
+
+    def abandon(self) -> None:
+        """Delete all but the lock in the folder of a new run whose making failed; :meth:`is_taken` must have been false."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink(missing_ok=True)
 
     def _remove_first_files(self) -> None:
         """Delete the files that a failed start has made in a new folder, except the lock."""

@@ -1,13 +1,14 @@
 """Finds the checkpoint that a path and the setting ``checkpoint`` mean, in a run that may be trained meanwhile."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from scalegpt.checkpoint.inspection import Verdict, examine
-from scalegpt.checkpoint.manifest import MANIFEST
-from scalegpt.checkpoint.reader import unreadable
+from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError
+from scalegpt.checkpoint.reader import Checkpoint, unreadable
 from scalegpt.checkpoint.store import (
     DAMAGED,
     REPLACED,
@@ -88,6 +89,36 @@ def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
             if checkpoint.is_dir():
                 raise
             refuse_deleted(path, checkpoint)
+
+
+def open_weights(checkpoint: Path) -> Checkpoint:
+    """Open a checkpoint and verify its weights.
+
+    Raises:
+        InputError: there is no checkpoint, or it is damaged. Other checkpoints are not tried: the user did not ask for one.
+    """
+    with naming_earlier(checkpoint):
+        stored = Checkpoint.open(checkpoint)
+        stored.verify((WEIGHTS,))
+    return stored
+
+
+@contextmanager
+def naming_earlier(checkpoint: Path) -> Iterator[None]:
+    """Append a hint to an error that the block raises about a damaged checkpoint: which checkpoint to use instead.
+
+    Raises:
+        DamagedError: the checkpoint is damaged; the message ends with the hint.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        beside = find_checkpoints(checkpoint.parent)
+        is_one_of_them = checkpoint in beside  # false for a copy whose name has no step
+        kind = "an earlier" if is_one_of_them else "another"
+        instead = beside[: beside.index(checkpoint)] if is_one_of_them else beside
+        hint = f"give {kind} checkpoint by its path: {instead[-1]}" if instead else "there is no earlier checkpoint"
+        raise DamagedError(f"{error}; {hint}") from None
 
 
 def examine_all(path: Path) -> list[Verdict]:

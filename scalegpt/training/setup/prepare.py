@@ -24,6 +24,7 @@ from scalegpt.training.runs.resume import first_stretch, resume_hint, resumed_li
 from scalegpt.training.runs.summary import describe, plan_summary, total_steps, unused
 from scalegpt.training.setup.data import ReadyData, prepare_data
 from scalegpt.training.setup.directory import Start, open_run, write_start
+from scalegpt.training.setup.origin import Opened, open_initial
 from scalegpt.training.setup.planning import Planned, choose_layout
 from scalegpt.training.setup.resolve import Resolved, resolve_request
 
@@ -43,10 +44,13 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     """
     stop = stop or StopRequest()
     resolved = resolve_request(request, world)
+    initial = open_initial(resolved.request, world)
     planned = _plan(resolved, resolved.run, world)
     train = planned.run.train
     logger = Logger(speaks=world.is_first, total=total_steps(train, planned.batch), every=train.log_every)
     data = prepare_data(resolved.request, world, logger, stop)
+    if initial is not None:
+        initial.check_tokenizer(planned.run, data.tokens.tokenizer)
     if data.model.vocab_size != planned.run.model.vocab_size:
         planned = _plan(resolved, replace(resolved.run, model=data.model), world)
     parallel = planned.run.parallel
@@ -57,7 +61,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     start = open_run(resolved.request, run, planned.batch, data, world, stop)
     try:
         run = replace(run, name=start.directory.path.name)
-        return _make_job(resolved, planned, start, run, data, prompt, settings, world, logger, stop)
+        return _make_job(resolved, planned, start, run, data, initial, prompt, settings, world, logger, stop)
     except BaseException:
         start.directory.unlock()
         raise
@@ -69,6 +73,7 @@ def _make_job(
     start: Start,
     run: RunConfig,
     data: ReadyData,
+    initial: Opened | None,
     prompt: list[int],
     settings: dict[str, Any] | None,
     world: World,
@@ -82,7 +87,7 @@ def _make_job(
     _describe(resolved, planned, start, run, data, world, logger, hint)
     model = build_model(run, compiled=resolved.compiled, device=world.device)
     backend = make_backend(run, world, planned.batch.grad_accum, model, optimizer_factory(run.train), settings)
-    _load(backend, start, run, steps, logger)
+    _load(backend, start, run, initial, steps, logger)
     _report_changes(start, run, steps, world, logger)
     stretch = first_stretch(run, planned.batch, data.tokens, data.digest, start.progress)
     stop.check(world)
@@ -183,9 +188,13 @@ def _describe(
         logger.say(line)
 
 
-def _load(backend: Backend, start: Start, run: RunConfig, steps: int, logger: Logger) -> None:
+def _load(backend: Backend, start: Start, run: RunConfig, initial: Opened | None, steps: int, logger: Logger) -> None:
     """Load the initial weights into a backend, or the state of the checkpoint to resume from."""
     checkpoint = start.choice.checkpoint
+    if checkpoint is None and initial is not None:
+        backend.load_weights(initial.origin.weights(run.model))
+        logger.say(f"weights  from {run.train.init_from}")
+        return
     if checkpoint is None:
         backend.load_weights(backend.model.initial_weights(run.train.seed))
         return

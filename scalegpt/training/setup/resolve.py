@@ -70,7 +70,12 @@ def resolve_request(request: Request, world: World) -> Resolved:
     check_attention(train.attention, precision, world.device, run.model.head_width, dropout=run.model.dropout > 0)
     compiled, warning = resolve_compile(train.compile, world.device)
     return Resolved(
-        request, replace(run, train=train.changed(precision=precision)), open_, compiled, warning, (*kept, *notes)
+        request,
+        replace(run, train=train.changed(precision=precision)),
+        open_,
+        compiled,
+        warning,
+        (*request.notes, *kept, *notes),
     )
 
 

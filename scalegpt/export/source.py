@@ -1,0 +1,75 @@
+"""What is exported: a checkpoint's shape, weights and tokenizer, without the rows that only pad the vocabulary."""
+
+import json
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from scalegpt.checkpoint.manifest import Header
+from scalegpt.checkpoint.reader import Checkpoint
+from scalegpt.config import ModelConfig, TrainConfig
+from scalegpt.config.tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON, parse_tokenizer, vocabulary
+from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.data.tokenizers.export import tokenizer_files
+from scalegpt.weights.origin import EMBEDDING, HEAD
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model to be written for another program.
+
+    Attributes:
+        checkpoint: where the weights are, whose files have been verified.
+        model: the shape that is written.
+        tokenizer: the tokenizer of the run.
+        dtype: the dtype of the weights that are written, a key of :data:`~scalegpt.checkpoint.inspection.DTYPES`.
+    """
+
+    checkpoint: Checkpoint
+    model: ModelConfig
+    tokenizer: Tokenizer
+    dtype: str = "fp32"
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, dtype: str = "fp32") -> "Source":
+        """The model of a checkpoint.
+
+        Training pads the vocabulary for speed. The rows beyond the tokenizer's vocabulary are left out. A model that began
+        with other weights (``init_from``) keeps all its rows: they were padded, or reserved, where it comes from.
+
+        Raises:
+            InputError: the checkpoint's configuration or tokenizer cannot be read.
+        """
+        model, train = checkpoint.section("model", ModelConfig), checkpoint.section("train", TrainConfig)
+        tokenizer = Tokenizer.from_dict(checkpoint.manifest.header.tokenizer)
+        if train.init_from is None and tokenizer.vocab_size < model.vocab_size:
+            model = model.changed(vocab_size=tokenizer.vocab_size)
+        return cls(checkpoint, model, tokenizer, dtype)
+
+    @property
+    def header(self) -> Header:
+        """The checkpoint's entries about the run."""
+        return self.checkpoint.manifest.header
+
+    def read(self, name: str) -> Tensor:
+        """A parameter's whole fp32 value, on the CPU."""
+        value = self.checkpoint.weight(name)
+        rows = self.model.vocab_size if name in {EMBEDDING, HEAD} else value.shape[0]
+        return value[:rows]
+
+    def with_head(self) -> "Source":
+        """The same model with a head of its own, a copy of the embedding, for programs that know no tied head."""
+        return _Untied(self.checkpoint, replace(self.model, tie_head=False), self.tokenizer, self.dtype)
+
+
+def begin_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id that begins a text, by the tokenizer's own files for Hugging Face libraries; None: there is none."""
+    files = tokenizer_files(tokenizer)
+    token = json.loads(files.get(TOKENIZER_CONFIG, b"{}")).get("bos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    return None if content is None else vocabulary(parse_tokenizer(files[TOKENIZER_JSON])).get(content)
+
+
+class _Untied(Source):
+    def read(self, name: str) -> Tensor:
+        return super().read(EMBEDDING if name == HEAD else name)

@@ -1,0 +1,181 @@
+"""What a run takes over from the folder that ``init_from`` names: the shape and the tokenizer; needs no torch for that.
+
+The folder is read once. A run that began with it keeps its shape in its ``config.yaml``, so the folder may be gone when the
+run resumes, and ``init_from`` need not be given again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from scalegpt.config import ModelConfig, TrainConfig
+from scalegpt.config.presets import load_config_file, load_preset
+from scalegpt.config.settings import coerce
+from scalegpt.config.tokenizer import NAMES, TOKENIZER_JSON
+from scalegpt.errors import InputError
+from scalegpt.interop.families import read_config
+from scalegpt.interop.families.reading import is_hugging_face, tokenizer_setting
+from scalegpt.planner.source import FREE, LONGEST_BLOCK
+from scalegpt.text import shown
+
+Values = dict[str, Any]
+
+TOKENIZER_SETTINGS = ("tokenizer", "end_of_text")
+"""The settings of the data that name a tokenizer."""
+
+_SIZES = {"n_kv_head": "kv_heads", "head_size": "head_width", "n_inner": "inner_width"}
+"""Setting that may be none → the size that it has then."""
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What a folder says of its model.
+
+    Attributes:
+        path: the folder, as ``init_from`` names it.
+        model: the shape.
+        data: the settings of the data that name the tokenizer; empty if the folder has none.
+        is_begun: whether the shape is that of the run itself, which began with this folder earlier.
+    """
+
+    path: str
+    model: ModelConfig
+    data: Values
+    is_begun: bool = False
+
+
+def with_initial(
+    flags: Mapping[str, Any], *, preset: str | None, config_file: str | None, folder: Path | None
+) -> tuple[Values, tuple[str, ...]]:
+    """The flags, with the shape and the tokenizer of the model that the run starts from, if it starts from one.
+
+    Args:
+        flags: the settings that the user gives over the preset or the file.
+        preset: the name of the preset.
+        config_file: the path of the file.
+        folder: the run's own folder, which may hold a run that began so; None: a new run is asked for.
+
+    Returns:
+        The flags, and lines to print.
+
+    Raises:
+        InputError: ``init_from`` names no model that can be read, or a setting contradicts its shape.
+    """
+    file = load_config_file(config_file) if config_file else {}
+    named = flags.get("init_from", file.get("train", {}).get("init_from"))
+    initial = _initial(coerce(TrainConfig.settings()["init_from"], named), folder)
+    if initial is None:
+        return dict(flags), ()
+    stated = load_preset(preset).get("model", {}) if preset else {}
+    _check("the preset", stated, initial)
+    _check("config_file", file.get("model", {}), initial)
+    _check("", flags, initial)
+    free = {key: each[key] for each in (file.get("model", {}), flags) for key in FREE if key in each}
+    longest, notes = initial.model.block_size, tuple[str, ...]()
+    if "block_size" not in free and longest > LONGEST_BLOCK and not initial.is_begun:
+        free["block_size"] = LONGEST_BLOCK
+        line = f"blocks of {LONGEST_BLOCK:,} tokens, of the {longest:,} that {initial.path} can read"
+        notes = (f"{line}; --block_size sets another length",)
+    shape = {each.name: getattr(initial.model, each.name) for each in fields(initial.model)}
+    tokenizer = {} if "tokenizer" in {*flags, *file.get("data", {})} else initial.data
+    return {**shape, **tokenizer, **flags, **free, "init_from": initial.path}, notes
+
+
+def _initial(asked: str | None, folder: Path | None) -> Initial | None:
+    """What ``init_from`` names, or what the run in the folder began with; None: random weights."""
+    begun = None if folder is None else _begun(folder)
+    if folder is not None and begun is not None and asked in (None, begun["train"]["init_from"]):
+        model, data = _recorded(begun, str(folder), folder)
+        return Initial(begun["train"]["init_from"], model, data, is_begun=True)
+    return None if asked is None else Initial(asked, *shape_of(Path(asked)))
+
+
+def shape_of(path: Path) -> tuple[ModelConfig, Values]:
+    """The shape of the model in a Hugging Face folder, a run or a checkpoint, and the settings that name its tokenizer.
+
+    Raises:
+        InputError: there is none of these, or its configuration cannot be read.
+    """
+    if is_hugging_face(path):
+        read = read_config(path)
+        return read.model, {"tokenizer": tokenizer_setting(read)}
+    check_exists(path)
+    from scalegpt.checkpoint.reader import read_manifest  # imported here: they import torch, which takes seconds
+    from scalegpt.training.runs.find import with_newest
+
+    found, config = with_newest(path, lambda found: (found, read_manifest(found).header.config))
+    return _recorded(config, str(found), found.parent.parent)
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a value of ``init_from`` that leads nowhere.
+
+    Raises:
+        InputError: there is no such path.
+    """
+    if not path.exists():
+        raise InputError(
+            f"init_from {path} does not exist; give a Hugging Face folder (nothing is downloaded), a run or a checkpoint"
+        )
+
+
+def _recorded(config: Values, where: str, folder: Path) -> tuple[ModelConfig, Values]:
+    """The shape and the tokenizer in the configuration of a run, whose folder is ``folder``.
+
+    Raises:
+        InputError: the configuration has no model, or a setting of it is not valid.
+    """
+    model, data = config.get("model"), config.get("data")
+    if not isinstance(model, dict) or not isinstance(data, dict):
+        raise InputError(f"{where} has no configuration of a model; use another")
+    named = {key: data[key] for key in TOKENIZER_SETTINGS if key in data}
+    if named.get("tokenizer") not in NAMES and (folder / TOKENIZER_JSON).is_file():
+        named["tokenizer"] = str(folder)  # the run's own copy
+    return ModelConfig.from_mapping(model, where), named
+
+
+def _begun(folder: Path) -> Values | None:
+    """The configuration of the run in a folder, if it began with another model's weights; else None."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return None
+    try:
+        values = load_config_file(config)
+    except InputError:  # reported where the run is opened
+        return None
+    return values if values.get("train", {}).get("init_from") is not None else None
+
+
+def _check(where: str, values: Mapping[str, Any], initial: Initial) -> None:
+    """Refuse settings that contradict the shape of the model to start from.
+
+    Raises:
+        InputError: a setting has another value there, or asks for more positions than were learned.
+    """
+    known = ModelConfig.settings()
+    for key in _model_keys(values):
+        value, size = coerce(known[key], values[key]), _SIZES.get(key, key)
+        theirs = getattr(initial.model, size)
+        try:
+            is_same = getattr(initial.model.changed(**{key: value}), size) == theirs
+        except InputError:  # a value that does not go together with the others is another one
+            is_same = False
+        if not is_same:
+            word = f"{where}, with {key} {shown(value)}," if where else f"{key} {shown(value)}"
+            raise InputError(
+                f"{word} contradicts init_from {initial.path}, whose model has {key} {theirs}; omit it, since the shape "
+                "comes from there"
+            )
+    wanted = values.get("block_size") if where != "the preset" else None
+    if wanted is not None and initial.model.position == "learned" and not initial.is_begun:
+        longest = initial.model.block_size
+        if coerce(known["block_size"], wanted) > longest:
+            raise InputError(
+                f"block_size {shown(wanted)}: the model of init_from {initial.path} has learned {longest} positions; give "
+                f"--block_size {longest} or less"
+            )
+
+
+def _model_keys(values: Mapping[str, Any]) -> Iterable[str]:
+    return [key for key in values if key in ModelConfig.settings() and key not in FREE]

@@ -1,0 +1,218 @@
+"""Where other programs keep the weights of a decoder: names, shapes and order of their tensors, beside ours.
+
+A :class:`Layout` is data: for each of our modules, the modules of the other program whose tensors hold the same numbers.
+:func:`targets` makes from it and a shape the list of all tensors that the other program has. Reading, checking and writing
+all follow that list.
+
+- **Conv1D**: GPT-2 stores the matrices of its blocks transposed, [in, out].
+- **By head**: GPT-NeoX stores, for each head in turn, the rows of its query, its key and its value. Ours are all queries, all
+  keys, all values.
+- **In pairs**: ``llama.cpp`` rotates, for Llama, neighbouring rows of a head; ours and Hugging Face's rotate row i with row
+  i + D/2. So the rows of queries and keys come in another order there.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from scalegpt.architecture.decoder import BLOCKS, parameter_shapes
+from scalegpt.config import ModelConfig
+
+Reorder = Callable[[Tensor, ModelConfig], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor of the other program differs from our rows with the same numbers.
+
+    Attributes:
+        theirs: (our rows, shape of the model) → the other program's tensor.
+        ours: the inverse of ``theirs``.
+    """
+
+    theirs: Reorder
+    ours: Reorder
+
+
+def _same(value: Tensor, _model: ModelConfig) -> Tensor:
+    return value
+
+
+def _transposed(value: Tensor, _model: ModelConfig) -> Tensor:
+    return value.t() if value.dim() == 2 else value
+
+
+def _by_head(value: Tensor, model: ModelConfig) -> Tensor:
+    """[3 · a · D, …] → [a · 3 · D, …]."""
+    return value.reshape(3, model.n_head, model.head_width, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
+
+
+def _by_kind(value: Tensor, model: ModelConfig) -> Tensor:
+    """[a · 3 · D, …] → [3 · a · D, …]."""
+    return value.reshape(model.n_head, 3, model.head_width, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
+
+
+def _in_pairs(value: Tensor, model: ModelConfig) -> Tensor:
+    """[heads · 2 · D/2, …] → [heads · D/2 · 2, …]."""
+    return value.reshape(-1, 2, model.head_width // 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+
+
+def _in_halves(value: Tensor, model: ModelConfig) -> Tensor:
+    """[heads · D/2 · 2, …] → [heads · 2 · D/2, …]."""
+    return value.reshape(-1, model.head_width // 2, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+
+
+SAME = Form(_same, _same)
+CONV1D = Form(_transposed, _transposed)
+BY_HEAD = Form(_by_head, _by_kind)
+IN_PAIRS = Form(_in_pairs, _in_halves)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The modules of the other program that hold one of our modules.
+
+    Attributes:
+        modules: their names, with ``{n}`` for the block. Their rows, one after another, are ours.
+        form: how each of their tensors differs from our rows; one for all, or one for each module.
+    """
+
+    modules: tuple[str, ...]
+    form: Form | tuple[Form, ...] = SAME
+
+    def form_of(self, index: int) -> Form:
+        """The form of the module with this index."""
+        return self.form[index] if isinstance(self.form, tuple) else self.form
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names and forms of all tensors of a family of models in another program.
+
+    Attributes:
+        places: our module, with ``{n}`` for the block, → its place. A part that a model lacks, such as ``wpe``, is ignored.
+        biased: our modules that always have a bias there; where ours has none, it is written as zeros.
+        base: a prefix of their names that files may leave out, since the bare decoder was saved.
+        aliases: their name → another name of the same tensor in files.
+        ignored: regular expression of names that hold no weights, such as masks that older files keep.
+    """
+
+    places: Mapping[str, Place]
+    biased: frozenset[str] = frozenset()
+    base: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    ignored: str = r"(?!)"
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor in a file is no weight of the model."""
+        return re.fullmatch(self.ignored, name) is not None
+
+    def names_of(self, name: str) -> tuple[str, ...]:
+        """The names that a tensor may have in a file, the usual one first."""
+        other = [name.removeprefix(self.base)] if self.base and name.startswith(self.base) else []
+        return name, *other, *([self.aliases[name]] if name in self.aliases else [])
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor of the other program.
+
+    Attributes:
+        name: its name there.
+        shape: its shape there.
+        source: the name of our parameter; None: the tensor is zeros, since our model has no such bias.
+        start: the first row of our parameter that it holds.
+        rows: how many rows.
+        form: how it differs from these rows.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: str | None
+    start: int
+    rows: int
+    form: Form
+
+
+def targets(model: ModelConfig, layout: Layout) -> list[Target]:
+    """All tensors that the other program has for a model of this shape, in the order of our parameters.
+
+    The shapes follow from ours: for a tied head there is no tensor.
+
+    Raises:
+        KeyError: the layout has no place for a parameter, since no model of that family has this shape.
+    """
+    found: list[Target] = []
+    shapes = parameter_shapes(model)
+    for name, shape in shapes.items():
+        module, _, kind = name.rpartition(".")
+        found += _placed(model, layout, module, kind, shape, name)
+        bias = f"{module}.bias"
+        if kind == "weight" and bias not in shapes and _pattern(module)[0] in layout.biased:
+            found += _placed(model, layout, module, "bias", shape[:1], None)
+    return found
+
+
+def _placed(
+    model: ModelConfig, layout: Layout, module: str, kind: str, shape: tuple[int, ...], source: str | None
+) -> Iterator[Target]:
+    pattern, block = _pattern(module)
+    place, start = layout.places[pattern], 0
+    for index, (theirs, rows) in enumerate(zip(place.modules, _rows(model, place, shape[0]), strict=True)):
+        form = place.form_of(index)
+        shaped = tuple(reversed((rows, *shape[1:]))) if form is CONV1D else (rows, *shape[1:])
+        yield Target(f"{theirs.format(n=block)}.{kind}", shaped, source, start, rows, form)
+        start += rows
+
+
+def _pattern(module: str) -> tuple[str, str]:
+    """A module's name with ``{n}`` for its block, and the block's number; empty outside of the blocks."""
+    if not module.startswith(BLOCKS):
+        return module, ""
+    number, _, rest = module.removeprefix(BLOCKS).partition(".")
+    return f"{BLOCKS}{{n}}.{rest}", number
+
+
+def _rows(model: ModelConfig, place: Place, rows: int) -> list[int]:
+    """How the rows of our module divide among their modules: by kinds of heads, or into a gate and a value of equal size."""
+    if len(place.modules) == 3:
+        return [heads * model.head_width for heads in (model.n_head, model.kv_heads, model.kv_heads)]
+    return [rows // len(place.modules)] * len(place.modules)
+
+
+def from_theirs(
+    read: Callable[[str], Tensor], wanted: Iterable[Target], model: ModelConfig
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each of our parameters, its name and its fp32 value, one at a time.
+
+    Args:
+        read: reads the other program's tensor of this name.
+        wanted: from :func:`targets`.
+        model: the shape.
+    """
+    for source, parts in groupby(wanted, key=lambda target: target.source):
+        if source is None:  # a bias that ours has not
+            continue
+        values = [part.form.ours(read(part.name), model).float() for part in parts]
+        yield source, torch.cat(values) if len(values) > 1 else values[0].contiguous()
+
+
+def to_theirs(read: Callable[[str], Tensor], wanted: Iterable[Target], model: ModelConfig) -> Iterator[Tensor]:
+    """Yield the other program's tensors, in the order of ``wanted``, one at a time.
+
+    Args:
+        read: reads our parameter of this name; called once for each, and only one is held.
+        wanted: from :func:`targets`.
+        model: the shape.
+    """
+    for source, parts in groupby(wanted, key=lambda target: target.source):
+        value = torch.empty(0) if source is None else read(source)
+        for part in parts:
+            if source is None:
+                yield torch.zeros(part.shape)
+            else:
+                yield part.form.theirs(value[part.start : part.start + part.rows], model)
