@@ -298,7 +298,7 @@ def test_folders_without_the_file_are_refused(names: tuple[str, ...], words: str
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(InputError, match=words):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(InputError, match=r"does not exist; name a tokenizer\.json or its folder"):
+    with pytest.raises(InputError, match=r"does not exist; give gpt2, byte, char, or the path of a tokenizer\.json"):
         load_tokenizer(str(tmp_path / "missing"))
 
 
