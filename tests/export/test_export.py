@@ -74,7 +74,7 @@ def make_run(tiny_run: Any, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) ->
     return make
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", SHAPES)
 def test_transformers_continues_a_prompt_as_we_do(
     name: str, make_run: Callable[..., Path], call: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -63,7 +63,7 @@ def unpaired(value: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", SHAPES)
 def test_every_tensor_is_read_back(
     name: str, dtype: str, make_run: Callable[..., Path], call: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -166,7 +166,7 @@ def test_llama3s_scaling_divides_long_wavelengths() -> None:
         assert 1 <= factor <= 8
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", SHAPES)
 def test_llama_cpp_continues_a_prompt_as_we_do(
     name: str, make_run: Callable[..., Path], call: Callable[..., str], tmp_path: Path
 ) -> None:

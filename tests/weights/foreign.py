@@ -46,7 +46,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**MODERN, "head_dim": 16}),
     "qwen3 tied": ("qwen3", {**MODERN, "head_dim": 8, "tie_word_embeddings": True}),
 }  # fmt: skip
-MODELS = GPT2
+MODELS = {**GPT2, **OTHERS}
 """Name of a case → ``model_type`` and keys of the configuration."""
 
 
