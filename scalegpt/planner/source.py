@@ -12,6 +12,7 @@ from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.settings import coerce
 from scalegpt.errors import InputError
 from scalegpt.interop.families import HfModel, read_config
+from scalegpt.interop.families.reading import is_hugging_face
 
 Values = dict[str, Any]
 
@@ -96,17 +97,24 @@ def source_of(*, preset: str | None, config_file: str | None, hf: str | None = N
         preset: the name of a preset.
         config_file: the path of a configuration file.
         hf: the path of a folder with a Hugging Face model, or of its ``config.json``.
-        flags: the settings that the user gives over the source. A Hugging Face model is read for their ``block_size``.
+        flags: the settings that the user gives over the source. A Hugging Face model is read for their ``block_size``; their
+            ``init_from`` names such a model too.
 
     Raises:
         InputError: more than one is given, a name is unknown, or a file cannot be read or expressed.
     """
-    named = {"--preset": preset, "--config_file": config_file, "--hf": hf}
+    begun = flags.get("init_from")
+    named = {"--preset": preset, "--config_file": config_file, "--hf": hf, "--init_from": begun}
     given = {flag: value for flag, value in named.items() if value is not None}
     if len(given) > 1:
         raise InputError(f"give {' or '.join(f'{flag} {value}' for flag, value in given.items())}, not both")
-    if hf is not None:
-        return _hugging_face(Path(hf), flags)
+    if begun is not None and not is_hugging_face(Path(begun)):
+        raise InputError(
+            f"init_from {begun} is no Hugging Face folder, whose shape is planned; for a run give --config_file "
+            f"{begun}/config.yaml"
+        )
+    if hf is not None or begun is not None:
+        return _hugging_face(Path(hf or begun or ""), flags)
     if preset is not None:
         return _preset(preset)
     words = tuple(word for pair in given.items() for word in pair)
