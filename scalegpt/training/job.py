@@ -54,6 +54,11 @@ class Job:
     stop: StopRequest = field(default_factory=StopRequest)
     resume_hint: str = "the same command"
 
+    @property
+    def document_end(self) -> int | None:
+        """The token that ends a document, if documents are packed; else None."""
+        return self.data.tokenizer.end_of_text if self.run.train.packs_documents else None
+
 
 def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
     """Return the mean loss per held-out token and the number of tokens evaluated, both the same on every rank."""
