@@ -25,9 +25,15 @@ CARDS = ("t4", "rtx3060", "4090", "v100-32gb", "a100-40gb", "h100", "mi300x")
 
 
 def block_parameters(model: ModelConfig) -> int:
-    """Parameters of one block of GPT-2's shape, independent of the planner's count: 12H² and 2H, with biases 13H."""
-    width = model.n_embd
-    return 12 * width**2 + (13 if model.bias else 2) * width
+    """Parameters of one block with as many heads of keys as of queries, independent of the planner's count.
+
+    GPT-2's has 12H² and 2H, with biases 13H. A gate adds H·F.
+    """
+    width, inner = model.n_embd, model.inner_width
+    up = 2 * inner if model.activation in ("swiglu", "geglu") else inner
+    norms = 4 * width if model.bias is True and model.norm == "layernorm" else 2 * width
+    biases = {False: 0, "qkv": 3 * width, True: 5 * width + up}[model.bias]
+    return 4 * width**2 + (up + inner) * width + norms + biases
 
 
 def model_flags(draw: random.Random) -> dict[str, Any]:
@@ -44,6 +50,9 @@ def model_flags(draw: random.Random) -> dict[str, Any]:
         "residual_dtype": draw.choice(["compute", "compute", "fp32"]),
         "fused": draw.random() < 0.8,
         "loss_chunk": draw.choice([512, 512, 64, 2048]),
+        "activation": draw.choice(["gelu", "relu2", "swiglu"]),
+        "norm": draw.choice(["layernorm", "rmsnorm"]),
+        "n_inner": draw.choice([None, None, 1000]),
     }
 
 

@@ -15,14 +15,16 @@ once for a model and run at each micro batch size.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from scalegpt.architecture.operations import Gradient, Operation, Recorder, Release, Size, Value, Workspace
 from scalegpt.architecture.recompute import kept_by_selective, last_saving, recomputed, saves_its_own
-from scalegpt.planner.memory.timeline import ACTIVATIONS, COPIES, TEMPORARIES, Timeline, rounded
+from scalegpt.planner.memory.timeline import ACTIVATIONS, COPIES, TEMPORARIES, Course, Timeline, rounded
 
 TAKE, GIVE, TOUCH, GRADIENT = range(4)
+_SIGNS = {TAKE: (1,), GIVE: (-1,), TOUCH: (1, -1)}
 
 Accumulate = Callable[[str, int], None]
 """Called with a matrix's name and number of elements when its gradient has been made, to move the gradient's bytes to their
@@ -66,40 +68,55 @@ def _bytes(size: Size | Workspace, batch: int) -> int:
     return sum(map(rounded, size(batch)))
 
 
+Stretch = tuple[Course, str, int]
+"""The course of events up to the next gradient, and that gradient's matrix: its name and its number of elements. After the
+last gradient the name is empty."""
+
+
 @dataclass(frozen=True)
 class Sized:
-    """A program (allocations and frees) whose sizes are in bytes at one micro batch size."""
+    """A program (allocations and frees) whose sizes are in bytes at one micro batch size.
+
+    A model's blocks are alike, so each program is played many times. To save time, its events are summed up once.
+    """
 
     program: Program
     sizes: tuple[int, ...]
 
     def forward(self, timeline: Timeline) -> None:
         """Simulate the forward pass; afterwards the result and the tensors that the backward pass needs are live."""
-        self._play(self.program.forward, timeline, _no_gradients)
+        timeline.follow(self._forward)
 
     def leave(self, timeline: Timeline) -> None:
         """Drop the caller's name for the input, after the forward pass and before the backward pass."""
-        self._play(self.program.leave, timeline, _no_gradients)
+        timeline.follow(self._leave)
 
     def backward(self, timeline: Timeline, accumulate: Accumulate) -> None:
         """Simulate the backward pass; call ``accumulate(name, elements)`` when a matrix's gradient has been made."""
-        self._play(self.program.backward, timeline, accumulate)
+        for course, name, elements in self._backward:
+            timeline.follow(course)
+            if name:
+                accumulate(name, elements)
 
-    def _play(self, events: Sequence[Event], timeline: Timeline, accumulate: Accumulate) -> None:
-        sizes = self.sizes
-        for action, kind, index in events:
-            if action == TAKE:
-                timeline.hold(kind, sizes[index])
-            elif action == GIVE:
-                timeline.drop(kind, sizes[index])
-            elif action == TOUCH:
-                timeline.touch(kind, sizes[index])
-            else:
-                accumulate(kind, index)
+    @cached_property
+    def _forward(self) -> Course:
+        return self._course(self.program.forward)
 
+    @cached_property
+    def _leave(self) -> Course:
+        return self._course(self.program.leave)
 
-def _no_gradients(_name: str, _elements: int) -> None:
-    raise AssertionError("a forward pass makes no gradients")
+    @cached_property
+    def _backward(self) -> tuple[Stretch, ...]:
+        events, stretches, start = self.program.backward, list[Stretch](), 0
+        for place, (action, name, elements) in enumerate(events):
+            if action == GRADIENT:
+                stretches.append((self._course(events[start:place]), name, elements))
+                start = place + 1
+        return (*stretches, (self._course(events[start:]), "", 0))
+
+    def _course(self, events: Iterable[Event]) -> Course:
+        return Course.of((kind, sign * self.sizes[index]) for action, kind, index in events for sign in _SIGNS[action])
 
 
 @dataclass(eq=False, slots=True)

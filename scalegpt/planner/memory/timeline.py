@@ -5,7 +5,9 @@ Every allocation is rounded up to the CUDA caching allocator's unit of 512 bytes
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 UNIT = 512
 
@@ -31,6 +33,31 @@ class Moment:
 
     total: int
     kinds: dict[str, int]
+
+
+class Course(NamedTuple):
+    """How live bytes change over a row of allocations and frees, which is the same whatever is live before.
+
+    Attributes:
+        top: the most bytes by which more are live during the row than before it, in all.
+        rise: kind → the change in its bytes up to the first moment of ``top``.
+        fall: kind → the change in its bytes from that moment to the end.
+    """
+
+    top: int
+    rise: dict[str, int]
+    fall: dict[str, int]
+
+    @classmethod
+    def of(cls, changes: Iterable[tuple[str, int]]) -> "Course":
+        """The course of changes in live bytes, each a kind and the bytes of it that are allocated, or freed if negative."""
+        live, total, top, rise = Counter[str](), 0, 0, dict[str, int]()
+        for kind, size in changes:
+            live[kind] += size
+            total += size
+            if total > top:
+                top, rise = total, dict(live)
+        return cls(top, rise, {kind: size - rise.get(kind, 0) for kind, size in live.items()})
 
 
 class Timeline:
@@ -110,6 +137,17 @@ class Timeline:
             self.hold(kind, exact)
             self.drop(kind, exact)
 
+    def follow(self, course: Course) -> None:
+        """Allocate and free what a course sums up."""
+        is_peak = self.total + course.top > self._highest
+        if not is_peak:
+            self._note()
+        self._change(course.rise)
+        if is_peak:
+            self._highest, self._at_peak = self.total, True
+            self._note()
+        self._change(course.fall)
+
     @property
     def peaks(self) -> dict[str, Moment]:
         """Phase → the moment when most bytes were live in the phase so far."""
@@ -122,6 +160,13 @@ class Timeline:
     def peak(self) -> tuple[str, Moment]:
         """The phase in which most bytes are live at once, and that moment; if several are equal, the earliest phase."""
         return max(self.peaks.items(), key=lambda item: item[1].total)
+
+    def _change(self, sizes: dict[str, int]) -> None:
+        for kind, size in sizes.items():
+            live = self.live[kind] + size
+            assert live >= 0, f"more {kind} freed than held in {self.phase}"
+            self.live[kind] = live
+            self.total += size
 
     def _note(self) -> None:
         if self._at_peak:
