@@ -4,15 +4,17 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import BACKENDS
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.settings import coerce
+from scalegpt.config.tokenizer import TOKENIZER_JSON
 from scalegpt.errors import InputError
-from scalegpt.interop.families import HfModel, read_config
-from scalegpt.interop.families.reading import is_hugging_face
+
+if TYPE_CHECKING:
+    from scalegpt.interop.families import HfModel
 
 Values = dict[str, Any]
 
@@ -24,6 +26,13 @@ LONGEST_BLOCK = 8192
 
 A model that can read 131,072 tokens was pretrained with fewer, and one sequence of that length fits few cards.
 """
+
+
+FREE = ("block_size", "vocab_size", "dropout")
+"""Settings of the model in which a run may differ from the model that it starts from (``init_from``): other rows of the
+vocabulary, and no tensor or fewer rows."""
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +106,17 @@ def source_of(*, preset: str | None, config_file: str | None, hf: str | None = N
         preset: the name of a preset.
         config_file: the path of a configuration file.
         hf: the path of a folder with a Hugging Face model, or of its ``config.json``.
-        flags: the settings that the user gives over the source. A Hugging Face model is read for their ``block_size``; their
-            ``init_from`` names such a model too.
+        flags: the settings that the user gives over the source. A Hugging Face model is read for their ``block_size``.
 
     Raises:
         InputError: more than one is given, a name is unknown, or a file cannot be read or expressed.
     """
-    begun = flags.get("init_from")
-    named = {"--preset": preset, "--config_file": config_file, "--hf": hf, "--init_from": begun}
+    named = {"--preset": preset, "--config_file": config_file, "--hf": hf}
     given = {flag: value for flag, value in named.items() if value is not None}
     if len(given) > 1:
         raise InputError(f"give {' or '.join(f'{flag} {value}' for flag, value in given.items())}, not both")
-    if begun is not None and not is_hugging_face(Path(begun)):
-        raise InputError(
-            f"init_from {begun} is no Hugging Face folder, whose shape is planned; for a run give --config_file "
-            f"{begun}/config.yaml"
-        )
-    if hf is not None or begun is not None:
-        return _hugging_face(Path(hf or begun or ""), flags)
+    if hf is not None:
+        return _hugging_face(Path(hf), flags)
     if preset is not None:
         return _preset(preset)
     words = tuple(word for pair in given.items() for word in pair)
@@ -126,6 +128,22 @@ def _source(given: Values, words: tuple[str, ...], stated: frozenset[str]) -> So
     return Source(given=given, run=run, words=words, train_words=words, trained=run, stated=stated)
 
 
+def folder_to_start_from(init_from: str) -> str:
+    """The Hugging Face folder that ``init_from`` names, whose shape is planned.
+
+    Raises:
+        InputError: it names something else.
+    """
+    from scalegpt.interop.families.reading import is_hugging_face
+
+    if not is_hugging_face(Path(init_from)):
+        raise InputError(
+            f"init_from {init_from} is no Hugging Face folder, whose shape is planned; for a run give --config_file "
+            f"{init_from}/config.yaml"
+        )
+    return init_from
+
+
 @lru_cache(maxsize=64)
 def _preset(name: str) -> Source:
     """A preset; cached, since tables read presets repeatedly."""
@@ -133,23 +151,35 @@ def _preset(name: str) -> Source:
 
 
 def _hugging_face(path: Path, flags: Values) -> Source:
+    from scalegpt.interop.families import read_config  # imported here: presets, the usual source, do not need it
+
     wanted = flags.get("block_size")
     block = None if wanted is None else coerce(ModelConfig.settings()["block_size"], wanted)
     read = read_config(path, block)
     given: Values = {"base": as_values(read)}
-    is_long = block is None and read.model.block_size > LONGEST_BLOCK
+    run, folder = resolve(**given), read.path.parent
+    has_weights = any(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    starts_there = has_weights and flags.keys() & ModelConfig.settings().keys() <= set(FREE)
+    follows: Values = {}
+    if block is None and read.model.block_size > LONGEST_BLOCK:
+        follows["block_size"] = LONGEST_BLOCK
+    if not starts_there:  # named, since the trainer would choose the vocabulary of the tokenizer, which may be smaller
+        follows["vocab_size"] = read.model.vocab_size
     return Source(
         given=given,
-        run=resolve(**given),
+        run=run,
         words=("--hf", str(path)),
-        train_words=(),
-        trained=resolve(),
-        stated=frozenset(ModelConfig.settings()),
-        flags={"block_size": LONGEST_BLOCK} if is_long else {},
+        train_words=("--init_from", str(folder)) if starts_there else (),
+        trained=run if starts_there else resolve(),
+        stated=frozenset({*ModelConfig.settings(), *given["base"]["data"]}),
+        flags=follows,
         remarks=read.notes,
     )
 
 
-def as_values(read: HfModel) -> Values:
-    """A Hugging Face model in the form of a configuration file."""
-    return {"name": read.name, "model": {each.name: getattr(read.model, each.name) for each in fields(read.model)}}
+def as_values(read: "HfModel") -> Values:
+    """A Hugging Face model in the form of a configuration file, with the tokenizer of its folder if there is one."""
+    folder = read.path.parent
+    data = {"tokenizer": str(folder)} if (folder / TOKENIZER_JSON).exists() else {}
+    model = {each.name: getattr(read.model, each.name) for each in fields(read.model)}
+    return {"name": read.name, "model": model, "data": data}
