@@ -62,6 +62,8 @@ def draw(number: int) -> Case:
     flags["position"] = pick(("learned", "rope", "rope", "none"))
     flags["rotary_share"] = pick((1.0, 1.0, 0.5))
     flags["qk_norm"] = pick((False, True))
+    if flags["attention"] not in ("flash", "cudnn"):
+        flags["packing"] = pick(("contiguous", "documents"))
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"
     label = " ".join(f"{key}={value}" for key, value in flags.items()) + f" ranks={ranks} accum={grad_accum}"
