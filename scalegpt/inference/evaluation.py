@@ -3,8 +3,8 @@
 Every token is predicted once, in a window of the text, from the tokens before it in that window. A window spans up to
 ``block_size`` + 1 tokens: its inputs, and the same shifted by one as targets. So neighbouring windows share a token, the
 target of one and the first input of the next, and only the first token of a stream is no target. (If the model was trained on
-packed documents, the first token of each document is none.) With a stride below ``block_size`` windows overlap, and each counts
-only the targets that no window before has counted. This is the sliding window of transformers' guide to perplexity
+packed documents, the first token of each document is none.) With a stride below ``block_size`` windows overlap, and each
+counts only the targets that no window before has counted. This is the sliding window of transformers' guide to perplexity
 (https://huggingface.co/docs/transformers/perplexity).
 """
 
