@@ -26,6 +26,7 @@ Table = Callable[[], str]
 
 TABLES: Mapping[str, Table] = {
     "presets": presets.presets,
+    "public models": presets.public_models,
     "model states": presets.states,
     "memory on one GPU": presets.memory_on_one_gpu,
     "common cards": presets.common_cards,

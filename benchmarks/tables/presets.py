@@ -3,7 +3,7 @@
 from benchmarks.tables.markdown import code, gib, table
 from benchmarks.tables.plans import block_size, by_size, fits_with_margin, parameters, preset_plan
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.config.presets import resolve
+from scalegpt.config.presets import public_names, resolve
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.search.question import MARGIN
@@ -34,6 +34,27 @@ def _row(name: str) -> tuple[str, ...]:
         f"{parameters(name):,}", micro if train.tokens_per_step is None else f"{train.tokens_per_step:,}",
         run.parallel.label(), f"{train.learning_rate:g}",
     )  # fmt: skip
+
+
+def public_models() -> str:
+    """The table of the public models' shapes and settings, the smallest first."""
+    rows = []
+    for name in sorted(public_names(), key=parameters):
+        run = resolve(preset=name)
+        model, train = run.model, run.train
+        sizes = (model.n_layer, model.n_embd, model.n_head, model.kv_heads, model.head_width, model.inner_width)
+        head = "tied" if model.tie_head else "untied"
+        rows.append(
+            (
+                code(name), *map(str, sizes), str(model.block_size), str(model.vocab_size), head, f"{parameters(name):,}",
+                f"{train.tokens_per_step:,}", f"{train.learning_rate:g}",
+            )
+        )  # fmt: skip
+    head = (
+        "preset | layers | width | heads | kv heads | head size | inner | block | vocabulary | head | parameters | "
+        "tokens per step | learning rate"
+    )
+    return table(head, rows, right={1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12})
 
 
 def states() -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
-from scalegpt.architecture.attention import AttentionShape, record_attention, record_heads
+from scalegpt.architecture.attention import AttentionShape, record_attention
+from scalegpt.architecture.heads import HeadNorm, record_heads
 from scalegpt.architecture.layers import ACTIVATIONS, FP32, Layer, Linear, Norm, Numerics, record_dropout, record_sum
 from scalegpt.architecture.operations import PASSED_ON, Gradient, Operation, Recorder, Size, Value
 from scalegpt.architecture.parameters import Dim, Parameter
@@ -72,14 +73,17 @@ class Attention(Part):
         rows = queries.plus(keys.times(2))
         self.qkv = Linear("attn.qkv", "attention, qkv", model.has_qkv_bias, (rows, width))
         self.proj = Linear("attn.proj", "attention, proj", model.has_bias, (width, queries))
-        self.layers = self.qkv, self.proj
+        head = (Dim.of("D", model.head_width),)
+        names = ("attn.q_norm", "attn.k_norm") if model.qk_norm else ()
+        self.norms = tuple(HeadNorm(name, "attention, norms", False, head) for name in names)
+        self.layers = self.qkv, self.proj, *self.norms
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """Record attention with both projections: normed hidden states [T, H] → the residual branch [T, H]."""
         shape = AttentionShape.of(self.model, tokens, numerics)
         with r.scope():
             r.hold(x)
-            q, k, v = record_heads(r, shape, self.qkv.record(r, x, tokens, numerics))
+            q, k, v = record_heads(r, shape, self.qkv.record(r, x, tokens, numerics), self.norms, numerics)
             y = record_attention(r, numerics.kernel, shape, q, k, v)
             return self.proj.record(r, y, tokens, numerics)
 
@@ -154,14 +158,26 @@ class Embedding:
         with r.scope():
             x = self._look_up(r, TOKENS, model.vocab_size, Size(numel), numerics)
             if model.position == "learned":
-                positions = Value(Size(fixed=8 * tokens))
-                r.hold(r.run(Operation("positions", (), (), (positions,))))
-                table = self._look_up(r, POSITIONS, model.block_size, Size(fixed=numel), numerics, saves=(positions,))
-                gradients = PASSED_ON, Gradient(Size(fixed=c * numel))
+                table, gradient = self._positions(r, tokens, numel, numerics)
+                gradients = PASSED_ON, gradient
                 x = r.run(Operation("sum", (x, table), gradients, (Value(Size(c * numel)),)), passing=(x, table))
             if numerics.mixed:
                 x = r.new("cast", x, Size(residual * numel), Size(c * numel), passing=True)
             return record_dropout(r, x, numel, residual) if model.dropout else x
+
+    def _positions(self, r: Recorder, tokens: int, numel: int, numerics: Numerics) -> tuple[Value, Gradient]:
+        """Record the lookup of the positions, once for all sequences; return the rows and the gradient that the sum makes.
+
+        Packed sequences have positions of their own, which :mod:`scalegpt.architecture.packing` counts. Then the rows'
+        gradient is that of the sum.
+        """
+        rows = self.model.block_size
+        if numerics.packed:
+            return self._look_up(r, POSITIONS, rows, Size(numel), numerics), PASSED_ON
+        positions = Value(Size(fixed=8 * tokens))
+        r.hold(r.run(Operation("positions", (), (), (positions,))))
+        table = self._look_up(r, POSITIONS, rows, Size(fixed=numel), numerics, saves=(positions,))
+        return table, Gradient(Size(fixed=numerics.compute * numel))
 
     def _look_up(
         self, r: Recorder, name: str, rows: int, numel: Size, numerics: Numerics, saves: tuple[Value, ...] = ()

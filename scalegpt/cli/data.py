@@ -3,15 +3,18 @@
 import json
 import re
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalegpt.cli.output import ProgressLine, aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument, run_action
 from scalegpt.config import DataConfig
+from scalegpt.config.settings import Section, setting
 from scalegpt.errors import InputError
 from scalegpt.structured import read_lines
 from scalegpt.text import shown
@@ -28,25 +31,30 @@ example:
   scalegpt data inspect tokens
 
 actions (each has --help):
-  prepare   tokenise text files and folders into a folder of tokens
-  inspect   show what a folder of tokens holds, and check it
-  ledger    show which windows of the data a run's steps trained on
+  prepare          tokenise text files and folders into a folder of tokens
+  inspect          show what a folder of tokens holds, and check it
+  ledger           show which windows of the data a run's steps trained on
+  train-tokenizer  make a tokenizer of your own text
 """
 
 _PREVIEW_TOKENS = 60
-_PREPARED = ("tokenizer", "end_of_text", "encoding", "val_fraction", "as_text", "follow_links")
+_READ = ("encoding", "as_text", "follow_links")
+"""The settings by which text is read."""
+
+_PREPARED = ("tokenizer", "end_of_text", "val_fraction", *_READ)
 """The settings that are flags of ``data prepare``: they decide which tokens are made from which files."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``prepare``, ``inspect`` or ``ledger``; return the exit status.
+    """Run the action that the first word names; return the exit status.
 
     Raises:
         InputError: an action or a flag is unknown, or the data cannot be used.
     """
-    return run_action(argv, OVERVIEW, {"prepare": _prepare, "inspect": _inspect, "ledger": _ledger})
+    actions = {"prepare": _prepare, "inspect": _inspect, "ledger": _ledger, "train-tokenizer": _train_tokenizer}
+    return run_action(argv, OVERVIEW, actions)
 
 
 def _prepare(words: list[str]) -> int:
@@ -64,13 +72,60 @@ def _prepare(words: list[str]) -> int:
     settings = DataConfig.from_mapping(given_settings(arguments, DataConfig), "command line")
     from scalegpt.data.prepare import prepare
 
-    progress = _ProgressLine() if sys.stderr.isatty() else None
-    try:
+    with _progress("tokenising") as progress:
         tokens = prepare(arguments.input, arguments.out, settings, progress=progress)
-    finally:
-        if progress is not None:
-            progress.clear()
     _print(describe(tokens), as_json=arguments.json)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularySettings(Section):
+    """The setting of ``data train-tokenizer``."""
+
+    vocab: int = setting(
+        8192, "number of tokens, with the 256 bytes and the end of text", minimum=257, maximum=1_000_000
+    )
+
+
+def _train_tokenizer(words: list[str]) -> int:
+    parser = Parser(
+        "data train-tokenizer",
+        "Train a byte-level BPE on text, and write tokenizer.json and tokenizer_config.json (--tokenizer DIR).",
+        "scalegpt data train-tokenizer --input_file book.txt --vocab 8192 --out tok\n"
+        "scalegpt data prepare book.txt --tokenizer tok --out tokens",
+    )
+    parser.add_argument(
+        "--input_file",
+        type=path_argument,
+        required=True,
+        metavar="X",
+        help="text files and folders of them, with commas",
+    )
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
+    add_settings(parser, "tokenizer", VocabularySettings)
+    add_settings(parser, "text", DataConfig, _READ)
+    add_json(parser)
+    arguments = parser.parse(words)
+    vocabulary = VocabularySettings.from_mapping(given_settings(arguments, VocabularySettings), "command line")
+    settings = DataConfig.from_mapping(
+        {key: getattr(arguments, key) for key in _READ if key in arguments}, "command line"
+    )
+    from scalegpt.data.prepare import split_inputs
+    from scalegpt.data.tokenizer_training import train_tokenizer
+
+    inputs = split_inputs(arguments.input_file)
+    with _progress("counting words") as progress:
+        made = train_tokenizer(inputs, arguments.out, vocabulary.vocab, settings, progress=progress)
+    facts = {
+        "folder": arguments.out,
+        "vocab_size": made.vocab_size,
+        "end_of_text": made.end_token,
+        "digest": made.digest,
+    }
+    if arguments.json:
+        show_json(facts)
+    else:
+        show(f"{arguments.out}: byte-level BPE of {made.vocab_size:,} tokens; use it with --tokenizer {arguments.out}")
     return 0
 
 
@@ -152,14 +207,29 @@ def _sources(facts: dict[str, Any]) -> str:
     return ", ".join([name, f"{size / 1e6:,.3f} MB", *facts["encodings"]])
 
 
+@contextmanager
+def _progress(doing: str) -> Iterator["_ProgressLine | None"]:
+    """A progress line while the block runs, if standard error is a terminal."""
+    line = _ProgressLine(doing) if sys.stderr.isatty() else None
+    try:
+        yield line
+    finally:
+        if line is not None:
+            line.clear()
+
+
 class _ProgressLine(ProgressLine):
-    """Shows the progress of tokenising. Call it with bytes done and total bytes."""
+    """Shows how much of a text is done. Call it with bytes done and total bytes."""
+
+    def __init__(self, doing: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._doing = doing
 
     def __call__(self, done: int, total: int) -> None:
         if (seconds := self.due(is_last=done >= total)) is not None:
             rate = done / 1e6 / seconds
             self.show(
-                f"tokenising {done / max(total, 1):4.0%}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate:.1f} MB/s"
+                f"{self._doing} {done / max(total, 1):4.0%}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate:.1f} MB/s"
             )
 
 

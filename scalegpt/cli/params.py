@@ -17,6 +17,7 @@ from scalegpt.architecture.counting import (
 from scalegpt.architecture.parameters import SYMBOLS
 from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
+from scalegpt.cli.plan.wording import heads
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
@@ -27,7 +28,7 @@ from scalegpt.units import BYTES, format_bytes
 
 EXAMPLE = """\
 scalegpt params --preset 150M_1024
-scalegpt params --hf models/Qwen3-0.6B
+scalegpt params --hf models/Llama-3.2-1B
 scalegpt params --n_layer 12 --n_embd 768 --n_head 12 --block_size 1024 --vocab_size 50257 --bias --show_formula
 scalegpt params --interactive"""
 
@@ -195,7 +196,7 @@ def _title(name: str, model: ModelConfig) -> str:
     usual = ModelConfig()
     unusual = [f", {value}" for key in ("norm", "activation") if (value := getattr(model, key)) != getattr(usual, key)]
     return (
-        f"{name}: {model.n_layer} layers, width {model.n_embd}, {model.n_head} heads of {model.head_width}, "
+        f"{name}: {model.n_layer} layers, width {model.n_embd}, {heads(model, f' of {model.head_width}')}, "
         f"block {model.block_size}, vocabulary {model.vocab_size}, {biases}, {head} head{''.join(unusual)}"
     )
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalegpt.config import ModelConfig
 from scalegpt.model.grouped import attend_expanded
-from scalegpt.model.layers import Linear
+from scalegpt.model.layers import Linear, RMSNorm
 from scalegpt.model.rotary import rotate
 
 SDPA_BACKENDS = {
@@ -87,50 +87,62 @@ class Attention(nn.Module):
         rows = (self.n_head + 2 * self.kv_heads) * self.head_width
         self.qkv = Linear(config.n_embd, rows, bias=config.has_qkv_bias)
         self.proj = Linear(self.n_head * self.head_width, config.n_embd, bias=config.has_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None for _ in range(2)
+        )
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """[B, T, H] → [B, T, H].
 
         Args:
             x: the normed hidden states.
             cache: the keys and values of earlier tokens, which x continues.
             turns: rows of the rotary table, [T, R] or [B, T, R], by which queries and keys are turned.
+            mask: [B, 1, T, T], added to the scores in place of the causal mask; not together with a cache.
         """
         q, k, v = self.heads(x, turns)
-        whole = self.attend(q, k, v) if self.attend is not None and cache is None else None
+        whole = self.attend(q, k, v) if self.attend is not None and cache is None and mask is None else None
         if whole is not None:
             return self.proj(whole)  # type: ignore[no-any-return]
-        y = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), cache)
+        y = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), cache, mask)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def heads(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, H] → queries [B, T, a, D] and keys [B, T, k, D], turned by ``turns``, and values [B, T, k, D].
+        """[B, T, H] → queries [B, T, a, D] and keys [B, T, k, D], normed, then turned by ``turns``, and values [B, T, k, D].
 
         The result of the matmul is not named: where queries, keys and values are copied out of it, it is freed.
         """
         parts = [self.n_head, self.kv_heads, self.kv_heads]
         q, k, v = torch.split(self.qkv(x).view(*x.shape[:2], -1, self.head_width), parts, dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        elif turns is not None:
+            v = v.clone()  # a view would keep the whole result of the matmul, which norms need, for the backward pass
         if turns is not None:
             q = rotate(q, turns)
             k = rotate(k, turns)
-            v = v.clone()  # a view would keep the whole result of the matmul for the backward pass
         return q, k, v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, mask: Tensor | None) -> Tensor:
         """Queries [B, a, T, D], keys and values [B, k, T, D] → [B, a, T, D], by torch's kernels."""
         past, new = cache.length if cache is not None else 0, q.shape[2]
         if cache is not None:
             k, v = cache.append(k, v)
         # One new token sees everything; a longer continuation sees the past and, causally, itself.
-        mask = _continuation_mask(new, past, q.device) if past and new > 1 else None
+        causal = past == 0 and mask is None
+        if past and new > 1:
+            mask = _continuation_mask(new, past, q.device)
         dropout = self.dropout if self.training else 0.0
         grouped = self.kv_heads < self.n_head
-        if grouped and self.expands and mask is None:
-            return attend_expanded(q, k, v, dropout, is_causal=past == 0)
+        if grouped and self.expands and past == 0:
+            return attend_expanded(q, k, v, mask, dropout)
         chosen: AbstractContextManager[None] = sdpa_kernel(self.backend) if self.backend is not None else nullcontext()
         with chosen:
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=past == 0, dropout_p=dropout, enable_gqa=grouped
+                q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=grouped
             )
 
 

@@ -4,14 +4,17 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import BACKENDS
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.settings import coerce
+from scalegpt.config.tokenizer import TOKENIZER_JSON
 from scalegpt.errors import InputError
-from scalegpt.interop.families import HfModel, read_config
+
+if TYPE_CHECKING:
+    from scalegpt.interop.families import HfModel
 
 Values = dict[str, Any]
 
@@ -23,6 +26,13 @@ LONGEST_BLOCK = 8192
 
 A model that can read 131,072 tokens was pretrained with fewer, and one sequence of that length fits few cards.
 """
+
+
+FREE = ("block_size", "vocab_size", "dropout")
+"""Settings of the model in which a run may differ from the model that it starts from (``init_from``): other rows of the
+vocabulary, and no tensor or fewer rows."""
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +128,22 @@ def _source(given: Values, words: tuple[str, ...], stated: frozenset[str]) -> So
     return Source(given=given, run=run, words=words, train_words=words, trained=run, stated=stated)
 
 
+def folder_to_start_from(init_from: str) -> str:
+    """The Hugging Face folder that ``init_from`` names, whose shape is planned.
+
+    Raises:
+        InputError: it names something else.
+    """
+    from scalegpt.interop.families.reading import is_hugging_face
+
+    if not is_hugging_face(Path(init_from)):
+        raise InputError(
+            f"init_from {init_from} is no Hugging Face folder, whose shape is planned; for a run give --config_file "
+            f"{init_from}/config.yaml"
+        )
+    return init_from
+
+
 @lru_cache(maxsize=64)
 def _preset(name: str) -> Source:
     """A preset; cached, since tables read presets repeatedly."""
@@ -125,23 +151,35 @@ def _preset(name: str) -> Source:
 
 
 def _hugging_face(path: Path, flags: Values) -> Source:
+    from scalegpt.interop.families import read_config  # imported here: presets, the usual source, do not need it
+
     wanted = flags.get("block_size")
     block = None if wanted is None else coerce(ModelConfig.settings()["block_size"], wanted)
     read = read_config(path, block)
     given: Values = {"base": as_values(read)}
-    is_long = block is None and read.model.block_size > LONGEST_BLOCK
+    run, folder = resolve(**given), read.path.parent
+    has_weights = any(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    starts_there = has_weights and flags.keys() & ModelConfig.settings().keys() <= set(FREE)
+    follows: Values = {}
+    if block is None and read.model.block_size > LONGEST_BLOCK:
+        follows["block_size"] = LONGEST_BLOCK
+    if not starts_there:  # named, since the trainer would choose the vocabulary of the tokenizer, which may be smaller
+        follows["vocab_size"] = read.model.vocab_size
     return Source(
         given=given,
-        run=resolve(**given),
+        run=run,
         words=("--hf", str(path)),
-        train_words=(),
-        trained=resolve(),
-        stated=frozenset(ModelConfig.settings()),
-        flags={"block_size": LONGEST_BLOCK} if is_long else {},
+        train_words=("--init_from", str(folder)) if starts_there else (),
+        trained=run if starts_there else resolve(),
+        stated=frozenset({*ModelConfig.settings(), *given["base"]["data"]}),
+        flags=follows,
         remarks=read.notes,
     )
 
 
-def as_values(read: HfModel) -> Values:
-    """A Hugging Face model in the form of a configuration file."""
-    return {"name": read.name, "model": {each.name: getattr(read.model, each.name) for each in fields(read.model)}}
+def as_values(read: "HfModel") -> Values:
+    """A Hugging Face model in the form of a configuration file, with the tokenizer of its folder if there is one."""
+    folder = read.path.parent
+    data = {"tokenizer": str(folder)} if (folder / TOKENIZER_JSON).exists() else {}
+    model = {each.name: getattr(read.model, each.name) for each in fields(read.model)}
+    return {"name": read.name, "model": model, "data": data}

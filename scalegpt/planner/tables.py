@@ -1,5 +1,6 @@
 """Tables of answers: every preset on one machine, or one run on every card."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,8 +67,14 @@ class Row:
         }
 
 
-def over_presets(machine: Machine, flags: Values, calibration: Calibration, margin: float = MARGIN) -> list[Row]:
-    """A row for every preset on one machine, the smallest model first."""
+def over_presets(
+    machine: Machine,
+    flags: Values,
+    calibration: Calibration,
+    margin: float = MARGIN,
+    names: Iterable[str] | None = None,
+) -> list[Row]:
+    """A row for each of the presets ``names`` (None: all of ScaleGPT's own) on one machine, the smallest model first."""
 
     def row_of(name: str, flags: Values) -> Row:
         return _row(
@@ -78,7 +85,7 @@ def over_presets(machine: Machine, flags: Values, calibration: Calibration, marg
         )
 
     rows = []
-    for name in preset_names():
+    for name in preset_names() if names is None else names:
         row = row_of(name, flags)
         if row.fits and row.offloads and "offload" not in flags:
             row = replace(row, fits_without_offload=row_of(name, {**flags, "offload": "none"}).fits)

@@ -16,13 +16,10 @@ from scalegpt.config.tokenizer import NAMES, TOKENIZER_JSON
 from scalegpt.errors import InputError
 from scalegpt.interop.families import read_config
 from scalegpt.interop.families.reading import is_hugging_face, tokenizer_setting
-from scalegpt.planner.source import LONGEST_BLOCK
+from scalegpt.planner.source import FREE, LONGEST_BLOCK
 from scalegpt.text import shown
 
 Values = dict[str, Any]
-
-FREE = ("block_size", "vocab_size", "dropout")
-"""Settings of the model that may differ from the folder's: other rows of the vocabulary, and no tensor or fewer rows."""
 
 TOKENIZER_SETTINGS = ("tokenizer", "end_of_text")
 """The settings of the data that name a tokenizer."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from interop.public_models import PUBLIC
 from scalegpt.cli.main import main
 from scalegpt.cli.parser import given_settings
 from scalegpt.cli.train import make_parser
-from scalegpt.config.presets import named_settings, preset_names, resolve
+from scalegpt.config.presets import named_settings, preset_names, public_names, resolve
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.settings import field_types
 from scalegpt.errors import InputError
@@ -65,9 +66,12 @@ def drawn(seed: int) -> dict[str, str]:
     return {name: value_of(name, fields[name], draw) for name in names}
 
 
-def planned(preset: str | None, config_file: str | None, flags: dict[str, str], card: str, gpus: int) -> Answer:
+def planned(
+    preset: str | None, config_file: str | None, flags: dict[str, str], card: str, gpus: int, hf: str | None = None
+) -> Answer:
     machine = Machine.with_card(find_card(card), gpus=gpus)
-    return answer(Asked.of(preset=preset, config_file=config_file, flags=flags, machine=machine), explain=False)
+    asked = Asked.of(preset=preset, config_file=config_file, hf=hf, flags=flags, machine=machine)
+    return answer(asked, explain=False)
 
 
 def understood(words: str) -> Any:
@@ -109,10 +113,19 @@ def test_the_trainer_parses_every_printed_command_to_the_same_run(tmp_path: Path
     assert accepted > DRAWS / 3
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", [*preset_names(), *public_names()])
 def test_a_preset_alone_is_trained_as_planned(preset: str) -> None:
     given = planned(preset, None, {}, "a100-80gb", 1)
     assert asdict(understood(given.command()).model) == asdict(given.choice.run.model)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "pythia-160m", "SmolLM2-360M", "Llama-3.2-1B"])
+def test_a_hugging_face_model_is_trained_as_planned(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLIC[name].config), encoding="utf-8")
+    given = planned(None, None, {"micro_batch": "1"}, "h100", 8, hf=str(tmp_path))
+    trained = understood(given.command())
+    assert trained.model == given.choice.run.model
+    assert trained.train.micro_batch == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scalegpt.cli.main import main
-from scalegpt.config.presets import preset_names
+from scalegpt.config.presets import preset_names, public_names
 
 Printed = pytest.CaptureFixture[str]
 
@@ -19,9 +19,10 @@ def presets(capsys: Printed, *words: str) -> str:
 
 def test_json_list_is_complete_and_ordered_by_size(capsys: Printed) -> None:
     listed = json.loads(presets(capsys, "--json"))
-    assert {entry["name"] for entry in listed} == set(preset_names())
-    sizes = [entry["parameters"] for entry in listed]
-    assert sizes == sorted(sizes)
+    groups = {entry["name"]: entry["group"] for entry in listed}
+    assert groups == dict.fromkeys(preset_names(), "own") | dict.fromkeys(public_names(), "public")
+    order = [(entry["group"], entry["parameters"]) for entry in listed]
+    assert order == sorted(order)
     for entry in listed:
         assert {"name", "parameters", "model", "train", "backend", "zero_stage", "description"} <= set(entry)
     entry = next(entry for entry in listed if entry["name"] == "250M_1024")
@@ -33,7 +34,7 @@ def test_json_list_is_complete_and_ordered_by_size(capsys: Printed) -> None:
 
 def test_list_shows_each_preset_in_a_line(capsys: Printed) -> None:
     lines = {line.split()[0]: line for line in presets(capsys).splitlines() if line}
-    assert set(preset_names()) <= set(lines)
+    assert {*preset_names(), *public_names()} <= set(lines)
     words = lines["350M_1024"].split()
     assert words[:9] == ["350M_1024", "354,599,936", "24", "1024", "16", "1024", "50304", "12", "393,216"]
     assert "deepspeed stage 2" in lines["350M_1024"]

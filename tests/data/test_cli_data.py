@@ -89,7 +89,7 @@ def test_errors_are_one_line_and_status_2(tmp_path, capsys):
 
 def test_progress_line_is_rewritten_at_most_ten_times_a_second(capsys):
     times = iter([0.0, 1.0, 1.05, 1.2, 1.21])
-    line = command._ProgressLine(lambda: next(times))
+    line = command._ProgressLine("tokenising", lambda: next(times))
     for done in (1, 2, 3, 10):
         line(done * 10**6, 10 * 10**6)
     line.clear()

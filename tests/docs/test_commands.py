@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from interop.public_models import PUBLIC
 from scalegpt.cli.main import main
 from scalegpt.cli.sample import SampleSettings
 from scalegpt.cli.train import make_parser
@@ -41,7 +42,7 @@ SMALL = [*SHAPE.split(), *ONE_STEP, "--fresh"]
 MODEL = "models/SmolLM2-135M"
 """A Hugging Face folder that the documents name."""
 
-PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1"}
+PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "8192": "265"}
 """What a reader puts in the place of a word."""
 
 OTHERS = ("pip install ", "pre-commit ", "python -m json.tool")
@@ -145,13 +146,15 @@ def write_model(folder: Path) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    """A folder with what the documents' commands name: texts, a configuration, runs with a checkpoint."""
+    """A folder with what the documents' commands name: texts, configurations, runs with a checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
     Path("data").mkdir()
     for name in ("my_text.txt", "your_text.txt", "data/one.txt"):
         Path(name).write_text("a text to train on, line by line\n" * 200, encoding="utf-8")
     Path("my_notes.yaml").write_text("model: {n_layer: 2}\n", encoding="utf-8")
+    Path("models/Llama-3.2-1B").mkdir(parents=True)
+    Path("models/Llama-3.2-1B/config.json").write_text(json.dumps(PUBLIC["Llama-3.2-1B"].config), encoding="utf-8")
     write_model(Path(MODEL))
     for name in ("NAME", "small"):
         flags = ["--preset", "tiny", "--input_file", "my_text.txt", "--model_name", name]

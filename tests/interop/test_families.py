@@ -265,3 +265,58 @@ def test_a_family_that_is_asked_for(tmp_path: Path) -> None:
 def test_gpt2_without_biases_is_written_with_them(tmp_path: Path) -> None:
     read = read_config(folder(tmp_path, as_config(ModelConfig())))
     assert (read.family, read.model.bias) == ("gpt2", True)
+
+
+# --- broken files ------------------------------------------------------------------------------------------------------
+
+JUNK = (
+    None,
+    "",
+    "x",
+    True,
+    -1,
+    0,
+    0.5,
+    1e30,
+    10**39,
+    [],
+    [1],
+    ["x"],
+    {},
+    {"a": {}},
+    {"full_attention": 1},
+    [None],
+    [[1]],
+)
+KEYS = (
+    "architectures", "model_type", "rope_scaling", "rope_parameters", "layer_types", "dtype", "torch_dtype", "eos_token_id",
+    "use_sliding_window", "sliding_window", "max_window_layers", "no_rope_layers", "no_rope_layer_interval", "pruned_heads",
+    "quantization_config", "auto_map", "attention_dropout", "partial_rotary_factor",
+)  # fmt: skip
+
+
+def is_refused(path: Path, config: dict[str, Any]) -> bool:
+    """Whether a configuration is refused; any other error fails the test."""
+    try:
+        read_config(folder(path, config))
+    except InputError as error:
+        return "\n" not in str(error) or pytest.fail(str(error))
+    return False
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_value_of_any_key_is_read_or_refused_in_one_line(family: str, tmp_path: Path) -> None:
+    whole = small(family)
+    assert sum(is_refused(tmp_path, whole | {key: junk}) for key in {*whole, *KEYS} for junk in JUNK) > 100
+
+
+@pytest.mark.parametrize("form", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_any_value_in_rotary_parameters_is_read_or_refused(kind: str, form: str, tmp_path: Path) -> None:
+    whole = {"rope_type": kind, "factor": 2, "mscale": 1, "mscale_all_dim": 1}
+    keys = ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+    others = ("type", "attention_factor", "truncate", "rope_theta")
+    config = small("llama", rope_scaling=...)
+    assert any(
+        is_refused(tmp_path, config | {form: whole | {key: junk}}) for key in (*whole, *keys, *others) for junk in JUNK
+    )

@@ -30,7 +30,7 @@ EXAMPLE = """\
 scalegpt plan --preset 500M_1024 --gpu a100-40gb     the fastest way to train it there
 scalegpt plan --gpu rtx4090                          every preset on that GPU, and the largest that fits
 scalegpt plan --preset 350M_1024 --gpu 4090 --gpus 8 --micro_batch 12 --recompute selective
-scalegpt plan --hf models/Qwen3-0.6B --gpu h100      a model that you have, or only its config.json
+scalegpt plan --hf models/Llama-3.2-1B --gpu h100      a model that you have, or only its config.json
 scalegpt plan --preset 150M_1024 --memory_gb 12 --json"""
 
 DOES_NOT_FIT = 3
@@ -42,7 +42,11 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse(argv)
     flags = given_settings(arguments)
     is_one_run = bool(
-        arguments.preset or arguments.config_file or arguments.hf or given_settings(arguments, ModelConfig)
+        arguments.preset
+        or arguments.config_file
+        or arguments.hf
+        or "init_from" in flags
+        or given_settings(arguments, ModelConfig)
     )
     target = Target.of(
         given_settings(arguments, MachineConfig),

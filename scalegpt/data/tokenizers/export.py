@@ -16,6 +16,12 @@ from scalegpt.data.tokenizers.kept import as_json, config_of
 from scalegpt.data.tokenizers.letters import LETTERS
 from scalegpt.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 
+_FRAME: dict[str, Any] = {
+    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+    "post_processor": None, "decoder": None,
+}  # fmt: skip
+"""A ``tokenizer.json`` without its parts; the package ``tokenizers`` wants all keys."""
+
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files of a tokenizer for Hugging Face libraries: name → content, ``tokenizer.json`` among them.
@@ -29,43 +35,37 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     if isinstance(tokenizer, HFTokenizer):
         return dict(tokenizer.files)
     if isinstance(tokenizer, GPT2Tokenizer):
-        vocabulary, merges = vocabulary_and_merges()
-        return _files(byte_level(vocabulary, merges, {END_OF_TEXT: tokenizer.end_of_text}), END_OF_TEXT)
+        return bpe_files(*vocabulary_and_merges())
     if isinstance(tokenizer, ByteTokenizer):
-        return _files(byte_level(LETTERS, [], {END_OF_TEXT: tokenizer.end_of_text}), END_OF_TEXT)
+        return bpe_files({**LETTERS, END_OF_TEXT: tokenizer.vocab_size - 1}, [])
     assert isinstance(tokenizer, CharTokenizer), tokenizer.kind
-    return _files(_characters(tokenizer.characters), None)
+    return _char_files(tokenizer.characters)
 
 
-def byte_level(vocabulary: Mapping[str, int], merges: list[str], special: dict[str, int | None]) -> dict[str, Any]:
-    """The content of ``tokenizer.json`` for a byte-level BPE that splits text by GPT-2's pattern.
+def bpe_files(vocabulary: Mapping[str, int], merges: list[str]) -> dict[str, bytes]:
+    """The files of a byte-level BPE that splits text by GPT-2's pattern and ends documents with ``<|endoftext|>``.
 
     Args:
-        vocabulary: token, in :data:`~.letters.LETTERS`, → id.
+        vocabulary: token, in :data:`~.letters.LETTERS`, → id; the end-of-text token is among them.
         merges: pairs of tokens with a space between, in the order in which they are merged.
-        special: special token → id.
     """
     part = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
         "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": dict(vocabulary), "merges": merges,
     }  # fmt: skip
-    return _document(model, special, pre_tokenizer=part, post_processor=part, decoder=part)
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    end = {"id": vocabulary[END_OF_TEXT], "content": END_OF_TEXT, **plain}
+    parts = {"added_tokens": [end], "pre_tokenizer": part, "post_processor": part, "decoder": part}
+    return _files({**_FRAME, **parts, "model": model}, END_OF_TEXT)
 
 
-def _characters(characters: str) -> dict[str, Any]:
-    vocabulary = {character: index for index, character in enumerate(characters)}
+def _char_files(characters: str) -> dict[str, bytes]:
     each = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    vocabulary = {character: index for index, character in enumerate(characters)}
     # There is no unknown token of this name, so a lacking character is an error.
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": ""}
-    return _document(model, {}, pre_tokenizer=each, post_processor=None, decoder={"type": "Fuse"})
-
-
-def _document(model: dict[str, Any], special: dict[str, int | None], **parts: Any) -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": number, "content": content, **plain} for content, number in special.items()]
-    frame = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
-    return {**frame, **parts, "model": model}
+    return _files({**_FRAME, "pre_tokenizer": each, "decoder": {"type": "Fuse"}, "model": model}, None)
 
 
 def _files(document: dict[str, Any], end_of_text: str | None) -> dict[str, bytes]:

@@ -223,9 +223,11 @@ def _rotates(family: Family, config: Mapping[str, Any]) -> bool:
 def _window(family: Family, config: Mapping[str, Any], layers: int) -> int | None:
     """How many tokens attention looks back in the layers where it does not see all; None: it sees all in every layer."""
     kinds = config.get("layer_types")
-    if kinds is not None and not (isinstance(kinds, list) and set(map(str, kinds)) <= {_FULL, _SLIDING}):
-        other = next((each for each in kinds if each not in (_FULL, _SLIDING)), kinds) if kinds else kinds
-        raise InputError(f"layer_types with {shown(other)} are not supported, only {_FULL}")
+    if kinds is not None and not isinstance(kinds, list):
+        raise InputError(f"layer_types must be a list, not {shown(kinds)}")
+    other = [each for each in kinds or () if each not in (_FULL, _SLIDING)]
+    if other:
+        raise InputError(f"layer_types with {shown(other[0])} are not supported, only {_FULL}")
     if family.window is None or (family.window_switch is not None and not config[family.window_switch]):
         return None
     if family.window_switch is not None:

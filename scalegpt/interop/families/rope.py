@@ -61,7 +61,7 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(kind: Any, values: Mapping[str, Any], positions: Any) -> RopeScaling:
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise InputError(
             f"rotary positions of type {shown(kind)} are not supported: there are default, {', '.join(_KEYS)}"
         )
