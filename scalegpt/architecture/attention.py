@@ -44,6 +44,7 @@ class AttentionShape:
         element: bytes of an element in the compute dtype.
         dropout: whether attention has dropout.
         one_sequence: whether the micro batch is a single sequence.
+        packed: whether a mask, which all blocks share, keeps attention inside documents; else attention is causal.
         rotated: R, how many numbers of each head are turned by rotary positions; 0: there are none.
     """
 
@@ -54,6 +55,7 @@ class AttentionShape:
     element: int
     dropout: bool
     one_sequence: bool
+    packed: bool = False
     rotated: int = 0
 
     @classmethod
@@ -61,7 +63,7 @@ class AttentionShape:
         """The sizes of the model's attention over sequences of ``tokens`` tokens."""
         rotated = model.rotary_width if model.position == "rope" else 0
         sizes = tokens, model.n_head, model.kv_heads, model.head_width
-        return cls(*sizes, numerics.compute, model.dropout > 0, numerics.one_sequence, rotated)
+        return cls(*sizes, numerics.compute, model.dropout > 0, numerics.one_sequence, numerics.packed, rotated)
 
     @property
     def grouped(self) -> bool:
@@ -175,13 +177,15 @@ def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q
     """Record one fused kernel on heads of ``width``.
 
     A causal kernel computes half of the scores. So it takes half the FLOPs of 2 matmuls in the forward pass, and half the
-    FLOPs of 5 in the backward pass (FlashAttention-2, arXiv 2307.08691, section 3.1).
+    FLOPs of 5 in the backward pass (FlashAttention-2, arXiv 2307.08691, section 3.1). With a mask it computes all scores, and
+    reads the mask once for each head.
     """
     each, keys = (shape.bytes_of(width, shape.element, keys=keys) for keys in (False, True))
     rows = kernels.multiple(shape.tokens, kernels.EFFICIENT_ROWS) if kernel == "mem_efficient" else shape.tokens
     output, lse = Value(each), Value(Size(FP32 * shape.heads * rows))
     states = Value(_RANDOM_STATE), Value(_RANDOM_STATE)
-    pairs, moved = float(shape.pairs * shape.width), shape.moved
+    pairs = float(shape.pairs * shape.width * (2 if shape.packed else 1))
+    moved = shape.moved + (shape.element * shape.pairs if shape.packed else 0)
     return r.run(
         Operation(
             f"attention, {kernel}",
@@ -240,8 +244,9 @@ def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Valu
             q = r.hold(r.new("cast", q, full, shape.result))
             k, v = (r.hold(r.new("cast", part, keys, shape.keys)) for part in (k, v))
         q = r.hold(r.new("scale", q, full, full))
-        mask = Value(Size(fixed=FP32 * pairs))  # made from a mask of one byte an element
-        r.hold(r.run(Operation("mask", (), (), (mask,), workspace=lambda _batch: [pairs])))
+        if not shape.packed:
+            mask = Value(Size(fixed=FP32 * pairs))  # made from a mask of one byte an element
+            r.hold(r.run(Operation("mask", (), (), (mask,), workspace=lambda _batch: [pairs])))
         if shape.grouped:
             k, v = (r.hold(r.new("expand", part, full, keys)) for part in (k, v))
         k = r.new("scale", k, full, full)

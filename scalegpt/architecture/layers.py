@@ -29,6 +29,7 @@ class Numerics:
         weights: bytes of an element of a module's weights: 4 for fp32 weights that are cast where they are used, else c.
         kernel: the attention kernel.
         one_sequence: whether the micro batch is a single sequence.
+        packed: whether documents are packed: positions of each sequence's own, and a mask in place of the causal one.
     """
 
     compute: int
@@ -36,6 +37,7 @@ class Numerics:
     weights: int
     kernel: str
     one_sequence: bool = False
+    packed: bool = False
 
     @property
     def mixed(self) -> bool:

@@ -154,14 +154,26 @@ class Embedding:
         with r.scope():
             x = self._look_up(r, TOKENS, model.vocab_size, Size(numel), numerics)
             if model.position == "learned":
-                positions = Value(Size(fixed=8 * tokens))
-                r.hold(r.run(Operation("positions", (), (), (positions,))))
-                table = self._look_up(r, POSITIONS, model.block_size, Size(fixed=numel), numerics, saves=(positions,))
-                gradients = PASSED_ON, Gradient(Size(fixed=c * numel))
+                table, gradient = self._positions(r, tokens, numel, numerics)
+                gradients = PASSED_ON, gradient
                 x = r.run(Operation("sum", (x, table), gradients, (Value(Size(c * numel)),)), passing=(x, table))
             if numerics.mixed:
                 x = r.new("cast", x, Size(residual * numel), Size(c * numel), passing=True)
             return record_dropout(r, x, numel, residual) if model.dropout else x
+
+    def _positions(self, r: Recorder, tokens: int, numel: int, numerics: Numerics) -> tuple[Value, Gradient]:
+        """Record the lookup of the positions, once for all sequences; return the rows and the gradient that the sum makes.
+
+        Packed sequences have positions of their own, which :mod:`scalegpt.architecture.packing` counts. Then the rows'
+        gradient is that of the sum.
+        """
+        rows = self.model.block_size
+        if numerics.packed:
+            return self._look_up(r, POSITIONS, rows, Size(numel), numerics), PASSED_ON
+        positions = Value(Size(fixed=8 * tokens))
+        r.hold(r.run(Operation("positions", (), (), (positions,))))
+        table = self._look_up(r, POSITIONS, rows, Size(fixed=numel), numerics, saves=(positions,))
+        return table, Gradient(Size(fixed=numerics.compute * numel))
 
     def _look_up(
         self, r: Recorder, name: str, rows: int, numel: Size, numerics: Numerics, saves: tuple[Value, ...] = ()

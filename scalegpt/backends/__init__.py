@@ -18,6 +18,7 @@ from scalegpt.config.backends import DEEPSPEED, FSDP, PLAIN
 from scalegpt.model.gpt import GPT
 from scalegpt.model.loss import make_loss
 from scalegpt.model.recompute import apply_recompute
+from scalegpt.planner.attention import attention_kernel
 
 __all__ = ["Backend", "World", "build_model", "make_backend"]
 
@@ -44,11 +45,13 @@ def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None =
         model = GPT(run.model, make_loss(train.loss, train.loss_chunk, compiled=compiled))
     compute = DTYPES[train.precision]
     model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)
-    attend, expands = None, False
+    attend, expands, attention = None, False, train.attention
     if device is not None:
-        attend = attention_by_matmuls(train.attention, train.precision, device, dropout=run.model.dropout > 0).attend
-        expands = expands_keys(train.attention, train.precision, device, run.model)
-    model.set_attention(train.attention, attend=attend, expands=expands)
+        if train.packs_documents and device.type == "cuda":
+            attention = attention_kernel(run)  # as planned: with a mask torch might choose another
+        attend = attention_by_matmuls(attention, train.precision, device, dropout=run.model.dropout > 0).attend
+        expands = expands_keys(attention, train.precision, device, run.model)
+    model.set_attention(attention, attend=attend, expands=expands)
     apply_recompute(model, train.recompute)
     if compiled:
         for block in model.blocks:

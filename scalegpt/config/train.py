@@ -12,6 +12,7 @@ LOSS_ROWS = 512
 """Rows (tokens) of logits that the chunked loss converts to gradients at a time, in fp32; a CPU uses other numbers."""
 
 LOSSES = ("full", "chunked")
+PACKINGS = ("contiguous", "documents")
 ATTENTION = ("auto", "flash", "mem_efficient", "cudnn", "math")
 SCHEDULES = ("cosine", "wsd", "constant")
 MOST_STEPS = 10**12
@@ -31,7 +32,8 @@ class TrainConfig(Section):
     """The training settings. A micro batch is counted in sequences of ``block_size`` tokens, per rank.
 
     Raises:
-        InputError: a value is outside its bounds, or neither ``max_iters`` nor ``max_tokens`` is set.
+        InputError: a value is outside its bounds, or neither ``max_iters`` nor ``max_tokens`` is set, or
+            documents are packed for an attention kernel that takes no mask.
     """
 
     micro_batch: int = setting(
@@ -130,6 +132,12 @@ class TrainConfig(Section):
         choices=LOSSES,
     )
     loss_chunk: int = setting(1024, "tokens per chunk of the chunked loss", minimum=1, maximum=10**9)
+    packing: str = setting(
+        "contiguous",
+        "contiguous: a sequence is a stretch of the text; documents: in it positions restart with each document, attention "
+        "stays inside a document, and the loss does not count the step from one document to the next",
+        choices=PACKINGS,
+    )
     attention: str = setting("auto", "kernel of scaled_dot_product_attention", choices=ATTENTION)
     compile: str = setting("auto", "torch.compile of each block; auto: on CUDA", choices=("auto", "on", "off"))
 
@@ -172,9 +180,18 @@ class TrainConfig(Section):
     seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0, maximum=2**63 - 1)
 
     def check(self) -> None:
-        """Refuse settings without ``max_iters`` and ``max_tokens``: the learning rate schedule needs the run's end."""
+        """Refuse settings without an end for the learning rate schedule, and packing with a kernel that takes no mask."""
         if self.max_iters is None and self.max_tokens is None:
             raise InputError("the schedule needs an end: set max_iters or max_tokens (max_minutes alone gives none)")
+        if self.packs_documents and self.attention in ("flash", "cudnn"):
+            raise InputError(
+                f"packing documents needs a mask, which attention {self.attention} does not take; use --attention auto"
+            )
+
+    @property
+    def packs_documents(self) -> bool:
+        """Whether attention stays inside a document."""
+        return self.packing == "documents"
 
     @property
     def optimizer_spec(self) -> OptimizerSpec:

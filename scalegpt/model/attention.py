@@ -88,19 +88,22 @@ class Attention(nn.Module):
         self.qkv = Linear(config.n_embd, rows, bias=config.has_qkv_bias)
         self.proj = Linear(self.n_head * self.head_width, config.n_embd, bias=config.has_bias)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """[B, T, H] → [B, T, H].
 
         Args:
             x: the normed hidden states.
             cache: the keys and values of earlier tokens, which x continues.
             turns: rows of the rotary table, [T, R] or [B, T, R], by which queries and keys are turned.
+            mask: [B, 1, T, T], added to the scores in place of the causal mask; not together with a cache.
         """
         q, k, v = self.heads(x, turns)
-        whole = self.attend(q, k, v) if self.attend is not None and cache is None else None
+        whole = self.attend(q, k, v) if self.attend is not None and cache is None and mask is None else None
         if whole is not None:
             return self.proj(whole)  # type: ignore[no-any-return]
-        y = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), cache)
+        y = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), cache, mask)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def heads(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,21 +119,23 @@ class Attention(nn.Module):
             v = v.clone()  # a view would keep the whole result of the matmul for the backward pass
         return q, k, v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, mask: Tensor | None) -> Tensor:
         """Queries [B, a, T, D], keys and values [B, k, T, D] → [B, a, T, D], by torch's kernels."""
         past, new = cache.length if cache is not None else 0, q.shape[2]
         if cache is not None:
             k, v = cache.append(k, v)
         # One new token sees everything; a longer continuation sees the past and, causally, itself.
-        mask = _continuation_mask(new, past, q.device) if past and new > 1 else None
+        causal = past == 0 and mask is None
+        if past and new > 1:
+            mask = _continuation_mask(new, past, q.device)
         dropout = self.dropout if self.training else 0.0
         grouped = self.kv_heads < self.n_head
-        if grouped and self.expands and mask is None:
-            return attend_expanded(q, k, v, dropout, is_causal=past == 0)
+        if grouped and self.expands and past == 0:
+            return attend_expanded(q, k, v, mask, dropout)
         chosen: AbstractContextManager[None] = sdpa_kernel(self.backend) if self.backend is not None else nullcontext()
         with chosen:
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=past == 0, dropout_p=dropout, enable_gqa=grouped
+                q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=grouped
             )
 
 

@@ -28,6 +28,7 @@ from scalegpt.model.attention import SDPA_BACKENDS, AttendWhole, Attention, Gene
 from scalegpt.model.feed_forward import FeedForward
 from scalegpt.model.layers import Linear, norm_of
 from scalegpt.model.loss import Loss, full_cross_entropy, soft_capped
+from scalegpt.model.packing import counted_share, pack
 from scalegpt.model.rotary import RotaryTable
 
 INIT_STD = 0.02
@@ -51,15 +52,19 @@ class Block(nn.Module):
         self.compute_dtype = torch.float32
         self.recompute: Callable[..., Tensor] | None = None
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None) -> Tensor:
-        """[B, T, H] → [B, T, H], through ``recompute`` if it is set and gradients are on; for ``turns`` see attention."""
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """[B, T, H] → [B, T, H], through ``recompute`` if it is set and gradients are on; the rest is attention's."""
         if self.recompute is None or not torch.is_grad_enabled():
-            return self.body(x, cache, turns)
-        return self.recompute(self.body, x, None, turns)
+            return self.body(x, cache, turns, mask)
+        return self.recompute(self.body, x, None, turns, mask)
 
-    def body(self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None) -> Tensor:
+    def body(
+        self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """The block's arithmetic, [B, T, H] → [B, T, H]; ``+`` promotes to fp32 if the residual stream is fp32."""
-        middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache, turns))
+        middle = x + self._drop(self.attn(self.ln1(x, self.compute_dtype), cache, turns, mask))
         read = x if self.is_parallel else middle
         return middle + self._drop(self.mlp(self.ln2(read, self.compute_dtype)))
 
@@ -88,6 +93,7 @@ class GPT(nn.Module):
         self.set_loss(loss)
         self.compute_dtype = torch.float32
         self.residual_dtype = torch.float32
+        self.document_end: int | None = None
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.rotary = RotaryTable(config) if config.position == "rope" else None
@@ -136,6 +142,10 @@ class GPT(nn.Module):
         for block in self.layers:
             block.compute_dtype = compute
 
+    def set_packing(self, document_end: int | None) -> None:
+        """Keep attention and positions inside documents, which end with the token ``document_end``; None: no documents."""
+        self.document_end = document_end
+
     def set_attention(self, name: str, *, attend: AttendWhole | None = None, expands: bool = False) -> None:
         """Choose the function or the SDPA backend that computes attention.
 
@@ -162,21 +172,27 @@ class GPT(nn.Module):
             tokens: [B, T] int64 ids, T at most ``block_size``, less the number of cached tokens.
             targets: [B, T] int64 ids, -1 where a position does not count in the mean loss.
             cache: keys and values of earlier tokens; ``tokens`` continue them.
-            positions: int64 [B, T] or [T], below ``block_size``; None: those that follow the cached tokens.
+            positions: int64 [B, T] or [T], below ``block_size``; None: those that follow the cached tokens. Where documents
+                are packed and there are targets, positions follow from the documents.
 
         Returns:
-            The loss, an fp32 scalar, or without targets the logits [B, V] of the last position, in fp32.
+            The loss, an fp32 scalar, or without targets the logits [B, V] of the last position, in fp32. In training on
+            packed documents, the loss is multiplied by the share of the targets that count: so the sum over micro batches
+            does not depend on their size.
         """
-        past = cache.length if cache is not None else 0
+        past, mask = cache.length if cache is not None else 0, None
+        if targets is not None and self.document_end is not None:
+            positions, mask = pack(tokens, self.document_end, self.compute_dtype)
         x = self.embed(tokens, past, positions)
         turns = self._turns(tokens, past, positions)
         for i, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache.blocks[i], turns)
+            x = block(x, None if cache is None else cache.blocks[i], turns, mask)
         head = self.wte.weight if self.head is None else self.head.weight
         if targets is None:
             logits = F.linear(self.ln_f(x[:, -1], self.compute_dtype), head.to(self.compute_dtype))
             return soft_capped(logits.float(), self.config.logit_softcap)
-        return self.loss(self.ln_f(x, self.compute_dtype), head, targets)
+        loss = self.loss(self.ln_f(x, self.compute_dtype), head, targets)
+        return loss * counted_share(targets) if mask is not None and self.training else loss
 
     def embed(self, tokens: Tensor, past: int = 0, positions: Tensor | None = None) -> Tensor:
         """[B, T] ids at ``positions``, or at past … past + T - 1 → the residual stream [B, T, H]."""

@@ -17,29 +17,45 @@ aten = torch.ops.aten
 
 class _Expanded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, is_causal: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
         repeats = q.shape[1] // k.shape[1]
         y, lse, seed, offset = aten._scaled_dot_product_efficient_attention(
-            q, _expand(k, repeats), _expand(v, repeats), None, True, dropout, is_causal
+            q, _expand(k, repeats), _expand(v, repeats), _over_heads(mask, q), True, dropout, mask is None
         )
-        ctx.save_for_backward(q, k, v, y, lse, seed, offset)
-        ctx.dropout, ctx.is_causal = dropout, is_causal
+        ctx.save_for_backward(q, k, v, mask, y, lse, seed, offset)
+        ctx.dropout = dropout
         return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, *results = ctx.saved_tensors
+        q, k, v, mask, *results = ctx.saved_tensors
         repeats, wanted = q.shape[1] // k.shape[1], (True, True, True, False)
         d_q, d_k, d_v, _ = aten._scaled_dot_product_efficient_attention_backward(
-            grad, q, _expand(k, repeats), _expand(v, repeats), None, *results, ctx.dropout, wanted, ctx.is_causal
+            grad,
+            q,
+            _expand(k, repeats),
+            _expand(v, repeats),
+            _over_heads(mask, q),
+            *results,
+            ctx.dropout,
+            wanted,
+            mask is None,
         )
         return d_q, _add_up(d_k, repeats), _add_up(d_v, repeats), None, None
 
 
-def attend_expanded(q: Tensor, k: Tensor, v: Tensor, dropout: float, *, is_causal: bool) -> Tensor:
-    """Attention by the memory-efficient kernel: queries [B, a, T, D], keys and values [B, k, T, D] → [B, a, T, D]."""
-    y: Tensor = _Expanded.apply(q, k, v, dropout, is_causal)  # type: ignore[no-untyped-call]
+def attend_expanded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention by the memory-efficient kernel: queries [B, a, T, D], keys and values [B, k, T, D] → [B, a, T, D].
+
+    It is causal, or as ``mask`` [B, 1, T, T] says.
+    """
+    y: Tensor = _Expanded.apply(q, k, v, mask, dropout)  # type: ignore[no-untyped-call]
     return y
+
+
+def _over_heads(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """The mask as a view [B, a, T, T], which the kernel wants."""
+    return None if mask is None else mask.expand(-1, q.shape[1], -1, -1)
 
 
 def _expand(heads: Tensor, repeats: int) -> Tensor:

@@ -34,6 +34,8 @@ def attention_kernel(run: RunConfig, card: Card | None = None) -> str:
     """
     if run.train.attention != "auto":
         return run.train.attention
+    if run.train.packs_documents:  # flash takes no mask, and cuDNN's kernel is not planned with one
+        return "math" if unfit("mem_efficient", run, card) else "mem_efficient"
     order = ["flash", "mem_efficient"]
     if card is not None and card.capability in _PREFERS_CUDNN:
         order.insert(0, "cudnn")

@@ -77,13 +77,14 @@ def _attend(
     is_causal: bool = False,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention by the kernel that torch takes on CUDA, without a mask: [B, a, T, D] → [B, a, T, D]."""
+    """Attention by the kernel that torch takes on CUDA: [B, a, T, D] → [B, a, T, D]."""
     assert enable_gqa == (k.shape[1] < q.shape[1])
-    assert attn_mask is None, "training has no attention mask"
+    assert attn_mask is None or kernel == "mem_efficient", "only packed documents have a mask in training"
+    mask = None if attn_mask is None else attn_mask.expand(-1, q.shape[1], -1, -1)
     if kernel == "flash":
         return _attend_with_flash(q, k, v, dropout_p, is_causal)
     efficient, cudnn = aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention
-    y: Tensor = (efficient if kernel == "mem_efficient" else cudnn)(q, k, v, None, True, dropout_p, is_causal)[0]
+    y: Tensor = (efficient if kernel == "mem_efficient" else cudnn)(q, k, v, mask, True, dropout_p, is_causal)[0]
     return y
 
 

@@ -151,6 +151,8 @@ def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
 def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorMode, *, as_cuda: bool) -> Backend:
     """The trainer's backend, with weights that have a shape and no data."""
     model = build_model(run, compiled=False)
+    if run.train.packs_documents:
+        model.set_packing(0)  # no allocation depends on where documents end
     if as_cuda:
         model.set_loss(make_loss(run.train.loss, run.train.loss_chunk, rows=LOSS_ROWS))
 

@@ -11,17 +11,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegpt.backends import World
-from scalegpt.data.sampler import WindowSampler, cut_windows, held_out_starts, rank_share
+from scalegpt.data.sampler import Batch, WindowSampler, cut_windows, held_out_starts, rank_share
 from scalegpt.data.stored import StoredTokens, Tokens
 from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
 
 
 class TrainingBatches:
-    """The micro batches that this rank trains on, step by step."""
+    """The micro batches that this rank trains on, step by step.
 
-    def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, seed: int) -> None:
-        self.tokens, self.plan, self.world = tokens, plan, world
+    Args:
+        tokens: the training tokens.
+        plan: gives the micro batch, the accumulation and the block size.
+        world: the ranks.
+        seed: decides the order of the windows.
+        document_end: the token after which no target counts, where documents are packed; None: all targets count.
+    """
+
+    def __init__(
+        self,
+        tokens: StoredTokens | Tokens,
+        plan: BatchPlan,
+        world: World,
+        seed: int,
+        document_end: int | None = None,
+    ) -> None:
+        self.tokens, self.plan, self.world, self.document_end = tokens, plan, world, document_end
         self.sampler = WindowSampler(len(tokens), plan.block_size, seed)
         self._ahead: ReadAhead | None = None
 
@@ -56,8 +71,15 @@ class TrainingBatches:
             starts = self.sampler.starts(first, self.plan.sequences)
             for micro in range(self.plan.grad_accum):
                 share = rank_share(starts, self.world.rank, self.world.size, micro, self.plan.micro_batch)
-                yield cut_windows(self.tokens, share, self.plan.block_size)
+                yield _within_documents(*cut_windows(self.tokens, share, self.plan.block_size), self.document_end)
             first += self.plan.sequences
+
+
+def _within_documents(inputs: Batch, targets: Batch, end: int | None) -> tuple[Batch, Batch]:
+    """Inputs and targets; a target that begins a document is ignored, if documents are packed and end with ``end``."""
+    if end is not None:
+        targets[inputs == end] = IGNORED
+    return inputs, targets
 
 
 class ReadAhead:
@@ -124,10 +146,18 @@ class HeldOutBatches:
         plan: gives the micro batch and the block size.
         world: the ranks.
         limit: number of tokens to evaluate, rounded up to whole sequences; all tokens, if there are fewer.
+        document_end: as for :class:`TrainingBatches`.
     """
 
-    def __init__(self, tokens: StoredTokens | Tokens, plan: BatchPlan, world: World, limit: int) -> None:
-        self.tokens, self.plan, self.world = tokens, plan, world
+    def __init__(
+        self,
+        tokens: StoredTokens | Tokens,
+        plan: BatchPlan,
+        world: World,
+        limit: int,
+        document_end: int | None = None,
+    ) -> None:
+        self.tokens, self.plan, self.world, self.document_end = tokens, plan, world, document_end
         self.starts = held_out_starts(len(tokens), plan.block_size, limit)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -143,8 +173,9 @@ class HeldOutBatches:
             missing = self.plan.micro_batch - len(share)
             padded = np.concatenate([share, np.zeros(missing, dtype=self.starts.dtype)])
             inputs, targets = cut_windows(self.tokens, padded, self.plan.block_size)
+            inputs, targets = _within_documents(inputs, targets, self.document_end)
             targets[len(share) :] = IGNORED
-            yield *on_device(inputs, targets, self.world.device), len(share) * self.plan.block_size
+            yield *on_device(inputs, targets, self.world.device), int((targets != IGNORED).sum())
 
 
 def on_device(inputs: NDArray[np.int64], targets: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,9 @@ class Housekeeping:
         self.job = job
         self.train = job.run.train
         self.load_progress(job.progress, job.stretch, job.history)
-        self.held_out = HeldOutBatches(job.data.val, job.batch_plan, job.world, self.train.eval_tokens)
+        self.held_out = HeldOutBatches(
+            job.data.val, job.batch_plan, job.world, self.train.eval_tokens, job.document_end
+        )
         self.sinks = self._open_sinks()
         self.clock = Stopwatch()
         self.saving = Saving(job, self.clock)

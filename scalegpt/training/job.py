@@ -9,6 +9,8 @@ from scalegpt.checkpoint.manifest import Progress
 from scalegpt.config import RunConfig
 from scalegpt.data.ledger import Stretch
 from scalegpt.data.shards import TokenSet
+from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.errors import InputError
 from scalegpt.model.generation import SamplingSettings, generate
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan
@@ -53,6 +55,27 @@ class Job:
     resumed: bool
     stop: StopRequest = field(default_factory=StopRequest)
     resume_hint: str = "the same command"
+
+    @property
+    def document_end(self) -> int | None:
+        """The token that ends a document, if documents are packed; else None."""
+        return document_end(self.run, self.data.tokenizer)
+
+
+def document_end(run: RunConfig, tokenizer: Tokenizer) -> int | None:
+    """The token that ends a document, if the run packs documents; else None.
+
+    Raises:
+        InputError: the run packs documents, and the tokenizer has no token that ends one.
+    """
+    if not run.train.packs_documents:
+        return None
+    if tokenizer.end_of_text is None:
+        raise InputError(
+            f"packing documents needs a token that ends a document, which the {run.data.tokenizer} tokenizer does not have; "
+            "use another --tokenizer, or --packing contiguous"
+        )
+    return tokenizer.end_of_text
 
 
 def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:

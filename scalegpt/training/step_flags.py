@@ -27,21 +27,23 @@ class StepFlags:
     save_due: bool
     stop: Reason | None
 
-    def pack(self, loss: Tensor, world: World) -> Tensor:
+    def pack(self, loss: Tensor, world: World, counted: Tensor | None = None) -> Tensor:
         """Pack loss and flags into one tensor that can be summed over the ranks.
 
         Args:
             loss: the sum of the losses of this rank's micro batches, a scalar.
             world: the ranks.
+            counted: the sum of the shares of targets that count in the losses, if not all do.
 
         Returns:
-            [1 + 2 + number of reasons] on the device: the loss, two flags, and the one-hot reason to stop.
+            [2 + 2 + number of reasons] on the device: the loss, ``counted`` or 0, two flags, and the one-hot reason to stop.
         """
         flags = [float(self.save_failed), float(self.save_due), *Reason.counts(self.stop)]
-        return torch.cat([loss.reshape(1), world.numbers(flags)])
+        shares = torch.zeros_like(loss) if counted is None else counted
+        return torch.cat([loss.reshape(1), shares.reshape(1), world.numbers(flags)])
 
     @classmethod
-    def unpack(cls, sums: Sequence[float]) -> tuple[float, "StepFlags"]:
-        """Unpack the tensor summed over the ranks into the summed loss and the flags of all ranks together."""
-        loss, failed, due, *counts = sums
-        return loss, cls(failed > 0, due > 0, Reason.first(counts))
+    def unpack(cls, sums: Sequence[float]) -> tuple[float, float, "StepFlags"]:
+        """Unpack the tensor summed over the ranks into the summed loss, ``counted``, and the flags of all ranks together."""
+        loss, counted, failed, due, *counts = sums
+        return loss, counted, cls(failed > 0, due > 0, Reason.first(counts))

@@ -11,6 +11,7 @@ from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.store import step_of
 from scalegpt.errors import RunError
 from scalegpt.hardware.gpus import peak_flops
+from scalegpt.model.packing import counted_share
 from scalegpt.planner.time.work import flops_per_token
 from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.housekeeping import Housekeeping
@@ -38,7 +39,7 @@ class Trainer(Housekeeping):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.batches = TrainingBatches(job.data.train, job.batch_plan, job.world, self.train.seed)
+        self.batches = TrainingBatches(job.data.train, job.batch_plan, job.world, self.train.seed, job.document_end)
         self.throughput = Throughput(job.batch_plan.tokens)
         self.flops = flops_per_token(job.run.model)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
@@ -99,17 +100,20 @@ class Trainer(Housekeeping):
         self._seed_dropout()
         self.watchdog.begin_step(self.step + 1)
         total = torch.zeros((), device=job.world.device)
+        counted = None if job.document_end is None else torch.zeros_like(total)
         batches = self.batches.step(self.stretch.window_of(self.step + 1))
         for micro, (tokens, targets) in enumerate(self.watchdog.loading(batches)):
             total += job.backend.micro_step(tokens, targets, last=micro == job.batch_plan.grad_accum - 1)
+            if counted is not None:
+                counted += counted_share(targets)
         self.watchdog.at("reduction of the loss")
-        sums = job.world.sum(self._report(total))
+        sums = job.world.sum(self._report(total, counted))
         unpacked: list[tuple[float, StepFlags]] = []
 
         def may_step() -> bool:
             # Read the loss here, where the backend has waited for the device. Later it would cost another wait.
-            loss, flags = StepFlags.unpack(sums.tolist())
-            unpacked.append((loss / (job.batch_plan.grad_accum * job.world.size), flags))
+            loss, shares, flags = StepFlags.unpack(sums.tolist())
+            unpacked.append((loss / (shares or job.batch_plan.grad_accum * job.world.size), flags))
             return self.guards.allow(self.step + 1, unpacked[0][0])
 
         result = job.backend.step(lr, may_step)
@@ -125,8 +129,8 @@ class Trainer(Housekeeping):
             self.saving.confirm(self.step - 1)  # the weights before this step gave a finite loss
         return self._act_on(conclusion)
 
-    def _report(self, total: Tensor) -> Tensor:
-        """Pack this rank's summed loss and flags into the tensor that the ranks all-reduce.
+    def _report(self, total: Tensor, counted: Tensor | None) -> Tensor:
+        """Pack this rank's summed loss, the summed shares of counted targets, and flags into the tensor that the ranks sum.
 
         Requests a stop first, if ``max_minutes`` have passed.
         """
@@ -134,7 +138,7 @@ class Trainer(Housekeeping):
         if limit is not None and self.clock.total >= 60 * limit:
             self.job.stop.ask(Reason.TIME)
         flags = StepFlags(self.saving.saver.failed, self.saving.is_due_by_time, self.job.stop.reason)
-        return flags.pack(total, self.job.world)
+        return flags.pack(total, self.job.world, counted)
 
     def _seed_dropout(self) -> None:
         """Seed torch from seed, step and rank, so that a resumed run draws the same dropout masks."""

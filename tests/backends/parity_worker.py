@@ -12,9 +12,11 @@ from backends.canonical import gathered, reader
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
+from scalegpt.model.chunk import IGNORED
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 
+END = 3
 SEQUENCES = 8  # of each step, over all ranks and micro batches
 
 
@@ -27,7 +29,14 @@ def make(run: RunConfig, world: World, grad_accum: int) -> Backend:
             get_accelerator().is_fp16_supported = lambda: True  # torch computes it on any CPU, however slowly
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=world.size, on_cuda=False)
     model = build_model(run, compiled=run.train.compile == "on")
+    model.set_packing(END if run.train.packs_documents else None)
     return make_backend(run, world, grad_accum, model, optimizer_factory(run.train), settings)
+
+
+def cut(run: RunConfig, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets; where documents are packed, the first token of a document is no target."""
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    return inputs, targets.masked_fill(inputs == END, IGNORED) if run.train.packs_documents else targets
 
 
 def train(legs: list[dict[str, Any]], shared: dict[str, Any], world: World, steps: int, grad_accum: int) -> Any:
@@ -49,12 +58,12 @@ def train(legs: list[dict[str, Any]], shared: dict[str, Any], world: World, step
             for m in range(grad_accum):
                 first = (m * world.size + world.rank) * micro
                 mine = tokens[first : first + micro]
-                total += backend.micro_step(mine[:, :-1], mine[:, 1:], last=m == grad_accum - 1)
+                total += backend.micro_step(*cut(run, mine), last=m == grad_accum - 1)
             result = backend.step(run.train.learning_rate)
             assert not result.skipped
             norms.append(result.grad_norm)
             values.append((world.sum(total) / (grad_accum * world.size)).item())
-        held_out = backend.evaluate(tokens[:, :-1], tokens[:, 1:]).item()
+        held_out = backend.evaluate(*cut(run, tokens)).item()
         states = gathered(backend)
     assert states is not None
     return {

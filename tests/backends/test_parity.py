@@ -102,6 +102,20 @@ def test_a_gated_model_recomputes_and_compiles_to_the_same(tmp_path: Path) -> No
         assert worst(result["losses"], results["plain"]["losses"]) <= 1e-5, name
 
 
+PACKED = {"packing": "documents", "vocab_size": 11, "position": "rope", "n_head": 3, "head_size": 10, "n_kv_head": 1}
+
+
+def test_packed_documents_are_the_same_under_every_layout(tmp_path: Path) -> None:
+    """Though the number of targets that count differs between micro batches."""
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **PACKED)["plain"]
+    layouts = {name: [flags] for name, flags in LAYOUTS.items()}
+    layouts["recomputed"] = [{**LAYOUTS["deepspeed-3"], "recompute": "selective"}]
+    layouts["compiled"] = [{**LAYOUTS["fsdp-3"], "compile": "on", "recompute": "full"}]
+    for name, result in run(layouts, tmp_path / "two", 2, precision="fp32", **PACKED).items():
+        assert_equal_runs(result, plain, 1e-4)
+        assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
+
+
 MUON = {"optimizer": "muon", "muon_lr": 0.02}
 MUONS = ("fsdp-0", "fsdp-2", "fsdp-3", "deepspeed-0")
 

@@ -61,6 +61,8 @@ def draw(number: int) -> Case:
     flags["head_size"] = pick((None, None, None, 64, 32, 100))
     flags["position"] = pick(("learned", "rope", "rope", "none"))
     flags["rotary_share"] = pick((1.0, 1.0, 0.5))
+    if flags["attention"] not in ("flash", "cudnn"):
+        flags["packing"] = pick(("contiguous", "documents"))
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"
     label = " ".join(f"{key}={value}" for key, value in flags.items()) + f" ranks={ranks} accum={grad_accum}"

@@ -42,7 +42,7 @@ def drawn(seed: int) -> RunConfig:
         "parallel_block": pick((False, True)), "logit_softcap": pick((None, None, 30.0)),
         "micro_batch": pick((1, 2, 4)), "precision": pick(("bf16", "fp32")), "residual_dtype": pick(("compute", "fp32")),
         "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")), "loss_chunk": 64,
-        "attention": pick(("auto", "mem_efficient", "math")),
+        "attention": pick(("auto", "mem_efficient", "math")), "packing": pick(("contiguous", "contiguous", "documents")),
         "position": pick(("learned", "rope", "rope", "none")), "rotary_share": pick((1.0, 0.5)),
         "n_kv_head": pick([n for n in (1, 2, 4) if heads % n == 0]), "head_size": pick((None, None, 24, 20)),
     }  # fmt: skip
@@ -70,6 +70,7 @@ def test_operations(seed: int, one_thread: None) -> None:
     loss = make_loss(run.train.loss, run.train.loss_chunk)
     model = GPT(run.model, loss)
     model.set_attention("math")
+    model.set_packing(0 if run.train.packs_documents else None)
     apply_recompute(model, run.train.recompute)
     tokens = torch.zeros(run.train.micro_batch, run.model.block_size, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:

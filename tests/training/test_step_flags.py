@@ -18,8 +18,9 @@ flags = st.builds(
 @given(st.lists(flags, min_size=1, max_size=8))
 def test_flags_of_all_ranks_are_combined(ranks: list[StepFlags]) -> None:
     packed = [each.pack(torch.tensor(float(rank)), ALONE) for rank, each in enumerate(ranks)]
-    loss, together = StepFlags.unpack(torch.stack(packed).sum(dim=0).tolist())
+    loss, counted, together = StepFlags.unpack(torch.stack(packed).sum(dim=0).tolist())
     assert loss == sum(range(len(ranks)))
+    assert counted == 0
     assert together.save_failed == any(each.save_failed for each in ranks)
     assert together.save_due == any(each.save_due for each in ranks)
     reasons = [each.stop for each in ranks if each.stop is not None]
@@ -28,12 +29,12 @@ def test_flags_of_all_ranks_are_combined(ranks: list[StepFlags]) -> None:
 
 def test_a_loss_that_is_not_finite_leaves_the_flags_readable() -> None:
     packed = StepFlags(save_failed=False, save_due=True, stop=Reason.INT).pack(torch.tensor(float("nan")), ALONE)
-    loss, seen = StepFlags.unpack((2 * packed).tolist())
+    loss, _, seen = StepFlags.unpack((2 * packed).tolist())
     assert loss != loss
     assert seen == StepFlags(save_failed=False, save_due=True, stop=Reason.INT)
 
 
-@pytest.mark.parametrize("count", [2, 3 + len(Reason) + 1])
+@pytest.mark.parametrize("count", [3, 4 + len(Reason) + 1])
 def test_a_message_of_another_length_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=r"values to unpack|argument"):
         StepFlags.unpack([0.0] * count)

@@ -18,7 +18,7 @@ def numerics_of(run: RunConfig, kernel: str) -> Numerics:
     compute = BYTES[run.train.precision]
     residual = FP32 if run.train.residual_dtype == "fp32" else compute
     weights = FP32 if casts_weights(run) else compute
-    return Numerics(compute, residual, weights, kernel, run.train.micro_batch == 1)
+    return Numerics(compute, residual, weights, kernel, run.train.micro_batch == 1, run.train.packs_documents)
 
 
 def kept_by_blocks(run: RunConfig, kernel: str) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
 from scalegpt.architecture.loss import LossPart
+from scalegpt.architecture.packing import PackingSizes
 from scalegpt.architecture.parameters import Shape
 from scalegpt.architecture.parts import TOKENS, rotary_table
 from scalegpt.config import RunConfig
@@ -82,6 +83,7 @@ class Step:
         self.block = block_at(model, numerics, run.train.recompute, batch)
         self.embedding, self.final_norm = embedding_at(model, numerics, batch), final_norm_at(model, numerics, batch)
         self.loss = loss_at(LossPart.of(model, run.train), numerics, batch)
+        self.packing = PackingSizes.of(model, batch, self.compute) if run.train.packs_documents else None
 
     def play(self) -> Prediction:
         """Simulate the states, the micro steps and the update; return the memory at the moment when most bytes are live."""
@@ -178,20 +180,45 @@ class Step:
         if self.has_gradients:  # the inputs of the micro step before live until the new ones exist
             t.give(INPUTS, ids, ids)
         self.before_forward()
+        self._pack()
         self._embed()
+        self._turn()
         self._blocks(self.block_forward)
         self._final_norm()
         t.enter("loss")
         self._loss()
         t.enter("loss_backward")
         self.loss.leave(t)
+        self._unpack(is_end=self.run.model.position != "learned")
         self.before_backward()
         self._loss_backward()
         t.enter("block_backward")
         self._blocks(self.block_backward)
+        if self.packing is not None:
+            t.give(INPUTS, self.packing.mask, self.packing.turns)
         t.enter("backward_tail")
         self._tail()
+        self._unpack(is_end=self.run.model.position == "learned")
         self.after_backward()
+
+    def _pack(self) -> None:
+        """Make positions and mask of a micro batch of packed documents, if documents are packed."""
+        sizes = self.packing
+        if sizes is None:
+            return
+        self.t.touch(TEMPORARIES, *sizes.finding)
+        self.t.take(INPUTS, sizes.positions, sizes.mask)
+        self.t.touch(TEMPORARIES, *sizes.masking)
+
+    def _turn(self) -> None:
+        """Take the rows of the rotary table for the positions of packed documents; other positions share the table's rows."""
+        if self.packing is not None:
+            self.t.take(INPUTS, self.packing.turns)
+
+    def _unpack(self, *, is_end: bool) -> None:
+        """Free the positions of packed documents, if this is the end of their use."""
+        if self.packing is not None and is_end:
+            self.t.give(INPUTS, self.packing.positions)
 
     def _blocks(self, play: Callable[[], None]) -> None:
         """Simulate a pass through all blocks; ``play`` simulates one block."""

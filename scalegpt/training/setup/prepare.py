@@ -13,7 +13,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.checks import check_installed, check_optimizer
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
-from scalegpt.training.job import Job
+from scalegpt.training.job import Job, document_end
 from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import predicted_line
 from scalegpt.training.request import Request
@@ -57,6 +57,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     run = replace(planned.run, data=data.settings, parallel=parallel.changed(zero_stage=parallel.stage))
     logger.total = total_steps(run.train, planned.batch)
     settings = _deepspeed_settings(run, planned.batch, world)
+    document_end(run, data.tokens.tokenizer)
     prompt = _prompt(run, data)
     start = open_run(resolved.request, run, planned.batch, data, world, stop)
     try:
@@ -86,6 +87,7 @@ def _make_job(
     hint = resume_hint(run.name, asked.run.name, fresh=asked.fresh, goes_back=asked.resume_step is not None)
     _describe(resolved, planned, start, run, data, world, logger, hint)
     model = build_model(run, compiled=resolved.compiled, device=world.device)
+    model.set_packing(document_end(run, data.tokens.tokenizer))
     backend = make_backend(run, world, planned.batch.grad_accum, model, optimizer_factory(run.train), settings)
     _load(backend, start, run, initial, steps, logger)
     _report_changes(start, run, steps, world, logger)
