@@ -55,11 +55,11 @@ tests: .venv/installed-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q torch numpy ninja setuptools wheel packaging
 	env -u PIP_BUILD_CONSTRAINT $(BIN)/pip install -q --no-build-isolation deepspeed
-	$(BIN)/pip install -q -e ".[deepspeed]"
+	$(BIN)/pip install -q -e ".[deepspeed,hf]"
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q -e ".[deepspeed,dev]"
+	$(BIN)/pip install -q -e ".[deepspeed,hf,dev]"
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
@@ -68,7 +68,7 @@ $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
 	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt torch numpy ninja setuptools wheel packaging
 	env -u PIP_BUILD_CONSTRAINT $(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt --no-build-isolation deepspeed
-	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt -e ".[deepspeed,dev]"
+	$(LOWEST)/bin/pip install -q -c constraints.txt -c $(LOWEST)/constraints.txt -e ".[deepspeed,hf,dev]"
 	touch $@
 
 clean:

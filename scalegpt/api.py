@@ -67,7 +67,7 @@ def plan(
     Raises:
         InputError: a name or a card is unknown, or the settings cannot work.
     """
-    if preset is config_file is hf is None and settings.keys().isdisjoint(ModelConfig.settings()):
+    if preset is config_file is hf is None and settings.keys().isdisjoint({*ModelConfig.settings(), "init_from"}):
         raise InputError("plan() needs a preset, a config_file, hf, or settings of the model such as n_layer=12")
     machine = {"gpu": gpu, "gpus": gpus, "nodes": nodes, "memory_gb": memory_gb, "host_memory_gb": host_memory_gb}
     named = _given(**machine, network_gbps=network_gbps, margin=margin)

@@ -17,8 +17,8 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-KINDS = ("gpt2_like", "llama3_like", "qwen_like", "llama2_like", "unigram", "wordpiece")
-BYTE_LEVEL = KINDS[:3]
+KINDS = ("gpt2_like", "llama3_like", "qwen_like", "smollm2_like", "llama2_like", "unigram", "wordpiece")
+BYTE_LEVEL = KINDS[:4]
 
 
 @cache
@@ -32,6 +32,10 @@ def content(kind: str) -> str:
         made = library.Tokenizer(models.BPE())
         if kind == "gpt2_like":
             made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        elif kind == "smollm2_like":
+            made.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
         else:
             split = pre_tokenizers.Split(library.Regex(LLAMA3), "isolated")
             made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])

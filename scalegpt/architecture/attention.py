@@ -14,8 +14,6 @@ math           fp32 copies of Q, K and V, 12·n·a·D: with k < a keys and value
                dropout also its result, S, and its mask, S/4; the output projection's input
 =============  ========================================================================================================
 
-Queries, keys and values are views of the QKV. Rotary positions copy all three, and autograd does not keep the QKV.
-
 ``math`` follows ``attention.cpp: _scaled_dot_product_attention_math`` operator by operator. It copies Q, K and V to join
 batch and heads into one dimension for the batched matmul, unless the micro batch or the number of heads is 1.
 """
@@ -46,6 +44,7 @@ class AttentionShape:
         one_sequence: whether the micro batch is a single sequence.
         packed: whether a mask, which all blocks share, keeps attention inside documents; else attention is causal.
         rotated: R, how many numbers of each head are turned by rotary positions; 0: there are none.
+        normed: whether queries and keys pass through an RMSNorm.
     """
 
     tokens: int
@@ -57,13 +56,15 @@ class AttentionShape:
     one_sequence: bool
     packed: bool = False
     rotated: int = 0
+    normed: bool = False
 
     @classmethod
     def of(cls, model: ModelConfig, tokens: int, numerics: Numerics) -> "AttentionShape":
         """The sizes of the model's attention over sequences of ``tokens`` tokens."""
         rotated = model.rotary_width if model.position == "rope" else 0
         sizes = tokens, model.n_head, model.kv_heads, model.head_width
-        return cls(*sizes, numerics.compute, model.dropout > 0, numerics.one_sequence, numerics.packed, rotated)
+        places = numerics.one_sequence, numerics.packed, rotated, model.qk_norm
+        return cls(*sizes, numerics.compute, model.dropout > 0, *places)
 
     @property
     def grouped(self) -> bool:
@@ -99,55 +100,9 @@ class AttentionShape:
         return 2.0 * (self.result.per_sequence + self.keys.per_sequence)
 
 
-def record_heads(r: Recorder, shape: AttentionShape, qkv: Value) -> tuple[Value, Value, Value]:
-    """Record how queries, keys and values come from the QKV [B, T, a + 2k, D]: as views, or turned and copied.
-
-    The backward pass joins their three gradients in one copy, whatever their layout. The QKV's name goes.
-    """
-    sizes = shape.result, shape.keys, shape.keys
-    whole = Size(sum(size.per_sequence for size in sizes))
-    views = tuple(Value(base=qkv) for _ in sizes)
-    r.run(Operation("split", (qkv,), (Gradient(whole),), views, backward=Cost.moving(2.0 * whole.per_sequence)))
-    if shape.rotated:
-        q, k = (_record_rotation(r, shape, view, size) for view, size in zip(views[:2], sizes[:2], strict=True))
-        copying = Cost.moving(2.0 * shape.keys.per_sequence)
-        v = r.run(Operation("copy", (views[2],), (PASSED_ON,), (Value(shape.keys),), forward=copying))
-    else:
-        q, k, v = (r.run(Operation("heads", (view,), (PASSED_ON,), (Value(base=qkv),))) for view in views)
-    r.release(views[0])
-    r.release(qkv)
-    return r.hold(q), r.hold(k), r.hold(v)
-
-
-def _record_rotation(r: Recorder, shape: AttentionShape, heads: Value, size: Size) -> Value:
-    """Record the rotation of ``heads``, ``size`` bytes, out of place; the gradient is turned back the same way.
-
-    Besides its result it makes an fp32 copy of what is turned, unless that is fp32, and half of the result in fp32. It reads
-    and writes, in bytes for each number turned: the copy (c + 4), and for one half after the other a product (8), a product
-    added to it (12) and a copy into the result (4 + c).
-    """
-    c, numel = shape.element, size.per_sequence // shape.element
-    turned = numel * shape.rotated // shape.width
-    casting, rest = c + FP32 if c != FP32 else 0, 2.0 * c * (numel - turned)
-    moved = turned * (24.0 + c + casting) + rest
-    kernels = 6 + (c != FP32) + (shape.rotated < shape.width)
-    cost = Cost(moved=moved, fused=2.0 * size.per_sequence, kernels=kernels, fused_kernels=1)
-
-    def temporaries(batch: int) -> list[int]:
-        return [batch * FP32 * turned if c != FP32 else 0, batch * FP32 * turned // 2]
-
-    return r.run(
-        Operation(
-            "rotate",
-            (heads,),
-            (Gradient(size),),
-            (Value(size),),
-            workspace=temporaries,
-            workspace_back=temporaries,
-            forward=cost,
-            backward=cost,
-        )
-    )
+def returns_in_order(kernel: str, shape: AttentionShape, heads: int) -> bool:
+    """Whether the gradients of queries or keys of ``heads`` heads come back laid out as [B, T, heads, D]."""
+    return heads == 1 or (kernel != "math" and _padded_width(kernel, shape) == shape.width)
 
 
 def _padded_width(kernel: str, shape: AttentionShape) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scalegpt.architecture import kernels
-from scalegpt.architecture.attention import AttentionShape, record_attention, record_heads
+from scalegpt.architecture.attention import AttentionShape, record_attention
+from scalegpt.architecture.heads import HeadNorm, record_heads
 from scalegpt.architecture.layers import ACTIVATIONS, FP32, Layer, Linear, Norm, Numerics, record_dropout, record_sum
 from scalegpt.architecture.operations import PASSED_ON, Gradient, Operation, Recorder, Size, Value
 from scalegpt.architecture.parameters import Dim, Parameter
@@ -72,14 +73,17 @@ class Attention(Part):
         rows = queries.plus(keys.times(2))
         self.qkv = Linear("attn.qkv", "attention, qkv", model.has_qkv_bias, (rows, width))
         self.proj = Linear("attn.proj", "attention, proj", model.has_bias, (width, queries))
-        self.layers = self.qkv, self.proj
+        head = (Dim.of("D", model.head_width),)
+        names = ("attn.q_norm", "attn.k_norm") if model.qk_norm else ()
+        self.norms = tuple(HeadNorm(name, "attention, norms", False, head) for name in names)
+        self.layers = self.qkv, self.proj, *self.norms
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics) -> Value:
         """Record attention with both projections: normed hidden states [T, H] → the residual branch [T, H]."""
         shape = AttentionShape.of(self.model, tokens, numerics)
         with r.scope():
             r.hold(x)
-            q, k, v = record_heads(r, shape, self.qkv.record(r, x, tokens, numerics))
+            q, k, v = record_heads(r, shape, self.qkv.record(r, x, tokens, numerics), self.norms, numerics)
             y = record_attention(r, numerics.kernel, shape, q, k, v)
             return self.proj.record(r, y, tokens, numerics)
 

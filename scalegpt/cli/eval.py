@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("eval", SUMMARY, EXAMPLE)
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="folder of a run, a checkpoint or Hugging Face")
     parser.add_argument(
         "--input_file",
         type=path_argument,
@@ -104,7 +104,7 @@ def _print(facts: dict[str, Any], tokens_per_second: float) -> None:
     split = "" if facts["split"] is None else f"{facts['split']} split of "
     perplexity = "more than 1e308" if facts["perplexity"] is None else f"{facts['perplexity']:,.3f}"
     rows = {
-        "model": f"{facts['run']}, step {facts['step']:,}",
+        "model": facts["run"] + (f", step {facts['step']:,}" if facts["step"] else ""),
         "text": f"{split}{facts['input_file'] or 'the data that the run was trained on'}",
         "loss": f"{facts['loss']:.4f} nats per token",
         "perplexity": f"{perplexity} per token",

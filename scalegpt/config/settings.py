@@ -9,6 +9,7 @@ import math
 import operator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 from types import UnionType
 from typing import Any, Self, get_args
 
@@ -160,12 +161,14 @@ def _section(kind: type[Section], name: str, value: Any) -> Section:
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
-    """The value as text; a whole number too becomes text, since it may be a name; None for a value of any other type.
+    """The value as text; a whole number, which may be a name, and a path become text; None for any other type.
 
     Raises:
         InputError: the text is too long, is not a valid path, or is not UTF-8.
     """
     if isinstance(value, int) and not isinstance(value, bool) and not field.metadata["choices"]:
+        value = str(value)
+    if field.metadata["is_path"] and isinstance(value, PurePath):
         value = str(value)
     if not isinstance(value, str):
         return None

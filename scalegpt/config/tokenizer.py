@@ -42,15 +42,16 @@ def same_kind(one: Any, other: Any) -> bool:
 
 
 def check_tokenizer(tokenizer: str) -> None:
-    """Refuse a word that is neither a name nor the path of anything; what a path leads to is checked when it is read.
+    """Refuse a word that is close to a name and is not the path of anything: it was mistyped.
+
+    Any other path is checked when it is read, since a run may have a copy of a file that is gone.
 
     Raises:
-        InputError: the message names the nearest name.
+        InputError: the message has the name that was probably meant.
     """
-    if is_file(tokenizer) and "/" not in tokenizer and not tokenizer.endswith(".json") and not _exists(tokenizer):
-        raise InputError(
-            f"{shown(tokenizer)} is not a value of tokenizer, nor the path of a tokenizer.json{nearest(tokenizer, NAMES)}"
-        )
+    hint = nearest(tokenizer, NAMES)
+    if is_file(tokenizer) and "/" not in tokenizer and "did you mean" in hint and not _exists(tokenizer):
+        raise InputError(f"{shown(tokenizer)} is not a value of tokenizer, nor the path of a tokenizer.json{hint}")
 
 
 def _exists(path: str) -> bool:
@@ -72,7 +73,8 @@ def tokenizer_file(tokenizer: str) -> Path:
             if path.exists():
                 return path
             raise InputError(
-                f"tokenizer {one_line(path)} does not exist; name a tokenizer.json or its folder (nothing is downloaded)"
+                f"tokenizer {one_line(path)} does not exist; give {', '.join(NAMES)}, or the path of a tokenizer.json or "
+                "of its folder (nothing is downloaded)"
             )
         if (path / TOKENIZER_JSON).exists():
             return path / TOKENIZER_JSON

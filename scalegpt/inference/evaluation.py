@@ -2,9 +2,10 @@
 
 Every token is predicted once, in a window of the text, from the tokens before it in that window. A window spans up to
 ``block_size`` + 1 tokens: its inputs, and the same shifted by one as targets. So neighbouring windows share a token, the
-target of one and the first input of the next, and only the first token of a stream is no target. With a stride below
-``block_size`` windows overlap, and each counts only the targets that no window before has counted. This is the sliding window
-of transformers' guide to perplexity (https://huggingface.co/docs/transformers/perplexity).
+target of one and the first input of the next, and only the first token of a stream is no target. (If the model was trained on
+packed documents, the first token of each document is none.) With a stride below ``block_size`` windows overlap, and each
+counts only the targets that no window before has counted. This is the sliding window of transformers' guide to perplexity
+(https://huggingface.co/docs/transformers/perplexity).
 """
 
 import math
@@ -81,7 +82,7 @@ class Window(NamedTuple):
 def evaluate(
     model: GPT, text: Text, *, stride: int | None = None, micro_batch: int = 8, progress: Progress | None = None
 ) -> Evaluation:
-    """Score every token of a text except the first of each stream.
+    """Score every token of a text except the first of each stream, and of each document if the model packs documents.
 
     Args:
         model: the model, in evaluation mode.
@@ -105,7 +106,7 @@ def evaluate(
     tokens = 0
     windows = (window for stream in text.streams for window in cut_windows(size.counted(stream), block, step))
     for batch in _batches(windows, micro_batch):
-        inputs, targets, count = _tensors(batch, model.wte.weight.device)
+        inputs, targets, count = _tensors(batch, model.document_end, model.wte.weight.device)
         nats += model(inputs, targets).double() * count
         tokens += count
         if progress is not None:
@@ -158,10 +159,11 @@ def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
         yield batch
 
 
-def _tensors(windows: list[Window], device: torch.device) -> tuple[Tensor, Tensor, int]:
+def _tensors(windows: list[Window], document_end: int | None, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """Inputs and targets, int64 [B, t] with t of the longest window, and the number of targets that count.
 
-    Shorter windows are padded at their end, which attention from earlier positions does not see.
+    Shorter windows are padded at their end, which attention from earlier positions does not see. A model of packed documents
+    does not predict the token after ``document_end``.
     """
     length = max(len(window.ids) for window in windows) - 1
     inputs = np.zeros((len(windows), length), dtype=np.int64)
@@ -169,5 +171,7 @@ def _tensors(windows: list[Window], device: torch.device) -> tuple[Tensor, Tenso
     for row, (ids, counted, _) in enumerate(windows):
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, counted : len(ids) - 1] = ids[1 + counted :]
+    if document_end is not None:
+        targets[inputs == document_end] = IGNORED
     count = int((targets != IGNORED).sum())
     return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), count

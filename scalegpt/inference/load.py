@@ -52,7 +52,10 @@ def _load(checkpoint: Path, device: str, precision: str) -> LoadedModel:
     built = _build(model, train, device, precision)
     _put_weights(built, stored.weights(), checkpoint)
     header = stored.manifest.header
-    return LoadedModel(built, Tokenizer.from_dict(header.tokenizer), header)
+    tokenizer = Tokenizer.from_dict(header.tokenizer)
+    if train.packs_documents:
+        built.set_packing(tokenizer.end_of_text)
+    return LoadedModel(built, tokenizer, header)
 
 
 def _load_folder(path: Path, device: str, precision: str) -> LoadedModel:

@@ -150,7 +150,9 @@ class LoadedModel(NamedTuple):
                 f"{one_line(input_file)} has no split {split}: it is text, and all of it is scored; omit --split, or "
                 "name a folder of prepared tokens"
             )
-        return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading)
+        is_packed = self.model.document_end is not None  # then training never predicts a document's first token
+        first = None if is_packed else self.tokenizer.end_of_text
+        return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading, first)
 
     def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The token ids of each prompt, as :meth:`prompt_ids` gives them; the error of one of several names its number."""

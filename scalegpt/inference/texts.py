@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,15 +60,14 @@ class Text:
     split: str | None = None
 
 
-def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: DataConfig) -> Text:
+def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: DataConfig, first: int | None) -> Text:
     """The text of files, and of the files in folders. Each document is a stream of its own.
-
-    A stream begins with the end-of-text token, which is what the model has seen before documents in training, so that the
-    first token of the document has a context. A tokenizer without end-of-text leaves the first token without one.
 
     Args:
         inputs: files and folders that the user named.
         tokenizer: the model's.
+        first: the token that each stream begins with, so that the first token of the document has a context: end-of-text, if
+            the model has seen it before documents in training; None: the first token has no context.
         settings: the encoding, and which files are text; the other settings are not used.
 
     Raises:
@@ -75,20 +75,19 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
             character, or a file has changed.
     """
     corpus = survey_reporting(inputs, settings)
-    return Text(_documents(corpus, tokenizer), len(corpus.sources))
+    return Text(_documents(corpus, tokenizer, first), len(corpus.sources))
 
 
-def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]:
+def _documents(corpus: Corpus, tokenizer: Tokenizer, first: int | None) -> Iterator[Iterator[Piece]]:
     before = 0
     for source in corpus.sources:
-        yield _encoded(source, tokenizer, before, corpus.bytes)
+        start = [] if first is None else [Piece(np.array([first]), 0, before / corpus.bytes)]
+        yield chain(start, _encoded(source, tokenizer, before, corpus.bytes))
         before += source.bytes
 
 
 def _encoded(source: Source, tokenizer: Tokenizer, before: int, total: int) -> Iterator[Piece]:
     """The pieces of a document; ``before`` of the corpus's ``total`` bytes precede it."""
-    if tokenizer.end_of_text is not None:
-        yield Piece(np.array([tokenizer.end_of_text]), 0, before / total)
     context = ""
     for text, read in read_pieces(source):
         try:

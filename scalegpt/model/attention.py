@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalegpt.config import ModelConfig
 from scalegpt.model.grouped import attend_expanded
-from scalegpt.model.layers import Linear
+from scalegpt.model.layers import Linear, RMSNorm
 from scalegpt.model.rotary import rotate
 
 SDPA_BACKENDS = {
@@ -87,6 +87,9 @@ class Attention(nn.Module):
         rows = (self.n_head + 2 * self.kv_heads) * self.head_width
         self.qkv = Linear(config.n_embd, rows, bias=config.has_qkv_bias)
         self.proj = Linear(self.n_head * self.head_width, config.n_embd, bias=config.has_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None for _ in range(2)
+        )
 
     def forward(
         self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None, mask: Tensor | None = None
@@ -107,16 +110,20 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def heads(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, H] → queries [B, T, a, D] and keys [B, T, k, D], turned by ``turns``, and values [B, T, k, D].
+        """[B, T, H] → queries [B, T, a, D] and keys [B, T, k, D], normed, then turned by ``turns``, and values [B, T, k, D].
 
         The result of the matmul is not named: where queries, keys and values are copied out of it, it is freed.
         """
         parts = [self.n_head, self.kv_heads, self.kv_heads]
         q, k, v = torch.split(self.qkv(x).view(*x.shape[:2], -1, self.head_width), parts, dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        elif turns is not None:
+            v = v.clone()  # a view would keep the whole result of the matmul, which norms need, for the backward pass
         if turns is not None:
             q = rotate(q, turns)
             k = rotate(k, turns)
-            v = v.clone()  # a view would keep the whole result of the matmul for the backward pass
         return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, mask: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ from scalegpt.planner.plan import Plan
 from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, remedies
 from scalegpt.planner.search.question import MARGIN, Question
 from scalegpt.planner.search.room import choose_in_room, fixed_in_room
-from scalegpt.planner.source import Source, source_of
+from scalegpt.planner.source import Source, folder_to_start_from, source_of
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import basis, network_gbit
 
@@ -79,6 +79,9 @@ class Asked:
         Raises:
             InputError: an unknown name, or settings that contradict each other.
         """
+        if hf is None and flags.get("init_from") is not None:  # the run starts from a folder, and has its shape
+            hf = folder_to_start_from(flags["init_from"])
+            flags = {key: value for key, value in flags.items() if key != "init_from"}
         source = source_of(preset=preset, config_file=config_file, hf=hf, flags=flags)
         flags = {**source.flags, **flags}
         run = source.resolved(flags, given_in) if flags else source.run

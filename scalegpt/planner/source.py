@@ -128,6 +128,22 @@ def _source(given: Values, words: tuple[str, ...], stated: frozenset[str]) -> So
     return Source(given=given, run=run, words=words, train_words=words, trained=run, stated=stated)
 
 
+def folder_to_start_from(init_from: str) -> str:
+    """The Hugging Face folder that ``init_from`` names, whose shape is planned.
+
+    Raises:
+        InputError: it names something else.
+    """
+    from scalegpt.interop.families.reading import is_hugging_face
+
+    if not is_hugging_face(Path(init_from)):
+        raise InputError(
+            f"init_from {init_from} is no Hugging Face folder, whose shape is planned; for a run give --config_file "
+            f"{init_from}/config.yaml"
+        )
+    return init_from
+
+
 @lru_cache(maxsize=64)
 def _preset(name: str) -> Source:
     """A preset; cached, since tables read presets repeatedly."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import scalegpt.model.cpu.rms_norm  # noqa: F401 - registers the operator
 from scalegpt.architecture import kernels
 from scalegpt.architecture.kernels import Heads
 
@@ -38,6 +39,10 @@ _ATTENTION = {
     aten._scaled_dot_product_cudnn_attention_backward.default: (kernels.attention_backward, "cudnn", 1),
 }
 """Operator → (function that gives its kernel's temporary allocations, kernel, index of the queries in the arguments)."""
+
+
+_NORMS = {torch.ops.scalegpt.rms_norm.default: 0, torch.ops.scalegpt.rms_norm_backward.default: 1}
+"""Operator that stands for CUDA's fused RMSNorm → index of its input in the arguments (torch, ``layer_norm_kernel.cu``)."""
 
 
 @contextmanager
@@ -120,6 +125,10 @@ def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
     elif func is aten.embedding_dense_backward.default:
         gradient, tokens, rows = args[:3]
         yield from kernels.embedding_backward(tokens.numel(), rows, gradient.shape[-1])
+    elif func in _NORMS:
+        x = args[_NORMS[func]]
+        if not x.is_contiguous():
+            yield "rms norm: a contiguous input", x.numel() * x.element_size()
     elif func is aten._foreach_norm.Scalar:
         tensors = args[0]
         yield from kernels.grouped_norm(len(tensors), max(tensor.numel() for tensor in tensors))

@@ -53,18 +53,27 @@ def test_every_stage_follows_one_plain_process(tmp_path: Path, precision: str, t
         assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
 
 
-MODERN = {"n_head": 6, "n_kv_head": 3, "head_size": 10, "position": "rope", "bias": "qkv"}
+MODERN = {
+    "n_head": 6, "n_kv_head": 3, "head_size": 10, "position": "rope", "qk_norm": True, "norm": "rmsnorm", "bias": "qkv",
+}  # fmt: skip
 
 
 def test_rotary_positions_and_grouped_queries_are_the_same_under_every_layout(tmp_path: Path) -> None:
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **MODERN)["plain"]
-    names = list(LAYOUTS)
     layouts = {name: [flags] for name, flags in LAYOUTS.items()}
-    layouts |= {f"{a} to {b}": [LAYOUTS[a], LAYOUTS[b]] for a, b in pairwise((*names[2::2], names[2]))}
+    assert_equal_to(plain, run(layouts, tmp_path / "two", 2, precision="fp32", **MODERN))
+
+
+def test_rotary_positions_and_grouped_queries_recompute_and_move_to_the_same(tmp_path: Path) -> None:
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **MODERN)["plain"]
+    layouts: dict[str, list[dict[str, Any]]] = {"moved": [LAYOUTS["deepspeed-3"], LAYOUTS["fsdp-2"]]}
     layouts["compiled"] = [{**LAYOUTS["fsdp-3"], "compile": "on", "recompute": "selective"}]
     layouts["recomputed"] = [{**LAYOUTS["deepspeed-3"], "recompute": "selective"}]
     layouts["offloaded"] = [{**LAYOUTS["fsdp-3"], "offload": "all", "recompute": "full"}]
-    results = run(layouts, tmp_path / "two", 2, precision="fp32", **MODERN)
+    assert_equal_to(plain, run(layouts, tmp_path / "two", 2, precision="fp32", **MODERN))
+
+
+def assert_equal_to(plain: Any, results: Any) -> None:
     for name, result in results.items():
         assert_equal_runs(result, plain, 1e-4)
         assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,3 +171,10 @@ def test_nearest_offers_no_abbreviation_for_a_letter_or_none() -> None:
 def test_a_list_too_long_for_a_line_is_replaced_by_a_command() -> None:
     assert nearest("zzz", SETTINGS, "scalegpt train --help") == "; `scalegpt train --help` lists the valid names"
     assert nearest("zzz", ["b", "a"], "scalegpt train --help") == "; known: a, b"
+
+
+def test_a_path_of_python_is_a_path() -> None:
+    made = DataConfig.from_mapping({"tokenizer": Path("some/folder"), "input_file": Path("a.txt")}, "train()")
+    assert (made.tokenizer, made.input_file) == ("some/folder", "a.txt")
+    with pytest.raises(InputError, match="encoding must be a word"):
+        DataConfig.from_mapping({"encoding": Path("utf-8")}, "train()")

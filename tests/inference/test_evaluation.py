@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 import scalegpt
 import tokenizer_samples
+from scalegpt.cli.main import main
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError, RunError
 from scalegpt.inference.evaluation import cut_windows
@@ -41,6 +42,7 @@ def pieces(ids: np.ndarray, sizes: list[int]) -> Iterator[Piece]:
         yield Piece(ids[first:last], 0, last / max(len(ids), 1))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine any draw is slow
 @given(st.integers(0, 60), st.integers(1, 12), st.data())
 def test_every_token_but_the_first_is_a_target_once_and_has_all_the_context_there_is(
     length: int, block: int, data: st.DataObject
@@ -165,6 +167,38 @@ def test_the_val_split_gets_the_loss_of_the_evaluation_in_training(loss: str) ->
     assert result.loss == pytest.approx(reported["val_loss"], rel=1e-6)
     assert (result.split, result.documents) == ("val", 1)
     assert result == model.evaluate(split="val")
+
+
+def test_a_run_of_packed_documents_gets_its_own_loss_and_does_not_score_first_tokens() -> None:
+    folder = Path("many")
+    folder.mkdir()
+    for number in range(
+        30
+    ):  # 3 are held out, of 11 tokens each: 2 windows of 16 targets, so that training leaves out none
+        (folder / f"{number}.txt").write_text(f"{number:02} packed!", encoding="utf-8")
+    shape = {**SMALL, "packing": "documents"}
+    model = scalegpt.load(scalegpt.train("tiny", input_file="many", **shape), device="cpu")
+    lines = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
+    (reported,) = [line for line in lines if line.get("step") == 3 and "val_loss" in line]
+    result = model.evaluate()
+    assert result.tokens == reported["val_tokens"] == 32 - 2
+    assert result.loss == pytest.approx(reported["val_loss"], rel=1e-6)
+    alone = model.evaluate("many/0.txt")
+    nats, tokens = direct(model.model, list(Path("many/0.txt").read_bytes()), BLOCK)
+    assert alone.tokens == tokens == 9
+    assert alone.nats == pytest.approx(nats, rel=1e-6)
+
+
+def test_a_hugging_face_folder_gets_what_its_run_gets(tiny_run: Any) -> None:
+    pytest.importorskip("transformers")
+    run = tiny_run(activation="gelu_tanh", bias=True)
+    assert main(["export", str(run), "--to", "hf", "--out", "exported"]) == 0
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    model = scalegpt.load("exported", device="cpu")
+    expected = scalegpt.load(run, device="cpu").evaluate("text.txt")
+    assert model.evaluate("text.txt").nats == pytest.approx(expected.nats, rel=1e-6)
+    with pytest.raises(InputError, match="does not say which data it was trained on"):
+        model.evaluate()
 
 
 def test_splits_hold_the_text_of_the_run_and_its_bytes() -> None:

@@ -166,15 +166,20 @@ def test_expanded_keys_give_the_gradients_of_groups_and_are_not_kept(
 
 
 MODERN = {"position": "rope", "n_head": 4, "n_kv_head": 2, "head_size": 12}
+SHAPES = [MODERN, {**MODERN, "qk_norm": True, "bias": "qkv"}]
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_compiled_block_computes_the_same(tiny_model: Any, recompute: str, dropout: float) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_compiled_block_computes_the_same(
+    tiny_model: Any, shape: dict[str, Any], recompute: str, dropout: float
+) -> None:
     """Rotation, groups and recompute in one graph; with dropout the graph must only compile."""
-    model = tiny_model(**MODERN, n_layer=1, dropout=dropout)
+    model = tiny_model(**shape, n_layer=1, dropout=dropout)
     apply_recompute(model, recompute)
     block, table = model.layers[0], RotaryTable(model.config).on(torch.device("cpu"))
+    torch._dynamo.reset()  # it compiles one function only so many times
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     grads = []
     for each in (block, compiled):
@@ -187,11 +192,12 @@ def test_a_compiled_block_computes_the_same(tiny_model: Any, recompute: str, dro
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_recompute_gives_the_same_gradients(tiny_model: Any, recompute: str) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_recompute_gives_the_same_gradients(tiny_model: Any, shape: dict[str, Any], recompute: str) -> None:
     x = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(9))
     grads = []
     for kind in ("none", recompute):
-        model = tiny_model(**MODERN)
+        model = tiny_model(**shape)
         apply_recompute(model, kind)
         model(x[:, :-1], x[:, 1:]).backward()
         grads.append([parameter.grad for parameter in model.parameters()])

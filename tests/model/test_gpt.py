@@ -28,6 +28,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"position": "rope"},
     {"position": "rope", "rotary_share": 0.25, "rope_theta": 500.0, "bias": "qkv"},
     {"n_head": 4, "n_kv_head": 2},
+    {"qk_norm": True, "norm_eps": 1e-3},
+    {"qk_norm": True, "position": "rope", "n_head": 4, "n_kv_head": 2, "head_size": 12, "norm": "rmsnorm"},
     {"n_head": 6, "n_kv_head": 1, "head_size": 10, "bias": True},
     {"position": "rope", "n_head": 6, "n_kv_head": 3, "head_size": 12, "rope_scaling": LONGER},
     {"norm": "rmsnorm", "norm_eps": 1e-3, "activation": "swiglu", "n_inner": 40},
@@ -122,6 +124,28 @@ def test_model_is_the_textbook_formula(tiny_model: Any, shape: dict[str, Any]) -
     assert torch.allclose(model(x).double(), textbook_logits(model, x)[:, -1], atol=1e-6)
 
 
+def textbook_activation(config: ModelConfig, y: torch.Tensor) -> torch.Tensor:
+    if config.activation in ("swiglu", "geglu"):
+        gate, up = y[..., : config.inner_width], y[..., config.inner_width :]
+        share = torch.sigmoid(gate) if config.activation == "swiglu" else 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
+        return gate * share * up
+    if config.activation == "gelu":
+        return y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    return 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+
+
+def textbook_rotation(config: ModelConfig, y: torch.Tensor) -> torch.Tensor:
+    """Heads [..., T, D], pairs of whose numbers are multiplied, as complex ones, by e^(i · angle)."""
+    if config.position != "rope":
+        return y
+    turns, factor = frequencies(config)
+    pairs = turns.numel()
+    pair = torch.complex(y[..., :pairs], y[..., pairs : 2 * pairs])
+    angles = torch.outer(torch.arange(y.shape[-2]).float(), turns).double()
+    pair = pair * torch.polar(torch.full_like(angles, factor), angles)
+    return torch.cat((pair.real, pair.imag, y[..., 2 * pairs :]), -1)
+
+
 def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
     """The equations written out with plain matrix products, to check the module against."""
     weights: dict[str, Any] = {name: value.detach() for name, value in model.named_parameters()}
@@ -131,43 +155,28 @@ def textbook_logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
     def linear(name: str, y: torch.Tensor) -> torch.Tensor:
         return y @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
-    def norm(name: str, y: torch.Tensor) -> torch.Tensor:
-        centred = y if config.norm == "rmsnorm" else y - y.mean(-1, keepdim=True)
+    def norm(name: str, y: torch.Tensor, *, rms: bool = config.norm == "rmsnorm") -> torch.Tensor:
+        centred = y if rms else y - y.mean(-1, keepdim=True)
         scaled = centred / (centred.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
         return scaled * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0.0)
 
-    def activate(y: torch.Tensor) -> torch.Tensor:
-        if config.activation in ("swiglu", "geglu"):
-            gate, up = y[..., : config.inner_width], y[..., config.inner_width :]
-            share = torch.sigmoid(gate) if config.activation == "swiglu" else 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
-            return gate * share * up
-        if config.activation == "gelu":
-            return y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
-        return 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
-
-    def turned(y: torch.Tensor) -> torch.Tensor:
-        """Multiply pairs of numbers, as complex ones, by e^(i · angle)."""
-        turns, factor = frequencies(config)
-        pairs = turns.numel()
-        pair = torch.complex(y[..., :pairs], y[..., pairs : 2 * pairs])
-        angles = torch.outer(torch.arange(T).float(), turns).double()
-        pair = pair * torch.polar(torch.full_like(angles, factor), angles)
-        return torch.cat((pair.real, pair.imag, y[..., 2 * pairs :]), -1)
+    def attention(at: str, y: torch.Tensor) -> torch.Tensor:
+        rows = linear(f"{at}.qkv", y).view(*x.shape, a + 2 * k, D).transpose(1, 2)
+        q, keys, values = rows[:, :a], rows[:, a : a + k], rows[:, a + k :]
+        if config.qk_norm:
+            q, keys = norm(f"{at}.q_norm", q, rms=True), norm(f"{at}.k_norm", keys, rms=True)
+        q, keys = textbook_rotation(config, q), textbook_rotation(config, keys)
+        keys, values = (part.repeat_interleave(a // k, dim=1) for part in (keys, values))
+        scores = (q @ keys.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+        return linear(f"{at}.proj", (scores.softmax(-1) @ values).transpose(1, 2).reshape(*x.shape, a * D))
 
     h = weights["wte.weight"][x]
     if config.position == "learned":
         h = h + weights["wpe.weight"][:T]
     for i in range(config.n_layer):
         at = f"blocks.{i}"
-        rows = linear(f"{at}.attn.qkv", norm(f"{at}.ln1", h)).view(*x.shape, a + 2 * k, D).transpose(1, 2)
-        q, keys, values = rows[:, :a], rows[:, a : a + k], rows[:, a + k :]
-        if config.position == "rope":
-            q, keys = turned(q), turned(keys)
-        keys, values = (part.repeat_interleave(a // k, dim=1) for part in (keys, values))
-        scores = (q @ keys.mT / math.sqrt(D)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
-        mixed = (scores.softmax(-1) @ values).transpose(1, 2).reshape(*x.shape, a * D)
-        h = h + linear(f"{at}.attn.proj", mixed)
-        h = h + linear(f"{at}.mlp.proj", activate(linear(f"{at}.mlp.fc", norm(f"{at}.ln2", h))))
+        h = h + attention(f"{at}.attn", norm(f"{at}.ln1", h))
+        h = h + linear(f"{at}.mlp.proj", textbook_activation(config, linear(f"{at}.mlp.fc", norm(f"{at}.ln2", h))))
     return norm("ln_f", h) @ weights["head.weight" if model.head is not None else "wte.weight"].T
 
 

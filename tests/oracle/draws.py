@@ -61,6 +61,7 @@ def draw(number: int) -> Case:
     flags["head_size"] = pick((None, None, None, 64, 32, 100))
     flags["position"] = pick(("learned", "rope", "rope", "none"))
     flags["rotary_share"] = pick((1.0, 1.0, 0.5))
+    flags["qk_norm"] = pick((False, True))
     if flags["attention"] not in ("flash", "cudnn"):
         flags["packing"] = pick(("contiguous", "documents"))
     if unfit(flags["attention"], resolve(flags=flags)):

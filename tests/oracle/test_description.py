@@ -44,6 +44,7 @@ def drawn(seed: int) -> RunConfig:
         "recompute": pick(("none", "selective", "full")), "loss": pick(("full", "chunked")), "loss_chunk": 64,
         "attention": pick(("auto", "mem_efficient", "math")), "packing": pick(("contiguous", "contiguous", "documents")),
         "position": pick(("learned", "rope", "rope", "none")), "rotary_share": pick((1.0, 0.5)),
+        "qk_norm": pick((False, True)),
         "n_kv_head": pick([n for n in (1, 2, 4) if heads % n == 0]), "head_size": pick((None, None, 24, 20)),
     }  # fmt: skip
     if unfit(flags["attention"], resolve(flags=flags)):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,13 @@ def test_a_run_of_another_start_is_not_resumed(train: Callable[..., str]) -> Non
     assert "init_from: None → theirs" in train(*START, "--model_name", "run", status=2)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("layout", ["plain", "fsdp", "deepspeed"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        *((name, "plain") for name in MODELS),
+        *product(("gpt2", "gpt_neox", "llama, head size 16, llama3"), ("fsdp", "deepspeed")),
+    ],
+)
 def test_the_first_loss_is_that_of_transformers(name: str, layout: str, here: Path) -> None:
     if layout == "deepspeed":
         pytest.importorskip("deepspeed")
@@ -221,6 +227,16 @@ def test_the_first_loss_is_that_of_transformers(name: str, layout: str, here: Pa
     found = run_ranks(WORKER, ranks, settings, here)
     assert found["transformers"] == pytest.approx(found["scalegpt"], rel=1e-4)
     assert found["ranks"] == ranks
+
+
+def test_a_plan_has_the_shape_of_the_folder(call: Callable[..., str], train: Callable[..., str]) -> None:
+    facts = json.loads(call("plan", "--init_from", "theirs", "--gpu", "rtx4090", "--json"))
+    assert facts["model"]["parameters"] == sum(value.numel() for value in stored_in("theirs").values())
+    assert "--init_from theirs" in facts["choice"]["command"]
+    train(*START, "--model_name", "run", "--max_iters", "0")
+    assert "give --config_file runs/run/config.yaml" in call(
+        "plan", "--init_from", "runs/run", "--gpu", "rtx4090", status=2
+    )
 
 
 # --- import --------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,11 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse(argv)
     flags = given_settings(arguments)
     is_one_run = bool(
-        arguments.preset or arguments.config_file or arguments.hf or given_settings(arguments, ModelConfig)
+        arguments.preset
+        or arguments.config_file
+        or arguments.hf
+        or "init_from" in flags
+        or given_settings(arguments, ModelConfig)
     )
     target = Target.of(
         given_settings(arguments, MachineConfig),

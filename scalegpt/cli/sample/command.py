@@ -134,7 +134,7 @@ def _described(prompt: str, whole: "Continuation") -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("sample", SUMMARY, EXAMPLE)
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="folder of a run, a checkpoint or Hugging Face")
     parser.add_argument(
         "--prompt",
         metavar="TEXT",

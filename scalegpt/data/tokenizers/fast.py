@@ -10,6 +10,12 @@ import numpy.typing as npt
 from scalegpt.data.tokenizers.gpt2 import GPT2_PATTERN
 from scalegpt.data.tokenizers.letters import LETTERS, bytes_of
 
+DIGITS_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\p{N}|\s++(?=\p{N}|$)|\s+(?!\S)|\s"""
+"""GPT-2's pattern in a text whose digits were split off one by one before, as SmolLM2 and StarCoder do.
+
+A digit takes no space in front, and white space before a digit ends as it does at the end of a text.
+"""
+
 _BATCH = 4096
 
 
@@ -81,6 +87,8 @@ def _pattern(splitter: dict[str, Any]) -> str | None:
     if not isinstance(parts, list) or len(parts) != 2:
         return None
     split, last = parts
+    if split.get("type") == "Digits" and split.get("individual_digits") and _pattern(last) == GPT2_PATTERN:
+        return DIGITS_PATTERN
     by = split.get("pattern", {}).get("Regex")
     is_split = (split.get("type"), split.get("behavior"), split.get("invert")) == ("Split", "Isolated", False)
     is_last = (last.get("type"), last.get("use_regex"), last.get("add_prefix_space")) == ("ByteLevel", False, False)
