@@ -171,7 +171,7 @@ def attention_with_scores(run: RunConfig) -> tuple[Load, Load]:
     """The loads, forward and backward, of attention whose scores are in memory, beside those of a fused kernel's traffic.
 
     Of the matmuls [T, D] · [D, T] and [T, T] · [T, D] a pass has one each, the backward pass two each. Nothing is skipped for
-    being masked.
+    being masked. Full recompute runs the forward pass again.
     """
     model = run.model
     scores = float(run.train.micro_batch * model.n_head * model.block_size**2 * model.n_layer)
@@ -180,7 +180,8 @@ def attention_with_scores(run: RunConfig) -> tuple[Load, Load]:
         Load(flops=times * 4.0 * scores * model.head_width, bytes=moved * scores, outputs=written)
         for times, moved, written in zip((1, 2), SCORES_MOVED, (scores + products, scores + 3 * products), strict=True)
     ]
-    return loads[0], loads[1]
+    again = loads[0] if run.train.recompute == "full" else Load()
+    return loads[0], Load(*map(sum, zip(loads[1], again, strict=True)))
 
 
 def _scaled_bytes(load: Load, factor: float) -> Load:

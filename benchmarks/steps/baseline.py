@@ -5,10 +5,9 @@ around fp32 weights, ``clip_grad_norm_``, fused AdamW over two groups, ``loss.it
 a memory map. It reads the next windows while the device works on the current ones.
 """
 
-import importlib.util
 import math
-import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,20 +94,8 @@ class PlainGPT(nn.Module):
         return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-1)
 
 
-def peers_model(checkout: Path, shape: Shape) -> nn.Module:
-    """The model of a nanoGPT checkout: ``model.py`` with ``GPT`` and ``GPTConfig``."""
-    spec = importlib.util.spec_from_file_location("peers_model", checkout / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    config = module.GPTConfig(
-        n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd, block_size=shape.block_size,
-        vocab_size=shape.vocab_size, bias=shape.bias, dropout=0.0,
-    )  # fmt: skip
-    model: nn.Module = module.GPT(config)
-    return model
+FP32, AUTOCAST, BF16 = "fp32", "bf16 autocast", "bf16"
+"""How a plain loop computes: in fp32; in bf16 under autocast, with fp32 weights; with weights and optimizer in bf16, too."""
 
 
 class BaselineSteps:
@@ -118,9 +105,9 @@ class BaselineSteps:
         shape: model and batch.
         data: a folder with ``train.bin``, uint16.
         device: the device.
-        bf16: whether it runs under autocast in bf16; if false, in fp32.
+        precision: :data:`FP32`, :data:`AUTOCAST` or :data:`BF16`.
         compiled: whether the whole model is compiled by ``torch.compile``.
-        checkout: the folder of a nanoGPT checkout whose model is trained; None: :class:`PlainGPT`.
+        make: makes the model, with :class:`PlainGPT`'s interface.
     """
 
     def __init__(
@@ -129,14 +116,14 @@ class BaselineSteps:
         data: Path,
         device: torch.device,
         *,
-        bf16: bool,
+        precision: str,
         compiled: bool,
-        checkout: Path | None = None,
+        make: Callable[[Shape], nn.Module] = PlainGPT,
     ) -> None:
         torch.manual_seed(1)
         self.shape, self.device = shape, device
         self.data = np.memmap(data / "train.bin", dtype=np.uint16, mode="r")
-        model = (peers_model(checkout, shape) if checkout is not None else PlainGPT(shape)).to(device)
+        model = make(shape).to(device, dtype=torch.bfloat16 if precision == BF16 else torch.float32)
         self.parameters = list(model.parameters())
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": 0.1},
@@ -147,7 +134,7 @@ class BaselineSteps:
         )
         self.model: Any = torch.compile(model) if compiled else model
         self.autocast: AbstractContextManager[Any] = (
-            torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+            torch.autocast(device.type, dtype=torch.bfloat16) if precision == AUTOCAST else nullcontext()
         )
         self._next = self._batch()
 

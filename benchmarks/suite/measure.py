@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 import scalegpt
-from benchmarks.steps.baseline import BaselineSteps, Shape
+from benchmarks.steps.baseline import AUTOCAST, BaselineSteps, Shape
 from benchmarks.steps.losses import gradients, inputs, loss_of, relative_error
 from benchmarks.steps.ours import random_tokens
 from benchmarks.suite.rows import ROOT, Row, Values, settings
@@ -175,7 +175,7 @@ class DeviceBench:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, self._eager_if_dry():
             data = random_tokens(Path(folder), model.vocab_size)
-            loop = BaselineSteps(shape, data, self.device, bf16=True, compiled=True)
+            loop = BaselineSteps(shape, data, self.device, precision=AUTOCAST, compiled=True)
             for _ in range(WARM_STEPS):
                 loop.step()
             speed = timed(loop.take, self._seconds(row))

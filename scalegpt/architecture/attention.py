@@ -230,6 +230,7 @@ def _record_joined(r: Recorder, shape: AttentionShape, part: Value, *, keys: boo
 def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Value:
     """Record the scores Q·Kᵀ, fp32 [B, a, T, T]."""
     full, flops = shape.bytes_of(shape.width, FP32), 2.0 * shape.pairs * shape.width
+    numel = shape.heads * shape.tokens * shape.width
     (left, left_copied), (right, right_copied) = _record_joined(r, shape, q), _record_joined(r, shape, k, keys=True)
     factors = left, right
     scores = r.run(
@@ -240,8 +241,8 @@ def _record_scores(r: Recorder, shape: AttentionShape, q: Value, k: Value) -> Va
             (Value(Size(FP32 * shape.pairs)),),
             part=ATTENTION,
             saves=factors,
-            forward=Cost(flops=flops),
-            backward=Cost(flops=2 * flops),
+            forward=Cost(flops=flops, outputs=float(shape.pairs)),
+            backward=Cost(flops=2 * flops, outputs=2.0 * numel),
         ),
         passing=[value for value, copied in ((left, left_copied), (right, right_copied)) if copied],
     )
@@ -279,7 +280,7 @@ def _record_product(r: Recorder, shape: AttentionShape, weights: Value, v: Value
     """
     full, scores = shape.bytes_of(shape.width, FP32), Size(FP32 * shape.pairs)
     values, copied = _record_joined(r, shape, v, keys=True)
-    flops = 2.0 * shape.pairs * shape.width
+    flops, numel = 2.0 * shape.pairs * shape.width, shape.heads * shape.tokens * shape.width
     dropout = 9 if shape.dropout else 0
     cast = FP32 + shape.element if shape.element != FP32 else 0
     inputs = shape.moved
@@ -291,8 +292,10 @@ def _record_product(r: Recorder, shape: AttentionShape, weights: Value, v: Value
         (Value(full),),
         part=ATTENTION,
         saves=(values, weights),
-        forward=Cost(flops=flops, moved=moved, fused=moved, kernels=18, fused_kernels=2),
-        backward=Cost(flops=2 * flops, moved=back, fused=back, kernels=15, fused_kernels=5),
+        forward=Cost(flops=flops, moved=moved, fused=moved, kernels=18, fused_kernels=2, outputs=float(numel)),
+        backward=Cost(
+            2 * flops, moved=back, fused=back, kernels=15, fused_kernels=5, outputs=float(numel + shape.pairs)
+        ),
     )
     if not copied:
         return r.run(product)

@@ -1,7 +1,7 @@
 """Keep the memory that a training process on the CPU frees, for its next step.
 
 glibc returns large blocks to the kernel when they are freed, and the next step allocates the same sizes again: page by page,
-each zeroed in a page fault. CUDA's caching allocator keeps memory for the same reason. ``benchmarks/compare_nanogpt.py``
+each zeroed in a page fault. CUDA's caching allocator keeps memory for the same reason. ``benchmarks/compare_peers.py``
 times a plain training loop that returns freed memory or, with ``--keep_memory``, one that keeps it.
 """
 

@@ -26,6 +26,12 @@ SLICE_PARAMETERS = 1_000_000
 The time of a single narrow block would be too short to measure.
 """
 
+HOPELESS = 4.0
+"""How many times as long bf16 must take in each of the first two runs for no more to be timed.
+
+A processor without bf16 instructions takes some ten times as long. It would be timed for half a minute otherwise.
+"""
+
 UNKNOWN_VOCAB = 256
 """The vocabulary size that is assumed before the data are read."""
 
@@ -58,8 +64,8 @@ def resolve_precision(wanted: str, device: torch.device, model: ModelConfig, row
 def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: float = 1.1) -> bool:
     """Whether forward and backward of a slice of the model take more than ``gain`` times as long in fp32 as in bf16.
 
-    The slice has one or a few of the model's blocks. Medians of alternating runs are compared. This takes 0.1 s for a narrow
-    model, a few seconds for a billion parameters.
+    The slice has one or a few of the model's blocks. Medians of alternating runs are compared, unless the first
+    two leave no doubt (:data:`HOPELESS`). This takes 0.1 s for a narrow model, a few seconds for a billion parameters.
 
     Args:
         model: the model's shape.
@@ -73,9 +79,11 @@ def bf16_pays_on_cpu(model: ModelConfig, rows: int, *, times: int = 5, gain: flo
         for name, each in slices.items():
             start = time.perf_counter()
             each.train()
-            if run:  # the first run of each selects kernels
-                seconds[name].append(time.perf_counter() - start)
-    return statistics.median(seconds["fp32"]) > gain * statistics.median(seconds["bf16"])
+            seconds[name].append(time.perf_counter() - start)
+        if run == 1 and gain * min(seconds["bf16"]) > HOPELESS * max(seconds["fp32"]):
+            return False
+    fp32, bf16 = (statistics.median(seconds[name][1:]) for name in slices)  # the first run of each selects kernels
+    return fp32 > gain * bf16
 
 
 class _Slice:

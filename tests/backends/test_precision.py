@@ -1,5 +1,7 @@
 """Which precision ``auto`` takes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -29,6 +31,23 @@ def test_the_measurement_takes_a_clear_gain_and_touches_no_random_numbers() -> N
     assert not bf16_pays_on_cpu(MODEL, 64, times=1, gain=1e9)
     assert bf16_pays_on_cpu(MODEL, 64, times=1, gain=0.0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("slowdown", "runs"), [(2.0, 6), (50.0, 2)])
+def test_a_hopeless_precision_is_timed_twice(monkeypatch: pytest.MonkeyPatch, slowdown: float, runs: int) -> None:
+    """By a clock that only the slices move on: a second for fp32, ``slowdown`` seconds for bf16."""
+    trained, now = [], 0.0
+
+    def train(self: precision._Slice) -> None:
+        nonlocal now
+        in_bf16 = self.model.compute_dtype == torch.bfloat16
+        now += slowdown if in_bf16 else 1.0
+        trained.append(in_bf16)
+
+    monkeypatch.setattr(precision._Slice, "train", train)
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert not bf16_pays_on_cpu(MODEL, 64, times=5)
+    assert trained == [False, True] * runs
 
 
 WIDE = MODEL.changed(n_embd=256)  # 790,000 parameters a block

@@ -355,7 +355,7 @@ def test_the_margin_of_machinery_is_the_time_models_stated_error() -> None:
     table = page.split("<!-- generated: fit -->")[1].split("<!-- end -->")[0]
     (row,) = [line for line in table.splitlines() if line.startswith("| all |")]
     error = float(row.split("|")[4].strip(" %")) / 100
-    assert pytest.approx(math.sqrt(2) * error, abs=0.001) == ERROR
+    assert pytest.approx(math.sqrt(2) * error, abs=0.0012) == ERROR  # both are rounded: to 0.0005, and √2 · 0.0005
     assert f"{ERROR:.1%}" in page
 
 

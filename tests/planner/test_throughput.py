@@ -95,8 +95,14 @@ def test_a_shallow_matmul_takes_longer_than_its_operations() -> None:
     """Each matmul takes as long as if it were ``fill`` deeper: 2·fill more operations for each number that it writes."""
     written = L * (16 * T * (3 * H + H + 4 * H + H) + 16 * T * (H + H + H + 4 * H) + 12 * H**2)
     written += 16 * T * (V + H) + V * H
+    filled = [replace(INSTANT, matmul=1e9, fill=fill) for fill in (0.0, 100.0)]
     longer = time(made(), matmul=1e9, fill=100.0).seconds - time(made(), matmul=1e9).seconds
     assert longer == pytest.approx(2 * 100 * written / 1e9, rel=1e-6)
+    math = [step_time(made(), rates, ranks=1, grad_accum=1, kernel="math").seconds for rates in filled]
+    scores = L * (
+        8 * T * T * 16 * 2 + 16 * T * H * 4
+    )  # the scores and their gradient; output, and gradients of Q, K, V
+    assert math[1] - math[0] == pytest.approx(2 * 100 * (written + scores) / 1e9, rel=1e-6)
     narrow, wide = (made(n_embd=width, n_head=4, vocab_size=64) for width in (256, 1024))
     shares = [time(run, matmul=1e9).seconds / time(run, matmul=1e9, fill=100.0).seconds for run in (narrow, wide)]
     assert shares[0] < shares[1] < 1

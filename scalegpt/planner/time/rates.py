@@ -15,9 +15,9 @@ from scalegpt.planner.memory.overheads import Figure
 FITTED = "python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv"
 
 
-_MEMORY = Figure(0.593, FITTED)
+_MEMORY = Figure(0.601, FITTED)
 _LINK = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
-_INTERFERENCE = Figure(0.16, FITTED)
+_INTERFERENCE = Figure(0.163, FITTED)
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Shares:
 SHARES = {
     "7.0": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
     "7.5": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
-    "8.0": Shares(Figure(0.93, FITTED), Figure(0.356, FITTED)),
-    "8.6": Shares(Figure(0.93, "~as 8.0"), Figure(0.356, "~as 8.0")),
-    "8.9": Shares(Figure(0.93, "~as 8.0"), Figure(0.356, "~as 8.0")),
-    "9.0": Shares(Figure(0.759, FITTED), Figure(0.206, FITTED)),
+    "8.0": Shares(Figure(0.933, FITTED), Figure(0.358, FITTED)),
+    "8.6": Shares(Figure(0.933, "~as 8.0"), Figure(0.358, "~as 8.0")),
+    "8.9": Shares(Figure(0.933, "~as 8.0"), Figure(0.358, "~as 8.0")),
+    "9.0": Shares(Figure(0.761, FITTED), Figure(0.207, FITTED)),
     "10.0": Shares(Figure(0.70, "~"), Figure(0.15, "~")),
     "10.3": Shares(Figure(0.70, "~as 10.0"), Figure(0.15, "~as 10.0")),
     "12.0": Shares(Figure(0.90, "~"), Figure(0.30, "~")),
@@ -70,12 +70,12 @@ HOST_UPDATE = Figure(
 )
 THROUGH_HOST = Figure(0.4, "~share of its link that a card reaches which can only reach others through host memory")
 
-FILL = Figure(708.0, FITTED)
+FILL = Figure(709.0, FITTED)
 """Elements of the inner dimension. A matmul of [m, k] and [k, n] takes 2·m·n·(k + FILL) FLOPs' time: a tile of the result
 takes as long as FILL more steps to load its first operands and to write its sums."""
 
 KERNEL = Figure(4e-6, "~seconds of a kernel before it works and after: the GPU's share of starting it")
-DISPATCH = Figure(53.9e-6, FITTED)
+DISPATCH = Figure(53.6e-6, FITTED)
 """Seconds in which Python, the dispatcher, autograd and the driver start one of the kernels that ``work`` counts, eager or
 compiled. A compiled block has fewer kernels, but starts none of them faster (``python benchmarks/host_time.py``)."""
 KERNEL_ON_CPU = Figure(30e-6, "python benchmarks/host_time.py, on one core of a server")

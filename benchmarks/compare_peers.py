@@ -1,16 +1,18 @@
-"""Times our training step and the step of a plain nanoGPT-style loop of the same shape, in turn.
+"""Times our training step and the steps of other programs of the same shape, in turn.
 
-python benchmarks/compare_nanogpt.py                           (from the repository's root: shapes tiny, small and char)
-python benchmarks/compare_nanogpt.py --shapes tiny --rounds 9 --json compare.json
-python benchmarks/compare_nanogpt.py --peer ../nanoGPT         the plain loop trains the model of a nanoGPT checkout
-python benchmarks/compare_nanogpt.py --keep_memory             the plain loop has our setting of the memory allocator too
+python benchmarks/compare_peers.py --shapes tiny,small,char            (from the repository's root)
+python benchmarks/compare_peers.py --shapes smol --json compare.json   beside transformers and litgpt, where installed
+python benchmarks/compare_peers.py --shapes tiny --peer ../nanoGPT     the plain loop trains the model of a nanoGPT checkout
+python benchmarks/compare_peers.py --keep_memory                       the others have our setting of the memory allocator too
 
-There are five contenders. The plain loop runs in fp32, in bf16 under autocast, and in bf16 with the whole model compiled. Our
-trainer runs in the precision that ``auto`` picks on this machine, eager and with compiled blocks. Each contender has a
-process of its own, so that settings of one process do not affect the others. They take steps in turn while the others wait,
-so that a machine that slows down slows all of them. Their median step times are compared. A contender whose second step
+The shapes tiny, small and char are GPT-2's block, beside a plain nanoGPT-style loop: in fp32, in bf16 under autocast, and
+that with the whole model compiled. The shape smol is SmolLM2 135M cut to 6 layers, beside the models of transformers and of
+litgpt in the same eager loop: in fp32, in bf16 under autocast, and with weights and optimizer in bf16. Our trainer runs in
+the precision that ``auto`` picks on this machine, unless --precision is given, eager and with compiled blocks. Each contender
+has a process of its own, so that settings of one process do not affect the others. They take steps in turn while the others
+wait, so that a machine that slows down slows all of them. Their median step times are compared. A contender whose second step
 takes more than sixteen times as long as the fastest contender's takes no further steps, and its second step is its result.
-Nine rounds of the three shapes take two minutes on two cores.
+Nine rounds of tiny, small and char take two minutes on two cores. smol takes 2 GB of memory for each contender.
 """
 
 import argparse
@@ -29,8 +31,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arguments import at_least, names_of, new_file, write_figures
-from benchmarks.steps.baseline import BaselineSteps, Shape
+from benchmarks.steps.baseline import AUTOCAST, BF16, FP32, BaselineSteps, Shape
 from benchmarks.steps.ours import OurSteps, random_tokens
+from benchmarks.steps.peers import PEERS, LlamaShape, make_model, why_missing
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.backends.host_memory import keep_freed_memory
@@ -44,9 +47,34 @@ SHAPES = {
     "tiny": Shape(4, 6, 192, 256, 50304, batch=4),
     "small": Shape(12, 6, 384, 256, 50304, batch=4),
     "char": Shape(4, 4, 128, 64, 65, batch=12),
+    "smol": LlamaShape(6, 9, 576, 512, 49152, batch=2, n_kv_head=3, n_inner=1536),
 }
-EAGER, AUTOCAST, COMPILED = "plain loop, fp32", "plain loop, bf16", "plain loop, bf16, compiled"
-BASELINES = {EAGER: (False, False), AUTOCAST: (True, False), COMPILED: (True, True)}
+PLAIN = "the plain loop"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A contender that is not ours: whose model it trains (:data:`PLAIN`, or a key of ``PEERS``), in which precision."""
+
+    model: str
+    precision: str
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return f"{self.model.removeprefix('the ')}, {self.precision}{', compiled' if self.compiled else ''}"
+
+    def meets(self, shape: Shape) -> bool:
+        """Whether it trains models of this shape."""
+        return (self.model in PEERS) == isinstance(shape, LlamaShape)
+
+
+_LOOPS = (
+    *(Loop(PLAIN, *how) for how in ((FP32,), (AUTOCAST,), (AUTOCAST, True))),
+    *(Loop(peer, precision) for peer in PEERS for precision in (FP32, AUTOCAST, BF16)),
+)
+LOOPS = {loop.name: loop for loop in _LOOPS}
 OURS = {"ours": "off", "ours, compiled": "on"}
 
 
@@ -59,7 +87,7 @@ class Entry:
     """A contender before it has a process.
 
     Attributes:
-        name: a key of :data:`BASELINES` or :data:`OURS`.
+        name: a key of :data:`LOOPS` or :data:`OURS`.
         shape: model and batch.
         folder: the folder of the data and the runs.
         arguments: the arguments of the command line.
@@ -123,9 +151,11 @@ def build(entry: Entry, stack: ExitStack) -> BaselineSteps | OurSteps:
         return ours
     if given.keep_memory:
         keep_freed_memory()
-    bf16, compiled = BASELINES[entry.name]
-    device = choose_device(given.device, 0, 1)
-    return BaselineSteps(entry.shape, data, device, bf16=bf16, compiled=compiled, checkout=given.peer)
+    loop, device = LOOPS[entry.name], choose_device(given.device, 0, 1)
+    return BaselineSteps(
+        entry.shape, data, device, precision=loop.precision, compiled=loop.compiled,
+        make=lambda shape: make_model(loop.model, shape, given.peer),
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -137,11 +167,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=at_least(1), default=7, help="counted steps of each [7]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT, whose model is timed")
-    everyone = {**BASELINES, **OURS}
+    everyone = {**LOOPS, **OURS}
     parser.add_argument("--skip", type=names_of(everyone, ";"), default="", help="contenders, separated by semicolons")
-    parser.add_argument(
-        "--keep_memory", action="store_true", help="the plain loops keep the memory that they free, too"
-    )
+    parser.add_argument("--keep_memory", action="store_true", help="the others keep the memory that they free, too")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="ours [auto]")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     if arguments.peer and not (arguments.peer / "model.py").is_file():
@@ -153,11 +182,11 @@ def main() -> int:
     results = {}
     for name in arguments.shapes:
         shape = SHAPES[name]
-        precision = precision_of(shape, device)
+        precision = precision_of(shape, device, arguments.precision)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             random_tokens(Path(folder) / "tokens", shape.vocab_size)
             contenders = []
-            for each in (each for each in everyone if each not in arguments.skip):
+            for each in contenders_of(shape, arguments.skip):
                 contenders.append(Contender(Entry(each, shape, Path(folder), arguments, precision)))
                 stack.callback(contenders[-1].close)
             race(contenders, arguments.rounds)
@@ -167,16 +196,32 @@ def main() -> int:
     return 0
 
 
-def precision_of(shape: Shape, device: torch.device) -> str:
-    """The precision that ``auto`` picks for a shape. It is resolved once for both of ours, since on a CPU it is timed."""
+def contenders_of(shape: Shape, skip: list[str]) -> list[str]:
+    """The names of who runs for a shape; prints a line for each package that is missing."""
+    loops = [loop for name, loop in LOOPS.items() if loop.meets(shape) and name not in skip]
+    missing = {model: why_missing(model) for model in {loop.model: None for loop in loops} if model in PEERS}
+    for why in missing.values():
+        if why:
+            print(why, file=sys.stderr)
+    return [loop.name for loop in loops if not missing.get(loop.model)] + [each for each in OURS if each not in skip]
+
+
+def precision_of(shape: Shape, device: torch.device, wanted: str) -> str:
+    """Our precision for a shape. ``auto`` is resolved once for both of ours, since on a CPU it is timed."""
     run = resolve(flags={**flags_of(shape, Path(), "off", "auto"), "input_file": None}, name="compare")
-    return resolve_precision("auto", device, run.model, shape.tokens)
+    return resolve_precision(wanted, device, run.model, shape.tokens)
 
 
 def flags_of(shape: Shape, data: Path, compile_: str, precision: str) -> dict[str, Any]:
     """The settings of our trainer for a shape, with the micro batch that all contenders use."""
+    llama: dict[str, Any] = {}
+    if isinstance(shape, LlamaShape):
+        llama = {
+            "n_kv_head": shape.n_kv_head, "n_inner": shape.n_inner, "norm": "rmsnorm", "norm_eps": shape.norm_eps,
+            "position": "rope", "rope_theta": shape.rope_theta, "activation": "swiglu",
+        }  # fmt: skip
     return {
-        "n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.n_embd, "block_size": shape.block_size,
+        **llama, "n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.n_embd, "block_size": shape.block_size,
         "vocab_size": shape.vocab_size, "bias": shape.bias, "tie_head": True, "dropout": 0.0,
         "micro_batch": shape.batch, "tokens_per_step": shape.tokens, "recompute": "none", "compile": compile_,
         "backend": "plain", "input_file": str(data), "precision": precision,
@@ -209,7 +254,7 @@ def figures(each: Contender) -> dict[str, Any]:
 
 
 def table(name: str, results: dict[str, dict[str, Any]], device: str) -> str:
-    """The results for one shape as text, and how many times as fast as the plain loops our faster contender is."""
+    """The results for one shape as text, and how many times as fast as the others our faster contender is."""
     shape = SHAPES[name]
     lines = [
         f"{name}: L{shape.n_layer} H{shape.n_embd} V{shape.vocab_size} T{shape.block_size} B{shape.batch}, "
@@ -221,11 +266,13 @@ def table(name: str, results: dict[str, dict[str, Any]], device: str) -> str:
             f"{found['steps']} steps) {found['tokens_per_second']:10,.0f} tokens/s"
         )
     best = max((results[each]["tokens_per_second"] for each in OURS if each in results), default=None)
-    loops = {each: results[each]["tokens_per_second"] for each in BASELINES if each in results}
-    if best and loops:
-        lines.append(f"  ours over the best plain loop: {best / max(loops.values()):.2f}")
-        if EAGER in loops:
-            lines.append(f"  ours over the plain loop in fp32: {best / loops[EAGER]:.2f}")
+    loops = [LOOPS[each] for each in results if each in LOOPS]
+    for model in dict.fromkeys(loop.model for loop in loops):
+        for dtype in (FP32, BF16) if best else ():
+            those = [each for each in loops if each.model == model and each.precision.startswith(dtype)]
+            if those:
+                fastest = max(results[each.name]["tokens_per_second"] for each in those)
+                lines.append(f"  ours over {model} in {dtype}: {best / fastest:.2f}")
     return "\n".join(lines)
 
 
