@@ -320,3 +320,16 @@ def test_any_value_in_rotary_parameters_is_read_or_refused(kind: str, form: str,
     assert any(
         is_refused(tmp_path, config | {form: whole | {key: junk}}) for key in (*whole, *keys, *others) for junk in JUNK
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """The count of transformers' model, from its modules made without memory, is the count of ours."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from scalegpt.architecture.counting import count_parameters
+
+    model = ModelConfig(**SHAPES[family])
+    loaded = transformers.AutoConfig.from_pretrained(folder(tmp_path, as_config(model)))
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(loaded)
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == count_parameters(model).total
