@@ -116,7 +116,8 @@ class SchemeCosts:
     def contenders(self, sizes: tuple[int, ...], high: int) -> tuple[int, ...]:
         """The micro batches among ``sizes[:high]`` that may be the fastest; the sizes ascend.
 
-        They are the largest, and smaller ones that may be faster. A smaller micro batch can be faster only with the chunked loss, if the loss then runs in fewer chunks per step.
+        They are the largest, and smaller ones that may be faster. A smaller micro batch can be faster only with the chunked
+        loss, if the loss then runs in fewer chunks per step.
         """
         smaller = self.run_costs.fewer_chunks[sizes, high] if self.scheme.loss == "chunked" else ()
         return (sizes[high - 1], *smaller)
