@@ -201,7 +201,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=at_least(1), default=20, help="number of kills [20]")
     parser.add_argument("--seed", type=int, default=1, help="seed of the moments and victims [1]")
-    parser.add_argument("--layout", choices=LAYOUTS, default="fsdp2", help="[fsdp2]")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="fsdp2", help="layout, and the shape if not GPT-2's [fsdp2]"
+    )
     parser.add_argument("--folder", type=Path, help="where everything is kept [a temporary folder]")
     parser.add_argument("--pause_after", type=at_least(1), help="pause after N more kills; the same command resumes")
     arguments = parser.parse_args()

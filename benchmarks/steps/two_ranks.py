@@ -20,10 +20,17 @@ TRAIN = ROOT / "launch" / "train.py"
 MARK = "KILL_RUN"
 """The environment variable that marks a run's processes."""
 
+MODERN = {
+    "position": "rope", "norm": "rmsnorm", "activation": "swiglu", "n_kv_head": 1, "qk_norm": True, "bias": "qkv",
+    "tie_head": False,
+}  # fmt: skip
 LAYOUTS = {
     "zero2": {"backend": "deepspeed", "zero_stage": 2},
     "fsdp2": {"backend": "fsdp", "zero_stage": 2},
+    "zero2-modern": {"backend": "deepspeed", "zero_stage": 2, **MODERN},
+    "fsdp2-modern": {"backend": "fsdp", "zero_stage": 2, **MODERN},
 }
+"""Name → the settings of a layout, of GPT-2's shape or a modern one."""
 FLAGS = {
     "tokenizer": "byte", "vocab_size": "auto", "n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "device": "cpu",
     "seed": 3, "learning_rate": 1e-2, "warmup_steps": 10, "micro_batch": 2, "tokens_per_step": 256, "eval_every": 50,

@@ -14,7 +14,7 @@ from scalegpt.config import ModelConfig
 
 
 def saves_its_own(op: Operation) -> bool:
-    """Whether autograd saves one of the operation's results, so that recompute must run the operation to its end."""
+    """Whether autograd saves a result of the operation. Then recompute must run it; else it can stop at its inputs."""
     return any(value in op.results for value in op.saves)
 
 

@@ -83,7 +83,7 @@ class Stretch:
         return replace(ours, file=self.file, reason=self.reason) == self
 
     def windows(self, step: int) -> list[Window]:
-        """The windows of a step within the stretch, in their order in the global batch."""
+        """The windows of a step, in their order in the global batch; the step is one of this stretch (range of steps)."""
         first = self.window_of(step)
         starts = WindowSampler(self.tokens, self.block_size, self.seed).starts(first, self.windows_per_step)
         return [

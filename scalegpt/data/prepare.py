@@ -217,8 +217,8 @@ def _existing(out: Path, work: _Preparation) -> TokenSet | None:
         return found
     if found.meta.get("key") == work.earlier_key:
         raise InputError(
-            f"out {one_line(out)} holds tokens that an earlier ScaleGPT made of the same text, with end-of-text in the "
-            "held-out part only; train on them as they are, choose another --out, or remove them first"
+            f"out {one_line(out)} holds tokens of the same text from an older version of ScaleGPT, which put end-of-text "
+            "tokens into the held-out part only; train on them as they are, choose another --out, or remove them first"
         )
     raise something_else(out)
 

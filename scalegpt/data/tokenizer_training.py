@@ -46,7 +46,7 @@ def train_tokenizer(
         inputs: text files, and folders of text files.
         out: the folder to make, with ``tokenizer.json`` and ``tokenizer_config.json``.
         vocab_size: the number of tokens.
-        settings: how to read the text; the other settings are not used.
+        settings: the data settings, of which only those on how to read text are used.
         progress: called with the bytes of text counted so far and the bytes of all text.
 
     Raises:

@@ -1,5 +1,6 @@
-"""Weights between the formats of other programs and ours, one tensor at a time.
+"""Converts weights between the formats of other programs and ours, one tensor at a time.
 
-``layouts.py`` and ``table.py`` say where each family keeps which numbers, ``files.py`` reads files of weights, and
-``origin.py`` makes of a folder a model to start from. May import ``checkpoint`` and everything below.
+``layouts.py`` and ``table.py`` say which tensor of a family holds which of our parameters, ``files.py`` reads files of
+weights, and ``origin.py`` turns a folder into the model that a run starts from. May import ``checkpoint`` and everything
+below.
 """

@@ -28,13 +28,45 @@ PROMISED: dict[str, tuple[int, int, int, int, int | None, int, str, int]] = {
 }
 LARGE = [name for name in PROMISED if name not in {"tiny", "small"}]
 
+# layers, width, heads, heads of keys and values, parameters
+MODERN: dict[str, tuple[int, int, int, int, int]] = {
+    "150M_2048": (18, 768, 12, 4, 151_910_400),
+    "350M_2048": (26, 1024, 16, 4, 344_645_888),
+    "500M_2048": (24, 1280, 20, 4, 489_128_192),
+}
+
 
 def test_all_presets_exist() -> None:
-    assert set(preset_names()) == {*PROMISED, "demo", "shakespeare_char"}
+    assert set(preset_names()) == {*PROMISED, *MODERN, "demo", "shakespeare_char"}
     assert not set(preset_names()) & set(public_names())
 
 
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_presets_have_the_documented_shape(name: str) -> None:
+    layers, width, heads, kv_heads, parameters = MODERN[name]
+    run = resolve(preset=name)
+    model = run.model
+    assert (model.n_layer, model.n_embd, model.n_head, model.kv_heads) == (layers, width, heads, kv_heads)
+    assert (model.norm, model.position, model.activation, model.qk_norm) == ("rmsnorm", "rope", "swiglu", True)
+    assert (model.block_size, model.vocab_size, model.bias, model.tie_head) == (2048, 50304, False, True)
+    assert count_parameters(model).total == parameters == pytest.approx(1e6 * int(name.split("M")[0]), rel=0.05)
+    assert (run.parallel.backend, run.parallel.stage) == ("fsdp", 2)
+
+
 @pytest.mark.parametrize("name", PROMISED)
+def test_presets_have_the_documented_shape(name: str) -> None:
+    layers, width, heads, block, batch, parameters, backend, stage = PROMISED[name]
+    run = resolve(preset=name)
+    model = run.model
+    assert (model.n_layer, model.n_embd, model.n_head, model.block_size) == (layers, width, heads, block)
+    assert (model.vocab_size, model.bias, model.tie_head, model.dropout) == (50304, False, True, 0.0)
+    assert count_parameters(model).total == parameters
+    assert batch in {None, run.train.micro_batch}
+    assert (run.parallel.backend, run.parallel.stage) == (backend, stage)
+    assert run.parallel.ds_config == (f"zero{stage}.json" if backend == "deepspeed" else None)
+
+
+@pytest.mark.parametrize("name", [*PROMISED, *MODERN])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
 def test_ranks_divide_the_tokens_of_a_step(name: str, ranks: int) -> None:
     run = resolve(preset=name)
@@ -42,7 +74,7 @@ def test_ranks_divide_the_tokens_of_a_step(name: str, ranks: int) -> None:
     assert run.train.tokens_per_step % (ranks * run.train.micro_batch * run.model.block_size) == 0
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", [*LARGE, *MODERN])
 def test_large_presets_end_at_twenty_tokens_a_parameter(name: str) -> None:
     run = resolve(preset=name)
     train = run.train
@@ -64,11 +96,13 @@ GPT2_KEYS = {
 }  # fmt: skip
 """What makes a model of GPT-2's shape; the other settings of a model are not used by these presets."""
 
+MODERN_KEYS = GPT2_KEYS | {"n_kv_head", "n_inner", "norm", "norm_eps", "position", "rope_theta", "qk_norm"}
+
 
 @pytest.mark.parametrize("name", preset_names())
 def test_preset_files_spell_out_the_model_and_the_layout(name: str) -> None:
     values = load_preset(name)
-    assert set(values["model"]) == GPT2_KEYS
+    assert set(values["model"]) == (MODERN_KEYS if name in MODERN else GPT2_KEYS)
     assert {"description", "train", "backend", "zero_stage"} <= set(values)
     assert (values["backend"] == "deepspeed") == ("ds_config" in values)
     assert resolve(preset=name).train.schedule == "cosine"

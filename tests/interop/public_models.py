@@ -125,6 +125,10 @@ PUBLIC: dict[str, Public] = {
     "SmolLM2-1.7B": Public(
         "HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384, smollm2(2048, 8192, 24, 32, 32, rope_theta=130000)
     ),
+    "Qwen3-0.6B": Public("Qwen/Qwen3-0.6B", 596_049_920, qwen3(1024, 3072, 28, 16, 8)),
+    "Qwen3-1.7B": Public("Qwen/Qwen3-1.7B", 1_720_574_976, qwen3(2048, 6144, 28, 16, 8)),
+    "Qwen3-4B": Public("Qwen/Qwen3-4B", 4_022_468_096, qwen3(2560, 9728, 36, 32, 8)),
+    "Qwen3-8B": Public("Qwen/Qwen3-8B", 8_190_735_360, qwen3(4096, 12288, 36, 32, 8, tied=False)),
     "TinyLlama-1.1B": Public(
         "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
         1_100_048_384,

@@ -205,8 +205,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "bias of qwen3": ("qwen3", {"attention_bias": True}, "attention_bias True is not supported in qwen3"),
     "no scale": ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights False"),
     "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "only false"),
-    "some layers without positions": ("smollm3", {"no_rope_layers": [1, 1, 1, 0]}, "all or none"),
-    "every fourth by default": ("smollm3", {"no_rope_layers": ...}, "all or none"),
+    "some layers without positions": ("smollm3", {"no_rope_layers": [1, 1, 1, 0]}, "in only some of its layers"),
+    "every fourth by default": ("smollm3", {"no_rope_layers": ...}, "in only some of its layers"),
     "linear attention": ("qwen3", {"layer_types": ["linear_attention"] * 4}, "'linear_attention' are not supported"),
     "bad window": ("mistral", {"sliding_window": "wide"}, "sliding_window must be a whole number"),
     "bad token": ("llama", {"eos_token_id": "</s>"}, "eos_token_id must be a whole number"),
@@ -320,3 +320,16 @@ def test_any_value_in_rotary_parameters_is_read_or_refused(kind: str, form: str,
     assert any(
         is_refused(tmp_path, config | {form: whole | {key: junk}}) for key in (*whole, *keys, *others) for junk in JUNK
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """The count of transformers' model, from its modules made without memory, is the count of ours."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from scalegpt.architecture.counting import count_parameters
+
+    model = ModelConfig(**SHAPES[family])
+    loaded = transformers.AutoConfig.from_pretrained(folder(tmp_path, as_config(model)))
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(loaded)
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == count_parameters(model).total

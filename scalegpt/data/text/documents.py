@@ -198,7 +198,7 @@ class _FolderSearch:
 
 
 def folder_kind(names: set[str], folder: Path) -> str | None:
-    """The kind of a folder without text to train on (a run, tokens …), by its entries' names; None for other folders."""
+    """What a folder is, if the names of its entries say that it is no text to train on: a run, tokens, …; else None."""
     ours = folder_of_ours(names)
     if ours is not None:
         return ours

@@ -215,7 +215,8 @@ def _rotates(family: Family, config: Mapping[str, Any]) -> bool:
         layers = [bool((layer + 1) % interval) for layer in range(min(count, interval))] if interval else []
     if not isinstance(layers, list) or not layers or len({bool(each) for each in layers}) > 1:
         raise InputError(
-            f"{family.name} with layers without positions ({family.rope_layers}) is not supported: all or none"
+            f"{family.name} with rotary positions in only some of its layers ({family.rope_layers}) is not supported; all "
+            "layers must have them, or none"
         )
     return bool(layers[0])
 

@@ -83,6 +83,8 @@ class Step:
         self.block = block_at(model, numerics, run.train.recompute, batch)
         self.embedding, self.final_norm = embedding_at(model, numerics, batch), final_norm_at(model, numerics, batch)
         self.loss = loss_at(LossPart.of(model, run.train), numerics, batch)
+        # The math kernel adds the mask to the scores in place, so autograd does not keep it; recompute does.
+        self.keeps_mask = kernel != "math" or run.train.recompute != "none"
         self.packing = PackingSizes.of(model, batch, self.compute) if run.train.packs_documents else None
 
     def play(self) -> Prediction:
@@ -189,16 +191,16 @@ class Step:
         self._loss()
         t.enter("loss_backward")
         self.loss.leave(t)
-        self._unpack(is_end=self.run.model.position != "learned")
+        self._end_forward()
         self.before_backward()
         self._loss_backward()
         t.enter("block_backward")
         self._blocks(self.block_backward)
-        if self.packing is not None:
-            t.give(INPUTS, self.packing.mask, self.packing.turns)
+        self._end_blocks()
         t.enter("backward_tail")
         self._tail()
-        self._unpack(is_end=self.run.model.position == "learned")
+        if self.packing is not None and self.run.model.position == "learned":
+            t.give(INPUTS, self.packing.positions)
         self.after_backward()
 
     def _pack(self) -> None:
@@ -215,10 +217,22 @@ class Step:
         if self.packing is not None:
             self.t.take(INPUTS, self.packing.turns)
 
-    def _unpack(self, *, is_end: bool) -> None:
-        """Free the positions of packed documents, if this is the end of their use."""
-        if self.packing is not None and is_end:
+    def _end_forward(self) -> None:
+        """Free what no backward pass of packed documents needs: positions that are not looked up, and perhaps the mask."""
+        if self.packing is None:
+            return
+        if self.run.model.position != "learned":
             self.t.give(INPUTS, self.packing.positions)
+        if not self.keeps_mask:
+            self.t.give(INPUTS, self.packing.mask)
+
+    def _end_blocks(self) -> None:
+        """Free what the blocks share of packed documents, after the first block's backward pass."""
+        if self.packing is None:
+            return
+        self.t.give(INPUTS, self.packing.turns)
+        if self.keeps_mask:
+            self.t.give(INPUTS, self.packing.mask)
 
     def _blocks(self, play: Callable[[], None]) -> None:
         """Simulate a pass through all blocks; ``play`` simulates one block."""

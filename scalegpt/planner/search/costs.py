@@ -114,9 +114,10 @@ class SchemeCosts:
         self.predictions = Memo(self._predict)
 
     def contenders(self, sizes: tuple[int, ...], high: int) -> tuple[int, ...]:
-        """Those of the first ``high`` micro batches that may be the fastest: the largest, and perhaps smaller ones.
+        """The micro batches among ``sizes[:high]`` that may be the fastest; the sizes ascend.
 
-        A smaller micro batch can be faster only with the chunked loss, if the loss then runs in fewer chunks per step.
+        They are the largest, and smaller ones that may be faster. A smaller micro batch can be faster only with the chunked
+        loss, if the loss then runs in fewer chunks per step.
         """
         smaller = self.run_costs.fewer_chunks[sizes, high] if self.scheme.loss == "chunked" else ()
         return (sizes[high - 1], *smaller)

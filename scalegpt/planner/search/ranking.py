@@ -81,7 +81,10 @@ class Standing(NamedTuple):
 
     @property
     def handicap(self) -> float:
-        """The factor that multiplies the scheme's time before times are compared: 1 + :data:`ERROR` per kind of machinery."""
+        """The factor that multiplies the scheme's time before times are compared: (1 + :data:`ERROR`) to the power of n.
+
+        n is the number of kinds of machinery, such as sharding or offload, that the run's own scheme does not have.
+        """
         return float((1 + ERROR) ** self.machinery)
 
     def key(self, seconds: float) -> Key:
