@@ -59,7 +59,7 @@ class Terminal:
 
         def take() -> None:
             fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes SIGINT
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it, and so would the child
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a process in the background ignores
 
         environment = {**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
