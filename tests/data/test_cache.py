@@ -303,7 +303,7 @@ def test_a_folder_of_earlier_tokens_is_read_and_not_written_over(text: Path, cac
     (folder,) = cache.iterdir()
     folder.rename(tmp_path / "prepared")
     assert prepare_cached(DataConfig(input_file=str(tmp_path / "prepared"))).digest == digest
-    with pytest.raises(InputError, match="an earlier ScaleGPT made of the same text"):
+    with pytest.raises(InputError, match="tokens of the same text from an older version of ScaleGPT"):
         prepare([text], tmp_path / "prepared", DataConfig(tokenizer="byte"))
 
 
