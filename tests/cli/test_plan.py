@@ -322,9 +322,9 @@ def test_host_memory_that_is_assumed_is_named_and_what_it_lacks_does_not_fit(pla
     assert given["choice"]["fits"]
     assert "of 2793.97 GiB given" in printed(f"{seventy} --host_memory_gb 3000")
     rows = plan("--gpu rtx2060 --host_memory_gb 8")["presets"]
-    needed = {row["choice"]["fits"]: row["choice"]["host_needed_bytes"] for row in rows}  # the largest come last
-    assert 0 < needed[True] <= 8 * 10**9 < needed[False]
-    assert all(row["choice"]["fits"] == (row["choice"]["host_needed_bytes"] <= 8 * 10**9) for row in rows)
+    assert {row["choice"]["fits_host"] for row in rows} == {True, False}
+    assert all(row["choice"]["fits_host"] == (row["choice"]["host_needed_bytes"] <= 8 * 10**9) for row in rows)
+    assert not any(row["choice"]["fits"] and not row["choice"]["fits_host"] for row in rows)
     assert "for offload, each machine is assumed to have 64 GB" in printed("--gpu rtx2060")
 
 

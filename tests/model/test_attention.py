@@ -155,7 +155,7 @@ def test_expanded_keys_give_the_gradients_of_groups_and_are_not_kept(
     parts = [torch.randn(2, n, 8, 16, generator=random, requires_grad=True) for n in (6, kv_heads, kv_heads)]
     grad = torch.randn(2, 6, 8, 16, generator=random)
     with LiveBytes() as made:
-        y = attend_expanded(*parts, 0.0, is_causal=True)
+        y = attend_expanded(*parts, None, 0.0)
         assert made.now == y.nbytes + 4 * 2 * 6 * 8 + 8, "the output, the log-sum-exp, and two numbers"
     found = torch.autograd.grad(y, parts, grad)
     wanted_y = torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
