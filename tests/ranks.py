@@ -47,7 +47,7 @@ def forks() -> ForkServerContext:
     return context
 
 
-def run_ranks(worker: Path, size: int, task: Any, folder: Path, timeout: float = 300) -> Any:
+def run_ranks(worker: Path, size: int, task: Any, folder: Path, timeout: float = 900) -> Any:
     """Run ``worker TASK.json RESULT.json`` on every rank; return what rank 0 wrote to the result file."""
     (folder / "task.json").write_text(json.dumps(task))
     result, port = folder / "result.json", free_port()
