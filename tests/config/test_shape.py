@@ -6,6 +6,7 @@ from scalegpt.config import ModelConfig
 from scalegpt.config.presets import resolve
 from scalegpt.config.rope import RopeScaling
 from scalegpt.errors import InputError
+from scalegpt.training.runs.changes import differences
 
 
 def test_defaults_are_gpt2s() -> None:
@@ -78,3 +79,12 @@ def test_a_scaling_reads_back_from_its_flag_and_from_a_runs_config(scaling: Rope
         run = resolve(flags={"position": "rope", "rope_scaling": given})
         assert run.model.rope_scaling == scaling
         assert ModelConfig.from_mapping(run.as_dict()["model"], "config.yaml") == run.model
+
+
+def test_a_stored_scaling_is_no_change_of_the_run() -> None:
+    scaled = {"position": "rope", "rope_scaling": "{type: llama3, factor: 4, original_block_size: 64}"}
+    run = resolve(flags=scaled)
+    stored = {**run.as_dict(), "model": {**run.as_dict()["model"], "rope_scaling": run.model.rope_scaling}}
+    assert differences(stored, run.as_dict()) == {}
+    other = resolve(flags={**scaled, "rope_scaling": "{type: linear, factor: 4}"})
+    assert "rope_scaling" in differences(stored, other.as_dict())

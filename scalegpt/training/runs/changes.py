@@ -8,6 +8,7 @@ from scalegpt.architecture.parameters import Shape
 from scalegpt.config import ModelConfig
 from scalegpt.config.optimizers import OWN_SETTINGS
 from scalegpt.config.run import SECTIONS
+from scalegpt.config.settings import coerce
 from scalegpt.config.tokenizer import same_kind
 from scalegpt.config.train import LENGTHS, TrainConfig
 from scalegpt.errors import InputError
@@ -155,10 +156,15 @@ def _as_resolved(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Setting → value over all sections; a setting that is an object, such as ``rope_scaling``, in its checked form."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= value if isinstance(value, dict) else {key: value}
-    return flat
+    fields = {key: field for section in SECTIONS.values() for key, field in section.settings().items()}
+    objects = {
+        key: coerce(fields[key], value) for key, value in flat.items() if isinstance(value, dict) and key in fields
+    }
+    return flat | objects
 
 
 # --- the learning rate -------------------------------------------------------------------------------------------------
