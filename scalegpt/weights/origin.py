@@ -77,6 +77,10 @@ def open_folder(read: HfModel) -> Origin:
 
     def stored() -> Iterator[tuple[str, Tensor]]:
         for name, value in from_theirs(read_named, wanted, model):
+            if not torch.isfinite(value).all():
+                raise InputError(
+                    f"{folder}: the weights of {name} are not all finite; give a model that has not diverged"
+                )
             if name == EMBEDDING and tied is not None and not torch.equal(files.read(tied).float(), value):
                 raise InputError(
                     f"{folder}: {tied} differs from the embedding, but config.json says tie_word_embeddings; set it to false"

@@ -88,6 +88,15 @@ def test_names_that_older_files_have_are_understood(tmp_path: Path) -> None:
         list(opened(folder).stored())
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    folder = saved(random_model("gpt2"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.weight"][2, 3] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"weights of blocks\.1\.mlp\.fc\.weight are not all finite"):
+        list(opened(folder).stored())
+
+
 def test_a_vocabulary_is_padded_with_the_mean_and_cut(tmp_path: Path) -> None:
     origin = opened(saved(random_model("gpt2 untied, exact gelu"), tmp_path))
     stored = dict(origin.stored())
