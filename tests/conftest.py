@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from scalegpt.cli.main import main
+
 os.environ["SCALEGPT_GPUS"] = ""  # a developer's own catalogue is none of the tests' business
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores, the processes of tests would inherit
+# What nohup or a shell's background ignores, the processes of tests would inherit.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 16, "vocab_size": 61}
 
@@ -79,3 +83,16 @@ def tiny_run(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Pa
         return run_folder
 
     return make
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command; it returns what the command prints or, where ``status`` is not 0, its error line."""
+
+    def run(*words: Any, status: int = 0) -> str:
+        code = main(list(map(str, words)))
+        seen = capsys.readouterr()
+        assert code == status, seen.out + seen.err
+        return seen.out if not status else seen.err
+
+    return run

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import termios
@@ -59,7 +58,6 @@ class Terminal:
 
         def take() -> None:
             fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes SIGINT
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a process in the background ignores
 
         environment = {**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(

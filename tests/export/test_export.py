@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scalegpt.cli.main import main
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.inference.load import load_model
 from weights.foreign import HAS_QK_NORM, MODELS, random_model, saved
@@ -36,19 +35,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SHAPES = {name: case for name, case in SHAPES.items() if HAS_QK_NORM or "qk_norm" not in case[1]}
 """A shape of ours → the class that it becomes."""
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command; return what it prints."""
-
-    def run(*words: Any, status: int = 0) -> str:
-        code = main(list(map(str, words)))
-        seen = capsys.readouterr()
-        assert code == status, seen.out + seen.err
-        return seen.out if not status else seen.err
-
-    return run
 
 
 def noisy(model: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.test_export import MODERN, call, greedy, make_run
+from export.test_export import MODERN, greedy, make_run
 from scalegpt.config import ModelConfig
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.export.gguf import rope_factors

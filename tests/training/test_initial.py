@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 import scalegpt
 from ranks import run_ranks
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
-from scalegpt.cli.main import main
 from scalegpt.config import ModelConfig
 from scalegpt.interop.families import as_config
 from scalegpt.weights.layouts import targets
@@ -31,6 +30,9 @@ FLAGS = (
 )  # fmt: skip
 SMALL = ("--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--block_size", "16")
 WORKER = Path(__file__).with_name("initial_worker.py")
+
+
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
@@ -51,19 +53,6 @@ def write_folder(folder: Path, model: ModelConfig = SHAPE) -> None:
     wanted = targets(model, HUGGING_FACE["gpt2"])
     values = {target.name: torch.randn(target.shape, generator=generator) * 0.1 for target in wanted}
     save_file(values, folder / "model.safetensors")
-
-
-@pytest.fixture
-def call(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command; return what it prints, or its error line."""
-
-    def run(*words: Any, status: int = 0) -> str:
-        code = main(list(map(str, words)))
-        seen = capsys.readouterr()
-        assert code == status, seen.out + seen.err
-        return seen.out if not status else seen.err
-
-    return run
 
 
 @pytest.fixture
