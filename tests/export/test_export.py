@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.inference.load import load_model
-from weights.foreign import HAS_QK_NORM, MODELS, random_model, saved
+from weights.foreign import MODELS, random_model, saved
 
 MODERN = {
     "norm": "rmsnorm", "position": "rope", "activation": "swiglu", "n_head": 4, "n_kv_head": 2, "n_inner": 48,
@@ -33,7 +33,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("Qwen2ForCausalLM", {**MODERN, "bias": "qkv"}),
     "Qwen3": ("Qwen3ForCausalLM", {**MODERN, "qk_norm": True, "head_size": 16, "tie_head": False}),
 }
-SHAPES = {name: case for name, case in SHAPES.items() if HAS_QK_NORM or "qk_norm" not in case[1]}
 """A shape of ours → the class that it becomes."""
 
 

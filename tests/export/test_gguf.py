@@ -16,9 +16,8 @@ from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.export.gguf import rope_factors
 from scalegpt.export.gguf_tokenizer import CONTROL, NORMAL, UNUSED, vocabulary
 from scalegpt.inference.load import load_model
-from weights.foreign import HAS_QK_NORM
 
-__all__ = ["call", "make_run"]  # fixtures
+__all__ = ["make_run"]  # fixtures
 
 gguf = pytest.importorskip("gguf")
 
@@ -41,7 +40,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {**MODERN, "bias": "qkv"}),
     "qwen3": ("qwen3", {**MODERN, "qk_norm": True, "head_size": 16}),
 }  # fmt: skip
-SHAPES = {name: case for name, case in SHAPES.items() if HAS_QK_NORM or "qk_norm" not in case[1]}
 """A shape of ours → its architecture in llama.cpp."""
 
 

@@ -7,9 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from scalegpt.architecture.decoder import parameter_shapes
-from scalegpt.config import ModelConfig
-
 VOCABULARY, BLOCK = 97, 64
 
 MODERN = {
@@ -49,9 +46,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**MODERN, "head_dim": 16}),
     "qwen3 tied": ("qwen3", {**MODERN, "head_dim": 8, "tie_word_embeddings": True}),
 }  # fmt: skip
-HAS_QK_NORM = "blocks.0.attn.q_norm.weight" in parameter_shapes(ModelConfig(qk_norm=True))
 
-MODELS = {name: case for name, case in {**GPT2, **OTHERS}.items() if HAS_QK_NORM or case[0] != "qwen3"}
+MODELS = {**GPT2, **OTHERS}
 """Name of a case → ``model_type`` and keys of the configuration."""
 
 
