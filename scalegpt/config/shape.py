@@ -11,6 +11,9 @@ AUTO_VOCAB = 0
 GATED = ("swiglu", "geglu")
 """The activations with a gate (Shazeer 2020, arXiv 2002.05202)."""
 
+RESOLVED = {"n_kv_head": "kv_heads", "head_size": "head_width", "n_inner": "inner_width"}
+"""Setting that may be none → the property of :class:`ModelConfig` with the size that holds then."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):

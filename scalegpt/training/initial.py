@@ -12,6 +12,7 @@ from typing import Any
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.presets import load_config_file, load_preset
 from scalegpt.config.settings import coerce
+from scalegpt.config.shape import RESOLVED
 from scalegpt.config.tokenizer import NAMES, TOKENIZER_JSON
 from scalegpt.errors import InputError
 from scalegpt.interop.families import read_config
@@ -23,9 +24,6 @@ Values = dict[str, Any]
 
 TOKENIZER_SETTINGS = ("tokenizer", "end_of_text")
 """The settings of the data that name a tokenizer."""
-
-_SIZES = {"n_kv_head": "kv_heads", "head_size": "head_width", "n_inner": "inner_width"}
-"""Setting that may be none → the size that it has then."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _check(where: str, values: Mapping[str, Any], initial: Initial) -> None:
     """
     known = ModelConfig.settings()
     for key in _model_keys(values):
-        value, size = coerce(known[key], values[key]), _SIZES.get(key, key)
+        value, size = coerce(known[key], values[key]), RESOLVED.get(key, key)
         theirs = getattr(initial.model, size)
         try:
             is_same = getattr(initial.model.changed(**{key: value}), size) == theirs

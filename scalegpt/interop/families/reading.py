@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.config.settings import coerce
-from scalegpt.config.shape import ModelConfig
+from scalegpt.config.shape import RESOLVED, ModelConfig
 from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS
 from scalegpt.errors import InputError
 from scalegpt.interop.families.rope import read_rope
@@ -167,7 +167,7 @@ def _checked(family: Family, values: Mapping[str, Any]) -> ModelConfig:
     try:
         fields = ModelConfig.settings()
         model = ModelConfig(**{key: coerce(fields[key], value) for key, value in values.items()})
-        for key, size in {"n_kv_head": "kv_heads", "head_size": "head_width", "n_inner": "inner_width"}.items():
+        for key, size in RESOLVED.items():
             if model.n_embd % model.n_head == 0 or key != "head_size":
                 default = model.changed(**{key: None})
                 model = default if getattr(default, size) == getattr(model, size) else model

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scalegpt.config.shape import ModelConfig
+from scalegpt.config.shape import RESOLVED, ModelConfig
 from scalegpt.errors import InputError, nearest
 from scalegpt.interop.families.rope import write_rope
 from scalegpt.interop.families.table import FAMILIES, Family
@@ -63,9 +63,8 @@ def _unmet(model: ModelConfig, family: Family) -> list[str]:
 def _written(model: ModelConfig, family: Family) -> dict[str, Any]:
     # Without these keys transformers takes the ids of the family's first model, which may exceed the vocabulary.
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    resolved = {"n_inner": model.inner_width, "n_kv_head": model.kv_heads, "head_size": model.head_width}
     config: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.name, **tokens}
-    config |= {theirs: resolved.get(ours, getattr(model, ours)) for ours, theirs in family.keys.items()}
+    config |= {theirs: getattr(model, RESOLVED.get(ours, ours)) for ours, theirs in family.keys.items()}
     config |= family.must
     config[family.activation_key] = next(key for key, ours in family.activations.items() if ours == model.activation)
     config |= dict.fromkeys(family.bias_keys, model.bias)
