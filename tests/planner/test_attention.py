@@ -137,16 +137,19 @@ def test_a_card_without_flash_is_planned_with_what_it_has() -> None:
 
 def test_sums_in_the_backward_pass() -> None:
     """By hand, from the kernels' sources: B·a = 2·3 matrices of T = 130 rows."""
-    flash = dict(attention_backward("flash", Heads(2, 3, 130, 40, 2)))
+    flash = dict(attention_backward("flash", Heads(2, 3, 130, 40, 2, 3)))
     assert flash == {"flash backward: softmax_d": 4 * 6 * 256, "flash backward: dq_accum": 4 * 6 * 256 * 64}
-    efficient = dict(attention_backward("mem_efficient", Heads(2, 3, 130, 40, 2)))
+    grouped = dict(attention_backward("flash", Heads(2, 3, 130, 40, 2, 1)))
+    each = 2 * 2 * 3 * 130 * 40
+    assert grouped == flash | {f"flash backward: {name} of each query": each for name in ("dk", "dv")}
+    efficient = dict(attention_backward("mem_efficient", Heads(2, 3, 130, 40, 2, 3)))
     assert efficient["mem_efficient backward: fp32 sums"] == 4 * 6 * 3 * (
         64 * 64 + 4
     )  # three tiles of 64 × 64, each a lock
-    wide = dict(attention_backward("mem_efficient", Heads(2, 3, 130, 264, 2)))
+    wide = dict(attention_backward("mem_efficient", Heads(2, 3, 130, 264, 2, 3)))
     tiles = 2 * 5 * (128 * 64 + 4)
     assert wide["mem_efficient backward: fp32 sums"] == 4 * 6 * (tiles + 2 * 3 * 64 * 384)
-    assert attention_backward("math", Heads(2, 3, 130, 40, 2)) == ()
+    assert attention_backward("math", Heads(2, 3, 130, 40, 2, 3)) == ()
 
 
 def test_few_tokens_are_added_up_without_space() -> None:
