@@ -17,11 +17,11 @@ from scalegpt.architecture.counting import (
 from scalegpt.architecture.parameters import SYMBOLS
 from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
-from scalegpt.cli.plan.wording import heads
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
 from scalegpt.errors import InputError
+from scalegpt.plan_page.wording import heads
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.source import source_of
 from scalegpt.units import BYTES, format_bytes
