@@ -18,7 +18,7 @@ from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
 from scalegpt.training.loggers import StepLine
 from scalegpt.training.memory import comparison, keep_for_later, measure
-from scalegpt.training.metrics import Throughput, mfu, peak_bytes
+from scalegpt.training.metrics import Gauges, Throughput, mfu, peak_bytes
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
 from scalegpt.training.resilience.rollback import (
@@ -42,6 +42,7 @@ class Trainer(Housekeeping):
         self.batches = TrainingBatches(job.data.train, job.batch_plan, job.world, self.train.seed, job.document_end)
         self.throughput = Throughput(job.batch_plan.tokens)
         self.flops = flops_per_token(job.run.model)
+        self.gauges = Gauges(job.world.device, self.train.log_every)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
 
     def fit(self) -> None:
@@ -166,8 +167,8 @@ class Trainer(Housekeeping):
     def _log(self, loss: float, lr: float, grad_norm: float, seconds: float, conclusion: Conclusion) -> None:
         job = self.job
         rate = job.batch_plan.tokens / seconds
-        for sink in self.sinks:
-            sink.log({
+        if self.sinks:
+            values = {
                 "step": self.step,
                 "tokens": self.tokens,
                 "loss": loss,
@@ -178,7 +179,10 @@ class Trainer(Housekeeping):
                 "mfu": mfu(rate, self.flops, self.peak, job.world.size),
                 "peak_bytes": peak_bytes(job.world.device),
                 **conclusion.as_metrics(),
-            })  # fmt: skip
+                **self.gauges.read(self.step),
+            }
+            for sink in self.sinks:
+                sink.log(values)
         speed, left = self.throughput.tokens_per_second, self._seconds_left()
         share = mfu(speed, self.flops, self.peak, job.world.size)
         job.logger.step(StepLine(self.step, loss, lr, grad_norm, speed, share, left, self.guards.skipped))
