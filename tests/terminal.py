@@ -48,7 +48,9 @@ def run_on_terminal(
         os.chdir(cwd)
         kept = {key: value for key, value in os.environ.items() if key not in {"COLUMNS", "NO_COLOR", "FORCE_COLOR"}}
         os.execve(
-            sys.executable, [sys.executable, *command], {**kept, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environment}
+            sys.executable,
+            [sys.executable, *command],
+            {**kept, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environment},
         )
     screen, raw = pyte.Screen(columns, rows), b""
     stream = pyte.ByteStream(screen)

@@ -74,7 +74,7 @@ import os, sys, time
 from scalegpt.training.output.logger import Logger, StepLine
 logger = Logger(speaks=True, total=10_000, every=100, plain="plain" in sys.argv)
 logger.start(1200, planned_bytes=40 * 2**30)
-logger.step(StepLine(1234, 3.14159, 6e-4, 1.25, 12345.0, 0.423, 3900.9, 0, 3.2, 31 * 2**30, 200.9))
+logger.step(StepLine(1234, 3.14159, 6e-4, 1.25, 12345.0, 0.423, 3930, 0, 3.2, 31 * 2**30, 12630))
 time.sleep(0.35)  # it is drawn four times a second
 logger.say("warning: a message " + "long " * 30)
 print("a library prints")
@@ -92,7 +92,7 @@ if "rank" in sys.argv:
 
 WHOLE = (
     "step 1234/10000  ━━━─────────────────────  loss 3.1416  held-out 3.2000  12.3k tok/s  MFU 42.3%  31.0/40.0 GiB  "
-    "save in 3 min 20 s  1 h 05 min left"
+    "save in 3 h 30 min  1 h 05 min left"
 )
 
 
