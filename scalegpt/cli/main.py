@@ -30,6 +30,9 @@ COMMANDS = {
 }
 """Command → its summary. A command is a module of this package with ``main(argv) -> int``, imported when it runs."""
 
+ELSEWHERE = {"import": "exchange.import_", "export": "exchange.export"}
+"""Command → its module, where that is not the module of the command's name."""
+
 LONGEST_LINE, LONGEST_UNEXPECTED = 900, 500
 """The most characters printed of an error line, and of the message of an unexpected exception."""
 
@@ -127,7 +130,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise InputError(f"unknown command {shown(words[0])}{nearest(words[0], COMMANDS)}")
-    module = "import_" if words[0] == "import" else words[0]  # import is a word of Python's
+    module = ELSEWHERE.get(words[0], words[0])
     status: int = importlib.import_module(f"scalegpt.cli.{module}").main(words[1:])
     return status
 
