@@ -19,7 +19,7 @@ from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
 from scalegpt.training.memory import comparison, keep_for_later, measure, planned_peak
 from scalegpt.training.metrics import Throughput, mfu, peak_bytes
-from scalegpt.training.output.logger import StepLine
+from scalegpt.training.output.step_line import StepLine
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
 from scalegpt.training.resilience.rollback import (

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from scalegpt.training.output.logger import Logger, StepLine
+from scalegpt.training.output.logger import Logger
+from scalegpt.training.output.step_line import StepLine
 from scalegpt.units import human_count, human_time
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,8 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 DRIVER = """
 import os, sys, time
-from scalegpt.training.output.logger import Logger, StepLine
+from scalegpt.training.output.logger import Logger
+from scalegpt.training.output.step_line import StepLine
 logger = Logger(speaks=True, total=10_000, every=100, plain="plain" in sys.argv)
 logger.start(1200, planned_bytes=40 * 2**30)
 logger.step(StepLine(1234, 3.14159, 6e-4, 1.25, 12345.0, 0.423, 3930, 0, 3.2, 31 * 2**30, 12630))

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from scalegpt.training.output.logger import StepLine
+from scalegpt.training.output.step_line import StepLine
 from scalegpt.units import GIB, human_count, human_time
 
 NARROWEST_BAR, WIDEST_BAR = 8, 24
