@@ -4,7 +4,9 @@ The checkpoint comes first, since the evaluation and the sample may fail. The ev
 """
 
 import math
+import os
 from dataclasses import replace
+from threading import Thread
 
 import torch
 
@@ -29,6 +31,9 @@ from scalegpt.training.runs.metrics_file import History, MetricsFile, PendingWor
 from scalegpt.training.schedules import is_due
 from scalegpt.training.trackers.feed import Feed
 from scalegpt.training.trackers.table import open_trackers
+
+SECONDS_TO_CLEAR = 1.0
+"""How long a process that ends at once may take to remove its live line from the terminal."""
 
 
 class Housekeeping:
@@ -63,6 +68,7 @@ class Housekeeping:
             Heartbeats(job.directory.path, job.world),
             first=self.train.first_step_timeout,
             later=self.train.step_timeout,
+            leave=self._leave,
         )
 
     def load_progress(self, progress: Progress, stretch: Stretch, history: History) -> None:
@@ -80,6 +86,13 @@ class Housekeeping:
         settings, plan = as_file(job.run), job.directory.read_plan() or {}
         feeds = open_trackers(self.train.trackers, job.directory, settings, plan, job.logger.say)
         return [MetricsFile(job.directory.metrics), *feeds]
+
+    def _leave(self, status: int) -> None:
+        """End this process at once, for the watchdog, and leave no live line on the terminal."""
+        clearing = Thread(target=self.job.logger.stop, daemon=True)  # a stopped terminal blocks who writes to it
+        clearing.start()
+        clearing.join(SECONDS_TO_CLEAR)
+        os._exit(status)
 
     # --- where the run is --------------------------------------------------------------------------------------------
 
