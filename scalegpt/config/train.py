@@ -151,7 +151,7 @@ class TrainConfig(Section):
     sample_every: int = setting(0, "steps between samples; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     sample_tokens: int = setting(128, "tokens per sample; 0: no samples", minimum=0, maximum=1_000_000)
     sample_prompt: str | None = setting(
-        None, "what the samples continue; none: the end-of-text token, or held-out text"
+        None, "what the samples continue; none: the begin or end of text, or held-out text"
     )
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0, maximum=MOST_STEPS)
     checkpoint_minutes: float | None = setting(
