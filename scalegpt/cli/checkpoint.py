@@ -168,6 +168,6 @@ def _words(values: dict[str, Any]) -> str:
 
 def _convert(words: list[str]) -> int:
     """What ``scalegpt export --to safetensors`` does, under its earlier name."""
-    from scalegpt.cli.export import main as export
+    from scalegpt.cli.exchange.export import main as export
 
     return export([*words, "--to", "safetensors"])

@@ -4,7 +4,9 @@ The checkpoint comes first, since the evaluation and the sample may fail. The ev
 """
 
 import math
+import os
 from dataclasses import replace
+from threading import Thread
 
 import torch
 
@@ -27,6 +29,11 @@ from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.files import finite
 from scalegpt.training.runs.metrics_file import History, MetricsFile, PendingWork, pending_work
 from scalegpt.training.schedules import is_due
+from scalegpt.training.trackers.feed import Feed
+from scalegpt.training.trackers.table import open_trackers
+
+SECONDS_TO_CLEAR = 1.0
+"""How long a process that ends at once may take to remove its live line from the terminal."""
 
 
 class Housekeeping:
@@ -50,6 +57,8 @@ class Housekeeping:
             job.data.val, job.batch_plan, job.world, self.train.eval_tokens, job.document_end
         )
         self.sinks = self._open_sinks()
+        for feed in (sink for sink in self.sinks if isinstance(sink, Feed)):
+            job.logger.say(f"log_to   {feed.name}: {feed.place}")
         self.clock = Stopwatch()
         self.saving = Saving(job, self.clock)
         self.run_id = job.directory.read_id() or ""
@@ -59,6 +68,7 @@ class Housekeeping:
             Heartbeats(job.directory.path, job.world),
             first=self.train.first_step_timeout,
             later=self.train.step_timeout,
+            leave=self._leave,
         )
 
     def load_progress(self, progress: Progress, stretch: Stretch, history: History) -> None:
@@ -70,7 +80,19 @@ class Housekeeping:
         self.guards = Guards(self.train, history.recent, progress.skipped_steps)
 
     def _open_sinks(self) -> list[MetricSink]:
-        return [MetricsFile(self.job.directory.metrics)] if self.job.world.is_first else []
+        job = self.job
+        if not job.world.is_first:
+            return []
+        settings, plan = as_file(job.run), job.directory.read_plan() or {}
+        feeds = open_trackers(self.train.trackers, job.directory, settings, plan, job.logger.say)
+        return [MetricsFile(job.directory.metrics), *feeds]
+
+    def _leave(self, status: int) -> None:
+        """End this process at once, for the watchdog, and leave no live line on the terminal."""
+        clearing = Thread(target=self.job.logger.stop, daemon=True)  # a stopped terminal blocks who writes to it
+        clearing.start()
+        clearing.join(SECONDS_TO_CLEAR)
+        os._exit(status)
 
     # --- where the run is --------------------------------------------------------------------------------------------
 
@@ -229,5 +251,7 @@ class Housekeeping:
             return
         if job.world.is_first:
             job.directory.add_sample(self.step, text)
+        for sink in self.sinks:
+            sink.log_sample(self.step, text)
         if show:
             job.logger.say(f"\nsample after {self.step} steps:\n{text}\n")

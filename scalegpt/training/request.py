@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from scalegpt.config.run import DATA, PLANNED_BY_DEFAULT, SECTIONS, RunConfig
 from scalegpt.errors import InputError
 from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
-from scalegpt.system.ranks import read_ranks
+from scalegpt.system.ranks import ranks_or_alone, read_ranks
 from scalegpt.text import shown
 from scalegpt.training.initial import with_initial
+
+PROGRESS = ("auto", "plain")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Request:
         allow_change: names of settings that a resumed run may change, and ``data`` for its tokens.
         trust_checkpoint: whether to resume even from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside; None: resume from the newest.
+        progress: ``auto``: a live line where the output is a terminal; ``plain``: lines alone.
         notes: lines to print.
     """
 
@@ -44,6 +48,7 @@ class Request:
     allow_change: frozenset[str] = frozenset()
     trust_checkpoint: bool = False
     resume_step: int | None = None
+    progress: str = "auto"
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -60,6 +65,7 @@ class Request:
         allow_change: str | Iterable[str] = (),
         trust_checkpoint: bool = False,
         resume_step: int | None = None,
+        progress: str = "auto",
         given_in: str = "command line",
     ) -> "Request":
         """Make a request from a user's input, and check it. Arguments not described here are attributes of the same name.
@@ -73,6 +79,8 @@ class Request:
         """
         if resume_step is not None and fresh:
             raise InputError("--resume_step resumes a run and --fresh begins one; give one of them")
+        if progress not in PROGRESS:
+            raise InputError(f"progress: {shown(progress)} is not one of {', '.join(PROGRESS)}")
         settings = dict(settings)
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
@@ -89,6 +97,7 @@ class Request:
         _check_paths(run)
         if "backend" not in run.auto:
             check_installed(run.parallel.backend)
+        _check_trackers(run)
         margins = {} if margin is None else {"margin": margin}
         return cls(
             run=run,
@@ -100,6 +109,7 @@ class Request:
             allow_change=_known(allow_change),
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,
+            progress=progress,
             notes=notes,
         )
 
@@ -125,6 +135,18 @@ def _check_paths(run: RunConfig) -> None:
     for path in (run.data.input_file, run.parallel.ds_config, run.train.init_from):
         if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
             raise InputError(f"{shown(path)} is not UTF-8, and a run's files could not name it; rename it")
+
+
+def _check_trackers(run: RunConfig) -> None:
+    """Refuse trackers whose packages are missing. Only the first rank logs, so only it needs them.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    for name in run.train.trackers if ranks_or_alone().rank == 0 else ():
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a mere folder of that name has no origin
+            raise InputError(f"log_to {name}: the package is not installed here; run pip install 'scalegpt[{name}]'")
 
 
 def _known(keys: str | Iterable[str]) -> frozenset[str]:

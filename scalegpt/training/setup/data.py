@@ -14,7 +14,7 @@ from scalegpt.data.prepare import prepare_again, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.training.loggers import Logger
+from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
@@ -136,7 +136,7 @@ def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tu
     asked, made = run.data.tokenizer, tokens.tokenizer
     kind = made.kind
     if is_file(asked) and isinstance(made, HFTokenizer):
-        is_same = load_tokenizer(asked, run.data.end_of_text).digest == made.digest
+        is_same = load_tokenizer(asked, run.data.end_of_text).text_digest == made.text_digest
     else:
         is_same = asked == kind
     if "tokenizer" in given and not is_same:
