@@ -21,7 +21,6 @@ from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
 from scalegpt.errors import InputError
-from scalegpt.plan_page.wording import heads
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.source import source_of
 from scalegpt.units import BYTES, format_bytes
