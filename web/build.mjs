@@ -1,7 +1,7 @@
 // node build.mjs PYODIDE PACKAGES SITE: writes the planner as a page to the folder SITE.
 //
 // PYODIDE: the folder of the npm package. PACKAGES: a folder with the Python packages of the page. Python starts here once,
-// imports the planner and makes one plan; its memory is kept (memory.gz), so that Python in the page needs not do the same.
+// imports the planner and makes one plan; its memory is kept (memory.bin), so that Python in the page needs not do the same.
 import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
@@ -60,5 +60,5 @@ for (const name of ["pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "pytho
 for (const name of ["main.mjs", "worker.mjs", "icon.svg"]) cpSync(path.join(here, name), path.join(site, name));
 write("index.html", page);
 write("site.css", style + readFileSync(path.join(here, "site.css"), "utf8"));
-write("files.tar.gz", gzipSync(files, { level: 9 }));
-write("memory.gz", gzipSync(second.makeMemorySnapshot(), { level: 9 }));
+write("packages.bin", gzipSync(files, { level: 9 }));
+write("memory.bin", gzipSync(second.makeMemorySnapshot(), { level: 9 }));

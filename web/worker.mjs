@@ -19,7 +19,7 @@ const unzipped = async (name) => {
 
 async function start() {
   // The memory of a Python that has imported the planner, made by build.mjs: nothing is imported or compiled here.
-  const [memory, files] = await Promise.all([unzipped("memory.gz"), unzipped("files.tar.gz")]);
+  const [memory, files] = await Promise.all([unzipped("memory.bin"), unzipped("packages.bin")]);
   const python = await loadPyodide({ packages: [], _loadSnapshot: memory });
   python.unpackArchive(files, "tar", { extractDir: "/app" });
   return python.globals.get("parts");

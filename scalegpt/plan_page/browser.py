@@ -26,7 +26,7 @@ from scalegpt.planner.tables import over_counts
 from scalegpt.planner.target import Target
 from scalegpt.structured import CONFIG_LIMIT, parse_json
 from scalegpt.text import shown
-from scalegpt.units import gib
+from scalegpt.units import GB, gib
 
 PARTS = ("summary", "command", "memory", "time", "scaling", "region", "curves", "alternatives", "details")
 """The parts of the answer, in the order of the page; each is the id of an element that holds it."""
@@ -184,7 +184,7 @@ def _used(given: Answer) -> dict[str, str]:
     used = {key: value for section in SECTIONS for key, value in asdict(getattr(plan.run, section)).items()}
     used |= {"zero_stage": plan.run.parallel.stage, "tokens_per_step": plan.batch.tokens}
     used |= {"gpus": machine.gpus, "nodes": machine.nodes, "margin": given.question.margin}
-    used["host_memory_gb"] = None if machine.host_bytes is None else round(machine.host_bytes / 1e9)
+    used["host_memory_gb"] = None if machine.host_bytes is None else round(machine.host_bytes / GB)
     return {
         key: str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
         for key, value in used.items()

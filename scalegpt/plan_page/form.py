@@ -66,7 +66,8 @@ def index() -> str:
         '<link rel="icon" href="icon.svg" type="image/svg+xml"><link rel="stylesheet" href="site.css">'
         '<script type="module" src="main.mjs"></script></head><body>'
         "<header><h1>ScaleGPT planner</h1><p>The fastest way to train a language model on your GPUs that fits their memory. "
-        "It is computed in this page: nothing is sent anywhere.</p></header>"
+        "It is computed in this page: nothing is sent anywhere.</p>"
+        "<noscript><p>This page plans with JavaScript and WebAssembly, which are turned off.</p></noscript></header>"
         f'<div class="columns">{_form()}<main><div class="toolbar"><p id="status" role="status">Starting the planner …</p>'
         '<span><button type="button" id="copy-link">Copy link</button> '
         '<button type="button" id="save" disabled>Save as JSON</button></span></div>'

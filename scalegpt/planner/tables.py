@@ -101,19 +101,20 @@ def over_cards(asked: Asked) -> list[Row]:
 
 
 MOST_IN_A_MACHINE, MOST_MACHINES = 8, 8
-"""The numbers of cards and of machines up to which :func:`over_counts` goes, unless more are asked for."""
+"""The numbers of cards in a machine and of machines up to which :func:`over_counts` goes, unless more are asked for."""
 
 
 def over_counts(asked: Asked) -> Iterator[Row]:
     """A row for each of several numbers of cards, the fewest first; a row is named by its number of cards.
 
-    The numbers are powers of two, and the number that is asked for: first in one machine, then full machines. If the run does
-    not say its tokens per step, they grow with the number of cards.
+    The numbers are powers of two up to twice the number that is asked for, in one machine and then in full machines. If the
+    run does not say its tokens per step, they grow with the number of cards.
     """
     machine = asked.machine
     width = machine.gpus if machine.nodes > 1 else max(machine.gpus, MOST_IN_A_MACHINE)
     sizes = {(gpus, 1) for gpus in _doublings(width)}
-    sizes |= {(width, nodes) for nodes in _doublings(max(2 * machine.nodes, MOST_MACHINES))}
+    most = max(2 * machine.ranks, MOST_IN_A_MACHINE * MOST_MACHINES)
+    sizes |= {(width, nodes) for nodes in _doublings(max(1, most // width))}
     sizes.add((machine.gpus, machine.nodes))
     for gpus, nodes in sorted(sizes, key=lambda size: (size[0] * size[1], size[1])):
         other = machine.with_cards(gpus=gpus, nodes=nodes)
