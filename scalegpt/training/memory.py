@@ -212,5 +212,11 @@ def _driver_bytes(device: torch.device) -> tuple[int, bool]:
 
 def _listed_bytes(device: torch.device) -> dict[int, int] | None:
     """Return process id → bytes that the process holds on the card, 0 if unknown. None where there is no NVML."""
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    return None if uuid is None else nvml.listed_bytes(f"GPU-{uuid}")
+    uuid = card_uuid(device)
+    return None if uuid is None else nvml.listed_bytes(uuid)
+
+
+def card_uuid(device: torch.device) -> str | None:
+    """The UUID of a CUDA device, as NVML writes it; None for a CPU, or where torch does not know it."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+    return None if uuid is None else f"GPU-{uuid}"

@@ -192,10 +192,16 @@ def _describe(
         *planned.notes,
         *resolved.notes,
         predicted_line(planned.plan),
+        *_files(start, fresh=request.fresh),
         *([f"fresh    a new run in {start.directory.path}; {hint} resumes it later"] if request.fresh else []),
         *start.notes,
     ):
         logger.say(line)
+
+
+def _files(start: Start, *, fresh: bool) -> tuple[str, ...]:
+    """The line on the folder of a new run; none for others, whose lines name it anyway."""
+    return () if fresh or start.choice.checkpoint is not None else (f"files    {start.directory.path}/",)
 
 
 def _load(backend: Backend, start: Start, run: RunConfig, initial: Opened | None, steps: int, logger: Logger) -> None:
