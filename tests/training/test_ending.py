@@ -58,7 +58,9 @@ def test_predictions_are_compared_and_energy_is_per_token() -> None:
 
 
 def test_energy_is_known_of_all_gpus_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    counters = {"GPU-0": [1000.0, 1500.0], "GPU-1": [7.0, 17.0], "GPU-old": [None, None]}
+    counters: dict[str, list[float | None]] = {
+        "GPU-0": [1000.0, 1500.0, 1500.0], "GPU-1": [7.0, 17.0], "GPU-old": [None, None],
+    }  # fmt: skip
     monkeypatch.setattr(module, "energy_joules", lambda uuid: counters[uuid].pop(0))
 
     def taken(*uuids: str | None) -> dict[str, float]:
