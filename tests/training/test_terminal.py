@@ -150,7 +150,7 @@ def test_a_stale_width_in_the_environment_is_not_believed() -> None:
 
 def test_lines_with_labels_are_broken_at_words() -> None:
     line = "machine  8 × H100, fsdp stage 3, bf16, recompute none"
-    assert hanging(line, 30) == "machine  8 × H100, fsdp stage\n         3, bf16, recompute none"
+    assert hanging(line, 30) == "machine  8 × H100, fsdp stage\n         3, bf16, recompute\n         none"
     assert hanging(line, 100) == line
     assert hanging("         " + "word " * 20, 40).count("\n         word") == 3
     for other in (
