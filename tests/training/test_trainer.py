@@ -223,7 +223,7 @@ def test_memory_that_lacks_in_the_loop_is_told_with_advice(trainer: Any) -> None
 def test_a_resume_reads_the_metrics_twice_and_an_end_once(
     trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once before the checkpoint is chosen, once up to it; again only where lines are to be dropped, and for the summary."""
+    """Before the checkpoint is chosen, and up to it; again only where lines are to be dropped. The summary reads them too."""
     first = trainer(checkpoint_every=2)
     first.fit()
     first.job.directory.unlock()
