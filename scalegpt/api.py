@@ -106,6 +106,7 @@ def train(
     allow_change: str | Iterable[str] = (),
     trust_checkpoint: bool = False,
     resume_step: int | None = None,
+    progress: str = "auto",
     **settings: Any,
 ) -> Path:
     """Train a model in this process, as ``scalegpt train`` does; the same call resumes an unfinished run.
@@ -126,6 +127,7 @@ def train(
         allow_change: settings that may differ when the run resumes, or ``data``.
         trust_checkpoint: resume from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside.
+        progress: ``auto``: a live line where the output is a terminal; ``plain``: lines alone.
         settings: any setting of a run, such as ``max_iters=1000``, over the preset's; ``scalegpt train --help`` lists them.
 
     Returns:
@@ -142,7 +144,7 @@ def train(
     request = Request.of(
         preset=preset, config_file=_text(config_file), name=model_name, runs_dir=Path(runs_dir), fresh=fresh, margin=margin,
         settings={**settings, **_given(input_file=_text(input_file))}, allow_change=allow_change,
-        trust_checkpoint=trust_checkpoint, resume_step=resume_step, given_in="train()",
+        trust_checkpoint=trust_checkpoint, resume_step=resume_step, progress=progress, given_in="train()",
     )  # fmt: skip
     ending = run_request(request, device, stop, LauncherWatch(stop))
     if ending.status or ending.folder is None:

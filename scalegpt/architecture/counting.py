@@ -137,7 +137,7 @@ def formula_steps(model: ModelConfig) -> list[FormulaStep]:
     def outside(part: str) -> tuple[str, str, int]:
         return part, formula(outer.get(part, [])), _numel(outer, part)
 
-    steps = [outside("token embedding"), outside("position embedding")]
+    steps = [outside(part) for part in ("token embedding", "position embedding") if part in outer]
     for part, some in layer.items():
         title = "two norms" if part == "norms" else part
         steps.append((f"  {title}", formula(some), sum(each.numel for each in some)))

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from scalegpt import __version__
@@ -14,6 +14,8 @@ from scalegpt.errors import InputError, RunError, nearest
 from scalegpt.system.ranks import ranks_or_alone
 from scalegpt.system.streams import open_missing
 from scalegpt.text import shortened, shown, visible
+
+Command = Callable[[list[str]], int]
 
 COMMANDS = {
     "plan": "choose the fastest way to train that fits, on any GPU",
@@ -27,6 +29,7 @@ COMMANDS = {
     "export": "write a trained model for transformers, llama.cpp and others",
     "eval": "score how well a trained model predicts a text",
     "sample": "continue a prompt with a trained model",
+    "completion": "print the script that completes commands in your shell",
 }
 """Command → its summary. A command is a module of this package with ``main(argv) -> int``, imported when it runs."""
 
@@ -37,8 +40,8 @@ LONGEST_LINE, LONGEST_UNEXPECTED = 900, 500
 """The most characters printed of an error line, and of the message of an unexpected exception."""
 
 PACKAGE_OF = {
-    "numpy": "numpy", "psutil": "psutil", "rich": "rich", "safetensors": "safetensors", "tiktoken": "tiktoken",
-    "torch": "torch", "yaml": "pyyaml",
+    "numpy": "numpy", "psutil": "psutil", "rich": "rich", "safetensors": "safetensors", "shtab": "shtab",
+    "tiktoken": "tiktoken", "torch": "torch", "yaml": "pyyaml",
 }  # fmt: skip
 """Module that a command needs → the package to install where the module is missing."""
 
@@ -130,9 +133,13 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise InputError(f"unknown command {shown(words[0])}{nearest(words[0], COMMANDS)}")
-    module = ELSEWHERE.get(words[0], words[0])
-    status: int = importlib.import_module(f"scalegpt.cli.{module}").main(words[1:])
-    return status
+    return command(words[0])(words[1:])
+
+
+def command(name: str) -> Command:
+    """The function of a command in :data:`COMMANDS`: from its arguments to its exit status. Imports the command."""
+    function: Command = importlib.import_module(f"scalegpt.cli.{ELSEWHERE.get(name, name)}").main
+    return function
 
 
 def _print_error(words: Sequence[str], message: str, status: int) -> None:

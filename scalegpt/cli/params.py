@@ -17,7 +17,6 @@ from scalegpt.architecture.counting import (
 from scalegpt.architecture.parameters import SYMBOLS
 from scalegpt.cli.output import aligned, note, show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, add_source, given_settings
-from scalegpt.cli.plan.wording import heads
 from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
@@ -196,7 +195,7 @@ def _title(name: str, model: ModelConfig) -> str:
     usual = ModelConfig()
     unusual = [f", {value}" for key in ("norm", "activation") if (value := getattr(model, key)) != getattr(usual, key)]
     return (
-        f"{name}: {model.n_layer} layers, width {model.n_embd}, {heads(model, f' of {model.head_width}')}, "
+        f"{name}: {model.n_layer} layers, width {model.n_embd}, {model.heads_in_words(f' of {model.head_width}')}, "
         f"block {model.block_size}, vocabulary {model.vocab_size}, {biases}, {head} head{''.join(unusual)}"
     )
 
@@ -204,10 +203,11 @@ def _title(name: str, model: ModelConfig) -> str:
 def _parts_table(model: ModelConfig, count: ParameterCount) -> str:
     layer, width = count.layer, model.n_embd
     inner = f"2 times {model.inner_width}" if model.is_gated else model.inner_width
+    positions = ("position embedding", f"{model.block_size} by {width}", count.position_embedding)
     head = "shared with the token embedding" if count.head_is_shared else f"{model.vocab_size} by {width}"
     parts = [
         ("token embedding", f"{model.vocab_size} by {width}", count.token_embedding),
-        ("position embedding", f"{model.block_size} by {width}", count.position_embedding),
+        *([positions] if count.position_embedding else []),
         ("one layer", "", layer.total),
         ("  attention", "queries, keys, values; projection", layer.attention),
         ("  feed-forward", f"{width} to {inner} and back", layer.feed_forward),
@@ -249,5 +249,6 @@ def _formula(model: ModelConfig) -> str:
     table = aligned([("part", "symbols", "numbers", "parameters"), *rows], right={3})
     words = {**SYMBOLS, "L": "layers"}
     sizes = ", ".join(f"{symbol} = {size} {words[symbol]}" for symbol, size in sizes_of(model).items())
-    total = " + ".join(f"{value:,}" for value in count.parts().values())
+    parts = {part: value for part, value in count.parts().items() if value or part != "position_embedding"}
+    total = " + ".join(f"{value:,}" for value in parts.values())
     return f"{closed_form(model)}\n{sizes}\n\n{table}\n\nP = {total}\n  = {count.total:,}"

@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from scalegpt.config import DataConfig, ModelConfig, ParallelConfig, TrainConfig
 from scalegpt.config.aliases import hint
+from scalegpt.config.run import AUTO, PLANNED, PLANNED_BY_DEFAULT
 from scalegpt.config.settings import Section, field_types, limits
 from scalegpt.errors import InputError, nearest
 from scalegpt.storage import user_path
@@ -20,6 +22,32 @@ DEFAULTS = "[value] after a flag: the default, unless the preset or a configurat
 
 RUN_SECTIONS = {"data": DataConfig, "parallel layout": ParallelConfig, "training": TrainConfig, "model": ModelConfig}
 """Title in ``--help`` → a section of a run's settings, in the order of ``--help``."""
+
+
+_collecting: ContextVar[bool] = ContextVar("collecting", default=False)
+
+
+class ShapeFound(Exception):  # noqa: N818 - no error
+    """Raised inside :func:`shape_of` in place of parsing. ``shape`` is what that function returns."""
+
+    def __init__(self, shape: "Parser | dict[str, Parser]") -> None:
+        super().__init__()
+        self.shape = shape
+
+
+def shape_of(command: Callable[[list[str]], int]) -> "Parser | dict[str, Parser]":
+    """The parser of a command, or of each of its actions by the action's name, taken from the command itself.
+
+    The command runs up to where it would parse its arguments.
+    """
+    before = _collecting.set(True)
+    try:
+        command([])
+    except ShapeFound as found:
+        return found.shape
+    finally:
+        _collecting.reset(before)
+    raise TypeError(f"{command.__module__} parses no arguments")
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +88,8 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: a flag is unknown (the message names the nearest known flag), or a value is missing.
         """
+        if _collecting.get():
+            raise ShapeFound(self)
         parsed, unknown = self.parse_known_args(with_underscores(args))
         if not unknown:
             return parsed
@@ -84,6 +114,9 @@ def run_action(words: Sequence[str], overview: str, actions: Mapping[str, Callab
     Raises:
         InputError: the action is unknown, or the action raises it.
     """
+    if _collecting.get():
+        shapes = {name: shape_of(action) for name, action in actions.items()}
+        raise ShapeFound({name: shape for name, shape in shapes.items() if isinstance(shape, Parser)})
     if not words or words[0] in {"-h", "--help"}:
         print(overview, end="")
         return 0 if words else 2
@@ -142,20 +175,28 @@ def add_settings(
     for name, field in section.settings().items():
         if names is not None and name not in names:
             continue
-        default = "none" if field.default is None else str(field.default).lower()
+        default = (
+            AUTO if name in PLANNED_BY_DEFAULT else "none" if field.default is None else str(field.default).lower()
+        )
         words = field.metadata["help"].replace("%", "%%")
         bounds = f" ({limits(field)})" if limits(field) else ""
         is_switch = bool in field_types(field)
-        choices = "|".join((*(("true", "false") if is_switch else ()), *field.metadata["choices"]))
+        words_of = [*(("true", "false") if is_switch else ()), *field.metadata["choices"]]
+        choices = "|".join([*words_of, *([AUTO] if words_of and name in PLANNED and AUTO not in words_of else ())])
         takes_bare = is_switch or name == "compile"
         group.add_argument(
             f"--{name}",
             default=argparse.SUPPRESS,
             help=f"{words}{bounds} [{default}]",
-            metavar=choices or ("N" if int in field_types(field) else "X"),
+            metavar=choices or _metavar(field),
             nargs="?" if takes_bare else None,
             const="on" if takes_bare else None,
         )
+
+
+def _metavar(field: "dataclasses.Field[Any]") -> str:
+    """What stands for a setting's value in ``--help``."""
+    return "PATH" if field.metadata["is_path"] else "N" if int in field_types(field) else "X"
 
 
 def add_run_settings(parser: argparse.ArgumentParser) -> None:

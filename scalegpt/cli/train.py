@@ -12,7 +12,7 @@ from scalegpt.system.invocation import train_command
 from scalegpt.system.ranks import read_ranks
 from scalegpt.system.streams import outlast_standard_streams
 from scalegpt.text import brief
-from scalegpt.training.request import Request
+from scalegpt.training.request import PROGRESS, Request
 from scalegpt.training.resilience.stopping import LauncherWatch, StopRequest
 
 MOST_DIGITS = 18
@@ -47,6 +47,12 @@ def make_parser() -> Parser:
         "--margin", metavar="X", help="share of a GPU's memory that a chosen micro batch leaves free [0.03]"
     )
     run.add_argument(
+        "--progress",
+        default="auto",
+        choices=PROGRESS,
+        help="plain: no live line on a terminal [auto: a live line there]",
+    )
+    run.add_argument(
         "--allow_change",
         metavar="KEY[,KEY…]",
         help=f"settings that may differ when the run resumes; {DATA}: other tokens; tokenizer: tokens of another tokenizer",
@@ -75,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
         allow_change=(arguments.allow_change or "").split(","),
         trust_checkpoint=arguments.trust_checkpoint,
         resume_step=_resume_step(arguments.resume_step),
+        progress=arguments.progress,
     )
     ending = run_request(request, arguments.device, stop, launcher)
     if request.run.train.max_iters == 0 and read_ranks().rank == 0:

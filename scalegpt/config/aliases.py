@@ -11,7 +11,16 @@ from pathlib import Path
 from scalegpt.errors import nearest
 from scalegpt.structured import parse_yaml
 
-_ONLY_TRAIN = {"runs_dir", "model_name", "fresh", "device", "trust_checkpoint", "allow_change", "resume_step"}
+_ONLY_TRAIN = {
+    "runs_dir",
+    "model_name",
+    "fresh",
+    "device",
+    "progress",
+    "trust_checkpoint",
+    "allow_change",
+    "resume_step",
+}
 _ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
 """Flags of ``train`` alone; flags of ``plan`` alone; flags of ``plan`` that the launcher has in training."""

@@ -125,6 +125,11 @@ class ModelConfig(Section):
         """The number of heads of keys and values."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
+    def heads_in_words(self, of: str = "") -> str:
+        """The number of attention heads, ``of`` what size, and the number of those of keys and values if there are fewer."""
+        fewer = f" ({self.kv_heads} of keys and values)" if self.kv_heads != self.n_head else ""
+        return f"{self.n_head} heads{of}{fewer}"
+
     @property
     def rotary_width(self) -> int:
         """How many numbers of each head are rotated."""

@@ -38,7 +38,7 @@ class TrainConfig(Section):
 
     micro_batch: int = setting(
         8,
-        "sequences per rank in one forward and backward pass; auto, the trainer's default: the fastest that fits",
+        "sequences per rank in one forward and backward pass; auto: the fastest that fits",
         minimum=1,
         maximum=1_000_000,
     )
@@ -122,7 +122,7 @@ class TrainConfig(Section):
     recompute: str = setting(
         "none",
         "activation checkpointing: none; selective keeps matmul and attention outputs; full keeps each block's input; "
-        "auto, the trainer's default: the fastest that fits",
+        "auto: the fastest that fits",
         choices=RECOMPUTE,
     )
     loss: str = setting(

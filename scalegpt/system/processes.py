@@ -5,6 +5,7 @@ they compute from the time of the boot, so the value changes when the wall clock
 clock ticks since the boot, and this value does not change.
 """
 
+import gc
 import os
 from functools import cache
 from pathlib import Path
@@ -67,3 +68,13 @@ def own_birth() -> str:
     birth = birth_of(os.getpid())
     assert birth is not None
     return birth
+
+
+def freeze_gc() -> None:
+    """Exempt all objects that exist after the first step from garbage collection, since they live as long as the run.
+
+    A full collection visits every object, which takes tenths of a second in the middle of a step. The ranks do not collect at
+    the same time, so each collection delays all of them.
+    """
+    gc.collect()
+    gc.freeze()

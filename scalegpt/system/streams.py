@@ -104,5 +104,7 @@ def outlast_standard_streams() -> None:
 def lost_output() -> str | None:
     """A text that names the standard streams to which a write failed, each with the reason; None if no write failed."""
     streams = {"standard output": sys.stdout, "standard error": sys.stderr}
-    lost = [f"{name}: {each.lost}" for name, each in streams.items() if isinstance(each, LastingStream) and each.lost]
+    # While rich shows a live line, it stands before the streams.
+    behind = {name: getattr(each, "rich_proxied_file", each) for name, each in streams.items()}
+    lost = [f"{name}: {each.lost}" for name, each in behind.items() if isinstance(each, LastingStream) and each.lost]
     return "; ".join(lost) or None

@@ -50,6 +50,22 @@ class Saving:
         minutes = self.train.checkpoint_minutes
         return self.job.world.is_first and minutes is not None and self.clock.total - self._last >= 60 * minutes
 
+    def seconds_to_next(self, step: int, last: int, step_seconds: float) -> float | None:
+        """Seconds until the next checkpoint is due by its step or by the clock; None: only at the run's end.
+
+        Args:
+            step: number of steps taken.
+            last: number of steps of the run.
+            step_seconds: seconds of a step.
+        """
+        every, minutes = self.train.checkpoint_every, self.train.checkpoint_minutes
+        due = []
+        if every and step - step % every + every < last:
+            due.append((every - step % every) * step_seconds)
+        if minutes is not None:
+            due.append(60 * minutes - (self.clock.total - self._last))
+        return min(due, default=None)
+
     def update(self, *, failed: bool, due: bool) -> None:
         """Take over the flags that the ranks have exchanged in a step.
 

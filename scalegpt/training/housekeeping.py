@@ -4,7 +4,9 @@ The checkpoint comes first, since the evaluation and the sample may fail. The ev
 """
 
 import math
+import os
 from dataclasses import replace
+from threading import Thread
 
 import torch
 
@@ -27,6 +29,9 @@ from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.files import finite
 from scalegpt.training.runs.metrics_file import History, MetricsFile, PendingWork, pending_work
 from scalegpt.training.schedules import is_due
+
+SECONDS_TO_CLEAR = 1.0
+"""How long a process that ends at once may take to remove its live line from the terminal."""
 
 
 class Housekeeping:
@@ -59,6 +64,7 @@ class Housekeeping:
             Heartbeats(job.directory.path, job.world),
             first=self.train.first_step_timeout,
             later=self.train.step_timeout,
+            leave=self._leave,
         )
 
     def load_progress(self, progress: Progress, stretch: Stretch, history: History) -> None:
@@ -71,6 +77,13 @@ class Housekeeping:
 
     def _open_sinks(self) -> list[MetricSink]:
         return [MetricsFile(self.job.directory.metrics)] if self.job.world.is_first else []
+
+    def _leave(self, status: int) -> None:
+        """End this process at once, for the watchdog, and leave no live line on the terminal."""
+        clearing = Thread(target=self.job.logger.stop, daemon=True)  # a stopped terminal blocks who writes to it
+        clearing.start()
+        clearing.join(SECONDS_TO_CLEAR)
+        os._exit(status)
 
     # --- where the run is --------------------------------------------------------------------------------------------
 

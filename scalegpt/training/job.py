@@ -15,7 +15,7 @@ from scalegpt.model.generation import SamplingSettings, generate
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import Plan
 from scalegpt.training.batches import HeldOutBatches
-from scalegpt.training.loggers import Logger
+from scalegpt.training.output.logger import Logger
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.metrics_file import History
@@ -55,6 +55,7 @@ class Job:
     resumed: bool
     stop: StopRequest = field(default_factory=StopRequest)
     resume_hint: str = "the same command"
+    compiled: bool = False
 
     @property
     def document_end(self) -> int | None:

@@ -138,6 +138,11 @@ def _status_bytes(key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
+def planned_peak(plan: Plan) -> int:
+    """The predicted bytes that :func:`scalegpt.training.metrics.peak_bytes` measures: of the allocator, or of a process."""
+    return plan.peak_bytes if plan.machine.is_gpu else plan.total_bytes
+
+
 def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
     """The predicted and the measured memory as entries of ``run_status.json``.
 

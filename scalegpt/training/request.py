@@ -17,6 +17,8 @@ from scalegpt.system.ranks import read_ranks
 from scalegpt.text import shown
 from scalegpt.training.initial import with_initial
 
+PROGRESS = ("auto", "plain")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -32,6 +34,7 @@ class Request:
         allow_change: names of settings that a resumed run may change, and ``data`` for its tokens.
         trust_checkpoint: whether to resume even from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside; None: resume from the newest.
+        progress: ``auto``: a live line where the output is a terminal; ``plain``: lines alone.
         notes: lines to print.
     """
 
@@ -44,6 +47,7 @@ class Request:
     allow_change: frozenset[str] = frozenset()
     trust_checkpoint: bool = False
     resume_step: int | None = None
+    progress: str = "auto"
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -60,6 +64,7 @@ class Request:
         allow_change: str | Iterable[str] = (),
         trust_checkpoint: bool = False,
         resume_step: int | None = None,
+        progress: str = "auto",
         given_in: str = "command line",
     ) -> "Request":
         """Make a request from a user's input, and check it. Arguments not described here are attributes of the same name.
@@ -73,6 +78,8 @@ class Request:
         """
         if resume_step is not None and fresh:
             raise InputError("--resume_step resumes a run and --fresh begins one; give one of them")
+        if progress not in PROGRESS:
+            raise InputError(f"progress: {shown(progress)} is not one of {', '.join(PROGRESS)}")
         settings = dict(settings)
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
@@ -100,6 +107,7 @@ class Request:
             allow_change=_known(allow_change),
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,
+            progress=progress,
             notes=notes,
         )
 

@@ -51,9 +51,6 @@ def train(request: Request, device: str, stop: StopRequest) -> Ending:
     """
     with stop.alone():
         world = World.join(device, collective_timeout(request.run.train))
-    if world.is_first:
-        for line in public_ports(read_ranks()):
-            print(f"warning: {line}", flush=True)
     try:
         ending = _run(request, world, stop)
     except BaseException:
@@ -77,6 +74,9 @@ def _run(request: Request, world: World, stop: StopRequest) -> Ending:
         if world.is_first:
             print(visible(stopped), flush=True)
         return Ending(stopped.exit_status, None)
+    if world.is_first and not job.resumed:  # once for each run: also a restart by the launcher resumes
+        for line in public_ports(read_ranks()):
+            job.logger.say(f"warning: {line}")
     try:
         return _train(Trainer(job), job, world)
     finally:

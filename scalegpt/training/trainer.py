@@ -13,12 +13,13 @@ from scalegpt.errors import RunError
 from scalegpt.hardware.gpus import peak_flops
 from scalegpt.model.packing import counted_share
 from scalegpt.planner.time.work import flops_per_token
+from scalegpt.system.processes import freeze_gc
 from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
-from scalegpt.training.loggers import StepLine
-from scalegpt.training.memory import comparison, keep_for_later, measure
+from scalegpt.training.memory import comparison, keep_for_later, measure, planned_peak
 from scalegpt.training.metrics import Throughput, mfu, peak_bytes
+from scalegpt.training.output.step_line import StepLine
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
 from scalegpt.training.resilience.rollback import (
@@ -58,7 +59,9 @@ class Trainer(Housekeeping):
         self._status("running")
         self.watchdog.start(self.step)
         job.stop.before_leaving, job.stop.what_next = self._interrupted_again, self._what_next
-        job.logger.start(self.step)
+        job.logger.start(self.step, planned_bytes=planned_peak(job.plan), doing=self._doing)
+        if job.compiled:
+            job.logger.say("the first step compiles the model, which can take minutes")
         self.saving.prepare(job.total_steps - self.step)
         self.clock.lap()
         if job.resumed:
@@ -165,7 +168,7 @@ class Trainer(Housekeeping):
 
     def _log(self, loss: float, lr: float, grad_norm: float, seconds: float, conclusion: Conclusion) -> None:
         job = self.job
-        rate = job.batch_plan.tokens / seconds
+        rate, used = job.batch_plan.tokens / seconds, peak_bytes(job.world.device)
         for sink in self.sinks:
             sink.log({
                 "step": self.step,
@@ -176,12 +179,23 @@ class Trainer(Housekeeping):
                 "step_seconds": seconds,
                 "tokens_per_second": rate,
                 "mfu": mfu(rate, self.flops, self.peak, job.world.size),
-                "peak_bytes": peak_bytes(job.world.device),
+                "peak_bytes": used,
                 **conclusion.as_metrics(),
             })  # fmt: skip
         speed, left = self.throughput.tokens_per_second, self._seconds_left()
         share = mfu(speed, self.flops, self.peak, job.world.size)
-        job.logger.step(StepLine(self.step, loss, lr, grad_norm, speed, share, left, self.guards.skipped))
+        job.logger.step(
+            StepLine(
+                self.step, loss, lr, grad_norm, speed, share, left, self.guards.skipped, self.val_loss, used,
+                self.saving.seconds_to_next(self.step, self.job.total_steps, self.throughput.step_seconds),
+            )
+        )  # fmt: skip
+
+    def _doing(self) -> str:
+        """What the run does now, in a word or two: the first step, or work between steps; empty in later steps."""
+        if not self.watchdog.is_within_step:
+            return self.watchdog.place
+        return "first step" if self.step == self._step_before else ""
 
     # --- rollback ----------------------------------------------------------------------------------------------------
 
@@ -284,6 +298,7 @@ class Trainer(Housekeeping):
 
     def _interrupted_again(self) -> None:
         """On a second SIGINT, write the cause into the status and print it, before the process ends at once."""
+        self.job.logger.stop()
         cause = "SIGINT, twice: left at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
         self.watchdog.say_if_first(f"left at once in step {self.watchdog.step}; {self._resume_advice()}")
@@ -325,13 +340,3 @@ class Trainer(Housekeeping):
         if self.all_taken or self.reason is None:
             return "all steps taken"
         return f"max_minutes {self.train.max_minutes} reached" if self.reason is Reason.TIME else self.reason.words
-
-
-def freeze_gc() -> None:
-    """Exempt all objects that exist after the first step from garbage collection, since they live as long as the run.
-
-    A full collection visits every object, which takes tenths of a second in the middle of a step. The ranks do not collect at
-    the same time, so each collection delays all of them.
-    """
-    gc.collect()
-    gc.freeze()

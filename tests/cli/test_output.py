@@ -13,7 +13,7 @@ from manifests import rewrite
 from scalegpt.cli.main import main
 from scalegpt.cli.output import json_text
 from scalegpt.data.tokenizers import make_tokenizer
-from scalegpt.training.loggers import Logger
+from scalegpt.training.output.logger import Logger
 
 EVIL = "\x1b]0;owned\x07\x9b2J\u202e"
 """Sets a terminal's title, clears its screen, and turns the direction of its text."""

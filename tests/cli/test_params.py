@@ -127,6 +127,12 @@ def test_formula_adds_up_to_the_total(capsys: Printed) -> None:
     assert {"part": "final norm", "symbols": "H", "numbers": "192", "value": 192} in formula["steps"]
 
 
+def test_a_model_without_learned_positions_has_no_line_of_them(capsys: Printed) -> None:
+    out = params(capsys, "--preset", "150M_2048", "--show_formula")
+    assert "position" not in out
+    assert "P = 38,633,472 + 113,276,160 + 768 + 0\n  = 151,910,400" in out
+
+
 def test_a_gated_model_is_shown_as_it_is(capsys: Printed) -> None:
     words = ["--preset", "tiny", "--activation", "swiglu", "--norm", "rmsnorm", "--n_inner", "500"]
     out = params(capsys, *words, "--show_formula")

@@ -54,7 +54,10 @@ def saved() -> dict[str, Any]:
 
 
 def test_a_run_keeps_its_tokenizer(train: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
-    train()
+    said = train(n_kv_head=1, position="rope", packing="documents")
+    assert "2 heads (1 of keys and values), block 16" in said
+    assert "held-out tokens, tokenizer tok, read as utf-8; " in said
+    assert " epochs; attention stays inside documents\n" in said
     config = yaml.safe_load(Path("runs/run/config.yaml").read_text())
     assert (config["model"]["vocab_size"], config["data"]["tokenizer"]) == (640, "tok")
     made = load_tokenizer("tok")

@@ -9,7 +9,7 @@ The ranks run on CPUs with gloo. What that changes is said here, and nowhere in 
   and moments, and the buffers that DeepSpeed makes with ``device="cpu"`` (see ``mark_states`` in the worker). They are
   compared with ``host_bytes`` and are not part of the device's figures. Copies from one to the other do not happen.
 
-Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole matrix instead of nine configurations.
+Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole matrix instead of fifteen configurations.
 """
 
 import os
@@ -50,6 +50,8 @@ def case(stage: int, offload: str = "none", grad_accum: int = 1, precision: str 
 
 
 GATED: dict[str, Any] = {"norm": "rmsnorm", "activation": "swiglu", "n_inner": 384}
+GROUPED: dict[str, Any] = {**GATED, "position": "rope", "n_kv_head": 2, "qk_norm": True}
+PARALLEL: dict[str, Any] = {"parallel_block": True, "position": "rope", "rotary_share": 0.25, "bias": True}
 FEW = {
     "stage 1": case(1, grad_accum=2),
     "stage 2": case(2, grad_accum=2),
@@ -57,9 +59,15 @@ FEW = {
     "stage 1, offload": case(1, "optimizer"),
     "stage 2, offload": case(2, "optimizer", recompute="full", tie_head=False),
     "stage 3, offload": case(3, "optimizer", bias=True),
-    "stage 1, gated": case(1, **GATED, recompute="selective"),
+    "stage 1, gated": case(1, precision="fp32", **GATED, recompute="selective"),
     "stage 2, gated": case(2, **GATED, residual_dtype="fp32", bias="qkv"),
     "stage 3, gated": case(3, grad_accum=2, **GATED, bias=True),  # biases of 6·H numbers
+    "stage 1, grouped heads": case(1, **GROUPED),
+    "stage 2, grouped heads": case(2, precision="fp32", **GROUPED),
+    "stage 3, grouped heads": case(3, **GROUPED, tie_head=False),
+    "stage 1, parallel": case(1, precision="fp32", grad_accum=2, **PARALLEL, tie_head=False),
+    "stage 2, parallel": case(2, **PARALLEL),
+    "stage 3, parallel": case(3, **PARALLEL),
 }
 ALL = FEW | {
     f"stage {stage} {precision} {offload} x{grad_accum} {'tied' if tied else 'untied'} {recompute}": case(

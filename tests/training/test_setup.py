@@ -18,7 +18,7 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.plan import make_plan
 from scalegpt.training.job import Job
-from scalegpt.training.loggers import Logger
+from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.summary import plan_summary, total_steps

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from scalegpt.architecture.counting import count_parameters
-from scalegpt.config import ModelConfig, ParallelConfig, RunConfig
+from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.plan import Plan
@@ -21,14 +21,8 @@ def model(run: RunConfig) -> str:
     shape = run.model
     return (
         f"{run.name}: {count_parameters(shape).total:,} parameters, {shape.n_layer} layers, {shape.n_embd} wide, "
-        f"{heads(shape)}, block {shape.block_size}, vocabulary {shape.vocab_size:,}"
+        f"{shape.heads_in_words()}, block {shape.block_size}, vocabulary {shape.vocab_size:,}"
     )
-
-
-def heads(shape: ModelConfig, of: str = "") -> str:
-    """The number of attention heads, ``of`` what size, and the number of those of keys and values if there are fewer."""
-    fewer = f" ({shape.kv_heads} of keys and values)" if shape.kv_heads != shape.n_head else ""
-    return f"{shape.n_head} heads{of}{fewer}"
 
 
 def cards(machine: Machine) -> str:

@@ -46,6 +46,9 @@ LEAVE_SECONDS = 2.0
 STDERR = 2
 """File descriptor of standard error. It is written to directly: another thread may hold the lock of Python's buffer."""
 
+ERASE_LINE = "\n" if os.environ.get("TERM") == "dumb" else "\r\x1b[2K"
+"""Written to a terminal before a line: erases the live line, which is drawn again below; a dumb terminal cannot."""
+
 Leave = Callable[[int], object]
 
 
@@ -224,13 +227,13 @@ class StopRequest:
 
 
 def _report(reason: Reason, what_next: Callable[[], str]) -> None:
-    """Write one line on the request and what happens next to standard error, below ``^C`` and the live line of a terminal."""
+    """Write one line on the request and what happens next to standard error; on a terminal it replaces a live line."""
     line = what_next()
     if not line:
         return
     again = "; a second SIGINT ends the run now, without a checkpoint" if reason is Reason.INT else ""
     with contextlib.suppress(OSError):  # the terminal was closed
-        begin = "\n" if os.isatty(STDERR) else ""
+        begin = ERASE_LINE if os.isatty(STDERR) else ""
         os.write(STDERR, f"{begin}scalegpt train: {reason.words}: {line}{again}\n".encode())
 
 

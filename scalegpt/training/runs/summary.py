@@ -10,11 +10,13 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.config import RunConfig, TrainConfig
 from scalegpt.config.optimizers import OWN_SETTINGS
+from scalegpt.config.tokenizer import NAMES
 from scalegpt.data.shards import TokenSet
 from scalegpt.planner import length
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.plan import Plan
+from scalegpt.text import one_line
 from scalegpt.units import format_bytes, human_count, human_time
 
 
@@ -31,10 +33,10 @@ def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, 
     offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
     epochs = steps * batch.tokens / max(1, len(data.train))
     return "\n".join((
-        f"model    {parameters:,} parameters: {model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, "
+        f"model    {parameters:,} parameters: {model.n_layer} layers, {model.n_embd} wide, {model.heads_in_words()}, "
         f"block {model.block_size}, vocabulary {model.vocab_size:,}",
         f"data     {len(data.train):,} training and {len(data.val):,} held-out tokens, "
-        f"{data.tokenizer.kind} tokenizer{_read_as(data)}; {epochs:.2f} epochs",
+        f"{_tokenizer(run, data)}{_read_as(data)}; {epochs:.2f} epochs{_packed(train)}",
         f"step     {batch.tokens:,} tokens = {world.size} rank{'s' if world.size > 1 else ''} × micro batch "
         f"{batch.micro_batch} × accumulation {batch.grad_accum} × block {batch.block_size}; {steps:,} steps",
         f"machine  {world.size} × {device_name(world.device)}{_threads(world)}, {parallel.label()}{offload}, "
@@ -54,6 +56,17 @@ def predicted_speed(plan: Plan) -> str:
         f"speed    {human_count(plan.tokens_per_second)} tokens/s predicted: {plan.seconds:.3g} s a step, "
         f"{human_time(whole)} in all{guessed}"
     )
+
+
+def _tokenizer(run: RunConfig, data: TokenSet) -> str:
+    """The tokenizer in words: its kind, or the path of its file."""
+    kind = data.tokenizer.kind
+    return f"{kind} tokenizer" if kind in NAMES else f"tokenizer {one_line(run.data.tokenizer)}"
+
+
+def _packed(train: TrainConfig) -> str:
+    """Words on the packing of documents; empty where attention crosses them."""
+    return "; attention stays inside documents" if train.packs_documents else ""
 
 
 def _read_as(data: TokenSet) -> str:

@@ -14,7 +14,7 @@ from scalegpt.data.prepare import prepare_again, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.training.loggers import Logger
+from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.directory import RunDirectory

@@ -14,8 +14,8 @@ from scalegpt.planner.checks import check_installed, check_optimizer
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.training.job import Job, document_end
-from scalegpt.training.loggers import Logger
 from scalegpt.training.memory import predicted_line
+from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
@@ -47,7 +47,12 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     initial = open_initial(resolved.request, world)
     planned = _plan(resolved, resolved.run, world)
     train = planned.run.train
-    logger = Logger(speaks=world.is_first, total=total_steps(train, planned.batch), every=train.log_every)
+    logger = Logger(
+        speaks=world.is_first,
+        total=total_steps(train, planned.batch),
+        every=train.log_every,
+        plain=request.progress == "plain",
+    )
     data = prepare_data(resolved.request, world, logger, stop)
     if initial is not None:
         initial.check_tokenizer(planned.run, data.tokens.tokenizer)
@@ -113,6 +118,7 @@ def _make_job(
         resumed=start.choice.checkpoint is not None,
         stop=stop,
         resume_hint=hint,
+        compiled=resolved.compiled,
     )
 
 

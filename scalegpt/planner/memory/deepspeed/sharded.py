@@ -77,7 +77,7 @@ class ShardedStep(Step, ABC):
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
         """Pass complete gradients of norms, biases or positions to :meth:`arrive`; none is counted as temporary before."""
         for shape in shapes:
-            self.arrive(numel(shape), 0)
+            self.arrive(numel(shape), 0, int(len(shape) == 1))
 
     def settle_head(self) -> None:
         """Count the complete gradient of untied head or token embedding as temporary, and pass it to :meth:`arrive`."""
@@ -90,8 +90,11 @@ class ShardedStep(Step, ABC):
         self.arrive(elements, self.compute)
 
     @abstractmethod
-    def arrive(self, elements: int, width: int) -> None:
-        """Process a parameter's complete gradient, of which ``width`` bytes per element are counted as temporary so far."""
+    def arrive(self, elements: int, width: int, group: int = 0) -> None:
+        """Process a parameter's complete gradient, of which ``width`` bytes per element are counted as temporary so far.
+
+        ``group`` is 0 for a matrix, 1 for a vector: its place in ``groups``.
+        """
 
     def _step_in_groups(self) -> None:
         """Simulate the temporaries of the update, which goes through this rank's parts one after another."""

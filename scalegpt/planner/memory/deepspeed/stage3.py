@@ -144,7 +144,7 @@ class Stage3(ShardedStep):
         for shape in sorted(self.parameters.block, key=lambda shape: len(shape) == 1):
             self.arrive(numel(shape), self.compute if len(shape) > 1 else 0)
 
-    def arrive(self, elements: int, width: int) -> None:
+    def arrive(self, elements: int, width: int, group: int = 0) -> None:  # noqa: ARG002 - others use it
         """Put a gradient into the bucket, or keep it beside if too large; do nothing during a block's backward pass."""
         if self.in_block:
             return

@@ -24,7 +24,7 @@ rank's part of the fp32 gradient, and a buffer for the largest tensor. Pinned ho
 """
 
 from collections.abc import Iterable
-from itertools import chain
+from itertools import accumulate
 
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
@@ -126,7 +126,7 @@ class BF16Step(ShardedStep):
         for part in self.parts:
             self.t.take(GRADIENTS, self.accumulated * part * self.shards)
 
-    def arrive(self, elements: int, width: int) -> None:
+    def arrive(self, elements: int, width: int, group: int = 0) -> None:  # noqa: ARG002 - others use it
         """Add a gradient to the parameter's fp32 gradient at once, or keep it in bf16 until the backward pass ends."""
         if self.at_once:
             self.t.touch(TEMPORARIES, self.accumulated * elements)
@@ -153,6 +153,8 @@ class PartStep(ShardedStep):
         super().__init__(run, mesh, grad_accum, kernel, settings)
         self.compact = self.accumulated == 4 and self.compute != 4
         self.open = self.owned = 0  # bytes of the buckets and of this rank's gradients
+        self.ahead = [0, 0]  # elements of matrices and of vectors whose gradients the backward pass has yet to make
+        self.owners: set[int] = set()  # the ranks that own parts of the gradients in the bucket
         self.waiting = 0  # bytes of a gradient that is too large for the bucket
         self.kept = 0  # bytes of such gradients that are reduced, but live until the backward pass ends
 
@@ -183,10 +185,25 @@ class PartStep(ShardedStep):
         self.t.drop(BUCKETS, self.open)
         self.open = 0
 
-    def into_bucket(self, elements: int, width: int, kind: str) -> None:
-        """Copy a gradient into the bucket, reducing first if too full; one larger than the bucket is kept beside it."""
+    def before_backward(self) -> None:
+        """Note that the backward pass goes through both groups from their ends to their starts."""
+        self.ahead = [sum(map(numel, group)) for group in self.groups]
+
+    def into_bucket(self, elements: int, width: int, kind: str, group: int, start: int | None = None) -> None:
+        """Copy a gradient into the bucket, reducing first if too full; one larger than the bucket is kept beside it.
+
+        Args:
+            elements: those of the gradient.
+            width: bytes per element that are counted under ``kind`` so far.
+            kind: a kind of memory.
+            group: whether the gradient is a matrix's (0) or a vector's (1).
+            start: where the gradient starts in its flattened group; by default before all that the backward pass has made.
+        """
         if self.filled + elements > self.bucket:
             self.reduce()
+        if start is None:
+            start = self.ahead[group] = self.ahead[group] - elements
+        self.owners.update(range(start // self.parts[group], (start + elements - 1) // self.parts[group] + 1))
         if elements > self.bucket:
             self.waiting = width * elements
             self.t.give(kind, self.waiting)
@@ -200,7 +217,12 @@ class PartStep(ShardedStep):
         self.tensors += 1
 
     def reduce(self) -> None:
-        """Reduce the gradients in the bucket, and keep this rank's part of them."""
+        """Reduce the gradients in the bucket, and keep this rank's part of them.
+
+        What a bucket holds for one rank is reduced where it lies, what it holds for several is joined in a copy first. In a
+        compact buffer a rank adds up each gradient by itself, so that it also joins several gradients of its own
+        (``stage_1_and_2.py: average_tensor``).
+        """
         elements, self.filled = self.filled, 0
         if not elements:
             return
@@ -208,12 +230,13 @@ class PartStep(ShardedStep):
             kept = self.parts if self.compact else [self.overlapping]
             self.owned = sum(rounded(4 * part) for part in kept)
             self.t.hold(GRADIENTS, self.owned)
-        alone = self.tensors == 1 and elements <= self.parts[0]
+        alone = len(self.owners) == 1 and (self.tensors == 1 or not self.compact)
         joined = 0 if alone else self.staged * elements
         self.t.touch(BUCKETS, joined, self.sent * elements if self.sent != self.staged else 0)
         if self.offloads and self.last_micro:
             self.t.touch(TEMPORARIES, NORM_BYTES * min(self.largest, self.parts[0]))
         self.largest = self.tensors = 0
+        self.owners.clear()
         if self.compact and self.staged != 4 and not (self.offloads and self.last_micro):
             self.kept += rounded(self.waiting)
         else:
@@ -250,10 +273,10 @@ class Stage2(PartStep):
         if self.offloads and not self.compact and self.grad_accum > 1:
             self.host += host_size(self.compute * self.overlapping, pin=self.pins)
 
-    def arrive(self, elements: int, width: int) -> None:
+    def arrive(self, elements: int, width: int, group: int = 0) -> None:
         """Copy a gradient into the bucket."""
         self.open_buckets()
-        self.into_bucket(elements, width, TEMPORARIES)
+        self.into_bucket(elements, width, TEMPORARIES, group)
 
     def after_backward(self) -> None:
         """Reduce the gradients left in the bucket, and free the buckets."""
@@ -275,7 +298,7 @@ class Stage1(PartStep):
         """Bytes of an element in the bucket."""
         return 4
 
-    def arrive(self, elements: int, width: int) -> None:
+    def arrive(self, elements: int, width: int, group: int = 0) -> None:
         """Add a gradient, cast to fp32, to the parameter's fp32 gradient.
 
         In the last micro step, if communication overlaps, put the sum into the bucket at once.
@@ -289,15 +312,16 @@ class Stage1(PartStep):
         if self.has_gradients:
             self.t.give(GRADIENTS, 4 * elements)
         if self.overlaps and self.last_micro:
-            self.into_bucket(elements, 4, GRADIENTS)
+            self.into_bucket(elements, 4, GRADIENTS, group)
 
     def after_backward(self) -> None:
         """In the last micro step reduce what is left: the bucket or, if communication does not overlap, all gradients."""
         if not self.last_micro:
             return
         if not self.overlaps:
-            for shape in chain(*self.groups):
-                self.into_bucket(numel(shape), 4, GRADIENTS)
+            for number, group in enumerate(self.groups):
+                for elements, end in zip(map(numel, group), accumulate(map(numel, group)), strict=True):
+                    self.into_bucket(elements, 4, GRADIENTS, number, end - elements)
         self.reduce()
         if not self.compact or self.shards == 1:
             self.close_buckets()
