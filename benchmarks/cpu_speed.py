@@ -77,7 +77,7 @@ def compare(preset: str, precision: str, steps: int, world: World) -> dict[str, 
     }  # fmt: skip
     planned = plan(preset, gpu="cpu", **flags).choice
     with tempfile.TemporaryDirectory() as folder:
-        ours = OurSteps(flags, preset, Path(folder), world)
+        ours = OurSteps({**flags, "sample_prompt": ""}, preset, Path(folder), world)
         seconds = []
         for _ in range(steps):
             start = clock()

@@ -13,6 +13,7 @@ import torch
 
 from scalegpt.backends import World, build_model
 from scalegpt.backends.plain import PlainBackend
+from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
 from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.attention import attention_kernel
@@ -51,6 +52,20 @@ class Timed:
     typical: float
 
 
+def probe_run(name: str, precision: str, *, fewer: bool = False) -> RunConfig:
+    """The run of a probe; the arguments are those of :class:`Probe`."""
+    layers, width, heads, block, vocabulary, micro = (FEWER if fewer else SHAPES).get(name, SHAPES[name])
+    shape = {"n_layer": layers, "n_embd": width, "n_head": heads, "block_size": block, "vocab_size": vocabulary}
+    return resolve(
+        flags={**shape, "micro_batch": micro, "tokenizer": "byte", "backend": "plain", "precision": precision}
+    )
+
+
+def work_of(run: RunConfig) -> StepTotals:
+    """The planner's count of the work of a step of a probe."""
+    return StepWork.of(run, ranks=1, grad_accum=1, kernel=attention_kernel(run), compiled=False).totals()
+
+
 def clock() -> float:
     """A clock in seconds. With one thread it counts the processor's seconds, which other processes hardly prolong."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
@@ -66,11 +81,7 @@ class Probe:
     """
 
     def __init__(self, name: str, precision: str, *, fewer: bool = False) -> None:
-        layers, width, heads, block, vocabulary, micro = (FEWER if fewer else SHAPES).get(name, SHAPES[name])
-        shape = {"n_layer": layers, "n_embd": width, "n_head": heads, "block_size": block, "vocab_size": vocabulary}
-        self.run = resolve(
-            flags={**shape, "micro_batch": micro, "tokenizer": "byte", "backend": "plain", "precision": precision}
-        )
+        self.run = probe_run(name, precision, fewer=fewer)
         world = World(0, 1, 0, 1, torch.device("cpu"))
         model = build_model(self.run, compiled=False, device=world.device)
         self.backend = PlainBackend(self.run, world, 1, model, optimizer_factory(self.run.train))
@@ -95,6 +106,4 @@ class Probe:
     def timed(self) -> Timed:
         """The work of a step, and the time of the steps so far; the first one selects kernels and counts only if alone."""
         passes, updates = self.passes[1:] or self.passes, self.updates[1:] or self.updates
-        kernel = attention_kernel(self.run)
-        work = StepWork.of(self.run, ranks=1, grad_accum=1, kernel=kernel, compiled=False).totals()
-        return Timed(work, min(passes), min(updates), statistics.median(passes))
+        return Timed(work_of(self.run), min(passes), min(updates), statistics.median(passes))
