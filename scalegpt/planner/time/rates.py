@@ -204,9 +204,7 @@ def basis(card: Card, *, measured: bool = False) -> str:
     """
     fitted = FITTED_ON.get(card.capability)
     if card.is_cpu and measured:
-        return (
-            "times rest on rates that were measured on this processor; `scalegpt doctor --measure` measures them again"
-        )
+        return "times rest on rates that were measured on this processor"
     if card.is_cpu:
         return (
             "times on a processor are estimates from its number of cores, which may be wrong by a factor of two; "
