@@ -16,6 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from scalegpt.errors import InputError
 from scalegpt.storage import user_path, write_atomic
 from scalegpt.structured import read_object
 from scalegpt.system.cores import usable_cores
@@ -159,14 +160,13 @@ def kept(processor: Processor) -> Kept:
     """The kept rates of a processor. A damaged file gives none, but a warning."""
     if processor in _remembered:
         return Kept(_remembered[processor])
-    path = processors_path()
     try:
-        return Kept(_read(path).get(processor))
+        return Kept(_read(processors_path()).get(processor))
     except (FileNotFoundError, NotADirectoryError):
         return Kept()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
-        return Kept(warning=f"{path} cannot be used ({reason})")
+    except (OSError, ValueError) as error:  # also an InputError, where there is no home folder
+        reason = getattr(error, "strerror", None) or str(error)
+        return Kept(warning=f"the kept rates of processors cannot be used ({reason})")
 
 
 def keep(processor: Processor, measured: Measured) -> str | None:
@@ -176,7 +176,10 @@ def keep(processor: Processor, measured: Measured) -> str | None:
         Why the file could not be written, in which case the rates hold for this process only; None if it was written.
     """
     _remembered[processor] = measured
-    path = processors_path()
+    try:
+        path = processors_path()
+    except InputError as error:
+        return str(error)
     try:
         known = _read(path)
     except (OSError, ValueError):

@@ -63,6 +63,7 @@ def test_a_damaged_file_is_said_and_replaced(
     assert found.measured is None
     assert found.warning is not None
     assert said in found.warning
+    assert "the kept rates of processors cannot be used" in found.warning
     assert str(processors_path()) in found.warning
     assert keep(HERE, MEASURED) is None
     assert read_anew(monkeypatch, HERE) == Kept(MEASURED)

@@ -20,8 +20,8 @@ from scalegpt.planner.time.step_time import COMMUNICATION, HOST, LAUNCHES, Sends
 from scalegpt.planner.time.work import count_work
 
 INSTANT = Rates(
-    matmul=1e30, fill=0.0, attention=1e30, memory=1e30, loss=1e30, update=1e30, kernel=0.0, dispatch=4e-6, link=1e30, message=0.0,
-    overlap=0.0, interference=0.0, host_link=1e30, host_update=1e30, peak=1e30,
+    matmul=1e30, fill=0.0, attention=1e30, memory=1e30, loss=1e30, update=1e30, kernel=0.0, dispatch=4e-6,
+    link=1e30, message=0.0, overlap=0.0, interference=0.0, host_link=1e30, host_update=1e30, peak=1e30,
 )  # fmt: skip
 """A card that needs no time for anything. Python still needs its own."""
 
