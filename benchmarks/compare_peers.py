@@ -41,6 +41,7 @@ from scalegpt.backends.world import choose_device
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
 from scalegpt.speed.precision import resolve_precision
+from scalegpt.speed.rates import measure_if_needed
 
 PATIENCE = 16.0
 SHAPES = {
@@ -208,6 +209,8 @@ def contenders_of(shape: Shape, skip: list[str]) -> list[str]:
 
 def precision_of(shape: Shape, device: torch.device, wanted: str) -> str:
     """Our precision for a shape. ``auto`` is resolved once for both of ours, by the same rates."""
+    if device.type == "cpu":
+        measure_if_needed()
     run = resolve(flags={**flags_of(shape, Path(), "off", wanted), "input_file": None}, name="compare")
     return resolve_precision(run, device)
 

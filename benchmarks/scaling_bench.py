@@ -34,6 +34,7 @@ from scalegpt.config.run import RunConfig
 from scalegpt.planner.time.communication import sent_bytes
 from scalegpt.planner.time.work import flops_per_token
 from scalegpt.speed.precision import resolve_precision
+from scalegpt.speed.rates import measure_if_needed
 
 STEP_BENCH = Path(__file__).with_name("step_bench.py")
 HEAD_SIZE = 32
@@ -115,6 +116,8 @@ def main() -> int:
     arguments = parser.parse_args()
     device = choose_device("auto", 0, 1)
     base = Row("", {}).run(arguments.precision)
+    if device.type == "cpu":
+        measure_if_needed()
     precision = resolve_precision(base, device)
     print(
         f"{device_name(device)}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}", flush=True

@@ -88,6 +88,38 @@ def write(kind: str, folder: Path, end: str | None = None) -> Path:
     return folder
 
 
+BEGIN = "<|begin_of_text|>"
+
+
+def write_with_begin(folder: Path, form: str = "sequence") -> Path:
+    """Write a tokenizer that puts :data:`BEGIN`, of the id 600, before texts.
+
+    Args:
+        folder: the folder to make.
+        form: how it says so. ``sequence``: as Llama 3, the last of several post-processors; ``template``: as Llama 2, one
+            post-processor; ``both ends``: that also adds an end; ``end``: that adds an end alone.
+    """
+    values = json.loads(content("llama3_like"))
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    values["added_tokens"].append({"id": 600, "content": BEGIN, **plain})
+    numbers = {BEGIN: 600, END: values["added_tokens"][0]["id"]}
+    ends = {"both ends": [BEGIN, None, END], "end": [None, END]}.get(form, [BEGIN, None])
+    single = [
+        {"Sequence": {"id": "A", "type_id": 0}} if each is None else {"SpecialToken": {"id": each, "type_id": 0}}
+        for each in ends
+    ]
+    special = {each: {"id": each, "ids": [numbers[each]], "tokens": [each]} for each in ends if each is not None}
+    template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    if form == "sequence":
+        template = {"type": "Sequence", "processors": [values["post_processor"], template]}
+    values["post_processor"] = template
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BEGIN, "eos_token": END}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 def words(count: int, folder: Path) -> Path:
     """Write a tokenizer with a vocabulary of ``count``: an end of text, and the words ``w1``, ``w2`` …"""
     vocabulary = {END: 0, **{f"w{number}": number for number in range(1, count)}}

@@ -53,7 +53,8 @@ class _Preparation:
     Attributes:
         tokenizer: the tokenizer, if it is a file; None: the one of the kind ``kind``.
         kind: the tokenizer's kind.
-        earlier_key: the cache key that releases before :data:`RECIPE` existed gave to the same text and settings.
+        earlier_keys: the cache keys that earlier releases gave to the same text and settings, for which they made other
+            tokens: those before :data:`RECIPE` existed, and those that put no token before a document.
     """
 
     corpus: Corpus
@@ -61,7 +62,7 @@ class _Preparation:
     kind: str
     split: Split
     key: str
-    earlier_key: str
+    earlier_keys: tuple[str, ...]
 
 
 def prepare(
@@ -114,9 +115,10 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     work = _survey(split_inputs(data.input_file), data)
     with cache_errors():
         if begun_with is not None:
-            earlier = find_cached(work.earlier_key)
-            if earlier is not None and earlier.digest == begun_with:
-                return earlier
+            for key in work.earlier_keys:
+                earlier = find_cached(key)
+                if earlier is not None and earlier.digest == begun_with:
+                    return earlier
         return find_cached(work.key) or _make(work, cache_folder() / work.key, progress)
 
 
@@ -143,13 +145,13 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
     with cache_errors():
         kept = cached_with(digest) if are_folders else None
     file = _tokenizer_file(data)
-    if kept is None or (file is not None and file.digest != kept.tokenizer.digest):
+    if kept is None or (file is not None and file.text_digest != kept.tokenizer.text_digest):
         return prepare_cached(data, begun_with=digest, progress=progress), None
     try:
         work = _survey(inputs, data)
     except InputError as error:
         return kept, f"{data.input_file} cannot be read as it was when this run began ({error})"
-    same = kept.meta.get("key") in (work.key, work.earlier_key)
+    same = kept.meta.get("key") in (work.key, *work.earlier_keys)
     return kept, None if same else f"{data.input_file} has changed since this run began"
 
 
@@ -198,7 +200,9 @@ def _survey(inputs: Sequence[str | Path], settings: DataConfig) -> _Preparation:
         "sources": [(source.name, source.sha256) for source in corpus.sources],
     }
     kind = settings.tokenizer if tokenizer is None else tokenizer.kind
-    return _Preparation(corpus, tokenizer, kind, split, _key({**identity, "ways": RECIPE}), _key(identity))
+    before = {**identity, "tokenizer": settings.tokenizer if tokenizer is None else tokenizer.text_digest}
+    key, *earlier = dict.fromkeys((_key({**identity, "ways": RECIPE}), _key({**before, "ways": RECIPE}), _key(before)))
+    return _Preparation(corpus, tokenizer, kind, split, key, tuple(earlier))
 
 
 def _key(identity: dict[str, Any]) -> str:
@@ -215,10 +219,10 @@ def _existing(out: Path, work: _Preparation) -> TokenSet | None:
     found = tokens_in(out)
     if found is None or found.meta.get("key") == work.key:
         return found
-    if found.meta.get("key") == work.earlier_key:
+    if found.meta.get("key") in work.earlier_keys:
         raise InputError(
-            f"out {one_line(out)} holds tokens of the same text from an older version of ScaleGPT, which put end-of-text "
-            "tokens into the held-out part only; train on them as they are, choose another --out, or remove them first"
+            f"out {one_line(out)} holds tokens of the same text from an older version of ScaleGPT, which put fewer tokens "
+            "between documents; train on them as they are, choose another --out, or remove them first"
         )
     raise something_else(out)
 
@@ -248,10 +252,16 @@ def _write_tokens(
     work: _Preparation, tokenizer: Tokenizer, stream: Iterator[_Encoded], writer: TokenWriter, progress: Progress | None
 ) -> None:
     total, before = work.corpus.bytes, 0
-    ending = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=tokenizer.dtype)
-    first = 0  # offset of the document's first token in the training tokens
+    beginning, ending = (
+        np.array([] if token is None else [token], dtype=tokenizer.dtype)
+        for token in (tokenizer.document_start, tokenizer.end_of_text)
+    )
+    begun, first = -1, 0  # the document that is being written, and the offset of its text in the training tokens
     for index, ids, read, is_last in stream:
         split = "val" if index in work.split.held_out else "train"
+        if index != begun:
+            writer.append(split, beginning)
+            begun, first = index, writer.counts["train"]
         writer.append(split, ids)
         if is_last:
             before += work.corpus.sources[index].bytes
@@ -263,7 +273,6 @@ def _write_tokens(
                     writer.hold_out_tail(first + kept)
                     writer.append("val", ending)
             writer.append(split, ending)  # every document ends with end-of-text; a divided one ends so in both parts
-            first = writer.counts["train"]
         if progress is not None:
             progress(before + (0 if is_last else read), total)
 

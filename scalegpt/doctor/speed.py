@@ -21,7 +21,7 @@ def processor(setting: Setting) -> Iterator[Finding]:
         yield _finding(known.measured, "")
         return
     if known.warning:
-        yield Finding(WARNING, known.warning, "nothing: it is replaced now")
+        yield Finding(WARNING, known.warning, "none is needed: they are measured anew now")
     done = measure_and_keep()
     if done.problem:
         yield Finding(WARNING, done.line(), "make that folder writable, or name another with SCALEGPT_CACHE")

@@ -36,6 +36,7 @@ class Vocabulary:
         merges: pairs of tokens with a space between, in the order in which they are merged.
         split: the way in which text is split before it is merged, by its name in ``llama.cpp``.
         bos, eos: the ids that begin and end a text; None: there is none.
+        adds_bos: whether ``bos`` is put before every text.
     """
 
     tokens: list[str]
@@ -44,6 +45,7 @@ class Vocabulary:
     split: str
     bos: int | None
     eos: int | None
+    adds_bos: bool = False
 
     def add_to(self, writer: Any) -> None:
         """Add the vocabulary to a ``gguf.GGUFWriter``."""
@@ -52,7 +54,7 @@ class Vocabulary:
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
         writer.add_token_merges(self.merges or [NEVER])
-        writer.add_add_bos_token(False)
+        writer.add_add_bos_token(self.adds_bos)
         if self.bos is not None:
             writer.add_bos_token_id(self.bos)
         if self.eos is not None:
@@ -80,7 +82,8 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     for number, each in added.items():
         tokens[number], types[number] = each["content"], CONTROL if each["special"] else USER_DEFINED
     merges = [each if isinstance(each, str) else " ".join(each) for each in document["model"]["merges"]]
-    return Vocabulary(tokens, types, merges, split, begin_of_text(tokenizer), tokenizer.end_of_text)
+    adds_bos = tokenizer.begin_of_text is not None
+    return Vocabulary(tokens, types, merges, split, begin_of_text(tokenizer), tokenizer.end_of_text, adds_bos)
 
 
 def _split(document: dict[str, Any]) -> str | None:

@@ -1,6 +1,5 @@
 """What is exported: a checkpoint's shape, weights and tokenizer, without the rows that only pad the vocabulary."""
 
-import json
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -8,9 +7,10 @@ from torch import Tensor
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.config import ModelConfig, TrainConfig
-from scalegpt.config.tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON, parse_tokenizer, vocabulary
+from scalegpt.config.tokenizer import TOKENIZER_JSON, parse_tokenizer, vocabulary
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.tokenizers.export import tokenizer_files
+from scalegpt.data.tokenizers.kept import begin_named_in
 from scalegpt.weights.origin import EMBEDDING, HEAD
 
 
@@ -64,10 +64,11 @@ class Source:
 
 def begin_of_text(tokenizer: Tokenizer) -> int | None:
     """The id that begins a text, by the tokenizer's own files for Hugging Face libraries; None: there is none."""
+    if tokenizer.begin_of_text is not None:
+        return tokenizer.begin_of_text
     files = tokenizer_files(tokenizer)
-    token = json.loads(files.get(TOKENIZER_CONFIG, b"{}")).get("bos_token")
-    content = token.get("content") if isinstance(token, dict) else token
-    return None if content is None else vocabulary(parse_tokenizer(files[TOKENIZER_JSON])).get(content)
+    named = begin_named_in(files)
+    return None if named is None else vocabulary(parse_tokenizer(files[TOKENIZER_JSON])).get(named)
 
 
 class _Untied(Source):

@@ -150,8 +150,10 @@ class LoadedModel(NamedTuple):
                 f"{one_line(input_file)} has no split {split}: it is text, and all of it is scored; omit --split, or "
                 "name a folder of prepared tokens"
             )
-        is_packed = self.model.document_end is not None  # then training never predicts a document's first token
-        first = None if is_packed else self.tokenizer.end_of_text
+        # Without a token before documents, training on packed ones never predicts a document's first token.
+        is_packed = self.model.document_end is not None
+        first = self.tokenizer.document_start
+        first = self.tokenizer.end_of_text if first is None and not is_packed else first
         return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading, first)
 
     def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -165,15 +167,16 @@ class LoadedModel(NamedTuple):
         return ids_of_each
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The token ids of a prompt; for an empty prompt the end-of-text token, or a newline if there is no such token.
+        """The token ids of a prompt, after the token that begins a text if the tokenizer puts one there.
+
+        For an empty prompt they are that token or the end-of-text token, or a newline if there is neither.
 
         Raises:
             InputError: the vocabulary lacks a character of the prompt, or the newline.
         """
-        if prompt:
-            return [int(token) for token in self.tokenizer.encode(prompt)]
-        if self.tokenizer.end_of_text is not None:
-            return [self.tokenizer.end_of_text]
+        ids = self.tokenizer.prompt_ids(prompt)
+        if prompt or ids:
+            return ids
         try:
             return [int(token) for token in self.tokenizer.encode("\n")]
         except InputError:

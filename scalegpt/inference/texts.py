@@ -66,8 +66,9 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
     Args:
         inputs: files and folders that the user named.
         tokenizer: the model's.
-        first: the token that each stream begins with, so that the first token of the document has a context: end-of-text, if
-            the model has seen it before documents in training; None: the first token has no context.
+        first: the token that each stream begins with, so that the first token of the document has a context: the one that
+            begins a text, or end-of-text, if the model has seen it before documents in training; None: the first token has no
+            context.
         settings: the encoding, and which files are text; the other settings are not used.
 
     Raises:
@@ -111,6 +112,7 @@ def text_of_split(tokens: TokenSet, split: str) -> Text:
 def _stored(tokens: TokenSet, split: str) -> Iterator[Piece]:
     stored, tokenizer = tokens.files[split].tokens, tokens.tokenizer
     end = -1 if tokenizer.end_of_text is None else tokenizer.end_of_text
+    around = [end, end if tokenizer.document_start is None else tokenizer.document_start]
     undecoded = np.empty(0, dtype=np.int64)  # a document is decoded as a whole, as some tokenizers need it
     for first in range(0, len(stored), PIECE_TOKENS):
         ids = stored[first : first + PIECE_TOKENS].astype(np.int64)
@@ -119,7 +121,7 @@ def _stored(tokens: TokenSet, split: str) -> Iterator[Piece]:
         *documents, rest = np.split(undecoded, np.flatnonzero(undecoded == end) + 1)
         if end < 0 or read == len(stored) or len(rest) > MOST_UNDECODED:
             documents, rest = [*documents, rest], rest[:0]
-        size = sum(len(tokenizer.decode_bytes(each[each != end])) for each in documents)
+        size = sum(len(tokenizer.decode_bytes(each[~np.isin(each, around)])) for each in documents)
         undecoded = rest
         yield Piece(ids, size, read / len(stored))
 
@@ -163,7 +165,7 @@ def tokens_of_folder(folder: Path, tokenizer: Tokenizer) -> TokenSet:
     """
     tokens = open_tokens(folder)
     tokens.check_contents()
-    if tokens.tokenizer.digest != tokenizer.digest:
+    if tokens.tokenizer.text_digest != tokenizer.text_digest:
         raise InputError(
             f"{one_line(folder)} was prepared with another tokenizer ({tokens.tokenizer.kind}) than the model's "
             f"({tokenizer.kind}); give the text itself"

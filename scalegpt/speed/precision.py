@@ -13,9 +13,10 @@ def resolve_precision(run: RunConfig, device: torch.device) -> str:
     """The name of the compute dtype of a run; ``auto`` gives the fastest.
 
     On CUDA that is bf16 from compute capability 8.0 on, else fp16. On a CPU it is what
-    :func:`~scalegpt.planner.precision.fastest_precision` gives for the processor's kept rates
-    (:func:`~scalegpt.speed.rates.measure_if_needed`). Neither the processor's flags nor one large matmul tell: with AVX-512 bf16 but without AMX some processors are much
-    faster in bf16 and some slower, and with AMX a narrow model is slower in bf16.
+    :func:`~scalegpt.planner.precision.fastest_precision` gives for the processor's kept rates, which
+    :func:`~scalegpt.speed.rates.measure_if_needed` measures. Neither the processor's flags nor one large matmul tell: with
+    AVX-512 bf16 but without AMX some processors are much faster in bf16 and some slower, and with AMX a narrow model is
+    slower in bf16.
 
     Raises:
         InputError: bf16 is wanted on a GPU without bf16.

@@ -101,6 +101,7 @@ def sample_text(job: Job) -> str:
     tokens = torch.tensor([job.prompt], device=job.world.device)
     try:
         drawn = generate(job.backend.forward, job.run.model, tokens, settings, limit_vocab=tokenizer.vocab_size)
-        return str(tokenizer.decode([*job.prompt, *(int(token[0]) for token in drawn)]))
+        ids = [*job.prompt, *(int(token[0]) for token in drawn)]
+        return tokenizer.decode(ids[1:] if ids[0] == tokenizer.begin_of_text else ids)
     finally:
         job.backend.model.train()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scalegpt.data.tokenizers import make_tokenizer
+import tokenizer_samples as samples
+from scalegpt.data.tokenizers import load_tokenizer, make_tokenizer
 from scalegpt.inference.load import load_model
 from weights.foreign import MODELS, random_model, saved
 
@@ -91,6 +92,15 @@ def greedy(loaded: Any, ids: torch.Tensor, count: int) -> list[int]:
             logits = loaded.model(found)[:, : loaded.tokenizer.vocab_size]
             found = torch.cat([found, logits.argmax(-1, keepdim=True)], dim=1)
     return found[0, ids.shape[1] :].tolist()
+
+
+def test_texts_begin_in_transformers_as_here(tiny_run: Any, call: Callable[..., str], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    run, out = tiny_run(tokenizer=load_tokenizer(str(samples.write_with_begin(tmp_path / "tok")))), tmp_path / "out"
+    call("export", run, "--to", "hf", "--out", out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert tokenizer("once upon")["input_ids"] == load_model(run, "cpu").prompt_ids("once upon")
+    assert json.loads((out / "config.json").read_text())["bos_token_id"] == 600
 
 
 @pytest.mark.parametrize("name", MODELS)

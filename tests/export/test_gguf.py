@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import tokenizer_samples as samples
 from export.test_export import MODERN, greedy, make_run
 from scalegpt.config import ModelConfig
-from scalegpt.data.tokenizers import make_tokenizer
+from scalegpt.data.tokenizers import load_tokenizer, make_tokenizer
 from scalegpt.export.gguf import rope_factors
 from scalegpt.export.gguf_tokenizer import CONTROL, NORMAL, UNUSED, vocabulary
 from scalegpt.inference.load import load_model
@@ -117,6 +118,15 @@ def test_the_file_says_the_shape_and_the_tokenizer(
     assert len(found["tokenizer.ggml.tokens"]) == 257
     assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
     assert found["tokenizer.ggml.eos_token_id"] == 256
+
+
+def test_the_token_before_every_text_is_said(tiny_run: Any, call: Callable[..., str], tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(samples.write_with_begin(tmp_path / "tok")))
+    run = tiny_run(tokenizer=tokenizer, activation="gelu_tanh")
+    call("export", run, "--to", "gguf", "--out", tmp_path / "out.gguf")
+    found = fields(tmp_path / "out.gguf")
+    assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.ggml.bos_token_id"]) == (True, 600)
+    assert not vocabulary(make_tokenizer("gpt2"), 50304).adds_bos
 
 
 def test_the_tokens_of_gpt2_are_those_of_openai() -> None:

@@ -31,6 +31,7 @@ class Tokenizer(ABC):
         kind: ``gpt2``, ``byte``, ``char``, or ``hf`` for a ``tokenizer.json``.
         vocab_size: number of ids, which are in [0, vocab_size).
         end_of_text: the id that ends a document; None if the tokenizer has no such id.
+        begin_of_text: the id that the tokenizer puts before every text (BOS); None: it puts none there.
         ids_per_byte: an upper estimate of the ids for a byte of text.
         files: the files that hold the tokenizer, name → content, to be kept beside what is made with it; empty where the kind
             says everything.
@@ -39,6 +40,7 @@ class Tokenizer(ABC):
     kind: str
     vocab_size: int
     end_of_text: int | None
+    begin_of_text: int | None = None
     ids_per_byte: float = 1.0
     files: Mapping[str, bytes] = MappingProxyType({})
 
@@ -70,6 +72,22 @@ class Tokenizer(ABC):
         """
         return self.encode(text)
 
+    @property
+    def document_start(self) -> int | None:
+        """The id before each document in prepared data: :attr:`begin_of_text`, unless the document before ends with it."""
+        return None if self.begin_of_text == self.end_of_text else self.begin_of_text
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids of a text that a model continues, :attr:`begin_of_text` before them.
+
+        For an empty text these are :attr:`begin_of_text` or else :attr:`end_of_text`, or none if there is neither.
+
+        Raises:
+            InputError: as for :meth:`encode`.
+        """
+        first = self.end_of_text if self.begin_of_text is None and not text else self.begin_of_text
+        return [*([] if first is None else [first]), *map(int, self.encode(text))]
+
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of one id; a replacement character for an id outside the vocabulary."""
@@ -92,8 +110,14 @@ class Tokenizer(ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the tokenizer's properties; tokenizers with equal digests give equal ids."""
-        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 in hex of the tokenizer's properties; tokenizers with equal digests prepare equal tokens."""
+        start = {} if self.begin_of_text is None else {"begin_of_text": self.begin_of_text}
+        return _sha256({**self._identity(), **start})
+
+    @property
+    def text_digest(self) -> str:
+        """As :attr:`digest`, but the same whether or not :attr:`begin_of_text` is put before texts."""
+        return _sha256(self._identity())
 
     def as_dict(self) -> dict[str, Any]:
         """The tokenizer's description as plain JSON values; :meth:`from_dict` makes the tokenizer from it again."""
@@ -145,6 +169,10 @@ class StreamDecoder:
     def finish(self) -> str:
         """End the text: a replacement character if the last character is unfinished, else an empty string."""
         return self._decoder.decode(b"", final=True)
+
+
+def _sha256(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:

@@ -8,7 +8,7 @@ vocabulary lacks a character, they raise an error of their own.
 from collections.abc import Mapping
 from typing import Any
 
-from scalegpt.config.tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON
+from scalegpt.config.tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON, parse_tokenizer
 from scalegpt.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from scalegpt.data.tokenizers.gpt2 import GPT2Tokenizer, vocabulary_and_merges
 from scalegpt.data.tokenizers.huggingface import HFTokenizer
@@ -33,7 +33,10 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         InputError: GPT-2's vocabulary files are not installed.
     """
     if isinstance(tokenizer, HFTokenizer):
-        return dict(tokenizer.files)
+        files = dict(tokenizer.files)
+        if tokenizer.leaves_out_begin:  # then the model was trained without it
+            files[TOKENIZER_JSON] = as_json({**parse_tokenizer(files[TOKENIZER_JSON]), "post_processor": None})
+        return files
     if isinstance(tokenizer, GPT2Tokenizer):
         return bpe_files(*vocabulary_and_merges())
     if isinstance(tokenizer, ByteTokenizer):

@@ -44,6 +44,10 @@ class HFTokenizer(Tokenizer):
     Args:
         files: ``tokenizer.json``, and those of :data:`BESIDE` that there are: name → content.
         end_of_text: the token that ends a document; None: the one that the files name.
+        begins: whether the token that the files put before every text is used; earlier releases of ScaleGPT left it out.
+
+    Attributes:
+        leaves_out_begin: whether the files put a token before every text that is not used.
 
     Raises:
         InputError: the files are malformed, name no end-of-text token, or need a package that is not installed. The message
@@ -52,7 +56,7 @@ class HFTokenizer(Tokenizer):
 
     kind = "hf"
 
-    def __init__(self, files: Mapping[str, bytes], end_of_text: str | None = None) -> None:
+    def __init__(self, files: Mapping[str, bytes], end_of_text: str | None = None, *, begins: bool = True) -> None:
         content = files[TOKENIZER_JSON]
         document = parse_tokenizer(content)
         ids = vocabulary(document)
@@ -64,11 +68,14 @@ class HFTokenizer(Tokenizer):
                 f"has no token {shown(self.end_token)}, which should end documents; name one of its tokens with --end_of_text"
             )
         self.end_of_text: int | None = ids[self.end_token]
-        self.files = MappingProxyType(naming_end(files, self.end_token))
         self._sha256 = hashlib.sha256(content).hexdigest()
         self._library = library_of(content)
         self._content, self._seen = content, 0
         self._added = {token["id"]: str(token["content"]) for token in document.get("added_tokens") or []}
+        first = self._put_first()
+        self.begin_of_text: int | None = first if begins else None
+        self.leaves_out_begin = self.begin_of_text != first
+        self.files = MappingProxyType(naming_end(files, self.end_token, self.begin_token))
         decoder = document.get("decoder") or {}
         self._is_byte_level = decoder.get("type") == "ByteLevel"
         # Whether a piece of a document needs the text before it: some tokenizers put a space in front of every text.
@@ -76,6 +83,22 @@ class HFTokenizer(Tokenizer):
             self._ids(first + second) != [*self._ids(first), *self._ids(second)]
             for first, second in (("a", " b"), ("a\n", "b"))
         )
+
+    def _put_first(self) -> int | None:
+        """The id that the post-processor puts before every text, as transformers does too; None: it puts none there."""
+        alone, whole = self._ids("a"), [int(token) for token in self._library.encode("a").ids]
+        before = next((whole[:at] for at in range(len(whole)) if whole[at : at + len(alone)] == alone), [])
+        if len(before) > 1:
+            raise InputError(
+                f"puts {len(before)} tokens before every text, where models have one; leave one of them in its "
+                "post_processor, or none"
+            )
+        return before[0] if before else None
+
+    @property
+    def begin_token(self) -> str | None:
+        """The token of :attr:`begin_of_text`."""
+        return None if self.begin_of_text is None else str(self._library.id_to_token(self.begin_of_text))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -138,7 +161,8 @@ class HFTokenizer(Tokenizer):
     def as_dict(self) -> dict[str, Any]:
         """See :meth:`Tokenizer.as_dict`; the entry ``files`` has the compressed files, so that a checkpoint is complete."""
         files = {name: packed(content) for name, content in self.files.items()}
-        return {**super().as_dict(), "end_of_text": self.end_token, "files": files}
+        start = {} if self.begin_token is None else {"begin_of_text": self.begin_token}
+        return {**super().as_dict(), "end_of_text": self.end_token, **start, "files": files}
 
     def _identity(self) -> dict[str, Any]:
         return {"kind": self.kind, "tokenizer.json": self._sha256, "end_of_text": self.end_of_text}
@@ -150,7 +174,7 @@ class HFTokenizer(Tokenizer):
             raise InputError("the tokenizer's description lacks its files or its end of text; prepare the data again")
         files = unpacked(inside) if inside is not None else files_in(folder / TOKENIZER_JSON)  # type: ignore[operator]
         try:
-            return cls(files, end)
+            return cls(files, end, begins="begin_of_text" in values)
         except InputError as error:
             raise InputError(f"the kept tokenizer.json {error}") from None
 

@@ -36,30 +36,42 @@ def files_in(file: Path) -> dict[str, bytes]:
 
 def end_named_in(files: Mapping[str, bytes]) -> str | None:
     """The end-of-text token that the files beside ``tokenizer.json`` name; None if they name none."""
+    return _named_in(files, "eos_token")
+
+
+def begin_named_in(files: Mapping[str, bytes]) -> str | None:
+    """The begin-of-text token that the files beside ``tokenizer.json`` name; None if they name none."""
+    return _named_in(files, "bos_token")
+
+
+def _named_in(files: Mapping[str, bytes], key: str) -> str | None:
     for name in BESIDE[:2]:
         try:
             values = json.loads(files.get(name, b"{}"))
         except (ValueError, RecursionError):
             raise InputError(f"has a {name} beside it that is not JSON; restore it") from None
-        token = values.get("eos_token") if isinstance(values, dict) else None
+        token = values.get(key) if isinstance(values, dict) else None
         content = token.get("content") if isinstance(token, dict) else token
         if isinstance(content, str) and content:
             return content
     return None
 
 
-def naming_end(files: Mapping[str, bytes], end_of_text: str) -> dict[str, bytes]:
-    """The files, with ``eos_token`` in ``tokenizer_config.json`` if they name another end-of-text token or none."""
+def naming_end(files: Mapping[str, bytes], end_of_text: str, begin_of_text: str | None = None) -> dict[str, bytes]:
+    """The files, with ``eos_token`` in ``tokenizer_config.json`` if they name another end-of-text token or none.
+
+    If there is no ``tokenizer_config.json``, one is made, with ``begin_of_text`` as ``bos_token`` too.
+    """
     if end_named_in(files) == end_of_text:
         return dict(files)
     known = json.loads(files.get(TOKENIZER_CONFIG, b"null"))
-    config = {**known, "eos_token": end_of_text} if isinstance(known, dict) else config_of(end_of_text)
+    config = {**known, "eos_token": end_of_text} if isinstance(known, dict) else config_of(end_of_text, begin_of_text)
     return {**files, TOKENIZER_CONFIG: as_json(config)}
 
 
-def config_of(end_of_text: str | None) -> dict[str, Any]:
+def config_of(end_of_text: str | None, begin_of_text: str | None = None) -> dict[str, Any]:
     """The content of ``tokenizer_config.json``: the class that reads ``tokenizer.json`` as it is, and the special tokens."""
-    special = {} if end_of_text is None else {"bos_token": end_of_text, "eos_token": end_of_text}
+    special = {} if end_of_text is None else {"bos_token": begin_of_text or end_of_text, "eos_token": end_of_text}
     return {**special, "clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 

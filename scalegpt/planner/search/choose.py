@@ -105,11 +105,13 @@ class _Search:
         self.queue: list[_Entry] = []
         self.order = itertools.count()
         self.made_heavier: set[Scheme] = set()
-        for start in self.space.lightest:
-            self._open(start)
 
     def run(self, limit: float = math.inf) -> Plan | None:
         """Search for the best plan that fits and whose time class is below ``limit``; None: there is no such plan."""
+        if self.space.least_class(self.rates) >= limit:
+            return None
+        for start in self.space.lightest:
+            self._open(start)
         while self.queue:
             entry = heapq.heappop(self.queue)
             if entry.key[0] >= limit:
@@ -177,7 +179,7 @@ class _Search:
         machine = self.question.machine
         if machine.host_bytes is None or each.costs.scheme.layout.offload == "none":
             return True
-        return host_needed(machine, each.costs.predictions[each.sizes[0]].host_bytes) <= machine.host_bytes
+        return host_needed(machine, each.costs.host_bytes[each.sizes[0]]) <= machine.host_bytes
 
     def _plan(self, costs: SchemeCosts, micro: int) -> Plan:
         return self.estimator.plan(

@@ -12,7 +12,7 @@ from scalegpt.config.run import ParallelConfig
 from scalegpt.config.train import LOSSES, RECOMPUTE
 from scalegpt.planner.attention import counted_as
 from scalegpt.planner.batches import BatchPlan, sequences_per_rank
-from scalegpt.planner.memory.predict import kept_bytes, predict_with
+from scalegpt.planner.memory.predict import host_bytes, kept_bytes, predict_with
 from scalegpt.planner.memory.states import rank_states
 from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.search.question import Scheme
@@ -101,16 +101,18 @@ class SchemeCosts:
         runs: micro batch → the run with the scheme and this micro batch.
         work: micro batch → the work of a step, by part.
         totals: micro batch → the work of a step, summed over its parts.
+        host_bytes: micro batch → the bytes that a rank offloads to host memory; predictions have them too, but take longer.
         predictions: micro batch → the memory of a step; InputError where the run's own DeepSpeed file forbids it.
     """
 
-    __slots__ = ("predictions", "run_costs", "runs", "scheme", "totals", "work")
+    __slots__ = ("host_bytes", "predictions", "run_costs", "runs", "scheme", "totals", "work")
 
     def __init__(self, run_costs: RunCosts, scheme: Scheme) -> None:
         self.run_costs, self.scheme = run_costs, scheme
         self.runs: Memo[int, RunConfig] = Memo(lambda micro: scheme.applied(run_costs.run, run_costs.batch(micro)))
         self.work = Memo(self._count)
         self.totals: Memo[int, StepTotals] = Memo(lambda micro: self.work[micro].totals())
+        self.host_bytes = Memo(self._on_host)
         self.predictions = Memo(self._predict)
 
     def contenders(self, sizes: tuple[int, ...], high: int) -> tuple[int, ...]:
@@ -121,6 +123,12 @@ class SchemeCosts:
         """
         smaller = self.run_costs.fewer_chunks[sizes, high] if self.scheme.loss == "chunked" else ()
         return (sizes[high - 1], *smaller)
+
+    def _on_host(self, micro: int) -> int:
+        if micro in self.predictions:
+            return self.predictions[micro].host_bytes
+        whole = self.run_costs
+        return host_bytes(whole.kernel, self.runs[micro], ranks=whole.ranks, grad_accum=whole.per_rank // micro)
 
     def _count(self, micro: int) -> StepWork:
         whole = self.run_costs

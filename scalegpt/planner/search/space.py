@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 from scalegpt.config import RunConfig
@@ -15,11 +16,13 @@ from scalegpt.planner.memory.deepspeed.settings import fixes_batch
 from scalegpt.planner.plan import Estimator
 from scalegpt.planner.search.costs import Memo, RunCosts, SchemeCosts
 from scalegpt.planner.search.question import Question, Scheme
-from scalegpt.planner.search.ranking import Key, Standing
+from scalegpt.planner.search.ranking import Key, Standing, time_class
 from scalegpt.planner.time.rates import Rates
 from scalegpt.planner.time.step_time import StepTotals
 
 Layouts = tuple[ParallelConfig, ...]
+
+_grad_accum = attrgetter("grad_accum")
 
 
 class Start(NamedTuple):
@@ -89,6 +92,17 @@ class Space:
         run, ranks, on_gpu = question.run, question.machine.ranks, question.machine.is_gpu
         kernel, compiled = counted_as(estimator.kernel(run)), estimator.compiles(run)
         return _space(run, ranks, kernel, compiled, frozenset(question.open), over, on_gpu)
+
+    @cached_property
+    def _least(self) -> tuple[StepTotals, ...]:
+        """For each number of micro steps: work that is in no part more than that of any scheme in ``lightest``."""
+        works = sorted((work for start in self.lightest for work in start.fastest), key=_grad_accum)
+        return tuple(StepTotals.least(each) for _, each in itertools.groupby(works, key=_grad_accum))
+
+    def least_class(self, rates: Rates) -> int:
+        """A lower bound on the time classes of all schemes and micro batches, on a card with these rates."""
+        handicap = min(start.standing.handicap for start in self.lightest)
+        return time_class(handicap * min(work.seconds(rates) for work in self._least))
 
     def heavier(self, start: Start) -> Start | None:
         """The same scheme with the next heavier recompute; None: there is none to choose."""

@@ -37,13 +37,17 @@ class Traffic(NamedTuple):
     bytes: float = 0.0
     messages: float = 0.0
 
+    def plus(self, sent: float, messages: float) -> "Traffic":
+        """This traffic and ``sent`` bytes in further messages."""
+        return Traffic(self.bytes + sent, self.messages + messages)
+
 
 class Sends(NamedTuple):
     """The traffic that one rank sends in a step, by the pass that hides it.
 
     Attributes:
-        forward: (traffic in each micro step's forward pass, traffic in only one forward pass of the step).
-        backward: (traffic in each micro step's backward pass, traffic in only one backward pass of the step).
+        forward: (traffic in each micro step's forward pass, traffic in the one forward pass of the step with most traffic).
+        backward: the same of the backward passes.
         exposed: the traffic of the whole step that no pass hides.
     """
 
@@ -61,9 +65,8 @@ class Sends(NamedTuple):
             added = sums[send.behind, repeated and send.behind != EXPOSED]
             added[0] += times * send.sent
             added[1] += times * send.messages
-        forward, backward = (
-            (Traffic(*sums[behind, True]), Traffic(*sums[behind, False])) for behind in (FORWARD, BACKWARD)
-        )
+        every = {behind: Traffic(*sums[behind, True]) for behind in (FORWARD, BACKWARD)}
+        forward, backward = ((each, each.plus(*sums[behind, False])) for behind, each in every.items())
         return cls(forward, backward, Traffic(*sums[EXPOSED, False]))
 
 
@@ -130,6 +133,18 @@ class StepTotals(NamedTuple):
     host: HostTraffic
     grad_accum: int
 
+    @classmethod
+    def least(cls, works: Iterable["StepTotals"]) -> "StepTotals":
+        """The least of each load, and of ``grad_accum``, among ``works``, without communication and offload.
+
+        Its time is a lower bound on the time of each of ``works``.
+        """
+        forwards, backwards, updates, _, _, grad_accums = zip(*works, strict=True)
+        forward, backward, update = (
+            Load(*map(min, zip(*loads, strict=True))) for loads in (forwards, backwards, updates)
+        )
+        return cls(forward, backward, update, Sends.of((), 1), HostTraffic(), min(grad_accums))
+
     def seconds(self, rates: Rates) -> float:
         """Seconds of the step on a card with these rates."""
         times, seconds = self.grad_accum, 0.0
@@ -194,12 +209,12 @@ def _sending(sent: Traffic, rates: Rates) -> float:
 def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
     """Seconds in total by which collectives prolong ``times`` passes, each of which computes for ``cover`` seconds.
 
-    ``sends`` is (traffic in each of the passes, traffic in only one of them).
+    ``sends`` is (traffic in each of the passes, traffic in the one with most traffic).
     """
-    if not (sends[0].messages or sends[1].messages):
+    each, most = sends
+    if not most.messages:
         return 0.0
-    each, both = sends[0], Traffic(*map(sum, zip(*sends, strict=True)))
-    return (times - 1) * _felt(each, cover, rates) + _felt(both, cover, rates)
+    return (times - 1) * _felt(each, cover, rates) + _felt(most, cover, rates)
 
 
 def _felt(sent: Traffic, cover: float, rates: Rates) -> float:

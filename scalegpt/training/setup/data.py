@@ -136,7 +136,7 @@ def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tu
     asked, made = run.data.tokenizer, tokens.tokenizer
     kind = made.kind
     if is_file(asked) and isinstance(made, HFTokenizer):
-        is_same = load_tokenizer(asked, run.data.end_of_text).digest == made.digest
+        is_same = load_tokenizer(asked, run.data.end_of_text).text_digest == made.text_digest
     else:
         is_same = asked == kind
     if "tokenizer" in given and not is_same:

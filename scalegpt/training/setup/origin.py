@@ -31,7 +31,7 @@ class Opened:
         Raises:
             InputError: it is another one.
         """
-        if self.tokenizer is not None and self.tokenizer.digest != made_by.digest:
+        if self.tokenizer is not None and self.tokenizer.text_digest != made_by.text_digest:
             raise InputError(
                 f"the tokens of {run.data.input_file} are not those of init_from {run.train.init_from}: they were made by "
                 f"another tokenizer ({made_by.kind}, not {self.tokenizer.kind}); give the text itself, or name the tokenizer "

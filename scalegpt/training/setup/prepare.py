@@ -27,6 +27,7 @@ from scalegpt.training.setup.directory import Start, open_run, write_start
 from scalegpt.training.setup.origin import Opened, open_initial
 from scalegpt.training.setup.planning import Planned, choose_layout
 from scalegpt.training.setup.resolve import Resolved, resolve_request
+from scalegpt.training.trackers.table import check_trackers
 
 
 def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:
@@ -44,6 +45,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     """
     stop = stop or StopRequest()
     resolved = resolve_request(request, world)
+    world.on_first(lambda: check_trackers(request.run.train.trackers, request.runs_dir))
     initial = open_initial(resolved.request, world)
     planned = _plan(resolved, resolved.run, world)
     train = planned.run.train
@@ -146,19 +148,19 @@ def _deepspeed_settings(run: RunConfig, batch: BatchPlan, world: World) -> dict[
 def _prompt(run: RunConfig, data: ReadyData) -> list[int]:
     """Return the token ids that samples continue.
 
-    The ids of ``sample_prompt``; without a prompt the end-of-text token; without such a token the first held-out token.
+    The ids of ``sample_prompt``, after the token that begins a text if the tokenizer puts one there. Without a prompt that
+    token or the end-of-text token; without such a token the first held-out token.
 
     Raises:
         InputError: a token of the prompt is not in the vocabulary.
     """
-    given, tokenizer, vocab_size = run.train.sample_prompt, data.tokens.tokenizer, run.model.vocab_size
-    if not given:
-        end = tokenizer.end_of_text
-        return [end if end is not None and end < vocab_size else int(data.tokens.val[0])]
+    given, vocab_size = run.train.sample_prompt or "", run.model.vocab_size
     try:
-        ids = [int(token) for token in tokenizer.encode(given)]
+        ids = data.tokens.tokenizer.prompt_ids(given)
     except InputError as error:
         raise InputError(f"sample_prompt: {error}") from None
+    if not given and (not ids or max(ids) >= vocab_size):
+        return [int(data.tokens.val[0])]
     if max(ids) >= vocab_size:
         raise InputError(
             f"sample_prompt {given!r} holds token {max(ids)}, outside the vocabulary of {vocab_size}; "

@@ -5,13 +5,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
 from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.config.tokenizer import TOKENIZER_JSON, is_file
 from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, RunError
+from scalegpt.hardware.processor import Processor, kept
 from scalegpt.planner.batches import sequences_per_rank
 from scalegpt.planner.checks import check_ranks, with_expected_vocabulary
 from scalegpt.speed.precision import resolve_precision
@@ -81,9 +84,14 @@ def resolve_request(request: Request, world: World) -> Resolved:
 
 
 def _measure_processor() -> tuple[str, ...]:
-    """Measure the rates of this machine's processor, unless they are kept; return a line to print if it did."""
-    done = measure_if_needed()
-    return () if done is None else (f"speed    {done.line()}",)
+    """Measure the rates of this machine's processor, unless they are kept; return lines to print if it did."""
+    damaged = kept(Processor.here(torch.__version__)).warning
+    notes = () if damaged is None else (f"warning: {damaged}; they are measured anew",)
+    try:
+        done = measure_if_needed()
+    except RunError as error:  # the run needs no rates: its predicted times and its precision are then estimates
+        return (*notes, f"warning: {error}; the predicted time is an estimate, and --precision auto is fp32")
+    return notes if done is None else (*notes, f"speed    {done.line()}")
 
 
 def check_name(name: str) -> None:
