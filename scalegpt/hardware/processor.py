@@ -160,13 +160,17 @@ def kept(processor: Processor) -> Kept:
     """The kept rates of a processor. A damaged file gives none, but a warning."""
     if processor in _remembered:
         return Kept(_remembered[processor])
+    place = ""
     try:
-        return Kept(_read(processors_path()).get(processor))
+        path = processors_path()
+        place = f"{path}: "
+        return Kept(_read(path).get(processor))
     except (FileNotFoundError, NotADirectoryError):
         return Kept()
     except (OSError, ValueError) as error:  # also an InputError, where there is no home folder
         reason = getattr(error, "strerror", None) or str(error)
-        return Kept(warning=f"the kept rates of processors cannot be used ({reason})")
+        place = "" if reason.startswith(place.removesuffix(": ")) else place
+        return Kept(warning=f"the kept rates of processors cannot be used ({place}{reason})")
 
 
 def keep(processor: Processor, measured: Measured) -> str | None:
