@@ -54,9 +54,9 @@ def predicted_line(plan: Plan) -> str:
     """The predicted memory, as a run prints it at its start: one line, and a warning where the card is too small."""
     phase = plan.prediction.phase.replace("_", " ")
     if not plan.machine.is_gpu:
-        each = " for each rank" if plan.machine.ranks > 1 else ""
+        whose = "each process" if plan.machine.ranks > 1 else "the process"
         return (
-            f"memory   {gib(plan.total_bytes)} predicted for the process{each}, of {gib(plan.machine.usable_bytes or 0)} "
+            f"memory   {gib(plan.total_bytes)} predicted for {whose}, of {gib(plan.machine.usable_bytes or 0)} "
             f"available: {gib(plan.peak_bytes)} peak of the step (phase {phase}), {_listed(plan)}"
         )
     host = f", {gib(plan.host_bytes)} in host memory" if plan.host_bytes else ""
