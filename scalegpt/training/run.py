@@ -15,7 +15,7 @@ from scalegpt.text import visible
 from scalegpt.training.job import Job
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Stopped, StopRequest
-from scalegpt.training.runs.report import write_report
+from scalegpt.training.runs.report.page import write_report
 from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
