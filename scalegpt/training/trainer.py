@@ -20,6 +20,7 @@ from scalegpt.training.job import Job
 from scalegpt.training.memory import comparison, keep_for_later, measure, planned_peak
 from scalegpt.training.metrics import Gauges, Throughput, mfu, peak_bytes
 from scalegpt.training.output.step_line import StepLine
+from scalegpt.training.profile.recorder import Recorder
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
 from scalegpt.training.resilience.rollback import (
@@ -43,6 +44,7 @@ class Trainer(Housekeeping):
         self.batches = TrainingBatches(job.data.train, job.batch_plan, job.world, self.train.seed, job.document_end)
         self.throughput = Throughput(job.batch_plan.tokens)
         self.flops = flops_per_token(job.run.model)
+        self.recorder = Recorder(job, self.step)
         self.gauges = Gauges(job.world.device, self.train.log_every)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
 
@@ -71,12 +73,14 @@ class Trainer(Housekeeping):
             self._housekeeping(last=True)
         over = nothing_left
         while not over:
+            self.recorder.before(self.step + 1)
             spike = self._take_step()
             if spike is not None and self._roll_back(spike):
                 continue
             if self.step == self._step_before + 1:
                 freeze_gc()
             over = self._is_over()
+            self.recorder.after(self.step, last=over)
             self._housekeeping(last=over)
         self.watchdog.stop()
         job.logger.stop()
@@ -87,6 +91,7 @@ class Trainer(Housekeeping):
     def close(self) -> None:
         """Close the batches, the saver and the metric sinks, and undo :func:`freeze_gc`."""
         gc.unfreeze()
+        self.recorder.close()
         self.batches.close()
         self.saving.saver.close()
         for sink in self.sinks:
