@@ -42,7 +42,7 @@ SMALL = [*SHAPE.split(), *ONE_STEP, "--fresh"]
 MODEL = "models/SmolLM2-135M"
 """A Hugging Face folder that the documents name."""
 
-PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "8192": "265"}
+PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "20:22": "1:1", "8192": "265"}
 """What a reader puts in the place of a word."""
 
 OTHERS = ("pip install ", "pre-commit ", "python -m json.tool")
