@@ -127,8 +127,9 @@ def run(words: list[str]) -> int:
     if words[:2] == ["scalegpt", "train"]:
         has_shape = bool({MODEL, "smol"} & set(words))
         return main(["train", *words[2:], *(["--block_size", "16", *ONE_STEP] if has_shape else SMALL)])
+    words = [PLACEHOLDERS.get(word, word) for word in words]
     if words[0] == "scalegpt":
-        return main([PLACEHOLDERS.get(word, word) for word in words[1:]])
+        return main(words[1:])
     place = next(i for i, word in enumerate(words) if word in TRAINERS)
     return main(["train", *words[place + 1 :], *SMALL])
 
