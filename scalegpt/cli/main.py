@@ -22,6 +22,7 @@ COMMANDS = {
     "params": "count a model's parameters, part by part",
     "presets": "list the presets, or compare two",
     "gpus": "list the GPUs that are known, or show one with its sources",
+    "doctor": "check this machine: software, GPUs, disks, limits, ports",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
     "report": "write a page of a run's curves, or of several runs over one another",

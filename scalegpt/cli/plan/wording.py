@@ -140,7 +140,8 @@ def times(plan: Plan) -> list[tuple[str, float]]:
 def sources(plan: Plan) -> tuple[str, ...]:
     """Notes on where the plan's figures come from: measured runs, published figures, or estimates."""
     if not plan.machine.is_gpu:
-        return ("memory is that of the whole process; times are estimates, as the processor's rates are not known",)
+        times = () if plan.machine.card is None else (basis(plan.machine.card, measured=plan.is_measured),)
+        return ("memory is that of the whole process", *times)
     runs = plan.overheads.measured
     memory = "memory beyond the allocator's peak is estimated from published figures, not measured"
     if runs:

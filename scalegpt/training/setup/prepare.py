@@ -22,7 +22,7 @@ from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.changes import rate_change
 from scalegpt.training.runs.resume import first_stretch, resume_hint, resumed_line
-from scalegpt.training.runs.summary import describe, plan_summary, total_steps, unused
+from scalegpt.training.runs.summary import describe, plan_summary, predicted_speed, total_steps, unused
 from scalegpt.training.setup.data import ReadyData, prepare_data
 from scalegpt.training.setup.directory import Start, open_run, write_start
 from scalegpt.training.setup.origin import Opened, open_initial
@@ -194,6 +194,7 @@ def _describe(
         *planned.notes,
         *resolved.notes,
         predicted_line(planned.plan),
+        *filter(None, [predicted_speed(planned.plan)]),
         *([f"fresh    a new run in {start.directory.path}; {hint} resumes it later"] if request.fresh else []),
         *start.notes,
     ):
