@@ -16,7 +16,7 @@ from scalegpt.training.job import Job
 from scalegpt.training.output.ending import contents, next_lines
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Stopped, StopRequest
-from scalegpt.training.runs.report import write_report
+from scalegpt.training.runs.report.page import write_report
 from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 

@@ -21,6 +21,7 @@ from scalegpt.training.memory import comparison, keep_for_later, measure, planne
 from scalegpt.training.metrics import EnergyMeter, Gauges, Throughput, mfu, peak_bytes
 from scalegpt.training.output.ending import Review, Work, progress_lines, speed_lines
 from scalegpt.training.output.step_line import StepLine
+from scalegpt.training.profile.recorder import Recorder
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
 from scalegpt.training.resilience.rollback import (
@@ -45,6 +46,7 @@ class Trainer(Housekeeping):
         self.throughput = Throughput(job.batch_plan.tokens)
         self.flops = flops_per_token(job.run.model)
         self.energy = EnergyMeter(job.world)
+        self.recorder = Recorder(job, self.step)
         self.gauges = Gauges(job.world.device, self.train.log_every)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
 
@@ -73,12 +75,14 @@ class Trainer(Housekeeping):
             self._housekeeping(last=True)
         over = nothing_left
         while not over:
+            self.recorder.before(self.step + 1)
             spike = self._take_step()
             if spike is not None and self._roll_back(spike):
                 continue
             if self.step == self._step_before + 1:
                 freeze_gc()
             over = self._is_over()
+            self.recorder.after(self.step, last=over)
             self._housekeeping(last=over)
         self.watchdog.stop()
         job.logger.stop()
@@ -89,6 +93,7 @@ class Trainer(Housekeeping):
     def close(self) -> None:
         """Close the batches, the saver and the metric sinks, and undo :func:`freeze_gc`."""
         gc.unfreeze()
+        self.recorder.close()
         self.batches.close()
         self.saving.saver.close()
         for sink in self.sinks:
@@ -334,14 +339,8 @@ class Trainer(Housekeeping):
     def _review(self, joules: dict[str, float]) -> tuple[Review, Work]:
         """What ``metrics.jsonl`` says of the run, and what this process has done; ``joules`` by GPU."""
         job, steps = self.job, self.step - self.job.progress.step
-        work = Work(
-            steps=steps,
-            tokens=steps * job.batch_plan.tokens,
-            seconds=self.clock.total,
-            predicted=job.plan.speed()["tokens_per_second"],
-            joules=sum(joules.values()) or None,
-            gpus=len(joules),
-        )
+        predicted, energy = job.plan.speed()["tokens_per_second"], sum(joules.values()) or None
+        work = Work(steps, steps * job.batch_plan.tokens, self.clock.total, predicted, energy, len(joules))
         return Review.of(job.directory.metrics, job.progress.step), work
 
     def _cause_of_end(self) -> str:

@@ -16,6 +16,7 @@ from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.training.job import Job, document_end
 from scalegpt.training.memory import predicted_line
 from scalegpt.training.output.logger import Logger
+from scalegpt.training.profile.recorder import check_profile
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
@@ -63,6 +64,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     parallel = planned.run.parallel
     run = replace(planned.run, data=data.settings, parallel=parallel.changed(zero_stage=parallel.stage))
     logger.total = total_steps(run.train, planned.batch)
+    check_profile(run.train, logger.total)
     settings = _deepspeed_settings(run, planned.batch, world)
     document_end(run, data.tokens.tokenizer)
     prompt = _prompt(run, data)
