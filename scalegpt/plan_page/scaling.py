@@ -78,7 +78,7 @@ def _label(gpus: int, speed: float) -> str:
 
 def _table(given: Answer, rows: list[Row]) -> str:
     heads = ("GPUs", "tokens/s", "likely", "whole run", "layout", "micro batch")
-    table = Table("Tokens per second over GPUs", heads, ("number", "number", "number", "number", "", "number"))
+    table = Table("Tokens per second over GPUs", heads, ("number", "number", "number", "number", "layout", "number"))
     for row in rows:
         plan = row.plan
         here = "chosen" if int(row.name) == given.asked.machine.ranks else ""
