@@ -77,12 +77,14 @@ def _folder(source: Source, out: Path, max_shard_bytes: int) -> Exported:
     with new_folder(out) as place:
         folder.write(place)
         note = compare(source, place)
-    return Exported(source.checkpoint.path, out, HF, source.dtype, folder.family, folder.bytes, notes=(note,))
+    notes = (note, *source.notes)
+    return Exported(source.checkpoint.path, out, HF, source.dtype, folder.family, folder.bytes, notes=notes)
 
 
 def _gguf(source: Source, out: Path, _max_shard_bytes: int) -> Exported:
     written = write_gguf(source, out)
-    return Exported(source.checkpoint.path, out, GGUF, source.dtype, written.family, written.bytes, notes=written.notes)
+    notes = (*written.notes, *source.notes)
+    return Exported(source.checkpoint.path, out, GGUF, source.dtype, written.family, written.bytes, notes=notes)
 
 
 _WRITERS: dict[str, Callable[[Source, Path, int], Exported]] = {HF: _folder, GGUF: _gguf}
