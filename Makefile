@@ -1,5 +1,5 @@
 # make install: set up.   make demo: set up and train a small model.   make test: lint, types, architecture, tests.
-.PHONY: install demo test lint types architecture tests lowest faults clean help
+.PHONY: install demo test lint types architecture tests trackers lowest faults clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,6 +15,7 @@ help:
 	@echo "make demo     set up .venv and train a small model on the Python library's own sources"
 	@echo "make test     set up .venv and run lint, types, architecture rules and all tests"
 	@echo "make lowest   set up .venv-lowest with the lowest release declared of every dependency, and run the quick tests there"
+	@echo "make trackers install wandb, mlflow and trackio too, and test that runs are logged to them"
 	@echo "make faults   kill, stop and starve real jobs of two ranks, and see that they resume"
 
 install: .venv/installed
@@ -27,6 +28,11 @@ test: lint types architecture tests
 
 faults: .venv/installed-dev
 	$(BIN)/pytest tests/faults -m "faults or not faults"
+
+# The other trackers install more than all else together but torch, so only this target does.
+trackers: .venv/installed-dev
+	$(BIN)/pip install -q -e ".[deepspeed,hf,dev,track]"
+	$(BIN)/pytest tests/training/test_trackers.py
 
 # What leans on the dependencies, without what takes tens of seconds. Types are those of the newest releases.
 lowest: $(LOWEST)/installed

@@ -42,10 +42,12 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     is_path: bool = False,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that is a setting, with its help and its bounds.
 
     ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
+    A text field with ``words`` holds some of them with commas between them; in a file it may be a list.
     None, which only an optional field can be, is within all bounds. In a path (``is_path``), ``~`` is the home folder.
     Give every number an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
     """
@@ -57,6 +59,7 @@ def setting(
         "above": above,
         "below": below,
         "is_path": is_path,
+        "words": words,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -135,6 +138,8 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
     if type(None) in kinds and (value is None or str(value).lower() in {"none", "null"}):
         return None
     word = "on" if value else "off"
+    if field.metadata["words"] and isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        value = ",".join(value)
     if isinstance(value, bool) and word in field.metadata["choices"]:
         value = word  # YAML 1.1 reads on and off as booleans; here they are choices
     for kind in kinds:
@@ -243,10 +248,18 @@ def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
         raise InputError(
             f"{shown(value)} is not a value of {field.name}{nearest(value, (*booleans, *bounds['choices']))}"
         )
+    for each in words_of(value) if bounds["words"] else ():
+        if each not in bounds["words"]:
+            raise InputError(f"{shown(each)} is not a value of {field.name}{nearest(each, bounds['words'])}")
     for name, (holds, words) in _BOUNDS.items():
         limit = bounds[name]
         if limit is not None and not holds(value, limit):
             raise InputError(f"{field.name} must be {words} {limit:,}, not {shown(value)}")
+
+
+def words_of(value: str | None) -> tuple[str, ...]:
+    """The words of a setting that holds several with commas between them, each once."""
+    return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
 
 
 def limits(field: "dataclasses.Field[Any]") -> str:

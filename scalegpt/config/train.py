@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from scalegpt.config.optimizers import OPTIMIZERS, OptimizerSpec, optimizer_help
-from scalegpt.config.settings import Section, setting
+from scalegpt.config.settings import Section, setting, words_of
 from scalegpt.errors import InputError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -22,6 +22,9 @@ MOST_MINUTES = 10**7
 """The largest value of a setting in minutes: 19 years."""
 
 ON_SPIKE = ("off", "warn", "skip", "rollback")
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Programs that a run can log to: the name of each is that of its package, and of the extra that installs it."""
 
 LENGTHS = ("max_iters", "max_tokens")
 """The settings that give the length of a run. If both are set, the run ends at whichever comes first."""
@@ -162,6 +165,11 @@ class TrainConfig(Section):
     log_every: int = setting(
         10, "steps between printed lines; metrics.jsonl has every step", minimum=1, maximum=MOST_STEPS
     )
+    log_to: str | None = setting(
+        None,
+        "trackers to log to besides metrics.jsonl, with commas between them: " + ", ".join(TRACKERS),
+        words=TRACKERS,
+    )
     first_step_timeout: float = setting(
         1800.0,
         "seconds that the first step, an evaluation or a save may take before the run is ended; 0: no limit",
@@ -187,6 +195,11 @@ class TrainConfig(Section):
             raise InputError(
                 f"packing documents needs a mask, which attention {self.attention} does not take; use --attention auto"
             )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers in ``log_to``."""
+        return words_of(self.log_to)
 
     @property
     def packs_documents(self) -> bool:

@@ -90,6 +90,33 @@ def listed_bytes(uuid: str) -> dict[int, int] | None:
         return None
 
 
+class CardGauge:
+    """Reads a card's memory in use and its utilization, again and again: NVML stays initialized while the process lives.
+
+    Args:
+        uuid: the card's UUID, such as ``GPU-…``.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        self._nvml: Any = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # pynvml is missing, or the driver does not work: the gauge has no readings
+            return
+        self._nvml, self._handle = pynvml, ask(pynvml, "nvmlDeviceGetHandleByUUID", uuid)
+
+    def read(self) -> dict[str, float]:
+        """``gpu_used_bytes``, by all processes, and ``gpu_utilization`` from 0 to 1; without what NVML does not report."""
+        if self._nvml is None or self._handle is None:
+            return {}
+        memory = ask(self._nvml, "nvmlDeviceGetMemoryInfo", self._handle)
+        busy = ask(self._nvml, "nvmlDeviceGetUtilizationRates", self._handle)
+        found: dict[str, float] = {} if memory is None else {"gpu_used_bytes": int(memory.used)}
+        return found if busy is None else {**found, "gpu_utilization": busy.gpu / 100}
+
+
 def find(most: int | None = None) -> FoundGpus | None:
     """NVIDIA's cards that ``CUDA_VISIBLE_DEVICES`` lets a process use; None if there is no NVML.
 

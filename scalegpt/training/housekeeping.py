@@ -29,6 +29,8 @@ from scalegpt.training.resilience.watchdog import Watchdog
 from scalegpt.training.runs.files import finite
 from scalegpt.training.runs.metrics_file import History, MetricsFile, PendingWork, pending_work
 from scalegpt.training.schedules import is_due
+from scalegpt.training.trackers.feed import Feed
+from scalegpt.training.trackers.table import open_trackers
 
 SECONDS_TO_CLEAR = 1.0
 """How long a process that ends at once may take to remove its live line from the terminal."""
@@ -55,6 +57,8 @@ class Housekeeping:
             job.data.val, job.batch_plan, job.world, self.train.eval_tokens, job.document_end
         )
         self.sinks = self._open_sinks()
+        for feed in (sink for sink in self.sinks if isinstance(sink, Feed)):
+            job.logger.say(f"log_to   {feed.name}: {feed.place}")
         self.clock = Stopwatch()
         self.saving = Saving(job, self.clock)
         self.run_id = job.directory.read_id() or ""
@@ -76,7 +80,12 @@ class Housekeeping:
         self.guards = Guards(self.train, history.recent, progress.skipped_steps)
 
     def _open_sinks(self) -> list[MetricSink]:
-        return [MetricsFile(self.job.directory.metrics)] if self.job.world.is_first else []
+        job = self.job
+        if not job.world.is_first:
+            return []
+        settings, plan = as_file(job.run), job.directory.read_plan() or {}
+        feeds = open_trackers(self.train.trackers, job.directory, settings, plan, job.logger.say)
+        return [MetricsFile(job.directory.metrics), *feeds]
 
     def _leave(self, status: int) -> None:
         """End this process at once, for the watchdog, and leave no live line on the terminal."""
@@ -242,5 +251,7 @@ class Housekeeping:
             return
         if job.world.is_first:
             job.directory.add_sample(self.step, text)
+        for sink in self.sinks:
+            sink.log_sample(self.step, text)
         if show:
             job.logger.say(f"\nsample after {self.step} steps:\n{text}\n")

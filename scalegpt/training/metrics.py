@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import psutil
 import torch
 
+from scalegpt.hardware.nvml import CardGauge
 from scalegpt.training.memory import largest_resident
 
 
@@ -22,6 +24,9 @@ class MetricSink(Protocol):
             values: the values by their names in ``metrics.jsonl``. ``step`` and ``tokens`` are always there. A step has
                 ``loss`` and more, an evaluation ``val_loss``.
         """
+
+    def log_sample(self, step: int, text: str) -> None:
+        """Log the sample of a step, which ``samples.txt`` has already."""
 
     def close(self) -> None:
         """Close the sink at the end of the run, or before a rollback, which removes logged steps and then opens new sinks."""
@@ -69,6 +74,32 @@ def mfu(tokens_per_second: float, flops: int, peak: float | None, ranks: int) ->
 def peak_bytes(device: torch.device) -> int:
     """The peak memory of this process in bytes: of the CUDA allocator on a card, of resident memory on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else largest_resident()
+
+
+class Gauges:
+    """Measures the machine of rank 0 at every Nth step: host memory, and the card's memory and utilization.
+
+    Args:
+        device: rank 0's device.
+        every: N.
+    """
+
+    def __init__(self, device: torch.device, every: int) -> None:
+        self._every, self._process = every, psutil.Process()
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+        self._card = None if uuid is None else CardGauge(f"GPU-{uuid}")
+
+    def read(self, step: int) -> dict[str, float]:
+        """The entries to add to the step's line in ``metrics.jsonl``; empty where the step is not the Nth.
+
+        ``host_used_bytes`` is the machine's memory in use, ``process_bytes`` this process's resident memory. Where NVML
+        reports them, ``gpu_used_bytes`` and ``gpu_utilization`` follow.
+        """
+        if step % self._every:
+            return {}
+        memory = psutil.virtual_memory()
+        host = {"host_used_bytes": memory.total - memory.available, "process_bytes": self._process.memory_info().rss}
+        return {**host, **(self._card.read() if self._card is not None else {})}
 
 
 class Stopwatch:

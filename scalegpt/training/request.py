@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scalegpt.config.run import DATA, PLANNED_BY_DEFAULT, SECTIONS, RunConfig
 from scalegpt.errors import InputError
 from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
-from scalegpt.system.ranks import read_ranks
+from scalegpt.system.ranks import ranks_or_alone, read_ranks
 from scalegpt.text import shown
 from scalegpt.training.initial import with_initial
 
@@ -96,6 +97,7 @@ class Request:
         _check_paths(run)
         if "backend" not in run.auto:
             check_installed(run.parallel.backend)
+        _check_trackers(run)
         margins = {} if margin is None else {"margin": margin}
         return cls(
             run=run,
@@ -133,6 +135,18 @@ def _check_paths(run: RunConfig) -> None:
     for path in (run.data.input_file, run.parallel.ds_config, run.train.init_from):
         if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
             raise InputError(f"{shown(path)} is not UTF-8, and a run's files could not name it; rename it")
+
+
+def _check_trackers(run: RunConfig) -> None:
+    """Refuse trackers whose packages are missing. Only the first rank logs, so only it needs them.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    for name in run.train.trackers if ranks_or_alone().rank == 0 else ():
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a mere folder of that name has no origin
+            raise InputError(f"log_to {name}: the package is not installed here; run pip install 'scalegpt[{name}]'")
 
 
 def _known(keys: str | Iterable[str]) -> frozenset[str]:

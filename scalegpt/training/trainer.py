@@ -18,7 +18,7 @@ from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
 from scalegpt.training.memory import comparison, keep_for_later, measure, planned_peak
-from scalegpt.training.metrics import Throughput, mfu, peak_bytes
+from scalegpt.training.metrics import Gauges, Throughput, mfu, peak_bytes
 from scalegpt.training.output.step_line import StepLine
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
@@ -43,6 +43,7 @@ class Trainer(Housekeeping):
         self.batches = TrainingBatches(job.data.train, job.batch_plan, job.world, self.train.seed, job.document_end)
         self.throughput = Throughput(job.batch_plan.tokens)
         self.flops = flops_per_token(job.run.model)
+        self.gauges = Gauges(job.world.device, self.train.log_every)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
 
     def fit(self) -> None:
@@ -169,19 +170,15 @@ class Trainer(Housekeeping):
     def _log(self, loss: float, lr: float, grad_norm: float, seconds: float, conclusion: Conclusion) -> None:
         job = self.job
         rate, used = job.batch_plan.tokens / seconds, peak_bytes(job.world.device)
-        for sink in self.sinks:
-            sink.log({
-                "step": self.step,
-                "tokens": self.tokens,
-                "loss": loss,
-                "lr": lr,
-                "grad_norm": grad_norm,
-                "step_seconds": seconds,
-                "tokens_per_second": rate,
-                "mfu": mfu(rate, self.flops, self.peak, job.world.size),
-                "peak_bytes": used,
-                **conclusion.as_metrics(),
-            })  # fmt: skip
+        if self.sinks:
+            values = {
+                "step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm,
+                "step_seconds": seconds, "tokens_per_second": rate,
+                "mfu": mfu(rate, self.flops, self.peak, job.world.size), "peak_bytes": used,
+                **conclusion.as_metrics(), **self.gauges.read(self.step),
+            }  # fmt: skip
+            for sink in self.sinks:
+                sink.log(values)
         speed, left = self.throughput.tokens_per_second, self._seconds_left()
         share = mfu(speed, self.flops, self.peak, job.world.size)
         job.logger.step(

@@ -153,6 +153,7 @@ def test_a_run_writes_the_documented_files(train: Callable[..., str]) -> None:
     assert [line["tokens"] for line in steps] == list(range(128, 128 * 13, 128))
     promised = {
         "step", "tokens", "loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "mfu", "peak_bytes",
+        "host_used_bytes", "process_bytes",  # at every log_every-th step
     }  # fmt: skip
     assert all(set(line) == promised for line in steps)
     assert all(line["mfu"] is None for line in steps)  # a CPU's peak is not known

@@ -30,7 +30,7 @@ FOREIGN = {
 }  # fmt: skip
 """Files of DeepSpeed, torch, other trainers and examples."""
 
-OF_A_RUN = {"checkpoints/", ".heartbeats/", "runs/", "step_00001000/"}
+OF_A_RUN = {"checkpoints/", ".heartbeats/", ".trackers/", "runs/", "step_00001000/"}
 """Folders that a run makes."""
 
 

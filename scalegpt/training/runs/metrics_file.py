@@ -50,6 +50,9 @@ class MetricsFile:
             self._file.write(json.dumps(clean) + "\n")
             self._file.flush()
 
+    def log_sample(self, step: int, text: str) -> None:
+        """Do nothing: samples have a file of their own."""
+
     def close(self) -> None:
         """Close the file. Errors are ignored: :meth:`log` flushes each line and has raised them."""
         with suppress(OSError):

@@ -27,6 +27,7 @@ from scalegpt.training.setup.directory import Start, open_run, write_start
 from scalegpt.training.setup.origin import Opened, open_initial
 from scalegpt.training.setup.planning import Planned, choose_layout
 from scalegpt.training.setup.resolve import Resolved, resolve_request
+from scalegpt.training.trackers.table import check_trackers
 
 
 def prepare(request: Request, world: World, stop: StopRequest | None = None) -> Job:
@@ -44,6 +45,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     """
     stop = stop or StopRequest()
     resolved = resolve_request(request, world)
+    world.on_first(lambda: check_trackers(request.run.train.trackers, request.runs_dir))
     initial = open_initial(resolved.request, world)
     planned = _plan(resolved, resolved.run, world)
     train = planned.run.train

@@ -1,0 +1,160 @@
+"""Weights & Biases: online where a key is set up, else offline in the run's folder; never a question for a key.
+
+``WANDB_MODE``, ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_DIR`` and the other variables of wandb hold.
+
+**Offline** a record cannot be continued. Each start writes a new one with all steps, and then deletes the one before, unless
+that was uploaded with ``wandb sync``: the new record then has an id of its own, since a server takes no step twice.
+
+**Online** a run continues under its id. Where steps must be undone, the server is asked to rewind (``resume_from``). Where it
+refuses, the record begins anew under another id, and a line says so.
+"""
+
+import netrc
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from scalegpt.errors import InputError
+from scalegpt.text import brief
+from scalegpt.training.trackers.base import PROJECT, Entry, Past, Position, Tracker
+
+_HOST = "https://api.wandb.ai"
+_LOGIN = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline"
+
+
+class WandB(Tracker):
+    """A run of Weights & Biases."""
+
+    NAME: ClassVar[str] = "wandb"
+
+    @classmethod
+    def check(cls, _folder: Path) -> None:
+        """See the base class: online, the key is shown to the server."""
+        try:
+            import wandb
+        except Exception as error:  # a broken installation raises anything
+            raise InputError(f"log_to wandb cannot be imported ({brief(error, 200)}); install it again") from None
+        if not _is_online():
+            return
+        if not _has_key():
+            raise InputError(
+                f"log_to wandb: WANDB_MODE is {os.environ.get('WANDB_MODE')}, but there is no key; {_LOGIN}"
+            )
+        try:
+            wandb.login(verify=True, timeout=20)
+        except Exception as error:  # the network's, the server's, wandb's own
+            raise InputError(f"log_to wandb: the login failed ({brief(error, 200)}); {_LOGIN}") from None
+
+    @property
+    def place(self) -> str:
+        """See the base class."""
+        if _is_online():
+            return f"project {_project()} at {os.environ.get('WANDB_BASE_URL') or _HOST}"
+        return f"offline in {self._folder}; wandb sync {self._folder}/offline-run-* uploads it"
+
+    @property
+    def _folder(self) -> Path:
+        """The folder in which wandb makes a folder for each record."""
+        return Path(os.environ.get("WANDB_DIR") or self.run.records.path) / "wandb"
+
+    def open(self, position: Position, past: Past) -> tuple[str, int]:
+        """See the base class: rewinds an online run, begins an offline record anew."""
+        self._old: list[Path] = []
+        if _is_online():
+            return self._open_online(position, past)
+        name = position.run or secrets.token_hex(4)
+        found = sorted(self._folder.glob(f"offline-run-*-{name}"))
+        if any(list(folder.glob("*.synced")) for folder in found):
+            name = secrets.token_hex(4)
+        else:
+            self._old = found
+        self._start(name, mode=os.environ.get("WANDB_MODE", "offline"))
+        return name, 0
+
+    def _open_online(self, position: Position, past: Past) -> tuple[str, int]:
+        import wandb
+
+        start, step = past.resend_from(position.acked)
+        if position.run is None or start == 0:
+            name = secrets.token_hex(4)
+            self._start(name)
+            return name, 0
+        if position.is_clean and position.acked == start:
+            self._start(position.run, resume="must")
+            return position.run, start
+        try:
+            self._start(None, resume_from=f"{position.run}?_step={step - 1}")
+        except wandb.errors.Error as error:
+            name = secrets.token_hex(4)
+            print(
+                f"wandb: run {position.run} cannot be rewound ({brief(error, 100)}); its record goes on as {name}",
+                flush=True,
+            )
+            self._start(name)
+            return name, 0
+        return position.run, start
+
+    def _start(self, name: str | None, **how: Any) -> None:
+        import wandb
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._wandb = wandb.init(
+            project=_project(),
+            name=os.environ.get("WANDB_NAME") or self.run.name,
+            id=name,
+            dir=str(self._folder.parent),
+            settings=wandb.Settings(console="off", silent=True),
+            **how,
+        )
+        told = {**self.run.settings, **{f"plan.{key}": value for key, value in self.run.plan.items()}}
+        self._wandb.config.update(told, allow_val_change=True)
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """See the base class. wandb's own process has the entries when this returns; values of one step become one row."""
+        import wandb
+
+        for entry in entries:
+            sample = {} if entry.text is None else {"sample": wandb.Html(_page(entry.text), inject=False)}
+            self._wandb.log({**entry.values, **sample, "_timestamp": entry.time}, step=entry.step)
+
+    def settle(self) -> None:
+        """Delete the records before this one, which holds all that they did."""
+        for folder in self._old:
+            shutil.rmtree(folder)
+        self._old = []
+
+    def close(self, state: str | None) -> None:
+        """See the base class."""
+        self._wandb.finish(exit_code=1 if state == "failed" else 0)
+
+
+def _page(text: str) -> str:
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    return f'<meta charset="utf-8"><pre style="white-space:pre-wrap">{escaped}</pre>'
+
+
+def _project() -> str:
+    return os.environ.get("WANDB_PROJECT") or PROJECT
+
+
+def _is_online() -> bool:
+    """Whether records go to a server: the user said so, or has set up a key and did not say."""
+    return os.environ.get("WANDB_MODE", "online" if _has_key() else "offline") in ("online", "shared")
+
+
+def _has_key() -> bool:
+    """Whether there is a key for the server, in the environment or in the netrc file, where ``wandb login`` puts it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or _HOST).hostname or ""
+    for path in (Path(os.environ.get("NETRC") or "~/.netrc"), Path("~/_netrc")):
+        try:
+            if netrc.netrc(path.expanduser()).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
