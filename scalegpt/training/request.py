@@ -11,12 +11,14 @@ from scalegpt.config.backends import FSDP
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import DATA, PLANNED_BY_DEFAULT, SECTIONS, RunConfig
+from scalegpt.config.settings import coerce
+from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError
 from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.system.ranks import ranks_or_alone, read_ranks
 from scalegpt.text import shown
-from scalegpt.training.initial import with_initial
+from scalegpt.training.initial import name_after, with_initial
 
 PROGRESS = ("auto", "plain")
 
@@ -72,7 +74,8 @@ class Request:
 
         At most one of ``preset`` (a name) and ``config_file`` (the path of a JSON or YAML file) is given. ``settings``
         (name → value) override the values of the preset or the file. ``name`` is the run's name; None takes the name in the
-        preset or the file. ``given_in`` says where the settings come from, for error messages.
+        preset or the file, or else that of the folder that ``init_from`` names. ``given_in`` says where the settings come
+        from, for error messages.
 
         Raises:
             InputError: a name, a key or a value that cannot work, or a backend that is not installed.
@@ -85,6 +88,9 @@ class Request:
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
             settings["backend"] = FSDP.name  # several ranks were started, and neither user nor preset names a backend
+        start = coerce(TrainConfig.settings()["init_from"], settings.get("init_from"))
+        if name is preset is config_file is None and start is not None:
+            name = name_after(start, runs_dir)
         folder = runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
         settings, notes = with_initial(
             settings, preset=preset, config_file=config_file, folder=None if fresh else folder

@@ -27,8 +27,8 @@ class TakenOver:
 
     Attributes:
         positions: the most tokens that the model can read there; 0: not known.
-        tokenizer: the :attr:`~scalegpt.data.tokenizers.base.Tokenizer.text_digest` of the folder's tokenizer, to which the ids
-            belong; None: not known.
+        tokenizer: the :attr:`~scalegpt.data.tokenizers.base.Tokenizer.text_digest` of the folder's tokenizer, to which the
+            ids belong; None: not known.
         ids: the ids of the tokens that begin, end and pad a text, under their keys in ``config.json``; None: there is none.
         generation: the content of the folder's ``generation_config.json``.
     """
