@@ -83,12 +83,15 @@ def with_initial(
     return {**shape, **tokenizer, **flags, **free, "init_from": initial.path}, notes
 
 
-def name_after(init_from: str, runs_dir: Path) -> str:
-    """The name of a run that is given none and starts from a model: that of the model's folder, as a folder can have it.
+def name_after(given: Any, runs_dir: Path) -> str | None:
+    """The name of a run that is given none and starts from the model ``given``: that of the model's folder; None: no model.
 
     If the model is in ``runs_dir`` itself, the name begins with ``from-``. A run that an earlier release began under
     :data:`~scalegpt.config.presets.UNNAMED` keeps that name.
     """
+    init_from = coerce(TrainConfig.settings()["init_from"], given)
+    if init_from is None:
+        return None
     begun = _begun(runs_dir / UNNAMED)
     if begun is not None and begun["train"]["init_from"] == init_from:
         return UNNAMED

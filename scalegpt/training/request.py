@@ -11,8 +11,6 @@ from scalegpt.config.backends import FSDP
 from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import DATA, PLANNED_BY_DEFAULT, SECTIONS, RunConfig
-from scalegpt.config.settings import coerce
-from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError
 from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
@@ -74,8 +72,7 @@ class Request:
 
         At most one of ``preset`` (a name) and ``config_file`` (the path of a JSON or YAML file) is given. ``settings``
         (name → value) override the values of the preset or the file. ``name`` is the run's name; None takes the name in the
-        preset or the file, or else that of the folder that ``init_from`` names. ``given_in`` says where the settings come
-        from, for error messages.
+        preset or the file, or that of ``init_from``'s folder. ``given_in`` says where the settings come from, in errors.
 
         Raises:
             InputError: a name, a key or a value that cannot work, or a backend that is not installed.
@@ -88,9 +85,8 @@ class Request:
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
             settings["backend"] = FSDP.name  # several ranks were started, and neither user nor preset names a backend
-        start = coerce(TrainConfig.settings()["init_from"], settings.get("init_from"))
-        if name is preset is config_file is None and start is not None:
-            name = name_after(start, runs_dir)
+        if name is preset is config_file is None:
+            name = name_after(settings.get("init_from"), runs_dir)
         folder = runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
         settings, notes = with_initial(
             settings, preset=preset, config_file=config_file, folder=None if fresh else folder
@@ -104,14 +100,13 @@ class Request:
         if "backend" not in run.auto:
             check_installed(run.parallel.backend)
         _check_trackers(run)
-        margins = {} if margin is None else {"margin": margin}
         return cls(
             run=run,
             runs_dir=runs_dir,
             fresh=fresh,
             given=given,
             stated=named_settings(preset),
-            margin=MachineConfig.from_mapping(margins, given_in).margin,
+            margin=MachineConfig.from_mapping({} if margin is None else {"margin": margin}, given_in).margin,
             allow_change=_known(allow_change),
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,

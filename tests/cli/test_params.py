@@ -135,7 +135,7 @@ def test_a_model_without_learned_positions_has_no_line_of_them(capsys: Printed) 
 
 def test_it_says_what_the_model_is_for_hugging_face(capsys: Printed) -> None:
     assert params(capsys, "--preset", "150M_2048").endswith("\nAs a Hugging Face folder: Qwen3ForCausalLM.\n")
-    words = ("--preset", "tiny", "--position", "rope", "--activation", "relu2", "--bias", "qkv")
+    words = ("--preset", "tiny", "--position", "rope", "--activation", "relu2", "--norm", "rmsnorm")
     assert "\nAs a Hugging Face folder: no Hugging Face family has this shape; the nearest is " in params(
         capsys, *words
     )

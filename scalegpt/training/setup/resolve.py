@@ -173,8 +173,8 @@ def _check_vocabulary(run: RunConfig) -> None:
     kind, size, path = run.data.tokenizer, run.model.vocab_size, run.data.input_file
     if path is not None and size < TOKENS.get(kind, 0) and not is_prepared(Path(path)):
         raise InputError(
-            f"vocab_size {size:,} is smaller than the {kind} tokenizer, whose {TOKENS[kind]:,} ids end with the end of text; "
-            "give --vocab_size auto, or another --tokenizer"
+            f"the {kind} tokenizer ends documents with id {TOKENS[kind] - 1:,}, outside the vocabulary of {size:,}; give "
+            "--vocab_size auto, or another --tokenizer"
         )
 
 
