@@ -1,5 +1,5 @@
 # make install: set up.   make demo: set up and train a small model.   make test: lint, types, architecture, tests.
-.PHONY: install demo test lint types architecture tests trackers lowest faults clean help
+.PHONY: install demo test lint types architecture tests trackers docs lowest faults clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,6 +15,7 @@ help:
 	@echo "make demo     set up .venv and train a small model on the Python library's own sources"
 	@echo "make test     set up .venv and run lint, types, architecture rules and all tests"
 	@echo "make lowest   set up .venv-lowest with the lowest release declared of every dependency, and run the quick tests there"
+	@echo "make docs     build the documentation site into build/docs, and fail at a broken link"
 	@echo "make trackers install wandb, mlflow and trackio too, and test that runs are logged to them"
 	@echo "make faults   kill, stop and starve real jobs of two ranks, and see that they resume"
 
@@ -28,6 +29,15 @@ test: lint types architecture tests
 
 faults: .venv/installed-dev
 	$(BIN)/pytest tests/faults -m "faults or not faults"
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/pytest -q tests/docs/test_site.py
+	@echo "built: build/docs/index.html"
+
+.venv/installed-docs: .venv/installed-dev
+	$(BIN)/pip install -q -e ".[deepspeed,hf,dev,docs]"
+	touch $@
 
 # The other trackers install more than all else together but torch, so only this target does.
 trackers: .venv/installed-dev

@@ -39,8 +39,9 @@ def plan(
 ) -> Answer:
     """Choose the fastest way to train a model that fits a machine, as ``scalegpt plan`` does. Needs no torch, no GPU.
 
-    >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
-    True
+    Examples:
+        >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
+        True
 
     Args:
         preset: a named configuration, see ``scalegpt presets``.
@@ -181,7 +182,8 @@ def load(
 ) -> "LoadedModel":
     """Load a trained model for inference.
 
-    >>> load("runs/tiny").generate("Once upon a time", max_new_tokens=50)  # doctest: +SKIP
+    Examples:
+        >>> load("runs/tiny").generate("Once upon a time", max_new_tokens=50)  # doctest: +SKIP
 
     Args:
         run: a run's folder; a checkpoint's folder; or the name of a run in ``runs_dir``.

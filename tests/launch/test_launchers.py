@@ -45,24 +45,46 @@ def launch(launcher: str, folder: Path, *flags: str) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--module"]
 MODULE = {
-    "python": [sys.executable, "-m", "scalegpt.train"],
-    "torchrun": [*LAUNCHERS["torchrun"], "-m", "scalegpt.train"],
-    "deepspeed": [*LAUNCHERS["deepspeed"], "--module", "scalegpt.train"],
-    "deepspeed, package": [*LAUNCHERS["deepspeed"], "--module", "scalegpt", "train"],
+    "python": ["-m", "scalegpt.train"],
+    "torchrun": [*LAUNCHERS["torchrun"][1:], "-m", "scalegpt.train"],
+    "deepspeed": [*DEEPSPEED, "scalegpt.train"],
+    "deepspeed, package": [*DEEPSPEED, "scalegpt", "train"],
 }
-"""How an installed wheel is started, which has no ``launch/train.py``."""
+"""How Python starts an installed wheel, which has no ``launch/train.py``."""
+
+
+def test_a_wheel_has_its_presets_its_cards_and_its_command(tmp_path: Path, installed: Path) -> None:
+    """In an empty folder, with no path to the repository."""
+
+    def run(*words: str) -> str:
+        command = [str(installed.with_name("scalegpt")), *words]
+        environment = {"PATH": os.defpath, "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    plan = json.loads(run("plan", "--preset", "500M_1024", "--gpu", "a100-40gb", "--backend", "deepspeed", "--json"))
+    assert plan["choice"]["fits"]
+    assert "scalegpt.train" in plan["choice"]["command"]
+    assert json.loads(run("params", "--preset", "Qwen3-0.6B", "--json"))["parameters"] == 596_049_920
+    assert "--preset" in run("completion", "bash")
+    code = "import scalegpt; print(scalegpt.__file__)"
+    assert Path(subprocess.check_output([installed, "-c", code], cwd=tmp_path, text=True)).is_relative_to(
+        installed.parents[1]
+    )
 
 
 @pytest.mark.parametrize("launcher", MODULE)
-def test_an_installed_package_trains_without_a_compiler_or_a_home(tmp_path: Path, text: Path, launcher: str) -> None:
+def test_an_installed_package_trains_without_a_compiler_or_a_home(
+    tmp_path: Path, text: Path, installed: Path, launcher: str
+) -> None:
     """No ninja, g++ or shell on PATH, and no place for extensions: DeepSpeed builds nothing, and leaves nothing in memory."""
-    layout = (
-        ["--backend", "deepspeed", "--zero-stage", "2"] if launcher.startswith("deepspeed") else ["--backend", "fsdp"]
-    )
+    layout = ["--backend", "fsdp"]
+    if launcher.startswith("deepspeed"):
+        layout = ["--backend", "deepspeed", "--zero-stage", "2", "--ds_config", "zero2.json"]
     environment = {
         "PATH": "/nowhere", "HOME": "/proc/nowhere", "TORCH_EXTENSIONS_DIR": "/proc/nowhere", "DS_ACCELERATOR": "cpu",
-        "SCALEGPT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8",
+        "SCALEGPT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8",
     }  # fmt: skip
     shared = Path("/dev/shm")
     before = set(shared.glob("deepspeed*"))
@@ -79,7 +101,12 @@ def test_an_installed_package_trains_without_a_compiler_or_a_home(tmp_path: Path
         "4",
     ]
     done = subprocess.run(
-        [*MODULE[launcher], *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        [str(installed), *MODULE[launcher], *flags],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert status(tmp_path, "run")["state"] == "finished"
