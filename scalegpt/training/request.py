@@ -87,10 +87,8 @@ class Request:
             settings["backend"] = FSDP.name  # several ranks were started, and neither user nor preset names a backend
         if name is preset is config_file is None:
             name = name_after(settings.get("init_from"), runs_dir)
-        folder = runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
-        settings, notes = with_initial(
-            settings, preset=preset, config_file=config_file, folder=None if fresh else folder
-        )
+        folder = None if fresh else runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
+        settings, notes = with_initial(settings, preset=preset, config_file=config_file, folder=folder)
         if "init_from" in settings:
             given |= {"vocab_size"}  # its rows are the model's, whatever the data's tokenizer needs
         run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, given_in=given_in)
