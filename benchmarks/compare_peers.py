@@ -37,10 +37,11 @@ from benchmarks.steps.peers import PEERS, LlamaShape, make_model, why_missing
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import device_name
 from scalegpt.backends.host_memory import keep_freed_memory
-from scalegpt.backends.precision import resolve_precision
 from scalegpt.backends.world import choose_device
 from scalegpt.config.presets import resolve
 from scalegpt.errors import InputError
+from scalegpt.speed.precision import resolve_precision
+from scalegpt.speed.rates import measure_if_needed
 
 PATIENCE = 16.0
 SHAPES = {
@@ -207,9 +208,11 @@ def contenders_of(shape: Shape, skip: list[str]) -> list[str]:
 
 
 def precision_of(shape: Shape, device: torch.device, wanted: str) -> str:
-    """Our precision for a shape. ``auto`` is resolved once for both of ours, since on a CPU it is timed."""
-    run = resolve(flags={**flags_of(shape, Path(), "off", "auto"), "input_file": None}, name="compare")
-    return resolve_precision(wanted, device, run.model, shape.tokens)
+    """Our precision for a shape. ``auto`` is resolved once for both of ours, by the same rates."""
+    if device.type == "cpu":
+        measure_if_needed()
+    run = resolve(flags={**flags_of(shape, Path(), "off", wanted), "input_file": None}, name="compare")
+    return resolve_precision(run, device)
 
 
 def flags_of(shape: Shape, data: Path, compile_: str, precision: str) -> dict[str, Any]:

@@ -28,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arguments import at_least, flag_words, names_of, new_file, python_words, write_figures
 from scalegpt.backends.capabilities import device_name
-from scalegpt.backends.precision import resolve_precision
 from scalegpt.backends.world import choose_device
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
 from scalegpt.planner.time.communication import sent_bytes
 from scalegpt.planner.time.work import flops_per_token
+from scalegpt.speed.precision import resolve_precision
+from scalegpt.speed.rates import measure_if_needed
 
 STEP_BENCH = Path(__file__).with_name("step_bench.py")
 HEAD_SIZE = 32
@@ -114,8 +115,10 @@ def main() -> int:
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     device = choose_device("auto", 0, 1)
-    base = Row("", {}).run("fp32")
-    precision = resolve_precision(arguments.precision, device, base.model, base.train.tokens_per_step or 0)
+    base = Row("", {}).run(arguments.precision)
+    if device.type == "cpu":
+        measure_if_needed()
+    precision = resolve_precision(base, device)
     print(
         f"{device_name(device)}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}", flush=True
     )

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+import processors
 from scalegpt.cli.main import main
 
 os.environ["SCALEGPT_GPUS"] = ""  # a developer's own catalogue is none of the tests' business
+os.environ["SCALEGPT_PROCESSORS"] = processors.shared_file()  # no test waits until this processor is measured
 # What nohup or a shell's background ignores, the processes of tests would inherit.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)

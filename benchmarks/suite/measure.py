@@ -36,7 +36,6 @@ from scalegpt import api
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.capabilities import check_attention, device_name, resolve_compile
-from scalegpt.backends.precision import resolve_precision
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import find_card, peak_flops
@@ -45,6 +44,7 @@ from scalegpt.optim.factory import optimizer_factory
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.time.work import flops_per_token
+from scalegpt.speed.precision import resolve_precision
 from scalegpt.tracing.trace import fake_process_group
 from scalegpt.training.memory import machine_of, measure
 from scalegpt.training.metrics import mfu
@@ -230,8 +230,7 @@ class DeviceBench:
             model, accum = model.changed(**DRY_MODEL), min(2, accum)
             micro, precision = min(DRY_BATCH, train.micro_batch), train.precision.replace("auto", "bf16")
             train = train.changed(micro_batch=micro, loss_chunk=DRY_CHUNK, precision=precision)
-        tokens = train.micro_batch * model.block_size
-        train = train.changed(precision=resolve_precision(train.precision, self.device, model, tokens))
+        train = train.changed(precision=resolve_precision(replace(run, model=model, train=train), self.device))
         check_attention(train.attention, train.precision, self.device, model.head_width, dropout=model.dropout > 0)
         batch = BatchPlan(train.micro_batch, accum, row.ranks, model.block_size)
         return replace(run, model=model, train=train.changed(tokens_per_step=batch.tokens)), batch

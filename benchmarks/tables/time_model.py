@@ -51,7 +51,8 @@ _OTHERS = {
     "SLOWEST": (1.0, "", "lower end of the range of tokens/s, relative to the prediction"),
     "FASTEST": (1.0, "", "upper end of that range"),
     "RANGE_ELSEWHERE": (1.0, "", "how much wider both ends are on cards whose shares are not fitted"),
-    "RANGE_ON_CPU": (1.0, "", "both ends on a processor"),
+    "RANGE_ON_CPU": (1.0, "", "both ends on a processor whose rates are not measured"),
+    "RANGE_MEASURED": (1.0, "", "both ends on a processor whose rates are"),
     "HOST_UPDATE": (1e-9, " GB/s", "that an offloaded update moves in host memory"),
 }
 

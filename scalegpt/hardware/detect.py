@@ -12,6 +12,7 @@ from scalegpt.hardware import nvml, rocm
 from scalegpt.hardware.devices import Device, FoundGpus
 from scalegpt.hardware.gpus import CPU_CAPABILITY, GB, GIB, Card
 from scalegpt.hardware.machine import FOUND, GIVEN, Machine
+from scalegpt.hardware.processor import Kept, Processor, kept
 from scalegpt.system.cores import ROOT, available_bytes, usable_cores
 
 CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
@@ -87,6 +88,8 @@ def cpu_machine(
 ) -> Machine:
     """The CPU at hand as a machine whose ranks share the host's memory; ``settings.gpus`` is the number of ranks, else 1.
 
+    Its rates are those that were measured with this torch, if they were.
+
     Args:
         settings: the settings of the machine.
         torch: as for :func:`planned_machine`.
@@ -100,6 +103,7 @@ def cpu_machine(
     ranks, cores = settings.gpus or 1, usable_cores(root)
     memory, source = _host(settings, available_bytes(root) + held)
     card = cpu_card(cores, memory, ranks)
+    rates = kept(Processor.here(torch)) if torch is not None and root == ROOT else Kept()
     usable = card.usable_bytes if settings.memory_gb is None else int(settings.memory_gb * GB)
     if usable > card.usable_bytes:
         raise InputError(
@@ -121,7 +125,8 @@ def cpu_machine(
         host_source=source,
         cores=cores,
         network_gbps=settings.network_gbps,
-        notes=notes,
+        measured=rates.measured,
+        notes=(*notes, *(() if rates.warning is None else (f"{rates.warning}; the next run measures them anew",))),
     )
 
 

@@ -10,6 +10,7 @@ from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpu_words import named_gpus
 from scalegpt.hardware.gpus import GB, Card, Link, find_card_and_note, is_known
+from scalegpt.hardware.processor import Measured
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
 """The host memory that is assumed where none is given: HOST_PER_CARD times the memory of a machine's cards, but at least
@@ -49,6 +50,7 @@ class Machine:
         keeps_freed_memory: whether a process on a CPU keeps freed memory for reuse, which is faster but takes more memory.
         cores: CPU cores of one machine that a run may use; None: not known.
         network_gbps: network bandwidth of one machine, Gbit/s in each direction; None: not known.
+        measured: the measured rates of the processor, for a run on a CPU; None: not measured.
         notes: remarks for the user, a line each, such as memory that other processes hold, or mixed cards.
     """
 
@@ -68,6 +70,7 @@ class Machine:
     keeps_freed_memory: bool = True
     cores: int | None = None
     network_gbps: float | None = None
+    measured: Measured | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod

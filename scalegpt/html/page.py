@@ -56,7 +56,8 @@ h1{{font-size:1.4rem}}h2{{font-size:1.05rem;margin-top:2rem}}
 td,th{{padding:.1rem 1.2rem .1rem 0;vertical-align:top;text-align:left;font-weight:400}}tbody th{{color:var(--soft)}}
 thead th{{font-weight:600;border-bottom:1px solid var(--line);vertical-align:bottom}}
 .number{{text-align:right}}td.number{{white-space:nowrap}}
-pre{{white-space:pre-wrap;border-left:3px solid var(--line);padding-left:.8rem;font-size:13px}}.flag{{white-space:nowrap}}
+pre{{white-space:pre-wrap;overflow-wrap:anywhere}}
+pre{{border-left:3px solid var(--line);padding-left:.8rem;font-size:13px}}.flag{{white-space:nowrap}}
 svg text{{fill:var(--soft);font-size:12px}}
 @media (max-width:640px){{td,th{{padding-right:.7rem}}table{{font-size:13px}}}}
 @media print{{body{{max-width:none;margin:0}}h2{{break-after:avoid}}svg,tr{{break-inside:avoid}}.scroll{{overflow:visible}}}}
@@ -76,14 +77,17 @@ def command(words: str) -> str:
     )
 
 
-def document(title: str, body: str, style: str = "") -> str:
+def document(title: str, body: str, style: str = "", script: str = "") -> str:
     """A whole HTML page.
 
     Args:
         title: the title, as text.
         body: the content of ``<body>``, as HTML.
         style: further CSS; its colours are those of :data:`PALETTE`, such as ``var(--c1)``.
+        script: JavaScript that runs when the body was read.
     """
+    if script:
+        body += f"<script>{script}</script>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="generator" content="ScaleGPT">'

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegpt.backends.base import DTYPES
-from scalegpt.backends.precision import resolve_precision
+from scalegpt.backends.precision import card_precision
 from scalegpt.backends.world import choose_device
 from scalegpt.checkpoint.manifest import Header, Progress
 from scalegpt.config import ModelConfig, TrainConfig
@@ -72,7 +72,7 @@ def _build(config: ModelConfig, train: TrainConfig, device: str, precision: str)
     """A model for inference, on its device and in its dtypes, whose weights are not set yet."""
     target = choose_device(device, 0, 1)
     auto = precision == "auto"
-    compute = compute_dtype(target) if auto else DTYPES[resolve_precision(precision, target, config, config.block_size)]
+    compute = compute_dtype(target) if auto else DTYPES[card_precision(precision, target)]
     with torch.device("meta"):
         model = GPT(config, make_loss("chunked", train.loss_chunk))
     model.set_precision(compute, torch.float32 if train.residual_dtype == "fp32" else compute)

@@ -24,7 +24,7 @@ INSTALL = "pip install 'scalegpt[deepspeed]'"
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
     """The name of the compute dtype for ``wanted``: ``auto`` is bf16 on cards that have bf16, else fp16; on a CPU fp32.
 
-    On a CPU the trainer chooses bf16 if it measures that bf16 is faster. The plan assumes fp32, which takes more memory.
+    On a CPU whose rates are measured, :func:`~scalegpt.planner.precision.fastest_precision` chooses between fp32 and bf16.
 
     Args:
         wanted: the precision that the user asked for, or ``auto``.

@@ -131,8 +131,14 @@ class Plan:
     @property
     def tokens_per_second_range(self) -> tuple[float, float]:
         """The tokens per second, over all ranks, between which the real ones are likely to lie; see :func:`speed_range`."""
-        low, high = speed_range(self.machine.card or find_card(STAND_IN))
+        low, high = speed_range(self.machine.card or find_card(STAND_IN), measured=self.is_measured)
         return low * self.tokens_per_second, high * self.tokens_per_second
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the times rest on measured rates of the processor."""
+        measured = self.machine.measured
+        return measured is not None and measured.rates(self.run.train.precision) is not None
 
     @property
     def mfu(self) -> float:
@@ -164,7 +170,7 @@ class Plan:
             "tokens_per_second": self.tokens_per_second if known else None,
             "tokens_per_second_low": low if known else None,
             "tokens_per_second_high": high if known else None,
-            "mfu": self.mfu if known else None,
+            "mfu": self.mfu if known and self.machine.is_gpu else None,
             "time": dict(self.time.parts) if known else None,
         }
 

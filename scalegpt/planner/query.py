@@ -10,7 +10,7 @@ from typing import Any
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
-from scalegpt.config.run import PLANNED
+from scalegpt.config.run import AUTO, PLANNED
 from scalegpt.hardware.gpus import GB
 from scalegpt.hardware.machine import ASSUMED, HOST_LEAST, HOST_MOST, HOST_PER_CARD, Machine
 from scalegpt.planner.batches import plan_batches
@@ -27,6 +27,7 @@ from scalegpt.planner.checks import (
 from scalegpt.planner.command import launch_command
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.plan import Plan
+from scalegpt.planner.precision import fastest_precision
 from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, remedies
 from scalegpt.planner.search.question import MARGIN, Question
 from scalegpt.planner.search.room import choose_in_room, fixed_in_room
@@ -109,6 +110,8 @@ class Asked:
         machine, notes = self.machine, list[str]()
         run = replace(self.run, auto=frozenset())
         precision = resolve_precision(run.train.precision, machine.card, machine.capability)
+        if run.train.precision == AUTO and not machine.is_gpu:
+            precision = fastest_precision(run, machine)
         run = replace(run, train=run.train.changed(precision=precision))
         check_attention(run, precision, machine.card)
         if "backend" in self.fixed or "zero_stage" in self.fixed or machine.usable_bytes is None:
@@ -204,7 +207,7 @@ class Answer:
                 for each in self.remedies
             ],
             "notes": list(self.notes),
-            "times_rest_on": None if card is None else basis(card),
+            "times_rest_on": None if card is None else basis(card, measured=self.choice.is_measured),
         }
 
     def plan_as_dict(self, plan: Plan) -> Values:

@@ -47,7 +47,7 @@ class Target:
         torch = calibration.installed_torch() if measured.measurements else None
         machine = _machine(settings, torch)
         if or_processor and machine.usable_bytes is None:
-            machine = _processor(settings, torch)
+            machine = _processor(settings)
         machine = replace(machine, notes=(*remarks, *machine.notes))
         return cls(machine=machine, calibration=measured, margin=settings.margin)
 
@@ -58,13 +58,15 @@ def _machine(settings: MachineConfig, torch: str | None) -> Machine:
         return Machine.of(settings, torch=torch)
     from scalegpt.hardware import detect  # imported here: if a card is named, the machine at hand is not examined
 
+    if settings.gpu == CPU:
+        torch = calibration.installed_torch()  # the processor's rates were measured with it
     machine = detect.planned_machine(settings, torch=torch)
     if machine.is_gpu or settings.gpu is not None:
         return machine
     return replace(Machine.of(settings, torch=torch), notes=machine.notes)
 
 
-def _processor(settings: MachineConfig, torch: str | None) -> Machine:
+def _processor(settings: MachineConfig) -> Machine:
     """The CPU at hand as a machine to plan for.
 
     Raises:
@@ -74,7 +76,7 @@ def _processor(settings: MachineConfig, torch: str | None) -> Machine:
         raise InputError(
             "this machine has no GPU and none is named; give --gpu NAME, --memory_gb N, or --preset NAME for every GPU"
         )
-    machine = _machine(settings.changed(gpu=CPU), torch)
+    machine = _machine(settings.changed(gpu=CPU), None)
     remark = (
         "no GPU was found, so the plan is for the processor; --gpu NAME plans for a GPU, --preset NAME shows every GPU"
     )

@@ -20,8 +20,8 @@ from scalegpt.planner.time.step_time import COMMUNICATION, HOST, LAUNCHES, Sends
 from scalegpt.planner.time.work import count_work
 
 INSTANT = Rates(
-    matmul=1e30, fill=0.0, attention=1e30, memory=1e30, kernel=0.0, dispatch=4e-6, link=1e30, message=0.0, overlap=0.0,
-    interference=0.0, host_link=1e30, host_update=1e30, peak=1e30,
+    matmul=1e30, fill=0.0, attention=1e30, memory=1e30, loss=1e30, update=1e30, kernel=0.0, dispatch=4e-6,
+    link=1e30, message=0.0, overlap=0.0, interference=0.0, host_link=1e30, host_update=1e30, peak=1e30,
 )  # fmt: skip
 """A card that needs no time for anything. Python still needs its own."""
 
@@ -38,6 +38,8 @@ def fsdp(stage: int = 2, **flags: Any) -> RunConfig:
 
 
 def time(run: RunConfig, ranks: int = 1, grad_accum: int = 1, **rates: float) -> StepTime:
+    if "memory" in rates:  # one memory holds everything
+        rates = {"loss": rates["memory"], "update": rates["memory"], **rates}
     return step_time(run, replace(INSTANT, **rates), ranks=ranks, grad_accum=grad_accum)
 
 
@@ -76,7 +78,7 @@ def test_a_card_and_a_host_twice_as_fast_in_all_take_half_as_long() -> None:
         twice = replace(
             rates, matmul=2 * rates.matmul, attention=2 * rates.attention, memory=2 * rates.memory, link=2 * rates.link,
             kernel=rates.kernel / 2, dispatch=rates.dispatch / 2, message=rates.message / 2, host_link=2 * rates.host_link,
-            host_update=2 * rates.host_update,
+            host_update=2 * rates.host_update, loss=2 * rates.loss, update=2 * rates.update,
         )  # fmt: skip
         assert counted.totals().seconds(twice) == pytest.approx(counted.time(rates).seconds / 2, rel=1e-12)
 

@@ -9,7 +9,7 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.rates import basis
-from scalegpt.units import gib
+from scalegpt.units import gib, human_time
 
 NOTHING_LIGHTER = "nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card"
 
@@ -72,14 +72,15 @@ def total_and_speed(plan: Plan) -> tuple[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds as text with a fitting unit, to three significant digits.
+    """A time in seconds as text: below two minutes to three significant digits, above as people say it.
 
-    >>> [duration(each) for each in (0.0123, 1.5, 7200, 864000)]
-    ['12.3 ms', '1.5 s', '2 h', '10 days']
+    >>> [duration(each) for each in (0.0123, 1.5, 7200, 273600, 1e9)]
+    ['12.3 ms', '1.5 s', '2 h 00 min', '3 d 4 h', '31.7 years']
     """
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= size * (2 if unit in {"days", "min"} else 1):
-            return f"{seconds / size:.3g} {unit}"
+    if seconds >= 120:
+        return human_time(seconds)
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
     return f"{seconds * 1000:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
@@ -140,7 +141,8 @@ def times(plan: Plan) -> list[tuple[str, float]]:
 def sources(plan: Plan) -> tuple[str, ...]:
     """Notes on where the plan's figures come from: measured runs, published figures, or estimates."""
     if not plan.machine.is_gpu:
-        return ("memory is that of the whole process; times are estimates, as the processor's rates are not known",)
+        times = () if plan.machine.card is None else (basis(plan.machine.card, measured=plan.is_measured),)
+        return ("memory is that of the whole process", *times)
     runs = plan.overheads.measured
     memory = "memory beyond the allocator's peak is estimated from published figures, not measured"
     if runs:

@@ -17,8 +17,8 @@ from typing import Any
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import BACKENDS
 from scalegpt.hardware.gpus import Card, known_card
+from scalegpt.hardware.processor import cache_folder
 from scalegpt.planner.memory.overheads import Overheads
-from scalegpt.storage import user_path
 from scalegpt.structured import read_object
 from scalegpt.text import shown
 
@@ -152,8 +152,7 @@ def calibration_path() -> Path:
     Raises:
         InputError: there is no home folder.
     """
-    chosen = os.environ.get("SCALEGPT_CACHE")
-    return Path(user_path(chosen or "~/.cache/scalegpt")) / "calibration.json"
+    return cache_folder() / "calibration.json"
 
 
 def load(path: Path | None = None) -> Calibration:

@@ -6,10 +6,11 @@ them, and predicts each trainer without its own runs (docs/PLANNER.md has the er
 with ~. None has been measured with our own trainer on a GPU yet.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scalegpt.hardware.gpus import Card
 from scalegpt.hardware.machine import Machine
+from scalegpt.hardware.processor import ProcessorRates
 from scalegpt.planner.memory.overheads import Figure
 
 FITTED = "python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv"
@@ -85,7 +86,8 @@ MESSAGE_BETWEEN = Figure(40e-6, "~seconds of a collective between machines, howe
 SLOWEST, FASTEST = Figure(0.75, FITTED), Figure(1.45, FITTED)
 """The range that holds the tokens per second of one more trainer with 90% confidence, relative to the prediction; rounded."""
 RANGE_ELSEWHERE = Figure(1.4, "~as much more as five runs on V100, whose shares are estimates, were slower than that")
-RANGE_ON_CPU = Figure(2.0, "~")
+RANGE_ON_CPU = Figure(2.0, "~where the processor's rates are not measured")
+RANGE_MEASURED = Figure(1.25, "~where they are; see python benchmarks/cpu_speed.py")
 
 NETWORK = {"nvlink": Figure(200, "~Gbit/s for each card: 1600 for eight A100 in the published runs"),
            "xgmi": Figure(200, "~as NVLink's"),
@@ -102,6 +104,8 @@ class Rates:
         fill: the depth that a matmul seems deeper than it is; see :data:`FILL`.
         attention: FLOP/s in attention kernels.
         memory: bytes/s in kernels that only move data.
+        loss: bytes/s in the loss between its matmuls; differs from ``memory`` only on a measured processor.
+        update: bytes/s in the optimizer update; differs from ``memory`` only on a measured processor.
         kernel: seconds that the card spends on starting each kernel; on a processor, that Python and autograd spend.
         dispatch: seconds that the host spends on starting each kernel, beside the card; 0 on a processor.
         link: bytes/s that a rank sends in a collective over all ranks; 0 with a single rank.
@@ -117,6 +121,8 @@ class Rates:
     fill: float
     attention: float
     memory: float
+    loss: float
+    update: float
     kernel: float
     dispatch: float
     link: float
@@ -138,13 +144,16 @@ class Rates:
             shares: the shares to use; None: those of the card's capability in :data:`SHARES`.
         """
         shares = shares or SHARES.get(card.capability, SHARES["8.0"])
+        memory = card.gbps * 1e9 * shares.memory.value
         peak = card.tflops * 1e12 * (_by_capability(FP32_SHARE, card.capability) if precision == "fp32" else 1.0)
         on_gpu = machine.is_gpu
-        return cls(
+        rates = cls(
             matmul=peak * shares.matmul.value,
             fill=FILL.value if on_gpu else 0.0,
             attention=peak * shares.attention.value,
-            memory=card.gbps * 1e9 * shares.memory.value,
+            memory=memory,
+            loss=memory,
+            update=memory,
             kernel=KERNEL.value if on_gpu else KERNEL_ON_CPU.value,
             dispatch=DISPATCH.value if on_gpu else 0.0,
             link=_link(card, machine, shares.link.value),
@@ -152,28 +161,55 @@ class Rates:
             overlap=1.0 if on_gpu else 0.0,
             interference=shares.interference.value,
             host_link=(machine.host_gbps or card.host_gbps) * 1e9 / 2 * HOST_COPY.value,
-            host_update=HOST_UPDATE.value if on_gpu else card.gbps * 1e9 * shares.memory.value,
+            host_update=HOST_UPDATE.value if on_gpu else memory,
             peak=peak,
+        )
+        measured = None if on_gpu or machine.measured is None else machine.measured.rates(precision)
+        return rates if measured is None else rates._measured(measured, machine.gpus)
+
+    def _measured(self, measured: ProcessorRates, ranks: int) -> "Rates":
+        """These rates with those that were measured on the processor; ``ranks`` ranks share its cores."""
+        return replace(
+            self,
+            matmul=measured.matmul / ranks,
+            fill=measured.fill,
+            attention=measured.attention / ranks,
+            memory=measured.memory / ranks,
+            loss=measured.loss / ranks,
+            update=measured.update / ranks,
+            kernel=measured.kernel,
+            host_update=measured.update / ranks,
         )
 
 
-def speed_range(card: Card) -> tuple[float, float]:
+def speed_range(card: Card, *, measured: bool = False) -> tuple[float, float]:
     """The factors by which tokens per second may be lower and higher than predicted on a card.
+
+    ``measured`` says whether the rates of a processor are measured.
 
     Where the shares are fitted, the range follows from the errors of trainers that the fit had not seen. It holds one more
     trainer with 90% confidence. On all other cards it is an estimate.
     """
     if card.is_cpu:
-        return 1 / RANGE_ON_CPU.value, RANGE_ON_CPU.value
+        most = (RANGE_MEASURED if measured else RANGE_ON_CPU).value
+        return 1 / most, most
     further = 1.0 if card.capability in FITTED_ON else RANGE_ELSEWHERE.value
     return SLOWEST.value / further, FASTEST.value * further
 
 
-def basis(card: Card) -> str:
-    """A sentence for the user that says what a card's predicted times are based on: published runs, or estimates."""
+def basis(card: Card, *, measured: bool = False) -> str:
+    """A sentence for the user that says what a card's predicted times are based on: published runs, or estimates.
+
+    ``measured`` says whether the rates of a processor are measured.
+    """
     fitted = FITTED_ON.get(card.capability)
+    if card.is_cpu and measured:
+        return "times rest on rates that were measured on this processor"
     if card.is_cpu:
-        return "times on a processor are estimates from its number of cores, which may be wrong by a factor of two"
+        return (
+            "times on a processor are estimates from its number of cores, which may be wrong by a factor of two; "
+            "`scalegpt doctor`, or the first run here, measures its rates"
+        )
     if fitted is None:
         said = f"times on {card.name} are estimates: no published run on a card of its architecture was fitted"
     elif card.name in fitted:

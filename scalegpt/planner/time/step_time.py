@@ -109,7 +109,7 @@ class StepWork(NamedTuple):
             times = self.grad_accum if sent else 1
             busy = kernels = 0.0
             for name, load in loads.items():
-                seconds = _busy(load, rates)
+                seconds = _busy(load, rates, rates.memory if sent else rates.update)
                 busy += seconds
                 kernels += load.kernels
                 parts[name] += times * seconds
@@ -149,9 +149,9 @@ class StepTotals(NamedTuple):
         """Seconds of the step on a card with these rates."""
         times, seconds = self.grad_accum, 0.0
         for load, sent in ((self.forward, self.sends.forward), (self.backward, self.sends.backward)):
-            cover = max(_busy(load, rates), load.kernels * rates.dispatch)
+            cover = max(_busy(load, rates, rates.memory), load.kernels * rates.dispatch)
             seconds += times * cover + _felt_in_all(sent, times, cover, rates)
-        update = max(_busy(self.update, rates), self.update.kernels * rates.dispatch)
+        update = max(_busy(self.update, rates, rates.update), self.update.kernels * rates.dispatch)
         return seconds + update + _sending(self.sends.exposed, rates) + _on_host(self.host, rates)
 
 
@@ -180,14 +180,21 @@ def least_seconds(work: Work, rates: Rates) -> float:
     return work.forward[LOSS].flops / rates.matmul + sum(_busy(part._replace(kernels=0.0), rates) for part in parts)
 
 
+def micro_step_seconds(work: Work, rates: Rates) -> float:
+    """Seconds of the forward and backward pass of one micro batch on one card, without communication."""
+    loads = (*work.forward.values(), *work.backward.values())
+    return sum(_busy(load, rates, rates.memory) for load in loads)
+
+
 # --- the terms -------------------------------------------------------------------------------------------------------
 
 
-def _busy(load: Load, rates: Rates) -> float:
-    """Seconds that a card with these rates needs for a load (FLOPs, bytes, kernels)."""
-    flops, attention, moved, kernels, outputs = load
+def _busy(load: Load, rates: Rates, memory: float) -> float:
+    """Seconds that a card with these rates needs for a load (FLOPs, bytes, kernels), moving ``memory`` bytes/s."""
+    flops, attention, moved, kernels, outputs, of_loss = load
     multiplying = (flops + 2 * rates.fill * outputs) / rates.matmul
-    return multiplying + attention / rates.attention + moved / rates.memory + kernels * rates.kernel
+    moving = moved / memory + of_loss / rates.loss
+    return multiplying + attention / rates.attention + moving + kernels * rates.kernel
 
 
 def _sending(sent: Traffic, rates: Rates) -> float:

@@ -60,9 +60,10 @@ class Load(NamedTuple):
     Attributes:
         flops: FLOPs in matmuls.
         attention: FLOPs in attention kernels.
-        bytes: memory traffic, the number of bytes read and written.
+        bytes: memory traffic, the number of bytes read and written, without that of the loss.
         kernels: number of kernels.
         outputs: elements that matmuls write.
+        loss: memory traffic of the loss.
     """
 
     flops: float = 0.0
@@ -70,11 +71,11 @@ class Load(NamedTuple):
     bytes: float = 0.0
     kernels: float = 0.0
     outputs: float = 0.0
+    loss: float = 0.0
 
     def times(self, count: float) -> "Load":
         """This load multiplied by ``count``."""
-        flops, attention, moved, kernels, outputs = self
-        return Load(flops * count, attention * count, moved * count, kernels * count, outputs * count)
+        return Load(*(each * count for each in self))
 
 
 class Work(NamedTuple):
@@ -107,7 +108,7 @@ def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Wo
     )
     loss = LossPart.of(run.model, run.train).cost(sequences * run.model.block_size, numerics, compiled=compiled)
     return Work(
-        forward={**forward, LOSS: Load(loss.flops, loss.attention, loss.moved, loss.kernels, loss.outputs)},
+        forward={**forward, LOSS: Load(loss.flops, loss.attention, 0.0, loss.kernels, loss.outputs, loss.moved)},
         backward={**backward, RECOMPUTE: _recompute(again, forward), WEIGHTS: _weights(run, mesh.shards)},
         update={OPTIMIZER: _update(run, mesh)},
     )

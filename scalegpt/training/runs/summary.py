@@ -17,7 +17,7 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.plan import Plan
 from scalegpt.text import one_line
-from scalegpt.units import format_bytes
+from scalegpt.units import format_bytes, human_count, human_time
 
 
 def total_steps(train: TrainConfig, batch: BatchPlan) -> int:
@@ -44,6 +44,19 @@ def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, 
         f"recompute {train.recompute}, {train.loss} loss{', compiled' if compiled else ''}",
         f"states   {format_bytes(sum(training_bytes(model, train).values()))} for weights, gradients and moments in all",
     ))  # fmt: skip
+
+
+def predicted_speed(plan: Plan) -> str:
+    """The predicted throughput with its range, and the times, as a run prints them first; empty if the card is not known."""
+    if plan.machine.card is None:
+        return ""
+    whole = total_steps(plan.run.train, plan.batch) * plan.seconds
+    guessed = "" if plan.machine.is_gpu or plan.is_measured else ", a rough estimate"
+    low, high = map(human_count, plan.tokens_per_second_range)
+    return (
+        f"speed    {human_count(plan.tokens_per_second)} tokens/s predicted, likely {low} to {high}: {plan.seconds:.3g} s a "
+        f"step, {human_time(whole)} for the run{guessed}"
+    )
 
 
 def _tokenizer(run: RunConfig, data: TokenSet) -> str:

@@ -16,12 +16,13 @@ from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.training.job import Job, document_end
 from scalegpt.training.memory import predicted_line
 from scalegpt.training.output.logger import Logger
+from scalegpt.training.profile.recorder import check_profile
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.changes import rate_change
 from scalegpt.training.runs.resume import first_stretch, resume_hint, resumed_line
-from scalegpt.training.runs.summary import describe, plan_summary, total_steps, unused
+from scalegpt.training.runs.summary import describe, plan_summary, predicted_speed, total_steps, unused
 from scalegpt.training.setup.data import ReadyData, prepare_data
 from scalegpt.training.setup.directory import Start, open_run, write_start
 from scalegpt.training.setup.origin import Opened, open_initial
@@ -63,6 +64,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     parallel = planned.run.parallel
     run = replace(planned.run, data=data.settings, parallel=parallel.changed(zero_stage=parallel.stage))
     logger.total = total_steps(run.train, planned.batch)
+    check_profile(run.train, logger.total)
     settings = _deepspeed_settings(run, planned.batch, world)
     document_end(run, data.tokens.tokenizer)
     prompt = _prompt(run, data)
@@ -192,10 +194,17 @@ def _describe(
         *planned.notes,
         *resolved.notes,
         predicted_line(planned.plan),
+        *filter(None, [predicted_speed(planned.plan)]),
+        *_files(start, fresh=request.fresh),
         *([f"fresh    a new run in {start.directory.path}; {hint} resumes it later"] if request.fresh else []),
         *start.notes,
     ):
         logger.say(line)
+
+
+def _files(start: Start, *, fresh: bool) -> tuple[str, ...]:
+    """The line on the folder of a new run; none for others, whose lines name it anyway."""
+    return () if fresh or start.choice.checkpoint is not None else (f"files    {start.directory.path}/",)
 
 
 def _load(backend: Backend, start: Start, run: RunConfig, initial: Opened | None, steps: int, logger: Logger) -> None:

@@ -5,16 +5,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
-from scalegpt.backends.precision import resolve_precision
 from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.config.tokenizer import TOKENIZER_JSON, is_file
 from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, RunError
+from scalegpt.hardware.processor import Processor, kept
 from scalegpt.planner.batches import sequences_per_rank
 from scalegpt.planner.checks import check_ranks, with_expected_vocabulary
+from scalegpt.speed.precision import resolve_precision
+from scalegpt.speed.rates import measure_if_needed
 from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.runs.directory import RunDirectory
@@ -62,9 +66,9 @@ def resolve_request(request: Request, world: World) -> Resolved:
     train = run.train
     if "backend" not in open_:
         check_ranks(run, world.size)
-    rows = train.micro_batch * run.model.block_size
-    # On a CPU the precision is chosen by timing matmuls, which may differ between ranks, so rank 0 decides for all.
-    precision = world.on_first(lambda: resolve_precision(train.precision, world.device, run.model, rows))
+    # What is kept of processors may differ between machines, so rank 0 decides for all.
+    measuring = world.on_first(_measure_processor) if world.device.type == "cpu" else ()
+    precision = world.on_first(lambda: resolve_precision(run, world.device))
     if "backend" not in open_:
         check_precision(run.parallel.backend, precision, world.device)
     check_attention(train.attention, precision, world.device, run.model.head_width, dropout=run.model.dropout > 0)
@@ -75,8 +79,19 @@ def resolve_request(request: Request, world: World) -> Resolved:
         open_,
         compiled,
         warning,
-        (*request.notes, *kept, *notes),
+        (*request.notes, *kept, *measuring, *notes),
     )
+
+
+def _measure_processor() -> tuple[str, ...]:
+    """Measure the rates of this machine's processor, unless they are kept; return lines to print if it did."""
+    damaged = kept(Processor.here(torch.__version__)).warning
+    notes = () if damaged is None else (f"warning: {damaged}; they are measured anew",)
+    try:
+        done = measure_if_needed()
+    except RunError as error:  # the run needs no rates: its predicted times and its precision are then estimates
+        return (*notes, f"warning: {error}; the predicted time is an estimate, and --precision auto is fp32")
+    return notes if done is None else (*notes, f"speed    {done.line()}")
 
 
 def check_name(name: str) -> None:

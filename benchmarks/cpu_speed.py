@@ -1,0 +1,105 @@
+"""Compares the tokens per second that a plan predicts for this processor with those that the trainer then makes.
+
+python benchmarks/cpu_speed.py                                                          (from the repository's root)
+python benchmarks/cpu_speed.py --presets demo,tiny --precisions fp32 --measure
+OMP_NUM_THREADS=1 python benchmarks/cpu_speed.py
+
+The steps are the trainer's own, with data loading, guards, logging and metrics, but of few micro batches. The least time of
+some steps counts. With one thread it is the processor's time, which other processes hardly prolong; with more threads, the
+benchmark first waits until the machine is idle, and prints the machine's load beside each row. The rates are those that are
+kept for this processor; they are measured if none are, or with --measure.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.arguments import at_least, names_of
+from benchmarks.steps.ours import OurSteps
+from scalegpt.api import plan
+from scalegpt.backends import World
+from scalegpt.config.presets import resolve
+from scalegpt.hardware.processor import MEASURED
+from scalegpt.speed.probes import clock
+from scalegpt.speed.rates import is_busy, measure_and_keep, measure_if_needed
+
+PRESETS = {"demo": 16, "shakespeare_char": 16, "tiny": 1, "small": 1}
+"""Preset → micro batches of a step, so that a step takes long enough to be timed, and no minutes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a row for each preset and precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", type=names_of(PRESETS), default=list(PRESETS), metavar="NAMES")
+    parser.add_argument("--precisions", type=names_of(dict.fromkeys(MEASURED)), default=list(MEASURED), metavar="NAMES")
+    parser.add_argument("--steps", type=at_least(2), default=5, help="steps of each, of which the quickest counts [5]")
+    parser.add_argument("--patience", type=at_least(0), default=60, help="seconds to wait for an idle machine [60]")
+    parser.add_argument("--measure", action="store_true", help="measure the processor's rates anew")
+    parser.add_argument("--json", action="store_true", help="print one object a line instead of the table")
+    arguments = parser.parse_args(argv)
+    world = World.join("cpu")
+    _wait(arguments.patience)
+    done = measure_and_keep() if arguments.measure else measure_if_needed()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}" + (f"; {done.line()}" if done else ""))
+    heads = ("preset", "precision", "planned", "measured", "tokens/s off", "load")
+    if not arguments.json:
+        print(("{:<18}" + "{:>14}" * 5).format(*heads), flush=True)
+    for preset in arguments.presets:
+        for precision in arguments.precisions:
+            _wait(arguments.patience)
+            row = compare(preset, precision, arguments.steps, world)
+            if arguments.json:
+                print(json.dumps(row), flush=True)
+                continue
+            off = f"{row['planned'] / row['measured'] - 1:+.1%}"
+            figures = precision, f"{row['planned']:,.0f}", f"{row['measured']:,.0f}", off, f"{row['load']:.1f}"
+            print(("{:<18}" + "{:>14}" * 5).format(preset, *figures), flush=True)
+    return 0
+
+
+def compare(preset: str, precision: str, steps: int, world: World) -> dict[str, Any]:
+    """Plan and train some steps of a preset; returns the tokens per second of both, and the machine's load meanwhile."""
+    run = resolve(preset=preset)
+    model, micro = run.model, run.train.micro_batch
+    flags: dict[str, Any] = {
+        "precision": precision, "vocab_size": model.vocab_size, "micro_batch": micro, "backend": "plain",
+        "tokens_per_step": PRESETS[preset] * micro * model.block_size, "recompute": "none", "zero_stage": 0,
+    }  # fmt: skip
+    planned = plan(preset, gpu="cpu", **flags).choice
+    with tempfile.TemporaryDirectory() as folder:
+        ours = OurSteps({**flags, "sample_prompt": ""}, preset, Path(folder), world)
+        seconds = []
+        for _ in range(steps):
+            start = clock()
+            ours.step()
+            seconds.append(clock() - start)
+        ours.close()
+    return {
+        "preset": preset,
+        "precision": precision,
+        "planned": planned.tokens_per_second,
+        "trainers_plan": ours.job.plan.tokens_per_second,
+        "measured": ours.tokens / min(seconds[1:]),
+        "load": psutil.getloadavg()[0],
+    }
+
+
+def _wait(patience: int) -> None:
+    """Wait until the machine is idle, or patience ends; not for a single thread."""
+    end = time.monotonic() + patience
+    while torch.get_num_threads() > 1 and is_busy() and time.monotonic() < end:
+        time.sleep(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

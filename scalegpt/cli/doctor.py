@@ -1,0 +1,52 @@
+"""``scalegpt doctor``: check this machine, one line a finding."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from scalegpt.cli.output import show, show_json
+from scalegpt.cli.parser import Parser, add_json, path_argument
+
+EXAMPLE = """\
+scalegpt doctor
+scalegpt doctor --runs_dir /data/runs --json"""
+
+SUMMARY = """\
+Check what on this machine would keep a run from starting, slow it down or end it.
+
+Each line says ok, warning or failure, and how to fix it. The exit status is 1 with a failure, else 0. On a machine without
+GPU the processor's rates are measured too, if they are not kept yet; plans and runs use them."""
+
+SIGNS = {"ok": "ok      ", "warning": "warning ", "failure": "FAILURE "}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the checks and print their findings as they come."""
+    parser = Parser("doctor", SUMMARY, EXAMPLE)
+    parser.add_argument(
+        "--runs_dir",
+        type=path_argument,
+        default="runs",
+        metavar="DIR",
+        help="folder of all runs, on the disk to check [runs]",
+    )
+    parser.add_argument("--measure", action="store_true", help="measure the processor's rates again (some seconds)")
+    add_json(parser)
+    arguments = parser.parse(argv)
+
+    from scalegpt.doctor.checks import FAILURE, Setting
+    from scalegpt.doctor.every import CHECKS, run_checks
+
+    results, width = [], max(map(len, CHECKS))
+    for each in run_checks(Setting(Path(arguments.runs_dir), arguments.measure)):
+        results.append(each)
+        if not arguments.json:
+            fix = f"; fix: {each.finding.fix}" if each.finding.fix else ""
+            show(f"{SIGNS[each.finding.state]}{each.check:<{width}}  {each.finding.what}{fix}")
+    failures = sum(each.finding.state == FAILURE for each in results)
+    if arguments.json:
+        findings = [
+            {"check": each.check, **asdict(each.finding), "seconds": round(each.seconds, 3)} for each in results
+        ]
+        show_json({"failures": failures, "findings": findings})
+    return 1 if failures else 0

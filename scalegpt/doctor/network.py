@@ -1,0 +1,73 @@
+"""Checks of the network: the loopback interface, the default port, and ports that are open to others."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import psutil
+
+from scalegpt.doctor.checks import FAILURE, OK, WARNING, Finding, Setting, check
+
+PORTS = {29500: "torchrun and DeepSpeed"}
+"""The ports that launchers listen at by default → who does."""
+
+WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not listened at
+
+
+@check("ports")
+def ports(_: Setting) -> Iterator[Finding]:
+    """The launchers' default ports are free; if a program listens there on all interfaces, others reach it too."""
+    listening = _listening()
+    chosen = os.environ.get("MASTER_PORT", "")
+    wanted = {**PORTS, **({int(chosen): "MASTER_PORT"} if chosen.isdecimal() and 0 < int(chosen) < 2**16 else {})}
+    for port, whose in wanted.items():
+        taken = _is_taken(port)
+        if not taken:
+            yield Finding(OK, f"port {port} ({whose}) is free")
+            continue
+        addresses = listening.get(port, set())
+        reach = ", on all interfaces: a run's port is open to the network" if addresses & WILDCARDS else ""
+        yield Finding(
+            WARNING,
+            f"a program listens at port {port}{reach}; {whose} cannot use it",
+            "end it if it is an earlier run's, or start with another --master_port (torchrun --standalone finds a free one)",
+        )
+
+
+def _is_taken(port: int) -> bool:
+    """Whether a program listens at a port on any address of this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free, as for torch
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return True
+    return False
+
+
+def _listening() -> dict[int, set[str]]:
+    """Port → the addresses at which programs listen, as far as the system shows their sockets."""
+    found: dict[int, set[str]] = {}
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError, RuntimeError):
+        return found
+    for each in connections:
+        if each.status == psutil.CONN_LISTEN and each.laddr:
+            found.setdefault(each.laddr.port, set()).add(each.laddr.ip)
+    return found
+
+
+@check("loopback")
+def loopback(_: Setting) -> Iterator[Finding]:
+    """A loopback interface is up, which ranks on one machine use."""
+    from scalegpt.backends.ports import loopback_interface
+
+    name = loopback_interface()
+    if name is None:
+        yield Finding(FAILURE, "no interface with 127.0.0.1 is up: ranks cannot meet", "ip link set lo up")
+    else:
+        yield Finding(OK, f"loopback interface {name}")

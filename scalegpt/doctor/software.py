@@ -1,0 +1,83 @@
+"""Checks of what is installed: Python, torch, DeepSpeed, a compiler."""
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from scalegpt.doctor.checks import FAILURE, OK, WARNING, Finding, Setting, check
+from scalegpt.planner.checks import INSTALL
+
+
+def required(package: str) -> SpecifierSet:
+    """The versions of a package that this installation of ScaleGPT declares; all, if it declares none."""
+    found = [Requirement(line) for line in importlib.metadata.requires("scalegpt") or ()]
+    return next((each.specifier for each in found if each.name == package), SpecifierSet())
+
+
+@check("python")
+def python(_: Setting) -> Iterator[Finding]:
+    """The version of Python is one that ScaleGPT runs on."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    wanted = SpecifierSet(importlib.metadata.metadata("scalegpt")["Requires-Python"] or "")
+    if wanted.contains(version):
+        yield Finding(OK, f"Python {version}")
+    else:
+        yield Finding(FAILURE, f"Python {version}, and ScaleGPT needs {wanted}", "make install PYTHON=python3.12")
+
+
+@check("torch")
+def torch(_: Setting) -> Iterator[Finding]:
+    """Torch can be imported, has a version that was tested, and its build suits the GPUs."""
+    import torch
+
+    from scalegpt.hardware.detect import find
+
+    version, wanted = torch.__version__, required("torch")
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU only"
+    if not wanted.contains(version.partition("+")[0]):
+        yield Finding(FAILURE, f"torch {version}, and ScaleGPT needs {wanted}", f"pip install 'torch{wanted}'")
+    elif find().devices and not torch.cuda.is_available():
+        yield Finding(
+            FAILURE,
+            f"torch {version} ({build}) finds no GPU, though the driver lists {len(find().devices)}",
+            "install torch's build for this driver, see https://pytorch.org/get-started",
+        )
+    else:
+        yield Finding(OK, f"torch {version} ({build}), {torch.get_num_threads()} threads")
+
+
+@check("deepspeed")
+def deepspeed(_: Setting) -> Iterator[Finding]:
+    """DeepSpeed, an optional extra, has a version that was tested if it is installed."""
+    wanted = required("deepspeed")
+    try:
+        version = importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(WARNING, "DeepSpeed is not installed; --backend deepspeed needs it", INSTALL)
+        return
+    if wanted.contains(version):
+        yield Finding(OK, f"DeepSpeed {version}")
+    else:
+        yield Finding(FAILURE, f"DeepSpeed {version}, and --backend deepspeed needs {wanted}", INSTALL)
+
+
+@check("compiler")
+def compiler(_: Setting) -> Iterator[Finding]:
+    """A compiler is there for ``torch.compile``, which is the default on GPUs alone."""
+    import torch
+
+    from scalegpt.backends.capabilities import resolve_compile
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compiled, problem = resolve_compile("on", device)
+    if compiled:
+        yield Finding(OK, "torch.compile finds a compiler")
+    else:
+        yield Finding(
+            WARNING,
+            f"{problem}",
+            "install gcc and g++, for example apt install g++, and unset CC and CXX if they are wrong",
+        )

@@ -1,0 +1,211 @@
+"""Measures the rates of this machine's processor: the rates by which the planner's time model gives the probes' times.
+
+The time of a forward and backward pass is a sum over kinds of work, each of which takes (amount of work) / (its rate). The
+amounts are known, the times are measured, and non-negative least squares give the rates. So effects that the planner does not
+count, such as those of caches, are part of the rates.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from scalegpt.backends import World
+from scalegpt.errors import RunError
+from scalegpt.hardware.processor import MEASURED, Measured, Processor, ProcessorRates, keep, kept
+from scalegpt.speed.probes import SHAPES, Probe, Timed, clock
+from scalegpt.text import one_line
+
+SECONDS = 1.5
+"""Seconds after which no further round of one dtype's probes begins; twice as many after the first round."""
+
+LEAST_ROUNDS, MOST_ROUNDS = 2, 8
+
+SLOW = 3.0
+"""A dtype in which a probe takes this many times as long as in fp32 is measured with fewer tokens."""
+
+COMPARED = "narrow"
+"""The probe by which a dtype is found to be slow."""
+
+DISTURBED = 1.3
+"""A machine was not idle if, over all probes, the median time of a pass is this many times the least time."""
+
+LONGEST = 180
+"""Seconds after which measuring is given up."""
+
+TRUST = 0.1
+"""The weight of a rate that another dtype has, beside the probes' 1."""
+
+LEAST = 1e-18
+"""The least seconds of a unit of work: a kind of work that takes no measurable time counts as that fast."""
+
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID")
+"""Environment variables that make a process a rank of a job."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The outcome of measuring a processor.
+
+    Attributes:
+        measured: its rates.
+        seconds: how long measuring took.
+        problem: why the rates could not be kept for later plans and runs; None: they were kept.
+    """
+
+    measured: Measured
+    seconds: float
+    problem: str | None
+
+    def line(self) -> str:
+        """One line for the user."""
+        where = "kept for later plans and runs" if self.problem is None else f"not kept ({self.problem})"
+        busy = "" if self.measured.quiet else "; the machine was busy, so a later run measures again"
+        return f"the processor's rates were measured in {self.seconds:.1f} s, and are {where}{busy}"
+
+
+def measure_if_needed() -> Measurement | None:
+    """Measure the processor, unless its rates are kept; None if they are.
+
+    Rates that were measured on a busy machine are measured again when it is idle.
+
+    Raises:
+        RunError: as for :func:`measure_and_keep`.
+    """
+    known = kept(Processor.here(torch.__version__)).measured
+    if known is not None and (known.quiet or is_busy()):
+        return None
+    return measure_and_keep()
+
+
+def measure_and_keep() -> Measurement:
+    """Measure the processor in a process of its own, and keep its rates for later plans and runs.
+
+    In this process, the memory of the probes would count as the run's.
+
+    Raises:
+        RunError: the process failed, for example for lack of memory.
+    """
+    start = time.perf_counter()
+    is_rank = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun sets OMP_NUM_THREADS, for ranks that share the cores
+    hidden = {*LAUNCHERS, *(("OMP_NUM_THREADS",) if is_rank else ())}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-m", "scalegpt.speed"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=LONGEST, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(f"measuring the processor took more than {LONGEST} s; try again when it is idle") from None
+    if done.returncode:
+        last = one_line(done.stderr.strip().rpartition("\n")[2]) or f"exit status {done.returncode}"
+        raise RunError(f"the processor could not be measured: {last}")
+    measured = Measured.parse(json.loads(done.stdout))
+    return Measurement(measured, time.perf_counter() - start, keep(Processor.here(torch.__version__), measured))
+
+
+def main() -> None:
+    """Measure the processor as a process that trains alone uses it, and print its rates as JSON."""
+    World.join("cpu")
+    print(json.dumps(asdict(measure())))
+
+
+def measure() -> Measured:
+    """Measure the processor in fp32 and bf16, with torch's present number of threads."""
+    idle = torch.get_num_threads() == 1 or not is_busy()
+    fp32, few = timed("fp32"), {precision: _few_tokens(precision) for precision in MEASURED}
+    bf16 = timed("bf16", fewer=few["bf16"] > SLOW * few["fp32"])
+    least, typical = sum(each.micro_step for each in fp32.values()), sum(each.typical for each in fp32.values())
+    first = fitted(list(fp32.values()))
+    return Measured(first, fitted(list(bf16.values()), expected=first), quiet=idle and typical < DISTURBED * least)
+
+
+def _few_tokens(precision: str) -> float:
+    """Seconds of the second step of the probe :data:`COMPARED` with few tokens."""
+    probe = Probe(COMPARED, precision, fewer=True)
+    probe.step()
+    return probe.step()
+
+
+def timed(precision: str, *, fewer: bool = False) -> dict[str, Timed]:
+    """Time all probes in rounds, so that a disturbance of the machine meets each of them only in some of its steps.
+
+    In a round each probe takes two steps: the first finds its tensors out of the caches.
+    """
+    probes = {name: Probe(name, precision, fewer=fewer) for name in SHAPES}
+    start = clock()
+    for number in range(MOST_ROUNDS):
+        if number and clock() - start > (SECONDS if number >= LEAST_ROUNDS else 2 * SECONDS):
+            break
+        for probe in probes.values():
+            probe.step()
+            probe.step()
+    return {name: probe.timed() for name, probe in probes.items()}
+
+
+def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None) -> ProcessorRates:
+    """The rates by which the time model gives the probes' times with the least relative errors.
+
+    Args:
+        probes: the work and the times.
+        expected: rates of another dtype. A rate of moving bytes or of starting kernels that the times leave open, since
+            slow matmuls outweigh it, stays near these.
+    """
+    amounts, seconds = [], []
+    for probe in probes:
+        passes = zip(probe.work.forward, probe.work.backward, strict=True)
+        flops, attention, moved, kernels, outputs, loss = map(sum, passes)
+        amounts.append([flops, 2 * outputs, attention, moved, loss, kernels])
+        seconds.append(probe.micro_step)
+    for place, unit in (
+        () if expected is None else enumerate((1 / expected.memory, 1 / expected.loss, expected.kernel), 3)
+    ):
+        amounts.append([(column == place) / unit for column in range(6)])
+        seconds.append(1.0)
+    solved = non_negative(amounts, seconds, [1.0] * len(probes) + [TRUST] * (len(amounts) - len(probes)))
+    matmul, filling, attention, memory, loss, kernel = (max(LEAST, each) for each in solved)
+    largest = max(probes, key=lambda probe: probe.work.update.bytes)
+    updating = max(largest.update - kernel * largest.work.update.kernels, 0.1 * largest.update)
+    return ProcessorRates(
+        matmul=1 / matmul,
+        fill=filling / matmul if filling > LEAST else 0.0,
+        attention=1 / attention,
+        memory=1 / memory,
+        loss=1 / loss,
+        update=largest.work.update.bytes / updating,
+        kernel=kernel,
+    )
+
+
+def non_negative(amounts: Sequence[Sequence[float]], seconds: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Solve ``amounts`` · x = ``seconds`` for x ≥ 0 with the least squares of relative errors, each times its weight.
+
+    Of every choice of the x that are not 0, the ordinary solution is tried: with few unknowns that is quick and exact.
+    """
+    wanted = torch.tensor(weights, dtype=torch.float64)[:, None]
+    rows = wanted * torch.tensor(amounts, dtype=torch.float64) / torch.tensor(seconds, dtype=torch.float64)[:, None]
+    scale = rows.amax(0).clamp(min=1e-300)
+    rows /= scale
+    best, least = torch.zeros(len(scale), dtype=torch.float64), float("inf")
+    for count in range(1, len(scale) + 1):
+        for chosen in itertools.combinations(range(len(scale)), count):
+            some = rows[:, list(chosen)]
+            x = torch.linalg.lstsq(some, wanted).solution
+            error = float((some @ x - wanted).square().sum())
+            if error < least and bool((x >= 0).all()):
+                best, least = torch.zeros_like(best), error
+                best[list(chosen)] = x[:, 0]
+    return list((best / scale).tolist())
+
+
+def is_busy() -> bool:
+    """Whether other processes want more than half of the cores."""
+    return psutil.getloadavg()[0] > 0.5 * (psutil.cpu_count() or 1)
