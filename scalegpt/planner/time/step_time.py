@@ -177,7 +177,8 @@ def least_seconds(work: Work, rates: Rates) -> float:
     Only work that grows with the number of tokens counts: that of the blocks without starting kernels, and the loss's FLOPs.
     """
     parts = [loads[part] for loads in (work.forward, work.backward) for part in (MATMULS, ATTENTION, ELEMENTWISE)]
-    return work.forward[LOSS].flops / rates.matmul + sum(_busy(part._replace(kernels=0.0), rates) for part in parts)
+    blocks = sum(_busy(part._replace(kernels=0.0), rates, rates.memory) for part in parts)
+    return work.forward[LOSS].flops / rates.matmul + blocks
 
 
 def micro_step_seconds(work: Work, rates: Rates) -> float:
