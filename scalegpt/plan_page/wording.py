@@ -1,4 +1,4 @@
-"""The words that all outputs of ``scalegpt plan`` share: for model, layout, step, speed, memory, time, and sources."""
+"""The words that all outputs of a plan share: for model, layout, step, speed, memory, time, and sources."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -53,13 +53,21 @@ def step(plan: Plan) -> str:
 def speed(plan: Plan) -> str:
     """Tokens per second, MFU, the range of the tokens per second, and the time of the whole run, in words."""
     share = f" on all GPUs, {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
+    tokens, time = whole_run(plan)
+    return f"{plan.tokens_per_second:,.0f} tokens/s{share}, likely {likely(plan)}; {tokens} in {time}"
+
+
+def likely(plan: Plan) -> str:
+    """The range of the tokens per second, such as ``38,000 to 51,000``."""
+    low, high = (f"{float(f'{each:.2g}'):,.0f}" for each in plan.tokens_per_second_range)
+    return f"{low} to {high}"
+
+
+def whole_run(plan: Plan) -> tuple[str, str]:
+    """The number of tokens of the whole run, and the time that it takes, in words."""
     tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
     amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
-    low, high = (f"{float(f'{each:.2g}'):,.0f}" for each in plan.tokens_per_second_range)
-    return (
-        f"{plan.tokens_per_second:,.0f} tokens/s{share}, likely {low} to {high}; {amount} tokens in "
-        f"{duration(tokens / plan.tokens_per_second)}"
-    )
+    return f"{amount} tokens", duration(tokens / plan.tokens_per_second)
 
 
 def total_and_speed(plan: Plan) -> tuple[str, str]:
