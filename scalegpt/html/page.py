@@ -46,7 +46,7 @@ def _variables(scheme: int) -> str:
     return "".join(f"--{name}:{colours[scheme]};" for name, colours in PALETTE.items())
 
 
-_STYLE = f"""
+STYLE = f"""
 :root{{{_variables(0)}color-scheme:light dark}}
 @media screen and (prefers-color-scheme:dark){{:root{{{_variables(1)}}}}}
 body{{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:820px;margin:2rem auto;
@@ -62,6 +62,7 @@ svg text{{fill:var(--soft);font-size:12px}}
 @media (max-width:640px){{td,th{{padding-right:.7rem}}table{{font-size:13px}}}}
 @media print{{body{{max-width:none;margin:0}}h2{{break-after:avoid}}svg,tr{{break-inside:avoid}}.scroll{{overflow:visible}}}}
 """
+"""The CSS of every page."""
 
 
 def escape(text: str) -> str:
@@ -92,7 +93,7 @@ def document(title: str, body: str, style: str = "", script: str = "") -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="generator" content="ScaleGPT">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>{body}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
     )
 
 

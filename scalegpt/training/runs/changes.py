@@ -228,3 +228,23 @@ def _ways_to_keep(train: TrainConfig, rate: float, step: int, total: int) -> str
         last_at_peak = decay_start(held, total) + 1  # messages count steps from 1
         ways += f"; with --schedule wsd instead of constant it stays until step {last_at_peak:,} and then falls"
     return ways
+
+
+def nothing_left_line(step: int, total: int, rate: float, schedule: str) -> str:
+    """The line of a run that is started again after its last step.
+
+    Args:
+        step: number of steps taken.
+        total: number of steps of the run.
+        rate: learning rate of the last step; 0: there was none.
+        schedule: form of the learning rate's schedule.
+    """
+    rises = ""
+    if rate > 0 and schedule != "constant":
+        rises = (
+            f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
+        )
+    return (
+        f"nothing left to do: {step} of {total} steps are taken; a higher --max_iters (or --max_tokens) continues the "
+        f"training{rises}; --fresh starts a new run beside this one"
+    )

@@ -103,7 +103,8 @@ def _make_job(
     stretch = first_stretch(run, planned.batch, data.tokens, data.digest, start.progress)
     stop.check(world)
     plan_file = plan_summary(run, planned.plan, world, settings)
-    world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step, data.tokens.tokenizer.files))
+    kept = {**data.tokens.tokenizer.files, **({} if initial is None else initial.kept)}
+    world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step, kept))
     return Job(
         run=run,
         world=world,
@@ -195,10 +196,16 @@ def _describe(
         *resolved.notes,
         predicted_line(planned.plan),
         *filter(None, [predicted_speed(planned.plan)]),
+        *_files(start, fresh=request.fresh),
         *([f"fresh    a new run in {start.directory.path}; {hint} resumes it later"] if request.fresh else []),
         *start.notes,
     ):
         logger.say(line)
+
+
+def _files(start: Start, *, fresh: bool) -> tuple[str, ...]:
+    """The line on the folder of a new run; none for others, whose lines name it anyway."""
+    return () if fresh or start.choice.checkpoint is not None else (f"files    {start.directory.path}/",)
 
 
 def _load(backend: Backend, start: Start, run: RunConfig, initial: Opened | None, steps: int, logger: Logger) -> None:
