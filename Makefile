@@ -1,5 +1,5 @@
 # make install: set up.   make demo: set up and train a small model.   make test: lint, types, architecture, tests.
-.PHONY: install demo test lint types architecture tests trackers docs lowest faults clean help
+.PHONY: install demo test lint types architecture tests trackers docs lowest faults site site-test clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,6 +18,7 @@ help:
 	@echo "make docs     build the documentation site into build/docs, and fail at a broken link"
 	@echo "make trackers install wandb, mlflow and trackio too, and test that runs are logged to them"
 	@echo "make faults   kill, stop and starve real jobs of two ranks, and see that they resume"
+	@echo "make site     build the planner as a page, in build/site; needs Node.js with npm; make site-test tests it in Chromium"
 
 install: .venv/installed
 	@echo "set up; for a start: $(BIN)/scalegpt plan, $(BIN)/scalegpt train --help"
@@ -50,6 +51,14 @@ lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/lint-imports
 	$(LOWEST)/bin/pytest -q -n 2 --dist loadgroup -m "not slow and not faults" tests/base tests/config tests/data tests/model \
 	  tests/checkpoint tests/backends tests/optim tests/training tests/hardware/test_nvml.py tests/hardware/test_detect.py
+
+# web/package.json has the version of Pyodide, which npm downloads. `scalegpt plan --ui` serves the page.
+site: .venv/installed
+	$(BIN)/python web/build.py
+
+site-test: .venv/installed-dev site
+	$(BIN)/pip install -q playwright
+	$(BIN)/pytest -m site tests/plan_page
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ these operations. A function whose guarantee is then weaker returns the reason, 
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -339,6 +338,8 @@ def lock_file(file: IO[Any] | int, *, shared: bool = False) -> str | None:
     Raises:
         BlockingIOError: another process holds the lock.
     """
+    import fcntl  # imported here: Python in a browser does not have it
+
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:

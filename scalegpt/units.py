@@ -1,5 +1,9 @@
 """Numbers as people read them: bytes with their unit, seconds, counts. GB is 10⁹, GiB is 2³⁰."""
 
+SECONDS_OF_A_YEAR = 365.25 * 86400
+DAYS_IN_YEARS = 1000
+"""A time of at least so many days is given in years."""
+
 GIB, GB = 2**30, 10**9
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -34,11 +38,13 @@ def gib(count: int) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """A time in seconds as text: ``2 d 3 h``, ``1 h 05 min``, ``3 min 20 s`` or ``12 s``; ``?`` for NaN."""
+    """A time in seconds as text: ``3.2 years``, ``2 d 3 h``, ``1 h 05 min``, ``3 min 20 s`` or ``12 s``; ``?`` for NaN."""
     if seconds != seconds:  # NaN
         return "?"
     whole = round(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days >= DAYS_IN_YEARS:
+        return f"{seconds / SECONDS_OF_A_YEAR:,.1f} years"
     if days:
         return f"{days} d {hours % 24} h"
     if hours:

@@ -40,6 +40,7 @@ class Gpu:
         links: versions of the active NVLinks.
         parts: its MIG devices; None: MIG is off, and the card may not have it.
         lost: it has fallen off the bus.
+        millijoules: energy since the driver was loaded; None: an older card, which does not measure it.
     """
 
     name: str = "NVIDIA GeForce RTX 4090"
@@ -54,6 +55,7 @@ class Gpu:
     parts: "list[Gpu] | None" = None
     lost: bool = False
     is_part: bool = False
+    millijoules: int | None = 5_000_000
 
     @property
     def used(self) -> int:
@@ -153,6 +155,11 @@ class Fake(ModuleType):
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, gpu: Gpu) -> list[SimpleNamespace]:
         return []
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, gpu: Gpu) -> int:
+        if gpu.millijoules is None:
+            raise FakeNVMLError(NOT_SUPPORTED)
+        return gpu.millijoules
 
     def nvmlDeviceGetMigMode(self, gpu: Gpu) -> tuple[int, int]:
         if gpu.parts is None:

@@ -1,7 +1,6 @@
 """``scalegpt data``: prepare text for training, show prepared tokens, or show which tokens a run trained on."""
 
 import json
-import re
 import sys
 import time
 from collections import deque
@@ -14,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from scalegpt.cli.output import ProgressLine, aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument, run_action
 from scalegpt.config import DataConfig
-from scalegpt.config.settings import Section, setting
+from scalegpt.config.settings import Section, setting, steps_of
 from scalegpt.errors import InputError
 from scalegpt.structured import read_lines
-from scalegpt.text import shown
 
 if TYPE_CHECKING:
     from scalegpt.data.ledger import Window
@@ -249,7 +247,7 @@ def _ledger(words: list[str]) -> int:
     add_json(parser, "print one JSON object for each step")
     arguments = parser.parse(words)
     folder = Path(arguments.run)
-    first, last = _range(arguments.steps)
+    first, last = steps_of(arguments.steps, "steps")
     taken = _steps_taken(folder)
     if last > taken:
         rest = f"{taken:,} steps; ask for at most step {taken}" if taken else "no step yet; train it first"
@@ -260,21 +258,6 @@ def _ledger(words: list[str]) -> int:
     for line in _json_lines(steps) if arguments.json else _windows_table(steps):
         show(line)
     return 0
-
-
-def _range(text: str) -> tuple[int, int]:
-    """The first and the last step that ``A`` or ``A:B`` names.
-
-    Raises:
-        InputError: the text has neither form, the range is empty, or it begins before step 1.
-    """
-    found = re.fullmatch("([0-9]{1,15})(?::([0-9]{1,15}))?", text)
-    if found is None:
-        raise InputError(f"steps must be A or A:B, whole numbers from 1 on, such as 100:120, not {shown(text)}")
-    first, last = int(found[1]), int(found[2] or found[1])
-    if not 1 <= first <= last:
-        raise InputError(f"steps {text} names no step: steps count from 1, and in A:B, A must be at most B")
-    return first, last
 
 
 def _steps_taken(folder: Path) -> int:

@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": "check this machine: software, GPUs, disks, limits, ports",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
+    "report": "write a page of a run's curves, or of several runs over one another",
     "import": "make a run of a Hugging Face folder",
     "checkpoint": "list, verify or show a run's checkpoints",
     "export": "write a trained model for transformers, llama.cpp and others",

@@ -21,7 +21,7 @@ _ONLY_TRAIN = {
     "allow_change",
     "resume_step",
 }
-_ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration"}
+_ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration", "ui", "port"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
 """Flags of ``train`` alone; flags of ``plan`` alone; flags of ``plan`` that the launcher has in training."""
 

@@ -7,6 +7,7 @@ A setting is a dataclass field made by :func:`setting`; ``--help`` and error mes
 import dataclasses
 import math
 import operator
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -260,6 +261,21 @@ def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
 def words_of(value: str | None) -> tuple[str, ...]:
     """The words of a setting that holds several with commas between them, each once."""
     return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
+
+
+def steps_of(text: str, name: str) -> tuple[int, int]:
+    """The first and the last step that ``A`` or ``A:B`` names; ``name`` is the flag's, for messages.
+
+    Raises:
+        InputError: the text has neither form, the range is empty, or it begins before step 1.
+    """
+    found = re.fullmatch("([0-9]{1,15})(?::([0-9]{1,15}))?", text)
+    if found is None:
+        raise InputError(f"{name} must be A or A:B, whole numbers from 1 on, such as 100:120, not {shown(text)}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last:
+        raise InputError(f"{name} {text} names no step: steps count from 1, and in A:B, A must be at most B")
+    return first, last
 
 
 def limits(field: "dataclasses.Field[Any]") -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from scalegpt.config.optimizers import OPTIMIZERS, OptimizerSpec, optimizer_help
-from scalegpt.config.settings import Section, setting, words_of
+from scalegpt.config.settings import Section, setting, steps_of, words_of
 from scalegpt.errors import InputError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -165,6 +165,10 @@ class TrainConfig(Section):
     log_every: int = setting(
         10, "steps between printed lines; metrics.jsonl has every step", minimum=1, maximum=MOST_STEPS
     )
+    profile: str | None = setting(
+        None, "steps A:B to record with torch's profiler: a trace, on CUDA a memory snapshot, and the dearest operators"
+    )
+    profile_ranks: str = setting("first", "the ranks that record: the first, or all", choices=("first", "all"))
     log_to: str | None = setting(
         None,
         "trackers to log to besides metrics.jsonl, with commas between them: " + ", ".join(TRACKERS),
@@ -188,13 +192,20 @@ class TrainConfig(Section):
     seed: int = setting(1337, "seed of initialisation, data order and dropout", minimum=0, maximum=2**63 - 1)
 
     def check(self) -> None:
-        """Refuse settings without an end for the learning rate schedule, and packing with a kernel that takes no mask."""
+        """Refuse a schedule without an end, a profile of no steps, and packing with a kernel that takes no mask."""
         if self.max_iters is None and self.max_tokens is None:
             raise InputError("the schedule needs an end: set max_iters or max_tokens (max_minutes alone gives none)")
+        if self.profile is not None:
+            steps_of(self.profile, "profile")
         if self.packs_documents and self.attention in ("flash", "cudnn"):
             raise InputError(
                 f"packing documents needs a mask, which attention {self.attention} does not take; use --attention auto"
             )
+
+    @property
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """The first and the last step to record with the profiler; None: none."""
+        return None if self.profile is None else steps_of(self.profile, "profile")
 
     @property
     def trackers(self) -> tuple[str, ...]:

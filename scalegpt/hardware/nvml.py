@@ -90,6 +90,17 @@ def listed_bytes(uuid: str) -> dict[int, int] | None:
         return None
 
 
+def energy_joules(uuid: str) -> float | None:
+    """The energy that the card with this UUID has taken since its driver was loaded, in joules; None: NVML does not say."""
+    try:
+        with session() as nvml:
+            handle = ask(nvml, "nvmlDeviceGetHandleByUUID", uuid)
+            millijoules = None if handle is None else ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)
+            return None if millijoules is None else millijoules / 1000
+    except NoNvmlError:
+        return None
+
+
 class CardGauge:
     """Reads a card's memory in use and its utilization, again and again: NVML stays initialized while the process lives.
 

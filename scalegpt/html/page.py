@@ -46,7 +46,7 @@ def _variables(scheme: int) -> str:
     return "".join(f"--{name}:{colours[scheme]};" for name, colours in PALETTE.items())
 
 
-_STYLE = f"""
+STYLE = f"""
 :root{{{_variables(0)}color-scheme:light dark}}
 @media screen and (prefers-color-scheme:dark){{:root{{{_variables(1)}}}}}
 body{{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:820px;margin:2rem auto;
@@ -56,11 +56,13 @@ h1{{font-size:1.4rem}}h2{{font-size:1.05rem;margin-top:2rem}}
 td,th{{padding:.1rem 1.2rem .1rem 0;vertical-align:top;text-align:left;font-weight:400}}tbody th{{color:var(--soft)}}
 thead th{{font-weight:600;border-bottom:1px solid var(--line);vertical-align:bottom}}
 .number{{text-align:right}}td.number{{white-space:nowrap}}
-pre{{white-space:pre-wrap;border-left:3px solid var(--line);padding-left:.8rem;font-size:13px}}.flag{{white-space:nowrap}}
+pre{{white-space:pre-wrap;overflow-wrap:anywhere}}
+pre{{border-left:3px solid var(--line);padding-left:.8rem;font-size:13px}}.flag{{white-space:nowrap}}
 svg text{{fill:var(--soft);font-size:12px}}
 @media (max-width:640px){{td,th{{padding-right:.7rem}}table{{font-size:13px}}}}
 @media print{{body{{max-width:none;margin:0}}h2{{break-after:avoid}}svg,tr{{break-inside:avoid}}.scroll{{overflow:visible}}}}
 """
+"""The CSS of every page."""
 
 
 def escape(text: str) -> str:
@@ -76,19 +78,22 @@ def command(words: str) -> str:
     )
 
 
-def document(title: str, body: str, style: str = "") -> str:
+def document(title: str, body: str, style: str = "", script: str = "") -> str:
     """A whole HTML page.
 
     Args:
         title: the title, as text.
         body: the content of ``<body>``, as HTML.
         style: further CSS; its colours are those of :data:`PALETTE`, such as ``var(--c1)``.
+        script: JavaScript that runs when the body was read.
     """
+    if script:
+        body += f"<script>{script}</script>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="generator" content="ScaleGPT">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>{body}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
     )
 
 

@@ -27,7 +27,10 @@ svg .limit-text{fill:var(--warn);font-weight:600}svg .halo{paint-order:stroke;st
 stroke-linejoin:round}.curve{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}.dash4{stroke-dasharray:8 4}
 .dash3{stroke-dasharray:2 4}.ring{fill:none;stroke:var(--ink);stroke-width:2.5}
 @media (max-width:640px){svg .wide{display:none}}
-""" + "".join(f".c{hue}{{fill:var(--c{hue})}}.s{hue}{{stroke:var(--c{hue})}}" for hue in range(1, HUES + 1))
+""" + "".join(
+    f".c{hue}{{fill:var(--c{hue})}}.s{hue}{{stroke:var(--c{hue})}}.b{hue}{{fill:var(--c{hue});opacity:.22}}"
+    for hue in range(1, HUES + 1)
+)
 
 _WIDE, _NARROW, _LETTER = 760, 330, 7.2
 """Pixels: the width of a bar on a desktop, on a phone, and of a letter. They decide which names fit inside a part."""
@@ -45,10 +48,10 @@ class Caption(NamedTuple):
     title: str
     description: str
 
-    def open(self, kind: str, height: int) -> str:
-        """The opening tag of a chart, with its title and description; ``kind`` is its CSS class."""
+    def open(self, kind: str, height: int, more: str = "") -> str:
+        """The opening tag of a chart, with its title and description; ``kind`` is its CSS class, ``more`` are attributes."""
         return (
-            f'<svg class="{kind}" height="{height}" role="img" aria-labelledby="{self.key}-t {self.key}-d">'
+            f'<svg class="{kind}" height="{height}"{more} role="img" aria-labelledby="{self.key}-t {self.key}-d">'
             f'<title id="{self.key}-t">{escape(self.title)}</title><desc id="{self.key}-d">{escape(self.description)}</desc>'
         )
 
@@ -176,6 +179,14 @@ class Line(NamedTuple):
         return f"curve s{self.hue} dash{self.hue}"
 
 
+class Band(NamedTuple):
+    """An area between two lines with the same horizontal positions, in a hue; it shows what a line of means leaves out."""
+
+    hue: int
+    lower: Sequence[Point]
+    upper: Sequence[Point]
+
+
 class Axis(NamedTuple):
     """An axis: its lowest and highest value, the values with labels, and the function that writes a label."""
 
@@ -201,6 +212,9 @@ class Chart:
         marks: marked values of the vertical axis; the first has its label above its line, the second below.
         chosen: a point that a ring marks, and the label near the ring.
         x_label: text below the horizontal axis.
+        bands: areas behind the lines.
+        zoom: how ``zoom.js`` writes the vertical axis where it zooms the chart: ``count``, ``number`` or ``percent``. Empty:
+            the chart is not zoomed.
     """
 
     caption: Caption
@@ -210,13 +224,21 @@ class Chart:
     marks: Sequence[Mark] = ()
     chosen: tuple[Point, str] | None = None
     x_label: str = ""
+    bands: Sequence[Band] = ()
+    zoom: str = ""
 
     HEIGHT = 300
 
     def draw(self) -> str:
         """The chart as SVG."""
         parts = (self._beyond(), self._rows(), self._columns(), self._curves(), self._levels(), self._ring())
-        return "".join([self.caption.open("lines", self.HEIGHT), *(each for part in parts for each in part), "</svg>"])
+        x, y = self.x_axis, self.y_axis
+        zoom = (
+            f' data-zoom="{self.zoom}" data-x="{x.low!r} {x.high!r}" data-y="{y.low!r} {y.high!r}"' if self.zoom else ""
+        )
+        return "".join(
+            [self.caption.open("lines", self.HEIGHT, zoom), *(each for part in parts for each in part), "</svg>"]
+        )
 
     def _x(self, value: float) -> float:
         """The horizontal position of a value, in percent of the width."""
@@ -232,32 +254,41 @@ class Chart:
             yield f'<rect class="beyond" x="0" y="0" width="100%" height="{self._y(mark.at):.1f}"/>'
 
     def _rows(self) -> Iterator[str]:
+        yield '<g class="rows">'
         for value in self.y_axis.ticks:
             y = self._y(value)
             style = "axis" if value == self.y_axis.low else "grid"
             yield f'<line class="{style}" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
             yield _text("", "-8", f"{y + 4:.1f}", "end", self.y_axis.write(value))
+        yield "</g>"
 
     def _columns(self) -> Iterator[str]:
+        yield '<g class="columns">'
         for value in self.x_axis.ticks:
             x, label = f"{self._x(value):.3f}%", self.x_axis.write(value)
             # A long label would be cut off at the right edge if it were centred.
             anchor = "end" if self._x(value) > 90 and len(label) > 4 else "middle"
             yield f'<line class="axis" x1="{x}" x2="{x}" y1="{self.HEIGHT}" y2="{self.HEIGHT + 4}"/>'
             yield _text("", x, f"{self.HEIGHT + 18}", anchor, label)
+        yield "</g>"
         if self.x_label:
             yield _text("", "50%", f"{self.HEIGHT + 38}", "middle", self.x_label)
 
     def _curves(self) -> Iterator[str]:
         yield f'<svg width="100%" height="{self.HEIGHT}" viewBox="0 0 100 {self.HEIGHT}" preserveAspectRatio="none">'
+        for band in self.bands:
+            yield f'<polygon class="b{band.hue}" points="{self._places([*band.lower, *reversed(band.upper)])}"/>'
         for line in self.lines:
-            places = " ".join(f"{self._x(point.x):.3f},{self._y(point.y):.1f}" for point in line.points)
-            yield f'<polyline class="{line.style}" points="{places}"/>'
+            yield f'<polyline class="{line.style}" points="{self._places(line.points)}"/>'
         yield "</svg>"
         for line in self.lines:
             for point in line.points if line.has_dots else ():
                 if point.y <= self.y_axis.high:
                     yield self._circle(f"c{line.hue}", point, 3.5)
+
+    def _places(self, points: Iterable[Point]) -> str:
+        digits = 3 if self.zoom else 1  # whoever zooms in sees rounded heights as steps
+        return " ".join(f"{self._x(point.x):.3f},{self._y(point.y):.{digits}f}" for point in points)
 
     def _levels(self) -> Iterator[str]:
         """The lines of the marks; labels are on the right, or on the left if the chosen point is near a right label."""

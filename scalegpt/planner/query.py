@@ -34,6 +34,7 @@ from scalegpt.planner.search.room import choose_in_room, fixed_in_room
 from scalegpt.planner.source import Source, folder_to_start_from, source_of
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import basis, network_gbit
+from scalegpt.system.invocation import IN_BROWSER
 
 Values = dict[str, Any]
 
@@ -238,7 +239,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 
     Args:
         asked: the question.
-        explain: whether to find alternatives and remedies; each of them takes a search of its own.
+        explain: whether to find alternatives and remedies, as :func:`explained` does.
 
     Raises:
         InputError: the fixed settings cannot work.
@@ -250,7 +251,13 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
         plan, said = _chosen(question, notes)
     said = (*said, *host_notes(plan), *length_notes(plan.run.train, plan.batch.tokens, asked.named), *_package(plan))
     given = Answer(asked, question, plan, said)
-    if not explain or question.machine.usable_bytes is None:
+    return explained(given) if explain else given
+
+
+def explained(given: Answer) -> Answer:
+    """The answer with its alternatives, or if no plan fits, with its remedies; each of them takes a search of its own."""
+    question, plan = given.question, given.choice
+    if question.machine.usable_bytes is None:
         return given
     if not plan.can_train:
         return replace(given, remedies=tuple(remedies(question)))
@@ -260,7 +267,8 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 def _package(plan: Plan) -> Iterator[str]:
     """At most one remark: to install DeepSpeed, if the plan needs it and it is not installed here."""
     if not is_installed(plan.run.parallel.spec):
-        yield f"DeepSpeed is not installed here; run {INSTALL} before the command"
+        why = "the command needs DeepSpeed" if IN_BROWSER else "DeepSpeed is not installed here"
+        yield f"{why}; run {INSTALL} before the command"
 
 
 def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:

@@ -1,6 +1,6 @@
-"""Tables of answers: every preset on one machine, or one run on every card."""
+"""Tables of answers: every preset on one machine, one run on every card, or one run on other numbers of cards."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,33 @@ def over_cards(asked: Asked) -> list[Row]:
     machine = asked.machine
     cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
     return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
+
+
+MOST_IN_A_MACHINE, MOST_MACHINES = 8, 8
+"""The numbers of cards in a machine and of machines up to which :func:`over_counts` goes, unless more are asked for."""
+
+
+def over_counts(asked: Asked) -> Iterator[Row]:
+    """A row for each of several numbers of cards, the fewest first; a row is named by its number of cards.
+
+    The numbers are powers of two up to twice the number that is asked for, in one machine and then in full machines. If the
+    run does not say its tokens per step, they grow with the number of cards.
+    """
+    machine = asked.machine
+    width = machine.gpus if machine.nodes > 1 else max(machine.gpus, MOST_IN_A_MACHINE)
+    sizes = {(gpus, 1) for gpus in _doublings(width)}
+    most = max(2 * machine.ranks, MOST_IN_A_MACHINE * MOST_MACHINES)
+    sizes |= {(width, nodes) for nodes in _doublings(max(1, most // width))}
+    sizes.add((machine.gpus, machine.nodes))
+    for gpus, nodes in sorted(sizes, key=lambda size: (size[0] * size[1], size[1])):
+        other = machine.with_cards(gpus=gpus, nodes=nodes)
+        yield _row(str(other.ranks), replace(asked, machine=other))
+
+
+def _doublings(most: int) -> Iterator[int]:
+    """1, 2, 4, … up to ``most``, and ``most`` itself."""
+    yield from (2**power for power in range(most.bit_length()))
+    yield most
 
 
 def _row(name: str, asked: Asked) -> Row:

@@ -13,6 +13,9 @@ from pathlib import Path
 MODULE = "scalegpt.train"
 """The module that launchers start to train; it exists in a wheel and in a checkout."""
 
+IN_BROWSER = sys.platform == "emscripten"
+"""Whether this is Python in a browser (Pyodide), which has no programs; commands are then for another machine."""
+
 LAUNCHER_MODULES = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launcher.runner"}
 """Launcher → its Python module, for installations that lack the launcher's script."""
 
@@ -33,12 +36,14 @@ def train_command(launcher: str = "python", *options: str) -> str:
 def program(name: str) -> list[str]:
     """The words of the command line that start a program of this installation.
 
-    They are the program's name if a shell finds the same program by it, else the program's path; if the program has no
-    script, ``python -m`` and its module.
+    They are the program's name in a browser, or if a shell finds the same program by it; else the program's path; if the
+    program has no script, ``python -m`` and its module.
 
     Args:
         name: ``python``, ``scalegpt``, ``torchrun`` or ``deepspeed``.
     """
+    if IN_BROWSER:
+        return [name]
     python = Path(sys.executable)
     path = python if name == "python" else python.with_name(name)
     if name != "python" and not path.is_file():

@@ -54,9 +54,9 @@ def predicted_line(plan: Plan) -> str:
     """The predicted memory, as a run prints it at its start: one line, and a warning where the card is too small."""
     phase = plan.prediction.phase.replace("_", " ")
     if not plan.machine.is_gpu:
-        each = " for each rank" if plan.machine.ranks > 1 else ""
+        whose = "each process" if plan.machine.ranks > 1 else "the process"
         return (
-            f"memory   {gib(plan.total_bytes)} predicted for the process{each}, of {gib(plan.machine.usable_bytes or 0)} "
+            f"memory   {gib(plan.total_bytes)} predicted for {whose}, of {gib(plan.machine.usable_bytes or 0)} "
             f"available: {gib(plan.peak_bytes)} peak of the step (phase {phase}), {_listed(plan)}"
         )
     host = f", {gib(plan.host_bytes)} in host memory" if plan.host_bytes else ""
@@ -212,5 +212,11 @@ def _driver_bytes(device: torch.device) -> tuple[int, bool]:
 
 def _listed_bytes(device: torch.device) -> dict[int, int] | None:
     """Return process id → bytes that the process holds on the card, 0 if unknown. None where there is no NVML."""
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    return None if uuid is None else nvml.listed_bytes(f"GPU-{uuid}")
+    uuid = card_uuid(device)
+    return None if uuid is None else nvml.listed_bytes(uuid)
+
+
+def card_uuid(device: torch.device) -> str | None:
+    """The UUID of a CUDA device, as NVML writes it; None for a CPU, or where torch does not know it."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+    return None if uuid is None else f"GPU-{uuid}"

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from scalegpt.hardware.nvml import CardGauge
-from scalegpt.training.memory import largest_resident
+from scalegpt.backends import World
+from scalegpt.hardware.nvml import CardGauge, energy_joules
+from scalegpt.training.memory import card_uuid, largest_resident
 
 
 class MetricSink(Protocol):
@@ -86,8 +87,8 @@ class Gauges:
 
     def __init__(self, device: torch.device, every: int) -> None:
         self._every, self._process = every, psutil.Process()
-        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
-        self._card = None if uuid is None else CardGauge(f"GPU-{uuid}")
+        uuid = card_uuid(device)
+        self._card = None if uuid is None else CardGauge(uuid)
 
     def read(self, step: int) -> dict[str, float]:
         """The entries to add to the step's line in ``metrics.jsonl``; empty where the step is not the Nth.
@@ -100,6 +101,31 @@ class Gauges:
         memory = psutil.virtual_memory()
         host = {"host_used_bytes": memory.total - memory.available, "process_bytes": self._process.memory_info().rss}
         return {**host, **(self._card.read() if self._card is not None else {})}
+
+
+class EnergyMeter:
+    """Measures the energy that the GPUs of a job take, from when it was made.
+
+    Args:
+        world: the ranks, each with its device.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world, self._uuid = world, card_uuid(world.device)
+        self._before = self._now()
+
+    def _now(self) -> float | None:
+        return None if self._uuid is None else energy_joules(self._uuid)
+
+    def mine(self) -> tuple[str, float] | None:
+        """UUID and joules of this rank's GPU; None: not known."""
+        now = self._now()
+        return None if now is None or self._before is None else (str(self._uuid), now - self._before)
+
+    def taken(self) -> dict[str, float]:
+        """UUID of each GPU → joules; empty unless all are known. All ranks must call it together."""
+        found = self._world.gather(self.mine())
+        return {} if None in found else dict(each for each in found if each is not None)
 
 
 class Stopwatch:

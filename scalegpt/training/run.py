@@ -13,9 +13,10 @@ from scalegpt.errors import InputError, RunError
 from scalegpt.system.ranks import read_ranks
 from scalegpt.text import visible
 from scalegpt.training.job import Job
+from scalegpt.training.output.ending import contents, next_lines
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Stopped, StopRequest
-from scalegpt.training.runs.report import write_report
+from scalegpt.training.runs.report.page import write_report
 from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
@@ -98,7 +99,10 @@ def _train(trainer: Trainer, job: Job, world: World) -> Ending:
             write_report(job.directory)
         except (InputError, RunError, OSError) as error:  # the run itself has succeeded
             job.logger.say(f"warning: report.html was not written: {error}")
-        job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {trainer.files()}")
+        job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {contents(job.directory.path)}")
+        if trainer.all_taken:
+            for line in next_lines(job.directory.path):
+                job.logger.say(line)
     world.barrier()  # after this no rank needs another one
     if world.is_first:
         trainer.watchdog.beats.remove()

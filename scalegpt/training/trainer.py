@@ -9,7 +9,7 @@ from torch import Tensor
 from scalegpt.backends.capabilities import device_name
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.store import step_of
-from scalegpt.errors import RunError
+from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.gpus import peak_flops
 from scalegpt.model.packing import counted_share
 from scalegpt.planner.time.work import flops_per_token
@@ -18,8 +18,10 @@ from scalegpt.training.batches import TrainingBatches
 from scalegpt.training.housekeeping import Housekeeping
 from scalegpt.training.job import Job
 from scalegpt.training.memory import comparison, keep_for_later, measure, planned_peak
-from scalegpt.training.metrics import Gauges, Throughput, mfu, peak_bytes
+from scalegpt.training.metrics import EnergyMeter, Gauges, Throughput, mfu, peak_bytes
+from scalegpt.training.output.ending import Review, Work, progress_lines, speed_lines
 from scalegpt.training.output.step_line import StepLine
+from scalegpt.training.profile.recorder import Recorder
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
 from scalegpt.training.resilience.rollback import (
@@ -30,7 +32,7 @@ from scalegpt.training.resilience.rollback import (
     roll_back_files,
 )
 from scalegpt.training.resilience.stopping import Reason
-from scalegpt.training.runs.changes import keeping
+from scalegpt.training.runs.changes import nothing_left_line
 from scalegpt.training.schedules import learning_rate
 from scalegpt.training.step_flags import StepFlags
 
@@ -43,6 +45,8 @@ class Trainer(Housekeeping):
         self.batches = TrainingBatches(job.data.train, job.batch_plan, job.world, self.train.seed, job.document_end)
         self.throughput = Throughput(job.batch_plan.tokens)
         self.flops = flops_per_token(job.run.model)
+        self.energy = EnergyMeter(job.world)
+        self.recorder = Recorder(job, self.step)
         self.gauges = Gauges(job.world.device, self.train.log_every)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
 
@@ -71,22 +75,25 @@ class Trainer(Housekeeping):
             self._housekeeping(last=True)
         over = nothing_left
         while not over:
+            self.recorder.before(self.step + 1)
             spike = self._take_step()
             if spike is not None and self._roll_back(spike):
                 continue
             if self.step == self._step_before + 1:
                 freeze_gc()
             over = self._is_over()
+            self.recorder.after(self.step, last=over)
             self._housekeeping(last=over)
         self.watchdog.stop()
         job.logger.stop()
         job.stop.what_next = lambda: ""
-        self._compare_memory()
+        self._summarize()
         self._status("finished" if self.all_taken else "stopped", self._cause_of_end())
 
     def close(self) -> None:
         """Close the batches, the saver and the metric sinks, and undo :func:`freeze_gc`."""
         gc.unfreeze()
+        self.recorder.close()
         self.batches.close()
         self.saving.saver.close()
         for sink in self.sinks:
@@ -248,11 +255,6 @@ class Trainer(Housekeeping):
             return f"{stopped}; {self._resume_advice()}"
         return f"{stopped}; {self.job.resume_hint} resumes from there"
 
-    def files(self) -> str:
-        """The names of the files in the run's folder, for the last printed line."""
-        names = (path.name for path in self.job.directory.path.iterdir())
-        return ", ".join(sorted(name for name in names if not name.startswith(".")))
-
     @property
     def exit_status(self) -> int:
         """The exit status of the process: 0, or that of the reason for which the run stopped."""
@@ -275,6 +277,10 @@ class Trainer(Housekeeping):
                 self._status(failure.halt.state, failure.halt.cause)
         self.saving.abort(self.watchdog.beats.is_gone)
         self.job.directory.unlock()
+        if self.job.world.is_first and self.step > self.job.progress.step:
+            with suppress(OSError, InputError):  # the first error is the one to report
+                for line in progress_lines(*self._review({})):
+                    self.job.logger.say(line)
         self.job.logger.say(f"ended at step {self.step}; {self._resume_advice()}")
         return failure.error
 
@@ -282,13 +288,7 @@ class Trainer(Housekeeping):
         """Say that no steps are left. The run's files stay as they are, except for a missing last status."""
         job = self.job
         rate = learning_rate(self.train, self.step - 1, job.total_steps) if self.step else 0.0
-        rises = ""
-        if rate > 0 and self.train.schedule != "constant":
-            rises = f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
-        job.logger.say(
-            f"nothing left to do: {self.step} of {job.total_steps} steps are taken; a higher --max_iters (or --max_tokens) "
-            f"continues the training{rises}; --fresh starts a new run beside this one"
-        )
+        job.logger.say(nothing_left_line(self.step, job.total_steps, rate, self.train.schedule))
         if job.world.is_first and job.directory.read_state() != "finished":
             # An earlier process ended between the run's last checkpoint and its last status.
             self._status("finished", self._cause_of_end())
@@ -325,13 +325,23 @@ class Trainer(Housekeeping):
             return by_steps
         return min(by_steps, max(0.0, 60 * self.train.max_minutes - self.clock.total))
 
-    def _compare_memory(self) -> None:
-        """Print the predicted and the measured memory, and store the measurement for later plans. Rank 0 only."""
-        job, measured = self.job, measure(self.job.world.device)
-        if job.world.is_first and self.step > job.progress.step:
-            job.logger.say(comparison(job.plan, measured))
-            if problem := keep_for_later(job.plan, measured):
-                job.logger.say(f"warning: calibration {problem}")
+    def _summarize(self) -> None:
+        """Print what the run came to, and store the measured memory for later plans; all ranks must call it together."""
+        job, measured, joules = self.job, measure(self.job.world.device), self.energy.taken()
+        if not job.world.is_first or self.step <= job.progress.step:
+            return
+        review, work = self._review(joules)
+        for line in (*progress_lines(review, work), comparison(job.plan, measured), *speed_lines(review, work)):
+            job.logger.say(line)
+        if problem := keep_for_later(job.plan, measured):
+            job.logger.say(f"warning: calibration {problem}")
+
+    def _review(self, joules: dict[str, float]) -> tuple[Review, Work]:
+        """What ``metrics.jsonl`` says of the run, and what this process has done; ``joules`` by GPU."""
+        job, steps = self.job, self.step - self.job.progress.step
+        predicted, energy = job.plan.speed()["tokens_per_second"], sum(joules.values()) or None
+        work = Work(steps, steps * job.batch_plan.tokens, self.clock.total, predicted, energy, len(joules))
+        return Review.of(job.directory.metrics, job.progress.step), work
 
     def _cause_of_end(self) -> str:
         if self.all_taken or self.reason is None:

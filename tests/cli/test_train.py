@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,10 @@ def test_a_run_writes_the_documented_files(train: Callable[..., str]) -> None:
     assert "12 steps" in (folder / "report.html").read_text()
     assert f"done: {folder}/ holds {', '.join(sorted(LEFT))}" in out
     assert "step 12/12  loss" in out
+    assert f"files    {folder}/\n" in out
+    assert re.search(r"^time     \d+ s for 12 steps and 1,536 tokens$", out, re.MULTILINE)
+    assert re.search(r"^loss     (held-out [\d.]+, )?best held-out [\d.]+ at step \d+$", out, re.MULTILINE)
+    assert re.search(r"^next     \S*scalegpt sample \S+ --prompt", out, re.MULTILINE)
 
 
 def test_the_configuration_is_resolved_and_repeats_the_run(train: Callable[..., str]) -> None:

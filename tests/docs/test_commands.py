@@ -42,7 +42,7 @@ SMALL = [*SHAPE.split(), *ONE_STEP, "--fresh"]
 MODEL = "models/SmolLM2-135M"
 """A Hugging Face folder that the documents name."""
 
-PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "8192": "265"}
+PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "20:22": "1:1", "8192": "265"}
 """What a reader puts in the place of a word."""
 
 OTHERS = ("pip install ", "pre-commit ", "python -m json.tool")
@@ -127,8 +127,9 @@ def run(words: list[str]) -> int:
     if words[:2] == ["scalegpt", "train"]:
         has_shape = bool({MODEL, "smol"} & set(words))
         return main(["train", *words[2:], *(["--block_size", "16", *ONE_STEP] if has_shape else SMALL)])
+    words = [PLACEHOLDERS.get(word, word) for word in words]
     if words[0] == "scalegpt":
-        return main([PLACEHOLDERS.get(word, word) for word in words[1:]])
+        return main(words[1:])
     place = next(i for i, word in enumerate(words) if word in TRAINERS)
     return main(["train", *words[place + 1 :], *SMALL])
 

@@ -208,6 +208,15 @@ def test_processes_of_a_card_by_its_uuid(machine: Any) -> None:
     assert nvml.driver_version() == "580.65.06"
 
 
+def test_energy_of_a_card(machine: Any) -> None:
+    machine([Gpu(), Gpu(uuid="GPU-old", millijoules=None)])
+    assert nvml.energy_joules("GPU-0") == 5000
+    assert nvml.energy_joules("GPU-old") is None
+    assert nvml.energy_joules("GPU-none") is None
+    machine([], fails=LIBRARY_NOT_FOUND)
+    assert nvml.energy_joules("GPU-0") is None
+
+
 def test_the_fake_has_the_calls_of_the_real_library() -> None:
     real = pytest.importorskip("pynvml")
     calls = [name for name in dir(Fake) if name.startswith(("nvml", "NVML"))]

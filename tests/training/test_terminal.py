@@ -11,6 +11,7 @@ import pytest
 
 from scalegpt.training.output.logger import Logger
 from scalegpt.training.output.step_line import StepLine
+from scalegpt.training.output.terminal import hanging
 from scalegpt.units import human_count, human_time
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,7 @@ LINE = StepLine(20, 3.14159, 6e-4, 1.25, 12_345.0, None, 75.0)
     ("seconds", "text"),
     [
         (0, "0 s"), (12.4, "12 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min"),
-        (2 * 86400 + 3 * 3600 + 59, "2 d 3 h"), (math.nan, "?"),
+        (2 * 86400 + 3 * 3600 + 59, "2 d 3 h"), (1e8, "3.2 years"), (math.nan, "?"),
     ],
 )  # fmt: skip
 def test_times(seconds: float, text: str) -> None:
@@ -145,6 +146,19 @@ def test_no_color_means_no_color() -> None:
 
 def test_a_stale_width_in_the_environment_is_not_believed() -> None:
     assert drive("rank", columns=40, COLUMNS="200").lines[-1] == "step 1234/10000  loss 3.1416"
+
+
+def test_lines_with_labels_are_broken_at_words() -> None:
+    line = "machine  8 × H100, fsdp stage 3, bf16, recompute none"
+    assert hanging(line, 30) == "machine  8 × H100, fsdp stage\n         3, bf16, recompute\n         none"
+    assert hanging(line, 100) == line
+    assert hanging("         " + "word " * 20, 40).count("\n         word") == 3
+    for other in (
+        "stopped at step 601 of 1000000: SIGINT; the same",
+        "step 10/12  loss 3.0  100 tok/s  norm 1.00",
+        "x" * 50,
+    ):
+        assert hanging(other, 30) == other
 
 
 def test_plain_output_needs_no_rich() -> None:

@@ -220,8 +220,10 @@ def test_memory_that_lacks_in_the_loop_is_told_with_advice(trainer: Any) -> None
     assert "--micro_batch 2" in str(failure)
 
 
-def test_a_resume_reads_the_metrics_twice(trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once before the checkpoint is chosen, once up to it; a third time only where lines are to be dropped."""
+def test_a_resume_reads_the_metrics_twice_and_an_end_once(
+    trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the checkpoint is chosen, and up to it; again only where lines are to be dropped. The summary reads them too."""
     first = trainer(checkpoint_every=2)
     first.fit()
     first.job.directory.unlock()
@@ -232,7 +234,7 @@ def test_a_resume_reads_the_metrics_twice(trainer: Any, tmp_path: Path, monkeypa
     resumed.fit()
     resumed.close()
     assert resumed.step == 6
-    assert read == ["metrics.jsonl"] * 2
+    assert read == ["metrics.jsonl"] * 3
 
 
 def test_a_set_up_that_is_stopped_leaves_nothing(tmp_path: Path, trainer: Any) -> None:

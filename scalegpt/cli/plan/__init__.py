@@ -1,7 +1,6 @@
-"""``scalegpt plan``: ``command`` reads the flags; ``text``, ``tables``, ``page`` and ``curves`` show the plan.
+"""``scalegpt plan``: ``command`` reads the flags, ``text`` and ``tables`` print plans, ``ui`` serves the page that plans.
 
-Read ``command.py`` first. ``wording.py`` has the words that all outputs share. May
-import all of :mod:`scalegpt`; no torch.
+Read ``command.py`` first; :mod:`scalegpt.plan_page` has the words and the pages. May import all of :mod:`scalegpt`; no torch.
 """
 
 from scalegpt.cli.plan.command import main

@@ -31,7 +31,8 @@ scalegpt plan --preset 500M_1024 --gpu a100-40gb     the fastest way to train it
 scalegpt plan --gpu rtx4090                          every preset on that GPU, and the largest that fits
 scalegpt plan --preset 350M_1024 --gpu 4090 --gpus 8 --micro_batch 12 --recompute selective
 scalegpt plan --hf models/Llama-3.2-1B --gpu h100      a model that you have, or only its config.json
-scalegpt plan --preset 150M_1024 --memory_gb 12 --json"""
+scalegpt plan --preset 150M_1024 --memory_gb 12 --json
+scalegpt plan --ui                                   the planner as a page in your browser"""
 
 DOES_NOT_FIT = 3
 """Exit status of a plan that does not fit."""
@@ -41,6 +42,10 @@ def main(argv: Sequence[str]) -> int:
     """Print the plan. Return 0 if the plan fits or the machine's memory is not known, and 3 if it does not fit."""
     arguments = _parser().parse(argv)
     flags = given_settings(arguments)
+    if arguments.ui:
+        return _serve(arguments, flags)
+    if arguments.port is not None:
+        raise InputError("port is the port of the page; give --ui too")
     is_one_run = bool(
         arguments.preset
         or arguments.config_file
@@ -85,10 +90,29 @@ def _parser() -> Parser:
     run.add_argument(
         "--trace", action="store_true", help="also trace the same step with torch (takes seconds) and compare"
     )
+    run.add_argument("--ui", action="store_true", help="serve the planner as a page on this machine, until Ctrl-C")
+    run.add_argument("--port", metavar="N", help="the port of --ui; 0: any free one [8765]")
     run.add_argument("--no_calibration", action="store_true", help="ignore measurements of earlier runs")
     add_settings(parser, "machine", MachineConfig)
     add_run_settings(parser)
     return parser
+
+
+def _serve(arguments: argparse.Namespace, flags: dict[str, Any]) -> int:
+    """Serve the page, with its form filled as the arguments say, until Ctrl-C.
+
+    Raises:
+        InputError: an argument has no place in the page, or the page cannot be served.
+    """
+    from scalegpt.cli.plan.ui import serve
+
+    for name in ("config_file", "hf", "html", "trace", "json"):
+        if getattr(arguments, name):
+            raise InputError(
+                f"{name} does not go with --ui; the page takes --preset, settings, and files that you choose in it"
+            )
+    values = {**given_settings(arguments, MachineConfig), **flags}
+    return serve({**({"preset": arguments.preset} if arguments.preset else {}), **values}, arguments.port)
 
 
 def _write_page(path: str, given: Answer, command: str) -> None:
@@ -97,7 +121,7 @@ def _write_page(path: str, given: Answer, command: str) -> None:
     Raises:
         InputError: the file cannot be written, or the machine's memory is not known.
     """
-    from scalegpt.cli.plan.page import page
+    from scalegpt.plan_page.page import page
 
     if given.question.machine.usable_bytes is None:
         raise InputError("html shows one run on one machine; give --gpu NAME or --memory_gb N too")
@@ -107,6 +131,7 @@ def _write_page(path: str, given: Answer, command: str) -> None:
         )
     except OSError as error:
         raise InputError(f"html {path}: {error.strerror}; give a file that can be written") from None
+    note(f"scalegpt plan: the page is in {path}")
 
 
 def _print_answer(arguments: argparse.Namespace, given: Answer) -> int:

@@ -2,8 +2,8 @@
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.output import aligned
-from scalegpt.cli.plan.wording import cards, duration, layout, nodes, sources, total_and_speed
 from scalegpt.hardware.machine import Machine
+from scalegpt.plan_page.wording import cards, duration, layout, nodes, sources, total_and_speed
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.query import Answer, host_notes, machine_notes
 from scalegpt.planner.tables import Row, largest

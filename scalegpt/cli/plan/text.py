@@ -1,8 +1,8 @@
 """The text that ``scalegpt plan`` prints: the plan, its memory, its time, and why other plans were not chosen."""
 
 from scalegpt.cli.output import aligned
-from scalegpt.cli.plan import wording
-from scalegpt.cli.plan.wording import NOTHING_LIGHTER, duration
+from scalegpt.plan_page import wording
+from scalegpt.plan_page.wording import NOTHING_LIGHTER, duration
 from scalegpt.planner.plan import Plan, host_words
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.advice import differences

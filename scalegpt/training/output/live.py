@@ -1,7 +1,6 @@
 """The live line of a run on a terminal: progress, losses, speed, memory and times, as many as the terminal's width holds."""
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from scalegpt.training.output.step_line import StepLine
+from scalegpt.training.output.terminal import terminal_columns
 from scalegpt.units import GIB, human_count, human_time
 
 NARROWEST_BAR, WIDEST_BAR = 8, 24
@@ -123,14 +123,9 @@ class LiveLine:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the line for rich."""
-        yield self.text(max(1, self._columns(options) - FREE_COLUMNS), ascii_only=options.ascii_only)
-
-    def _columns(self, options: ConsoleOptions) -> int:
-        """The width of the terminal now. Rich believes ``COLUMNS``, which does not follow a window that is resized."""
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or options.max_width
-        except (OSError, ValueError):
-            return options.max_width
+        # Rich believes COLUMNS, which does not follow a window that is resized.
+        width = terminal_columns(self._stream) - FREE_COLUMNS
+        yield self.text(max(1, width), ascii_only=options.ascii_only)
 
     def text(self, width: int, *, ascii_only: bool = False) -> Text:
         """The line in at most ``width`` columns: the most important parts that fit, with a bar that fills what is left."""

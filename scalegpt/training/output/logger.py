@@ -1,6 +1,5 @@
 """Prints a run's messages and steps: a live line on a terminal, plain lines elsewhere. Only the first rank prints."""
 
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO, cast
@@ -8,12 +7,10 @@ from typing import TYPE_CHECKING, TextIO, cast
 from scalegpt.system.streams import lasting
 from scalegpt.text import visible
 from scalegpt.training.output.step_line import StepLine
+from scalegpt.training.output.terminal import hanging, takes_live_line, terminal_columns
 
 if TYPE_CHECKING:  # imports rich, which plain output does not need
     from scalegpt.training.output.live import LiveLine
-
-WITHOUT_CONTROL = frozenset({"dumb", "unknown"})
-"""The values of ``TERM`` of terminals on which a line cannot be rewritten."""
 
 
 class Logger:
@@ -38,6 +35,8 @@ class Logger:
         if not self.speaks:
             return
         text = visible(message)
+        if self._is_live:
+            text = "\n".join(hanging(line, terminal_columns(self._stream)) for line in text.split("\n"))
         if self._live is not None:
             self._live.print(text)
         else:
@@ -71,8 +70,3 @@ class Logger:
         live, self._live = self._live, None
         if live is not None:
             live.stop()
-
-
-def takes_live_line(stream: TextIO) -> bool:
-    """Whether the stream is a terminal on which a line can be rewritten."""
-    return stream.isatty() and os.environ.get("TERM", "").lower() not in WITHOUT_CONTROL

@@ -18,7 +18,8 @@ FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "ds_config", "micro_batch", "max_iters", "max_tokens",
     "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every", "eval_tokens",
     "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
-    "keep_best", "async_checkpoint", "log_every", "log_to", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
+    "keep_best", "async_checkpoint", "log_every", "log_to", "profile",
+    "profile_ranks", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
     "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
 })  # fmt: skip
 """Settings that a resumed run may change freely: they decide how, how fast or how long the run computes, not what.
@@ -227,3 +228,23 @@ def _ways_to_keep(train: TrainConfig, rate: float, step: int, total: int) -> str
         last_at_peak = decay_start(held, total) + 1  # messages count steps from 1
         ways += f"; with --schedule wsd instead of constant it stays until step {last_at_peak:,} and then falls"
     return ways
+
+
+def nothing_left_line(step: int, total: int, rate: float, schedule: str) -> str:
+    """The line of a run that is started again after its last step.
+
+    Args:
+        step: number of steps taken.
+        total: number of steps of the run.
+        rate: learning rate of the last step; 0: there was none.
+        schedule: form of the learning rate's schedule.
+    """
+    rises = ""
+    if rate > 0 and schedule != "constant":
+        rises = (
+            f" (the learning rate, now {rate:.2e}, then follows the longer schedule; to keep it, add {keeping(rate)})"
+        )
+    return (
+        f"nothing left to do: {step} of {total} steps are taken; a higher --max_iters (or --max_tokens) continues the "
+        f"training{rises}; --fresh starts a new run beside this one"
+    )

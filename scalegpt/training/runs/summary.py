@@ -47,14 +47,15 @@ def describe(run: RunConfig, batch: BatchPlan, world: World, data: TokenSet, *, 
 
 
 def predicted_speed(plan: Plan) -> str:
-    """The predicted throughput and time of a step, as a run prints them at its start; empty if the card is not known."""
+    """The predicted throughput with its range, and the times, as a run prints them first; empty if the card is not known."""
     if plan.machine.card is None:
         return ""
     whole = total_steps(plan.run.train, plan.batch) * plan.seconds
     guessed = "" if plan.machine.is_gpu or plan.is_measured else ", a rough estimate"
+    low, high = map(human_count, plan.tokens_per_second_range)
     return (
-        f"speed    {human_count(plan.tokens_per_second)} tokens/s predicted: {plan.seconds:.3g} s a step, "
-        f"{human_time(whole)} in all{guessed}"
+        f"speed    {human_count(plan.tokens_per_second)} tokens/s predicted, likely {low} to {high}: {plan.seconds:.3g} s a "
+        f"step, {human_time(whole)} for the run{guessed}"
     )
 
 

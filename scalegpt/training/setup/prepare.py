@@ -16,6 +16,7 @@ from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.training.job import Job, document_end
 from scalegpt.training.memory import predicted_line
 from scalegpt.training.output.logger import Logger
+from scalegpt.training.profile.recorder import check_profile
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
@@ -63,6 +64,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     parallel = planned.run.parallel
     run = replace(planned.run, data=data.settings, parallel=parallel.changed(zero_stage=parallel.stage))
     logger.total = total_steps(run.train, planned.batch)
+    check_profile(run.train, logger.total)
     settings = _deepspeed_settings(run, planned.batch, world)
     document_end(run, data.tokens.tokenizer)
     prompt = _prompt(run, data)
@@ -101,7 +103,8 @@ def _make_job(
     stretch = first_stretch(run, planned.batch, data.tokens, data.digest, start.progress)
     stop.check(world)
     plan_file = plan_summary(run, planned.plan, world, settings)
-    world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step, data.tokens.tokenizer.files))
+    kept = {**data.tokens.tokenizer.files, **({} if initial is None else initial.kept)}
+    world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step, kept))
     return Job(
         run=run,
         world=world,
@@ -193,10 +196,16 @@ def _describe(
         *resolved.notes,
         predicted_line(planned.plan),
         *filter(None, [predicted_speed(planned.plan)]),
+        *_files(start, fresh=request.fresh),
         *([f"fresh    a new run in {start.directory.path}; {hint} resumes it later"] if request.fresh else []),
         *start.notes,
     ):
         logger.say(line)
+
+
+def _files(start: Start, *, fresh: bool) -> tuple[str, ...]:
+    """The line on the folder of a new run; none for others, whose lines name it anyway."""
+    return () if fresh or start.choice.checkpoint is not None else (f"files    {start.directory.path}/",)
 
 
 def _load(backend: Backend, start: Start, run: RunConfig, initial: Opened | None, steps: int, logger: Logger) -> None:

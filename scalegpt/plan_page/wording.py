@@ -1,4 +1,4 @@
-"""The words that all outputs of ``scalegpt plan`` share: for model, layout, step, speed, memory, time, and sources."""
+"""The words that all outputs of a plan share: for model, layout, step, speed, memory, time, and sources."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from scalegpt.hardware.machine import Machine
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.rates import basis
-from scalegpt.units import gib
+from scalegpt.units import gib, human_time
 
 NOTHING_LIGHTER = "nothing lighter fits on this machine: use a smaller model, more GPUs, or a larger card"
 
@@ -53,13 +53,21 @@ def step(plan: Plan) -> str:
 def speed(plan: Plan) -> str:
     """Tokens per second, MFU, the range of the tokens per second, and the time of the whole run, in words."""
     share = f" on all GPUs, {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
+    tokens, time = whole_run(plan)
+    return f"{plan.tokens_per_second:,.0f} tokens/s{share}, likely {likely(plan)}; {tokens} in {time}"
+
+
+def likely(plan: Plan) -> str:
+    """The range of the tokens per second, such as ``38,000 to 51,000``."""
+    low, high = (f"{float(f'{each:.2g}'):,.0f}" for each in plan.tokens_per_second_range)
+    return f"{low} to {high}"
+
+
+def whole_run(plan: Plan) -> tuple[str, str]:
+    """The number of tokens of the whole run, and the time that it takes, in words."""
     tokens = total_steps(plan.run.train, plan.batch.tokens) * plan.batch.tokens
     amount = next((f"{tokens / size:.3g} {word}" for size, word in _LARGE if tokens >= size), str(tokens))
-    low, high = (f"{float(f'{each:.2g}'):,.0f}" for each in plan.tokens_per_second_range)
-    return (
-        f"{plan.tokens_per_second:,.0f} tokens/s{share}, likely {low} to {high}; {amount} tokens in "
-        f"{duration(tokens / plan.tokens_per_second)}"
-    )
+    return f"{amount} tokens", duration(tokens / plan.tokens_per_second)
 
 
 def total_and_speed(plan: Plan) -> tuple[str, str]:
@@ -72,14 +80,15 @@ def total_and_speed(plan: Plan) -> tuple[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds as text with a fitting unit, to three significant digits.
+    """A time in seconds as text: below two minutes to three significant digits, above as people say it.
 
-    >>> [duration(each) for each in (0.0123, 1.5, 7200, 864000)]
-    ['12.3 ms', '1.5 s', '2 h', '10 days']
+    >>> [duration(each) for each in (0.0123, 1.5, 7200, 273600, 1e9)]
+    ['12.3 ms', '1.5 s', '2 h 00 min', '3 d 4 h', '31.7 years']
     """
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= size * (2 if unit in {"days", "min"} else 1):
-            return f"{seconds / size:.3g} {unit}"
+    if seconds >= 120:
+        return human_time(seconds)
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
     return f"{seconds * 1000:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 

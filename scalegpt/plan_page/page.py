@@ -1,21 +1,24 @@
-"""``scalegpt plan --html``: a plan as one HTML page that needs no network; tables repeat every figure of its charts."""
+"""A plan as HTML: its sections, and the page of ``scalegpt plan --html``, which is one file and needs no network.
+
+Tables repeat every figure of the charts.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import cycle
 
-from scalegpt.cli.plan import wording
-from scalegpt.cli.plan.curves import over_micro_batches
-from scalegpt.cli.plan.wording import NOTHING_LIGHTER, Sum, duration, speed
 from scalegpt.html import svg
 from scalegpt.html.page import Table, command, document, escape, facts, section
 from scalegpt.html.svg import Caption, Mark, Slice, small_bar, stack, swatch
+from scalegpt.plan_page import wording
+from scalegpt.plan_page.curves import over_micro_batches
+from scalegpt.plan_page.wording import NOTHING_LIGHTER, Sum, duration, speed
 from scalegpt.planner.plan import Plan, host_words
 from scalegpt.planner.query import Answer
 from scalegpt.planner.search.advice import differences
 from scalegpt.units import gib
 
-_STYLE = (
+STYLE = (
     svg.STYLE
     + """
 .verdict{font-size:1.1rem;border-left:4px solid var(--good);padding-left:.8rem}.verdict.no{border-color:var(--warn)}
@@ -56,20 +59,20 @@ def page(given: Answer, asked_by: str | None = None, written: date | None = None
     title = f"{plan.run.name} on {wording.cards(plan.machine)}"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _verdict(given),
-        section("The command", f"<pre>{command(given.command())}</pre>") if plan.can_train else _remedies(given),
-        _planned(given),
-        _memory(given),
-        _phases(plan, given.trace),
+        verdict(given),
+        command_section(given) if plan.can_train else remedies_section(given),
+        settings_section(given),
+        memory_section(given),
+        phases_section(plan, given.trace),
         over_micro_batches(given),
-        _time(plan) if plan.machine.card is not None else "",
-        _alternatives(given) if plan.can_train else "",
-        _notes(given, asked_by, written),
+        time_section(plan) if plan.machine.card is not None else "",
+        alternatives_section(given) if plan.can_train else "",
+        notes_section(given, asked_by, written),
     ]
-    return document(title, f"<main>{''.join(parts)}</main>", _STYLE)
+    return document(title, f"<main>{''.join(parts)}</main>", STYLE)
 
 
-def _verdict(given: Answer) -> str:
+def verdict(given: Answer) -> str:
     """A paragraph: whether the plan fits, and its speed if the card is known."""
     plan, question = given.choice, given.question
     each = " on each GPU" if plan.machine.ranks > 1 else ""
@@ -90,7 +93,12 @@ def _verdict(given: Answer) -> str:
     return f'<p class="verdict{"" if plan.can_train else " no"}">{said}</p>'
 
 
-def _remedies(given: Answer) -> str:
+def command_section(given: Answer) -> str:
+    """The section with the command that trains as the plan says."""
+    return section("The command", f"<pre>{command(given.command())}</pre>")
+
+
+def remedies_section(given: Answer) -> str:
     """The section of plans that would fit instead, each with the command that trains it."""
     lines = [] if given.remedies else [f"<p>{NOTHING_LIGHTER[0].upper()}{NOTHING_LIGHTER[1:]}.</p>"]
     for remedy in given.remedies:
@@ -104,7 +112,7 @@ def _remedies(given: Answer) -> str:
     return section("What would fit", *lines)
 
 
-def _planned(given: Answer) -> str:
+def settings_section(given: Answer) -> str:
     """The section on the model, the optimizer step, and the settings, each with who decided it: the planner or the user."""
     plan = given.choice
     train, parallel = plan.run.train, plan.run.parallel
@@ -132,7 +140,7 @@ Figures = Callable[[float], tuple[str, str]]
 """A function from a size (bytes or seconds) to two texts: the size with its unit, and its share of the whole."""
 
 
-def _memory(given: Answer) -> str:
+def memory_section(given: Answer) -> str:
     """The section on the parts of a GPU's memory: a bar with the card's limit marked, and a table."""
     plan, question = given.choice, given.question
     usable, margin = plan.machine.usable_bytes or 0, f"{100 * question.margin:g}%"
@@ -165,7 +173,7 @@ def _memory(given: Answer) -> str:
     )
 
 
-def _time(plan: Plan) -> str:
+def time_section(plan: Plan) -> str:
     """The section on the parts of a step's time: a bar and a table."""
 
     def figures(seconds: float) -> tuple[str, str]:
@@ -205,7 +213,7 @@ def _parts_table(label: str, head: str, sums: Sequence[Sum], slices: Sequence[Sl
     return table
 
 
-def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
+def phases_section(plan: Plan, trace: dict[str, int] | None) -> str:
     """The section on the peak memory of each phase, beside the traced peak if there is a trace."""
     heads, phases = wording.phases(plan, trace)
     table = Table("The peak of each phase of a step", [*heads, ""], ["", *["number"] * (len(heads) - 1), "bar"])
@@ -217,7 +225,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
     return section("The peak of each phase", said, table.draw())
 
 
-def _alternatives(given: Answer) -> str:
+def alternatives_section(given: Answer) -> str:
     """The section on plans with other layouts or settings: the best plan for each, and why it was not chosen."""
     if not given.alternatives:
         why = "there is nothing else to choose" if given.question.open else "every setting was fixed"
@@ -230,7 +238,8 @@ def _alternatives(given: Answer) -> str:
     return section("Why not another", "<p>The best plan of each other kind, compared with this plan.</p>", table.draw())
 
 
-def _notes(given: Answer, asked_by: str | None, written: date | None) -> str:
+def notes_section(given: Answer, asked_by: str | None, written: date | None) -> str:
+    """The section of remarks, with the command that made the page and the day; None: not shown."""
     lines = "".join(f"<li>{escape(note)}</li>" for note in (*given.notes, *wording.sources(given.choice)))
     said = [f"by <code>{command(asked_by)}</code>"] if asked_by else []
     said += [f"on {written.isoformat()}"] if written else []
