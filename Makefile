@@ -52,9 +52,9 @@ lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/pytest -q -n 2 --dist loadgroup -m "not slow and not faults" tests/base tests/config tests/data tests/model \
 	  tests/checkpoint tests/backends tests/optim tests/training tests/hardware/test_nvml.py tests/hardware/test_detect.py
 
-# web/package.json has the version of Pyodide, which npm downloads. `scalegpt plan --ui` serves the page.
+# docs/planner_page/package.json has the version of Pyodide, which npm downloads. `scalegpt plan --ui` serves the page.
 site: .venv/installed
-	$(BIN)/python web/build.py
+	$(BIN)/python docs/planner_page/build.py
 
 site-test: .venv/installed-dev site
 	$(BIN)/pip install -q playwright

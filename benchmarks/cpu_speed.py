@@ -33,7 +33,7 @@ from scalegpt.hardware.processor import MEASURED
 from scalegpt.speed.probes import clock
 from scalegpt.speed.rates import is_busy, measure_and_keep, measure_if_needed
 
-PRESETS = {"demo": 16, "shakespeare_char": 16, "tiny": 1, "small": 1}
+PRESETS = {"demo": 4, "shakespeare_char": 8, "tiny": 1, "small": 1}
 """Preset → micro batches of a step, so that a step takes long enough to be timed, and no minutes."""
 
 

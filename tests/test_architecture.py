@@ -138,7 +138,7 @@ def test_a_circle_is_found() -> None:
 
 COMMANDS = (
     "--help", "params --preset tiny", "presets", "gpus", "gpus 4090", "train --help", "sample --help", "plan --help",
-    "eval --help", "completion bash", "checkpoint --help", "checkpoint verify --help",
+    "eval --help", "doctor --help", "completion bash", "checkpoint --help", "checkpoint verify --help",
     "plan --preset tiny --gpu 4090", "plan --preset tiny --gpu cpu", "plan --preset tiny",
 )  # fmt: skip
 

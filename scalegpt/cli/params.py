@@ -21,6 +21,7 @@ from scalegpt.config import ModelConfig
 from scalegpt.config.presets import preset_names, resolve
 from scalegpt.config.shape import heads_near
 from scalegpt.errors import InputError
+from scalegpt.interop.families import as_config, families_of
 from scalegpt.planner.memory.states import training_bytes
 from scalegpt.planner.source import source_of
 from scalegpt.units import BYTES, format_bytes
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         show_json(report(name, model, with_formula=arguments.show_formula))
         return 0
-    sections = [_title(name, model), _parts_table(model, count_parameters(model)), _memory_table(model)]
+    sections = [_title(name, model), _parts_table(model, count_parameters(model)), _memory_table(model), _family(model)]
     if arguments.show_formula:
         sections.insert(1, _formula(model))
     show("\n\n".join(sections))
@@ -178,6 +179,7 @@ def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict
         "head_is_shared": count.head_is_shared,
         "weight_bytes": weight_bytes(parameters),
         "training_bytes": {**states, "total": sum(states.values())},
+        "hugging_face_families": list(families_of(model)),
     }
     if with_formula:
         steps = [dataclasses.asdict(step) | {"part": step.part.strip()} for step in formula_steps(model)]
@@ -241,6 +243,14 @@ def _memory_table(model: ModelConfig) -> str:
         "device's context are not included."
     )
     return f"{aligned(rows, right={1, 2})}\n\n{note}"
+
+
+def _family(model: ModelConfig) -> str:
+    """What the model is in a Hugging Face folder, or which settings keep it from being exported as one."""
+    try:
+        return f"As a Hugging Face folder: {as_config(model)['architectures'][0]}."
+    except InputError as error:
+        return f"As a Hugging Face folder: {error}."
 
 
 def _formula(model: ModelConfig) -> str:

@@ -164,9 +164,15 @@ def add_source(parser: argparse._ActionsContainer, note: str = "", *, hf: bool =
 
 
 def add_settings(
-    parser: argparse.ArgumentParser, title: str, section: type[Section], names: Collection[str] | None = None
+    parser: argparse.ArgumentParser,
+    title: str,
+    section: type[Section],
+    names: Collection[str] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> None:
     """Add a flag for every setting of a configuration section, or only for the settings in ``names``.
+
+    ``defaults`` are what the help says of settings whose default is another than the section's.
 
     A flag that is not given is absent from the parsed arguments. Values stay text: the section converts and checks
     them, with the same messages as for a file.
@@ -175,9 +181,8 @@ def add_settings(
     for name, field in section.settings().items():
         if names is not None and name not in names:
             continue
-        default = (
-            AUTO if name in PLANNED_BY_DEFAULT else "none" if field.default is None else str(field.default).lower()
-        )
+        usual = AUTO if name in PLANNED_BY_DEFAULT else "none" if field.default is None else str(field.default).lower()
+        default = (defaults or {}).get(name, usual)
         words = field.metadata["help"].replace("%", "%%")
         bounds = f" ({limits(field)})" if limits(field) else ""
         is_switch = bool in field_types(field)

@@ -44,6 +44,10 @@ def _preset_files(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((bundled("configs") / folder).glob("*.json"))}
 
 
+UNNAMED = "custom"
+"""The name of a run that has neither a name nor a preset or a file to be named after."""
+
+
 def preset_names() -> tuple[str, ...]:
     """The names of ScaleGPT's own presets, in alphabetical order."""
     return tuple(_preset_files("."))
@@ -188,7 +192,7 @@ def resolve(
         # The file's values are also checked alone, so that an error in the file is reported as the file's.
         section.from_mapping(_with_vocab_word(below), where)
         sections[part] = section.from_mapping(_with_vocab_word({**below, **over}), given_in if over else where)
-    label = name or base.get("name") or preset or (Path(config_file).stem if config_file else "custom")
+    label = name or base.get("name") or preset or (Path(config_file).stem if config_file else UNNAMED)
     return RunConfig(name=label, preset=base.get("preset"), auto=auto, **sections)  # type: ignore[arg-type]
 
 

@@ -113,7 +113,7 @@ def _writer(architecture: str, source: Source, tokens: Vocabulary) -> Any:
     writer.add_name(str(source.header.config.get("name") or "model"))
     types = {"fp32": gguf.LlamaFileType.ALL_F32, "bf16": gguf.LlamaFileType.MOSTLY_BF16}
     writer.add_file_type(types[source.dtype])
-    writer.add_context_length(model.block_size)
+    writer.add_context_length(source.positions)
     writer.add_embedding_length(model.n_embd)
     writer.add_block_count(model.n_layer)
     writer.add_feed_forward_length(model.inner_width)

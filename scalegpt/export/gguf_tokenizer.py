@@ -1,12 +1,14 @@
 """A tokenizer as ``llama.cpp`` reads it from a GGUF file: byte-level BPE, made from the tokenizer's ``tokenizer.json``."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scalegpt.config.tokenizer import TOKENIZER_JSON
+from scalegpt.config.tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.tokenizers.export import tokenizer_files
+from scalegpt.data.tokenizers.kept import CHAT_TEMPLATE
 from scalegpt.errors import InputError
 from scalegpt.export.source import begin_of_text
 
@@ -37,6 +39,7 @@ class Vocabulary:
         split: the way in which text is split before it is merged, by its name in ``llama.cpp``.
         bos, eos: the ids that begin and end a text; None: there is none.
         adds_bos: whether ``bos`` is put before every text.
+        chat: the chat template, or several, each an object with ``name`` and ``template``; None: there is none.
     """
 
     tokens: list[str]
@@ -46,6 +49,7 @@ class Vocabulary:
     bos: int | None
     eos: int | None
     adds_bos: bool = False
+    chat: str | list[dict[str, str]] | None = None
 
     def add_to(self, writer: Any) -> None:
         """Add the vocabulary to a ``gguf.GGUFWriter``."""
@@ -55,6 +59,8 @@ class Vocabulary:
         writer.add_token_types(self.types)
         writer.add_token_merges(self.merges or [NEVER])
         writer.add_add_bos_token(self.adds_bos)
+        if self.chat is not None:
+            writer.add_chat_template(self.chat)
         if self.bos is not None:
             writer.add_bos_token_id(self.bos)
         if self.eos is not None:
@@ -67,7 +73,8 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     Raises:
         InputError: it is no byte-level BPE, or ``llama.cpp`` has no name for the way in which it splits text.
     """
-    document = json.loads(tokenizer_files(tokenizer)[TOKENIZER_JSON])
+    files = tokenizer_files(tokenizer)
+    document = json.loads(files[TOKENIZER_JSON])
     split = _split(document)
     if document["model"].get("type") != "BPE" or split is None:
         raise InputError(
@@ -82,8 +89,22 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     for number, each in added.items():
         tokens[number], types[number] = each["content"], CONTROL if each["special"] else USER_DEFINED
     merges = [each if isinstance(each, str) else " ".join(each) for each in document["model"]["merges"]]
-    adds_bos = tokenizer.begin_of_text is not None
-    return Vocabulary(tokens, types, merges, split, begin_of_text(tokenizer), tokenizer.end_of_text, adds_bos)
+    return Vocabulary(
+        tokens, types, merges, split, begin_of_text(tokenizer), tokenizer.end_of_text,
+        tokenizer.begin_of_text is not None, _chat_template(files),
+    )  # fmt: skip
+
+
+def _chat_template(files: Mapping[str, bytes]) -> str | list[dict[str, str]] | None:
+    """The chat template in the tokenizer's files; one in a file of its own has precedence, as in transformers."""
+    if CHAT_TEMPLATE in files:
+        return files[CHAT_TEMPLATE].decode(errors="replace")
+    found = json.loads(files[TOKENIZER_CONFIG]).get("chat_template") if TOKENIZER_CONFIG in files else None
+    if isinstance(found, list) and all(
+        isinstance(each, dict) and {"name", "template"} <= each.keys() for each in found
+    ):
+        return found
+    return found if isinstance(found, str) else None
 
 
 def _split(document: dict[str, Any]) -> str | None:

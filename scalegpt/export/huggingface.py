@@ -12,18 +12,16 @@ from typing import Any
 
 from scalegpt.checkpoint.inspection import DTYPES
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
-from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.tokenizers.export import tokenizer_files
 from scalegpt.export.card import model_card
-from scalegpt.export.source import Source, begin_of_text
-from scalegpt.interop.families import as_config
+from scalegpt.export.source import Source
+from scalegpt.interop.families import FAMILIES, as_config
 from scalegpt.interop.families.reading import CONFIG
 from scalegpt.storage import check_space
 from scalegpt.weights.files import INDEX, SAFETENSORS
 from scalegpt.weights.layouts import Target, targets, to_theirs
 from scalegpt.weights.table import HUGGING_FACE
-
-GENERATION = "generation_config.json"
+from scalegpt.weights.taken_over import GENERATION
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 """Dtype → its name in ``config.json``."""
@@ -56,7 +54,9 @@ class Folder:
         """
         config = as_config(source.model)
         wanted = targets(source.model, HUGGING_FACE[config["model_type"]])
-        config |= {**special_ids(source.tokenizer), "torch_dtype": NAMES[source.dtype]}
+        if source.positions > source.model.block_size:
+            config[FAMILIES[config["model_type"]].keys["block_size"]] = source.positions
+        config |= {**source.special_ids(), "torch_dtype": NAMES[source.dtype]}
         shards = _divided([_entry(target, source) for target in wanted], max_shard_bytes)
         named, start = {}, 0
         for number, entries in enumerate(shards, 1):
@@ -95,16 +95,10 @@ class Folder:
             index = {"metadata": {"total_size": self.bytes}, "weight_map": places}
             _write_json(folder / f"{SAFETENSORS}{INDEX}", index)
         _write_json(folder / CONFIG, self.config)
-        special = {key: value for key, value in special_ids(source.tokenizer).items() if value is not None}
-        _write_json(folder / GENERATION, special)
+        _write_json(folder / GENERATION, source.generation_config())
         for name, content in tokenizer_files(source.tokenizer).items():
             (folder / name).write_bytes(content)
         (folder / "README.md").write_text(model_card(source, self.family), encoding="utf-8")
-
-
-def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The ids that begin and end a text, under their keys in Hugging Face's files; None: there is no such token."""
-    return {"bos_token_id": begin_of_text(tokenizer), "eos_token_id": tokenizer.end_of_text}
 
 
 def _entry(target: Target, source: Source) -> Entry:

@@ -1,6 +1,7 @@
 """What is exported: a checkpoint's shape, weights and tokenizer, without the rows that only pad the vocabulary."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.tokenizers.export import tokenizer_files
 from scalegpt.data.tokenizers.kept import begin_named_in
 from scalegpt.weights.origin import EMBEDDING, HEAD
+from scalegpt.weights.taken_over import TakenOver
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Source:
         model: the shape that is written.
         tokenizer: the tokenizer of the run.
         dtype: the dtype of the weights that are written, a key of :data:`~scalegpt.checkpoint.inspection.DTYPES`.
+        taken_over: what comes from the Hugging Face folder that the run began with.
     """
 
     checkpoint: Checkpoint
     model: ModelConfig
     tokenizer: Tokenizer
     dtype: str = "fp32"
+    taken_over: TakenOver = field(default_factory=TakenOver)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, dtype: str = "fp32") -> "Source":
@@ -38,13 +42,43 @@ class Source:
         with other weights (``init_from``) keeps all its rows: they were padded, or reserved, where it comes from.
 
         Raises:
-            InputError: the checkpoint's configuration or tokenizer cannot be read.
+            InputError: the checkpoint's configuration or tokenizer, or what was kept of the origin, cannot be read.
         """
         model, train = checkpoint.section("model", ModelConfig), checkpoint.section("train", TrainConfig)
         tokenizer = Tokenizer.from_dict(checkpoint.manifest.header.tokenizer)
         if train.init_from is None and tokenizer.vocab_size < model.vocab_size:
             model = model.changed(vocab_size=tokenizer.vocab_size)
-        return cls(checkpoint, model, tokenizer, dtype)
+        return cls(checkpoint, model, tokenizer, dtype, TakenOver.beside(checkpoint.path.parent.parent))
+
+    @property
+    def positions(self) -> int:
+        """The longest context that is written: with rotary positions the origin's, if it is longer than the run's block."""
+        known = self.taken_over.positions if self.model.position == "rope" else 0
+        return max(self.model.block_size, known)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A remark on the longest context, if it is not the run's."""
+        trained, longest = self.model.block_size, self.positions
+        line = (
+            f"context of {longest:,} tokens, as the model that the run began with; it was trained here with {trained:,}"
+        )
+        return (line,) if longest > trained else ()
+
+    def special_ids(self) -> dict[str, Any]:
+        """The ids of the tokens that begin, end and pad a text, under their keys in ``config.json``; None: there is none."""
+        if self._keeps_tokenizer:
+            return self.taken_over.special_ids(self.model.vocab_size)
+        return {"bos_token_id": begin_of_text(self.tokenizer), "eos_token_id": self.tokenizer.end_of_text}
+
+    def generation_config(self) -> dict[str, Any]:
+        """The content of ``generation_config.json``: the origin's settings, and its ids if they are this tokenizer's."""
+        ids = {key: value for key, value in self.special_ids().items() if value is not None}
+        return ids | self.taken_over.generation_config(self.model.vocab_size, ids=self._keeps_tokenizer)
+
+    @property
+    def _keeps_tokenizer(self) -> bool:
+        return self.taken_over.tokenizer == self.tokenizer.text_digest
 
     @property
     def header(self) -> Header:
@@ -59,7 +93,8 @@ class Source:
 
     def with_head(self) -> "Source":
         """The same model with a head of its own, a copy of the embedding, for programs that know no tied head."""
-        return _Untied(self.checkpoint, replace(self.model, tie_head=False), self.tokenizer, self.dtype)
+        model = replace(self.model, tie_head=False)
+        return _Untied(self.checkpoint, model, self.tokenizer, self.dtype, self.taken_over)
 
 
 def begin_of_text(tokenizer: Tokenizer) -> int | None:

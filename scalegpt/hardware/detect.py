@@ -4,6 +4,7 @@ Plans are made for the memory that is free on a card. If the cards differ, plans
 memory, since every rank needs the same amount.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from scalegpt.config.machine import CPU, MachineConfig
@@ -126,8 +127,19 @@ def cpu_machine(
         cores=cores,
         network_gbps=settings.network_gbps,
         measured=rates.measured,
-        notes=(*notes, *(() if rates.warning is None else (f"{rates.warning}; the next run measures them anew",))),
+        notes=(*notes, *_rate_notes(rates)),
     )
+
+
+def _rate_notes(rates: Kept) -> Iterator[str]:
+    """At most one remark on a processor's kept rates: that they cannot be read, or are those of a busy machine."""
+    if rates.warning is not None:
+        yield f"{rates.warning}; the next run measures them anew"
+    elif rates.measured is not None and not rates.measured.quiet:
+        yield (
+            "the processor's rates were measured while the machine was busy, so runs may be faster than predicted; "
+            "`scalegpt doctor --measure` measures them again"
+        )
 
 
 def _host(settings: MachineConfig, available: int) -> tuple[int, str]:

@@ -1,16 +1,19 @@
 """Writes a trained model for other programs: a Hugging Face folder, a GGUF file, or one plain safetensors file."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from scalegpt.checkpoint.inspection import convert
 from scalegpt.config.inference import LAST
+from scalegpt.errors import InputError
 from scalegpt.export.compare import compare
 from scalegpt.export.gguf import write_gguf
 from scalegpt.export.huggingface import Folder
 from scalegpt.export.place import new_folder
 from scalegpt.export.source import Source
+from scalegpt.interop.families.reading import is_hugging_face
 from scalegpt.training.runs.find import chosen_checkpoint, open_weights, with_newest
 
 HF, GGUF, SAFETENSORS = "hf", "gguf", "safetensors"
@@ -60,6 +63,11 @@ def export(
             tokenizer; ``out`` exists, or cannot be written.
         RunError: transformers computes other logits.
     """
+    if is_hugging_face(path):
+        raise InputError(
+            f"{path} is a Hugging Face folder, and export takes a run; make one: scalegpt import {shlex.quote(str(path))} "
+            "--model_name NAME"
+        )
 
     def write(found: Path) -> Exported:
         stored = open_weights(found)
@@ -77,12 +85,14 @@ def _folder(source: Source, out: Path, max_shard_bytes: int) -> Exported:
     with new_folder(out) as place:
         folder.write(place)
         note = compare(source, place)
-    return Exported(source.checkpoint.path, out, HF, source.dtype, folder.family, folder.bytes, notes=(note,))
+    notes = (note, *source.notes)
+    return Exported(source.checkpoint.path, out, HF, source.dtype, folder.family, folder.bytes, notes=notes)
 
 
 def _gguf(source: Source, out: Path, _max_shard_bytes: int) -> Exported:
     written = write_gguf(source, out)
-    return Exported(source.checkpoint.path, out, GGUF, source.dtype, written.family, written.bytes, notes=written.notes)
+    notes = (*written.notes, *source.notes)
+    return Exported(source.checkpoint.path, out, GGUF, source.dtype, written.family, written.bytes, notes=notes)
 
 
 _WRITERS: dict[str, Callable[[Source, Path, int], Exported]] = {HF: _folder, GGUF: _gguf}

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.backends import BACKENDS
-from scalegpt.config.presets import named_settings, resolve
+from scalegpt.config.presets import named_settings, public_names, resolve
 from scalegpt.config.settings import coerce
-from scalegpt.config.tokenizer import TOKENIZER_JSON
 from scalegpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ class Source:
         stated: the names of the settings that the source gives.
         flags: settings that follow from the source and the flags, as if the user had given them.
         remarks: one-line remarks on the source.
+        foreign: the model with a tokenizer of its own that is not at hand; None: there is none.
     """
 
     given: Values
@@ -58,6 +58,7 @@ class Source:
     stated: frozenset[str]
     flags: Values = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    foreign: str | None = None
 
     def resolved(self, flags: Values, given_in: str) -> RunConfig:
         """The run that the source and flags describe.
@@ -85,6 +86,8 @@ class Source:
     def notes(self, fixed: Collection[str]) -> Iterator[str]:
         """One-line remarks on the source, for a run in which the user gives the settings ``fixed``."""
         yield from self.remarks
+        if self.foreign is not None and "tokenizer" not in fixed:
+            yield f"the command trains with GPT-2's tokenizer, not with that of {self.foreign}; --tokenizer FOLDER names it"
         if "block_size" in self.flags:
             yield (
                 f"planned for blocks of {self.flags['block_size']:,} tokens, of the {self.run.model.block_size:,} that the "
@@ -147,7 +150,9 @@ def folder_to_start_from(init_from: str) -> str:
 @lru_cache(maxsize=64)
 def _preset(name: str) -> Source:
     """A preset; cached, since tables read presets repeatedly."""
-    return _source({"preset": name}, ("--preset", name), named_settings(name))
+    source = _source({"preset": name}, ("--preset", name), named_settings(name))
+    is_foreign = name in public_names() and source.run.model.position != "learned"  # GPT-2 alone has learned positions
+    return replace(source, foreign=name) if is_foreign else source
 
 
 def _hugging_face(path: Path, flags: Values) -> Source:
@@ -174,12 +179,15 @@ def _hugging_face(path: Path, flags: Values) -> Source:
         stated=frozenset({*ModelConfig.settings(), *given["base"]["data"]}),
         flags=follows,
         remarks=read.notes,
+        foreign=None if given["base"]["data"] else read.name,
     )
 
 
 def as_values(read: "HfModel") -> Values:
     """A Hugging Face model in the form of a configuration file, with the tokenizer of its folder if there is one."""
-    folder = read.path.parent
-    data = {"tokenizer": str(folder)} if (folder / TOKENIZER_JSON).exists() else {}
+    from scalegpt.interop.families.reading import tokenizer_setting
+
+    tokenizer = tokenizer_setting(read)
+    data = {} if tokenizer is None else {"tokenizer": tokenizer}
     model = {each.name: getattr(read.model, each.name) for each in fields(read.model)}
     return {"name": read.name, "model": model, "data": data}

@@ -30,8 +30,8 @@ SHAPES: Mapping[str, tuple[int, int, int, int, int, int]] = {
 }
 """What a probe is about → its layers, width, heads, block size, vocabulary and micro batch."""
 
-FEWER = {"narrow": (4, 128, 4, 128, 257, 6), "middle": (1, 192, 3, 256, 257, 1), "wide": (1, 768, 12, 64, 64, 1),
-         "many tokens": (1, 384, 6, 256, 64, 1), "vocabulary": (1, 192, 3, 256, 16384, 1)}  # fmt: skip
+FEWER = {"narrow": (4, 128, 4, 128, 257, 6), "middle": (1, 192, 3, 256, 257, 2), "wide": (1, 512, 8, 256, 64, 1),
+         "many tokens": (1, 384, 6, 256, 64, 2), "vocabulary": (1, 192, 3, 256, 4096, 4)}  # fmt: skip
 """Smaller shapes, for a dtype in which the processor is slow."""
 
 

@@ -4,13 +4,14 @@ The folder is read once. A run that began with it keeps its shape in its ``confi
 run resumes, and ``init_from`` need not be given again.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from scalegpt.config import ModelConfig, TrainConfig
-from scalegpt.config.presets import load_config_file, load_preset
+from scalegpt.config.presets import UNNAMED, load_config_file, load_preset
 from scalegpt.config.settings import coerce
 from scalegpt.config.shape import RESOLVED
 from scalegpt.config.tokenizer import NAMES, TOKENIZER_JSON
@@ -21,6 +22,8 @@ from scalegpt.planner.source import FREE, LONGEST_BLOCK
 from scalegpt.text import shown
 
 Values = dict[str, Any]
+
+_LONGEST_NAME = 100
 
 TOKENIZER_SETTINGS = ("tokenizer", "end_of_text")
 """The settings of the data that name a tokenizer."""
@@ -80,6 +83,24 @@ def with_initial(
     return {**shape, **tokenizer, **flags, **free, "init_from": initial.path}, notes
 
 
+def name_after(given: Any, runs_dir: Path) -> str | None:
+    """The name of a run that is given none and starts from the model ``given``: that of the model's folder; None: no model.
+
+    If the model is in ``runs_dir`` itself, the name begins with ``from-``. A run that an earlier release began under
+    :data:`~scalegpt.config.presets.UNNAMED` keeps that name.
+    """
+    init_from = coerce(TrainConfig.settings()["init_from"], given)
+    if init_from is None:
+        return None
+    begun = _begun(runs_dir / UNNAMED)
+    if begun is not None and begun["train"]["init_from"] == init_from:
+        return UNNAMED
+    path = Path(init_from).resolve()
+    model = path.parent.parent if path.parent.name == "checkpoints" else path
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip("._-")[:_LONGEST_NAME] or UNNAMED
+    return f"from-{name}" if model.parent == runs_dir.resolve() else name
+
+
 def _initial(asked: str | None, folder: Path | None) -> Initial | None:
     """What ``init_from`` names, or what the run in the folder began with; None: random weights."""
     begun = None if folder is None else _begun(folder)
@@ -97,7 +118,8 @@ def shape_of(path: Path) -> tuple[ModelConfig, Values]:
     """
     if is_hugging_face(path):
         read = read_config(path)
-        return read.model, {"tokenizer": tokenizer_setting(read)}
+        # A folder without one is named all the same: reading it says what is missing.
+        return read.model, {"tokenizer": tokenizer_setting(read) or str(path)}
     check_exists(path)
     from scalegpt.checkpoint.reader import read_manifest  # imported here: they import torch, which takes seconds
     from scalegpt.training.runs.find import with_newest

@@ -16,7 +16,7 @@ from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.system.ranks import ranks_or_alone, read_ranks
 from scalegpt.text import shown
-from scalegpt.training.initial import with_initial
+from scalegpt.training.initial import name_after, with_initial
 
 PROGRESS = ("auto", "plain")
 
@@ -72,7 +72,7 @@ class Request:
 
         At most one of ``preset`` (a name) and ``config_file`` (the path of a JSON or YAML file) is given. ``settings``
         (name → value) override the values of the preset or the file. ``name`` is the run's name; None takes the name in the
-        preset or the file. ``given_in`` says where the settings come from, for error messages.
+        preset or the file, or that of ``init_from``'s folder. ``given_in`` says where the settings come from, in errors.
 
         Raises:
             InputError: a name, a key or a value that cannot work, or a backend that is not installed.
@@ -85,10 +85,10 @@ class Request:
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
             settings["backend"] = FSDP.name  # several ranks were started, and neither user nor preset names a backend
-        folder = runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
-        settings, notes = with_initial(
-            settings, preset=preset, config_file=config_file, folder=None if fresh else folder
-        )
+        if name is preset is config_file is None:
+            name = name_after(settings.get("init_from"), runs_dir)
+        folder = None if fresh else runs_dir / resolve(preset=preset, config_file=config_file, name=name).name
+        settings, notes = with_initial(settings, preset=preset, config_file=config_file, folder=folder)
         if "init_from" in settings:
             given |= {"vocab_size"}  # its rows are the model's, whatever the data's tokenizer needs
         run = resolve(preset=preset, config_file=config_file, flags=settings, name=name, given_in=given_in)
@@ -98,14 +98,13 @@ class Request:
         if "backend" not in run.auto:
             check_installed(run.parallel.backend)
         _check_trackers(run)
-        margins = {} if margin is None else {"margin": margin}
         return cls(
             run=run,
             runs_dir=runs_dir,
             fresh=fresh,
             given=given,
             stated=named_settings(preset),
-            margin=MachineConfig.from_mapping(margins, given_in).margin,
+            margin=MachineConfig.from_mapping({} if margin is None else {"margin": margin}, given_in).margin,
             allow_change=_known(allow_change),
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,

@@ -97,7 +97,7 @@ def tokenizer_of(read: HfModel) -> Tokenizer:
         InputError: the folder has no tokenizer that can be read, or it has more tokens than the model.
     """
     folder, rows = read.path.parent, read.model.vocab_size
-    setting = tokenizer_setting(read)
+    setting = tokenizer_setting(read) or str(folder)
     tokenizer = make_tokenizer(setting) if setting in NAMES else load_tokenizer(setting)
     if tokenizer.vocab_size > rows:
         raise InputError(

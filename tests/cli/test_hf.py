@@ -120,6 +120,21 @@ def test_the_folder_s_tokenizer_and_vocabulary_are_the_trainer_s(tmp_path: Path)
         scalegpt.plan(hf=folder, gpu="h100")
 
 
+def test_a_command_that_trains_with_another_tokenizer_than_the_models_says_so(tmp_path: Path) -> None:
+    def notes(**source: Any) -> list[str]:
+        answer = scalegpt.plan(source.pop("preset", None), gpu="h100", **source)
+        return [each for each in answer.notes if "GPT-2's tokenizer" in each]
+
+    folder = model(tmp_path / "smol", "SmolLM2-360M")
+    expected = "the command trains with GPT-2's tokenizer, not with that of {}; --tokenizer FOLDER names it"
+    assert notes(preset="SmolLM2-360M") == [expected.format("SmolLM2-360M")]
+    assert notes(hf=folder) == [expected.format("smol")]
+    assert notes(preset="gpt2") == notes(preset="150M_1024") == notes(preset="Qwen3-0.6B", tokenizer="byte") == []
+    assert notes(hf=model(tmp_path / "small-gpt2", "gpt2")) == []
+    (folder / "tokenizer.json").write_text(content("gpt2_like"))
+    assert notes(hf=folder) == []
+
+
 def test_the_command_starts_from_the_weights_that_are_there(tmp_path: Path) -> None:
     folder = model(tmp_path / "llama", "Llama-3.2-1B")
     (folder / "tokenizer.json").write_text(content("llama3_like"), encoding="utf-8")

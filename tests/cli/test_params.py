@@ -133,6 +133,16 @@ def test_a_model_without_learned_positions_has_no_line_of_them(capsys: Printed) 
     assert "P = 38,633,472 + 113,276,160 + 768 + 0\n  = 151,910,400" in out
 
 
+def test_it_says_what_the_model_is_for_hugging_face(capsys: Printed) -> None:
+    assert params(capsys, "--preset", "150M_2048").endswith("\nAs a Hugging Face folder: Qwen3ForCausalLM.\n")
+    words = ("--preset", "tiny", "--position", "rope", "--activation", "relu2", "--norm", "rmsnorm")
+    assert "\nAs a Hugging Face folder: no Hugging Face family has this shape; the nearest is " in params(
+        capsys, *words
+    )
+    assert json.loads(params(capsys, *words, "--json"))["hugging_face_families"] == []
+    assert json.loads(params(capsys, "--preset", "gpt2", "--json"))["hugging_face_families"] == ["gpt2"]
+
+
 def test_a_gated_model_is_shown_as_it_is(capsys: Printed) -> None:
     words = ["--preset", "tiny", "--activation", "swiglu", "--norm", "rmsnorm", "--n_inner", "500"]
     out = params(capsys, *words, "--show_formula")

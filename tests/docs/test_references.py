@@ -55,7 +55,7 @@ def first_folders() -> frozenset[str]:
 
 def exists(word: str) -> bool:
     """Whether a word that may be a path of ours is one; true of every other word."""
-    if word in FOREIGN | OF_A_RUN or word.startswith(("~", "/", "runs/", ".venv/")):
+    if word in FOREIGN | OF_A_RUN or word.startswith(("~", "/", "build/", "runs/", ".venv/")):
         return True
     files, folders = ours()
     if "/" not in word:

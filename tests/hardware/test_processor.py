@@ -101,6 +101,18 @@ def test_the_machine_at_hand_has_the_rates_measured_with_its_torch() -> None:
     assert planned_machine(settings).measured is None
 
 
+def test_a_plan_says_what_is_wrong_with_the_rates(cache: Path) -> None:
+    settings = MachineConfig(gpu="cpu")
+    keep(Processor.here("2.13.0"), MEASURED)
+    assert planned_machine(settings, torch="2.13.0").notes == ()
+    keep(Processor.here("2.13.0"), replace(MEASURED, quiet=False))
+    (note,) = planned_machine(settings, torch="2.13.0").notes
+    assert "while the machine was busy" in note
+    (cache / "processors.json").write_text("{")
+    (note,) = planned_machine(settings, torch="2.12.0").notes
+    assert note.endswith("the next run measures them anew")
+
+
 def test_threads_are_the_users_or_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

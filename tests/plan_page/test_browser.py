@@ -223,7 +223,7 @@ for values in ({{"gpu": "4090", "hf": {json.dumps(json.dumps(LLAMA))}}}, {{"pres
                {{"preset": "tiny", "gpu": "a100", "gpus": "4", "optimizer": "muon", "backend": "deepspeed"}}):
     for part in parts(json.dumps(values)):
         pass
-needed = runpy.run_path("web/build.py")["NEEDED"]
+needed = runpy.run_path("docs/planner_page/build.py")["NEEDED"]
 ours = {{name.split(".")[1] for name, module in sys.modules.items()
         if name.startswith("scalegpt.") and hasattr(sys.modules["scalegpt." + name.split(".")[1]], "__path__")}}
 print(sorted(ours - set(needed)))

@@ -47,6 +47,7 @@ def test_what_decides_the_result_is_not_free(key: str) -> None:
         ({"bias": True}, {"bias": True, "norm": "rmsnorm"}, {"norm"}),
         ({}, {"bias": "qkv"}, {"bias"}),
         ({}, {"n_embd": 384, "n_head": 6}, {"n_embd"}),
+        ({"n_head": 6, "n_kv_head": 3}, {"n_head": 12, "n_kv_head": 3}, {"n_head"}),  # narrower heads of keys
     ],
 )
 def test_what_gives_weights_other_shapes_cannot_change(

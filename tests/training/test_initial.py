@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import scalegpt
 from ranks import run_ranks
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
+from scalegpt.cli.main import main
 from scalegpt.config import ModelConfig
 from scalegpt.interop.families import as_config
 from scalegpt.weights.layouts import targets
@@ -126,6 +127,20 @@ def test_a_run_starts_from_another_run_with_its_tokenizer(train: Callable[..., s
     assert all(torch.equal(value, weights("one", 2)[name]) for name, value in weights("two", 0).items())
     train("--init_from", "runs/one/checkpoints/step_00000002", "--model_name", "three", "--max_iters", "0")
     assert all(torch.equal(value, weights("one", 2)[name]) for name, value in weights("three", 0).items())
+
+
+def test_a_run_without_a_name_is_named_after_the_folder(train: Callable[..., str], here: Path) -> None:
+    Path("theirs").rename("Their (old) Model-1.5")
+    start = ("--init_from", "Their (old) Model-1.5", "--tokenizer", "byte")
+    train(*start)
+    assert "resumed  from runs/Their-old-Model-1.5/checkpoints/step_00000002" in train(*start, "--max_iters", "3")
+    train("--init_from", "runs/Their-old-Model-1.5")
+    train("--init_from", "runs/Their-old-Model-1.5/checkpoints/step_00000003", "--fresh")
+    assert {path.name for path in Path("runs").iterdir()} == {
+        "Their-old-Model-1.5", "from-Their-old-Model-1.5", "from-Their-old-Model-1.5-2"
+    }  # fmt: skip
+    train(*start, "--model_name", "custom")  # as an earlier release named it
+    assert "resumed  from runs/custom/checkpoints/step_00000002" in train(*start, "--max_iters", "3")
 
 
 def test_python_starts_from_a_folder_too(here: Path) -> None:
@@ -294,6 +309,14 @@ def test_an_import_that_cannot_work_leaves_nothing(
 ) -> None:
     assert expected in call("import", *words, status=2)
     assert not Path("runs").exists()
+
+
+def test_the_help_of_import_says_what_it_takes_from_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["import", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("[FOLDER's]") == 3
+    assert "length T (1 to 100,000,000) [FOLDER's, at most 8192]" in said
 
 
 def test_an_import_that_fails_on_the_way_leaves_nothing(call: Callable[..., str]) -> None:

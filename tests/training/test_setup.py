@@ -166,6 +166,16 @@ def test_a_prompt_past_a_small_vocabulary_is_refused(request_for: Any, tmp_path:
         prepare(request_for(input_file=str(folder), vocab_size=100, sample_prompt="hello world"), ALONE)
 
 
+def test_a_vocabulary_without_the_end_of_text_is_refused_before_text_is_read(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalegpt.data.prepare.survey", None)
+    with pytest.raises(
+        InputError, match="gpt2 tokenizer ends documents with id 50,256, outside the vocabulary of 50,256"
+    ):
+        prepare(request_for(tokenizer="gpt2", vocab_size=50_256), ALONE)
+
+
 def test_one_process_is_all_that_plain_takes(request_for: Any) -> None:
     with pytest.raises(InputError, match="plain runs in one process, not 2; use --backend fsdp"):
         prepare(request_for(), OneOfTwo(0, 2, 0, 2, torch.device("cpu")))

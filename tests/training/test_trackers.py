@@ -79,6 +79,9 @@ def check_record(name: str, runs: Path) -> None:
 @pytest.mark.parametrize("name", [needs(each) for each in TRACKERS])
 def test_after_a_kill_and_a_resume_the_record_has_the_numbers_of_the_file(name: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
+    if name == "wandb":  # left by a start that was killed while it opened its record
+        (runs / "run" / "wandb" / "offline-run-20260101_000000-other").mkdir(parents=True)
+        (runs / "run" / "wandb" / "offline-run-20260101_000000-other" / "run-other.wandb").touch()
     program = f"import tracker_records; tracker_records.log_and_die({name!r}, {str(runs / 'run')!r})"
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     killed = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, timeout=120)

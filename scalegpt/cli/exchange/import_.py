@@ -6,6 +6,7 @@ from pathlib import Path
 from scalegpt.cli.output import show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument
 from scalegpt.config import DataConfig, ModelConfig
+from scalegpt.planner.source import LONGEST_BLOCK
 
 EXAMPLE = """\
 scalegpt import models/SmolLM2-135M --model_name smol
@@ -20,6 +21,8 @@ downloaded, and no code of the folder is run."""
 
 SETTINGS = ("tokenizer", "end_of_text")
 """The settings of the data that name a tokenizer."""
+
+THEIRS = "FOLDER's"
 
 ROWS = ("block_size", "vocab_size")
 """The settings of the model that may differ from the folder's."""
@@ -50,6 +53,7 @@ def _parser() -> Parser:
         "--runs_dir", type=path_argument, default="runs", metavar="DIR", help="folder of all runs [runs]"
     )
     add_json(parser)
-    add_settings(parser, "tokenizer", DataConfig, SETTINGS)
-    add_settings(parser, "model", ModelConfig, ROWS)
+    add_settings(parser, "tokenizer", DataConfig, SETTINGS, dict.fromkeys(SETTINGS, THEIRS))
+    longest = f"{THEIRS}, at most {LONGEST_BLOCK}"
+    add_settings(parser, "model", ModelConfig, ROWS, {**dict.fromkeys(ROWS, THEIRS), "block_size": longest})
     return parser

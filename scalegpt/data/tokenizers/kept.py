@@ -13,7 +13,9 @@ from scalegpt.errors import InputError
 from scalegpt.storage import read_bytes
 from scalegpt.text import shown
 
-BESIDE = (TOKENIZER_CONFIG, "special_tokens_map.json", "chat_template.jinja")
+CHAT_TEMPLATE = "chat_template.jinja"
+
+BESIDE = (TOKENIZER_CONFIG, "special_tokens_map.json", CHAT_TEMPLATE)
 """Files that are kept with a ``tokenizer.json`` where they lie beside it: they name special tokens."""
 
 USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")

@@ -58,11 +58,15 @@ def is_hugging_face(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def tokenizer_setting(read: HfModel) -> str:
-    """The setting ``tokenizer`` for a model: its folder, or ``gpt2`` for a GPT-2 of that vocabulary without its files."""
+def tokenizer_setting(read: HfModel) -> str | None:
+    """The setting ``tokenizer`` for a model: its folder, if that has a ``tokenizer.json``; None: it has none.
+
+    A GPT-2 of that vocabulary without the file has the tokenizer ``gpt2``.
+    """
     folder = read.path.parent
-    is_gpt2 = read.family == "gpt2" and read.model.vocab_size >= TOKENS["gpt2"]
-    return "gpt2" if is_gpt2 and not (folder / TOKENIZER_JSON).exists() else str(folder)
+    if (folder / TOKENIZER_JSON).exists():
+        return str(folder)
+    return "gpt2" if read.family == "gpt2" and read.model.vocab_size >= TOKENS["gpt2"] else None
 
 
 def read_config(path: Path, block_size: int | None = None) -> HfModel:

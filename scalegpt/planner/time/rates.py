@@ -87,7 +87,7 @@ SLOWEST, FASTEST = Figure(0.75, FITTED), Figure(1.45, FITTED)
 """The range that holds the tokens per second of one more trainer with 90% confidence, relative to the prediction; rounded."""
 RANGE_ELSEWHERE = Figure(1.4, "~as much more as five runs on V100, whose shares are estimates, were slower than that")
 RANGE_ON_CPU = Figure(2.0, "~where the processor's rates are not measured")
-RANGE_MEASURED = Figure(1.25, "~where they are; see python benchmarks/cpu_speed.py")
+RANGE_MEASURED = Figure(1.4, "~where they are: about the widest row of benchmarks/cpu_speed.py on a busy machine")
 
 NETWORK = {"nvlink": Figure(200, "~Gbit/s for each card: 1600 for eight A100 in the published runs"),
            "xgmi": Figure(200, "~as NVLink's"),

@@ -174,15 +174,11 @@ def step_time(
 def least_seconds(work: Work, rates: Rates) -> float:
     """A lower bound on the seconds that one card needs for the tokens of ``work``, in any micro batches and any sharding.
 
-    Only work that grows with the number of tokens counts: FLOPs, and the memory traffic of elementwise kernels and of
-    attention.
+    Only work that grows with the number of tokens counts: that of the blocks without starting kernels, and the loss's FLOPs.
     """
-    seconds = work.forward[LOSS].flops / rates.matmul
-    for loads in (work.forward, work.backward):
-        for part in (MATMULS, ATTENTION, ELEMENTWISE):
-            load = loads[part]
-            seconds += load.flops / rates.matmul + load.attention / rates.attention + load.bytes / rates.memory
-    return seconds
+    parts = [loads[part] for loads in (work.forward, work.backward) for part in (MATMULS, ATTENTION, ELEMENTWISE)]
+    blocks = sum(_busy(part._replace(kernels=0.0), rates, rates.memory) for part in parts)
+    return work.forward[LOSS].flops / rates.matmul + blocks
 
 
 def micro_step_seconds(work: Work, rates: Rates) -> float:

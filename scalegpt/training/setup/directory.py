@@ -124,7 +124,8 @@ def write_start(
         plan: the content of ``plan.json``.
         stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
         resume_step: step that ``--resume_step`` asks for; None: not given.
-        kept: the tokenizer's files, name → content, so that the run can do without the original ones.
+        kept: the tokenizer's files, and what is kept of a model that the run began with, name → content, so that the run can
+            do without the original ones.
     """
     directory, step = start.directory, start.progress.step
     with writing(directory.path):

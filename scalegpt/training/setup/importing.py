@@ -89,6 +89,6 @@ def _write(directory: RunDirectory, request: Request, opened: Opened, tokenizer:
     save = writer.begin(directory.checkpoints, 0, 1, size)
     writer.write_weights(save, shapes, lambda: opened.origin.weights(run.model))
     writer.commit(save, header, shapes)
-    for name, content in tokenizer.files.items():
+    for name, content in {**tokenizer.files, **opened.kept}.items():
         write_whole(directory.path / name, content)
     directory.write_status(state=IMPORTED, step=0, cause=None)

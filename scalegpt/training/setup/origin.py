@@ -16,14 +16,24 @@ from scalegpt.training.request import Request
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.find import open_weights, with_newest
 from scalegpt.weights.origin import Origin, open_folder, tokenizer_of
+from scalegpt.weights.taken_over import ORIGIN, TakenOver
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The model that a run starts from, and its tokenizer; None where a folder does not say it."""
+    """The model that a run starts from, and its tokenizer; None where a folder does not say it.
+
+    ``taken_over`` is what an export of the run takes over from where the model came from.
+    """
 
     origin: Origin
     tokenizer: Tokenizer | None
+    taken_over: TakenOver
+
+    @property
+    def kept(self) -> dict[str, bytes]:
+        """The file that is kept in the run's folder: name → content; none if there is nothing to take over."""
+        return {ORIGIN: self.taken_over.as_file()} if self.taken_over != TakenOver() else {}
 
     def check_tokenizer(self, run: RunConfig, made_by: Tokenizer) -> None:
         """Refuse tokens that another tokenizer has made than the model's.
@@ -54,13 +64,15 @@ def open_initial(request: Request, world: World) -> Opened | None:
     is_given = "tokenizer" in request.given
     if is_hugging_face(path):
         read = read_config(path)
-        return Opened(open_folder(read), None if is_given else tokenizer_of(read))
+        tokenizer = None if is_given else tokenizer_of(read)
+        digest = None if tokenizer is None else tokenizer.text_digest
+        return Opened(open_folder(read), tokenizer, TakenOver.of(read, digest))
     check_exists(path)
     found = world.on_first(lambda: with_newest(path, lambda checkpoint: open_weights(checkpoint).path))
     stored = Checkpoint.open(found)
     stored.accept()  # rank 0 has verified the weights
     tokenizer = None if is_given else Tokenizer.from_dict(stored.manifest.header.tokenizer)
-    return Opened(_of_checkpoint(stored), tokenizer)
+    return Opened(_of_checkpoint(stored), tokenizer, TakenOver.beside(found.parent.parent))
 
 
 def _of_checkpoint(stored: Checkpoint) -> Origin:

@@ -103,7 +103,8 @@ def _make_job(
     stretch = first_stretch(run, planned.batch, data.tokens, data.digest, start.progress)
     stop.check(world)
     plan_file = plan_summary(run, planned.plan, world, settings)
-    world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step, data.tokens.tokenizer.files))
+    kept = {**data.tokens.tokenizer.files, **({} if initial is None else initial.kept)}
+    world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step, kept))
     return Job(
         run=run,
         world=world,

@@ -10,7 +10,7 @@ import torch
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
 from scalegpt.config import ParallelConfig, RunConfig
-from scalegpt.config.tokenizer import TOKENIZER_JSON, is_file
+from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS, is_file
 from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.errors import InputError, RunError
@@ -63,6 +63,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
     request, kept = world.on_first(lambda: _with_kept_tokenizer(_as_restarted(request)))
     run, open_, notes = world.on_first(lambda: _as_chosen_before(request, world))
     run = world.on_first(lambda: with_expected_vocabulary(_with_tokenizer_of_data(run, request.given), request.given))
+    world.on_first(lambda: _check_vocabulary(run))
     train = run.train
     if "backend" not in open_:
         check_ranks(run, world.size)
@@ -174,6 +175,22 @@ def _with_earlier_layout(request: Request, directory: RunDirectory, world: World
     if sequences_per_rank(with_layout, world.size) % with_layout.train.micro_batch:
         return run, request.open
     return with_layout, request.open - values.keys()
+
+
+def _check_vocabulary(run: RunConfig) -> None:
+    """Refuse a vocabulary without all ids of a tokenizer that has a name: the last ends every document.
+
+    Prepared tokens may do without the largest ids; the data stage compares each.
+
+    Raises:
+        InputError: the vocabulary is too small.
+    """
+    kind, size, path = run.data.tokenizer, run.model.vocab_size, run.data.input_file
+    if path is not None and size < TOKENS.get(kind, 0) and not is_prepared(Path(path)):
+        raise InputError(
+            f"the {kind} tokenizer ends documents with id {TOKENS[kind] - 1:,}, outside the vocabulary of {size:,}; give "
+            "--vocab_size auto, or another --tokenizer"
+        )
 
 
 def _with_tokenizer_of_data(run: RunConfig, given: frozenset[str]) -> RunConfig:

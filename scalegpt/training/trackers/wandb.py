@@ -67,11 +67,12 @@ class WandB(Tracker):
         if _is_online():
             return self._open_online(position, past)
         name = position.run or secrets.token_hex(4)
-        found = sorted(self._folder.glob(f"offline-run-*-{name}"))
-        if any(list(folder.glob("*.synced")) for folder in found):
+        # A start that was killed while it opened its record left one of another id, which only the run's own folder tells.
+        mine = f"offline-run-*-{name}" if os.environ.get("WANDB_DIR") else "offline-run-*"
+        uploaded = {file.parent for file in self._folder.glob(f"{mine}/*.synced")}
+        self._old = [folder for folder in self._folder.glob(mine) if folder not in uploaded]
+        if any(folder.name.endswith(f"-{name}") for folder in uploaded):
             name = secrets.token_hex(4)
-        else:
-            self._old = found
         self._start(name, mode=os.environ.get("WANDB_MODE", "offline"))
         return name, 0
 

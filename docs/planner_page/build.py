@@ -1,6 +1,6 @@
 """Builds the planner as a page in ``build/site``: npm's Pyodide, this repository's wheel, and PyYAML without its C part.
 
-Usage: ``.venv/bin/python web/build.py``. ``web/package.json`` has the version of Pyodide.
+Usage: ``.venv/bin/python docs/planner_page/build.py``. ``package.json`` beside it has the version of Pyodide.
 """
 
 import shutil
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 BUILD = ROOT / "build"
 
 NEEDED = ("architecture", "config", "hardware", "html", "interop", "plan_page", "planner", "system", "_bundled")
@@ -25,14 +26,14 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     npm.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json"):
-        shutil.copy(ROOT / "web" / name, npm)
+        shutil.copy(HERE / name, npm)
     _run("npm", "ci", "--prefix", str(npm), "--no-audit", "--no-fund", "--silent")
     _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(ROOT))
     _unpack(next(wheels.glob("*.whl")), packages)
     (packages / "yaml").mkdir()
     for module in Path(yaml.__file__).parent.glob("*.py"):
         shutil.copy(module, packages / "yaml")
-    _run("node", str(ROOT / "web" / "build.mjs"), str(npm / "node_modules" / "pyodide"), str(packages), str(site))
+    _run("node", str(HERE / "build.mjs"), str(npm / "node_modules" / "pyodide"), str(packages), str(site))
     size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
     print(f"the page is in {site.relative_to(ROOT)}, {size / 1e6:.1f} MB; `scalegpt plan --ui` serves it")
 

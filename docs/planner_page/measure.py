@@ -1,6 +1,6 @@
 """Measures the page in Chromium: how soon it can be used, and how soon a change is answered.
 
-Usage: ``.venv/bin/python web/measure.py``, after ``make site``. It needs Playwright and Chromium.
+Usage: ``.venv/bin/python docs/planner_page/measure.py``, after ``make site``. It needs Playwright and Chromium.
 """
 
 import shutil
