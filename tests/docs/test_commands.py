@@ -45,6 +45,9 @@ MODEL = "models/SmolLM2-135M"
 PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "20:22": "1:1", "8192": "265"}
 """What a reader puts in the place of a word."""
 
+SERVING = {"--ui", "--live"}
+"""Flags with which a command serves a page until Ctrl-C; tests/plan_page and tests/cli run these."""
+
 OTHERS = ("pip install ", "pre-commit ", "python -m json.tool")
 """Programs that are not ours."""
 
@@ -119,7 +122,9 @@ def check_names(words: list[str]) -> None:
 
 
 def is_run(words: list[str]) -> bool:
-    """Whether a command is run here: ours, and training without a launcher."""
+    """Whether a command is run here: ours, and training without a launcher, but none that serves a page until Ctrl-C."""
+    if SERVING & set(words):
+        return False
     return words[0] == "scalegpt" or (words[0] == "python" and bool(TRAINERS & set(words)))
 
 
