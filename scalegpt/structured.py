@@ -118,7 +118,7 @@ def yaml_node(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{where}{line}: not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeEncodeError):  # the latter for bytes of an argument that are not UTF-8
         raise InputError(f"{where}: not YAML: it has a character that YAML does not allow") from None
 
 

@@ -34,6 +34,7 @@ BAD_YAML = {
     "two documents": ("a: 1\n---\nb: 2\n", "x.yaml:2: the file has a second YAML document"),
     "syntax": ("a: [1\nb: 2", "x.yaml:2: not YAML"),
     "control characters": ("a: \x01", "x.yaml: not YAML: it has a character"),
+    "bytes that are not UTF-8": ("a: \udcff", "x.yaml: not YAML: it has a character"),
 }
 
 
