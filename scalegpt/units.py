@@ -2,7 +2,7 @@
 
 SECONDS_OF_A_YEAR = 365.25 * 86400
 DAYS_IN_YEARS = 1000
-"""A time of at least so many days is given in years."""
+"""A time of at least this number of days is given in years."""
 
 GIB, GB = 2**30, 10**9
 

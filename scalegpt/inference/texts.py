@@ -21,7 +21,7 @@ from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
 PIECE_TOKENS = 1 << 20
-"""Prepared tokens are read so many at a time."""
+"""The number of prepared tokens that are read at a time."""
 
 MOST_UNDECODED = 16 << 20
 """A document of more tokens than this is decoded in parts, to bound memory."""

@@ -55,7 +55,7 @@ def _scaled_as_yarn(wavelengths: Tensor, scaling: RopeScaling, theta: float) -> 
     width = 2 * wavelengths.numel()
 
     def pair(rotations: float) -> float:
-        """The pair, in fractions, that turns so many times in the original context."""
+        """The pair, as a fraction, that makes the given number of turns in the original context."""
         return width * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = max(math.floor(pair(fast)), 0), min(math.ceil(pair(slow)), width - 1)

@@ -206,7 +206,7 @@ def test_an_outage_is_one_line_and_leaves_no_gap(fragile: Any) -> None:
     log_steps(records, sinks, 6, 25, 0.0)
     wait_for(lambda: len(Fragile.opens) > 3)  # tried again and again
     assert len(said) == 1
-    assert said[0].startswith("warning: log_to fragile: ConnectionError: the network is out; training goes on")
+    assert said[0].startswith("warning: log_to fragile: ConnectionError: the network is out; training continues")
     Fragile.out.clear()
     wait_for(lambda: len(Fragile.record) == 25 + 2 + 2)
     wait_for(lambda: len(said) == 2)

@@ -154,8 +154,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--interactive",
         action="store_true",
-        help="ask for prompts until an empty line or Ctrl-D; Ctrl-C stops a continuation. The seed goes on counting from one "
-        "prompt to the next",
+        help="ask for prompts until an empty line or Ctrl-D; Ctrl-C stops a continuation. Each prompt takes the "
+        "seed after the one before",
     )
     parser.add_argument(
         "--stop",

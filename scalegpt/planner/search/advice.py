@@ -86,7 +86,7 @@ def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
     """Plans to try after a plan ran out of memory: one with a smaller micro batch, and one with heavier recompute.
 
     Each of the two has the smallest change that lowers the predicted peak and is not predicted to exceed the memory. A plan
-    for which there is no such change is left out. The tokens per step stay the same.
+    for which there is no such change is skipped. The tokens per step stay the same.
     """
     batch, train = plan.batch, plan.run.train
     per_rank = batch.micro_batch * batch.grad_accum

@@ -32,7 +32,7 @@ GAP = "  "
 
 
 class Rank(IntEnum):
-    """The parts of the line; where it is too narrow, the last of these are left out first."""
+    """The parts of the line; where it is too narrow, the last of these are dropped first."""
 
     STEP = auto()
     LOSS = auto()

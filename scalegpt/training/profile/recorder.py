@@ -87,7 +87,7 @@ class Recorder:
             if self._on_card:
                 dump: Any = torch.cuda.memory._dump_snapshot
                 _write(path.with_suffix(".pickle"), lambda part: dump(str(part)))
-        except (OSError, RuntimeError) as error:  # torch raises either; the run itself goes on
+        except (OSError, RuntimeError) as error:  # torch raises either; the run itself continues
             self._job.logger.say(f"warning: the profile was not written: {brief(error, 200)}")
         else:
             snapshot = f", and {path.with_suffix('.pickle').name} at pytorch.org/memory_viz" if self._on_card else ""

@@ -82,7 +82,7 @@ def note_going_back(folder: Path, step: int) -> None:
 
 
 def _earlier_marks(environment: Mapping[str, str] | None) -> dict[str, str]:
-    """The marks by which to find an earlier start of this launcher; job ids are left out where this is no restart."""
+    """The marks by which to find an earlier start of this launcher; without job ids where this is no restart."""
     known = os.environ if environment is None else environment
     marks = launch_marks(known)
     if known.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":

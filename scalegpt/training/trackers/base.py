@@ -145,7 +145,7 @@ class Past:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run besides its entries.
+    """What a tracker receives of a run besides its entries.
 
     Attributes:
         records: the run's files.

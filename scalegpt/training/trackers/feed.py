@@ -178,7 +178,7 @@ class Feed:
         if not self._has_failed:
             self._has_failed = True
             said = one_line(brief(f"{type(error).__name__}: {error}", 200))
-            self._warn(f"{said}; training goes on, and the record is tried again until the run ends")
+            self._warn(f"{said}; training continues, and sending is tried again until the run ends")
         self._close_tracker()
 
     def _close_tracker(self) -> None:

@@ -107,8 +107,8 @@ class MLflow(Tracker):
         else:
             experiment = found.experiment_id
         run = str(self._client.create_run(experiment, run_name=self.run.name).info.run_id)
-        told = {**self.run.settings, **{f"plan.{key}": value for key, value in self.run.plan.items()}}
-        parameters = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in told.items()]
+        facts = {**self.run.settings, **{f"plan.{key}": value for key, value in self.run.plan.items()}}
+        parameters = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in facts.items()]
         for start in range(0, len(parameters), _MOST_PARAMETERS):
             self._client.log_batch(run, params=parameters[start : start + _MOST_PARAMETERS])
         return run

@@ -43,7 +43,7 @@ def open_trackers(
     plan: dict[str, Any],
     say: Callable[[str], None],
 ) -> list[Feed]:
-    """Open a run's trackers. The run's files must have been cut to the step from which it goes on.
+    """Open a run's trackers. The run's files must have been cut to the step from which the run continues.
 
     The positions of all trackers that the run ever had are limited to what the files hold now, since the run may get other
     steps before such a tracker is used again.

@@ -92,7 +92,7 @@ class WandB(Tracker):
         except wandb.errors.Error as error:
             name = secrets.token_hex(4)
             print(
-                f"wandb: run {position.run} cannot be rewound ({brief(error, 100)}); its record goes on as {name}",
+                f"wandb: run {position.run} cannot be rewound ({brief(error, 100)}); its record continues as {name}",
                 flush=True,
             )
             self._start(name)
@@ -111,8 +111,8 @@ class WandB(Tracker):
             settings=wandb.Settings(console="off", silent=True),
             **how,
         )
-        told = {**self.run.settings, **{f"plan.{key}": value for key, value in self.run.plan.items()}}
-        self._wandb.config.update(told, allow_val_change=True)
+        facts = {**self.run.settings, **{f"plan.{key}": value for key, value in self.run.plan.items()}}
+        self._wandb.config.update(facts, allow_val_change=True)
 
     def send(self, entries: Sequence[Entry]) -> None:
         """See the base class. wandb's own process has the entries when this returns; values of one step become one row."""

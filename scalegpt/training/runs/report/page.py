@@ -13,7 +13,7 @@ from scalegpt.training.runs.report.read import Points, ReportedRun, differing, r
 from scalegpt.units import human_count, human_time
 
 MOST_RUNS = 12
-"""The most runs on a page: so many colours can be told apart."""
+"""The most runs on a page: a reader can distinguish this many colours."""
 
 MOST_SAMPLES = 12
 """The most samples of a run on a page: the first, the last, and others evenly between them."""
