@@ -316,3 +316,11 @@ def test_every_tracker_of_the_setting_exists() -> None:
 
 def test_a_tracked_run_is_named_after_its_folder(tmp_path: Path) -> None:
     assert TrackedRun(RunRecords(tmp_path / "name"), {}, {}).name == "name"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_broken_package_is_refused_in_a_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = TABLE[name].MODULE
+    monkeypatch.setitem(sys.modules, module, None)  # Python's own way to make an import fail
+    with pytest.raises(InputError, match=f"log_to {name} cannot be imported .*install it again"):
+        check_trackers([name], tmp_path)

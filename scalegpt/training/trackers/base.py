@@ -181,6 +181,9 @@ class Tracker(ABC):
     NAME: ClassVar[str]
     """The program's name in ``log_to``, and of its package."""
 
+    MODULE: ClassVar[str]
+    """The module that a run imports to log to the program."""
+
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
 
@@ -193,7 +196,7 @@ class Tracker(ABC):
             folder: the folder of all runs.
 
         Raises:
-            InputError: the program cannot be imported, or its settings cannot work.
+            InputError: the program's settings cannot work.
         """
 
     @property

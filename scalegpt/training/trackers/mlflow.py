@@ -26,6 +26,7 @@ class MLflow(Tracker):
     """A run of MLflow."""
 
     NAME: ClassVar[str] = "mlflow"
+    MODULE: ClassVar[str] = "mlflow"
 
     @classmethod
     def check(cls, folder: Path) -> None:

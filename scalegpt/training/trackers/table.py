@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from scalegpt.errors import InputError
+from scalegpt.text import brief
 from scalegpt.training.runs.records import RunRecords
 from scalegpt.training.trackers.base import Past, Position, TrackedRun, Tracker, flat, read_entries
 from scalegpt.training.trackers.feed import FOLDER, Feed
@@ -33,6 +35,10 @@ def check_trackers(names: Collection[str], folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"runs_dir {folder}: {error.strerror}; choose another --runs_dir") from None
+        try:
+            import_module(TABLE[name].MODULE)
+        except Exception as error:  # a broken installation raises anything
+            raise InputError(f"log_to {name} cannot be imported ({brief(error, 200)}); install it again") from None
         TABLE[name].check(folder)
 
 

@@ -19,6 +19,7 @@ class Trackio(Tracker):
     """A run of trackio."""
 
     NAME: ClassVar[str] = "trackio"
+    MODULE: ClassVar[str] = "trackio"
 
     @classmethod
     def check(cls, _folder: Path) -> None:

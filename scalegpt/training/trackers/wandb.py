@@ -30,16 +30,15 @@ class WandB(Tracker):
     """A run of Weights & Biases."""
 
     NAME: ClassVar[str] = "wandb"
+    MODULE: ClassVar[str] = "wandb"
 
     @classmethod
     def check(cls, _folder: Path) -> None:
         """See the base class: online, the key is shown to the server."""
-        try:
-            import wandb
-        except Exception as error:  # a broken installation raises anything
-            raise InputError(f"log_to wandb cannot be imported ({brief(error, 200)}); install it again") from None
         if not _is_online():
             return
+        import wandb
+
         if not _has_key():
             raise InputError(
                 f"log_to wandb: WANDB_MODE is {os.environ.get('WANDB_MODE')}, but there is no key; {_LOGIN}"
