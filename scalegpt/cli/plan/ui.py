@@ -47,7 +47,7 @@ def serve(values: Mapping[str, str], port: str | None = None) -> int:
     if not (SITE / "index.html").is_file():
         raise InputError(
             "ui: the page is not built; run `make site` in a checkout of the repository (it needs Node.js; the package does "
-            "not hold the 22 MB of the page)"
+            "not hold the page)"
         )
     if port is not None and not (port.isascii() and port.isdigit() and int(port) < 65536):
         raise InputError(f"port must be a whole number from 0 to 65,535, not {port!r}")
