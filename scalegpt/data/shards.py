@@ -1,12 +1,14 @@
 """Token files: nanoGPT's format with a JSON sidecar.
 
 A folder of prepared tokens holds ``train.bin`` and ``val.bin``, headerless little-endian uint16, or uint32 if the vocabulary
-has more than 65,536 ids, and ``meta.json``, which describes the tokens and how they were made. The ``tokenizer.json`` that
-made them, if one did, lies beside them. nanoGPT's own folders, with or without ``meta.pkl``, can be opened too.
+has more than 65,536 ids, and ``meta.json``, which describes the tokens and how they were made. A large one has several such
+files for a split, which ``meta.json`` lists in order. The ``tokenizer.json`` that made the tokens, if one did, lies beside
+them. nanoGPT's own folders, with or without ``meta.pkl``, can be opened too.
 """
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,17 @@ from typing import Any
 import numpy as np
 
 from scalegpt.config.tokenizer import TOKENIZER_JSON
-from scalegpt.data.sidecar import SIDECAR, SPLITS, read_nanogpt_characters, read_sidecar
-from scalegpt.data.stored import DTYPES, StoredTokens
+from scalegpt.data.sidecar import (
+    SIDECAR,
+    SPLITS,
+    Shard,
+    joined_digest,
+    read_nanogpt_characters,
+    read_sidecar,
+    recorded_digests,
+    shards_of,
+)
+from scalegpt.data.stored import DTYPES, Part, StoredTokens
 from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.storage import DiskError
@@ -35,11 +46,11 @@ class UnreadableTokensError(DiskError):
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """The token file of one split.
+    """The tokens of one split, in one or several files.
 
     Attributes:
-        path: path of the file.
-        tokens: the content as a read-only array that reads the file on demand.
+        path: path of the file; of several, their folder.
+        tokens: the content as a read-only array that reads the files on demand.
     """
 
     path: Path
@@ -58,29 +69,17 @@ class TokenFile:
             InputError: the file is missing or empty, does not hold ``expected`` tokens, or a part of one.
             UnreadableTokensError: the file cannot be read.
         """
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError as error:
-            raise InputError(f"token file {one_line(path)}: {error.strerror}; prepare the data again") from None
-        except OSError as error:
-            raise UnreadableTokensError(path, error) from None
-        width = dtype.itemsize
-        if expected is not None and size != expected * width:
-            raise InputError(
-                f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * width}: it "
-                f"{_how_much(size // width, expected)}; prepare the data again"
-            )
-        if size == 0:
-            raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
-        if size % width:
-            raise InputError(
-                f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold "
-                f"{dtype.name} tokens; prepare the data again"
-            )
-        try:
-            return TokenFile(path, StoredTokens(path, dtype))
-        except OSError as error:
-            raise UnreadableTokensError(path, error) from None
+        return _opened(path, [_checked_part(path, expected, dtype)])
+
+    @staticmethod
+    def open_shards(folder: Path, shards: Sequence[Shard], dtype: np.dtype[Any]) -> "TokenFile":
+        """Open the token files of one split, which a sidecar lists.
+
+        Raises:
+            InputError, UnreadableTokensError: as for :meth:`open`.
+        """
+        parts = [_checked_part(folder / shard.name, shard.tokens, dtype) for shard in shards]
+        return _opened(parts[0].path if len(parts) == 1 else folder, parts)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Read all tokens, in chunks, and check that every id is below ``vocab_size``.
@@ -93,27 +92,71 @@ class TokenFile:
         for first in range(0, len(self.tokens), _CHUNK_TOKENS):
             chunk = self.tokens[first : first + _CHUNK_TOKENS]
             if chunk.max() >= vocab_size:
-                place = int(np.argmax(chunk >= vocab_size))
+                index = int(np.argmax(chunk >= vocab_size))
+                path, place = self.tokens.place(first + index)
                 raise InputError(
-                    f"token file {one_line(self.path)} holds id {int(chunk[place])} at token offset {first + place}, outside "
+                    f"token file {one_line(path)} holds id {int(chunk[index])} at token offset {place}, outside "
                     f"the vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
                 )
 
     def digests(self) -> tuple[str, list[str]]:
-        """The SHA-256 of the whole file, and the SHA-256 of each block of :data:`BLOCK_BYTES` bytes, in hex.
+        """The digest of all tokens (:func:`~.sidecar.joined_digest`), and the SHA-256 of each block of each file, in hex.
 
         Raises:
-            UnreadableTokensError: the file cannot be read.
+            UnreadableTokensError: a file cannot be read.
         """
-        whole, blocks = hashlib.sha256(), []
-        try:
-            with self.path.open("rb") as file:
-                while block := file.read(BLOCK_BYTES):
-                    whole.update(block)
-                    blocks.append(hashlib.sha256(block).hexdigest())
-        except OSError as error:
-            raise UnreadableTokensError(self.path, error) from None
-        return whole.hexdigest(), blocks
+        found = [digests_of(part) for part in self.tokens.parts]
+        return joined_digest(whole for whole, _ in found), [block for _, blocks in found for block in blocks]
+
+
+def _opened(path: Path, parts: Sequence[Part]) -> TokenFile:
+    try:
+        return TokenFile(path, StoredTokens(parts))
+    except OSError as error:
+        raise UnreadableTokensError(Path(error.filename or path), error) from None
+
+
+def _checked_part(path: Path, expected: int | None, dtype: np.dtype[Any]) -> Part:
+    """All tokens of a file; see :meth:`TokenFile.open`."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"token file {one_line(path)}: {error.strerror}; prepare the data again") from None
+    except OSError as error:
+        raise UnreadableTokensError(path, error) from None
+    width = dtype.itemsize
+    if expected is not None and size != expected * width:
+        raise InputError(
+            f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * width}: it "
+            f"{_how_much(size // width, expected)}; prepare the data again"
+        )
+    if size == 0:
+        raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
+    if size % width:
+        raise InputError(
+            f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold "
+            f"{dtype.name} tokens; prepare the data again"
+        )
+    return Part(path, 0, size // width, dtype)
+
+
+def digests_of(part: Part) -> tuple[str, list[str]]:
+    """The SHA-256 of the bytes of a part, and the SHA-256 of each block of :data:`BLOCK_BYTES` bytes of them, in hex.
+
+    Raises:
+        UnreadableTokensError: the file cannot be read.
+    """
+    whole, blocks, left = hashlib.sha256(), [], part.count * part.dtype.itemsize
+    try:
+        with part.path.open("rb") as file:
+            file.seek(part.offset)
+            while left and (block := file.read(min(BLOCK_BYTES, left))):
+                whole.update(block)
+                blocks.append(hashlib.sha256(block).hexdigest())
+                left -= len(block)
+    except OSError as error:
+        raise UnreadableTokensError(part.path, error) from None
+    return whole.hexdigest(), blocks
 
 
 def _how_much(tokens: int, expected: int) -> str:
@@ -161,12 +204,13 @@ class TokenSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the digests of the tokenizer and both token files, in hex; equal digests mean equal tokens.
+        """SHA-256 over the digests of the tokenizer and of both splits, in hex; equal digests mean equal tokens.
 
         Without a sidecar the files are read to compute it.
         """
-        recorded = self.meta.get("files") or {split: self.files[split].digests()[0] for split in SPLITS}
-        return digest_of(self.tokenizer.digest, recorded)
+        if self.meta:
+            return digest_of(self.tokenizer.digest, recorded_digests(self.meta))
+        return digest_of(self.tokenizer.digest, {split: self.files[split].digests()[0] for split in SPLITS})
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Read both splits and check that every id is below ``vocab_size``, so that the model has an embedding for it.
@@ -194,18 +238,19 @@ class TokenSet:
                 )
 
     def check_contents(self) -> None:
-        """Read both files and compare their SHA-256 with those in the sidecar.
+        """Read all files and compare their SHA-256 with those in the sidecar.
 
         Raises:
             InputError: a file has changed since it was prepared; the message states the file and where the change is.
         """
-        blocks = self.meta.get("blocks", {})
-        for split, recorded in self.meta.get("files", {}).items():
-            whole, found = self.files[split].digests()
-            if whole != recorded:
-                width = self.files[split].tokens.dtype.itemsize
-                path, place = self.files[split].path, _first_difference(found, blocks.get(split), width)
-                raise InputError(f"token file {one_line(path)} has changed since{place}; prepare the data again")
+        for split, shards in (shards_of(self.meta) if self.meta else {}).items():
+            for shard, part in zip(shards, self.files[split].tokens.parts, strict=True):
+                whole, found = digests_of(part)
+                if whole != shard.sha256:
+                    place = _first_difference(found, shard.blocks, part.dtype.itemsize)
+                    raise InputError(
+                        f"token file {one_line(part.path)} has changed since{place}; prepare the data again"
+                    )
 
     def _origin(self) -> str:
         sources = self.meta.get("sources", [])
@@ -213,17 +258,17 @@ class TokenSet:
 
 
 def digest_of(tokenizer: str, files: dict[str, str]) -> str:
-    """Compute :attr:`TokenSet.digest` from a tokenizer's digest and ``files``: split → SHA-256 of its token file."""
+    """Compute :attr:`TokenSet.digest` from a tokenizer's digest and ``files``: split → digest of its token files."""
     parts = [tokenizer, *(files[split] for split in SPLITS)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def _first_difference(found: list[str], recorded: Any, width: int) -> str:
+def _first_difference(found: list[str], recorded: list[str] | None, width: int) -> str:
     """The token offsets of the first block whose digest differs, for a message; empty if no such block is known.
 
     ``width`` is the size of an id in bytes.
     """
-    if not isinstance(recorded, list) or len(recorded) != len(found) or found == recorded:
+    if recorded is None or len(recorded) != len(found) or found == recorded:
         return ""
     index = next(index for index, pair in enumerate(zip(found, recorded, strict=True)) if pair[0] != pair[1])
     tokens = BLOCK_BYTES // width
@@ -234,8 +279,9 @@ def open_tokens(path: str | Path) -> TokenSet:
     """Open a folder of prepared tokens and check its files' sizes.
 
     Args:
-        path: a folder with ``train.bin`` and ``val.bin``. Without ``meta.json``, nanoGPT is taken to have made it: the
-            ids are of characters if there is a ``meta.pkl``, else GPT-2's.
+        path: a folder with ``train.bin`` and ``val.bin``, or with the files that its ``meta.json`` lists. Without
+            ``meta.json``, nanoGPT is taken to have made it: the ids are of characters if there is a ``meta.pkl``, else
+            GPT-2's.
 
     Raises:
         InputError: there is no such folder, the sidecar is malformed, or a token file is missing, cut short or of odd size.
@@ -253,8 +299,11 @@ def open_tokens(path: str | Path) -> TokenSet:
         meta = read_sidecar(path / SIDECAR) if SIDECAR in names else {}
     except OSError as error:
         raise UnreadableTokensError(path / SIDECAR, error) from None
-    dtype = DTYPES[meta.get("dtype", "uint16")]
-    files = {split: TokenFile.open(path / f"{split}.bin", meta.get(f"{split}_tokens"), dtype) for split in SPLITS}
+    if meta:
+        dtype = DTYPES[meta["dtype"]]
+        files = {split: TokenFile.open_shards(path, shards, dtype) for split, shards in shards_of(meta).items()}
+    else:
+        files = {split: TokenFile.open(path / f"{split}.bin") for split in SPLITS}
     return TokenSet(path, files, _tokenizer_of(path, names, meta), meta)
 
 

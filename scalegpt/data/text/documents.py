@@ -28,6 +28,9 @@ _REFUSED = {
 }
 """Kind of folder → why it is refused if the user names it as input."""
 
+_TOKEN_FILES = ("train.bin", "train_00000.bin")
+"""The first training file of a folder of prepared tokens: of one in one file, and of one in several."""
+
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
@@ -202,7 +205,7 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
     ours = folder_of_ours(names)
     if ours is not None:
         return ours
-    if "train.bin" in names and is_prepared(folder):
+    if not names.isdisjoint(_TOKEN_FILES) and is_prepared(folder):
         return TOKENS
     is_saved = "dataset_dict.json" in names or (
         "dataset_info.json" in names and ("state.json" in names or any(name.endswith(".arrow") for name in names))
@@ -212,7 +215,7 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
 
 def is_prepared(folder: Path) -> bool:
     """Whether a folder holds token files, prepared by ScaleGPT or nanoGPT."""
-    return _has_mode(folder / "train.bin", stat.S_IFREG)
+    return any(_has_mode(folder / name, stat.S_IFREG) for name in _TOKEN_FILES)
 
 
 def is_folder(path: Path) -> bool:
