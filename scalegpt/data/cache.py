@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalegpt.data.shards import TokenSet, UnreadableTokensError, digest_of, open_tokens
+from scalegpt.data.shards import TokenSet, digest_of, open_tokens
 from scalegpt.data.sidecar import SIDECAR, read_sidecar, recorded_digests
 from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.token_file import UnreadableTokensError
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.writer import remove_folder
 from scalegpt.errors import InputError

@@ -8,178 +8,48 @@ them. nanoGPT's own folders, with or without ``meta.pkl``, can be opened too.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scalegpt.config.tokenizer import TOKENIZER_JSON
+from scalegpt.data import token_file
 from scalegpt.data.sidecar import (
+    FIRST_FILES,
     SIDECAR,
     SPLITS,
-    Shard,
-    joined_digest,
     read_nanogpt_characters,
     read_sidecar,
     recorded_digests,
     shards_of,
 )
-from scalegpt.data.stored import DTYPES, Part, StoredTokens
+from scalegpt.data.stored import DTYPES, StoredTokens
+from scalegpt.data.token_file import TokenFile, UnreadableTokensError, chunks_of, digests_of
 from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
-from scalegpt.storage import DiskError
 from scalegpt.text import one_line
-
-BLOCK_BYTES = 4 << 20
-"""Each block of this many bytes has a digest of its own in the sidecar, so that a change can be located."""
-
-_CHUNK_TOKENS = 1 << 22
-
-
-class UnreadableTokensError(DiskError):
-    """Token files cannot be read now, because of permissions or the disk; they may be undamaged."""
-
-    subject, done, advice = "token file ", "read", "make it readable"
-
-
-@dataclass(frozen=True, eq=False)
-class TokenFile:
-    """The tokens of one split, in one or several files.
-
-    Attributes:
-        path: path of the file; of several, their folder.
-        tokens: the content as a read-only array that reads the files on demand.
-    """
-
-    path: Path
-    tokens: StoredTokens
-
-    @staticmethod
-    def open(path: Path, expected: int | None = None, dtype: np.dtype[Any] = DTYPES["uint16"]) -> "TokenFile":
-        """Open a token file.
-
-        Args:
-            path: path of the file.
-            expected: the number of tokens that the sidecar states; None without a sidecar.
-            dtype: the type of the ids.
-
-        Raises:
-            InputError: the file is missing or empty, does not hold ``expected`` tokens, or a part of one.
-            UnreadableTokensError: the file cannot be read.
-        """
-        return _opened(path, [_checked_part(path, expected, dtype)])
-
-    @staticmethod
-    def open_shards(folder: Path, shards: Sequence[Shard], dtype: np.dtype[Any]) -> "TokenFile":
-        """Open the token files of one split, which a sidecar lists.
-
-        Raises:
-            InputError, UnreadableTokensError: as for :meth:`open`.
-        """
-        parts = [_checked_part(folder / shard.name, shard.tokens, dtype) for shard in shards]
-        return _opened(parts[0].path if len(parts) == 1 else folder, parts)
-
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Read all tokens, in chunks, and check that every id is below ``vocab_size``.
-
-        Raises:
-            InputError: an id is ``vocab_size`` or above; the message states the file, the token offset and the id.
-        """
-        if vocab_size > np.iinfo(self.tokens.dtype).max:
-            return
-        for first in range(0, len(self.tokens), _CHUNK_TOKENS):
-            chunk = self.tokens[first : first + _CHUNK_TOKENS]
-            if chunk.max() >= vocab_size:
-                index = int(np.argmax(chunk >= vocab_size))
-                path, place = self.tokens.place(first + index)
-                raise InputError(
-                    f"token file {one_line(path)} holds id {int(chunk[index])} at token offset {place}, outside "
-                    f"the vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
-                )
-
-    def digests(self) -> tuple[str, list[str]]:
-        """The digest of all tokens (:func:`~.sidecar.joined_digest`), and the SHA-256 of each block of each file, in hex.
-
-        Raises:
-            UnreadableTokensError: a file cannot be read.
-        """
-        found = [digests_of(part) for part in self.tokens.parts]
-        return joined_digest(whole for whole, _ in found), [block for _, blocks in found for block in blocks]
-
-
-def _opened(path: Path, parts: Sequence[Part]) -> TokenFile:
-    try:
-        return TokenFile(path, StoredTokens(parts))
-    except OSError as error:
-        raise UnreadableTokensError(Path(error.filename or path), error) from None
-
-
-def _checked_part(path: Path, expected: int | None, dtype: np.dtype[Any]) -> Part:
-    """All tokens of a file; see :meth:`TokenFile.open`."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise InputError(f"token file {one_line(path)}: {error.strerror}; prepare the data again") from None
-    except OSError as error:
-        raise UnreadableTokensError(path, error) from None
-    width = dtype.itemsize
-    if expected is not None and size != expected * width:
-        raise InputError(
-            f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * width}: it "
-            f"{_how_much(size // width, expected)}; prepare the data again"
-        )
-    if size == 0:
-        raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
-    if size % width:
-        raise InputError(
-            f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold "
-            f"{dtype.name} tokens; prepare the data again"
-        )
-    return Part(path, 0, size // width, dtype)
-
-
-def digests_of(part: Part) -> tuple[str, list[str]]:
-    """The SHA-256 of the bytes of a part, and the SHA-256 of each block of :data:`BLOCK_BYTES` bytes of them, in hex.
-
-    Raises:
-        UnreadableTokensError: the file cannot be read.
-    """
-    whole, blocks, left = hashlib.sha256(), [], part.count * part.dtype.itemsize
-    try:
-        with part.path.open("rb") as file:
-            file.seek(part.offset)
-            while left and (block := file.read(min(BLOCK_BYTES, left))):
-                whole.update(block)
-                blocks.append(hashlib.sha256(block).hexdigest())
-                left -= len(block)
-    except OSError as error:
-        raise UnreadableTokensError(part.path, error) from None
-    return whole.hexdigest(), blocks
-
-
-def _how_much(tokens: int, expected: int) -> str:
-    if tokens < expected:
-        return f"was cut short at token offset {tokens}"
-    return f"continues past token offset {expected}, where it ended"
 
 
 @dataclass(frozen=True, eq=False)
 class TokenSet:
-    """A folder of prepared tokens.
+    """Prepared tokens.
 
     Attributes:
-        path: the folder.
+        path: their folder; of another program's tokens, the path that the user named.
         files: split (``train`` or ``val``) → its token file.
         tokenizer: the tokenizer that made the ids.
-        meta: content of ``meta.json``; empty for a folder that nanoGPT made.
+        meta: content of ``meta.json``; empty for tokens that another program made.
+        origin: words on the other program's files and on what is held out of them; empty for ScaleGPT's and nanoGPT's.
+        checks: what else :meth:`check_contents` calls: it reads what the other program's files say beside the tokens.
     """
 
     path: Path
     files: dict[str, TokenFile]
     tokenizer: Tokenizer
     meta: dict[str, Any]
+    origin: str = ""
+    checks: tuple[Callable[[], None], ...] = ()
 
     @property
     def train(self) -> StoredTokens:
@@ -237,12 +107,27 @@ class TokenSet:
                     f"use {shorter}more text, or a {share} --val_fraction"
                 )
 
+    def check_document_ends(self) -> None:
+        """Check that the training tokens hold the tokenizer's end-of-text token; they are read up to the first.
+
+        Raises:
+            InputError: they do not, so that documents cannot be told apart.
+        """
+        end = self.tokenizer.end_of_text
+        if not any((chunk == end).any() for chunk in chunks_of(self.train)):
+            raise InputError(
+                f"packing documents needs the token that ends a document (id {end}), and {one_line(self.path)} has none; "
+                "write it after each document (Megatron: --append-eod), or use --packing contiguous"
+            )
+
     def check_contents(self) -> None:
-        """Read all files and compare their SHA-256 with those in the sidecar.
+        """Read all files and compare their SHA-256 with those in the sidecar; of another program's, check the indices.
 
         Raises:
             InputError: a file has changed since it was prepared; the message states the file and where the change is.
         """
+        for check in self.checks:
+            check()
         for split, shards in (shards_of(self.meta) if self.meta else {}).items():
             for shard, part in zip(shards, self.files[split].tokens.parts, strict=True):
                 whole, found = digests_of(part)
@@ -271,7 +156,7 @@ def _first_difference(found: list[str], recorded: list[str] | None, width: int) 
     if recorded is None or len(recorded) != len(found) or found == recorded:
         return ""
     index = next(index for index, pair in enumerate(zip(found, recorded, strict=True)) if pair[0] != pair[1])
-    tokens = BLOCK_BYTES // width
+    tokens = token_file.BLOCK_BYTES // width
     return f", first between token offsets {index * tokens} and {(index + 1) * tokens}"
 
 
@@ -293,7 +178,7 @@ def open_tokens(path: str | Path) -> TokenSet:
         names = set()
     except OSError as error:
         raise UnreadableTokensError(path, error) from None
-    if names.isdisjoint({SIDECAR, *(f"{split}.bin" for split in SPLITS)}):
+    if names.isdisjoint({SIDECAR, *FIRST_FILES, "val.bin"}):
         raise InputError(f"{one_line(path)} is not a folder of prepared tokens; make one with scalegpt data prepare")
     try:
         meta = read_sidecar(path / SIDECAR) if SIDECAR in names else {}

@@ -27,6 +27,8 @@ VERSION, SHARDED = 1, 2
 
 SPLITS = ("train", "val")
 SIDECAR = "meta.json"
+FIRST_FILES = ("train.bin", "train_00000.bin")
+"""The first training file of a folder of prepared tokens: of one in one file, and of one in several."""
 
 SIDECAR_LIMIT = 256 << 20
 """The largest sidecar that is read, in bytes; earlier releases listed every source file in it."""
@@ -53,7 +55,7 @@ class Shard:
         name: the file's name in the folder.
         tokens: number of tokens.
         sha256: SHA-256 of the file, in hex.
-        blocks: SHA-256 of each of the file's blocks (:data:`scalegpt.data.shards.BLOCK_BYTES`), in hex; None: not recorded.
+        blocks: SHA-256 of each block (:data:`scalegpt.data.token_file.BLOCK_BYTES`) of the file, in hex; None: not recorded.
     """
 
     name: str

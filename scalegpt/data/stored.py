@@ -26,7 +26,7 @@ MOST_OPEN = 64
 """The number of files that one array keeps open; a corpus may have thousands."""
 
 NO_ID = 0xFFFF_FFFF
-"""What a number that is no id, negative or of more than 32 bits, is read as; it is outside every vocabulary."""
+"""What a number that is no id, negative or of more than 32 bits, is read as: it is outside every vocabulary."""
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -199,6 +199,8 @@ def _as_ids(numbers: npt.NDArray[Any], dtype: np.dtype[Any]) -> Tokens:
         return numbers
     if numbers.dtype.kind == "u" and numbers.dtype.itemsize <= dtype.itemsize:
         ids = numbers.astype(dtype)
+    elif numbers.dtype == np.dtype("<i4"):
+        return numbers.view(dtype)  # a negative number is 2^31 or more, outside every vocabulary
     else:
         wide = numbers.astype(np.int64)
         ids = np.where((wide < 0) | (wide > NO_ID), NO_ID, wide).astype(dtype)

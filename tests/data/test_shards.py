@@ -9,8 +9,9 @@ import pytest
 from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare
 from scalegpt.data.sampler import WindowSampler, cut_windows
-from scalegpt.data.shards import TokenFile, open_tokens
+from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.token_file import TokenFile
 from scalegpt.errors import InputError
 
 
@@ -113,7 +114,7 @@ def test_not_a_folder_of_tokens(tmp_path):
 
 
 def test_ids_past_the_vocabulary_are_found_in_any_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("scalegpt.data.shards._CHUNK_TOKENS", 10)
+    monkeypatch.setattr("scalegpt.data.token_file._CHUNK_TOKENS", 10)
     tokens = open_tokens(plain(tmp_path / "t", range(100), [*range(25), 500, 600]))
     tokens.check_vocabulary(601)
     tokens.check_vocabulary(1 << 20)
