@@ -17,7 +17,7 @@ import numpy as np
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
-from scalegpt.data.given import open_given
+from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
