@@ -119,7 +119,7 @@ def test_without_its_number_a_run_cannot_tell_its_checkpoints(run: Path) -> None
         return choose_checkpoint(RunDirectory(run), ALONE, trusted=False)
 
     (run / ".run_id").unlink(missing_ok=True)
-    with pytest.raises(InputError, match=r"whether this run wrote .* is not known: .*\.run_id is missing; add --trust"):
+    with pytest.raises(InputError, match=r"may be another run's: .*\.run_id is missing; add --trust"):
         look()
     (run / ".run_id").write_text("another")
     with pytest.raises(InputError, match=r"step_00000010 was not written by this run; add --trust"):
