@@ -206,7 +206,7 @@ def test_a_limit_on_files_is_found() -> None:
     ("name", "value", "said"),
     [
         ("OMP_NUM_THREADS", "1", "OMP_NUM_THREADS is 1"),
-        ("CUDA_LAUNCH_BLOCKING", "1", "each kernel is waited for"),
+        ("CUDA_LAUNCH_BLOCKING", "1", "makes training slow"),
         ("WORLD_SIZE", "4", "waits for other ranks"),
         ("NCCL_P2P_DISABLE", "1", ""),
     ],

@@ -48,7 +48,7 @@ def test_the_steps_asked_for_are_recorded(train: Callable[..., str]) -> None:
     assert len(shown[0].splitlines()) == 11
     assert [line[:44].strip() for line in shown[2].splitlines()[1:8]] == [
         "matmuls, recompute", "attention", "loss", "norms and other elementwise", "optimizer",
-        "waiting, and what no operator covers", "whole step, while recorded",
+        "waiting, and time outside of operators", "whole step, with the recorder",
     ]  # fmt: skip
 
 

@@ -64,7 +64,7 @@ class CheckpointChoice:
         if not self.past.has_status:
             notes.append(
                 "warning: run_status.json is missing or cannot be read, so the run may have had a newer checkpoint than "
-                f"{self.checkpoint.path} is not known"
+                f"{self.checkpoint.path}"
             )
         notes += [f"{path} is set aside: the run goes back to an earlier step" for path in self.replaced]
         return [*notes, *self._suspicion()]
