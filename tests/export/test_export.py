@@ -130,7 +130,7 @@ def test_a_folder_of_another_program_is_to_be_imported_first(
     saved(random_model("gpt2"), tmp_path / "their model")
     for to in ("hf", "gguf", "safetensors"):
         line = call("export", "their model", "--to", to, "--out", "out", status=2)
-        assert "export takes a run; make one: scalegpt import 'their model' --model_name NAME" in line
+        assert "but export takes a run; make one: scalegpt import 'their model' --model_name NAME" in line
 
 
 def test_large_weights_are_divided_into_files(

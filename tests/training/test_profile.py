@@ -74,7 +74,7 @@ def test_a_trace_that_cannot_be_written_ends_no_run(train: Callable[..., str]) -
     [
         ("--max_iters 3 --profile 4:5", "profile 4:5: the run has 3 steps; give steps among them"),
         ("--profile 5:4", "profile 5:4 names no step"),
-        ("--profile first", "profile must be A or A:B, whole numbers from 1 on, such as 100:120, not 'first'"),
+        ("--profile first", "profile must be A or A:B with whole numbers from 1 on, for example 100:120, not 'first'"),
     ],
 )
 def test_steps_that_no_run_has_are_refused(words: str, said: str, train: Callable[..., str]) -> None:
