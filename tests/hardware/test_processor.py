@@ -49,7 +49,7 @@ def test_rates_are_kept_by_processor_threads_and_torch(cache: Path, monkeypatch:
     ("text", "said"),
     [
         ("{", "not JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "does not hold a JSON object"),
         ('{"format": "other"}', "its format is not scalegpt-processors 1"),
         ('{"format": "scalegpt-processors", "version": 1}', "it has no list of processors"),
     ],

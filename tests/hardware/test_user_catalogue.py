@@ -135,7 +135,7 @@ BAD = {
     "- name: T4\n  aliases: [l4]": ":1: a name of T4 already belongs to L4; choose another",
     "- name: RTX 4090\n\tgbps: 5": ":2: not YAML: found ",
     "- name: [RTX 4090": ":2: not YAML: ",
-    "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not read; write the value itself",
+    "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not supported; write the value itself",
     "- name: RTX 4090\n  gbps: \x01": ": not YAML: it has a character that YAML does not allow",
 }
 
