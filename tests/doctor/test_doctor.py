@@ -256,7 +256,7 @@ def test_a_port_open_to_all_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         port = blocker.getsockname()[1]
         monkeypatch.setattr(network, "PORTS", {port: "torchrun"})
         monkeypatch.setattr(network, "_listening", lambda: {port: {"0.0.0.0"}})
-        assert "open to the network" in found("ports")[0].what
+        assert "other machines reach it" in found("ports")[0].what
 
 
 def test_a_clock_that_jumps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
