@@ -201,7 +201,7 @@ def test_what_exists_is_not_replaced(make_run: Callable[..., Path], call: Callab
         (("--to", "hf"), "--out"),
         (
             ("--to", "hf", "--out", "x.gguf"),
-            "x.gguf: .gguf means llama.cpp's format, and --to hf writes a folder; use --out x",
+            "x.gguf: .gguf means llama.cpp's format, but --to hf writes a folder; use --out x",
         ),
         (("--to", "gguf", "--out", "x.safetensors"), "--to gguf writes GGUF; use --out x.gguf"),
         (("--to", "hf", "--out", "x", "--max_shard_size", "big"), "max_shard_size must be a size such as 5GB"),

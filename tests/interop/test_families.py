@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "scaling without factor": ("llama", {"rope_scaling": {"type": "linear"}}, "need a factor"),
     "scaling that is a word": ("llama", {"rope_scaling": "linear"}, "must be an object"),
     "partial rotation": ("llama", {"partial_rotary_factor": 0.5}, "no meaning in llama"),
-    "some biases": ("llama", {"attention_bias": True}, "both or neither"),
+    "some biases": ("llama", {"attention_bias": True}, "both must be true, or both false"),
     "bias of qwen3": ("qwen3", {"attention_bias": True}, "attention_bias True is not supported in qwen3"),
     "no scale": ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights False"),
     "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "only false"),
