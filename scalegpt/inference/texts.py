@@ -14,6 +14,7 @@ from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
 from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.text.corpus import Corpus, Source, read_pieces
 from scalegpt.data.text.documents import is_prepared
@@ -148,7 +149,7 @@ def tokens_of_run(header: Header) -> TokenSet:
     settings = DataConfig.from_mapping(data, "the checkpoint's configuration, data")
     given = str(settings.input_file)
     with cache_errors():
-        kept = None if is_prepared(Path(given)) else cached_with(header.data)
+        kept = None if is_prepared(local_path(given)) else cached_with(header.data)
     tokens = kept or prepare_cached(settings, begun_with=header.data)
     if tokens.digest != header.data:
         raise InputError(

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from scalegpt.backends import World
 from scalegpt.checkpoint.reader import read_manifest
@@ -14,6 +13,7 @@ from scalegpt.config.tokenizer import NAMES, is_file, same_kind
 from scalegpt.data.foreign.given import found_at, open_given
 from scalegpt.data.foreign.opening import tokenizer_setting
 from scalegpt.data.prepare import prepare_again, prepare_cached
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
@@ -120,8 +120,10 @@ def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataCon
     Raises:
         InputError: the files of another program do not say which tokenizer made them, or are malformed.
     """
-    path = data.input_file
-    if "tokenizer" in given or path is None or not is_prepared(Path(path)):
+    if "tokenizer" in given or data.input_file is None:
+        return data
+    path = local_path(data.input_file)
+    if not is_prepared(path):
         return data
     found = found_at(path)
     if found is not None:
