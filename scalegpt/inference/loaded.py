@@ -9,6 +9,7 @@ from scalegpt.config import DataConfig
 from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.data.prepare import split_inputs
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.sidecar import SPLITS
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
@@ -144,8 +145,9 @@ class LoadedModel(NamedTuple):
             raise InputError(f"split must be {' or '.join(SPLITS)}, not {shown(split)}")
         if input_file is None:
             return text_of_split(tokens_of_run(self.header), split or "val")
-        if is_prepared(Path(input_file)):
-            return text_of_split(tokens_of_folder(Path(input_file), self.tokenizer), split or "val")
+        path = local_path(str(input_file))
+        if is_prepared(path):
+            return text_of_split(tokens_of_folder(path, self.tokenizer), split or "val")
         if split is not None:
             raise InputError(
                 f"{one_line(input_file)} has no split {split}: it is text, and all of it is scored; omit --split, or "

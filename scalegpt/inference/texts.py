@@ -12,8 +12,10 @@ import numpy.typing as npt
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
+from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
-from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.remote.download import local_path
+from scalegpt.data.shards import TokenSet
 from scalegpt.data.text.corpus import Corpus, Source, read_pieces
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
@@ -150,7 +152,7 @@ def tokens_of_run(header: Header) -> TokenSet:
     settings = DataConfig.from_mapping(data, "the checkpoint's configuration, data")
     given = str(settings.input_file)
     with cache_errors():
-        kept = None if is_prepared(Path(given)) else cached_with(header.data)
+        kept = None if is_prepared(local_path(given)) else cached_with(header.data)
     tokens = kept or prepare_cached(settings, begun_with=header.data)
     if tokens.digest != header.data:
         raise InputError(
@@ -166,7 +168,7 @@ def tokens_of_folder(folder: Path, tokenizer: Tokenizer) -> TokenSet:
     Raises:
         InputError: the tokens have changed since they were prepared, or another tokenizer made them.
     """
-    tokens = open_tokens(folder)
+    tokens = open_for(folder, tokenizer)
     tokens.check_contents()
     if tokens.tokenizer.text_digest != tokenizer.text_digest:
         raise InputError(

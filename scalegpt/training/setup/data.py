@@ -1,8 +1,8 @@
 """Prepares a run's data once on each machine, and opens them on every rank. A resumed run keeps its earlier tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from scalegpt.backends import World
 from scalegpt.checkpoint.reader import read_manifest
@@ -10,10 +10,15 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
+from scalegpt.data.foreign.given import found_at, open_given
+from scalegpt.data.foreign.opening import tokenizer_setting
 from scalegpt.data.prepare import prepare_again, prepare_cached
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.errors import InputError
+from scalegpt.training.job import document_end
 from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
@@ -48,7 +53,7 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         InputError: the data cannot be used, or differ between machines.
         Stopped: a rank was asked to stop.
     """
-    run = request.run
+    run = replace(request.run, data=world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given)))
     kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
@@ -62,6 +67,8 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         _, model = _fit_settings(run, request.given, tokens)
         tokens.check_vocabulary(model.vocab_size)
         tokens.check_block_size(model.block_size)
+        if document_end(run, tokens.tokenizer) is not None:
+            tokens.check_document_ends()
         return str(tokens.path), tokens.digest, changed
 
     path, digest, changed = world.on_each_machine(work)
@@ -74,7 +81,7 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
             f"warning: {changed}; the run resumes with the tokens that it began with, which are still in {path}; "
             f"--allow_change {DATA} trains on the text as it is now"
         )
-    tokens = open_tokens(Path(path))
+    tokens = open_given(path, run.data)
     return ReadyData(tokens, digest, *_fit_settings(run, request.given, tokens))
 
 
@@ -103,6 +110,27 @@ def tokens_to_keep(request: Request) -> str | None:
     except InputError:  # the checkpoint is damaged: an earlier one of the same tokens will be chosen
         stretches = directory.ledger.read()
         return stretches[-1].data if stretches else None
+
+
+def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataConfig:
+    """Return the settings with the tokenizer of the prepared tokens, if ``input_file`` is such.
+
+    A tokenizer that the user names stays: :func:`prepare_data` compares it with the tokens.
+
+    Raises:
+        InputError: the files of another program do not say which tokenizer made them, or are malformed.
+    """
+    if "tokenizer" in given or data.input_file is None:
+        return data
+    path = local_path(data.input_file)
+    if not is_prepared(path):
+        return data
+    found = found_at(path)
+    if found is not None:
+        return data.changed(tokenizer=tokenizer_setting(found, None))
+    with suppress(InputError):  # prepare_data reports what is wrong with the tokens
+        return data.changed(tokenizer=setting_of(open_tokens(path)))
+    return data
 
 
 def setting_of(tokens: TokenSet) -> str:
