@@ -39,7 +39,7 @@ def plan(
 ) -> Answer:
     """Choose the fastest way to train a model within a machine's memory, as ``scalegpt plan`` does.
 
-    Needs no torch, no GPU.
+    Needs neither torch nor a GPU.
 
     Examples:
         >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
@@ -53,8 +53,7 @@ def plan(
             ``memory_gb`` describes.
         gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
         nodes: number of machines; None: one.
-        memory_gb: memory to use on each card, in GB of 10⁹ bytes. With ``gpu`` it limits the use of that card; without,
-            it describes an unnamed card.
+        memory_gb: memory to use on each card, in GB of 10⁹ bytes; without ``gpu``, the memory of a card without a name.
         host_memory_gb: host memory of each machine, in GB of 10⁹ bytes; offload needs it.
         network_gbps: network of each machine, in Gbit/s in each direction.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
