@@ -19,13 +19,14 @@ from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
+from scalegpt.data.remote.download import local_path
+from scalegpt.data.remote.inputs import as_paths
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
 from scalegpt.data.split import Split, choose_split
 from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
 from scalegpt.data.text.ignoring import Selection
-from scalegpt.data.text.inputs import as_paths
 from scalegpt.data.text.reading import Source, read_documents
 from scalegpt.data.tokenizers import HFTokenizer, TokenIds, Tokenizer, load_tokenizer, make_tokenizer
 from scalegpt.data.writer import TokenWriter
@@ -113,8 +114,9 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     """
     if data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
-    if is_prepared(Path(data.input_file)):
-        given = open_given(data.input_file, data)
+    path = local_path(data.input_file, progress)
+    if is_prepared(path):
+        given = open_given(path, data)
         given.check_contents()
         return given
     work = _survey(split_inputs(data.input_file), data)
@@ -168,10 +170,7 @@ def split_inputs(text: str) -> list[str]:
 
 
 def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Corpus:
-    """As :func:`~scalegpt.data.text.corpus.survey`, and log what is skipped or read as it is written.
-
-    The inputs may be those of :func:`~scalegpt.data.text.inputs.as_paths`; without ``beside`` the cache is used.
-    """
+    """Survey the inputs that :func:`~scalegpt.data.remote.inputs.as_paths` takes, and log which are skipped."""
     corpus = survey(
         as_paths(inputs, beside or cache_folder() / "standard-input"),
         settings.encoding,
@@ -294,8 +293,7 @@ def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Enco
     """Encode all documents in order, in pieces of their text, on several threads, a bounded number of pieces ahead.
 
     Yields:
-        For each piece: its source's index, its token ids, the bytes of the source read so far, and whether it is the last
-        piece of a document and of the source.
+        For each piece: its source's index, its ids, the bytes of the source read so far, whether it ends a document, and it.
     """
     threads = min(_MAX_THREADS, usable_cores())
     waiting: deque[tuple[int, Future[TokenIds], int, bool, bool]] = deque()
