@@ -1,4 +1,4 @@
-"""A loaded model, which continues prompts, and is evaluated on texts."""
+"""A loaded model, with methods that continue prompts and score texts."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,7 +82,8 @@ class LoadedModel(NamedTuple):
             settings: how many tokens to draw, and how. Sample i of every prompt is drawn with ``settings.seed`` + i.
             num_samples: continuations of each prompt.
             stop: a text or several; a continuation ends before the first of them that appears in it.
-            micro_batch: the most continuations computed at once; only prompts of equal length in tokens are.
+            micro_batch: the most continuations computed at once. Only prompts with equal numbers of tokens are computed
+                together.
 
         Yields:
             Parts of continuations. Continuation ``index`` is sample ``index % num_samples`` of prompt
@@ -130,7 +131,7 @@ class LoadedModel(NamedTuple):
             ``documents``.
 
         Raises:
-            InputError: a value outside its bounds; the text cannot be read, or the run's data are not there.
+            InputError: a value outside its bounds; the text cannot be read, or the run's data are missing.
             RunError: the model diverged in training: its loss is not finite.
         """
         given = {"stride": stride, "micro_batch": micro_batch}
@@ -159,7 +160,10 @@ class LoadedModel(NamedTuple):
         return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading, first)
 
     def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each prompt, as :meth:`prompt_ids` gives them; the error of one of several names its number."""
+        """The token ids of each prompt, as :meth:`prompt_ids` gives them.
+
+        If there are several prompts, errors name the number of the prompt.
+        """
         ids_of_each = []
         for number, prompt in enumerate(prompts, start=1):
             try:
@@ -169,9 +173,9 @@ class LoadedModel(NamedTuple):
         return ids_of_each
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, after the token that begins a text if the tokenizer puts one there.
+        """The token ids of a prompt, after the token that begins a text if the tokenizer has one.
 
-        For an empty prompt they are that token or the end-of-text token, or a newline if there is neither.
+        For an empty prompt this is the token that begins a text, else the end-of-text token, else a newline.
 
         Raises:
             InputError: the vocabulary lacks a character of the prompt, or the newline.
@@ -182,4 +186,6 @@ class LoadedModel(NamedTuple):
         try:
             return [int(token) for token in self.tokenizer.encode("\n")]
         except InputError:
-            raise InputError("this model's vocabulary has no newline to start from; give a prompt") from None
+            raise InputError(
+                "an empty prompt needs a newline, which this model's vocabulary lacks; give a prompt"
+            ) from None
