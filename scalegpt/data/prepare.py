@@ -17,6 +17,7 @@ import numpy as np
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
+from scalegpt.data.checked import check_once
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.remote.download import local_path
@@ -114,7 +115,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     path = local_path(data.input_file, progress)
     if is_prepared(path):
         given = open_given(path, data)
-        given.check_contents(progress)
+        check_once(given, progress)
         return given
     work = _survey(split_inputs(data.input_file), data)
     with cache_errors():
