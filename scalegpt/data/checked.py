@@ -1,7 +1,7 @@
 """Remember what reading large token files whole found, so that the next start does not read a terabyte again.
 
-``$SCALEGPT_CACHE/checked`` has a file for each set of tokens. What it says of a token file holds as long as the inode, the size
-and the times of change are the same: the system sets the time of an inode's last change, and no program can set it back.
+``$SCALEGPT_CACHE/checked`` has a file for each set of tokens. What it says of a token file holds as long as inode, size and
+times of change are the same: the system sets the time of an inode's last change, and no program can set it back.
 """
 
 import hashlib
