@@ -16,8 +16,15 @@ import numpy as np
 
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
-from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
-from scalegpt.data.checked import check_once
+from scalegpt.data.cache import (
+    cache_errors,
+    cache_folder,
+    cached_with,
+    check_once,
+    find_cached,
+    something_else,
+    tokens_in,
+)
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.remote.download import local_path

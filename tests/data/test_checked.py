@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scalegpt.config import DataConfig
-from scalegpt.data import checked, token_file
-from scalegpt.data.checked import check_once
+from scalegpt.data import cache, token_file
+from scalegpt.data.cache import check_once
 from scalegpt.data.foreign.given import open_given
 from scalegpt.errors import InputError
 from token_files import write_datatrove
@@ -19,8 +19,8 @@ BYTES = DataConfig(tokenizer="byte")
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(checked, "LARGE_BYTES", 0)
-    monkeypatch.setattr(checked, "_SETTLED_NS", -(10**12))
+    monkeypatch.setattr(cache, "LARGE_BYTES", 0)
+    monkeypatch.setattr(cache, "_SETTLED_NS", -(10**12))
 
 
 @pytest.fixture
@@ -74,12 +74,12 @@ def test_a_damaged_memory_is_not_believed(folder: Path, read: list[str], content
 
 
 def test_what_has_just_changed_is_not_remembered(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checked, "_SETTLED_NS", 10**12)
+    monkeypatch.setattr(cache, "_SETTLED_NS", 10**12)
     digest(folder)
     assert not (tmp_path / "cache").exists()
 
 
 def test_small_sets_are_always_read(folder: Path, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checked, "LARGE_BYTES", 1 << 30)
+    monkeypatch.setattr(cache, "LARGE_BYTES", 1 << 30)
     assert digest(folder) == digest(folder)
     assert len(read) == 8
