@@ -179,8 +179,8 @@ def _owner(path: Path) -> str | None:
     return None
 
 
-def check_once(tokens: TokenSet, progress: Progress | None = None) -> None:
-    """Check the contents of tokens as :meth:`TokenSet.check_contents` does; do not read large files that have not changed.
+def checked(tokens: TokenSet, progress: Progress | None = None) -> TokenSet:
+    """The tokens, after :meth:`TokenSet.check_contents`; large files that have not changed since are not read again.
 
     ``checked`` in the cache keeps what reading them whole found. It holds as long as inode, size and times of change are the
     same: the system sets the time of an inode's last change, and no program can set it back.
@@ -191,7 +191,7 @@ def check_once(tokens: TokenSet, progress: Progress | None = None) -> None:
     parts = [part for file in tokens.files.values() for part in file.tokens.parts]
     if sum(part.count * part.dtype.itemsize for part in parts) < LARGE_BYTES:
         tokens.check_contents(progress)
-        return
+        return tokens
     path = cache_folder() / "checked" / f"{hashlib.sha256(os.fsencode(tokens.path.absolute())).hexdigest()}.json"
     known, begun = _read_checked(path), time.time_ns()
     for file in tokens.files.values():
@@ -207,6 +207,7 @@ def check_once(tokens: TokenSet, progress: Progress | None = None) -> None:
     settled = all(_changed(part) < begun - _SETTLED_NS for part in parts)
     if settled and found_now != known:
         _write_checked(path, found_now)
+    return tokens
 
 
 def _mark(part: Part) -> str:

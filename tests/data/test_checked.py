@@ -8,7 +8,7 @@ import pytest
 
 from scalegpt.config import DataConfig
 from scalegpt.data import cache, token_file
-from scalegpt.data.cache import check_once
+from scalegpt.data.cache import checked
 from scalegpt.data.foreign.given import open_given
 from scalegpt.errors import InputError
 from token_files import write_datatrove
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def digest(folder: Path) -> str:
     tokens = open_given(folder, BYTES)
-    check_once(tokens)
+    checked(tokens)
     tokens.check_vocabulary(257)
     return tokens.digest
 
