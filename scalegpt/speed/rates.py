@@ -19,7 +19,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
-from scalegpt.hardware.processor import MEASURED, Measured, Processor, ProcessorRates, keep, kept
+from scalegpt.hardware.processor import MEASURED, Measured, Processor, ProcessorRates, keep, kept, threads_alone
 from scalegpt.speed.probes import SHAPES, Probe, Timed, clock
 from scalegpt.text import one_line
 
@@ -36,6 +36,12 @@ COMPARED = "narrow"
 
 DISTURBED = 1.3
 """A machine was not idle if, over all probes, the median time of a pass is this many times the least time."""
+
+UNDISTURBED = 0.85
+"""A machine is idle if this share of the cores that the probes want is idle or theirs."""
+
+GLANCE = 0.3
+"""Seconds for which :func:`is_busy` watches the cores."""
 
 LONGEST = 180
 """Seconds after which measuring is given up."""
@@ -120,12 +126,14 @@ def main() -> None:
 
 def measure() -> Measured:
     """Measure the processor in fp32 and bf16, with torch's present number of threads."""
-    idle = torch.get_num_threads() == 1 or not is_busy()
+    cores = Cores()
     fp32, few = timed("fp32"), {precision: _few_tokens(precision) for precision in MEASURED}
     bf16 = timed("bf16", fewer=few["bf16"] > SLOW * few["fp32"])
     least, typical = sum(each.micro_step for each in fp32.values()), sum(each.typical for each in fp32.values())
     first = fitted(list(fp32.values()))
-    return Measured(first, fitted(list(bf16.values()), expected=first), quiet=idle and typical < DISTURBED * least)
+    threads = torch.get_num_threads()
+    undisturbed = threads == 1 or cores.available() >= UNDISTURBED * threads  # with one thread the clock counts CPU time
+    return Measured(first, fitted(list(bf16.values()), expected=first), quiet=undisturbed and typical < DISTURBED * least)
 
 
 def _few_tokens(precision: str) -> float:
@@ -207,6 +215,29 @@ def non_negative(amounts: Sequence[Sequence[float]], seconds: Sequence[float], w
     return list((best / scale).tolist())
 
 
+class Cores:
+    """Watches how many cores other processes leave to this one, from its making on."""
+
+    def __init__(self) -> None:
+        self._start, self._idle, self._own = time.perf_counter(), _idle_seconds(), time.process_time()
+
+    def available(self) -> float:
+        """The number of cores that were idle or used by this process, on average since this object was made.
+
+        The load average does not tell: it lags by a minute, and counts this process.
+        """
+        passed = max(time.perf_counter() - self._start, 1e-3)
+        return (_idle_seconds() - self._idle + time.process_time() - self._own) / passed
+
+
+def _idle_seconds() -> float:
+    """Seconds for which cores were idle or waited for a disk, of all cores together, since the machine started."""
+    times = psutil.cpu_times()
+    return float(times.idle + getattr(times, "iowait", 0.0))
+
+
 def is_busy() -> bool:
-    """Whether other processes want more than half of the cores."""
-    return psutil.getloadavg()[0] > 0.5 * (psutil.cpu_count() or 1)
+    """Whether other processes now use cores that a process that trains alone wants."""
+    cores = Cores()
+    time.sleep(GLANCE)
+    return cores.available() < UNDISTURBED * threads_alone()

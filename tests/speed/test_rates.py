@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +138,23 @@ def test_rates_of_a_busy_machine_are_measured_again_when_it_is_idle(
     monkeypatch.setattr(rates, "measure_and_keep", lambda: measured.append(True))
     measure_if_needed()
     assert bool(measured) == again
+
+
+def test_cores_of_other_processes_are_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, own, now = iter([100.0, 103.0]), iter([5.0, 17.0]), iter([50.0, 60.0])
+    monkeypatch.setattr(rates, "_idle_seconds", lambda: next(idle))
+    monkeypatch.setattr(time, "process_time", lambda: next(own))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    assert rates.Cores().available() == pytest.approx(1.5)  # 3 idle and 12 own core seconds in 10 seconds
+
+
+def test_the_cores_are_watched_for_a_moment() -> None:
+    start = time.process_time()
+    cores = rates.Cores()
+    while time.process_time() - start < 0.05:
+        pass
+    assert 0 < cores.available() <= 1.1 * (os.cpu_count() or 1)
+    assert rates.is_busy() in {True, False}
 
 
 @pytest.mark.usefixtures("empty")
