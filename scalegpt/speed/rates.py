@@ -23,8 +23,8 @@ from scalegpt.hardware.processor import MEASURED, Measured, Processor, Processor
 from scalegpt.speed.probes import SHAPES, Probe, Timed, clock
 from scalegpt.text import one_line
 
-SECONDS = 1.5
-"""Seconds after which no further round of one dtype's probes begins; twice as many after the first round."""
+SECONDS = 2.5
+"""Seconds after which no further round of one dtype's probes begins; twice as many before :data:`LEAST_ROUNDS`."""
 
 LEAST_ROUNDS, MOST_ROUNDS = 2, 8
 
@@ -129,24 +129,27 @@ def measure() -> Measured:
     cores = Cores()
     fp32, few = timed("fp32"), {precision: _few_tokens(precision) for precision in MEASURED}
     bf16 = timed("bf16", fewer=few["bf16"] > SLOW * few["fp32"])
-    least, typical = sum(each.micro_step for each in fp32.values()), sum(each.typical for each in fp32.values())
-    first = fitted(list(fp32.values()))
     threads = torch.get_num_threads()
-    undisturbed = threads == 1 or cores.available() >= UNDISTURBED * threads  # with one thread the clock counts CPU time
-    return Measured(first, fitted(list(bf16.values()), expected=first), quiet=undisturbed and typical < DISTURBED * least)
+    undisturbed = (
+        threads == 1 or cores.available() >= UNDISTURBED * threads
+    )  # with one thread the clock counts CPU time
+    quiet = undisturbed and sum(each.typical for each in fp32) < DISTURBED * sum(each.least for each in fp32)
+    first = fitted(fp32, quiet=quiet)
+    return Measured(first, fitted(bf16, expected=first, quiet=quiet), quiet=quiet)
 
 
 def _few_tokens(precision: str) -> float:
     """Seconds of the second step of the probe :data:`COMPARED` with few tokens."""
     probe = Probe(COMPARED, precision, fewer=True)
-    probe.step()
+    probe.step(counts=False)
     return probe.step()
 
 
-def timed(precision: str, *, fewer: bool = False) -> dict[str, Timed]:
+def timed(precision: str, *, fewer: bool = False) -> list[Timed]:
     """Time all probes in rounds, so that a disturbance of the machine meets each of them only in some of its steps.
 
-    In a round each probe takes two steps, as the first finds its tensors out of the caches; only one where time runs out.
+    In a round each probe takes three steps. The first does not count: it finds the probe's tensors out of the caches, unlike
+    the steps of a run. Where time runs out, a probe takes one step, which counts.
     """
     probes = {name: Probe(name, precision, fewer=fewer) for name in SHAPES}
     start = clock()
@@ -154,17 +157,19 @@ def timed(precision: str, *, fewer: bool = False) -> dict[str, Timed]:
         if number and clock() - start > (SECONDS if number >= LEAST_ROUNDS else 2 * SECONDS):
             break
         for probe in probes.values():
-            probe.step()
-            if clock() - start < 2 * SECONDS:
+            probe.step(counts=clock() - start > 2 * SECONDS)
+            while len(probe.passes) < 2 * (number + 1) and clock() - start < 2 * SECONDS:
                 probe.step()
-    return {name: probe.timed() for name, probe in probes.items()}
+    return [probe.timed() for probe in probes.values()]
 
 
-def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None) -> ProcessorRates:
+def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None, *, quiet: bool = True) -> ProcessorRates:
     """The rates by which the time model gives the probes' times with the least relative errors.
 
     Args:
         probes: the work and the times.
+        quiet: whether the machine was idle. If so, the median times count, since a processor runs faster for moments than
+            it does for minutes; else the least times, which other processes prolong least.
         expected: rates of another dtype. A rate of moving bytes or of starting kernels that the times leave open, since
             slow matmuls outweigh it, stays near these.
     """
@@ -173,7 +178,7 @@ def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None) -> P
         passes = zip(probe.work.forward, probe.work.backward, strict=True)
         flops, attention, moved, kernels, outputs, loss = map(sum, passes)
         amounts.append([flops, 2 * outputs, attention, moved, loss, kernels])
-        seconds.append(probe.micro_step)
+        seconds.append(probe.typical if quiet else probe.least)
     for place, unit in (
         () if expected is None else enumerate((1 / expected.memory, 1 / expected.loss, expected.kernel), 3)
     ):
