@@ -16,7 +16,10 @@ PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompu
 """The settings that may be ``auto``: the planner chooses them."""
 
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
-"""The settings that are ``auto`` in training unless they are set; a micro batch in a preset or file is only a hint."""
+"""The settings that are ``auto`` in training unless the user sets them.
+
+A micro batch in a preset or file is only a hint.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,8 @@ class ParallelConfig(Section):
     zero_stage: int | None = setting(None, stage_help(), minimum=0, maximum=3)
     offload: str = setting(
         "none",
-        "keep the optimizer's state, or parameters too (all), in host memory; auto: only if nothing else fits",
+        "what to keep in host memory: optimizer: the optimizer's state; all: also the parameters; auto: only what is "
+        "needed to fit",
         choices=OFFLOADS,
     )
     ds_config: str | None = setting(
@@ -62,7 +66,7 @@ class ParallelConfig(Section):
         return self.spec.mesh(self.stage, ranks)
 
     def label(self, before_stage: str = "stage ") -> str:
-        """Backend and stage in words, such as ``fsdp stage 2``; ``before_stage`` precedes the number."""
+        """Backend and stage in words, for example ``fsdp stage 2``; ``before_stage`` is the text before the number."""
         return f"{self.backend} {before_stage}{self.stage}" if self.spec.has_stages else self.backend
 
 
@@ -75,19 +79,31 @@ class DataConfig(Section):
     """
 
     input_file: str | None = setting(
-        None, "text or code, a folder of it, or a folder made by `scalegpt data prepare`", is_path=True
+        None,
+        "text or code, a folder of it, or token files made by `scalegpt data prepare` or another program",
+        is_path=True,
     )
     tokenizer: str = setting(
         "gpt2", "gpt2 BPE, byte or char level, or the path of a tokenizer.json or of its folder", is_path=True
     )
     end_of_text: str | None = setting(None, "the token of a tokenizer.json that ends a document; none: its eos_token")
+    text_field: str | None = setting(
+        None, "field of records (JSON Lines, CSV, Parquet ...) that holds the text; none: text, else content"
+    )
     encoding: str = setting("utf-8", "encoding of the text files; auto detects it")
     val_fraction: float | None = setting(
         None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1
     )
     as_text: bool = setting(
-        False, "train on JSON, CSV, HTML and the like as they are written, and on folders that are mostly such data"
+        False, "read records, HTML and the like as they are written, and folders that are mostly such data"
     )
+    include: str | None = setting(
+        None, "patterns of the files of folders that are read, as in .gitignore, with commas; none: all"
+    )
+    exclude: str | None = setting(
+        None, "patterns of files and folders that are not read, as in .gitignore, with commas"
+    )
+    gitignore: bool = setting(True, "skip what .gitignore files in folders name")
     follow_links: bool = setting(False, "follow symbolic links that leave an input folder")
 
     def check(self) -> None:
@@ -98,6 +114,9 @@ class DataConfig(Section):
                 f"end_of_text names a token of a tokenizer.json, and tokenizer is {self.tokenizer}; omit --end_of_text"
             )
 
+
+READING = ("text_field", "encoding", "as_text", "include", "exclude", "gitignore", "follow_links")
+"""The data settings by which text is read, for training, for evaluation and for a tokenizer alike."""
 
 DATA = "data"
 """The word that stands for the tokens in ``allow_change``, beside the names of settings."""

@@ -1,4 +1,4 @@
-"""What a model is evaluated on: text files, or prepared tokens, read piece by piece in bounded memory."""
+"""Reads the text on which a model is evaluated: text files or prepared tokens, piece by piece, in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,14 @@ import numpy.typing as npt
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
+from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
-from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.text.corpus import Corpus, Source, read_pieces
+from scalegpt.data.remote.download import local_path
+from scalegpt.data.shards import TokenSet
+from scalegpt.data.text import reading
+from scalegpt.data.text.corpus import Corpus
 from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.text.reading import Source, read_documents
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
@@ -46,11 +50,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """A text to evaluate a model on.
+    """A text on which a model is evaluated.
 
     Attributes:
-        streams: an iterator of pieces for each part of the text that is predicted without the others. It can be read once,
-            one stream after another.
+        streams: an iterator of streams, each an iterator of pieces. Each stream is predicted on its own. The streams
+            can be read once, one after another.
         documents: number of documents; None if it is not known.
         split: the split of prepared tokens; None for the text of files.
     """
@@ -66,8 +70,8 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
     Args:
         inputs: files and folders that the user named.
         tokenizer: the model's.
-        first: the token that each stream begins with, so that the first token of the document has a context: the one that
-            begins a text, or end-of-text, if the model has seen it before documents in training; None: the first token has no
+        first: the token with which each stream begins, as context for the document's first token: the token that begins
+            a text, or end-of-text, if the model has seen it before documents in training; None: the first token has no
             context.
         settings: the encoding, and which files are text; the other settings are not used.
 
@@ -76,31 +80,37 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
             character, or a file has changed.
     """
     corpus = survey_reporting(inputs, settings)
-    return Text(_documents(corpus, tokenizer, first), len(corpus.sources))
+    return Text(_documents(corpus, tokenizer, first), corpus.documents)
 
 
 def _documents(corpus: Corpus, tokenizer: Tokenizer, first: int | None) -> Iterator[Iterator[Piece]]:
     before = 0
     for source in corpus.sources:
-        start = [] if first is None else [Piece(np.array([first]), 0, before / corpus.bytes)]
-        yield chain(start, _encoded(source, tokenizer, before, corpus.bytes))
+        pieces = read_documents(source)
+        for piece in pieces:  # the first one of each document
+            start = [] if first is None else [Piece(np.array([first]), 0, before / corpus.bytes)]
+            yield chain(start, _encoded(source, chain([piece], pieces), tokenizer, before, corpus.bytes))
         before += source.bytes
 
 
-def _encoded(source: Source, tokenizer: Tokenizer, before: int, total: int) -> Iterator[Piece]:
-    """The pieces of a document; ``before`` of the corpus's ``total`` bytes precede it."""
+def _encoded(
+    source: Source, pieces: Iterator[reading.Piece], tokenizer: Tokenizer, before: int, total: int
+) -> Iterator[Piece]:
+    """Encode a document, whose pieces come next; ``before`` of the corpus's ``total`` bytes precede its source."""
     context = ""
-    for text, read in read_pieces(source):
+    for text, read, ends in pieces:
         try:
             ids = tokenizer.encode_after(context, text).astype(np.int64)
         except InputError as error:
             raise InputError(f"input {one_line(source.path)}: {error}") from None
         yield Piece(ids, len(text.encode()), (before + read) / total)
+        if ends:
+            return
         context = text
 
 
 def text_of_split(tokens: TokenSet, split: str) -> Text:
-    """A split of prepared tokens, as one stream: its windows are those of the evaluations in training.
+    """A split of prepared tokens as one stream, cut into the same windows as by evaluations in training.
 
     Args:
         tokens: prepared tokens, whose tokenizer is the model's.
@@ -127,7 +137,10 @@ def _stored(tokens: TokenSet, split: str) -> Iterator[Piece]:
 
 
 def _count_documents(meta: dict[str, Any], split: str) -> int | None:
-    """The number of documents in a split, by the sidecar; a divided document counts in both splits."""
+    """The number of documents in a split, from the sidecar.
+
+    A document that is divided between the splits counts in both.
+    """
     documents, how = meta.get("documents"), meta.get("split", {})
     held_out = how.get("held_out_documents")
     if documents is None or how.get("method") != "documents" or not isinstance(held_out, int):
@@ -147,7 +160,7 @@ def tokens_of_run(header: Header) -> TokenSet:
     settings = DataConfig.from_mapping(data, "the checkpoint's configuration, data")
     given = str(settings.input_file)
     with cache_errors():
-        kept = None if is_prepared(Path(given)) else cached_with(header.data)
+        kept = None if is_prepared(local_path(given)) else cached_with(header.data)
     tokens = kept or prepare_cached(settings, begun_with=header.data)
     if tokens.digest != header.data:
         raise InputError(
@@ -163,7 +176,7 @@ def tokens_of_folder(folder: Path, tokenizer: Tokenizer) -> TokenSet:
     Raises:
         InputError: the tokens have changed since they were prepared, or another tokenizer made them.
     """
-    tokens = open_tokens(folder)
+    tokens = open_for(folder, tokenizer)
     tokens.check_contents()
     if tokens.tokenizer.text_digest != tokenizer.text_digest:
         raise InputError(

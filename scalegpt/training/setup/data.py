@@ -1,8 +1,8 @@
-"""Prepare a run's data once on each machine, and open them on every rank. A resumed run keeps its earlier tokens."""
+"""Prepares a run's data once on each machine, and opens them on every rank. A resumed run keeps its earlier tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from scalegpt.backends import World
 from scalegpt.checkpoint.reader import read_manifest
@@ -10,10 +10,15 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
+from scalegpt.data.foreign.given import found_at, open_given
+from scalegpt.data.foreign.opening import tokenizer_setting
 from scalegpt.data.prepare import prepare_again, prepare_cached
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.errors import InputError
+from scalegpt.training.job import document_end
 from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
@@ -21,7 +26,7 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.units import human_count
 
 REPORTED_FROM = 50_000_000
-"""The preparation of more bytes of text than this reports its progress."""
+"""If the text has more bytes than this, its preparation reports progress."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         InputError: the data cannot be used, or differ between machines.
         Stopped: a rank was asked to stop.
     """
-    run = request.run
+    run = replace(request.run, data=world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given)))
     kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
@@ -62,6 +67,8 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         _, model = _fit_settings(run, request.given, tokens)
         tokens.check_vocabulary(model.vocab_size)
         tokens.check_block_size(model.block_size)
+        if document_end(run, tokens.tokenizer) is not None:
+            tokens.check_document_ends()
         return str(tokens.path), tokens.digest, changed
 
     path, digest, changed = world.on_each_machine(work)
@@ -74,15 +81,15 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
             f"warning: {changed}; the run resumes with the tokens that it began with, which are still in {path}; "
             f"--allow_change {DATA} trains on the text as it is now"
         )
-    tokens = open_tokens(Path(path))
+    tokens = open_given(path, run.data)
     return ReadyData(tokens, digest, *_fit_settings(run, request.given, tokens))
 
 
 def tokens_to_keep(request: Request) -> str | None:
     """Return the digest of the tokens that a resumed run keeps even if their text has changed since.
 
-    None means that the text is read as it is now. This is so where the run has no checkpoint yet, or where the user asks for
-    other data.
+    None means that the text is read as it is now, because the run has no checkpoint yet or the user asks for other
+    data.
     """
     directory = RunDirectory(request.runs_dir / request.run.name)
     saved = directory.newest_checkpoint()
@@ -105,8 +112,29 @@ def tokens_to_keep(request: Request) -> str | None:
         return stretches[-1].data if stretches else None
 
 
+def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataConfig:
+    """Return the settings with the tokenizer of the prepared tokens, if ``input_file`` is such.
+
+    A tokenizer that the user names stays: :func:`prepare_data` compares it with the tokens.
+
+    Raises:
+        InputError: the files of another program do not say which tokenizer made them, or are malformed.
+    """
+    if "tokenizer" in given or data.input_file is None:
+        return data
+    path = local_path(data.input_file)
+    if not is_prepared(path):
+        return data
+    found = found_at(path)
+    if found is not None:
+        return data.changed(tokenizer=tokenizer_setting(found, None))
+    with suppress(InputError):  # prepare_data reports what is wrong with the tokens
+        return data.changed(tokenizer=setting_of(open_tokens(path)))
+    return data
+
+
 def setting_of(tokens: TokenSet) -> str:
-    """The setting ``tokenizer`` that prepared tokens were made with: the kind, or their folder, which holds its file."""
+    """The setting ``tokenizer`` for prepared tokens: the tokenizer's kind, or the tokens' folder, which holds its file."""
     return tokens.tokenizer.kind if tokens.tokenizer.kind in NAMES else str(tokens.path)
 
 
@@ -127,11 +155,11 @@ def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
 def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tuple[DataConfig, ModelConfig]:
     """Return the data settings with the tokenizer of the tokens, and the model settings with a vocabulary that fits it.
 
-    A vocabulary that the user gave stays. A preset's 50,304 is for GPT-2's tokens. For bytes or characters most rows of
-    the embedding would be unused, and the head's matmul over them would take most of a small model's time.
+    A vocabulary that the user gave is kept. A preset's vocabulary of 50,304 is replaced for bytes and characters: most
+    rows of the embedding would be unused, and the head's matmul over them would take most of a small model's time.
 
     Raises:
-        InputError: the user names another tokenizer than the one that prepared the data.
+        InputError: the user names another tokenizer than that of the prepared data.
     """
     asked, made = run.data.tokenizer, tokens.tokenizer
     kind = made.kind
