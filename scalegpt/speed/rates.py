@@ -159,8 +159,9 @@ def timed(precision: str, *, fewer: bool = False) -> list[Timed]:
         if number and clock() - start > (SECONDS if number >= LEAST_ROUNDS else 2 * SECONDS):
             break
         for probe in probes.values():
-            probe.step(counts=clock() - start > 2 * SECONDS)
-            while len(probe.passes) < 2 * (number + 1) and clock() - start < 2 * SECONDS:
+            is_late = clock() - start > 2 * SECONDS
+            probe.step(counts=is_late)
+            for _ in range(0 if is_late else 2):
                 probe.step()
     return [probe.timed() for probe in probes.values()]
 
