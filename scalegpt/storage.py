@@ -86,6 +86,10 @@ class PlaceError(DiskError):
     done, advice = "written", "choose another place"
 
 
+class NoSpaceError(InputError):
+    """No disk space is left."""
+
+
 class NotPlainError(InputError):
     """A pipe, a socket or a device is in the place of a file."""
 
@@ -95,14 +99,14 @@ def disk_errors(out: Path) -> Iterator[None]:
     """Turn an ``OSError`` inside the block, which writes to ``out``, into an error with a message of one line.
 
     Raises:
-        InputError: no disk space is left.
+        NoSpaceError: no disk space is left.
         PlaceError: ``out`` cannot be written.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise InputError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
+            raise NoSpaceError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
         raise PlaceError(out, error) from None
 
 

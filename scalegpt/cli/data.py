@@ -16,6 +16,7 @@ from scalegpt.config import DataConfig
 from scalegpt.config.settings import Section, setting, steps_of
 from scalegpt.errors import InputError
 from scalegpt.structured import read_lines
+from scalegpt.units import human_count, human_time
 
 if TYPE_CHECKING:
     from scalegpt.data.ledger import Window
@@ -39,8 +40,8 @@ _PREVIEW_TOKENS = 60
 _READ = ("encoding", "as_text", "follow_links")
 """The settings by which text is read."""
 
-_PREPARED = ("tokenizer", "end_of_text", "val_fraction", *_READ)
-"""The settings that are flags of ``data prepare``: they decide which tokens are made from which files."""
+_PREPARED = ("tokenizer", "end_of_text", "val_fraction", "deduplicate", "shard_tokens", "workers", *_READ)
+"""The settings that are flags of ``data prepare``: which tokens are made from which files, and how."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
 
@@ -60,7 +61,8 @@ def _prepare(words: list[str]) -> int:
         "data prepare",
         "Tokenise text and code into a folder that the trainer reads (--input_file DIR).",
         "scalegpt data prepare book.txt --out tokens\n"
-        "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05",
+        "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05\n"
+        "scalegpt data prepare dump/ --out tokens --deduplicate true --shard_tokens 100_000_000",
     )
     parser.add_argument("input", nargs="+", type=path_argument, metavar="INPUT", help="text files and folders of them")
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
@@ -155,6 +157,8 @@ def describe(tokens: "TokenSet") -> dict[str, Any]:
         "train_tokens": len(tokens.train),
         "val_tokens": len(tokens.val),
         "documents": meta.get("documents"),
+        "duplicates": meta.get("duplicates", 0),
+        "shards": _shards(meta),
         "split": meta.get("split"),
         "encoding": meta.get("encoding"),
         "encodings": tokens.encodings,
@@ -162,6 +166,17 @@ def describe(tokens: "TokenSet") -> dict[str, Any]:
         "bytes": meta.get("bytes"),
         "sources": meta.get("sources", []),
         "digest": tokens.digest,
+    }
+
+
+def _shards(meta: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Split → name, tokens and SHA-256 of each of its files; empty where no sidecar says it."""
+    from scalegpt.data.sidecar import shards_of
+
+    known = shards_of(meta) if meta else {}
+    return {
+        split: [{"name": each.name, "tokens": each.tokens, "sha256": each.sha256} for each in shards]
+        for split, shards in known.items()
     }
 
 
@@ -184,7 +199,9 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         "training": f"{facts['train_tokens']:,} tokens",
         "stored as": facts["dtype"],
         "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}",
+        "files": ", ".join(f"{len(each)} for {split}" for split, each in facts["shards"].items() if len(each) > 1),
         "sources": _sources(facts),
+        "duplicates": f"{facts['duplicates']:,} documents left out" if facts["duplicates"] else "",
         "skipped": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
         "digest": facts["digest"],
         "checked": "sizes, contents, every id" if facts.get("checked") else "",
@@ -217,18 +234,26 @@ def _progress(doing: str) -> Iterator["_ProgressLine | None"]:
 
 
 class _ProgressLine(ProgressLine):
-    """Shows how much of a text is done. Call it with bytes done and total bytes."""
+    """Shows how much of a text is done, how fast, and the time left. Call it with bytes done, total bytes and tokens made."""
 
     def __init__(self, doing: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self._doing = doing
+        self._start: tuple[float, int, int] | None = None  # of an interrupted preparation a part is done from the start
 
-    def __call__(self, done: int, total: int) -> None:
-        if (seconds := self.due(is_last=done >= total)) is not None:
-            rate = done / 1e6 / seconds
-            self.show(
-                f"{self._doing} {done / max(total, 1):4.0%}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate:.1f} MB/s"
-            )
+    def __call__(self, done: int, total: int, tokens: int = 0) -> None:
+        if (seconds := self.due(is_last=done >= total)) is None:
+            return
+        began, done_before, tokens_before = self._start = self._start or (seconds, done, tokens)
+        parts = [f"{self._doing} {done / max(total, 1):4.0%}", f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"]
+        if seconds > began and done > done_before:
+            rate = (done - done_before) / (seconds - began)
+            parts.append(f"{rate / 1e6:.1f} MB/s")
+            if tokens:
+                parts.append(f"{human_count((tokens - tokens_before) / (seconds - began))} tokens/s")
+            if done < total:
+                parts.append(f"{human_time((total - done) / rate)} left")
+        self.show("  ".join(parts))
 
 
 # --- ledger ----------------------------------------------------------------------------------------------------------

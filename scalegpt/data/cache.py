@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scalegpt.data.leftovers import remove_folder
 from scalegpt.data.shards import TokenSet, UnreadableTokensError, digest_of, open_tokens
 from scalegpt.data.sidecar import SIDECAR, read_sidecar
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
-from scalegpt.data.writer import remove_folder
 from scalegpt.errors import InputError
 from scalegpt.storage import PlaceError, user_path
 from scalegpt.text import one_line
