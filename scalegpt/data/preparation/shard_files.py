@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scalegpt.data.shards import BLOCK_BYTES
 from scalegpt.data.sidecar import Shard
 from scalegpt.data.stored import Tokens
+from scalegpt.data.token_file import BLOCK_BYTES
 from scalegpt.storage import read_text, sync_file, write_atomic
 
 DIGESTS = ".digests.json"

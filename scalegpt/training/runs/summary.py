@@ -71,7 +71,9 @@ def _packed(train: TrainConfig) -> str:
 
 
 def _read_as(data: TokenSet) -> str:
-    """The encodings in which the text was read, in words; empty where they are not known."""
+    """How the data were read, in words: the encodings of text, or whose token files they are; empty where it is not known."""
+    if data.origin:
+        return f", {data.origin}"
     return f", read as {', '.join(data.encodings)}" if data.encodings else ""
 
 

@@ -1,6 +1,7 @@
 """Prepare a run's data once on each machine, and open them on every rank. A resumed run keeps its earlier tokens."""
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalegpt.backends import World
@@ -9,10 +10,14 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
+from scalegpt.data.foreign.opening import tokenizer_setting
+from scalegpt.data.given import found_at, open_given
 from scalegpt.data.prepare import Progress, prepare_again, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.errors import InputError
+from scalegpt.training.job import document_end
 from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
@@ -47,7 +52,7 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         InputError: the data cannot be used, or differ between machines.
         Stopped: a rank was asked to stop.
     """
-    run = request.run
+    run = replace(request.run, data=world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given)))
     kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
     if run.data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
@@ -61,6 +66,8 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         _, model = _fit_settings(run, request.given, tokens)
         tokens.check_vocabulary(model.vocab_size)
         tokens.check_block_size(model.block_size)
+        if document_end(run, tokens.tokenizer) is not None:
+            tokens.check_document_ends()
         return str(tokens.path), tokens.digest, changed
 
     path, digest, changed = world.on_each_machine(work)
@@ -73,7 +80,7 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
             f"warning: {changed}; the run resumes with the tokens that it began with, which are still in {path}; "
             f"--allow_change {DATA} trains on the text as it is now"
         )
-    tokens = open_tokens(Path(path))
+    tokens = open_given(path, run.data)
     return ReadyData(tokens, digest, *_fit_settings(run, request.given, tokens))
 
 
@@ -102,6 +109,25 @@ def tokens_to_keep(request: Request) -> str | None:
     except InputError:  # the checkpoint is damaged: an earlier one of the same tokens will be chosen
         stretches = directory.ledger.read()
         return stretches[-1].data if stretches else None
+
+
+def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataConfig:
+    """Return the settings with the tokenizer of the prepared tokens, if ``input_file`` is such.
+
+    A tokenizer that the user names stays: :func:`prepare_data` compares it with the tokens.
+
+    Raises:
+        InputError: the files of another program do not say which tokenizer made them, or are malformed.
+    """
+    path = data.input_file
+    if "tokenizer" in given or path is None or not is_prepared(Path(path)):
+        return data
+    found = found_at(path)
+    if found is not None:
+        return data.changed(tokenizer=tokenizer_setting(found, None))
+    with suppress(InputError):  # prepare_data reports what is wrong with the tokens
+        return data.changed(tokenizer=setting_of(open_tokens(path)))
+    return data
 
 
 def setting_of(tokens: TokenSet) -> str:
