@@ -52,7 +52,9 @@ print(json.dumps({"seconds": time.perf_counter() - start, "tokens": len(tokens.t
 def main() -> None:
     """Measure, and print a table or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", nargs="+", type=Path, help="text files, and folders whose .py, .md, .rst and .txt are taken")
+    parser.add_argument(
+        "input", nargs="+", type=Path, help="text files, and folders whose .py, .md, .rst and .txt are taken"
+    )
     parser.add_argument("--mb", type=at_least(1), default=200, help="size of the corpus in MB [200]")
     parser.add_argument("--form", choices=FORMS, default="files", help="how the corpus is stored [files]")
     parser.add_argument("--repeats", type=at_least(1), default=3, help="measurements of each, in turn [3]")

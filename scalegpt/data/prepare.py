@@ -196,7 +196,8 @@ def _make(work: Preparation, out: Path, progress: Progress | None) -> TokenSet:
         if not writer.can_resume or not may_resume_after(type(error)):
             raise
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted: the same command goes on from its last record, {_share(work, writer)}") from None
+            said = f"interrupted: the same command goes on from its last record, {_share(work, writer)}"
+            raise KeyboardInterrupt(said) from None
         if isinstance(error, NoSpaceError):
             raise NoSpaceError(f"{error}; the same command then goes on") from None
         raise
@@ -226,9 +227,7 @@ def _share(work: Preparation, writer: TokenWriter) -> str:
     return f"{writer.record.position.read / max(1, work.corpus.bytes):.0%}"
 
 
-def _write_tokens(
-    work: Preparation, tokenizer: Tokenizer, writer: TokenWriter, progress: Progress | None
-) -> Position:
+def _write_tokens(work: Preparation, tokenizer: Tokenizer, writer: TokenWriter, progress: Progress | None) -> Position:
     """Encode and write all text from the writer's record on; return the position at the end."""
     has_tails = work.split.method == "tails"
     seen = writer.seen_documents() if work.settings.deduplicate else None
@@ -236,7 +235,7 @@ def _write_tokens(
     batches = BatchReader(work.corpus.sources, work.split, seen, end)
     if progress is not None:
         progress(end.read, work.corpus.bytes, sum(writer.counts().values()))
-    tails = _TailWriter(writer, tokenizer, work.split.fraction) if has_tails else None
+    tails = TailWriter(writer, tokenizer, work.split.fraction) if has_tails else None
     workers = work.settings.workers or usable_cores()
     with closing(encoded(batches, BatchEncoder(tokenizer, marks=not has_tails), workers)) as stream:
         for batch in stream:  # leaving the block stops the threads when writing fails

@@ -172,9 +172,7 @@ class BatchReader:
                 self._seen.add(digest)
 
     def _batch(self) -> Batch:
-        position = Position(
-            self._source, self._pieces, self._done, self._documents, self._held_out, self._duplicates
-        )
+        position = Position(self._source, self._pieces, self._done, self._documents, self._held_out, self._duplicates)
         batch = Batch(self._segments, position)
         self._segments, self._characters = [], 0
         return batch

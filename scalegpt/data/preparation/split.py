@@ -53,7 +53,9 @@ def choose_split(sources: Sequence[Source], val_fraction: float | None) -> Split
     """
     total = sum(source.bytes for source in sources)
     documents = sum(source.documents for source in sources)
-    tails = Split("tails", min(DEFAULT_VAL_FRACTION, DEFAULT_VAL_BYTES / total) if val_fraction is None else val_fraction)
+    tails = Split(
+        "tails", min(DEFAULT_VAL_FRACTION, DEFAULT_VAL_BYTES / total) if val_fraction is None else val_fraction
+    )
     if documents < WHOLE_DOCUMENTS_FROM:
         return tails
     whole = Split("documents", _power_of_ten(total) if val_fraction is None else val_fraction)

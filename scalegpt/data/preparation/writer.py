@@ -58,8 +58,8 @@ class TokenWriter:
     """Writes a folder of prepared tokens, as a context manager.
 
     Entering makes a hidden folder beside ``out``, or takes over the one that an interrupted process left, with what is
-    recorded in it. :meth:`commit` renames the hidden folder to ``out``. Leaving without a commit keeps the hidden folder if it
-    has a record from which the same preparation can go on; after an error of the input it is removed.
+    recorded in it. :meth:`commit` renames the hidden folder to ``out``. Leaving without a commit keeps the hidden folder if the
+    same preparation can go on from its record; after an error of the input it is removed.
 
     Args:
         out: the folder to make.
@@ -208,7 +208,9 @@ class TokenWriter:
         """
         values = json.loads(read_text(self._record_path))
         record = Record(**{**values, "position": Position(**values["position"])})
-        if (record.key, record.pieces_of) != (self.record.key, self.record.pieces_of) or set(record.tokens) != set(SPLITS):
+        if (record.key, record.pieces_of) != (self.record.key, self.record.pieces_of) or set(record.tokens) != set(
+            SPLITS
+        ):
             raise ValueError("it is of another preparation")
         return record
 
@@ -265,7 +267,7 @@ class TokenWriter:
         return True
 
     def _leave(self, *, keep: bool) -> None:
-        """Close all files; remove the hidden folder unless it is kept, and the parent folders made for it if they are empty."""
+        """Close all files; remove the hidden folder unless it is kept, and parent folders made for it that are empty."""
         for file in self._files.values():
             file.close()
         if not self._is_published and not (keep and (self.can_resume or self.is_finished)) and self._lock is not None:

@@ -145,7 +145,9 @@ def signal_after(seconds: float) -> None:
 
 @pytest.mark.parametrize("corpus", CORPORA, indirect=True)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk(corpus: tuple[Path, DataConfig], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(
+    corpus: tuple[Path, DataConfig], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts, settings = corpus
     expected = everything(prepare([texts], tmp_path / "whole", settings).path)
     append, out = shard_files.ShardFiles.append, tmp_path / "root" / "out"
