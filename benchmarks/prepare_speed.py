@@ -5,9 +5,9 @@ python benchmarks/prepare_speed.py book.txt --mb 50 --form jsonl --repeats 1
 python benchmarks/prepare_speed.py book.txt --kinds                       (times of unusual text against prose)
 
 The text of the given files is repeated, and cut into documents of 1 to 100 thousand characters. Both run in turn, each in a
-process of its own, with as many threads as there are usable cores. The time of the preparation is that of all its work: reading
-twice, hashing, encoding, writing and syncing. tiktoken's is that of ``encode_ordinary_batch`` alone, with all documents in memory
-before. The memory is the largest sum over all processes (PSS where the system gives it, else RSS).
+process of its own, with as many threads as there are usable cores. The time of the preparation is that of all its work:
+reading twice, hashing, encoding, writing and syncing. tiktoken's is that of ``encode_ordinary_batch`` alone, with all documents
+in memory before. The memory is the largest sum over all processes (PSS where the system gives it, else RSS).
 """
 
 import argparse
@@ -111,7 +111,7 @@ def store(texts: list[str], form: str, folder: Path) -> Path:
 
 
 def compare(text: str, megabytes: int, form: str, repeats: int) -> dict[str, Any]:
-    """Measure both in turn; the figures are those of the fastest run of each, and the largest memory."""
+    """Measure both in turn; the speeds are those of the fastest run of each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         texts = list(documents(text, megabytes * 10**6))

@@ -16,8 +16,8 @@ from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, make_tokenizer
 RECIPE = 3
 """Version of the preparation, part of the cache's keys; it increases when the same text gives other tokens than before.
 
-From version 2 on, the training part of a divided document ends with end-of-text too. From version 3 on, documents are held out
-whole by their hashes alone.
+From version 2 on, the training part of a divided document ends with end-of-text too. From version 3 on, documents are held
+out whole by their hashes alone.
 """
 
 MOST_SOURCES = 100_000

@@ -58,8 +58,8 @@ class TokenWriter:
     """Writes a folder of prepared tokens, as a context manager.
 
     Entering makes a hidden folder beside ``out``, or takes over the one that an interrupted process left, with what is
-    recorded in it. :meth:`commit` renames the hidden folder to ``out``. Leaving without a commit keeps the hidden folder if the
-    same preparation can go on from its record; after an error of the input it is removed.
+    recorded in it. :meth:`commit` renames the hidden folder to ``out``. Leaving without a commit keeps the hidden folder if
+    the same preparation can go on from its record; after an error of the input it is removed.
 
     Args:
         out: the folder to make.
