@@ -6,8 +6,8 @@ python benchmarks/prepare_speed.py book.txt --kinds                       (times
 
 The text of the given files is repeated, and cut into documents of 1 to 100 thousand characters. Both run in turn, each in a
 process of its own, with as many threads as there are usable cores. The time of the preparation is that of all its work:
-reading twice, hashing, encoding, writing and syncing. tiktoken's is that of ``encode_ordinary_batch`` alone, with all documents
-in memory before. The memory is the largest sum over all processes (PSS where the system gives it, else RSS).
+reading twice, hashing, encoding, writing and syncing. tiktoken's is that of ``encode_ordinary_batch`` alone, with all
+documents in memory before. The memory is the largest sum over all processes (PSS where the system gives it, else RSS).
 """
 
 import argparse
@@ -83,7 +83,7 @@ def read_texts(inputs: list[Path]) -> Iterator[str]:
 
 
 def documents(text: str, size: int) -> Iterator[str]:
-    """Documents of 1 to 100 thousand characters, cut from the repeated text at other places each time, ``size`` bytes in all."""
+    """Documents of 1 to 100 thousand characters, ``size`` bytes in all, cut from the repeated text at ever other places."""
     draw, place = random.Random(1), 0
     while size > 0:
         length = int(10 ** draw.uniform(3, 5))

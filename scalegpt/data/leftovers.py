@@ -96,9 +96,11 @@ def _may_be_taken(folder: Path, *, has_locks: bool) -> bool:
     The lock of another machine may not be visible here. A folder of another machine must be unchanged for an hour.
     """
     holder = _holder(folder)
-    if holder.get("boot") == boot_id():
+    if not holder:  # the process was killed before it wrote anything, or after it had written everything
+        return has_locks
+    if holder["boot"] == boot_id():
         return has_locks or has_ended(holder["pid"], holder["birth"])
-    if holder.get("node") == platform.node():  # this machine has been started again since
+    if holder["node"] == platform.node():  # this machine has been started again since
         return True
     return time.time() - _last_written(folder) >= _HOUR
 

@@ -20,7 +20,8 @@ from scalegpt.data.tokenizers.joined import SEPARATOR
 
 SPECIAL = ["<|endoftext|>", "<|fim|>", SEPARATOR, SEPARATOR[:-1], SEPARATOR[1:], "\0", "\1", "\ud83d", "\udc00"]
 USUAL = [
-    " ", "  ", "\n", "\r\n", "\t", "'s", "'ll", "word", " word", "123", "é", "e\u0301", "日本", "😀", "😀\u200d😀", "=", "\u3000",
+    " ", "  ",
+    "\n", "\r\n", "\t", "'s", "'ll", "word", " word", "123", "é", "e\u0301", "日本", "😀", "😀\u200d😀", "=", "\u3000",
     "\x1c", "\x85",
 ]  # fmt: skip
 TEXTS = st.lists(st.lists(st.sampled_from(USUAL + SPECIAL) | st.characters(), max_size=12).map("".join), max_size=8)
