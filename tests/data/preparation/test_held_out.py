@@ -119,10 +119,10 @@ def test_copies_are_left_out_and_the_first_stays(tmp_path: Path) -> None:
     expected = [*map(record, [5, 1, 2, 3, 4, *range(10, 40), 99]), record(99) + " "]
     assert sorted(train + val) == sorted(expected)
     assert train == [each for each in expected if each in train], "in order"
-    assert (tokens.meta["documents"], tokens.meta["duplicates"]) == (len(expected), 7)
+    assert (tokens.meta["documents"], tokens.meta["duplicates"]) == (len(expected), 6)
     assert tokens.meta["split"]["held_out_documents"] == len(val)
     every = prepare([folder], tmp_path / "every", settings.changed(deduplicate=False))
-    assert (every.meta["documents"], "duplicates" in every.meta) == (len(expected) + 7, False)
+    assert (every.meta["documents"], "duplicates" in every.meta) == (len(expected) + 6, False)
 
 
 def test_copies_among_few_documents(tmp_path: Path) -> None:
