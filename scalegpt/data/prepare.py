@@ -9,7 +9,7 @@ from pathlib import Path
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
-from scalegpt.data.given import open_given
+from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.preparation.batches import BatchReader, Position
 from scalegpt.data.preparation.encoding import BatchEncoder, encoded

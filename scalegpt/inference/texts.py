@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
-from scalegpt.data.given import open_for
+from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.text.corpus import Corpus, Source, read_pieces

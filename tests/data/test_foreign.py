@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scalegpt.config import DataConfig
+from scalegpt.data.foreign.given import found_at, open_given
 from scalegpt.data.foreign.opening import MOST_VAL_TOKENS, open_found, tokenizer_setting
-from scalegpt.data.given import found_at, open_given
 from scalegpt.data.prepare import prepare, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.documents import find_documents, is_prepared

@@ -10,8 +10,8 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
+from scalegpt.data.foreign.given import found_at, open_given
 from scalegpt.data.foreign.opening import tokenizer_setting
-from scalegpt.data.given import found_at, open_given
 from scalegpt.data.prepare import Progress, prepare_again, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.documents import is_prepared
