@@ -106,7 +106,9 @@ def disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise NoSpaceError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
+            raise NoSpaceError(
+                f"no disk space is left for {one_line(out)}; free some, or choose another disk"
+            ) from None
         raise PlaceError(out, error) from None
 
 

@@ -75,7 +75,9 @@ class DataConfig(Section):
     """
 
     input_file: str | None = setting(
-        None, "text or code, a folder of it, or token files made by `scalegpt data prepare` or another program", is_path=True
+        None,
+        "text or code, a folder of it, or token files made by `scalegpt data prepare` or another program",
+        is_path=True,
     )
     tokenizer: str = setting(
         "gpt2", "gpt2 BPE, byte or char level, or the path of a tokenizer.json or of its folder", is_path=True

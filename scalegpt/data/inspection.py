@@ -146,7 +146,9 @@ def describe(tokens: TokenSet) -> dict[str, Any]:
         "sources": meta.get("sources", []),
         "digest": tokens.digest,
         "tokenizer_digest": tokenizer.digest,
-        "shards": {split: [_shard(each) for each in shards] for split, shards in (shards_of(meta) if meta else {}).items()},
+        "shards": {
+            split: [_shard(each) for each in shards] for split, shards in (shards_of(meta) if meta else {}).items()
+        },
     }
 
 
