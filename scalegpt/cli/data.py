@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scalegpt.cli.output import ProgressLine, aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument, run_action
 from scalegpt.config import DataConfig
+from scalegpt.config.run import READING
 from scalegpt.config.settings import Section, setting, steps_of
 from scalegpt.errors import InputError
 from scalegpt.structured import read_lines
@@ -36,10 +37,7 @@ actions (each has --help):
   train-tokenizer  make a tokenizer of your own text
 """
 
-_READ = ("encoding", "as_text", "follow_links")
-"""The settings by which text is read."""
-
-_PREPARED = ("tokenizer", "end_of_text", "val_fraction", "deduplicate", "shard_tokens", "workers", *_READ)
+_PREPARED = ("tokenizer", "end_of_text", "val_fraction", "deduplicate", "shard_tokens", "workers", *READING)
 """The settings that are flags of ``data prepare``: which tokens are made from which files, and how."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
@@ -103,12 +101,12 @@ def _train_tokenizer(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     add_settings(parser, "tokenizer", VocabularySettings)
-    add_settings(parser, "text", DataConfig, _READ)
+    add_settings(parser, "text", DataConfig, READING)
     add_json(parser)
     arguments = parser.parse(words)
     vocabulary = VocabularySettings.from_mapping(given_settings(arguments, VocabularySettings), "command line")
     settings = DataConfig.from_mapping(
-        {key: getattr(arguments, key) for key in _READ if key in arguments}, "command line"
+        {key: getattr(arguments, key) for key in READING if key in arguments}, "command line"
     )
     from scalegpt.data.prepare import split_inputs
     from scalegpt.data.tokenizer_training import train_tokenizer

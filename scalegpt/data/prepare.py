@@ -19,6 +19,8 @@ from scalegpt.data.preparation.writer import TokenWriter, may_resume_after
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
+from scalegpt.data.text.ignoring import Selection
+from scalegpt.data.text.inputs import as_paths
 from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, load_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.storage import NoSpaceError, check_space, disk_errors
@@ -52,7 +54,7 @@ def prepare(
     out = Path(out)
     if os.path.isfile(out):  # noqa: PTH113 - pathlib's raises where a folder is closed
         raise InputError(f"out {one_line(out)} is a file; choose another --out")
-    work = _survey(inputs, settings)
+    work = _survey(inputs, settings, out)
     return _existing(out, work) or _make(work, out, progress)
 
 
@@ -129,14 +131,18 @@ def split_inputs(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig) -> Corpus:
-    """As :func:`~scalegpt.data.text.corpus.survey`, and log what is skipped or read as it is written."""
+def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Corpus:
+    """As :func:`~scalegpt.data.text.corpus.survey`, and log what is skipped or read as it is written.
+
+    The inputs may be those of :func:`~scalegpt.data.text.inputs.as_paths`; without ``beside`` the cache is used.
+    """
     corpus = survey(
-        inputs,
+        as_paths(inputs, beside or cache_folder() / "standard-input"),
         settings.encoding,
+        text_field=settings.text_field,
         want_characters=settings.tokenizer == "char",
         as_text=settings.as_text,
-        follow_links=settings.follow_links,
+        selection=Selection.of(settings),
     )
     if corpus.skipped.counts:
         remedies = {
@@ -155,9 +161,9 @@ def _tokenizer_file(settings: DataConfig) -> HFTokenizer | None:
     return load_tokenizer(settings.tokenizer, settings.end_of_text) if is_file(settings.tokenizer) else None
 
 
-def _survey(inputs: Sequence[str | Path], settings: DataConfig) -> Preparation:
+def _survey(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Preparation:
     tokenizer = _tokenizer_file(settings)
-    return identify(survey_reporting(inputs, settings), tokenizer, settings)
+    return identify(survey_reporting(inputs, settings, beside), tokenizer, settings)
 
 
 def _existing(out: Path, work: Preparation) -> TokenSet | None:

@@ -17,9 +17,9 @@ import pytest
 from earlier_tokens import made_before
 from scalegpt.config import DataConfig
 from scalegpt.data import leftovers
+from scalegpt.data.preparation.split import WHOLE_DOCUMENTS_FROM
 from scalegpt.data.prepare import prepare, prepare_cached
 from scalegpt.data.shards import TokenSet
-from scalegpt.data.preparation.split import WHOLE_DOCUMENTS_FROM
 from scalegpt.data.token_file import UnreadableTokensError
 from scalegpt.errors import InputError
 from scalegpt.storage import PlaceError

@@ -13,7 +13,7 @@ from scalegpt.config import DataConfig
 from scalegpt.data import prepare as module
 from scalegpt.data.preparation import shard_files, writer
 from scalegpt.data.prepare import prepare, prepare_cached
-from scalegpt.data.text import corpus, decoding
+from scalegpt.data.text import packed, reading
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
 
@@ -91,8 +91,8 @@ def test_many_documents_are_held_out_whole(tmp_path):
 
 
 def test_pieces_on_threads_equal_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 1000)
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 500)
     seen = []
     tokens = prepare(
         [STDLIB_JSON], tmp_path / "out", DataConfig(), progress=lambda done, total, tokens: seen.append((done, total))

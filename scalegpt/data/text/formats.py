@@ -48,7 +48,7 @@ _FIELDS = "write the text of its records to .txt files, one a document"
 _UNPACK, _EXPORT = "unpack it first", "write its text to .txt files, one a document"
 
 JSONL = Format("JSON Lines", Kind.RECORDS, _FIELDS)
-JSON_RECORDS = Format("JSON", Kind.RECORDS, _FIELDS)
+JSON_RECORDS = Format("JSON array", Kind.RECORDS, _FIELDS)
 CSV = Format("CSV", Kind.RECORDS, _FIELDS)
 TSV = Format("TSV", Kind.RECORDS, _FIELDS)
 JSON = Format("JSON", Kind.MARKUP, _EXPORT)
@@ -83,6 +83,12 @@ WEIGHTS = Format("model weights", Kind.OTHER, "name a text file")
 IMAGE = Format("image", Kind.OTHER, "name a text file")
 SOUND = Format("sound or film", Kind.OTHER, "name a text file")
 PROGRAM = Format("program", Kind.OTHER, "name a text file")
+
+PACKED = (GZIP, ZSTD)
+"""The formats that are unpacked to read the text or the records in them."""
+
+PACKED_SUFFIXES = frozenset({".gz", ".gzip", ".zst", ".zstd"})
+"""The suffixes of their files' names, before which the suffix of the content stands."""
 
 _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
     (0, b"\x1f\x8b", GZIP), (0, b"\x28\xb5\x2f\xfd", ZSTD), (0, b"\xfd7zXZ\0", XZ), (0, b"BZh", BZIP2),

@@ -20,14 +20,17 @@ FREE_TO_CHANGE = frozenset({
     "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
     "keep_best", "async_checkpoint", "log_every", "log_to", "profile",
     "profile_ranks", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
-    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
-    "deduplicate", "shard_tokens", "workers",
+    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "text_field",
+    "as_text", "include", "exclude", "gitignore", "follow_links", "deduplicate", "shard_tokens", "workers",
 })  # fmt: skip
 """Settings that a resumed run may change freely: they decide how, how fast or how long the run computes, not what.
 
-``input_file``, ``as_text`` and ``follow_links`` are among them, since the tokens themselves are compared by their digest."""
+``input_file`` and the settings by which text is read are among them, since the tokens themselves are compared by their
+digest."""
 
-UNREPORTED = frozenset({"name", "preset", "as_text", "follow_links", "shard_tokens", "workers"})
+UNREPORTED = frozenset({
+    "name", "preset", "text_field", "as_text", "include", "exclude", "gitignore", "follow_links",
+    "shard_tokens", "workers"})  # fmt: skip
 """Free settings whose change is not reported, since it has no effect of its own: names, and how text files are read."""
 
 
