@@ -2,8 +2,11 @@
 
 import re
 
-HARD_LIMIT_CHARACTERS = 8 << 20
-"""Text without a safe place is cut at this many characters, to bound memory; one or two tokens may then differ."""
+HARD_LIMIT_CHARACTERS = 2 << 20
+"""Text without a safe place is cut at this many characters; one or two tokens may then differ.
+
+tiktoken takes about 40 bytes of memory for each byte of a single word, so this many emoji take 0.3 GiB.
+"""
 
 _AROUND = 2
 """The characters before and after a place that decide on it."""
