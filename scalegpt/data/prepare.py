@@ -16,11 +16,12 @@ from scalegpt.data.preparation.encoding import BatchEncoder, encoded
 from scalegpt.data.preparation.identity import Preparation, identify
 from scalegpt.data.preparation.tails import TailWriter
 from scalegpt.data.preparation.writer import TokenWriter, may_resume_after
+from scalegpt.data.remote.download import local_path
+from scalegpt.data.remote.inputs import as_paths
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
 from scalegpt.data.text.ignoring import Selection
-from scalegpt.data.text.inputs import as_paths
 from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, load_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.storage import NoSpaceError, check_space, disk_errors
@@ -77,8 +78,9 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     """
     if data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
-    if is_prepared(Path(data.input_file)):
-        given = open_given(data.input_file, data)
+    path = local_path(data.input_file, progress)
+    if is_prepared(path):
+        given = open_given(path, data)
         given.check_contents()
         return given
     work = _survey(split_inputs(data.input_file), data)
@@ -132,10 +134,7 @@ def split_inputs(text: str) -> list[str]:
 
 
 def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Corpus:
-    """As :func:`~scalegpt.data.text.corpus.survey`, and log what is skipped or read as it is written.
-
-    The inputs may be those of :func:`~scalegpt.data.text.inputs.as_paths`; without ``beside`` the cache is used.
-    """
+    """Survey the inputs that :func:`~scalegpt.data.remote.inputs.as_paths` takes, and log which are skipped."""
     corpus = survey(
         as_paths(inputs, beside or cache_folder() / "standard-input"),
         settings.encoding,

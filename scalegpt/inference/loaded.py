@@ -1,4 +1,4 @@
-"""A loaded model, which continues prompts, and is evaluated on texts."""
+"""A loaded model, with methods that continue prompts and score texts."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.run import READING
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.data.prepare import split_inputs
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.sidecar import SPLITS
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
@@ -81,7 +82,8 @@ class LoadedModel(NamedTuple):
             settings: how many tokens to draw, and how. Sample i of every prompt is drawn with ``settings.seed`` + i.
             num_samples: continuations of each prompt.
             stop: a text or several; a continuation ends before the first of them that appears in it.
-            micro_batch: the most continuations computed at once; only prompts of equal length in tokens are.
+            micro_batch: the most continuations computed at once. Only prompts with equal numbers of tokens are computed
+                together.
 
         Yields:
             Parts of continuations. Continuation ``index`` is sample ``index % num_samples`` of prompt
@@ -125,7 +127,7 @@ class LoadedModel(NamedTuple):
             ``documents``.
 
         Raises:
-            InputError: a value outside its bounds; the text cannot be read, or the run's data are not there.
+            InputError: a value outside its bounds; the text cannot be read, or the run's data are missing.
             RunError: the model diverged in training: its loss is not finite.
         """
         given = {"stride": stride, "micro_batch": micro_batch}
@@ -141,8 +143,9 @@ class LoadedModel(NamedTuple):
             raise InputError(f"split must be {' or '.join(SPLITS)}, not {shown(split)}")
         if input_file is None:
             return text_of_split(tokens_of_run(self.header), split or "val")
-        if is_prepared(Path(input_file)):
-            return text_of_split(tokens_of_folder(Path(input_file), self.tokenizer), split or "val")
+        path = local_path(str(input_file))
+        if is_prepared(path):
+            return text_of_split(tokens_of_folder(path, self.tokenizer), split or "val")
         if split is not None:
             raise InputError(
                 f"{one_line(input_file)} has no split {split}: it is text, and all of it is scored; omit --split, or "
@@ -155,7 +158,10 @@ class LoadedModel(NamedTuple):
         return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading, first)
 
     def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each prompt, as :meth:`prompt_ids` gives them; the error of one of several names its number."""
+        """The token ids of each prompt, as :meth:`prompt_ids` gives them.
+
+        If there are several prompts, errors name the number of the prompt.
+        """
         ids_of_each = []
         for number, prompt in enumerate(prompts, start=1):
             try:
@@ -165,9 +171,9 @@ class LoadedModel(NamedTuple):
         return ids_of_each
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, after the token that begins a text if the tokenizer puts one there.
+        """The token ids of a prompt, after the token that begins a text if the tokenizer has one.
 
-        For an empty prompt they are that token or the end-of-text token, or a newline if there is neither.
+        For an empty prompt this is the token that begins a text, else the end-of-text token, else a newline.
 
         Raises:
             InputError: the vocabulary lacks a character of the prompt, or the newline.
@@ -178,4 +184,6 @@ class LoadedModel(NamedTuple):
         try:
             return [int(token) for token in self.tokenizer.encode("\n")]
         except InputError:
-            raise InputError("this model's vocabulary has no newline to start from; give a prompt") from None
+            raise InputError(
+                "an empty prompt needs a newline, which this model's vocabulary lacks; give a prompt"
+            ) from None

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scalegpt.data.remote.inputs import parse_address
 from scalegpt.data.shards import open_tokens
-from scalegpt.data.text.inputs import parse_address
 from scalegpt.errors import InputError
 
 LINES = "".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(30)).encode()

@@ -167,7 +167,8 @@ class _FolderSearch:
                 self._skip(kind, folder)
                 continue
             if GITIGNORE in names and self._selection.gitignore:
-                rules = rules.below(folder / GITIGNORE, self._inside(folder, is_folder=True))
+                prefix = "" if folder == self.folder else f"{self._inside(folder)}/"
+                rules = rules.below(folder / GITIGNORE, prefix)
             for name in self._visible(folder, names):
                 self._take(folder / name, real / name, rules, pending)
 
@@ -180,10 +181,9 @@ class _FolderSearch:
             self._skip(OTHER_SPLIT, folder / name)
         return chosen
 
-    def _inside(self, path: Path, *, is_folder: bool) -> str:
-        """The path inside the folder that the user named, as patterns match it."""
-        inside = path.relative_to(self.folder).as_posix()
-        return "" if inside == "." else f"{inside}/" if is_folder else inside
+    def _inside(self, path: Path) -> str:
+        """The path inside the folder that the user named."""
+        return path.relative_to(self.folder).as_posix()
 
     def _take(self, path: Path, real: Path, rules: Rules, pending: list[tuple[Path, Path, Rules]]) -> None:
         try:
@@ -191,7 +191,7 @@ class _FolderSearch:
         except OSError:  # removed meanwhile, or not accessible
             self._skip("unreadable", path)
             return
-        why_not = self._selection.why_not(self._inside(path, is_folder=stat.S_ISDIR(mode)), rules)
+        why_not = self._selection.why_not(self._inside(path), rules, is_folder=stat.S_ISDIR(mode))
         if why_not is not None:
             self._skip(why_not, path)
         elif stat.S_ISLNK(mode):
@@ -222,7 +222,7 @@ class _FolderSearch:
             self._skip(_SPECIAL.get(stat.S_IFMT(mode), "special file"), link)
 
     def _skip(self, reason: str, path: Path) -> None:
-        self._skipped.add(reason, path.relative_to(self.folder).as_posix())
+        self._skipped.add(reason, self._inside(path))
 
 
 def folder_kind(names: set[str], folder: Path) -> str | None:

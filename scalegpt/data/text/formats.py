@@ -181,7 +181,8 @@ def _json_format(suffix: str, text: str, lines: list[str]) -> Format | None:
     named = suffix in _JSON_NAMES
     if suffix in {".jsonl", ".ndjson", ".jsonlines"}:
         return JSONL
-    if len(lines) > 1 and all(_is_record(line) for line in lines):
+    # A file with a few broken lines is one too, so that they are reported and not trained on.
+    if len(lines) > 1 and _is_record(lines[0]) and 2 * sum(map(_is_record, lines)) >= len(lines):
         return JSONL
     if _ARRAY_OF_OBJECTS.match(text):
         return JSON_RECORDS

@@ -1,8 +1,7 @@
-"""Prepare a run's data once on each machine, and open them on every rank. A resumed run keeps its earlier tokens."""
+"""Prepares a run's data once on each machine, and opens them on every rank. A resumed run keeps its earlier tokens."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from scalegpt.backends import World
 from scalegpt.checkpoint.reader import read_manifest
@@ -13,6 +12,7 @@ from scalegpt.config.tokenizer import NAMES, is_file, same_kind
 from scalegpt.data.foreign.given import found_at, open_given
 from scalegpt.data.foreign.opening import tokenizer_setting
 from scalegpt.data.prepare import Progress, prepare_again, prepare_cached
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
@@ -25,7 +25,7 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.units import human_count
 
 REPORTED_FROM = 50_000_000
-"""The preparation of more bytes of text than this reports its progress."""
+"""If the text has more bytes than this, its preparation reports progress."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
 def tokens_to_keep(request: Request) -> str | None:
     """Return the digest of the tokens that a resumed run keeps even if their text has changed since.
 
-    None means that the text is read as it is now. This is so where the run has no checkpoint yet, or where the user asks for
-    other data.
+    None means that the text is read as it is now, because the run has no checkpoint yet or the user asks for other
+    data.
     """
     directory = RunDirectory(request.runs_dir / request.run.name)
     saved = directory.newest_checkpoint()
@@ -119,8 +119,10 @@ def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataCon
     Raises:
         InputError: the files of another program do not say which tokenizer made them, or are malformed.
     """
-    path = data.input_file
-    if "tokenizer" in given or path is None or not is_prepared(Path(path)):
+    if "tokenizer" in given or data.input_file is None:
+        return data
+    path = local_path(data.input_file)
+    if not is_prepared(path):
         return data
     found = found_at(path)
     if found is not None:
@@ -131,7 +133,7 @@ def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataCon
 
 
 def setting_of(tokens: TokenSet) -> str:
-    """The setting ``tokenizer`` that prepared tokens were made with: the kind, or their folder, which holds its file."""
+    """The setting ``tokenizer`` for prepared tokens: the tokenizer's kind, or the tokens' folder, which holds its file."""
     return tokens.tokenizer.kind if tokens.tokenizer.kind in NAMES else str(tokens.path)
 
 
@@ -152,11 +154,11 @@ def _progress(logger: Logger, stop: StopRequest) -> Progress:
 def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tuple[DataConfig, ModelConfig]:
     """Return the data settings with the tokenizer of the tokens, and the model settings with a vocabulary that fits it.
 
-    A vocabulary that the user gave stays. A preset's 50,304 is for GPT-2's tokens. For bytes or characters most rows of
-    the embedding would be unused, and the head's matmul over them would take most of a small model's time.
+    A vocabulary that the user gave is kept. A preset's vocabulary of 50,304 is replaced for bytes and characters: most
+    rows of the embedding would be unused, and the head's matmul over them would take most of a small model's time.
 
     Raises:
-        InputError: the user names another tokenizer than the one that prepared the data.
+        InputError: the user names another tokenizer than that of the prepared data.
     """
     asked, made = run.data.tokenizer, tokens.tokenizer
     kind = made.kind

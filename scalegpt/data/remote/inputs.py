@@ -1,4 +1,4 @@
-"""Inputs that are not paths of the user's files: standard input, and data sets of the Hugging Face hub by their names."""
+"""The paths of all inputs: also of standard input, of data sets of the Hugging Face hub, and of what is at addresses."""
 
 import atexit
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegpt.data.leftovers import make_unfinished, remove_abandoned
+from scalegpt.data.remote.download import local_path
 from scalegpt.errors import InputError
 from scalegpt.storage import disk_errors
 from scalegpt.text import brief, one_line
@@ -22,23 +23,24 @@ def as_paths(inputs: Sequence[str | Path], beside: Path) -> list[Path]:
     """The paths of the inputs' files.
 
     Standard input (``-``) is copied into a temporary file, which is deleted when the process ends. Data sets are downloaded,
-    or found in the cache of the package ``datasets``.
+    or found in the cache of the package ``datasets``; what is at other addresses, in the cache of prepared tokens.
 
     Args:
-        inputs: paths, ``-``, and addresses such as ``hf://OWNER/NAME/CONFIG:SPLIT``.
+        inputs: paths, ``-``, and addresses such as ``hf://OWNER/NAME/CONFIG:SPLIT`` and ``s3://BUCKET/FOLDER``.
         beside: the folder beside which the temporary file is made.
 
     Raises:
-        InputError: standard input cannot be read, or there is no such data set.
+        InputError: standard input or an address cannot be read.
     """
     paths: list[Path] = []
     for given in inputs:
-        if given == STANDARD_INPUT:
+        text = str(given)
+        if text == STANDARD_INPUT:
             paths.append(_spool(beside))
-        elif isinstance(given, str) and given.startswith(HUB):
-            paths += _files_of_data_set(given)
+        elif text.startswith(HUB):
+            paths += _files_of_data_set(text)
         else:
-            paths.append(Path(given))
+            paths.append(local_path(text))
     return paths
 
 
