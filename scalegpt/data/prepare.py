@@ -81,7 +81,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     path = local_path(data.input_file, progress)
     if is_prepared(path):
         given = open_given(path, data)
-        given.check_contents()
+        given.check_contents(progress)
         return given
     work = _survey(split_inputs(data.input_file), data)
     with cache_errors():
