@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
@@ -28,10 +29,14 @@ from scalegpt.storage import NoSpaceError, check_space, disk_errors
 from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
 
-Progress = Callable[[int, int, int], None]
-"""Called with the bytes of text tokenised so far, the bytes of all text, and the tokens made so far."""
-
 _log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """A callback that learns how far the work is: downloads, tokenising, and the check of what is there."""
+
+    def __call__(self, done: int, total: int, tokens: int = 0, /) -> None:
+        """Take the bytes that are done, the bytes in all, and the tokens made so far; 0 where none are made."""
 
 
 def prepare(

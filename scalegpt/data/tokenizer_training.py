@@ -112,7 +112,7 @@ def _parts(corpus: Corpus, progress: Progress | None) -> Iterator[str]:
                 first += len(part)
                 yield part
             if progress is not None:
-                progress(before + read, corpus.bytes, 0)
+                progress(before + read, corpus.bytes)
         before += source.bytes
 
 

@@ -211,7 +211,7 @@ PREPARE_AND_WAIT = """
 import sys, time
 from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare_cached
-def wait(done, total, tokens):
+def wait(done, total, tokens=0):
     print("writing", flush=True)
     time.sleep(600)
 prepare_cached(DataConfig(input_file=sys.argv[1], tokenizer="byte"), progress=wait)

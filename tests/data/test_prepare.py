@@ -95,7 +95,7 @@ def test_pieces_on_threads_equal_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "CHUNK_BYTES", 500)
     seen = []
     tokens = prepare(
-        [STDLIB_JSON], tmp_path / "out", DataConfig(), progress=lambda done, total, tokens: seen.append((done, total))
+        [STDLIB_JSON], tmp_path / "out", DataConfig(), progress=lambda done, total, tokens=0: seen.append((done, total))
     )
     gpt2, expected = make_tokenizer("gpt2"), []
     sources = sorted(STDLIB_JSON.rglob("*.py"))
@@ -223,7 +223,7 @@ def test_a_place_that_cannot_be_written(text, tmp_path):
 
 
 def test_interrupted(text, tmp_path):
-    def interrupt(done, total, tokens):
+    def interrupt(done, total, tokens=0):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -141,7 +141,7 @@ def _progress(logger: Logger, stop: StopRequest) -> Progress:
     """Make a callback that reports each tenth of a long preparation, and ends the preparation if a stop is requested."""
     reported = {0}
 
-    def report(done: int, total: int, tokens: int) -> None:  # noqa: ARG001 - see Progress
+    def report(done: int, total: int, tokens: int = 0) -> None:  # noqa: ARG001 - see Progress
         stop.check_alone()
         tenth = 10 * done // max(total, 1)
         if total > REPORTED_FROM and tenth not in reported:

@@ -172,7 +172,7 @@ def test_a_full_disk(
 def test_an_error_of_the_input_leaves_nothing(documents: tuple[Path, DataConfig], tmp_path: Path) -> None:
     texts, settings = documents
 
-    def damage(done: int, total: int, tokens: int) -> None:
+    def damage(done: int, total: int, tokens: int = 0) -> None:
         if tokens > 3000:
             (texts / "b.txt").write_text("another text")
 
@@ -184,7 +184,7 @@ def test_an_error_of_the_input_leaves_nothing(documents: tuple[Path, DataConfig]
 def interrupt(texts: Path, out: Path, settings: DataConfig) -> str:
     """Begin a preparation and interrupt it as Ctrl-C does; return the message."""
 
-    def stop(done: int, total: int, tokens: int) -> None:
+    def stop(done: int, total: int, tokens: int = 0) -> None:
         if tokens > 2000:
             raise KeyboardInterrupt
 
