@@ -11,6 +11,7 @@ from scalegpt.data.preparation.batches import Position
 from scalegpt.data.preparation.split import WHOLE_DOCUMENTS_FROM, Split, choose_split
 from scalegpt.data.sidecar import VERSION
 from scalegpt.data.text.corpus import Corpus
+from scalegpt.data.text.reading import Source
 from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, make_tokenizer
 
 RECIPE = 3
@@ -70,10 +71,7 @@ class Preparation:
             "encoding": self.corpus.encoding,
             "encodings": sorted({source.encoding for source in self.corpus.sources}),
             "skipped": dict(self.corpus.skipped.counts),
-            "sources": [
-                {"path": str(source.path), "bytes": source.bytes, "sha256": source.sha256, "encoding": source.encoding}
-                for source in self.corpus.sources[:MOST_SOURCES]
-            ],
+            "sources": [_described(source) for source in self.corpus.sources[:MOST_SOURCES]],
         }
 
 
@@ -109,6 +107,13 @@ def identify(corpus: Corpus, tokenizer: HFTokenizer | None, settings: DataConfig
     )  # fmt: skip
     kind = settings.tokenizer if tokenizer is None else tokenizer.kind
     return Preparation(corpus, tokenizer, kind, settings, split, key, tuple(earlier))
+
+
+def _described(source: Source) -> dict[str, Any]:
+    records = {} if source.form is None else {"form": source.form, "documents": source.documents}
+    return {
+        "path": str(source.path), "bytes": source.bytes, "sha256": source.sha256, "encoding": source.encoding, **records,
+    }  # fmt: skip
 
 
 def _key(identity: dict[str, Any]) -> str:
