@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks.arguments import at_least
 
 FORMS = ("files", "one_file", "jsonl", "jsonl.gz")
@@ -148,7 +150,8 @@ def compare(text: str, megabytes: int, form: str, repeats: int) -> dict[str, Any
 
 def measured(words: list[str]) -> dict[str, Any]:
     """Run a Python program that prints JSON; add the largest memory of its processes, in bytes."""
-    with subprocess.Popen([sys.executable, "-c", *words], stdout=subprocess.PIPE, text=True) as process:
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen([sys.executable, "-c", *words], stdout=subprocess.PIPE, text=True, cwd=root) as process:
         peak, over = [0], threading.Event()
         watcher = threading.Thread(target=_watch, args=(process.pid, peak, over))
         watcher.start()

@@ -27,8 +27,8 @@ def encode_texts(encoding: Any, texts: Sequence[str]) -> list[npt.NDArray[np.uin
         ValueError: tiktoken's regular expressions overflow their stack.
         UnicodeEncodeError: a text has a lone surrogate.
     """
-    if not texts:
-        return []
+    if len(texts) < 2:
+        return [encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
     if any(SEPARATOR in text for text in texts):
         return None
     ids = encoding.encode_to_numpy(SEPARATOR.join(texts), allowed_special={SEPARATOR}, disallowed_special=())
