@@ -61,6 +61,7 @@ FORMATS = [
     ("d.json", json.dumps(RECORDS).encode(), "JSON array"),
     ("d.txt", json.dumps(RECORDS, indent=1).encode(), "JSON array"),
     ("d.json", b'{"a": 1}', "JSON"),
+    ("d.json", b'a": 1}, {"b": 2}]', "JSON"),
     ("d.ipynb", b'{\n "cells": []\n}', "JSON"),
     ("d.csv", ROWS, "CSV"),
     ("d.txt", ROWS, "CSV"),

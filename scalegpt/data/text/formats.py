@@ -186,7 +186,7 @@ def _json_format(suffix: str, text: str, lines: list[str]) -> Format | None:
         return JSONL
     if _ARRAY_OF_OBJECTS.match(text):
         return JSON_RECORDS
-    if _OBJECT.match(text) or (named and text.lstrip()[:1] in {"[", "{", '"'}):
+    if named or _OBJECT.match(text):
         # A single line, in a file not named as JSON, is taken for one record of JSON Lines.
         return JSON if named or "\n" in text.strip() else JSONL
     return None
