@@ -9,7 +9,7 @@ from typing import Protocol
 
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
-from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
+from scalegpt.data.cache import cache_errors, cache_folder, cached_with, checked, find_cached, something_else, tokens_in
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.preparation.batches import BatchReader, Position
@@ -85,9 +85,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
     path = local_path(data.input_file, progress)
     if is_prepared(path):
-        given = open_given(path, data)
-        given.check_contents(progress)
-        return given
+        return checked(open_given(path, data), progress)
     work = _survey(split_inputs(data.input_file), data)
     with cache_errors():
         if begun_with is not None:
