@@ -123,7 +123,7 @@ class DataConfig(Section):
 
 
 READING = ("text_field", "encoding", "as_text", "include", "exclude", "gitignore", "follow_links")
-"""The data settings by which text is read, for training, for evaluation and for a tokenizer alike."""
+"""The data settings that say how text is read for training, for evaluation, and for training a tokenizer."""
 
 DATA = "data"
 """The word that stands for the tokens in ``allow_change``, beside the names of settings."""

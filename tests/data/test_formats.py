@@ -140,6 +140,7 @@ def test_formats_are_named(tmp_path: Path, name: str, content: bytes, found: str
         ("a.gz", b"plain text that somebody called so\n"),
         ("a.txt", b"<html is mentioned here, and that is all\n"),
         ("a.txt", b"Ein Satz; noch einer; und ein dritter.\n" * 9),
+        ("a.txt", b"{} is the empty set, they say\n"),
         ("a.txt", b"a"),
         ("a.txt", b"\n\n"),
     ],
