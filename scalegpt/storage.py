@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, NoSpaceError
 from scalegpt.text import one_line, shown
 
 Result = TypeVar("Result")
@@ -86,10 +86,6 @@ class PlaceError(DiskError):
     done, advice = "written", "choose another place"
 
 
-class NoSpaceError(InputError):
-    """No disk space is left."""
-
-
 class NotPlainError(InputError):
     """The path is that of a pipe, a socket or a device, not of a file."""
 
@@ -105,11 +101,8 @@ def disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise NoSpaceError(
-                f"no disk space is left for {one_line(out)}; free some, or choose another disk"
-            ) from None
-        raise PlaceError(out, error) from None
+        said = f"no disk space is left for {one_line(out)}; free some, or choose another disk"
+        raise (NoSpaceError(said) if error.errno in _FULL else PlaceError(out, error)) from None
 
 
 def retried(work: Callable[[], Result]) -> Result:

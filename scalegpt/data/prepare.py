@@ -24,8 +24,8 @@ from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
 from scalegpt.data.text.ignoring import Selection
 from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, load_tokenizer
-from scalegpt.errors import InputError
-from scalegpt.storage import NoSpaceError, check_space, disk_errors
+from scalegpt.errors import InputError, NoSpaceError
+from scalegpt.storage import check_space, disk_errors
 from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
 

@@ -23,8 +23,8 @@ from scalegpt.data.preparation.shard_files import DIGESTS, ShardFiles
 from scalegpt.data.sidecar import FORMAT, SHARDED, SIDECAR, SPLITS, VERSION, Shard
 from scalegpt.data.stored import Tokens
 from scalegpt.data.text import reading
-from scalegpt.errors import InputError
-from scalegpt.storage import NoSpaceError, PlaceError, disk_errors, read_text, sync_file, sync_folder, write_atomic
+from scalegpt.errors import InputError, NoSpaceError
+from scalegpt.storage import PlaceError, disk_errors, read_text, sync_file, sync_folder, write_atomic
 
 RECORD_SECONDS = 5.0
 """The time between two records; what was written since the last one is lost when the process is killed."""

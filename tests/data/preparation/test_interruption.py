@@ -21,8 +21,7 @@ from scalegpt.data.leftovers import HOLDER, claim_unfinished
 from scalegpt.data.preparation import batches, shard_files, writer
 from scalegpt.data.prepare import prepare
 from scalegpt.data.text import packed, reading
-from scalegpt.errors import InputError
-from scalegpt.storage import NoSpaceError
+from scalegpt.errors import InputError, NoSpaceError
 
 KILLED_STATUS = 9
 EVENTS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.truncate"})
