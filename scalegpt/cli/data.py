@@ -18,6 +18,7 @@ from scalegpt.config.settings import Section, setting, steps_of
 from scalegpt.errors import InputError
 from scalegpt.structured import read_lines
 from scalegpt.text import one_line
+from scalegpt.units import human_count, human_time
 
 if TYPE_CHECKING:
     from scalegpt.data.ledger import Window
@@ -31,13 +32,13 @@ example:
 
 actions (each has --help):
   prepare          tokenise text files and folders into a folder of tokens
-  inspect          show what token files hold, and check them
+  inspect          show what token files or texts hold, and check them
   ledger           show which windows of the data a run's steps trained on
   train-tokenizer  make a tokenizer of your own text
 """
 
-_PREPARED = ("tokenizer", "end_of_text", "val_fraction", *READING)
-"""The settings that are flags of ``data prepare``: they decide which tokens are made from which files."""
+_PREPARED = ("tokenizer", "end_of_text", "val_fraction", "deduplicate", "shard_tokens", "workers", *READING)
+"""The settings that are flags of ``data prepare``: which tokens are made from which files, and how."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
 
@@ -57,7 +58,8 @@ def _prepare(words: list[str]) -> int:
         "data prepare",
         "Tokenise text and code into a folder that the trainer reads (--input_file DIR).",
         "scalegpt data prepare book.txt --out tokens\n"
-        "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05",
+        "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05\n"
+        "scalegpt data prepare dump/ --out tokens --deduplicate true --shard_tokens 100_000_000",
     )
     parser.add_argument("input", nargs="+", type=path_argument, metavar="INPUT", help="text files and folders of them")
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
@@ -128,32 +130,56 @@ def _train_tokenizer(words: list[str]) -> int:
 def _inspect(words: list[str]) -> int:
     parser = Parser(
         "data inspect",
-        "Show what token files hold, made by ScaleGPT, nanoGPT, llm.c, Megatron or datatrove, and check every id.",
+        "Show what a path holds: tokens of ScaleGPT, nanoGPT, llm.c, Megatron or datatrove, whose ids are checked, or text.",
         "scalegpt data inspect tokens\nscalegpt data inspect my_text_document.bin --tokenizer my_tokenizer",
     )
     parser.add_argument(
         "folder", type=path_argument, metavar="PATH", help="a file, a folder, or a prefix of Megatron's"
     )
-    add_settings(
-        parser, "tokens of another program", DataConfig, ("tokenizer", "end_of_text"), {"tokenizer": "as they say"}
-    )
+    tokenizer = ("tokenizer", "end_of_text")
+    add_settings(parser, "tokens of another program", DataConfig, tokenizer, {"tokenizer": "as the files say"})
+    add_settings(parser, "text", DataConfig, READING)
     add_json(parser)
     arguments = parser.parse(words)
     given = given_settings(arguments, DataConfig)
     settings = DataConfig.from_mapping(given, "command line")
-    from scalegpt.data.inspection import inspect_tokens
+    from scalegpt.data.inspection import inspect_text, inspect_tokens
     from scalegpt.data.remote.download import local_path
+    from scalegpt.data.text.documents import is_prepared
 
     with _progress("checking") as progress:
         path = local_path(arguments.folder, progress)
-        facts = inspect_tokens(path, settings, named="tokenizer" in given, progress=progress)
-    _print(facts, as_json=arguments.json)
-    if facts["ids_outside_vocabulary"]:
+        if is_prepared(path):
+            facts = inspect_tokens(path, settings, named="tokenizer" in given, progress=progress)
+        else:
+            facts = inspect_text(arguments.folder, settings)
+    if arguments.json:
+        show_json(facts)
+    elif "forms" in facts:
+        _print_text(facts)
+    else:
+        _print(facts, as_json=False)
+    if facts.get("ids_outside_vocabulary"):
         raise InputError(
             f"{one_line(arguments.folder)} has {facts['ids_outside_vocabulary']:,} ids outside the vocabulary of "
             f"{facts['vocab_size']:,}; name the tokenizer that made them, or prepare the data again"
         )
     return 0
+
+
+def _print_text(facts: dict[str, Any]) -> None:
+    rows = {
+        "path": facts["folder"],
+        "format": ", ".join(f"{count:,} × {form}" for form, count in facts["forms"].items()),
+        "documents": f"{facts['documents']:,}",
+        "size": f"{facts['bytes'] / 1e6:,.3f} MB, of text {facts['text_bytes'] / 1e6:,.3f} MB",
+        "read as": ", ".join(facts["encodings"]),
+        "skipped": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
+        "begins": repr(facts["text"]),
+    }
+    for name, value in rows.items():
+        if value:
+            show_row(f"{name:<17}", value)
 
 
 def _print(facts: dict[str, Any], *, as_json: bool) -> None:
@@ -169,11 +195,14 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         "tokenizer": _tokenizer(facts),
         "training": f"{facts['train_tokens']:,} tokens",
         "stored as": ", ".join(sorted({each["dtype"] for each in facts.get("files", [])})) or facts["dtype"],
-        "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}",
+        "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}"
+        if facts["val_tokens"]
+        else "",
         "read as": facts.get("origin", ""),
         "files": f"{len(facts['files']):,}" if "files" in facts else "",
         "documents": "" if facts.get("documents") is None else f"{facts['documents']:,}",
-        "sources": _sources(facts) if "sources" in facts else "",
+        "duplicates": f"{facts['duplicates']:,} documents left out" if facts.get("duplicates") else "",
+        "sources": _sources(facts) if "sources" in facts and "origin" not in facts else "",
         "skipped": ", ".join(f"{count} {reason}" for reason, count in facts.get("skipped", {}).items()),
         "digest": facts.get("digest", ""),
         "ids": _ids(facts) if "largest_id" in facts else "",
@@ -224,18 +253,26 @@ def _progress(doing: str) -> Iterator["_ProgressLine | None"]:
 
 
 class _ProgressLine(ProgressLine):
-    """Shows how much of a text is done. Call it with bytes done and total bytes."""
+    """Shows how much of a text is done, how fast, and the time left. Call it with bytes done, total bytes and tokens made."""
 
     def __init__(self, doing: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self._doing = doing
+        self._start: tuple[float, int, int] | None = None  # of an interrupted preparation a part is done from the start
 
-    def __call__(self, done: int, total: int) -> None:
-        if (seconds := self.due(is_last=done >= total)) is not None:
-            rate = done / 1e6 / seconds
-            self.show(
-                f"{self._doing} {done / max(total, 1):4.0%}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate:.1f} MB/s"
-            )
+    def __call__(self, done: int, total: int, tokens: int = 0) -> None:
+        if (seconds := self.due(is_last=done >= total)) is None:
+            return
+        began, done_before, tokens_before = self._start = self._start or (seconds, done, tokens)
+        parts = [f"{self._doing} {done / max(total, 1):4.0%}", f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"]
+        if seconds > began and done > done_before:
+            rate = (done - done_before) / (seconds - began)
+            parts.append(f"{rate / 1e6:.1f} MB/s")
+            if tokens:
+                parts.append(f"{human_count((tokens - tokens_before) / (seconds - began))} tokens/s")
+            if done < total:
+                parts.append(f"{human_time((total - done) / rate)} left")
+        self.show("  ".join(parts))
 
 
 # --- ledger ----------------------------------------------------------------------------------------------------------

@@ -69,3 +69,25 @@ def test_addresses_of_data_sets(address: str, parts: tuple[str, str | None, str]
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(InputError, match="is no address of a data set; write hf://OWNER/NAME"):
         parse_address(address)
+
+
+def test_without_a_network_a_data_set_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    words = [
+        sys.executable,
+        "-m",
+        "scalegpt",
+        "data",
+        "prepare",
+        "hf://someone/nothing",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("scalegpt data: error: hf://someone/nothing cannot be loaded: ")
+    assert done.stderr.endswith("; check the name and the network\n")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

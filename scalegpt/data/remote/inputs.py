@@ -1,6 +1,7 @@
 """The paths of all inputs: also of standard input, of data sets of the Hugging Face hub, and of what is at addresses."""
 
 import atexit
+import logging
 import os
 import shutil
 import sys
@@ -106,11 +107,14 @@ def _files_of_data_set(address: str) -> list[Path]:
         import datasets  # imported here, since it is an extra
     except ImportError:
         raise InputError(f"{one_line(address)} needs a package: pip install 'scalegpt[datasets]'") from None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every attempt to reach the hub
     try:
         found: Any = datasets.load_dataset(name, config, split=split)
         files = [Path(each["filename"]) for each in found.cache_files]
     except Exception as error:  # the package raises errors of many kinds
-        raise InputError(f"{one_line(address)} cannot be loaded: {brief(error)}") from None
+        raise InputError(
+            f"{one_line(address)} cannot be loaded: {brief(error)}; check the name and the network"
+        ) from None
     if not files:
         raise InputError(f"{one_line(address)} has no records")
     return files

@@ -224,7 +224,8 @@ def _look(document: Document) -> _Look:
             raise UnusableTextError(
                 ours, f"input {one_line(path)} is a {ours}, not text to train on; name another file"
             )
-        form = recognise(path.name, head)
+        name = path.stem if path.suffix.lower() in PACKED_SUFFIXES else path.name
+        form = recognise(name, head)
         if form is None or form not in PACKED:
             return _Look(form, None, head, size)
         packing = form.name
@@ -236,7 +237,6 @@ def _look(document: Document) -> _Look:
         raise UnusableTextError("unreadable", message) from None
     except OSError as error:
         raise unreadable(path, error) from None
-    name = path.stem if path.suffix.lower() in PACKED_SUFFIXES else path.name
     form = recognise(name, head)
     if form is not None and not form.is_readable:
         form = Format(f"{form.name} in {packing}", form.kind, "unpack it first")

@@ -122,7 +122,7 @@ _IN_ZIP: dict[str, Format] = {
     ".pt": WEIGHTS, ".pth": WEIGHTS, ".bin": WEIGHTS, ".jar": PROGRAM, ".whl": PROGRAM,
 }  # fmt: skip
 _JSON_NAMES = frozenset({".json", ".jsonl", ".ndjson", ".geojson", ".ipynb", ".jsonlines"})
-_OBJECT = re.compile(r'\s*\{\s*("(?:[^"\\\n]|\\.){1,200}"\s*:|\})')
+_OBJECT = re.compile(r'[ \t\r\n]*\{[ \t\r\n]*("(?:[^"\\\n]|\\.){1,200}"[ \t\r\n]*:|\}[ \t\r\n]*\Z)')
 _ARRAY_OF_OBJECTS = re.compile(r'\s*\[\s*\{\s*"(?:[^"\\\n]|\\.){1,200}"\s*:')
 _HTML_START = re.compile(r"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html(?:\s[^<>]*)?>)", re.IGNORECASE | re.DOTALL)
 _FEWEST_RECORDS, _MOST_RECORDS, _LONGEST_TITLE = 4, 200, 64
@@ -186,7 +186,7 @@ def _json_format(suffix: str, text: str, lines: list[str]) -> Format | None:
         return JSONL
     if _ARRAY_OF_OBJECTS.match(text):
         return JSON_RECORDS
-    if _OBJECT.match(text) or (named and text.lstrip()[:1] in {"[", "{", '"'}):
+    if named or _OBJECT.match(text):
         # A single line, in a file not named as JSON, is taken for one record of JSON Lines.
         return JSON if named or "\n" in text.strip() else JSONL
     return None
