@@ -25,6 +25,9 @@ MODEL = sorted(SECTIONS["model"].settings())
 ENDLESS = {"max_minutes", "sample_tokens", "compile", "step_timeout", "first_step_timeout"}
 """Settings that may make a training run take very long, or end its process on a busy machine."""
 
+OTHERS = ("llmc", "meg", "trove")
+"""Folders of token files of other programs."""
+
 
 @dataclass
 class Case:
@@ -269,11 +272,12 @@ def measurements(rng: random.Random) -> Case:
 
 
 def prepared(rng: random.Random) -> Case:
-    folder = Path(rng.choice(("prep", "prep", "nano")))
+    folder = Path(rng.choice(("prep", "prep", "nano", *OTHERS)))
     values.damage_folder(rng, folder)
+    named = ["--tokenizer", "byte"] if folder.name in OTHERS and rng.random() < 0.9 else []
     if rng.random() < 0.1:
-        return train_line(rng, ["--input_file", str(folder)])
-    return Case(["data", "inspect", str(folder), *rng.choice(([], ["--json"]))])
+        return train_line(rng, ["--input_file", str(folder), *named])
+    return Case(["data", "inspect", str(folder), *named, *rng.choice(([], ["--json"]))])
 
 
 def run_folder(rng: random.Random) -> Case:
