@@ -26,6 +26,7 @@ from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, TokenIds, Tokenizer, load_tokenizer, make_tokenizer
 from scalegpt.data.writer import TokenWriter
 from scalegpt.errors import InputError
+from scalegpt.inputs import paths_of
 from scalegpt.storage import check_space, disk_errors
 from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
@@ -156,10 +157,8 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
 
 
 def split_inputs(text: str) -> list[str]:
-    """Split ``--input_file`` at its commas, unless the whole value is the path of a file or folder."""
-    if os.path.exists(text):  # noqa: PTH110 - pathlib's raises where a folder is closed
-        return [text]
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """The files and folders of one corpus that ``--input_file`` names (:func:`scalegpt.inputs.paths_of`)."""
+    return paths_of(text)
 
 
 def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig) -> Corpus:

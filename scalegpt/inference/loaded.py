@@ -14,8 +14,9 @@ from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.inference.continuations import Part, Request, continue_prompts
-from scalegpt.inference.evaluation import Evaluation, Progress, evaluate
+from scalegpt.inference.evaluation import Evaluation, Progress, evaluate, mean_of, part_of
 from scalegpt.inference.texts import Text, text_of_files, text_of_split, tokens_of_folder, tokens_of_run
+from scalegpt.inputs import MIXTURE_BLOCK, Inputs, as_text, shares_of, sources_of
 from scalegpt.model.gpt import GPT
 from scalegpt.text import one_line, shown
 
@@ -100,7 +101,7 @@ class LoadedModel(NamedTuple):
 
     def evaluate(
         self,
-        input_file: str | Path | None = None,
+        input_file: Inputs | None = None,
         *,
         split: str | None = None,
         stride: int | None = None,
@@ -113,8 +114,8 @@ class LoadedModel(NamedTuple):
         """Score how well the model predicts a text, or a split of prepared tokens.
 
         Args:
-            input_file: a text file, a folder of text, several of these separated by commas, or a folder of prepared
-                tokens; None: the tokens that the run was trained on.
+            input_file: a text file, a folder of text, a list of these, or a folder of prepared tokens; several with weights,
+                such as ``{"a.txt": 0.7, "b.txt": 0.3}``; None: the tokens that the run was trained on.
             split: ``train`` or ``val`` of prepared tokens; None: ``val``. Only for prepared tokens.
             stride: tokens between the starts of two windows, from 1 to ``block_size``; None: ``block_size``. A smaller
                 stride gives tokens more context, and takes longer.
@@ -126,7 +127,7 @@ class LoadedModel(NamedTuple):
 
         Returns:
             The evaluation, with ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes`` and
-            ``documents``.
+            ``documents``. Of several sources it is their mean by weight, and ``sources`` has the evaluation of each.
 
         Raises:
             InputError: a value outside its bounds; the text cannot be read, or the run's data are not there.
@@ -135,14 +136,29 @@ class LoadedModel(NamedTuple):
         given = {"stride": stride, "micro_batch": micro_batch}
         settings = EvaluationSettings.from_mapping(given, "evaluate()")
         reading = {"encoding": encoding, "as_text": as_text, "follow_links": follow_links}
-        text = self._text(input_file, split, DataConfig.from_mapping(reading, "evaluate()"))
-        return evaluate(self.model, text, stride=settings.stride, micro_batch=settings.micro_batch, progress=progress)
+        texts = list(self._texts(input_file, split, DataConfig.from_mapping(reading, "evaluate()")))
+        found: list[Evaluation] = []
+        for text in texts:
+            report = None if progress is None else part_of(progress, found, len(texts))
+            found.append(
+                evaluate(self.model, text, stride=settings.stride, micro_batch=settings.micro_batch, progress=report)
+            )
+        return found[0] if len(found) == 1 else mean_of(found)
 
-    def _text(self, input_file: str | Path | None, split: str | None, reading: DataConfig) -> Text:
+    def _texts(self, input_file: Inputs | None, split: str | None, reading: DataConfig) -> Iterator[Text]:
+        """The text of each source, with its name and weight."""
         if split not in (None, *SPLITS):
             raise InputError(f"split must be {' or '.join(SPLITS)}, not {shown(split)}")
         if input_file is None:
-            return text_of_split(tokens_of_run(self.header), split or "val")
+            for source in tokens_of_run(self.header).sources:
+                yield text_of_split(source.tokens, split or "val")._replace(name=source.name, weight=source.weight)
+            return
+        sources = sources_of(as_text(input_file))
+        shares = shares_of([source.weight for source in sources])
+        for source, share in zip(sources, shares, strict=True):
+            yield self._text(source.text, split, reading)._replace(name=source.text, weight=share / MIXTURE_BLOCK)
+
+    def _text(self, input_file: str, split: str | None, reading: DataConfig) -> Text:
         if is_prepared(Path(input_file)):
             return text_of_split(tokens_of_folder(Path(input_file), self.tokenizer), split or "val")
         if split is not None:
@@ -154,7 +170,7 @@ class LoadedModel(NamedTuple):
         is_packed = self.model.document_end is not None
         first = self.tokenizer.document_start
         first = self.tokenizer.end_of_text if first is None and not is_packed else first
-        return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading, first)
+        return text_of_files(split_inputs(input_file), self.tokenizer, reading, first)
 
     def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The token ids of each prompt, as :meth:`prompt_ids` gives them; the error of one of several names its number."""

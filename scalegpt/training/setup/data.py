@@ -1,6 +1,7 @@
 """Prepare a run's data once on each machine, and open them on every rank. A resumed run keeps its earlier tokens."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
-from scalegpt.data.prepare import prepare_again, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
+from scalegpt.data.windows.mixture import Mixture, Place, prepare_mixture
 from scalegpt.errors import InputError
+from scalegpt.text import one_line
 from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
@@ -29,13 +32,13 @@ class ReadyData:
     """The tokens of a run, and the settings that follow from them.
 
     Attributes:
-        tokens: the training and held-out tokens, opened on this rank.
-        digest: SHA-256 of the tokenizer and the tokens.
+        tokens: the training and held-out tokens of all sources, opened on this rank.
+        digest: SHA-256 of the tokenizer and the tokens, and of the shares of several sources.
         settings: the data settings, with the kind of tokenizer that made the tokens.
         model: the model settings, with a vocabulary that fits the tokens.
     """
 
-    tokens: TokenSet
+    tokens: Mixture
     digest: str
     settings: DataConfig
     model: ModelConfig
@@ -50,39 +53,33 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
     """
     run = request.run
     kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
-    if run.data.input_file is None:
-        raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
-    def work() -> tuple[str, str, str | None]:
-        progress = _progress(logger, stop)
-        if kept is None:
-            tokens, changed = prepare_cached(run.data, progress=progress), None
-        else:
-            tokens, changed = prepare_again(run.data, kept, progress=progress)
+    def work() -> tuple[tuple[Place, ...], str, list[str]]:
+        settings = with_tokenizer_of_data(run.data, request.given)
+        tokens, changed = prepare_mixture(
+            settings, kept=kept, progress=lambda source: _progress(logger, stop, source if several else "data")
+        )
         _, model = _fit_settings(run, request.given, tokens)
-        tokens.check_vocabulary(model.vocab_size)
-        tokens.check_block_size(model.block_size)
-        return str(tokens.path), tokens.digest, changed
+        tokens.check(vocab_size=model.vocab_size, block_size=model.block_size)
+        return tokens.places, tokens.digest, changed
 
-    path, digest, changed = world.on_each_machine(work)
+    several = len(run.data.sources) > 1
+    places, digest, changed = world.on_each_machine(work)
     if len({*world.gather(digest)}) > 1:
         raise InputError(
             f"{run.data.input_file} gives different tokens on some machines; give all machines the same files"
         )
-    if changed is not None:
-        logger.say(
-            f"warning: {changed}; the run resumes with the tokens that it began with, which are still in {path}; "
-            f"--allow_change {DATA} trains on the text as it is now"
-        )
-    tokens = open_tokens(Path(path))
+    for each in changed:
+        logger.say(f"warning: {each}; --allow_change {DATA} trains on the text as it is now")
+    tokens = Mixture.open(places)
     return ReadyData(tokens, digest, *_fit_settings(run, request.given, tokens))
 
 
-def tokens_to_keep(request: Request) -> str | None:
-    """Return the digest of the tokens that a resumed run keeps even if their text has changed since.
+def tokens_to_keep(request: Request) -> dict[str, str] | None:
+    """The tokens that a resumed run keeps even if their text has changed since: name of each source → digest.
 
-    None means that the text is read as it is now. This is so where the run has no checkpoint yet, or where the user asks for
-    other data.
+    None means that the text is read as it is now. This is so where the run has no checkpoint yet, where the user asks for
+    other data, or where the ledger lacks the digests of several sources.
     """
     directory = RunDirectory(request.runs_dir / request.run.name)
     saved = directory.newest_checkpoint()
@@ -99,10 +96,29 @@ def tokens_to_keep(request: Request) -> str | None:
     if any(now.get(key) != value for key, value in before.items()):
         return None
     try:
-        return read_manifest(saved).header.data
+        digest = read_manifest(saved).header.data
     except InputError:  # the checkpoint is damaged: an earlier one of the same tokens will be chosen
-        stretches = directory.ledger.read()
-        return stretches[-1].data if stretches else None
+        digest = next((stretch.data for stretch in reversed(directory.ledger.read())), None)
+    names = [source.text for source in request.run.data.sources]
+    if len(names) == 1:
+        return None if digest is None else {names[0]: digest}
+    listed = next((stretch.sources for stretch in reversed(directory.ledger.read()) if stretch.data == digest), ())
+    found = {source.name: source.data for source in listed}
+    return found if found.keys() == set(names) else None
+
+
+def with_tokenizer_of_data(data: DataConfig, given: frozenset[str]) -> DataConfig:
+    """The data settings with the tokenizer of the prepared tokens among the sources, if there are any and none is given.
+
+    The text among the sources is then prepared with the same tokenizer. A tokenizer that the user names stays: it is
+    compared with the tokens later.
+    """
+    prepared = [source.text for source in data.sources if is_prepared(Path(source.text))]
+    if "tokenizer" in given or not prepared:
+        return data
+    with suppress(InputError):  # the preparation reports what is wrong with the tokens
+        return data.changed(tokenizer=setting_of(open_tokens(prepared[0])))
+    return data
 
 
 def setting_of(tokens: TokenSet) -> str:
@@ -110,7 +126,7 @@ def setting_of(tokens: TokenSet) -> str:
     return tokens.tokenizer.kind if tokens.tokenizer.kind in NAMES else str(tokens.path)
 
 
-def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
+def _progress(logger: Logger, stop: StopRequest, what: str) -> Callable[[int, int], None]:
     """Make a callback that reports each tenth of a long preparation, and ends the preparation if a stop is requested."""
     reported = {0}
 
@@ -119,12 +135,12 @@ def _progress(logger: Logger, stop: StopRequest) -> Callable[[int, int], None]:
         tenth = 10 * done // max(total, 1)
         if total > REPORTED_FROM and tenth not in reported:
             reported.add(tenth)
-            logger.say(f"preparing data: {human_count(done)} of {human_count(total)} bytes")
+            logger.say(f"preparing {what}: {human_count(done)} of {human_count(total)} bytes")
 
     return report
 
 
-def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tuple[DataConfig, ModelConfig]:
+def _fit_settings(run: RunConfig, given: frozenset[str], tokens: Mixture) -> tuple[DataConfig, ModelConfig]:
     """Return the data settings with the tokenizer of the tokens, and the model settings with a vocabulary that fits it.
 
     A vocabulary that the user gave stays. A preset's 50,304 is for GPT-2's tokens. For bytes or characters most rows of
@@ -142,11 +158,11 @@ def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tu
     if "tokenizer" in given and not is_same:
         which = f"the {kind} tokenizer" if kind in NAMES else "another tokenizer.json"
         raise InputError(
-            f"{run.data.input_file} was prepared with {which}, not {asked}; omit --tokenizer, or give the text itself as "
-            "--input_file"
+            f"{one_line(tokens.sources[0].name)} was prepared with {which}, not {asked}; omit --tokenizer, or give the text "
+            "itself as --input_file"
         )
     # The folder of prepared tokens holds the tokenizer.json that made them.
-    data, model = run.data.changed(tokenizer=asked if is_same else setting_of(tokens)), run.model
+    data, model = run.data.changed(tokenizer=asked if is_same else setting_of(tokens.sources[0].tokens)), run.model
     if model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
         return data, model
     return data, model.changed(vocab_size=tokens.tokenizer.padded_vocab_size)

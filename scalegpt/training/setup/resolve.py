@@ -1,7 +1,6 @@
 """Fill in the open settings of a request that neither the planner nor the data decide, such as the precision."""
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
 from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS, is_file
-from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.processor import Processor, kept
@@ -23,7 +21,7 @@ from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
-from scalegpt.training.setup.data import setting_of
+from scalegpt.training.setup.data import with_tokenizer_of_data
 
 LONGEST_NAME = 200
 """Largest number of characters in a run's name. File systems allow 255, and ``--fresh`` appends a number."""
@@ -62,7 +60,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
     check_name(request.run.name)
     request, kept = world.on_first(lambda: _with_kept_tokenizer(_as_restarted(request)))
     run, open_, notes = world.on_first(lambda: _as_chosen_before(request, world))
-    run = world.on_first(lambda: with_expected_vocabulary(_with_tokenizer_of_data(run, request.given), request.given))
+    run = world.on_first(lambda: _with_expected_tokens(run, request.given))
     world.on_first(lambda: _check_vocabulary(run))
     train = run.train
     if "backend" not in open_:
@@ -185,22 +183,14 @@ def _check_vocabulary(run: RunConfig) -> None:
     Raises:
         InputError: the vocabulary is too small.
     """
-    kind, size, path = run.data.tokenizer, run.model.vocab_size, run.data.input_file
-    if path is not None and size < TOKENS.get(kind, 0) and not is_prepared(Path(path)):
+    kind, size = run.data.tokenizer, run.model.vocab_size
+    if size < TOKENS.get(kind, 0) and not all(is_prepared(Path(source.text)) for source in run.data.sources):
         raise InputError(
             f"the {kind} tokenizer ends documents with id {TOKENS[kind] - 1:,}, outside the vocabulary of {size:,}; give "
             "--vocab_size auto, or another --tokenizer"
         )
 
 
-def _with_tokenizer_of_data(run: RunConfig, given: frozenset[str]) -> RunConfig:
-    """Return the run with the tokenizer of its prepared tokens, if it has such tokens.
-
-    A tokenizer that the user names stays: the data stage compares it with the tokens.
-    """
-    path = run.data.input_file
-    if "tokenizer" in given or path is None or not is_prepared(Path(path)):
-        return run
-    with suppress(InputError):  # the data stage reports what is wrong with the tokens
-        return replace(run, data=run.data.changed(tokenizer=setting_of(open_tokens(path))))
-    return run
+def _with_expected_tokens(run: RunConfig, given: frozenset[str]) -> RunConfig:
+    """The run with the tokenizer of its prepared tokens, if it has such tokens, and with the vocabulary that is expected."""
+    return with_expected_vocabulary(replace(run, data=with_tokenizer_of_data(run.data, given)), given)
